@@ -1,0 +1,1 @@
+"""Result stores: where the outcome of a task waits for whoever asks."""

@@ -1,0 +1,71 @@
+"""The ResultBackend contract; implementations are found by URL scheme (entry-point group `amqtask.backends`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.message import Message
+    from amqtask.protocol.result import ResultMessage
+    from amqtask.transport.url import BrokerAddress
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """What a backend is built from. `expires` is seconds or None (never)."""
+
+    url: str
+    serializer: str = "json"
+    accept: frozenset[str] = frozenset({"json"})
+    compression: str | None = None
+    expires: float | None = 86400.0
+    persistent: bool = True
+    extended: bool = False
+    # The broker's addresses, for the backend that lives in the broker (rpc).
+    brokers: tuple[BrokerAddress, ...] = ()
+    connect_timeout: float = 5.0
+    transport_options: tuple[tuple[str, Any], ...] = ()
+
+
+class ResultBackend(Protocol):
+    """Stores and finds results. Safe across threads, greenlets and forks."""
+
+    def __init__(self, options: BackendOptions) -> None: ...
+
+    # -- the worker's end (see execution.contract.ResultStore)
+
+    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None: ...
+
+    def store(self, result: ResultMessage) -> None: ...
+
+    # -- the caller's end
+
+    def reply_to(self) -> str:
+        """What goes into the `reply_to` property of a task message ("" for stores that need none)."""
+
+    def prepare(self, task_ids: Sequence[str]) -> None:
+        """Called before the tasks are published, so that no result can be missed."""
+
+    def get(self, task_id: str) -> ResultMessage | None:
+        """The newest known result without waiting; None: nothing known (PENDING)."""
+
+    def wait(
+        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
+    ) -> ResultMessage:
+        """Block until the result is ready. Raises: TimeoutError, BackendUnreachable."""
+
+    async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage: ...
+
+    def iter_ready(
+        self, task_ids: Sequence[str], *, timeout: float | None
+    ) -> Iterator[tuple[str, ResultMessage]]:
+        """Each result as it becomes ready, without polling one by one."""
+
+    def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
+        """Call once when the result is ready (`AsyncResult.then`), from a thread of the backend's."""
+
+    def forget(self, task_id: str) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,69 @@
+"""Exchange, Queue and Binding: frozen data that knows no channel and can be a dictionary key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Arguments: TypeAlias = tuple[tuple[str, Any], ...]
+
+
+def arguments(values: Mapping[str, Any] | Arguments | None) -> Arguments:
+    """Queue or binding arguments in a hashable, order-free form."""
+    if not values:
+        return ()
+    items = values.items() if isinstance(values, Mapping) else values
+    return tuple(sorted(items))
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange; `name=""` is the default exchange, which is never declared."""
+
+    name: str = ""
+    type: str = "direct"
+    durable: bool = True
+    auto_delete: bool = False
+    arguments: Arguments = ()
+    passive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A source exchange to a queue (or to an exchange) under a routing key."""
+
+    source: Exchange
+    destination: str
+    routing_key: str = ""
+    arguments: Arguments = ()
+    to_exchange: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue and the exchange it hangs on.
+
+    `exchange` None and the default exchange mean: reached by its own name through the default exchange.
+    `arguments` are the broker's (`x-queue-type`, `x-delivery-limit`, …), see `topology.plan` for the defaults.
+    """
+
+    name: str
+    exchange: Exchange | None = None
+    routing_key: str = ""
+    durable: bool = True
+    exclusive: bool = False
+    auto_delete: bool = False
+    arguments: Arguments = ()
+    bindings: tuple[Binding, ...] = ()
+    passive: bool = False
+    # A Broadcast queue has a name of its own in each worker; nobody but its consumer declares it.
+    broadcast: bool = field(default=False)
+
+    @property
+    def argument_map(self) -> dict[str, Any]:
+        """The arguments as the dictionary that goes to the broker."""
+        return dict(self.arguments)
+
+
+Declaration: TypeAlias = Exchange | Queue | Binding

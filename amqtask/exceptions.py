@@ -1,0 +1,234 @@
+"""One tree of errors; the type says whose fault it is, the message what happened and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+
+class AmqTaskError(Exception):
+    """Anything that amqtask raises on purpose."""
+
+
+# -- the caller's configuration -------------------------------------------------------------------
+
+
+class ConfigurationError(AmqTaskError):
+    """A setting, option or name is wrong; nothing was sent or run."""
+
+
+class SettingUnknown(ConfigurationError, AttributeError):
+    """A setting that does not exist."""
+
+
+class PoolNotFound(ConfigurationError):
+    """No pool of that name, or its library is not installed."""
+
+
+class AppNotFound(ConfigurationError):
+    """No application where it was looked for."""
+
+
+class LimitUnsupported(ConfigurationError):
+    """The chosen pool cannot enforce a time limit that a task asks for."""
+
+
+class QueueNotFound(ConfigurationError, KeyError):
+    """A queue that `task_queues` does not name, with `task_create_missing_queues` off."""
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0]) if self.args else ""
+
+
+# -- publishing -----------------------------------------------------------------------------------
+
+
+class OperationalError(AmqTaskError):
+    """The broker or the result backend could not do what it was asked to (Celery's name)."""
+
+
+class PublishError(OperationalError):
+    """A message was not stored by the broker, as far as we know."""
+
+
+class Unroutable(PublishError):
+    """The exchange has no queue for that routing key; the broker returned the message."""
+
+
+class PublishRefused(PublishError):
+    """The broker answered with a nack: a queue is full (reject-publish) or failed."""
+
+
+class MessageTooLarge(PublishError):
+    """The message is over the broker's `max_message_size`."""
+
+
+class ConnectionBlocked(PublishError):
+    """The broker accepts no publishes for now (memory or disk alarm) and the deadline passed."""
+
+
+class PublishTimeout(PublishError):
+    """The deadline passed before the broker's confirm; the message may or may not be stored."""
+
+
+class BrokerUnreachable(PublishError):
+    """No host accepted a connection before the deadline."""
+
+
+class AccessRefused(BrokerUnreachable):
+    """The broker refused the login, the virtual host or the operation; trying again won't help."""
+
+
+class TopologyMismatch(AmqTaskError):
+    """An exchange or queue exists with other arguments than asked for."""
+
+
+# -- messages that somebody else sent ----------------------------------------------------------------
+
+
+class MessageError(AmqTaskError):
+    """A received message cannot be run; it is dead-lettered with this reason."""
+
+
+class Undecodable(MessageError):
+    """The body is not what its content type and encoding say."""
+
+
+class ContentDisallowed(MessageError):
+    """The content type is not in `accept_content`."""
+
+
+class InvalidTaskError(MessageError):
+    """The body decodes, but is no task message."""
+
+
+class NotRegistered(MessageError, KeyError):
+    """No task of that name in this worker."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+TaskUnknown = NotRegistered
+
+
+class EncodeError(AmqTaskError, TypeError):
+    """A value cannot be written with the chosen serializer."""
+
+
+# -- results ------------------------------------------------------------------------------------------
+
+
+class ResultError(AmqTaskError):
+    """A result could not be read or stored."""
+
+
+class TimeoutError(ResultError, TimeoutError):  # noqa: A001 - Celery's name, and a builtin TimeoutError too
+    """The result was not there before the timeout."""
+
+
+ResultTimeout = TimeoutError
+
+
+class BackendUnreachable(ResultError, OperationalError):
+    """The result backend does not answer."""
+
+
+class BackendNotConfigured(ResultError, ConfigurationError):
+    """A result was asked for, but the application has no result backend."""
+
+
+class TaskRevokedError(AmqTaskError):
+    """The task was revoked, or expired before it ran."""
+
+
+# -- what a task raises to steer its own end ---------------------------------------------------------
+
+
+class TaskPredicate(AmqTaskError):
+    """Not an error: a task's own word about how it ends."""
+
+
+class Ignore(TaskPredicate):
+    """Acknowledge the message and store nothing."""
+
+
+class Reject(TaskPredicate):
+    """Give the message back to the broker: `requeue=True` to the queue, else to the dead-letter queue."""
+
+    def __init__(self, reason: object = None, requeue: bool = False) -> None:
+        super().__init__(reason, requeue)
+        self.reason = reason
+        self.requeue = requeue
+
+
+class Retry(TaskPredicate):
+    """The task is to be run again; raised by `Task.retry()`.
+
+    `when` is a datetime or a number of seconds, `exc` the cause; `sig` the call to publish.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        exc: BaseException | str | None = None,
+        when: datetime | float | None = None,
+        is_eager: bool = False,
+        sig: Any = None,
+    ) -> None:
+        super().__init__(message, exc, when)
+        self.message = message
+        self.exc = exc if isinstance(exc, BaseException) else None
+        self.excs = exc if isinstance(exc, str) else (repr(exc) if exc is not None else None)
+        self.when = when
+        self.is_eager = is_eager
+        self.sig = sig
+
+    def humanize(self) -> str:
+        """When, in words: "in 3s" or "at 2026-01-01 …"."""
+        if isinstance(self.when, (int, float)):
+            return f"in {self.when:g}s"
+        return f"at {self.when}"
+
+    def __str__(self) -> str:
+        if self.message:
+            return self.message
+        cause = f": {self.excs}" if self.excs else ""
+        return f"Retry {self.humanize()}{cause}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__class__, (self.message, self.exc or self.excs, self.when, self.is_eager, None)
+
+
+class MaxRetriesExceededError(AmqTaskError):
+    """`Task.retry()` was called more often than `max_retries` allows."""
+
+    def __init__(self, *args: object, task_args: Iterable[Any] = (), task_kwargs: Any = None) -> None:
+        super().__init__(*args)
+        self.task_args = task_args
+        self.task_kwargs = task_kwargs or {}
+
+
+# -- ends that come from outside ----------------------------------------------------------------------
+
+
+class WorkerLostError(AmqTaskError):
+    """The process that ran the task is gone (killed, out of memory, segmentation fault, exit)."""
+
+
+WorkerLost = WorkerLostError
+
+
+class TimeLimitExceeded(AmqTaskError):
+    """The task ran longer than its hard time limit and was ended."""
+
+
+class SoftTimeLimitExceeded(AmqTaskError):
+    """Raised inside a task at its soft time limit, so that it can clean up (an Exception, as in Celery)."""
+
+
+class Terminated(BaseException):
+    """Raised inside a task that is terminated; derives from BaseException so that `except Exception` lets it pass."""

@@ -1,0 +1,86 @@
+"""What the executor needs to know of tasks, results and routing: Protocols, so that it stands below all three."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.execution.context import Context
+    from amqtask.execution.request import Request
+    from amqtask.message import Message
+    from amqtask.protocol.result import ResultMessage
+
+
+class TaskLike(Protocol):
+    """A registered task as the executor sees it (amqtask.task.Task is one).
+
+    `run` already takes `self` where the task is bound; the hooks are Celery's.
+    Options that fall back to a setting are resolved (never None) before a worker starts, see `bind_settings`.
+    """
+
+    name: str
+    is_async: bool  # `run` is a coroutine function
+    ignore_result: bool
+    store_errors_even_if_ignored: bool
+    track_started: bool
+    acks_late: bool
+    acks_on_failure: bool
+    acks_on_timeout: bool
+    reject_on_worker_lost: bool
+    max_retries: int | None
+    default_retry_delay: float
+    throws: tuple[type[BaseException], ...]
+    autoretry_for: tuple[type[BaseException], ...]
+    dont_autoretry_for: tuple[type[BaseException], ...]
+    retry_kwargs: dict[str, Any]
+    retry_backoff: float  # 0: off; else the factor in seconds
+    retry_backoff_max: float
+    retry_jitter: bool
+    soft_time_limit: float | None
+    time_limit: float | None
+    # Names of the hooks this class really overrides (of before_start, on_success, on_failure, on_retry, after_return),
+    # so that the executor can skip the others without a call.
+    overridden_hooks: frozenset[str]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def run(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None: ...
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None: ...
+
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None: ...
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises Retry (with `sig` = what to publish) or the final error."""
+
+
+class Composer(Protocol):
+    """Builds the messages that follow from a task (the app does); pure, no I/O."""
+
+    def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
+        """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
+
+    def compose_next(self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]) -> Message:
+        """A callback, errback or next step of a chain; `result` is prepended to its args unless it is immutable."""
+
+
+class ResultStore(Protocol):
+    """Where a slot leaves results (amqtask.backends.contract.ResultBackend is one)."""
+
+    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
+        """The message that carries this result, for stores that live in AMQP; None for the others."""
+
+    def store(self, result: ResultMessage) -> None:
+        """Store it now, in this thread; does nothing for stores that live in AMQP.
+
+        Raises: EncodeError (the value cannot be written), BackendUnreachable."""

@@ -1,0 +1,41 @@
+"""Outcome: what came of one request, as plain data; the worker does what it says, in order."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from amqtask import states
+
+if TYPE_CHECKING:
+    from amqtask.message import Message
+
+
+class Answer(IntEnum):
+    """What the broker is told about the delivery, after everything else was done."""
+
+    ACK = 0
+    REQUEUE = 1  # basic.reject(requeue=True): counts towards the delivery limit
+    DEAD_LETTER = 2  # publish to `<queue>.dead` with the reason, then ack
+    DROP = 3  # basic.reject(requeue=False): the queue's own dead-letter policy decides
+
+
+class Outcome(NamedTuple):
+    """The end of one request.
+
+    The worker publishes `publish` (retries, next steps) and `result` (a result that travels by AMQP), waits
+    for the broker's confirms, and only then gives `answer`. A result for a store with a server of its
+    own (Redis) was already stored by the slot. `summary` is a repr of the return value or exception, for
+    logs and events; `runtime` is seconds.
+    """
+
+    number: int
+    state: str = states.SUCCESS
+    answer: Answer = Answer.ACK
+    reason: str = ""
+    publish: tuple[Message, ...] = ()
+    result: Message | None = None
+    runtime: float = 0.0
+    summary: str = ""
+    traceback: str = ""
+    expected: bool = False  # an exception listed in the task's `throws`: logged without traceback

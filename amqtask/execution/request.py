@@ -1,0 +1,85 @@
+"""Request: one task call about to be run, as plain data that can travel to another process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NO_HEADERS: dict[str, Any] = {}
+
+
+class Request:
+    """A delivery that is going to be run.
+
+    `number` is unique within the worker process (the same task id may be there twice: a redelivery).
+    `soft_limit` and `hard_limit` are seconds or None. `decoded` is (args, kwargs, embed) when the body
+    needs no decoding (inline calls, protocol v1); otherwise the slot decodes `body`.
+    `attempts` is how often the broker has delivered the message before (0 at first).
+    `delivery` stays in the worker's main process and never travels.
+    """
+
+    __slots__ = (
+        "number", "id", "task", "headers", "body", "content_type", "content_encoding", "correlation_id",
+        "reply_to", "exchange", "routing_key", "queue", "priority", "redelivered", "attempts",
+        "soft_limit", "hard_limit", "decoded", "is_eager", "delivery",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        id: str,
+        task: str,
+        headers: dict[str, Any] | None = None,
+        body: bytes = b"",
+        content_type: str | None = "application/json",
+        content_encoding: str | None = "utf-8",
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        exchange: str = "",
+        routing_key: str = "",
+        queue: str = "",
+        priority: int | None = None,
+        redelivered: bool = False,
+        attempts: int = 0,
+        soft_limit: float | None = None,
+        hard_limit: float | None = None,
+        decoded: tuple[Any, Any, Any] | None = None,
+        is_eager: bool = False,
+        delivery: Any = None,
+    ) -> None:
+        self.number = number
+        self.id = id
+        self.task = task
+        self.headers = _NO_HEADERS if headers is None else headers
+        self.body = body
+        self.content_type = content_type
+        self.content_encoding = content_encoding
+        self.correlation_id = correlation_id
+        self.reply_to = reply_to
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.queue = queue
+        self.priority = priority
+        self.redelivered = redelivered
+        self.attempts = attempts
+        self.soft_limit = soft_limit
+        self.hard_limit = hard_limit
+        self.decoded = decoded
+        self.is_eager = is_eager
+        self.delivery = delivery
+
+    def to_frame(self) -> tuple[Any, ...]:
+        """Everything but the delivery, for another process."""
+        return tuple(getattr(self, name) for name in Request.__slots__[:-1])
+
+    @classmethod
+    def from_frame(cls, frame: tuple[Any, ...]) -> Request:
+        """The request that `to_frame` wrote."""
+        self = cls.__new__(cls)
+        for name, value in zip(Request.__slots__[:-1], frame, strict=True):
+            setattr(self, name, value)
+        self.delivery = None
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Request {self.task}[{self.id}] #{self.number}>"

@@ -1,0 +1,85 @@
+"""What we publish (Message) and what we get (Delivery)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.entities import Declaration
+
+
+class PropertiesLike(Protocol):
+    """The AMQP basic properties, as pika's BasicProperties has them too (so deliveries need no copy)."""
+
+    content_type: Any
+    content_encoding: Any
+    headers: Any
+    delivery_mode: Any
+    priority: Any
+    correlation_id: Any
+    reply_to: Any
+    expiration: Any
+    message_id: Any
+    timestamp: Any
+    type: Any
+    user_id: Any
+    app_id: Any
+
+
+@dataclass(slots=True)
+class Properties:
+    """AMQP basic properties; None means "not sent". `expiration` is milliseconds as a decimal string."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: dict[str, Any] = field(default_factory=dict)
+    delivery_mode: int | None = 2
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: int | datetime | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+
+
+@dataclass(slots=True)
+class Message:
+    """One message to publish, with what must exist before it can be routed.
+
+    `declare` is what the publisher makes sure of first (once per connection).
+    `mandatory` asks the broker to return the message when no queue takes it.
+    """
+
+    body: bytes
+    properties: Properties
+    exchange: str = ""
+    routing_key: str = ""
+    declare: tuple[Declaration, ...] = ()
+    mandatory: bool = True
+
+    def with_headers(self, **headers: Any) -> Message:
+        """A copy with more headers."""
+        merged = {**self.properties.headers, **headers}
+        return replace(self, properties=replace(self.properties, headers=merged))
+
+
+class Delivery(NamedTuple):
+    """One message as the broker delivered it.
+
+    `tag` is the delivery tag, valid only on the channel incarnation `epoch` it came on: answers for an older
+    epoch are void (the broker has requeued the message).
+    """
+
+    body: bytes
+    properties: PropertiesLike
+    exchange: str
+    routing_key: str
+    redelivered: bool
+    queue: str
+    tag: int
+    epoch: int

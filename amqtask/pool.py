@@ -1,0 +1,104 @@
+"""The pool contract, its types, and `find_pool(name)`.
+
+A pool runs requests in slots (child processes, threads, greenlets, coroutines, or the caller's own thread) and hands each
+outcome back on the worker's I/O loop. It never knows the broker. Third parties register theirs under the
+entry-point group `amqtask.pools`; `amqtask.testing.suites.pool` is the conformance suite they run.
+
+Nothing here may create a lock, thread or socket at import: this module is imported before monkey-patching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.execution.executor import Executor
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
+
+
+class Timer(Protocol):
+    """A pending call; `cancel()` may be called twice and after it ran."""
+
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a pool may ask of the worker's I/O loop. All but `call_soon_threadsafe` on the loop's own thread."""
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run at the end of this loop turn; costs no system call."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """From any thread, greenlet or signal handler: wakes the loop up."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
+
+    def remove_reader(self, fd: int) -> None: ...
+
+    def add_writer(self, fd: int, callback: Callable[[], None]) -> None: ...
+
+    def remove_writer(self, fd: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """What the command line and settings ask of a pool. Times are seconds, memory is KiB (as in Celery)."""
+
+    slots: int
+    max_tasks_per_child: int | None = None
+    max_memory_per_child: int | None = None
+    # How long a child may take to start before it counts as dead.
+    start_timeout: float = 10.0
+    hostname: str = ""
+    # Called in each new child process, before its first task (closes what must not be shared, signals, logging).
+    on_child_start: Callable[[], None] | None = None
+
+
+OnOutcomes = Callable[[Sequence["Outcome"]], None]
+
+
+class Pool(Protocol):
+    """Runs requests. Constructed with everything it needs; `start` before the first `submit`."""
+
+    name: ClassVar[str]
+    # Of {"soft", "hard"}: the time limits this pool can enforce; a task that asks for another is refused at start-up.
+    limits: ClassVar[frozenset[str]]
+
+    def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None: ...
+
+    @classmethod
+    def prepare_process(cls) -> None:
+        """Called first of all in the process, before anything else is imported (monkey-patching)."""
+
+    def start(self) -> None: ...
+
+    @property
+    def slots(self) -> int:
+        """How many requests may run at once."""
+
+    @property
+    def free(self) -> int:
+        """How many requests `submit` takes now. A pool may take a few more than idle slots if it can give them back
+        to another slot when they would wait."""
+
+    def submit(self, request: Request) -> None:
+        """Run it; only while `free` > 0. Its outcome (exactly one) comes through `on_outcomes` on the loop."""
+
+    def resize(self, slots: int) -> None:
+        """Grow or shrink; slots that are busy end when their task does."""
+
+    def terminate(self, number: int, reason: str) -> bool:
+        """End one running request from outside (outcome REVOKED); False if this pool cannot, or it does not run."""
+
+    def stop(self) -> list[Request]:
+        """End everything now and return the requests that had not finished; no outcome follows for those.
+
+        The worker drains first (it keeps the loop running until nothing runs), so this is quick. May be called twice,
+        and before `start`."""
+
+    def stats(self) -> dict[str, Any]: ...

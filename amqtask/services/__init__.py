@@ -1,0 +1,1 @@
+"""What rides on a worker's loop and can be taken away."""

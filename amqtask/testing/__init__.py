@@ -1,0 +1,1 @@
+"""For users and plug-in authors: suites and helpers for tests."""

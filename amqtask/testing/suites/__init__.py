@@ -1,0 +1,1 @@
+"""Conformance suites: one per contract, for our implementations and for third parties."""

@@ -1,0 +1,124 @@
+"""What the rest of amqtask may ask of a transport; pika's, aio-pika's and the in-memory one keep the same contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from amqtask.exceptions import PublishError
+
+if TYPE_CHECKING:
+    from amqtask.entities import Binding, Declaration, Queue
+    from amqtask.message import Delivery, Message
+
+
+class Publisher(Protocol):
+    """Publishes from the caller's thread and returns when the broker has confirmed.
+
+    Safe to share between threads, greenlets and forked processes.
+    """
+
+    def publish(self, message: Message, *, timeout: float | None = None) -> None:
+        """Publish and wait for the confirm; `timeout` (seconds, default: the publisher's own) is the one total
+        deadline for connect, declare, publish and confirm.
+
+        Raises: Unroutable, PublishRefused, MessageTooLarge, ConnectionBlocked, PublishTimeout, BrokerUnreachable,
+        AccessRefused (all PublishError).
+        """
+
+    def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
+        """Pipelined: all are sent before the first confirm is awaited. One entry per message, None = stored."""
+
+    def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class AsyncPublisher(Protocol):
+    """The same contract for asyncio."""
+
+    async def publish(self, message: Message, *, timeout: float | None = None) -> None: ...
+
+    async def publish_many(
+        self, messages: Sequence[Message], *, timeout: float | None = None
+    ) -> list[PublishError | None]: ...
+
+    async def close(self) -> None: ...
+
+
+class LoopPublisher(Protocol):
+    """Publishes from a worker's I/O loop: never blocks; keeps unconfirmed messages over a reconnect and sends them again."""
+
+    def publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
+        """`on_done(None)` once confirmed, `on_done(error)` when the broker returned or refused it.
+
+        A lost connection is no error: the message is sent again on the next one."""
+
+    @property
+    def outstanding(self) -> int:
+        """How many messages still wait for their confirm."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class ConsumerListener(Protocol):
+    """What a Consumer tells its owner; all calls come on the I/O loop."""
+
+    def on_delivery(self, delivery: Delivery) -> None: ...
+
+    def on_consuming(self, epoch: int) -> None:
+        """(Re)connected and all queues are being consumed; deliveries of older epochs are void from here on."""
+
+    def on_connection_lost(self, error: Exception) -> None:
+        """The connection or channel is gone; everything unanswered has been requeued by the broker."""
+
+    def on_cancelled(self, queue: str, reason: str) -> None:
+        """The broker cancelled the consumer of one queue (deleted, timeout, failover); it is being set up again."""
+
+    def on_fatal(self, error: Exception) -> None:
+        """Cannot go on (refused login, wrong vhost, queue locked by an exclusive owner)."""
+
+    def on_warning(self, text: str) -> None:
+        """Something the operator should read once: a queue found with other arguments, a blocked connection."""
+
+
+class Consumer(Protocol):
+    """Consumes queues over one connection with manual acks, on a worker's I/O loop; reconnects for ever."""
+
+    def start(self) -> None:
+        """Connect, declare, consume; the result is told to the listener."""
+
+    def add_queue(self, queue: Queue, *, prefetch: int, dead_letter: Queue | None = None) -> None: ...
+
+    def cancel_queue(self, name: str) -> None:
+        """Stop deliveries of one queue; what is unanswered stays ours to answer."""
+
+    def set_prefetch(self, queue: str, prefetch: int) -> None:
+        """A second consumer with the new window is started, then the first cancelled (per-consumer QoS only)."""
+
+    def ack(self, tag: int, *, multiple: bool = False) -> None: ...
+
+    def reject(self, tag: int, *, requeue: bool) -> None:
+        """basic.reject: counts towards a quorum queue's delivery limit."""
+
+    def nack(self, tag: int, *, requeue: bool = True) -> None:
+        """basic.nack: gives back without counting on RabbitMQ 4.3."""
+
+    def pause(self) -> None:
+        """Cancel all consumers (deliveries stop), keep the channel for answers."""
+
+    def resume(self) -> None: ...
+
+    def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
+        """Flush answers, close channel and connection; unanswered deliveries go back to their queues."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def is_consuming(self) -> bool: ...
+
+
+BindingPlan = Callable[["Queue"], "tuple[Binding, ...]"]

@@ -1,0 +1,1 @@
+"""The worker: consumer, strategy, dispatch, acknowledgements, shutdown."""
