@@ -1,0 +1,45 @@
+"""WorkerOptions: what the command line asks of a worker, checked once and frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """None means "not given": the app's setting decides. Times are seconds, memory is KiB (as in Celery).
+
+    `autoscale` is (max, min), in Celery's order. `prefetch` is the number of unanswered deliveries per queue;
+    `prefetch_multiplier` the same as a multiple of the slots; neither given: the window adapts itself.
+    `hostname` is the finished node name (`celery@host`), with `%h` and its like already expanded.
+    """
+
+    queues: tuple[str, ...] = ()
+    exclude_queues: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    pool: str | None = None
+    concurrency: int | None = None
+    hostname: str | None = None
+    loglevel: str = "WARNING"
+    logfile: str | None = None
+    log_format: str | None = None
+    optimization: str | None = None
+    prefetch: int | None = None
+    prefetch_multiplier: float | None = None
+    disable_prefetch: bool | None = None
+    max_tasks_per_child: int | None = None
+    max_memory_per_child: int | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    autoscale: tuple[int, int] | None = None
+    purge: bool = False
+    task_events: bool | None = None
+    heartbeat_interval: float | None = None
+    without_gossip: bool = False
+    without_mingle: bool = False
+    without_heartbeat: bool = False
+    statedb: str | None = None
+    pidfile: str | None = None
+    # The command line sets these off for a worker that runs inside a test or another program.
+    install_signals: bool = True
+    banner: bool = True
