@@ -1,0 +1,1 @@
+"""Tests against real services, and the means to start and hurt them."""

@@ -1,0 +1,293 @@
+"""Private RabbitMQ nodes (and a Redis) on free ports; also a command that runs another one with a broker at hand.
+
+    python -m integration.nodes run [--redis] -- COMMAND …
+
+uses, in this order, AMQTASK_BROKER_URL, a broker on 127.0.0.1:5672, or a private node that it starts and stops; the
+command finds the URL in AMQTASK_BROKER_URL. Only the standard library is needed, so it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+LIBEXEC = "usr/lib/rabbitmq/bin"
+HOWTO = """\
+amqtask needs a RabbitMQ broker, and found none:
+  * AMQTASK_BROKER_URL is not set,
+  * nothing answers AMQP on 127.0.0.1:5672,
+  * rabbitmq-server is not installed, and this machine has no apt-get (or you are not root) to install it.
+
+Any one of these helps; then run the same command again:
+  macOS      brew install rabbitmq && brew services start rabbitmq
+  Docker     docker run --rm -d -p 5672:5672 rabbitmq:4
+  Debian     sudo apt-get install rabbitmq-server
+  Fedora     sudo dnf install rabbitmq-server && sudo systemctl start rabbitmq-server
+  elsewhere  export AMQTASK_BROKER_URL=amqp://user:password@host:5672/vhost
+"""
+
+
+class NodeError(RuntimeError):
+    """A node could not be installed, started or asked."""
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def speaks_amqp(host: str, port: int, timeout: float = 2.0) -> bool:
+    """Whether an AMQP 0-9-1 broker answers there (Connection.Start follows the protocol header)."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout) as sock:
+            sock.sendall(b"AMQP\x00\x00\x09\x01")
+            return sock.recv(1) == b"\x01"
+    except OSError:
+        return False
+
+
+def apt_install(*packages: str) -> bool:
+    """Install Debian packages; False where that is impossible."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return False
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    print(f"installing {', '.join(packages)} with apt-get …", file=sys.stderr, flush=True)
+    for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "-y", *_FLAGS, *packages]):
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stdout.decode(errors="replace"))
+    return done.returncode == 0
+
+
+_FLAGS = ("--no-install-recommends",)
+
+
+class RabbitNode:
+    """One private RabbitMQ node: no root, no configuration file, everything in a folder of its own.
+
+    `root` is "" for the machine's own installation or the folder of a chroot that holds another version.
+    """
+
+    def __init__(self, name: str = "amqtask", *, root: str = "", cookie: str = "AMQTASKCOOKIE") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="amqtask-rabbit-"))
+        self.node = f"{name}-{os.getpid()}-{free_port()}@localhost"
+        self.port = free_port()
+        self.tls_port: int | None = None
+        self._root = root
+        self._bin = Path("/") / root / LIBEXEC
+        home = self.folder / "home"
+        home.mkdir()
+        secret = home / ".erlang.cookie"
+        secret.write_text(cookie)
+        secret.chmod(0o400)
+        (self.folder / "plugins").write_text("[].\n")
+        self._environment = {
+            **os.environ,
+            "HOME": str(home),
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
+            # Two schedulers and small buffers: a test node shares the machine with what it tests.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+        }
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL of the default virtual host."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def configure(self, text: str) -> None:
+        """Lines of rabbitmq.conf, before `start`."""
+        with (self.folder / "rabbitmq.conf").open("a") as file:
+            file.write(text.rstrip() + "\n")
+
+    def start(self, timeout: float = 90.0) -> RabbitNode:
+        """Start (again) and return once it answers AMQP."""
+        subprocess.run([self._bin / "rabbitmq-server", "-detached"], env=self._environment, check=True)
+        deadline = time.monotonic() + timeout
+        while not speaks_amqp("127.0.0.1", self.port):
+            if time.monotonic() > deadline:
+                raise NodeError(f"{self.node} did not start within {timeout:g} s\n{self.log_tail()}")
+            time.sleep(0.1)
+        return self
+
+    def ctl(self, *arguments: str) -> str:
+        """rabbitmqctl; raises NodeError with what it printed when it fails."""
+        command = [str(self._bin / "rabbitmqctl"), "-q", "-n", self.node, *arguments]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NodeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def add_vhost(self, name: str) -> str:
+        """A new virtual host that guest may use; its URL."""
+        self.ctl("add_vhost", name)
+        self.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        return f"{self.url}{name}"
+
+    @property
+    def pid(self) -> int | None:
+        """The Erlang virtual machine's process id while it runs."""
+        try:
+            return int((self.folder / "pid").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def kill(self) -> None:
+        """SIGKILL: what a power cut looks like."""
+        self._signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """An orderly stop; `start` brings it back with its data."""
+        with contextlib.suppress(NodeError):
+            self.ctl("stop")
+        self._signal(signal.SIGKILL)
+
+    def remove(self) -> None:
+        """Kill it and delete its folder."""
+        self.kill()
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.folder)
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of its log."""
+        logs = sorted((self.folder / "log").glob("*.log"))
+        return "\n".join(logs[0].read_text(errors="replace").splitlines()[-lines:]) if logs else "(no log)"
+
+    def _signal(self, signum: int) -> None:
+        pid = self.pid
+        if pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+            deadline = time.monotonic() + 15
+            while time.monotonic() < deadline:
+                os.kill(pid, 0)
+                time.sleep(0.02)
+
+
+class RedisServer:
+    """A private Redis without persistence."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, timeout: float = 10.0) -> RedisServer:
+        """Start and return once it accepts connections."""
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return self
+            time.sleep(0.05)
+        raise NodeError("redis-server did not start")
+
+    def stop(self) -> None:
+        """Kill it; there is nothing to save."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def rabbitmq_installed() -> bool:
+    """Whether the machine has a rabbitmq-server of its own."""
+    return (Path("/") / LIBEXEC / "rabbitmq-server").exists()
+
+
+@contextlib.contextmanager
+def broker() -> Iterator[str]:
+    """The URL of a broker that is there while the block runs."""
+    configured = os.environ.get("AMQTASK_BROKER_URL")
+    if configured:
+        yield configured
+        return
+    if speaks_amqp("127.0.0.1", 5672):
+        yield "amqp://guest:guest@127.0.0.1:5672/"
+        return
+    if not rabbitmq_installed() and not apt_install("rabbitmq-server"):
+        raise NodeError(HOWTO)
+    node = RabbitNode()
+    print("starting a private RabbitMQ node …", file=sys.stderr, flush=True)
+    try:
+        yield node.start().url
+    finally:
+        node.remove()
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[str]:
+    """The URL of a Redis that is there while the block runs."""
+    configured = os.environ.get("AMQTASK_REDIS_URL")
+    if configured:
+        yield configured
+        return
+    if not shutil.which("redis-server") and not apt_install("redis-server"):
+        raise NodeError("redis-server is not installed: apt-get install redis-server, or set AMQTASK_REDIS_URL")
+    server = RedisServer().start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def _run(command: Sequence[str], *, with_redis: bool) -> int:
+    with contextlib.ExitStack() as stack:
+        environment = {**os.environ, "AMQTASK_BROKER_URL": stack.enter_context(broker())}
+        if with_redis:
+            environment["AMQTASK_REDIS_URL"] = stack.enter_context(redis_server())
+        # Ctrl+C reaches the whole foreground group; the command decides how it ends, and we still clean up.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        process = subprocess.Popen(
+            command, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )
+        terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            signal.signal(signal.SIGTERM, terminate)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m integration.nodes")
+    parser.add_argument("verb", choices=["run"])
+    parser.add_argument("--redis", action="store_true", help="a Redis server too (AMQTASK_REDIS_URL)")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args(argv)
+    try:
+        return _run(options.command, with_redis=options.redis)
+    except NodeError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
