@@ -1,0 +1,149 @@
+"""Find the application the way Flask does: told, configured, or in the usual places."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from amqtask.app import AmqTask
+from amqtask.exceptions import AppNotFound
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+USUAL_ATTRIBUTES = ("app", "amqtask_app", "celery", "celery_app", "application")
+USUAL_MODULES = ("tasks", "amqtask_app")
+USUAL_SUBMODULES = ("amqtask", "celery", "app")
+
+
+def find_app(told: str | None, folder: Path | None = None) -> AmqTask:
+    """The application named by `-A`, AMQTASK_APP, `[tool.amqtask] app` in pyproject.toml, or found in `folder`.
+
+    Raises: AppNotFound, saying what was looked for and what to do.
+    """
+    here = folder or Path.cwd()
+    if str(here) not in sys.path:
+        sys.path.insert(0, str(here))
+    for source, name in (
+        ("-A", told),
+        ("AMQTASK_APP", os.environ.get("AMQTASK_APP")),
+        ("[tool.amqtask] app in pyproject.toml", _configured(here)),
+    ):
+        if name:
+            return load_app(name, source)
+    return _search(here)
+
+
+def load_app(name: str, source: str = "-A") -> AmqTask:
+    """`module`, `module:attribute` or `module.attribute`; a package is searched for `.amqtask`, `.celery`, `.app`."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only the named module itself may be missing; a missing import inside it is shown as what it is.
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        parent, _, last = module_name.rpartition(".")
+        if not attribute and parent and importlib.util.find_spec(parent):
+            return load_app(f"{parent}:{last}", source)
+        raise AppNotFound(
+            f"{source} says {name!r}, but there is no module {error.name!r} (looked in {Path.cwd()} and on the "
+            "Python path). Is the name right, and are you in the project's folder?"
+        ) from error
+    if attribute:
+        return _attribute(module, attribute, source)
+    app = _app_in(module)
+    if app is None and hasattr(module, "__path__"):
+        app = _app_in_package(module)
+    if app is None:
+        raise AppNotFound(
+            f"{source} says {name!r}, but that module has no AmqTask application. "
+            f"Name it: -A {name}:<attribute>, or call it one of {', '.join(USUAL_ATTRIBUTES)}."
+        )
+    return app
+
+
+def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
+    value: Any = module
+    for part in path.split("."):
+        if not hasattr(value, part):
+            raise AppNotFound(f"{source}: module {module.__name__!r} has no attribute {path!r}.")
+        value = getattr(value, part)
+    if isinstance(value, ModuleType):
+        found = _app_in(value)
+        if found is not None:
+            return found
+    if not isinstance(value, AmqTask) and callable(value):
+        value = value()  # an application factory
+    if not isinstance(value, AmqTask):
+        raise AppNotFound(f"{source}: {module.__name__}:{path} is a {type(value).__name__}, not an AmqTask application.")
+    return value
+
+
+def _app_in(module: ModuleType) -> AmqTask | None:
+    for name in USUAL_ATTRIBUTES:
+        value = getattr(module, name, None)
+        if isinstance(value, AmqTask):
+            return value
+    apps = {id(value): value for value in vars(module).values() if isinstance(value, AmqTask)}
+    if len(apps) > 1:
+        raise AppNotFound(f"module {module.__name__!r} has {len(apps)} applications; say which: -A {module.__name__}:name")
+    return next(iter(apps.values()), None)
+
+
+def _app_in_package(package: ModuleType) -> AmqTask | None:
+    for name in USUAL_SUBMODULES:
+        full = f"{package.__name__}.{name}"
+        if importlib.util.find_spec(full) is not None:
+            app = _app_in(importlib.import_module(full))
+            if app is not None:
+                return app
+    return None
+
+
+def _configured(folder: Path) -> str | None:
+    file = folder / "pyproject.toml"
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        table = tomllib.load(stream)
+    name = table.get("tool", {}).get("amqtask", {}).get("app")
+    return str(name) if name else None
+
+
+def _search(folder: Path) -> AmqTask:
+    candidates = [name for name in USUAL_MODULES if _is_module(folder, name)]
+    candidates += [
+        f"{path.parent.name}.{path.stem}"
+        for submodule in ("amqtask", "celery")
+        for path in sorted(folder.glob(f"*/{submodule}.py"))
+    ]
+    failures: list[str] = []
+    for name in candidates:
+        try:
+            app = _app_in(importlib.import_module(name))
+        except Exception as error:  # noqa: BLE001 - the user's module; the reason is shown below
+            reason = traceback.format_exception_only(type(error), error)[-1].strip()
+            failures.append(f"{name} could not be imported: {reason}")
+            continue
+        if app is not None:
+            return app
+        failures.append(f"{name} has no AmqTask application")
+    looked = "\n".join(f"  - {line}" for line in failures) or "  - none of these is here"
+    raise AppNotFound(
+        "no application found. Looked for -A, AMQTASK_APP, [tool.amqtask] app in pyproject.toml, and for an app in "
+        f"tasks.py, amqtask_app.py or <package>/amqtask.py in {folder}:\n{looked}\n"
+        "Say where it is: amqtask -A mymodule:app worker"
+    )
+
+
+def _is_module(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()

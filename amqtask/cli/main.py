@@ -1,0 +1,145 @@
+"""The `amqtask` command: global options, and sub-commands that are imported when they are used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqtask import __version__
+from amqtask.exceptions import AmqTaskError
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+# name → (module, help); the module has a click command `command`.
+COMMANDS = {
+    "call": ("amqtask.cli.call", "Publish a task by its name."),
+    "control": ("amqtask.cli.control", "Change running workers (rate limits, pool size, queues, shutdown …)."),
+    "dead": ("amqtask.cli.dead", "List, show, retry or purge dead-lettered messages."),
+    "inspect": ("amqtask.cli.inspect", "Ask running workers what they do."),
+    "purge": ("amqtask.cli.purge", "Delete all messages that wait in queues."),
+    "report": ("amqtask.cli.report", "Versions and settings for a bug report."),
+    "result": ("amqtask.cli.result", "Print the result of a task."),
+    "status": ("amqtask.cli.status", "List the workers that answer."),
+    "worker": ("amqtask.cli.worker", "Start a worker."),
+}
+
+
+@dataclass
+class Globals:
+    """The options before the sub-command, and the app they lead to."""
+
+    app: str | None = None
+    broker: str | None = None
+    result_backend: str | None = None
+    config: str | None = None
+    color: bool = True
+    quiet: bool = False
+    _loaded: Any = field(default=None, repr=False)
+
+    def load(self, told: str | None = None) -> AmqTask:
+        """The application, with the command line's broker, backend and configuration put into its settings."""
+        if self._loaded is None:
+            app: AmqTask = importlib.import_module("amqtask.cli.find_app").find_app(told or self.app)
+            if self.config:
+                app.config_from_object(self.config)
+            if self.broker:
+                app.conf.broker_url = self.broker
+            if self.result_backend:
+                app.conf.result_backend = self.result_backend
+            self._loaded = app
+        loaded: AmqTask = self._loaded
+        return loaded
+
+
+class LazyGroup(click.Group):
+    """Finds a sub-command's module when the sub-command is used, so that a worker boots without the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = importlib.import_module(entry[0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(COMMANDS))}."
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AMQTASK"},
+    invoke_without_command=False,
+)
+@click.option("-A", "--app", metavar="MODULE[:ATTR]", help="The application, e.g. tasks or proj.amqtask:app.")
+@click.option("-b", "--broker", metavar="URL", envvar=["AMQTASK_BROKER_URL"], help="Broker URL (amqp:// or amqps://).")
+@click.option("--result-backend", metavar="URL", help="Result backend URL (rpc://, redis://…).")
+@click.option("--config", metavar="MODULE", help="A module with settings, on top of the application's own.")
+@click.option("--loader", hidden=True, help="Accepted for Celery's sake; applications load themselves.")
+@click.option("--workdir", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Change to this folder.")
+@click.option("-C", "--no-color", is_flag=True, help="No colours.")
+@click.option("-q", "--quiet", is_flag=True, help="Say only what matters.")
+@click.option("--skip-checks", is_flag=True, hidden=True, help="Accepted for Celery's sake.")
+@click.version_option(__version__, "--version", message="%(version)s")
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    app: str | None,
+    broker: str | None,
+    result_backend: str | None,
+    config: str | None,
+    loader: str | None,
+    workdir: Path | None,
+    no_color: bool,
+    quiet: bool,
+    skip_checks: bool,
+) -> None:
+    """amqtask: a RabbitMQ-first task queue with Celery's names and messages."""
+    del loader, skip_checks
+    if workdir is not None:
+        os.chdir(workdir)
+    loaded = ctx.obj._loaded if isinstance(ctx.obj, Globals) else None
+    ctx.obj = Globals(
+        app=app, broker=broker, result_backend=result_backend, config=config, color=not no_color, quiet=quiet,
+        _loaded=loaded,
+    )
+
+
+def run(argv: Sequence[str], app: AmqTask | None = None) -> int:
+    """Run the command line and return its exit code; `app` when the caller already is the application."""
+    try:
+        preset = Globals(_loaded=app) if app is not None else None
+        outcome = cli.main(args=list(argv), prog_name="amqtask", standalone_mode=False, obj=preset)
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.Abort:
+        click.echo("Aborted.", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return int(error.exit_code)
+    except AmqTaskError as error:
+        click.echo(f"amqtask: {error}", err=True)
+        return 1
+    return outcome if isinstance(outcome, int) else 0

@@ -1,0 +1,262 @@
+"""`amqtask worker`: Celery's worker options, short and long."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from amqtask import signals
+from amqtask.assembly import build_worker
+from amqtask.cli import daemon
+from amqtask.cli.banner import banner
+from amqtask.cli.logs import setup_logging
+from amqtask.cli.main import Globals
+from amqtask.cli.nodename import expand, node_name
+from amqtask.exceptions import PoolNotFound
+from amqtask.pool import find_pool
+from amqtask.worker.options import WorkerOptions
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+F = TypeVar("F", bound=Callable[..., Any])
+GREEN_POOLS = frozenset({"eventlet", "gevent"})
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
+
+
+class CommaList(click.ParamType):
+    """`a,b,c` as a tuple."""
+
+    name = "a,b,c"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+class Autoscale(click.ParamType):
+    """`max,min` (Celery's order; the larger is the maximum), or just the maximum."""
+
+    name = "max,min"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = [int(part) for part in str(value).split(",")]
+        except ValueError:
+            numbers = []
+        if not 1 <= len(numbers) <= 2 or min(numbers) < 0 or max(numbers) < 1:
+            self.fail(f"{value!r} is not MAX,MIN, e.g. --autoscale=10,3", param, ctx)
+        return max(numbers), min(numbers) if len(numbers) == 2 else 0
+
+
+class Concurrency(click.ParamType):
+    """A number of slots, or `auto`: the processors this process may use."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "auto":
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is not a number of slots (1 or more, or auto)", param, ctx)
+        return number
+
+
+def _pool_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        try:
+            find_pool(value)
+        except PoolNotFound as error:
+            raise click.BadParameter(str(error), ctx=ctx, param=param) from error
+    return value
+
+
+def _options(*groups: list[Callable[[F], F]]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed([option for group in groups for option in group]):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+WORKER: list[Any] = [
+    click.option("-A", "--app", "told_app", metavar="MODULE[:ATTR]", help="The application (also before `worker`)."),
+    click.option("-n", "--hostname", metavar="NAME", help="Node name: w1@%h, with %h host, %n name, %d domain."),
+    click.option("-D", "--detach", is_flag=True, help="Run in the background."),
+    click.option("-S", "--statedb", type=click.Path(), help="File that keeps revoked ids between runs."),
+    click.option(
+        "-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="WARNING", show_default=True
+    ),
+    click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string."),
+    click.option("-O", "--optimization", type=click.Choice(["default", "fair"]), help="Dispatch is always fair."),
+    click.option(
+        "--prefetch-multiplier", type=click.FloatRange(min=0), help="Unanswered deliveries per slot [adaptive]."
+    ),
+    click.option("--disable-prefetch", is_flag=True, help="Take only what can run at once."),
+]
+POOL: list[Any] = [
+    click.option("-c", "--concurrency", type=Concurrency(), help="Slots [number of processors]."),
+    click.option(
+        "-P", "--pool", envvar="AMQTASK_POOL", callback=_pool_name, metavar="NAME",
+        help="prefork, threads, solo, eventlet, gevent, asyncio, or a plug-in's.",
+    ),
+    click.option("-E", "--task-events", "--events", is_flag=True, help="Send task events for monitors."),
+    click.option("--time-limit", type=float, help="Hard limit of every task, in seconds."),
+    click.option("--soft-time-limit", type=float, help="Soft limit of every task, in seconds."),
+    click.option("--max-tasks-per-child", type=click.IntRange(min=1), help="Replace a child after so many tasks."),
+    click.option("--max-memory-per-child", type=click.IntRange(min=1), help="Replace a child above so many KiB."),
+    click.option(
+        "--pool-start-method", type=click.Choice(["fork", "spawn"]), help="Accepted; children are forked."
+    ),
+    click.option("--autoscale", type=Autoscale(), help="Grow and shrink the pool with the backlog."),
+]  # fmt: skip
+QUEUES: list[Any] = [
+    click.option("-Q", "--queues", type=CommaList(), default=(), help="Queues to consume [task_queues, or default]."),
+    click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="Configured queues to leave alone."),
+    click.option("-I", "--include", type=CommaList(), default=(), help="More modules to import."),
+    click.option("--purge", "--discard", is_flag=True, help="Delete what waits in the queues first."),
+]
+FEATURES: list[Any] = [
+    click.option("--without-gossip", is_flag=True, help="Accepted; workers do not gossip."),
+    click.option("--without-mingle", is_flag=True, help="Accepted; workers do not wait for each other."),
+    click.option("--without-heartbeat", is_flag=True, help="Send no worker heartbeat events."),
+    click.option("--heartbeat-interval", type=click.FloatRange(min=0), help="Seconds between heartbeat events."),
+    click.option("-B", "--beat", is_flag=True, help="Reserved for the embedded scheduler."),
+    click.option("-s", "--schedule", "--schedule-filename", help="Reserved for the embedded scheduler."),
+    click.option("--scheduler", help="Reserved for the embedded scheduler."),
+]
+DAEMON: list[Any] = [
+    click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname)."),
+    click.option("--pidfile", help="Write the process id here."),
+    click.option("--uid", help="User to run as."),
+    click.option("--gid", help="Group to run as."),
+    click.option("--umask", help="File mode mask, octal."),
+    click.option("--executable", hidden=True),
+]
+
+
+@click.command("worker", context_settings={"help_option_names": ["-h", "--help"]})
+@_options(WORKER, POOL, QUEUES, FEATURES, DAEMON)
+@click.pass_obj
+def command(settings: Globals, **given: Any) -> int:
+    """Start a worker: `amqtask worker -Q cma_queue -P eventlet -c 5`."""
+    if given["beat"] or given["schedule"] or given["scheduler"]:
+        raise click.UsageError("-B/--beat is reserved: this version has no scheduler yet. Start the worker without it.")
+    app = settings.load(given["told_app"])
+    options = _worker_options(app, given)
+    _become(options, given)
+    _log(app, options, settings)
+    worker = build_worker(app, options)
+    if not settings.quiet:
+        click.echo(_banner(app, options, worker))
+    return worker.run()
+
+
+def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
+    pool = given["pool"] or app.conf.worker_pool
+    if pool in GREEN_POOLS and given["pool"] is None:
+        raise click.UsageError(
+            f"worker_pool = {pool!r} is set in the configuration, but {pool} must patch Python before anything is "
+            f"imported. Say it on the command line (-P {pool}) or in the environment (AMQTASK_POOL={pool})."
+        )
+    node = node_name(given["hostname"])
+    logfile, pidfile = (expand(given[key], node) if given[key] else None for key in ("logfile", "pidfile"))
+    return WorkerOptions(
+        queues=given["queues"],
+        exclude_queues=given["exclude_queues"],
+        include=given["include"],
+        pool=pool,
+        concurrency=given["concurrency"],
+        hostname=node,
+        loglevel=given["loglevel"].upper(),
+        logfile=logfile,
+        log_format=given["log_format"],
+        optimization=given["optimization"],
+        prefetch_multiplier=given["prefetch_multiplier"],
+        disable_prefetch=given["disable_prefetch"] or None,
+        max_tasks_per_child=given["max_tasks_per_child"],
+        max_memory_per_child=given["max_memory_per_child"],
+        time_limit=given["time_limit"],
+        soft_time_limit=given["soft_time_limit"],
+        autoscale=given["autoscale"],
+        purge=given["purge"],
+        task_events=given["task_events"] or None,
+        heartbeat_interval=given["heartbeat_interval"],
+        without_gossip=given["without_gossip"],
+        without_mingle=given["without_mingle"],
+        without_heartbeat=given["without_heartbeat"],
+        statedb=given["statedb"],
+        pidfile=pidfile,
+    )
+
+
+def _become(options: WorkerOptions, given: dict[str, Any]) -> None:
+    """The process the worker is to be: in the background, another user, with its pid file."""
+    path = Path(options.pidfile).absolute() if options.pidfile else None
+    if path is not None:
+        daemon.check_pidfile(path)
+    if given["detach"]:
+        daemon.detach()
+    daemon.drop_privileges(given["uid"], given["gid"], given["umask"])
+    if path is not None:
+        daemon.write_pidfile(path)
+
+
+def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> None:
+    level = "CRITICAL" if options.loglevel == "FATAL" else options.loglevel
+    if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
+        signals.setup_logging.send(
+            sender=None, loglevel=logging.getLevelName(level), logfile=options.logfile, format=None, colorize=None
+        )
+        return
+    conf = app.conf
+    format = None if options.log_format == "json" else options.log_format
+    setup_logging(
+        level,
+        file=options.logfile,
+        format=format or conf.worker_log_format,
+        date_format=conf.worker_log_datefmt,
+        json_lines=options.log_format == "json" or bool(conf.worker_log_json),
+        color=settings.color and conf.worker_log_color is not False,
+        hijack_root=conf.worker_hijack_root_logger,
+    )
+
+
+def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
+    backend = app.conf.result_backend
+    return banner(
+        node=options.hostname or "",
+        app=f"{app.main or '__main__'} ({len(app.tasks)} tasks)",
+        broker=", ".join(address.safe_url for address in app.broker_addresses),
+        results=_hide_password(backend) if backend else "disabled",
+        pool=str(options.pool),
+        concurrency=str(worker.concurrency),
+        queues=[
+            (queue.name, queue.exchange.name if queue.exchange else "", queue.routing_key or queue.name)
+            for queue in worker.queues
+        ],
+        tasks=(name for name in app.tasks if not name.startswith("celery.")),
+        show_tasks=options.loglevel in ("DEBUG", "INFO"),
+    )
+
+
+def _hide_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return url
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}{':**' if colon else ''}@{host}"
