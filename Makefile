@@ -1,0 +1,69 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WITH_BROKER := $(PYTHON) -m integration.nodes run
+EXTRAS_STAMP := $(VENV)/.amqtask-all
+DEV_STAMP := $(VENV)/.amqtask-dev
+
+.PHONY: help demo test unit integration check lint format bench soak docs clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(EXTRAS_STAMP)  ## Run the main job on a real RabbitMQ: worker -Q cma_queue -P eventlet -c 5
+	@$(WITH_BROKER) -- $(BIN)/python -m examples.demo
+
+test: check  ## Checks, unit tests, integration tests, coverage
+	@$(WITH_BROKER) --redis -- $(BIN)/python -m integration.run
+
+unit: $(DEV_STAMP)  ## Unit tests only: no broker, under a minute
+	@$(BIN)/python -m pytest tests -q
+
+integration: $(DEV_STAMP)  ## Integration tests only
+	@$(WITH_BROKER) --redis -- $(BIN)/python -m pytest integration -q
+
+check: $(DEV_STAMP)  ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --config setup.cfg
+
+lint: check  ## The same as check
+
+format: $(DEV_STAMP)  ## Let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(EXTRAS_STAMP)  ## Ours beside bare pika, Celery, Dramatiq and Taskiq, in one run
+	@$(WITH_BROKER) --redis -- $(BIN)/python -m benchmarks
+
+soak: $(DEV_STAMP)  ## Nothing lost: 2,000 tasks under each fault (SOAK_ARGS="--root DIR" for another RabbitMQ)
+	@$(BIN)/python -m integration.soak $(SOAK_ARGS)
+
+docs: $(DEV_STAMP)  ## Check the links and run the examples of README and docs
+	@$(WITH_BROKER) --redis -- $(BIN)/python -m pytest integration/test_docs.py -q
+
+clean:  ## Remove the virtual environments, caches and build results
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "amqtask needs Python 3.10 or newer")'
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  echo "python3-venv is missing; installing it …"; \
+	  { apt-get -qq update && apt-get -qq install -y python3-venv >/dev/null; } || { \
+	    echo "Install Python's venv module (Debian: apt-get install python3-venv) and run this again."; exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); }
+
+$(EXTRAS_STAMP): $(BIN)/python pyproject.toml
+	@echo "installing amqtask into $(VENV) …"
+	@$(BIN)/pip -q --disable-pip-version-check install -e '.[all]'
+	@touch $@
+
+$(DEV_STAMP): $(BIN)/python pyproject.toml
+	@echo "installing amqtask and its development tools into $(VENV) …"
+	@$(BIN)/pip -q --disable-pip-version-check install -e '.[dev]'
+	@touch $@ $(EXTRAS_STAMP)

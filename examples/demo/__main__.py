@@ -1,0 +1,75 @@
+"""Run the demo: `python -m examples.demo` (or `make demo`, which finds or starts a broker first)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import click
+
+from amqtask import GroupResult, group
+from examples.demo import server
+from examples.demo.tasks import app, fetch
+
+WORKER = ["worker", "-Q", "cma_queue", "-P", "eventlet", "-c", "5"]
+TASKS = 300
+
+
+def start_worker() -> subprocess.Popen[bytes]:
+    """The line our users type."""
+    print("$ amqtask -A examples.demo.tasks", *WORKER, flush=True)
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "amqtask", "-A", "examples.demo.tasks", *WORKER]
+    # A group of its own: Ctrl+C reaches the demo, which then stops the worker warmly.
+    return subprocess.Popen(command, start_new_session=True)
+
+
+def publish(base: str, worker: subprocess.Popen[bytes]) -> tuple[GroupResult, float]:
+    """Publish all tasks in one pipelined burst, and wait for their results behind a progress bar."""
+    started = time.perf_counter()
+    result = group(fetch.s(f"{base}/{1000 + n}") for n in range(TASKS)).apply_async()
+    published = time.perf_counter() - started
+    print(f"published {TASKS} tasks to cma_queue in {published * 1000:.0f} ms, each confirmed by the broker", flush=True)
+    with click.progressbar(length=TASKS, label="fetching") as bar:
+        while not result.ready():
+            if worker.poll() is not None:
+                raise SystemExit(f"the worker ended early with exit code {worker.returncode}")
+            done = result.completed_count()
+            bar.update(done - bar.pos)
+            time.sleep(0.05)
+        bar.update(TASKS - bar.pos)
+    return result, time.perf_counter() - started
+
+
+def report(sizes: Sequence[int], seconds: float) -> None:
+    """What came back."""
+    wrong = [n for n, size in enumerate(sizes) if size != 1000 + n]
+    print(f"{len(sizes)} results, {sum(sizes):,} bytes fetched, {len(wrong)} wrong")
+    one_by_one = TASKS * server.LATENCY
+    print(f"{seconds:.2f} s, {TASKS / seconds:.0f} tasks/s with 5 greenlets (one after another: {one_by_one:.1f} s)")
+    if wrong:
+        raise SystemExit(1)
+
+
+def main() -> int:
+    """The whole demo; the exit code is the worker's when it did not end warmly."""
+    pages = server.start()
+    worker = start_worker()
+    try:
+        result, seconds = publish(f"http://127.0.0.1:{pages.server_port}", worker)
+        report(result.get(timeout=60), seconds)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        code = worker.wait(timeout=30)
+        pages.shutdown()
+        app.close()
+    print(f"the worker finished warmly, exit code {code}")
+    return code
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""`make test` after the checks: unit tests, then integration tests, then the coverage of both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Run everything even if the first part fails; the exit code says whether all passed."""
+    coverage = [sys.executable, "-m", "coverage"]
+    subprocess.run([*coverage, "erase"], cwd=ROOT, check=True)
+    codes = [
+        subprocess.run([*coverage, "run", "-m", "pytest", folder, "-q", "-ra"], cwd=ROOT, check=False).returncode
+        for folder in ("tests", "integration")
+    ]
+    subprocess.run([*coverage, "combine", "-q"], cwd=ROOT, check=False)
+    subprocess.run([*coverage, "report", "--skip-covered"], cwd=ROOT, check=False)
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
