@@ -1,0 +1,1 @@
+"""Measures ours beside bare pika and our peers, in one run; never a test."""

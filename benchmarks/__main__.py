@@ -1,0 +1,267 @@
+"""`make bench`: the table of costs, ours beside bare pika, Celery, Dramatiq and Taskiq, written to RESULTS.md.
+
+    python -m benchmarks [drain] [roundtrip] [burst] [publish] [boot] [--ours]
+
+`--ours` leaves the peers out. Ratios hold within one run on one machine; the figures of two runs do not compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+import pika
+
+from benchmarks import measure, peers
+from benchmarks.measure import ROOT, Drained
+
+OURS = "benchmarks.apps.bench_amqtask"
+BARE = "benchmarks.apps.bench_bare"
+CELERY = "benchmarks.apps.bench_celery"
+DRAMATIQ = "benchmarks.apps.bench_dramatiq"
+TASKIQ = "benchmarks.apps.bench_taskiq"
+COUNT = 20_000
+GREEN_COUNT = 500  # Celery's green pools need ten seconds for so many
+OUR_POOLS = {
+    "solo": ("-P", "solo"),
+    "prefork": ("-P", "prefork", "-c", "2"),
+    "threads": ("-P", "threads", "-c", "8"),
+    "eventlet": ("-P", "eventlet", "-c", "100"),
+    "gevent": ("-P", "gevent", "-c", "100"),
+    "asyncio": ("-P", "asyncio", "-c", "100"),
+}
+LEAST = {"solo": 0.9, "prefork": 0.75, "threads": 0.65, "eventlet": 0.65, "gevent": 0.65, "asyncio": 0.65}
+Row = tuple[str, ...]
+
+
+def our_worker(*options: str) -> list[str]:
+    """The command line of our worker."""
+    return [sys.executable, "-W", "ignore", "-m", "amqtask", "-q", "-A", OURS, "worker", *options]
+
+
+def celery_worker(*options: str) -> list[str]:
+    """The command line of Celery's worker."""
+    return [peers.python(), "-W", "ignore", "-m", "celery", "-q", "-A", CELERY, "worker", "-l", "ERROR", *options]
+
+
+def forget(*queues: str) -> None:
+    """Delete queues, so that nothing of another measurement is left in them."""
+    connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQTASK_BROKER_URL"]))
+    channel = connection.channel()
+    for queue in queues:
+        channel.queue_delete(queue)
+    connection.close()
+
+
+def drain_ours(pool: str) -> Drained:
+    """Fill, then drain with one of our pools."""
+    forget("bench_amqtask")
+    environment = {"BENCH_ASYNC": "1"} if pool == "asyncio" else {}
+    measure.client(sys.executable, OURS, "fill", COUNT, **environment)
+    return measure.drain(our_worker(*OUR_POOLS[pool]), COUNT)
+
+
+def drain_bare(verb: str) -> Drained:
+    """The same messages in the same kind of queue, by bare pika."""
+    forget("bench_bare")
+    measure.client(sys.executable, OURS, "fill", COUNT, BENCH_QUEUE="bench_bare")
+    found = measure.client(sys.executable, BARE, verb, COUNT)
+    return Drained(found["per_second"], found["cpu_us"], 0.0, 0.0)
+
+
+def drain_celery(*options: str, count: int = COUNT // 2) -> Drained:
+    """Celery's queue is classic, its acks early: its defaults."""
+    forget("bench_celery")
+    measure.client(peers.python(), CELERY, "fill", count)
+    return measure.drain(celery_worker(*options), count)
+
+
+def drain_dramatiq(processes: int, threads: int) -> Drained:
+    """Dramatiq's command line."""
+    forget("bench_dramatiq")
+    measure.client(peers.python(), DRAMATIQ, "fill", COUNT // 2)
+    command = [peers.python(), "-W", "ignore", "-m", "dramatiq", DRAMATIQ, "-p", str(processes), "-t", str(threads)]
+    return measure.drain(command, COUNT // 2)
+
+
+def drain_taskiq(processes: int) -> Drained:
+    """Taskiq's command line."""
+    forget("bench_taskiq")
+    measure.client(peers.python(), TASKIQ, "fill", COUNT // 2)
+    command = [peers.python(), "-W", "ignore", "-m", "taskiq", "worker", f"{TASKIQ}:broker", "-w", str(processes)]
+    return measure.drain(command, COUNT // 2)
+
+
+def median(run: Callable[[], Drained], times: int = 3) -> Drained:
+    """The run with the median throughput."""
+    return sorted((run() for _ in range(times)), key=lambda drained: drained.per_second)[times // 2]
+
+
+def say(name: str, figures: str) -> None:
+    """Progress, as it comes."""
+    print(f"  {name:<42} {figures}", flush=True)
+
+
+def drains(with_peers: bool) -> list[Row]:
+    """Throughput of every system, as a ratio to the bare loop with single acks."""
+    print("drain of a filled queue of no-op tasks", flush=True)
+    bare = median(lambda: drain_bare("drain"))
+    runs: list[tuple[str, Drained, str]] = [
+        ("bare SelectConnection, single acks", bare, ""),
+        ("bare SelectConnection, acks every 50", median(lambda: drain_bare("drain_multiple")), ""),
+    ]
+    for pool, options in OUR_POOLS.items():
+        runs.append((f"amqtask {' '.join(options)}", median(lambda pool=pool: drain_ours(pool)), f"≥ {LEAST[pool]}"))  # type: ignore[misc]
+        say(runs[-1][0], f"{runs[-1][1].per_second:8,.0f}/s  {runs[-1][1].per_second / bare.per_second:.2f}")
+    if with_peers:
+        runs += [
+            ("Celery -P solo", drain_celery("-P", "solo"), ""),
+            ("Celery -P prefork -c 2", drain_celery("-P", "prefork", "-c", "2"), ""),
+            ("Celery -P threads -c 8", drain_celery("-P", "threads", "-c", "8"), ""),
+            ("Celery -P eventlet -c 100", drain_celery("-P", "eventlet", "-c", "100", count=GREEN_COUNT), ""),
+            ("Celery -P gevent -c 100", drain_celery("-P", "gevent", "-c", "100", count=GREEN_COUNT), ""),
+            ("Dramatiq 1 process × 8 threads", drain_dramatiq(1, 8), ""),
+            ("Dramatiq 2 processes × 8 threads", drain_dramatiq(2, 8), ""),
+            ("Taskiq 1 process", drain_taskiq(1), ""),
+            ("Taskiq 2 processes", drain_taskiq(2), ""),
+        ]
+    rows: list[Row] = [("drain", "tasks/s", "ratio to bare", "least", "CPU µs/task", "boot s", "PSS MB")]
+    for name, run, least in runs:
+        boot, memory = (f"{run.boot:.2f}", f"{run.memory_mb:.0f}") if run.boot else ("", "")
+        ratio = f"{run.per_second / bare.per_second:.2f}"
+        rows.append((name, f"{run.per_second:,.0f}", ratio, least, f"{run.cpu_us:.0f}", boot, memory))
+    return rows
+
+
+def roundtrips(with_peers: bool) -> list[Row]:
+    """delay().get(), one after the other."""
+    rows: list[Row] = [("round trip", "p50 ms", "p99 ms", "p50 ratio to bare")]
+    forget("bench_echo")
+    with measure.worker([sys.executable, "-m", BARE, "echo"], {}):
+        bare = measure.client(sys.executable, BARE, "roundtrip", 1000)
+    found = {"bare SelectConnection, both ends": bare}
+    for pool in ("prefork", "solo", "threads", "eventlet"):
+        forget("bench_amqtask")
+        with measure.worker(our_worker(*OUR_POOLS[pool]), {"BENCH_RESULTS": "rpc://"}):
+            found[f"amqtask {pool}"] = measure.client(sys.executable, OURS, "roundtrip", 1000, BENCH_RESULTS="rpc://")
+    if with_peers:
+        for options in (("-P", "solo"), ("-P", "prefork", "-c", "2")):
+            forget("bench_celery")
+            with measure.worker(celery_worker(*options), {"BENCH_RESULTS": "rpc://"}):
+                found[f"Celery {' '.join(options)}"] = measure.client(
+                    peers.python(), CELERY, "roundtrip", 300, BENCH_RESULTS="rpc://"
+                )
+    for name, times in found.items():
+        say(name, f"p50 {times['p50']:.2f} ms")
+        rows.append((name, f"{times['p50']:.2f}", f"{times['p99']:.2f}", f"{times['p50'] / bare['p50']:.2f}"))
+    return rows
+
+
+def bursts(with_peers: bool) -> list[Row]:
+    """5,000 delay(), then 5,000 get()."""
+    rows: list[Row] = [("5,000 delay + get, prefork -c 2", "calls/s", "publish s", "get s")]
+    forget("bench_amqtask")
+    with measure.worker(our_worker(*OUR_POOLS["prefork"]), {"BENCH_RESULTS": "rpc://"}):
+        found = {"amqtask": measure.client(sys.executable, OURS, "burst", 5000, BENCH_RESULTS="rpc://")}
+    if with_peers:
+        forget("bench_celery")
+        with measure.worker(celery_worker("-P", "prefork", "-c", "2"), {"BENCH_RESULTS": "rpc://"}):
+            found["Celery"] = measure.client(peers.python(), CELERY, "burst", 5000, BENCH_RESULTS="rpc://")
+    for name, run in found.items():
+        say(name, f"{run['per_second']:,.0f}/s")
+        rows.append((name, f"{run['per_second']:,.0f}", f"{run['publish_seconds']:.2f}", f"{run['get_seconds']:.2f}"))
+    return rows
+
+
+def publishes(with_peers: bool) -> list[Row]:
+    """Messages per second from one process."""
+    rows: list[Row] = [("publishing", "messages/s", "CPU µs each")]
+    forget("bench_amqtask")
+    found = {
+        "amqtask publish_many (confirmed, pipelined)": measure.client(sys.executable, OURS, "publish_many", 20_000),
+        "amqtask delay (confirmed, one at a time)": measure.client(sys.executable, OURS, "publish", 3_000),
+    }
+    if with_peers:
+        forget("bench_celery", "bench_dramatiq", "bench_taskiq")
+        found["Celery delay (unconfirmed)"] = measure.client(peers.python(), CELERY, "publish", 10_000)
+        found["Dramatiq send (unconfirmed)"] = measure.client(peers.python(), DRAMATIQ, "publish", 10_000)
+        found["Taskiq kiq (confirmed)"] = measure.client(peers.python(), TASKIQ, "publish", 3_000)
+    for name, run in found.items():
+        say(name, f"{run['per_second']:,.0f}/s")
+        rows.append((name, f"{run['per_second']:,.0f}", f"{run['cpu_us']:.0f}"))
+    return rows
+
+
+def boots(with_peers: bool) -> list[Row]:
+    """From the worker's start to its first task, median of five."""
+    rows: list[Row] = [("boot to first task", "seconds")]
+    commands: list[tuple[str, str, str, list[str]]] = [
+        ("amqtask -P solo", sys.executable, OURS, our_worker("-P", "solo")),
+        ("amqtask -P prefork -c 2", sys.executable, OURS, our_worker("-P", "prefork", "-c", "2")),
+    ]
+    if with_peers:
+        commands += [
+            ("Celery -P solo", peers.python(), CELERY, celery_worker("-P", "solo")),
+            ("Celery -P prefork -c 2", peers.python(), CELERY, celery_worker("-P", "prefork", "-c", "2")),
+        ]
+    for name, python, module, command in commands:
+        forget("bench_amqtask", "bench_celery")
+        times = []
+        for _ in range(5):
+            measure.client(python, module, "fill", 1)
+            times.append(measure.drain(command, 1).boot)
+        say(name, f"{statistics.median(times):.3f} s")
+        rows.append((name, f"{statistics.median(times):.3f}"))
+    return rows
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    "drain": drains,
+    "roundtrip": roundtrips,
+    "burst": bursts,
+    "publish": publishes,
+    "boot": boots,
+}
+
+
+def markdown(tables: Sequence[Sequence[Row]], with_peers: bool) -> str:
+    """The whole report."""
+    versions = peers.versions() if with_peers else {}
+    names = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [
+        "# Benchmark results",
+        "",
+        f"{datetime.date.today().isoformat()} · Python {platform.python_version()} · {os.cpu_count()} processors · "
+        f"pika {pika.__version__}{' · ' + names if names else ''}",
+        "",
+        "Written by `make bench`. Ratios within one run compare; figures of two runs or machines do not.",
+    ]
+    for table in tables:
+        head, *body = table
+        lines += ["", "| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+        lines += ["| " + " | ".join(row) + " |" for row in body]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measure the parts asked for (all by default) and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure [everything]")
+    parser.add_argument("--ours", action="store_true", help="leave the peers out")
+    options = parser.parse_args()
+    with_peers = not options.ours
+    tables = [PARTS[part](with_peers) for part in options.parts or PARTS]
+    text = markdown(tables, with_peers)
+    print("\n" + text)
+    if not options.parts and with_peers:
+        (ROOT / "benchmarks" / "RESULTS.md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One small application per system, each with the same verbs; see benchmarks.measure."""
