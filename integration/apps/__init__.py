@@ -1,0 +1,1 @@
+"""Applications that worker processes of the tests load."""
