@@ -1,0 +1,75 @@
+"""`amqtask call NAME`: publish a task by its name."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import click
+
+from amqtask.cli.main import Globals
+
+
+class Json(click.ParamType):
+    """A JSON value of one type."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.name = name
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, self._kind):
+            return value
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+        if not isinstance(found, self._kind):
+            self.fail(f"{value!r} is not a {self.name}", param, ctx)
+        return found
+
+
+class Moment(click.ParamType):
+    """An ISO-8601 time."""
+
+    name = "ISO-8601"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone()
+        except ValueError:
+            self.fail(f"{value!r} is not an ISO-8601 time, e.g. 2026-01-31T12:00:00Z", param, ctx)
+
+
+class Expiry(Moment):
+    """Seconds, or an ISO-8601 time."""
+
+    name = "seconds or ISO-8601"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return float(value)
+        except ValueError:
+            return super().convert(value, param, ctx)
+
+
+@click.command("call")
+@click.argument("name")
+@click.option("-a", "--args", "arguments", type=Json(list, "JSON array"), default="[]", help="Positional arguments.")
+@click.option("-k", "--kwargs", type=Json(dict, "JSON object"), default="{}", help="Keyword arguments.")
+@click.option("--eta", type=Moment(), help="Not before this time.")
+@click.option("--countdown", type=float, help="Not before so many seconds from now.")
+@click.option("--expires", type=Expiry(), help="Not after.")
+@click.option("--serializer", help="json, msgpack, yaml or pickle.")
+@click.option("--queue", help="Queue to publish to.")
+@click.option("--exchange", help="Exchange to publish to.")
+@click.option("--routing-key", help="Routing key to publish with.")
+@click.pass_obj
+def command(settings: Globals, name: str, arguments: list[Any], kwargs: dict[str, Any], **options: Any) -> None:
+    """Publish task NAME and print its id."""
+    app = settings.load()
+    given = {key: value for key, value in options.items() if value is not None}
+    result = app.send_task(name, arguments, kwargs, **given)
+    click.echo(result.id)
+    app.close()
