@@ -1,0 +1,32 @@
+"""The same tasks under a real Celery."""
+
+import os
+from typing import Any
+
+from celery import Celery
+
+app = Celery("peer", broker=os.environ["PEER_BROKER"], backend=os.environ["PEER_BACKEND"])
+app.conf.task_default_queue = os.environ["PEER_QUEUE"]
+app.conf.broker_connection_retry_on_startup = True
+# Our worker has declared the queue as it likes it: quorum, with a dead-letter queue.
+app.conf.task_create_missing_queues = True
+
+
+@app.task(name="sample.add")
+def add(x: int, y: int) -> int:
+    """The one that everybody knows."""
+    return x + y
+
+
+@app.task(name="sample.fail")
+def fail(message: str) -> None:
+    """An ordinary error."""
+    raise ValueError(message)
+
+
+@app.task(name="sample.retry", bind=True, max_retries=3, default_retry_delay=1)
+def retry(self: Any, path: str, succeed_at: int) -> int:
+    """Fails until its `succeed_at`-th retry."""
+    if self.request.retries < succeed_at:
+        raise self.retry(exc=RuntimeError("not yet"))
+    return int(self.request.retries)

@@ -1,0 +1,169 @@
+"""Tasks that behave well or badly in the ways that the tests ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from amqtask import AmqTask
+from amqtask.exceptions import Reject, SoftTimeLimitExceeded
+
+app = AmqTask("sample", backend=os.environ.get("SAMPLE_BACKEND", "rpc://"))
+app.conf.task_default_queue = os.environ.get("SAMPLE_QUEUE", "sample")
+
+
+@app.task(name="sample.add")
+def add(x: int, y: int) -> int:
+    """The one that everybody knows."""
+    return x + y
+
+
+@app.task(name="sample.add_async")
+async def add_async(x: int, y: int) -> int:
+    """The same, as a coroutine."""
+    await asyncio.sleep(0)
+    return x + y
+
+
+@app.task(name="sample.leave")
+def leave(path: str, text: str = "ran") -> None:
+    """Append a line to a file."""
+    with Path(path).open("a") as file:
+        file.write(f"{text}\n")
+
+
+@app.task(name="sample.leave_at")
+def leave_at(path: str) -> None:
+    """Append the present time to a file."""
+    with Path(path).open("a") as file:
+        file.write(f"{time.time():.3f}\n")
+
+
+@app.task(name="sample.wait_for")
+def wait_for(started: str, release: str) -> str:
+    """Say that it runs, then wait until a file appears."""
+    Path(started).touch()
+    while not Path(release).exists():
+        time.sleep(0.01)
+    return "released"
+
+
+@app.task(name="sample.fail")
+def fail(message: str) -> None:
+    """An ordinary error."""
+    raise ValueError(message)
+
+
+class Unpicklable(Exception):
+    """Carries something that no serializer takes, and cannot be built from its args."""
+
+    def __init__(self, first: str, second: object) -> None:
+        super().__init__(first)
+        self.lock = second
+
+
+@app.task(name="sample.fail_unpicklable")
+def fail_unpicklable() -> None:
+    """An error that can't be pickled."""
+    raise Unpicklable("no pickle for this", lambda: None)
+
+
+@app.task(name="sample.unencodable")
+def unencodable() -> Any:
+    """A result that JSON can't say."""
+    return {1, 2, 3}
+
+
+@app.task(name="sample.retry", bind=True, max_retries=3, default_retry_delay=1)
+def retry(self: Any, path: str, succeed_at: int) -> int:
+    """Fails until its `succeed_at`-th retry."""
+    with Path(path).open("a") as file:
+        file.write(f"{self.request.retries}\n")
+    if self.request.retries < succeed_at:
+        raise self.retry(exc=RuntimeError("not yet"))
+    return int(self.request.retries)
+
+
+@app.task(name="sample.exit")
+def exit_process(code: int) -> None:
+    """What a library that calls sys.exit does."""
+    sys.exit(code)
+
+
+@app.task(name="sample.exit_hard")
+def exit_hard(path: str) -> None:
+    """Takes the process with it each time, without a word."""
+    with Path(path).open("a") as file:
+        file.write("ran\n")
+    os._exit(3)
+
+
+@app.task(name="sample.segfault")
+def segfault(path: str) -> None:
+    """A broken C extension."""
+    with Path(path).open("a") as file:
+        file.write("ran\n")
+    ctypes.string_at(0)
+
+
+@app.task(name="sample.eat_memory")
+def eat_memory(mebibytes: int) -> int:
+    """Grows, and gives nothing back."""
+    _eaten.append(bytearray(mebibytes << 20))
+    return os.getpid()
+
+
+_eaten: list[bytearray] = []
+
+
+@app.task(name="sample.pid")
+def pid() -> int:
+    """Who runs it."""
+    return os.getpid()
+
+
+@app.task(name="sample.ignore_soft_limit", soft_time_limit=0.5, time_limit=2)
+def ignore_soft_limit() -> None:
+    """Swallows its soft limit and goes on."""
+    while True:
+        try:
+            time.sleep(60)
+        except SoftTimeLimitExceeded:
+            continue
+
+
+@app.task(name="sample.heed_soft_limit", soft_time_limit=0.5, time_limit=20)
+def heed_soft_limit() -> str:
+    """Cleans up at its soft limit."""
+    try:
+        time.sleep(60)
+    except SoftTimeLimitExceeded:
+        return "cleaned up"
+    return "too late"
+
+
+@app.task(name="sample.reject")
+def reject() -> None:
+    """Wants to be dead-lettered."""
+    raise Reject("not for me", requeue=False)
+
+
+@app.task(name="sample.kill_self")
+def kill_self(path: str) -> None:
+    """What the kernel's out-of-memory killer does."""
+    with Path(path).open("a") as file:
+        file.write("ran\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="sample.limited", rate_limit="2/s")
+def limited(path: str) -> None:
+    """At most two a second."""
+    with Path(path).open("a") as file:
+        file.write(f"{time.time():.3f}\n")

@@ -1,0 +1,60 @@
+"""A real Celery 5.7 in a virtual environment of its own, installed on first use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from integration.workers import ROOT, eventually
+
+FOLDER = ROOT / ".venv-celery"
+PACKAGES = ("celery==5.7.0", "redis")
+APP = "integration.apps.celery_app"
+
+
+def python() -> str:
+    """The peer's interpreter."""
+    interpreter = FOLDER / "bin" / "python"
+    if not (FOLDER / ".installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
+        pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install", *PACKAGES]
+        subprocess.run(pip, check=True)
+        (FOLDER / ".installed").touch()
+    return str(interpreter)
+
+
+def environment(broker: str, backend: str, queue: str) -> dict[str, str]:
+    """How the peer's application is configured."""
+    return {**os.environ, "PEER_BROKER": broker, "PEER_BACKEND": backend, "PEER_QUEUE": queue}
+
+
+def call(code: str, environment: dict[str, str]) -> str:
+    """What a piece of Python prints in the peer's environment (`app` and its tasks are imported)."""
+    done = subprocess.run(
+        [python(), "-W", "ignore", "-c", f"from {APP} import *\n{code}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+class CeleryWorker:
+    """`celery worker` on one queue."""
+
+    def __init__(self, environment: dict[str, str], queue: str) -> None:
+        self._log = Path(tempfile.mkstemp(prefix="celery-worker-", suffix=".log")[1])
+        command = [python(), "-W", "ignore", "-m", "celery", "-A", APP, "worker", "-Q", queue, "-c", "2", "-l", "INFO"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def __enter__(self) -> CeleryWorker:
+        eventually(lambda: " ready." in self._log.read_text(), 60, what=f"Celery is not ready:\n{self._log.read_text()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        self._log.unlink()

@@ -1,0 +1,117 @@
+"""Fixtures of all integration tests: a broker, a Redis, and queue names that nobody else uses."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pika
+import pytest
+
+from integration.nodes import NodeError, RabbitNode, broker, rabbitmq_installed, redis_server
+
+
+@pytest.fixture(scope="session")
+def broker_url() -> Iterator[str]:
+    """The URL of a real RabbitMQ; missing ones skip on a laptop and fail in CI."""
+    try:
+        with broker() as url:
+            os.environ["AMQTASK_BROKER_URL"] = url
+            yield url
+    except NodeError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a real Redis."""
+    try:
+        with redis_server() as url:
+            os.environ["AMQTASK_REDIS_URL"] = url
+            yield url
+    except NodeError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def hurt_node() -> Iterator[RabbitNode]:
+    """A node that tests may stop, fill up or reconfigure, whatever broker the others use."""
+    if not rabbitmq_installed():
+        pytest.skip("rabbitmq-server is not installed")
+    node = RabbitNode("hurt")
+    # Small enough that a test can go over it.
+    node.configure("max_message_size = 1048576")
+    try:
+        yield node.start()
+    finally:
+        node.remove()
+
+
+class Broker:
+    """What a test needs to know of a broker from outside: counts, raw messages, raw publishing."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._made: list[str] = []
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+
+    def channel(self) -> pika.adapters.blocking_connection.BlockingChannel:
+        """A channel of its own, on a live connection."""
+        if not self._connection.is_open:
+            self._connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        self._connection.process_data_events(0)
+        return self._connection.channel()
+
+    def queue(self, prefix: str = "q") -> str:
+        """A new queue name; the queue and its dead-letter queue are deleted after the test."""
+        name = f"{prefix}-{uuid.uuid4().hex[:12]}"
+        self._made.append(name)
+        return name
+
+    def count(self, queue: str) -> int:
+        """Ready messages; 0 for a queue that is not there."""
+        channel = self.channel()
+        try:
+            return int(channel.queue_declare(queue, passive=True).method.message_count)
+        except pika.exceptions.ChannelClosedByBroker:
+            return 0
+
+    def take(self, queue: str) -> tuple[pika.BasicProperties, bytes] | None:
+        """The first message, acknowledged; None when there is none."""
+        channel = self.channel()
+        try:
+            method, properties, body = channel.basic_get(queue, auto_ack=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return None
+        channel.close()
+        return None if method is None else (properties, body)
+
+    def publish(self, queue: str, body: bytes, properties: pika.BasicProperties) -> None:
+        """A raw message through the default exchange."""
+        channel = self.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("", queue, body, properties, mandatory=True)
+        channel.close()
+
+    def close(self) -> None:
+        """Delete what the test made."""
+        channel = self.channel()
+        for name in self._made:
+            for queue in (name, f"{name}.dead"):
+                channel.queue_delete(queue)
+        self._connection.close()
+
+
+@pytest.fixture
+def rabbit(broker_url: str) -> Iterator[Broker]:
+    """The broker as seen from outside."""
+    seen = Broker(broker_url)
+    try:
+        yield seen
+    finally:
+        seen.close()
