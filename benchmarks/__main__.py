@@ -46,7 +46,20 @@ def our_worker(*options: str) -> list[str]:
 
 def celery_worker(*options: str) -> list[str]:
     """The command line of Celery's worker."""
-    return [peers.python(), "-W", "ignore", "-m", "celery", "-q", "-A", CELERY, "worker", "-l", "ERROR", *options]
+    return [
+        peers.python(),
+        "-W",
+        "ignore",
+        "-m",
+        "celery",
+        "-q",
+        "-A",
+        CELERY,
+        "worker",
+        "-l",
+        "ERROR",
+        *options,
+    ]
 
 
 def forget(*queues: str) -> None:
@@ -85,7 +98,18 @@ def drain_dramatiq(processes: int, threads: int) -> Drained:
     """Dramatiq's command line."""
     forget("bench_dramatiq")
     measure.client(peers.python(), DRAMATIQ, "fill", COUNT // 2)
-    command = [peers.python(), "-W", "ignore", "-m", "dramatiq", DRAMATIQ, "-p", str(processes), "-t", str(threads)]
+    command = [
+        peers.python(),
+        "-W",
+        "ignore",
+        "-m",
+        "dramatiq",
+        DRAMATIQ,
+        "-p",
+        str(processes),
+        "-t",
+        str(threads),
+    ]
     return measure.drain(command, COUNT // 2)
 
 
@@ -93,7 +117,17 @@ def drain_taskiq(processes: int) -> Drained:
     """Taskiq's command line."""
     forget("bench_taskiq")
     measure.client(peers.python(), TASKIQ, "fill", COUNT // 2)
-    command = [peers.python(), "-W", "ignore", "-m", "taskiq", "worker", f"{TASKIQ}:broker", "-w", str(processes)]
+    command = [
+        peers.python(),
+        "-W",
+        "ignore",
+        "-m",
+        "taskiq",
+        "worker",
+        f"{TASKIQ}:broker",
+        "-w",
+        str(processes),
+    ]
     return measure.drain(command, COUNT // 2)
 
 

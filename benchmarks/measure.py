@@ -48,7 +48,12 @@ def worker(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[s
     """A worker in a session of its own, killed with everything it started."""
     quiet = None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL
     process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, start_new_session=True, stdout=quiet, stderr=quiet
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        start_new_session=True,
+        stdout=quiet,
+        stderr=quiet,
     )
     try:
         yield process

@@ -46,12 +46,31 @@ class CeleryWorker:
 
     def __init__(self, environment: dict[str, str], queue: str) -> None:
         self._log = Path(tempfile.mkstemp(prefix="celery-worker-", suffix=".log")[1])
-        command = [python(), "-W", "ignore", "-m", "celery", "-A", APP, "worker", "-Q", queue, "-c", "2", "-l", "INFO"]
+        command = [
+            python(),
+            "-W",
+            "ignore",
+            "-m",
+            "celery",
+            "-A",
+            APP,
+            "worker",
+            "-Q",
+            queue,
+            "-c",
+            "2",
+            "-l",
+            "INFO",
+        ]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def __enter__(self) -> CeleryWorker:
-        eventually(lambda: " ready." in self._log.read_text(), 60, what=f"Celery is not ready:\n{self._log.read_text()}")
+        eventually(
+            lambda: " ready." in self._log.read_text(),
+            60,
+            what=f"Celery is not ready:\n{self._log.read_text()}",
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

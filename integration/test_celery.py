@@ -67,7 +67,8 @@ def test_our_worker_runs_celerys_chains_callbacks_and_retries(
             environment,
         )
         grouped = celery_peer.call(
-            "from celery import group; print(group(add.s(n, n) for n in range(5))().get(timeout=20))", environment
+            "from celery import group; print(group(add.s(n, n) for n in range(5))().get(timeout=20))",
+            environment,
         )
         retried = celery_peer.call(f"print(retry.delay({str(tmp_path) + '/runs'!r}, 1).get(timeout=20))", environment)
         worker.stop()

@@ -75,7 +75,9 @@ class WorkerProcess:
     @property
     def children(self) -> list[int]:
         """The process ids of its direct children."""
-        done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
+        )
         return [int(word) for word in done.stdout.split()]
 
     def await_log(self, text: str, timeout: float = 30.0) -> None:

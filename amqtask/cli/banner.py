@@ -24,7 +24,12 @@ def banner(
 ) -> str:
     """The text; URLs come without passwords, `queues` as (name, exchange, routing key)."""
     title = _TITLE.format(version=__version__, system=platform.system())
-    rows = [("app", app), ("broker", broker), ("results", results), ("concurrency", f"{concurrency} ({pool})")]
+    rows = [
+        ("app", app),
+        ("broker", broker),
+        ("results", results),
+        ("concurrency", f"{concurrency} ({pool})"),
+    ]
     lines = ["", f" {node} · {title}", "", "[config]"]
     lines += [f"  {name:<12} {value}" for name, value in rows]
     lines += ["", "[queues]"]

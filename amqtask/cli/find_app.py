@@ -84,7 +84,9 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
     if not isinstance(value, AmqTask) and callable(value):
         value = value()  # an application factory
     if not isinstance(value, AmqTask):
-        raise AppNotFound(f"{source}: {module.__name__}:{path} is a {type(value).__name__}, not an AmqTask application.")
+        raise AppNotFound(
+            f"{source}: {module.__name__}:{path} is a {type(value).__name__}, not an AmqTask application."
+        )
     return value
 
 
@@ -95,7 +97,9 @@ def _app_in(module: ModuleType) -> AmqTask | None:
             return value
     apps = {id(value): value for value in vars(module).values() if isinstance(value, AmqTask)}
     if len(apps) > 1:
-        raise AppNotFound(f"module {module.__name__!r} has {len(apps)} applications; say which: -A {module.__name__}:name")
+        raise AppNotFound(
+            f"module {module.__name__!r} has {len(apps)} applications; say which: -A {module.__name__}:name"
+        )
     return next(iter(apps.values()), None)
 
 

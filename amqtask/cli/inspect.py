@@ -19,7 +19,12 @@ QUESTIONS = (
 @remote_options
 @click.pass_obj
 def command(
-    settings: Globals, question: str, ids: tuple[str, ...], timeout: float, destination: tuple[str, ...], as_json: bool
+    settings: Globals,
+    question: str,
+    ids: tuple[str, ...],
+    timeout: float,
+    destination: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Ask all workers (or those of --destination) a QUESTION; `query_task` takes task ids."""
     app = settings.load()

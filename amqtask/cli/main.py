@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 # name → (module, help); the module has a click command `command`.
 COMMANDS = {
     "call": ("amqtask.cli.call", "Publish a task by its name."),
-    "control": ("amqtask.cli.control", "Change running workers (rate limits, pool size, queues, shutdown …)."),
+    "control": (
+        "amqtask.cli.control",
+        "Change running workers (rate limits, pool size, queues, shutdown …).",
+    ),
     "dead": ("amqtask.cli.dead", "List, show, retry or purge dead-lettered messages."),
     "inspect": ("amqtask.cli.inspect", "Ask running workers what they do."),
     "purge": ("amqtask.cli.purge", "Delete all messages that wait in queues."),
@@ -121,7 +124,12 @@ def cli(
         os.chdir(workdir)
     loaded = ctx.obj._loaded if isinstance(ctx.obj, Globals) else None
     ctx.obj = Globals(
-        app=app, broker=broker, result_backend=result_backend, config=config, color=not no_color, quiet=quiet,
+        app=app,
+        broker=broker,
+        result_backend=result_backend,
+        config=config,
+        color=not no_color,
+        quiet=quiet,
         _loaded=loaded,
     )
 

@@ -23,7 +23,15 @@ def expand(text: str, node: str, index: str = "") -> str:
     """Replace `%h %n %d %p %i %I %%` in a name or path; `%i`/`%I` are empty in the main process (as in Celery)."""
     name, _, host = node.partition("@")
     _, _, domain = host.partition(".")
-    fields = {"h": host, "n": name, "d": domain, "p": node, "i": index or "0", "I": f"-{index}" if index else "", "%": "%"}
+    fields = {
+        "h": host,
+        "n": name,
+        "d": domain,
+        "p": node,
+        "i": index or "0",
+        "I": f"-{index}" if index else "",
+        "%": "%",
+    }
     out: list[str] = []
     position = 0
     while position < len(text):

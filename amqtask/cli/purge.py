@@ -28,4 +28,6 @@ def command(settings: Globals, force: bool, queues: tuple[str, ...], exclude_que
                 total += admin.purge(name)
             except QueueNotFound as error:
                 click.echo(str(error), err=True)
-    click.echo(f"Purged {total} message{'' if total == 1 else 's'} from {len(names)} queue{'' if len(names) == 1 else 's'}.")
+    click.echo(
+        f"Purged {total} message{'' if total == 1 else 's'} from {len(names)} queue{'' if len(names) == 1 else 's'}."
+    )

@@ -98,12 +98,18 @@ WORKER: list[Any] = [
     click.option("-D", "--detach", is_flag=True, help="Run in the background."),
     click.option("-S", "--statedb", type=click.Path(), help="File that keeps revoked ids between runs."),
     click.option(
-        "-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="WARNING", show_default=True
+        "-l",
+        "--loglevel",
+        type=click.Choice(LEVELS, case_sensitive=False),
+        default="WARNING",
+        show_default=True,
     ),
     click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string."),
     click.option("-O", "--optimization", type=click.Choice(["default", "fair"]), help="Dispatch is always fair."),
     click.option(
-        "--prefetch-multiplier", type=click.FloatRange(min=0), help="Unanswered deliveries per slot [adaptive]."
+        "--prefetch-multiplier",
+        type=click.FloatRange(min=0),
+        help="Unanswered deliveries per slot [adaptive].",
     ),
     click.option("--disable-prefetch", is_flag=True, help="Take only what can run at once."),
 ]
@@ -219,7 +225,11 @@ def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> None:
     level = "CRITICAL" if options.loglevel == "FATAL" else options.loglevel
     if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
         signals.setup_logging.send(
-            sender=None, loglevel=logging.getLevelName(level), logfile=options.logfile, format=None, colorize=None
+            sender=None,
+            loglevel=logging.getLevelName(level),
+            logfile=options.logfile,
+            format=None,
+            colorize=None,
         )
         return
     conf = app.conf

@@ -30,7 +30,11 @@ def burst(publish: Callable[[], Any], get: Callable[[Any], Any], count: int) -> 
     for result in results:
         get(result)
     end = time.perf_counter()
-    return {"per_second": count / (end - start), "publish_seconds": published - start, "get_seconds": end - published}
+    return {
+        "per_second": count / (end - start),
+        "publish_seconds": published - start,
+        "get_seconds": end - published,
+    }
 
 
 def publishing(publish: Callable[[int], Any], count: int) -> dict[str, float]:

@@ -22,7 +22,16 @@ TASKS = 300
 def start_worker() -> subprocess.Popen[bytes]:
     """The line our users type."""
     print("$ amqtask -A examples.demo.tasks", *WORKER, flush=True)
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "amqtask", "-A", "examples.demo.tasks", *WORKER]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-m",
+        "amqtask",
+        "-A",
+        "examples.demo.tasks",
+        *WORKER,
+    ]
     # A group of its own: Ctrl+C reaches the demo, which then stops the worker warmly.
     return subprocess.Popen(command, start_new_session=True)
 
@@ -32,7 +41,10 @@ def publish(base: str, worker: subprocess.Popen[bytes]) -> tuple[GroupResult, fl
     started = time.perf_counter()
     result = group(fetch.s(f"{base}/{1000 + n}") for n in range(TASKS)).apply_async()
     published = time.perf_counter() - started
-    print(f"published {TASKS} tasks to cma_queue in {published * 1000:.0f} ms, each confirmed by the broker", flush=True)
+    print(
+        f"published {TASKS} tasks to cma_queue in {published * 1000:.0f} ms, each confirmed by the broker",
+        flush=True,
+    )
     with click.progressbar(length=TASKS, label="fetching") as bar:
         while not result.ready():
             if worker.poll() is not None:
