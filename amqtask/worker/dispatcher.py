@@ -1,0 +1,157 @@
+"""The dispatcher: requests wait here until a slot is free; queues take turns.
+
+A request is handed to the pool only while the pool has room, so nothing waits behind a long task while another
+slot idles. Rate limits hold back only their own tasks (see throttle.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+    from amqtask.pool import Loop, Pool, Timer
+    from amqtask.worker.throttle import Throttle
+
+
+class Dispatcher:
+    """Waiting requests and the way into the pool; what the pool has goes into `running`.
+
+    `admit(request)` is asked just before a request in `watched` runs; False means it was dealt with otherwise.
+    `accepted(request)` is told just before the pool gets a request in `early`.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        loop: Loop,
+        throttle: Throttle,
+        admit: Callable[[Request], bool],
+        accepted: Callable[[Request], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._loop = loop
+        self._throttle = throttle
+        self._admit = admit
+        self._accepted = accepted
+        self._clock = clock
+        self._lines: dict[str, deque[Request]] = {}
+        self._turns: deque[deque[Request]] = deque()
+        self._timer: Timer | None = None
+        self._busy = False
+        self.running: dict[int, Request] = {}
+        self.watched: set[int] = set()
+        self.early: set[int] = set()
+
+    def add(self, request: Request) -> None:
+        """Let it wait for its turn; call `run` later."""
+        line = self._lines.get(request.queue)
+        if line is None:
+            line = self._lines[request.queue] = deque()
+        if not line:
+            self._turns.append(line)
+        line.append(request)
+
+    def run(self) -> None:
+        """Fill the free slots. A pool may run the request inside `submit` and report back from there."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            if self._throttle:
+                self._fill_from_held()
+            if self._turns:
+                self._fill_from_lines()
+        finally:
+            self._busy = False
+
+    def _fill_from_lines(self) -> None:
+        pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
+        watched, early = self.watched, self.early
+        while turns and pool.free > 0:
+            line = turns.popleft()
+            request = line.popleft()
+            if line:
+                turns.append(line)
+            number = request.number
+            if watched and number in watched and not self._admitted(request):
+                continue
+            if throttle and not throttle.lets_pass(request, self._clock()):
+                self._wake_for_held()
+                continue
+            if early and number in early:
+                self._accepted(request)
+            running[number] = request
+            pool.submit(request)
+
+    def _admitted(self, request: Request) -> bool:
+        self.watched.discard(request.number)
+        return self._admit(request)
+
+    def _fill_from_held(self) -> None:
+        while self._pool.free > 0 and (request := self._throttle.next_ready(self._clock())) is not None:
+            if request.number in self.early:
+                self._accepted(request)
+            self.running[request.number] = request
+            self._pool.submit(request)
+        self._wake_for_held()
+
+    def _wake_for_held(self) -> None:
+        # With no free slot the next outcome calls `run` anyway.
+        if self._timer is None and self._pool.free > 0:
+            wait = self._throttle.wait(self._clock())
+            if wait is not None:
+                self._timer = self._loop.call_later(max(wait, 0.001), self._held_is_due)
+
+    def _held_is_due(self) -> None:
+        self._timer = None
+        self.run()
+
+    # -- looking and taking away
+
+    @property
+    def waiting(self) -> int:
+        """How many could run if a slot were free (held ones are not among them)."""
+        return sum(map(len, self._turns))
+
+    def waiting_in(self, queue: str) -> int:
+        line = self._lines.get(queue)
+        return len(line) if line else 0
+
+    def __iter__(self) -> Iterator[Request]:
+        """All that waits, held ones too."""
+        for line in self._lines.values():
+            yield from line
+        yield from self._throttle
+
+    def clear(self) -> list[Request]:
+        """Take away all that waits (it is given back, or void)."""
+        requests = list(self)
+        for line in self._lines.values():
+            line.clear()
+        self._turns.clear()
+        self._throttle.clear()
+        self.watched.clear()
+        self.early.difference_update([request.number for request in requests])
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return requests
+
+    def take_newest(self, queue: str, count: int, *, allowed: Callable[[Request], bool]) -> list[Request]:
+        """Take the newest `count` of one queue's line away again (its window has shrunk), as far as `allowed`."""
+        line = self._lines.get(queue)
+        taken: list[Request] = []
+        while line and len(taken) < count and allowed(line[-1]):
+            request = line.pop()
+            self.watched.discard(request.number)
+            self.early.discard(request.number)
+            taken.append(request)
+        if line is not None and not line:
+            self._turns = deque(other for other in self._turns if other is not line)
+        return taken

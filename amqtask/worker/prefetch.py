@@ -1,0 +1,91 @@
+"""The adaptive prefetch window: how many unanswered deliveries of one queue a worker may hold.
+
+Two wishes pull against each other. Fairness wants one delivery per slot: whatever waits here cannot run on
+another worker that idles. Throughput wants enough in reserve that a slot finds its next task at once
+although the broker needs a moment to refill the window. The reserve that is worth having is the number of
+tasks that finish in that moment, `slots * REFILL_SECONDS / runtime`: nothing for tasks of a tenth of a
+second and more, a hundred per slot for a no-op, and never more than MAX_RESERVE, which is plenty on any
+link.
+
+`runtime` is an exponentially weighted mean. When all slots are busy and nothing ends, the time since
+something ended is what is known about the runtime, so it counts as a sample: a window grown on short tasks
+closes when a long one comes.
+
+The window starts at one per slot (fair before anything is known), may first change after 20 ms, then after
+40, 80 … up to half a second, and only by a quarter or more: every change costs a consumer start and a
+cancel.
+"""
+
+from __future__ import annotations
+
+import math
+
+REFILL_SECONDS = 0.005
+LONG_TASK_SECONDS = 0.1
+MAX_RESERVE = 256
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.5
+LEAST_CHANGE = 0.25
+# basic.qos has 16 bits.
+MAX_WINDOW = 65535
+_WEIGHT = 0.8
+
+
+def fitting_window(slots: int, runtime: float | None, extra: int = 0) -> int:
+    """The window for tasks of `runtime` seconds; None: nothing is known. `extra` is held on top (rate limits)."""
+    reserve = 0
+    if runtime is not None and runtime < LONG_TASK_SECONDS:
+        wanted = slots * REFILL_SECONDS / max(runtime, 1e-6)
+        reserve = min(MAX_RESERVE, math.ceil(wanted))
+    return min(MAX_WINDOW, max(1, slots) + reserve + extra)
+
+
+class Window:
+    """The window of one queue. `pinned` never changes; times are of one monotonic clock."""
+
+    __slots__ = ("_changes", "_next_change", "_slots", "count", "current", "extra", "pinned", "runtime", "total")
+
+    def __init__(self, slots: int, pinned: int | None = None) -> None:
+        self.pinned = pinned
+        self.current = pinned if pinned is not None else fitting_window(slots, None)
+        self.extra = 0
+        self.runtime: float | None = None
+        # What ended since the last look: the worker adds to these two for every task.
+        self.total = 0.0
+        self.count = 0
+        self._slots = slots
+        self._changes = 0
+        self._next_change = 0.0
+
+    def resize(self, slots: int) -> None:
+        """The pool has another number of slots now."""
+        self._slots = slots
+
+    def saw_nothing_end(self, seconds: float) -> None:
+        """All slots have been busy for so long."""
+        if self.runtime is None or seconds > self.runtime:
+            self.total += seconds
+            self.count += 1
+
+    def look(self, now: float) -> int | None:
+        """Take in what ended; the new window if it should change now."""
+        if self.count:
+            self._take_in()
+        if self.pinned is not None or now < self._next_change:
+            return None
+        wanted = fitting_window(self._slots, self.runtime, self.extra)
+        if abs(wanted - self.current) < max(1.0, LEAST_CHANGE * self.current):
+            return None
+        pause = FIRST_PAUSE_SECONDS * 2**self._changes if self._changes < 8 else LONGEST_PAUSE_SECONDS
+        self._next_change = now + min(LONGEST_PAUSE_SECONDS, pause)
+        self._changes += 1
+        self.current = wanted
+        return wanted
+
+    def _take_in(self) -> None:
+        mean = self.total / self.count
+        if self.runtime is None:
+            self.runtime = mean
+        else:
+            self.runtime += (1.0 - _WEIGHT ** min(self.count, 50)) * (mean - self.runtime)
+        self.total, self.count = 0.0, 0

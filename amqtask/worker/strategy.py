@@ -1,0 +1,152 @@
+"""The strategy: a delivery becomes a Request, and a verdict says what is to be done with it.
+
+What a task's own options decide is worked out once per task name (`TaskStrategy`); per message only its
+headers are read, the body is left to the slot. A message of any other shape than Celery's protocol v2 takes
+the slow road: its body is looked at here (protocol v1), or it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amqtask.execution.request import Request
+
+if TYPE_CHECKING:
+    from amqtask.execution.contract import TaskLike
+    from amqtask.message import Delivery
+
+# An ETA nearer than this is waited for here; a later one goes to the delay levels.
+NEAR_SECONDS = 0.1
+
+
+class Kind(IntEnum):
+    """What is to be done with a delivery."""
+
+    RUN = 0
+    SOON = 1  # run it in `seconds`, which are few
+    DELAY = 2  # to the delay levels for `seconds`, confirm, then ack
+    EXPIRED = 3
+    REVOKED = 4
+    BURY = 5  # delivered too often: it takes its process with it
+    REFUSE = 6  # not a task message
+
+
+class Verdict(NamedTuple):
+    """The kind, and what belongs to it. `deadline` is the wall-clock time it must have started by, if any."""
+
+    kind: Kind
+    seconds: float = 0.0
+    reason: str = ""
+    deadline: float | None = None
+
+
+RUN = Verdict(Kind.RUN)
+
+
+class TaskStrategy:
+    """What one task's options say about each of its messages; compiled once."""
+
+    __slots__ = ("acks_late", "count", "hard_limit", "name", "soft_limit", "task")
+
+    def __init__(
+        self, name: str, task: TaskLike | None, *, hard_limit: float | None = None, soft_limit: float | None = None
+    ) -> None:
+        self.name = name
+        self.task = task
+        self.acks_late = True
+        self.hard_limit = hard_limit
+        self.soft_limit = soft_limit
+        self.count = 0
+        if task is not None:
+            self.acks_late = task.acks_late
+            self.hard_limit = task.time_limit if task.time_limit is not None else hard_limit
+            self.soft_limit = task.soft_time_limit if task.soft_time_limit is not None else soft_limit
+
+
+def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrategy) -> Request:
+    """The request of a protocol v2 message; nothing of the body is looked at.
+
+    Written out attribute by attribute: this runs for every message, and a call with twenty keywords costs
+    as much again.
+    """
+    properties = delivery.properties
+    headers = properties.headers
+    request = Request.__new__(Request)
+    request.number = number
+    request.task = name
+    request.headers = headers
+    request.body = delivery.body
+    request.id = headers.get("id") or properties.correlation_id or ""
+    request.content_type = properties.content_type
+    request.content_encoding = properties.content_encoding
+    request.correlation_id = properties.correlation_id
+    request.reply_to = properties.reply_to
+    request.exchange = delivery.exchange
+    request.routing_key = delivery.routing_key
+    request.queue = delivery.queue
+    request.priority = properties.priority
+    request.redelivered = delivery.redelivered
+    request.attempts = headers.get("x-delivery-count") or 0
+    request.decoded = None
+    request.is_eager = False
+    request.delivery = delivery
+    limits = headers.get("timelimit")
+    if limits is None or limits == [None, None]:
+        request.hard_limit = strategy.hard_limit
+        request.soft_limit = strategy.soft_limit
+    else:
+        hard, soft = _two(limits)
+        request.hard_limit = strategy.hard_limit if hard is None else hard
+        request.soft_limit = strategy.soft_limit if soft is None else soft
+    return request
+
+
+def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | None) -> Verdict:
+    """What the headers say. `now` is the wall clock, asked only when a time is in the headers."""
+    headers = request.headers
+    if request.attempts and delivery_limit and request.attempts >= delivery_limit:
+        return Verdict(Kind.BURY, reason=f"delivered {request.attempts} times without an end")
+    eta, expires = headers.get("eta"), headers.get("expires")
+    if not eta and not expires:
+        return RUN
+    try:
+        deadline = timestamp(expires) if expires else None
+        start = timestamp(eta) if eta else 0.0
+    except (TypeError, ValueError, AttributeError) as exc:
+        return Verdict(Kind.REFUSE, reason=f"eta or expires is no ISO 8601 time: {exc}")
+    clock = now()
+    if deadline is not None and clock >= deadline:
+        return Verdict(Kind.EXPIRED, deadline=deadline)
+    if start > clock:
+        wait = start - clock
+        return Verdict(Kind.DELAY if wait > NEAR_SECONDS else Kind.SOON, seconds=wait, deadline=deadline)
+    return RUN if deadline is None else Verdict(Kind.RUN, deadline=deadline)
+
+
+def timestamp(value: str | datetime) -> float:
+    """Unix time of an ISO 8601 text; without an offset it is UTC."""
+    # Python 3.10's fromisoformat does not know "Z".
+    when = value if isinstance(value, datetime) else datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=timezone.utc)
+    return when.timestamp()
+
+
+def task_name(headers: Mapping[str, Any] | None) -> str | None:
+    """The name in a protocol v2 message's headers; None: it is not one."""
+    name = headers.get("task") if headers else None
+    return name if isinstance(name, str) else None
+
+
+def _two(limits: Any) -> tuple[float | None, float | None]:
+    try:
+        hard, soft = limits
+    except (TypeError, ValueError):
+        return None, None
+    return (
+        hard if isinstance(hard, (int, float)) else None,
+        soft if isinstance(soft, (int, float)) else None,
+    )

@@ -1,0 +1,91 @@
+"""The throttle: rate-limited requests over their limit leave the dispatcher's lines.
+
+A few of one task's requests are *held* here for their token (at most MOST_HELD, none for longer than about
+LONGEST_HOLD_SECONDS); the others are *sent away*, back to the broker's delay levels, each to return about
+when a token will be there for it (the returns are spread at the task's rate). So a backlog of one limited
+task fills neither the prefetch window nor the memory, and its tokens are taken only by what really starts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from amqtask.worker.rates import TokenBucket, parse_rate
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+
+MOST_HELD = 4
+LONGEST_HOLD_SECONDS = 1.0
+SHORTEST_AWAY_SECONDS = 0.25
+
+
+class Throttle:
+    """Token buckets by task name, and what waits for their tokens; falsy while no task has a limit."""
+
+    def __init__(self, send_away: Callable[[Request, float], None]) -> None:
+        self._send_away = send_away
+        self._buckets: dict[str, TokenBucket] = {}
+        self._held: dict[str, deque[Request]] = {}
+        self._returning_at: dict[str, float] = {}
+
+    def set_rate(self, task: str, limit: str | float | None) -> None:
+        """Raises: ConfigurationError."""
+        rate = parse_rate(limit)
+        if rate > 0:
+            self._buckets[task] = TokenBucket(rate)
+        else:
+            self._buckets.pop(task, None)
+
+    def __bool__(self) -> bool:
+        return bool(self._buckets or self._held)
+
+    def lets_pass(self, request: Request, now: float) -> bool:
+        """True: it may start now (its token is taken). False: it was held or sent away."""
+        bucket = self._buckets.get(request.task)
+        if bucket is None:
+            return True
+        held = self._held.get(request.task)
+        if not held and bucket.take(now):
+            return True
+        ahead = len(held) if held else 0
+        wait = bucket.wait(now) + ahead * bucket.interval
+        if ahead < MOST_HELD and wait <= LONGEST_HOLD_SECONDS:
+            self._held.setdefault(request.task, deque()).append(request)
+            return False
+        earliest = now + max(wait, SHORTEST_AWAY_SECONDS)
+        returning_at = max(self._returning_at.get(request.task, 0.0) + bucket.interval, earliest)
+        self._returning_at[request.task] = returning_at
+        self._send_away(request, returning_at - now)
+        return False
+
+    def next_ready(self, now: float) -> Request | None:
+        """A held request whose token is there; the token is taken."""
+        for task, held in self._held.items():
+            bucket = self._buckets.get(task)
+            if bucket is None or bucket.take(now):
+                request = held.popleft()
+                if not held:
+                    del self._held[task]
+                return request
+        return None
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until the next held request may start; None: nothing is held."""
+        waits = [self._buckets[task].wait(now) if task in self._buckets else 0.0 for task in self._held]
+        return min(waits, default=None)
+
+    def clear(self) -> list[Request]:
+        """Everything held, which is held no longer."""
+        requests = list(self)
+        self._held.clear()
+        return requests
+
+    def __iter__(self) -> Iterator[Request]:
+        for held in self._held.values():
+            yield from held
+
+    def __len__(self) -> int:
+        return sum(map(len, self._held.values()))

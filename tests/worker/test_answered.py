@@ -1,0 +1,88 @@
+"""What a worker remembers of deliveries whose channel died."""
+
+from __future__ import annotations
+
+from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Request
+from amqtask.worker.answered import Answered, LostAttempts
+from amqtask.worker.revoked import RevokedIds
+
+
+def request(number: int, task_id: str = "a", retries: int = 0) -> Request:
+    return Request(number=number, id=task_id, task="t", headers={"retries": retries}, redelivered=True)
+
+
+def test_a_redelivery_of_an_ended_orphan_gets_its_answer() -> None:
+    answered = Answered()
+    orphan = request(1)
+    answered.adopt([orphan])
+    answered.ended(orphan, Answer.ACK)
+
+    assert answered.recall(request(2)) is Answer.ACK
+
+
+def test_a_redelivery_of_a_running_orphan_is_parked_until_it_ends() -> None:
+    answered = Answered()
+    orphan, redelivery = request(1), request(2)
+    answered.adopt([orphan])
+
+    assert answered.recall(redelivery) is None
+    assert answered.park(redelivery)
+    assert answered.ended(orphan, Answer.ACK) == [redelivery]
+    assert answered.parked == 0
+
+
+def test_a_retry_with_the_same_id_is_another_run() -> None:
+    answered = Answered()
+    orphan = request(1)
+    answered.adopt([orphan])
+    answered.ended(orphan, Answer.ACK)
+
+    assert answered.recall(request(2, retries=1)) is None
+    assert not answered.park(request(3, retries=1))
+
+
+def test_an_orphan_that_wants_to_be_requeued_runs_again() -> None:
+    answered = Answered()
+    orphan = request(1)
+    answered.adopt([orphan])
+    answered.ended(orphan, Answer.REQUEUE)
+
+    assert answered.recall(request(2)) is None
+
+
+def test_a_second_lost_channel_voids_what_was_parked_on_it() -> None:
+    answered = Answered()
+    orphan = request(1)
+    answered.adopt([orphan])
+    answered.park(request(2))
+    answered.adopt([orphan])
+
+    assert answered.ended(orphan, Answer.ACK) == []
+    assert answered.recall(request(3)) is Answer.ACK
+
+
+def test_only_the_newest_are_remembered() -> None:
+    answered = Answered(limit=2)
+    for number in range(3):
+        answered.ended(request(number, f"id-{number}"), Answer.ACK)
+
+    assert answered.recall(request(9, "id-0")) is None
+    assert answered.recall(request(9, "id-2")) is Answer.ACK
+
+
+def test_lost_attempts_are_counted_per_task_id_within_bounds() -> None:
+    losses = LostAttempts(limit=2)
+    for task_id in ("a", "a", "b", "c"):
+        losses.add(task_id)
+
+    assert [losses.count(task_id) for task_id in "abc"] == [0, 1, 1]
+
+
+def test_revoked_ids_are_bounded_in_number_and_age() -> None:
+    revoked = RevokedIds(max_ids=2, expires=10.0)
+    revoked.add(["a", "b", "c"], now=0.0)
+    assert ["a" in revoked, "b" in revoked, "c" in revoked] == [False, True, True]
+
+    revoked.add(["d"], now=11.0)
+    assert revoked.as_dict() == {"d": 11.0}
