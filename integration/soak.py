@@ -2,8 +2,8 @@
 
     python -m integration.soak [FAULT …] [--tasks N] [--pool NAME] [--root DIR]
 
-The faults: `kill-worker` (SIGKILL of the main process, three times), `kill-children`, `close-connections` (from the broker's
-side), `restart-broker`, `pause-worker` (15 s). `--root` is a folder with another RabbitMQ version in it.
+The faults: `kill-worker` (SIGKILL of the main process, three times), `kill-children`, `close-connections` (from the
+broker's side), `restart-broker`, `pause-worker` (15 s). `--root` is a folder with another RabbitMQ version in it.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_a_celery_producers_countdown_waits_in_the_broker(rabbit: Broker, redis_
 
     with our_worker(classic, redis_url) as worker:
         took = celery_peer.call(
-            "import time; t = time.time(); add.apply_async((1, 1), countdown=3).get(timeout=20); print(time.time() - t)",
+            "import time; t = time.time(); add.apply_async((1, 1), countdown=3).get(timeout=20); print(time.time()-t)",
             environment,
         )
         worker.stop()

@@ -84,9 +84,9 @@ class QueueAdmin:
                 message.exchange, message.routing_key, message.body, pika.BasicProperties(**fields), mandatory=True
             )
         except UnroutableError as error:
-            raise Unroutable(f"nothing takes routing key {message.routing_key!r} any more; the message stays.") from error
+            raise Unroutable(f"nothing takes routing key {message.routing_key!r} now; the message stays.") from error
         except NackError as error:
-            raise PublishRefused(f"queue {message.routing_key!r} refused the message (is it full?); it stays.") from error
+            raise PublishRefused(f"queue {message.routing_key!r} refused it (is it full?); the message stays.") from error
 
     @contextmanager
     def _channel(self, queue: str) -> Iterator[Any]:
