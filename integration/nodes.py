@@ -3,7 +3,8 @@
     python -m integration.nodes run [--redis] -- COMMAND …
 
 uses, in this order, AMQTASK_BROKER_URL, a broker on 127.0.0.1:5672, or a private node that it starts and stops;
-the command finds the URL in AMQTASK_BROKER_URL. Only the standard library is needed, so it runs before anything is installed.
+the command finds the URL in AMQTASK_BROKER_URL. Only the standard library is needed, so it runs before
+anything is installed.
 """
 
 from __future__ import annotations

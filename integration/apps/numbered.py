@@ -21,3 +21,13 @@ def record(number: int, seconds: float = 0.01) -> int:
     finally:
         os.close(file)
     return number
+
+
+@app.task(name="numbered.due")
+def due(number: int, eta: float) -> None:
+    """Write how many seconds after its ETA it ran."""
+    file = os.open(os.environ["SOAK_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, f"{number} {time.time() - eta:.6f}\n".encode())
+    finally:
+        os.close(file)
