@@ -59,7 +59,7 @@ def run(broker: str, queue: str, *, tasks: int, ahead: float, spread: float) -> 
     app.conf.task_default_queue = queue
     environment = {"SOAK_FILE": str(file), "SOAK_QUEUE": queue, "AMQTASK_BROKER_URL": broker}
     options = ("-P", "prefork", "-c", "2")
-    with WorkerProcess("integration.apps.numbered", *options, environment=environment, loglevel="WARNING") as worker:
+    with WorkerProcess("integration.apps.numbered", *options, environment=environment) as worker:
         eventually(lambda: len(worker.children) == 2, what="no children")
         before = peak = memory(worker)
         started = time.time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from amqtask import AmqTask
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
+    ConnectionBlocked,
     EncodeError,
     MessageTooLarge,
     NotRegistered,
@@ -274,10 +276,11 @@ def test_a_blocked_connection_is_named_so(hurt_node: RabbitNode) -> None:
     app.send_task("sample.add", (1, 2), queue="alarm")
     hurt_node.ctl("set_vm_memory_high_watermark", "0.00001")
     try:
-        with pytest.raises(Exception, match="alarm") as caught:
-            for _ in range(3):  # the broker blocks a connection at its first publish after the alarm
-                app.send_task("sample.add", (1, 2), queue="alarm")
-        assert type(caught.value).__name__ == "ConnectionBlocked"
+        # The broker blocks a connection at its first publish after the alarm, and takes that one.
+        with suppress(ConnectionBlocked):
+            app.send_task("sample.add", (1, 2), queue="alarm")
+        with pytest.raises(ConnectionBlocked, match="alarm"):
+            app.send_task("sample.add", (1, 2), queue="alarm")
     finally:
         hurt_node.ctl("set_vm_memory_high_watermark", "0.6")
     app.conf.broker_publish_timeout = 20.0
