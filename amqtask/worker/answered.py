@@ -24,7 +24,8 @@ Key: TypeAlias = tuple[str, int]
 
 def key_of(request: Request) -> Key:
     """What a redelivery is recognised by."""
-    return request.id, int(request.headers.get("retries") or 0)
+    retries = request.headers.get("retries")
+    return request.id, retries if isinstance(retries, int) else 0
 
 
 class Answered:

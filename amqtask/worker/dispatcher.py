@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Dispatcher:
     """Waiting requests and the way into the pool; what the pool has goes into `running`.
 
-    `admit(request)` is asked just before a request in `watched` runs; False means it was dealt with otherwise.
+    `watched` has requests that must start before a wall-clock time, or that were revoked while they waited
+    (infinity): `admit(request, deadline)` is asked just before they run; False means it was dealt with otherwise.
     `accepted(request)` is told just before the pool gets a request in `early`.
     """
 
@@ -30,7 +31,7 @@ class Dispatcher:
         pool: Pool,
         loop: Loop,
         throttle: Throttle,
-        admit: Callable[[Request], bool],
+        admit: Callable[[Request, float], bool],
         accepted: Callable[[Request], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,7 +46,7 @@ class Dispatcher:
         self._timer: Timer | None = None
         self._busy = False
         self.running: dict[int, Request] = {}
-        self.watched: set[int] = set()
+        self.watched: dict[int, float] = {}
         self.early: set[int] = set()
 
     def add(self, request: Request) -> None:
@@ -90,8 +91,7 @@ class Dispatcher:
             pool.submit(request)
 
     def _admitted(self, request: Request) -> bool:
-        self.watched.discard(request.number)
-        return self._admit(request)
+        return self._admit(request, self.watched.pop(request.number))
 
     def _fill_from_held(self) -> None:
         while self._pool.free > 0 and (request := self._throttle.next_ready(self._clock())) is not None:
@@ -119,10 +119,6 @@ class Dispatcher:
         """How many could run if a slot were free (held ones are not among them)."""
         return sum(map(len, self._turns))
 
-    def waiting_in(self, queue: str) -> int:
-        line = self._lines.get(queue)
-        return len(line) if line else 0
-
     def __iter__(self) -> Iterator[Request]:
         """All that waits, held ones too."""
         for line in self._lines.values():
@@ -143,13 +139,13 @@ class Dispatcher:
             self._timer = None
         return requests
 
-    def take_newest(self, queue: str, count: int, *, allowed: Callable[[Request], bool]) -> list[Request]:
-        """Take the newest `count` of one queue's line away again (its window has shrunk), as far as `allowed`."""
+    def take_newest(self, queue: str, *, allowed: Callable[[Request], bool]) -> list[Request]:
+        """Take one queue's line away again from its end, as far as `allowed` (its window has closed)."""
         line = self._lines.get(queue)
         taken: list[Request] = []
-        while line and len(taken) < count and allowed(line[-1]):
+        while line and allowed(line[-1]):
             request = line.pop()
-            self.watched.discard(request.number)
+            self.watched.pop(request.number, None)
             self.early.discard(request.number)
             taken.append(request)
         if line is not None and not line:

@@ -67,6 +67,11 @@ class Window:
             self.total += seconds
             self.count += 1
 
+    @property
+    def is_for_long_tasks(self) -> bool:
+        """Nothing is held in reserve."""
+        return self.runtime is not None and self.runtime >= LONG_TASK_SECONDS
+
     def look(self, now: float) -> int | None:
         """Take in what ended; the new window if it should change now."""
         if self.count:

@@ -49,13 +49,21 @@ RUN = Verdict(Kind.RUN)
 class TaskStrategy:
     """What one task's options say about each of its messages; compiled once."""
 
-    __slots__ = ("acks_late", "count", "hard_limit", "name", "soft_limit", "task")
+    __slots__ = ("acks_late", "count", "hard_limit", "is_plain", "name", "problem", "soft_limit", "task")
 
     def __init__(
-        self, name: str, task: TaskLike | None, *, hard_limit: float | None = None, soft_limit: float | None = None
+        self,
+        name: str,
+        task: TaskLike | None,
+        *,
+        hard_limit: float | None = None,
+        soft_limit: float | None = None,
+        problem: str = "",
     ) -> None:
         self.name = name
         self.task = task
+        # Why there is no task.
+        self.problem = problem
         self.acks_late = True
         self.hard_limit = hard_limit
         self.soft_limit = soft_limit
@@ -64,6 +72,8 @@ class TaskStrategy:
             self.acks_late = task.acks_late
             self.hard_limit = task.time_limit if task.time_limit is not None else hard_limit
             self.soft_limit = task.soft_time_limit if task.soft_time_limit is not None else soft_limit
+        # Nothing about this task needs a look at each message.
+        self.is_plain = task is not None and self.acks_late
 
 
 def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrategy) -> Request:
@@ -79,7 +89,8 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.task = name
     request.headers = headers
     request.body = delivery.body
-    request.id = headers.get("id") or properties.correlation_id or ""
+    task_id = headers.get("id") or properties.correlation_id or ""
+    request.id = task_id if task_id.__class__ is str else str(task_id)
     request.content_type = properties.content_type
     request.content_encoding = properties.content_encoding
     request.correlation_id = properties.correlation_id
@@ -89,7 +100,8 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.queue = delivery.queue
     request.priority = properties.priority
     request.redelivered = delivery.redelivered
-    request.attempts = headers.get("x-delivery-count") or 0
+    # Only the broker writes it, on what it delivers again; a sender's own means nothing.
+    request.attempts = headers.get("x-delivery-count") or 0 if delivery.redelivered else 0
     request.decoded = None
     request.is_eager = False
     request.delivery = delivery
@@ -98,7 +110,7 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
         request.hard_limit = strategy.hard_limit
         request.soft_limit = strategy.soft_limit
     else:
-        hard, soft = _two(limits)
+        hard, soft = limits_in(headers)
         request.hard_limit = strategy.hard_limit if hard is None else hard
         request.soft_limit = strategy.soft_limit if soft is None else soft
     return request
@@ -135,17 +147,12 @@ def timestamp(value: str | datetime) -> float:
     return when.timestamp()
 
 
-def task_name(headers: Mapping[str, Any] | None) -> str | None:
-    """The name in a protocol v2 message's headers; None: it is not one."""
-    name = headers.get("task") if headers else None
-    return name if isinstance(name, str) else None
-
-
-def _two(limits: Any) -> tuple[float | None, float | None]:
-    try:
-        hard, soft = limits
-    except (TypeError, ValueError):
+def limits_in(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The message's own (hard, soft) time limit."""
+    limits = headers.get("timelimit")
+    if not isinstance(limits, (list, tuple)) or len(limits) != 2:
         return None, None
+    hard, soft = limits
     return (
         hard if isinstance(hard, (int, float)) else None,
         soft if isinstance(soft, (int, float)) else None,

@@ -1,6 +1,6 @@
 """The throttle: rate-limited requests over their limit leave the dispatcher's lines.
 
-A few of one task's requests are *held* here for their token (at most MOST_HELD, none for longer than about
+A few of one task's requests are *held* here for their token (at most `most_held`, none for longer than about
 LONGEST_HOLD_SECONDS); the others are *sent away*, back to the broker's delay levels, each to return about
 when a token will be there for it (the returns are spread at the task's rate). So a backlog of one limited
 task fills neither the prefetch window nor the memory, and its tokens are taken only by what really starts.
@@ -25,8 +25,16 @@ SHORTEST_AWAY_SECONDS = 0.25
 class Throttle:
     """Token buckets by task name, and what waits for their tokens; falsy while no task has a limit."""
 
-    def __init__(self, send_away: Callable[[Request, float], None]) -> None:
+    def __init__(
+        self,
+        send_away: Callable[[Request, float], None],
+        *,
+        on_limited: Callable[[Request], None] = lambda request: None,
+        most_held: int = MOST_HELD,
+    ) -> None:
         self._send_away = send_away
+        self._on_limited = on_limited
+        self.most_held = most_held
         self._buckets: dict[str, TokenBucket] = {}
         self._held: dict[str, deque[Request]] = {}
         self._returning_at: dict[str, float] = {}
@@ -50,9 +58,10 @@ class Throttle:
         held = self._held.get(request.task)
         if not held and bucket.take(now):
             return True
+        self._on_limited(request)
         ahead = len(held) if held else 0
         wait = bucket.wait(now) + ahead * bucket.interval
-        if ahead < MOST_HELD and wait <= LONGEST_HOLD_SECONDS:
+        if ahead < self.most_held and wait <= LONGEST_HOLD_SECONDS:
             self._held.setdefault(request.task, deque()).append(request)
             return False
         earliest = now + max(wait, SHORTEST_AWAY_SECONDS)

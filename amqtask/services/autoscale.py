@@ -1,0 +1,87 @@
+"""Autoscale: the pool grows with what this worker could run at once, and shrinks when slots have been idle a while."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqtask.worker.ticker import Ticker
+
+if TYPE_CHECKING:
+    from amqtask.worker.orders import Orders
+    from amqtask.worker.worker import Worker
+
+logger = logging.getLogger("amqtask.worker")
+
+CHECK_SECONDS = 1.0
+# How long slots must have been idle before they are taken away (Celery's AUTOSCALE_KEEPALIVE).
+KEEP_SECONDS = 30.0
+
+
+class Autoscale:
+    """Between `least` and `most` slots.
+
+    The prefetch windows are sized for `most`, so what runs and waits here says how many slots there is work for:
+    growing is immediate and to exactly that many, shrinking waits until the need has been lower for `keep` seconds.
+    """
+
+    name = "autoscale"
+
+    def __init__(
+        self,
+        worker: Worker,
+        orders: Orders,
+        *,
+        most: int,
+        least: int,
+        keep: float = KEEP_SECONDS,
+        check_every: float = CHECK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._worker = worker
+        self._orders = orders
+        self._keep = keep
+        self._clock = clock
+        self.most = most
+        self.least = max(1, least)
+        self._last_needed = clock()
+        self._ticker = Ticker(worker.loop, check_every, self.check)
+
+    def start(self) -> None:
+        self._ticker.start()
+
+    def stop(self) -> None:
+        self._ticker.stop()
+
+    def check(self) -> None:
+        """Look once."""
+        slots = self._worker.pool.slots
+        needed = min(self.most, max(self.least, self._orders.backlog))
+        now = self._clock()
+        if needed >= slots:
+            self._last_needed = now
+        if needed > slots:
+            self._scale(slots, needed)
+        elif needed < slots and now - self._last_needed >= self._keep:
+            self._last_needed = now
+            self._scale(slots, needed)
+
+    def set_bounds(self, most: int | None, least: int | None) -> tuple[int, int]:
+        """By remote control. Returns (most, least)."""
+        self.most = max(1, most if most is not None else self.most)
+        self.least = max(1, min(self.most, least if least is not None else self.least))
+        self._worker.windows.resize(self.most)
+        slots = self._worker.pool.slots
+        bounded = min(self.most, max(self.least, slots))
+        if bounded != slots:
+            self._scale(slots, bounded)
+        return self.most, self.least
+
+    def info(self) -> dict[str, Any]:
+        return {"max": self.most, "min": self.least, "current": self._worker.pool.slots}
+
+    def _scale(self, before: int, slots: int) -> None:
+        logger.info("Scaling %s to %d slots.", "up" if slots > before else "down", slots)
+        self._orders.scale(slots)

@@ -1,0 +1,71 @@
+"""The watchdog: a worker that could work and does not is ended, so that whoever supervises it starts a new one.
+
+It bites when requests wait, slots are free and for a whole minute nothing was started and nothing ended. That can only be
+a fault of ours (or of a pool), which is why it ends the process and does not try to mend it: the broker still has
+every message.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from amqtask.worker.ticker import Ticker
+
+if TYPE_CHECKING:
+    from amqtask.worker.worker import Worker
+
+logger = logging.getLogger("amqtask.worker")
+
+STUCK_SECONDS = 60.0
+CHECK_SECONDS = 5.0
+
+
+class WorkerStuck(Exception):
+    """Requests wait, slots are free, nothing moves."""
+
+
+class Watchdog:
+    """Ends a stuck worker with a non-zero exit code."""
+
+    name = "watchdog"
+
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        stuck_after: float = STUCK_SECONDS,
+        check_every: float = CHECK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._worker = worker
+        self._stuck_after = stuck_after
+        self._clock = clock
+        self._seen = (0, 0)
+        self._since = clock()
+        self._ticker = Ticker(worker.loop, check_every, self.check)
+
+    def start(self) -> None:
+        self._since = self._clock()
+        self._ticker.start()
+
+    def stop(self) -> None:
+        self._ticker.stop()
+
+    def check(self) -> None:
+        """Look once."""
+        worker = self._worker
+        now = self._clock()
+        moved = (worker.ended, len(worker.dispatcher.running))
+        if moved != self._seen or not worker.dispatcher.waiting or worker.pool.free <= 0:
+            self._seen, self._since = moved, now
+        elif now - self._since >= self._stuck_after:
+            self.stop()
+            waiting = worker.dispatcher.waiting
+            worker.lifecycle.shutdown.fail(
+                WorkerStuck(
+                    f"{waiting} tasks wait, slots are free, and nothing has moved for {now - self._since:.0f} s"
+                )
+            )

@@ -1,0 +1,154 @@
+"""The intake: deliveries that are not simply to be run are dealt with here; the common ones never come by.
+
+Everything here is rare by nature: redelivered, timed, revoked, unknown or malformed messages. Each road ends in
+exactly one of: the dispatcher, the finisher (result, dead letter or delay, then the answer), an answer, or the
+parking place for redeliveries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from amqtask.worker.copies import back_to_its_queue
+from amqtask.worker.strategy import Kind, Verdict, judge
+
+if TYPE_CHECKING:
+    from amqtask.execution.outcome import Answer, Outcome
+    from amqtask.execution.request import Request
+    from amqtask.pool import Loop, Timer
+    from amqtask.worker.answered import Answered, LostAttempts
+    from amqtask.worker.finish import Finisher
+    from amqtask.worker.report import Report
+    from amqtask.worker.revoked import RevokedIds
+    from amqtask.worker.setup import Delays, Endings
+    from amqtask.worker.strategy import TaskStrategy
+
+NEVER = float("inf")
+
+
+class Intake:
+    """Judges the uncommon delivery. `ready` is called when a request that waited here was added to the dispatcher."""
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        finisher: Finisher,
+        answered: Answered,
+        losses: LostAttempts,
+        revoked: RevokedIds,
+        report: Report,
+        delays: Delays,
+        endings: Endings,
+        delivery_limit: int | None,
+        answer: Callable[[Request, Answer], None],
+        ready: Callable[[Request], None],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._loop = loop
+        self._finisher = finisher
+        self._answered = answered
+        self._losses = losses
+        self._revoked = revoked
+        self._report = report
+        self._delays = delays
+        self._endings = endings
+        self._delivery_limit = delivery_limit
+        self._answer = answer
+        self._ready = ready
+        self._wall_clock = wall_clock
+        self._soon: dict[int, tuple[Request, Timer]] = {}
+
+    def examine(self, request: Request, strategy: TaskStrategy, watched: dict[int, float]) -> bool:
+        """True: it may run now (`watched` knows of its deadline). False: it has been dealt with."""
+        if request.redelivered and self._is_known(request):
+            return False
+        if request.id in self._revoked:
+            self._revoke(request)
+            return False
+        if strategy.task is None:
+            self.refuse_unknown(request, strategy)
+            return False
+        verdict = judge(request, self._wall_clock, delivery_limit=self._delivery_limit)
+        if verdict.deadline is not None and verdict.kind is Kind.RUN:
+            watched[request.number] = verdict.deadline
+        return verdict.kind is Kind.RUN or self._divert(request, verdict)
+
+    def admit(self, request: Request, deadline: float) -> bool:
+        """The last look before a watched request runs."""
+        if request.id in self._revoked:
+            self._revoke(request)
+            return False
+        if self._wall_clock() >= deadline:
+            self._expire(request)
+            return False
+        return True
+
+    def _is_known(self, request: Request) -> bool:
+        answer = self._answered.recall(request)
+        if answer is not None:
+            self._answer(request, answer)
+            return True
+        if not request.attempts:
+            # Only quorum queues count deliveries; for the others this worker's own memory has to do.
+            request.attempts = self._losses.count(request.id)
+        return self._answered.park(request)
+
+    def _divert(self, request: Request, verdict: Verdict) -> bool:
+        match verdict.kind:
+            case Kind.SOON:
+                timer = self._loop.call_later(verdict.seconds, lambda: self._is_time(request))
+                self._soon[request.number] = (request, timer)
+            case Kind.DELAY:
+                self.delay(request, verdict.seconds)
+            case Kind.EXPIRED:
+                self._expire(request)
+            case Kind.BURY:
+                self._end(request, self._endings.refused(request, WorkerLostError(verdict.reason)))
+            case _:
+                self.refuse(request, InvalidTaskError(verdict.reason))
+        return False
+
+    def delay(self, request: Request, seconds: float) -> None:
+        """To the broker's delay levels, from where it comes back to its queue."""
+        self._finisher.forward(request, self._delays.delayed(back_to_its_queue(request), seconds))
+
+    def refuse(self, request: Request, error: Exception) -> None:
+        """Not a task message: dead-lettered with the reason."""
+        self._report.rejected(request, error)
+        self._end(request, self._endings.refused(request, error))
+
+    def refuse_unknown(self, request: Request, strategy: TaskStrategy) -> None:
+        """No task of that name: dead-lettered with the reason."""
+        error = NotRegistered(strategy.problem)
+        self._report.unknown(request, error)
+        self._end(request, self._endings.refused(request, error))
+
+    def _revoke(self, request: Request) -> None:
+        self._report.revoked(request)
+        self._end(request, self._endings.revoked(request, "revoked"))
+
+    def _expire(self, request: Request) -> None:
+        self._report.revoked(request, expired=True)
+        self._end(request, self._endings.expired(request))
+
+    def _end(self, request: Request, outcome: Outcome) -> None:
+        self._report.ended(request, outcome)
+        self._finisher.finish(request, outcome)
+
+    # -- requests whose ETA is a moment away
+
+    def _is_time(self, request: Request) -> None:
+        if self._soon.pop(request.number, None) is not None:
+            self._ready(request)
+
+    def clear(self) -> list[Request]:
+        """Take away what waits for its moment (it is given back, or void)."""
+        requests = [request for request, _ in self._soon.values()]
+        for _, timer in self._soon.values():
+            timer.cancel()
+        self._soon.clear()
+        return requests

@@ -1,0 +1,181 @@
+"""A worker's life: what starts in which order, what closes in which, and the signals in between."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amqtask import signals
+from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
+from amqtask.worker.ticker import Ticker
+
+if TYPE_CHECKING:
+    from amqtask.entities import Queue
+    from amqtask.worker.service import Service
+    from amqtask.worker.worker import Worker
+
+logger = logging.getLogger("amqtask.worker")
+
+BUSY_CHECK_SECONDS = 0.5
+# A connection that does not close by then is left to the operating system.
+CLOSE_SECONDS = 2.0
+
+
+class Lifecycle:
+    """Starts and stops one worker; `services` start after it and stop before its connections do."""
+
+    def __init__(self, worker: Worker, services: Sequence[Service]) -> None:
+        setup = worker.setup
+        self._worker = worker
+        self._setup = setup
+        self._loop = worker.loop
+        self.services = tuple(services)
+        self.started_at = time.time()
+        self.is_ready = False
+        self.shutdown = Shutdown(
+            self,
+            worker.loop,
+            grace=setup.shutdown_timeout,
+            soft_timeout=setup.soft_shutdown_timeout,
+            soft_on_idle=setup.soft_shutdown_on_idle,
+            term_is_quit=setup.term_is_quit,
+            on_change=self._tell_shutting_down,
+        )
+        self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
+        self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self._look_at_long_tasks)
+        self._ended_before = 0
+        self._idle_since = time.monotonic()
+
+    def run(self) -> int:
+        """From start to end; the exit code."""
+        if signals.worker_init:
+            signals.worker_init.send(sender=self._worker)
+        try:
+            self._start()
+            self._loop.run()
+        except BaseException:
+            self.shutdown.exit_code = EX_FAILURE
+            raise
+        finally:
+            self._end()
+        return self.shutdown.exit_code
+
+    def _start(self) -> None:
+        """The pool first: its children must not inherit the broker's sockets."""
+        worker, setup = self._worker, self._setup
+        self._load_state()
+        worker.pool.start()
+        if setup.install_signals and threading.current_thread() is threading.main_thread():
+            self._handlers.install()
+            if hasattr(signal, "SIGUSR1") and _has_file(sys.stderr):
+                faulthandler.register(signal.SIGUSR1, all_threads=True)
+        for name, limit in setup.rate_limits.items():
+            worker.throttle.set_rate(name, limit)
+        worker.publisher.start()
+        for queue, dead_letter in setup.queues:
+            self.consume(queue, dead_letter)
+        worker.consumer.start()
+        self._busy_check.start()
+        for service in self.services:
+            service.start()
+
+    def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
+        """One more queue."""
+        worker = self._worker
+        worker.add_queue(queue, dead_letter)
+        window = worker.windows.add(queue.name)
+        worker.consumer.add_queue(queue, prefetch=window.current, dead_letter=dead_letter)
+
+    def is_consuming(self) -> None:
+        """Consuming (again); the first time the worker is ready."""
+        if not self.is_ready:
+            self.is_ready = True
+            logger.warning("%s ready.", self._setup.hostname)
+            if signals.worker_ready:
+                signals.worker_ready.send(sender=self._worker)
+
+    def _end(self) -> None:
+        for service in self.services:
+            service.stop()
+        self._busy_check.stop()
+        self._worker.pool.stop()
+        self._handlers.restore()
+        self._save_state()
+        if signals.worker_shutdown:
+            signals.worker_shutdown.send(sender=self._worker)
+
+    def _look_at_long_tasks(self) -> None:
+        worker, now = self._worker, time.monotonic()
+        if worker.ended != self._ended_before or worker.pool.free > 0:
+            self._ended_before, self._idle_since = worker.ended, now
+        else:
+            worker.windows.nothing_ends(now - self._idle_since)
+        worker.revoked.purge(time.time())
+        worker.wake()
+
+    # -- what the shutdown asks for
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._worker.dispatcher.running)
+
+    @property
+    def is_settled(self) -> bool:
+        worker = self._worker
+        return not (worker.dispatcher.running or worker.finisher.confirming or worker.publisher.outstanding)
+
+    def quiet(self) -> None:
+        self._worker.quiet()
+
+    def abandon(self) -> None:
+        self._worker.abandon()
+
+    def close(self) -> None:
+        """Answers first, then the connections, then the loop."""
+        worker = self._worker
+        worker.flush()
+        for service in self.services:
+            service.stop()
+        worker.publisher.stop()
+        worker.consumer.stop(on_stopped=self._loop.stop)
+        self._loop.call_later(CLOSE_SECONDS, self._loop.stop)
+
+    def halt(self) -> None:
+        self._loop.stop()
+
+    def _tell_shutting_down(self, why: str | None, how: str, exit_code: int) -> None:
+        if signals.worker_shutting_down:
+            signals.worker_shutting_down.send(sender=self._setup.hostname, sig=why, how=how, exitcode=exit_code)
+
+    # -- revoked ids from run to run
+
+    def _load_state(self) -> None:
+        if self._setup.statedb and os.path.exists(self._setup.statedb):
+            try:
+                revoked = json.loads(Path(self._setup.statedb).read_text())["revoked"]
+                self._worker.revoked.update(revoked, time.time())
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                logger.warning("worker: the state file %s is not readable: %s", self._setup.statedb, exc)
+
+    def _save_state(self) -> None:
+        if self._setup.statedb:
+            Path(self._setup.statedb).write_text(json.dumps({"revoked": self._worker.revoked.as_dict()}))
+
+
+def _has_file(stream: object) -> bool:
+    try:
+        return stream.fileno() >= 0  # type: ignore[attr-defined,no-any-return] # a test's stream may have none
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+__all__ = ["Degree", "Lifecycle"]

@@ -1,0 +1,98 @@
+"""What a worker tells about its tasks: log lines in Celery's words, and signals; what nobody listens to costs nothing.
+
+Decided once, when the worker starts: `sees_received` and `sees_success` are False when neither a log level nor a
+connected signal asks for them, and the worker then makes no call at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from amqtask import signals, states
+from amqtask.execution.outcome import Answer
+
+if TYPE_CHECKING:
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
+
+logger = logging.getLogger("amqtask.worker")
+
+
+class Report:
+    """Log lines and signals about deliveries. `sender` is what the signals are sent by (the worker)."""
+
+    def __init__(self, sender: Any = None) -> None:
+        self.sender = sender
+        self._info = logger.isEnabledFor(logging.INFO)
+        self.sees_received = self._info or bool(signals.task_received)
+        self.sees_success = self._info
+
+    def received(self, request: Request) -> None:
+        if self._info:
+            logger.info("Task %s[%s] received", name_of(request), request.id, extra=fields(request))
+        if signals.task_received:
+            signals.task_received.send(sender=self.sender, request=request)
+
+    def ended(self, request: Request, outcome: Outcome) -> None:
+        """One line for an outcome, by its state."""
+        name, task_id, extra = name_of(request), request.id, fields(request)
+        state = outcome.state
+        if state == states.SUCCESS:
+            logger.info(
+                "Task %s[%s] succeeded in %.6gs: %s", name, task_id, outcome.runtime, outcome.summary, extra=extra
+            )
+        elif state == states.RETRY:
+            logger.info("Task %s[%s] retry: %s", name, task_id, outcome.summary, extra=extra)
+        elif state == states.REVOKED:
+            logger.info("Task %s[%s] revoked: %s", name, task_id, outcome.reason or outcome.summary, extra=extra)
+        elif outcome.answer is Answer.DEAD_LETTER:
+            logger.error(
+                "Task %s[%s] is dead-lettered: %s: %s", name, task_id, outcome.reason, outcome.summary, extra=extra
+            )
+        elif outcome.answer is Answer.REQUEUE:
+            logger.warning("Task %s[%s] is requeued: %s", name, task_id, outcome.reason or outcome.summary, extra=extra)
+        elif state == states.FAILURE:
+            self._failed(name, task_id, outcome, extra)
+        else:
+            logger.info("Task %s[%s] %s", name, task_id, _WORDS.get(state, state.lower()), extra=extra)
+
+    def _failed(self, name: str, task_id: str, outcome: Outcome, extra: dict[str, Any]) -> None:
+        if outcome.expected:
+            logger.info("Task %s[%s] raised expected: %s", name, task_id, outcome.summary, extra=extra)
+        else:
+            trace = f"\n{outcome.traceback}" if outcome.traceback else ""
+            logger.error("Task %s[%s] raised unexpected: %s%s", name, task_id, outcome.summary, trace, extra=extra)
+
+    def revoked(self, request: Request, *, terminated: bool = False, expired: bool = False) -> None:
+        if signals.task_revoked:
+            signals.task_revoked.send(
+                sender=request.task, request=request, terminated=terminated, signum=None, expired=expired
+            )
+
+    def unknown(self, request: Request, error: Exception) -> None:
+        logger.error(
+            "Received unregistered task of type %r (%s): %s", request.task, request.id, error, extra=fields(request)
+        )
+        if signals.task_unknown:
+            signals.task_unknown.send(
+                sender=self.sender, message=request.delivery, exc=error, name=request.task, id=request.id
+            )
+
+    def rejected(self, request: Request, error: Exception) -> None:
+        logger.error("Received a message that is no task, on %s: %s", request.queue, error, extra=fields(request))
+        if signals.task_rejected:
+            signals.task_rejected.send(sender=self.sender, message=request.delivery, exc=error)
+
+
+_WORDS = {"IGNORED": "ignored", "REJECTED": "rejected"}
+
+
+def name_of(request: Request) -> str:
+    """The task's name as logs show it: its shadow, if the caller gave one."""
+    return request.headers.get("shadow") or request.task
+
+
+def fields(request: Request) -> dict[str, Any]:
+    """The fields of a log record about a request."""
+    return {"task_id": request.id, "task_name": request.task, "queue": request.queue}

@@ -1,0 +1,78 @@
+"""WorkerSetup: what a worker has to know, as plain data that `assembly` works out from settings and options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from amqtask.pool import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from amqtask.entities import Queue
+    from amqtask.execution.contract import TaskLike
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
+    from amqtask.message import Message
+
+
+class WorkQueue(NamedTuple):
+    """A queue to consume, and where its dead letters go (None: nowhere)."""
+
+    queue: Queue
+    dead_letter: Queue | None
+
+
+class RunnableLoop(Loop, Protocol):
+    """The I/O loop, as the one who runs it sees it."""
+
+    def run(self) -> None:
+        """Until `stop`."""
+
+    def stop(self) -> None: ...
+
+
+class Delays(Protocol):
+    """Sends messages through the broker's delay levels (topology.delays.DelayPlan)."""
+
+    def delayed(self, message: Message, seconds: float) -> Message: ...
+
+
+class Endings(Protocol):
+    """Outcomes of requests that no slot ran (execution.executor.Executor)."""
+
+    def refused(self, request: Request, error: Exception) -> Outcome: ...
+
+    def revoked(self, request: Request, reason: str) -> Outcome: ...
+
+    def expired(self, request: Request) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """Times are seconds. `slots` is the most the pool may have (autoscale's maximum): windows are sized for it.
+
+    `prefetch` None lets the window adapt. `time_limit` and `soft_time_limit` are for tasks that set none.
+    """
+
+    hostname: str
+    queues: tuple[WorkQueue, ...]
+    tasks: Mapping[str, TaskLike]
+    delays: Delays
+    slots: int
+    prefetch: int | None = None
+    delivery_limit: int | None = 5
+    # Content types of protocol v1 bodies, which the worker itself has to read (v2 bodies are the slots' business).
+    accept: frozenset[str] = frozenset({"application/json"})
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    # Task name to rate limit ('10/s'), for tasks that have one.
+    rate_limits: Mapping[str, str | float] = field(default_factory=dict)
+    shutdown_timeout: float | None = None
+    soft_shutdown_timeout: float = 0.0
+    soft_shutdown_on_idle: bool = False
+    term_is_quit: bool = False
+    install_signals: bool = True
+    # A file that keeps revoked ids from run to run (--statedb).
+    statedb: str | None = None

@@ -1,0 +1,204 @@
+"""How a worker stops: warm, soft, cold; from signals, remote control, or because it cannot go on.
+
+    running ──TERM, INT──► warm: no new deliveries, what waits is given back, what runs ends; exit code 0
+       │                     │ end of worker_shutdown_timeout, or a second TERM or INT, or QUIT
+       └──QUIT──► soft ◄─────┤ (only with worker_soft_shutdown_timeout, and only while something runs)
+                    │        ▼
+                    └─────► cold: what runs is ended and requeued; exit code 1; the next signal exits on the spot
+
+`REMAP_SIGTERM=SIGQUIT` makes TERM mean QUIT, as in Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.pool import Loop, Timer
+
+logger = logging.getLogger(__name__)
+
+EX_OK = 0
+EX_FAILURE = 1
+# After a cold stop: how long confirms of results may still be waited for.
+LAST_CONFIRMS_SECONDS = 3.0
+
+
+class Degree(IntEnum):
+    """How far the shutdown has come; it only ever rises."""
+
+    RUNNING = 0
+    WARM = 1
+    SOFT = 2
+    COLD = 3
+    CLOSING = 4
+
+
+class Stoppable(Protocol):
+    """What the shutdown asks of the worker."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Something runs."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing runs, and nothing waits to be confirmed or acked."""
+
+    def quiet(self) -> None:
+        """Take no more deliveries, give back what waits."""
+
+    def abandon(self) -> None:
+        """End what runs, now, and requeue it."""
+
+    def close(self) -> None:
+        """Flush and close connections, then end the loop."""
+
+    def halt(self) -> None:
+        """End the loop on the spot."""
+
+
+class Shutdown:
+    """The degrees of stopping. `on_change(signal name or None, how, exit code)` is told when one begins."""
+
+    def __init__(
+        self,
+        worker: Stoppable,
+        loop: Loop,
+        *,
+        grace: float | None = None,
+        soft_timeout: float = 0.0,
+        soft_on_idle: bool = False,
+        term_is_quit: bool = False,
+        on_change: Callable[[str | None, str, int], None] | None = None,
+    ) -> None:
+        self._worker = worker
+        self._loop = loop
+        self._grace = grace
+        self._soft_timeout = soft_timeout
+        self._soft_on_idle = soft_on_idle
+        self._term_is_quit = term_is_quit
+        self._on_change = on_change
+        self._timer: Timer | None = None
+        self.degree = Degree.RUNNING
+        self.exit_code = EX_OK
+
+    def on_signal(self, signum: int) -> None:
+        """TERM, INT or QUIT came."""
+        name = signal.Signals(signum).name
+        wants_quit = signum == signal.SIGQUIT or (signum == signal.SIGTERM and self._term_is_quit)
+        if self.degree >= Degree.COLD:
+            self._worker.halt()
+        elif not wants_quit and self.degree is Degree.RUNNING:
+            if signum == signal.SIGINT:
+                logger.warning("worker: Hitting Ctrl+C again will end all running tasks!")
+            self.warm(name)
+        else:
+            self.quit(name)
+
+    def warm(self, why: str | None = None) -> None:
+        """Let what runs end."""
+        if self.degree >= Degree.WARM:
+            return
+        self._begin(Degree.WARM, why, "Warm", EX_OK)
+        self._worker.quiet()
+        if self._grace is not None:
+            self._timer = self._loop.call_later(self._grace, self._grace_is_over)
+        self.progress()
+
+    def quit(self, why: str | None = None) -> None:
+        """Cold, after the soft shutdown's time if there is one and something runs."""
+        if self.degree >= Degree.SOFT or self._soft_timeout <= 0 or not (self._worker.is_busy or self._soft_on_idle):
+            self.cold(why)
+            return
+        self._begin(Degree.SOFT, why, "Soft", EX_FAILURE)
+        self._worker.quiet()
+        logger.warning("worker: running tasks have %g seconds to end", self._soft_timeout)
+        self._timer = self._loop.call_later(self._soft_timeout, self.cold)
+        if not self._soft_on_idle:
+            self.progress()
+
+    def cold(self, why: str | None = None) -> None:
+        """End what runs and requeue it."""
+        if self.degree >= Degree.COLD:
+            return
+        self._begin(Degree.COLD, why, "Cold", EX_FAILURE)
+        self._worker.quiet()
+        self._worker.abandon()
+        self._timer = self._loop.call_later(LAST_CONFIRMS_SECONDS, self._close)
+        self.progress()
+
+    def fail(self, error: BaseException) -> None:
+        """The worker cannot go on."""
+        logger.critical("worker: cannot go on: %s", error)
+        self.cold()
+
+    def progress(self) -> None:
+        """Called whenever something ended; closes when nothing is left to do."""
+        if Degree.WARM <= self.degree < Degree.CLOSING and self._worker.is_settled:
+            self._close()
+
+    def _begin(self, degree: Degree, why: str | None, how: str, exit_code: int) -> None:
+        self._cancel_timer()
+        self.degree = degree
+        self.exit_code = max(self.exit_code, exit_code)
+        logger.warning("worker: %s shutdown%s", how, f" ({why})" if why else "")
+        if self._on_change is not None:
+            self._on_change(why, how, self.exit_code)
+
+    def _grace_is_over(self) -> None:
+        logger.warning("worker: running tasks did not end within %g seconds", self._grace)
+        self.cold()
+
+    def _close(self) -> None:
+        if self.degree < Degree.CLOSING:
+            self._cancel_timer()
+            self.degree = Degree.CLOSING
+            self._worker.close()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class SignalHandlers:
+    """TERM, INT and QUIT to `on_signal` on the loop; USR1 prints all stacks. `restore` puts the old ones back."""
+
+    SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
+
+    def __init__(self, loop: Loop, on_signal: Callable[[int], None]) -> None:
+        self._loop = loop
+        self._on_signal = on_signal
+        self._previous: dict[int, Any] = {}
+        self._process = 0
+        self._came: list[int] = []
+
+    def install(self) -> None:
+        """Only in the main thread, as Python demands."""
+        self._process = os.getpid()
+        for name in self.SIGNALS:
+            signum = getattr(signal, name, None)
+            if signum is not None:
+                self._previous[signum] = signal.signal(signum, self._note)
+
+    def restore(self) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous.clear()
+
+    def _note(self, signum: int, frame: object) -> None:
+        # A forked child that has not set its own handlers yet must not act on the parent's loop.
+        if os.getpid() != self._process:
+            return
+        self._came.append(signum)
+        self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        while self._came:
+            self._on_signal(self._came.pop(0))

@@ -1,0 +1,43 @@
+"""All strategies of a worker, compiled when it starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from amqtask.worker.strategy import TaskStrategy
+
+if TYPE_CHECKING:
+    from amqtask.execution.contract import TaskLike
+
+
+class Strategies(dict[str, TaskStrategy]):
+    """Task name to strategy; a name that no task has gets one that says why (not kept: anybody may send names)."""
+
+    def __init__(
+        self, tasks: Mapping[str, TaskLike], *, hard_limit: float | None = None, soft_limit: float | None = None
+    ) -> None:
+        super().__init__()
+        self._tasks = tasks
+        self._hard_limit = hard_limit
+        self._soft_limit = soft_limit
+        for name, task in tasks.items():
+            self._compile(name, task)
+
+    def __missing__(self, name: str) -> TaskStrategy:
+        task = self._tasks.get(name)
+        if task is not None:  # registered after the worker started
+            return self._compile(name, task)
+        near = difflib.get_close_matches(name, self._tasks, n=1)
+        hint = f" Did the sender mean {near[0]!r}?" if near else ""
+        problem = (
+            f"no task {name!r} is registered in this worker.{hint} "
+            "Is its module imported (include=, imports, autodiscover_tasks)?"
+        )
+        return TaskStrategy(name, None, problem=problem)
+
+    def _compile(self, name: str, task: TaskLike) -> TaskStrategy:
+        strategy = TaskStrategy(name, task, hard_limit=self._hard_limit, soft_limit=self._soft_limit)
+        self[name] = strategy
+        return strategy

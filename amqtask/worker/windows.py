@@ -1,0 +1,59 @@
+"""The prefetch windows of all queues of a worker, and telling the consumer when one changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from amqtask.worker.prefetch import Window
+
+if TYPE_CHECKING:
+    from amqtask.transport.contract import Consumer
+
+# How often `look` really looks; it is called once per loop turn.
+LOOK_SECONDS = 0.01
+
+
+class Windows:
+    """One Window per queue. `on_closed(queue)` is told when one closes because the tasks have become long."""
+
+    def __init__(self, consumer: Consumer, *, slots: int, pinned: int | None, on_closed: Callable[[str], None]) -> None:
+        self._consumer = consumer
+        self._slots = slots
+        self._pinned = pinned
+        self._on_closed = on_closed
+        self._next_look = 0.0
+        # The worker adds each ended task's runtime to these directly.
+        self.by_queue: dict[str, Window] = {}
+
+    def add(self, queue: str) -> Window:
+        """A queue that is going to be consumed."""
+        window = self.by_queue[queue] = Window(self._slots, self._pinned)
+        return window
+
+    def remove(self, queue: str) -> None:
+        self.by_queue.pop(queue, None)
+
+    def resize(self, slots: int) -> None:
+        """The pool has another number of slots."""
+        self._slots = slots
+        for window in self.by_queue.values():
+            window.resize(slots)
+
+    def look(self, now: float) -> None:
+        """Change what should change."""
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        for queue, window in self.by_queue.items():
+            before = window.current
+            wanted = window.look(now)
+            if wanted is not None:
+                self._consumer.set_prefetch(queue, wanted)
+                if wanted < before and window.is_for_long_tasks:
+                    self._on_closed(queue)
+
+    def nothing_ends(self, seconds: float) -> None:
+        """All slots have been busy for so long and nothing ended."""
+        for window in self.by_queue.values():
+            window.saw_nothing_end(seconds)

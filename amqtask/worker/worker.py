@@ -1,0 +1,385 @@
+"""The worker: the one page on which the life of a delivery can be read.
+
+    on_delivery ─► (intake: redelivered, timed, revoked, unknown …) ─► dispatcher ─► pool
+                                                                                     │ Outcome
+    _answer ◄── ledger, at the end of the loop turn ◄── finisher (publish, confirm) ◄┘ on_outcomes
+
+Received means answered: every delivery gets exactly one of ack, reject or nack on the channel it came on, after
+everything its outcome says is confirmed; or its channel dies, and the broker gives it to somebody again.
+
+All of it runs on one thread, the I/O loop's. Work is gathered per loop turn: deliveries and outcomes only note
+what is to be done; `_turn` fills the slots, sends the acks and looks at the prefetch windows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from amqtask import states
+from amqtask.exceptions import InvalidTaskError
+from amqtask.execution.outcome import Answer
+from amqtask.worker.answered import Answered, LostAttempts
+from amqtask.worker.dispatcher import Dispatcher
+from amqtask.worker.finish import Finisher
+from amqtask.worker.intake import Intake
+from amqtask.worker.ledger import Ledger
+from amqtask.worker.legacy import bare_request, read_legacy
+from amqtask.worker.lifecycle import Lifecycle
+from amqtask.worker.revoked import RevokedIds
+from amqtask.worker.setup import WorkQueue
+from amqtask.worker.strategies import Strategies
+from amqtask.worker.strategy import read_request
+from amqtask.worker.throttle import MOST_HELD, Throttle
+from amqtask.worker.windows import Windows
+
+if TYPE_CHECKING:
+    from amqtask.entities import Queue
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
+    from amqtask.message import Delivery
+    from amqtask.pool import OnOutcomes, Pool
+    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.worker.report import Report
+    from amqtask.worker.service import Service
+    from amqtask.worker.setup import Endings, RunnableLoop, WorkerSetup
+
+logger = logging.getLogger("amqtask.worker")
+
+# The epoch of no channel: nothing that came on a channel has it.
+NO_EPOCH = -1
+
+
+class Worker:
+    """Takes deliveries, has them run, answers them. Start and stop are in lifecycle.py, remote orders in orders.py."""
+
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        *,
+        loop: RunnableLoop,
+        publisher: LoopPublisher,
+        endings: Endings,
+        report: Report,
+        make_pool: Callable[[OnOutcomes], Pool],
+        make_consumer: Callable[[ConsumerListener], Consumer],
+        services: Callable[[Worker], Sequence[Service]] = lambda worker: (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.setup = setup
+        self.loop = loop
+        self.publisher = publisher
+        self.report = report
+        self.pool = make_pool(self.on_outcomes)
+        self.consumer = make_consumer(self)
+        self.work_queues: dict[str, WorkQueue] = {work.queue.name: work for work in setup.queues}
+        self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
+        self.windows = Windows(self.consumer, slots=setup.slots, pinned=setup.prefetch, on_closed=self._give_back_line)
+        self.revoked = RevokedIds()
+        self.answered = Answered()
+        self.losses = LostAttempts()
+        self.ledger = Ledger(NO_EPOCH)
+        self.finisher = Finisher(
+            publisher=publisher,
+            loop=loop,
+            answer=self._answer,
+            dead_queue=self._dead_queue,
+            hostname=setup.hostname,
+        )
+        self.intake = Intake(
+            loop=loop,
+            finisher=self.finisher,
+            answered=self.answered,
+            losses=self.losses,
+            revoked=self.revoked,
+            report=report,
+            delays=setup.delays,
+            endings=endings,
+            delivery_limit=setup.delivery_limit,
+            answer=self._answer,
+            ready=self._enqueue,
+        )
+        self.throttle = Throttle(self.intake.delay, on_limited=self._make_room, most_held=_room_for_held(setup))
+        self.dispatcher = Dispatcher(
+            pool=self.pool,
+            loop=loop,
+            throttle=self.throttle,
+            admit=self.intake.admit,
+            accepted=self._ack_early,
+            clock=clock,
+        )
+        # How many requests ended since the start.
+        self.ended = 0
+        self.is_quiet = False
+        self._clock = clock
+        self._number = 0
+        self._turn_is_due = False
+        self.lifecycle = Lifecycle(self, services(self))
+
+    @property
+    def queues(self) -> tuple[Queue, ...]:
+        """What is consumed."""
+        return tuple(work.queue for work in self.work_queues.values())
+
+    @property
+    def concurrency(self) -> int:
+        """How many tasks may run at once (with autoscale: at most)."""
+        return self.setup.slots
+
+    def run(self) -> int:
+        """Work until told to stop; the exit code (0 after a warm shutdown, else 1)."""
+        return self.lifecycle.run()
+
+    # -- a delivery comes
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """The hot path: a plain message costs a Request and a place in the line."""
+        if delivery.epoch != self.ledger.epoch:
+            self._begin_epoch(delivery.epoch)
+        self.ledger.add(delivery.tag)
+        self._number += 1
+        try:
+            headers = delivery.properties.headers
+            name = headers.get("task") if headers else None
+            if name.__class__ is not str or self.is_quiet:
+                self._take_strange(delivery)
+                return
+            strategy = self.strategies[name]
+            request = read_request(delivery, self._number, name, strategy)
+            if self.report.sees_received:
+                self.report.received(request)
+            if (
+                delivery.redelivered
+                or not strategy.is_plain
+                or self.revoked
+                or headers.get("eta") is not None
+                or headers.get("expires") is not None
+            ) and not self.intake.examine(request, strategy, self.dispatcher.watched):
+                return
+            if not strategy.acks_late:
+                self.dispatcher.early.add(request.number)
+        except Exception as exc:
+            logger.exception("a message on %s cannot be read", delivery.queue)
+            self.intake.refuse(bare_request(delivery, self._number), InvalidTaskError(repr(exc)))
+            return
+        self.dispatcher.add(request)
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self.loop.call_soon(self._turn)
+
+    def _take_strange(self, delivery: Delivery) -> None:
+        """Too late, or protocol v1, or no task at all."""
+        if self.is_quiet:
+            self._give_back([delivery])
+            return
+        request, error = read_legacy(delivery, self._number, self.setup.accept)
+        if error is not None:
+            self.intake.refuse(request, error)
+            return
+        strategy = self.strategies[request.task]
+        if request.hard_limit is None:
+            request.hard_limit = strategy.hard_limit
+        if request.soft_limit is None:
+            request.soft_limit = strategy.soft_limit
+        if self.report.sees_received:
+            self.report.received(request)
+        if self.intake.examine(request, strategy, self.dispatcher.watched):
+            self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        if not self.strategies[request.task].acks_late:
+            self.dispatcher.early.add(request.number)
+        self.dispatcher.add(request)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have `_turn` run at the end of this loop turn."""
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self.loop.call_soon(self._turn)
+
+    def _ack_early(self, request: Request) -> None:
+        """At most once, as the task asked for: the broker forgets the message before it runs."""
+        delivery = request.delivery
+        if delivery.epoch == self.ledger.epoch:
+            self.ledger.drop(delivery.tag)
+            self.consumer.ack(delivery.tag)
+
+    # -- an outcome comes
+
+    def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """What the pool's slots made of their requests."""
+        running, windows, report, ledger = self.dispatcher.running, self.windows.by_queue, self.report, self.ledger
+        for outcome in outcomes:
+            request = running.pop(outcome.number, None)
+            if request is None:
+                logger.debug("an outcome for number %s, which does not run", outcome.number)
+                continue
+            window = windows.get(request.queue)
+            if window is not None:
+                window.total += outcome.runtime
+                window.count += 1
+            self.strategies[request.task].count += 1
+            if report.sees_success or outcome.state != states.SUCCESS:
+                report.ended(request, outcome)
+            delivery = request.delivery
+            if (
+                outcome.result is None
+                and outcome.answer is Answer.ACK
+                and not outcome.publish
+                and delivery.epoch == ledger.epoch
+                and not self.dispatcher.early
+            ):
+                ledger.finish(delivery.tag)
+            else:
+                self._finish(request, outcome)
+        self.ended += len(outcomes)
+        self.wake()
+
+    def _finish(self, request: Request, outcome: Outcome) -> None:
+        if outcome.answer is Answer.REQUEUE and "x-delivery-count" not in request.headers:
+            self.losses.add(request.id)
+        self.finisher.finish(request, outcome)
+
+    # -- the answer
+
+    def _answer(self, request: Request, answer: Answer) -> None:
+        """The end of a delivery; everything its outcome says has been confirmed."""
+        delivery = request.delivery
+        if delivery.epoch != self.ledger.epoch:
+            # Its channel is gone, so nobody can be told; the redelivery will be.
+            self.dispatcher.early.discard(request.number)
+            for parked in self.answered.ended(request, answer):
+                self._answer(parked, answer)
+        elif request.number in self.dispatcher.early:
+            self.dispatcher.early.discard(request.number)
+        else:
+            self._tell_broker(delivery.tag, answer)
+        self.wake()
+
+    def _tell_broker(self, tag: int, answer: Answer) -> None:
+        match answer:
+            case Answer.ACK | Answer.DEAD_LETTER:  # the dead letter has been confirmed
+                self.ledger.finish(tag)
+            case Answer.REQUEUE:
+                self.ledger.drop(tag)
+                self.consumer.reject(tag, requeue=True)
+            case Answer.DROP:
+                self.ledger.drop(tag)
+                self.consumer.reject(tag, requeue=False)
+            case _:
+                _never(answer)
+
+    def _turn(self) -> None:
+        """The end of a loop turn in which something came or ended."""
+        self._turn_is_due = False
+        self.dispatcher.run()
+        self.flush()
+        if not self.is_quiet:
+            self.windows.look(self._clock())
+        else:
+            self.lifecycle.shutdown.progress()
+
+    def flush(self) -> None:
+        """Send the acks of what is finished."""
+        acks = self.ledger.flush()
+        if acks.upto:
+            self.consumer.ack(acks.upto, multiple=True)
+        for tag in acks.singles:
+            self.consumer.ack(tag)
+
+    # -- giving back
+
+    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """nack, not reject: on RabbitMQ 4.3 that does not count as a failed delivery."""
+        for delivery in deliveries:
+            if delivery.epoch == self.ledger.epoch:
+                self.ledger.drop(delivery.tag)
+                self.consumer.nack(delivery.tag, requeue=True)
+
+    def _give_back_line(self, queue: str) -> None:
+        """The tasks of this queue have become long: what waits here may run elsewhere at once.
+
+        Only first deliveries: older brokers count this as a failed one, and that must not bury a message."""
+        taken = self.dispatcher.take_newest(queue, allowed=lambda request: not request.redelivered)
+        self._give_back([request.delivery for request in taken])
+
+    def _make_room(self, request: Request) -> None:
+        """A task over its rate limit waits: that must not narrow the window for the other tasks of its queue."""
+        window = self.windows.by_queue.get(request.queue)
+        if window is not None:
+            window.extra = self.throttle.most_held
+
+    def quiet(self) -> None:
+        """Take no more deliveries; give back what does not run yet."""
+        if self.is_quiet:
+            return
+        self.is_quiet = True
+        self.consumer.pause()
+        waiting = self.dispatcher.clear() + self.intake.clear()
+        self._give_back([request.delivery for request in waiting])
+        self.flush()
+
+    def abandon(self) -> None:
+        """End what runs, now, and give it back."""
+        self.pool.stop()
+        unfinished = list(self.dispatcher.running.values())
+        self.dispatcher.running.clear()
+        late = [request for request in unfinished if request.number not in self.dispatcher.early]
+        for request in unfinished:
+            word = "requeued" if request in late else "lost: it was acked when it started (acks_late=False)"
+            logger.warning("Task %s[%s] was ended by the shutdown and is %s", request.task, request.id, word)
+        self._give_back([request.delivery for request in late] + [each.delivery for each in self.answered.give_up()])
+        self.flush()
+
+    # -- what the consumer tells
+
+    def on_consuming(self, epoch: int) -> None:
+        if epoch != self.ledger.epoch:
+            self._begin_epoch(epoch)
+        logger.info("worker: consuming from %s", ", ".join(self.work_queues))
+        self.lifecycle.is_consuming()
+
+    def on_connection_lost(self, error: Exception) -> None:
+        happened = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
+        logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", happened, error)
+        self._begin_epoch(NO_EPOCH)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Deliveries of the old channel are void: what waits is dropped, what runs becomes an orphan."""
+        alive = [*self.dispatcher.running.values(), *self.finisher.confirming.values()]
+        orphans = [request for request in alive if request.delivery.epoch == self.ledger.epoch]
+        self.dispatcher.clear()
+        self.intake.clear()
+        self.answered.adopt(orphans)
+        self.ledger.begin(epoch)
+
+    def on_cancelled(self, queue: str, reason: str) -> None:
+        logger.warning("consumer: the broker cancelled the consumer of queue %s: %s", queue, reason)
+
+    def on_fatal(self, error: Exception) -> None:
+        self.lifecycle.shutdown.fail(error)
+
+    def on_warning(self, text: str) -> None:
+        logger.warning("%s", text)
+
+    def add_queue(self, queue: Queue, dead_letter: Queue | None) -> None:
+        """Know where the dead letters of a queue go, before its first delivery."""
+        self.work_queues[queue.name] = WorkQueue(queue, dead_letter)
+
+    def _dead_queue(self, queue: str) -> Queue | None:
+        work = self.work_queues.get(queue)
+        return work.dead_letter if work is not None else None
+
+
+def _room_for_held(setup: WorkerSetup) -> int:
+    """A pinned window cannot grow for rate-limited requests: what it has beyond the slots is what may be held."""
+    if setup.prefetch is None:
+        return MOST_HELD
+    return max(0, min(MOST_HELD, setup.prefetch - setup.slots))
+
+
+def _never(value: NoReturn) -> NoReturn:
+    raise AssertionError(f"unhandled: {value!r}")
