@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ class ResultError(AmqTaskError):
     """A result could not be read or stored."""
 
 
-class TimeoutError(ResultError, TimeoutError):  # noqa: A001 - Celery's name, and a builtin TimeoutError too
-    """The result was not there before the timeout."""
+class TimeoutError(ResultError, builtins.TimeoutError):
+    """The result was not there before the timeout (Celery's name, and a builtin TimeoutError too)."""
 
 
 ResultTimeout = TimeoutError
