@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -26,6 +27,26 @@ class PropertiesLike(Protocol):
     type: Any
     user_id: Any
     app_id: Any
+
+
+# What a broker or an earlier delay wrote on a message for that one journey.
+_TRANSIT_HEADERS = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+    "amqtask-delay-",
+)
+
+
+def strip_transit_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without what belongs to the last journey; for everything that is published again.
+
+    RabbitMQ drops a message that it dead-letters to the same queue twice without a rejection in between (cycle
+    detection reads x-death, see celery#9867), and an x-delivery-count of the last queue would count in the next.
+    """
+    return {name: value for name, value in headers.items() if not name.startswith(_TRANSIT_HEADERS)}
 
 
 @dataclass(slots=True)

@@ -1,0 +1,204 @@
+"""Result messages: Celery's result meta, written and read; exceptions as data and back (celery/backends/base.py)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import Any
+
+from amqtask import states
+from amqtask.exceptions import EncodeError, Undecodable
+from amqtask.protocol.task import saferepr
+from amqtask.serialization import Encoded, dumps, loads
+
+_FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
+
+
+@dataclass(slots=True)
+class ResultMessage:
+    """What is known of a task. For FAILURE and RETRY `result` is the exception as data (`exception_as_dict`).
+
+    `children` are `AsyncResult.as_tuple()` values; `date_done` is ISO-8601 UTC or None; `extra` holds the fields of
+    `result_extended` (name, args, kwargs, worker, retries, queue).
+    """
+
+    task_id: str
+    status: str = states.PENDING
+    result: Any = None
+    traceback: str | None = None
+    children: list[Any] = field(default_factory=list)
+    date_done: str | None = None
+    group_id: str | None = None
+    parent_id: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the state is final."""
+        return self.status in states.READY_STATES
+
+    def as_meta(self) -> dict[str, Any]:
+        """The mapping that goes on the wire and into key/value stores."""
+        meta: dict[str, Any] = {
+            "status": self.status,
+            "result": self.result,
+            "traceback": self.traceback,
+            "children": self.children,
+            "date_done": self.date_done,
+            "task_id": self.task_id,
+        }
+        if self.group_id:
+            meta["group_id"] = self.group_id
+        if self.parent_id:
+            meta["parent_id"] = self.parent_id
+        meta.update(self.extra)
+        return meta
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> ResultMessage:
+        """The message of a mapping as `as_meta` writes it (Celery's has the same fields)."""
+        return cls(
+            task_id=meta["task_id"],
+            status=meta.get("status", states.PENDING),
+            result=meta.get("result"),
+            traceback=meta.get("traceback"),
+            children=list(meta.get("children") or ()),
+            date_done=meta.get("date_done"),
+            group_id=meta.get("group_id"),
+            parent_id=meta.get("parent_id"),
+            extra={name: value for name, value in meta.items() if name not in _FIELDS},
+        )
+
+
+def now_iso() -> str:
+    """The present time as `date_done` wants it."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+def encode_result(result: ResultMessage, serializer: str = "json") -> Encoded:
+    """The body of a result message. Raises: EncodeError naming the task's value."""
+    try:
+        return dumps(result.as_meta(), serializer)
+    except EncodeError as error:
+        kind = type(result.result).__name__
+        reason = error.__cause__ or error
+        raise EncodeError(
+            f"the result of task {result.task_id}, a {kind}, cannot be written as {serializer} ({reason}); return "
+            "plain data, or choose another result_serializer"
+        ) from error
+
+
+def decode_result(
+    body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]
+) -> ResultMessage:
+    """Read a result message. Raises: ContentDisallowed, Undecodable."""
+    meta = loads(body, content_type, content_encoding, accept)
+    if not isinstance(meta, Mapping) or "task_id" not in meta:
+        raise Undecodable(f"the body is a {type(meta).__name__}, not a result message")
+    return ResultMessage.from_meta(meta)
+
+
+# -- exceptions
+
+
+# A task's `sys.exit()` must not end the process that asks for its result.
+_ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit)
+
+
+class RemoteTraceback(Exception):
+    """The cause of an exception that came from a worker; its text is the worker's traceback."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n\n{self.text}"
+
+
+class RemoteError(Exception):
+    """An exception whose class is not known in this process; subclasses carry the original's name."""
+
+
+def exception_as_dict(error: BaseException, serializer: str = "json") -> dict[str, Any]:
+    """Type, module and arguments; an argument that the serializer can't write is replaced by its repr."""
+    kind = type(error)
+    return {
+        "exc_type": kind.__qualname__,
+        "exc_message": [_writable(argument, serializer) for argument in error.args],
+        "exc_module": kind.__module__,
+    }
+
+
+def _writable(value: Any, serializer: str) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    try:
+        dumps(value, serializer)
+        return value
+    except EncodeError:
+        return saferepr(value)
+
+
+def exception_from_dict(found: Any, traceback: str | None = None) -> BaseException:
+    """The exception that `exception_as_dict` (ours or Celery's) described, with the traceback as its cause.
+
+    Only classes that this process has imported already are used (nothing is imported because a message says so), and
+    only exceptions; for others a class of the same name is made, derived from RemoteError.
+    """
+    if isinstance(found, BaseException):  # a pickled result
+        error = found
+    elif isinstance(found, Mapping) and "exc_type" in found:
+        error = _rebuild(found)
+    else:
+        error = RemoteError(found)
+    if traceback:
+        error.__cause__ = RemoteTraceback(traceback)
+    return error
+
+
+def _rebuild(found: Mapping[str, Any]) -> BaseException:
+    name, module = str(found["exc_type"]), found.get("exc_module")
+    message = found.get("exc_message")
+    arguments = tuple(message) if isinstance(message, (list, tuple)) else (message,)
+    known = _find(name, module)
+    rebuilt = _construct(known, arguments) if known is not None else None
+    return rebuilt or _stand_in(name, str(module or __name__))(*arguments)
+
+
+def _construct(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseException | None:
+    try:
+        return kind(*arguments)
+    except Exception:  # noqa: BLE001 - a constructor with other parameters; keep the type if it can be shown
+        pass
+    try:
+        error: BaseException = kind.__new__(kind)
+        error.args = arguments
+        str(error)
+        return error
+    except Exception:  # noqa: BLE001 - its __str__ needs what only __init__ sets
+        return None
+
+
+# One class per name, so that two such errors are of one type.
+@lru_cache(maxsize=256)
+def _stand_in(name: str, module: str) -> type[RemoteError]:
+    return type(name.rpartition(".")[2], (RemoteError,), {"__module__": module})
+
+
+def _find(qualified: str, module: Any) -> type[BaseException] | None:
+    # Celery's own exceptions have twins here under the same names.
+    for place in (
+        module,
+        "amqtask.exceptions" if str(module).startswith(("celery.", "billiard.")) else None,
+        "builtins",
+    ):
+        value: Any = sys.modules.get(str(place)) if place else None
+        for part in qualified.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, type) and issubclass(value, BaseException) and not issubclass(value, _ENDS):
+            return value
+    return None

@@ -1,0 +1,267 @@
+"""Content type ⇄ codec, the accept list, compression; JSON writes dates, UUIDs, decimals and bytes as kombu does."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import gzip
+import json
+import lzma
+import pickle
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
+
+JSON = "application/json"
+PICKLE = "application/x-python-serialize"
+YAML = "application/x-yaml"
+MSGPACK = "application/x-msgpack"
+
+_BY_NAME = {"json": JSON, "pickle": PICKLE, "yaml": YAML, "msgpack": MSGPACK}
+_ENCODING = {JSON: "utf-8", YAML: "utf-8", PICKLE: "binary", MSGPACK: "binary"}
+
+
+class Encoded(NamedTuple):
+    """A body and what the receiver must know to read it."""
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+
+
+# -- JSON with kombu's extra types (kombu/utils/json.py: {"__type__": T, "__value__": V})
+
+
+def _wrap(kind: str, value: Any) -> dict[str, Any]:
+    return {"__type__": kind, "__value__": value}
+
+
+def _json_default(value: Any) -> Any:
+    for kind, encode in _JSON_ENCODERS:
+        if isinstance(value, kind):
+            return encode(value)
+    own = getattr(value, "__json__", None)
+    if own is not None:
+        return own()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _encode_bytes(value: bytes) -> dict[str, Any]:
+    try:
+        return _wrap("bytes", value.decode("utf-8"))
+    except UnicodeDecodeError:
+        return _wrap("base64", base64.b64encode(value).decode("ascii"))
+
+
+# datetime before date: it is a subclass.
+_JSON_ENCODERS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (datetime, lambda value: _wrap("datetime", value.isoformat())),
+    (date, lambda value: _wrap("date", value.isoformat())),
+    (time, lambda value: _wrap("time", value.isoformat())),
+    (Decimal, lambda value: _wrap("decimal", str(value))),
+    (uuid.UUID, lambda value: _wrap("uuid", {"hex": value.hex})),
+    (bytes, _encode_bytes),
+)
+
+_JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "datetime": lambda value: datetime.fromisoformat(value.replace("Z", "+00:00")),
+    "date": lambda value: datetime.fromisoformat(value).date(),
+    "time": time.fromisoformat,
+    "decimal": Decimal,
+    "uuid": lambda value: uuid.UUID(**value),
+    "bytes": lambda value: value.encode("utf-8"),
+    "base64": lambda value: base64.b64decode(value.encode("ascii")),
+}
+
+
+def _json_object(found: dict[str, Any]) -> Any:
+    if len(found) == 2 and "__type__" in found and "__value__" in found:
+        decode = _JSON_DECODERS.get(found["__type__"])
+        if decode is None:
+            raise ValueError(f"unknown __type__ {found['__type__']!r}")
+        return decode(found["__value__"])
+    return found
+
+
+_json_encoder = json.JSONEncoder(default=_json_default).encode
+_json_plain = json.JSONDecoder().decode
+_json_typed = json.JSONDecoder(object_hook=_json_object).decode
+
+
+def _dump_json(value: Any) -> bytes:
+    return _json_encoder(value).encode("utf-8")
+
+
+def _load_json(body: bytes, encoding: str) -> Any:
+    text = body.decode("utf-8" if encoding in ("", "binary") else encoding)
+    return _json_typed(text) if "__type__" in text else _json_plain(text)
+
+
+# -- the others; their libraries are optional
+
+
+def _dump_yaml(value: Any) -> bytes:
+    import yaml  # noqa: PLC0415 - optional library
+
+    return yaml.safe_dump(value).encode("utf-8")
+
+
+def _load_yaml(body: bytes, encoding: str) -> Any:
+    import yaml  # noqa: PLC0415 - optional library
+
+    return yaml.safe_load(body.decode(encoding or "utf-8"))
+
+
+def _dump_msgpack(value: Any) -> bytes:
+    import msgpack  # noqa: PLC0415 - optional library
+
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def _load_msgpack(body: bytes, encoding: str) -> Any:
+    import msgpack  # noqa: PLC0415 - optional library
+
+    return msgpack.unpackb(body, raw=False, strict_map_key=False)
+
+
+def _dump_pickle(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=2)  # kombu's default protocol, readable by every Python
+
+
+def _load_pickle(body: bytes, encoding: str) -> Any:
+    return pickle.loads(body)
+
+
+_DUMP: dict[str, Callable[[Any], bytes]] = {
+    JSON: _dump_json,
+    YAML: _dump_yaml,
+    MSGPACK: _dump_msgpack,
+    PICKLE: _dump_pickle,
+}
+_LOAD: dict[str, Callable[[bytes, str], Any]] = {
+    JSON: _load_json,
+    YAML: _load_yaml,
+    MSGPACK: _load_msgpack,
+    PICKLE: _load_pickle,
+}
+
+
+def content_type(name: str) -> str:
+    """The content type of a serializer's name, or of itself. Raises: ConfigurationError."""
+    found = _BY_NAME.get(name, name)
+    if found not in _DUMP:
+        raise ConfigurationError(f"no serializer {name!r}; there are: {', '.join(sorted(_BY_NAME))}")
+    return found
+
+
+def content_types(names: Iterable[str]) -> frozenset[str]:
+    """The content types of an accept list, which may name serializers or content types."""
+    return frozenset(content_type(name) for name in names)
+
+
+def dumps(value: Any, serializer: str) -> Encoded:
+    """Write a value.
+
+    Raises: EncodeError naming the serializer; ConfigurationError for an unknown one.
+    """
+    kind = content_type(serializer)
+    try:
+        return Encoded(_DUMP[kind](value), kind, _ENCODING[kind])
+    except ImportError as error:
+        raise _missing(serializer) from error
+    except Exception as error:  # the value's own methods may raise anything
+        raise EncodeError(f"{serializer} cannot write this {type(value).__name__}: {error}") from error
+
+
+def loads(body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]) -> Any:
+    """Read a body; `accept` holds content types.
+
+    Raises: ContentDisallowed before anything is read, Undecodable.
+    """
+    kind = content_type or JSON
+    if kind not in accept:
+        raise ContentDisallowed(
+            f"content type {kind!r} is not accepted (accept_content allows {', '.join(sorted(accept))}); "
+            "add its serializer to accept_content only if you trust every producer"
+        )
+    try:
+        return _LOAD[kind](body, content_encoding or "")
+    except ImportError as error:
+        raise Undecodable(f"the library that reads {kind} is not installed: {error}") from error
+    except Exception as error:
+        raise Undecodable(f"the body is no valid {kind} ({len(body)} bytes): {error}") from error
+
+
+def _missing(serializer: str) -> ConfigurationError:
+    return ConfigurationError(f'serializer {serializer!r} needs a library: pip install "amqtask[{serializer}]"')
+
+
+# -- compression; the header values are kombu's
+
+
+def _zstd_compress(body: bytes) -> bytes:
+    import zstandard  # noqa: PLC0415 - optional library
+
+    return zstandard.ZstdCompressor().compress(body)
+
+
+def _zstd_decompress(body: bytes) -> bytes:
+    import zstandard  # noqa: PLC0415 - optional library
+
+    # A stream may come without its size, which only this interface reads; a torn end looks like a pause to it.
+    stream = zstandard.ZstdDecompressor().decompressobj()
+    found = stream.decompress(body)
+    if not stream.eof:
+        raise ValueError("the stream ends too early")
+    return found
+
+
+def _gunzip(body: bytes) -> bytes:
+    # kombu writes zlib streams under the gzip content type; other producers write real gzip.
+    return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else zlib.decompress(body)
+
+
+_COMPRESSION_NAMES = {
+    "gzip": "application/x-gzip",
+    "zlib": "application/x-gzip",
+    "bz2": "application/x-bz2",
+    "bzip2": "application/x-bz2",
+    "lzma": "application/x-lzma",
+    "xz": "application/x-lzma",
+    "zstd": "application/zstd",
+    "zstandard": "application/zstd",
+}
+_COMPRESS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+    "application/x-gzip": (zlib.compress, _gunzip),
+    "application/x-bz2": (bz2.compress, bz2.decompress),
+    "application/x-lzma": (lzma.compress, lzma.decompress),
+    "application/zstd": (_zstd_compress, _zstd_decompress),
+}
+
+
+def compress(body: bytes, method: str) -> tuple[bytes, str]:
+    """The compressed body and the value of the `compression` header. Raises: ConfigurationError."""
+    kind = _COMPRESSION_NAMES.get(method, method)
+    if kind not in _COMPRESS:
+        raise ConfigurationError(f"no compression {method!r}; there are: {', '.join(sorted(_COMPRESSION_NAMES))}")
+    try:
+        return _COMPRESS[kind][0](body), kind
+    except ImportError as error:
+        raise _missing("zstd") from error
+
+
+def decompress(body: bytes, header_value: str) -> bytes:
+    """The body as it was before `compress`. Raises: Undecodable."""
+    kind = _COMPRESSION_NAMES.get(header_value, header_value)
+    if kind not in _COMPRESS:
+        raise Undecodable(f"the body is compressed with {header_value!r}, which is not known here")
+    try:
+        return _COMPRESS[kind][1](body)
+    except Exception as error:
+        raise Undecodable(f"the body is no valid {kind}: {error}") from error

@@ -1,0 +1,148 @@
+"""Delay levels: a message waits for any time in broker queues and then goes to where it was addressed.
+
+The model. The wait is rounded up to units of 125 ms and written in base 16. Each digit that is not zero is one
+queue, `<prefix>.<level>.<digit>`, whose message TTL is that digit's share of the wait; when it is over, the
+queue dead-letters the message to the exchange of the next lower level. Each level has one *headers* exchange,
+`<prefix>.<level>`, that looks at the header `amqtask-delay-<level>`: the digit's queue, or, for "0", the next level's
+exchange (exchange to exchange: no hop). Below the last level stands the headers exchange `<prefix>.out`, which
+looks at `amqtask-delay-to`, the name of the exchange that the message is for. A named exchange is bound to it
+directly. The default exchange cannot be bound, so its messages pass one more queue, `<prefix>.to`, with a TTL of 0
+and the default exchange as its dead-letter exchange.
+
+Invariants, and why:
+
+- The routing key is the target's all the way, so no queue has to know where a message goes; any exchange type and
+  queues declared later work.
+- All messages of one queue have the same TTL, so the one at the head is always the next to expire (a queue expires
+  from its head only). For the same reason the `expiration` property is taken off: RabbitMQ would use the smaller
+  of the two and the message would leave its level early. The `expires` header stays, and the worker keeps it.
+- A message passes a queue at most once per publish, always downwards, so the broker's cycle detection (it drops a
+  message that comes back to a queue by expiry alone, x-death tells it) has no reason to act; each republish
+  strips what the last journey wrote.
+- The queues are quorum queues that dead-letter at least once: until the next queue has confirmed a message, the last
+  one keeps it. `reject-publish` is what that asks for, and lets a publisher see a refusal.
+- Nothing is declared before it is needed, and everything may be declared again by anyone: names say what it is.
+- RabbitMQ takes TTLs below 2**32 ms. Six levels fit (24.3 days at most); who asks for more gets 24 days, and the
+  worker sends a message that is still early back here, by its `eta` header.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from amqtask.entities import Binding, Declaration, Exchange, Queue, arguments
+from amqtask.message import Message, strip_transit_headers
+
+UNIT_MS = 125
+LEVELS = 6
+MAX_UNITS = 16**LEVELS - 1
+MAX_SECONDS = MAX_UNITS * UNIT_MS / 1000
+
+TO_HEADER = "amqtask-delay-to"
+_LEVEL_HEADER = "amqtask-delay-"
+
+
+def units(seconds: float) -> int:
+    """How many units of 125 ms a message waits: never less than asked for, but for the longest wait there is."""
+    if seconds <= 0:
+        return 0
+    exact = seconds * 1000 / UNIT_MS
+    # Half a microsecond of float noise must not cost a unit (0.1 + 0.2 is not 0.3).
+    return MAX_UNITS if exact >= MAX_UNITS else math.ceil(exact - 4e-6)
+
+
+def digits(count: int) -> tuple[tuple[int, int], ...]:
+    """(level, digit) from the highest level in use down to 0; zeros in between are listed."""
+    found: list[tuple[int, int]] = []
+    level = 0
+    while count:
+        count, digit = divmod(count, 16)
+        found.append((level, digit))
+        level += 1
+    return tuple(reversed(found))
+
+
+@dataclass(frozen=True, slots=True)
+class DelayPlan:
+    """Puts messages on the way through the delay levels. `queue_type` is "quorum" or "classic"."""
+
+    prefix: str = "amqtask.delay"
+    queue_type: str = "quorum"
+
+    def delayed(self, message: Message, seconds: float) -> Message:
+        """The message that arrives at this one's exchange after `seconds` (rounded up), under the same routing key.
+
+        With nothing to wait for it is the message itself. Longer than 24 days is cut to that.
+        """
+        path = digits(units(seconds))
+        if not path:
+            return message
+        headers = strip_transit_headers(message.properties.headers or {})
+        headers[TO_HEADER] = message.exchange
+        for level, digit in path:
+            headers[f"{_LEVEL_HEADER}{level}"] = f"{digit:x}"
+        return replace(
+            message,
+            properties=replace(message.properties, headers=headers, expiration=None),
+            exchange=self.level_name(path[0][0]),
+            declare=(*message.declare, *self.declarations(path, message.exchange)),
+        )
+
+    def level_name(self, level: int) -> str:
+        """The exchange of a level; level -1 is the way out."""
+        return f"{self.prefix}.{level}" if level >= 0 else f"{self.prefix}.out"
+
+    def declarations(self, path: tuple[tuple[int, int], ...], target: str) -> tuple[Declaration, ...]:
+        """What a message on that path needs, lowest level first (a queue's way on exists before the queue)."""
+        return _path_declarations(self, path, target)
+
+    def _way_out(self, target: str) -> Iterator[Declaration]:
+        out = self._exchange(-1)
+        yield out
+        match = arguments({"x-match": "all", TO_HEADER: target})
+        if target:
+            yield Binding(out, target, arguments=match, to_exchange=True)
+        else:
+            release = f"{self.prefix}.to"
+            yield self._queue(release, ttl=0, onwards="")
+            yield Binding(out, release, arguments=match)
+
+    def _level(self, level: int, digit: int) -> Iterator[Declaration]:
+        exchange, lower = self._exchange(level), self.level_name(level - 1)
+        yield exchange
+        yield Binding(exchange, lower, arguments=_match(level, 0), to_exchange=True)
+        if digit:
+            name = f"{self.prefix}.{level}.{digit:x}"
+            yield self._queue(name, ttl=digit * 16**level * UNIT_MS, onwards=lower)
+            yield Binding(exchange, name, arguments=_match(level, digit))
+
+    def _exchange(self, level: int) -> Exchange:
+        return Exchange(self.level_name(level), type="headers")
+
+    def _queue(self, name: str, *, ttl: int, onwards: str) -> Queue:
+        asked: dict[str, Any] = {
+            "x-queue-type": self.queue_type,
+            "x-message-ttl": ttl,
+            "x-dead-letter-exchange": onwards,
+        }
+        if self.queue_type == "quorum":
+            asked["x-overflow"] = "reject-publish"
+            asked["x-dead-letter-strategy"] = "at-least-once"
+        return Queue(name, arguments=arguments(asked))
+
+
+def _match(level: int, digit: int) -> tuple[tuple[str, Any], ...]:
+    return arguments({"x-match": "all", f"{_LEVEL_HEADER}{level}": f"{digit:x}"})
+
+
+# Publishers publish one message after another with the same countdown; the tuple is the same then.
+@lru_cache(maxsize=1024)
+def _path_declarations(plan: DelayPlan, path: tuple[tuple[int, int], ...], target: str) -> tuple[Declaration, ...]:
+    found: list[Declaration] = list(plan._way_out(target))
+    for level, digit in reversed(path):
+        found.extend(plan._level(level, digit))
+    return tuple(found)

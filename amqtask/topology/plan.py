@@ -1,0 +1,161 @@
+"""The plan of declarations: which arguments a queue gets, its dead-letter queue, and the order to declare in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amqtask.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
+
+QUORUM = "quorum"
+CLASSIC = "classic"
+
+# RabbitMQ 4 gives every quorum queue a delivery limit of 20; reading a dead-letter queue and giving the message
+# back must never count as a reason to drop it. (-1, 4.x's word for "none", is refused by 3.x.)
+_NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDefaults:
+    """What a queue is declared with where nobody asked for something else.
+
+    `delivery_limit` None leaves it to the broker; `max_priority` is for classic queues (quorum queues refuse it).
+    """
+
+    queue_type: str = QUORUM
+    delivery_limit: int | None = 5
+    dead_letter: bool = True
+    dead_letter_suffix: str = ".dead"
+    max_priority: int | None = None
+
+
+def work_queue(
+    name: str,
+    defaults: QueueDefaults,
+    *,
+    exchange: Exchange | None = None,
+    routing_key: str = "",
+    queue_arguments: Mapping[str, Any] | Arguments | None = None,
+    durable: bool = True,
+    exclusive: bool = False,
+    auto_delete: bool = False,
+    bindings: tuple[Binding, ...] = (),
+    broadcast: bool = False,
+) -> Queue:
+    """A queue with the default arguments under those that are given; an argument given as None is left out."""
+    queue = Queue(
+        name=name,
+        exchange=exchange,
+        routing_key=routing_key,
+        durable=durable,
+        exclusive=exclusive,
+        auto_delete=auto_delete,
+        arguments=arguments(queue_arguments),
+        bindings=bindings,
+        broadcast=broadcast,
+    )
+    return with_defaults(queue, defaults)
+
+
+def with_defaults(queue: Queue, defaults: QueueDefaults) -> Queue:
+    """The same queue with default arguments where it has none of its own; exclusive ones are left as they are."""
+    if queue.broadcast or queue.exclusive or queue.auto_delete or not queue.durable or queue.passive:
+        return queue  # cannot be quorum, and nobody reads a dead-letter queue of a queue that goes away
+    asked = queue.argument_map
+    kind = asked.get("x-queue-type", defaults.queue_type)
+    merged = {**_default_arguments(queue.name, kind, asked, defaults), **asked}
+    return replace(queue, arguments=arguments({key: value for key, value in merged.items() if value is not None}))
+
+
+def _default_arguments(name: str, kind: str, asked: Mapping[str, Any], defaults: QueueDefaults) -> dict[str, Any]:
+    found: dict[str, Any] = {"x-queue-type": kind}
+    if kind == QUORUM:
+        found["x-delivery-limit"] = defaults.delivery_limit
+    elif kind == CLASSIC:
+        found["x-max-priority"] = defaults.max_priority
+    else:  # streams have neither limits nor dead letters
+        return found
+    if defaults.dead_letter and "x-dead-letter-exchange" not in asked:
+        found["x-dead-letter-exchange"] = ""
+        found["x-dead-letter-routing-key"] = name + defaults.dead_letter_suffix
+        if kind == QUORUM and asked.get("x-overflow", "reject-publish") == "reject-publish":
+            # At-least-once asks for reject-publish (rabbitmq.com/docs/quorum-queues, at-least-once dead-lettering).
+            found["x-overflow"] = "reject-publish"
+            found["x-dead-letter-strategy"] = "at-least-once"
+    return found
+
+
+def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
+    """The queue that takes this one's dead letters, if it is ours to declare (`<queue>.dead`)."""
+    asked = queue.argument_map
+    target = queue.name + defaults.dead_letter_suffix
+    if not defaults.dead_letter or asked.get("x-dead-letter-exchange") != "":
+        return None
+    if asked.get("x-dead-letter-routing-key") != target:
+        return None
+    kind = asked.get("x-queue-type", defaults.queue_type)
+    if kind != QUORUM:
+        return Queue(target, arguments=arguments({"x-queue-type": kind}))
+    return Queue(target, arguments=arguments({"x-queue-type": kind, "x-delivery-limit": _NO_LIMIT}))
+
+
+def declarations(queue: Queue, defaults: QueueDefaults) -> tuple[Declaration, ...]:
+    """Everything the queue needs, in an order in which it can be declared: exchanges, dead letters, queue, bindings."""
+    return tuple(dict.fromkeys(_in_order(queue, defaults)))
+
+
+def _in_order(queue: Queue, defaults: QueueDefaults) -> Iterator[Declaration]:
+    bindings = all_bindings(queue)
+    for binding in bindings:
+        if is_declarable(binding.source):
+            yield binding.source
+    if not queue.broadcast:  # its queue belongs to whoever consumes it
+        dead = dead_letter_queue(queue, defaults)
+        if dead is not None:
+            yield dead
+        yield replace(queue, bindings=())
+        yield from bindings
+
+
+def all_bindings(queue: Queue) -> tuple[Binding, ...]:
+    """The binding to the queue's own exchange, then the further ones; the default exchange needs none."""
+    own: tuple[Binding, ...] = ()
+    if queue.exchange is not None and queue.exchange.name:
+        own = (Binding(queue.exchange, queue.name, queue.routing_key),)
+    # A headers exchange is bound by its arguments: an explicit binding to it replaces the one without any.
+    if queue.exchange is not None and queue.exchange.type == "headers" and queue.bindings:
+        own = ()
+    return tuple(dict.fromkeys((*own, *(binding for binding in queue.bindings if binding.source.name))))
+
+
+def is_declarable(exchange: Exchange) -> bool:
+    """Whether we may declare it: the default exchange and the broker's own `amq.…` are just there."""
+    return bool(exchange.name) and not exchange.name.startswith("amq.")
+
+
+# PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'jobs' in vhost '/': received the value 'quorum' of
+# type 'longstr' but current is the value 'classic' …  ("received none but current is …", "received 'true' but …")
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)'.*?received (?:the value )?(?P<wanted>'[^']*'|none)"
+    r".*?but current is (?:the value )?(?P<found>'[^']*'|none)",
+    re.DOTALL,
+)
+
+
+def describe_difference(wanted: Queue | Exchange, error_text: str) -> str:
+    """One sentence for the operator: what exists, what was asked for, and that it is used as it is."""
+    what = "exchange" if isinstance(wanted, Exchange) else "queue"
+    match = _INEQUIVALENT.search(error_text)
+    if match is None:
+        return f"{what} {wanted.name!r} exists and differs from what was asked for ({error_text}); used as found"
+    found, asked = (_value(match[group]) for group in ("found", "wanted"))
+    return (
+        f"{what} {wanted.name!r} exists with {match['argument']} {found} where {asked} was asked for; used as found. "
+        f"To end this warning, ask for the same in task_queues, or delete the {what} once it is empty"
+    )
+
+
+def _value(text: str) -> str:
+    return "not set" if text == "none" else text

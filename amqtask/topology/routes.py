@@ -1,0 +1,281 @@
+"""Where a call goes: task name, options and `task_routes` → exchange, routing key, and what to declare first.
+
+The order is Celery's: a `queue` among the call's options wins; else `task_routes` are asked, under the call's other
+options; else the default queue.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from amqtask.entities import Declaration, Exchange, Queue
+from amqtask.exceptions import ConfigurationError, QueueNotFound
+from amqtask.topology.plan import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
+
+Target: TypeAlias = "str | Queue | Mapping[str, Any]"
+RouteFunction: TypeAlias = Callable[..., "Target | None"]
+
+_OWN_OPTIONS = ("queue", "exchange", "exchange_type", "routing_key")
+
+
+class Route(NamedTuple):
+    """Where to publish. `queue` is None when only an exchange is known.
+
+    `options` are the call's options merged with the route's, without those that are answered here. A broadcast is not
+    `mandatory`: nobody may be listening.
+    """
+
+    exchange: str
+    routing_key: str
+    queue: Queue | None
+    declare: tuple[Declaration, ...]
+    options: dict[str, Any]
+    mandatory: bool = True
+
+
+class Queues:
+    """The queues of an app: those of `task_queues`, those created because a name was used, and which are consumed."""
+
+    def __init__(
+        self,
+        task_queues: Iterable[Queue] = (),
+        *,
+        defaults: QueueDefaults | None = None,
+        default_queue: str = "amqtask",
+        default_exchange: Exchange | None = None,
+        default_routing_key: str = "",
+        create_missing: bool = True,
+        create_missing_type: str | None = None,
+    ) -> None:
+        self.defaults = defaults or QueueDefaults()
+        self.default_queue = default_queue
+        self._default_exchange = default_exchange
+        self._default_routing_key = default_routing_key
+        self._create_missing = create_missing
+        self._create_missing_type = create_missing_type
+        self._queues: dict[str, Queue] = {}
+        self._declared: dict[str, tuple[Declaration, ...]] = {}
+        self._selected: dict[str, Queue] | None = None
+        self._configured: set[str] = set()
+        for queue in task_queues:
+            self._configured.add(self.add(queue).name)
+        if not self._configured:
+            self._configured.add(self.add(self._make(default_queue)).name)
+
+    def add(self, queue: Queue) -> Queue:
+        """Take a queue in, with the default arguments where it has none; replaces one of the same name."""
+        queue = with_defaults(queue, self.defaults)
+        self._queues[queue.name] = queue
+        self._declared[queue.name] = declarations(queue, self.defaults)
+        return queue
+
+    def __getitem__(self, name: str) -> Queue:
+        """The queue of that name, created if it is missing. Raises: QueueNotFound when that is switched off."""
+        found = self._queues.get(name)
+        return found if found is not None else self._create(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._queues
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._queues)
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def declarations(self, queue: Queue) -> tuple[Declaration, ...]:
+        """What the queue needs, worked out once for the queues known here."""
+        if self._queues.get(queue.name) is queue:
+            return self._declared[queue.name]
+        return declarations(queue, self.defaults)
+
+    # -- what a worker consumes (-Q, -X)
+
+    @property
+    def consumed(self) -> tuple[Queue, ...]:
+        """The selected queues; without a selection all of the configuration's, else the default queue."""
+        if self._selected is not None:
+            return tuple(self._selected.values())
+        return tuple(queue for name, queue in self._queues.items() if name in self._configured)
+
+    def select(self, names: Iterable[str]) -> None:
+        """Consume these only (-Q); missing ones are created. Raises: QueueNotFound."""
+        self._selected = {name: self[name] for name in names}
+
+    def deselect(self, names: Iterable[str]) -> None:
+        """Consume all but these (-X). Raises: QueueNotFound for a name that is not consumed anyway."""
+        chosen = {queue.name: queue for queue in self.consumed}
+        for name in names:
+            if chosen.pop(name, None) is None:
+                raise QueueNotFound(f"queue {name!r} is not consumed, so it can't be excluded{_near(name, chosen)}")
+        self._selected = chosen
+
+    # -- missing queues
+
+    def _create(self, name: str) -> Queue:
+        if not self._create_missing:
+            raise QueueNotFound(
+                f"no queue {name!r} in task_queues, and task_create_missing_queues is off{_near(name, self._queues)}"
+            )
+        return self.add(self._make(name))
+
+    def _make(self, name: str) -> Queue:
+        is_default = name == self.default_queue
+        kind = None if is_default else self._create_missing_type
+        return work_queue(
+            name,
+            self.defaults,
+            exchange=self._default_exchange if is_default else None,
+            routing_key=self._default_routing_key if is_default else "",
+            queue_arguments={"x-queue-type": kind} if kind else None,
+        )
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(names), n=3)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+# -- task_routes
+
+
+def compile_routes(routes: Any) -> tuple[RouteFunction, ...]:
+    """The setting `task_routes` as functions: a mapping, a function, a dotted path to one, or a list of those.
+
+    Raises: ConfigurationError for anything else.
+    """
+    if not routes:
+        return ()
+    if isinstance(routes, (list, tuple)) and not _are_pairs(routes):
+        return tuple(_compile(route) for route in routes)
+    return (_compile(routes),)
+
+
+def _are_pairs(routes: Sequence[Any]) -> bool:
+    return all(
+        isinstance(route, (list, tuple)) and len(route) == 2 and isinstance(route[0], (str, re.Pattern))
+        for route in routes
+    )
+
+
+def _compile(route: Any) -> RouteFunction:
+    if isinstance(route, Mapping) or (isinstance(route, (list, tuple)) and _are_pairs(route)):
+        return _MapRoute(dict(route))
+    if isinstance(route, str):
+        route = _imported(route)
+    method = getattr(route, "route_for_task", None)
+    if isinstance(route, type) and method is not None:
+        method = route().route_for_task
+    if method is not None:
+        return lambda name, args, kwargs, options, task=None: method(name, args, kwargs)
+    if callable(route):
+        function: RouteFunction = route
+        return function
+    raise ConfigurationError(f"task_routes: {route!r} is no mapping, function, router or dotted path to one")
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"task_routes: cannot import {path!r}: {error}") from error
+
+
+class _MapRoute:
+    """Exact names first, then globs and regular expressions in their order."""
+
+    def __init__(self, routes: Mapping[str | re.Pattern[str], Target]) -> None:
+        self._exact: dict[str, Target] = {}
+        self._patterns: list[tuple[re.Pattern[str], Target]] = []
+        for name, target in routes.items():
+            if isinstance(name, re.Pattern):
+                self._patterns.append((name, target))
+            elif any(mark in name for mark in "*?["):
+                self._patterns.append((re.compile(fnmatch.translate(name)), target))
+            else:
+                self._exact[name] = target
+
+    def __call__(self, name: str, *_args: Any, **_options: Any) -> Target | None:
+        if name in self._exact:
+            return self._exact[name]
+        return next((target for pattern, target in self._patterns if pattern.match(name)), None)
+
+
+class Router:
+    """Routes calls; `routes` is the setting `task_routes`."""
+
+    def __init__(self, routes: Any, queues: Queues, defaults: QueueDefaults | None = None) -> None:
+        self._routes = compile_routes(routes)
+        self._queues = queues
+        self._defaults = defaults or queues.defaults
+
+    def route(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        task: Any = None,
+    ) -> Route:
+        """Where this call goes. Raises: QueueNotFound, ConfigurationError."""
+        merged = self._merge(name, args, kwargs or {}, options or {}, task)
+        queue, exchange = merged.get("queue"), merged.get("exchange")
+        routing_key = merged.get("routing_key")
+        rest = {key: value for key, value in merged.items() if key not in _OWN_OPTIONS}
+        if queue is None and exchange is not None:
+            return self._to_exchange(exchange, routing_key, rest)
+        if queue is None or isinstance(queue, str):
+            queue = self._queues[queue or self._queues.default_queue]
+        return self._to_queue(queue, exchange, routing_key, rest)
+
+    def _merge(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+    ) -> dict[str, Any]:
+        given = {key: value for key, value in options.items() if value is not None}
+        if "queue" in given or not self._routes:
+            return given
+        return {**self._ask(name, args, kwargs, given, task), **given}
+
+    def _ask(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any], task: Any
+    ) -> dict[str, Any]:
+        for route in self._routes:
+            found = route(name, args, kwargs, options, task=task)
+            if found is None:
+                continue
+            if isinstance(found, (str, Queue)):
+                return {"queue": found}
+            if isinstance(found, Mapping):
+                return {key: value for key, value in found.items() if value is not None}
+            raise ConfigurationError(f"task_routes: the route of task {name!r} is {found!r}, no queue or mapping")
+        return {}
+
+    def _to_exchange(self, exchange: str | Exchange, routing_key: str | None, options: dict[str, Any]) -> Route:
+        declare: tuple[Declaration, ...] = ()
+        if isinstance(exchange, Exchange):
+            declare = (exchange,) if is_declarable(exchange) else ()
+            exchange = exchange.name
+        return Route(exchange, routing_key or "", None, declare, options)
+
+    def _to_queue(
+        self, queue: Queue, exchange: str | Exchange | None, routing_key: str | None, options: dict[str, Any]
+    ) -> Route:
+        declare = self._queues.declarations(queue)
+        own = queue.exchange
+        if isinstance(exchange, Exchange):
+            declare = (*declare, exchange) if is_declarable(exchange) else declare
+            exchange = exchange.name
+        if own is None or own.type == "direct":
+            # A direct exchange adds nothing to the queue's own name, and cannot lack the binding (as in Celery).
+            if not exchange or routing_key is None:
+                return Route("", queue.name, queue, declare, options)
+            return Route(exchange, routing_key, queue, declare, options)
+        target = exchange if exchange is not None else own.name
+        key = routing_key if routing_key is not None else queue.routing_key
+        return Route(target, key, queue, declare, options, mandatory=not queue.broadcast)
