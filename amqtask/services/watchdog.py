@@ -1,8 +1,8 @@
 """The watchdog: a worker that could work and does not is ended, so that whoever supervises it starts a new one.
 
-It bites when requests wait, slots are free and for a whole minute nothing was started and nothing ended. That can only be
-a fault of ours (or of a pool), which is why it ends the process and does not try to mend it: the broker still has
-every message.
+It bites when requests wait, slots are free and for a whole minute nothing was started and nothing ended. That can
+only be a fault of ours (or of a pool), which is why it ends the process and does not try to mend it: the broker
+still has every message.
 """
 
 from __future__ import annotations

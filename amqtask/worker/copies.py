@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.message import PropertiesLike
 
-# CC and BCC would be routed once more (https://www.rabbitmq.com/docs/sender-selected); the others are the broker's and our
-# own words about an earlier way of the message.
+# CC and BCC would be routed once more (https://www.rabbitmq.com/docs/sender-selected); the others are the
+# broker's and our own words about an earlier way of the message.
 _NOT_COPIED = ("CC", "BCC", "x-acquired-count", "amqtask-delay-")
 
 

@@ -43,7 +43,7 @@ class Intake:
         report: Report,
         delays: Delays,
         endings: Endings,
-        delivery_limit: int | None,
+        delivery_limit: Callable[[str], int | None],
         answer: Callable[[Request, Answer], None],
         ready: Callable[[Request], None],
         wall_clock: Callable[[], float] = time.time,
@@ -72,7 +72,7 @@ class Intake:
         if strategy.task is None:
             self.refuse_unknown(request, strategy)
             return False
-        verdict = judge(request, self._wall_clock, delivery_limit=self._delivery_limit)
+        verdict = judge(request, self._wall_clock, delivery_limit=self._delivery_limit(request.queue))
         if verdict.deadline is not None and verdict.kind is Kind.RUN:
             watched[request.number] = verdict.deadline
         return verdict.kind is Kind.RUN or self._divert(request, verdict)

@@ -97,7 +97,7 @@ class Worker:
             report=report,
             delays=setup.delays,
             endings=endings,
-            delivery_limit=setup.delivery_limit,
+            delivery_limit=self._delivery_limit,
             answer=self._answer,
             ready=self._enqueue,
         )
@@ -372,6 +372,11 @@ class Worker:
     def _dead_queue(self, queue: str) -> Queue | None:
         work = self.work_queues.get(queue)
         return work.dead_letter if work is not None else None
+
+    def _delivery_limit(self, queue: str) -> int | None:
+        work = self.work_queues.get(queue)
+        own = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
+        return own if isinstance(own, int) else self.setup.delivery_limit
 
 
 def _room_for_held(setup: WorkerSetup) -> int:

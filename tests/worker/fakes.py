@@ -1,0 +1,111 @@
+"""A pool whose slots end when the test says so, and a loop whose clock the test turns: both keep their contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from amqtask.execution.outcome import Outcome
+from amqtask.execution.request import Request
+
+
+class HandTimer:
+    def __init__(self, at: float, callback: Callable[[], None]) -> None:
+        self.at = at
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class HandLoop:
+    """`advance(seconds)` runs what is due; nothing happens by itself."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._soon: list[Callable[[], None]] = []
+        self._timers: list[HandTimer] = []
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> HandTimer:
+        timer = HandTimer(self.now + delay, callback)
+        self._timers.append(timer)
+        return timer
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    remove_reader = remove_writer = lambda self, fd: None
+    add_writer = add_reader
+
+    def turn(self) -> None:
+        """Run what was called soon, and what that calls soon."""
+        while self._soon:
+            due, self._soon = self._soon, []
+            for callback in due:
+                callback()
+
+    def advance(self, seconds: float) -> None:
+        self.turn()
+        end = self.now + seconds
+        while due := [timer for timer in self._timers if timer.at <= end and not timer.cancelled]:
+            timer = min(due, key=lambda each: each.at)
+            self._timers.remove(timer)
+            self.now = max(self.now, timer.at)
+            timer.callback()
+            self.turn()
+        self.now = end
+
+
+class HandPool:
+    """`end(number)` ends a request; with `inline` it ends inside `submit`, as in the solo pool."""
+
+    name: ClassVar[str] = "hand"
+    limits: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, slots: int = 1, *, inline: bool = False) -> None:
+        self.slots = slots
+        self.inline = inline
+        self.running: dict[int, Request] = {}
+        self.started: list[Request] = []
+        self.on_outcomes: Callable[[list[Outcome]], None] = lambda outcomes: None
+
+    @classmethod
+    def prepare_process(cls) -> None: ...
+
+    def start(self) -> None: ...
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.running)
+
+    def submit(self, request: Request) -> None:
+        assert self.free > 0, "submitted while no slot is free"
+        self.running[request.number] = request
+        self.started.append(request)
+        if self.inline:
+            self.end(request.number)
+
+    def end(self, number: int, **fields: Any) -> None:
+        del self.running[number]
+        self.on_outcomes([Outcome(number=number, **fields)])
+
+    def resize(self, slots: int) -> None:
+        self.slots = slots
+
+    def terminate(self, number: int, reason: str) -> bool:
+        return False
+
+    def stop(self) -> list[Request]:
+        unfinished = list(self.running.values())
+        self.running.clear()
+        return unfinished
+
+    def stats(self) -> dict[str, Any]:
+        return {}

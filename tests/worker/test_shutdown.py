@@ -1,0 +1,166 @@
+"""The degrees of stopping: which signal does what, and what the exit code says."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from amqtask.worker.shutdown import Degree, Shutdown
+from tests.worker.fakes import HandLoop
+
+TERM, INT, QUIT = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
+
+
+class Told:
+    """Writes down what it was told, in order."""
+
+    def __init__(self, *, busy: bool) -> None:
+        self.is_busy = busy
+        self.words: list[str] = []
+
+    @property
+    def is_settled(self) -> bool:
+        return not self.is_busy
+
+    def quiet(self) -> None:
+        self.words.append("quiet")
+
+    def abandon(self) -> None:
+        self.is_busy = False
+        self.words.append("abandon")
+
+    def close(self) -> None:
+        self.words.append("close")
+
+    def halt(self) -> None:
+        self.words.append("halt")
+
+
+def shutdown_of(told: Told, loop: HandLoop, **options: float | bool) -> Shutdown:
+    return Shutdown(told, loop, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("signum", [TERM, INT])
+def test_an_idle_worker_closes_at_once(signum: int) -> None:
+    told = Told(busy=False)
+    shutdown = shutdown_of(told, HandLoop())
+    shutdown.on_signal(signum)
+
+    assert told.words == ["quiet", "close"]
+    assert shutdown.exit_code == 0
+
+
+def test_a_warm_shutdown_waits_for_what_runs() -> None:
+    told, loop = Told(busy=True), HandLoop()
+    shutdown = shutdown_of(told, loop)
+    shutdown.on_signal(TERM)
+    loop.advance(3600)
+    assert told.words == ["quiet"]
+
+    told.is_busy = False
+    shutdown.progress()
+
+    assert told.words == ["quiet", "close"]
+    assert shutdown.exit_code == 0
+
+
+@pytest.mark.parametrize("second", [TERM, INT, QUIT])
+def test_a_second_signal_ends_what_runs(second: int) -> None:
+    told = Told(busy=True)
+    shutdown = shutdown_of(told, HandLoop())
+    shutdown.on_signal(TERM)
+    shutdown.on_signal(second)
+
+    assert told.words == ["quiet", "quiet", "abandon", "close"]
+    assert shutdown.exit_code == 1
+
+
+def test_the_end_of_the_grace_period_ends_what_runs() -> None:
+    told, loop = Told(busy=True), HandLoop()
+    shutdown = shutdown_of(told, loop, grace=10.0)
+    shutdown.on_signal(TERM)
+    loop.advance(9.9)
+    assert "abandon" not in told.words
+
+    loop.advance(0.2)
+
+    assert told.words[-2:] == ["abandon", "close"]
+    assert shutdown.exit_code == 1
+
+
+def test_quit_is_cold() -> None:
+    told = Told(busy=True)
+    shutdown = shutdown_of(told, HandLoop())
+    shutdown.on_signal(QUIT)
+
+    assert told.words == ["quiet", "abandon", "close"]
+    assert shutdown.exit_code == 1
+
+
+def test_term_is_quit_when_remapped() -> None:
+    told = Told(busy=True)
+    shutdown_of(told, HandLoop(), term_is_quit=True).on_signal(TERM)
+
+    assert told.words == ["quiet", "abandon", "close"]
+
+
+def test_a_soft_shutdown_gives_running_tasks_their_time() -> None:
+    told, loop = Told(busy=True), HandLoop()
+    shutdown = shutdown_of(told, loop, soft_timeout=5.0)
+    shutdown.on_signal(QUIT)
+    assert (shutdown.degree, told.words) == (Degree.SOFT, ["quiet"])
+
+    loop.advance(5.1)
+
+    assert told.words == ["quiet", "quiet", "abandon", "close"]
+    assert shutdown.exit_code == 1
+
+
+def test_a_soft_shutdown_ends_early_when_the_tasks_do() -> None:
+    told, loop = Told(busy=True), HandLoop()
+    shutdown = shutdown_of(told, loop, soft_timeout=5.0)
+    shutdown.on_signal(QUIT)
+    told.is_busy = False
+    shutdown.progress()
+
+    assert told.words == ["quiet", "close"]
+    assert shutdown.exit_code == 1
+
+
+def test_an_idle_worker_skips_the_soft_time() -> None:
+    told = Told(busy=False)
+    shutdown_of(told, HandLoop(), soft_timeout=5.0).on_signal(QUIT)
+
+    assert told.words[-1] == "close"
+
+
+def test_a_signal_during_the_cold_shutdown_ends_it_on_the_spot() -> None:
+    told = Told(busy=True)
+    shutdown = shutdown_of(told, HandLoop())
+    shutdown.on_signal(QUIT)
+    shutdown.on_signal(QUIT)
+
+    assert told.words[-1] == "halt"
+
+
+def test_a_cold_shutdown_waits_only_so_long_for_confirms() -> None:
+    class Unconfirmed(Told):
+        is_settled = False  # type: ignore[assignment]
+
+    told, loop = Unconfirmed(busy=True), HandLoop()
+    shutdown_of(told, loop).on_signal(QUIT)
+    assert "close" not in told.words
+
+    loop.advance(3.1)
+
+    assert told.words[-1] == "close"
+
+
+def test_an_error_it_cannot_go_on_with_stops_it_with_a_failure() -> None:
+    told = Told(busy=False)
+    shutdown = shutdown_of(told, HandLoop())
+    shutdown.fail(RuntimeError("refused login"))
+
+    assert told.words[-1] == "close"
+    assert shutdown.exit_code == 1
