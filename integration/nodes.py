@@ -82,12 +82,14 @@ class RabbitNode:
     """
 
     def __init__(self, name: str = "amqtask", *, root: str = "", cookie: str = "AMQTASKCOOKIE") -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="amqtask-rabbit-"))
+        # Seen from inside the chroot the folder has the same path without the root.
+        self._root = Path(root).resolve() if root else None
+        parent = self._root / "tmp" if self._root else None
+        self.folder = Path(tempfile.mkdtemp(prefix="amqtask-rabbit-", dir=parent))
+        inside = Path("/") / self.folder.relative_to(self._root) if self._root else self.folder
         self.node = f"{name}-{os.getpid()}-{free_port()}@localhost"
         self.port = free_port()
-        self.tls_port: int | None = None
-        self._root = root
-        self._bin = Path("/") / root / LIBEXEC
+        self._prefix = ["chroot", str(self._root)] if self._root else []
         home = self.folder / "home"
         home.mkdir()
         secret = home / ".erlang.cookie"
@@ -96,18 +98,18 @@ class RabbitNode:
         (self.folder / "plugins").write_text("[].\n")
         self._environment = {
             **os.environ,
-            "HOME": str(home),
+            "HOME": str(inside / "home"),
             "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
-            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
-            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(inside / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(inside / "log"),
+            "RABBITMQ_PID_FILE": str(inside / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(inside / "plugins"),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
-            # Two schedulers and small buffers: a test node shares the machine with what it tests.
+            "RABBITMQ_CONFIG_FILE": str(inside / "rabbitmq"),
+            # Two schedulers and no busy waiting: a test node shares the machine with what it tests.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
         }
 
@@ -123,7 +125,9 @@ class RabbitNode:
 
     def start(self, timeout: float = 90.0) -> RabbitNode:
         """Start (again) and return once it answers AMQP."""
-        subprocess.run([self._bin / "rabbitmq-server", "-detached"], env=self._environment, check=True)
+        subprocess.run(
+            [*self._prefix, f"/{LIBEXEC}/rabbitmq-server", "-detached"], env=self._environment, check=True, cwd="/"
+        )
         deadline = time.monotonic() + timeout
         while not speaks_amqp("127.0.0.1", self.port):
             if time.monotonic() > deadline:
@@ -133,7 +137,7 @@ class RabbitNode:
 
     def ctl(self, *arguments: str) -> str:
         """rabbitmqctl; raises NodeError with what it printed when it fails."""
-        command = [str(self._bin / "rabbitmqctl"), "-q", "-n", self.node, *arguments]
+        command = [*self._prefix, f"/{LIBEXEC}/rabbitmqctl", "-q", "-n", self.node, *arguments]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NodeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
