@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import pickle
+import sys
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -42,12 +43,15 @@ def _wrap(kind: str, value: Any) -> dict[str, Any]:
 
 
 def _json_default(value: Any) -> Any:
-    for kind, encode in _JSON_ENCODERS:
-        if isinstance(value, kind):
-            return encode(value)
     own = getattr(value, "__json__", None)
     if own is not None:
         return own()
+    for kind, encode in _JSON_ENCODERS:
+        if isinstance(value, kind):
+            return encode(value)
+    django = sys.modules.get("django.utils.functional")
+    if django is not None and isinstance(value, django.Promise):
+        return str(value)  # a lazy translation
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
@@ -231,6 +235,7 @@ _COMPRESSION_NAMES = {
     "gzip": "application/x-gzip",
     "zlib": "application/x-gzip",
     "bz2": "application/x-bz2",
+    "bzip": "application/x-bz2",
     "bzip2": "application/x-bz2",
     "lzma": "application/x-lzma",
     "xz": "application/x-lzma",

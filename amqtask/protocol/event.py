@@ -1,0 +1,92 @@
+"""Event messages: what happens to tasks and workers, told under Celery's names (celery/events) on a topic exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from amqtask.entities import Exchange, Queue, arguments
+from amqtask.exceptions import Undecodable
+from amqtask.message import Message, Properties
+from amqtask.serialization import dumps, loads
+
+EXCHANGE = "celeryev"  # the setting event_exchange
+
+TASK_EVENTS = frozenset(
+    f"task-{what}"
+    for what in (
+        "sent", "received", "started", "succeeded", "failed", "rejected", "revoked", "retried", "cancelled",
+    )
+)  # fmt: skip
+WORKER_EVENTS = frozenset({"worker-online", "worker-heartbeat", "worker-offline"})
+
+
+def event_exchange(name: str = EXCHANGE) -> Exchange:
+    """Where events are published; Flower and `celery events` listen there."""
+    return Exchange(name, type="topic")
+
+
+def receiver_queue(
+    receiver: str, exchange: str = EXCHANGE, *, routing_key: str = "#", ttl: float = 5.0, expires: float = 60.0
+) -> Queue:
+    """The queue of one receiver (`receiver` is any unique text); what nobody reads is dropped after `ttl` seconds."""
+    return Queue(
+        f"{exchange}.{receiver}",
+        exchange=event_exchange(exchange),
+        routing_key=routing_key,
+        durable=False,
+        exclusive=True,
+        auto_delete=True,
+        arguments=arguments({"x-message-ttl": int(ttl * 1000), "x-expires": int(expires * 1000)}),
+    )
+
+
+def event(
+    kind: str, hostname: str, *, timestamp: float, clock: int, pid: int, utcoffset: int = 0, **fields: Any
+) -> dict[str, Any]:
+    """An event with the fields that all have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
+    return {
+        "type": kind,
+        "hostname": hostname,
+        "utcoffset": utcoffset,
+        "pid": pid,
+        "clock": clock,
+        "timestamp": timestamp,
+        **fields,
+    }
+
+
+def event_message(event: Mapping[str, Any], exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
+    """One event; the routing key is its type, `task.succeeded`."""
+    return _message(event, event["type"].replace("-", "."), event.get("hostname"), exchange, serializer)
+
+
+def events_message(
+    events: Sequence[Mapping[str, Any]], exchange: str = EXCHANGE, *, group: str = "task", serializer: str = "json"
+) -> Message:
+    """Several events of one group in one message, under the routing key `<group>.multi`."""
+    hostname = events[0].get("hostname") if events else None
+    return _message(list(events), f"{group}.multi", hostname, exchange, serializer)
+
+
+def _message(body: Any, routing_key: str, hostname: str | None, exchange: str, serializer: str) -> Message:
+    encoded = dumps(body, serializer)
+    properties = Properties(
+        content_type=encoded.content_type,
+        content_encoding=encoded.content_encoding,
+        headers={"hostname": hostname},
+        delivery_mode=1,
+    )
+    target = event_exchange(exchange)
+    return Message(encoded.body, properties, target.name, routing_key, (target,), mandatory=False)
+
+
+def read_events(
+    body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]
+) -> list[dict[str, Any]]:
+    """The events of a message, which holds one or a list. Raises: ContentDisallowed, Undecodable."""
+    found = loads(body, content_type, content_encoding, accept)
+    events = found if isinstance(found, list) else [found]
+    if not all(isinstance(each, dict) and isinstance(each.get("type"), str) for each in events):
+        raise Undecodable("not an event: no mapping with a `type`")
+    return events
