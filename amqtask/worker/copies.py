@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from amqtask.message import Message, Properties
-from amqtask.protocol.task import strip_death_headers
+from amqtask.message import Message, Properties, strip_transit_headers
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.message import PropertiesLike
 
-# CC and BCC would be routed once more (https://www.rabbitmq.com/docs/sender-selected); the others are the
-# broker's and our own words about an earlier way of the message.
-_NOT_COPIED = ("CC", "BCC", "x-acquired-count", "amqtask-delay-")
+# They would be routed once more (https://www.rabbitmq.com/docs/sender-selected).
+_NOT_COPIED = frozenset({"CC", "BCC"})
 
 
 def copied_properties(properties: PropertiesLike, more_headers: Mapping[str, Any] | None = None) -> Properties:
@@ -24,9 +22,7 @@ def copied_properties(properties: PropertiesLike, more_headers: Mapping[str, Any
     is `user_id`, which the broker lets only that user's connections send.
     """
     headers = {
-        key: value
-        for key, value in strip_death_headers(properties.headers or {}).items()
-        if not key.startswith(_NOT_COPIED)
+        key: value for key, value in strip_transit_headers(properties.headers or {}).items() if key not in _NOT_COPIED
     }
     if more_headers:
         headers.update(more_headers)

@@ -139,15 +139,18 @@ class Dispatcher:
             self._timer = None
         return requests
 
-    def take_newest(self, queue: str, *, allowed: Callable[[Request], bool]) -> list[Request]:
-        """Take one queue's line away again from its end, as far as `allowed` (its window has closed)."""
+    def take_line(self, queue: str, *, allowed: Callable[[Request], bool]) -> list[Request]:
+        """Take away what waits in one queue's line (its window has closed), as far as `allowed`."""
         line = self._lines.get(queue)
-        taken: list[Request] = []
-        while line and allowed(line[-1]):
-            request = line.pop()
+        if not line:
+            return []
+        taken = [request for request in line if allowed(request)]
+        kept = [request for request in line if not allowed(request)]
+        line.clear()
+        line.extend(kept)
+        for request in taken:
             self.watched.pop(request.number, None)
             self.early.discard(request.number)
-            taken.append(request)
-        if line is not None and not line:
+        if not line:
             self._turns = deque(other for other in self._turns if other is not line)
         return taken

@@ -54,6 +54,9 @@ class Lifecycle:
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self._look_at_long_tasks)
         self._ended_before = 0
         self._idle_since = time.monotonic()
+        # Unix time at which a running request was first seen running, to half a second: measuring each start would
+        # cost every task something for a question that is rarely asked.
+        self.running_since: dict[int, float] = {}
 
     def run(self) -> int:
         """From start to end; the exit code."""
@@ -115,12 +118,17 @@ class Lifecycle:
 
     def _look_at_long_tasks(self) -> None:
         worker, now = self._worker, time.monotonic()
+        self._note_starts()
         if worker.ended != self._ended_before or worker.pool.free > 0:
             self._ended_before, self._idle_since = worker.ended, now
         else:
             worker.windows.nothing_ends(now - self._idle_since)
         worker.revoked.purge(time.time())
         worker.wake()
+
+    def _note_starts(self) -> None:
+        now, known = time.time(), self.running_since
+        self.running_since = {number: known.get(number, now) for number in self._worker.dispatcher.running}
 
     # -- what the shutdown asks for
 

@@ -303,7 +303,7 @@ class Worker:
         """The tasks of this queue have become long: what waits here may run elsewhere at once.
 
         Only first deliveries: older brokers count this as a failed one, and that must not bury a message."""
-        taken = self.dispatcher.take_newest(queue, allowed=lambda request: not request.redelivered)
+        taken = self.dispatcher.take_line(queue, allowed=lambda request: not request.redelivered)
         self._give_back([request.delivery for request in taken])
 
     def _make_room(self, request: Request) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from amqtask.entities import Queue
+from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
+from amqtask.message import Message
 
 
 class HandTimer:
@@ -24,6 +27,7 @@ class HandLoop:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.stopped = False
         self._soon: list[Callable[[], None]] = []
         self._timers: list[HandTimer] = []
 
@@ -43,6 +47,12 @@ class HandLoop:
 
     remove_reader = remove_writer = lambda self, fd: None
     add_writer = add_reader
+
+    def run(self) -> None:
+        self.turn()
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def turn(self) -> None:
         """Run what was called soon, and what that calls soon."""
@@ -109,3 +119,80 @@ class HandPool:
 
     def stats(self) -> dict[str, Any]:
         return {}
+
+
+class ToldConsumer:
+    """A consumer that writes down the frames it is told to send."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[Any, ...]] = []
+        self.windows: dict[str, int] = {}
+        self.words: list[str] = []
+
+    def start(self) -> None:
+        self.words.append("start")
+
+    def add_queue(self, queue: Queue, *, prefetch: int, dead_letter: Queue | None = None) -> None:
+        self.windows[queue.name] = prefetch
+
+    def cancel_queue(self, name: str) -> None:
+        self.words.append(f"cancel {name}")
+
+    def set_prefetch(self, queue: str, prefetch: int) -> None:
+        self.windows[queue] = prefetch
+
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        self.frames.append(("ack", tag, multiple))
+
+    def reject(self, tag: int, *, requeue: bool) -> None:
+        self.frames.append(("reject", tag, requeue))
+
+    def nack(self, tag: int, *, requeue: bool = True) -> None:
+        self.frames.append(("nack", tag, requeue))
+
+    def pause(self) -> None:
+        self.words.append("pause")
+
+    def resume(self) -> None:
+        self.words.append("resume")
+
+    def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
+        self.words.append("stop")
+        if on_stopped is not None:
+            on_stopped()
+
+    @property
+    def epoch(self) -> int:
+        return 1
+
+    @property
+    def is_consuming(self) -> bool:
+        return True
+
+
+class HandPublisher:
+    """A loop publisher whose confirms come when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self._pending: list[Callable[[PublishError | None], None]] = []
+
+    def publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
+        self.sent.append(message)
+        self._pending.append(on_done)
+
+    def confirm(self, error: PublishError | None = None) -> None:
+        """Confirm (or refuse) the oldest message."""
+        self._pending.pop(0)(error)
+
+    def confirm_all(self) -> None:
+        while self._pending:
+            self.confirm()
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._pending)
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...

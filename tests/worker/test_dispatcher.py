@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
 from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.throttle import Throttle
@@ -32,9 +33,9 @@ class Bench:
         self.pool.on_outcomes = self.ended
         self.number = 0
 
-    def ended(self, outcomes: list[object]) -> None:
+    def ended(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
-            self.dispatcher.running.pop(outcome.number)  # type: ignore[attr-defined]
+            self.dispatcher.running.pop(outcome.number)
         self.loop.call_soon(self.dispatcher.run)
 
     def add(self, *ids: str, queue: str = "q", task: str = "t") -> list[int]:
@@ -159,15 +160,15 @@ def test_clear_takes_everything_away() -> None:
     assert bench.dispatcher.waiting == 0
 
 
-def test_the_line_of_one_queue_can_be_taken_back_from_its_end() -> None:
+def test_the_line_of_one_queue_can_be_taken_back() -> None:
     bench = Bench(slots=1)
     bench.add("a", "b", "keep", "c", "d")
     bench.dispatcher.run()
 
-    taken = bench.dispatcher.take_newest("q", allowed=lambda request: request.id != "keep")
+    taken = bench.dispatcher.take_line("q", allowed=lambda request: request.id != "keep")
 
-    assert [request.id for request in taken] == ["d", "c"]
-    assert bench.dispatcher.waiting == 2
+    assert [request.id for request in taken] == ["b", "c", "d"]
+    assert bench.dispatcher.waiting == 1
 
 
 @given(

@@ -146,7 +146,7 @@ def test_a_signal_during_the_cold_shutdown_ends_it_on_the_spot() -> None:
 
 def test_a_cold_shutdown_waits_only_so_long_for_confirms() -> None:
     class Unconfirmed(Told):
-        is_settled = False  # type: ignore[assignment]
+        is_settled = False
 
     told, loop = Unconfirmed(busy=True), HandLoop()
     shutdown_of(told, loop).on_signal(QUIT)

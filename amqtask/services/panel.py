@@ -1,0 +1,167 @@
+"""The panel: answers Celery's remote control (pidbox) on a connection of its own.
+
+A worker's mailbox is exclusive to its connection, so that a second worker of the same name is noticed: it is told,
+works on, and is deaf to remote control until the name is free (its own name, after a lost connection that the broker
+has not noticed yet, comes free by itself; hence the new try now and then).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import AmqTaskError, MessageError
+from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
+from amqtask.services.commands import COMMANDS, Control
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import PublishError
+    from amqtask.message import Delivery
+    from amqtask.pool import Loop, Timer
+    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+
+logger = logging.getLogger("amqtask.worker")
+
+RETRY_SECONDS = 30.0
+PREFETCH = 100
+
+
+class Panel:
+    """Listens on the worker's mailbox and replies. The publisher for replies connects with the first reply."""
+
+    name = "panel"
+
+    def __init__(
+        self,
+        control: Control,
+        *,
+        loop: Loop,
+        make_consumer: Callable[[ConsumerListener], Consumer],
+        make_publisher: Callable[[], LoopPublisher],
+        accept: frozenset[str],
+        prefix: str = "celery",
+        queue_ttl: float = 300.0,
+        queue_expires: float = 10.0,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._control = control
+        self._loop = loop
+        self._make_consumer = make_consumer
+        self._make_publisher = make_publisher
+        self._accept = accept
+        self._prefix = prefix
+        self._hostname = control.worker.setup.hostname
+        self._mailbox = mailbox(self._hostname, prefix, ttl=queue_ttl, expires=queue_expires)
+        self._wall_clock = wall_clock
+        self._consumer: Consumer | None = None
+        self._publisher: LoopPublisher | None = None
+        self._timer: Timer | None = None
+        self._has_warned = False
+        self._stopped = False
+
+    def start(self) -> None:
+        if self._consumer is None and not self._stopped:
+            self._timer = None
+            self._consumer = self._make_consumer(self)
+            self._consumer.add_queue(self._mailbox, prefetch=PREFETCH)
+            self._consumer.start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._publisher is not None:
+            self._publisher.stop()
+        self._drop_consumer()
+
+    def _drop_consumer(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.stop()
+
+    # -- commands
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        if self._consumer is not None:
+            self._consumer.ack(delivery.tag)
+        properties = delivery.properties
+        try:
+            command = read_command(
+                delivery.body,
+                properties.content_type,
+                properties.content_encoding,
+                properties.headers,
+                self._accept,
+            )
+        except MessageError as error:
+            logger.warning("control: a message that is no command: %s", error)
+            return
+        self._control.clock = _later(self._control.clock, (properties.headers or {}).get("clock"))
+        if command.is_for(self._hostname) and not command.is_expired(self._wall_clock()):
+            self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        logger.debug("control: %s %s", command.method, dict(command.arguments))
+        function = COMMANDS.get(command.method)
+        payload: Any = {"error": f"no such command: {command.method!r}"}
+        if function is not None:
+            try:
+                payload = function(self._control, command.arguments)
+            except AmqTaskError as error:
+                payload = {"error": str(error)}
+            except Exception as error:
+                logger.exception("control: command %s failed", command.method)
+                payload = {"error": repr(error)}
+        if command.wants_reply and payload is not None:
+            self._reply(command, payload)
+
+    def _reply(self, command: Command, payload: Any) -> None:
+        message = reply_message(command, self._hostname, payload, clock=self._control.clock)
+        exchange = reply_exchange(self._prefix)
+        if command.reply_exchange == exchange.name:
+            message.declare = (exchange,)
+        if self._publisher is None:
+            self._publisher = self._make_publisher()
+            self._publisher.start()
+        self._publisher.publish(message, _note_reply)
+
+    # -- what the consumer tells
+
+    def on_consuming(self, epoch: int) -> None:
+        if self._has_warned:
+            self._has_warned = False
+            logger.warning("control: the name %s is free; remote control works again", self._hostname)
+
+    def on_connection_lost(self, error: Exception) -> None:
+        logger.debug("control: connection lost: %s", error)
+
+    def on_cancelled(self, queue: str, reason: str) -> None:
+        logger.debug("control: consumer cancelled: %s", reason)
+
+    def on_warning(self, text: str) -> None:
+        logger.debug("control: %s", text)
+
+    def on_fatal(self, error: Exception) -> None:
+        """The mailbox is locked by its other owner, as a rule; the worker goes on without remote control."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "another worker named %s is running: this one takes no remote control. Give each worker a name of its "
+                "own (-n w2@%%h). (%s)",
+                self._hostname,
+                error,
+            )
+        self._drop_consumer()
+        if not self._stopped:
+            self._timer = self._loop.call_later(RETRY_SECONDS, self.start)
+
+
+def _note_reply(error: PublishError | None) -> None:
+    if error is not None:
+        logger.debug("control: a reply was not delivered: %s", error)
+
+
+def _later(clock: int, other: Any) -> int:
+    return max(clock, other if isinstance(other, int) else 0) + 1

@@ -1,0 +1,582 @@
+"""The life of a delivery, frame by frame: what the broker is told, and that it is told after everything else."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from amqtask import states
+from amqtask.entities import Queue
+from amqtask.exceptions import PublishRefused, Unroutable
+from amqtask.execution.outcome import Answer, Outcome
+from amqtask.execution.request import Request
+from amqtask.message import Delivery, Message, Properties
+from amqtask.topology.delays import DelayPlan
+from amqtask.worker.orders import Orders
+from amqtask.worker.report import Report
+from amqtask.worker.setup import WorkerSetup, WorkQueue
+from amqtask.worker.worker import Worker
+from tests.worker.fakes import HandLoop, HandPool, HandPublisher, ToldConsumer
+
+QUEUE, DEAD = Queue("q"), Queue("q.dead")
+
+
+class FakeTask:
+    """The options of a task that a strategy reads."""
+
+    def __init__(self, **options: Any) -> None:
+        self.acks_late = options.get("acks_late", True)
+        self.time_limit = options.get("time_limit")
+        self.soft_time_limit = options.get("soft_time_limit")
+
+
+class Endings:
+    """Outcomes of requests that no slot ran."""
+
+    def refused(self, request: Request, error: Exception) -> Outcome:
+        return Outcome(
+            request.number,
+            states.FAILURE,
+            Answer.DEAD_LETTER,
+            type(error).__name__,
+            summary=str(error),
+            result=result(),
+        )
+
+    def revoked(self, request: Request, reason: str) -> Outcome:
+        return Outcome(request.number, states.REVOKED, reason=reason)
+
+    def expired(self, request: Request) -> Outcome:
+        return Outcome(request.number, states.REVOKED, reason="expired")
+
+
+def result() -> Message:
+    return Message(b"{}", Properties(), routing_key="reply-queue")
+
+
+class Bench:
+    """A worker with everything around it in the test's hands."""
+
+    def __init__(self, *, slots: int = 2, dead_letter: Queue | None = DEAD, **setup: Any) -> None:
+        self.loop, self.pool, self.publisher, self.consumer = (
+            HandLoop(),
+            HandPool(slots),
+            HandPublisher(),
+            ToldConsumer(),
+        )
+        tasks = {"t": FakeTask(), "early": FakeTask(acks_late=False)}
+        self.worker = Worker(
+            WorkerSetup(
+                hostname="w@h",
+                queues=(WorkQueue(QUEUE, dead_letter),),
+                tasks=tasks,
+                slots=slots,
+                delays=DelayPlan(),
+                install_signals=False,
+                **setup,
+            ),
+            loop=self.loop,
+            publisher=self.publisher,
+            endings=Endings(),
+            report=Report(),
+            make_pool=self.take_pool,
+            make_consumer=lambda listener: self.consumer,
+            clock=lambda: self.loop.now,
+        )
+        self.orders = Orders(self.worker)
+        self.worker.lifecycle.consume(QUEUE, dead_letter)
+        self.epoch = 1
+        self.tag = 0
+        self.worker.on_consuming(1)
+
+    def take_pool(self, on_outcomes: Any) -> HandPool:
+        self.pool.on_outcomes = on_outcomes
+        return self.pool
+
+    def deliver(
+        self,
+        *ids: str,
+        task: str | None = "t",
+        redelivered: bool = False,
+        body: bytes = b"[[], {}, {}]",
+        **headers: Any,
+    ) -> None:
+        for task_id in ids:
+            self.tag += 1
+            own = {"task": task, "id": task_id, **headers} if task is not None else headers
+            properties = Properties(content_type="application/json", content_encoding="utf-8", headers=own)
+            self.worker.on_delivery(Delivery(body, properties, "", "q", redelivered, "q", self.tag, self.epoch))
+        self.loop.turn()
+
+    def end(self, task_id: str, **fields: Any) -> None:
+        number = next(number for number, request in self.pool.running.items() if request.id == task_id)
+        self.pool.end(number, **fields)
+
+    def pass_time(self, seconds: float) -> None:
+        self.loop.advance(seconds)
+        self.worker.wake()
+        self.loop.turn()
+
+    def lose_connection(self) -> None:
+        self.worker.on_connection_lost(ConnectionError("cut"))
+        self.epoch += 1
+        self.tag = 0
+        self.consumer.frames.clear()
+        self.worker.on_consuming(self.epoch)
+
+    @property
+    def frames(self) -> list[tuple[Any, ...]]:
+        self.loop.turn()
+        return self.consumer.frames
+
+    @property
+    def started(self) -> list[str]:
+        return [request.id for request in self.pool.started]
+
+
+def test_a_task_is_acked_at_the_end_of_the_turn_in_which_it_ended() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    assert bench.frames == []
+
+    bench.end("a")
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_tasks_that_end_in_one_turn_are_acked_by_one_frame() -> None:
+    bench = Bench(slots=3)
+    bench.deliver("a", "b", "c")
+    for task_id in ("c", "a", "b"):
+        bench.end(task_id)
+
+    assert bench.frames == [("ack", 3, True)]
+
+
+def test_a_result_is_confirmed_before_the_ack() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", result=result())
+    assert bench.frames == []
+
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_retry_is_confirmed_before_the_ack() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.RETRY, publish=(result(), result()), result=result())
+    bench.publisher.confirm()
+    bench.publisher.confirm()
+    assert bench.frames == []
+
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_follow_up_that_is_refused_keeps_the_message() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.RETRY, publish=(result(),))
+    bench.publisher.confirm(PublishRefused("full"))
+    assert bench.frames == []
+
+    bench.loop.advance(6.0)
+
+    assert bench.frames == [("reject", 1, True)]
+
+
+def test_a_result_that_nobody_waits_for_any_more_is_no_error() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", result=result())
+    bench.publisher.confirm(Unroutable("the caller has gone"))
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "frame"),
+    [(Answer.REQUEUE, ("reject", 1, True)), (Answer.DROP, ("reject", 1, False))],
+)
+def test_the_other_answers_are_rejects(answer: Answer, frame: tuple[Any, ...]) -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.FAILURE, answer=answer)
+
+    assert bench.frames == [frame]
+
+
+def test_a_dead_letter_says_why_where_and_when_and_is_confirmed_before_the_ack() -> None:
+    bench = Bench()
+    bench.deliver("a", **{"x-death": [{}], "mine": 1})
+    bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected", summary="ValueError('x')")
+    (dead,) = bench.publisher.sent
+    assert bench.frames == []
+
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+    assert (dead.exchange, dead.routing_key, dead.body) == ("", "q.dead", b"[[], {}, {}]")
+    headers = dead.properties.headers
+    assert headers["x-amqtask-reason"] == "rejected"
+    assert headers["x-amqtask-exception"] == "ValueError('x')"
+    assert headers["x-amqtask-host"] == "w@h"
+    assert headers["x-amqtask-attempts"] == 1
+    assert headers["x-amqtask-queue"] == "q"
+    assert headers["x-amqtask-died-at"]
+    assert headers["mine"] == 1
+    assert "x-death" not in headers
+
+
+def test_a_missing_dead_letter_queue_is_declared() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected")
+    bench.publisher.confirm(Unroutable("no queue"))
+    assert bench.publisher.sent[-1].declare == (DEAD,)
+
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_dead_letter_that_cannot_be_stored_stays_in_its_queue() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected")
+    bench.publisher.confirm(PublishRefused("full"))
+    bench.loop.advance(6.0)
+
+    assert bench.frames == [("reject", 1, True)]
+
+
+def test_without_a_dead_letter_queue_the_queues_own_policy_decides() -> None:
+    bench = Bench(dead_letter=None)
+    bench.deliver("a")
+    bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected")
+
+    assert bench.frames == [("reject", 1, False)]
+
+
+def test_early_acks_go_out_before_the_task_runs_and_only_once() -> None:
+    bench = Bench()
+    bench.deliver("a", task="early")
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a"]
+
+    bench.end("a")
+    bench.deliver("b")
+    bench.end("b")
+
+    assert bench.frames == [("ack", 1, False), ("ack", 2, False)]
+
+
+def test_an_early_acked_task_that_waits_is_not_acked_yet() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a", "b", task="early")
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"eta": "2999-01-01T00:00:00+00:00"},
+        {"eta": "2999-01-01T00:00:00+00:00", "expires": "2999-01-02T00:00:00+00:00"},
+    ],
+)
+def test_a_task_with_an_eta_goes_to_the_delay_levels_confirm_first_ack_second(headers: dict[str, Any]) -> None:
+    bench = Bench()
+    bench.deliver("a", **headers)
+    (delayed,) = bench.publisher.sent
+    assert (delayed.exchange.startswith("amqtask.delay."), delayed.routing_key) == (True, "q")
+    assert bench.frames == []
+
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == []
+
+
+def test_an_expired_task_is_acked_and_does_not_run() -> None:
+    bench = Bench()
+    bench.deliver("a", expires="2001-01-01T00:00:00+00:00")
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == []
+
+
+@pytest.mark.parametrize(
+    ("delivered", "reason"),
+    [
+        ({"task": "nobody.knows"}, "NotRegistered"),
+        ({"task": None}, "InvalidTaskError"),
+        ({"task": None, "body": b"\xff"}, "Undecodable"),
+        ({"task": 12}, "InvalidTaskError"),
+        ({"eta": "tomorrow"}, "InvalidTaskError"),
+        ({"redelivered": True, "x-delivery-count": 5}, "WorkerLostError"),
+    ],
+)
+def test_what_cannot_be_run_is_dead_lettered_with_its_reason_and_result(delivered: dict[str, Any], reason: str) -> None:
+    bench = Bench()
+    bench.deliver("a", **delivered)
+    result_message, dead = bench.publisher.sent
+    assert result_message.routing_key == "reply-queue"
+    assert dead.properties.headers["x-amqtask-reason"] == reason
+    assert bench.frames == []
+
+    bench.publisher.confirm_all()
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == []
+
+
+def test_headers_that_break_the_reading_do_not_break_the_worker() -> None:
+    class Hostile(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            if key == "timelimit":
+                raise RuntimeError("unreadable")
+            return super().get(key, default)
+
+    bench = Bench()
+    properties = Properties(headers=Hostile(task="t", id="a"))
+    bench.worker.on_delivery(Delivery(b"", properties, "", "q", False, "q", 1, 1))
+    bench.publisher.confirm_all()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_protocol_v1_task_runs() -> None:
+    bench = Bench()
+    bench.deliver("?", task=None, body=b'{"task": "t", "id": "old", "args": [1], "kwargs": {}}')
+
+    assert bench.started == ["old"]
+
+
+# -- revokes
+
+
+def test_a_revoked_task_does_not_run() -> None:
+    bench = Bench()
+    bench.orders.revoke(["a"])
+    bench.deliver("a", "b")
+
+    assert bench.started == ["b"]
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_task_revoked_while_it_waits_does_not_run() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a", "b", "c")
+    bench.orders.revoke(["b"])
+    bench.end("a")
+
+    assert bench.frames == [("ack", 2, True)]
+    assert bench.started == ["a", "c"]
+
+
+# -- lost connections
+
+
+def test_what_waited_on_a_lost_connection_is_forgotten_and_what_ran_is_not_acked() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a", "b")
+    bench.lose_connection()
+    bench.end("a")
+
+    assert bench.frames == []
+    assert bench.started == ["a"]
+
+
+def test_the_redelivery_of_an_ended_task_is_answered_and_not_run_again() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a")
+    bench.lose_connection()
+    bench.end("a")
+    bench.deliver("a", redelivered=True)
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a"]
+
+
+def test_the_redelivery_of_a_running_task_waits_for_its_outcome() -> None:
+    bench = Bench(slots=2)
+    bench.deliver("a")
+    bench.lose_connection()
+    bench.deliver("a", redelivered=True)
+    assert bench.frames == []
+    assert bench.started == ["a"]
+
+    bench.end("a", result=result())
+    assert bench.frames == []
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_lost_childs_redelivery_runs_again_after_a_lost_connection() -> None:
+    bench = Bench(slots=2)
+    bench.deliver("a")
+    bench.lose_connection()
+    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost")
+    bench.deliver("a", redelivered=True)
+
+    assert bench.started == ["a", "a"]
+
+
+def test_an_answer_is_never_given_on_another_channel() -> None:
+    bench = Bench(slots=3)
+    bench.deliver("a", "b", "c")
+    bench.end("a", result=result())
+    bench.lose_connection()
+    bench.deliver("d", "e")
+    bench.end("b")
+    bench.end("c", state=states.FAILURE, answer=Answer.REQUEUE)
+    bench.publisher.confirm_all()
+
+    assert bench.frames == []
+
+
+def test_lost_children_of_a_queue_without_delivery_counts_are_counted_here() -> None:
+    bench = Bench(delivery_limit=2)
+    bench.deliver("a")
+    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost")
+    bench.deliver("a", redelivered=True)
+    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost")
+    bench.deliver("a", redelivered=True)
+
+    assert bench.started == ["a", "a"]
+    assert bench.publisher.sent[-1].properties.headers["x-amqtask-reason"] == "WorkerLostError"
+
+
+# -- prefetch
+
+
+def test_short_tasks_open_the_window() -> None:
+    bench = Bench(slots=1)
+    assert bench.consumer.windows == {"q": 1}
+    bench.deliver("a")
+    bench.end("a", runtime=0.0001)
+    bench.pass_time(0.1)
+
+    assert bench.consumer.windows["q"] > 20
+
+
+def test_long_tasks_close_the_window_and_what_waits_is_given_back() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a")
+    bench.end("a", runtime=0.0001)
+    bench.pass_time(0.1)
+    bench.deliver("b", "c", "d")
+    bench.deliver("e", redelivered=True)
+    bench.pass_time(2.0)
+    bench.end("b", runtime=2.0)
+    bench.pass_time(0.1)
+
+    assert ("nack", 4, True) in bench.frames
+    assert bench.consumer.windows == {"q": 1}
+    assert bench.started == ["a", "b", "c"]
+    bench.end("c")
+    bench.loop.turn()
+    assert bench.started[-1] == "e"
+
+
+def test_a_pinned_window_does_not_change() -> None:
+    bench = Bench(slots=1, prefetch=4)
+    bench.deliver("a")
+    bench.end("a", runtime=0.0001)
+    bench.loop.advance(1.0)
+
+    assert bench.consumer.windows == {"q": 4}
+
+
+# -- stopping
+
+
+def test_a_warm_stop_gives_back_what_waits_and_acks_what_ends() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a", "b", "c")
+    bench.worker.lifecycle.shutdown.warm()
+    assert bench.frames == [("nack", 2, True), ("nack", 3, True)]
+    bench.deliver("late")
+    assert bench.frames[-1] == ("nack", 4, True)
+    assert not bench.loop.stopped
+
+    bench.end("a", result=result())
+    bench.publisher.confirm()
+
+    assert bench.frames[-1] == ("ack", 1, False)
+    assert bench.consumer.words == ["pause", "stop"]
+    assert bench.loop.stopped
+    assert bench.worker.lifecycle.shutdown.exit_code == 0
+
+
+def test_a_cold_stop_gives_back_what_runs() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a")
+    bench.worker.lifecycle.shutdown.cold()
+
+    assert bench.frames == [("nack", 1, True)]
+    assert bench.loop.stopped
+    assert bench.worker.lifecycle.shutdown.exit_code == 1
+
+
+def test_a_cold_stop_waits_for_results_on_their_way() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a")
+    bench.end("a", result=result())
+    bench.worker.lifecycle.shutdown.cold()
+    assert not bench.loop.stopped
+
+    bench.publisher.confirm()
+    bench.loop.turn()
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.loop.stopped
+
+
+def test_everything_received_is_answered_exactly_once() -> None:
+    """Any order of ends and answers, over one channel: each tag gets one frame's worth of answer."""
+    for seed in range(30):
+        rng = random.Random(seed)
+        bench = Bench(slots=4, prefetch=50)
+        count = 60
+        for number in range(count):
+            task = rng.choice(["t", "t", "t", "early", "nobody.knows"])
+            bench.deliver(f"{number}", task=task)
+            while bench.pool.running and rng.random() < 0.5:
+                victim = rng.choice([request.id for request in bench.pool.running.values()])
+                answer = rng.choice([Answer.ACK, Answer.ACK, Answer.REQUEUE, Answer.DEAD_LETTER, Answer.DROP])
+                bench.end(victim, answer=answer, result=result() if rng.random() < 0.5 else None)
+                if rng.random() < 0.5:
+                    bench.publisher.confirm_all()
+                bench.loop.turn()
+        while bench.pool.running:
+            bench.end(next(iter(bench.pool.running.values())).id)
+            bench.loop.turn()
+        bench.publisher.confirm_all()
+
+        answered: list[int] = []
+        open_tags = set(range(1, count + 1))
+        for kind, tag, flag in bench.frames:
+            tags = {other for other in open_tags if other <= tag} if kind == "ack" and flag else {tag}
+            assert tags <= open_tags, f"seed {seed}: {kind} {tag} was answered before"
+            open_tags -= tags
+            answered += tags
+        assert open_tags == set(), f"seed {seed}"
+
+
+def test_a_window_with_rate_limited_tasks_has_room_for_them() -> None:
+    bench = Bench(slots=1)
+    bench.orders.set_rate_limit("t", "2/s")
+    bench.deliver("a", "b")
+    bench.end("a", runtime=1.0)
+    bench.pass_time(0.1)
+
+    assert bench.consumer.windows["q"] == 5
