@@ -86,7 +86,9 @@ class QueueAdmin:
         except UnroutableError as error:
             raise Unroutable(f"nothing takes routing key {message.routing_key!r} now; the message stays.") from error
         except NackError as error:
-            raise PublishRefused(f"queue {message.routing_key!r} refused it (is it full?); the message stays.") from error
+            raise PublishRefused(
+                f"queue {message.routing_key!r} refused it (is it full?); the message stays."
+            ) from error
 
     @contextmanager
     def _channel(self, queue: str) -> Iterator[Any]:
