@@ -51,16 +51,16 @@ class Endings(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
-    """Times are seconds. `slots` is the most the pool may have (autoscale's maximum): windows are sized for it.
+    """Times are seconds. `prefetch` None lets the window adapt. The time limits are for tasks that set none.
 
-    `prefetch` None lets the window adapt. `time_limit` and `soft_time_limit` are for tasks that set none.
+    `most_slots` is autoscale's maximum: the windows are sized for it, so that the backlog can be seen.
     """
 
     hostname: str
     queues: tuple[WorkQueue, ...]
     tasks: Mapping[str, TaskLike]
     delays: Delays
-    slots: int
+    most_slots: int | None = None
     prefetch: int | None = None
     delivery_limit: int | None = 5
     # Content types of protocol v1 bodies, which the worker itself has to read (v2 bodies are the slots' business).

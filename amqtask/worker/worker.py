@@ -76,7 +76,9 @@ class Worker:
         self.consumer = make_consumer(self)
         self.work_queues: dict[str, WorkQueue] = {work.queue.name: work for work in setup.queues}
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
-        self.windows = Windows(self.consumer, slots=setup.slots, pinned=setup.prefetch, on_closed=self._give_back_line)
+        self.windows = Windows(
+            self.consumer, slots=self.concurrency, pinned=setup.prefetch, on_closed=self._give_back_line
+        )
         self.revoked = RevokedIds()
         self.answered = Answered()
         self.losses = LostAttempts()
@@ -101,7 +103,7 @@ class Worker:
             answer=self._answer,
             ready=self._enqueue,
         )
-        self.throttle = Throttle(self.intake.delay, on_limited=self._make_room, most_held=_room_for_held(setup))
+        self.throttle = Throttle(self.intake.delay, on_limited=self._make_room, most_held=self._room_for_held())
         self.dispatcher = Dispatcher(
             pool=self.pool,
             loop=loop,
@@ -126,7 +128,7 @@ class Worker:
     @property
     def concurrency(self) -> int:
         """How many tasks may run at once (with autoscale: at most)."""
-        return self.setup.slots
+        return self.setup.most_slots or self.pool.slots
 
     def run(self) -> int:
         """Work until told to stop; the exit code (0 after a warm shutdown, else 1)."""
@@ -369,6 +371,11 @@ class Worker:
         """Know where the dead letters of a queue go, before its first delivery."""
         self.work_queues[queue.name] = WorkQueue(queue, dead_letter)
 
+    def _room_for_held(self) -> int:
+        """A pinned window cannot grow for rate-limited requests: what it has beyond the slots is what may be held."""
+        pinned = self.setup.prefetch
+        return MOST_HELD if pinned is None else max(0, min(MOST_HELD, pinned - self.concurrency))
+
     def _dead_queue(self, queue: str) -> Queue | None:
         work = self.work_queues.get(queue)
         return work.dead_letter if work is not None else None
@@ -377,13 +384,6 @@ class Worker:
         work = self.work_queues.get(queue)
         own = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
         return own if isinstance(own, int) else self.setup.delivery_limit
-
-
-def _room_for_held(setup: WorkerSetup) -> int:
-    """A pinned window cannot grow for rate-limited requests: what it has beyond the slots is what may be held."""
-    if setup.prefetch is None:
-        return MOST_HELD
-    return max(0, min(MOST_HELD, setup.prefetch - setup.slots))
 
 
 def _never(value: NoReturn) -> NoReturn:

@@ -20,6 +20,7 @@ from amqtask.worker.setup import WorkerSetup, WorkQueue
 from amqtask.worker.worker import Worker
 from tests.worker.fakes import HandLoop, HandPool, HandPublisher, ToldConsumer
 
+DIED_BEFORE: dict[str, Any] = {"x-death": [{}]}
 QUEUE, DEAD = Queue("q"), Queue("q.dead")
 
 
@@ -66,13 +67,12 @@ class Bench:
             HandPublisher(),
             ToldConsumer(),
         )
-        tasks = {"t": FakeTask(), "early": FakeTask(acks_late=False)}
+        tasks: Any = {"t": FakeTask(), "early": FakeTask(acks_late=False)}
         self.worker = Worker(
             WorkerSetup(
                 hostname="w@h",
                 queues=(WorkQueue(QUEUE, dead_letter),),
                 tasks=tasks,
-                slots=slots,
                 delays=DelayPlan(),
                 install_signals=False,
                 **setup,
@@ -214,7 +214,7 @@ def test_the_other_answers_are_rejects(answer: Answer, frame: tuple[Any, ...]) -
 
 def test_a_dead_letter_says_why_where_and_when_and_is_confirmed_before_the_ack() -> None:
     bench = Bench()
-    bench.deliver("a", **{"x-death": [{}], "mine": 1})
+    bench.deliver("a", mine=1, **DIED_BEFORE)
     bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected", summary="ValueError('x')")
     (dead,) = bench.publisher.sent
     assert bench.frames == []

@@ -1,0 +1,298 @@
+"""The composition root: the only module that knows all parts, and puts a worker together. Boring on purpose."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from amqtask import signals
+from amqtask.entities import Exchange, Queue
+from amqtask.exceptions import LimitUnsupported, QueueNotFound
+from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool
+from amqtask.serialization import content_types
+from amqtask.services.autoscale import Autoscale
+from amqtask.services.commands import Control
+from amqtask.services.panel import Panel
+from amqtask.services.watchdog import Watchdog
+from amqtask.topology.plan import dead_letter_queue, work_queue
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.consumer import PikaConsumer
+from amqtask.transport.loop import PikaLoop
+from amqtask.transport.loop_publisher import PikaLoopPublisher
+from amqtask.worker.orders import Orders
+from amqtask.worker.prefetch import MAX_WINDOW
+from amqtask.worker.report import Report
+from amqtask.worker.setup import WorkerSetup, WorkQueue
+from amqtask.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.transport.contract import Consumer, ConsumerListener
+    from amqtask.worker.options import WorkerOptions
+    from amqtask.worker.service import Service
+
+logger = logging.getLogger("amqtask.worker")
+
+# RabbitMQ's default consumer_timeout: a delivery that stays unanswered for longer closes the consumer's channel.
+CONSUMER_TIMEOUT_SECONDS = 1800.0
+
+
+def run_command(app: AmqTask, argv: Sequence[str]) -> int:
+    """`app.start(argv)` and `app.worker_main(argv)`: the command line with this app. The exit code."""
+    # The command line stands above this module, hence by name.
+    return int(importlib.import_module("amqtask.cli.main").run(argv, app))
+
+
+def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
+    """A worker that is ready to `run()`. Raises: ConfigurationError (LimitUnsupported, PoolNotFound, QueueNotFound)."""
+    hostname = options.hostname or f"celery@{socket.gethostname()}"
+    _override_settings(app, options)
+    if signals.celeryd_init:
+        signals.celeryd_init.send(sender=hostname, instance=None, conf=app.conf, options=options)
+    _load_tasks(app, options)
+    pool_class = find_pool(options.pool or app.conf.worker_pool)
+    _check_limits(app, pool_class)
+    queues = _work_queues(app, options)
+    if options.purge:
+        _purge(app, queues)
+    worker = _Builder(app, options, hostname, pool_class, queues).build()
+    if signals.celeryd_after_setup:
+        signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)
+    return worker
+
+
+def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
+    """The command line wins over the configuration, before tasks take their defaults from it."""
+    given = {
+        "task_time_limit": options.time_limit,
+        "task_soft_time_limit": options.soft_time_limit,
+        "worker_concurrency": options.concurrency,
+        "worker_max_tasks_per_child": options.max_tasks_per_child,
+        "worker_max_memory_per_child": options.max_memory_per_child,
+        "worker_prefetch_multiplier": options.prefetch_multiplier,
+        "worker_disable_prefetch": options.disable_prefetch,
+        "worker_state_db": options.statedb,
+    }
+    for name, value in given.items():
+        if value is not None:
+            setattr(app.conf, name, value)
+
+
+def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
+    app.import_modules()
+    for module in options.include:
+        importlib.import_module(module)
+    app.finalize()
+
+
+def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
+    """A limit that nobody would enforce is refused now, not missed later."""
+    longest = 0.0
+    for name, task in app.tasks.items():
+        if name.startswith("celery."):
+            continue
+        for kind, limit in (("hard", task.time_limit), ("soft", task.soft_time_limit)):
+            if limit is None:
+                continue
+            longest = max(longest, limit)
+            if kind not in pool_class.limits:
+                has = " and ".join(sorted(pool_class.limits)) or "no"
+                raise LimitUnsupported(
+                    f"task {name} has a {kind} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
+                    "time limits. Take the limit away or choose another pool (prefork has both)."
+                )
+    if longest > CONSUMER_TIMEOUT_SECONDS:
+        logger.warning(
+            "a task may run for %g s, longer than RabbitMQ's default consumer_timeout of 30 minutes, after which the "
+            "broker closes the consumer and delivers the task again. Raise consumer_timeout in rabbitmq.conf, or set "
+            "x-consumer-timeout on the queue (RabbitMQ 3.12 or later).",
+            longest,
+        )
+
+
+def _work_queues(app: AmqTask, options: WorkerOptions) -> tuple[WorkQueue, ...]:
+    if options.queues:
+        app.queues.select(options.queues)
+    if options.exclude_queues:
+        app.queues.deselect(options.exclude_queues)
+    return tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in app.queues.consumed)
+
+
+def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
+    with QueueAdmin(app.broker_addresses) as admin:
+        for work in queues:
+            try:
+                count = admin.purge(work.queue.name)
+            except QueueNotFound:
+                continue
+            logger.warning("purge: erased %d messages from %s", count, work.queue.name)
+
+
+class _Builder:
+    """Holds what several parts are made from while a worker is put together."""
+
+    def __init__(
+        self,
+        app: AmqTask,
+        options: WorkerOptions,
+        hostname: str,
+        pool_class: type[Pool],
+        queues: tuple[WorkQueue, ...],
+    ) -> None:
+        self.app = app
+        self.conf = app.conf
+        self.options = options
+        self.hostname = hostname
+        self.pool_class = pool_class
+        self.queues = queues
+        self.loop = PikaLoop()
+        verbose = logger.isEnabledFor(logging.INFO)
+        self.executor = app.make_executor(hostname, verbose=verbose)
+        most, least = options.autoscale or (0, 0)
+        self.most_slots = most or None
+        self.slots = max(1, least) if most else self.conf.worker_concurrency or os.cpu_count() or 1
+
+    def build(self) -> Worker:
+        report = Report()
+        worker = Worker(
+            self.setup(),
+            loop=self.loop,
+            publisher=self.publisher("results"),
+            endings=self.executor,
+            report=report,
+            make_pool=self.pool,
+            make_consumer=lambda listener: self.consumer(listener, "consumer"),
+            services=self.services,
+        )
+        report.sender = worker
+        return worker
+
+    def setup(self) -> WorkerSetup:
+        conf, app = self.conf, self.app
+        return WorkerSetup(
+            hostname=self.hostname,
+            queues=self.queues,
+            tasks=app.tasks,
+            delays=app.delays,
+            most_slots=self.most_slots,
+            prefetch=self.pinned_prefetch(),
+            delivery_limit=conf.task_delivery_limit,
+            accept=content_types(conf.accept_content),
+            time_limit=conf.task_time_limit,
+            soft_time_limit=conf.task_soft_time_limit,
+            rate_limits=self.rate_limits(),
+            shutdown_timeout=conf.worker_shutdown_timeout,
+            soft_shutdown_timeout=conf.worker_soft_shutdown_timeout or 0.0,
+            soft_shutdown_on_idle=bool(conf.worker_enable_soft_shutdown_on_idle),
+            term_is_quit=os.environ.get("REMAP_SIGTERM") == "SIGQUIT",
+            install_signals=self.options.install_signals,
+            statedb=conf.worker_state_db,
+        )
+
+    def pinned_prefetch(self) -> int | None:
+        """A number pins the window; None lets it adapt."""
+        slots = self.most_slots or self.slots
+        if self.conf.worker_disable_prefetch:
+            return slots
+        if self.options.prefetch is not None:
+            return self.options.prefetch or MAX_WINDOW
+        multiplier = self.conf.worker_prefetch_multiplier
+        if multiplier is not None:
+            # 0 means unlimited, as in Celery.
+            return min(MAX_WINDOW, max(1, round(slots * multiplier))) if multiplier else MAX_WINDOW
+        wanted = self.conf.worker_prefetch
+        return None if wanted in (None, "auto") else int(wanted)
+
+    def rate_limits(self) -> dict[str, str | float]:
+        if self.conf.worker_disable_rate_limits:
+            return {}
+        return {name: task.rate_limit for name, task in self.app.tasks.items() if task.rate_limit}
+
+    def pool(self, on_outcomes: OnOutcomes) -> Pool:
+        options = PoolOptions(
+            slots=self.slots,
+            max_tasks_per_child=self.conf.worker_max_tasks_per_child,
+            max_memory_per_child=self.conf.worker_max_memory_per_child,
+            start_timeout=self.conf.worker_proc_alive_timeout or 10.0,
+            hostname=self.hostname,
+            on_child_start=self.child_started,
+        )
+        return self.pool_class(self.executor, self.loop, on_outcomes, options)
+
+    def child_started(self) -> None:
+        """In each new child process."""
+        if signals.worker_process_init:
+            signals.worker_process_init.send(sender=self.hostname)
+
+    def consumer(self, listener: ConsumerListener, role: str) -> Consumer:
+        return PikaConsumer(
+            self.app.broker_addresses,
+            self.loop,
+            listener,
+            heartbeat=self.conf.broker_heartbeat,
+            client_name=f"{self.hostname} {role}",
+        )
+
+    def publisher(self, role: str) -> PikaLoopPublisher:
+        return PikaLoopPublisher(
+            self.app.broker_addresses,
+            self.loop,
+            heartbeat=self.conf.broker_heartbeat,
+            client_name=f"{self.hostname} {role}",
+        )
+
+    def services(self, worker: Worker) -> list[Service]:
+        orders = Orders(worker)
+        found: list[Service] = [Watchdog(worker)]
+        autoscale: Autoscale | None = None
+        if self.options.autoscale is not None:
+            most, least = self.options.autoscale
+            autoscale = Autoscale(worker, orders, most=most, least=least)
+            found.append(autoscale)
+        if self.conf.worker_enable_remote_control:
+            found.append(self.panel(worker, orders, autoscale))
+        return found
+
+    def panel(self, worker: Worker, orders: Orders, autoscale: Autoscale | None) -> Panel:
+        address = self.app.broker_addresses[0]
+        control = Control(
+            worker=worker,
+            orders=orders,
+            autoscale=autoscale,
+            settings=self.settings,
+            make_queue=self.make_queue,
+            broker_info={"transport": "amqp", "url": address.safe_url},
+        )
+        return Panel(
+            control,
+            loop=self.loop,
+            make_consumer=lambda listener: self.consumer(listener, "control"),
+            make_publisher=lambda: self.publisher("control replies"),
+            accept=content_types(self.conf.accept_content),
+            prefix=self.conf.control_exchange,
+            queue_ttl=self.conf.control_queue_ttl,
+            queue_expires=self.conf.control_queue_expires,
+        )
+
+    def settings(self, with_defaults: bool) -> Mapping[str, Any]:
+        return self.conf.table(with_defaults=with_defaults)
+
+    def make_queue(self, arguments: Mapping[str, Any]) -> tuple[Queue, Queue | None]:
+        """The queue of `add_consumer`."""
+        name = str(arguments.get("queue"))
+        exchange = arguments.get("exchange")
+        if exchange:
+            made = work_queue(
+                name,
+                self.app.queue_defaults,
+                exchange=Exchange(str(exchange), type=str(arguments.get("exchange_type") or "direct")),
+                routing_key=str(arguments.get("routing_key") or name),
+            )
+            queue = self.app.queues.add(made)
+        else:
+            queue = self.app.queues[name]
+        return queue, dead_letter_queue(queue, self.app.queue_defaults)
