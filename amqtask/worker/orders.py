@@ -31,7 +31,7 @@ class Orders:
 
     def revoke(self, task_ids: Iterable[str], *, terminate: bool = False) -> list[str]:
         """Do not run these; with `terminate` also end them if they run. Returns the ids that were terminated."""
-        worker, ids = self._worker, set(task_ids)
+        worker, ids = self._worker, dict.fromkeys(task_ids)
         worker.revoked.add(ids, time.time())
         for request in worker.dispatcher:
             if request.id in ids:
@@ -75,12 +75,12 @@ class Orders:
 
     def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
         """One more queue, unless it is consumed already."""
-        if queue.name not in self._worker.work_queues:
+        if queue.name not in self._worker.windows.by_queue:
             self._worker.lifecycle.consume(queue, dead_letter)
 
     def cancel(self, queue: str) -> bool:
         """Take no more deliveries from it; those that are here still run. False: it was not consumed."""
-        if queue not in self._worker.work_queues or queue not in self._worker.windows.by_queue:
+        if queue not in self._worker.windows.by_queue:
             return False
         self._worker.consumer.cancel_queue(queue)
         self._worker.windows.remove(queue)

@@ -1,0 +1,131 @@
+"""A worker with everything around it in the test's hands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amqtask import states
+from amqtask.entities import Queue
+from amqtask.execution.outcome import Answer, Outcome
+from amqtask.execution.request import Request
+from amqtask.message import Delivery, Message, Properties
+from amqtask.topology.delays import DelayPlan
+from amqtask.worker.orders import Orders
+from amqtask.worker.report import Report
+from amqtask.worker.setup import WorkerSetup, WorkQueue
+from amqtask.worker.worker import Worker
+from tests.worker.fakes import HandLoop, HandPool, HandPublisher, ToldConsumer
+
+QUEUE, DEAD = Queue("q"), Queue("q.dead")
+
+
+class FakeTask:
+    """The options of a task that a strategy reads."""
+
+    def __init__(self, **options: Any) -> None:
+        self.acks_late = options.get("acks_late", True)
+        self.time_limit = options.get("time_limit")
+        self.soft_time_limit = options.get("soft_time_limit")
+
+
+class Endings:
+    """Outcomes of requests that no slot ran."""
+
+    def refused(self, request: Request, error: Exception) -> Outcome:
+        return Outcome(
+            request.number,
+            states.FAILURE,
+            Answer.DEAD_LETTER,
+            type(error).__name__,
+            summary=str(error),
+            result=result(),
+        )
+
+    def revoked(self, request: Request, reason: str) -> Outcome:
+        return Outcome(request.number, states.REVOKED, reason=reason)
+
+    def expired(self, request: Request) -> Outcome:
+        return Outcome(request.number, states.REVOKED, reason="expired")
+
+
+def result() -> Message:
+    return Message(b"{}", Properties(), routing_key="reply-queue")
+
+
+class Bench:
+    """A worker with everything around it in the test's hands."""
+
+    def __init__(self, *, slots: int = 2, dead_letter: Queue | None = DEAD, **setup: Any) -> None:
+        self.loop, self.pool, self.publisher, self.consumer = (
+            HandLoop(),
+            HandPool(slots),
+            HandPublisher(),
+            ToldConsumer(),
+        )
+        tasks: Any = {"t": FakeTask(), "early": FakeTask(acks_late=False)}
+        self.worker = Worker(
+            WorkerSetup(
+                hostname="w@h",
+                queues=(WorkQueue(QUEUE, dead_letter),),
+                tasks=tasks,
+                delays=DelayPlan(),
+                install_signals=False,
+                **setup,
+            ),
+            loop=self.loop,
+            publisher=self.publisher,
+            endings=Endings(),
+            report=Report(),
+            make_pool=self.take_pool,
+            make_consumer=lambda listener: self.consumer,
+            clock=lambda: self.loop.now,
+        )
+        self.orders = Orders(self.worker)
+        self.worker.lifecycle.consume(QUEUE, dead_letter)
+        self.epoch = 1
+        self.tag = 0
+        self.worker.on_consuming(1)
+
+    def take_pool(self, on_outcomes: Any) -> HandPool:
+        self.pool.on_outcomes = on_outcomes
+        return self.pool
+
+    def deliver(
+        self,
+        *ids: str,
+        task: str | None = "t",
+        redelivered: bool = False,
+        body: bytes = b"[[], {}, {}]",
+        **headers: Any,
+    ) -> None:
+        for task_id in ids:
+            self.tag += 1
+            own = {"task": task, "id": task_id, **headers} if task is not None else headers
+            properties = Properties(content_type="application/json", content_encoding="utf-8", headers=own)
+            self.worker.on_delivery(Delivery(body, properties, "", "q", redelivered, "q", self.tag, self.epoch))
+        self.loop.turn()
+
+    def end(self, task_id: str, **fields: Any) -> None:
+        number = next(number for number, request in self.pool.running.items() if request.id == task_id)
+        self.pool.end(number, **fields)
+
+    def pass_time(self, seconds: float) -> None:
+        self.loop.advance(seconds)
+        self.worker.wake()
+        self.loop.turn()
+
+    def lose_connection(self) -> None:
+        self.worker.on_connection_lost(ConnectionError("cut"))
+        self.epoch += 1
+        self.tag = 0
+        self.consumer.frames.clear()
+        self.worker.on_consuming(self.epoch)
+
+    @property
+    def frames(self) -> list[tuple[Any, ...]]:
+        self.loop.turn()
+        return self.consumer.frames
+
+    @property
+    def started(self) -> list[str]:
+        return [request.id for request in self.pool.started]
