@@ -281,10 +281,10 @@ class PikaPublisher:
         if not isinstance(cause, ChannelClosedByBroker):
             raise lost
         culprits = [index for index in todo if errors[index] is _UNSETTLED]
-        culprit = _culprit(cause, messages, culprits)
-        if culprit is None:
+        index = culprit(cause, messages, culprits)
+        if index is None:
             raise lost
-        errors[culprit] = _channel_error(cause, messages[culprit])
+        errors[index] = channel_error(cause, messages[index])
         link.discard()
 
     # -- the pool of links
@@ -349,7 +349,7 @@ class PikaPublisher:
             link.discard()
 
 
-def _culprit(cause: ChannelClosedByBroker, messages: Sequence[Message], candidates: list[int]) -> int | None:
+def culprit(cause: ChannelClosedByBroker, messages: Sequence[Message], candidates: list[int]) -> int | None:
     if not candidates:
         return None
     if cause.reply_code == PRECONDITION_FAILED and "larger than" in cause.reply_text:
@@ -360,16 +360,17 @@ def _culprit(cause: ChannelClosedByBroker, messages: Sequence[Message], candidat
     return None
 
 
-def _channel_error(cause: ChannelClosedByBroker, message: Message) -> PublishError:
+def channel_error(cause: ChannelClosedByBroker, message: Message) -> PublishError:
     if cause.reply_code == PRECONDITION_FAILED:
         return MessageTooLarge(
-            f"the message of {len(message.body)} bytes is over the broker's limit: {cause.reply_text} (max_message_size). "
-            "Store large data elsewhere and pass where it is."
+            f"the message of {len(message.body)} bytes is over the broker's limit: {cause.reply_text} "
+            "(max_message_size). Store large data elsewhere and pass where it is."
         )
     if cause.reply_code == ACCESS_REFUSED:
         return AccessRefused(f"the broker's user may not publish to exchange {message.exchange!r}: {cause.reply_text}")
     return Unroutable(
-        f"exchange {message.exchange!r} does not exist: {cause.reply_text}. Declare it (task_queues), or publish to a queue."
+        f"exchange {message.exchange!r} does not exist: {cause.reply_text}. "
+        "Declare it (task_queues), or publish to a queue."
     )
 
 

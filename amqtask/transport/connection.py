@@ -1,0 +1,167 @@
+"""One broker connection on the worker's loop: hosts in turn, backoff with jitter, for ever; closed and blocked are events.
+
+idle ─start─► connecting ─open─► open ─lost─► waiting ─timer─► connecting …
+                   └─failed─────────────────────┘        stop ─► closing ─► closed (from any state)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from pika.adapters.select_connection import SelectConnection
+
+from amqtask.transport.errors import connection_error, is_refusal
+from amqtask.transport.loop import LoopTimer, PikaLoop
+from amqtask.transport.url import BrokerAddress
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+
+
+class ConnectionListener(Protocol):
+    """What a LoopConnection tells its owner."""
+
+    def on_open(self, connection: Any) -> None: ...
+
+    def on_lost(self, error: Exception) -> None:
+        """An open connection is gone; another attempt follows by itself."""
+
+    def on_unreachable(self, error: Exception) -> None:
+        """No host of a whole round could be reached; another round follows by itself."""
+
+    def on_refused(self, error: Exception) -> None:
+        """Login or virtual host refused: no further attempt is made."""
+
+    def on_blocked(self, reason: str | None) -> None:
+        """The broker blocks publishing (an alarm), or does not any more (None)."""
+
+
+class LoopConnection:
+    """Keeps one connection open until `stop`."""
+
+    def __init__(
+        self,
+        addresses: Sequence[BrokerAddress],
+        loop: PikaLoop,
+        listener: ConnectionListener,
+        *,
+        heartbeat: int | None,
+        connect_timeout: float,
+        name: str,
+    ) -> None:
+        self._addresses = tuple(addresses)
+        self._loop = loop
+        self._listener = listener
+        self._heartbeat = heartbeat
+        self._connect_timeout = connect_timeout
+        self._name = name
+        self._next = 0
+        self._pause = FIRST_PAUSE
+        self._connection: Any = None
+        self._is_open = False
+        self._timer: LoopTimer | None = None
+        self._is_running = False
+        self._was_refused_after_open = False
+        self._on_stopped: Callable[[], None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open."""
+        return self._is_open
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._is_running
+
+    def start(self) -> None:
+        """Connect, unless it does already."""
+        if not self._is_running:
+            self._is_running = True
+            self._connect()
+
+    def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
+        """Close, flushing what was written; `on_stopped` follows once it is closed."""
+        self._is_running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        connection = self._connection
+        if connection is None or connection.is_closed:
+            if on_stopped is not None:
+                self._loop.call_soon(on_stopped)
+            return
+        self._on_stopped = on_stopped
+        if connection.is_open:
+            connection.close()
+        elif not connection.is_closing:
+            self._connection = None  # still connecting: let it go
+            if on_stopped is not None:
+                self._loop.call_soon(on_stopped)
+
+    def fail(self, error: Exception) -> None:
+        """Give the present connection up (it does not answer) and connect anew."""
+        connection = self._connection
+        if connection is not None and connection.is_open:
+            connection.close(320, str(error)[:200])
+
+    def _connect(self) -> None:
+        self._timer = None
+        if not self._is_running:
+            return
+        address = self._addresses[self._next % len(self._addresses)]
+        parameters = address.parameters(
+            heartbeat=self._heartbeat, connect_timeout=self._connect_timeout, name=self._name
+        )
+        self._connection = SelectConnection(
+            parameters,
+            on_open_callback=self._opened,
+            on_open_error_callback=self._failed,
+            on_close_callback=self._closed,
+            custom_ioloop=self._loop.pika,
+        )
+        self._connection.add_on_connection_blocked_callback(
+            lambda _, frame: self._listener.on_blocked(frame.method.reason or "no reason given")
+        )
+        self._connection.add_on_connection_unblocked_callback(lambda _, __: self._listener.on_blocked(None))
+
+    def _opened(self, connection: Any) -> None:
+        if connection is not self._connection or not self._is_running:
+            connection.close()
+            return
+        self._is_open = True
+        self._pause = FIRST_PAUSE
+        self._listener.on_open(connection)
+
+    def _failed(self, connection: Any, error: Exception) -> None:
+        if connection is not self._connection or not self._is_running:
+            return
+        address = self._addresses[self._next % len(self._addresses)]
+        if is_refusal(error):
+            self._is_running = False
+            self._listener.on_refused(connection_error(error, [address]))
+            return
+        self._next += 1
+        if self._next % len(self._addresses) == 0:
+            self._listener.on_unreachable(connection_error(error, self._addresses))
+            self._again(self._pause)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        else:
+            self._again(0)
+
+    def _closed(self, connection: Any, error: Exception) -> None:
+        if connection is not self._connection:
+            return
+        self._is_open = False
+        self._connection = None
+        on_stopped, self._on_stopped = self._on_stopped, None
+        if on_stopped is not None:
+            on_stopped()
+        if self._is_running:
+            self._listener.on_lost(error)
+            self._again(self._pause)
+
+    def _again(self, pause: float) -> None:
+        if self._is_running and self._timer is None:
+            self._timer = self._loop.call_later(pause * random.uniform(0.5, 1.0), self._connect)
