@@ -135,7 +135,7 @@ def _load_msgpack(body: bytes, encoding: str) -> Any:
 
 
 def _dump_pickle(value: Any) -> bytes:
-    return pickle.dumps(value, protocol=2)  # kombu's default protocol, readable by every Python
+    return pickle.dumps(value, protocol=4)  # kombu's on every Python but the newest; all that run read it
 
 
 def _load_pickle(body: bytes, encoding: str) -> Any:

@@ -48,13 +48,13 @@ class ResultMessage:
             "traceback": self.traceback,
             "children": self.children,
             "date_done": self.date_done,
-            "task_id": self.task_id,
         }
         if self.group_id:
             meta["group_id"] = self.group_id
         if self.parent_id:
             meta["parent_id"] = self.parent_id
         meta.update(self.extra)
+        meta["task_id"] = self.task_id  # last, as Celery writes it
         return meta
 
     @classmethod

@@ -74,7 +74,7 @@ def encode_task(
     call: TaskCall, *, serializer: str = "json", compression: str | None = None
 ) -> tuple[bytes, Properties]:
     """The body and properties of a protocol v2 message. Raises: EncodeError, ConfigurationError."""
-    body, content_type, content_encoding = dumps([call.args, call.kwargs, call.embed], serializer)
+    body, content_type, content_encoding = dumps((tuple(call.args), call.kwargs, call.embed), serializer)
     headers = task_headers(call)
     if compression:
         body, headers["compression"] = compress(body, compression)
@@ -151,9 +151,14 @@ def decode_body(
         raise InvalidTaskError(
             f"the body is a {type(found).__name__}, not the [args, kwargs, embed] of a task message"
         ) from None
-    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
-        raise InvalidTaskError("the body's args are no list, or its kwargs no mapping")
-    return args, kwargs, embed or {}
+    return _checked(args, kwargs, {} if embed is None else embed)
+
+
+def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, Any]]:
+    if isinstance(args, (list, tuple)) and isinstance(kwargs, dict) and isinstance(embed, dict):
+        return args, kwargs, embed
+    kinds = ", ".join(type(part).__name__ for part in (args, kwargs, embed))
+    raise InvalidTaskError(f"args, kwargs and embed of a task message are a list and two mappings, not {kinds}")
 
 
 def read_v1(
@@ -164,7 +169,7 @@ def read_v1(
     Raises: ContentDisallowed, Undecodable, InvalidTaskError.
     """
     found = loads(body, content_type, content_encoding, accept)
-    if not isinstance(found, dict) or "task" not in found or "id" not in found:
+    if not isinstance(found, dict) or not (isinstance(found.get("task"), str) and isinstance(found.get("id"), str)):
         raise InvalidTaskError("no task message: no `task` header (protocol v2), no mapping with `task` and `id` (v1)")
     timelimit = found.get("timelimit") or (None, None)
     headers = {
@@ -184,7 +189,7 @@ def read_v1(
         "ignore_result": None,
     }
     embed = {name: found.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
-    return headers, (found.get("args") or [], found.get("kwargs") or {}, embed)
+    return headers, _checked(found.get("args") or [], found.get("kwargs") or {}, embed)
 
 
 def strip_death_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Commands and replies: who is meant, and both ways over the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from amqtask.exceptions import Undecodable
+from amqtask.message import Message
+from amqtask.protocol.control import (
+    Command,
+    command_message,
+    mailbox,
+    read_command,
+    read_reply,
+    reply_message,
+    reply_queue,
+)
+from amqtask.serialization import content_types
+
+JSON = content_types(["json"])
+
+
+def over_the_wire(message: Message) -> tuple[bytes, str | None, str | None, dict[str, object], frozenset[str]]:
+    properties = message.properties
+    return message.body, properties.content_type, properties.content_encoding, properties.headers, JSON
+
+
+@pytest.mark.parametrize(
+    ("command", "is_meant"),
+    [
+        (Command("ping"), True),
+        (Command("ping", destination=("a@host",)), True),
+        (Command("ping", destination=("b@host",)), False),
+        (Command("ping", destination=()), False),
+        (Command("ping", pattern="a@*", matcher="glob"), True),
+        (Command("ping", pattern="b@*", matcher="glob"), False),
+        (Command("ping", pattern="[ab]@h.*", matcher="pcre"), True),
+    ],
+)
+def test_a_command_is_for_those_it_names(command: Command, is_meant: bool) -> None:
+    assert command.is_for("a@host") is is_meant
+
+
+def test_a_command_survives_the_wire() -> None:
+    command = Command(
+        "rate_limit",
+        {"task_name": "t", "rate_limit": "1/s"},
+        destination=("a@host",),
+        ticket="t-1",
+        reply_exchange="reply.celery.pidbox",
+        reply_key="oid",
+        expires=12.5,
+    )
+
+    assert read_command(*over_the_wire(command_message(command))) == command
+
+
+def test_a_reply_goes_where_the_command_said() -> None:
+    command = Command("ping", ticket="t-1", reply_exchange="reply.celery.pidbox", reply_key="oid")
+
+    reply = reply_message(command, "a@host", {"ok": "pong"})
+
+    assert (reply.exchange, reply.routing_key) == ("reply.celery.pidbox", "oid")
+    assert read_reply(*over_the_wire(reply)) == ("a@host", {"ok": "pong"}, "t-1")
+
+
+def test_a_command_is_not_obeyed_after_its_caller_gave_up() -> None:
+    assert Command("shutdown", expires=10.0).is_expired(11.0)
+    assert not Command("shutdown", expires=10.0).is_expired(9.0)
+    assert not Command("shutdown").is_expired(9.0)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"method": 1}'])
+def test_other_bodies_are_no_commands(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        read_command(body, "application/json", "utf-8", {}, JSON)
+
+
+def test_mailboxes_have_celerys_names_and_flags() -> None:
+    box, replies = mailbox("a@host"), reply_queue("oid")
+
+    assert box.name == "a@host.celery.pidbox"
+    assert box.exchange is not None
+    assert (box.exchange.name, box.exchange.type, box.exchange.durable) == ("celery.pidbox", "fanout", False)
+    assert (box.exclusive, box.auto_delete, box.durable) == (True, True, False)
+    assert box.argument_map == {"x-expires": 10_000, "x-message-ttl": 300_000}
+    assert (replies.name, replies.routing_key) == ("oid.reply.celery.pidbox", "oid")

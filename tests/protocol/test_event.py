@@ -1,0 +1,46 @@
+"""Events: one or many in a message, under the routing keys that receivers bind."""
+
+from __future__ import annotations
+
+import pytest
+
+from amqtask.exceptions import Undecodable
+from amqtask.protocol.event import event, event_message, events_message, read_events, receiver_queue
+from amqtask.serialization import content_types
+
+JSON = content_types(["json"])
+
+
+def test_one_event_is_routed_by_its_type() -> None:
+    told = event("task-succeeded", "a@host", timestamp=1.5, clock=7, pid=3, uuid="1", runtime=0.1)
+
+    message = event_message(told)
+
+    assert (message.exchange, message.routing_key) == ("celeryev", "task.succeeded")
+    assert message.properties.headers == {"hostname": "a@host"}
+    assert message.properties.delivery_mode == 1
+    assert not message.mandatory
+    assert read_events(message.body, "application/json", "utf-8", JSON) == [told]
+
+
+def test_many_events_are_one_message() -> None:
+    told = [event("task-started", "a@host", timestamp=1.5, clock=n, pid=3, uuid="1") for n in range(3)]
+
+    message = events_message(told)
+
+    assert message.routing_key == "task.multi"
+    assert read_events(message.body, "application/json", "utf-8", JSON) == told
+
+
+@pytest.mark.parametrize("body", [b"1", b"[1]", b"{}", b'[{"type": 1}]'])
+def test_other_bodies_are_no_events(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        read_events(body, "application/json", "utf-8", JSON)
+
+
+def test_a_receiver_keeps_nothing_when_it_is_gone() -> None:
+    queue = receiver_queue("r-1")
+
+    assert queue.name == "celeryev.r-1"
+    assert queue.exclusive
+    assert queue.argument_map == {"x-message-ttl": 5000, "x-expires": 60_000}

@@ -1,0 +1,171 @@
+"""Serializers: what goes in comes out, what is not trusted is not read, and errors say whose fault it is."""
+
+from __future__ import annotations
+
+import datetime as dt
+import pickle
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
+from amqtask.serialization import compress, content_types, decompress, dumps, loads
+
+ALL = content_types(["json", "yaml", "msgpack", "pickle"])
+
+rich_leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.binary()
+    | st.datetimes(timezones=st.none() | st.just(dt.timezone.utc))
+    | st.dates()
+    | st.times()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+)
+rich = st.recursive(
+    rich_leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)
+)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text("abcü ~:#'\"\n"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc"), inner, max_size=4),
+)
+
+
+def there_and_back(value: Any, serializer: str) -> Any:
+    return loads(*dumps(value, serializer), ALL)
+
+
+@given(rich)
+def test_json_keeps_every_type_it_writes(value: Any) -> None:
+    back = there_and_back(value, "json")
+
+    assert back == value
+    assert type(back) is type(value)
+
+
+@given(rich)
+def test_pickle_keeps_everything(value: Any) -> None:
+    assert there_and_back(value, "pickle") == value
+
+
+@pytest.mark.parametrize("serializer", ["yaml", "msgpack"])
+@given(value=plain)
+def test_the_others_keep_plain_values(serializer: str, value: Any) -> None:
+    assert there_and_back(value, serializer) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"text", '{"__type__": "bytes", "__value__": "text"}'),
+        (b"\xff", '{"__type__": "base64", "__value__": "/w=="}'),
+        (uuid.UUID(int=1), '{"__type__": "uuid", "__value__": {"hex": "00000000000000000000000000000001"}}'),
+        (Decimal("1.0"), '{"__type__": "decimal", "__value__": "1.0"}'),
+        (dt.date(2026, 1, 2), '{"__type__": "date", "__value__": "2026-01-02"}'),
+    ],
+)
+def test_json_writes_kombus_envelopes(value: Any, text: str) -> None:
+    assert dumps(value, "json") == (text.encode(), "application/json", "utf-8")
+
+
+def test_a_utc_time_written_with_z_is_read() -> None:
+    body = b'{"__type__": "datetime", "__value__": "2026-01-02T03:04:05Z"}'
+
+    assert loads(body, "application/json", "utf-8", ALL) == dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc)
+
+
+def test_a_mapping_that_only_looks_like_an_envelope_stays_one() -> None:
+    value = {"__type__": "bytes", "__value__": "x", "more": 1}
+
+    assert there_and_back(value, "json") == value
+
+
+def test_objects_say_themselves_how_they_are_written() -> None:
+    class Money:
+        def __json__(self) -> dict[str, int]:
+            return {"cents": 5}
+
+    assert dumps([Money()], "json").body == b'[{"cents": 5}]'
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"__type__": "nothing", "__value__": 1}', b"[" * 100_000])
+def test_broken_json_is_undecodable(body: bytes) -> None:
+    with pytest.raises(Undecodable, match="no valid application/json"):
+        loads(body, "application/json", "utf-8", ALL)
+
+
+@pytest.mark.parametrize("kind", ["application/x-yaml", "application/x-msgpack", "application/x-python-serialize"])
+@given(body=st.binary(max_size=30))
+def test_noise_is_a_value_or_undecodable(kind: str, body: bytes) -> None:
+    try:
+        loads(body, kind, None, ALL)
+    except Undecodable:
+        pass
+
+
+def test_a_content_type_that_is_not_accepted_is_not_read() -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return pytest.fail, ("unpickled",)
+
+    with pytest.raises(ContentDisallowed, match="x-python-serialize"):
+        loads(pickle.dumps(Bomb()), "application/x-python-serialize", "binary", content_types(["json"]))
+
+
+def test_yaml_makes_no_objects() -> None:
+    with pytest.raises(Undecodable):
+        loads(b"!!python/object/apply:os.getpid []", "application/x-yaml", "utf-8", ALL)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), [lambda: 1], {"a": {"b": object}}])
+def test_what_json_cannot_say_is_an_encode_error(value: Any) -> None:
+    with pytest.raises(EncodeError, match="json cannot write this"):
+        dumps(value, "json")
+
+
+def test_an_error_does_not_show_the_value() -> None:
+    with pytest.raises(EncodeError) as caught:
+        dumps({"password": "secret", "bad": {1}}, "json")
+
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_serializer_is_named_with_those_that_are_there() -> None:
+    with pytest.raises(ConfigurationError, match="no serializer 'xml'; there are: json, msgpack, pickle, yaml"):
+        dumps(1, "xml")
+    with pytest.raises(ConfigurationError):
+        content_types(["json", "xml"])
+
+
+def test_an_accept_list_takes_names_and_content_types() -> None:
+    assert content_types(["json", "application/x-yaml"]) == {"application/json", "application/x-yaml"}
+
+
+@pytest.mark.parametrize("method", ["gzip", "zlib", "bz2", "bzip2", "lzma", "xz", "zstd"])
+@given(body=st.binary())
+def test_what_is_compressed_comes_back(method: str, body: bytes) -> None:
+    compressed, header = compress(body, method)
+
+    assert decompress(compressed, header) == body
+
+
+@pytest.mark.parametrize("method", ["gzip", "bz2", "lzma", "zstd"])
+def test_a_body_that_was_cut_off_is_undecodable(method: str) -> None:
+    compressed, header = compress(b"x" * 1000, method)
+
+    with pytest.raises(Undecodable):
+        decompress(compressed[:-1], header)
+
+
+def test_an_unknown_compression_is_an_error_of_its_own_on_each_side() -> None:
+    with pytest.raises(ConfigurationError, match="no compression 'brötli'"):
+        compress(b"", "brötli")
+    with pytest.raises(Undecodable, match="application/x-new"):
+        decompress(b"", "application/x-new")
