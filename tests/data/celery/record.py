@@ -7,6 +7,9 @@ Needs (in an environment of its own): celery==5.7.0 redis msgpack PyYAML backpor
 The virtual host and the Redis database must be empty and nobody else's.
 """
 
+# mypy: ignore-errors
+# (Runs in an environment of its own, with a Celery that has no type information.)
+
 from __future__ import annotations
 
 import base64
