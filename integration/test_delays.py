@@ -11,7 +11,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.entities import Declaration, Exchange, Queue
 from amqtask.message import Message, Properties
 from amqtask.protocol.task import strip_death_headers
 from amqtask.topology.delays import DelayPlan
