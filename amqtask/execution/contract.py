@@ -56,9 +56,7 @@ class TaskLike(Protocol):
 
     def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
 
-    def after_return(
-        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
-    ) -> None: ...
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Raises Retry (with `sig` = what to publish) or the final error."""
@@ -70,8 +68,11 @@ class Composer(Protocol):
     def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
 
-    def compose_next(self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]) -> Message:
-        """A callback, errback or next step of a chain; `result` is prepended to its args unless it is immutable."""
+    def compose_next(
+        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
+    ) -> list[Message]:
+        """The messages of a callback, errback or next step of a chain; `result` is prepended to its args unless it is
+        immutable. Adds what it composes to `context.children`."""
 
 
 class ResultStore(Protocol):

@@ -1,0 +1,144 @@
+"""Context: what a running task knows of its call (`self.request`), and the one that runs now."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+
+_NOTHING: dict[str, Any] = {}
+_EMBEDDED = {"callbacks": "callbacks", "errbacks": "errbacks", "chain": "chain", "chord": "chord"}
+_HEADERS = frozenset(
+    {
+        "eta", "expires", "group", "group_index", "headers", "origin", "parent_id", "replaced_task_nesting", "root_id",
+        "shadow", "stamped_headers", "stamps", "timelimit", "ignore_result",
+    }
+)  # fmt: skip
+
+
+class Context:
+    """`task.request` with Celery's fields. Anything may be set on it; it lasts as long as the run.
+
+    Fields that a plain task never reads are looked up in the message's headers when they are asked for.
+    """
+
+    # The class attributes are those of a context when nothing runs.
+    id: str | None = None
+    task: str | None = None
+    args: Any = None
+    kwargs: Any = None
+    retries: int = 0
+    hostname: str | None = None
+    called_directly: bool = True
+    is_eager: bool = False
+    utc: bool = True
+    logfile: str | None = None
+    loglevel: int | None = None
+    _request: Request | None = None
+    _embed: dict[str, Any] = _NOTHING
+
+    def __init__(self, **fields: Any) -> None:
+        self.__dict__.update(fields)
+
+    @classmethod
+    def of(cls, request: Request, args: Any, kwargs: Any, embed: dict[str, Any], hostname: str) -> Context:
+        """The context of a request that is about to run."""
+        self = cls.__new__(cls)
+        fields = self.__dict__
+        fields["id"] = request.id
+        fields["task"] = request.task
+        fields["args"] = args
+        fields["kwargs"] = kwargs
+        fields["retries"] = request.headers.get("retries") or 0
+        fields["hostname"] = hostname
+        fields["called_directly"] = False
+        fields["is_eager"] = request.is_eager
+        fields["_request"] = request
+        fields["_embed"] = embed
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Fields from the embed and the headers; the callers' own headers too, as Celery allows."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in _EMBEDDED:
+            return self._embed.get(name)
+        request = self._request
+        if name == "children":
+            children: list[Any] = []
+            self.__dict__["children"] = children
+            return children
+        if request is None:
+            if name in _HEADERS or name in _FROM_REQUEST:
+                return None
+            raise AttributeError(f"task.request has no field {name!r}")
+        if name in _FROM_REQUEST:
+            return _FROM_REQUEST[name](request)
+        if name == "headers":
+            return request.headers
+        if name in request.headers or name in _HEADERS:
+            return request.headers.get(name)
+        raise AttributeError(f"task.request has no field {name!r}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field, or `default`."""
+        return getattr(self, name, default)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Set fields."""
+        self.__dict__.update(*args, **kwargs)
+
+    def clear(self) -> None:
+        """Forget the fields that were set."""
+        self.__dict__.clear()
+
+    @property
+    def request(self) -> Request | None:
+        """The request that runs; None when the task was called directly."""
+        return self._request
+
+    @property
+    def embed(self) -> dict[str, Any]:
+        """The third element of the body."""
+        return self._embed
+
+    def __repr__(self) -> str:
+        return f"<Context {self.task}[{self.id}]>"
+
+
+def _delivery_info(request: Request) -> dict[str, Any]:
+    return {
+        "exchange": request.exchange,
+        "routing_key": request.routing_key,
+        "priority": request.priority,
+        "redelivered": request.redelivered,
+        "queue": request.queue,
+    }
+
+
+_FROM_REQUEST: dict[str, Any] = {
+    "delivery_info": _delivery_info,
+    "correlation_id": lambda request: request.correlation_id,
+    "reply_to": lambda request: request.reply_to,
+    "time_limit": lambda request: request.hard_limit,
+    "soft_time_limit": lambda request: request.soft_limit,
+    "taskset": lambda request: request.headers.get("group"),
+    "properties": lambda request: {
+        "correlation_id": request.correlation_id,
+        "reply_to": request.reply_to,
+        "content_type": request.content_type,
+        "content_encoding": request.content_encoding,
+        "priority": request.priority,
+    },
+}
+
+BLANK = Context()
+# Per thread, greenlet and asyncio task.
+current: ContextVar[Context | None] = ContextVar("amqtask_current_context", default=None)
+
+
+def current_context() -> Context | None:
+    """The context of the task that runs here; None outside of one."""
+    return current.get()

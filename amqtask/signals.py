@@ -1,0 +1,129 @@
+"""Signals under Celery's names. One that nobody is connected to is falsy, so that callers can skip it."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+logger = logging.getLogger("amqtask.signals")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Signal:
+    """`connect` as a decorator or call, with or without a `sender`; receivers are held weakly unless `weak=False`.
+
+    A receiver that raises is logged and does not stop the others, nor the sender.
+    """
+
+    def __init__(self, name: str, arguments: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.arguments = arguments
+        self._receivers: dict[Any, tuple[Any, Callable[[], Any]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._receivers)
+
+    def __repr__(self) -> str:
+        return f"<Signal {self.name}: {len(self._receivers)} receivers>"
+
+    def connect(
+        self, receiver: F | None = None, sender: Any = None, weak: bool = True, dispatch_uid: Any = None, **_: Any
+    ) -> Any:
+        """Call `receiver(sender=…, signal=…, **arguments)` for each send (of that sender); returns the receiver."""
+        if receiver is None:
+            return lambda function: self.connect(function, sender, weak, dispatch_uid)
+        key = (dispatch_uid if dispatch_uid is not None else _identity(receiver), _sender_key(sender))
+        self._receivers[key] = (_sender_key(sender), self._reference(receiver, key) if weak else lambda: receiver)
+        return receiver
+
+    def disconnect(
+        self, receiver: Callable[..., Any] | None = None, sender: Any = None, dispatch_uid: Any = None, **_: Any
+    ) -> bool:
+        """Undo `connect`; whether it was connected."""
+        identity = dispatch_uid if dispatch_uid is not None else _identity(receiver)
+        return self._receivers.pop((identity, _sender_key(sender)), None) is not None
+
+    def send(self, sender: Any = None, **arguments: Any) -> list[tuple[Callable[..., Any], Any]]:
+        """Call the receivers; what each returned (or the exception it raised)."""
+        answers: list[tuple[Callable[..., Any], Any]] = []
+        wanted = _sender_key(sender)
+        for filtered, reference in list(self._receivers.values()):
+            receiver = reference()
+            if receiver is None or (filtered is not None and filtered != wanted):
+                continue
+            try:
+                answers.append((receiver, receiver(signal=self, sender=sender, **arguments)))
+            except Exception as error:
+                logger.exception("receiver %r of signal %s failed", receiver, self.name)
+                answers.append((receiver, error))
+        return answers
+
+    def has_listeners(self, sender: Any = None) -> bool:
+        """Whether a send by `sender` would reach anybody."""
+        wanted = _sender_key(sender)
+        return any(filtered is None or filtered == wanted for filtered, _ in self._receivers.values())
+
+    def _reference(self, receiver: Callable[..., Any], key: Any) -> Callable[[], Any]:
+        def gone(_: Any) -> None:
+            self._receivers.pop(key, None)
+
+        if hasattr(receiver, "__self__") and hasattr(receiver, "__func__"):
+            return weakref.WeakMethod(receiver, gone)
+        return weakref.ref(receiver, gone)
+
+
+def _identity(receiver: Any) -> Any:
+    if hasattr(receiver, "__self__") and hasattr(receiver, "__func__"):
+        return id(receiver.__self__), id(receiver.__func__)
+    return id(receiver)
+
+
+def _sender_key(sender: Any) -> Any:
+    """Strings are equal by value (task names, node names); a task stands for its name; others for themselves."""
+    if sender is None or isinstance(sender, str):
+        return sender
+    name = getattr(sender, "name", None)
+    return name if isinstance(name, str) else id(sender)
+
+
+# -- publishing, in the caller's process
+before_task_publish = Signal(
+    "before_task_publish", ("body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy")
+)
+after_task_publish = Signal("after_task_publish", ("body", "exchange", "routing_key", "headers"))
+
+# -- a task's life, in the slot that runs it
+task_prerun = Signal("task_prerun", ("task_id", "task", "args", "kwargs"))
+task_postrun = Signal("task_postrun", ("task_id", "task", "args", "kwargs", "retval", "state"))
+task_success = Signal("task_success", ("result", "runtime"))
+task_retry = Signal("task_retry", ("request", "reason", "einfo"))
+task_failure = Signal("task_failure", ("task_id", "exception", "args", "kwargs", "traceback", "einfo"))
+task_internal_error = Signal(
+    "task_internal_error", ("task_id", "args", "kwargs", "request", "exception", "traceback", "einfo")
+)
+
+# -- deliveries, in the worker's main process
+task_received = Signal("task_received", ("request",))
+task_revoked = Signal("task_revoked", ("request", "terminated", "signum", "expired"))
+task_rejected = Signal("task_rejected", ("message", "exc"))
+task_unknown = Signal("task_unknown", ("message", "exc", "name", "id"))
+
+# -- the worker
+import_modules = Signal("import_modules")
+celeryd_init = Signal("celeryd_init", ("instance", "conf", "options"))
+celeryd_after_setup = Signal("celeryd_after_setup", ("instance", "conf"))
+worker_init = Signal("worker_init")
+worker_before_create_process = Signal("worker_before_create_process")
+worker_process_init = Signal("worker_process_init")
+worker_process_shutdown = Signal("worker_process_shutdown", ("pid", "exitcode"))
+worker_ready = Signal("worker_ready")
+worker_shutting_down = Signal("worker_shutting_down", ("sig", "how", "exitcode"))
+worker_shutdown = Signal("worker_shutdown")
+heartbeat_sent = Signal("heartbeat_sent")
+
+# -- logging
+setup_logging = Signal("setup_logging", ("loglevel", "logfile", "format", "colorize"))
+after_setup_logger = Signal("after_setup_logger", ("logger", "loglevel", "logfile", "format", "colorize"))
+after_setup_task_logger = Signal("after_setup_task_logger", ("logger", "loglevel", "logfile", "format", "colorize"))
