@@ -13,8 +13,10 @@ Invariants, and why:
 
 - The routing key is the target's all the way, so no queue has to know where a message goes; any exchange type and
   queues declared later work.
-- All messages of one queue have the same TTL, so the one at the head is always the next to expire (a queue expires
-  from its head only). For the same reason the `expiration` property is taken off: RabbitMQ would use the smaller
+- All messages of one queue have the same TTL and the same priority, so the one at the head is always the next to
+  expire: a queue expires from its head only, and since RabbitMQ 4 a quorum queue's head is its highest priority. So
+  messages with another priority than 0 have queues of their own, `<prefix>.<level>.<digit>.p<priority>`, by the header
+  `amqtask-delay-priority`. For the same reason the `expiration` property is taken off: RabbitMQ would use the smaller
   of the two and the message would leave its level early. The `expires` header stays, and the worker keeps it.
 - A message passes a queue at most once per publish, always downwards, so the broker's cycle detection (it drops a
   message that comes back to a queue by expiry alone, x-death tells it) has no reason to act; each republish
@@ -44,6 +46,7 @@ MAX_SECONDS = MAX_UNITS * UNIT_MS / 1000
 
 TO_HEADER = "amqtask-delay-to"
 _LEVEL_HEADER = "amqtask-delay-"
+_PRIORITY_HEADER = "amqtask-delay-priority"
 
 
 def units(seconds: float) -> int:
@@ -82,23 +85,27 @@ class DelayPlan:
         if not path:
             return message
         headers = strip_transit_headers(message.properties.headers or {})
+        priority = message.properties.priority
         headers[TO_HEADER] = message.exchange
+        headers[_PRIORITY_HEADER] = _class(priority)
         for level, digit in path:
             headers[f"{_LEVEL_HEADER}{level}"] = f"{digit:x}"
         return replace(
             message,
             properties=replace(message.properties, headers=headers, expiration=None),
             exchange=self.level_name(path[0][0]),
-            declare=(*message.declare, *self.declarations(path, message.exchange)),
+            declare=(*message.declare, *self.declarations(path, message.exchange, priority)),
         )
 
     def level_name(self, level: int) -> str:
         """The exchange of a level; level -1 is the way out."""
         return f"{self.prefix}.{level}" if level >= 0 else f"{self.prefix}.out"
 
-    def declarations(self, path: tuple[tuple[int, int], ...], target: str) -> tuple[Declaration, ...]:
+    def declarations(
+        self, path: tuple[tuple[int, int], ...], target: str, priority: int | None = 0
+    ) -> tuple[Declaration, ...]:
         """What a message on that path needs, lowest level first (a queue's way on exists before the queue)."""
-        return _path_declarations(self, path, target)
+        return _path_declarations(self, path, target, _class(priority))
 
     def _way_out(self, target: str) -> Iterator[Declaration]:
         out = self._exchange(-1)
@@ -111,14 +118,14 @@ class DelayPlan:
             yield self._queue(release, ttl=0, onwards="")
             yield Binding(out, release, arguments=match)
 
-    def _level(self, level: int, digit: int) -> Iterator[Declaration]:
+    def _level(self, level: int, digit: int, priority: str) -> Iterator[Declaration]:
         exchange, lower = self._exchange(level), self.level_name(level - 1)
         yield exchange
         yield Binding(exchange, lower, arguments=_match(level, 0), to_exchange=True)
         if digit:
-            name = f"{self.prefix}.{level}.{digit:x}"
+            name = f"{self.prefix}.{level}.{digit:x}" + ("" if priority == "0" else f".p{priority}")
             yield self._queue(name, ttl=digit * 16**level * UNIT_MS, onwards=lower)
-            yield Binding(exchange, name, arguments=_match(level, digit))
+            yield Binding(exchange, name, arguments=_match(level, digit, priority))
 
     def _exchange(self, level: int) -> Exchange:
         return Exchange(self.level_name(level), type="headers")
@@ -135,14 +142,23 @@ class DelayPlan:
         return Queue(name, arguments=arguments(asked))
 
 
-def _match(level: int, digit: int) -> tuple[tuple[str, Any], ...]:
-    return arguments({"x-match": "all", f"{_LEVEL_HEADER}{level}": f"{digit:x}"})
+def _match(level: int, digit: int, priority: str | None = None) -> tuple[tuple[str, Any], ...]:
+    asked = {"x-match": "all", f"{_LEVEL_HEADER}{level}": f"{digit:x}"}
+    if priority is not None:
+        asked[_PRIORITY_HEADER] = priority
+    return arguments(asked)
+
+
+def _class(priority: int | None) -> str:
+    return "none" if priority is None else str(priority)
 
 
 # Publishers publish one message after another with the same countdown; the tuple is the same then.
 @lru_cache(maxsize=1024)
-def _path_declarations(plan: DelayPlan, path: tuple[tuple[int, int], ...], target: str) -> tuple[Declaration, ...]:
+def _path_declarations(
+    plan: DelayPlan, path: tuple[tuple[int, int], ...], target: str, priority: str
+) -> tuple[Declaration, ...]:
     found: list[Declaration] = list(plan._way_out(target))
     for level, digit in reversed(path):
-        found.extend(plan._level(level, digit))
+        found.extend(plan._level(level, digit, priority))
     return tuple(found)

@@ -16,8 +16,8 @@ from amqtask.topology.delays import MAX_SECONDS, DelayPlan, digits, units
 waits = st.floats(min_value=0.001, max_value=MAX_SECONDS, allow_nan=False)
 
 
-def task_message(exchange: str = "", routing_key: str = "work") -> Message:
-    properties = Properties(headers={"task": "t", "x-death": [1]}, expiration="5000", priority=3)
+def task_message(exchange: str = "", routing_key: str = "work", priority: int | None = 3) -> Message:
+    properties = Properties(headers={"task": "t", "x-death": [1]}, expiration="5000", priority=priority)
     return Message(b"body", properties, exchange, routing_key, declare=(Queue("work"),))
 
 
@@ -52,6 +52,7 @@ def test_a_message_arrives_at_its_target_after_the_wait_and_never_before(seconds
     assert Fraction(seconds) - Fraction(1, 10**6) <= waited < Fraction(seconds) + Fraction(125, 1000)
     assert len(passed) == len(set(passed)), "the broker drops what comes back to a queue"
     assert len(passed) <= 7
+    assert passed[-1].endswith(".to") == (target == "")
 
 
 @given(waits)
@@ -121,7 +122,23 @@ def test_a_second_journey_carries_nothing_of_the_first() -> None:
 
     second = plan.delayed(Message(b"", first.properties, "", "work"), 1)
 
-    assert second.properties.headers == {"task": "t", "amqtask-delay-to": "", "amqtask-delay-0": "8"}
+    assert second.properties.headers == {
+        "task": "t",
+        "amqtask-delay-to": "",
+        "amqtask-delay-priority": "3",
+        "amqtask-delay-0": "8",
+    }
+
+
+def test_no_two_priorities_share_a_queue() -> None:
+    # The head of a quorum queue is its highest priority since RabbitMQ 4, and only the head expires.
+    passed = [
+        queue
+        for priority in (0, 3, 9, None)
+        for queue in journey(DelayPlan().delayed(task_message(priority=priority), 2), "")[0][:-1]
+    ]
+
+    assert len(set(passed)) == len(passed) == 4
 
 
 def test_quorum_levels_keep_a_message_until_the_next_has_it() -> None:
@@ -135,7 +152,7 @@ def test_quorum_levels_keep_a_message_until_the_next_has_it() -> None:
 
 
 def test_classic_levels_ask_for_nothing_that_classic_queues_refuse() -> None:
-    message = DelayPlan("mine", "classic").delayed(task_message(), 1)
+    message = DelayPlan("mine", "classic").delayed(task_message(priority=0), 1)
 
     level = next(entity for entity in message.declare if isinstance(entity, Queue) and entity.name == "mine.0.8")
     assert level.argument_map == {
