@@ -1,0 +1,57 @@
+"""The current app: one per context over a process default, and the shared tasks that wait for apps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import AppNotFound
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+_here: ContextVar[Any] = ContextVar("amqtask_current_app", default=None)
+_default: list[Any] = []
+# What `shared_task` noted: each makes one task in an app. Apps that exist and those to come take them.
+_shared: list[Callable[[Any], Any]] = []
+_apps: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def current_app() -> AmqTask:
+    """The app of this context, else the one made last with `set_as_current`. Raises: AppNotFound."""
+    app = _here.get() or (_default[-1] if _default else None)
+    if app is None:
+        raise AppNotFound("there is no application yet: make one with AmqTask(…) before a shared task is used")
+    found: AmqTask = app
+    return found
+
+
+def find_current_app() -> AmqTask | None:
+    """The same, or None."""
+    app: AmqTask | None = _here.get() or (_default[-1] if _default else None)
+    return app
+
+
+def set_current(app: AmqTask) -> None:
+    """Make `app` the process default."""
+    _default[:] = [app]
+
+
+def note_app(app: AmqTask) -> None:
+    """An app that takes shared tasks when it is finalised."""
+    _apps.add(app)
+
+
+def note_shared(make: Callable[[Any], Any]) -> None:
+    """A shared task; apps that are finalised already get it now."""
+    _shared.append(make)
+    for app in list(_apps):
+        if app.is_finalized:
+            make(app)
+
+
+def shared_tasks() -> tuple[Callable[[Any], Any], ...]:
+    """All that `shared_task` noted."""
+    return tuple(_shared)

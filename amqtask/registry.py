@@ -1,0 +1,41 @@
+"""The tasks of an app by name; the error for an unknown one lists near names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import NotRegistered
+
+if TYPE_CHECKING:
+    from amqtask.task import Task
+
+
+class TaskRegistry(Mapping[str, "Task[..., Any]"]):
+    """Read it like a dictionary; `register` adds."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task[..., Any]] = {}
+
+    def __getitem__(self, name: str) -> Task[..., Any]:
+        try:
+            return self._tasks[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self._tasks, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise NotRegistered(f"no task {name!r} is registered.{hint}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def register(self, task: Task[..., Any]) -> None:
+        """Add a task under its name, in place of an earlier one."""
+        self._tasks[task.name] = task
+
+    def unregister(self, name: str) -> None:
+        """Take a task out. Raises: NotRegistered."""
+        del self._tasks[self[name].name]

@@ -1,0 +1,303 @@
+"""Settings: one typed object from objects, modules, namespaces and Celery's old names; unknown names are errors."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from datetime import timedelta
+from typing import Any
+
+from amqtask.exceptions import ConfigurationError, SettingUnknown
+from amqtask.settings.table import FOREIGN, SETTINGS, Setting
+
+_TABLE: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
+_OLD: dict[str, str] = {setting.old: setting.name for setting in SETTINGS if setting.old}
+# Names that the tutorials use and that are in no table of Celery's.
+_OLD.update(
+    {
+        "CELERY_BACKEND_URL": "result_backend",
+        "CELERYD_LOG_FILE": "worker_log_file",
+        "CELERYD_FORCE_EXECV": "worker_force_execv",
+        "CELERYBEAT_LOG_FILE": "beat_log_file",
+        "CELERY_ENABLE_UTC": "enable_utc",
+        "CELERYD_PREFETCH_MULTIPLIER": "worker_prefetch_multiplier",
+        "CELERY_DISABLE_RATE_LIMITS": "worker_disable_rate_limits",
+    }
+)
+_NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file"}) | frozenset(
+    f"{program}_{name}"
+    for program in ("worker", "beat", "events")
+    for name in ("logfile", "pidfile", "uid", "gid", "umask", "executable")
+)
+# What a name in a module must look like to count as a setting of ours when no namespace says so.
+_PREFIXES = (
+    "accept_", "beat_", "broker_", "control_", "enable_utc", "event_", "imports", "include", "result_", "security_",
+    "task_", "timezone", "worker_", "celery",
+)  # fmt: skip
+_SECRET = ("password", "secret", "key_password", "credential", "token")
+
+
+def find_name(name: str) -> str | None:
+    """The lower-case name of a setting from any of its spellings; None when it is none."""
+    if name in _TABLE or name in FOREIGN or name in _NO_EFFECT:
+        return name
+    if name in _OLD:
+        return _OLD[name]
+    lower = name.lower()
+    for candidate in (lower, lower.removeprefix("celery_"), lower.removeprefix("celeryd_")):
+        if candidate in _TABLE or candidate in FOREIGN or candidate in _NO_EFFECT:
+            return candidate
+    return _OLD.get(name.upper())
+
+
+def unknown(name: str) -> SettingUnknown:
+    """The error for a name that is no setting."""
+    near = difflib.get_close_matches(name.lower().removeprefix("celery_"), _TABLE, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else " See docs/settings.md for all of them."
+    return SettingUnknown(f"there is no setting {name!r}.{hint}")
+
+
+class Settings(MutableMapping[str, Any]):
+    """`conf.name`, `conf["name"]`, `conf.update(…)`; values that were not set are the table's defaults.
+
+    Raises: SettingUnknown (an AttributeError, so hasattr works), ConfigurationError for a value of the wrong type.
+    """
+
+    def __init__(self) -> None:
+        self.__dict__["_values"] = {}
+        self.__dict__["_defaults"] = {}
+        # A configuration that is read when the first setting is asked for (lazy, as with Celery and Django).
+        self.__dict__["_pending"] = []
+        self.__dict__["on_change"] = None
+
+    # -- access
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "on_change":
+            self.__dict__[name] = value
+        else:
+            self[name] = value
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._get(name)
+        except SettingUnknown as error:
+            raise KeyError(str(error)) from error
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._load()
+        found = find_name(name)
+        if found is None:
+            raise unknown(name)
+        setting = _TABLE.get(found)
+        self._values[found] = value if setting is None else _coerce(setting, value)
+        self._changed()
+
+    def __delitem__(self, name: str) -> None:
+        self._values.pop(find_name(name) or name, None)
+        self._changed()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_TABLE)
+
+    def __len__(self) -> int:
+        return len(_TABLE)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and find_name(name) is not None
+
+    def _get(self, name: str) -> Any:
+        self._load()
+        values: dict[str, Any] = self._values
+        if name in values:
+            return values[name]
+        found = find_name(name)
+        if found is None:
+            raise unknown(name)
+        if found in values:
+            return values[found]
+        setting = _TABLE.get(found)
+        if setting is None:
+            return None
+        if isinstance(setting.default, (dict, list)):
+            # A container of this object's own, so that conf.beat_schedule["x"] = … is kept and shared with nobody.
+            return values.setdefault(found, copy.copy(setting.default))
+        return setting.default
+
+    def is_set(self, name: str) -> bool:
+        """Whether a value was given, by whatever spelling."""
+        self._load()
+        return find_name(name) in self._values
+
+    # -- reading configurations
+
+    def later(self, read: Callable[[], None]) -> None:
+        """Have `read` called before the first setting is looked at."""
+        self._pending.append(read)
+
+    def _load(self) -> None:
+        pending = self._pending
+        while pending:
+            pending.pop(0)()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    def read_object(self, source: Any, *, namespace: str | None = None) -> None:
+        """Take the settings of a module, object, class or mapping; see `config_from_object`."""
+        if isinstance(source, str):
+            source = _import(source)
+        for name, value in _items(source):
+            found = _wanted(name, namespace)
+            if found is not None:
+                setting = _TABLE.get(found)
+                self._values[found] = value if setting is None else _coerce(setting, value)
+        self._changed()
+
+    # -- for people
+
+    def table(self, *, with_defaults: bool = False) -> dict[str, Any]:
+        """The settings that were given (or all), secrets masked."""
+        self._load()
+        names = list(_TABLE) if with_defaults else list(self._values)
+        return {name: _masked(name, self._get(name)) for name in sorted(names)}
+
+    def humanize(self) -> dict[str, Any]:
+        """The settings that were given, secrets masked."""
+        return self.table()
+
+    def __repr__(self) -> str:
+        return f"<Settings {self.table()}>"
+
+
+def _import(path: str) -> Any:
+    """`module` or `module:attribute` or `package.module.attribute`."""
+    module, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        parent, _, last = module.rpartition(".")
+        if not parent or attribute or error.name != module:
+            raise ConfigurationError(f"the configuration module {path!r} cannot be imported: {error}") from error
+        found, attribute = importlib.import_module(parent), last
+    for part in filter(None, attribute.split(".")):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{module!r} has no attribute {attribute!r} to take the configuration from")
+        found = getattr(found, part)
+    return found
+
+
+def _items(source: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(source, Mapping):
+        yield from source.items()
+        return
+    for name in dir(source):  # Django's settings object answers dir() with its settings
+        if not name.startswith("_"):
+            yield name, getattr(source, name)
+
+
+def _wanted(name: str, namespace: str | None) -> str | None:
+    """The setting that a configuration's entry sets; None for entries that are none of ours. Raises: SettingUnknown."""
+    if namespace:
+        prefix = namespace if namespace.endswith("_") else f"{namespace}_"
+        if not name.startswith(prefix):
+            # The old names carry the prefix in their own way: CELERYD_CONCURRENCY, CELERYBEAT_SCHEDULE.
+            return _OLD.get(name) if namespace.upper() == "CELERY" and name.startswith("CELERY") else None
+        found = find_name(name[len(prefix) :]) or find_name(name)
+        if found is None:
+            raise unknown(name)
+        return found
+    found = find_name(name)
+    if found is None and name.lower().startswith(_PREFIXES) and (name.islower() or name.isupper()):
+        raise unknown(name)
+    return found
+
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _coerce(setting: Setting, value: Any) -> Any:
+    """The value in the setting's type. Raises: ConfigurationError naming setting, type and value."""
+    if value is None or setting.kind == "any":
+        return value
+    try:
+        return _CONVERT[setting.kind](value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"setting {setting.name} wants {_WANTS[setting.kind]}, not {value!r}") from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _integer(value: Any) -> int | float:
+    number = _number(value)
+    return int(number) if number == int(number) else number
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, str):
+        if value.lower() not in _TRUE + _FALSE:
+            raise ValueError
+        return value.lower() in _TRUE
+    return bool(value)
+
+
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError
+    return os.fspath(value)
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "str": _text,
+    "int": _integer,
+    "float": _number,
+    "bool": _boolean,
+    "list": _list,
+    "dict": lambda value: value if isinstance(value, dict) else dict(value),
+}
+_WANTS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number (of seconds) or a timedelta",
+    "bool": "True or False",
+    "list": "a list",
+    "dict": "a dictionary",
+}
+
+
+def _masked(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if any(word in name for word in _SECRET):
+        return "********"
+    if isinstance(value, str) and "://" in value:
+        scheme, _, rest = value.partition("://")
+        credentials, at, host = rest.rpartition("@")
+        user, colon, _ = credentials.partition(":")
+        return f"{scheme}://{user}{':********' if colon else ''}@{host}" if at else value
+    if isinstance(value, Mapping):
+        return {key: _masked(str(key), item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked(name, item) for item in value]
+    return value
