@@ -36,7 +36,9 @@ class ResultBackend(Protocol):
 
     # -- the worker's end (see execution.contract.ResultStore)
 
-    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None: ...
+    def message_for(
+        self, result: ResultMessage, reply_to: str | None, correlation_id: str | None
+    ) -> Message | None: ...
 
     def store(self, result: ResultMessage) -> None: ...
 
@@ -58,9 +60,7 @@ class ResultBackend(Protocol):
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage: ...
 
-    def iter_ready(
-        self, task_ids: Sequence[str], *, timeout: float | None
-    ) -> Iterator[tuple[str, ResultMessage]]:
+    def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each result as it becomes ready, without polling one by one."""
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:

@@ -1,0 +1,54 @@
+"""Find a result backend by its URL's scheme (entry-point group `amqtask.backends`)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.backends.contract import BackendOptions, ResultBackend
+
+GROUP = "amqtask.backends"
+# Ours by name, so that a producer does not pay for importlib.metadata (20 ms); the entry points say the same.
+OURS = {
+    "rpc": "amqtask.backends.rpc:RpcBackend",
+    "redis": "amqtask.backends.redis:RedisBackend",
+    "rediss": "amqtask.backends.redis:RedisBackend",
+    "cache+memory": "amqtask.backends.memory:MemoryBackend",
+    "memory": "amqtask.backends.memory:MemoryBackend",
+}
+DISABLED = frozenset({"", "disabled", "none"})
+
+
+def open_backend(url: str | None, options: BackendOptions) -> ResultBackend | None:
+    """The backend for a URL (or bare scheme); None for no URL and `disabled://`.
+
+    Raises: ConfigurationError for an unknown scheme or a missing library.
+    """
+    scheme = (url or "").partition("://")[0].lower()
+    if scheme in DISABLED:
+        return None
+    path = OURS.get(scheme) or _plugin(scheme)
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ConfigurationError(
+            f'the result backend {scheme}:// needs a library that is not installed: pip install "amqtask[{scheme}]" ({error})'
+        ) from error
+    backend: ResultBackend = found(options)
+    return backend
+
+
+def _plugin(scheme: str) -> str:
+    metadata = importlib.import_module("importlib.metadata")
+    found = {point.name: point.value for point in metadata.entry_points(group=GROUP)}
+    if scheme in found:
+        return str(found[scheme])
+    known = sorted({*OURS, *found})
+    near = difflib.get_close_matches(scheme, known, n=1)
+    hint = f" Did you mean {near[0]}://?" if near else ""
+    raise ConfigurationError(f"no result backend for {scheme}://.{hint} There are: {', '.join(known)}.")

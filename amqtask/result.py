@@ -1,0 +1,485 @@
+"""Results as their caller holds them: AsyncResult, ResultSet, GroupResult, EagerResult; each takes a backend, not an app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from amqtask import states
+from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
+from amqtask.execution.context import current_context
+from amqtask.protocol.result import ResultMessage, exception_from_dict
+
+if TYPE_CHECKING:
+    from amqtask.backends.contract import ResultBackend
+
+R = TypeVar("R")
+Revoke = Callable[..., None]
+_join_allowed: ContextVar[bool] = ContextVar("amqtask_join_allowed", default=False)
+
+
+@contextlib.contextmanager
+def allow_join_result() -> Iterator[None]:
+    """Let the block wait for results inside a task."""
+    token = _join_allowed.set(True)
+    try:
+        yield
+    finally:
+        _join_allowed.reset(token)
+
+
+def _check_not_in_task(disable_sync_subtasks: bool) -> None:
+    context = current_context()
+    if disable_sync_subtasks and context is not None and not context.is_eager and not _join_allowed.get():
+        raise RuntimeError(
+            "Never call result.get() within a task: it occupies a slot that the awaited task may need. Use a chain or a "
+            "callback, or say disable_sync_subtasks=False if you know that it cannot deadlock."
+        )
+
+
+class AsyncResult(Generic[R]):
+    """What will come of a published task; Celery's surface.
+
+    Raises: BackendNotConfigured from everything that asks for the result when the app keeps none.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        backend: ResultBackend | None = None,
+        *,
+        parent: AsyncResult[Any] | None = None,
+        revoke: Revoke | None = None,
+        task_name: str | None = None,
+    ) -> None:
+        self.id = self.task_id = id
+        self.parent = parent
+        self._backend = backend
+        self._revoke = revoke
+        self._task_name = task_name
+        self._final: ResultMessage | None = None
+
+    # -- waiting
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[[str, Any], Any] | None = None,
+        on_message: Callable[[Any], None] | None = None,
+        on_interval: Callable[[], None] | None = None,
+        disable_sync_subtasks: bool = True,
+    ) -> R:
+        """Wait for the result, `timeout` seconds at most, and return it.
+
+        A failed task's exception is raised (with the worker's traceback as its cause) unless `propagate` is False, when it
+        is returned. `interval`, `no_ack` and `on_message` are accepted for Celery's sake: nothing polls.
+        Raises: TimeoutError, TaskRevokedError, BackendUnreachable.
+        """
+        _check_not_in_task(disable_sync_subtasks)
+        final = self._final
+        if final is None:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            if follow_parents and propagate and self.parent is not None:
+                self._wait_for_parents(deadline)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            final = self._final = self._store.wait(self.id, timeout=left, on_interval=on_interval)
+        value = self._value(final, propagate)
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    wait = get
+
+    async def aget(self, timeout: float | None = None, propagate: bool = True) -> R:
+        """`await` the result; the same as `get`."""
+        if self._final is None:
+            if propagate and self.parent is not None:
+                await self.parent.aget(timeout)
+            self._final = await self._store.await_result(self.id, timeout=timeout)
+        return self._value(self._final, propagate)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.aget().__await__()
+
+    def _wait_for_parents(self, deadline: float | None) -> None:
+        """A chain that failed early never gets to this step: its error is this result's."""
+        chain: list[AsyncResult[Any]] = []
+        node = self.parent
+        while node is not None:
+            chain.append(node)
+            node = node.parent
+        for ancestor in reversed(chain):
+            ancestor.get(
+                None if deadline is None else max(0.0, deadline - time.monotonic()),
+                follow_parents=False,
+                disable_sync_subtasks=False,
+            )
+
+    def _value(self, final: ResultMessage, propagate: bool) -> R:
+        if final.status in states.PROPAGATE_STATES:
+            error = self._exception(final)
+            if propagate:
+                raise error
+            return cast("R", error)
+        return cast("R", final.result)
+
+    def _exception(self, final: ResultMessage) -> BaseException:
+        if final.status == states.REVOKED and not isinstance(final.result, dict):
+            return TaskRevokedError(str(final.result or "revoked"))
+        return exception_from_dict(final.result, final.traceback)
+
+    # -- looking
+
+    @property
+    def _store(self) -> ResultBackend:
+        if self._backend is None:
+            raise BackendNotConfigured(
+                f"the application keeps no results, so that of task {self.id} cannot be read: set result_backend "
+                '("rpc://" or "redis://…")'
+            )
+        return self._backend
+
+    def _meta(self) -> ResultMessage:
+        if self._final is not None:
+            return self._final
+        found = self._store.get(self.id)
+        if found is None:
+            return ResultMessage(self.id)
+        if found.is_ready:
+            self._final = found
+        return found
+
+    @property
+    def state(self) -> str:
+        """PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or a task's own."""
+        return self._meta().status
+
+    status = state
+
+    @property
+    def result(self) -> Any:
+        """The return value; the exception of a failed task; the meta of a custom state; None while nothing is known."""
+        meta = self._meta()
+        if meta.status in states.EXCEPTION_STATES:
+            return self._exception(meta)
+        return meta.result
+
+    info = result
+
+    @property
+    def traceback(self) -> str | None:
+        """The worker's traceback of a failed task."""
+        return self._meta().traceback
+
+    @property
+    def date_done(self) -> datetime | None:
+        """When it ended."""
+        found = self._meta().date_done
+        return datetime.fromisoformat(found) if found else None
+
+    @property
+    def children(self) -> list[Any] | None:
+        """What the task published in its turn."""
+        found = self._meta().children
+        return [result_from_tuple(child, self._backend, self._revoke) for child in found] if found else None
+
+    @property
+    def name(self) -> str | None:
+        """The task's name (when known here, or with result_extended)."""
+        return self._task_name or self._meta().extra.get("name")
+
+    @property
+    def args(self) -> Any:
+        """The task's arguments (with result_extended)."""
+        return self._meta().extra.get("args")
+
+    @property
+    def kwargs(self) -> Any:
+        """The task's keyword arguments (with result_extended)."""
+        return self._meta().extra.get("kwargs")
+
+    @property
+    def worker(self) -> str | None:
+        """The node that ran it (with result_extended)."""
+        return self._meta().extra.get("worker")
+
+    @property
+    def retries(self) -> int | None:
+        """How often it was retried (with result_extended)."""
+        return self._meta().extra.get("retries")
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that it came through (with result_extended)."""
+        return self._meta().extra.get("queue")
+
+    def ready(self) -> bool:
+        """Whether it ended, well or not."""
+        return self._meta().is_ready
+
+    def successful(self) -> bool:
+        """Whether it ended well."""
+        return self.state == states.SUCCESS
+
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self.state == states.FAILURE
+
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
+        """Raise the error of a task that failed, else return what is known."""
+        meta = self._meta()
+        value = self._value(meta, propagate) if meta.is_ready else meta.result
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    maybe_reraise = maybe_throw
+
+    # -- acting
+
+    def then(
+        self, callback: Callable[[AsyncResult[R]], Any], on_error: Callable[[AsyncResult[R]], Any] | None = None
+    ) -> AsyncResult[R]:
+        """Call `callback(self)` when it ended (`on_error(self)` when it failed, if given), from a background thread."""
+
+        def arrived(final: ResultMessage) -> None:
+            self._final = final
+            failed = final.status in states.PROPAGATE_STATES
+            (on_error if failed and on_error is not None else callback)(self)
+
+        self._store.add_callback(self.id, arrived)
+        return self
+
+    def forget(self) -> None:
+        """Drop the result, here and in the store."""
+        self._final = None
+        self._store.forget(self.id)
+
+    def revoke(self, connection: Any = None, terminate: bool = False, signal: str | None = None, **_: Any) -> None:
+        """Tell all workers not to run it; with `terminate` to end it if it runs."""
+        if self._revoke is None:
+            raise BackendNotConfigured("this result belongs to no application, so nobody can be told to revoke it")
+        self._revoke(self.id, terminate=terminate, signal=signal)
+
+    # -- as data
+
+    def as_tuple(self) -> Any:
+        """`((id, parent), None)`, as Celery writes it."""
+        return (self.id, self.parent.as_tuple() if self.parent else None), None
+
+    def as_list(self) -> list[str]:
+        """Its id and those of its parents."""
+        return [self.id, *(self.parent.as_list() if self.parent else [])]
+
+    def collect(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[AsyncResult[Any], Any]]:
+        """This result and those of what it published, as (result, value)."""
+        yield self, self.get(timeout)
+        for child in self.children or ():
+            yield from child.collect(timeout)
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, AsyncResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.id}>"
+
+
+class ResultSet:
+    """Several results at once."""
+
+    def __init__(self, results: Iterable[Any] = (), backend: ResultBackend | None = None) -> None:
+        self.results: list[Any] = list(results)
+        self._backend = backend
+
+    def add(self, result: Any) -> None:
+        """One more."""
+        if result not in self.results:
+            self.results.append(result)
+
+    def discard(self, result: Any) -> None:
+        """One less, if it is there."""
+        if result in self.results:
+            self.results.remove(result)
+
+    def _flat(self) -> list[AsyncResult[Any]]:
+        flat: list[AsyncResult[Any]] = []
+        for result in self.results:
+            flat += result._flat() if isinstance(result, ResultSet) else [result]
+        return flat
+
+    def _receive(self, timeout: float | None) -> None:
+        """Have every result that is ready in one pass over the store, without polling one by one."""
+        waiting = {result.id: result for result in self._flat() if result._final is None}
+        if not waiting:
+            return
+        store = next(iter(waiting.values()))._store
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for task_id, final in store.iter_ready(list(waiting), timeout=timeout):
+            waiting[task_id]._final = final
+            if deadline is not None and time.monotonic() > deadline and final is None:
+                raise TimeoutError(f"not all results came within {timeout:g} s")
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        callback: Callable[[str, Any], Any] | None = None,
+        no_ack: bool = True,
+        on_message: Any = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: Any = None,
+    ) -> list[Any]:
+        """All values, in the order of the calls; the first error is raised unless `propagate` is False."""
+        _check_not_in_task(disable_sync_subtasks)
+        self._receive(timeout)
+        return [
+            result.get(timeout, propagate, callback=callback, disable_sync_subtasks=False) for result in self.results
+        ]
+
+    join = get
+    join_native = get
+
+    async def aget(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
+        """`await` all values."""
+        return list(await asyncio.gather(*(result.aget(timeout, propagate) for result in self.results)))
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self.aget().__await__()
+
+    def iterate(self, timeout: float | None = None, propagate: bool = True) -> Iterator[Any]:
+        """Values as they come; `timeout` seconds for the next one."""
+        flat = {result.id: result for result in self._flat()}
+        for result in [result for result in flat.values() if result._final is not None]:
+            del flat[result.id]
+            yield result.get(propagate=propagate, disable_sync_subtasks=False)
+        if flat:
+            store = next(iter(flat.values()))._store
+            for task_id, final in store.iter_ready(list(flat), timeout=timeout):
+                flat[task_id]._final = final
+                yield flat[task_id].get(propagate=propagate, disable_sync_subtasks=False)
+
+    def iter_native(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, meta) as they come."""
+        flat = {result.id: result for result in self._flat()}
+        if flat:
+            store = next(iter(flat.values()))._store
+            for task_id, final in store.iter_ready(list(flat), timeout=timeout):
+                flat[task_id]._final = final
+                yield task_id, final.as_meta()
+
+    def ready(self) -> bool:
+        """Whether all ended."""
+        return all(result.ready() for result in self.results)
+
+    def successful(self) -> bool:
+        """Whether all ended well."""
+        return all(result.successful() for result in self.results)
+
+    def failed(self) -> bool:
+        """Whether any ended with an error."""
+        return any(result.failed() for result in self.results)
+
+    def waiting(self) -> bool:
+        """Whether any has not ended."""
+        return any(not result.ready() for result in self.results)
+
+    def completed_count(self) -> int:
+        """How many ended well."""
+        return sum(1 for result in self._flat() if result.successful())
+
+    def revoke(self, connection: Any = None, terminate: bool = False, signal: str | None = None, **_: Any) -> None:
+        """Revoke all."""
+        for result in self.results:
+            result.revoke(terminate=terminate, signal=signal)
+
+    def forget(self) -> None:
+        """Drop all."""
+        for result in self.results:
+            result.forget()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.results[index]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: [{', '.join(map(str, self.results))}]>"
+
+
+class GroupResult(ResultSet):
+    """The results of a group, under the group's id."""
+
+    def __init__(
+        self,
+        id: str | None = None,
+        results: Iterable[Any] = (),
+        backend: ResultBackend | None = None,
+        parent: AsyncResult[Any] | None = None,
+    ) -> None:
+        super().__init__(results, backend)
+        self.id = id or str(uuid.uuid4())
+        self.parent = parent
+
+    @property
+    def children(self) -> list[Any]:
+        """The members."""
+        return self.results
+
+    def as_tuple(self) -> Any:
+        """`((id, parent), [members])`, as Celery writes it."""
+        return (self.id, self.parent.as_tuple() if self.parent else None), [
+            result.as_tuple() for result in self.results
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class EagerResult(AsyncResult[R]):
+    """The result of a task that ran in the caller."""
+
+    def __init__(self, id: str, value: Any, state: str, traceback: str | None = None, name: str | None = None) -> None:
+        super().__init__(id, None, task_name=name)
+        self._eager_value = value
+        self._final = ResultMessage(id, state, value, traceback)
+
+    def _exception(self, final: ResultMessage) -> BaseException:
+        value = self._eager_value
+        return value if isinstance(value, BaseException) else super()._exception(final)
+
+    def forget(self) -> None:
+        """Nothing is stored."""
+
+    def revoke(self, *args: Any, **kwargs: Any) -> None:
+        """It has run already."""
+
+
+def result_from_tuple(found: Any, backend: ResultBackend | None, revoke: Revoke | None = None) -> Any:
+    """The result that `as_tuple` described (lists from JSON too)."""
+    (task_id, parent), children = found
+    parent_result = result_from_tuple(parent, backend, revoke) if parent else None
+    if children is not None:
+        members: Sequence[Any] = [result_from_tuple(child, backend, revoke) for child in children]
+        return GroupResult(task_id, members, backend, parent_result)
+    return AsyncResult(task_id, backend, parent=parent_result, revoke=revoke)
