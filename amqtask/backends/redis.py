@@ -182,7 +182,7 @@ class RedisBackend:
     def _key(self, task_id: str) -> str:
         return f"{self._prefix}{task_id}"
 
-    def _decode(self, value: bytes) -> ResultMessage:
+    def _decode(self, value: Any) -> ResultMessage:
         return decode_result(value, self._type, self._encoding, self._options.accept | {self._type})
 
     def _arguments(self) -> dict[str, Any]:
