@@ -228,13 +228,15 @@ class _Builder:
         if signals.worker_process_init:
             signals.worker_process_init.send(sender=self.hostname)
 
-    def consumer(self, listener: ConsumerListener, role: str) -> Consumer:
+    def consumer(self, listener: ConsumerListener, role: str, *, no_ack: bool = False) -> Consumer:
         return PikaConsumer(
             self.app.broker_addresses,
             self.loop,
             listener,
             heartbeat=self.conf.broker_heartbeat,
+            connect_timeout=self.conf.broker_connection_timeout,
             client_name=f"{self.hostname} {role}",
+            no_ack=no_ack,
         )
 
     def publisher(self, role: str) -> PikaLoopPublisher:
@@ -242,7 +244,9 @@ class _Builder:
             self.app.broker_addresses,
             self.loop,
             heartbeat=self.conf.broker_heartbeat,
+            connect_timeout=self.conf.broker_connection_timeout,
             client_name=f"{self.hostname} {role}",
+            on_warning=lambda text: logger.warning("%s", text),
         )
 
     def services(self, worker: Worker) -> list[Service]:
@@ -270,7 +274,7 @@ class _Builder:
         return Panel(
             control,
             loop=self.loop,
-            make_consumer=lambda listener: self.consumer(listener, "control"),
+            make_consumer=lambda listener: self.consumer(listener, "control", no_ack=True),
             make_publisher=lambda: self.publisher("control replies"),
             accept=content_types(self.conf.accept_content),
             prefix=self.conf.control_exchange,

@@ -39,3 +39,5 @@ class Outcome(NamedTuple):
     summary: str = ""
     traceback: str = ""
     expected: bool = False  # an exception listed in the task's `throws`: logged without traceback
+    # Seconds a REQUEUE waits in the broker's delay levels (a result store that is away must not be asked at once).
+    pause: float = 0.0

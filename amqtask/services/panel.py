@@ -29,7 +29,10 @@ PREFETCH = 100
 
 
 class Panel:
-    """Listens on the worker's mailbox and replies. The publisher for replies connects with the first reply."""
+    """Listens on the worker's mailbox and replies. The publisher for replies connects with the first reply.
+
+    `make_consumer` makes one without acks: a command that is lost with its worker is of no use to another.
+    """
 
     name = "panel"
 
@@ -84,8 +87,6 @@ class Panel:
     # -- commands
 
     def on_delivery(self, delivery: Delivery) -> None:
-        if self._consumer is not None:
-            self._consumer.ack(delivery.tag)
         properties = delivery.properties
         try:
             command = read_command(

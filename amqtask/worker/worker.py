@@ -213,6 +213,7 @@ class Worker:
 
     def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """What the pool's slots made of their requests."""
+        self._check_epoch()
         running, windows, report, ledger = self.dispatcher.running, self.windows.by_queue, self.report, self.ledger
         for outcome in outcomes:
             request = running.pop(outcome.number, None)
@@ -241,14 +242,20 @@ class Worker:
         self.wake()
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
-        if outcome.answer is Answer.REQUEUE and "x-delivery-count" not in request.headers:
-            self.losses.add(request.id)
+        if outcome.answer is Answer.REQUEUE:
+            # A summary says that something was raised: of requeued ones that is a lost process or a time limit.
+            if outcome.summary and "x-delivery-count" not in request.headers:
+                self.losses.add(request.id)
+            if outcome.pause > 0:
+                self.intake.delay(request, outcome.pause)
+                return
         self.finisher.finish(request, outcome)
 
     # -- the answer
 
     def _answer(self, request: Request, answer: Answer) -> None:
         """The end of a delivery; everything its outcome says has been confirmed."""
+        self._check_epoch()
         delivery = request.delivery
         if delivery.epoch != self.ledger.epoch:
             # Its channel is gone, so nobody can be told; the redelivery will be.
@@ -286,6 +293,7 @@ class Worker:
 
     def flush(self) -> None:
         """Send the acks of what is finished."""
+        self._check_epoch()
         acks = self.ledger.flush()
         if acks.upto:
             self.consumer.ack(acks.upto, multiple=True)
@@ -296,6 +304,7 @@ class Worker:
 
     def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         """nack, not reject: on RabbitMQ 4.3 that does not count as a failed delivery."""
+        self._check_epoch()
         for delivery in deliveries:
             if delivery.epoch == self.ledger.epoch:
                 self.ledger.drop(delivery.tag)
@@ -347,7 +356,12 @@ class Worker:
     def on_connection_lost(self, error: Exception) -> None:
         happened = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
         logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", happened, error)
-        self._begin_epoch(NO_EPOCH)
+        self._begin_epoch(self.consumer.epoch)
+
+    def _check_epoch(self) -> None:
+        """A channel may be gone before anybody says so; its tags must not be answered on the next one."""
+        if self.consumer.epoch != self.ledger.epoch:
+            self._begin_epoch(self.consumer.epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
         """Deliveries of the old channel are void: what waits is dropped, what runs becomes an orphan."""

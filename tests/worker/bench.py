@@ -115,8 +115,13 @@ class Bench:
         self.loop.turn()
 
     def lose_connection(self) -> None:
+        self.consumer.epoch += 1
         self.worker.on_connection_lost(ConnectionError("cut"))
-        self.epoch += 1
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        self.consumer.epoch += 1
+        self.epoch = self.consumer.epoch
         self.tag = 0
         self.consumer.frames.clear()
         self.worker.on_consuming(self.epoch)

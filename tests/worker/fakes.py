@@ -128,6 +128,7 @@ class ToldConsumer:
         self.frames: list[tuple[Any, ...]] = []
         self.windows: dict[str, int] = {}
         self.words: list[str] = []
+        self.epoch = 1
 
     def start(self) -> None:
         self.words.append("start")
@@ -160,10 +161,6 @@ class ToldConsumer:
         self.words.append("stop")
         if on_stopped is not None:
             on_stopped()
-
-    @property
-    def epoch(self) -> int:
-        return 1
 
     @property
     def is_consuming(self) -> bool:

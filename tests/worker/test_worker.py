@@ -304,7 +304,7 @@ def test_a_lost_childs_redelivery_runs_again_after_a_lost_connection() -> None:
     bench = Bench(slots=2)
     bench.deliver("a")
     bench.lose_connection()
-    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost")
+    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost", summary="WorkerLostError()")
     bench.deliver("a", redelivered=True)
 
     assert bench.started == ["a", "a"]
@@ -323,12 +323,33 @@ def test_an_answer_is_never_given_on_another_channel() -> None:
     assert bench.frames == []
 
 
+def test_a_channel_that_died_unsaid_is_noticed_before_anything_is_answered() -> None:
+    bench = Bench(slots=3)
+    bench.deliver("a", "b")
+    bench.reconnect()
+    bench.end("a")
+    bench.worker.lifecycle.shutdown.warm()
+
+    assert bench.frames == []
+
+
+def test_a_requeue_with_a_pause_waits_in_the_delay_levels() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.REJECTED, answer=Answer.REQUEUE, reason="the store is away", pause=5.0)
+    (delayed,) = bench.publisher.sent
+    assert (delayed.exchange.startswith("amqtask.delay."), delayed.routing_key) == (True, "q")
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
 def test_lost_children_of_a_queue_without_delivery_counts_are_counted_here() -> None:
     bench = Bench(delivery_limit=2)
     bench.deliver("a")
-    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost")
+    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost", summary="WorkerLostError()")
     bench.deliver("a", redelivered=True)
-    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost")
+    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost", summary="WorkerLostError()")
     bench.deliver("a", redelivered=True)
 
     assert bench.started == ["a", "a"]
