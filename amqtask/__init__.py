@@ -1,3 +1,78 @@
-"""amqtask: a RabbitMQ-first task queue."""
+"""amqtask: a RabbitMQ-first task queue with Celery's names and messages. Public names, resolved on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.canvas import chain, group, signature
+    from amqtask.current import current_app
+    from amqtask.entities import Binding, Exchange, Queue
+    from amqtask.exceptions import Ignore, Reject, Retry
+    from amqtask.result import AsyncResult, EagerResult, GroupResult, ResultSet, allow_join_result
+    from amqtask.shared import shared_task
+    from amqtask.signature import Signature
+    from amqtask.task import Task
+
+_WHERE = {
+    "AmqTask": "app",
+    "AsyncResult": "result",
+    "Binding": "entities",
+    "EagerResult": "result",
+    "Exchange": "entities",
+    "GroupResult": "result",
+    "Ignore": "exceptions",
+    "Queue": "entities",
+    "Reject": "exceptions",
+    "ResultSet": "result",
+    "Retry": "exceptions",
+    "Signature": "signature",
+    "Task": "task",
+    "allow_join_result": "result",
+    "chain": "canvas",
+    "current_app": "current",
+    "group": "canvas",
+    "shared_task": "shared",
+    "signature": "canvas",
+}
+
+__all__ = [
+    "AmqTask",
+    "AsyncResult",
+    "Binding",
+    "EagerResult",
+    "Exchange",
+    "GroupResult",
+    "Ignore",
+    "Queue",
+    "Reject",
+    "ResultSet",
+    "Retry",
+    "Signature",
+    "Task",
+    "__version__",
+    "allow_join_result",
+    "chain",
+    "current_app",
+    "group",
+    "shared_task",
+    "signature",
+]
+
+
+def __getattr__(name: str) -> Any:
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module 'amqtask' has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - `import amqtask` alone imports nothing
+
+    value = getattr(importlib.import_module(f"amqtask.{where}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

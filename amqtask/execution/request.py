@@ -18,9 +18,26 @@ class Request:
     """
 
     __slots__ = (
-        "number", "id", "task", "headers", "body", "content_type", "content_encoding", "correlation_id",
-        "reply_to", "exchange", "routing_key", "queue", "priority", "redelivered", "attempts",
-        "soft_limit", "hard_limit", "decoded", "is_eager", "delivery",
+        "attempts",
+        "body",
+        "content_encoding",
+        "content_type",
+        "correlation_id",
+        "decoded",
+        "delivery",
+        "exchange",
+        "hard_limit",
+        "headers",
+        "id",
+        "is_eager",
+        "number",
+        "priority",
+        "queue",
+        "redelivered",
+        "reply_to",
+        "routing_key",
+        "soft_limit",
+        "task",
     )  # fmt: skip
 
     def __init__(

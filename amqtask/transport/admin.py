@@ -11,6 +11,7 @@ from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, NackErro
 
 from amqtask.exceptions import BrokerUnreachable, OperationalError, PublishRefused, QueueNotFound, Unroutable
 from amqtask.message import Delivery, Message
+from amqtask.transport.fields import install
 from amqtask.transport.url import BrokerAddress
 
 
@@ -25,6 +26,7 @@ class QueueAdmin:
         self._connection: Any = None
 
     def __enter__(self) -> QueueAdmin:
+        install()
         try:
             self._connection = pika.BlockingConnection([address.parameters() for address in self._addresses])
         except AMQPConnectionError as error:

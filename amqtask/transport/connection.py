@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pika.adapters.select_connection import SelectConnection
 
 from amqtask.transport.errors import connection_error, is_refusal
+from amqtask.transport.fields import install
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
 
@@ -50,6 +51,7 @@ class LoopConnection:
         connect_timeout: float,
         name: str,
     ) -> None:
+        install()
         self._addresses = tuple(addresses)
         self._loop = loop
         self._listener = listener

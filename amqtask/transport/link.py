@@ -26,6 +26,7 @@ from amqtask.exceptions import (
 )
 from amqtask.topology.plan import describe_difference, is_declarable
 from amqtask.transport.errors import connection_error
+from amqtask.transport.fields import install
 from amqtask.transport.url import BrokerAddress
 
 NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED = 404, 406, 403
@@ -44,6 +45,7 @@ class Link:
     """A connection with one channel. Not safe for two threads at once: its owner hands it to one at a time."""
 
     def __init__(self, address: BrokerAddress, *, heartbeat: int | None, connect_timeout: float, name: str) -> None:
+        install()
         self.address = address
         self.pid = os.getpid()
         self.channel: Any = None

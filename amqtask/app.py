@@ -1,0 +1,813 @@
+"""AmqTask: the application. Settings, tasks, and the publishing of calls; everything else is made from it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+
+from amqtask import current, signals
+from amqtask.calls import Calls
+from amqtask.canvas import chain, from_dict, group, signature
+from amqtask.exceptions import BackendNotConfigured, ConfigurationError, PublishError
+from amqtask.execution.context import Context, current_context
+from amqtask.execution.executor import Executor
+from amqtask.execution.inline import InlineExecutor
+from amqtask.execution.request import Request
+from amqtask.message import Message
+from amqtask.queues import configured, default_exchange
+from amqtask.registry import TaskRegistry
+from amqtask.result import AsyncResult, EagerResult, GroupResult
+from amqtask.serialization import content_types
+from amqtask.settings import Settings
+from amqtask.signature import Signature, maybe_signature
+from amqtask.task import AsyncTask, Task, make_task
+from amqtask.topology.delays import DelayPlan
+from amqtask.topology.plan import QueueDefaults
+from amqtask.topology.routes import Queues, Router
+
+if TYPE_CHECKING:
+    from amqtask.backends.contract import ResultBackend
+    from amqtask.control import Control
+    from amqtask.protocol.result import ResultMessage
+    from amqtask.transport.contract import AsyncPublisher, Publisher
+    from amqtask.transport.url import BrokerAddress
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_LAZY = (
+    "queues",
+    "router",
+    "delays",
+    "queue_defaults",
+    "calls",
+    "broker_addresses",
+    "publisher",
+    "async_publisher",
+    "backend",
+    "control",
+)
+
+
+class AmqTask:
+    """An application: `app = AmqTask("tasks", broker="amqp://…", backend="rpc://")`.
+
+    Nothing is read, imported or connected until it is needed. Settings are `app.conf`; keyword arguments that name
+    settings are taken too. Safe to share between threads and to use after a fork.
+    """
+
+    def __init__(
+        self,
+        main: str | None = None,
+        broker: str | Sequence[str] | None = None,
+        backend: str | None = None,
+        include: Iterable[str] | None = None,
+        config_source: Any = None,
+        namespace: str | None = None,
+        set_as_current: bool = True,
+        task_cls: type[Task[..., Any]] | None = None,
+        strict_typing: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.main = main
+        self.conf = Settings()
+        self.tasks = TaskRegistry()
+        self.strict_typing = strict_typing
+        self.is_finalized = False
+        self.on_configure = signals.Signal("on_configure")
+        self.on_after_configure = signals.Signal("on_after_configure", ("source",))
+        self.on_after_finalize = signals.Signal("on_after_finalize")
+        self._task_class: type[Task[..., Any]] = task_cls or Task
+        self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
+        if config_source is not None:
+            self.config_from_object(config_source, namespace=namespace)
+        given = {"broker_url": broker, "result_backend": backend, "include": list(include) if include else None}
+        for name, value in {**given, **settings}.items():
+            if value is not None:
+                self.conf[name] = value
+        self.conf.on_change = self._forget_derived
+        current.note_app(self)
+        if set_as_current:
+            current.set_current(self)
+
+    # -- configuration
+
+    def config_from_object(
+        self, source: Any, silent: bool = False, force: bool = False, namespace: str | None = None
+    ) -> None:
+        """Take settings from a module (or its name), object, class or mapping, when the first setting is looked at.
+
+        With `namespace="CELERY"` (or any other) only names with that prefix count. Raises (then): SettingUnknown.
+        """
+
+        def read() -> None:
+            try:
+                self.conf.read_object(source, namespace=namespace)
+            except (ImportError, ConfigurationError):
+                if not silent:
+                    raise
+
+        self.conf.later(read)
+        if force:
+            self.conf.is_set("broker_url")
+
+    def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> None:
+        """Take settings from the module that an environment variable names. Raises: ConfigurationError when it is not set."""
+        name = os.environ.get(variable_name)
+        if not name:
+            if silent:
+                return
+            raise ConfigurationError(f"the environment variable {variable_name} names no configuration module")
+        self.config_from_object(name, silent=silent, force=force)
+
+    def _forget_derived(self) -> None:
+        """A setting changed: what was made from settings is made anew (open connections close)."""
+        publisher = self.__dict__.get("publisher")
+        for name in _LAZY:
+            self.__dict__.pop(name, None)
+        if self.is_finalized:
+            for task in self.tasks.values():
+                task.bind(self)
+        if publisher is not None:
+            publisher.close()
+
+    # -- what is made from settings, once
+
+    @cached_property
+    def broker_addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts to connect to: broker_url, else AMQTASK_BROKER_URL, else CELERY_BROKER_URL, else localhost."""
+        transport = importlib.import_module("amqtask.transport.url")
+        conf = self.conf
+        urls = conf.broker_url or conf.broker_read_url
+        urls = urls or os.environ.get("AMQTASK_BROKER_URL") or os.environ.get("CELERY_BROKER_URL")
+        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(urls, use_ssl=conf.broker_use_ssl)
+        return found
+
+    @property
+    def _write_addresses(self) -> tuple[BrokerAddress, ...]:
+        if not self.conf.broker_write_url:
+            return self.broker_addresses
+        transport = importlib.import_module("amqtask.transport.url")
+        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(
+            self.conf.broker_write_url, use_ssl=self.conf.broker_use_ssl
+        )
+        return found
+
+    @cached_property
+    def queue_defaults(self) -> QueueDefaults:
+        """How missing queues are declared."""
+        conf = self.conf
+        return QueueDefaults(
+            queue_type=conf.task_default_queue_type,
+            delivery_limit=conf.task_delivery_limit,
+            dead_letter=conf.task_dead_letter,
+            dead_letter_suffix=conf.task_dead_letter_suffix,
+            max_priority=conf.task_queue_max_priority,
+        )
+
+    @cached_property
+    def queues(self) -> Queues:
+        """The queues of `task_queues`, and those created because they were named."""
+        conf = self.conf
+        exchange = default_exchange(conf)
+        return Queues(
+            configured(conf.task_queues, exchange),
+            defaults=self.queue_defaults,
+            default_queue=conf.task_default_queue,
+            default_exchange=exchange,
+            default_routing_key=conf.task_default_routing_key or "",
+            create_missing=conf.task_create_missing_queues,
+            create_missing_type=conf.task_create_missing_queue_type,
+        )
+
+    @cached_property
+    def router(self) -> Router:
+        """Applies `task_routes`, then the tasks' own queue, exchange and routing_key."""
+        return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
+
+    def _own_route(self, name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
+        found = task if task is not None else self.tasks.get(name)
+        if found is None:
+            return None
+        own = {key: getattr(found, key) for key in ("queue", "exchange", "routing_key")}
+        return {key: value for key, value in own.items() if value is not None} or None
+
+    @cached_property
+    def delays(self) -> DelayPlan:
+        """The broker's delay levels."""
+        kind = "quorum" if self.conf.task_default_queue_type == "quorum" else "classic"
+        return DelayPlan(self.conf.task_delay_prefix, kind)
+
+    @cached_property
+    def calls(self) -> Calls:
+        """Composes messages."""
+        return Calls(self.conf, self.router, self.delays)
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        """Publishes with confirms; made at the first publish."""
+        module = importlib.import_module("amqtask.transport.publisher")
+        conf = self.conf
+        made: Publisher = module.PikaPublisher(
+            self._write_addresses,
+            timeout=conf.broker_publish_timeout,
+            pool_limit=conf.broker_pool_limit,
+            heartbeat=conf.broker_heartbeat,
+            connect_timeout=conf.broker_connection_timeout,
+            client_name=f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}",
+        )
+        return made
+
+    @cached_property
+    def async_publisher(self) -> AsyncPublisher:
+        """The same over aio-pika, for event loops."""
+        module = importlib.import_module("amqtask.transport.async_publisher")
+        conf = self.conf
+        made: AsyncPublisher = module.AioPikaPublisher(
+            self._write_addresses, timeout=conf.broker_publish_timeout, connect_timeout=conf.broker_connection_timeout
+        )
+        return made
+
+    @cached_property
+    def backend(self) -> ResultBackend | None:
+        """The result store, None when results are not kept."""
+        conf = self.conf
+        url = conf.result_backend or os.environ.get("AMQTASK_RESULT_BACKEND") or os.environ.get("CELERY_RESULT_BACKEND")
+        if not url:
+            return None
+        contract = importlib.import_module("amqtask.backends.contract")
+        registry = importlib.import_module("amqtask.backends.registry")
+        options = contract.BackendOptions(
+            url=url,
+            serializer=conf.result_serializer,
+            accept=content_types(conf.result_accept_content or conf.accept_content),
+            compression=conf.result_compression,
+            expires=conf.result_expires,
+            persistent=conf.result_persistent is not False,
+            extended=bool(conf.result_extended),
+            brokers=self.broker_addresses,
+            connect_timeout=conf.broker_connection_timeout,
+            transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
+        )
+        found: ResultBackend | None = registry.open_backend(url, options)
+        return found
+
+    @cached_property
+    def control(self) -> Control:
+        """Remote control of workers."""
+        module = importlib.import_module("amqtask.control")
+        made: Control = module.Control(
+            self.broker_addresses,
+            self.publisher,
+            prefix=self.conf.control_exchange,
+            accept=content_types(self.conf.accept_content),
+        )
+        return made
+
+    # -- tasks
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[True], **options: Any
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+    @overload
+    def task(self, *, bind: Literal[False] = False, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, function: Any = None, /, **options: Any) -> Any:
+        """Make a function a task: `@app.task` or `@app.task(name=…, bind=True, max_retries=5, …)`.
+
+        Options are the attributes of Task, and bind, base, name, shared, pydantic. Raises: TypeError for an unknown one.
+        """
+        if function is None:
+            return lambda decorated: self._make(decorated, **options)
+        return self._make(function, **options)
+
+    def _make(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        base: type[Task[..., Any]] | None = None,
+        bind: bool = False,
+        shared: bool = True,
+        lazy: bool = True,
+        filter: Callable[..., Any] | None = None,
+        pydantic: bool = False,
+        pydantic_strict: bool = False,
+        pydantic_context: dict[str, Any] | None = None,
+        pydantic_dump_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Task[..., Any]:
+        task_name = name or self.gen_task_name(function.__name__, function.__module__)
+        if task_name in self.tasks:
+            return self.tasks[task_name]
+        wanted = base or self._task_class
+        if base is None and wanted is Task and inspect.iscoroutinefunction(function):
+            wanted = AsyncTask
+        made = make_task(
+            filter(function) if filter else function,
+            wanted,
+            name=task_name,
+            bind=bind,
+            pydantic=pydantic,
+            pydantic_options={
+                "strict": pydantic_strict,
+                "context": pydantic_context,
+                "dump_kwargs": pydantic_dump_kwargs,
+            },
+            options=options,
+        )
+        return self.register_task(made)
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a class-based task (an instance or a class)."""
+        made = task(**options) if isinstance(task, type) else task
+        if not made.name:
+            made.name = self.gen_task_name(type(made).__name__, type(made).__module__)
+        made.app = self
+        self.tasks.register(made)
+        if self.is_finalized:
+            made.bind(self)
+        return made
+
+    def gen_task_name(self, name: str, module: str) -> str:
+        """`<module>.<function>`; `main` stands for `__main__`."""
+        if module == "__main__" and self.main:
+            module = self.main
+        elif module == "__main__":
+            spec = getattr(sys.modules["__main__"], "__spec__", None)
+            path = getattr(sys.modules["__main__"], "__file__", None)
+            module = spec.name if spec is not None else os.path.splitext(os.path.basename(path or "__main__"))[0]
+        return f"{module}.{name}"
+
+    def autodiscover_tasks(self, packages: Any = None, related_name: str = "tasks", force: bool = False) -> None:
+        """Import `<package>.tasks` of each package (a list, a function that returns one, or Django's INSTALLED_APPS),
+        when a worker starts or the tasks are finalised."""
+        find = packages if callable(packages) else (lambda: list(packages) if packages is not None else _django_apps())
+        self._discover.append((find, related_name))
+        if force:
+            self._discover_now()
+
+    def _discover_now(self) -> None:
+        waiting, self._discover = self._discover, []
+        for find, related_name in waiting:
+            for package in find():
+                _import_related(package, related_name)
+
+    def import_modules(self) -> None:
+        """Import what `include`, `imports` and autodiscover_tasks name."""
+        if signals.import_modules:
+            signals.import_modules.send(sender=self)
+        for module in (*self.conf.include, *self.conf.imports):
+            importlib.import_module(module)
+        self._discover_now()
+
+    def finalize(self, auto: bool = False) -> None:
+        """Take shared tasks in and resolve the tasks' options; done once, before the first use."""
+        if self.is_finalized:
+            return
+        self.is_finalized = True
+        self.on_configure.send(sender=self)
+        for make in current.shared_tasks():
+            make(self)
+        for task in self.tasks.values():
+            task.bind(self)
+        self.on_after_configure.send(sender=self, source=self.conf)
+        self.on_after_finalize.send(sender=self)
+
+    # -- calling
+
+    def send_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
+        return self.publish_call(name, tuple(args or ()), dict(kwargs or {}), options)
+
+    async def asend_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """`send_task` without blocking the event loop."""
+        return await self.apublish_call(name, tuple(args or ()), dict(kwargs or {}), options)
+
+    def signature(self, task: Any, *args: Any, **kwargs: Any) -> Signature:
+        """A signature that belongs to this app."""
+        return signature(task, *args, app=self, **kwargs)
+
+    def publish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """Publish one call, or run it here when task_always_eager says so."""
+        if self._is_eager:
+            return self._eager(name, args, kwargs, options)
+        message = self._compose(name, args, kwargs, options, task)
+        self.publisher.publish(message, timeout=_timeout(options))
+        return self._published(message, name)
+
+    async def apublish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+        if self._is_eager:
+            return self._eager(name, args, kwargs, options)
+        message = self._compose(name, args, kwargs, options, task)
+        await self.async_publisher.publish(message, timeout=_timeout(options))
+        return self._published(message, name)
+
+    def publish_signature(self, call: Signature) -> AsyncResult[Any]:
+        """Publish a plain signature."""
+        return self.publish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+
+    async def apublish_signature(self, call: Signature) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+        return await self.apublish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+
+    def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+        """Publish many calls in one pipelined burst, each confirmed; results in their order.
+
+        Raises: the PublishError of the first that was not stored (its `results` attribute holds what was).
+        """
+        found = [maybe_signature(call, self) for call in calls]
+        if self._is_eager:
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
+        messages = self._compose_many(found)
+        if not messages:
+            return []
+        errors = self.publisher.publish_many(messages, timeout=_many_timeout(self.conf, timeout, len(messages)))
+        return self._all_published(found, messages, errors)
+
+    async def apublish_many(
+        self, calls: Iterable[Signature], *, timeout: float | None = None
+    ) -> list[AsyncResult[Any]]:
+        """The same over the async publisher."""
+        found = [maybe_signature(call, self) for call in calls]
+        messages = self._compose_many(found)
+        if not messages:
+            return []
+        limit = _many_timeout(self.conf, timeout, len(messages))
+        errors = await self.async_publisher.publish_many(messages, timeout=limit)
+        return self._all_published(found, messages, errors)
+
+    def _compose_many(self, found: Sequence[Signature]) -> list[Message]:
+        tasks = self.tasks
+        return [
+            self._compose(call.task, call["args"], call["kwargs"], call["options"], tasks.get(call.task))
+            for call in found
+        ]
+
+    def _all_published(
+        self, found: Sequence[Signature], messages: Sequence[Message], errors: Sequence[PublishError | None]
+    ) -> list[AsyncResult[Any]]:
+        results = [
+            self._published(message, call.task)
+            for call, message, error in zip(found, messages, errors, strict=True)
+            if error is None
+        ]
+        failed = next((error for error in errors if error is not None), None)
+        if failed is not None:
+            failed.results = results  # type: ignore[attr-defined]
+            raise failed
+        return results
+
+    def _compose(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Message:
+        if not self.is_finalized:
+            self.finalize()
+        if task is None:
+            task = self.tasks.get(name) if name in self.tasks else None
+        backend = self.backend
+        reply_to = ""
+        if backend is not None and not _ignores(options, task):
+            reply_to = backend.reply_to()
+            backend.prepare(())
+        message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
+        if signals.before_task_publish:
+            signals.before_task_publish.send(
+                sender=name,
+                body=message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                headers=message.properties.headers,
+                properties=message.properties,
+                declare=message.declare,
+                retry_policy=None,
+            )
+        return message
+
+    def _published(self, message: Message, name: str) -> AsyncResult[Any]:
+        headers = message.properties.headers
+        if signals.after_task_publish:
+            signals.after_task_publish.send(
+                sender=name,
+                body=message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                headers=headers,
+            )
+        result = self._result(headers["id"], name)
+        parent = current_context()
+        if parent is not None and parent.id is not None:
+            parent.children.append(result.as_tuple())
+        return result
+
+    def _result(self, task_id: str, name: str | None = None) -> AsyncResult[Any]:
+        return AsyncResult(task_id, self.backend, revoke=self._revoke, task_name=name)
+
+    def _revoke(self, task_id: str, *, terminate: bool = False, signal: str | None = None) -> None:
+        self.control.revoke(task_id, terminate=terminate, signal=signal or "SIGTERM")
+
+    # -- workflows
+
+    def publish_chain(self, found: Any) -> AsyncResult[Any]:
+        """Publish the first step; it carries the others (reversed, as on Celery's wire)."""
+        first, results = self._chain(found)
+        self.publish_signature(first)
+        return results[-1]
+
+    async def apublish_chain(self, found: Any) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+        first, results = self._chain(found)
+        await self.apublish_signature(first)
+        return results[-1]
+
+    def _chain(self, found: Any) -> tuple[Signature, list[AsyncResult[Any]]]:
+        options = dict(found.options)
+        steps = [step.clone() for step in found.tasks]
+        results: list[AsyncResult[Any]] = []
+        reply_to = self.backend.reply_to() if self.backend is not None else None
+        root_id = steps[0].options.setdefault("task_id", str(uuid.uuid4()))
+        last = steps[-1]
+        last.options["link"] = [*last.options.get("link", []), *options.pop("link", [])]
+        errbacks = options.pop("link_error", [])
+        if options.get("task_id"):
+            last.options["task_id"] = options.pop("task_id")
+        parent_id: str | None = None
+        for step in steps:
+            task_id = step.options.setdefault("task_id", str(uuid.uuid4()))
+            step.options["root_id"] = root_id
+            if parent_id is not None:
+                step.options["parent_id"] = parent_id
+            if reply_to:
+                step.options["reply_to"] = reply_to
+            if errbacks:
+                step.options["link_error"] = [*step.options.get("link_error", []), *errbacks]
+            if not step.options.get("link"):
+                step.options.pop("link", None)
+            result = AsyncResult[Any](
+                task_id, self.backend, parent=results[-1] if results else None, revoke=self._revoke, task_name=step.task
+            )
+            results.append(result)
+            parent_id = task_id
+        first = steps[0].set(**options)
+        if len(steps) > 1:
+            first.options["chain"] = [dict(step) for step in reversed(steps[1:])]
+        return first, results
+
+    def publish_group(self, found: Any) -> GroupResult:
+        """Publish all members in one burst."""
+        group_id, members = self._group(found)
+        return self.group_result(group_id, self.publish_many(members))
+
+    async def apublish_group(self, found: Any) -> GroupResult:
+        """The same over the async publisher."""
+        group_id, members = self._group(found)
+        return self.group_result(group_id, await self.apublish_many(members))
+
+    def _group(self, found: Any) -> tuple[str, list[Signature]]:
+        options = dict(found.options)
+        group_id = options.pop("task_id", None) or str(uuid.uuid4())
+        members = []
+        for index, member in enumerate(found.tasks):
+            if isinstance(member, (chain, group)) or member.task in ("celery.chain", "celery.group"):
+                step, _ = self._chain(from_dict(member, self))
+                member = step
+            members.append(member.clone().set(**{**options, "group_id": group_id, "group_index": index}))
+        return group_id, members
+
+    def group_result(self, group_id: str, results: Sequence[Any]) -> GroupResult:
+        """The results of a group."""
+        return GroupResult(group_id, results, self.backend)
+
+    def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
+        """For the executor: the message of a retry."""
+        return self.calls.compose_retry(request, context, when=when, sig=sig)
+
+    def compose_next(
+        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
+    ) -> list[Message]:
+        """For the executor: the messages of a callback or of the next step of a chain."""
+        found = from_dict(signature, self)
+        calls = [found]
+        if found.task == "celery.chain":
+            first, _ = self._chain(found)
+            calls = [first]
+        elif found.task == "celery.group":
+            _, calls = self._group(found)
+        return [self._compose_step(call, result, context, chain) for call in calls]
+
+    def _compose_step(self, call: Signature, result: Any, context: Context, chain: list[Any]) -> Message:
+        options = dict(call.options)
+        if chain:
+            options["chain"] = chain
+        options.setdefault("root_id", context.root_id or context.id)
+        options.setdefault("parent_id", context.id)
+        args = call.args if call.immutable else (result, *call.args)
+        request = context.request
+        reply_to = options.pop("reply_to", None) or (request.reply_to if request is not None else None) or ""
+        task = self.tasks.get(call.task) if call.task in self.tasks else None
+        message = self.calls.compose(call.task, args, call.kwargs, options, task=task, reply_to=reply_to)
+        context.children.append(((message.properties.headers["id"], None), None))
+        return message
+
+    # -- running here
+
+    @property
+    def _is_eager(self) -> bool:
+        return bool(self.conf.task_always_eager)
+
+    def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
+        return self.run_inline(self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+
+    def run_inline(
+        self,
+        task: Task[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        propagate: bool = False,
+    ) -> EagerResult[Any]:
+        """Run a task here through the executor, retries and callbacks included."""
+        self.finalize()
+        task_id = options.get("task_id") or str(uuid.uuid4())
+        propagate = bool(options.get("throw", propagate))
+        embed = {"callbacks": _as_list(options.get("link")), "errbacks": _as_list(options.get("link_error"))}
+        embed["chain"] = options.get("chain")
+        retries = int(options.get("retries") or 0)
+        while True:
+            executor = InlineExecutor(self.tasks, run_next=self._run_next, hostname=socket.gethostname())
+            headers = {
+                "task": task.name,
+                "id": task_id,
+                "retries": retries,
+                "ignore_result": False,
+                **(options.get("headers") or {}),
+            }
+            request = Request(
+                number=0,
+                id=task_id,
+                task=task.name,
+                headers=headers,
+                decoded=(tuple(args), dict(kwargs), embed),
+                is_eager=True,
+            )
+            outcome = executor.execute(request)
+            if executor.retry is None:
+                break
+            again = executor.retry.sig or {}
+            args = args if again.get("args") is None else again["args"]
+            kwargs = kwargs if again.get("kwargs") is None else again["kwargs"]
+            retries += 1
+        return self._eager_result(executor, outcome, task_id, task.name, propagate)
+
+    def _eager_result(
+        self, executor: InlineExecutor, outcome: Any, task_id: str, name: str, propagate: bool
+    ) -> EagerResult[Any]:
+        if executor.error is not None and propagate:
+            raise executor.error
+        kept = executor.kept
+        value = executor.error if executor.error is not None else (kept.result if kept is not None else None)
+        result: EagerResult[Any] = EagerResult(task_id, value, outcome.state, outcome.traceback or None, name)
+        if kept is not None and self.conf.task_store_eager_result and self.backend is not None:
+            self.backend.store(kept)
+        return result
+
+    def _run_next(self, found: Mapping[str, Any], result: Any, rest: list[Any]) -> None:
+        call = from_dict(found, self)
+        args = call.args if call.immutable else (result, *call.args)
+        self.run_inline(self.tasks[call.task], args, call.kwargs, {**call.options, "chain": rest})
+
+    # -- for workers and results
+
+    def make_executor(self, hostname: str, *, verbose: bool = False) -> Executor:
+        """What runs this app's tasks in a worker."""
+        self.finalize()
+        return Executor(
+            self.tasks,
+            accept=content_types(self.conf.accept_content),
+            composer=self,
+            store=self.backend,
+            hostname=hostname,
+            verbose=verbose,
+            extended=bool(self.conf.result_extended),
+        )
+
+    def store_state(self, result: ResultMessage, context: Context) -> None:
+        """`Task.update_state`: store a state now. Raises: BackendNotConfigured."""
+        if self.backend is None:
+            raise BackendNotConfigured("update_state() needs a result backend: set result_backend")
+        message = self.backend.message_for(result, context.reply_to, context.correlation_id)
+        if message is None:
+            self.backend.store(result)
+        elif message.routing_key:
+            self.publisher.publish(message)
+
+    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> AsyncResult[Any]:
+        """The result of an earlier call, by its id."""
+        return self._result(task_id, task_name)
+
+    # -- running and closing
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> int:
+        """Run `amqtask worker …` with this app; `argv` as on the command line (`["worker", "-l", "INFO"]`)."""
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        return self.start(arguments if "worker" in arguments else ["worker", *arguments])
+
+    def start(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command line with this app; the exit code."""
+        from amqtask.assembly import run_command  # noqa: PLC0415 - the one import upwards
+
+        return run_command(self, list(sys.argv[1:] if argv is None else argv))
+
+    def close(self) -> None:
+        """Close connections; they open again when they are used again."""
+        for name in ("publisher", "backend", "control"):
+            made = self.__dict__.pop(name, None)
+            if made is not None:
+                made.close()
+
+    def __enter__(self) -> AmqTask:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<AmqTask {self.main or '__main__'}>"
+
+
+def _timeout(options: Mapping[str, Any]) -> float | None:
+    found: float | None = options.get("timeout") or options.get("confirm_timeout")
+    return found
+
+
+def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | None:
+    """A burst has the deadline of one publish, and a second more for each thousand."""
+    if timeout is not None or conf.broker_publish_timeout is None:
+        return timeout
+    return float(conf.broker_publish_timeout) + count / 1000
+
+
+def _ignores(options: Mapping[str, Any], task: Any) -> bool:
+    ignored = options.get("ignore_result")
+    return bool(task.ignore_result if ignored is None and task is not None else ignored)
+
+
+def _as_list(found: Any) -> list[Any] | None:
+    if not found:
+        return None
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _route_list(routes: Any) -> list[Any]:
+    if routes is None:
+        return []
+    if isinstance(routes, (list, tuple)):
+        pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in routes)
+        return [dict(routes)] if pairs else list(routes)
+    return [routes]
+
+
+def _django_apps() -> list[str]:
+    """Django's applications, when Django is configured in this process."""
+    apps = sys.modules.get("django.apps")
+    if apps is None and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return []
+    if apps is None or not apps.apps.ready:
+        importlib.import_module("django").setup()
+        apps = sys.modules["django.apps"]
+    return [config.name for config in apps.apps.get_app_configs()]
+
+
+def _import_related(package: str, related_name: str) -> None:
+    """Import `<package>.<related_name>` if there is such a module; errors inside it are shown as they are."""
+    if not related_name:
+        importlib.import_module(package)
+        return
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ConfigurationError(f"autodiscover_tasks names {package!r}, and there is no such package") from error
+    full = f"{package}.{related_name}"
+    if importlib.util.find_spec(full) is not None:
+        importlib.import_module(full)

@@ -1,0 +1,275 @@
+"""From a task's name, arguments and options to the message of a call: routing, times, workflow links; no I/O."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import ConfigurationError
+from amqtask.execution.context import Context, current_context
+from amqtask.message import Message
+from amqtask.protocol.task import TaskCall, encode_task, strip_death_headers
+from amqtask.task import eta_of
+from amqtask.topology.delays import DelayPlan
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+    from amqtask.settings import Settings
+    from amqtask.topology.routes import Route, Router
+
+# Options that say how to publish, not what the message is.
+PUBLISHING = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", "producer", "publisher", "connection"})
+_IGNORED = frozenset(
+    {"add_to_parent", "declare", "immediate", "mandatory", "router", "result_cls", "route_name", "task_type"}
+)
+_ROUTING = frozenset({"queue", "exchange", "exchange_type", "routing_key"})
+_CALL = frozenset(
+    {
+        "task_id", "eta", "countdown", "expires", "retries", "time_limit", "soft_time_limit", "group_id", "group_index",
+        "root_id", "parent_id", "shadow", "ignore_result", "reply_to", "priority", "delivery_mode", "serializer",
+        "compression", "headers", "link", "link_error", "chain", "chord", "replaced_task_nesting", "stamped_headers",
+        "stamps", "origin",
+    }
+)  # fmt: skip
+_PROPERTIES = frozenset(
+    {"message_id", "timestamp", "type", "user_id", "app_id", "content_type", "content_encoding", "expiration",
+     "correlation_id"}
+)  # fmt: skip
+KNOWN = PUBLISHING | _IGNORED | _ROUTING | _CALL | _PROPERTIES
+
+
+class Calls:
+    """Composes task messages for one app."""
+
+    def __init__(self, conf: Settings, router: Router, delays: DelayPlan) -> None:
+        self._conf = conf
+        self._router = router
+        self._delays = delays
+        self._serializer: str = conf.task_serializer
+        self._compression: str | None = conf.task_compression
+        self._priority: int = conf.task_default_priority or 0
+        self._inherits_priority = bool(conf.task_inherit_parent_priority)
+        self._delivery_mode: int = conf.task_default_delivery_mode or 2
+
+    def compose(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        task: Any = None,
+        reply_to: str = "",
+    ) -> Message:
+        """The message of a call. Raises: TypeError (unknown option), ValueError, EncodeError, QueueNotFound."""
+        if options and not KNOWN.issuperset(options):
+            self._refuse(name, options)
+        route = self._route(name, args, kwargs, options, task)
+        if route.options:
+            options = {**route.options, **options}
+        call = self._call(name, args, kwargs, options, task, reply_to)
+        return self._message(call, route, options, task)
+
+    def _route(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+    ) -> Route:
+        return self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
+
+    def _call(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        task: Any,
+        reply_to: str,
+    ) -> TaskCall:
+        if not options and task is None:
+            call = TaskCall(str(uuid.uuid4()), name, args, kwargs, reply_to=reply_to, priority=self._priority)
+        else:
+            call = self._with_options(name, args, kwargs, options, task, reply_to)
+        parent = current_context()
+        if parent is not None and parent.id is not None and options.get("add_to_parent", True):
+            self._adopt(call, parent, options)
+        return call
+
+    def _with_options(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        task: Any,
+        reply_to: str,
+    ) -> TaskCall:
+        get = options.get
+        hard, soft = get("time_limit"), get("soft_time_limit")
+        if hard is not None and soft is not None and soft > hard:
+            raise ValueError(f"task {name}: soft_time_limit {soft} is above time_limit {hard}")
+        expires = get("expires")
+        if expires is None and task is not None:
+            expires = task.expires
+        priority = get("priority")
+        if priority is None:
+            priority = getattr(task, "priority", None)
+        ignore = get("ignore_result")
+        if ignore is None and task is not None:
+            ignore = task.ignore_result
+        moment, seconds = _expiry(expires)
+        call = TaskCall(
+            get("task_id") or str(uuid.uuid4()),
+            name,
+            args,
+            kwargs,
+            reply_to=get("reply_to") or reply_to,
+            priority=self._priority if priority is None else priority,
+            ignore_result=ignore,
+            expires=moment,
+            expires_seconds=seconds,
+        )
+        if options:
+            self._rest(call, options, task, args, kwargs)
+        return call
+
+    def _rest(
+        self, call: TaskCall, options: Mapping[str, Any], task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """The options that few calls have."""
+        get = options.get
+        call.eta = eta_of(get("eta"), get("countdown"))
+        call.retries = get("retries") or 0
+        call.time_limit, call.soft_time_limit = get("time_limit"), get("soft_time_limit")
+        call.group, call.group_index = get("group_id"), get("group_index")
+        call.root_id, call.parent_id = get("root_id"), get("parent_id")
+        call.shadow = get("shadow") or (task.shadow_name(args, kwargs, options) if task is not None else None)
+        call.delivery_mode = get("delivery_mode") or self._delivery_mode
+        call.callbacks, call.errbacks = _links(get("link")), _links(get("link_error"))
+        call.chain, call.chord = get("chain"), get("chord")
+        call.replaced_task_nesting = get("replaced_task_nesting") or 0
+        call.stamped_headers, call.stamps = get("stamped_headers"), get("stamps")
+        call.origin = get("origin")
+        call.headers = get("headers")
+        extra = {key: options[key] for key in _PROPERTIES if options.get(key) is not None}
+        call.correlation_id = extra.pop("correlation_id", None)
+        call.extra_properties = extra or None
+
+    def _adopt(self, call: TaskCall, parent: Context, options: Mapping[str, Any]) -> None:
+        """A call published by a task is its child."""
+        if "root_id" not in options:
+            call.root_id = parent.root_id or parent.id
+        if "parent_id" not in options:
+            call.parent_id = parent.id
+        if self._inherits_priority and options.get("priority") is None and parent.request is not None:
+            call.priority = parent.request.priority or 0
+
+    def _message(self, call: TaskCall, route: Route, options: Mapping[str, Any], task: Any) -> Message:
+        serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
+        compression = options.get("compression") or getattr(task, "compression", None) or self._compression
+        body, properties = encode_task(call, serializer=serializer, compression=compression)
+        message = Message(body, properties, route.exchange, route.routing_key, route.declare, mandatory=route.mandatory)
+        if call.eta is not None:
+            return self._delays.delayed(message, call.eta.timestamp() - time.time())
+        return message
+
+    def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
+        """The same task again: same id, workflow and place, `retries + 1` (celery-facts 1.8)."""
+        again: Mapping[str, Any] = sig or {}
+        options = dict(again.get("options") or {})
+        headers = strip_death_headers(request.headers)
+        eta = when if isinstance(when, datetime) else eta_of(None, when)
+        moment, seconds = _expiry(options.get("expires"))
+        limits = headers.get("timelimit") or (None, None)
+        call = TaskCall(
+            request.id,
+            request.task,
+            context.args if again.get("args") is None else tuple(again["args"]),
+            context.kwargs if again.get("kwargs") is None else dict(again["kwargs"]),
+            eta=eta,
+            expires=moment,
+            expires_seconds=seconds,
+            retries=context.retries + 1,
+            time_limit=options.get("time_limit", limits[0]),
+            soft_time_limit=options.get("soft_time_limit", limits[1]),
+            group=headers.get("group"),
+            group_index=headers.get("group_index"),
+            root_id=headers.get("root_id"),
+            parent_id=headers.get("parent_id"),
+            shadow=headers.get("shadow"),
+            origin=headers.get("origin"),
+            ignore_result=headers.get("ignore_result"),
+            reply_to=request.reply_to or "",
+            correlation_id=request.correlation_id,
+            priority=options.get("priority", request.priority) or 0,
+            replaced_task_nesting=headers.get("replaced_task_nesting") or 0,
+            stamped_headers=headers.get("stamped_headers"),
+            stamps=headers.get("stamps"),
+            callbacks=context.callbacks,
+            errbacks=context.errbacks,
+            chain=context.chain,
+            chord=context.chord,
+            headers={**_own_headers(headers), **(options.get("headers") or {})} or None,
+        )
+        message = self._retry_message(call, request, options)
+        if seconds is None and headers.get("expires"):
+            message.properties.headers["expires"] = headers["expires"]
+        return message
+
+    def _retry_message(self, call: TaskCall, request: Request, options: Mapping[str, Any]) -> Message:
+        serializer = options.get("serializer") or request.content_type or self._serializer
+        compression = options.get("compression") or request.headers.get("compression")
+        body, properties = encode_task(call, serializer=serializer, compression=compression)
+        elsewhere = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
+        if elsewhere:
+            route = self._router.route(call.task, call.args, call.kwargs, elsewhere)
+            message = Message(body, properties, route.exchange, route.routing_key, route.declare)
+        elif request.exchange:
+            message = Message(body, properties, request.exchange, request.routing_key)
+        else:
+            message = Message(body, properties, "", request.queue or request.routing_key)
+        assert call.eta is not None
+        return self._delays.delayed(message, call.eta.timestamp() - time.time())
+
+    def _refuse(self, name: str, options: Mapping[str, Any]) -> None:
+        """Stamps are keyword arguments of their own; everything else unknown is a mistake."""
+        stamps = frozenset(options.get("stamped_headers") or ())
+        strange = sorted(set(options) - KNOWN - stamps)
+        if strange:
+            raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, strange))}")
+
+
+# Headers that encode_task writes itself; the others of a message are its caller's own.
+_PROTOCOL = frozenset(
+    {
+        "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
+        "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
+        "stamps", "compression",
+    }
+)  # fmt: skip
+
+
+def _own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in headers.items() if key not in _PROTOCOL}
+
+
+def _links(found: Any) -> list[Any] | None:
+    if not found:
+        return None
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _expiry(expires: Any) -> tuple[datetime | None, float | None]:
+    """The moment and the seconds from now of `expires`: seconds, a timedelta, a datetime or ISO-8601 text."""
+    if expires is None:
+        return None, None
+    now = datetime.now(timezone.utc)
+    if isinstance(expires, timedelta):
+        expires = expires.total_seconds()
+    if isinstance(expires, (int, float)) and not isinstance(expires, bool):
+        return now + timedelta(seconds=expires), float(expires)
+    moment = eta_of(expires, None)
+    if moment is None:
+        raise ConfigurationError(f"expires is {expires!r}: seconds or a datetime is wanted")
+    return moment, (moment - now).total_seconds()

@@ -1,0 +1,77 @@
+"""Runs a task in its caller: the same executor, with callbacks run on the spot and the raw value and error kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.execution.executor import Executor
+from amqtask.execution.outcome import Outcome
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import Retry
+    from amqtask.execution.context import Context
+    from amqtask.execution.contract import TaskLike
+    from amqtask.execution.request import Request
+    from amqtask.message import Message
+    from amqtask.protocol.result import ResultMessage
+
+RunNext = Callable[[Mapping[str, Any], Any, "list[Any]"], None]
+
+
+class _Keep:
+    """A ResultStore that keeps the one result as it is, unencoded."""
+
+    def __init__(self) -> None:
+        self.result: ResultMessage | None = None
+
+    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
+        """Nothing travels."""
+        return None
+
+    def store(self, result: ResultMessage) -> None:
+        """Keep it."""
+        self.result = result
+
+
+class _RunHere:
+    """A Composer that runs callbacks instead of composing messages."""
+
+    def __init__(self, run_next: RunNext) -> None:
+        self._run_next = run_next
+
+    def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
+        """Never asked: the inline executor keeps retries."""
+        raise AssertionError("an inline retry is not published")
+
+    def compose_next(
+        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
+    ) -> list[Message]:
+        """Run it."""
+        self._run_next(signature, result, chain)
+        return []
+
+
+class InlineExecutor(Executor):
+    """For one call. After `execute`: `kept` is the result message, `error` the exception, `retry` what asks to run again."""
+
+    def __init__(self, tasks: Mapping[str, TaskLike], *, run_next: RunNext, hostname: str) -> None:
+        self._keeper = _Keep()
+        self.error: BaseException | None = None
+        self.retry: Retry | None = None
+        super().__init__(tasks, accept=frozenset(), composer=_RunHere(run_next), store=self._keeper, hostname=hostname)
+
+    @property
+    def kept(self) -> ResultMessage | None:
+        """The result, with its value as the task returned it."""
+        return self._keeper.result
+
+    def _retried(self, plan: Any, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
+        self.retry = retry
+        return Outcome(request.number, "RETRY", runtime=runtime)
+
+    def _failed(
+        self, plan: Any, request: Request, context: Context, error: BaseException, runtime: float, *, hooks: bool = True
+    ) -> Outcome:
+        self.error = error
+        return super()._failed(plan, request, context, error, runtime, hooks=hooks)

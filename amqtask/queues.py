@@ -1,0 +1,70 @@
+"""The settings `task_queues` and `task_default_exchange` in all their forms, as our entities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.entities import Exchange, Queue, arguments
+from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.settings import Settings
+
+
+def default_exchange(conf: Settings) -> Exchange | None:
+    """The exchange of the default queue; None (the default exchange) when nothing is configured."""
+    name, kind = conf.task_default_exchange, conf.task_default_exchange_type
+    if not name and kind == "direct":
+        return None
+    return Exchange(name or conf.task_default_queue, type=kind)
+
+
+def configured(found: Any, default: Exchange | None) -> Iterator[Queue]:
+    """Queues from a list of Queue, names or kombu's queues, or from Celery's mapping of names.
+
+    Raises: ConfigurationError for anything else.
+    """
+    if found is None:
+        return
+    if isinstance(found, Mapping):
+        for name, options in found.items():
+            yield _from_mapping(str(name), options or {}, default)
+        return
+    if isinstance(found, (str, Queue)) or not isinstance(found, Iterable):
+        found = [found]
+    for entry in found:
+        if isinstance(entry, Queue):
+            yield entry
+        elif isinstance(entry, str):
+            yield Queue(entry, routing_key=entry)
+        else:
+            yield _from_entity(entry)
+
+
+def _from_mapping(name: str, options: Mapping[str, Any], default: Exchange | None) -> Queue:
+    """Celery's dictionary form: exchange, exchange_type, routing_key (or binding_key), queue_arguments."""
+    exchange = options.get("exchange")
+    if isinstance(exchange, str):
+        exchange = Exchange(exchange, type=str(options.get("exchange_type", "direct")))
+    key = options.get("routing_key") or options.get("binding_key") or name
+    given = options.get("queue_arguments") or options.get("arguments")
+    return Queue(name, exchange=exchange or default, routing_key=str(key), arguments=arguments(given))
+
+
+def _from_entity(entity: Any) -> Queue:
+    """A queue object of another library (kombu's) with the same attributes."""
+    try:
+        source = entity.exchange
+        exchange = Exchange(source.name, type=source.type, durable=source.durable) if source and source.name else None
+        return Queue(
+            entity.name,
+            exchange=exchange,
+            routing_key=entity.routing_key or entity.name,
+            durable=entity.durable,
+            exclusive=entity.exclusive,
+            auto_delete=entity.auto_delete,
+            arguments=arguments(dict(entity.queue_arguments or {})),
+        )
+    except AttributeError as error:
+        raise ConfigurationError(f"task_queues holds {entity!r}, which is no Queue: {error}") from error

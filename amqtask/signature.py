@@ -1,0 +1,180 @@
+"""Signature: a call as data, dict-shaped as Celery writes it, that can travel and be changed before it is published."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.current import current_app
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.result import AsyncResult, EagerResult
+
+
+class Signature(dict[str, Any]):
+    """`task`, `args`, `kwargs`, `options`, `subtask_type`, `immutable`: Celery's canvas dictionary (celery/canvas.py).
+
+    `app` decides where it is published; without one it is the current app.
+    """
+
+    def __init__(
+        self,
+        task: str | Mapping[str, Any] | None = None,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        subtask_type: str | None = None,
+        immutable: bool = False,
+        app: AmqTask | None = None,
+        **more_options: Any,
+    ) -> None:
+        self._app = app
+        if isinstance(task, Mapping):
+            super().__init__(task)
+            self.setdefault("subtask_type", None)
+            self.setdefault("immutable", False)
+            return
+        super().__init__(
+            task=getattr(task, "name", task),
+            args=tuple(args or ()),
+            kwargs=dict(kwargs or {}),
+            options={**(options or {}), **more_options},
+            subtask_type=subtask_type,
+            immutable=immutable,
+        )
+
+    # -- fields
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str(self["task"])
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments."""
+        return tuple(self["args"] or ())
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments."""
+        found: dict[str, Any] = self["kwargs"]
+        return found
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of `apply_async`."""
+        found: dict[str, Any] = self["options"]
+        return found
+
+    @property
+    def immutable(self) -> bool:
+        """Whether a parent's result is not prepended to the arguments."""
+        return bool(self["immutable"])
+
+    @property
+    def id(self) -> str | None:
+        """The task id, once it is fixed."""
+        return self.options.get("task_id")
+
+    @property
+    def name(self) -> str:
+        """The same as `task`."""
+        return self.task
+
+    @property
+    def app(self) -> AmqTask:
+        """Where it is published."""
+        return self._app or current_app()
+
+    # -- changing
+
+    def clone(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Signature:
+        """A copy with arguments put in front and options added; an immutable one takes only options."""
+        cloned = type(self).__new__(type(self))
+        dict.__init__(cloned, copy.deepcopy(dict(self)))
+        cloned._app = self._app
+        if not self.immutable:
+            cloned["args"] = tuple(args or ()) + self.args
+            cloned["kwargs"] = {**self.kwargs, **(kwargs or {})}
+        cloned["options"] = {**self.options, **options}
+        return cloned
+
+    partial = clone
+
+    def set(self, immutable: bool | None = None, **options: Any) -> Signature:
+        """Add options, in place."""
+        if immutable is not None:
+            self["immutable"] = immutable
+        self["options"] = {**self.options, **options}
+        return self
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Whether a parent's result is left out."""
+        self["immutable"] = immutable
+
+    def link(self, callback: Signature) -> Signature:
+        """Publish `callback` with the result when this succeeded."""
+        self.options.setdefault("link", []).append(callback)
+        return callback
+
+    def link_error(self, errback: Signature) -> Signature:
+        """Publish `errback` when this failed."""
+        self.options.setdefault("link_error", []).append(errback)
+        return errback
+
+    def on_error(self, errback: Signature) -> Signature:
+        """`link_error` that returns this signature."""
+        self.link_error(errback)
+        return self
+
+    # -- publishing
+
+    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Publish with more arguments."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Publish; the result of the task. Raises: PublishError."""
+        return self.app.publish_signature(self.clone(args, kwargs, **options))
+
+    async def aapply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """The same without blocking the event loop."""
+        return await self.app.apublish_signature(self.clone(args, kwargs, **options))
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """`await` the publish."""
+        return await self.aapply_async(args, kwargs)
+
+    def apply(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> EagerResult[Any]:
+        """Run it here and now."""
+        signature = self.clone(args, kwargs, **options)
+        task = self.app.tasks[self.task]
+        return task.apply(signature.args, signature.kwargs, **signature.options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function itself."""
+        signature = self.clone(args, kwargs)
+        return self.app.tasks[self.task](*signature.args, **signature.kwargs)
+
+    def __repr__(self) -> str:
+        parts = [repr(value) for value in self.args] + [f"{key}={value!r}" for key, value in self.kwargs.items()]
+        return f"{self.task}({', '.join(parts)})"
+
+
+def maybe_signature(found: Any, app: AmqTask | None = None) -> Signature:
+    """A Signature of a dictionary that came over the wire, or the one that it is already."""
+    if isinstance(found, Signature):
+        return found
+    return Signature(found, app=app)

@@ -1,0 +1,367 @@
+"""Task: a function with a name, options, hooks, and the ways to call it; typed by its function's parameters."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from amqtask.current import current_app
+from amqtask.exceptions import MaxRetriesExceededError, Retry
+from amqtask.execution.context import Context, current_context
+from amqtask.protocol.result import ResultMessage
+from amqtask.signature import Signature
+from amqtask.validation import pydantic_wrapper
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.result import AsyncResult, EagerResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return", "__call__")
+# Options that fall back to a setting: attribute → setting.
+FROM_SETTINGS = {
+    "acks_late": "task_acks_late",
+    "ignore_result": "task_ignore_result",
+    "store_errors_even_if_ignored": "task_store_errors_even_if_ignored",
+    "store_eager_result": "task_store_eager_result",
+    "track_started": "task_track_started",
+    "reject_on_worker_lost": "task_reject_on_worker_lost",
+    "rate_limit": "task_default_rate_limit",
+    "time_limit": "task_time_limit",
+    "soft_time_limit": "task_soft_time_limit",
+    "serializer": "task_serializer",
+    "compression": "task_compression",
+    "priority": "task_default_priority",
+}
+_BOOLEANS = frozenset(
+    {
+        "acks_late",
+        "ignore_result",
+        "store_errors_even_if_ignored",
+        "store_eager_result",
+        "track_started",
+        "reject_on_worker_lost",
+    }
+)
+
+
+class Task(Generic[P, R]):
+    """A registered task. Subclass it (`base=`) for hooks; class-based tasks define `run` and a `name`.
+
+    Options are class attributes; None means that the app's setting decides. Times are seconds.
+    """
+
+    abstract = True
+    name: str = ""
+    typing: bool | None = None
+    max_retries: int | None = 3
+    default_retry_delay: float = 180.0
+    autoretry_for: tuple[type[BaseException], ...] = ()
+    dont_autoretry_for: tuple[type[BaseException], ...] = ()
+    retry_kwargs: dict[str, Any] = {}  # noqa: RUF012 - an option like the others; replaced, never changed
+    retry_backoff: float = 0
+    retry_backoff_max: float = 600
+    retry_jitter: bool = True
+    rate_limit: Any = None
+    time_limit: Any = None
+    soft_time_limit: Any = None
+    ignore_result: Any = None
+    store_errors_even_if_ignored: Any = None
+    store_eager_result: Any = None
+    track_started: Any = None
+    acks_late: Any = None
+    acks_on_failure_or_timeout: Any = None
+    acks_on_failure: Any = None
+    acks_on_timeout: Any = None
+    reject_on_worker_lost: Any = None
+    throws: tuple[type[BaseException], ...] = ()
+    expires: Any = None
+    priority: Any = None
+    serializer: Any = None
+    compression: Any = None
+    queue: Any = None
+    exchange: Any = None
+    routing_key: Any = None
+    send_events: bool = True
+    trail: bool = True
+    resultrepr_maxsize: int = 1024
+    is_async: bool = False
+    overridden_hooks: frozenset[str] = frozenset()
+
+    app: AmqTask
+    _check: Callable[..., Any] | None = None
+
+    # -- what the function or subclass is
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the task does."""
+        raise NotImplementedError(f"task {self.name} has no run()")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function here, as a function."""
+        result: R = self.run(*args, **kwargs)
+        return result
+
+    # -- hooks
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Before each run."""
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """After a run that returned."""
+
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """After a run that failed for good."""
+
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """After a run that will be retried."""
+
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """After every run."""
+
+    def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str | None:
+        """Another name for logs and monitors."""
+        return None
+
+    # -- calling
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Publish a call; returns when the broker has confirmed it.
+
+        Raises: TypeError for wrong arguments, before anything is published; PublishError.
+        """
+        return self.apply_async(args, kwargs)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """`delay` without blocking the event loop."""
+        return await self.aapply_async(args, kwargs)
+
+    def apply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """Publish a call with options: task_id, countdown, eta, expires, queue, exchange, routing_key, priority,
+        serializer, compression, headers, link, link_error, time_limit, soft_time_limit, ignore_result, shadow, timeout …
+
+        Raises: TypeError (wrong arguments, unknown option), ValueError (soft limit above the hard one), PublishError.
+        """
+        arguments, keywords = tuple(args or ()), dict(kwargs or {})
+        self._check_arguments(arguments, keywords)
+        return self.app.publish_call(self.name, arguments, keywords, options, task=self)
+
+    async def aapply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """`apply_async` without blocking the event loop."""
+        arguments, keywords = tuple(args or ()), dict(kwargs or {})
+        self._check_arguments(arguments, keywords)
+        return await self.app.apublish_call(self.name, arguments, keywords, options, task=self)
+
+    def apply(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> EagerResult[R]:
+        """Run it here, as a worker would, and return what came of it."""
+        return self.app.run_inline(self, tuple(args or ()), dict(kwargs or {}), options)
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check = self._check
+        if check is not None:
+            try:
+                check(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"task {self.name} cannot be called like that: {error}") from None
+
+    # -- signatures
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """A signature of this task."""
+        return Signature(self.name, args, kwargs, app=self.app)
+
+    def si(self, *args: Any, **kwargs: Any) -> Signature:
+        """An immutable signature: a parent's result is not put in front of its arguments."""
+        return Signature(self.name, args, kwargs, immutable=True, app=self.app)
+
+    def signature(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Signature:
+        """A signature with options."""
+        return Signature(self.name, args, kwargs, options, app=self.app)
+
+    subtask = signature
+
+    # -- inside a run
+
+    @property
+    def request(self) -> Context:
+        """What is known of the call that runs; blank (`called_directly`) when the function was just called."""
+        context = current_context()
+        return context if context is not None and context.task == self.name else Context()
+
+    def retry(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Ask for another run: raises Retry (returns it with `throw=False`), which the worker publishes.
+
+        `countdown` (seconds) or `eta` says when, else `default_retry_delay`. Past `max_retries` the cause `exc` is raised,
+        else MaxRetriesExceededError. Called directly, it raises the cause.
+        """
+        request = self.request
+        if request.called_directly:
+            raise exc or Retry("Task can be retried", None)
+        limit = self.max_retries if max_retries is None else max_retries
+        if limit is not None and request.retries >= limit:
+            if exc is not None:
+                raise exc
+            raise MaxRetriesExceededError(
+                f"Can't retry {self.name}[{request.id}] args:{request.args} kwargs:{request.kwargs}",
+                task_args=request.args,
+                task_kwargs=request.kwargs,
+            )
+        when: datetime | float = eta or (self.default_retry_delay if countdown is None else countdown)
+        again = {"args": args, "kwargs": kwargs, "options": options}
+        verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=again)
+        if throw:
+            raise verdict from exc
+        return verdict
+
+    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **_: Any) -> None:
+        """Store a state of the task's own, such as PROGRESS with a dictionary. Raises: BackendNotConfigured."""
+        request = self.request
+        found = task_id or request.id
+        if found is None:
+            raise ValueError("update_state() needs a task_id when no task runs")
+        self.app.store_state(ResultMessage(found, state or "PENDING", meta), request)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
+        """The result of an earlier call."""
+        return self.app.AsyncResult(task_id, task_name=self.name)
+
+    @property
+    def backend(self) -> Any:
+        """The app's result backend."""
+        return self.app.backend
+
+    # -- made by the app
+
+    def bind(self, app: AmqTask) -> None:
+        """Belong to an app: take its settings where an option is None, note which hooks are overridden."""
+        self.app = app
+        conf = app.conf
+        annotations = _annotations(conf.task_annotations, self.name)
+        for attribute in annotations.keys() - FROM_SETTINGS.keys():
+            setattr(self, attribute, annotations[attribute])
+        for attribute, setting in FROM_SETTINGS.items():
+            # The class has what was asked for; an earlier binding left its answer on the instance.
+            value = annotations.get(attribute, getattr(type(self), attribute))
+            if value is None:
+                value = conf[setting]
+            setattr(self, attribute, bool(value) if attribute in _BOOLEANS else value)
+        both = self.acks_on_failure_or_timeout
+        for attribute in ("acks_on_failure", "acks_on_timeout"):
+            for candidate in (getattr(type(self), attribute), conf[f"task_{attribute}"], both):
+                if candidate is not None:
+                    setattr(self, attribute, bool(candidate))
+                    break
+            else:
+                setattr(self, attribute, bool(conf.task_acks_on_failure_or_timeout))
+        self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
+        self.is_async = inspect.iscoroutinefunction(self.run)
+        own = type(self)
+        ours = (Task, AsyncTask)
+        self.overridden_hooks = frozenset(
+            name for name in HOOKS if all(getattr(own, name) is not getattr(kind, name) for kind in ours)
+        )
+        typed = app.strict_typing if self.typing is None else self.typing
+        self._check = argument_check(self.run) if typed else None
+
+    def __repr__(self) -> str:
+        return f"<@task: {self.name}>"
+
+    def __reduce__(self) -> Any:
+        return _by_name, (self.name,)
+
+
+class AsyncTask(Task[P, R]):
+    """A task whose function is `async def`: calling it gives a coroutine, its result is what that returns."""
+
+    abstract = True
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        """The coroutine, for `await`."""
+        coroutine: Coroutine[Any, Any, R] = self.run(*args, **kwargs)
+        return coroutine
+
+
+def argument_check(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Raises TypeError for arguments that `function` does not take; None where that cannot be known."""
+    try:
+        return inspect.signature(function).bind
+    except (TypeError, ValueError):
+        return None
+
+
+def make_task(
+    function: Callable[..., Any],
+    base: type[Task[..., Any]],
+    *,
+    name: str,
+    bind: bool,
+    pydantic: bool,
+    pydantic_options: dict[str, Any],
+    options: Mapping[str, Any],
+) -> Task[..., Any]:
+    """The task of a function. Raises: TypeError for an option that tasks do not have."""
+    if inspect.isasyncgenfunction(function):
+        raise TypeError(f"task {name} is an async generator; a task returns one value: use a plain `async def`")
+    body = pydantic_wrapper(function, **pydantic_options) if pydantic else function
+    attributes: dict[str, Any] = {
+        "name": name,
+        "run": body if bind else staticmethod(body),
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+        "__wrapped__": staticmethod(function),
+        "abstract": False,
+    }
+    for option, value in options.items():
+        if not hasattr(base, option) and not option.startswith("x_"):
+            raise TypeError(f"task {name}: there is no task option {option!r}")
+        attributes[option] = value
+    made = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
+    return made()
+
+
+def _annotations(found: Any, name: str) -> dict[str, Any]:
+    """The setting task_annotations for one task: what stands under `*`, then what stands under its name."""
+    tables = found if isinstance(found, (list, tuple)) else [found]
+    merged: dict[str, Any] = {}
+    for table in tables:
+        if isinstance(table, Mapping):
+            merged.update(table.get("*") or {})
+            merged.update(table.get(name) or {})
+    return merged
+
+
+def _by_name(name: str) -> Any:
+    return current_app().tasks[name]
+
+
+def eta_of(eta: Any, countdown: float | None) -> datetime | None:
+    """The aware datetime of an `eta` or `countdown`; a naive one is local time, as Python means it."""
+    if countdown is not None:
+        return datetime.now(timezone.utc) + timedelta(seconds=countdown)
+    if eta is None:
+        return None
+    found = datetime.fromisoformat(eta.replace("Z", "+00:00")) if isinstance(eta, str) else eta
+    return found.astimezone(timezone.utc) if found.tzinfo is None else found

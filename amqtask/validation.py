@@ -1,0 +1,60 @@
+"""`pydantic=True`: arguments annotated with models arrive as models, a returned model leaves as plain data."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from amqtask.exceptions import ConfigurationError
+
+
+def pydantic_wrapper(
+    function: Callable[..., Any],
+    *,
+    strict: bool = False,
+    context: dict[str, Any] | None = None,
+    dump_kwargs: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The function with its model parameters validated from plain data (Celery's pydantic task option).
+
+    Raises: ConfigurationError when pydantic is not installed.
+    """
+    try:
+        from pydantic import BaseModel  # noqa: PLC0415 - optional library
+    except ImportError as error:
+        raise ConfigurationError('pydantic=True needs a library: pip install "amqtask[pydantic]"') from error
+    parameters = inspect.signature(function)
+    models = {
+        name: kind
+        for name, kind in typing.get_type_hints(function).items()
+        if name != "return" and isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
+
+    def validated(args: Any, kwargs: Any) -> inspect.BoundArguments:
+        bound = parameters.bind(*args, **kwargs)
+        for name, model in models.items():
+            if name in bound.arguments and not isinstance(bound.arguments[name], model):
+                bound.arguments[name] = model.model_validate(bound.arguments[name], strict=strict, context=context)
+        return bound
+
+    def dumped(value: Any) -> Any:
+        return value.model_dump(**(dump_kwargs or {"mode": "json"})) if isinstance(value, BaseModel) else value
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            bound = validated(args, kwargs)
+            return dumped(await function(*bound.args, **bound.kwargs))
+
+        return call_async
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = validated(args, kwargs)
+        return dumped(function(*bound.args, **bound.kwargs))
+
+    return call
