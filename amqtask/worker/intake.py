@@ -107,6 +107,7 @@ class Intake:
             case Kind.EXPIRED:
                 self._expire(request)
             case Kind.BURY:
+                request.attempts -= 1  # it is not going to run this time
                 self._end(request, self._endings.refused(request, WorkerLostError(verdict.reason)))
             case _:
                 self.refuse(request, InvalidTaskError(verdict.reason))
