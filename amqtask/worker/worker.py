@@ -356,8 +356,8 @@ class Worker:
     def on_connection_lost(self, error: Exception) -> None:
         if "delivery acknowledgement" in str(error):
             logger.warning(
-                "consumer: a task ran for longer than RabbitMQ's consumer_timeout, so the broker takes its message back; "
-                "it is answered when it comes again. Raise consumer_timeout for tasks of that length."
+                "consumer: a task ran for longer than RabbitMQ's consumer_timeout, so the broker takes its message "
+                "back; it is answered when it comes again. Raise consumer_timeout for tasks of that length."
             )
         happened = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
         logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", happened, error)
