@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +96,14 @@ class Signature(dict[str, Any]):
     ) -> Signature:
         """A copy with arguments put in front and options added; an immutable one takes only options."""
         cloned = type(self).__new__(type(self))
-        dict.__init__(cloned, copy.deepcopy(dict(self)))
+        dict.__init__(cloned, self)
         cloned._app = self._app
         if not self.immutable:
             cloned["args"] = tuple(args or ()) + self.args
             cloned["kwargs"] = {**self.kwargs, **(kwargs or {})}
-        cloned["options"] = {**self.options, **options}
+        # Links are added in place; the copy's are its own.
+        lists = {key: list(value) for key, value in self.options.items() if isinstance(value, list)}
+        cloned["options"] = {**self.options, **lists, **options}
         return cloned
 
     partial = clone

@@ -1,34 +1,135 @@
-"""Runs coroutines of `async def` tasks in slots that are no event loop: one reusable loop per thread or process."""
+"""Runs coroutines of `async def` tasks, on loops that are used again, and lets them be interrupted from outside.
+
+A loop can only cancel a task. Interruptible drives the coroutine itself and so raises what it likes (the soft time
+limit, the end of the worker) at the `await` where the coroutine waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import os
+from collections.abc import Coroutine, Generator
+from functools import lru_cache
 from typing import Any
+
+from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
+
+
+class Interruptible:
+    """Await it once, in one asyncio task. `interrupt` may be called from that task's loop at any time."""
+
+    __slots__ = ("_coroutine", "_pending", "_task")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+        self._pending: BaseException | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[tuple[Any, BaseException | None]]:
+        """The asyncio task that drives it; its result is (value, error)."""
+        task = loop.create_task(self._drive())
+        self._task = task
+        return task
+
+    def interrupt(self, error: BaseException) -> None:
+        """Raise `error` in the coroutine; it is a CancelledError too, so that task groups and the like clean up."""
+        if self._task is not None and not self._task.done():
+            self._pending = error
+            self._task.cancel()
+
+    async def _drive(self) -> tuple[Any, BaseException | None]:
+        # The error is a value here: a Task would take SystemExit for the end of the loop.
+        try:
+            return await self, None
+        except BaseException as error:  # noqa: BLE001 - given to the caller, who raises or classifies it
+            return None, error
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine = self._coroutine
+        error: BaseException | None = None
+        while True:
+            try:
+                waited_for = coroutine.send(None) if error is None else coroutine.throw(error)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                yield waited_for
+                error = None
+            except BaseException as cancelled:  # noqa: BLE001 - whatever the loop raises belongs to the coroutine
+                error = self._meant_by(cancelled)
+
+    def _meant_by(self, cancelled: BaseException) -> BaseException:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return cancelled
+        uncancel = getattr(self._task, "uncancel", None)  # Python 3.11 counts cancellations
+        if uncancel is not None:
+            uncancel()
+        return as_cancellation(pending)
+
+
+def as_cancellation(error: BaseException) -> BaseException:
+    """The same error, of a class that is its own and asyncio.CancelledError's child."""
+    both = _also_cancelled(type(error))
+    twin: BaseException = both.__new__(both, *error.args)
+    twin.args = error.args
+    twin.__dict__.update(error.__dict__)
+    return twin
+
+
+@lru_cache(maxsize=16)
+def _also_cancelled(kind: type[BaseException]) -> type[BaseException]:
+    # Under its own name, so that a stored failure says SoftTimeLimitExceeded.
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind, asyncio.CancelledError), names)
 
 
 class CoroutineRunner:
-    """Keeps one event loop for its caller. Not for two threads at once: each slot has its own."""
+    """Runs coroutines to their end for callers without a loop. Keeps as many loops as were needed at once.
+
+    After a fork the child makes its own: a loop's selector must not be shared.
+    """
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._idle: list[asyncio.AbstractEventLoop] = []
+        self._process = os.getpid()
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run to the end and return the result. What the task left running on the loop is cancelled."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        loop = self._loop
+        """Run it and return its result. What it left running on the loop is cancelled."""
+        if self._process != os.getpid():
+            self._idle, self._process = [], os.getpid()
         try:
-            return loop.run_until_complete(coroutine)
+            loop = self._idle.pop()
+        except IndexError:
+            loop = asyncio.new_event_loop()
+        try:
+            value, error = _run(loop, Interruptible(coroutine))
         finally:
-            left = asyncio.all_tasks(loop)
-            if left:
-                for task in left:
-                    task.cancel()
-                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            _cancel_the_rest(loop)
+            self._idle.append(loop)
+        if error is not None:
+            raise error
+        return value
 
     def close(self) -> None:
-        """Close the loop."""
-        if self._loop is not None:
-            self._loop.close()
-            self._loop = None
+        """Close the loops that nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _run(loop: asyncio.AbstractEventLoop, coroutine: Interruptible) -> tuple[Any, BaseException | None]:
+    task = coroutine.start(loop)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SoftTimeLimitExceeded, Terminated) as signalled:
+            # A signal handler raised it in the loop's own code: it is meant for the task.
+            coroutine.interrupt(signalled)
+
+
+def _cancel_the_rest(loop: asyncio.AbstractEventLoop) -> None:
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))

@@ -1,0 +1,50 @@
+"""TaskPlan: what the executor looks up for a task once, so that a run asks for nothing twice."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import NotRegistered
+
+if TYPE_CHECKING:
+    from amqtask.execution.contract import TaskLike
+
+
+class TaskPlan:
+    """One task, ready to be called. `wants_result` and `track_started` are False without a result store."""
+
+    __slots__ = ("call", "hooks", "is_async", "task", "track_started", "wants_result")
+
+    def __init__(self, task: TaskLike, *, has_store: bool) -> None:
+        self.task = task
+        # A class that overrides __call__ gets its say; for all others `run` is called directly.
+        self.call: Callable[..., Any] = task.__call__ if "__call__" in task.overridden_hooks else task.run
+        self.is_async = task.is_async
+        if inspect.isasyncgenfunction(task.run):
+            self.call, self.is_async = _no_async_generator(task.name), False
+        self.hooks = task.overridden_hooks
+        self.track_started = task.track_started and has_store
+        self.wants_result = has_store and not task.ignore_result
+
+
+def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool) -> TaskPlan:
+    """Raises: NotRegistered, with the name that was probably meant."""
+    task = tasks.get(name)
+    if task is None:
+        near = difflib.get_close_matches(name, tasks, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise NotRegistered(
+            f"no task {name!r} is registered in this worker.{hint} Is the module that defines it imported "
+            "(include, autodiscover_tasks)?"
+        )
+    return TaskPlan(task, has_store=has_store)
+
+
+def _no_async_generator(name: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"task {name} is an async generator (async def with yield), which has no result; return a list")
+
+    return refuse

@@ -1,0 +1,113 @@
+"""What is said about a task to its result store: which results are wanted, in which form, and how they get there.
+
+A store with a server of its own (Redis) is written here, in the slot; a result that travels by AMQP becomes a message
+for the outcome, and the worker publishes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from amqtask import states
+from amqtask.exceptions import BackendUnreachable, EncodeError
+from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
+from amqtask.protocol.task import saferepr
+
+if TYPE_CHECKING:
+    from amqtask.execution.context import Context
+    from amqtask.execution.contract import ResultStore
+    from amqtask.execution.plan import TaskPlan
+    from amqtask.execution.request import Request
+    from amqtask.message import Message
+
+logger = logging.getLogger("amqtask.execution")
+
+
+class Results:
+    """The way to one result store. `extended` adds the call itself to each result (`result_extended`)."""
+
+    def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
+        self._store = store
+        self._hostname = hostname
+        self._extended = extended
+
+    def success(self, request: Request, context: Context, value: Any) -> Message | None:
+        """Raises: EncodeError, BackendUnreachable."""
+        return self._keep(request, self._result(request, states.SUCCESS, value, context))
+
+    def started(self, request: Request) -> None:
+        """Worth storing now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
+        meta = ResultMessage(request.id, states.STARTED, {"pid": os.getpid(), "hostname": self._hostname})
+        try:
+            self._keep(request, meta)
+        except BackendUnreachable as error:
+            logger.warning("STARTED of task %s[%s] was not stored: %s", request.task, request.id, error)
+
+    def retry(self, request: Request, context: Context, cause: BaseException, trace: str) -> Message | None:
+        """The next run will say more: a store that is away is only worth a warning."""
+        meta = self._result(request, states.RETRY, exception_as_dict(cause), context, trace)
+        try:
+            return self._keep_or_shorten(request, meta, cause)
+        except BackendUnreachable as error:
+            logger.warning("RETRY of task %s[%s] was not stored: %s", request.task, request.id, error)
+            return None
+
+    def failure(self, request: Request, context: Context, error: BaseException, trace: str) -> Message | None:
+        """Raises: BackendUnreachable."""
+        meta = self._result(request, states.FAILURE, exception_as_dict(error), context, trace)
+        return self._keep_or_shorten(request, meta, error)
+
+    def ended(self, request: Request, state: str, error: Exception) -> Message | None:
+        """The end of a request that no slot ran to its end. Raises: BackendUnreachable."""
+        headers = request.headers
+        meta = ResultMessage(request.id, state, exception_as_dict(error), date_done=now_iso())
+        meta.group_id, meta.parent_id = headers.get("group"), headers.get("parent_id")
+        return self._keep(request, meta)
+
+    def _result(
+        self, request: Request, state: str, value: Any, context: Context, trace: str | None = None
+    ) -> ResultMessage:
+        headers = request.headers
+        meta = ResultMessage(
+            request.id,
+            state,
+            value,
+            trace,
+            list(context.__dict__.get("children", ())),
+            now_iso() if state in states.READY_STATES else None,
+            headers.get("group"),
+            headers.get("parent_id"),
+        )
+        if self._extended:
+            meta.extra = {
+                "name": request.task,
+                "args": context.args,
+                "kwargs": context.kwargs,
+                "worker": self._hostname,
+                "retries": context.retries,
+                "queue": request.routing_key,
+            }
+        return meta
+
+    def _keep_or_shorten(self, request: Request, meta: ResultMessage, error: BaseException) -> Message | None:
+        try:
+            return self._keep(request, meta)
+        except EncodeError:
+            # The serializer refuses what JSON takes, or (result_extended) the arguments: the repr still says it.
+            meta.extra = {}
+            meta.result = exception_as_dict(Exception(saferepr(error)))
+            return self._keep(request, meta)
+
+    def _keep(self, request: Request, result: ResultMessage) -> Message | None:
+        message = self._store.message_for(result, request.reply_to, request.correlation_id)
+        if message is None:
+            self._store.store(result)
+        return message
+
+
+def is_wanted(plan: TaskPlan, request: Request) -> bool:
+    """Whether this call's result is to be kept; the caller's `ignore_result` wins over the task's."""
+    ignored = request.headers.get("ignore_result")  # None: the task's own setting decides
+    return plan.wants_result if ignored is None else not ignored
