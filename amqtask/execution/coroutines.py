@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine, Generator
-from functools import lru_cache
 from typing import Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
@@ -77,11 +76,11 @@ def as_cancellation(error: BaseException) -> BaseException:
     return twin
 
 
-@lru_cache(maxsize=16)
 def _also_cancelled(kind: type[BaseException]) -> type[BaseException]:
     # Under its own name, so that a stored failure says SoftTimeLimitExceeded.
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (kind, asyncio.CancelledError), names)
+    both: type[BaseException] = type(kind.__name__, (kind, asyncio.CancelledError), names)
+    return both
 
 
 class CoroutineRunner:
@@ -92,12 +91,14 @@ class CoroutineRunner:
 
     def __init__(self) -> None:
         self._idle: list[asyncio.AbstractEventLoop] = []
+        self._parents: list[asyncio.AbstractEventLoop] = []
         self._process = os.getpid()
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run it and return its result. What it left running on the loop is cancelled."""
         if self._process != os.getpid():
-            self._idle, self._process = [], os.getpid()
+            # Kept, not closed: closing would take the parent's sockets out of the selector that both share.
+            self._parents, self._idle, self._process = self._idle, [], os.getpid()
         try:
             loop = self._idle.pop()
         except IndexError:
@@ -113,8 +114,10 @@ class CoroutineRunner:
 
     def close(self) -> None:
         """Close the loops that nobody uses."""
-        while self._idle:
+        while self._idle and self._process == os.getpid():
             self._idle.pop().close()
+
+    __del__ = close
 
 
 def _run(loop: asyncio.AbstractEventLoop, coroutine: Interruptible) -> tuple[Any, BaseException | None]:

@@ -2,9 +2,6 @@
 
 The same code in every pool, inline (`task.apply`) and in tests. It does no I/O of its own but storing results in stores
 that want it from the slot (Redis). What has to be published afterwards leaves it as messages in the Outcome.
-
-A result store that does not answer (after its own retries) must not swallow the end of a task: the message goes
-back to the broker's delay levels for `STORE_PAUSE` seconds and the task runs again, until its end can be kept.
 """
 
 from __future__ import annotations
@@ -23,21 +20,20 @@ from amqtask.exceptions import (
     Reject,
     Retry,
     SoftTimeLimitExceeded,
-    TaskRevokedError,
     Terminated,
     TimeLimitExceeded,
-    WorkerLostError,
 )
 from amqtask.execution.context import Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.einfo import ErrorInfo
+from amqtask.execution.endings import Endings, not_stored, requeued
 from amqtask.execution.follow_ups import FollowUps
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.plan import TaskPlan, plan_for
 from amqtask.execution.results import Results, is_wanted
 from amqtask.execution.retries import retry_options, wants_retry
-from amqtask.protocol.task import decode_body, saferepr
+from amqtask.protocol.task import saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import Composer, ResultStore, TaskLike
@@ -47,10 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 
-STORE_PAUSE = 5.0
 
-
-class Executor:
+class Executor(Endings):
     """Runs requests of registered tasks. One per process; threads, greenlets and coroutines share it.
 
     `run_coroutine` runs an `async def` task to its end for a slot that is no event loop; a pool may set its own.
@@ -67,13 +61,15 @@ class Executor:
         verbose: bool = False,
         extended: bool = False,
     ) -> None:
-        self.tasks = tasks
-        self.hostname = hostname
+        super().__init__(
+            tasks,
+            accept=accept,
+            follow_ups=FollowUps(tasks, composer),
+            results=Results(store, hostname=hostname, extended=extended) if store is not None else None,
+            hostname=hostname,
+        )
         self.run_coroutine: RunCoroutine = CoroutineRunner()
-        self._accept = accept
         self._composer = composer
-        self._follow_ups = FollowUps(tasks, composer)
-        self._results = Results(store, hostname=hostname, extended=extended) if store is not None else None
         self._verbose = verbose
         self._plans: dict[str, TaskPlan] = {}
 
@@ -138,9 +134,6 @@ class Executor:
         plan = self._plans[name] = plan_for(self.tasks, name, has_store=self._results is not None)
         return plan
 
-    def _decode(self, request: Request) -> tuple[Any, Any, dict[str, Any]]:
-        return decode_body(request.body, request.content_type, request.content_encoding, request.headers, self._accept)
-
     def _before(self, plan: TaskPlan, request: Request, context: Context) -> None:
         if plan.track_started and self._results is not None and is_wanted(plan, request):
             self._results.started(request)
@@ -155,14 +148,15 @@ class Executor:
 
     def _returned(self, plan: TaskPlan, request: Request, context: Context, value: Any, started: float) -> Outcome:
         runtime = perf_counter() - started
-        embed, publish, result = context.embed, (), None
+        embed, result = context.embed, None
+        publish: tuple[Message, ...] = ()
         try:
             if embed and (embed.get("callbacks") or embed.get("chain")):
                 publish = self._follow_ups.of_success(context, value)
             if self._results is not None and is_wanted(plan, request):
                 result = self._results.success(request, context, value)
         except BackendUnreachable as error:
-            return _not_stored(request, error, runtime)
+            return not_stored(request, error, runtime)
         except Exception as error:  # noqa: BLE001 - the value or a follow-up cannot be encoded: the task failed
             return self._failed(plan, request, context, error, runtime)
         if "on_success" in plan.hooks:
@@ -196,13 +190,13 @@ class Executor:
             case Ignore():
                 return Outcome(request.number, states.IGNORED, runtime=runtime)
             case Reject(requeue=True):
-                return _requeued(request, f"rejected by the task: {error.reason}", runtime)
+                return requeued(request, f"rejected by the task: {error.reason}", runtime)
             case Reject():
                 reason = f"rejected by the task: {error.reason}"
                 failed = self._failed(plan, request, context, error, runtime, hooks=False)
                 return failed._replace(answer=Answer.DEAD_LETTER, reason=reason, state=states.REJECTED)
             case Abandoned():
-                return _requeued(request, str(error), runtime)
+                return requeued(request, str(error), runtime)
             case HardLimitReached():
                 return self.lost(request, TimeLimitExceeded(str(error)))._replace(runtime=runtime)
             case Terminated():
@@ -264,7 +258,7 @@ class Executor:
             if self._results is not None and (is_wanted(plan, request) or task.store_errors_even_if_ignored):
                 result = self._results.failure(request, context, error, info.traceback)
         except BackendUnreachable as unreachable:
-            return _not_stored(request, unreachable, runtime)
+            return not_stored(request, unreachable, runtime)
         publish = self._follow_ups.of_failure(context, error, info.traceback)
         if hooks:
             self._tell_failure(plan, request, context, error, info)
@@ -282,55 +276,6 @@ class Executor:
             info.traceback,
             isinstance(error, tuple(task.throws or ())),
         )
-
-    # -- ends that no slot comes to
-
-    def lost(self, request: Request, error: WorkerLostError | TimeLimitExceeded) -> Outcome:
-        """The process that ran it died, or it was ended at its hard limit."""
-        task = self.tasks.get(request.task)
-        if task is None:
-            is_requeued = True
-        elif isinstance(error, TimeLimitExceeded):
-            is_requeued = task.acks_late and not task.acks_on_timeout
-        else:
-            is_requeued = task.acks_late and task.reject_on_worker_lost
-        if is_requeued:
-            return _requeued(request, str(error))._replace(summary=repr(error))
-        return self._ended(request, states.FAILURE, error, Answer.ACK)
-
-    def refused(self, request: Request, error: Exception) -> Outcome:
-        """It can't or must not be run: dead-lettered with the reason, and FAILURE for whoever waits."""
-        return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER)
-
-    def revoked(self, request: Request, reason: str) -> Outcome:
-        """Revoked before it ran, or terminated while it did."""
-        return self._ended(request, states.REVOKED, TaskRevokedError(reason), Answer.ACK)
-
-    def expired(self, request: Request) -> Outcome:
-        """Its `expires` passed before it could run."""
-        return self._ended(request, states.REVOKED, TaskRevokedError("expired"), Answer.ACK)
-
-    def _ended(self, request: Request, state: str, error: Exception, answer: Answer) -> Outcome:
-        summary = saferepr(error, 500)
-        publish, result = (), None
-        try:
-            if self._results is not None and request.id and request.headers.get("ignore_result") is not True:
-                result = self._results.ended(request, state, error)
-            if state == states.FAILURE:
-                publish = self._errbacks(request, error, summary)
-        except Exception as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
-            logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
-        return Outcome(request.number, state, answer, str(error), publish, result, summary=summary)
-
-    def _errbacks(self, request: Request, error: Exception, trace: str) -> tuple[Message, ...]:
-        try:
-            args, kwargs, embed = request.decoded or self._decode(request)
-        except MessageError:
-            return ()
-        if not embed.get("errbacks"):
-            return ()
-        context = Context.of(request, args, kwargs, embed, self.hostname)
-        return self._follow_ups.of_failure(context, error, trace, may_run=False)
 
     # -- hooks and signals
 
@@ -369,11 +314,3 @@ def _ask_for_retry(task: TaskLike, context: Context, error: Exception) -> BaseEx
     except Exception as verdict:  # noqa: BLE001 - that is how retry answers
         return verdict
     return error
-
-
-def _requeued(request: Request, reason: str, runtime: float = 0.0) -> Outcome:
-    return Outcome(request.number, states.REJECTED, Answer.REQUEUE, reason, runtime=runtime)
-
-
-def _not_stored(request: Request, error: BackendUnreachable, runtime: float) -> Outcome:
-    return _requeued(request, f"its result could not be stored: {error}", runtime)._replace(pause=STORE_PAUSE)

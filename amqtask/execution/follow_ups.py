@@ -63,8 +63,8 @@ def _call(task: TaskLike, errback: Mapping[str, Any], context: Context, error: B
 
 
 def _takes_the_error(task: TaskLike) -> bool:
-    # Bound and async ones go by message: they may retry, or need a loop.
-    if task.is_async or getattr(task, "bind", False):
+    # Bound and async ones go by message, as in Celery: they may retry, or need a loop.
+    if task.is_async or inspect.ismethod(task.run):
         return False
     try:
         kinds = [parameter.kind for parameter in inspect.signature(task.run).parameters.values()]

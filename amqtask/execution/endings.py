@@ -1,0 +1,114 @@
+"""Outcomes of requests that no slot ran to their end: lost, refused, revoked, expired, or not to be kept.
+
+A result store that does not answer (after its own retries) must not swallow the end of a task: the message goes
+back to the broker's delay levels for `STORE_PAUSE` seconds and the task runs again, until its end can be kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask import states
+from amqtask.exceptions import (
+    BackendUnreachable,
+    MessageError,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from amqtask.execution.context import Context
+from amqtask.execution.outcome import Answer, Outcome
+from amqtask.protocol.task import decode_body, saferepr
+
+if TYPE_CHECKING:
+    from amqtask.execution.contract import TaskLike
+    from amqtask.execution.follow_ups import FollowUps
+    from amqtask.execution.request import Request
+    from amqtask.execution.results import Results
+    from amqtask.message import Message
+
+logger = logging.getLogger("amqtask.execution")
+
+STORE_PAUSE = 5.0
+
+
+class Endings:
+    """Runs no task and, but for storing results, does no I/O: the worker calls it on its I/O loop."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskLike],
+        *,
+        accept: frozenset[str],
+        follow_ups: FollowUps,
+        results: Results | None,
+        hostname: str,
+    ) -> None:
+        self.tasks = tasks
+        self.hostname = hostname
+        self._accept = accept
+        self._follow_ups = follow_ups
+        self._results = results
+
+    def lost(self, request: Request, error: WorkerLostError | TimeLimitExceeded) -> Outcome:
+        """The process that ran it died, or it was ended at its hard limit."""
+        task = self.tasks.get(request.task)
+        if task is None:
+            is_requeued = True
+        elif isinstance(error, TimeLimitExceeded):
+            is_requeued = task.acks_late and not task.acks_on_timeout
+        else:
+            is_requeued = task.acks_late and task.reject_on_worker_lost
+        if is_requeued:
+            return requeued(request, str(error))._replace(summary=repr(error))
+        return self._ended(request, states.FAILURE, error, Answer.ACK)
+
+    def refused(self, request: Request, error: Exception) -> Outcome:
+        """It can't or must not be run: dead-lettered with the reason, and FAILURE for whoever waits."""
+        return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER)
+
+    def revoked(self, request: Request, reason: str) -> Outcome:
+        """Revoked before it ran, or terminated while it did."""
+        return self._ended(request, states.REVOKED, TaskRevokedError(reason), Answer.ACK)
+
+    def expired(self, request: Request) -> Outcome:
+        """Its `expires` passed before it could run."""
+        return self._ended(request, states.REVOKED, TaskRevokedError("expired"), Answer.ACK)
+
+    def _ended(self, request: Request, state: str, error: Exception, answer: Answer) -> Outcome:
+        summary = saferepr(error, 500)
+        publish: tuple[Message, ...] = ()
+        result = None
+        try:
+            if self._results is not None and request.id and request.headers.get("ignore_result") is not True:
+                result = self._results.ended(request, state, error)
+            if state == states.FAILURE:
+                publish = self._errbacks(request, error, summary)
+        except Exception as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
+            logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
+        return Outcome(request.number, state, answer, str(error), publish, result, summary=summary)
+
+    def _errbacks(self, request: Request, error: Exception, trace: str) -> tuple[Message, ...]:
+        try:
+            args, kwargs, embed = request.decoded or self._decode(request)
+        except MessageError:
+            return ()
+        if not embed.get("errbacks"):
+            return ()
+        context = Context.of(request, args, kwargs, embed, self.hostname)
+        return self._follow_ups.of_failure(context, error, trace, may_run=False)
+
+    def _decode(self, request: Request) -> tuple[Any, Any, dict[str, Any]]:
+        return decode_body(request.body, request.content_type, request.content_encoding, request.headers, self._accept)
+
+
+def requeued(request: Request, reason: str, runtime: float = 0.0) -> Outcome:
+    """Back to its queue."""
+    return Outcome(request.number, states.REJECTED, Answer.REQUEUE, reason, runtime=runtime)
+
+
+def not_stored(request: Request, error: BackendUnreachable, runtime: float) -> Outcome:
+    """Back to its queue after a while: nobody could be told how it ended."""
+    return requeued(request, f"its result could not be stored: {error}", runtime)._replace(pause=STORE_PAUSE)
