@@ -28,7 +28,7 @@ from integration.conftest import Broker
 from integration.nodes import RabbitNode, free_port
 from integration.workers import WorkerProcess, eventually, run_cli
 
-SAMPLE = "integration.apps.sample"
+SAMPLE = "integration.apps.limited"
 
 
 @pytest.fixture

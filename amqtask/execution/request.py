@@ -87,14 +87,21 @@ class Request:
 
     def to_frame(self) -> tuple[Any, ...]:
         """Everything but the delivery, for another process."""
-        return tuple(getattr(self, name) for name in Request.__slots__[:-1])
+        return (
+            self.number, self.id, self.task, self.headers, self.body, self.content_type, self.content_encoding,
+            self.correlation_id, self.reply_to, self.exchange, self.routing_key, self.queue, self.priority,
+            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager,
+        )  # fmt: skip
 
     @classmethod
     def from_frame(cls, frame: tuple[Any, ...]) -> Request:
         """The request that `to_frame` wrote."""
         self = cls.__new__(cls)
-        for name, value in zip(Request.__slots__[:-1], frame, strict=True):
-            setattr(self, name, value)
+        (
+            self.number, self.id, self.task, self.headers, self.body, self.content_type, self.content_encoding,
+            self.correlation_id, self.reply_to, self.exchange, self.routing_key, self.queue, self.priority,
+            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager,
+        ) = frame  # fmt: skip
         self.delivery = None
         return self
 

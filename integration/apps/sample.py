@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amqtask import AmqTask
-from amqtask.exceptions import Reject, SoftTimeLimitExceeded
+from amqtask.exceptions import Reject
 
 app = AmqTask("sample", backend=os.environ.get("SAMPLE_BACKEND", "rpc://"))
 app.conf.task_default_queue = os.environ.get("SAMPLE_QUEUE", "sample")
@@ -126,26 +126,6 @@ _eaten: list[bytearray] = []
 def pid() -> int:
     """Who runs it."""
     return os.getpid()
-
-
-@app.task(name="sample.ignore_soft_limit", soft_time_limit=0.5, time_limit=2)
-def ignore_soft_limit() -> None:
-    """Swallows its soft limit and goes on."""
-    while True:
-        try:
-            time.sleep(60)
-        except SoftTimeLimitExceeded:
-            continue
-
-
-@app.task(name="sample.heed_soft_limit", soft_time_limit=0.5, time_limit=20)
-def heed_soft_limit() -> str:
-    """Cleans up at its soft limit."""
-    try:
-        time.sleep(60)
-    except SoftTimeLimitExceeded:
-        return "cleaned up"
-    return "too late"
 
 
 @app.task(name="sample.reject")

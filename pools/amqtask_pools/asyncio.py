@@ -17,7 +17,7 @@ from amqtask.execution.coroutines import CoroutineRunner
 from amqtask_pools._threads import Returns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
@@ -106,7 +106,7 @@ class AsyncioPool:
     async def _run(self, request: Request) -> None:
         try:
             if request.soft_limit is None and request.hard_limit is None:
-                outcome = await self._executor.aexecute(request, self._run_sync)
+                outcome = await self._execute(request)
             else:
                 outcome = await self._limited(request)
         except asyncio.CancelledError:
@@ -118,7 +118,7 @@ class AsyncioPool:
     async def _limited(self, request: Request) -> Outcome:
         """The soft limit cancels the task, which may catch that as SoftTimeLimitExceeded does elsewhere; the hard one
         gives it up."""
-        inner = asyncio.ensure_future(self._executor.aexecute(request, self._run_sync))
+        inner = asyncio.ensure_future(self._execute(request))
         limits = [limit for limit in (request.soft_limit, request.hard_limit) if limit is not None]
         waited = 0.0
         for limit in sorted(limits):
@@ -132,9 +132,11 @@ class AsyncioPool:
             _throw(inner, SoftTimeLimitExceeded(limit))
         return await inner
 
-    async def _run_sync(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _execute(self, request: Request) -> Outcome:
+        if self._executor.is_async(request.task):
+            return await self._executor.aexecute(request)
         assert self._loop is not None
-        return await self._loop.run_in_executor(self._threads, function, *arguments)
+        return await self._loop.run_in_executor(self._threads, self._executor.execute, request)
 
     def _back(self, outcomes: Sequence[Outcome]) -> None:
         running = self._running

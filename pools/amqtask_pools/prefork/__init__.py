@@ -317,7 +317,7 @@ class PreforkPool:
         lost = list(child.given.values())
         child.given.clear()
         child.close()
-        if not child.has_answered and not child.is_leaving and not lost or child.exit_code == FAILED_TO_START:
+        if (not child.has_answered and not child.is_leaving and not lost) or child.exit_code == FAILED_TO_START:
             self._quick_deaths += 1
         self._refill()
         self._give_returned()
