@@ -76,7 +76,10 @@ class Composer(Protocol):
 
 
 class ResultStore(Protocol):
-    """Where a slot leaves results (amqtask.backends.contract.ResultBackend is one)."""
+    """Where a slot leaves results (amqtask.backends.contract.ResultBackend is one).
+
+    A store whose `store` waits for a server has the attribute `blocks = True`: event loops then call it in a thread.
+    """
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """The message that carries this result, for stores that live in AMQP; None for the others."""

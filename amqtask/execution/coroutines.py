@@ -15,33 +15,20 @@ from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 
 
 class Interruptible:
-    """Await it once, in one asyncio task. `interrupt` may be called from that task's loop at any time."""
+    """Await it once, in the asyncio `task` that is set here. `interrupt` is called on that task's loop."""
 
-    __slots__ = ("_coroutine", "_pending", "_task")
+    __slots__ = ("_coroutine", "_pending", "task")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._coroutine = coroutine
         self._pending: BaseException | None = None
-        self._task: asyncio.Task[Any] | None = None
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[tuple[Any, BaseException | None]]:
-        """The asyncio task that drives it; its result is (value, error)."""
-        task = loop.create_task(self._drive())
-        self._task = task
-        return task
+        self.task: asyncio.Task[Any] | None = None
 
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` in the coroutine; it is a CancelledError too, so that task groups and the like clean up."""
-        if self._task is not None and not self._task.done():
+        if self.task is not None and not self.task.done():
             self._pending = error
-            self._task.cancel()
-
-    async def _drive(self) -> tuple[Any, BaseException | None]:
-        # The error is a value here: a Task would take SystemExit for the end of the loop.
-        try:
-            return await self, None
-        except BaseException as error:  # noqa: BLE001 - given to the caller, who raises or classifies it
-            return None, error
+            self.task.cancel()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
@@ -61,7 +48,7 @@ class Interruptible:
         pending, self._pending = self._pending, None
         if pending is None:
             return cancelled
-        uncancel = getattr(self._task, "uncancel", None)  # Python 3.11 counts cancellations
+        uncancel = getattr(self.task, "uncancel", None)  # Python 3.11 counts cancellations
         if uncancel is not None:
             uncancel()
         return as_cancellation(pending)
@@ -120,11 +107,21 @@ class CoroutineRunner:
     __del__ = close
 
 
+async def _caught(running: Interruptible) -> tuple[Any, BaseException | None]:
+    # The error is a value here: a Task would take SystemExit for the end of the loop.
+    try:
+        return await running, None
+    except BaseException as error:  # noqa: BLE001 - raised again by the runner
+        return None, error
+
+
 def _run(loop: asyncio.AbstractEventLoop, coroutine: Interruptible) -> tuple[Any, BaseException | None]:
-    task = coroutine.start(loop)
+    task = loop.create_task(_caught(coroutine))
+    coroutine.task = task
     while True:
         try:
-            return loop.run_until_complete(task)
+            loop.run_until_complete(task)
+            return task.result()
         except (SoftTimeLimitExceeded, Terminated) as signalled:
             # A signal handler raised it in the loop's own code: it is meant for the task.
             coroutine.interrupt(signalled)

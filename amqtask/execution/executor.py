@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
+RunBlocking = Callable[..., Coroutine[Any, Any, Any]]
 
 
 class Executor(Endings):
@@ -70,6 +71,8 @@ class Executor(Endings):
         )
         self.run_coroutine: RunCoroutine = CoroutineRunner()
         self._composer = composer
+        # A store in AMQP, or in this process, only makes messages.
+        self._store_blocks = bool(getattr(store, "blocks", False))
         self._verbose = verbose
         self._plans: dict[str, TaskPlan] = {}
 
@@ -106,8 +109,12 @@ class Executor(Endings):
         finally:
             current.reset(token)
 
-    async def aexecute(self, request: Request) -> Outcome:
-        """The same on an event loop, for tasks of which `is_async` is true."""
+    async def aexecute(self, request: Request, run_blocking: RunBlocking) -> Outcome:
+        """The same on an event loop, for tasks of which `is_async` is true.
+
+        `run_blocking(function, *arguments)` calls a function elsewhere: a result store that blocks must not hold up
+        the loop.
+        """
         started = perf_counter()
         try:
             plan = self._plans.get(request.task) or self._plan(request.task)
@@ -118,17 +125,37 @@ class Executor(Endings):
         token = current.set(context)
         try:
             try:
-                self._before(plan, request, context)
+                if plan.track_started and self._store_blocks:
+                    await run_blocking(self._before, plan, request, context)
+                else:
+                    self._before(plan, request, context)
                 value = plan.call(*args, **kwargs)
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = await value
             except BaseException as error:  # noqa: BLE001 - see execute
+                if self._store_blocks:
+                    return await self._elsewhere(run_blocking, self._raised, plan, request, context, error, started)
                 return self._raised(plan, request, context, error, started)
+            if self._store_blocks and is_wanted(plan, request):
+                return await self._elsewhere(run_blocking, self._returned, plan, request, context, value, started)
             return self._returned(plan, request, context, value, started)
         except BaseException as error:  # noqa: BLE001 - see execute
             return self._late(plan, request, context, error, started)
         finally:
             current.reset(token)
+
+    async def _elsewhere(self, run_blocking: RunBlocking, *arguments: Any) -> Outcome:
+        outcome: Outcome = await run_blocking(self._settled, *arguments)
+        return outcome
+
+    def _settled(
+        self, end: Callable[..., Outcome], plan: TaskPlan, request: Request, context: Context, what: Any, started: float
+    ) -> Outcome:
+        """`_returned` or `_raised` in another thread, which must get an outcome."""
+        try:
+            return end(plan, request, context, what, started)
+        except BaseException as error:  # noqa: BLE001 - see execute
+            return self._late(plan, request, context, error, started)
 
     def _plan(self, name: str) -> TaskPlan:
         plan = self._plans[name] = plan_for(self.tasks, name, has_store=self._results is not None)

@@ -1,191 +1,231 @@
-"""asyncio: a slot is a coroutine. One event loop in a thread beside the worker's own loop; limits by cancelling.
+"""asyncio: a slot is a coroutine. One event loop in a thread beside the worker's own I/O loop.
 
-`def` tasks run in a pool of threads of that loop, where only they are, so that they do not hold up the coroutines.
+Limits and terminations are raised in the coroutine where it awaits. One that goes on all the same is given up after a
+grace period: its outcome is reported, its slot is free, and whatever it does later is not heard.
+
+`def` tasks run in threads, so that they do not hold up the coroutines; nobody can interrupt them there. At its hard
+limit one is given up at once (its thread ends when the task does); a soft limit is not enforced, and a warning says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amqtask.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
-from amqtask.execution.coroutines import CoroutineRunner
-from amqtask_pools._threads import Returns
+from amqtask.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
+from amqtask.execution.coroutines import Interruptible
+from amqtask.execution.interrupts import Abandoned, HardLimitReached
+from amqtask_pools._crew import Crew
+from amqtask_pools._slots import SlotPool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
+logger = logging.getLogger("amqtask.pools")
 
-class AsyncioPool:
+# Seconds that an interrupted coroutine may take to end.
+GRACE = 5.0
+# Seconds that all of them together may take when the pool stops.
+STOP_GRACE = 0.5
+# Threads that store results for coroutines (only stores that block ask for them).
+STORING_THREADS = 8
+
+
+class AsyncioPool(SlotPool):
     """See amqtask.pool.Pool."""
 
     name: ClassVar[str] = "asyncio"
     limits: ClassVar[frozenset[str]] = frozenset({"soft", "hard"})
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
-        self._executor = executor
-        self._on_outcomes = on_outcomes
-        self._returns = Returns(loop, self._back)
-        self._slots = options.slots
-        self._running: dict[int, Request] = {}
-        # Filled on the worker's thread, emptied on the event loop; deque operations are atomic.
+        super().__init__(executor, loop, on_outcomes, options)
+        # Filled on the worker's thread, emptied on the event loop.
         self._waiting: deque[Request] = deque()
-        self._is_due = False
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._terminated: dict[int, str] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._is_start_due = False
+        self._coroutines: dict[int, Interruptible] = {}
+        self._timers: dict[int, list[asyncio.TimerHandle]] = {}
+        self._in_threads: set[int] = set()
+        self._given_up: set[int] = set()
+        self._unlimited: set[str] = set()
+        self._crew = Crew(options.slots, "amqtask")
+        self._storing = Crew(STORING_THREADS, "amqtask-results")
+        self._storing_now = 0
+        self._aloop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._total = 0
-        self._is_stopped = False
-        local = threading.local()
-
-        def run_coroutine(coroutine: Any) -> Any:
-            runner = getattr(local, "runner", None)
-            if runner is None:
-                runner = local.runner = CoroutineRunner()
-            return runner(coroutine)
-
-        executor.run_coroutine = run_coroutine
-
-    @classmethod
-    def prepare_process(cls) -> None:
-        """Nothing to prepare."""
 
     def start(self) -> None:
-        """Start the event loop's thread."""
-        self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="amqtask")
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="amqtask asyncio", daemon=True)
-        self._thread.start()
+        """The event loop's thread."""
+        if self._aloop is None:
+            self._aloop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._run_loop, name="amqtask-asyncio", daemon=True)
+            self._thread.start()
 
     def _run_loop(self) -> None:
-        loop = self._loop
-        assert loop is not None
-        asyncio.set_event_loop(loop)
-        loop.run_forever()
-        loop.close()
-
-    @property
-    def slots(self) -> int:
-        """How many coroutines at once."""
-        return self._slots
-
-    @property
-    def free(self) -> int:
-        """How many more."""
-        return self._slots - len(self._running)
+        assert self._aloop is not None
+        asyncio.set_event_loop(self._aloop)
+        try:
+            self._aloop.run_forever()
+        finally:
+            self._aloop.close()
 
     def submit(self, request: Request) -> None:
-        """Start a coroutine; a burst of requests wakes the event loop once."""
+        """A burst of requests wakes the event loop once."""
         self._running[request.number] = request
+        if not self._executor.is_async(request.task):
+            self._start_in_thread(request)
+            return
         self._waiting.append(request)
-        if not self._is_due:
-            self._is_due = True
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._start_waiting)
+        if not self._is_start_due:
+            self._is_start_due = True
+            assert self._aloop is not None, "submit before start"
+            self._aloop.call_soon_threadsafe(self._start_waiting)
+
+    # -- coroutines; all of this on the event loop
 
     def _start_waiting(self) -> None:
-        self._is_due = False
-        loop = self._loop
-        assert loop is not None
-        while self._waiting:
-            request = self._waiting.popleft()
-            # A context of its own: what a task sets must not be seen by the next one.
-            self._tasks[request.number] = contextvars.Context().run(loop.create_task, self._run(request))
+        self._is_start_due = False
+        waiting = self._waiting
+        while waiting:
+            self._start_coroutine(waiting.popleft())
 
-    async def _run(self, request: Request) -> None:
+    def _start_coroutine(self, request: Request) -> None:
+        assert self._aloop is not None
+        running = Interruptible(self._executor.aexecute(request, self._in_storing_thread))
+        self._coroutines[request.number] = running
+        running.task = self._aloop.create_task(self._run(request, running))
+        if request.soft_limit is not None or request.hard_limit is not None:
+            self._start_timers(request, running)
+
+    async def _run(self, request: Request, running: Interruptible) -> None:
+        outcome: Outcome = await running
+        self._coroutines.pop(request.number, None)
+        if self._timers:
+            for timer in self._timers.pop(request.number, ()):
+                timer.cancel()
+        self._hand_back(outcome)
+
+    def _start_timers(self, request: Request, running: Interruptible) -> None:
+        assert self._aloop is not None
+        timers = self._timers[request.number] = []
+        soft, hard = request.soft_limit, request.hard_limit
+        if soft is not None:
+            timers.append(self._aloop.call_later(soft, running.interrupt, SoftTimeLimitExceeded(soft)))
+        if hard is not None:
+            timers.append(self._aloop.call_later(hard, self._end, request, HardLimitReached(hard)))
+
+    def _end(self, request: Request, error: Terminated) -> None:
+        running = self._coroutines.get(request.number)
+        if running is not None:
+            assert self._aloop is not None
+            running.interrupt(error)
+            give_up = self._aloop.call_later(GRACE, self._give_up, request, error)
+            self._timers.setdefault(request.number, []).append(give_up)
+
+    def _give_up(self, request: Request, error: Terminated) -> None:
+        """It caught the interruption and goes on."""
+        if self._coroutines.pop(request.number, None) is not None:
+            logger.error("task %s[%s] does not end (%s) and is given up", request.task, request.id, error)
+            self._hand_back(self._outcome_of(request, error))
+
+    def _outcome_of(self, request: Request, error: Terminated) -> Outcome:
+        if isinstance(error, HardLimitReached):
+            return self._executor.lost(request, TimeLimitExceeded(str(error)))
+        return self._executor.revoked(request, str(error))
+
+    async def _in_storing_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        assert self._aloop is not None
+        loop, done, context = self._aloop, self._aloop.create_future(), contextvars.copy_context()
+
+        def call() -> None:
+            outcome = context.run(function, *arguments)
+            loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(outcome))
+
+        self._storing_now += 1
+        self._storing.call(call, busy=self._storing_now)
         try:
-            if request.soft_limit is None and request.hard_limit is None:
-                outcome = await self._execute(request)
-            else:
-                outcome = await self._limited(request)
-        except asyncio.CancelledError:
-            outcome = self._executor.revoked(request, self._terminated.pop(request.number, "terminated"))
+            return await done
         finally:
-            self._tasks.pop(request.number, None)
-        self._returns.put(outcome)
+            self._storing_now -= 1
 
-    async def _limited(self, request: Request) -> Outcome:
-        """The soft limit cancels the task, which may catch that as SoftTimeLimitExceeded does elsewhere; the hard one
-        gives it up."""
-        inner = asyncio.ensure_future(self._execute(request))
-        limits = [limit for limit in (request.soft_limit, request.hard_limit) if limit is not None]
-        waited = 0.0
-        for limit in sorted(limits):
-            done, _ = await asyncio.wait({inner}, timeout=limit - waited)
-            if done:
-                return inner.result()
-            waited = limit
-            if limit == request.hard_limit:
-                inner.cancel()
-                return self._executor.lost(request, TimeLimitExceeded(f"the task ran longer than {limit:g} s"))
-            _throw(inner, SoftTimeLimitExceeded(limit))
-        return await inner
+    # -- threads
 
-    async def _execute(self, request: Request) -> Outcome:
-        if self._executor.is_async(request.task):
-            return await self._executor.aexecute(request)
-        assert self._loop is not None
-        return await self._loop.run_in_executor(self._threads, self._executor.execute, request)
+    def _start_in_thread(self, request: Request) -> None:
+        self._in_threads.add(request.number)
+        self._crew.call(self._run_in_thread, request, busy=len(self._in_threads))
+        if request.hard_limit is not None:
+            self._loop.call_later(request.hard_limit, lambda: self._give_up_thread(request))
+        if request.soft_limit is not None and request.task not in self._unlimited:
+            self._unlimited.add(request.task)
+            logger.warning(
+                "task %s is no coroutine: the asyncio pool runs it in a thread, where its soft time limit is not enforced",
+                request.task,
+            )
 
-    def _back(self, outcomes: Sequence[Outcome]) -> None:
-        running = self._running
-        for outcome in outcomes:
-            running.pop(outcome.number, None)
-        self._total += len(outcomes)
-        if not self._is_stopped:
-            self._on_outcomes(outcomes)
+    def _run_in_thread(self, request: Request) -> None:
+        outcome = self._executor.execute(request)
+        self._in_threads.discard(request.number)
+        if request.number in self._given_up:
+            self._loop.call_soon_threadsafe(lambda: self._has_come_back(request.number))
+        self._hand_back(outcome)
+
+    def _give_up_thread(self, request: Request) -> None:
+        if request.number not in self._running or request.hard_limit is None:
+            return
+        logger.error("task %s[%s] is over its hard limit and is given up", request.task, request.id)
+        self._given_up.add(request.number)
+        self._crew.resize(self._crew.limit + 1)  # in place of the thread that it keeps
+        self._hand_back(self._outcome_of(request, HardLimitReached(request.hard_limit)))
+
+    def _has_come_back(self, number: int) -> None:
+        if number in self._given_up:
+            self._given_up.remove(number)
+            self._crew.resize(self._crew.limit - 1)
+
+    # -- from the worker
 
     def resize(self, slots: int) -> None:
-        """More or fewer at once from now on."""
+        """From the next request on."""
+        self._crew.resize(self._crew.limit + slots - self._slots)
         self._slots = slots
 
     def terminate(self, number: int, reason: str) -> bool:
-        """Cancel a running coroutine."""
-        if number not in self._running or self._loop is None:
+        """Coroutines only."""
+        request = self._running.get(number)
+        if request is None or number in self._in_threads or self._aloop is None:
             return False
-        self._terminated[number] = reason
-        self._loop.call_soon_threadsafe(self._cancel, number)
+        self._aloop.call_soon_threadsafe(self._end, request, Terminated(reason))
         return True
 
-    def _cancel(self, number: int) -> None:
-        task = self._tasks.get(number)
-        if task is not None:
-            task.cancel()
-
     def stop(self) -> list[Request]:
-        """Stop the event loop; what ran on it is given back."""
-        self._is_stopped = True
-        left = list(self._running.values())
-        self._running.clear()
-        if self._loop is not None and self._thread is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._wind_up)
-            self._thread.join(1.0)
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        """Coroutines are ended; threads end with the process."""
+        left = self._give_back_all()
+        self._crew.stop()
+        aloop, thread = self._aloop, self._thread
+        if aloop is not None and thread is not None and thread.is_alive():
+            aloop.call_soon_threadsafe(lambda: aloop.create_task(self._wind_up()))
+            thread.join(2 * STOP_GRACE)
+        self._storing.stop()
         return left
 
-    def _wind_up(self) -> None:
-        assert self._loop is not None
-        for task in list(self._tasks.values()):
+    async def _wind_up(self) -> None:
+        self._waiting.clear()
+        running = [each for each in self._coroutines.values() if each.task is not None]
+        for each in running:
+            each.interrupt(Abandoned())
+        loop = asyncio.get_running_loop()
+        rest = asyncio.all_tasks(loop) - {asyncio.current_task(), *(each.task for each in running)}
+        for task in rest:
             task.cancel()
-        self._loop.call_soon(self._loop.stop)
-
-    def stats(self) -> dict[str, Any]:
-        """Numbers for `inspect stats`."""
-        return {"max-concurrency": self._slots, "processes": [], "total": self._total}
-
-
-def _throw(task: asyncio.Future[Any], error: SoftTimeLimitExceeded) -> None:
-    """Cancel with a message that the executor turns into the error (a coroutine cannot be thrown into otherwise)."""
-    task.cancel(error)
+        ending = [task for task in (*rest, *(each.task for each in running)) if task is not None]
+        if ending:
+            await asyncio.wait(ending, timeout=STOP_GRACE)
+        await loop.shutdown_asyncgens()
+        loop.stop()

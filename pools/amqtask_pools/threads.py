@@ -1,116 +1,54 @@
-"""threads: a slot is a thread. No time limits: Python cannot end a thread that waits in a system call."""
+"""threads: a slot is a thread. No time limits: Python cannot end a thread that waits in a system call.
+
+(An asynchronous exception would come only when the thread runs Python code again, and maybe in the next task. So a task
+with a time limit is refused when the worker starts.)
+"""
 
 from __future__ import annotations
 
-import queue
-import threading
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from amqtask.execution.coroutines import CoroutineRunner
-from amqtask_pools._threads import Returns
+from amqtask_pools._crew import Crew
+from amqtask_pools._slots import SlotPool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
 
-class ThreadsPool:
+class ThreadsPool(SlotPool):
     """See amqtask.pool.Pool."""
 
     name: ClassVar[str] = "threads"
     limits: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
-        self._executor = executor
-        self._returns = Returns(loop, self._back)
-        self._on_outcomes = on_outcomes
-        self._slots = options.slots
-        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._running: dict[int, Request] = {}
-        self._threads: list[threading.Thread] = []
-        self._total = 0
-        self._is_stopped = False
-        local = threading.local()
-
-        def run_coroutine(coroutine: Any) -> Any:
-            runner = getattr(local, "runner", None)
-            if runner is None:
-                runner = local.runner = CoroutineRunner()
-            return runner(coroutine)
-
-        executor.run_coroutine = run_coroutine
-
-    @classmethod
-    def prepare_process(cls) -> None:
-        """Nothing to prepare."""
+        super().__init__(executor, loop, on_outcomes, options)
+        self._crew = Crew(options.slots, "amqtask")
 
     def start(self) -> None:
-        """Start the threads."""
-        while len(self._threads) < self._slots:
-            self._start_thread()
-
-    def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name=f"amqtask-{len(self._threads) + 1}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _work(self) -> None:
-        get, execute, put = self._requests.get, self._executor.execute, self._returns.put
-        while True:
-            request = get()
-            if request is None:
-                return
-            put(execute(request))
-
-    @property
-    def slots(self) -> int:
-        """How many threads."""
-        return self._slots
-
-    @property
-    def free(self) -> int:
-        """How many of them are idle."""
-        return self._slots - len(self._running)
+        """Threads start with the first requests."""
 
     def submit(self, request: Request) -> None:
         """The next idle thread takes it."""
-        self._running[request.number] = request
-        self._requests.put(request)
-
-    def _back(self, outcomes: Sequence[Outcome]) -> None:
         running = self._running
-        for outcome in outcomes:
-            running.pop(outcome.number, None)
-        self._total += len(outcomes)
-        if not self._is_stopped:
-            self._on_outcomes(outcomes)
+        running[request.number] = request
+        self._crew.call(self._run, request, busy=len(running))
+
+    def _run(self, request: Request) -> None:
+        self._hand_back(self._executor.execute(request))
 
     def resize(self, slots: int) -> None:
-        """More threads now; fewer as they become idle."""
-        for _ in range(self._slots - slots):
-            self._requests.put(None)
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        for _ in range(slots - self._slots):
-            self._start_thread()
+        """More threads when they are needed; fewer as they become idle."""
         self._slots = slots
+        self._crew.resize(slots)
 
     def terminate(self, number: int, reason: str) -> bool:
         """Nobody can end a thread from outside."""
         return False
 
     def stop(self) -> list[Request]:
-        """Let idle threads go; running ones are daemons and end with the process."""
-        self._is_stopped = True
-        for _ in self._threads:
-            self._requests.put(None)
-        left = list(self._running.values())
-        self._running.clear()
-        return left
-
-    def stats(self) -> dict[str, Any]:
-        """Numbers for `inspect stats`."""
-        return {"max-concurrency": self._slots, "processes": [], "threads": self._slots, "total": self._total}
+        """Running threads are daemons: they end with the process, and what they still say is not heard."""
+        self._crew.stop()
+        return self._give_back_all()

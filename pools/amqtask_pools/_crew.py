@@ -1,0 +1,57 @@
+"""A crew of native daemon threads that take calls from one queue; one is hired when all are busy.
+
+(concurrent.futures would wait for its threads when the process ends: a task that hangs would keep the worker alive.)
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+logger = logging.getLogger("amqtask.pools")
+
+
+class Crew:
+    """At most `limit` threads. `call` is for one thread only (the loop's)."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self.limit = limit
+        self._name = name
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """How many threads there are."""
+        return self._size
+
+    def call(self, function: Callable[..., Any], *arguments: Any, busy: int) -> None:
+        """Have a thread make this call; `busy` is how many calls are under way or waiting, this one included."""
+        if self._size < busy and self._size < self.limit:
+            self._size += 1
+            threading.Thread(target=self._work, name=f"{self._name}-{self._size}", daemon=True).start()
+        self._calls.put((function, arguments))
+
+    def resize(self, limit: int) -> None:
+        """Surplus threads go when they have nothing else to do."""
+        self.limit = limit
+        while self._size > limit:
+            self._size -= 1
+            self._calls.put(None)
+
+    def stop(self) -> None:
+        """Idle threads go now, busy ones after their call; nobody waits for them."""
+        self.resize(0)
+
+    def _work(self) -> None:
+        take = self._calls.get
+        while (call := take()) is not None:
+            function, arguments = call
+            try:
+                function(*arguments)
+            except Exception:
+                logger.exception("%s failed", function)
+            del call, function, arguments
