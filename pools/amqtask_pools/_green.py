@@ -1,0 +1,292 @@
+"""What the eventlet and gevent pools share: slots are green threads that stay, and start their tasks at once.
+
+`submit` switches straight into an idle green thread. A task that never waits runs to its end there and the switch comes
+back: no hub, no timer, no wake-up. A task that waits switches to the hub, as always in these libraries, and the hub
+resumes the submitter: `_return_to_submitter` was put into the hub's queue before, once per turn of the hub.
+
+Time limits are the library's own timeouts, terminations are thrown from the hub; both reach a task where it waits.
+Code that does not wait cannot be interrupted by anything in its process: HubWatch at least says who it is.
+
+This module imports neither library and nothing that must be patched before it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from amqtask_pools._slots import SlotPool
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import Terminated
+    from amqtask.execution.executor import Executor
+    from amqtask.execution.request import Request
+    from amqtask.pool import Loop, OnOutcomes, PoolOptions
+    from amqtask_pools._hub_watch import HubWatch
+    from amqtask_pools._native_loop import NativeLoop
+
+logger = logging.getLogger("amqtask.pools")
+
+# Seconds that an interrupted task may take to end, and all of them together when the pool stops.
+GRACE = 5.0
+STOP_GRACE = 0.5
+# Seconds that starting tasks may keep the I/O loop from its sockets.
+TURN_TIME = 0.005
+
+
+class Cancellable(Protocol):
+    """A timeout that has been started."""
+
+    def cancel(self) -> object: ...
+
+
+class Hub(Protocol):
+    """What the two libraries have in common, under one name."""
+
+    @staticmethod
+    def patch() -> None:
+        """Monkey-patch the standard library."""
+
+    def current(self) -> Any:
+        """The green thread that runs."""
+
+    def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
+        """A green thread that has not run, and what its first `switch` must be given."""
+
+    def spawn(self, function: Callable[[], None]) -> None:
+        """Run it in a green thread of its own, soon."""
+
+    def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """Run it in the hub, soon. It must not wait."""
+
+    def wait(self) -> None:
+        """Leave the current green thread until somebody switches to it."""
+
+    def sleep(self, seconds: float) -> None: ...
+
+    def timeout(self, seconds: float, error: BaseException) -> Cancellable:
+        """Raise `error` in the current green thread unless it is cancelled before."""
+
+    def start_native_thread(self, function: Callable[[], None]) -> None:
+        """A thread of the operating system, whatever is patched."""
+
+    def native_ident(self) -> int:
+        """The operating system thread that runs, as sys._current_frames knows it."""
+
+    def native_sleep(self, seconds: float) -> None: ...
+
+
+class Slot:
+    """One green thread and what it runs. `submitter` is set while somebody waits for the switch to come back."""
+
+    __slots__ = ("green", "request", "submitter")
+
+    def __init__(self) -> None:
+        self.green: Any = None
+        self.request: Request | None = None
+        self.submitter: Any = None
+
+
+class GreenPool(SlotPool):
+    """See amqtask.pool.Pool."""
+
+    limits: ClassVar[frozenset[str]] = frozenset({"soft", "hard"})
+    hub_class: ClassVar[type[Hub]]
+
+    def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
+        super().__init__(executor, loop, on_outcomes, options)
+        self._hub = self.hub_class()
+        self._idle: list[Slot] = []
+        self._busy: dict[int, Slot] = {}
+        self._submitter: Any = None
+        self._is_return_due = False
+        self._turn_began = 0.0
+        self._is_turn_over = False
+        self._native_loop: NativeLoop | None = None
+        self._watch: HubWatch | None = None
+        executor.run_coroutine = self._run_coroutine
+
+    @classmethod
+    def prepare_process(cls) -> None:
+        """Patch the standard library; first of all in the process."""
+        cls.hub_class.patch()
+
+    def start(self) -> None:
+        """Green threads start with the first requests."""
+        # Imported here because the libraries want to patch first.
+        from amqtask_pools._hub_watch import HubWatch  # noqa: PLC0415
+
+        if self._watch is None:
+            self._watch = HubWatch(self._hub, self._loop, GreenPool._run.__code__)
+            self._watch.start()
+
+    @property
+    def free(self) -> int:
+        """Idle slots; none for the rest of a loop turn in which starting tasks took long."""
+        if self._is_turn_over:
+            return 0
+        # What has ended and waits for its delivery takes no slot.
+        return self._slots - len(self._running) + len(self._outcomes)
+
+    # -- starting tasks
+
+    def submit(self, request: Request) -> None:
+        """Start it; comes back when it has ended or waits for something."""
+        self._running[request.number] = request
+        first: tuple[Any, ...] = ()
+        if self._idle:
+            slot = self._idle.pop()
+        else:
+            slot = Slot()
+            slot.green, first = self._hub.make(self._work, slot)
+        slot.request = request
+        self._busy[request.number] = slot
+        self._submitter = slot.submitter = self._hub.current()
+        if not self._is_return_due:
+            self._is_return_due = True
+            self._hub.call_soon(self._return_to_submitter)
+        slot.green.switch(*first)
+        self._submitter = slot.submitter = None
+        self._look_at_the_time()
+
+    def _return_to_submitter(self) -> None:
+        """In the hub: the task that was just started waits."""
+        self._is_return_due = False
+        submitter = self._submitter
+        if submitter is not None:
+            submitter.switch()
+
+    def _look_at_the_time(self) -> None:
+        now = time.perf_counter()
+        if not self._turn_began:
+            self._turn_began = now
+            self._is_delivery_due = True
+            self._loop.call_soon(self._deliver)
+        elif now - self._turn_began > TURN_TIME:
+            self._is_turn_over = True
+
+    def _deliver(self) -> None:
+        was_over = self._is_turn_over
+        self._turn_began, self._is_turn_over = 0.0, False
+        has_outcomes = bool(self._outcomes)
+        super()._deliver()
+        if was_over and not has_outcomes:
+            # The worker saw no free slot: it must look again.
+            self._on_outcomes(())
+
+    # -- in a slot's green thread
+
+    def _work(self, slot: Slot) -> None:
+        wait = self._hub.wait
+        while not self._is_stopped:
+            request = slot.request
+            if request is not None:
+                slot.request = None
+                try:
+                    self._run(request, slot)
+                except BaseException:
+                    logger.exception("a slot failed with %r", request)
+                self._busy.pop(request.number, None)
+                self._idle.append(slot)
+            submitter, slot.submitter = slot.submitter, None
+            if submitter is not None:
+                submitter.switch()
+            else:
+                wait()
+
+    def _run(self, request: Request, slot: Slot) -> None:
+        if request.soft_limit is None and request.hard_limit is None:
+            outcome = self._executor.execute(request)
+        else:
+            outcome = self._run_limited(request)
+        if slot.submitter is None:
+            self._hand_back(outcome)
+        else:
+            # Still in the submitter's loop turn, at whose end `_deliver` runs.
+            self._outcomes.append(outcome)
+
+    def _run_limited(self, request: Request) -> Any:
+        from amqtask.exceptions import SoftTimeLimitExceeded  # noqa: PLC0415 - see start
+        from amqtask.execution.interrupts import HardLimitReached  # noqa: PLC0415
+
+        timeouts: list[Cancellable] = []
+        soft, hard = request.soft_limit, request.hard_limit
+        if soft is not None:
+            timeouts.append(self._hub.timeout(soft, SoftTimeLimitExceeded(soft)))
+        if hard is not None:
+            error = HardLimitReached(hard)
+            timeouts.append(self._hub.timeout(hard, error))
+            timeouts.append(self._loop.call_later(hard + GRACE, lambda: self._give_up(request, error)))
+        try:
+            return self._executor.execute(request)
+        finally:
+            for timeout in timeouts:
+                timeout.cancel()
+
+    # -- ending tasks from outside
+
+    def terminate(self, number: int, reason: str) -> bool:
+        """Raise Terminated in the task where it waits."""
+        from amqtask.exceptions import Terminated  # noqa: PLC0415 - see start
+
+        slot, request = self._busy.get(number), self._running.get(number)
+        if slot is None or request is None:
+            return False
+        error = Terminated(reason)
+        self._hub.call_soon(self._throw, number, error)
+        self._loop.call_later(GRACE, lambda: self._give_up(request, error))
+        return True
+
+    def _throw(self, number: int, error: BaseException) -> None:
+        slot = self._busy.get(number)
+        if slot is not None:
+            slot.green.throw(error)
+
+    def _give_up(self, request: Request, error: Terminated) -> None:
+        """It caught the interruption and goes on: its outcome is reported, and what it does later is not heard."""
+        if request.number in self._running and request.number in self._busy:
+            logger.error("task %s[%s] does not end (%s) and is given up", request.task, request.id, error)
+            # Storing the result may wait, which the I/O loop must not.
+            self._hub.spawn(lambda: self._hand_back(self._outcome_of(request, error)))
+
+    def _outcome_of(self, request: Request, error: Terminated) -> Any:
+        from amqtask.exceptions import TimeLimitExceeded  # noqa: PLC0415 - see start
+        from amqtask.execution.interrupts import HardLimitReached  # noqa: PLC0415
+
+        if isinstance(error, HardLimitReached):
+            return self._executor.lost(request, TimeLimitExceeded(str(error)))
+        return self._executor.revoked(request, str(error))
+
+    # -- async def tasks
+
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        from amqtask_pools._native_loop import NativeLoop  # noqa: PLC0415 - see start
+
+        if self._native_loop is None:
+            self._native_loop = NativeLoop(self._hub, self._loop)
+            self._native_loop.start()
+        return self._native_loop.run(coroutine)
+
+    # -- the rest of the contract
+
+    def resize(self, slots: int) -> None:
+        """Green threads that are not needed any more cost a few KiB and stay."""
+        self._slots = slots
+
+    def stop(self) -> list[Request]:
+        """End what runs where it waits."""
+        from amqtask.execution.interrupts import Abandoned  # noqa: PLC0415 - see start
+
+        left = self._give_back_all()
+        for number in list(self._busy):
+            self._hub.call_soon(self._throw, number, Abandoned())
+        deadline = time.monotonic() + STOP_GRACE
+        while self._busy and time.monotonic() < deadline:
+            self._hub.sleep(0.01)
+        if self._native_loop is not None:
+            self._native_loop.stop()
+        if self._watch is not None:
+            self._watch.stop()
+        return left

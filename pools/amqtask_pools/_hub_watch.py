@@ -1,0 +1,81 @@
+"""HubWatch: says which task keeps the hub, when all green threads (and the worker's I/O loop) have to wait for it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.pool import Loop, Timer
+    from amqtask_pools._green import Hub
+
+logger = logging.getLogger("amqtask.pools")
+
+# Seconds without a turn of the loop before it is reported; how often the loop says that it turns, and that is looked at.
+BLOCKED = 10.0
+BEAT = 1.0
+
+
+class HubWatch:
+    """A native thread that looks at the clock. `code` is that of the function whose local `request` is what runs."""
+
+    def __init__(self, hub: Hub, loop: Loop, code: CodeType, *, blocked_after: float = BLOCKED) -> None:
+        self._hub = hub
+        self._loop = loop
+        self._code = code
+        self._blocked_after = blocked_after
+        self._timer: Timer | None = None
+        self._beat_at = 0.0
+        self._thread = 0
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """On the loop's thread."""
+        self._thread = self._hub.native_ident()
+        self._beat()
+        self._hub.start_native_thread(self._look)
+
+    def stop(self) -> None:
+        """The thread ends with its present nap."""
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        self._beat_at = time.monotonic()
+        if not self._is_stopped:
+            self._timer = self._loop.call_later(min(BEAT, self._blocked_after / 2), self._beat)
+
+    def _look(self) -> None:
+        reported, nap = 0.0, min(BEAT, self._blocked_after / 2)
+        while not self._is_stopped:
+            before = time.monotonic()
+            self._hub.native_sleep(nap)
+            now, beat = time.monotonic(), self._beat_at
+            if now - before > 2 * nap + 1:
+                continue  # the whole process was stopped
+            if now - beat > self._blocked_after and beat != reported and not self._is_stopped:
+                reported = beat
+                self._report(now - beat)
+
+    def _report(self, seconds: float) -> None:
+        frame = sys._current_frames().get(self._thread)
+        request = self._running(frame)
+        who = f"task {request.task}[{request.id}]" if request is not None else "something that is no task"
+        logger.warning(
+            "%s has kept the hub for %.0f s without waiting; no other task runs and the broker gets no heartbeats:\n%s",
+            who,
+            seconds,
+            "".join(traceback.format_stack(frame, limit=12)) if frame is not None else "",
+        )
+
+    def _running(self, frame: FrameType | None) -> Any:
+        while frame is not None:
+            if frame.f_code is self._code:
+                return frame.f_locals.get("request")
+            frame = frame.f_back
+        return None

@@ -1,0 +1,64 @@
+"""eventlet: a slot is a green thread of eventlet's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import eventlet
+from eventlet import hubs, patcher
+from eventlet.greenthread import GreenThread
+
+from amqtask_pools._green import GreenPool
+
+if TYPE_CHECKING:
+    from amqtask_pools._green import Cancellable, Hub
+
+
+class EventletHub:
+    """See amqtask_pools._green.Hub. It belongs to the thread that makes it."""
+
+    def __init__(self) -> None:
+        self._hub = hubs.get_hub()
+        self.current: Callable[[], Any] = eventlet.getcurrent
+        self.wait: Callable[[], Any] = self._hub.switch
+        self.sleep: Callable[[float], Any] = eventlet.sleep
+        self.spawn: Callable[[Callable[[], None]], Any] = eventlet.spawn_n
+
+    @staticmethod
+    def patch() -> None:
+        """Everything that eventlet can patch."""
+        eventlet.monkey_patch()
+
+    def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
+        """A GreenThread takes its function with the first switch."""
+        self._hub.ensure_greenlet()
+        return GreenThread(self._hub.greenlet), (function, (argument,), {})
+
+    def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """A timer that is due."""
+        self._hub.schedule_call_global(0, callback, *arguments)
+
+    def timeout(self, seconds: float, error: BaseException) -> Cancellable:
+        """eventlet's own."""
+        started: Cancellable = eventlet.Timeout(seconds, error)
+        return started
+
+    def start_native_thread(self, function: Callable[[], None]) -> None:
+        """Daemonic, as all threads that are started like this."""
+        patcher.original("_thread").start_new_thread(function, ())
+
+    def native_ident(self) -> int:
+        """What threading.get_ident was."""
+        return int(patcher.original("_thread").get_ident())
+
+    def native_sleep(self, seconds: float) -> None:
+        """What time.sleep was."""
+        patcher.original("time").sleep(seconds)
+
+
+class EventletPool(GreenPool):
+    """See amqtask.pool.Pool."""
+
+    name: ClassVar[str] = "eventlet"
+    hub_class: ClassVar[type[Hub]] = EventletHub

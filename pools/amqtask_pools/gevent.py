@@ -1,0 +1,59 @@
+"""gevent: a slot is a greenlet of gevent's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gevent
+from gevent import monkey
+
+from amqtask_pools._green import GreenPool
+
+if TYPE_CHECKING:
+    from amqtask_pools._green import Cancellable, Hub
+
+
+class GeventHub:
+    """See amqtask_pools._green.Hub. It belongs to the thread that makes it."""
+
+    def __init__(self) -> None:
+        hub = gevent.get_hub()
+        self.call_soon: Callable[..., Any] = hub.loop.run_callback
+        self.current: Callable[[], Any] = gevent.getcurrent
+        self.wait: Callable[[], Any] = hub.switch
+        self.sleep: Callable[[float], Any] = gevent.sleep
+        self.spawn: Callable[[Callable[[], None]], Any] = gevent.spawn_raw
+
+    @staticmethod
+    def patch() -> None:
+        """Everything that gevent patches by default."""
+        monkey.patch_all()
+
+    def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
+        """Not started: the first switch does."""
+        return gevent.Greenlet(function, argument), ()
+
+    def timeout(self, seconds: float, error: BaseException) -> Cancellable:
+        """gevent's own."""
+        started: Cancellable = gevent.Timeout.start_new(seconds, error)
+        return started
+
+    def start_native_thread(self, function: Callable[[], None]) -> None:
+        """Daemonic, as all threads that are started like this."""
+        monkey.get_original("_thread", "start_new_thread")(function, ())
+
+    def native_ident(self) -> int:
+        """What threading.get_ident was."""
+        return int(monkey.get_original("_thread", "get_ident")())
+
+    def native_sleep(self, seconds: float) -> None:
+        """What time.sleep was."""
+        monkey.get_original("time", "sleep")(seconds)
+
+
+class GeventPool(GreenPool):
+    """See amqtask.pool.Pool."""
+
+    name: ClassVar[str] = "gevent"
+    hub_class: ClassVar[type[Hub]] = GeventHub
