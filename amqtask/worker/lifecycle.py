@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,10 +76,8 @@ class Lifecycle:
         worker, setup = self._worker, self._setup
         self._load_state()
         worker.pool.start()
-        if setup.install_signals and threading.current_thread() is threading.main_thread():
-            self._handlers.install()
-            if hasattr(signal, "SIGUSR1") and _has_file(sys.stderr):
-                faulthandler.register(signal.SIGUSR1, all_threads=True)
+        if setup.install_signals and self._handlers.install() and hasattr(signal, "SIGUSR1") and _has_file(sys.stderr):
+            faulthandler.register(signal.SIGUSR1, all_threads=True)
         for name, limit in setup.rate_limits.items():
             worker.throttle.set_rate(name, limit)
         worker.publisher.start()

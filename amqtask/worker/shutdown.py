@@ -179,13 +179,19 @@ class SignalHandlers:
         self._process = 0
         self._came: list[int] = []
 
-    def install(self) -> None:
-        """Only in the main thread, as Python demands."""
+    def install(self) -> bool:
+        """False in any thread but the main one, where Python takes no handlers.
+
+        Trying is the only way to know: under eventlet the main greenlet does not pass for the main thread."""
         self._process = os.getpid()
         for name in self.SIGNALS:
             signum = getattr(signal, name, None)
             if signum is not None:
-                self._previous[signum] = signal.signal(signum, self._note)
+                try:
+                    self._previous[signum] = signal.signal(signum, self._note)
+                except ValueError:
+                    return False
+        return True
 
     def restore(self) -> None:
         for signum, handler in self._previous.items():
