@@ -63,6 +63,7 @@ class PoolOptions:
     on_child_start: Callable[[], None] | None = None
 
 
+# Called on the loop. With an empty sequence it says only that `free` may have changed.
 OnOutcomes = Callable[[Sequence["Outcome"]], None]
 
 
@@ -70,7 +71,8 @@ class Pool(Protocol):
     """Runs requests. Constructed with everything it needs; `start` before the first `submit`."""
 
     name: ClassVar[str]
-    # Of {"soft", "hard"}: the time limits this pool can enforce; a task that asks for another is refused at start-up.
+    # Of {"soft", "hard"}: the time limits this pool can enforce; a task that asks for another is refused at start-up
+    # (ask `limits_of`, which knows the pools that have others for `def` tasks).
     limits: ClassVar[frozenset[str]]
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None: ...
@@ -108,39 +110,40 @@ class Pool(Protocol):
     def stats(self) -> dict[str, Any]: ...
 
 
+def limits_of(pool_class: type[Pool], *, is_async: bool) -> frozenset[str]:
+    """The limits that a pool enforces for `async def` tasks, or for `def` tasks.
+
+    A pool that runs the two in different places says the latter in `def_limits`; for the others `limits` is for both.
+    """
+    found: frozenset[str] = pool_class.limits
+    return found if is_async else getattr(pool_class, "def_limits", found)
+
+
 GROUP = "amqtask.pools"
-# Ours by name, so that a worker does not pay for importlib.metadata (20 ms); the entry points say the same.
-OURS = {
-    "prefork": "amqtask_pools.prefork:PreforkPool",
-    "processes": "amqtask_pools.prefork:PreforkPool",
-    "threads": "amqtask_pools.threads:ThreadsPool",
-    "solo": "amqtask_pools.solo:SoloPool",
-    "eventlet": "amqtask_pools.eventlet:EventletPool",
-    "gevent": "amqtask_pools.gevent:GeventPool",
-    "asyncio": "amqtask_pools.asyncio:AsyncioPool",
-}
 
 
 def find_pool(name: str) -> type[Pool]:
-    """The pool class of that name. Raises: PoolNotFound for an unknown one, or when its library is not installed."""
-    path = OURS.get(name) or _plugins().get(name)
-    if path is None:
-        known = sorted({*OURS, *_plugins()})
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise PoolNotFound(f"there is no pool {name!r}.{hint} There are: {', '.join(known)}.")
-    module, _, attribute = path.partition(":")
+    """The pool class of that name, by entry point. Raises: PoolNotFound (unknown, or its library is not installed)."""
+    # Not imported above: importlib.metadata costs 20 ms and brings threading and socket, which green pools patch first.
+    metadata: Any = importlib.import_module("importlib.metadata")
+    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    if name not in points:
+        raise PoolNotFound(_unknown(name, sorted(points)))
     try:
-        found: type[Pool] = getattr(importlib.import_module(module), attribute)
+        found: type[Pool] = points[name].load()
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("amqtask"):
+        if not error.name or error.name.partition(".")[0] in ("amqtask", "amqtask_pools"):
             raise
-        raise PoolNotFound(
-            f"the pool {name!r} needs {error.name!r}, which is not installed: pip install \"amqtask[{name}]\""
-        ) from error
+        library = error.name.partition(".")[0]
+        of_ours = str(points[name].value).startswith("amqtask_pools.")
+        wanted = f"amqtask[{name}]" if of_ours else library
+        raise PoolNotFound(f'pool {name!r} needs {library}, which is not installed: pip install "{wanted}"') from error
     return found
 
 
-def _plugins() -> dict[str, str]:
-    metadata = importlib.import_module("importlib.metadata")
-    return {point.name: str(point.value) for point in metadata.entry_points(group=GROUP)}
+def _unknown(name: str, known: list[str]) -> str:
+    if not known:
+        return f"no pool {name!r}: none is registered. Is amqtask installed (pip install -e . in a checkout)?"
+    near = difflib.get_close_matches(name, known, n=2)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"no pool {name!r}.{hint} There are: {', '.join(known)}."

@@ -44,6 +44,7 @@ class AsyncioPool(SlotPool):
 
     name: ClassVar[str] = "asyncio"
     limits: ClassVar[frozenset[str]] = frozenset({"soft", "hard"})
+    def_limits: ClassVar[frozenset[str]] = frozenset({"hard"})
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         super().__init__(executor, loop, on_outcomes, options)

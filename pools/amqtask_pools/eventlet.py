@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import eventlet
-from eventlet import hubs, patcher
-from eventlet.greenthread import GreenThread
-
 from amqtask_pools._green import GreenPool
+
+with warnings.catch_warnings():
+    # It says that it is only maintained; who says -P eventlet has decided that, and every worker start would repeat it.
+    warnings.simplefilter("ignore")
+    import eventlet
+    from eventlet import hubs, patcher
+    from eventlet.greenthread import GreenThread
 
 if TYPE_CHECKING:
     from amqtask_pools._green import Cancellable, Hub

@@ -1,30 +1,39 @@
 """solo: one slot, the worker's own thread. For debugging, and for one task at a time without any machinery.
 
-While a task keeps the thread, nobody would turn the I/O loop: heartbeats and answers would wait. A helper thread therefore
-turns it once a second for a task that runs longer; a lock that the worker's thread holds except while it runs a task keeps
-the two apart, so the loop never sees two threads at once.
+While a task keeps the thread nobody turns the I/O loop: heartbeats and answers would wait. So a helper thread turns it for a
+task that runs longer than PATIENCE. A lock that the worker's thread holds except while it runs a task keeps the two apart:
+the loop never sees two threads at once.
+
+The soft limit and the end from outside are a signal whose handler raises in the task; that needs the main thread.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
 from collections import deque
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amqtask.exceptions import SoftTimeLimitExceeded
+from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
+from amqtask.execution.executor import Executor
+from amqtask.execution.interrupts import Abandoned
 
 if TYPE_CHECKING:
-    from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
+logger = logging.getLogger("amqtask.pools")
+
 # Seconds that a task may keep the loop before the helper serves it, and between two such services.
-PATIENCE = 1.0
+PATIENCE, SERVICE_EVERY = 1.0, 0.2
 # Outcomes of short tasks are handed over together, but none waits longer than this for the others (seconds).
 BATCH_TIME = 0.005
+# A burst is taken at once: with one slot nothing can wait behind a task that another slot would run.
+BURST = 64
 
 
 class SoloPool:
@@ -42,6 +51,10 @@ class SoloPool:
         self._since = 0.0
         self._total = 0
         self._is_due = False
+        # What the next alarm raises in the task.
+        self._interruption: BaseException | None = None
+        self._main: int | None = None
+        self._handler_before: Any = None
         self._stopped = threading.Event()
         self._loop_lock = threading.Lock()
         self._helper: threading.Thread | None = None
@@ -52,8 +65,13 @@ class SoloPool:
 
     def start(self) -> None:
         """The calling thread is the slot."""
+        if self._helper is not None:
+            return
         self._loop_lock.acquire()
-        self._helper = threading.Thread(target=self._serve_loop, name="amqtask solo helper", daemon=True)
+        if threading.current_thread() is threading.main_thread():
+            self._main = threading.get_ident()
+            self._handler_before = signal.signal(signal.SIGALRM, self._on_alarm)
+        self._helper = threading.Thread(target=self._serve_loop, name="amqtask-solo-helper", daemon=True)
         self._helper.start()
 
     @property
@@ -63,87 +81,114 @@ class SoloPool:
 
     @property
     def free(self) -> int:
-        """A burst is taken at once: with one slot nothing can wait behind a task that another slot would run."""
-        return 0 if self._running is not None else max(0, 64 - len(self._waiting))
+        """How many more are taken now."""
+        return 0 if self._running is not None else BURST - len(self._waiting)
 
     def submit(self, request: Request) -> None:
-        """Run at the end of this loop turn."""
+        """Run at the end of this loop turn, in the order of submission."""
         self._waiting.append(request)
+        self._call_work()
+
+    def _call_work(self) -> None:
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._work)
 
     def _work(self) -> None:
-        """Run what waits; hand outcomes over at once when a batch took long enough."""
         self._is_due = False
-        waiting, execute = self._waiting, self._executor.execute
-        outcomes: list[Outcome] = []
+        waiting, outcomes = self._waiting, []
         started = time.perf_counter()
-        release, acquire = self._loop_lock.release, self._loop_lock.acquire
-        while waiting and not self._stopped.is_set():
-            request = waiting.popleft()
-            self._running = request
-            self._since = time.monotonic()
-            release()
-            try:
-                outcomes.append(execute(request) if request.soft_limit is None else self._limited(request))
-            finally:
-                acquire()
-                self._running = None
+        while waiting:
+            outcome = self._run(waiting.popleft())
+            if self._stopped.is_set():  # while it ran: it has been given back
+                break
+            outcomes.append(outcome)
             if time.perf_counter() - started > BATCH_TIME:
                 break
-        self._total += len(outcomes)
-        if waiting and not self._is_due:
-            self._is_due = True
-            self._loop.call_soon(self._work)
+        if waiting:
+            self._call_work()
         if outcomes:
+            self._total += len(outcomes)
             self._on_outcomes(outcomes)
 
-    def _limited(self, request: Request) -> Outcome:
-        """Raise SoftTimeLimitExceeded in the task; only the main thread gets signals."""
+    def _run(self, request: Request) -> Outcome:
+        self._since = time.monotonic()
+        self._running = request
+        self._loop_lock.release()
+        try:
+            return self._executor.execute(request) if request.soft_limit is None else self._run_limited(request)
+        finally:
+            self._loop_lock.acquire()
+            self._running = None
+            self._interruption = None
+
+    def _run_limited(self, request: Request) -> Outcome:
         limit = request.soft_limit
-        if limit is None or threading.current_thread() is not threading.main_thread():
+        if limit is None or self._main is None:
+            logger.warning("the soft limit of %s is not enforced: the worker has not the main thread", request.task)
             return self._executor.execute(request)
-
-        def exceeded(*_: Any) -> None:
-            raise SoftTimeLimitExceeded(limit)
-
-        previous = signal.signal(signal.SIGALRM, exceeded)
+        self._interruption = SoftTimeLimitExceeded(limit)
         signal.setitimer(signal.ITIMER_REAL, limit)
         try:
             return self._executor.execute(request)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
+
+    def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
+        """Raise in the task, and nowhere else: not in our own code just before or after it."""
+        error = self._interruption
+        while error is not None and frame is not None:
+            if frame.f_code is _EXECUTE:
+                self._interruption = None
+                raise error
+            frame = frame.f_back
+
+    def _interrupt(self, error: BaseException) -> bool:
+        """From the helper, while it serves the loop."""
+        if self._main is None:
+            return False
+        self._interruption = error
+        signal.pthread_kill(self._main, signal.SIGALRM)
+        return True
 
     def _serve_loop(self) -> None:
-        """The helper: one loop turn a second while a task runs long."""
         service = getattr(self._loop, "service", None)
         if service is None:
             return
-        while not self._stopped.wait(PATIENCE):
+        while not self._stopped.wait(SERVICE_EVERY):
             if self._running is None or time.monotonic() - self._since < PATIENCE:
                 continue
-            with self._loop_lock:
-                if self._running is not None:
-                    service()
+            if self._loop_lock.acquire(blocking=False):
+                try:
+                    if self._running is not None:
+                        service()
+                finally:
+                    self._loop_lock.release()
 
     def resize(self, slots: int) -> None:
         """One slot is all there is."""
 
     def terminate(self, number: int, reason: str) -> bool:
-        """Nobody can end a task in the worker's own thread."""
-        return False
+        """Possible while the helper serves the loop: once the task runs longer than PATIENCE."""
+        running = self._running
+        return running is not None and running.number == number and self._interrupt(Terminated(reason))
 
     def stop(self) -> list[Request]:
-        """What waits is given back; a running task cannot be ended from here."""
+        """What waits is given back; so is a running task, which is interrupted."""
         self._stopped.set()
         left = list(self._waiting)
         self._waiting.clear()
         if self._running is not None:
             left.insert(0, self._running)
+            self._interrupt(Abandoned())
+        elif self._main == threading.get_ident() and self._handler_before is not None:
+            signal.signal(signal.SIGALRM, self._handler_before)
+            self._handler_before = None
         return left
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""
-        return {"max-concurrency": 1, "processes": [], "total": self._total}
+        return {"max-concurrency": 1, "processes": [], "running": int(self._running is not None), "total": self._total}
+
+
+_EXECUTE = Executor.execute.__code__

@@ -1,0 +1,136 @@
+"""PlainLoop: the I/O loop contract in a page of Python, for tests of pools and workers without a broker."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+
+Callback = Callable[[], None]
+
+
+class PlainTimer:
+    """A pending call of a PlainLoop."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Forget it."""
+        self.is_cancelled = True
+
+
+class PlainLoop:
+    """See amqtask.pool.Loop. Cooperative under monkey-patching: it polls with what that left of `selectors`."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._callbacks: dict[int, list[Callback | None]] = {}
+        self._timers: list[tuple[float, int, PlainTimer]] = []
+        self._count = itertools.count()
+        self._soon: list[Callback] = []
+        self._from_threads: deque[Callback] = deque()
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
+        self.add_reader(self._wake_reader, self._woken)
+
+    # -- the contract
+
+    def call_later(self, delay: float, callback: Callback) -> PlainTimer:
+        """Run `callback` after `delay` seconds."""
+        timer = PlainTimer(callback)
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._count), timer))
+        return timer
+
+    def call_soon(self, callback: Callback) -> None:
+        """Run at the end of this turn."""
+        self._soon.append(callback)
+
+    def call_soon_threadsafe(self, callback: Callback) -> None:
+        """From anywhere."""
+        self._from_threads.append(callback)
+        try:
+            os.write(self._wake_writer, b"\0")
+        except BlockingIOError:
+            pass  # so full that it will wake up anyway
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        """Call when `fd` can be read."""
+        self._set(fd, 0, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        """Stop watching."""
+        self._set(fd, 0, None)
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        """Call while `fd` takes writes."""
+        self._set(fd, 1, callback)
+
+    def remove_writer(self, fd: int) -> None:
+        """Stop watching."""
+        self._set(fd, 1, None)
+
+    # -- running
+
+    def run_until(self, predicate: Callable[[], object], timeout: float = 10.0) -> None:
+        """Turn until the predicate holds. Raises: TimeoutError."""
+        deadline = time.monotonic() + timeout
+        while not predicate():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"it did not happen within {timeout:g} s")
+            self._turn(min(left, 0.05))
+
+    def service(self) -> None:
+        """One turn that waits for nothing, for a task that keeps the loop's thread."""
+        self._turn(0)
+
+    def close(self) -> None:
+        """Release the descriptors."""
+        self._selector.close()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+
+    def _turn(self, longest: float) -> None:
+        for key, events in self._selector.select(self._until_next(longest)):
+            for bit, which in ((selectors.EVENT_READ, 0), (selectors.EVENT_WRITE, 1)):
+                callback = self._callbacks.get(key.fd, [None, None])[which]
+                if events & bit and callback is not None:
+                    callback()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            timer = heapq.heappop(self._timers)[2]
+            if not timer.is_cancelled:
+                timer.callback()
+        batch, self._soon = self._soon, []
+        for callback in batch:
+            callback()
+
+    def _until_next(self, longest: float) -> float:
+        if self._soon:
+            return 0
+        return max(0.0, min(longest, self._timers[0][0] - time.monotonic())) if self._timers else longest
+
+    def _woken(self) -> None:
+        os.read(self._wake_reader, 4096)
+        while self._from_threads:
+            self._from_threads.popleft()()
+
+    def _set(self, fd: int, which: int, callback: Callback | None) -> None:
+        known = fd in self._callbacks
+        callbacks = self._callbacks.setdefault(fd, [None, None])
+        callbacks[which] = callback
+        wanted = (selectors.EVENT_READ if callbacks[0] else 0) | (selectors.EVENT_WRITE if callbacks[1] else 0)
+        if not wanted:
+            del self._callbacks[fd]
+            if known:
+                self._selector.unregister(fd)
+        elif known:
+            self._selector.modify(fd, wanted)
+        else:
+            self._selector.register(fd, wanted)

@@ -1,0 +1,215 @@
+"""Tasks and their surroundings for tests of executors and pools: no app, no broker, and all survives a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from amqtask.exceptions import EncodeError, Retry, SoftTimeLimitExceeded
+from amqtask.execution.context import current_context
+from amqtask.execution.executor import Executor
+from amqtask.execution.request import Request
+from amqtask.message import Message, Properties
+from amqtask.protocol.result import ResultMessage, encode_result
+from amqtask.serialization import content_types
+
+
+class PlainTask:
+    """A task as the executor sees it: a function and options under Task's names."""
+
+    overridden_hooks: frozenset[str] = frozenset()
+
+    def __init__(self, function: Callable[..., Any], name: str = "", **options: Any) -> None:
+        self.name = name or function.__name__
+        self.run = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.ignore_result = False
+        self.store_errors_even_if_ignored = False
+        self.track_started = False
+        self.acks_late = True
+        self.acks_on_failure = True
+        self.acks_on_timeout = True
+        self.reject_on_worker_lost = True
+        self.max_retries: int | None = 3
+        self.default_retry_delay = 180.0
+        self.throws: tuple[type[BaseException], ...] = ()
+        self.autoretry_for: tuple[type[BaseException], ...] = ()
+        self.dont_autoretry_for: tuple[type[BaseException], ...] = ()
+        self.retry_kwargs: dict[str, Any] = {}
+        self.retry_backoff = 0.0
+        self.retry_backoff_max = 600.0
+        self.retry_jitter = True
+        self.soft_time_limit: float | None = None
+        self.time_limit: float | None = None
+        self.__dict__.update(options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None: ...
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None: ...
+
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+
+    def retry(self, *, exc: BaseException | None = None, countdown: float | None = None, **options: Any) -> Any:
+        """Retry until `max_retries`, then the error itself."""
+        context = current_context()
+        retries = context.retries if context is not None else 0
+        if self.max_retries is not None and retries >= self.max_retries and exc is not None:
+            raise exc
+        raise Retry(exc=exc, when=self.default_retry_delay if countdown is None else countdown)
+
+
+class PlainComposer:
+    """Follow-ups as messages that say what they are."""
+
+    def compose_retry(self, request: Request, context: Any, *, when: Any, sig: Any) -> Message:
+        """The routing key is `retry`."""
+        return _message("retry", {"id": request.id, "retries": context.retries + 1, "when": when})
+
+    def compose_next(self, signature: Mapping[str, Any], result: Any, context: Any, chain: list[Any]) -> list[Message]:
+        """The routing key is the next task's name."""
+        return [_message(signature["task"], {"args": [result], "chain": chain})]
+
+
+class AmqpStore:
+    """A result store as `rpc://` is one: results are messages."""
+
+    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
+        """Raises: EncodeError."""
+        body, content_type, encoding = encode_result(result, "json")
+        properties = Properties(content_type=content_type, content_encoding=encoding, correlation_id=correlation_id)
+        return Message(body, properties, routing_key=reply_to or "replies")
+
+    def store(self, result: ResultMessage) -> None:
+        """Nothing is stored here."""
+
+
+def _message(routing_key: str, value: Any) -> Message:
+    try:
+        return Message(json.dumps(value).encode(), Properties(content_type="application/json"), routing_key=routing_key)
+    except TypeError as error:
+        raise EncodeError(str(error)) from error
+
+
+def request(number: int, task: str, *args: Any, embed: dict[str, Any] | None = None, **options: Any) -> Request:
+    """A request as the worker makes them; `options` are Request's."""
+    headers = {"task": task, "id": f"id-{number}", "retries": 0, **options.pop("headers", {})}
+    body = options.pop("body", None)
+    if body is None:
+        body = json.dumps([args, {}, embed or {}]).encode()
+    return Request(number=number, id=f"id-{number}", task=task, headers=headers, body=body, **options)
+
+
+def make_executor(*tasks: PlainTask, **options: Any) -> Executor:
+    """An executor of these tasks; `options` are Executor's."""
+    options.setdefault("store", AmqpStore())
+    return Executor(
+        {task.name: task for task in tasks},
+        accept=content_types(["json"]),
+        composer=PlainComposer(),
+        hostname="tests@here",
+        **options,
+    )
+
+
+# -- tasks that do what tests of pools need; they tell each other things through files, so processes will do
+
+
+def add(x: int, y: int) -> int:
+    """The one that everybody knows."""
+    return x + y
+
+
+async def add_async(x: int, y: int) -> int:
+    """The same, as a coroutine that waits."""
+    await asyncio.sleep(0.001)
+    return x + y
+
+
+def fail(text: str) -> None:
+    """An ordinary error."""
+    raise ValueError(text)
+
+
+def leave_the_process() -> None:
+    """What a library that calls sys.exit does."""
+    sys.exit(3)
+
+
+def try_again() -> None:
+    """Wants to run once more."""
+    raise Retry(exc=ValueError("not yet"), when=1.5)
+
+
+def wait_for(folder: str, name: str, until: str, seconds: float = 10.0) -> str:
+    """Say that it runs, then wait until a file appears."""
+    place = Path(folder)
+    (place / f"{name}.started").touch()
+    deadline = time.monotonic() + seconds
+    while not (place / until).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{until} did not appear")
+        time.sleep(0.005)
+    (place / f"{name}.ended").touch()
+    return name
+
+
+async def wait_for_async(folder: str, name: str, until: str, seconds: float = 10.0) -> str:
+    """The same, as a coroutine."""
+    place = Path(folder)
+    (place / f"{name}.started").touch()
+    deadline = time.monotonic() + seconds
+    while not (place / until).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{until} did not appear")
+        await asyncio.sleep(0.005)
+    (place / f"{name}.ended").touch()
+    return name
+
+
+def clean_up(folder: str) -> str:
+    """Waits, and handles its soft limit."""
+    try:
+        wait_for(folder, "cleaner", "never")
+    except SoftTimeLimitExceeded:
+        return "cleaned up"
+    return "not limited"
+
+
+async def clean_up_async(folder: str) -> str:
+    """The same, as a coroutine."""
+    try:
+        await wait_for_async(folder, "cleaner", "never")
+    except SoftTimeLimitExceeded:
+        await asyncio.sleep(0)
+        return "cleaned up"
+    return "not limited"
+
+
+def who_am_i(folder: str, name: str, until: str) -> list[Any]:
+    """The id in `task.request` before and after it waited."""
+    before = current_context()
+    wait_for(folder, name, until)
+    after = current_context()
+    return [before and before.id, after and after.id, os.getpid()]
+
+
+POOL_TASKS = tuple(
+    PlainTask(function)
+    for function in (
+        add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async, who_am_i,
+    )
+)  # fmt: skip
