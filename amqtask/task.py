@@ -168,6 +168,8 @@ class Task(Generic[P, R]):
         return self.app.run_inline(self, tuple(args or ()), dict(kwargs or {}), options)
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.app.is_finalized:
+            self.app.finalize()
         check = self._check
         if check is not None:
             try:

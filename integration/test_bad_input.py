@@ -211,7 +211,7 @@ def test_a_refused_login_is_said_at_once(rabbit: Broker) -> None:
 
 def test_a_worker_with_a_refused_login_ends_with_an_error(rabbit: Broker) -> None:
     url = rabbit.url.replace("guest:guest", "guest:wrong")
-    code, output = run_cli("-A", SAMPLE, "-b", url, "worker", "-P", "solo")
+    code, output = run_cli("-A", SAMPLE, "-b", url, "worker", "-P", "prefork", "-c", "1")
 
     assert code == 1
     assert "guest" in output

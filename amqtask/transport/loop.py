@@ -104,7 +104,8 @@ class PikaLoop:
             self.pika.remove_handler(fd)
 
     def _on_event(self, fd: int, events: int) -> None:
-        if events & (IOLoop.READ | IOLoop.ERROR):
+        # A hang-up (the other end of a pipe is closed) comes alone, without READ.
+        if events & ~IOLoop.WRITE:
             reader = self._readers.get(fd)
             if reader is not None:
                 reader()

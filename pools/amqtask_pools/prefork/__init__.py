@@ -132,8 +132,7 @@ class PreforkPool:
         left: list[Request] = list(self._returned)
         self._returned.clear()
         for child in self._children:
-            self._loop.remove_reader(child.fd)
-            self._loop.remove_writer(child.fd)
+            self._unwatch(child)
             left += child.given.values()
             if child.given:
                 child.kill()
@@ -170,6 +169,7 @@ class PreforkPool:
         child = ChildProcess(self._context, self._executor, self._options, inherited)
         self._children.append(child)
         self._loop.add_reader(child.fd, lambda: self._readable(child))
+        self._loop.add_reader(child.sentinel, lambda: self._ended(child))
 
     def _refill(self) -> None:
         """Replace what is missing; slower when children die as soon as they start."""
@@ -266,7 +266,7 @@ class PreforkPool:
     # -- outcomes come
 
     def _readable(self, child: ChildProcess) -> None:
-        outcomes, is_there = child.receive()
+        outcomes = child.receive()
         if outcomes:
             self._quick_deaths = 0
             mean = self._mean
@@ -283,8 +283,6 @@ class PreforkPool:
                 self._give_returned()
             if expected:
                 self._on_outcomes(expected)
-        if not is_there:
-            self._gone(child)
 
     def _forget_limit(self, number: int) -> None:
         timer = self._hard_limits.pop(number, None)
@@ -307,10 +305,10 @@ class PreforkPool:
             )
             child.kill()
 
-    def _gone(self, child: ChildProcess) -> None:
+    def _ended(self, child: ChildProcess) -> None:
         """A child's end: its unread requests go to others, the one it ran is reported lost, another child starts."""
-        self._loop.remove_reader(child.fd)
-        self._loop.remove_writer(child.fd)
+        self._readable(child)  # what it answered with its last breath
+        self._unwatch(child)
         self._children.remove(child)
         self._take_back(child)
         ending = child.ending
@@ -326,6 +324,11 @@ class PreforkPool:
             self._forget_limit(request.number)
         if outcomes:
             self._on_outcomes(outcomes)
+
+    def _unwatch(self, child: ChildProcess) -> None:
+        self._loop.remove_reader(child.sentinel)
+        self._loop.remove_reader(child.fd)
+        self._loop.remove_writer(child.fd)
 
     def _end(self, child: ChildProcess, request: Request, ending: str, *, first: bool) -> Outcome:
         if first and child.revoke_reason is not None:

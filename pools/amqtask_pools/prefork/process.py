@@ -55,6 +55,11 @@ class ChildProcess:
         return int(self._sock.fileno())
 
     @property
+    def sentinel(self) -> int:
+        """Readable once the process has ended (our own copy of its socket keeps `fd` from saying so)."""
+        return int(self.process.sentinel)
+
+    @property
     def sockets(self) -> list[Any]:
         """What a sibling must close."""
         return [self._sock, self._child_end]
@@ -99,18 +104,16 @@ class ChildProcess:
                 return
             self._unsent.popleft()
 
-    def receive(self) -> tuple[list[Outcome], bool]:
-        """The outcomes that came, and whether the child is still there."""
+    def receive(self) -> list[Outcome]:
+        """The outcomes that came."""
         outcomes: list[Outcome] = []
         while True:
             try:
                 packet = self._sock.recv(1 << 17)
-            except BlockingIOError:
-                return outcomes, True
-            except OSError:
-                return outcomes, False
+            except OSError:  # nothing more for now, or for ever: the sentinel tells
+                return outcomes
             if not packet:
-                return outcomes, False
+                return outcomes
             body = self._joiner.feed(packet)
             if body is not None:
                 outcomes += decode_outcomes(body)
