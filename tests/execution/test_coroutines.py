@@ -1,0 +1,131 @@
+"""Coroutines without a loop, and interrupted where they wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
+from amqtask.execution.coroutines import CoroutineRunner, Interruptible
+
+
+def test_loops_are_used_again() -> None:
+    async def which() -> int:
+        return id(asyncio.get_running_loop())
+
+    runner = CoroutineRunner()
+    assert runner(which()) == runner(which())
+    runner.close()
+
+
+def test_what_a_task_leaves_running_is_cancelled() -> None:
+    left: list[asyncio.Task[Any]] = []
+
+    async def start() -> None:
+        left.append(asyncio.create_task(asyncio.sleep(60)))
+
+    runner = CoroutineRunner()
+    runner(start())
+    assert left[0].cancelled()
+    runner.close()
+
+
+def test_a_forked_child_makes_its_own_loop() -> None:
+    async def which() -> int:
+        return id(asyncio.get_running_loop())
+
+    runner = CoroutineRunner()
+    before = runner(which())
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if runner(which()) != before else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert runner(which()) == before
+    runner.close()
+
+
+def test_a_signal_in_the_loop_itself_is_raised_in_the_coroutine() -> None:
+    async def wait() -> str:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            await asyncio.sleep(60)
+        except SoftTimeLimitExceeded:
+            await asyncio.sleep(0)
+            return "cleaned up"
+        return "not interrupted"
+
+    def ring(*_: Any) -> None:
+        raise SoftTimeLimitExceeded(0.05)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    runner = CoroutineRunner()
+    try:
+        assert runner(wait()) == "cleaned up"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        runner.close()
+
+
+async def interrupted(waiting: Any, error: BaseException) -> Any:
+    """Run a coroutine and raise `error` in it once it waits."""
+    running = Interruptible(waiting)
+
+    async def drive(awaitable: Awaitable[Any]) -> Any:
+        return await awaitable
+
+    running.task = asyncio.ensure_future(drive(running))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    running.interrupt(error)
+    return await running.task
+
+
+def test_an_interruption_is_the_error_itself() -> None:
+    async def wait() -> str:
+        try:
+            await asyncio.sleep(60)
+        except SoftTimeLimitExceeded as error:
+            return str(error.args[0])
+        return "not interrupted"
+
+    assert asyncio.run(interrupted(wait(), SoftTimeLimitExceeded(3.0))) == "3.0"
+
+
+def test_an_interruption_cancels_what_the_coroutine_waits_for() -> None:
+    children: list[asyncio.Task[Any]] = []
+
+    async def wait() -> None:
+        children.extend(asyncio.create_task(asyncio.sleep(60)) for _ in range(2))
+        await asyncio.gather(*children)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        asyncio.run(interrupted(wait(), SoftTimeLimitExceeded(3.0)))
+    assert all(child.cancelled() for child in children)
+
+
+def test_except_exception_does_not_hold_a_termination() -> None:
+    async def wait() -> str:
+        try:
+            await asyncio.sleep(60)
+        except Exception:
+            return "held"
+        return "not interrupted"
+
+    with pytest.raises(Terminated):
+        asyncio.run(interrupted(wait(), Terminated("now")))
+
+
+def test_a_task_may_go_on_after_an_interruption() -> None:
+    async def wait() -> str:
+        try:
+            await asyncio.sleep(60)
+        except SoftTimeLimitExceeded:
+            await asyncio.wait_for(asyncio.sleep(0), 10)
+        return "went on"
+
+    assert asyncio.run(interrupted(wait(), SoftTimeLimitExceeded(3.0))) == "went on"

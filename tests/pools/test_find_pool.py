@@ -1,0 +1,57 @@
+"""Pools by name, and the words for those that are not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amqtask.exceptions import PoolNotFound
+from amqtask.pool import find_pool, limits_of
+
+
+def test_a_pool_is_found_by_its_entry_point() -> None:
+    assert find_pool("threads").name == "threads"
+    assert find_pool("processes").name == "prefork"
+
+
+def test_an_unknown_name_gets_near_ones_and_the_list() -> None:
+    with pytest.raises(PoolNotFound) as caught:
+        find_pool("eventlt")
+
+    assert "Did you mean 'eventlet'" in str(caught.value)
+    assert "prefork" in str(caught.value)
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
+    program = """
+import sys
+sys.modules["gevent"] = None
+from amqtask.exceptions import PoolNotFound
+from amqtask.pool import find_pool
+try:
+    find_pool("gevent")
+except PoolNotFound as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert 'pip install "amqtask[gevent]"' in done.stdout
+
+
+def test_the_contract_loads_nothing_that_must_be_patched_first() -> None:
+    program = "import sys, amqtask.pool; print([n for n in ('threading', 'socket', 'pika', 'ssl') if n in sys.modules])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True, cwd=root)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_def_tasks_have_other_limits_than_coroutines_in_the_asyncio_pool() -> None:
+    pool = find_pool("asyncio")
+
+    assert limits_of(pool, is_async=True) == {"soft", "hard"}
+    assert limits_of(pool, is_async=False) == {"hard"}
+    assert limits_of(find_pool("threads"), is_async=True) == frozenset()

@@ -1,0 +1,88 @@
+"""What does not end when it is told to: named in the log, and its slot is free for others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amqtask import states
+from amqtask.execution.outcome import Outcome
+from amqtask.pool import PoolOptions
+from amqtask.testing.loop import PlainLoop
+from amqtask.testing.tasks import PlainTask, add, make_executor, request
+from amqtask_pools import asyncio as asyncio_pool
+from amqtask_pools._hub_watch import HubWatch
+
+TASKS = (PlainTask(add),)
+
+
+def test_a_coroutine_that_swallows_its_hard_limit_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = threading.Event()
+
+    async def deaf() -> None:
+        while not ends.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except BaseException:
+                continue
+
+    monkeypatch.setattr(asyncio_pool, "GRACE", 0.1)
+    loop, outcomes = PlainLoop(), list[Outcome]()
+    executor = make_executor(PlainTask(deaf, "deaf"), PlainTask(add))
+    pool = asyncio_pool.AsyncioPool(executor, loop, outcomes.extend, PoolOptions(slots=1))
+    pool.start()
+    pool.submit(request(1, "deaf", hard_limit=0.1))
+    loop.run_until(lambda: outcomes)
+    pool.submit(request(2, "add", 1, 1))
+    loop.run_until(lambda: len(outcomes) == 2)
+    ends.set()
+    pool.stop()
+    loop.close()
+
+    assert [(each.number, each.state) for each in outcomes] == [(1, states.FAILURE), (2, states.SUCCESS)]
+    assert "task deaf[id-1] does not end" in caplog.text
+
+
+class NativeHub:
+    """What HubWatch asks of a hub, where nothing is patched."""
+
+    native_sleep = staticmethod(time.sleep)
+    native_ident = staticmethod(threading.get_ident)
+
+    def start_native_thread(self, function: Callable[[], None]) -> None:
+        threading.Thread(target=function, daemon=True).start()
+
+
+def test_a_task_that_keeps_the_hub_is_named_with_its_place(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    reported = threading.Event()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reported.set()
+
+    def run(request: Any) -> bool:
+        return reported.wait(10)
+
+    logger = logging.getLogger("amqtask.pools")
+    handler = Heard(logging.WARNING)
+    logger.addHandler(handler)
+    loop, hub = PlainLoop(), NativeHub()
+    watch = HubWatch(hub, loop, run.__code__, blocked_after=0.2)  # type: ignore[arg-type] # it asks for no more than that
+    watch.start()
+    is_heard = run(request(7, "add", 1, 1))
+    watch.stop()
+    logger.removeHandler(handler)
+    loop.close()
+
+    assert is_heard
+    assert "task add[id-7] has kept the hub" in caplog.text
+    assert "test_given_up.py" in caplog.text
