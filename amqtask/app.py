@@ -279,18 +279,18 @@ class AmqTask:
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
-        self, *, bind: Literal[True], **options: Any
+        self, /, *, bind: Literal[True], **options: Any
     ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
     @overload
-    def task(self, *, bind: Literal[False] = False, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-    def task(self, function: Any = None, /, **options: Any) -> Any:
+    def task(self, /, *, bind: Literal[False] = False, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
         """Make a function a task: `@app.task` or `@app.task(name=…, bind=True, max_retries=5, …)`.
 
         Options are the attributes of Task, and bind, base, name, shared, pydantic. Raises: TypeError for an unknown one.
         """
         if function is None:
-            return lambda decorated: self._make(decorated, **options)
-        return self._make(function, **options)
+            return lambda decorated: self._make(decorated, bind=bind, **options)
+        return self._make(function, bind=bind, **options)
 
     def _make(
         self,
@@ -327,7 +327,8 @@ class AmqTask:
             },
             options=options,
         )
-        return self.register_task(made)
+        registered: Task[..., Any] = self.register_task(made)
+        return registered
 
     def register_task(self, task: Any, **options: Any) -> Any:
         """Register a class-based task (an instance or a class)."""

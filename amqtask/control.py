@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import MessageError
-from amqtask.protocol.control import Command, command_message, read_reply, reply_queue
+from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.transport.replies import ReplyConsumer
 
 if TYPE_CHECKING:
@@ -68,14 +68,18 @@ class Control:
 
         def on_reply(delivery: Delivery) -> None:
             properties = delivery.properties
-            if (properties.headers or {}).get("ticket") != ticket:
-                return
             try:
-                answers.update(
-                    read_reply(delivery.body, properties.content_type, properties.content_encoding, self._accept)
+                answer = read_reply(
+                    delivery.body,
+                    properties.content_type,
+                    properties.content_encoding,
+                    properties.headers,
+                    self._accept,
                 )
             except MessageError:
                 return  # a node that answers in a serializer that we do not accept
+            if answer.ticket == ticket:
+                answers[answer.nodename] = answer.payload
 
         replies = ReplyConsumer(self._addresses, reply_queue(oid, self._prefix), on_reply, name="amqtask control")
         try:
@@ -110,8 +114,9 @@ class Control:
                 pattern=pattern,
                 matcher=matcher,
                 ticket=ticket,
-                reply_to=reply_to,
-                expires=time.time() + expires if expires is not None else None,
+                reply_exchange=reply_exchange(self._prefix).name if reply_to else "",
+                reply_key=reply_to or "",
+                expires=time.time() + expires if expires is not None else 0.0,
             ),
             self._prefix,
             clock=clock,

@@ -58,10 +58,10 @@ def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
 def shared_task(*, bind: Literal[True], **options: Any) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 @overload
 def shared_task(*, bind: Literal[False] = False, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def shared_task(function: Any = None, /, **options: Any) -> Any:
+def shared_task(function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
     """`@shared_task` or `@shared_task(bind=True, …)`: options as of `app.task`."""
     if function is None:
-        return lambda decorated: SharedTask(decorated, dict(options))
+        return lambda decorated: SharedTask(decorated, {**options, "bind": bind})
     if not inspect.isroutine(function):
         raise TypeError(f"shared_task wants a function, not {function!r}")
     return SharedTask(function, {})

@@ -341,7 +341,8 @@ def make_task(
             raise TypeError(f"task {name}: there is no task option {option!r}")
         attributes[option] = value
     made = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
-    return made()
+    task: Task[..., Any] = made()
+    return task
 
 
 def _annotations(found: Any, name: str) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class RedisBackend:
         """The same for an event loop."""
         key = self._key(task_id)
         deadline = None if timeout is None else time.monotonic() + timeout
-        async with redis.asyncio.Redis.from_url(self._options.url, **self._arguments()) as client:
+        async with redis.asyncio.Redis.from_url(self._options.url, **self._arguments()) as client:  # noqa: SIM117
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe(key)
                 found = await client.get(key)

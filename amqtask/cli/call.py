@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from amqtask.cli.main import Globals
+from amqtask.cli.main import Globals, ParamType
 
 
-class Json(click.ParamType):
+class Json(ParamType):
     """A JSON value of one type."""
 
     def __init__(self, kind: type, name: str) -> None:
@@ -30,7 +30,7 @@ class Json(click.ParamType):
         return found
 
 
-class Moment(click.ParamType):
+class Moment(ParamType):
     """An ISO-8601 time."""
 
     name = "ISO-8601"
@@ -66,7 +66,7 @@ class Expiry(Moment):
 @click.option("--exchange", help="Exchange to publish to.")
 @click.option("--routing-key", help="Routing key to publish with.")
 @click.pass_obj
-def command(settings: Globals, name: str, arguments: list[Any], kwargs: dict[str, Any], **options: Any) -> None:
+def command(settings: Globals, /, name: str, arguments: list[Any], kwargs: dict[str, Any], **options: Any) -> None:
     """Publish task NAME and print its id."""
     app = settings.load()
     given = {key: value for key, value in options.items() if value is not None}

@@ -18,6 +18,10 @@ from amqtask.exceptions import AmqTaskError
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic only in newer versions of click
+
 # name → (module, help); the module has a click command `command`.
 COMMANDS = {
     "call": ("amqtask.cli.call", "Publish a task by its name."),

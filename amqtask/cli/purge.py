@@ -18,7 +18,11 @@ from amqtask.transport.admin import QueueAdmin
 def command(settings: Globals, force: bool, queues: tuple[str, ...], exclude_queues: tuple[str, ...]) -> None:
     """Delete all messages that wait in the application's queues. They cannot be brought back."""
     app = settings.load()
-    names = [queue.name for queue in app.queues.select(queues, exclude_queues)]
+    if queues:
+        app.queues.select(queues)
+    if exclude_queues:
+        app.queues.deselect(exclude_queues)
+    names = [queue.name for queue in app.queues.consumed]
     if not force:
         click.confirm(f"Delete all messages in {', '.join(names)}?", abort=True)
     total = 0

@@ -15,7 +15,7 @@ from amqtask.assembly import build_worker
 from amqtask.cli import daemon
 from amqtask.cli.banner import banner
 from amqtask.cli.logs import setup_logging
-from amqtask.cli.main import Globals
+from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.exceptions import PoolNotFound
 from amqtask.pool import find_pool
@@ -29,7 +29,7 @@ GREEN_POOLS = frozenset({"eventlet", "gevent"})
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
 
 
-class CommaList(click.ParamType):
+class CommaList(ParamType):
     """`a,b,c` as a tuple."""
 
     name = "a,b,c"
@@ -40,7 +40,7 @@ class CommaList(click.ParamType):
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
-class Autoscale(click.ParamType):
+class Autoscale(ParamType):
     """`max,min` (Celery's order; the larger is the maximum), or just the maximum."""
 
     name = "max,min"
@@ -57,7 +57,7 @@ class Autoscale(click.ParamType):
         return max(numbers), min(numbers) if len(numbers) == 2 else 0
 
 
-class Concurrency(click.ParamType):
+class Concurrency(ParamType):
     """A number of slots, or `auto`: the processors this process may use."""
 
     name = "number"
@@ -157,7 +157,7 @@ DAEMON: list[Any] = [
 @click.command("worker", context_settings={"help_option_names": ["-h", "--help"]})
 @_options(WORKER, POOL, QUEUES, FEATURES, DAEMON)
 @click.pass_obj
-def command(settings: Globals, **given: Any) -> int:
+def command(settings: Globals, /, **given: Any) -> int:
     """Start a worker: `amqtask worker -Q cma_queue -P eventlet -c 5`."""
     if given["beat"] or given["schedule"] or given["scheduler"]:
         raise click.UsageError("-B/--beat is reserved: this version has no scheduler yet. Start the worker without it.")

@@ -1,13 +1,41 @@
-"""pika's exceptions → ours, with what to do."""
+"""What the broker or pika said → our errors, with what to do."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Protocol
 
 from pika import exceptions as pika_errors
 
-from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError
+from amqtask.exceptions import (
+    AccessRefused,
+    BrokerUnreachable,
+    ConnectionBlocked,
+    MessageTooLarge,
+    PublishError,
+    PublishRefused,
+    Unroutable,
+)
+from amqtask.message import Message
 from amqtask.transport.url import BrokerAddress
+
+NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED = 404, 406, 403
+# "PRECONDITION_FAILED - message size 1048577 is larger than configured max size 1048576"
+_TOO_LARGE = re.compile(r"message size (\d+) is larger than")
+
+
+class ChannelClosing(Protocol):
+    """Why the broker closed a channel: pika's ChannelClosedByBroker, or the same from another library."""
+
+    @property
+    def reply_code(self) -> int: ...
+
+    @property
+    def reply_text(self) -> str: ...
+
+
+# -- connecting
 
 
 def unwrap(error: BaseException) -> BaseException:
@@ -48,17 +76,110 @@ def connection_error(error: BaseException, addresses: Sequence[BrokerAddress]) -
     )
 
 
-def _refusal(cause: BaseException, address: BrokerAddress) -> AccessRefused:
-    text = str(cause)
-    vhost = isinstance(cause, pika_errors.ProbableAccessDeniedError) or "vhost" in text
-    if isinstance(cause, pika_errors.ConnectionClosedByBroker) and cause.reply_code == 403:
-        vhost = False
-    if vhost:
+def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:
+    """The error for a refused login, or else a refused virtual host."""
+    if is_login:
         return AccessRefused(
-            f"the broker at {address.host}:{address.port} refused virtual host {address.vhost!r} to user {address.user!r}: "
-            f"{text}. Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
+            f"the broker at {address.host}:{address.port} refused the login of user {address.user!r}: check the user and the "
+            "password in broker_url (guest may log in from localhost only)"
         )
     return AccessRefused(
-        f"the broker at {address.host}:{address.port} refused the login of user {address.user!r}: check the user and the "
-        "password in broker_url (guest may log in from localhost only)"
+        f"the broker at {address.host}:{address.port} refused virtual host {address.vhost!r} to user {address.user!r}: "
+        f"{text}. Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
     )
+
+
+def _refusal(cause: BaseException, address: BrokerAddress) -> AccessRefused:
+    text = str(cause)
+    is_vhost = isinstance(cause, pika_errors.ProbableAccessDeniedError) or "vhost" in text
+    if isinstance(cause, pika_errors.ConnectionClosedByBroker) and cause.reply_code == ACCESS_REFUSED:
+        is_vhost = False
+    return access_refused(address, text, is_login=not is_vhost)
+
+
+# -- publishing
+
+
+def unroutable(message: Message) -> Unroutable:
+    """The error for a returned message."""
+    exchange = f"exchange {message.exchange!r}" if message.exchange else "the default exchange"
+    return Unroutable(
+        f"{exchange} has no queue for routing key {message.routing_key!r}; the broker returned the message, nothing was "
+        "stored. Is the queue declared and bound (does a worker consume it)?"
+    )
+
+
+def refused(message: Message) -> PublishRefused:
+    """The error for a nack."""
+    return PublishRefused(
+        f"the broker refused the message for routing key {message.routing_key!r}: the queue is full (x-max-length with "
+        "reject-publish) or has no majority of its nodes; nothing was stored"
+    )
+
+
+def blocked(address: BrokerAddress, reason: str) -> ConnectionBlocked:
+    """The error for a deadline that passed while the broker took no publishes."""
+    return ConnectionBlocked(
+        f"the broker at {address.host}:{address.port} blocks publishing: {reason} "
+        "(a memory or disk alarm: rabbitmqctl status). The deadline passed while waiting."
+    )
+
+
+def unwritable(message: Message, error: BaseException) -> PublishError:
+    """The error for headers or properties that AMQP has no form for; nothing was sent."""
+    return PublishError(
+        f"the message for routing key {message.routing_key!r} cannot be written as AMQP: {type(error).__name__}: {error} "
+        "(names and routing keys have at most 255 bytes; headers hold text, numbers, dates, lists and tables)"
+    )
+
+
+def culprit(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> int | None:
+    """The message that the broker closed the channel for, where its words tell."""
+    found = culprits(cause, messages, candidates)
+    return found[0] if found else None
+
+
+def culprits(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> list[int]:
+    """All messages that the broker's words fit: to one missing exchange there may be many."""
+    if len(candidates) < 2:
+        return candidates
+    too_large = _TOO_LARGE.search(cause.reply_text)
+    if too_large is not None:
+        size = int(too_large[1])
+        exact = [index for index in candidates if len(messages[index].body) == size]
+        return exact or [max(candidates, key=lambda index: len(messages[index].body))]
+    if cause.reply_code in (NOT_FOUND, ACCESS_REFUSED):
+        return [index for index in candidates if f"exchange '{messages[index].exchange}'" in cause.reply_text]
+    return []
+
+
+def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
+    """The error of a message that the broker closed the channel for."""
+    if _TOO_LARGE.search(cause.reply_text):
+        return MessageTooLarge(
+            f"the message of {len(message.body)} bytes is over the broker's limit: {cause.reply_text} "
+            "(max_message_size). Store large data elsewhere and pass where it is."
+        )
+    if cause.reply_code == ACCESS_REFUSED:
+        return AccessRefused(f"the broker's user may not publish to exchange {message.exchange!r}: {cause.reply_text}")
+    if cause.reply_code == NOT_FOUND:
+        return Unroutable(
+            f"exchange {message.exchange!r} does not exist: {cause.reply_text}. "
+            "Declare it (task_queues), or publish to a queue."
+        )
+    return PublishRefused(
+        f"the broker does not take the message for routing key {message.routing_key!r}: "
+        f"{cause.reply_code} {cause.reply_text}"
+    )
+
+
+# -- declaring
+
+
+def declare_error(name: str, cause: ChannelClosing) -> PublishError:
+    """The error for an entity that the broker refuses to declare."""
+    if cause.reply_code == ACCESS_REFUSED:
+        return AccessRefused(
+            f"the broker's user may not declare {name}: {cause.reply_text} (rabbitmqctl set_permissions)"
+        )
+    return PublishError(f"declaring {name} failed: {cause.reply_code} {cause.reply_text}")

@@ -3,34 +3,37 @@
 A Link is a pika SelectConnection with an I/O loop of its own. `run` turns that loop until a condition holds or the
 deadline passes; between calls nobody turns it, so heartbeats stop and the broker may close the connection. The
 owner therefore asks `is_usable()` first, which notices a closed one without a round trip.
+
+After a fork the child holds copies of the parent's descriptors: it may close them, and must neither speak on them nor
+touch the poller, which the two share (see `discard`).
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pika.adapters.select_connection import IOLoop, SelectConnection
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue
-from amqtask.exceptions import (
-    AccessRefused,
-    BrokerUnreachable,
-    ConnectionBlocked,
-    OperationalError,
-    PublishError,
-    PublishTimeout,
-)
+from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.topology.plan import describe_difference, is_declarable
-from amqtask.transport.errors import connection_error
+from amqtask.transport.errors import ACCESS_REFUSED as ACCESS_REFUSED
+from amqtask.transport.errors import PRECONDITION_FAILED as PRECONDITION_FAILED
+from amqtask.transport.errors import blocked, connection_error, declare_error
 from amqtask.transport.fields import install
+from amqtask.transport.names import entity_name as entity_name
 from amqtask.transport.url import BrokerAddress
 
-NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED = 404, 406, 403
 Warn = Callable[[str], None]
+# A link used so recently (seconds) is looked at with one system call; its heartbeat timers can wait.
+FRESH = 1.0
+# Bytes gathered before they are handed to the socket.
+BURST = 65536
 
 
 class LinkLost(Exception):
@@ -39,6 +42,31 @@ class LinkLost(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class _Connection(SelectConnection):  # type: ignore[misc]  # pika is untyped here
+    """pika writes each frame with a system call of its own; this gathers what one burst says."""
+
+    _gathered: bytearray | None = None
+
+    def gather(self) -> None:
+        """Keep what is written from now on."""
+        self._gathered = bytearray()
+
+    def flush(self) -> None:
+        """Write what was kept, and write at once again."""
+        gathered, self._gathered = self._gathered, None
+        if gathered and not self.is_closed:
+            super()._adapter_emit_data(bytes(gathered))
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if self._gathered is None:
+            super()._adapter_emit_data(data)
+            return
+        self._gathered += data
+        if len(self._gathered) >= BURST:
+            self.flush()
+            self.gather()
 
 
 class Link:
@@ -58,6 +86,8 @@ class Link:
         self._connection: Any = None
         self._error: BaseException | None = None
         self._declared: set[Declaration] = set()
+        # When the loop's one alarm for deadlines goes off; it is left standing between calls.
+        self._alarm_at: float | None = None
 
     # -- opening and closing
 
@@ -67,12 +97,13 @@ class Link:
         Raises: AccessRefused at once, BrokerUnreachable.
         """
         self._loop = IOLoop()
+        self._loop.activate_poller()
         parameters = self.address.parameters(
             heartbeat=self._heartbeat,
             connect_timeout=max(0.1, min(self._connect_timeout, deadline - time.monotonic())),
             name=self._name,
         )
-        self._connection = SelectConnection(
+        self._connection = _Connection(
             parameters,
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_failure,
@@ -82,12 +113,16 @@ class Link:
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
         try:
-            done = self.run(lambda: self.channel is not None and self.channel.is_open, deadline)
+            done = self.run(self._is_ready, deadline)
         except LinkLost as lost:
+            self.discard()
             raise connection_error(lost.cause, [self.address]) from lost.cause
         if not done:
             self.discard()
             raise BrokerUnreachable(f"{self.address.safe_url} did not answer in time")
+
+    def _is_ready(self) -> bool:
+        return self.channel is not None and bool(self.channel.is_open)
 
     def _on_open(self, connection: Any) -> None:
         connection.channel(on_open_callback=self._on_channel)
@@ -95,16 +130,13 @@ class Link:
     def _on_channel(self, channel: Any) -> None:
         self.channel = channel
         channel.add_on_close_callback(self._on_channel_closed)
-        self._stop()
 
     def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
         if channel is self.channel:
             self._error = self._error or reason
-            self._stop()
 
     def _on_failure(self, connection: Any, reason: BaseException) -> None:
         self._error = reason
-        self._stop()
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
         self.blocked_reason = frame.method.reason or "no reason given"
@@ -113,32 +145,40 @@ class Link:
         self.blocked_reason = None
 
     def reopen_channel(self, deadline: float) -> None:
-        """A new channel after the broker closed the old one. Raises: LinkLost, PublishTimeout."""
+        """A new channel after the broker closed the old one. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
+        if self._connection is None or not self._connection.is_open:
+            raise LinkLost(self._error or ConnectionError("the connection is closed"))
         self._error = None
         self.channel = None
         self._connection.channel(on_open_callback=self._on_channel)
-        self.demand(lambda: self.channel is not None and self.channel.is_open, deadline, "opening a channel")
+        self.demand(self._is_ready, deadline, "opening a channel")
 
-    def close(self) -> None:
-        """Say goodbye, but wait for nobody longer than a second."""
+    def close(self, timeout: float = 1.0) -> None:
+        """Say goodbye; wait for the broker's goodbye no longer than `timeout` seconds."""
         if self._connection is not None and self._connection.is_open and self.pid == os.getpid():
+            self._error = None
             self._connection.close()
             try:
-                self.run(lambda: self._connection.is_closed, time.monotonic() + 1.0)
+                self.run(lambda: self._connection.is_closed, time.monotonic() + timeout)
             except LinkLost:
                 pass  # closed is what was asked for
         self.discard()
 
     def discard(self) -> None:
-        """Drop the socket without a word (a forked child must not speak on its parent's connection)."""
-        if self._connection is None:
-            return
-        transport = getattr(self._connection, "_transport", None)
-        sock = getattr(transport, "_sock", None)
-        if sock is not None:
-            sock.close()
-        self._connection = None
+        """Drop the connection without a word."""
+        connection, self._connection = self._connection, None
+        loop, self._loop = self._loop, None
         self.channel = None
+        self._error = self._error or ConnectionError("the link was discarded")
+        if connection is None:
+            return
+        if self.pid != os.getpid():
+            # The parent goes on with this connection: no shutdown, no removal from the poller, only our copy goes.
+            sock = _socket_of(connection)
+            if sock is not None:
+                sock.close()
+            return
+        _abort(connection, loop)
 
     # -- driving
 
@@ -157,38 +197,70 @@ class Link:
         """Whether it is still open after reading what the broker may have said in the meantime."""
         if not self.is_open:
             return False
+        if time.monotonic() - self.used_at < FRESH and self._is_silent():
+            return True
         try:
             self.turn()
         except LinkLost:
             return False
         return self.is_open
 
+    def _is_silent(self) -> bool:
+        """Whether the socket has neither bytes nor an end for us; only a plain one tells without a loop turn."""
+        if self.address.tls is not None:
+            return False
+        sock = _socket_of(self._connection)
+        if sock is None:
+            return False
+        try:
+            sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def turn(self) -> None:
         """One loop turn that waits for nothing. Raises: LinkLost."""
-        self._loop.call_later(0, self._stop)
-        self._start()
+        self._loop.call_later(0, _nothing)
+        self._poll()
 
     def run(self, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Turn the loop until `condition()` or the deadline; whether it holds. Raises: LinkLost."""
         if self._error is not None:
             raise LinkLost(self._error)
-        timer = None
-        if deadline is not None:
-            timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._stop)
         try:
             while not condition():
-                if deadline is not None and time.monotonic() >= deadline:
-                    return False
-                self._start()
+                if deadline is not None:
+                    now = time.monotonic()
+                    if now >= deadline:
+                        return False
+                    if self._alarm_at is None or self._alarm_at > deadline:
+                        self._alarm_at = deadline
+                        self._loop.call_later(deadline - now, self._on_alarm)
+                self._poll()
         finally:
-            if timer is not None:
-                self._loop.remove_timeout(timer)
             self.used_at = time.monotonic()
         return True
 
+    def _on_alarm(self) -> None:
+        self._alarm_at = None
+
+    def _poll(self) -> None:
+        self._loop.poll()
+        self._loop.process_timeouts()
+        if self._error is not None:
+            raise LinkLost(self._error)
+
     def wake(self) -> None:
-        """Make `run` look at its condition again; only from a callback of this link's loop."""
-        self._stop()
+        """Make `run` look at its condition again; from any thread."""
+        loop = self._loop
+        if loop is not None:
+            loop.add_callback_threadsafe(_nothing)
+
+    def fail(self, error: BaseException) -> None:
+        """Take it for lost: whoever waits gets LinkLost; only from a callback of this link's loop."""
+        self._error = self._error or error
 
     def demand(self, condition: Callable[[], bool], deadline: float, doing: str) -> None:
         """`run`, or the named error when the deadline passes. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
@@ -198,54 +270,89 @@ class Link:
     def late(self, doing: str) -> PublishError:
         """The error for a deadline that passed while `doing`."""
         if self.blocked_reason is not None:
-            return ConnectionBlocked(
-                f"the broker at {self.address.host}:{self.address.port} blocks publishing: {self.blocked_reason} "
-                "(a memory or disk alarm: rabbitmqctl status). The deadline passed while waiting."
-            )
+            return blocked(self.address, self.blocked_reason)
         return PublishTimeout(f"the deadline passed while {doing} at {self.address.safe_url}")
 
-    def _start(self) -> None:
-        self._loop.start()
-        if self._error is not None:
-            raise LinkLost(self._error)
+    def gather(self) -> None:
+        """Keep what is published until `flush`, to write it in large pieces."""
+        self._connection.gather()
 
-    def _stop(self) -> None:
-        self._loop.stop()
+    def flush(self) -> None:
+        """Write what was kept."""
+        if self._connection is not None:
+            self._connection.flush()
 
     # -- declaring
 
     def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
-        """Make sure that entities exist, each once per connection. A queue or exchange that exists with other arguments
-        is used as it is found, with a warning. Raises: LinkLost, PublishTimeout, AccessRefused, OperationalError."""
-        missing = [entity for entity in entities if entity not in self._declared]
-        for entity in missing:
-            if isinstance(entity, Exchange) and not is_declarable(entity):
+        """Make sure that entities exist, each once per connection. A queue or exchange that exists with other arguments,
+        or that the user may not declare but that exists, is used as it is found, with a warning.
+
+        Raises: LinkLost, PublishTimeout, ConnectionBlocked, AccessRefused, PublishError.
+        """
+        for entity in entities:
+            if entity in self._declared or (isinstance(entity, Exchange) and not is_declarable(entity)):
                 continue
             error = self._declare_one(entity, deadline, passive=False)
-            if error is not None and error.reply_code == PRECONDITION_FAILED and not isinstance(entity, Binding):
-                warn(describe_difference(entity, error.reply_text))
-                error = self._declare_one(entity, deadline, passive=True)
+            if error is not None and not isinstance(entity, Binding):
+                error = self._use_as_found(entity, error, deadline, warn)
             if error is not None:
-                raise _declare_error(entity, error)
+                raise declare_error(entity_name(entity), error)
             self._declared.add(entity)
 
+    def _use_as_found(
+        self, entity: Exchange | Queue, error: ChannelClosedByBroker, deadline: float, warn: Warn
+    ) -> ChannelClosedByBroker | None:
+        if error.reply_code not in (PRECONDITION_FAILED, ACCESS_REFUSED):
+            return error
+        if self._declare_one(entity, deadline, passive=True) is not None:
+            return error
+        if error.reply_code == ACCESS_REFUSED:
+            warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
+        else:
+            warn(describe_difference(entity, error.reply_text))
+        return None
+
     def _declare_one(self, entity: Declaration, deadline: float, *, passive: bool) -> ChannelClosedByBroker | None:
-        answered = False
-
-        def done(_: Any) -> None:
-            nonlocal answered
-            answered = True
-            self._stop()
-
-        send_declaration(self.channel, entity, done, passive=passive)
+        answers: list[Any] = []
         try:
-            self.demand(lambda: answered, deadline, f"declaring {entity_name(entity)}")
+            send_declaration(self.channel, entity, answers.append, passive=passive)
+        except (AMQPError, TypeError, ValueError) as error:
+            raise PublishError(f"{entity_name(entity)} cannot be declared: {type(error).__name__}: {error}") from error
+        try:
+            self.demand(lambda: bool(answers), deadline, f"declaring {entity_name(entity)}")
         except LinkLost as lost:
             if not isinstance(lost.cause, ChannelClosedByBroker):
                 raise
             self.reopen_channel(deadline)
             return lost.cause
         return None
+
+
+def _nothing() -> None:
+    """For a timer that only ends a wait."""
+
+
+def _socket_of(connection: Any) -> Any:
+    return getattr(getattr(connection, "_transport", None), "_sock", None)
+
+
+def _abort(connection: Any, loop: Any) -> None:
+    """End a connection at once, whatever it is doing, and free its descriptors."""
+    transport = getattr(connection, "_transport", None)
+    if not connection.is_closed and not connection.is_open and not connection.is_closing:
+        connection.close()  # still connecting: ends the attempt without a word to the broker
+    elif transport is not None and _socket_of(connection) is not None:
+        transport.abort()
+    # Each step of an abort is a callback of its own. Name resolution runs in a thread that may outlive us; then the
+    # garbage collector closes the loop's descriptors.
+    for _ in range(8):
+        if connection.is_closed and _socket_of(connection) is None:
+            loop.close()
+            return
+        loop.call_later(0, _nothing)
+        loop.poll()
+        loop.process_timeouts()
 
 
 def send_declaration(channel: Any, entity: Declaration, callback: Callable[[Any], None], *, passive: bool) -> None:
@@ -280,24 +387,6 @@ def send_declaration(channel: Any, entity: Declaration, callback: Callable[[Any]
         )
 
 
-def entity_name(entity: Declaration) -> str:
-    """An entity in words."""
-    if isinstance(entity, Queue):
-        return f"queue {entity.name!r}"
-    if isinstance(entity, Exchange):
-        return f"exchange {entity.name!r}"
-    return f"the binding of {entity.destination!r} to {entity.source.name!r}"
-
-
-def _declare_error(entity: Declaration, error: ChannelClosedByBroker) -> OperationalError:
-    name = entity_name(entity)
-    if error.reply_code == ACCESS_REFUSED:
-        return AccessRefused(
-            f"the broker's user may not declare {name}: {error.reply_text} (rabbitmqctl set_permissions)"
-        )
-    return OperationalError(f"declaring {name} failed: {error.reply_code} {error.reply_text}")
-
-
 L = TypeVar("L", bound=Link)
 
 
@@ -312,22 +401,23 @@ def connect(
 ) -> L:
     """The first of the addresses that answers before the deadline, in turn and again.
 
-    Raises: AccessRefused at once, BrokerUnreachable.
+    No host may use up the time of those after it. Raises: AccessRefused at once, BrokerUnreachable.
     """
     pause = 0.05
     while True:
-        for address in addresses:
-            link = kind(address, heartbeat=heartbeat, connect_timeout=connect_timeout, name=name)
+        for index, address in enumerate(addresses):
+            now = time.monotonic()
+            share = min(connect_timeout, (deadline - now) / (len(addresses) - index))
+            link = kind(address, heartbeat=heartbeat, connect_timeout=share, name=name)
             try:
-                link.open(deadline)
+                link.open(now + share)
+            except AccessRefused:
+                raise
             except BrokerUnreachable as error:
-                if isinstance(error, AccessRefused):
-                    raise
                 last = error
             else:
                 return link
-        left = deadline - time.monotonic()
-        if left <= pause:
+        if deadline - time.monotonic() <= pause:
             raise BrokerUnreachable(f"{last} (tried until the deadline)") from last
         time.sleep(pause)
         pause = min(pause * 2, 0.5)

@@ -10,31 +10,30 @@ message is published again there (at least once: the same task id).
 
 from __future__ import annotations
 
+import itertools
 import os
+import struct
 import threading
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pika
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from amqtask.entities import Declaration
-from amqtask.exceptions import (
-    AccessRefused,
-    BrokerUnreachable,
-    ConnectionBlocked,
-    MessageTooLarge,
-    PublishError,
-    PublishRefused,
-    PublishTimeout,
-    Unroutable,
-)
+from amqtask.exceptions import ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.message import Message, Properties
-from amqtask.transport.confirms import Confirms
-from amqtask.transport.link import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, Link, LinkLost, connect
+from amqtask.transport.confirms import Confirms, Returns
+from amqtask.transport.errors import channel_error as channel_error
+from amqtask.transport.errors import culprit as culprit
+from amqtask.transport.errors import culprits, unwritable
+from amqtask.transport.errors import refused as refused
+from amqtask.transport.errors import unroutable as unroutable
+from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.url import BrokerAddress
 
 # How many publishes of one batch may wait for their confirm at once.
@@ -42,6 +41,8 @@ WINDOW = 2000
 # A link that was idle for so long is not trusted to be alive (seconds).
 STALE_AFTER = 10.0
 NO_DEADLINE = 365 * 86400.0
+# Pause before going on over a new connection when one has just been lost twice in a row (seconds).
+LOST_PAUSE = 0.1
 _UNSETTLED = object()
 
 
@@ -74,21 +75,22 @@ class _Batch:
         self.todo = deque(todo)
         self.left = len(todo)
 
-    def fill(self) -> None:
-        """Publish as many as the window allows."""
-        while self.todo and len(self.link.confirms) < WINDOW:
-            index = self.todo.popleft()
-            self.link.send(self, index)
+    def is_done(self) -> bool:
+        """Publish as many as the window allows; whether all have their answer."""
+        if self.todo and len(self.link.confirms) < WINDOW:
+            self.link.gather()
+            try:
+                while self.todo and len(self.link.confirms) < WINDOW:
+                    self.link.send(self, self.todo.popleft())
+            finally:
+                self.link.flush()
+        return not self.left
 
     def settled(self, index: int, error: PublishError | None) -> None:
         """One message has its answer."""
         if self.errors[index] is _UNSETTLED:
             self.errors[index] = error
         self.left -= 1
-        if self.todo:
-            self.fill()
-        elif not self.left:
-            self.link.wake()
 
 
 class PublishingLink(Link):
@@ -97,59 +99,47 @@ class PublishingLink(Link):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.confirms: Confirms[tuple[_Batch, int]] = Confirms()
-        # What was returned, by message id, until its ack follows.
-        self._returned: dict[str, str] = {}
+        self._returns = Returns()
 
     def _on_channel(self, channel: Any) -> None:
         self.confirms = Confirms()
-        self._returned = {}
+        self._returns = Returns()
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=lambda _: super(PublishingLink, self)._on_channel(channel))
 
     def send(self, batch: _Batch, index: int) -> None:
         """Publish one message of a batch."""
         message = batch.messages[index]
-        self.confirms.published((batch, index))
-        self.channel.basic_publish(
-            message.exchange,
-            message.routing_key,
-            message.body,
-            basic_properties(message.properties),
-            mandatory=message.mandatory,
-        )
+        try:
+            self.channel.basic_publish(
+                message.exchange,
+                message.routing_key,
+                message.body,
+                basic_properties(message.properties),
+                mandatory=message.mandatory,
+            )
+        except (AMQPError, struct.error, TypeError, ValueError, AssertionError, AttributeError) as error:
+            if not self.channel.is_open:
+                raise LinkLost(error) from error
+            batch.settled(index, unwritable(message, error))  # pika encodes all before it writes anything
+        else:
+            self.confirms.published((batch, index))
 
     def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        if properties.message_id:
-            self._returned[properties.message_id] = method.reply_text
+        self._returns.returned(properties.message_id, method.exchange, method.routing_key)
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         acked = isinstance(method, pika.spec.Basic.Ack)
         for batch, index in self.confirms.settle(method.delivery_tag, method.multiple):
-            message = batch.messages[index]
-            batch.settled(index, self._verdict(message, acked))
+            batch.settled(index, self._verdict(batch.messages[index], acked))
 
     def _verdict(self, message: Message, acked: bool) -> PublishError | None:
-        if self._returned and self._returned.pop(message.properties.message_id or "", None) is not None:
+        if len(self._returns) and self._returns.claim(
+            message.properties.message_id, message.exchange, message.routing_key
+        ):
             return unroutable(message)
         return None if acked else refused(message)
-
-
-def unroutable(message: Message) -> Unroutable:
-    """The error for a returned message."""
-    exchange = f"exchange {message.exchange!r}" if message.exchange else "the default exchange"
-    return Unroutable(
-        f"{exchange} has no queue for routing key {message.routing_key!r}; the broker returned the message, nothing was "
-        "stored. Is the queue declared and bound (does a worker consume it)?"
-    )
-
-
-def refused(message: Message) -> PublishRefused:
-    """The error for a nack."""
-    return PublishRefused(
-        f"the broker refused the message for routing key {message.routing_key!r}: the queue is full (x-max-length with "
-        "reject-publish) or has no majority of its nodes; nothing was stored"
-    )
 
 
 class PikaPublisher:
@@ -176,15 +166,18 @@ class PikaPublisher:
         self._connect_timeout = connect_timeout
         self._client_name = client_name
         self._warn = on_warning or _warn
-        self._message_number = 0
+        self._numbers = itertools.count(1)
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
+        # Idle links, the last used at the end; and all that exist, for a forked child to close its copies of.
         self._idle: list[PublishingLink] = []
+        self._links: set[PublishingLink] = set()
         self._in_use = 0
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
+        self._goodbye = weakref.finalize(self, _close_all, self._idle, self._pid)
 
     # -- the contract
 
@@ -199,23 +192,21 @@ class PikaPublisher:
         deadline = self._deadline(timeout)
         for message in messages:
             if message.mandatory and not message.properties.message_id:
-                self._message_number += 1
-                message.properties.message_id = f"{os.getpid()}-{id(self):x}-{self._message_number}"
+                message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
         errors: list[Any] = [_UNSETTLED] * len(messages)
-        while True:
-            todo = [index for index, error in enumerate(errors) if error is _UNSETTLED]
-            if not todo:
-                return errors
+        one_by_one = False
+        losses = 0
+        while todo := [index for index, error in enumerate(errors) if error is _UNSETTLED]:
             try:
-                self._attempt(messages, errors, todo, deadline)
+                self._attempt(messages, errors, todo[:1] if one_by_one else todo, deadline)
             except PublishError as error:
-                for index in todo:
-                    if errors[index] is _UNSETTLED:
-                        errors[index] = error
+                _fail(errors, error)
             except LinkLost as lost:
-                if time.monotonic() >= deadline:
-                    failure = PublishTimeout(f"the connection was lost ({lost.cause}) and the deadline passed")
-                    errors = [failure if error is _UNSETTLED else error for error in errors]
+                # The broker does not like one of these, and not even its words tell which: find it.
+                one_by_one = one_by_one or isinstance(lost.cause, ChannelClosedByBroker)
+                losses += 1
+                self._lost(lost, errors, deadline, losses)
+        return errors
 
     def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None:
         """Declare entities now, for whoever wants to see the error at once."""
@@ -237,7 +228,9 @@ class PikaPublisher:
         if self._pid != os.getpid():
             self._forget()
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle = self._idle[:]
+            self._idle.clear()
+            self._links.difference_update(idle)
         for link in idle:
             link.close()
 
@@ -245,47 +238,79 @@ class PikaPublisher:
 
     def _attempt(self, messages: Sequence[Message], errors: list[Any], todo: list[int], deadline: float) -> None:
         link = self._take(deadline)
-        was_idle = time.monotonic() - link.used_at > STALE_AFTER
+        started = time.monotonic()
+        was_idle = started - link.used_at > STALE_AFTER
         try:
-            self._declare_all(link, messages, todo, deadline)
+            todo = self._declare_all(link, messages, errors, todo, deadline)
+            if link.blocked_reason is not None:
+                # Nothing is sent into a blocked connection, so nothing of it can be stored later.
+                link.demand(lambda: link.blocked_reason is None, deadline, "waiting to publish")
             batch = _Batch(link, messages, errors, todo)
-            batch.fill()
             # A link that nobody has used for a while may lead nowhere; leave time for another try.
-            patience = time.monotonic() + (deadline - time.monotonic()) / 2 if was_idle else deadline
-            if not link.run(lambda: not batch.left, patience):
-                if link.blocked_reason is None and was_idle and time.monotonic() < deadline:
-                    link.discard()
-                    return
-                link.demand(lambda: not batch.left, deadline, "waiting for the broker's confirm")
+            patience = (started + deadline) / 2 if was_idle else deadline
+            if link.run(batch.is_done, patience):
+                return
+            if was_idle and link.blocked_reason is None and time.monotonic() < deadline:
+                self._distrust(link)
+                return
+            link.demand(batch.is_done, deadline, "waiting for the broker's confirm")
         except LinkLost as lost:
-            self._explain(lost, link, messages, errors, todo)
-        except (PublishTimeout, ConnectionBlocked):
-            link.discard()  # its late confirms must not be taken for those of the next publish
+            self._explain(lost, link, messages, errors, todo, deadline)
+        except PublishTimeout:
+            link.discard()
             raise
         finally:
             self._give_back(link)
 
-    def _declare_all(self, link: Link, messages: Sequence[Message], todo: list[int], deadline: float) -> None:
-        seen: set[int] = set()
+    def _declare_all(
+        self, link: PublishingLink, messages: Sequence[Message], errors: list[Any], todo: list[int], deadline: float
+    ) -> list[int]:
+        """Declare what the messages need; those whose declarations succeeded."""
+        failed: dict[int, PublishError | None] = {}
         for index in todo:
             declare = messages[index].declare
-            if declare and id(declare) not in seen:
-                seen.add(id(declare))
+            if not declare or id(declare) in failed:
+                continue
+            failed[id(declare)] = None
+            try:
                 link.declare(declare, deadline, self._warn)
+            except (PublishTimeout, ConnectionBlocked):
+                raise
+            except PublishError as error:
+                failed[id(declare)] = error
+        if not any(failed.values()):
+            return todo
+        for index in todo:
+            errors[index] = failed.get(id(messages[index].declare)) or errors[index]
+        return [index for index in todo if errors[index] is _UNSETTLED]
 
     def _explain(
-        self, lost: LinkLost, link: PublishingLink, messages: Sequence[Message], errors: list[Any], todo: list[int]
+        self,
+        lost: LinkLost,
+        link: PublishingLink,
+        messages: Sequence[Message],
+        errors: list[Any],
+        todo: list[int],
+        deadline: float,
     ) -> None:
-        """A channel that the broker closed because of one of our messages: that one gets the error, the rest go again."""
+        """A channel that the broker closed because of some of our messages: those get the error, the rest go again."""
         cause = lost.cause
         if not isinstance(cause, ChannelClosedByBroker):
             raise lost
-        culprits = [index for index in todo if errors[index] is _UNSETTLED]
-        index = culprit(cause, messages, culprits)
-        if index is None:
+        guilty = culprits(cause, messages, [index for index in todo if errors[index] is _UNSETTLED])
+        for index in guilty:
+            errors[index] = channel_error(cause, messages[index])
+        link.reopen_channel(deadline)
+        if not guilty:
             raise lost
-        errors[index] = channel_error(cause, messages[index])
-        link.discard()
+
+    def _lost(self, lost: LinkLost, errors: list[Any], deadline: float, losses: int) -> None:
+        """Before the next attempt: is there time for one, and is the broker worth a pause?"""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            _fail(errors, PublishTimeout(f"the connection was lost ({lost.cause}) and the deadline passed"))
+        elif losses > 1 and not isinstance(lost.cause, ChannelClosedByBroker):
+            time.sleep(min(LOST_PAUSE, left))
 
     # -- the pool of links
 
@@ -309,69 +334,76 @@ class PikaPublisher:
             if link is not None and link.is_usable():
                 return link
             if link is not None:
-                link.discard()
+                self._drop(link)
             return self._connect(deadline)
         except BaseException:
+            if link is not None:
+                self._drop(link)
             with self._freed:
                 self._in_use -= 1
                 self._freed.notify()
             raise
 
     def _connect(self, deadline: float) -> PublishingLink:
-        try:
-            return connect(
-                self._addresses,
-                deadline,
-                heartbeat=self._heartbeat,
-                connect_timeout=self._connect_timeout,
-                name=self._client_name,
-                kind=PublishingLink,
-            )
-        except AccessRefused:
-            raise
-        except BrokerUnreachable as error:
-            raise BrokerUnreachable(str(error)) from error.__cause__
+        addresses = self._addresses
+        link = connect(
+            addresses,
+            deadline,
+            heartbeat=self._heartbeat,
+            connect_timeout=self._connect_timeout,
+            name=self._client_name,
+            kind=PublishingLink,
+        )
+        # The next connection begins with the host that answers.
+        at = addresses.index(link.address)
+        self._addresses = addresses[at:] + addresses[:at]
+        with self._lock:
+            self._links.add(link)
+        return link
 
     def _give_back(self, link: PublishingLink) -> None:
+        is_open = link.is_open
         with self._freed:
             self._in_use -= 1
-            if link.is_open:
+            if is_open:
                 self._idle.append(link)
             self._freed.notify()
-        if not link.is_open:
-            link.discard()
+        if not is_open:
+            self._drop(link)
+
+    def _distrust(self, link: PublishingLink) -> None:
+        """This idle link leads nowhere, so those that have been idle for longer do not either."""
+        with self._lock:
+            doubtful = [idle for idle in self._idle if time.monotonic() - idle.used_at > STALE_AFTER]
+            for idle in doubtful:
+                self._idle.remove(idle)
+        for each in (link, *doubtful):
+            self._drop(each)
+
+    def _drop(self, link: PublishingLink) -> None:
+        with self._lock:
+            self._links.discard(link)
+        link.discard()
 
     def _forget(self) -> None:
         """In a forked child: the parent goes on with its links; we only close our copies of their sockets."""
-        links = self._idle
+        links = self._links
+        self._goodbye.detach()
         self._reset()
         for link in links:
             link.discard()
 
 
-def culprit(cause: ChannelClosedByBroker, messages: Sequence[Message], candidates: list[int]) -> int | None:
-    if not candidates:
-        return None
-    if cause.reply_code == PRECONDITION_FAILED and "larger than" in cause.reply_text:
-        return max(candidates, key=lambda index: len(messages[index].body))
-    if cause.reply_code in (NOT_FOUND, ACCESS_REFUSED):
-        named = [index for index in candidates if f"'{messages[index].exchange}'" in cause.reply_text]
-        return named[0] if named else None
-    return None
+def _fail(errors: list[Any], error: PublishError) -> None:
+    errors[:] = [error if known is _UNSETTLED else known for known in errors]
 
 
-def channel_error(cause: ChannelClosedByBroker, message: Message) -> PublishError:
-    if cause.reply_code == PRECONDITION_FAILED:
-        return MessageTooLarge(
-            f"the message of {len(message.body)} bytes is over the broker's limit: {cause.reply_text} "
-            "(max_message_size). Store large data elsewhere and pass where it is."
-        )
-    if cause.reply_code == ACCESS_REFUSED:
-        return AccessRefused(f"the broker's user may not publish to exchange {message.exchange!r}: {cause.reply_text}")
-    return Unroutable(
-        f"exchange {message.exchange!r} does not exist: {cause.reply_text}. "
-        "Declare it (task_queues), or publish to a queue."
-    )
+def _close_all(links: list[PublishingLink], pid: int) -> None:
+    """At the end of the program: leave the broker properly, so that it does not log a lost client."""
+    if pid == os.getpid():
+        deadline = time.monotonic() + 1.0
+        for link in links:
+            link.close(deadline - time.monotonic())
 
 
 def _warn(text: str) -> None:

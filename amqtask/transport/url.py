@@ -80,8 +80,8 @@ class BrokerAddress:
         blocked_timeout: float | None = None,
         name: str = "",
     ) -> pika.ConnectionParameters:
-        """pika's parameters; the URL's own heartbeat wins."""
-        beat = self.heartbeat if self.heartbeat is not None else heartbeat
+        """pika's parameters; the URL's own heartbeat wins, but over a 0 (nobody will be there to keep it up)."""
+        beat = self.heartbeat if self.heartbeat is not None and heartbeat != 0 else heartbeat
         properties: dict[str, Any] = {"product": "amqtask"}
         if name:
             properties["connection_name"] = name

@@ -221,7 +221,7 @@ class Worker:
                 logger.debug("an outcome for number %s, which does not run", outcome.number)
                 continue
             window = windows.get(request.queue)
-            if window is not None:
+            if window is not None and outcome.runtime > 0:  # a lost task tells nothing about the others
                 window.total += outcome.runtime
                 window.count += 1
             self.strategies[request.task].count += 1

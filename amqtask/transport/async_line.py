@@ -1,0 +1,365 @@
+"""One aio-pika connection with a confirming channel: connect, declare, publish, each with a deadline and a named error.
+
+A channel that the broker closed is replaced; a connection that ended ends the line. Times are those of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import aio_pika
+from aio_pika import exceptions as aio_errors
+from aio_pika.abc import ConnectionParameter
+from pamqp import commands
+
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
+from amqtask.message import Message, Properties
+from amqtask.topology.plan import describe_difference, is_declarable
+from amqtask.transport.errors import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    access_refused,
+    blocked,
+    channel_error,
+    culprits,
+    declare_error,
+    refused,
+    unroutable,
+    unwritable,
+)
+from amqtask.transport.names import entity_name
+from amqtask.transport.url import BrokerAddress
+
+Warn = Callable[[str], None]
+# aiormq's exceptions differ between its versions; the broker's words begin with the name of the code.
+_CODES = {"NOT_FOUND": NOT_FOUND, "PRECONDITION_FAILED": PRECONDITION_FAILED, "ACCESS_REFUSED": ACCESS_REFUSED}
+
+
+class LineLost(Exception):
+    """The connection ended, or the channel because of somebody else's message: this one may go again."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause) or type(cause).__name__)
+
+
+class Suspected(Exception):
+    """The broker closed the channel for one of several messages, and its words do not tell for which."""
+
+
+class Closing(NamedTuple):
+    """Why the broker closed a channel."""
+
+    reply_code: int
+    reply_text: str
+
+
+class _Connection(aio_pika.Connection):
+    """aio-pika's, able to check a certificate for another name than the host's."""
+
+    PARAMETERS = (*aio_pika.Connection.PARAMETERS, ConnectionParameter("server_hostname", str, is_kwarg=True))
+
+
+class Line:
+    """A connection with one channel in confirm mode, shared by the tasks of one event loop."""
+
+    def __init__(self, address: BrokerAddress, connection: Any) -> None:
+        self.address = address
+        self.used_at = asyncio.get_running_loop().time()
+        self._connection = connection
+        self._channel: Any = None
+        self._declared: set[Declaration] = set()
+        self._turn = asyncio.Lock()
+        # Unconfirmed messages; aiormq finds a returned one by its id alone, so an id is in flight once at a time.
+        self._flying: dict[int, Message] = {}
+        self._ids: dict[str, asyncio.Future[None]] = {}
+        self._number = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open, as far as we have heard."""
+        return self._connection.transport is not None and not self._connection.transport.connection.is_closed
+
+    async def close(self) -> None:
+        """Say goodbye, but wait for nobody longer than a second."""
+        try:
+            await asyncio.wait_for(self._connection.close(), 1.0)
+        except (asyncio.TimeoutError, OSError, aio_errors.AMQPError):
+            pass  # gone is what was asked for
+
+    def abandon(self) -> None:
+        """Close in the background."""
+        task = asyncio.ensure_future(self.close())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+
+    # -- publishing
+
+    async def publish(self, message: Message, deadline: float) -> None:
+        """Publish and wait for the confirm. Raises: LineLost, Suspected, and PublishErrors."""
+        message_id = message.properties.message_id
+        while message_id and (other := self._ids.get(message_id)) is not None:
+            await self._wait(asyncio.shield(other), deadline, "waiting for another message with the same id")
+        self._number += 1
+        number = self._number
+        if message_id:
+            self._ids[message_id] = asyncio.get_running_loop().create_future()
+        try:
+            channel = await self._shared_channel(deadline)
+            self._flying[number] = message
+            await self._send(channel, message, deadline)
+        except aio_errors.ChannelClosed as error:
+            raise self._verdict(error, message) from error
+        finally:
+            self._flying.pop(number, None)
+            if message_id:
+                self._ids.pop(message_id).set_result(None)
+
+    async def publish_alone(self, message: Message, deadline: float) -> None:
+        """The same on a channel of its own, so that its end has one meaning. Raises: LineLost, and PublishErrors."""
+        channel = await self._open_channel(deadline)
+        try:
+            await self._send(channel, message, deadline)
+        except aio_errors.ChannelClosed as error:
+            raise channel_error(closing_of(error), message) from error
+        finally:
+            if not channel.is_closed:
+                await self._wait(channel.close(), deadline, "closing a channel")
+
+    async def _send(self, channel: Any, message: Message, deadline: float) -> None:
+        try:
+            publishing = channel.basic_publish(
+                message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                properties=basic_properties(message.properties),
+                mandatory=message.mandatory,
+                wait=False,
+            )
+            await self._wait(publishing, deadline, "waiting for the broker's confirm")
+        except aio_errors.DeliveryError as error:
+            returned = isinstance(error.frame, commands.Basic.Return)
+            raise (unroutable(message) if returned else refused(message)) from error
+        except (TypeError, ValueError, struct.error) as error:
+            raise unwritable(message, error) from error
+
+    def _verdict(self, error: aio_errors.ChannelClosed, message: Message) -> Exception:
+        """Whether the broker closed the channel for this message or for another one that was under way."""
+        closing = closing_of(error)
+        messages = list(self._flying.values())
+        guilty = culprits(closing, messages, list(range(len(messages))))
+        if any(messages[index] is message for index in guilty):
+            return channel_error(closing, message)
+        return LineLost(error) if guilty else Suspected(str(error))
+
+    async def _shared_channel(self, deadline: float) -> Any:
+        if self._channel is None or self._channel.is_closed:
+            await self._wait(self._turn.acquire(), deadline, "waiting for a channel")
+            try:
+                if self._channel is None or self._channel.is_closed:
+                    self._channel = await self._open_channel(deadline)
+            finally:
+                self._turn.release()
+        return self._channel
+
+    async def _open_channel(self, deadline: float, *, confirms: bool = True) -> Any:
+        """aiormq's channel under one of aio-pika's, which has the methods of the protocol."""
+        return await self._wait(_channel(self._connection, confirms), deadline, "opening a channel")
+
+    # -- declaring
+
+    async def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
+        """Make sure that entities exist, each once per connection; what exists with other arguments is used as found."""
+        if self._declared.issuperset(entities):
+            return
+        await self._wait(self._turn.acquire(), deadline, "waiting for another task's declarations")
+        try:
+            for entity in entities:
+                if entity not in self._declared and (not isinstance(entity, Exchange) or is_declarable(entity)):
+                    await self._declare_or_use(entity, deadline, warn)
+                self._declared.add(entity)
+        finally:
+            self._turn.release()
+
+    async def _declare_or_use(self, entity: Declaration, deadline: float, warn: Warn) -> None:
+        refusal = await self._declare_on_its_own_channel(entity, deadline, passive=False)
+        if refusal is None:
+            return
+        is_elsewhere = refusal.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED) and not isinstance(entity, Binding)
+        if not is_elsewhere or await self._declare_on_its_own_channel(entity, deadline, passive=True) is not None:
+            raise declare_error(entity_name(entity), refusal)
+        if refusal.reply_code == ACCESS_REFUSED:
+            warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
+        elif not isinstance(entity, Binding):
+            warn(describe_difference(entity, refusal.reply_text))
+
+    async def _declare_on_its_own_channel(
+        self, entity: Declaration, deadline: float, *, passive: bool
+    ) -> Closing | None:
+        """Why it was refused. A refusal closes the channel, and others publish on ours."""
+        channel = await self._open_channel(deadline, confirms=False)
+        doing = f"declaring {entity_name(entity)}"
+        try:
+            await self._wait(declaration(channel, entity, passive=passive), deadline, doing)
+        except aio_errors.ChannelClosed as error:
+            return closing_of(error)
+        await self._wait(channel.close(), deadline, doing)
+        return None
+
+    # -- waiting
+
+    async def _wait(self, awaitable: Any, deadline: float, doing: str) -> Any:
+        """Its result before the deadline. Raises: LineLost, ConnectionBlocked, PublishTimeout."""
+        left = deadline - asyncio.get_running_loop().time()
+        try:
+            return await asyncio.wait_for(awaitable, max(0.0, left))
+        except asyncio.TimeoutError:
+            if await self._is_blocked():
+                raise blocked(self.address, "the broker said so") from None
+            raise PublishTimeout(f"the deadline passed while {doing} at {self.address.safe_url}") from None
+        except (PublishError, aio_errors.ChannelClosed, aio_errors.DeliveryError):
+            raise
+        except Exception as error:
+            # A connection that ends tears its waiters out with what it was told, even a bare Exception.
+            if self.is_open and not isinstance(error, aio_errors.ChannelInvalidStateError):
+                raise
+            raise LineLost(error) from error
+
+    async def _is_blocked(self) -> bool:
+        transport = self._connection.transport
+        if transport is None:
+            return False
+        ready = asyncio.ensure_future(transport.connection.ready())
+        await asyncio.wait({ready}, timeout=0.01)
+        is_blocked = not ready.done()
+        ready.cancel()
+        return is_blocked
+
+
+_closing: set[asyncio.Future[None]] = set()
+
+
+def closing_of(error: aio_errors.ChannelClosed) -> Closing:
+    """The broker's code (0 for one that we do not tell apart) and words."""
+    text = str(error.args[-1]) if error.args else ""
+    return Closing(_CODES.get(text.partition(" ")[0], 0), text)
+
+
+def basic_properties(properties: Properties) -> commands.Basic.Properties:
+    """pamqp's form of our properties."""
+    when = properties.timestamp
+    return commands.Basic.Properties(
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        headers=properties.headers,
+        delivery_mode=properties.delivery_mode,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        expiration=properties.expiration,
+        message_id=properties.message_id,
+        timestamp=datetime.fromtimestamp(when, timezone.utc) if isinstance(when, int) else when,
+        message_type=properties.type,
+        user_id=properties.user_id,
+        app_id=properties.app_id,
+    )
+
+
+async def _channel(connection: Any, confirms: bool) -> Any:
+    channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+    await channel.initialize()
+    return await channel.get_underlay_channel()
+
+
+async def declaration(channel: Any, entity: Declaration, *, passive: bool) -> None:
+    """The declare or bind method of an entity."""
+    if isinstance(entity, Queue):
+        await channel.queue_declare(
+            entity.name,
+            passive=passive or entity.passive,
+            durable=entity.durable,
+            exclusive=entity.exclusive,
+            auto_delete=entity.auto_delete,
+            arguments=entity.argument_map,
+        )
+    elif isinstance(entity, Exchange):
+        await channel.exchange_declare(
+            entity.name,
+            exchange_type=entity.type,
+            passive=passive or entity.passive,
+            durable=entity.durable,
+            auto_delete=entity.auto_delete,
+            arguments=dict(entity.arguments),
+        )
+    else:
+        bind = channel.exchange_bind if entity.to_exchange else channel.queue_bind
+        await bind(
+            entity.destination, entity.source.name, routing_key=entity.routing_key, arguments=dict(entity.arguments)
+        )
+
+
+# -- connecting
+
+
+async def connect(
+    addresses: Sequence[BrokerAddress], deadline: float, *, heartbeat: int | None, connect_timeout: float, name: str
+) -> Line:
+    """The first of the addresses that answers before the deadline, in turn and again.
+
+    No host may use up the time of those after it. Raises: AccessRefused at once, BrokerUnreachable.
+    """
+    now = asyncio.get_running_loop().time
+    pause = 0.05
+    while True:
+        for index, address in enumerate(addresses):
+            share = max(0.05, min(connect_timeout, (deadline - now()) / (len(addresses) - index)))
+            try:
+                return await asyncio.wait_for(_open(address, heartbeat, name), share)
+            except asyncio.TimeoutError:
+                last = BrokerUnreachable(f"{address.safe_url} did not answer in time")
+            except (OSError, aio_errors.AMQPError) as error:
+                last = _unreachable(error, address)
+        if deadline - now() <= pause:
+            raise BrokerUnreachable(f"{last} (tried until the deadline)") from last
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.5)
+
+
+async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Line:
+    tls = address.tls
+    options: dict[str, Any] = {"heartbeat": address.heartbeat if address.heartbeat is not None else heartbeat}
+    if tls is not None and tls.server_hostname:
+        options["server_hostname"] = tls.server_hostname
+    connection = await aio_pika.connect(
+        host=address.host,
+        port=address.port,
+        login=address.user,
+        password=address.password,
+        virtualhost=address.vhost,
+        ssl=tls is not None,
+        ssl_context=tls.context() if tls is not None else None,
+        client_properties={"product": "amqtask", **({"connection_name": name} if name else {})},
+        connection_class=_Connection,
+        **options,
+    )
+    return Line(address, connection)
+
+
+def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreachable:
+    """Ours for a failed attempt; a refusal is raised at once. aiormq tells some of them by their words only."""
+    text = str(error)
+    if isinstance(error, aio_errors.ProbableAuthenticationError) or "ACCESS_REFUSED" in text:
+        raise access_refused(address, text, is_login="vhost" not in text) from error
+    if "NOT_ALLOWED" in text or ("Connection.OpenOk" in text and "Connection.Close" in text):
+        # connection.open, the step that names the virtual host, was answered with connection.close; aiormq
+        # reports what it expected there, and drops the broker's words.
+        raise access_refused(address, "it closed the connection there", is_login=False) from error
+    return BrokerUnreachable(
+        f"no broker answers at {address.safe_url}: {type(error).__name__}: {text}. Is RabbitMQ running there, "
+        "and is broker_url right?"
+    )
