@@ -37,6 +37,7 @@ CHECK_AFTER, CHECK_TIMEOUT = 30.0, 2.0
 RETRY_PAUSE = 0.5
 # A wait without an end is cut into pieces of so many seconds.
 LONG = 3600.0
+CLOSED = "the application is closed, and so is its queue of replies"
 
 
 class ReplyConsumer:
@@ -106,6 +107,8 @@ class ReplyConsumer:
             left = LONG if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return False
+            if self._is_closed:
+                raise BrokerUnreachable(CLOSED)
             if self._lead(wait=left, unless=lambda turns=turns: self._turns != turns):  # type: ignore[misc]
                 try:
                     self._drive(done, time.monotonic() + left, is_endless=deadline is None)
@@ -114,8 +117,8 @@ class ReplyConsumer:
 
     def poll(self) -> None:
         """Read what is there without waiting for it; a lost connection is made anew."""
-        if self._is_closed or not self._lead(wait=0.0):
-            return
+        if self._is_closed or self._leader == threading.get_ident() or not self._lead(wait=0.0):
+            return  # closed, or somebody reads already: maybe we, and this is a reply's callback
         try:
             if self._link is None or not self._link.is_open:
                 self._reconnect_now_and_then()
@@ -201,7 +204,7 @@ class ReplyConsumer:
             time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
         except AccessRefused:
             raise
-        except (BrokerUnreachable, PublishTimeout):
+        except BrokerUnreachable:
             self._drop()
             if not is_endless:
                 raise
@@ -224,7 +227,7 @@ class ReplyConsumer:
 
     def _connected(self, deadline: float) -> Link:
         if self._is_closed:
-            raise BrokerUnreachable("the application is closed")
+            raise BrokerUnreachable(CLOSED)
         link = self._link
         if link is not None and (not link.is_open or not self._is_alive(link)):
             self._drop()
@@ -240,6 +243,9 @@ class ReplyConsumer:
             )
             try:
                 self._consume(link, deadline)
+            except (PublishTimeout, ConnectionBlocked) as error:
+                link.discard()
+                raise BrokerUnreachable(str(error)) from error
             except BaseException:
                 link.discard()
                 raise
@@ -308,7 +314,7 @@ class ReplyConsumer:
         while not self._is_closed:
             try:
                 self.drive(lambda: self._is_closed, time.monotonic() + LONG)
-            except (BrokerUnreachable, PublishTimeout, ConnectionBlocked) as error:
+            except PublishError as error:
                 if not self._is_closed:
                     logger.warning("replies cannot be read: %s", error)
                     time.sleep(RETRY_PAUSE)
