@@ -67,13 +67,24 @@ def test_changes_keep_a_distance_that_grows_to_half_a_second() -> None:
     assert gaps[-1] >= 0.5
 
 
-def test_small_differences_change_nothing() -> None:
+@pytest.mark.parametrize("runtime", [0.00006, 0.00004, 0.00008])
+def test_small_differences_change_nothing(runtime: float) -> None:
     window = Window(slots=2)
     ended(window, 0.00005)
     assert window.look(0.0) == 202
-    ended(window, 0.000055, 100)
+    ended(window, runtime, 1000)
 
     assert window.look(100.0) is None
+
+
+def test_the_last_step_down_is_taken_however_small_it_is() -> None:
+    window = Window(slots=8)
+    ended(window, 0.004)
+    assert window.look(0.0) == 18
+    window.current = 10
+    ended(window, 3600.0)
+
+    assert window.look(100.0) == 8
 
 
 def test_the_window_closes_when_long_tasks_hold_all_slots_and_nothing_ends() -> None:
