@@ -181,9 +181,4 @@ def from_dict(found: Mapping[str, Any], app: AmqTask | None = None) -> Signature
     return Signature(found, app=app)
 
 
-def _or(left: Signature, right: Any) -> chain:
-    """`a.s() | b.s()`."""
-    return chain(left, right, app=left._app)
-
-
-Signature.__or__ = _or  # type: ignore[assignment,method-assign]
+Signature.chained = chain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask.current import current_app
 
@@ -17,6 +17,13 @@ class Signature(dict[str, Any]):
 
     `app` decides where it is published; without one it is the current app.
     """
+
+    # `a | b`: set by amqtask.canvas, which stands above this module.
+    chained: ClassVar[Any] = None
+
+    def __or__(self, other: Any) -> Any:
+        """A chain of this and another."""
+        return type(self).chained(self, other, app=self._app)
 
     def __init__(
         self,

@@ -38,7 +38,8 @@ class _Home:
 class AioPikaPublisher:
     """Publishes with confirms; see amqtask.transport.contract.AsyncPublisher.
 
-    `timeout` is seconds for a whole publish (None: no deadline).
+    `timeout` is seconds for a whole publish (None: no deadline); a line that was idle for longer than `stale_after` seconds is
+    not trusted to be alive.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class AioPikaPublisher:
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
         client_name: str = "",
+        stale_after: float = STALE_AFTER,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self._addresses = tuple(addresses)
@@ -56,6 +58,7 @@ class AioPikaPublisher:
         self._heartbeat = heartbeat
         self._connect_timeout = connect_timeout
         self._client_name = client_name
+        self._stale_after = stale_after
         self._warn = on_warning or _warn
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
@@ -119,7 +122,7 @@ class AioPikaPublisher:
     async def _over(self, line: Line, message: Message, deadline: float, is_suspect: bool) -> bool:
         """Over this line; False when it was idle for long and did not answer in half the time."""
         now = _now()
-        was_idle = now - line.used_at > STALE_AFTER
+        was_idle = now - line.used_at > self._stale_after
         line.used_at = now
         patience = (now + deadline) / 2 if was_idle else deadline
         publish = line.publish_alone if is_suspect else line.publish

@@ -145,7 +145,8 @@ class PublishingLink(Link):
 class PikaPublisher:
     """Publishes with confirms; see amqtask.transport.contract.Publisher.
 
-    `timeout` is seconds for a whole publish (None: no deadline), `pool_limit` how many connections at most.
+    `timeout` is seconds for a whole publish (None: no deadline), `pool_limit` how many connections at most; a link that was idle
+    for longer than `stale_after` seconds is not trusted to be alive.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class PikaPublisher:
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
         client_name: str = "",
+        stale_after: float = STALE_AFTER,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self._addresses = tuple(addresses)
@@ -165,6 +167,7 @@ class PikaPublisher:
         self._heartbeat = heartbeat
         self._connect_timeout = connect_timeout
         self._client_name = client_name
+        self._stale_after = stale_after
         self._warn = on_warning or _warn
         self._numbers = itertools.count(1)
         self._reset()
@@ -239,7 +242,7 @@ class PikaPublisher:
     def _attempt(self, messages: Sequence[Message], errors: list[Any], todo: list[int], deadline: float) -> None:
         link = self._take(deadline)
         started = time.monotonic()
-        was_idle = started - link.used_at > STALE_AFTER
+        was_idle = started - link.used_at > self._stale_after
         try:
             todo = self._declare_all(link, messages, errors, todo, deadline)
             if link.blocked_reason is not None:
@@ -374,7 +377,7 @@ class PikaPublisher:
     def _distrust(self, link: PublishingLink) -> None:
         """This idle link leads nowhere, so those that have been idle for longer do not either."""
         with self._lock:
-            doubtful = [idle for idle in self._idle if time.monotonic() - idle.used_at > STALE_AFTER]
+            doubtful = [idle for idle in self._idle if time.monotonic() - idle.used_at > self._stale_after]
             for idle in doubtful:
                 self._idle.remove(idle)
         for each in (link, *doubtful):

@@ -1,4 +1,8 @@
-"""gevent: a slot is a greenlet of gevent's."""
+"""gevent: a slot is a greenlet of gevent's.
+
+`async def` tasks run on a loop in a thread of their own; there gevent cannot watch child processes, so that
+`asyncio.create_subprocess_exec` fails in them. `subprocess` in a `def` task works.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,138 @@
+"""Forwarder: a TCP proxy before a broker whose connections a test can cut, stall, or cut in the middle of a publish."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from types import TracebackType
+from urllib.parse import urlsplit
+
+
+class _Pair:
+    """One client's connection and ours to the broker; two threads copy bytes between them."""
+
+    def __init__(self, owner: Forwarder, client: socket.socket, server: socket.socket) -> None:
+        self._owner = owner
+        self._client = client
+        self._server = server
+        # One for each direction: whether bytes pass.
+        self.up, self.down = threading.Event(), threading.Event()
+        self.up.set()
+        self.down.set()
+        self._threads = [
+            threading.Thread(target=self._copy, args=(client, server, self.up, True), daemon=True),
+            threading.Thread(target=self._copy, args=(server, client, self.down, False), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _copy(self, source: socket.socket, target: socket.socket, flows: threading.Event, is_up: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                flows.wait()
+                if is_up and self._owner.is_trapped(data):
+                    self.down.clear()  # the broker gets it, and its answer comes too late
+                    target.sendall(data)
+                    break
+                target.sendall(data)
+        self.end()
+
+    def end(self) -> None:
+        """Both sides see the connection end."""
+        for sock in (self._client, self._server):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self.up.set()
+        self.down.set()
+
+    def join(self) -> None:
+        """Wait for the threads, close the sockets."""
+        for thread in self._threads:
+            thread.join(10)
+        self._client.close()
+        self._server.close()
+
+
+class Forwarder:
+    """Listens on a free port and forwards to the broker of `url`; use it as a context manager."""
+
+    def __init__(self, url: str) -> None:
+        split = urlsplit(url)
+        self._target = (split.hostname or "127.0.0.1", split.port or 5672)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        login = split.netloc.rpartition("@")[0] or "guest:guest"
+        self.url = f"{split.scheme}://{login}@127.0.0.1:{self.port}{split.path}"
+        # How many connections there have been.
+        self.accepted = 0
+        self.sprung = threading.Event()
+        self._pairs: list[_Pair] = []
+        self._lock = threading.Lock()
+        self._trap: bytes | None = None
+        self._is_deaf = False
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Forwarder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+        self.cut()
+        for pair in self._pairs:
+            pair.join()
+
+    # -- faults
+
+    def cut(self) -> None:
+        """End all present connections; new ones work."""
+        with self._lock:
+            for pair in self._pairs:
+                pair.end()
+
+    def stall(self, *, new_ones: bool = False) -> None:
+        """Swallow what present connections say, without a word: a firewall that forgot them. `new_ones`: these too."""
+        with self._lock:
+            self._is_deaf = new_ones
+            for pair in self._pairs:
+                pair.up.clear()
+                pair.down.clear()
+
+    def heal(self) -> None:
+        """Let everything pass again, what was held back too."""
+        with self._lock:
+            self._is_deaf = False
+            for pair in self._pairs:
+                pair.up.set()
+                pair.down.set()
+
+    def cut_after(self, marker: bytes) -> None:
+        """Once: when a client sends these bytes, the broker gets them, and the connection ends before its answer passes."""
+        self.sprung.clear()
+        self._trap = marker
+
+    def is_trapped(self, data: bytes) -> bool:
+        """Whether these bytes spring the trap."""
+        with self._lock:
+            if self._trap is None or self._trap not in data:
+                return False
+            self._trap = None
+            self.sprung.set()
+            return True
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                with self._lock:
+                    self.accepted += 1
+                    pair = _Pair(self, client, server)
+                    self._pairs.append(pair)
+                    if self._is_deaf:
+                        pair.up.clear()
+                        pair.down.clear()

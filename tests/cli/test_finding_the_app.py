@@ -1,0 +1,90 @@
+"""Where the command line finds the application, and what it says when it does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amqtask.cli.find_app import find_app
+from amqtask.cli.nodename import expand, node_name
+from amqtask.exceptions import AppNotFound
+
+APP = "from amqtask import AmqTask\n{name} = AmqTask('{main}', set_as_current=False)\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty project folder; modules imported from it are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AMQTASK_APP", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("tasks", "proj", "amqtask_app", "elsewhere"):
+            del sys.modules[name]
+
+
+def write(path: Path, *, name: str = "app", main: str = "found") -> None:
+    """A module with an application."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(APP.format(name=name, main=main))
+
+
+def test_a_module_and_attribute(folder: Path) -> None:
+    write(folder / "elsewhere.py", name="queue_app")
+
+    assert find_app("elsewhere:queue_app", folder).main == "found"
+    assert find_app("elsewhere", folder).main == "found"
+    assert find_app("elsewhere.queue_app", folder).main == "found"
+
+
+def test_a_package_with_a_celery_module(folder: Path) -> None:
+    write(folder / "proj" / "celery.py")
+    (folder / "proj" / "__init__.py").write_text("")
+
+    assert find_app("proj", folder).main == "found"
+
+
+def test_the_environment_and_pyproject(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "elsewhere.py")
+    (folder / "pyproject.toml").write_text('[tool.amqtask]\napp = "elsewhere:app"\n')
+    assert find_app(None, folder).main == "found"
+
+    monkeypatch.setenv("AMQTASK_APP", "nowhere")
+    with pytest.raises(AppNotFound, match="AMQTASK_APP says 'nowhere'"):
+        find_app(None, folder)
+
+
+def test_the_usual_places(folder: Path) -> None:
+    write(folder / "tasks.py", main="usual")
+
+    assert find_app(None, folder).main == "usual"
+
+
+def test_nothing_found_says_what_was_looked_for(folder: Path) -> None:
+    with pytest.raises(AppNotFound, match=r"tasks\.py.*amqtask_app\.py"):
+        find_app(None, folder)
+
+
+def test_an_error_inside_the_module_is_shown_as_it_is(folder: Path) -> None:
+    (folder / "elsewhere.py").write_text("import not_installed_anywhere\n")
+
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        find_app("elsewhere", folder)
+
+
+def test_something_that_is_no_app_is_named(folder: Path) -> None:
+    (folder / "elsewhere.py").write_text("app = 5\n")
+
+    with pytest.raises(AppNotFound, match="int"):
+        find_app("elsewhere:app", folder)
+
+
+def test_node_names_and_their_fields() -> None:
+    assert node_name("w1@box") == "w1@box"
+    assert node_name(None).startswith("celery@")
+    assert expand("%n-%d-%h-%%.log", "w1@box.example.org") == "w1-example.org-box.example.org-%.log"
