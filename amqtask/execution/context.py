@@ -82,6 +82,10 @@ class Context:
             return request.headers.get(name)
         raise AttributeError(f"task.request has no field {name!r}")
 
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
     def get(self, name: str, default: Any = None) -> Any:
         """A field, or `default`."""
         return getattr(self, name, default)
