@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import socket
 import sys
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import AsyncPublisher, Publisher
     from amqtask.transport.url import BrokerAddress
 
+logger = logging.getLogger("amqtask.publisher")
 P = ParamSpec("P")
 R = TypeVar("R")
 _LAZY = (
@@ -222,6 +224,7 @@ class AmqTask:
             heartbeat=conf.broker_heartbeat,
             connect_timeout=conf.broker_connection_timeout,
             client_name=f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}",
+            on_warning=logger.warning,
         )
         return made
 

@@ -31,11 +31,14 @@ class _Pair:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 flows.wait()
-                if is_up and self._owner.is_trapped(data):
+                trap = self._owner.sprung_by(data) if is_up else None
+                if trap is not None:
                     self.down.clear()  # the broker gets it, and its answer comes too late
-                    target.sendall(data)
-                    break
                 target.sendall(data)
+                if trap == "cut":
+                    break
+                if trap == "hold":
+                    self._owner.sprung.set()
         self.end()
 
     def end(self) -> None:
@@ -69,7 +72,7 @@ class Forwarder:
         self.sprung = threading.Event()
         self._pairs: list[_Pair] = []
         self._lock = threading.Lock()
-        self._trap: bytes | None = None
+        self._trap: tuple[bytes, str] | None = None
         self._is_deaf = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -112,17 +115,25 @@ class Forwarder:
 
     def cut_after(self, marker: bytes) -> None:
         """Once: when a client sends these bytes, the broker gets them, and the connection ends before its answer passes."""
-        self.sprung.clear()
-        self._trap = marker
+        self._arm(marker, "cut")
 
-    def is_trapped(self, data: bytes) -> bool:
-        """Whether these bytes spring the trap."""
+    def hold_after(self, marker: bytes) -> None:
+        """The same, but the connection stays and the answer waits for `heal`."""
+        self._arm(marker, "hold")
+
+    def _arm(self, marker: bytes, effect: str) -> None:
+        self.sprung.clear()
+        self._trap = (marker, effect)
+
+    def sprung_by(self, data: bytes) -> str | None:
+        """What these bytes set off."""
         with self._lock:
-            if self._trap is None or self._trap not in data:
-                return False
-            self._trap = None
-            self.sprung.set()
-            return True
+            if self._trap is None or self._trap[0] not in data:
+                return None
+            effect, self._trap = self._trap[1], None
+            if effect == "cut":
+                self.sprung.set()
+            return effect
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

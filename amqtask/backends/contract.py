@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """What a backend is built from. `expires` is seconds or None (never)."""
+    """What a backend is built from. `expires` is seconds or None (never); `accept` serializers or content types."""
 
     url: str
     serializer: str = "json"
@@ -50,21 +50,28 @@ class ResultBackend(Protocol):
     def prepare(self, task_ids: Sequence[str]) -> None:
         """Called before the tasks are published, so that no result can be missed."""
 
+    def hold(self, task_id: str, holder: object) -> None:
+        """Somebody wants this result for as long as `holder` (an AsyncResult, weakly referenced) lives."""
+
     def get(self, task_id: str) -> ResultMessage | None:
         """The newest known result without waiting; None: nothing known (PENDING)."""
 
     def wait(
         self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
     ) -> ResultMessage:
-        """Block until the result is ready. Raises: TimeoutError, BackendUnreachable."""
+        """Block until the result is ready; `on_interval` may be called while nothing happens.
+
+        Raises: TimeoutError, BackendUnreachable."""
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage: ...
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each result as it becomes ready, without polling one by one."""
+        """Each result as it becomes ready, without polling one by one; those that are here first.
+
+        `timeout` is for all of them together, 0: what is here now. Raises: TimeoutError, BackendUnreachable."""
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
-        """Call once when the result is ready (`AsyncResult.then`), from a thread of the backend's."""
+        """Call once when the result is ready (`AsyncResult.then`): now, or from a thread of the backend's."""
 
     def forget(self, task_id: str) -> None: ...
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from amqtask.backends.awaiting import await_callback
 from amqtask.backends.contract import BackendOptions
-from amqtask.backends.rpc import hand_over
-from amqtask.backends.waiting import Mailbox
-from amqtask.exceptions import TimeoutError
+from amqtask.backends.waiting import Arrivals, Mailbox, too_late
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.serialization import content_types
@@ -20,7 +18,8 @@ class MemoryBackend:
     """See amqtask.backends.contract.ResultBackend. Values pass through the serializer, as they would elsewhere."""
 
     def __init__(self, options: BackendOptions) -> None:
-        self._options = options
+        self._serializer = options.serializer
+        self._accept = content_types([options.serializer])
         self._mailbox = Mailbox()
         self._changed = threading.Condition()
 
@@ -30,10 +29,8 @@ class MemoryBackend:
 
     def store(self, result: ResultMessage) -> None:
         """Keep a copy, as another process would read it. Raises: EncodeError."""
-        body, content_type, content_encoding = encode_result(result, self._options.serializer)
-        copy = decode_result(body, content_type, content_encoding, content_types([self._options.serializer]))
+        self._mailbox.put(decode_result(*encode_result(result, self._serializer), self._accept))
         with self._changed:
-            self._mailbox.put(copy)
             self._changed.notify_all()
 
     def reply_to(self) -> str:
@@ -43,6 +40,10 @@ class MemoryBackend:
     def prepare(self, task_ids: Sequence[str]) -> None:
         """Nothing to prepare."""
 
+    def hold(self, task_id: str, holder: object) -> None:
+        """Keep the result while `holder` lives."""
+        self._mailbox.hold(task_id, holder)
+
     def get(self, task_id: str) -> ResultMessage | None:
         """What is known."""
         return self._mailbox.get(task_id)
@@ -51,43 +52,35 @@ class MemoryBackend:
         self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
     ) -> ResultMessage:
         """Block until the result is there."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._mailbox.is_ready(task_id), timeout):
-                raise TimeoutError(f"no result of task {task_id} within {timeout:g} s")
-            found = self._mailbox.get(task_id)
-        assert found is not None
-        return found
+        return next(self.iter_ready([task_id], timeout=timeout))[1]
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[ResultMessage] = loop.create_future()
-        self.add_callback(task_id, lambda result: hand_over(loop, future, result))
-        try:
-            return await asyncio.wait_for(future, timeout)
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"no result of task {task_id} within {timeout:g} s") from None
+        return await await_callback(self, task_id, timeout)
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each as it is stored; `timeout` is for the next one."""
-        left = dict.fromkeys(task_ids)
-        while left:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            with self._changed:
-                wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not self._changed.wait_for(lambda: any(map(self._mailbox.is_ready, left)), wait):
-                    raise TimeoutError(f"{len(left)} of {len(task_ids)} results did not come within {timeout:g} s")
-                ready = [task_id for task_id in left if self._mailbox.is_ready(task_id)]
-            for task_id in ready:
-                del left[task_id]
-                found = self._mailbox.get(task_id)
-                assert found is not None
-                yield task_id, found
+        """Each as it is stored."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        arrivals = Arrivals(self._mailbox, task_ids)
+        try:
+            while arrivals or arrivals.missing:
+                with self._changed:
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    if not self._changed.wait_for(lambda: bool(arrivals), left):
+                        raise too_late(task_ids, arrivals.missing, timeout)
+                while arrivals:
+                    found = arrivals.next()
+                    yield found.task_id, found
+        finally:
+            arrivals.close()
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result is stored."""
-        with self._changed:
-            self._mailbox.when_ready(task_id, callback)
+        self._mailbox.when_ready(task_id, callback)
+
+    def cancel_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
+        """Do not call it any more."""
+        self._mailbox.cancel(task_id, callback)
 
     def forget(self, task_id: str) -> None:
         """Drop it."""

@@ -6,35 +6,75 @@ for it. Only the process that published a task can read its result.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from amqtask import states
+from amqtask.backends.awaiting import await_callback
 from amqtask.backends.contract import BackendOptions
-from amqtask.backends.waiting import Mailbox
+from amqtask.backends.waiting import CAPACITY, Arrivals, Mailbox, too_late
 from amqtask.entities import Queue, arguments
-from amqtask.exceptions import BackendUnreachable, BrokerUnreachable, MessageError, TimeoutError
+from amqtask.exceptions import BackendUnreachable, MessageError, PublishError
 from amqtask.message import Delivery, Message, Properties
-from amqtask.protocol.result import ResultMessage, decode_result, encode_result
+from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
+from amqtask.serialization import content_types
 from amqtask.transport.replies import ReplyConsumer
 
 logger = logging.getLogger("amqtask.backends")
 
 
+class _Own:
+    """What belongs to one process: its reply queue, who reads it, and what has come."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        # Classic: one reader and short messages; three copies of each result would cost more than it is worth.
+        given: dict[str, Any] = {"x-queue-type": "classic"}
+        if options.expires:
+            given["x-expires"] = max(1, int(options.expires * 1000))
+        self.queue = Queue(str(uuid.uuid4()), arguments=arguments(given))
+        self.mailbox = Mailbox(int(dict(options.transport_options).get("unread_results") or CAPACITY))
+        self._accept = content_types(options.accept)
+        self.replies = ReplyConsumer(
+            options.brokers, self.queue, self._on_reply, connect_timeout=options.connect_timeout
+        )
+
+    def _on_reply(self, delivery: Delivery) -> None:
+        properties = delivery.properties
+        try:
+            result = decode_result(
+                delivery.body, properties.content_type, properties.content_encoding, self._accept
+            )
+        except MessageError as error:
+            logger.error("a result message (%s) cannot be read: %s", properties.correlation_id, error)
+            if properties.correlation_id:
+                # Who waits for it gets the reason instead of a timeout.
+                self.mailbox.put(
+                    ResultMessage(properties.correlation_id, states.FAILURE, exception_as_dict(error))
+                )
+            return
+        self.mailbox.put(result)
+
+
 class RpcBackend:
-    """See amqtask.backends.contract.ResultBackend."""
+    """See amqtask.backends.contract.ResultBackend.
+
+    `transport_options`: `unread_results`, how many results that nobody holds or has read are kept (100,000).
+    """
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
-        self._pid = -1
+        self._owns: dict[int, _Own] = {}
 
     # -- the worker's end
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
-        """The message to the caller's queue; a caller that is gone loses nothing but its own interest."""
+        """The message to the caller's queue; None when nobody asked. A caller that is gone loses only its own result."""
+        if not reply_to:
+            return None
         body, content_type, content_encoding = encode_result(result, self._options.serializer)
         return Message(
             body,
@@ -46,7 +86,7 @@ class RpcBackend:
                 priority=0,
             ),
             "",
-            reply_to or "",
+            reply_to,
             mandatory=False,
         )
 
@@ -57,130 +97,93 @@ class RpcBackend:
 
     def reply_to(self) -> str:
         """The name of this process's queue."""
-        self._own()
-        return self._queue.name
+        return self._own().queue.name
 
     def prepare(self, task_ids: Sequence[str]) -> None:
         """Make sure that the queue exists before a worker may answer."""
-        self._own()
-        self._replies.ensure(self._options.connect_timeout)
+        self._own().replies.ensure(self._options.connect_timeout)
+
+    def hold(self, task_id: str, holder: object) -> None:
+        """Keep the result while `holder` lives."""
+        self._own().mailbox.hold(task_id, holder)
 
     def get(self, task_id: str) -> ResultMessage | None:
         """What has come so far."""
-        self._own()
-        if not self._mailbox.is_ready(task_id):
-            self._replies.poll()
-        return self._mailbox.get(task_id)
+        own = self._own()
+        if not own.mailbox.is_ready(task_id):
+            own.replies.poll()
+        return own.mailbox.take(task_id)
 
     def wait(
         self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
     ) -> ResultMessage:
         """Block until the result has come."""
-        self._own()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        mailbox = self._mailbox
-
-        def is_ready() -> bool:
-            return mailbox.is_ready(task_id)
-
-        if not is_ready() and not self._drive(is_ready, deadline):
-            raise TimeoutError(f"no result of task {task_id} within {timeout:g} s")
-        found = mailbox.get(task_id)
+        own = self._own()
+        mailbox = own.mailbox
+        if not mailbox.is_ready(task_id):
+            deadline = None if timeout is None else time.monotonic() + timeout
+            if not self._drive(own, lambda: mailbox.is_ready(task_id), deadline):
+                raise too_late([task_id], 1, timeout)
+        found = mailbox.take(task_id)
         assert found is not None
         return found
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop; the queue is read by a background thread from now on."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[ResultMessage] = loop.create_future()
-
-        self.add_callback(task_id, lambda result: hand_over(loop, future, result))
-        try:
-            return await asyncio.wait_for(future, timeout)
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"no result of task {task_id} within {timeout:g} s") from None
+        return await await_callback(self, task_id, timeout)
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each as it comes; `timeout` is for the next one."""
-        self._own()
-        left = dict.fromkeys(task_ids)
-        mailbox = self._mailbox
-        while left:
-            ready = [task_id for task_id in left if mailbox.is_ready(task_id)]
-            for task_id in ready:
-                del left[task_id]
-                found = mailbox.get(task_id)
-                assert found is not None
-                yield task_id, found
-            if left and not ready:
-                deadline = None if timeout is None else time.monotonic() + timeout
-                if not self._drive(lambda: any(mailbox.is_ready(task_id) for task_id in left), deadline):
-                    raise TimeoutError(f"{len(left)} of {len(task_ids)} results did not come within {timeout:g} s")
+        """Each as it comes."""
+        own = self._own()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        arrivals = Arrivals(own.mailbox, task_ids)
+        try:
+            if not timeout and arrivals.missing:
+                own.replies.poll()
+            while arrivals or arrivals.missing:
+                if not arrivals and not self._drive(own, arrivals.__bool__, deadline):
+                    raise too_late(task_ids, arrivals.missing, timeout)
+                while arrivals:
+                    found = arrivals.next()
+                    yield found.task_id, found
+        finally:
+            arrivals.close()
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
-        """Call once when the result comes."""
-        self._own()
-        self._mailbox.when_ready(task_id, callback)
-        self._replies.start_thread()
+        """Call once when the result comes, from a thread that reads the queue from now on."""
+        own = self._own()
+        own.mailbox.when_ready(task_id, callback)
+        own.replies.start_thread()
+
+    def cancel_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
+        """Do not call it any more."""
+        self._own().mailbox.cancel(task_id, callback)
 
     def forget(self, task_id: str) -> None:
         """Drop what is known of it."""
-        self._own()
-        self._mailbox.forget(task_id)
+        self._own().mailbox.forget(task_id)
 
     def close(self) -> None:
         """Delete the queue."""
-        if self._pid == os.getpid():
-            self._replies.close()
-        self._pid = -1
+        own = self._owns.pop(os.getpid(), None)
+        if own is not None:
+            own.replies.close()
 
-    def _own(self) -> None:
+    def _own(self) -> _Own:
         """A forked child has a queue of its own."""
-        if self._pid == os.getpid():
-            return
-        self._pid = os.getpid()
-        expires = self._options.expires
-        given = {"x-expires": int(expires * 1000)} if expires else None
-        self._queue = Queue(str(uuid.uuid4()), arguments=arguments(given))
-        self._mailbox = Mailbox()
-        self._replies = ReplyConsumer(
-            self._options.brokers,
-            self._queue,
-            self._on_reply,
-            connect_timeout=self._options.connect_timeout,
-        )
+        pid = os.getpid()
+        own = self._owns.get(pid)
+        if own is None:
+            # Of two threads that come here at once, one finds the other's.
+            own = self._owns.setdefault(pid, _Own(self._options))
+            for other in [other for other in self._owns if other != pid]:
+                inherited = self._owns.pop(other, None)
+                if inherited is not None:
+                    inherited.replies.close()  # of another process: only our copy of its socket is closed
+        return own
 
-    def _drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
+    def _drive(self, own: _Own, done: Callable[[], bool], deadline: float | None) -> bool:
         try:
-            return self._replies.drive(done, deadline)
-        except BrokerUnreachable as error:
+            return own.replies.drive(done, deadline)
+        except PublishError as error:
             raise BackendUnreachable(f"results cannot be read: {error}") from error
-
-    def _on_reply(self, delivery: Delivery) -> None:
-        properties = delivery.properties
-        try:
-            result = decode_result(
-                delivery.body, properties.content_type, properties.content_encoding, self._options.accept
-            )
-        except MessageError as error:
-            logger.error("a result message (%s) cannot be read: %s", properties.correlation_id, error)
-            if properties.correlation_id:
-                self._mailbox.put(_unreadable(properties.correlation_id, error))
-            return
-        self._mailbox.put(result)
-
-
-def hand_over(loop: asyncio.AbstractEventLoop, future: asyncio.Future[ResultMessage], result: ResultMessage) -> None:
-    """Set a future of another thread's loop, unless its waiter has given up."""
-
-    def settle() -> None:
-        if not future.done():
-            future.set_result(result)
-
-    loop.call_soon_threadsafe(settle)
-
-
-def _unreadable(task_id: str, error: MessageError) -> ResultMessage:
-    """Who waits for it gets the reason instead of a timeout."""
-    described = {"exc_type": type(error).__name__, "exc_message": [str(error)], "exc_module": type(error).__module__}
-    return ResultMessage(task_id, "FAILURE", described)

@@ -170,15 +170,14 @@ class Link:
         loop, self._loop = self._loop, None
         self.channel = None
         self._error = self._error or ConnectionError("the link was discarded")
-        if connection is None:
+        if connection is None or loop is None:
             return
-        if self.pid != os.getpid():
-            # The parent goes on with this connection: no shutdown, no removal from the poller, only our copy goes.
-            sock = _socket_of(connection)
-            if sock is not None:
-                sock.close()
-            return
-        _abort(connection, loop)
+        if self.pid == os.getpid():
+            # pika's own way to abort needs turns of the loop, and fails while it connects. Nothing is left to turn it.
+            loop.close()
+        # A forked child leaves the poller alone: the parent, who goes on, shares it.
+        for sock in _sockets_of(connection):
+            sock.close()
 
     # -- driving
 
@@ -337,22 +336,11 @@ def _socket_of(connection: Any) -> Any:
     return getattr(getattr(connection, "_transport", None), "_sock", None)
 
 
-def _abort(connection: Any, loop: Any) -> None:
-    """End a connection at once, whatever it is doing, and free its descriptors."""
-    transport = getattr(connection, "_transport", None)
-    if not connection.is_closed and not connection.is_open and not connection.is_closing:
-        connection.close()  # still connecting: ends the attempt without a word to the broker
-    elif transport is not None and _socket_of(connection) is not None:
-        transport.abort()
-    # Each step of an abort is a callback of its own. Name resolution runs in a thread that may outlive us; then the
-    # garbage collector closes the loop's descriptors.
-    for _ in range(8):
-        if connection.is_closed and _socket_of(connection) is None:
-            loop.close()
-            return
-        loop.call_later(0, _nothing)
-        loop.poll()
-        loop.process_timeouts()
+def _sockets_of(connection: Any) -> list[Any]:
+    """The socket, wherever pika keeps it at this stage of connecting."""
+    connector = getattr(getattr(connection, "_connection_workflow", None), "_connector", None)
+    found = (_socket_of(connection), getattr(connector, "_sock", None))
+    return [sock for sock in found if sock is not None]
 
 
 def send_declaration(channel: Any, entity: Declaration, callback: Callable[[Any], None], *, passive: bool) -> None:

@@ -1,9 +1,12 @@
-"""prefork: a slot is a child process, on billiard. The parent never waits for a child; a lost child loses no task.
+"""prefork: a slot is a child process, on billiard. The parent never waits for a child; a child that dies loses one task.
 
-One socket pair per child, no shared pipe, no semaphore. Requests go as single packets. For tasks that take less than a
-millisecond a child gets several ahead of time, which hides the hand-over; when its present task then takes longer than
-EXPECTED, what it has not read is taken back (the parent keeps the reading end, too) and given to a slot that is free. So no
-task waits behind a long one while another slot idles.
+One socket pair per child: no shared pipe, no semaphore. A request is one packet. While tasks take less than a millisecond a
+child is given several ahead of time, which hides the hand-over; as soon as its present task takes longer, what it has
+not read is taken back (the parent holds the reading end, too) and goes to a slot that is idle, or first in line for
+the next one. So no task waits behind a long one while another slot idles.
+
+The bookkeeping is the parent's alone: of what a child was given and has neither answered nor left unread, the last runs, and
+outcomes of the others are on their way.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ import billiard
 
 from amqtask import signals
 from amqtask.exceptions import TimeLimitExceeded, WorkerLostError
-from amqtask_pools.prefork.child import FAILED_TO_START
-from amqtask_pools.prefork.process import ChildProcess
+from amqtask_pools.prefork.child import RETIRED, SHORT
+from amqtask_pools.prefork.limits import HardLimits
+from amqtask_pools.prefork.process import LARGE, ChildProcess
+from amqtask_pools.prefork.refill import Refill
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -29,16 +34,12 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
 
 logger = logging.getLogger("amqtask.pools")
-# A child may be given so many requests at once, while the mean runtime is below SHORT (seconds).
-LOOK_AHEAD, SHORT = 12, 0.001
+# A child may be given so many requests at once, while the mean runtime is below SHORT.
+LOOK_AHEAD = 16
 # A child that is at one task for so long gives back what it has not read; how often that is looked at (seconds).
-EXPECTED, CHECK = 0.01, 0.01
-# Requests whose body is above this are given to idle children only (bytes).
-LARGE = 48 * 1024
-# Children that die before they answered anything, in a row, until starting slows down; and the longest pause.
-QUICK_DEATHS, LONGEST_PAUSE = 10, 30.0
-# Seconds between SIGTERM and SIGKILL of a terminated task's child.
-GRACE = 1.0
+EXPECTED, CHECK = 0.008, 0.008
+# Seconds between SIGTERM and SIGKILL: of a terminated task's child, and of all at the end.
+GRACE, END_GRACE = 1.0, 0.5
 
 
 class PreforkPool:
@@ -55,13 +56,17 @@ class PreforkPool:
         self._slots = options.slots
         self._context = billiard.get_context("fork")
         self._children: list[ChildProcess] = []
-        # Taken back from children, first in line for the next free slot.
-        self._returned: deque[Request] = deque()
-        self._hard_limits: dict[int, Timer] = {}
+        # Of the children that take requests: those that have none (the last is the warmest), how many there are, how
+        # many requests they have.
+        self._idle: list[ChildProcess] = []
+        self._taking = 0
+        self._in_flight = 0
+        # Taken back from children, or found no child; nothing else is given out before it.
+        self._line: deque[Request] = deque()
         self._mean = 1.0
         self._check: Timer | None = None
-        self._quick_deaths = 0
-        self._starting: Timer | None = None
+        self._hard_limits = HardLimits(loop, self._look_at_limits)
+        self._refill = Refill(loop, self._fork, lambda: self._slots - self._taking)
         self._total = 0
         self._is_stopped = False
 
@@ -75,76 +80,81 @@ class PreforkPool:
         """Fork the children; what is in memory now is shared with them, page by page, until it is written to."""
         gc.collect()
         gc.freeze()
-        for _ in range(self._slots):
-            self._fork()
+        self._refill.fill()
 
     @property
     def slots(self) -> int:
-        """How many children."""
+        """How many children there should be."""
         return self._slots
 
     @property
     def free(self) -> int:
         """Idle children; more while tasks are short."""
-        depth = LOOK_AHEAD if self._mean < SHORT else 1
-        room = sum(max(0, depth - len(child.given)) for child in self._children if not child.is_leaving)
-        return max(0, room - len(self._returned))
+        if self._line:
+            return 0
+        if self._mean >= SHORT:
+            return len(self._idle)
+        return self._taking * LOOK_AHEAD - self._in_flight
 
     def submit(self, request: Request) -> None:
-        """Give it to the child with the least to do."""
-        child = self._choose(request)
+        """Give it to an idle child, or to the one with the least to do."""
+        child = self._idle[-1] if self._idle else self._least_busy(request)
         if child is None:
-            self._returned.append(request)
-            return
-        self._give(child, request)
+            self._line.append(request)
+        else:
+            self._give(child, request)
 
     def resize(self, slots: int) -> None:
         """Fork more, or let children go, idle ones first."""
         self._slots = slots
         for child in sorted(self._children, key=lambda child: len(child.given)):
-            if self._count() <= slots:
-                break
-            if not child.is_leaving:
-                self._retire(child)
-        while self._count() < slots:
-            self._fork()
+            if self._taking > slots and not child.is_leaving:
+                self._let_go(child)
+        self._refill.fill()
+        self._give_line()
 
     def terminate(self, number: int, reason: str) -> bool:
         """End the child that runs it; its outcome is REVOKED."""
         for child in self._children:
             if number in child.given:
+                self._readable(child)
                 self._take_back(child)
-                if number not in child.given:  # it had not begun: it waits in our line, and is dropped from it
-                    return self._drop_returned(number, reason)
-                child.revoke_reason = reason
-                child.kill(signal.SIGTERM)
-                self._loop.call_later(GRACE, child.kill)
-                return True
-        return self._drop_returned(number, reason)
+                break
+        else:
+            return self._revoke_waiting(number, reason)
+        if number not in child.given:  # just ended, or had not begun
+            is_revoked = self._revoke_waiting(number, reason)
+            self._give_line()
+            return is_revoked
+        if number != next(reversed(child.given)) or child.condemned is not None:
+            return False  # ended: its outcome is on the way
+        self._condemn(child, number, reason)
+        child.kill(signal.SIGTERM)
+        self._loop.call_later(GRACE, child.kill)
+        self._give_line()
+        return True
 
     def stop(self) -> list[Request]:
-        """Kill all children at once and give back what they had."""
+        """End all children now, busy ones in the middle of their task."""
         self._is_stopped = True
-        for timer in (self._check, self._starting, *self._hard_limits.values()):
-            if timer is not None:
-                timer.cancel()
-        self._hard_limits.clear()
-        left: list[Request] = list(self._returned)
-        self._returned.clear()
+        self._refill.stop()
+        self._hard_limits.stop()
+        if self._check is not None:
+            self._check.cancel()
+        unfinished = list(self._line)
         for child in self._children:
             self._unwatch(child)
-            left += child.given.values()
+            unfinished += child.given.values()
             if child.given:
-                child.kill()
+                child.kill(signal.SIGTERM)
             else:
                 child.retire()
-        for child in self._children:
-            child.process.join(0.5)
-            if child.process.is_alive():
-                child.kill()
-            child.close()
+        _bury(self._children)
+        self._line.clear()
         self._children.clear()
-        return left
+        self._idle.clear()
+        self._taking = self._in_flight = 0
+        return unfinished
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""
@@ -157,187 +167,234 @@ class PreforkPool:
             "total": self._total,
         }
 
-    # -- children come
-
-    def _count(self) -> int:
-        return sum(1 for child in self._children if not child.is_leaving)
-
-    def _fork(self) -> None:
-        if signals.worker_before_create_process:
-            signals.worker_before_create_process.send(sender=self)
-        inherited = [sock for child in self._children for sock in child.sockets]
-        child = ChildProcess(self._context, self._executor, self._options, inherited)
-        self._children.append(child)
-        self._loop.add_reader(child.fd, lambda: self._readable(child))
-        self._loop.add_reader(child.sentinel, lambda: self._ended(child))
-
-    def _refill(self) -> None:
-        """Replace what is missing; slower when children die as soon as they start."""
-        if self._is_stopped or self._starting is not None:
-            return
-        if self._quick_deaths < QUICK_DEATHS:
-            while self._count() < self._slots:
-                self._fork()
-            return
-        pause = min(LONGEST_PAUSE, 0.5 * 2 ** (self._quick_deaths - QUICK_DEATHS))
-        logger.error(
-            "%d pool processes in a row died before they answered anything; the next one starts in %g s",
-            self._quick_deaths,
-            pause,
-        )
-
-        def fork() -> None:
-            self._starting = None
-            if not self._is_stopped and self._count() < self._slots:
-                self._fork()
-                self._refill()
-
-        self._starting = self._loop.call_later(pause, fork)
-
     # -- requests go
 
-    def _choose(self, request: Request) -> ChildProcess | None:
-        limited = request.hard_limit is not None or request.soft_limit is not None
-        alone = limited or len(request.body) > LARGE
-        depth = 1 if alone or self._mean >= SHORT else LOOK_AHEAD
+    def _least_busy(self, request: Request) -> ChildProcess | None:
+        """None of them is idle."""
+        if self._mean >= SHORT or len(request.body) > LARGE:
+            return None
         best: ChildProcess | None = None
-        least = depth
+        least = LOOK_AHEAD
         for child in self._children:
-            count = len(child.given)
-            if count < least and not child.is_leaving and not child.has_unsent:
-                if not count:
-                    return child
-                best, least = child, count
+            if len(child.given) < least and not child.is_full and not child.is_leaving:
+                best, least = child, len(child.given)
         return best
 
     def _give(self, child: ChildProcess, request: Request) -> None:
-        child.give(request)
-        if child.has_unsent:
+        if not child.given:
+            self._idle.remove(child)
+            if request.hard_limit is not None:
+                self._hard_limits.watch(time.monotonic() + request.hard_limit)
+        self._in_flight += 1
+        if not child.give(request):
             self._loop.add_writer(child.fd, lambda: self._writable(child))
-        if request.hard_limit is not None:
-            number = request.number
-            self._hard_limits[number] = self._loop.call_later(
-                request.hard_limit, lambda: self._too_long(child, request)
-            )
-        if len(child.given) > 1 and self._check is None:
+        if self._check is None and (len(child.given) > 1 or not child.is_ready):
             self._check = self._loop.call_later(CHECK, self._look_for_long_ones)
 
-    def _give_returned(self) -> None:
-        while self._returned:
-            child = self._choose(self._returned[0])
-            if child is None:
-                return
-            self._give(child, self._returned.popleft())
-
     def _writable(self, child: ChildProcess) -> None:
-        child.send_more()
-        if not child.has_unsent:
+        if child.send_more():
             self._loop.remove_writer(child.fd)
 
+    def _give_line(self) -> None:
+        while self._line:
+            child = self._idle[-1] if self._idle else self._least_busy(self._line[0])
+            if child is None:
+                return
+            self._give(child, self._line.popleft())
+
+    # -- and come back unread
+
     def _look_for_long_ones(self) -> None:
-        """Take back what waits behind a task that takes long."""
+        """Take back what waits behind a task that takes long, or for a child that takes long to start."""
         self._check = None
         now = time.monotonic()
-        waiting = False
         for child in self._children:
-            if len(child.given) < 2:
-                continue
-            if now - child.head_since > EXPECTED:
-                self._mean = max(self._mean, now - child.head_since)
+            since = now - child.head_since
+            if len(child.given) > child.is_ready and since > EXPECTED and not child.is_leaving:
+                if child.is_ready:
+                    self._mean = max(self._mean, since)
+                elif not self._idle or not self._idle[-1].is_ready:
+                    continue  # nobody would begin it sooner
                 self._take_back(child)
-            waiting = waiting or len(child.given) > 1
-        self._give_returned()
-        if waiting:
+                if len(child.given) > 1:
+                    child.nudge()
+        self._give_line()
+        if any(len(child.given) > child.is_ready for child in self._children):
             self._check = self._loop.call_later(CHECK, self._look_for_long_ones)
 
     def _take_back(self, child: ChildProcess) -> None:
-        for request in child.take_back():
-            self._forget_limit(request.number)
-            self._returned.append(request)
+        taken = child.take_back()
+        self._line.extendleft(reversed(taken))
+        if taken and not child.is_leaving:
+            self._in_flight -= len(taken)
+            if not child.given:
+                self._idle.insert(0, child)
 
-    def _drop_returned(self, number: int, reason: str) -> bool:
-        for request in self._returned:
+    def _revoke_waiting(self, number: int, reason: str) -> bool:
+        for request in self._line:
             if request.number == number:
-                self._returned.remove(request)
-                self._on_outcomes([self._executor.revoked(request, reason)])
+                self._line.remove(request)
+                outcome = self._executor.revoked(request, reason)
+                self._loop.call_soon(lambda: self._deliver([outcome]))
                 return True
         return False
 
     # -- outcomes come
 
     def _readable(self, child: ChildProcess) -> None:
+        was_ready = child.is_ready
         outcomes = child.receive()
+        if child.is_ready is not was_ready and child in self._idle:
+            self._idle.remove(child)
+            self._idle.append(child)  # those that are ready are the first to be asked
         if outcomes:
-            self._quick_deaths = 0
-            mean = self._mean
-            expected = []
-            for outcome in outcomes:
-                if child.answered(outcome):
-                    expected.append(outcome)
-                    mean += (outcome.runtime - mean) * 0.1
-                    if self._hard_limits:
-                        self._forget_limit(outcome.number)
-            self._mean = mean
-            self._total += len(expected)
-            if self._returned:
-                self._give_returned()
-            if expected:
-                self._on_outcomes(expected)
+            self._count(child, outcomes)
+            if self._line:
+                self._give_line()
+            self._on_outcomes(outcomes)
 
-    def _forget_limit(self, number: int) -> None:
-        timer = self._hard_limits.pop(number, None)
-        if timer is not None:
-            timer.cancel()
+    def _count(self, child: ChildProcess, outcomes: list[Outcome]) -> None:
+        mean = self._mean
+        for outcome in outcomes:
+            mean += (outcome.runtime - mean) * 0.1
+        self._mean = mean
+        self._total += len(outcomes)
+        self._refill.works()
+        if child.given:
+            head = next(iter(child.given.values()))
+            if head.hard_limit is not None:
+                self._hard_limits.watch(child.head_since + head.hard_limit)
+        if not child.is_leaving:
+            self._in_flight -= len(outcomes)
+            if not child.given:
+                self._idle.append(child)
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        if not self._is_stopped:
+            self._on_outcomes(outcomes)
+
+    # -- children come
+
+    def _fork(self) -> None:
+        if signals.worker_before_create_process:
+            signals.worker_before_create_process.send(sender=self)
+        child = ChildProcess(self._context, self._executor, self._options, self._children)
+        self._children.append(child)
+        self._idle.insert(0, child)
+        self._taking += 1
+        self._loop.add_reader(child.fd, lambda: self._readable(child))
+        self._loop.add_reader(child.sentinel, lambda: self._ended(child))
+        self._loop.call_later(self._options.start_timeout, lambda: self._should_be_ready(child))
+
+    def _should_be_ready(self, child: ChildProcess) -> None:
+        if not child.is_ready and child in self._children:
+            logger.error("process %d is not ready after %g s and is killed", child.pid, self._options.start_timeout)
+            child.kill()
 
     # -- children go
 
-    def _retire(self, child: ChildProcess) -> None:
-        self._take_back(child)
-        child.retire()
-        self._give_returned()
+    def _leaves(self, child: ChildProcess) -> None:
+        """It takes no more requests."""
+        if not child.is_leaving:
+            self._taking -= 1
+            self._in_flight -= len(child.given)
+            if not child.given:
+                self._idle.remove(child)
 
-    def _too_long(self, child: ChildProcess, request: Request) -> None:
-        """The hard limit: nothing but the end of the process is sure to end the task."""
-        self._hard_limits.pop(request.number, None)
-        if request.number in child.given:
-            child.verdict = TimeLimitExceeded(
-                f"{request.task}[{request.id}] ran longer than its time limit of {request.hard_limit:g} s"
-            )
-            child.kill()
+    def _let_go(self, child: ChildProcess) -> None:
+        self._take_back(child)
+        self._leaves(child)
+        if not child.retire():
+            self._loop.add_writer(child.fd, lambda: self._writable(child))
+
+    def _condemn(self, child: ChildProcess, number: int, why: Exception | str) -> None:
+        self._take_back(child)
+        self._leaves(child)
+        child.condemn(number, why)
+
+    def _look_at_limits(self) -> float | None:
+        """Nothing but the end of its process is sure to end a task. Returns when to look again."""
+        next_deadline: float | None = None
+        for child in list(self._children):
+            deadline = _deadline(child)
+            if deadline is not None and deadline <= time.monotonic():
+                self._readable(child)  # perhaps it has just ended
+                deadline = _deadline(child)
+            if deadline is None or self._is_stopped:
+                continue
+            if deadline <= time.monotonic():
+                request = next(iter(child.given.values()))
+                limit = f"{request.task}[{request.id}] ran longer than its time limit of {request.hard_limit:g} s"
+                logger.error("%s; its process %d is killed", limit, child.pid)
+                self._condemn(child, request.number, TimeLimitExceeded(limit))
+                child.kill()
+            else:
+                next_deadline = deadline if next_deadline is None else min(next_deadline, deadline)
+        self._give_line()
+        return next_deadline
 
     def _ended(self, child: ChildProcess) -> None:
-        """A child's end: its unread requests go to others, the one it ran is reported lost, another child starts."""
-        self._readable(child)  # what it answered with its last breath
+        """Its unread requests go to others, what it ran is reported lost, another child starts."""
+        if not child.has_ended:
+            return  # the descriptor was another's a moment ago
+        self._readable(child)  # its last words
+        if child not in self._children:
+            return  # stopped, meanwhile
         self._unwatch(child)
+        self._leaves(child)
         self._children.remove(child)
-        self._take_back(child)
-        ending = child.ending
+        child.is_leaving = True
+        unread = child.take_back()
         lost = list(child.given.values())
-        child.given.clear()
+        outcomes = [self._end(child, request) for request in lost]
+        if child.condemned is not None:
+            outcomes += [self._end(child, request) for request in unread if request.number == child.condemned[0]]
+            unread = [request for request in unread if request.number != child.condemned[0]]
+        elif not lost:
+            self._note_end(child)
+        self._line.extendleft(reversed(unread))
         child.close()
-        if (not child.has_answered and not child.is_leaving and not lost) or child.exit_code == FAILED_TO_START:
-            self._quick_deaths += 1
-        self._refill()
-        self._give_returned()
-        outcomes = [self._end(child, request, ending, first=index == 0) for index, request in enumerate(lost)]
-        for request in lost:
-            self._forget_limit(request.number)
-        if outcomes:
-            self._on_outcomes(outcomes)
+        self._refill.fill()
+        self._give_line()
+        self._total += len(outcomes)
+        self._on_outcomes(outcomes)
+
+    def _note_end(self, child: ChildProcess) -> None:
+        """The end of a child that ran nothing."""
+        if child.exit_code != RETIRED:
+            logger.warning("process %d %s while it ran no task; it is replaced", child.pid, child.ending)
+        if not child.has_answered:
+            self._refill.died_early()
+
+    def _end(self, child: ChildProcess, request: Request) -> Outcome:
+        if child.condemned is not None and child.condemned[0] == request.number:
+            why = child.condemned[1]
+            if isinstance(why, TimeLimitExceeded):
+                return self._executor.lost(request, why)
+            return self._executor.revoked(request, str(why))
+        logger.error("process %d, which ran %s[%s], %s", child.pid, request.task, request.id, child.ending)
+        error = WorkerLostError(f"the process that ran {request.task}[{request.id}] {child.ending}")
+        return self._executor.lost(request, error)
 
     def _unwatch(self, child: ChildProcess) -> None:
         self._loop.remove_reader(child.sentinel)
         self._loop.remove_reader(child.fd)
         self._loop.remove_writer(child.fd)
 
-    def _end(self, child: ChildProcess, request: Request, ending: str, *, first: bool) -> Outcome:
-        if first and child.revoke_reason is not None:
-            return self._executor.revoked(request, child.revoke_reason)
-        verdict = child.verdict
-        if first and isinstance(verdict, TimeLimitExceeded):
-            logger.error("%s; its process %d was killed", verdict, child.pid)
-            return self._executor.lost(request, verdict)
-        logger.error("process %d, which ran %s[%s], %s", child.pid, request.task, request.id, ending)
-        return self._executor.lost(
-            request, WorkerLostError(f"the process that ran {request.task}[{request.id}] {ending}")
-        )
+
+def _deadline(child: ChildProcess) -> float | None:
+    """When the request that it runs reaches its hard limit."""
+    if not child.given or child.condemned is not None:
+        return None
+    limit = next(iter(child.given.values())).hard_limit
+    return None if limit is None else child.head_since + limit
+
+
+def _bury(children: list[ChildProcess]) -> None:
+    """Wait for children that were told to end; kill those that do not."""
+    deadline = time.monotonic() + END_GRACE
+    for child in children:
+        if not child.wait(deadline - time.monotonic()):
+            child.kill()
+            child.wait(GRACE)
+        child.close()

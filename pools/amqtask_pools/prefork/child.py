@@ -3,166 +3,233 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import os
 import random
 import resource
 import signal
+import socket
 import sys
-import time
+from collections.abc import Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
-from amqtask_pools.prefork.frames import Joiner, decode_request, encode_outcomes
+from amqtask_pools.prefork.frames import (
+    IS_READY,
+    PICKLE,
+    PIECE,
+    STOP,
+    Joiner,
+    cut,
+    decode_request,
+    encode_outcomes,
+)
 from amqtask_pools.prefork.limits import SoftLimit
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
     from amqtask.pool import PoolOptions
 
 logger = logging.getLogger("amqtask.pools")
-# Exit codes that tell the parent why a child went of its own accord.
-RETIRED = 0
-FAILED_TO_START = 71
-# Outcomes are sent together, up to so many or so long (seconds), while the next request is there already.
-BATCH, BATCH_TIME = 16, 0.001
-# Below this mean runtime (seconds) outcomes may wait for their batch while the next task runs.
-SHORT = 0.001
-PR_SET_PDEATHSIG = 1
-# Children's outgoing packets never block for ever: a parent that does not read is gone or hung.
-SEND_TIMEOUT = 60.0
+# Exit codes: it went of its own accord, it could not start, our own code failed (EX_OSERR, EX_SOFTWARE).
+RETIRED, FAILED_TO_START, FAILED = 0, 71, 70
+# While tasks take less than SHORT on average, outcomes are held back up to so many or so long (times in seconds).
+SHORT, BATCH, BATCH_TIME = 0.001, 8, 0.001
+# "Send what you hold back": of all signals the one that does nothing to a process that does not expect it.
+NUDGE = signal.SIGURG
+# What a child must not inherit from the worker's main process.
+_TO_DEFAULT = ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD")
+_PR_SET_PDEATHSIG = 1
 
 
-def main(sock: Any, inherited: list[Any], executor: Executor, options: PoolOptions, parent_pid: int) -> None:
-    """The child's whole life; ends the process."""
+def main(
+    sock: socket.socket,
+    inherited: Sequence[Any],
+    executor: Executor,
+    options: PoolOptions,
+    parent: int,
+    mask: set[Any],
+) -> None:
+    """The child's whole life; ends the process. `mask` is the signal mask to live with, all is blocked until then."""
     try:
-        _settle(sock, inherited, options, parent_pid)
+        _settle(inherited, options, parent, mask)
+        child = Child(sock, executor, options, parent)
     except BaseException:
-        logger.exception("a pool process could not start")
-        os._exit(FAILED_TO_START)
-    code = Child(sock, executor, options).run()
+        logger.critical("process %d of the pool could not start", os.getpid(), exc_info=True)
+        _leave(FAILED_TO_START)
+    try:
+        code = child.run()
+    except BaseException:
+        logger.critical("process %d of the pool failed", os.getpid(), exc_info=True)
+        code = FAILED
     if signals.worker_process_shutdown:
         signals.worker_process_shutdown.send(sender=options.hostname, pid=os.getpid(), exitcode=code)
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(code)
+    _leave(code)
 
 
-def _settle(sock: Any, inherited: list[Any], options: PoolOptions, parent_pid: int) -> None:
-    """Be a process of one's own: signals, inherited sockets, random numbers; die with the parent."""
+def _settle(inherited: Sequence[Any], options: PoolOptions, parent: int, mask: set[Any]) -> None:
+    """Be a process of one's own: signals, sockets of others, random numbers; die with the parent."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent, which lets tasks finish
-    for name in ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGALRM"):
+    for name in _TO_DEFAULT:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for other in inherited:
         other.close()
-    _die_with_parent(parent_pid)
+    _die_with(parent)
     random.seed()
-    gc.enable()
     if options.on_child_start is not None:
         options.on_child_start()
 
 
-def _die_with_parent(parent_pid: int) -> None:
-    """Linux kills us with our parent; elsewhere the closed socket ends us after the running task."""
+def _die_with(parent: int) -> None:
+    """Linux kills us with our parent; elsewhere its closed socket ends us after the running task."""
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(RETIRED)
+
+
+def _leave(code: int) -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    os._exit(code)
 
 
 class Child:
     """Reads, runs, answers."""
 
-    def __init__(self, sock: Any, executor: Executor, options: PoolOptions) -> None:
+    def __init__(self, sock: socket.socket, executor: Executor, options: PoolOptions, parent: int) -> None:
         self._sock = sock
-        self._executor = executor
-        self._options = options
+        self._buffer = bytearray(PIECE + 1)
+        self._view = memoryview(self._buffer)
+        self._joiner = Joiner()
+        self._execute = executor.execute
+        self._parent = parent
         self._outcomes: list[Outcome] = []
         self._since = 0.0
         self._mean = 1.0
-        self._done = 0
+        self._wear = Wear.of(options)
+        signal.signal(NUDGE, self._nudged)
 
     def run(self) -> int:
-        """Until the parent closes its end, or it is time to be replaced; the exit code."""
-        joiner = Joiner()
-        while True:
-            body = self._next(joiner)
-            if body is None:
-                self._flush()
-                return RETIRED
-            self._execute(body)
-            if self._is_worn():
-                self._flush()
-                return RETIRED
+        """Until the parent says so or is gone, or it is time to be replaced; the exit code."""
+        self._sock.send(IS_READY)
+        while (message := self._next()) is not None:
+            self._run(decode_request(message))
+            if self._wear is not None and self._wear.is_out():
+                break
+        self._flush()
+        return RETIRED
 
-    def _next(self, joiner: Joiner) -> bytes | None:
-        """The next request's bytes; None when the parent is gone."""
-        sock = self._sock
+    # -- in
+
+    def _next(self) -> bytes | memoryview | None:
         while True:
-            if self._outcomes:
-                # Short tasks: their outcomes may wait while more is there to do; nothing waits for nothing.
-                if self._mean > SHORT or len(self._outcomes) >= BATCH or time.perf_counter() - self._since > BATCH_TIME:
-                    self._flush()
-                else:
-                    sock.setblocking(False)
-                    try:
-                        packet = sock.recv(1 << 17)
-                    except BlockingIOError:
-                        self._flush()
-                        continue
-                    finally:
-                        sock.setblocking(True)
-                    if not packet:
-                        return None
-                    body = joiner.feed(packet)
-                    if body is not None:
-                        return body
-                    continue
-            packet = sock.recv(1 << 17)
-            if not packet:
+            size = self._receive()
+            kind = self._view[0]
+            if not size or kind == STOP:
                 return None
-            body = joiner.feed(packet)
-            if body is not None:
-                return body
+            if kind == PICKLE:
+                return self._view[:size]
+            message = self._joiner.feed(self._view[:size])
+            if message is not None:
+                return message
 
-    def _execute(self, body: bytes) -> None:
-        request = decode_request(body)
-        if not self._outcomes:
-            self._since = time.perf_counter()
+    def _receive(self) -> int:
+        """The next packet's size; outcomes leave before this waits."""
+        if self._outcomes:
+            if self._mean < SHORT and len(self._outcomes) < BATCH and perf_counter() - self._since < BATCH_TIME:
+                try:
+                    return self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    pass
+            self._flush()
+        while True:
+            try:
+                return self._sock.recv_into(self._buffer)
+            except BlockingIOError:  # only where the parent's end closes nothing, see frames.socket_pair
+                if os.getppid() != self._parent:
+                    return 0
+
+    # -- work
+
+    def _run(self, request: Request) -> None:
+        if request.soft_limit is None and request.hard_limit is None:
+            if not self._outcomes:
+                self._since = perf_counter()
+            outcome = self._execute(request)
+            self._outcomes.append(outcome)
+            self._mean += (outcome.runtime - self._mean) * 0.2
+            return
+        # The parent measures from one outcome to the next, so here none is held back.
+        self._flush()
         if request.soft_limit is None:
-            outcome = self._executor.execute(request)
+            self._outcomes.append(self._execute(request))
         else:
             with SoftLimit(request.soft_limit):
-                outcome = self._executor.execute(request)
-        self._mean += (outcome.runtime - self._mean) * 0.2
-        self._outcomes.append(outcome)
-        self._done += 1
+                outcome = self._execute(request)
+            self._outcomes.append(outcome)
+        self._flush()
+
+    # -- out
 
     def _flush(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
         if not outcomes:
             return
+        message = encode_outcomes(outcomes)
         try:
-            for packet in encode_outcomes(outcomes):
-                self._sock.send(packet)
-        except (BrokenPipeError, ConnectionResetError):
-            os._exit(0)  # the parent is gone, and the broker has the messages
+            if len(message) <= PIECE:
+                self._sock.send(message)
+            else:
+                for packet in cut(message):
+                    self._sock.send(packet)
+        except ConnectionError:
+            os._exit(RETIRED)  # the parent is gone, and the broker still has the messages
 
-    def _is_worn(self) -> bool:
-        limit = self._options.max_tasks_per_child
-        if limit is not None and self._done >= limit:
+    def _nudged(self, *_: object) -> None:
+        """The present task takes long, and earlier outcomes wait for it. Runs within the task."""
+        self._mean = max(self._mean, 10 * SHORT)
+        self._flush()
+
+
+class Wear:
+    """Tells after each task whether this process has done enough."""
+
+    def __init__(self, most_tasks: int | None, most_kib: int | None) -> None:
+        self._most_tasks = most_tasks
+        self._most_kib = most_kib
+        self._done = 0
+
+    @classmethod
+    def of(cls, options: PoolOptions) -> Wear | None:
+        """None for a process that never has."""
+        if not options.max_tasks_per_child and not options.max_memory_per_child:
+            return None
+        return cls(options.max_tasks_per_child, options.max_memory_per_child)
+
+    def is_out(self) -> bool:
+        """Ask it once per task."""
+        self._done += 1
+        if self._most_tasks and self._done >= self._most_tasks:
+            logger.debug("process %d has run its %d tasks and is replaced", os.getpid(), self._done)
             return True
-        memory = self._options.max_memory_per_child
-        return memory is not None and _resident_kib() > memory
+        if self._most_kib and (used := resident_kib()) > self._most_kib:
+            logger.warning("process %d uses %d KiB, more than %d, and is replaced", os.getpid(), used, self._most_kib)
+            return True
+        return False
 
 
-def _resident_kib() -> int:
-    """Memory in use; where that cannot be asked, the most that ever was."""
+def resident_kib() -> int:
+    """Memory that this process has in use; where that cannot be asked, the most that it ever had."""
     try:
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * resource.getpagesize() // 1024
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,52 +1,66 @@
-"""Packets between parent and child: one SOCK_SEQPACKET packet is one request or a batch of outcomes; large ones are cut.
+"""Packets between parent and child: a request each, or a batch of outcomes; large messages are cut into pieces.
 
-SEQPACKET keeps packet borders and delivers each packet to exactly one reader, whoever of the two processes that hold the
+SOCK_SEQPACKET keeps packet borders and gives each packet to exactly one reader, whoever of the processes that hold the
 reading end asks first: that lets the parent take back what a child has not read yet (see process.py).
+
+The first byte says what a packet is. A pickle begins with PICKLE (the opcode PROTO), so a whole message needs no frame.
 """
 
 from __future__ import annotations
 
 import pickle
 import socket
+import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from amqtask.execution.outcome import Outcome
 
-# A packet must fit into the socket's send buffer whole; larger messages go in pieces.
-PIECE = 64 * 1024
+PICKLE, PART, LAST, READY, STOP = 0x80, 0x01, 0x02, 0x03, 0x04
+IS_READY, GO = bytes([READY]), bytes([STOP])
+# A packet must fit into the socket's send buffer whole.
+PIECE = 60 * 1024
 BUFFER = 1024 * 1024
-_WHOLE, _PART, _LAST = b"\x00", b"\x01", b"\x02"
+# Where the end of the parent closes nothing (datagram sockets), children look for it so often (seconds).
+LOOK_FOR_PARENT = 1
+_PROTOCOL = pickle.HIGHEST_PROTOCOL
 
 
-def encode_request(request: Request) -> list[bytes]:
-    """The packets of a request."""
-    return _cut(pickle.dumps(request.to_frame(), pickle.HIGHEST_PROTOCOL))
+def encode_request(request: Request) -> bytes:
+    """One message; cut it when it is longer than PIECE."""
+    return pickle.dumps(request.to_frame(), _PROTOCOL)
 
 
-def encode_outcomes(outcomes: Sequence[Outcome]) -> list[bytes]:
-    """The packets of a batch of outcomes."""
-    return _cut(pickle.dumps([tuple(outcome) for outcome in outcomes], pickle.HIGHEST_PROTOCOL))
+def encode_outcomes(outcomes: Iterable[Outcome]) -> bytes:
+    """One message; cut it when it is longer than PIECE."""
+    return pickle.dumps([tuple(outcome) for outcome in outcomes], _PROTOCOL)
 
 
-def decode_request(body: bytes) -> Request:
+def decode_request(message: bytes | memoryview) -> Request:
     """What `encode_request` wrote."""
-    return Request.from_frame(pickle.loads(body))
+    return Request.from_frame(pickle.loads(message))
 
 
-def decode_outcomes(body: bytes) -> list[Outcome]:
-    """What `encode_outcomes` wrote."""
-    return [Outcome(*fields) for fields in pickle.loads(body)]
+def number_of(message: bytes | memoryview) -> int:
+    """The number of an encoded request."""
+    number: int = pickle.loads(message)[0]
+    return number
 
 
-def _cut(body: bytes) -> list[bytes]:
-    if len(body) < PIECE:
-        return [_WHOLE + body]
-    pieces = [body[start : start + PIECE] for start in range(0, len(body), PIECE)]
-    return [*(_PART + piece for piece in pieces[:-1]), _LAST + pieces[-1]]
+def decode_outcomes(message: bytes | memoryview) -> list[tuple[Any, ...]]:
+    """The fields of each outcome that `encode_outcomes` wrote."""
+    fields: list[tuple[Any, ...]] = pickle.loads(message)
+    return fields
+
+
+def cut(message: bytes) -> list[bytes]:
+    """The packets of a long message."""
+    pieces = [message[start : start + PIECE] for start in range(0, len(message), PIECE)]
+    kinds = [PART] * (len(pieces) - 1) + [LAST]
+    return [bytes([kind]) + piece for kind, piece in zip(kinds, pieces, strict=True)]
 
 
 class Joiner:
@@ -55,24 +69,28 @@ class Joiner:
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
 
-    def feed(self, packet: bytes) -> bytes | None:
-        """The whole message when this packet completes one."""
-        kind, piece = packet[:1], packet[1:]
-        if kind == _WHOLE:
-            return piece
-        self._pieces.append(piece)
-        if kind == _PART:
+    def feed(self, packet: memoryview) -> bytes | None:
+        """The message, when this packet was its last piece."""
+        self._pieces.append(bytes(packet[1:]))
+        if packet[0] == PART:
             return None
-        body = b"".join(self._pieces)
+        message = b"".join(self._pieces)
         self._pieces.clear()
-        return body
+        return message
 
 
-def socket_pair() -> tuple[Any, Any]:
-    """(parent's end, child's end), with buffers that hold a few pieces."""
-    kind = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
+def socket_pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """(parent's end, child's end). Datagrams where there are no packets (macOS): the same, but for hang-ups."""
+    if kind is None:
+        try:
+            return socket_pair(socket.SOCK_SEQPACKET)
+        except OSError:
+            kind = socket.SOCK_DGRAM
     ends = socket.socketpair(socket.AF_UNIX, kind)
     for end in ends:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+    if kind == socket.SOCK_DGRAM:
+        # By the kernel: a timeout of Python's would make every read wait, the ones with MSG_DONTWAIT too.
+        ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", LOOK_FOR_PARENT, 0))
     return ends

@@ -1,28 +1,72 @@
-"""The soft time limit inside a child: a timer whose signal raises SoftTimeLimitExceeded in the task."""
+"""Time limits: the soft one is raised by a timer in the child, the hard one is watched by the parent."""
 
 from __future__ import annotations
 
 import signal
-from typing import Any
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from amqtask.exceptions import SoftTimeLimitExceeded
+from amqtask.execution.executor import Executor
+
+if TYPE_CHECKING:
+    from amqtask.pool import Loop, Timer
+
+# The limit may strike in our own code, just before or after the task; it is tried again so often (seconds).
+TRY_AGAIN = 0.01
+_EXECUTE = Executor.execute.__code__
 
 
 class SoftLimit:
-    """`with SoftLimit(seconds): …` in the child's main thread; None is no limit."""
+    """`with SoftLimit(seconds): executor.execute(…)` in a child's main thread."""
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self._before: object = None
 
     def __enter__(self) -> None:
-        if self._seconds is not None:
-            signal.signal(signal.SIGALRM, self._exceeded)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        self._before = signal.signal(signal.SIGALRM, self._strike)
+        signal.setitimer(signal.ITIMER_REAL, max(self._seconds, 1e-6), TRY_AGAIN)
 
     def __exit__(self, *_: object) -> None:
-        if self._seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)  # type: ignore[arg-type] # what signal.signal returned
 
-    def _exceeded(self, *_: Any) -> None:
-        raise SoftTimeLimitExceeded(self._seconds)
+    def _strike(self, signum: int, frame: FrameType | None) -> None:
+        """Raise once, in the task and nowhere else."""
+        while frame is not None:
+            if frame.f_code is _EXECUTE:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                raise SoftTimeLimitExceeded(self._seconds)
+            frame = frame.f_back
+
+
+class HardLimits:
+    """One timer for all: it is due at the earliest deadline that it was told of, and `look` returns the next one."""
+
+    def __init__(self, loop: Loop, look: Callable[[], float | None]) -> None:
+        self._loop = loop
+        self._look = look
+        self._timer: Timer | None = None
+        self._due = 0.0
+
+    def watch(self, deadline: float) -> None:
+        """Look at this time (of time.monotonic) at the latest."""
+        if self._timer is None or deadline < self._due:
+            self.stop()
+            self._due = deadline
+            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._is_due)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_due(self) -> None:
+        self._timer = None
+        deadline = self._look()
+        if deadline is not None:
+            self.watch(deadline)

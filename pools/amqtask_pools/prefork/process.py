@@ -1,191 +1,264 @@
-"""One child as the parent sees it: what it was given, what it reads next, how it ended."""
+"""One child as the parent sees it: what it was given, what it has not read yet, how it ended."""
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
 import socket
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from amqtask_pools.prefork.child import main
-from amqtask_pools.prefork.frames import Joiner, decode_outcomes, decode_request, encode_request, socket_pair
+from amqtask.execution.outcome import Outcome
+from amqtask_pools.prefork.child import NUDGE, main
+from amqtask_pools.prefork.frames import (
+    GO,
+    LAST,
+    PICKLE,
+    PIECE,
+    READY,
+    Joiner,
+    cut,
+    decode_outcomes,
+    encode_request,
+    number_of,
+    socket_pair,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.pool import PoolOptions
 
+# Requests above this (bytes) are given to idle children only, and nothing is put behind them: all else that one child
+# is ever given fits into the smallest socket buffer.
+LARGE = 8 * 1024
+_FULL = (errno.EAGAIN, errno.ENOBUFS)
+_make_outcome = Outcome._make
+
 
 class ChildProcess:
-    """`given` holds the requests the child has not answered, oldest first: the first of them runs (or is about to)."""
+    """`given` holds the requests that the child has not answered, in its order: what it has not read can be taken back,
+    of the rest the last runs, and outcomes of those before that are on their way.
 
-    def __init__(self, context: Any, executor: Executor, options: PoolOptions, inherited: list[Any]) -> None:
-        self._sock, self._child_end = socket_pair()
-        self._sock.setblocking(False)
-        self._joiner = Joiner()
-        self._unsent: deque[bytes] = deque()
-        self.given: OrderedDict[int, Request] = OrderedDict()
-        self.head_since = 0.0
-        self.started_at = time.monotonic()
+    `head_since` is when the first of them could begin, `is_leaving` says that it gets no more, `is_full` that it gets no more
+    until it is idle.
+    """
+
+    def __init__(
+        self, context: Any, executor: Executor, options: PoolOptions, siblings: Iterable[ChildProcess]
+    ) -> None:
+        self.given: dict[int, Request] = {}
+        self.head_since = time.monotonic()
+        self.is_ready = False
+        self.is_full = False
         self.is_leaving = False
         self.has_answered = False
-        # Set when we kill it on purpose: what its running request is told.
-        self.verdict: BaseException | None = None
-        self.revoke_reason: str | None = None
-        # The child must not keep other children's sockets (nor our end of its own) open: it would never see us go.
-        self.process = context.Process(
-            target=main,
-            args=(self._child_end, [self._sock, *inherited], executor, options, os.getpid()),
-            name="amqtask-child",
-            daemon=True,
-        )
-        self.process.start()
+        # The request that it is killed for, and why.
+        self.condemned: tuple[int, Exception | str] | None = None
+        # Not empty only while `is_full` or `is_leaving`.
+        self._unsent: deque[bytes] = deque()
+        self._joiner = Joiner()
+        self._buffer = bytearray(PIECE + 1)
+        self._view = memoryview(self._buffer)
+        self._exit_code: int | None = None
+        self._sock, self._child_end = socket_pair()
+        self._sock.setblocking(False)
+        self._send = self._sock.send
+        self.fd = self._sock.fileno()
+        # A child must not keep the parent's ends open: nobody would see the parent go.
+        inherited = [end for sibling in siblings for end in (sibling._sock, sibling._child_end)]
+        self.process = self._fork(context, executor, options, [self._sock, *inherited])
+        self.pid = int(self.process.pid)
+        self._pidfd = _open_pidfd(self.pid)
+        # Readable once the process has ended. A pidfd, because a pipe stays open in what a task has started.
+        self.sentinel = int(self.process.sentinel) if self._pidfd is None else self._pidfd
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return int(self.process.pid)
+    def _fork(self, context: Any, executor: Executor, options: PoolOptions, inherited: list[socket.socket]) -> Any:
+        # No signal handler of the parent's may run in the child before the child has its own.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            process = context.Process(
+                target=main,
+                args=(self._child_end, inherited, executor, options, os.getpid(), before),
+                name="amqtask-child",
+                daemon=True,
+            )
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return process
 
-    @property
-    def fd(self) -> int:
-        """Our end of the socket pair."""
-        return int(self._sock.fileno())
+    # -- requests go
 
-    @property
-    def sentinel(self) -> int:
-        """Readable once the process has ended (our own copy of its socket keeps `fd` from saying so)."""
-        return int(self.process.sentinel)
-
-    @property
-    def sockets(self) -> list[Any]:
-        """What a sibling must close."""
-        return [self._sock, self._child_end]
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it has nothing to do."""
-        return not self.given and not self.is_leaving
-
-    # -- talking
-
-    def give(self, request: Request) -> None:
-        """Hand a request over; never blocks."""
-        if not self.given:
+    def give(self, request: Request) -> bool:
+        """Hand a request over without ever waiting; False when a part of it must wait for room (see `send_more`)."""
+        given = self.given
+        if not given:
             self.head_since = time.monotonic()
-        self.given[request.number] = request
-        for packet in encode_request(request):
-            if self._unsent:
-                self._unsent.append(packet)
-                continue
+        given[request.number] = request
+        message = encode_request(request)
+        if len(message) <= LARGE:
             try:
-                self._sock.send(packet)
-            except BlockingIOError:
-                self._unsent.append(packet)
-            except OSError:
-                return  # it is dying; what it was given is recovered when its end is noticed
+                self._send(message)
+                return True
+            except OSError:  # no room, though there should be; or it is gone
+                self._unsent.append(message)
+        else:
+            self.is_full = True
+            self._unsent.extend([message] if len(message) <= PIECE else cut(message))
+        return self.send_more()
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether packets wait for room."""
-        return bool(self._unsent)
-
-    def send_more(self) -> None:
-        """There is room again."""
-        while self._unsent:
+    def send_more(self) -> bool:
+        """Send what waits, as far as there is room; whether all is sent."""
+        unsent = self._unsent
+        while unsent:
             try:
-                self._sock.send(self._unsent[0])
-            except BlockingIOError:
-                return
-            except OSError:
-                self._unsent.clear()
-                return
-            self._unsent.popleft()
-
-    def receive(self) -> list[Outcome]:
-        """The outcomes that came."""
-        outcomes: list[Outcome] = []
-        while True:
-            try:
-                packet = self._sock.recv(1 << 17)
-            except OSError:  # nothing more for now, or for ever: the sentinel tells
-                return outcomes
-            if not packet:
-                return outcomes
-            body = self._joiner.feed(packet)
-            if body is not None:
-                outcomes += decode_outcomes(body)
-
-    def answered(self, outcome: Outcome) -> bool:
-        """Note an outcome; False for one that is not expected (a request that was taken back)."""
-        self.has_answered = True
-        if self.given.pop(outcome.number, None) is None:
-            return False
-        if self.given:
-            self.head_since = time.monotonic()
+                self._send(unsent[0])
+            except OSError as error:
+                if error.errno in _FULL:
+                    self.is_full = True
+                    return False
+                unsent.clear()  # it is gone; what it was given is recovered when its end is noticed
+                return True
+            unsent.popleft()
         return True
 
     def take_back(self) -> list[Request]:
-        """What the child has not read yet; it will never see that. The kernel gives each packet to one reader only."""
-        taken: list[Request] = []
-        joiner = Joiner()
+        """What the child has not read yet, and never will: the kernel gives each packet to one reader only."""
+        has_ended = self.has_ended
+        if not has_ended and (self.is_full or self.is_leaving):
+            return []  # a piece must not be missing in the middle, nor the word to go
+        packets = []
         while True:
             try:
-                packet = self._child_end.recv(1 << 17, socket.MSG_DONTWAIT)
+                packets.append(self._child_end.recv(PIECE + 1, socket.MSG_DONTWAIT))
             except OSError:
                 break
-            if not packet:
-                break
-            body = joiner.feed(packet)
-            if body is not None:
-                number = decode_request(body).number
-                request = self.given.pop(number, None)
-                if request is not None:
-                    taken.append(request)
+        taken = []
+        for packet in (*packets, *self._unsent):
+            if packet[0] == PICKLE:
+                taken.append(self.given.pop(number_of(packet)))
+            elif packet[0] == LAST:  # of a large one, which it has not read to the end
+                taken.append(self.given.popitem()[1])
         return taken
+
+    # -- outcomes come
+
+    def receive(self) -> list[Outcome]:
+        """The outcomes that came; each ends one of `given`."""
+        outcomes: list[Outcome] = []
+        given = self.given
+        while True:
+            try:
+                size = self._sock.recv_into(self._buffer)
+            except OSError:  # nothing more for now, or for ever: the sentinel tells
+                break
+            if not size:
+                break
+            message = self._message(size)
+            if message is not None:
+                for fields in decode_outcomes(message):
+                    if given.pop(fields[0], None) is not None:
+                        outcomes.append(_make_outcome(fields))
+            if not given:  # so there is nothing more to come
+                break
+        if outcomes:
+            self.has_answered = True
+            if given:
+                self.head_since = time.monotonic()
+            else:
+                self.is_full = False
+        return outcomes
+
+    def _message(self, size: int) -> bytes | memoryview | None:
+        kind = self._view[0]
+        if kind == PICKLE:
+            return self._view[:size]
+        if kind == READY:
+            self.is_ready = True
+            self.head_since = time.monotonic()
+            return None
+        return self._joiner.feed(self._view[:size])
 
     # -- ending
 
-    def retire(self) -> None:
-        """No more requests: it goes when it has answered what it has."""
+    def nudge(self) -> None:
+        """Have it send the outcomes that it holds back."""
+        self.kill(NUDGE)
+
+    def retire(self) -> bool:
+        """No more requests: it goes when it has answered what it has read. Returns as `give` does."""
         self.is_leaving = True
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # gone already
+        self._unsent.append(GO)
+        return self.send_more()
+
+    def condemn(self, number: int, why: Exception | str) -> None:
+        """It is going to be killed for this request."""
+        self.is_leaving = True
+        self.condemned = (number, why)
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
-        """Send a signal."""
+        """Send a signal, unless it is gone."""
         try:
-            os.kill(self.pid, signum)
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signum)
+            elif self.process is not None and self.exit_code is None:  # asked for, so that the pid is still its own
+                os.kill(self.pid, signum)
         except ProcessLookupError:
             pass  # gone already
 
-    def close(self) -> None:
-        """Release the sockets, and the process table's entry."""
-        self._sock.close()
-        self._child_end.close()
-        self.process.join(1.0)
+    @property
+    def exit_code(self) -> int | None:
+        """Negative for a signal; None while it runs (or when somebody else has waited for it)."""
+        if self._exit_code is None and self.process is not None:
+            self._exit_code = self.process.exitcode
+        return self._exit_code
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone. (Not its socket: our own copy of that keeps it open.)"""
+        return self.exit_code is not None or (self._pidfd is not None and self.wait(0))
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ends within so many seconds."""
+        if self.exit_code is not None:
+            return True
+        poll = select.poll()
+        poll.register(self.sentinel, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
     @property
     def ending(self) -> str:
-        """How the process ended, in words."""
-        self.process.join(1.0)
-        code = self.process.exitcode
+        """How it ended, in words."""
+        code = self.exit_code
         if code is None:
-            return "closed its socket"
-        if code < 0:
-            try:
-                name = signal.Signals(-code).name
-            except ValueError:
-                name = "signal"
-            return f"was killed by {name} ({-code})"
-        return f"exited with code {code}"
+            return "ended (somebody else took its exit code)"
+        if code >= 0:
+            return f"exited with code {code}"
+        try:
+            return f"was killed by signal {signal.Signals(-code).name} ({-code})"
+        except ValueError:
+            return f"was killed by signal {-code}"
 
-    @property
-    def exit_code(self) -> int | None:
-        """Its exit code, negative for a signal."""
-        code: int | None = self.process.exitcode
-        return code
+    def close(self) -> None:
+        """Release descriptors and the process table's entry; only once nothing watches them."""
+        self._sock.close()
+        self._child_end.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        if self.exit_code is not None:
+            self.process.join()
+        self.process = None
+
+
+def _open_pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, or an old one, or forbidden in a container
+        return None

@@ -1,0 +1,279 @@
+"""AioPikaPublisher on a real broker: the same promises as the blocking publisher's, for tasks of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from amqtask.entities import Binding, Exchange, Queue, arguments
+from amqtask.exceptions import (
+    AccessRefused,
+    BrokerUnreachable,
+    PublishError,
+    PublishRefused,
+    PublishTimeout,
+    Unroutable,
+)
+from amqtask.message import Message, Properties
+from amqtask.transport.async_publisher import AioPikaPublisher
+from amqtask.transport.url import parse_broker_urls
+from integration.conftest import Broker
+from integration.faults import Forwarder
+from integration.nodes import free_port
+from integration.test_publisher import everything_in, to
+
+# aiormq logs what it raises, and what it does not.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def queue(rabbit: Broker) -> str:
+    """A queue's name."""
+    return rabbit.queue("apub")
+
+
+def using(urls: str | list[str], act: Callable[[AioPikaPublisher], Awaitable[Any]], **options: Any) -> Any:
+    """What `act` returns, given a publisher on an event loop of its own."""
+
+    async def main() -> Any:
+        publisher = AioPikaPublisher(parse_broker_urls(urls), **{"timeout": 20.0, **options})
+        try:
+            return await act(publisher)
+        finally:
+            await publisher.close()
+
+    return asyncio.run(main())
+
+
+def test_a_published_message_is_in_its_queue_as_it_was_given(rabbit: Broker, broker_url: str, queue: str) -> None:
+    headers = {
+        "task": "add",
+        "retries": 3,
+        "limit": 0.5,
+        "none": None,
+        "yes": True,
+        "list": [1, "two"],
+        "map": {"a": 1},
+    }
+    message = to(
+        queue, b"\x00\xff", headers=headers, correlation_id="c", priority=2, expiration="60000", timestamp=1700000000
+    )
+
+    using(broker_url, lambda publisher: publisher.publish(message))
+
+    taken = rabbit.take(queue)
+    assert taken is not None
+    properties, body = taken
+    assert (body, properties.headers) == (b"\x00\xff", headers)
+    assert (properties.correlation_id, properties.priority, properties.expiration) == ("c", 2, "60000")
+    assert (properties.timestamp, properties.delivery_mode) == (1700000000, 2)
+
+
+def test_a_batch_larger_than_the_window_is_stored(rabbit: Broker, broker_url: str, queue: str) -> None:
+    messages = [to(queue, str(number).encode()) for number in range(1500)]
+
+    assert using(broker_url, lambda publisher: publisher.publish_many(messages)) == [None] * 1500
+
+    assert rabbit.count(queue) == 1500
+
+
+def test_in_a_batch_each_message_has_its_own_outcome(rabbit: Broker, broker_url: str, queue: str) -> None:
+    lost = Message(b"lost", Properties(message_id="one"), "", "nobody-listens")
+    nowhere = Message(b"nowhere", Properties(), "no-such-exchange", "key")
+    headers = Message(b"headers", Properties(headers={"what": object()}), "", queue)
+    batch = [to(queue, message_id="one"), lost, lost, nowhere, headers, nowhere, to(queue)]
+
+    errors = using(broker_url, lambda publisher: publisher.publish_many(batch))
+
+    none = type(None)
+    kinds = [type(error) for error in errors]
+    assert kinds == [none, Unroutable, Unroutable, Unroutable, PublishError, Unroutable, none]
+    assert "no-such-exchange" in str(errors[3])
+    assert rabbit.count(queue) >= 2
+
+
+def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    batch = [to(queue, b"1"), to(queue, b"wrong", user_id="somebody-else"), to(queue, b"2")]
+
+    errors = using(broker_url, lambda publisher: publisher.publish_many(batch))
+
+    assert [type(error) for error in errors] == [type(None), PublishRefused, type(None)]
+    assert {b"1", b"2"} == set(everything_in(rabbit, queue))
+
+
+def test_a_full_queue_refuses(rabbit: Broker, broker_url: str, queue: str) -> None:
+    full = (Queue(queue, arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"})),)
+    batch = [Message(b"body", Properties(), "", queue, full) for _ in range(3)]
+
+    errors = using(broker_url, lambda publisher: publisher.publish_many(batch))
+
+    assert sorted(type(error).__name__ for error in errors) == ["NoneType", "PublishRefused", "PublishRefused"]
+
+
+def test_a_queue_that_exists_with_other_arguments_is_used_with_one_warning(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    rabbit.channel().queue_declare(queue, durable=True)
+    warnings: list[str] = []
+    wanted = (Queue(queue, arguments=arguments({"x-max-length": 5})),)
+    batch = [Message(b"body", Properties(), "", queue, wanted) for _ in range(10)]
+
+    errors = using(broker_url, lambda publisher: publisher.publish_many(batch), on_warning=warnings.append)
+
+    assert errors == [None] * 10
+    assert len(warnings) == 1
+    assert "x-max-length" in warnings[0]
+
+
+def test_an_exchange_its_queue_and_its_binding_are_declared_in_order(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    exchange = Exchange(f"{queue}.topic", type="topic", auto_delete=True)
+    declare = (exchange, Queue(queue), Binding(exchange, queue, "a.#"))
+    message = Message(b"body", Properties(), exchange.name, "a.b", declare)
+
+    using(broker_url, lambda publisher: publisher.publish(message))
+
+    assert everything_in(rabbit, queue) == [b"body"]
+
+
+def test_a_wrong_password_is_said_at_once(broker_url: str) -> None:
+    url = broker_url.replace("guest:guest", "guest:wrong")
+
+    with pytest.raises(AccessRefused, match="password") as caught:
+        using(url, lambda publisher: publisher.publish(to("any")), timeout=100.0)
+
+    assert "wrong" not in str(caught.value)
+
+
+def test_a_wrong_virtual_host_is_said_at_once(broker_url: str) -> None:
+    url = broker_url.rpartition("/")[0] + "/no-such-vhost"
+
+    with pytest.raises(AccessRefused, match="virtual host 'no-such-vhost'"):
+        using(url, lambda publisher: publisher.publish(to("any")), timeout=100.0)
+
+
+def test_no_broker_is_said_at_the_deadline() -> None:
+    with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1"):
+        using(f"amqp://127.0.0.1:{free_port()}/", lambda publisher: publisher.publish(to("any")), timeout=0.5)
+
+
+def test_the_next_host_has_its_share_of_the_deadline(rabbit: Broker, broker_url: str, queue: str) -> None:
+    with Forwarder(broker_url) as link:
+        link.stall(new_ones=True)
+        using([link.url, broker_url], lambda publisher: publisher.publish(to(queue)), timeout=3.0)
+
+    assert rabbit.count(queue) == 1
+
+
+def test_a_connection_that_was_cut_while_idle_is_replaced_without_a_word(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(to(queue, b"1"))
+        link.cut()
+        await publisher.publish(to(queue, b"2"))
+
+    with Forwarder(broker_url) as link:
+        using(link.url, act)
+
+    assert set(everything_in(rabbit, queue)) == {b"1", b"2"}
+
+
+def test_a_connection_that_a_firewall_forgot_is_replaced_without_a_word(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(to(queue, b"1"))
+        link.stall()
+        await publisher.publish(to(queue, b"2"))
+
+    with Forwarder(broker_url) as link:
+        using(link.url, act, timeout=4.0, stale_after=0.0)
+
+    assert everything_in(rabbit, queue) == [b"1", b"2"]
+
+
+def test_a_batch_survives_a_cut_in_its_middle(rabbit: Broker, broker_url: str, queue: str) -> None:
+    bodies = [f"body-{number:05}".encode() for number in range(1200)]
+    batch = [to(queue, body) for body in bodies]
+
+    with Forwarder(broker_url) as link:
+        link.cut_after(b"body-00700")
+        assert using(link.url, lambda publisher: publisher.publish_many(batch)) == [None] * 1200
+        assert link.sprung.is_set()
+
+    assert set(everything_in(rabbit, queue)) == set(bodies)
+
+
+def test_a_confirm_that_does_not_come_is_a_timeout(broker_url: str, queue: str) -> None:
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(to(queue))
+        link.stall()
+        await publisher.publish(to(queue), timeout=0.3)
+
+    with Forwarder(broker_url) as link, pytest.raises(PublishTimeout):
+        using(link.url, act)
+
+
+def test_a_publish_that_is_cancelled_troubles_no_other(rabbit: Broker, broker_url: str, queue: str) -> None:
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(to(queue, b"1"))
+        link.hold_after(b"the-marker")
+        held = asyncio.ensure_future(publisher.publish(to(queue, b"the-marker")))
+        await asyncio.get_running_loop().run_in_executor(None, link.sprung.wait, 20)
+        held.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await held
+        link.heal()
+        await publisher.publish(to(queue, b"2"))
+
+    with Forwarder(broker_url) as link:
+        using(link.url, act)
+
+    assert everything_in(rabbit, queue) == [b"1", b"the-marker", b"2"]
+
+
+def test_each_event_loop_has_its_own_connection(rabbit: Broker, broker_url: str, queue: str) -> None:
+    publisher = AioPikaPublisher(parse_broker_urls(broker_url), timeout=20.0)
+
+    async def once() -> None:
+        await publisher.publish(to(queue))
+        await publisher.close()
+
+    asyncio.run(once())
+    asyncio.run(once())
+
+    assert rabbit.count(queue) == 2
+
+
+def test_a_forked_child_publishes_over_its_own_connection(rabbit: Broker, broker_url: str, queue: str) -> None:
+    with Forwarder(broker_url) as link:
+        publisher = AioPikaPublisher(parse_broker_urls(link.url), timeout=20.0)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(publisher.publish(to(queue, b"before")))
+
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(20)
+                asyncio.set_event_loop(None)
+                asyncio.new_event_loop().run_until_complete(publisher.publish(to(queue, b"child")))
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        loop.run_until_complete(publisher.publish(to(queue, b"parent")))
+        loop.run_until_complete(publisher.close())
+        loop.close()
+
+        assert set(everything_in(rabbit, queue)) == {b"before", b"child", b"parent"}
+        assert link.accepted == 2

@@ -1,0 +1,61 @@
+"""How fast missing children are replaced: at once, but slower and slower when they die as soon as they start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amqtask.pool import Loop, Timer
+
+logger = logging.getLogger("amqtask.pools")
+# So many may die in a row before they have answered anything, until there is a pause; the first and longest (seconds).
+QUICK_DEATHS, FIRST_PAUSE, LONGEST_PAUSE = 10, 0.5, 30.0
+
+
+class Refill:
+    """`fork` starts one child, `missing` says how many are wanted."""
+
+    def __init__(self, loop: Loop, fork: Callable[[], None], missing: Callable[[], int]) -> None:
+        self._loop = loop
+        self._fork = fork
+        self._missing = missing
+        self._deaths = 0
+        self._timer: Timer | None = None
+
+    def works(self) -> None:
+        """A child has answered."""
+        self._deaths = 0
+
+    def died_early(self) -> None:
+        """A child is gone that had not answered anything, and was not lost over a task."""
+        self._deaths += 1
+
+    def fill(self) -> None:
+        """Start what is missing, now or after the pause."""
+        if self._timer is not None:
+            return
+        if self._deaths < QUICK_DEATHS:
+            for _ in range(self._missing()):
+                self._fork()
+        elif self._missing() > 0:
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._deaths - QUICK_DEATHS, 16))
+            logger.error(
+                "%d pool processes in a row ended before they had run anything; the next starts in %g s",
+                self._deaths,
+                pause,
+            )
+            self._timer = self._loop.call_later(pause, self._try_one)
+
+    def stop(self) -> None:
+        """Start no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _try_one(self) -> None:
+        self._timer = None
+        if self._missing() > 0:
+            self._fork()
+            self.fill()
