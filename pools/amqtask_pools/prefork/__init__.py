@@ -23,8 +23,9 @@ import billiard
 from amqtask import signals
 from amqtask.exceptions import TimeLimitExceeded, WorkerLostError
 from amqtask_pools.prefork.child import RETIRED, SHORT
+from amqtask_pools.prefork.frames import PIECE
 from amqtask_pools.prefork.limits import HardLimits
-from amqtask_pools.prefork.process import LARGE, ChildProcess
+from amqtask_pools.prefork.process import ChildProcess
 from amqtask_pools.prefork.refill import Refill
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("amqtask.pools")
 # A child may be given so many requests at once, while the mean runtime is below SHORT.
 LOOK_AHEAD = 16
+# Bodies above this (bytes) go to idle children only: so many smaller ones fit into the smallest of socket buffers.
+LARGE = 8 * 1024
 # A child that is at one task for so long gives back what it has not read; how often that is looked at (seconds).
 EXPECTED, CHECK = 0.008, 0.008
 # Seconds between SIGTERM and SIGKILL: of a terminated task's child, and of all at the end.
@@ -61,12 +64,20 @@ class PreforkPool:
         self._idle: list[ChildProcess] = []
         self._taking = 0
         self._in_flight = 0
+        # Those among them whose task takes long: they get no more before it ends.
+        self._slow: set[ChildProcess] = set()
         # Taken back from children, or found no child; nothing else is given out before it.
         self._line: deque[Request] = deque()
         self._mean = 1.0
         self._check: Timer | None = None
         self._hard_limits = HardLimits(loop, self._look_at_limits)
-        self._refill = Refill(loop, self._fork, lambda: self._slots - self._taking)
+        self._refill = Refill(
+            loop,
+            fork=self._fork,
+            missing=lambda: self._slots - self._taking,
+            on_late=lambda: self._deliver([]),
+        )
+        self._buffer = bytearray(PIECE + 1)
         self._total = 0
         self._is_stopped = False
 
@@ -94,6 +105,12 @@ class PreforkPool:
             return 0
         if self._mean >= SHORT:
             return len(self._idle)
+        if self._slow:
+            return sum(
+                LOOK_AHEAD - len(child.given)
+                for child in self._children
+                if not child.is_leaving and child not in self._slow
+            )
         return self._taking * LOOK_AHEAD - self._in_flight
 
     def submit(self, request: Request) -> None:
@@ -122,17 +139,16 @@ class PreforkPool:
                 break
         else:
             return self._revoke_waiting(number, reason)
+        is_ended = False
         if number not in child.given:  # just ended, or had not begun
-            is_revoked = self._revoke_waiting(number, reason)
-            self._give_line()
-            return is_revoked
-        if number != next(reversed(child.given)) or child.condemned is not None:
-            return False  # ended: its outcome is on the way
-        self._condemn(child, number, reason)
-        child.kill(signal.SIGTERM)
-        self._loop.call_later(GRACE, child.kill)
+            is_ended = self._revoke_waiting(number, reason)
+        elif child.condemned is None and number == next(reversed(child.given)):  # else its outcome is on the way
+            is_ended = True
+            self._condemn(child, number, reason)
+            child.kill(signal.SIGTERM)
+            self._loop.call_later(GRACE, child.kill)
         self._give_line()
-        return True
+        return is_ended
 
     def stop(self) -> list[Request]:
         """End all children now, busy ones in the middle of their task."""
@@ -176,18 +192,18 @@ class PreforkPool:
         best: ChildProcess | None = None
         least = LOOK_AHEAD
         for child in self._children:
-            if len(child.given) < least and not child.is_full and not child.is_leaving:
+            if len(child.given) < least and not (child.is_full or child.is_leaving or child in self._slow):
                 best, least = child, len(child.given)
         return best
 
     def _give(self, child: ChildProcess, request: Request) -> None:
         if not child.given:
-            self._idle.remove(child)
-            if request.hard_limit is not None:
-                self._hard_limits.watch(time.monotonic() + request.hard_limit)
+            self._idle.pop()  # it was the last of them
         self._in_flight += 1
         if not child.give(request):
             self._loop.add_writer(child.fd, lambda: self._writable(child))
+        if request.hard_limit is not None:
+            self._watch_head(child)
         if self._check is None and (len(child.given) > 1 or not child.is_ready):
             self._check = self._loop.call_later(CHECK, self._look_for_long_ones)
 
@@ -207,20 +223,25 @@ class PreforkPool:
     def _look_for_long_ones(self) -> None:
         """Take back what waits behind a task that takes long, or for a child that takes long to start."""
         self._check = None
-        now = time.monotonic()
+        latest = time.monotonic() - EXPECTED
+        is_waiting = False
         for child in self._children:
-            since = now - child.head_since
-            if len(child.given) > child.is_ready and since > EXPECTED and not child.is_leaving:
-                if child.is_ready:
-                    self._mean = max(self._mean, since)
-                elif not self._idle or not self._idle[-1].is_ready:
-                    continue  # nobody would begin it sooner
-                self._take_back(child)
-                if len(child.given) > 1:
-                    child.nudge()
+            if len(child.given) > child.is_ready and not child.is_leaving:
+                is_waiting = True
+                if child.head_since < latest:
+                    self._relieve(child)
         self._give_line()
-        if any(len(child.given) > child.is_ready for child in self._children):
+        if is_waiting and self._check is None:
             self._check = self._loop.call_later(CHECK, self._look_for_long_ones)
+
+    def _relieve(self, child: ChildProcess) -> None:
+        if child.is_ready:
+            self._slow.add(child)
+        elif not self._idle or not self._idle[-1].is_ready:
+            return  # nobody would begin it sooner
+        self._take_back(child)
+        if len(child.given) > 1:
+            child.nudge()
 
     def _take_back(self, child: ChildProcess) -> None:
         taken = child.take_back()
@@ -231,22 +252,20 @@ class PreforkPool:
                 self._idle.insert(0, child)
 
     def _revoke_waiting(self, number: int, reason: str) -> bool:
-        for request in self._line:
-            if request.number == number:
-                self._line.remove(request)
-                outcome = self._executor.revoked(request, reason)
-                self._loop.call_soon(lambda: self._deliver([outcome]))
-                return True
-        return False
+        request = next((request for request in self._line if request.number == number), None)
+        if request is None:
+            return False
+        self._line.remove(request)
+        outcome = self._executor.revoked(request, reason)
+        self._loop.call_soon(lambda: self._deliver([outcome]))
+        return True
 
     # -- outcomes come
 
     def _readable(self, child: ChildProcess) -> None:
-        was_ready = child.is_ready
         outcomes = child.receive()
-        if child.is_ready is not was_ready and child in self._idle:
-            self._idle.remove(child)
-            self._idle.append(child)  # those that are ready are the first to be asked
+        if child.is_ready and child.patience is not None:
+            self._is_ready(child)
         if outcomes:
             self._count(child, outcomes)
             if self._line:
@@ -260,14 +279,18 @@ class PreforkPool:
         self._mean = mean
         self._total += len(outcomes)
         self._refill.works()
+        self._slow.discard(child)
         if child.given:
-            head = next(iter(child.given.values()))
-            if head.hard_limit is not None:
-                self._hard_limits.watch(child.head_since + head.hard_limit)
+            self._watch_head(child)
         if not child.is_leaving:
             self._in_flight -= len(outcomes)
             if not child.given:
                 self._idle.append(child)
+
+    def _watch_head(self, child: ChildProcess) -> None:
+        deadline = _deadline(child)
+        if deadline is not None:
+            self._hard_limits.watch(deadline)
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         if not self._is_stopped:
@@ -278,18 +301,26 @@ class PreforkPool:
     def _fork(self) -> None:
         if signals.worker_before_create_process:
             signals.worker_before_create_process.send(sender=self)
-        child = ChildProcess(self._context, self._executor, self._options, self._children)
+        child = ChildProcess(self._context, self._executor, self._options, siblings=self._children, buffer=self._buffer)
         self._children.append(child)
         self._idle.insert(0, child)
         self._taking += 1
         self._loop.add_reader(child.fd, lambda: self._readable(child))
         self._loop.add_reader(child.sentinel, lambda: self._ended(child))
-        self._loop.call_later(self._options.start_timeout, lambda: self._should_be_ready(child))
+        child.patience = self._loop.call_later(self._options.start_timeout, lambda: self._is_late(child))
 
-    def _should_be_ready(self, child: ChildProcess) -> None:
-        if not child.is_ready and child in self._children:
-            logger.error("process %d is not ready after %g s and is killed", child.pid, self._options.start_timeout)
-            child.kill()
+    def _is_ready(self, child: ChildProcess) -> None:
+        if child.patience is not None:
+            child.patience.cancel()
+            child.patience = None
+        if child in self._idle:  # those that are ready are the first to be asked
+            self._idle.remove(child)
+            self._idle.append(child)
+        self._watch_head(child)
+
+    def _is_late(self, child: ChildProcess) -> None:
+        logger.error("process %d is not ready after %g s and is killed", child.pid, self._options.start_timeout)
+        child.kill()
 
     # -- children go
 
@@ -298,6 +329,7 @@ class PreforkPool:
         if not child.is_leaving:
             self._taking -= 1
             self._in_flight -= len(child.given)
+            self._slow.discard(child)
             if not child.given:
                 self._idle.remove(child)
 
@@ -380,11 +412,13 @@ class PreforkPool:
         self._loop.remove_reader(child.sentinel)
         self._loop.remove_reader(child.fd)
         self._loop.remove_writer(child.fd)
+        if child.patience is not None:
+            child.patience.cancel()
 
 
 def _deadline(child: ChildProcess) -> float | None:
     """When the request that it runs reaches its hard limit."""
-    if not child.given or child.condemned is not None:
+    if not child.given or not child.is_ready or child.condemned is not None:
         return None
     limit = next(iter(child.given.values())).hard_limit
     return None if limit is None else child.head_since + limit

@@ -32,11 +32,8 @@ if TYPE_CHECKING:
 
     from amqtask.execution.executor import Executor
     from amqtask.execution.request import Request
-    from amqtask.pool import PoolOptions
+    from amqtask.pool import PoolOptions, Timer
 
-# Requests above this (bytes) are given to idle children only, and nothing is put behind them: all else that one child
-# is ever given fits into the smallest socket buffer.
-LARGE = 8 * 1024
 _FULL = (errno.EAGAIN, errno.ENOBUFS)
 _make_outcome = Outcome._make
 
@@ -45,12 +42,18 @@ class ChildProcess:
     """`given` holds the requests that the child has not answered, in its order: what it has not read can be taken back,
     of the rest the last runs, and outcomes of those before that are on their way.
 
-    `head_since` is when the first of them could begin, `is_leaving` says that it gets no more, `is_full` that it gets no more
-    until it is idle.
+    `head_since` is when the first of them could begin, `is_leaving` says that it gets no more, `is_full` that it gets no
+    more until it is idle: it has a request in pieces, or there was no room. `buffer` is only used during `receive`.
     """
 
     def __init__(
-        self, context: Any, executor: Executor, options: PoolOptions, siblings: Iterable[ChildProcess]
+        self,
+        context: Any,
+        executor: Executor,
+        options: PoolOptions,
+        *,
+        siblings: Iterable[ChildProcess],
+        buffer: bytearray,
     ) -> None:
         self.given: dict[int, Request] = {}
         self.head_since = time.monotonic()
@@ -58,13 +61,15 @@ class ChildProcess:
         self.is_full = False
         self.is_leaving = False
         self.has_answered = False
+        # Runs out when it should be ready.
+        self.patience: Timer | None = None
         # The request that it is killed for, and why.
         self.condemned: tuple[int, Exception | str] | None = None
         # Not empty only while `is_full` or `is_leaving`.
         self._unsent: deque[bytes] = deque()
         self._joiner = Joiner()
-        self._buffer = bytearray(PIECE + 1)
-        self._view = memoryview(self._buffer)
+        self._buffer = buffer
+        self._view = memoryview(buffer)
         self._exit_code: int | None = None
         self._sock, self._child_end = socket_pair()
         self._sock.setblocking(False)
@@ -102,7 +107,7 @@ class ChildProcess:
             self.head_since = time.monotonic()
         given[request.number] = request
         message = encode_request(request)
-        if len(message) <= LARGE:
+        if len(message) <= PIECE:
             try:
                 self._send(message)
                 return True
@@ -110,7 +115,7 @@ class ChildProcess:
                 self._unsent.append(message)
         else:
             self.is_full = True
-            self._unsent.extend([message] if len(message) <= PIECE else cut(message))
+            self._unsent.extend(cut(message))
         return self.send_more()
 
     def send_more(self) -> bool:

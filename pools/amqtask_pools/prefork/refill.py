@@ -15,12 +15,15 @@ QUICK_DEATHS, FIRST_PAUSE, LONGEST_PAUSE = 10, 0.5, 30.0
 
 
 class Refill:
-    """`fork` starts one child, `missing` says how many are wanted."""
+    """`fork` starts one child, `missing` says how many are wanted; `on_late` is told of one that was started later."""
 
-    def __init__(self, loop: Loop, fork: Callable[[], None], missing: Callable[[], int]) -> None:
+    def __init__(
+        self, loop: Loop, *, fork: Callable[[], None], missing: Callable[[], int], on_late: Callable[[], None]
+    ) -> None:
         self._loop = loop
         self._fork = fork
         self._missing = missing
+        self._on_late = on_late
         self._deaths = 0
         self._timer: Timer | None = None
 
@@ -59,3 +62,4 @@ class Refill:
         if self._missing() > 0:
             self._fork()
             self.fill()
+            self._on_late()
