@@ -234,7 +234,10 @@ class AmqTask:
         module = importlib.import_module("amqtask.transport.async_publisher")
         conf = self.conf
         made: AsyncPublisher = module.AioPikaPublisher(
-            self._write_addresses, timeout=conf.broker_publish_timeout, connect_timeout=conf.broker_connection_timeout
+            self._write_addresses,
+            timeout=conf.broker_publish_timeout,
+            connect_timeout=conf.broker_connection_timeout,
+            on_warning=logger.warning,
         )
         return made
 

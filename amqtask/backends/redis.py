@@ -1,31 +1,34 @@
 """`redis://`: results in Redis under Celery's keys, waited for by publish/subscribe (celery/backends/redis.py).
 
 `celery-task-meta-<id>` holds the encoded meta with an expiry; the same value is published on a channel of that name, in one
-pipeline. A stored SUCCESS is never overwritten.
+pipeline. A stored SUCCESS is never overwritten. Who waits subscribes, has the subscription confirmed, and looks at
+the key only then: a result is stored before or after that, and seen either way.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import redis
-import redis.asyncio
 
 from amqtask import states
 from amqtask.backends.contract import BackendOptions
-from amqtask.exceptions import BackendUnreachable, TimeoutError
+from amqtask.backends.redis_async import AsyncWaiters
+from amqtask.backends.redis_callbacks import SLICE, Callbacks
+from amqtask.backends.redis_server import TRANSIENT, RedisServer, Subscription, client_arguments, unreachable
+from amqtask.backends.waiting import too_late
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
-from amqtask.serialization import content_type
+from amqtask.serialization import content_type, content_types
 
 PREFIX = "celery-task-meta-"
-# Attempts before BackendUnreachable, and the pauses between them (seconds).
-ATTEMPTS, FIRST_PAUSE = 4, 0.1
+# Keys per MGET, so that no single command keeps the server from others for long.
+AT_ONCE = 1_000
 
 
 class RedisBackend:
@@ -35,12 +38,16 @@ class RedisBackend:
         self._options = options
         self._type = content_type(options.serializer)
         self._encoding = "utf-8" if self._type.endswith(("json", "yaml")) else "binary"
-        prefix = str(dict(options.transport_options).get("global_keyprefix") or "")
+        self._accept = content_types(options.accept) | {self._type}
+        given = dict(options.transport_options)
+        prefix = str(given.get("global_keyprefix") or "")
         if prefix and prefix[-1] not in ":_-.":
             prefix += "_"
         self._prefix = prefix + PREFIX
-        self._pid = -1
-        self._client_of_process: Any = None
+        self._arguments = client_arguments(given, options.connect_timeout)
+        self._expires = max(1, int(options.expires)) if options.expires else None
+        self._owns: dict[int, tuple[RedisServer, Callbacks]] = {}
+        self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWaiters] = WeakKeyDictionary()
 
     # -- the worker's end
 
@@ -49,7 +56,10 @@ class RedisBackend:
         return None
 
     def store(self, result: ResultMessage) -> None:
-        """SETEX and PUBLISH in one pipeline; a result that is SUCCESS already stays."""
+        """SETEX and PUBLISH in one pipeline; a result that is SUCCESS already stays.
+
+        Raises: EncodeError, BackendUnreachable.
+        """
         body = encode_result(result, self._options.serializer).body
         key = self._key(result.task_id)
         if result.status != states.SUCCESS:
@@ -59,8 +69,8 @@ class RedisBackend:
 
         def write(client: Any) -> None:
             pipeline = client.pipeline(transaction=False)
-            if self._options.expires:
-                pipeline.setex(key, int(self._options.expires), body)
+            if self._expires:
+                pipeline.setex(key, self._expires, body)
             else:
                 pipeline.set(key, body)
             pipeline.publish(key, body)
@@ -77,6 +87,9 @@ class RedisBackend:
     def prepare(self, task_ids: Sequence[str]) -> None:
         """Nothing: a waiter subscribes first and looks at the key then, so no result is missed."""
 
+    def hold(self, task_id: str, holder: object) -> None:
+        """Nothing: the server keeps it until it expires."""
+
     def get(self, task_id: str) -> ResultMessage | None:
         """What is stored."""
         found = self._retrying(lambda client: client.get(self._key(task_id)))
@@ -86,138 +99,110 @@ class RedisBackend:
         self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
     ) -> ResultMessage:
         """Block until the result is stored."""
-        for _, result in self.iter_ready([task_id], timeout=timeout):
-            return result
-        raise TimeoutError(f"no result of task {task_id}")
+        return next(self.iter_ready([task_id], timeout=timeout))[1]
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each as it is stored, over one subscription; `timeout` is for the next one."""
+        """Each as it is stored, over one subscription."""
         left = {self._key(task_id): task_id for task_id in task_ids}
-        while left:
-            try:
-                yield from self._subscribed(left, timeout)
-            except redis.ConnectionError as error:
-                # What was stored meanwhile is found by the look at the keys that begins a subscription.
-                self._wait_for_server(error)
-
-    def _subscribed(self, left: dict[str, str], timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        total = len(left)
-        ready = self._stored(left)
-        yield from ready
-        if not left:
-            return
-        with self._client().pubsub() as pubsub:
-            pubsub.subscribe(*left)
-            yield from self._stored(left)
-            while left:
-                found = self._next(pubsub, left, timeout)
-                if found is None:
-                    raise TimeoutError(f"{len(left)} of {total} results did not come within {timeout:g} s")
-                yield found
-
-    def _next(self, pubsub: Any, left: dict[str, str], timeout: float | None) -> tuple[str, ResultMessage] | None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            wait = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
-            if wait <= 0:
-                return None
-            message = pubsub.get_message(ignore_subscribe_messages=True, timeout=wait)
-            if message is None or message["type"] != "message":
-                continue
-            result = self._decode(message["data"])
-            key = message["channel"].decode()
-            if result.is_ready and key in left:
-                return left.pop(key), result
+        yield from self._stored(left)
+        while left:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise too_late(task_ids, len(left), timeout)
+            try:
+                yield from self._published(left, deadline)
+            except TRANSIENT:
+                # What is stored meanwhile is found by the look at the keys that follows each subscription.
+                self._retrying(lambda client: client.ping())
+            except redis.RedisError as error:
+                raise unreachable(self._options.url, error) from error
 
-    def _stored(self, left: dict[str, str]) -> list[tuple[str, ResultMessage]]:
-        keys = list(left)
-        values = self._retrying(lambda client: client.mget(keys))
-        found = []
-        for key, value in zip(keys, values, strict=True):
-            if value is not None:
-                result = self._decode(value)
+    def _published(self, left: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
+        server, _ = self._own()
+        subscription = server.subscription()
+        is_sound = False
+        try:
+            self._subscribe(subscription, left)
+            yield from self._stored(left)
+            while left and (deadline is None or time.monotonic() < deadline):
+                event = subscription.next(SLICE if deadline is None else min(SLICE, deadline - time.monotonic()))
+                if event is None or event.key not in left:
+                    continue
+                if event.value is None:
+                    raise redis.ConnectionError("subscribed again: what was published in between was missed")
+                result = self._decode(event.value)
                 if result.is_ready:
-                    found.append((left.pop(key), result))
-        return found
+                    yield left.pop(event.key), result
+            is_sound = True
+        except GeneratorExit:
+            is_sound = True
+            raise
+        finally:
+            server.release(subscription, is_sound=is_sound)
+
+    def _subscribe(self, subscription: Subscription, keys: dict[str, str]) -> None:
+        """Returns when the server has confirmed all."""
+        unconfirmed = set(keys)
+        subscription.add(unconfirmed)
+        while unconfirmed:
+            event = subscription.next(self._options.connect_timeout)
+            if event is None:
+                raise redis.TimeoutError("the subscription was not confirmed")
+            if event.value is None:  # a value is looked at when all are confirmed: it is stored already
+                unconfirmed.discard(event.key)
+
+    def _stored(self, left: dict[str, str]) -> Iterator[tuple[str, ResultMessage]]:
+        keys = list(left)
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            values = self._retrying(lambda client, some=some: client.mget(some))  # type: ignore[misc]
+            for key, value in zip(some, values, strict=True):
+                result = None if value is None else self._decode(value)
+                if result is not None and result.is_ready:
+                    yield left.pop(key), result
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop."""
-        key = self._key(task_id)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        async with redis.asyncio.Redis.from_url(self._options.url, **self._arguments()) as client:  # noqa: SIM117
-            async with client.pubsub() as pubsub:
-                await pubsub.subscribe(key)
-                found = await client.get(key)
-                while True:
-                    if found is not None:
-                        result = self._decode(found)
-                        if result.is_ready:
-                            return result
-                    wait = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
-                    if wait <= 0:
-                        raise TimeoutError(f"no result of task {task_id} within {timeout:g} s")
-                    message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=wait)
-                    found = message["data"] if message is not None else None
+        loop = asyncio.get_running_loop()
+        waiters = self._waiters.get(loop)
+        if waiters is None:
+            waiters = self._waiters[loop] = AsyncWaiters(self._options.url, self._arguments, self._decode)
+        try:
+            return await asyncio.wait_for(waiters.wait(self._key(task_id)), timeout)
+        except asyncio.TimeoutError:
+            raise too_late([task_id], 1, timeout) from None
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
-        """Call once when the result is stored, from a thread that waits for it."""
-
-        def wait() -> None:
-            callback(self.wait(task_id, timeout=None))
-
-        threading.Thread(target=wait, name=f"amqtask result {task_id}", daemon=True).start()
+        """Call once when the result is stored, from a thread that waits for all such results."""
+        self._own()[1].add(self._key(task_id), callback)
 
     def forget(self, task_id: str) -> None:
         """Delete it."""
         self._retrying(lambda client: client.delete(self._key(task_id)))
 
     def close(self) -> None:
-        """Close idle connections."""
-        if self._client_of_process is not None and self._pid == os.getpid():
-            self._client_of_process.close()
-        self._client_of_process = None
+        """Close idle connections; they open again when they are needed."""
+        own = self._owns.pop(os.getpid(), None)
+        if own is not None:
+            own[1].close()
+            own[0].close()
 
     # -- the server
 
     def _key(self, task_id: str) -> str:
         return f"{self._prefix}{task_id}"
 
-    def _decode(self, value: Any) -> ResultMessage:
-        return decode_result(value, self._type, self._encoding, self._options.accept | {self._type})
+    def _decode(self, value: bytes) -> ResultMessage:
+        return decode_result(value, self._type, self._encoding, self._accept)
 
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "socket_connect_timeout": self._options.connect_timeout,
-            "socket_keepalive": True,
-            "health_check_interval": 25,
-        }
-
-    def _client(self) -> Any:
-        """One client (a pool of connections) per process."""
-        if self._client_of_process is None or self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._client_of_process = redis.Redis.from_url(self._options.url, **self._arguments())
-        return self._client_of_process
+    def _own(self) -> tuple[RedisServer, Callbacks]:
+        """A forked child has connections of its own."""
+        pid = os.getpid()
+        own = self._owns.get(pid)
+        if own is None:
+            server = RedisServer(self._options.url, self._arguments)
+            own = self._owns.setdefault(pid, (server, Callbacks(server, self._decode)))
+        return own
 
     def _retrying(self, work: Callable[[Any], Any]) -> Any:
-        pause = FIRST_PAUSE
-        for attempt in range(ATTEMPTS):
-            try:
-                return work(self._client())
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                if attempt == ATTEMPTS - 1:
-                    raise BackendUnreachable(f"Redis at {self._safe_url} does not answer: {error}") from error
-                time.sleep(pause)
-                pause *= 2
-        raise AssertionError("unreachable")
-
-    def _wait_for_server(self, error: Exception) -> None:
-        try:
-            self._retrying(lambda client: client.ping())
-        except BackendUnreachable as unreachable:
-            raise unreachable from error
-
-    @property
-    def _safe_url(self) -> str:
-        split = urlsplit(self._options.url)
-        return f"{split.scheme}://{split.hostname}:{split.port or 6379}{split.path}"
+        return self._own()[0].retrying(work)

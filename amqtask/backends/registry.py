@@ -18,7 +18,6 @@ OURS = {
     "redis": "amqtask.backends.redis:RedisBackend",
     "rediss": "amqtask.backends.redis:RedisBackend",
     "cache+memory": "amqtask.backends.memory:MemoryBackend",
-    "memory": "amqtask.backends.memory:MemoryBackend",
 }
 DISABLED = frozenset({"", "disabled", "none"})
 

@@ -25,6 +25,8 @@ from amqtask.serialization import content_types
 from amqtask.transport.replies import ReplyConsumer
 
 logger = logging.getLogger("amqtask.backends")
+# Seconds between looks at the queue of a process that publishes and reads no results.
+READ_EVERY = 0.1
 
 
 class _Own:
@@ -37,6 +39,7 @@ class _Own:
             given["x-expires"] = max(1, int(options.expires * 1000))
         self.queue = Queue(str(uuid.uuid4()), arguments=arguments(given))
         self.mailbox = Mailbox(int(dict(options.transport_options).get("unread_results") or CAPACITY))
+        self.read_again_at = 0.0
         self._accept = content_types(options.accept)
         self.replies = ReplyConsumer(
             options.brokers, self.queue, self._on_reply, connect_timeout=options.connect_timeout
@@ -67,6 +70,7 @@ class RpcBackend:
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
+        self._expiration = str(max(1, int(options.expires * 1000))) if options.expires else None
         self._owns: dict[int, _Own] = {}
 
     # -- the worker's end
@@ -84,6 +88,8 @@ class RpcBackend:
                 delivery_mode=2 if self._options.persistent else 1,
                 correlation_id=correlation_id or result.task_id,
                 priority=0,
+                # A reader that lives but does not read must not fill the broker.
+                expiration=self._expiration,
             ),
             "",
             reply_to,
@@ -100,8 +106,13 @@ class RpcBackend:
         return self._own().queue.name
 
     def prepare(self, task_ids: Sequence[str]) -> None:
-        """Make sure that the queue exists before a worker may answer."""
-        self._own().replies.ensure(self._options.connect_timeout)
+        """Make sure that the queue exists before a worker may answer; read it now and then, even if nobody waits."""
+        own = self._own()
+        own.replies.ensure(self._options.connect_timeout)
+        now = time.monotonic()
+        if now >= own.read_again_at:
+            own.read_again_at = now + READ_EVERY
+            own.replies.poll()
 
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result while `holder` lives."""

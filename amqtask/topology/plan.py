@@ -130,6 +130,14 @@ def all_bindings(queue: Queue) -> tuple[Binding, ...]:
     return tuple(dict.fromkeys((*own, *(binding for binding in queue.bindings if binding.source.name))))
 
 
+def consumption(queue: Queue, dead_letter: Queue | None = None) -> tuple[Declaration, ...]:
+    """What consuming a queue needs to exist, in an order in which it can be declared."""
+    bindings = all_bindings(queue)
+    sources = dict.fromkeys(binding.source for binding in bindings if is_declarable(binding.source))
+    dead = (dead_letter,) if dead_letter is not None else ()
+    return (*sources, *dead, queue, *bindings)
+
+
 def is_declarable(exchange: Exchange) -> bool:
     """Whether we may declare it: the default exchange and the broker's own `amq.…` are just there."""
     return bool(exchange.name) and not exchange.name.startswith("amq.")

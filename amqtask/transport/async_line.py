@@ -65,6 +65,25 @@ class _Connection(aio_pika.Connection):
     PARAMETERS = (*aio_pika.Connection.PARAMETERS, ConnectionParameter("server_hostname", str, is_kwarg=True))
 
 
+class _Shared:
+    """The channel that all tasks publish on, what is under way on it, and for which messages the broker closed it."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.flying: dict[int, Message] = {}
+        self._guilty: list[Message] | None = None
+
+    def verdict(self, error: aio_errors.ChannelClosed, message: Message) -> Exception:
+        """Whether the broker closed the channel for this message or for another one that was under way."""
+        closing = closing_of(error)
+        if self._guilty is None:  # the first one to hear of it finds all others still under way
+            messages = list(self.flying.values())
+            self._guilty = [messages[at] for at in culprits(closing, messages, list(range(len(messages))))]
+        if any(guilty is message for guilty in self._guilty):
+            return channel_error(closing, message)
+        return LineLost(error) if self._guilty else Suspected(str(error))
+
+
 class Line:
     """A connection with one channel in confirm mode, shared by the tasks of one event loop."""
 
@@ -72,11 +91,10 @@ class Line:
         self.address = address
         self.used_at = asyncio.get_running_loop().time()
         self._connection = connection
-        self._channel: Any = None
+        self._shared: _Shared | None = None
         self._declared: set[Declaration] = set()
         self._turn = asyncio.Lock()
-        # Unconfirmed messages; aiormq finds a returned one by its id alone, so an id is in flight once at a time.
-        self._flying: dict[int, Message] = {}
+        # aiormq finds a returned message by its id alone, so an id is under way once at a time.
         self._ids: dict[str, asyncio.Future[None]] = {}
         self._number = 0
 
@@ -110,15 +128,20 @@ class Line:
         if message_id:
             self._ids[message_id] = asyncio.get_running_loop().create_future()
         try:
-            channel = await self._shared_channel(deadline)
-            self._flying[number] = message
-            await self._send(channel, message, deadline)
-        except aio_errors.ChannelClosed as error:
-            raise self._verdict(error, message) from error
+            await self._publish(message, number, deadline)
         finally:
-            self._flying.pop(number, None)
             if message_id:
                 self._ids.pop(message_id).set_result(None)
+
+    async def _publish(self, message: Message, number: int, deadline: float) -> None:
+        shared = await self._shared_channel(deadline)
+        shared.flying[number] = message
+        try:
+            await self._send(shared.channel, message, deadline)
+        except aio_errors.ChannelClosed as error:
+            raise shared.verdict(error, message) from error
+        finally:
+            del shared.flying[number]
 
     async def publish_alone(self, message: Message, deadline: float) -> None:
         """The same on a channel of its own, so that its end has one meaning. Raises: LineLost, and PublishErrors."""
@@ -148,24 +171,15 @@ class Line:
         except (TypeError, ValueError, struct.error) as error:
             raise unwritable(message, error) from error
 
-    def _verdict(self, error: aio_errors.ChannelClosed, message: Message) -> Exception:
-        """Whether the broker closed the channel for this message or for another one that was under way."""
-        closing = closing_of(error)
-        messages = list(self._flying.values())
-        guilty = culprits(closing, messages, list(range(len(messages))))
-        if any(messages[index] is message for index in guilty):
-            return channel_error(closing, message)
-        return LineLost(error) if guilty else Suspected(str(error))
-
-    async def _shared_channel(self, deadline: float) -> Any:
-        if self._channel is None or self._channel.is_closed:
+    async def _shared_channel(self, deadline: float) -> _Shared:
+        if self._shared is None or self._shared.channel.is_closed:
             await self._wait(self._turn.acquire(), deadline, "waiting for a channel")
             try:
-                if self._channel is None or self._channel.is_closed:
-                    self._channel = await self._open_channel(deadline)
+                if self._shared is None or self._shared.channel.is_closed:
+                    self._shared = _Shared(await self._open_channel(deadline))
             finally:
                 self._turn.release()
-        return self._channel
+        return self._shared
 
     async def _open_channel(self, deadline: float, *, confirms: bool = True) -> Any:
         """aiormq's channel under one of aio-pika's, which has the methods of the protocol."""

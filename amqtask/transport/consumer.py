@@ -19,7 +19,7 @@ from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 from amqtask.entities import Declaration, Queue
 from amqtask.exceptions import AccessRefused, OperationalError
 from amqtask.message import Delivery
-from amqtask.topology.plan import all_bindings, is_declarable
+from amqtask.topology.plan import consumption
 from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import Declaring
@@ -41,14 +41,6 @@ class _Consumed:
     prefetch: int
     # Tags of its consumers on the present channel; the last one has the present window.
     tags: list[str] = field(default_factory=list)
-
-
-def plan_of(queue: Queue, dead_letter: Queue | None) -> tuple[Declaration, ...]:
-    """What consuming a queue needs to exist, in order."""
-    bindings = all_bindings(queue)
-    sources = tuple(dict.fromkeys(binding.source for binding in bindings if is_declarable(binding.source)))
-    dead = (dead_letter,) if dead_letter is not None else ()
-    return (*sources, *dead, queue, *bindings)
 
 
 class PikaConsumer:
@@ -109,7 +101,7 @@ class PikaConsumer:
         declare: tuple[Declaration, ...] | None = None,
     ) -> None:
         """Consume a queue too; `declare` is what it needs, else the queue, its dead-letter queue and its bindings."""
-        plan = plan_of(queue, dead_letter) if declare is None else declare
+        plan = consumption(queue, dead_letter) if declare is None else declare
         self._queues[queue.name] = _Consumed(queue, plan, prefetch)
         if self._is_ready:
             self._set_up()

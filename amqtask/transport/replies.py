@@ -26,6 +26,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from amqtask.entities import Queue
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.message import Delivery
+from amqtask.topology.plan import consumption
 from amqtask.transport.errors import ACCESS_REFUSED
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.url import BrokerAddress
@@ -67,6 +68,7 @@ class ReplyConsumer:
         self._leader: int | None = None
         self._turns = 0
         self._last_tag = 0
+        self._is_ack_waiting = False
         self._thread: threading.Thread | None = None
         self._retry_at = 0.0
         self._is_closed = False
@@ -127,7 +129,7 @@ class ReplyConsumer:
         except (LinkLost, PublishError):
             self._drop()
         finally:
-            self._acknowledge()
+            self._settle()
             self._follow()
 
     def start_thread(self) -> None:
@@ -209,10 +211,11 @@ class ReplyConsumer:
             if not is_endless:
                 raise
         finally:
-            self._acknowledge()
+            self._settle()
 
     def _turned(self, done: Callable[[], bool]) -> bool:
         """After each turn: answer what came, tell the others; whether the leader may go."""
+        self._is_ack_waiting = False
         if self._last_tag:
             self._acknowledge()
             with self._state:
@@ -224,6 +227,17 @@ class ReplyConsumer:
         tag, self._last_tag = self._last_tag, 0
         if tag and self._link is not None and self._link.is_open:
             self._link.channel.basic_ack(tag, multiple=True)
+            self._is_ack_waiting = True
+
+    def _settle(self) -> None:
+        """Before the lead is given up: pika writes acknowledgements with the next turn of the loop, so take it."""
+        self._acknowledge()
+        if self._is_ack_waiting and self._link is not None and self._link.is_open:
+            self._is_ack_waiting = False
+            try:
+                self._link.turn()
+            except LinkLost:
+                self._drop()
 
     def _connected(self, deadline: float) -> Link:
         if self._is_closed:
@@ -269,7 +283,7 @@ class ReplyConsumer:
             return False
 
     def _consume(self, link: Link, deadline: float) -> None:
-        link.declare((self.queue,), deadline, logger.warning)
+        link.declare(consumption(self.queue), deadline, logger.warning)
         link.channel.add_on_cancel_callback(
             lambda _: link.fail(ConnectionError(f"the broker cancelled the consumer of {self.queue.name!r}"))
         )

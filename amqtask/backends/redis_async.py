@@ -1,0 +1,123 @@
+"""Coroutines that wait for results in Redis: one connection to look, one subscription and one reader per event loop.
+
+They are opened by the first that waits and closed by the last, so nothing is left behind when a loop ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from amqtask.backends.redis_server import FIRST_PAUSE, HOPELESS, LONGEST_PAUSE, RETRY_FOR, client_url, unreachable
+from amqtask.protocol.result import ResultMessage
+
+SLICE = 15.0
+
+
+class AsyncWaiters:
+    """Belongs to one event loop; `decode` reads a stored value."""
+
+    def __init__(self, url: str, arguments: Mapping[str, Any], decode: Callable[[bytes], ResultMessage]) -> None:
+        self._url = url
+        self._arguments = arguments
+        self._decode = decode
+        self._futures: dict[str, set[asyncio.Future[ResultMessage]]] = {}
+        self._pubsub: Any = None
+        self._writing = asyncio.Lock()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def wait(self, key: str) -> ResultMessage:
+        """The result, when the key holds a final one. Raises: BackendUnreachable."""
+        future: asyncio.Future[ResultMessage] = asyncio.get_running_loop().create_future()
+        self._futures.setdefault(key, set()).add(future)
+        try:
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._read(), name="amqtask results")
+            else:
+                await self._subscribe([key])
+            return await future
+        finally:
+            waiting = self._futures.get(key, set())
+            waiting.discard(future)
+            if not waiting:
+                self._futures.pop(key, None)
+            if not self._futures:
+                await self._end()
+
+    async def _end(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    async def _subscribe(self, keys: list[str]) -> None:
+        """The reader does it by itself when it connects."""
+        pubsub = self._pubsub
+        if pubsub is None or not keys:
+            return
+        try:
+            async with self._writing:
+                await pubsub.subscribe(*keys)
+        except redis.RedisError:
+            pass  # the reader's connection is broken: it sees that too, and subscribes to all again
+
+    async def _read(self) -> None:
+        give_up_at, pause = time.monotonic() + RETRY_FOR, FIRST_PAUSE
+        while True:
+            client = redis.asyncio.Redis.from_url(
+                client_url(self._url), retry=Retry(NoBackoff(), 0), **self._arguments
+            )
+            try:
+                await client.ping()
+                give_up_at, pause = time.monotonic() + RETRY_FOR, FIRST_PAUSE
+                await self._read_from(client)
+            except redis.RedisError as error:
+                if isinstance(error, HOPELESS) or time.monotonic() + pause > give_up_at:
+                    self._fail(error)
+                    return
+            finally:
+                self._pubsub = None
+                await client.aclose()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _read_from(self, client: Any) -> None:
+        async with client.pubsub() as pubsub:
+            keys = list(self._futures)
+            await pubsub.subscribe(*keys)
+            self._pubsub = pubsub
+            await self._subscribe([key for key in self._futures if key not in keys])
+            while True:
+                found = await pubsub.get_message(timeout=SLICE)
+                if found is None or found["type"] not in ("message", "subscribe"):
+                    continue
+                key = found["channel"].decode()
+                value = found["data"] if found["type"] == "message" else await client.get(key)
+                if value is not None:
+                    self._arrived(key, value)
+
+    def _arrived(self, key: str, value: bytes) -> None:
+        futures = self._futures.get(key, set())
+        try:
+            result = self._decode(value)
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for this value
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        if result.is_ready:
+            for future in futures:
+                if not future.done():
+                    future.set_result(result)
+
+    def _fail(self, error: redis.RedisError) -> None:
+        for future in [future for futures in self._futures.values() for future in futures]:
+            if not future.done():
+                future.set_exception(unreachable(self._url, error))
