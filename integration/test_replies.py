@@ -21,6 +21,9 @@ from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder
 
+# Class and method of basic.ack on the wire.
+BASIC_ACK = b"\x00\x3c\x00\x50"
+
 
 class Inbox:
     """A ReplyConsumer and what it got."""
@@ -175,10 +178,11 @@ def test_a_background_thread_reads_for_callbacks_while_others_wait(rabbit: Broke
 
 
 def test_a_reply_read_is_gone_from_the_queue(rabbit: Broker, inbox: Inbox, link: Forwarder, queue: str) -> None:
+    link.cut_after(BASIC_ACK)
     send(rabbit, queue, b"1")
     assert inbox.await_body(b"1")
+    assert link.sprung.wait(20)
 
-    link.cut()
     send(rabbit, queue, b"2")
     assert inbox.await_body(b"2")
 

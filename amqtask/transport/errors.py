@@ -39,15 +39,14 @@ class ChannelClosing(Protocol):
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The innermost cause that pika hides in AMQPConnectorException's arguments."""
+    """The innermost cause under the layers of pika's connection workflow."""
     seen = error
-    while seen.args and isinstance(seen.args[0], BaseException):
-        seen = seen.args[0]
-    for attribute in ("exceptions",):
-        inner = getattr(seen, attribute, None)
-        if inner:
-            return unwrap(inner[-1])
-    return seen
+    while True:
+        several = getattr(seen, "exceptions", None)
+        inner = several[-1] if several else getattr(seen, "exception", None) or (seen.args[0] if seen.args else None)
+        if not isinstance(inner, BaseException):
+            return seen
+        seen = inner
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -69,8 +69,8 @@ class BrokerAddress:
     def safe_url(self) -> str:
         """The URL with the password hidden."""
         scheme = "amqps" if self.tls else "amqp"
-        vhost = "/" if self.vhost == "/" else self.vhost
-        return f"{scheme}://{self.user}:**@{self.host}:{self.port}/{vhost}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{self.user}:**@{host}:{self.port}/{self.vhost}"
 
     def parameters(
         self,
@@ -146,7 +146,6 @@ def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None) -> BrokerAddress:
     query = {name: values[-1] for name, values in parse_qs(split.query).items()}
     secure = SCHEMES[split.scheme] or bool(use_ssl)
     tls = _tls({**(use_ssl if isinstance(use_ssl, Mapping) else {}), **query}) if secure else None
-    heartbeat = query.get("heartbeat")
     return BrokerAddress(
         host=split.hostname or "127.0.0.1",
         port=port or (5671 if secure else 5672),
@@ -154,8 +153,15 @@ def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None) -> BrokerAddress:
         password=unquote(split.password) if split.password is not None else "guest",
         vhost=_vhost(split.path),
         tls=tls,
-        heartbeat=int(float(heartbeat)) if heartbeat is not None else None,
+        heartbeat=_heartbeat(query.get("heartbeat")),
     )
+
+
+def _heartbeat(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(float(text))
+    except ValueError as error:
+        raise ConfigurationError(f"heartbeat={text} in the broker URL is no number of seconds") from error
 
 
 def _vhost(path: str) -> str:
@@ -168,6 +174,8 @@ def _tls(options: Mapping[str, Any]) -> TlsOptions:
     found: dict[str, Any] = {}
     for name, value in options.items():
         target = _TLS_NAMES.get(name)
+        if value is None:
+            continue
         if target == "verify":
             found[target] = str(value).lower() not in ("0", "false", "no", "none", "verify_none", "cert_none")
             if isinstance(value, int) and not isinstance(value, bool):

@@ -1,0 +1,112 @@
+"""Errors: the broker's words become the one named error of the one message they are about."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+from pika import exceptions as pika_errors
+from pika.adapters.utils.connection_workflow import AMQPConnectorAMQPHandshakeError, AMQPConnectorSocketConnectError
+
+from amqtask.exceptions import (
+    AccessRefused,
+    BrokerUnreachable,
+    MessageTooLarge,
+    PublishError,
+    PublishRefused,
+    Unroutable,
+)
+from amqtask.message import Message, Properties
+from amqtask.transport.errors import channel_error, connection_error, culprit, culprits, is_refusal
+from amqtask.transport.url import parse_broker_urls
+
+ADDRESSES = parse_broker_urls("amqp://user:secret@one/shop;amqp://user:secret@two/shop")
+
+
+class Closing(NamedTuple):
+    """What the broker said when it closed a channel."""
+
+    reply_code: int
+    reply_text: str
+
+
+NO_EXCHANGE = Closing(404, "NOT_FOUND - no exchange 'missing' in vhost '/'")
+NOT_ALLOWED = Closing(403, "ACCESS_REFUSED - access to exchange 'secret' in vhost '/' refused for user 'guest'")
+TOO_LARGE = Closing(406, "PRECONDITION_FAILED - message size 30 is larger than configured max size 20")
+INVALID = Closing(406, "PRECONDITION_FAILED - invalid expiration 'soon'")
+
+
+def message(exchange: str = "", size: int = 1) -> Message:
+    """A message to an exchange."""
+    return Message(b"x" * size, Properties(), exchange, "key")
+
+
+@pytest.mark.parametrize(
+    ("closing", "kind"),
+    [
+        (NO_EXCHANGE, Unroutable),
+        (NOT_ALLOWED, AccessRefused),
+        (TOO_LARGE, MessageTooLarge),
+        (INVALID, PublishRefused),
+    ],
+)
+def test_a_closed_channel_has_a_named_error(closing: Closing, kind: type[PublishError]) -> None:
+    error = channel_error(closing, message())
+
+    assert type(error) is kind
+    assert closing.reply_text in str(error)
+
+
+def test_all_messages_to_a_missing_exchange_are_meant() -> None:
+    messages = [message(), message("missing"), message("there"), message("missing")]
+
+    assert culprits(NO_EXCHANGE, messages, [0, 1, 2, 3]) == [1, 3]
+
+
+def test_the_message_of_the_named_size_is_meant_not_a_larger_one() -> None:
+    messages = [message(size=10), message(size=40), message(size=30)]
+
+    assert culprits(TOO_LARGE, messages, [0, 1, 2]) == [2]
+    assert culprits(TOO_LARGE, messages, [0, 1]) == [1]
+
+
+def test_of_one_message_there_is_no_doubt() -> None:
+    assert culprit(INVALID, [message(), message()], [1]) == 1
+
+
+def test_words_that_name_nobody_leave_it_open() -> None:
+    assert culprit(INVALID, [message(), message()], [0, 1]) is None
+    assert culprit(INVALID, [], []) is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (pika_errors.ProbableAuthenticationError("…"), "password"),
+        (pika_errors.ConnectionClosedByBroker(403, "ACCESS_REFUSED - Login was refused"), "password"),
+        (pika_errors.ProbableAccessDeniedError("…"), "virtual host 'shop'"),
+        (pika_errors.ConnectionClosedByBroker(530, "NOT_ALLOWED - vhost shop not found"), "virtual host 'shop'"),
+    ],
+)
+def test_a_refused_login_says_what_to_check(cause: BaseException, expected: str) -> None:
+    wrapped = AMQPConnectorAMQPHandshakeError(cause)
+
+    error = connection_error(wrapped, ADDRESSES)
+
+    assert is_refusal(wrapped)
+    assert isinstance(error, AccessRefused)
+    assert expected in str(error)
+    assert "secret" not in str(error)
+
+
+def test_no_answer_is_no_refusal_and_names_the_hosts() -> None:
+    wrapped = AMQPConnectorSocketConnectError(ConnectionRefusedError(111, "Connection refused"))
+
+    error = connection_error(wrapped, ADDRESSES)
+
+    assert not is_refusal(wrapped)
+    assert type(error) is BrokerUnreachable
+    assert "@one:" in str(error)
+    assert "@two:" in str(error)
+    assert "Connection refused" in str(error)
+    assert "secret" not in str(error)
