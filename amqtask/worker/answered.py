@@ -1,18 +1,22 @@
-"""What this worker remembers about deliveries whose channel died under them, so that a redelivery is not run
-twice.
+"""What this worker remembers about deliveries whose channel died under them, so that a redelivery is not run twice.
 
-When a connection is lost the broker gives every unanswered message back, also those whose tasks still run
-here. Such a task is an *orphan*: nobody can be told its answer. Its message comes again, marked
-redelivered, with the same task id and the same number of retries (a retry of the same id is another run and
-must not be mistaken for it). Three cases: the orphan has ended, then its answer is given again; it still
-runs, then the redelivery is parked until it ends; we know nothing, then it runs.
+When a connection is lost the broker gives every unanswered message back, also those whose tasks still run here.
+Such a task is an *orphan*: nobody can be told its answer. Its message comes again, marked redelivered, with the same
+task id and the same number of retries (a retry of the same id is another run and must not be mistaken for it). Three
+cases: the orphan has ended, then its answer is given again; it still runs, then the redelivery is parked until it
+ends; we know nothing, then it runs. The last acks before the loss may not have arrived, so those tasks count as ended.
+
+A redelivery comes soon after the loss, so an answer is remembered for minutes only. Callers may use an id twice. When two unanswered messages of a dead channel have one key, or one of them has the key of
+a task that was acked lately, nobody can tell their redeliveries apart: they run, as they do without a memory. Twice
+is allowed, never is not.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from amqtask.execution.outcome import Answer
 
@@ -20,36 +24,58 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
 
 Key: TypeAlias = tuple[str, int]
+# Acks that may be on their way to the broker when the connection breaks.
+ACKS_IN_FLIGHT = 1000
+REMEMBERED_SECONDS = 600.0
 
 
 def key_of(request: Request) -> Key:
     """What a redelivery is recognised by."""
-    retries = request.headers.get("retries")
-    return request.id, retries if isinstance(retries, int) else 0
+    return _key(request.id, request.headers)
+
+
+def _key(task_id: str, headers: Mapping[str, Any]) -> Key:
+    retries = headers.get("retries")
+    return task_id, retries if isinstance(retries, int) else 0
 
 
 class Answered:
     """Orphans, their parked redeliveries, and the answers of those that ended (the newest `limit`)."""
 
-    def __init__(self, limit: int = 10_000) -> None:
+    def __init__(self, limit: int = 10_000, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
-        self._answers: OrderedDict[Key, Answer] = OrderedDict()
+        self._clock = clock
+        # The answer, and until when it is remembered; the oldest first.
+        self._answers: OrderedDict[Key, tuple[Answer, float]] = OrderedDict()
         self._orphans: dict[Key, int] = {}
         self._parked: dict[Key, list[Request]] = {}
+        self._acked: deque[Mapping[str, Any]] = deque(maxlen=ACKS_IN_FLIGHT)
+        # Called with the headers of every task that is acked; nothing is worked out before a channel dies.
+        self.acked = self._acked.append
 
-    def adopt(self, requests: Iterable[Request]) -> None:
-        """Their channel died; they run on. Parked redeliveries came on that channel too and are void."""
+    def adopt(self, alive: Iterable[Request], waiting: Iterable[Request]) -> None:
+        """Their channel died: `alive` ones run on, `waiting` ones had not begun.
+
+        Parked redeliveries came on that channel too and are void."""
         self._parked.clear()
-        for request in requests:
-            self._orphans[key_of(request)] = request.number
+        alive = list(alive)
+        seen = Counter(key_of(request) for request in (*alive, *waiting))
+        for key in seen:
+            self._answers.pop(key, None)
+        for request in alive:
+            key = key_of(request)
+            if seen[key] == 1:
+                self._orphans[key] = request.number
+        while self._acked:
+            headers = self._acked.popleft()
+            key = _key(str(headers.get("id") or ""), headers)
+            if key[0] and key not in seen:
+                self._remember(key, Answer.ACK)
 
     def recall(self, request: Request) -> Answer | None:
         """The answer to a redelivery of something that ended here."""
-        key = key_of(request)
-        answer = self._answers.get(key)
-        if answer is not None:
-            self._answers.move_to_end(key)
-        return answer
+        answer, until = self._answers.get(key_of(request), (None, 0.0))
+        return answer if self._clock() < until else None
 
     def park(self, request: Request) -> bool:
         """Keep the redelivery if its orphan still runs."""
@@ -64,11 +90,15 @@ class Answered:
         key = key_of(request)
         if self._orphans.get(key) == request.number:
             del self._orphans[key]
-        if answer is not Answer.REQUEUE:
-            self._answers[key] = answer
-            if len(self._answers) > self._limit:
-                self._answers.popitem(last=False)
+            if answer is not Answer.REQUEUE:
+                self._remember(key, answer)
         return self._parked.pop(key, [])
+
+    def _remember(self, key: Key, answer: Answer) -> None:
+        self._answers[key] = (answer, self._clock() + REMEMBERED_SECONDS)
+        self._answers.move_to_end(key)
+        if len(self._answers) > self._limit:
+            self._answers.popitem(last=False)
 
     def give_up(self) -> list[Request]:
         """The worker stops: what is parked goes back."""

@@ -215,6 +215,7 @@ class Worker:
         """What the pool's slots made of their requests."""
         self._check_epoch()
         running, windows, report, ledger = self.dispatcher.running, self.windows.by_queue, self.report, self.ledger
+        acked = self.answered.acked
         for outcome in outcomes:
             request = running.pop(outcome.number, None)
             if request is None:
@@ -236,6 +237,7 @@ class Worker:
                 and not self.dispatcher.early
             ):
                 ledger.finish(delivery.tag)
+                acked(request.headers)
             else:
                 self._finish(request, outcome)
         self.ended += len(outcomes)
@@ -266,6 +268,8 @@ class Worker:
             self.dispatcher.early.discard(request.number)
         else:
             self._tell_broker(delivery.tag, answer)
+            if answer is not Answer.REQUEUE:
+                self.answered.acked(request.headers)
         self.wake()
 
     def _tell_broker(self, tag: int, answer: Answer) -> None:
@@ -372,9 +376,8 @@ class Worker:
         """Deliveries of the old channel are void: what waits is dropped, what runs becomes an orphan."""
         alive = [*self.dispatcher.running.values(), *self.finisher.confirming.values()]
         orphans = [request for request in alive if request.delivery.epoch == self.ledger.epoch]
-        self.dispatcher.clear()
-        self.intake.clear()
-        self.answered.adopt(orphans)
+        waiting = self.dispatcher.clear() + self.intake.clear()
+        self.answered.adopt(orphans, waiting)
         self.ledger.begin(epoch)
 
     def on_cancelled(self, queue: str, reason: str) -> None:

@@ -285,6 +285,18 @@ def test_the_redelivery_of_an_ended_task_is_answered_and_not_run_again() -> None
     assert bench.started == ["a"]
 
 
+def test_a_task_whose_ack_got_lost_with_the_connection_is_not_run_again() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a")
+    bench.end("a")
+    bench.loop.turn()
+    bench.lose_connection()
+    bench.deliver("a", redelivered=True)
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a"]
+
+
 def test_the_redelivery_of_a_running_task_waits_for_its_outcome() -> None:
     bench = Bench(slots=2)
     bench.deliver("a")
