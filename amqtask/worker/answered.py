@@ -1,14 +1,16 @@
 """What this worker remembers about deliveries whose channel died under them, so that a redelivery is not run twice.
 
 When a connection is lost the broker gives every unanswered message back, also those whose tasks still run here.
-Such a task is an *orphan*: nobody can be told its answer. Its message comes again, marked redelivered, with the same
-task id and the same number of retries (a retry of the same id is another run and must not be mistaken for it). Three
-cases: the orphan has ended, then its answer is given again; it still runs, then the redelivery is parked until it
-ends; we know nothing, then it runs. The last acks before the loss may not have arrived, so those tasks count as ended.
+Such a task is an *orphan*: nobody can be told its answer. Its message comes again, marked redelivered, with the
+same task id and the same number of retries (a retry of the same id is another run and must not be mistaken for it).
+Three cases: the orphan has ended, then its answer is given again; it still runs, then the redelivery is parked
+until it ends; we know nothing, then it runs. The last acks before the loss may not have arrived, so those tasks
+count as ended.
 
-A redelivery comes soon after the loss, so an answer is remembered for minutes only. Callers may use an id twice. When two unanswered messages of a dead channel have one key, or one of them has the key of
-a task that was acked lately, nobody can tell their redeliveries apart: they run, as they do without a memory. Twice
-is allowed, never is not.
+A redelivery comes soon after the loss, so an answer is remembered for minutes only. Callers may use an id twice.
+When two unanswered messages of a dead channel have one key, or one of them has the key of a task that was acked
+lately, nobody can tell their redeliveries apart: they run, as they do without a memory. Twice is allowed, never is
+not.
 """
 
 from __future__ import annotations
