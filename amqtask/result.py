@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import datetime
@@ -43,6 +44,10 @@ def _check_not_in_task(disable_sync_subtasks: bool) -> None:
         )
 
 
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 class AsyncResult(Generic[R]):
     """What will come of a published task; Celery's surface.
 
@@ -54,7 +59,7 @@ class AsyncResult(Generic[R]):
         id: str,
         backend: ResultBackend | None = None,
         *,
-        parent: AsyncResult[Any] | None = None,
+        parent: AsyncResult[Any] | GroupResult | None = None,
         revoke: Revoke | None = None,
         task_name: str | None = None,
     ) -> None:
@@ -64,6 +69,8 @@ class AsyncResult(Generic[R]):
         self._revoke = revoke
         self._task_name = task_name
         self._final: ResultMessage | None = None
+        if backend is not None:
+            backend.hold(id, self)
 
     # -- waiting
 
@@ -82,17 +89,17 @@ class AsyncResult(Generic[R]):
         """Wait for the result, `timeout` seconds at most, and return it.
 
         A failed task's exception is raised (with the worker's traceback as its cause) unless `propagate` is False, when it
-        is returned. `interval`, `no_ack` and `on_message` are accepted for Celery's sake: nothing polls.
-        Raises: TimeoutError, TaskRevokedError, BackendUnreachable.
+        is returned. `interval`, `no_ack`, `on_message` and `on_interval` are accepted for Celery's sake: nothing polls.
+        Raises: TimeoutError, TaskRevokedError, BackendUnreachable, BackendNotConfigured; RuntimeError within a task.
         """
         _check_not_in_task(disable_sync_subtasks)
         final = self._final
         if final is None:
             deadline = None if timeout is None else time.monotonic() + timeout
-            if follow_parents and propagate and self.parent is not None:
-                self._wait_for_parents(deadline)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            final = self._final = self._store.wait(self.id, timeout=left, on_interval=on_interval)
+            if follow_parents and propagate:
+                for ancestor in self._ancestors():
+                    ancestor._settle(_left(deadline))
+            final = self._final = self._store.wait(self.id, timeout=_left(deadline), on_interval=on_interval)
         value = self._value(final, propagate)
         if callback is not None:
             callback(self.id, value)
@@ -100,30 +107,43 @@ class AsyncResult(Generic[R]):
 
     wait = get
 
-    async def aget(self, timeout: float | None = None, propagate: bool = True) -> R:
+    async def aget(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        follow_parents: bool = True,
+        disable_sync_subtasks: bool = True,
+    ) -> R:
         """`await` the result; the same as `get`."""
-        if self._final is None:
-            if propagate and self.parent is not None:
-                await self.parent.aget(timeout)
-            self._final = await self._store.await_result(self.id, timeout=timeout)
-        return self._value(self._final, propagate)
+        _check_not_in_task(disable_sync_subtasks)
+        final = self._final
+        if final is None:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            if follow_parents and propagate:
+                for ancestor in self._ancestors():
+                    await ancestor._asettle(_left(deadline))
+            final = self._final = await self._store.await_result(self.id, timeout=_left(deadline))
+        return self._value(final, propagate)
 
     def __await__(self) -> Generator[Any, None, R]:
         return self.aget().__await__()
 
-    def _wait_for_parents(self, deadline: float | None) -> None:
-        """A chain that failed early never gets to this step: its error is this result's."""
-        chain: list[AsyncResult[Any]] = []
+    def _settle(self, timeout: float | None) -> None:
+        self.get(timeout, follow_parents=False, disable_sync_subtasks=False)
+
+    async def _asettle(self, timeout: float | None) -> None:
+        await self.aget(timeout, follow_parents=False, disable_sync_subtasks=False)
+
+    def _ancestors(self) -> list[AsyncResult[Any] | GroupResult]:
+        """Its parents, the first step first: a chain that failed early never gets to this step, and its error is this
+        result's."""
+        chain: list[AsyncResult[Any] | GroupResult] = []
         node = self.parent
         while node is not None:
             chain.append(node)
             node = node.parent
-        for ancestor in reversed(chain):
-            ancestor.get(
-                None if deadline is None else max(0.0, deadline - time.monotonic()),
-                follow_parents=False,
-                disable_sync_subtasks=False,
-            )
+        return chain[::-1]
 
     def _value(self, final: ResultMessage, propagate: bool) -> R:
         if final.status in states.PROPAGATE_STATES:
@@ -281,11 +301,27 @@ class AsyncResult(Generic[R]):
         """Its id and those of its parents."""
         return [self.id, *(self.parent.as_list() if self.parent else [])]
 
-    def collect(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[AsyncResult[Any], Any]]:
-        """This result and those of what it published, as (result, value)."""
-        yield self, self.get(timeout)
-        for child in self.children or ():
-            yield from child.collect(timeout)
+    def iterdeps(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (publisher's result, result); each is waited
+        for before its children are known."""
+        waiting: deque[tuple[Any, Any]] = deque([(None, self)])
+        while waiting:
+            parent, result = waiting.popleft()
+            yield parent, result
+            result.get(timeout)
+            waiting.extend((result, child) for child in result.children or ())
+
+    def collect(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (result, value)."""
+        for _parent, result in self.iterdeps(timeout):
+            yield result, result.get(timeout)
+
+    def get_leaf(self, timeout: float | None = None) -> Any:
+        """The value of the last result of `collect`."""
+        value = None
+        for _result, value in self.collect(timeout):
+            pass
+        return value
 
     def __eq__(self, other: object) -> bool:
         return self.id == other.id if isinstance(other, AsyncResult) else NotImplemented
@@ -317,23 +353,53 @@ class ResultSet:
         if result in self.results:
             self.results.remove(result)
 
+    def remove(self, result: Any) -> None:
+        """One less. Raises: KeyError when it is not there."""
+        if result not in self.results:
+            raise KeyError(result)
+        self.results.remove(result)
+
+    def update(self, results: Iterable[Any]) -> None:
+        """Those that are not there yet."""
+        for result in results:
+            self.add(result)
+
+    def clear(self) -> None:
+        """None any more."""
+        self.results.clear()
+
     def _flat(self) -> list[AsyncResult[Any]]:
         flat: list[AsyncResult[Any]] = []
         for result in self.results:
             flat += result._flat() if isinstance(result, ResultSet) else [result]
         return flat
 
-    def _receive(self, timeout: float | None) -> None:
-        """Have every result that is ready in one pass over the store, without polling one by one."""
-        waiting = {result.id: result for result in self._flat() if result._final is None}
-        if not waiting:
-            return
-        store = next(iter(waiting.values()))._store
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for task_id, final in store.iter_ready(list(waiting), timeout=timeout):
-            waiting[task_id]._final = final
-            if deadline is not None and time.monotonic() > deadline and final is None:
-                raise TimeoutError(f"not all results came within {timeout:g} s")
+    def _by_id(self) -> dict[str, AsyncResult[Any]]:
+        return {result.id: result for result in self._flat()}
+
+    def _arriving(self, timeout: float | None) -> Iterator[AsyncResult[Any]]:
+        """Each member as it becomes ready (those that are first), in one pass over the store.
+
+        Raises: TimeoutError when the rest does not come within `timeout` seconds."""
+        waiting: dict[str, AsyncResult[Any]] = {}
+        for result in self._by_id().values():
+            if result._final is None:
+                waiting[result.id] = result
+            else:
+                yield result
+        if waiting:
+            store = next(iter(waiting.values()))._store
+            for task_id, final in store.iter_ready(list(waiting), timeout=timeout):
+                waiting[task_id]._final = final
+                yield waiting[task_id]
+
+    def _look(self) -> None:
+        """Learn of all that is ready now, at the price of one question to the store."""
+        try:
+            for _ in self._arriving(0):
+                pass
+        except TimeoutError:
+            pass  # some are not ready: that is an answer
 
     def get(
         self,
@@ -346,63 +412,76 @@ class ResultSet:
         disable_sync_subtasks: bool = True,
         on_interval: Any = None,
     ) -> list[Any]:
-        """All values, in the order of the calls; the first error is raised unless `propagate` is False."""
+        """All values, in the order of the calls, within `timeout` seconds.
+
+        The first failure that comes is raised at once, unless `propagate` is False.
+        """
         _check_not_in_task(disable_sync_subtasks)
-        self._receive(timeout)
-        return [
-            result.get(timeout, propagate, callback=callback, disable_sync_subtasks=False) for result in self.results
-        ]
+        for result in self._arriving(timeout):
+            result.maybe_throw(propagate)
+        return [result.get(None, propagate, callback=callback, disable_sync_subtasks=False) for result in self.results]
 
     join = get
     join_native = get
 
-    async def aget(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
-        """`await` all values."""
-        return list(await asyncio.gather(*(result.aget(timeout, propagate) for result in self.results)))
+    async def aget(
+        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+    ) -> list[Any]:
+        """`await` all values; the first failure that comes is raised at once, unless `propagate` is False."""
+        tasks = [
+            asyncio.ensure_future(result.aget(timeout, propagate, disable_sync_subtasks=disable_sync_subtasks))
+            for result in self.results
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return self.aget().__await__()
 
     def iterate(self, timeout: float | None = None, propagate: bool = True) -> Iterator[Any]:
-        """Values as they come; `timeout` seconds for the next one."""
-        flat = {result.id: result for result in self._flat()}
-        for result in [result for result in flat.values() if result._final is not None]:
-            del flat[result.id]
-            yield result.get(propagate=propagate, disable_sync_subtasks=False)
-        if flat:
-            store = next(iter(flat.values()))._store
-            for task_id, final in store.iter_ready(list(flat), timeout=timeout):
-                flat[task_id]._final = final
-                yield flat[task_id].get(propagate=propagate, disable_sync_subtasks=False)
+        """Values as they come, all within `timeout` seconds."""
+        for result in self._arriving(timeout):
+            yield result.maybe_throw(propagate)
 
     def iter_native(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         """(id, meta) as they come."""
-        flat = {result.id: result for result in self._flat()}
-        if flat:
-            store = next(iter(flat.values()))._store
-            for task_id, final in store.iter_ready(list(flat), timeout=timeout):
-                flat[task_id]._final = final
-                yield task_id, final.as_meta()
+        for result in self._arriving(timeout):
+            yield result.id, result._meta().as_meta()
 
     def ready(self) -> bool:
         """Whether all ended."""
-        return all(result.ready() for result in self.results)
+        self._look()
+        return all(result._final is not None for result in self._flat())
 
     def successful(self) -> bool:
         """Whether all ended well."""
-        return all(result.successful() for result in self.results)
+        return self.completed_count() == len(self._flat())
 
     def failed(self) -> bool:
         """Whether any ended with an error."""
-        return any(result.failed() for result in self.results)
+        self._look()
+        return any(result._final is not None and result._final.status == states.FAILURE for result in self._flat())
 
     def waiting(self) -> bool:
         """Whether any has not ended."""
-        return any(not result.ready() for result in self.results)
+        return not self.ready()
 
     def completed_count(self) -> int:
         """How many ended well."""
-        return sum(1 for result in self._flat() if result.successful())
+        self._look()
+        flat = self._flat()
+        return sum(1 for result in flat if result._final is not None and result._final.status == states.SUCCESS)
+
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> None:
+        """Raise the error of a member that failed, if any has."""
+        self._look()
+        for result in self._flat():
+            result.maybe_throw(propagate, callback)
+
+    maybe_reraise = maybe_throw
 
     def revoke(self, connection: Any = None, terminate: bool = False, signal: str | None = None, **_: Any) -> None:
         """Revoke all."""
@@ -435,11 +514,21 @@ class GroupResult(ResultSet):
         id: str | None = None,
         results: Iterable[Any] = (),
         backend: ResultBackend | None = None,
-        parent: AsyncResult[Any] | None = None,
+        parent: AsyncResult[Any] | GroupResult | None = None,
     ) -> None:
         super().__init__(results, backend)
         self.id = id or str(uuid.uuid4())
         self.parent = parent
+
+    def _settle(self, timeout: float | None) -> None:
+        self.get(timeout, disable_sync_subtasks=False)
+
+    async def _asettle(self, timeout: float | None) -> None:
+        await self.aget(timeout, disable_sync_subtasks=False)
+
+    def as_list(self) -> list[str]:
+        """Its id and those of its parents."""
+        return [self.id, *(self.parent.as_list() if self.parent else [])]
 
     @property
     def children(self) -> list[Any]:
@@ -463,6 +552,13 @@ class EagerResult(AsyncResult[R]):
         super().__init__(id, None, task_name=name)
         self._eager_value = value
         self._final = ResultMessage(id, state, value, traceback)
+
+    def get(self, timeout: float | None = None, propagate: bool = True, *args: Any, **kwargs: Any) -> R:
+        """Its value; nothing waits, so a task may ask too."""
+        kwargs["disable_sync_subtasks"] = False
+        return super().get(timeout, propagate, *args, **kwargs)
+
+    wait = get
 
     def _exception(self, final: ResultMessage) -> BaseException:
         value = self._eager_value

@@ -56,23 +56,19 @@ class RedisBackend:
         return None
 
     def store(self, result: ResultMessage) -> None:
-        """SETEX and PUBLISH in one pipeline; a result that is SUCCESS already stays.
+        """SET with expiry and PUBLISH in one pipeline; a result that is SUCCESS already stays.
 
         Raises: EncodeError, BackendUnreachable.
         """
         body = encode_result(result, self._options.serializer).body
         key = self._key(result.task_id)
-        if result.status != states.SUCCESS:
-            known = self._retrying(lambda client: client.get(key))
-            if known is not None and self._decode(known).status == states.SUCCESS:
-                return
+        known = self._retrying(lambda client: client.get(key))
+        if known is not None and self._decode(known).status == states.SUCCESS:
+            return
 
         def write(client: Any) -> None:
             pipeline = client.pipeline(transaction=False)
-            if self._expires:
-                pipeline.setex(key, self._expires, body)
-            else:
-                pipeline.set(key, body)
+            pipeline.set(key, body, ex=self._expires)
             pipeline.publish(key, body)
             pipeline.execute()
 

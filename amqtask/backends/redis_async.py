@@ -38,8 +38,9 @@ class AsyncWaiters:
         future: asyncio.Future[ResultMessage] = asyncio.get_running_loop().create_future()
         self._futures.setdefault(key, set()).add(future)
         try:
-            if self._reader is None:
+            if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._read(), name="amqtask results")
+                self._reader.add_done_callback(self._read_on_failed)
             else:
                 await self._subscribe([key])
             return await future
@@ -52,7 +53,7 @@ class AsyncWaiters:
                 await self._end()
 
     async def _end(self) -> None:
-        reader, self._reader = self._reader, None
+        reader, self._reader, self._pubsub = self._reader, None, None
         if reader is not None:
             reader.cancel()
             await asyncio.wait([reader])
@@ -71,19 +72,15 @@ class AsyncWaiters:
     async def _read(self) -> None:
         give_up_at, pause = time.monotonic() + RETRY_FOR, FIRST_PAUSE
         while True:
-            client = redis.asyncio.Redis.from_url(
-                client_url(self._url), retry=Retry(NoBackoff(), 0), **self._arguments
-            )
+            client = redis.asyncio.Redis.from_url(client_url(self._url), retry=Retry(NoBackoff(), 0), **self._arguments)
             try:
                 await client.ping()
                 give_up_at, pause = time.monotonic() + RETRY_FOR, FIRST_PAUSE
                 await self._read_from(client)
             except redis.RedisError as error:
                 if isinstance(error, HOPELESS) or time.monotonic() + pause > give_up_at:
-                    self._fail(error)
-                    return
+                    raise unreachable(self._url, error) from error
             finally:
-                self._pubsub = None
                 await client.aclose()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
@@ -93,15 +90,20 @@ class AsyncWaiters:
             keys = list(self._futures)
             await pubsub.subscribe(*keys)
             self._pubsub = pubsub
-            await self._subscribe([key for key in self._futures if key not in keys])
-            while True:
-                found = await pubsub.get_message(timeout=SLICE)
-                if found is None or found["type"] not in ("message", "subscribe"):
-                    continue
-                key = found["channel"].decode()
-                value = found["data"] if found["type"] == "message" else await client.get(key)
-                if value is not None:
-                    self._arrived(key, value)
+            try:
+                await self._subscribe([key for key in self._futures if key not in keys])
+                while True:
+                    found = await pubsub.get_message(timeout=SLICE)
+                    if found is None or found["type"] not in ("message", "subscribe"):
+                        continue
+                    key = found["channel"].decode()
+                    # A confirmed subscription: look at what was stored before it.
+                    value = found["data"] if found["type"] == "message" else await client.get(key)
+                    if value is not None:
+                        self._arrived(key, value)
+            finally:
+                if self._pubsub is pubsub:
+                    self._pubsub = None
 
     def _arrived(self, key: str, value: bytes) -> None:
         futures = self._futures.get(key, set())
@@ -117,7 +119,10 @@ class AsyncWaiters:
                 if not future.done():
                     future.set_result(result)
 
-    def _fail(self, error: redis.RedisError) -> None:
-        for future in [future for futures in self._futures.values() for future in futures]:
-            if not future.done():
-                future.set_exception(unreachable(self._url, error))
+    def _read_on_failed(self, reader: asyncio.Task[None]) -> None:
+        """Whoever waits must not wait for a reader that is gone."""
+        error = None if reader.cancelled() else reader.exception()
+        if error is not None:
+            for future in [future for futures in self._futures.values() for future in futures]:
+                if not future.done():
+                    future.set_exception(error)

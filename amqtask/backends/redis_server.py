@@ -19,7 +19,7 @@ T = TypeVar("T")
 RETRY_FOR, FIRST_PAUSE, LONGEST_PAUSE = 5.0, 0.05, 1.0
 # What another attempt may mend.
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError)
-HOPELESS = (redis.AuthenticationError, redis.AuthorizationError)
+HOPELESS = (redis.AuthenticationError,)
 # A subscription to more channels is not worth undoing: its connection is closed.
 REUSED_UP_TO = 50
 IDLE_SUBSCRIPTIONS = 10
@@ -57,7 +57,9 @@ def client_arguments(options: Mapping[str, Any], connect_timeout: float) -> dict
 def unreachable(url: str, error: BaseException) -> BackendUnreachable:
     """Our error for a server that does not do what it is asked to."""
     if isinstance(error, HOPELESS):
-        return BackendUnreachable(f"Redis at {safe_url(url)} refuses us: {error}. Is the password in result_backend right?")
+        return BackendUnreachable(
+            f"Redis at {safe_url(url)} refuses us: {error}. Is the password in result_backend right?"
+        )
     if isinstance(error, TRANSIENT):
         return BackendUnreachable(
             f"Redis at {safe_url(url)} does not answer: {error}. Is it running there, and is result_backend right?"

@@ -35,8 +35,9 @@ def open_backend(url: str | None, options: BackendOptions) -> ResultBackend | No
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:
+        extra = "redis" if scheme == "rediss" else scheme
         raise ConfigurationError(
-            f'the result backend {scheme}:// needs a library that is not installed: pip install "amqtask[{scheme}]" ({error})'
+            f'the result backend {scheme}:// needs a library that is not installed: pip install "amqtask[{extra}]" ({error})'
         ) from error
     backend: ResultBackend = found(options)
     return backend

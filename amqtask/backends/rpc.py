@@ -48,16 +48,12 @@ class _Own:
     def _on_reply(self, delivery: Delivery) -> None:
         properties = delivery.properties
         try:
-            result = decode_result(
-                delivery.body, properties.content_type, properties.content_encoding, self._accept
-            )
+            result = decode_result(delivery.body, properties.content_type, properties.content_encoding, self._accept)
         except MessageError as error:
             logger.error("a result message (%s) cannot be read: %s", properties.correlation_id, error)
             if properties.correlation_id:
                 # Who waits for it gets the reason instead of a timeout.
-                self.mailbox.put(
-                    ResultMessage(properties.correlation_id, states.FAILURE, exception_as_dict(error))
-                )
+                self.mailbox.put(ResultMessage(properties.correlation_id, states.FAILURE, exception_as_dict(error)))
             return
         self.mailbox.put(result)
 

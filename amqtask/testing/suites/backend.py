@@ -1,0 +1,295 @@
+"""The conformance suite for result backends: subclass BackendSuite, make one, and let pytest collect it.
+
+    class TestMyBackend(BackendSuite):
+        def make(self) -> ResultBackend:
+            return MyBackend(BackendOptions(url="mine://"))
+
+A backend whose results travel as messages overrides `publish` too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from amqtask import states
+from amqtask.backends.contract import ResultBackend
+from amqtask.exceptions import EncodeError, TimeoutError
+from amqtask.message import Message
+from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
+from amqtask.result import AsyncResult, ResultSet
+
+PATIENCE = 20.0
+
+
+def eventually(predicate: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Until it holds; for what another process or thread is about to do."""
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.002)
+
+
+class BackendSuite:
+    """What every result backend keeps."""
+
+    def make(self) -> ResultBackend:
+        """A backend; `close` is called after the test."""
+        raise NotImplementedError
+
+    def publish(self, message: Message) -> None:
+        """Publish a result that travels as a message."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def backend(self) -> Iterator[ResultBackend]:
+        made = self.make()
+        made.prepare(())
+        yield made
+        made.close()
+
+    def store(self, backend: ResultBackend, task_id: str, status: str = states.SUCCESS, value: Any = None) -> None:
+        """What a worker does at the end of a task."""
+        date_done = now_iso() if status in states.READY_STATES else None
+        traceback = "Traceback (most recent call last): …" if status == states.FAILURE else None
+        result = ResultMessage(task_id, status, value, traceback, date_done=date_done)
+        message = backend.message_for(result, backend.reply_to(), task_id)
+        if message is None:
+            backend.store(result)
+        else:
+            self.publish(message)
+
+    # -- one result
+
+    def test_nothing_is_known_of_a_task_that_did_not_report(self, backend: ResultBackend) -> None:
+        assert backend.get(_id()) is None
+
+    def test_a_stored_result_is_waited_for_and_found(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        value = {"when": datetime(2026, 1, 2, tzinfo=timezone.utc), "sum": Decimal("1.10"), "raw": b"\xff", "list": [1]}
+
+        self.store(backend, task_id, value=value)
+
+        found = backend.wait(task_id, timeout=PATIENCE)
+        assert (found.task_id, found.status, found.result) == (task_id, states.SUCCESS, value)
+        assert found.date_done is not None
+        known = backend.get(task_id)
+        assert known is not None
+        assert known.result == value
+
+    def test_a_result_wakes_up_who_waits_for_it(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        waiting = _Waiting(lambda: backend.wait(task_id, timeout=PATIENCE))
+
+        self.store(backend, _id(), value="another")
+        self.store(backend, task_id, value="mine")
+
+        assert waiting.outcome().result == "mine"
+
+    def test_waiting_ends_at_the_timeout(self, backend: ResultBackend) -> None:
+        task_id = _id()
+
+        with pytest.raises(TimeoutError, match=task_id):
+            backend.wait(task_id, timeout=0.05)
+
+    def test_a_result_that_is_here_is_found_without_any_time_to_wait(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        self.store(backend, task_id, value=1)
+        eventually(lambda: backend.get(task_id))
+
+        assert backend.wait(task_id, timeout=0).result == 1
+
+    def test_a_failure_comes_back_as_its_own_exception_with_the_remote_traceback(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        self.store(backend, task_id, states.FAILURE, exception_as_dict(KeyError("no such key")))
+        result = AsyncResult[Any](task_id, backend)
+
+        with pytest.raises(KeyError, match="no such key") as caught:
+            result.get(timeout=PATIENCE)
+
+        assert "Traceback (most recent call last)" in str(caught.value.__cause__)
+        assert result.state == states.FAILURE
+
+    def test_a_value_that_cannot_be_written_is_refused_by_name(self, backend: ResultBackend) -> None:
+        with pytest.raises(EncodeError, match="set"):
+            self.store(backend, _id(), value={1, 2})
+
+    def test_forgetting_drops_the_result(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        self.store(backend, task_id, value=1)
+        backend.wait(task_id, timeout=PATIENCE)
+
+        backend.forget(task_id)
+
+        assert backend.get(task_id) is None
+
+    # -- states
+
+    def test_a_state_on_the_way_is_seen_and_does_not_end_a_wait(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        self.store(backend, task_id, states.STARTED, {"pid": 1})
+        result = AsyncResult[Any](task_id, backend)
+        eventually(lambda: result.state == states.STARTED)
+        assert result.info == {"pid": 1}
+        waiting = _Waiting(lambda: result.get(timeout=PATIENCE))
+
+        self.store(backend, task_id, "PROGRESS", {"done": 50})
+        eventually(lambda: backend.get(task_id) is not None and result.state != states.STARTED)
+        self.store(backend, task_id, value="end")
+
+        assert waiting.outcome() == "end"
+
+    def test_a_success_is_never_overwritten(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        self.store(backend, task_id, value="first")
+        self.store(backend, task_id, states.FAILURE, exception_as_dict(ValueError("the second run")))
+        self.store(backend, task_id, states.RETRY, exception_as_dict(ValueError("the third run")))
+        other = _id()
+        self.store(backend, other)
+        backend.wait(other, timeout=PATIENCE)  # so all before it have arrived
+
+        known = backend.get(task_id)
+
+        assert known is not None
+        assert (known.status, known.result) == (states.SUCCESS, "first")
+
+    # -- many
+
+    def test_many_results_come_in_the_order_in_which_they_are_ready(self, backend: ResultBackend) -> None:
+        ids = [_id() for _ in range(5)]
+        self.store(backend, ids[3], value=3)
+        found: list[Any] = []
+        for task_id, result in backend.iter_ready(ids, timeout=PATIENCE):
+            found.append((task_id, result.result))
+            following = {3: 0, 0: 4, 4: 1, 1: 2}.get(result.result)
+            if following is not None:
+                self.store(backend, ids[following], value=following)
+
+        assert found == [(ids[index], index) for index in (3, 0, 4, 1, 2)]
+
+    def test_results_that_are_missing_at_the_timeout_are_counted(self, backend: ResultBackend) -> None:
+        ids = [_id() for _ in range(3)]
+        self.store(backend, ids[1], value=1)
+        found = []
+
+        with pytest.raises(TimeoutError, match="2 of 3"):
+            for task_id, _ in backend.iter_ready(ids, timeout=0.3):
+                found.append(task_id)  # noqa: PERF401 - the loop ends with an exception
+
+        assert found == [ids[1]]
+
+    def test_one_look_finds_what_is_ready_and_does_not_wait(self, backend: ResultBackend) -> None:
+        results = ResultSet([AsyncResult[Any](_id(), backend) for _ in range(4)])
+        for result in results.results[:3]:
+            self.store(backend, result.id, value=1)
+
+        eventually(lambda: results.completed_count() == 3)
+
+        assert not results.ready()
+        self.store(backend, results.results[3].id, value=1)
+        assert results.get(timeout=PATIENCE) == [1, 1, 1, 1]
+        assert results.successful()
+
+    def test_a_thousand_results_are_read_one_after_the_other(self, backend: ResultBackend) -> None:
+        results = [AsyncResult[Any](_id(), backend) for _ in range(1000)]
+        for number, result in enumerate(results):
+            self.store(backend, result.id, value=number)
+
+        assert [result.get(timeout=PATIENCE) for result in results] == list(range(1000))
+
+    def test_threads_wait_side_by_side(self, backend: ResultBackend) -> None:
+        ids = [_id() for _ in range(8)]
+        waiting = [_Waiting(lambda task_id=task_id: backend.wait(task_id, timeout=PATIENCE)) for task_id in ids]  # type: ignore[misc]
+
+        for number, task_id in reversed(list(enumerate(ids))):
+            self.store(backend, task_id, value=number)
+
+        assert [each.outcome().result for each in waiting] == list(range(8))
+
+    # -- callbacks and coroutines
+
+    def test_a_callback_is_called_once_however_early_it_was_asked_for(self, backend: ResultBackend) -> None:
+        early, late = _id(), _id()
+        called: list[Any] = []
+        seen = threading.Semaphore(0)
+
+        def note(result: AsyncResult[Any]) -> None:
+            called.append(result.get())
+            seen.release()
+
+        self.store(backend, late, value="late")
+        backend.wait(late, timeout=PATIENCE)
+        AsyncResult[Any](late, backend).then(note)
+        AsyncResult[Any](early, backend).then(note)
+        self.store(backend, early, value="early")
+        self.store(backend, early, value="early, again")
+
+        assert seen.acquire(timeout=PATIENCE)
+        assert seen.acquire(timeout=PATIENCE)
+        assert sorted(called) == ["early", "late"]
+
+    def test_a_callback_that_fails_does_not_keep_others_from_being_called(self, backend: ResultBackend) -> None:
+        called = threading.Event()
+        first, second = _id(), _id()
+        AsyncResult[Any](first, backend).then(lambda result: 1 / 0)
+        AsyncResult[Any](second, backend).then(lambda result: called.set())
+
+        self.store(backend, first)
+        self.store(backend, second)
+
+        assert called.wait(PATIENCE)
+
+    def test_coroutines_await_results_side_by_side(self, backend: ResultBackend) -> None:
+        results = ResultSet([AsyncResult[Any](_id(), backend) for _ in range(20)])
+
+        async def main() -> list[Any]:
+            self.store(backend, results[0].id, value=0)
+            waiting = asyncio.ensure_future(results.aget(timeout=PATIENCE))
+            await asyncio.sleep(0)
+            for number, result in enumerate(results.results[1:], 1):
+                await asyncio.to_thread(self.store, backend, result.id, value=number)
+            return await waiting
+
+        assert asyncio.run(main()) == list(range(20))
+
+    def test_awaiting_ends_at_the_timeout_and_leaves_nothing_behind(self, backend: ResultBackend) -> None:
+        task_id = _id()
+
+        async def main() -> Any:
+            with pytest.raises(TimeoutError, match=task_id):
+                await AsyncResult[Any](task_id, backend).aget(timeout=0.05)
+            await asyncio.to_thread(self.store, backend, task_id, value="late")
+            return await AsyncResult[Any](task_id, backend)
+
+        assert asyncio.run(main()) == "late"
+
+
+def _id() -> str:
+    return str(uuid.uuid4())
+
+
+class _Waiting:
+    """A call that blocks, on a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._outcome: Any = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._outcome = self._call()
+
+    def outcome(self) -> Any:
+        """What it returned."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "it still waits"
+        return self._outcome
