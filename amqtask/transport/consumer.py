@@ -3,9 +3,9 @@
 Every channel has an epoch. A delivery is answered on the channel it came on or not at all: after a reconnect the broker has
 requeued it, and the same tag means another message.
 
-A prefetch window is changed by a second consumer: `basic.qos` with global=false applies to consumers started after it, not
-to running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true. The first one is cancelled
-when the second one is confirmed; in between both deliver, and no message is lost or answered twice.
+A prefetch window is changed by another consumer: `basic.qos` with global=false applies to consumers started after it, not to
+running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true. To grow, a further consumer gets
+the difference; to shrink, one with the new window is started, and the others are cancelled when it is confirmed.
 """
 
 from __future__ import annotations
@@ -117,10 +117,14 @@ class PikaConsumer:
         consumed = self._queues.get(queue)
         if consumed is None or consumed.prefetch == prefetch:
             return
-        consumed.prefetch = prefetch
-        if consumed.tags and self._is_ready and not self._is_paused:
-            old = list(consumed.tags)
-            self._consume(consumed, on_started=lambda: self._cancel_tags(consumed, old))
+        before, consumed.prefetch = consumed.prefetch, prefetch
+        if not consumed.tags or not self._is_ready or self._is_paused:
+            return
+        if prefetch > before:
+            self._consume(consumed, prefetch - before, on_started=lambda: None)
+            return
+        old = list(consumed.tags)
+        self._consume(consumed, prefetch, on_started=lambda: self._cancel_tags(consumed, old))
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """basic.ack on the present channel; nothing when it is gone."""
@@ -231,7 +235,7 @@ class PikaConsumer:
                 self._all_started()
 
         for consumed in waiting:
-            self._consume(consumed, on_started=started)
+            self._consume(consumed, consumed.prefetch, on_started=started)
         if not waiting:
             self._all_started()
 
@@ -244,7 +248,7 @@ class PikaConsumer:
             self._is_consuming = True
             self._listener.on_consuming(self._epoch)
 
-    def _consume(self, consumed: _Consumed, *, on_started: Callable[[], None]) -> None:
+    def _consume(self, consumed: _Consumed, prefetch: int, *, on_started: Callable[[], None]) -> None:
         self._consumer_number += 1
         name, epoch = consumed.queue.name, self._epoch
         on_delivery = self._listener.on_delivery
@@ -266,7 +270,7 @@ class PikaConsumer:
         tag = f"amqtask-{self._consumer_number}"
         consumed.tags.append(tag)
         if not self._no_ack:
-            self._channel.basic_qos(prefetch_count=consumed.prefetch)
+            self._channel.basic_qos(prefetch_count=prefetch)
         self._channel.basic_consume(
             name,
             on_message,
@@ -283,9 +287,12 @@ class PikaConsumer:
             if tag in consumed.tags:
                 consumed.tags.remove(tag)
                 try:
-                    self._channel.basic_cancel(tag)
+                    self._channel.basic_cancel(tag, callback=lambda _: None)
                 except ChannelWrongStateError:
                     return  # the channel is closing: its consumers go with it
+                # pika would reject what is on its way to a cancelled consumer, and each reject counts towards the
+                # delivery limit of a quorum queue; ours takes it until the broker confirms the cancelling.
+                self._channel._cancelled.discard(tag)
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ended a consumer: its queue was deleted or moved, or (4.3) a delivery was held for too long."""
