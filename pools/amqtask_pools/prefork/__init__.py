@@ -75,7 +75,7 @@ class PreforkPool:
             loop,
             fork=self._fork,
             missing=lambda: self._slots - self._taking,
-            on_late=lambda: self._deliver([]),
+            on_late=self._filled,
         )
         self._buffer = bytearray(PIECE + 1)
         self._total = 0
@@ -308,6 +308,11 @@ class PreforkPool:
         self._loop.add_reader(child.fd, lambda: self._readable(child))
         self._loop.add_reader(child.sentinel, lambda: self._ended(child))
         child.patience = self._loop.call_later(self._options.start_timeout, lambda: self._is_late(child))
+
+    def _filled(self) -> None:
+        """There is a child again, after a pause."""
+        self._give_line()
+        self._on_outcomes([])
 
     def _is_ready(self, child: ChildProcess) -> None:
         if child.patience is not None:

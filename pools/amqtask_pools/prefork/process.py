@@ -227,7 +227,15 @@ class ChildProcess:
     @property
     def has_ended(self) -> bool:
         """Whether the process is gone. (Not its socket: our own copy of that keeps it open.)"""
-        return self.exit_code is not None or (self._pidfd is not None and self.wait(0))
+        if self.exit_code is not None:
+            return True
+        if self._pidfd is not None:
+            return self.wait(0)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:  # somebody else has waited for it
+            return True
+        return False
 
     def wait(self, seconds: float) -> bool:
         """Whether it ends within so many seconds."""
@@ -257,8 +265,9 @@ class ChildProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-        if self.exit_code is not None:
-            self.process.join()
+        # It closes its descriptors, the sentinel's other end among them, a moment before it can be waited for.
+        self.process.join(0.1)
+        self._exit_code = self.exit_code
         self.process = None
 
 

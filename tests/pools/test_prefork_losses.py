@@ -1,0 +1,239 @@
+"""prefork: children that die, in every way, lose one task at most, and are replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amqtask import signals, states
+from amqtask.execution.outcome import Answer
+from amqtask_pools.prefork import refill
+from tests.pools.preforked import Prefork
+
+
+def test_a_child_that_is_killed_loses_its_task_with_the_signals_name() -> None:
+    with Prefork(2) as prefork:
+        outcome = prefork.outcome(prefork.submit("kill_self", signal.SIGKILL))
+
+        assert outcome.answer is Answer.REQUEUE
+        assert "WorkerLostError" in outcome.summary
+        assert "was killed by signal SIGKILL (9)" in outcome.summary
+        assert prefork.value(prefork.submit("add", 1, 1)) == 2
+        assert len(prefork.pids) == 2
+
+
+def test_a_segmentation_fault_is_a_loss_with_its_name() -> None:
+    with Prefork(1) as prefork:
+        assert "was killed by signal SIGSEGV (11)" in prefork.outcome(prefork.submit("segfault")).summary
+        assert prefork.value(prefork.submit("add", 1, 1)) == 2
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_task_that_exits_hard_is_a_loss_with_the_exit_code(code: int) -> None:
+    with Prefork(1) as prefork:
+        assert f"exited with code {code}" in prefork.outcome(prefork.submit("exit_hard", code)).summary
+        assert prefork.value(prefork.submit("add", 1, 1)) == 2
+
+
+def test_a_process_that_a_task_leaves_behind_does_not_hide_the_end_of_the_child(tmp_path: Path) -> None:
+    with Prefork(1) as prefork:
+        outcome = prefork.outcome(prefork.submit("leave_a_process_behind", str(tmp_path)))
+        (tmp_path / "go").touch()
+
+        assert "exited with code 7" in outcome.summary
+
+
+def test_a_task_that_fills_the_memory_fails_and_the_child_goes_on() -> None:
+    def limit_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+    with Prefork(1, on_child_start=limit_memory) as prefork:
+        before = prefork.value(prefork.submit("pid"))
+        outcome = prefork.outcome(prefork.submit("fill_memory"))
+
+        assert outcome.state == states.FAILURE
+        assert "MemoryError" in outcome.summary
+        assert prefork.value(prefork.submit("pid")) == before
+
+
+def test_what_a_dead_child_had_not_read_runs_elsewhere() -> None:
+    with Prefork(1) as prefork:
+        prefork.look_ahead()
+        lost = prefork.submit("exit_hard", 1)
+        behind = [prefork.submit("add", n, n) for n in range(10)]
+
+        assert prefork.outcome(lost).answer is Answer.REQUEUE
+        assert [prefork.value(number) for number in behind] == [n + n for n in range(10)]
+
+
+def test_a_large_request_that_a_dead_child_had_not_read_to_its_end_runs_elsewhere() -> None:
+    large = "0123456789abcdef" * (5 << 16)
+    with Prefork(1) as prefork:
+        prefork.outcome(prefork.submit("add", 1, 1))
+        os.kill(prefork.pids[0], signal.SIGSTOP)
+        number = prefork.submit("echo", large)
+        prefork.until(lambda: prefork.pool.free == 0)
+        os.kill(prefork.pids[0], signal.SIGKILL)
+
+        assert prefork.value(number) == large
+
+
+def test_in_a_storm_of_kills_each_task_ends_exactly_once() -> None:
+    dice = random.Random(1)
+    with Prefork(4) as prefork:
+        prefork.look_ahead()
+
+        def strike() -> None:
+            os.kill(dice.choice(prefork.pids), signal.SIGKILL)
+            prefork.loop.call_later(dice.uniform(0.005, 0.03), strike)
+
+        strike()
+        numbers = [prefork.submit("pause", dice.choice([0, 0, 0, 0.001, 0.01])) for _ in range(500)]
+        answers = [prefork.outcome(number) for number in numbers]
+        ended = [outcome for outcome in answers if outcome.state == states.SUCCESS]
+        lost = [outcome for outcome in answers if "WorkerLostError" in outcome.summary]
+
+        assert len(ended) + len(lost) == 500
+        assert ended
+        assert lost
+
+
+def test_a_child_is_replaced_after_its_number_of_tasks() -> None:
+    with Prefork(2, max_tasks_per_child=7) as prefork:
+        ran_in = [prefork.value(number) for number in [prefork.submit("pid") for _ in range(100)]]
+
+        assert max(map(ran_in.count, ran_in)) == 7
+        assert len(set(ran_in)) >= 100 // 7
+
+
+def test_a_child_is_replaced_when_it_uses_too_much_memory() -> None:
+    with Prefork(1, max_memory_per_child=200 * 1024) as prefork:
+        light = [prefork.value(prefork.submit("use_memory", 1)) for _ in range(5)]
+        heavy = [prefork.value(prefork.submit("use_memory", 250)) for _ in range(3)]
+
+        assert len(set(light)) == 1
+        assert heavy[0] == light[0]
+        assert len(set(heavy)) == 3
+
+
+def test_children_that_cannot_start_are_tried_again_more_and_more_slowly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(refill, "FIRST_PAUSE", 0.05)
+
+    def start() -> None:
+        if not (tmp_path / "repaired").exists():
+            os._exit(1)
+
+    with Prefork(2, on_child_start=start) as prefork:
+        number = prefork.submit("add", 1, 1)
+        prefork.until(lambda: "the next starts in 0.2 s" in caplog.text)
+        (tmp_path / "repaired").touch()
+
+        assert prefork.value(number) == 2
+        prefork.until(lambda: len(prefork.pids) == 2)
+
+
+def test_an_error_at_the_start_of_a_child_is_logged_there(tmp_path: Path) -> None:
+    def start() -> None:
+        if not (tmp_path / "tried").exists():
+            (tmp_path / "tried").touch()
+            raise RuntimeError("no database")
+
+    handler = logging.FileHandler(tmp_path / "log")
+    logging.getLogger("amqtask.pools").addHandler(handler)
+    try:
+        with Prefork(1, on_child_start=start) as prefork:
+            assert prefork.value(prefork.submit("add", 1, 1)) == 2
+    finally:
+        logging.getLogger("amqtask.pools").removeHandler(handler)
+        handler.close()
+
+    assert "RuntimeError: no database" in (tmp_path / "log").read_text()
+
+
+def test_a_child_that_does_not_get_ready_is_killed_and_replaced(tmp_path: Path) -> None:
+    def start() -> None:
+        try:
+            (tmp_path / "first").mkdir()
+        except FileExistsError:
+            return
+        time.sleep(60)
+
+    with Prefork(1, on_child_start=start, start_timeout=0.2) as prefork:
+        assert prefork.value(prefork.submit("add", 1, 1)) == 2
+
+
+def test_nothing_waits_for_a_child_that_takes_long_to_start(tmp_path: Path) -> None:
+    def start() -> None:
+        try:
+            (tmp_path / "first").mkdir()
+        except FileExistsError:
+            return
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+
+    with Prefork(2, on_child_start=start) as prefork:
+        for number in [prefork.submit("add", n, n) for n in range(4)]:
+            prefork.outcome(number)
+        (tmp_path / "go").touch()
+
+
+def test_children_ignore_ctrl_c_and_say_when_they_go(tmp_path: Path) -> None:
+    def gone(exitcode: int, **_: object) -> None:
+        (tmp_path / f"gone-{os.getpid()}-{exitcode}").touch()
+
+    signals.worker_process_shutdown.connect(gone, dispatch_uid="test")
+    try:
+        with Prefork(1) as prefork:
+            child = prefork.value(prefork.submit("pid"))
+            os.kill(child, signal.SIGINT)
+            assert prefork.value(prefork.submit("pid")) == child
+            prefork.pool.resize(0)
+            prefork.until((tmp_path / f"gone-{child}-0").exists)
+    finally:
+        signals.worker_process_shutdown.disconnect(dispatch_uid="test")
+
+
+PARENT = """
+import sys
+from tests.pools.preforked import Prefork
+
+prefork = Prefork(3)
+for _ in range(3):
+    prefork.submit("wait_for", sys.argv[1], f"t{_}", "never", 60.0)
+from pathlib import Path
+prefork.until(lambda: len(list(Path(sys.argv[1]).glob("*.started"))) == 3)
+print(*prefork.pids, flush=True)
+prefork.until(lambda: False)
+"""
+
+
+def test_children_do_not_survive_the_parent(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+        assert parent.stdout is not None
+        children = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline, "children survive"
+        time.sleep(0.01)
+    assert len(children) == 3
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
