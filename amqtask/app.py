@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from amqtask.transport.url import BrokerAddress
 
 logger = logging.getLogger("amqtask.publisher")
+# Messages that are composed and published together.
+BURST = 1000
 P = ParamSpec("P")
 R = TypeVar("R")
 _LAZY = (
@@ -446,23 +448,26 @@ class AmqTask:
         found = [maybe_signature(call, self) for call in calls]
         if self._is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
-        messages = self._compose_many(found)
-        if not messages:
-            return []
-        errors = self.publisher.publish_many(messages, timeout=_many_timeout(self.conf, timeout, len(messages)))
-        return self._all_published(found, messages, errors)
+        results: list[AsyncResult[Any]] = []
+        for calls_of_burst in _bursts(found):
+            messages = self._compose_many(calls_of_burst)
+            limit = _many_timeout(self.conf, timeout, len(messages))
+            errors = self.publisher.publish_many(messages, timeout=limit)
+            self._all_published(calls_of_burst, messages, errors, results)
+        return results
 
     async def apublish_many(
         self, calls: Iterable[Signature], *, timeout: float | None = None
     ) -> list[AsyncResult[Any]]:
         """The same over the async publisher."""
         found = [maybe_signature(call, self) for call in calls]
-        messages = self._compose_many(found)
-        if not messages:
-            return []
-        limit = _many_timeout(self.conf, timeout, len(messages))
-        errors = await self.async_publisher.publish_many(messages, timeout=limit)
-        return self._all_published(found, messages, errors)
+        results: list[AsyncResult[Any]] = []
+        for calls_of_burst in _bursts(found):
+            messages = self._compose_many(calls_of_burst)
+            limit = _many_timeout(self.conf, timeout, len(messages))
+            errors = await self.async_publisher.publish_many(messages, timeout=limit)
+            self._all_published(calls_of_burst, messages, errors, results)
+        return results
 
     def _compose_many(self, found: Sequence[Signature]) -> list[Message]:
         tasks = self.tasks
@@ -472,9 +477,14 @@ class AmqTask:
         ]
 
     def _all_published(
-        self, found: Sequence[Signature], messages: Sequence[Message], errors: Sequence[PublishError | None]
-    ) -> list[AsyncResult[Any]]:
-        results = [
+        self,
+        found: Sequence[Signature],
+        messages: Sequence[Message],
+        errors: Sequence[PublishError | None],
+        results: list[AsyncResult[Any]],
+    ) -> None:
+        """Add the results of what is stored. Raises: the first error, with all results so far as `results`."""
+        results += [
             self._published(message, call.task)
             for call, message, error in zip(found, messages, errors, strict=True)
             if error is None
@@ -483,7 +493,6 @@ class AmqTask:
         if failed is not None:
             failed.results = results  # type: ignore[attr-defined]
             raise failed
-        return results
 
     def _compose(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Message:
         if not self.is_finalized:
@@ -771,6 +780,13 @@ def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | 
     if timeout is not None or conf.broker_publish_timeout is None:
         return timeout
     return float(conf.broker_publish_timeout) + count / 1000
+
+
+def _bursts(calls: Sequence[Signature]) -> Iterator[Sequence[Signature]]:
+    """So many at once that their round trips do not count, and so few that an `eta` is worked out just before its
+    message leaves."""
+    for start in range(0, len(calls), BURST):
+        yield calls[start : start + BURST]
 
 
 def _ignores(options: Mapping[str, Any], task: Any) -> bool:

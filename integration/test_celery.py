@@ -35,7 +35,7 @@ def classic(rabbit: Broker) -> str:
 
 def our_worker(queue: str, backend: str) -> WorkerProcess:
     """Our worker with the same result store."""
-    return WorkerProcess(OURS, "-Q", queue, "-c", "2", environment={"SAMPLE_BACKEND": backend})
+    return WorkerProcess(OURS, "-Q", queue, "-c", "2", environment={"SAMPLE_BACKEND": backend, "SAMPLE_QUEUE": queue})
 
 
 def test_our_worker_runs_a_celery_producers_task_and_it_reads_the_result(
