@@ -20,7 +20,7 @@ from amqtask import states
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.redis_async import AsyncWaiters
 from amqtask.backends.redis_callbacks import SLICE, Callbacks
-from amqtask.backends.redis_server import TRANSIENT, RedisServer, Subscription, client_arguments, unreachable
+from amqtask.backends.redis_server import RETRY_FOR, TRANSIENT, RedisServer, Subscription, client_arguments, unreachable
 from amqtask.backends.waiting import too_late
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
@@ -32,7 +32,11 @@ AT_ONCE = 1_000
 
 
 class RedisBackend:
-    """See amqtask.backends.contract.ResultBackend."""
+    """See amqtask.backends.contract.ResultBackend.
+
+    `transport_options`: `global_keyprefix` (Celery's), `retry_for`, how many seconds the server may be away before callers
+    get BackendUnreachable (5), and the client's own (redis_server.CLIENT_OPTIONS).
+    """
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
@@ -45,6 +49,7 @@ class RedisBackend:
             prefix += "_"
         self._prefix = prefix + PREFIX
         self._arguments = client_arguments(given, options.connect_timeout)
+        self._retry_for = float(given.get("retry_for", RETRY_FOR))
         self._expires = max(1, int(options.expires)) if options.expires else None
         self._owns: dict[int, tuple[RedisServer, Callbacks]] = {}
         self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWaiters] = WeakKeyDictionary()
@@ -162,7 +167,9 @@ class RedisBackend:
         loop = asyncio.get_running_loop()
         waiters = self._waiters.get(loop)
         if waiters is None:
-            waiters = self._waiters[loop] = AsyncWaiters(self._options.url, self._arguments, self._decode)
+            waiters = self._waiters[loop] = AsyncWaiters(
+                self._options.url, self._arguments, self._decode, self._retry_for
+            )
         try:
             return await asyncio.wait_for(waiters.wait(self._key(task_id)), timeout)
         except asyncio.TimeoutError:
@@ -196,7 +203,7 @@ class RedisBackend:
         pid = os.getpid()
         own = self._owns.get(pid)
         if own is None:
-            server = RedisServer(self._options.url, self._arguments)
+            server = RedisServer(self._options.url, self._arguments, self._retry_for)
             own = self._owns.setdefault(pid, (server, Callbacks(server, self._decode)))
         return own
 

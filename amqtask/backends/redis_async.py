@@ -15,7 +15,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from amqtask.backends.redis_server import FIRST_PAUSE, HOPELESS, LONGEST_PAUSE, RETRY_FOR, client_url, unreachable
+from amqtask.backends.redis_server import FIRST_PAUSE, LONGEST_PAUSE, client_url, is_hopeless, unreachable
 from amqtask.protocol.result import ResultMessage
 
 SLICE = 15.0
@@ -24,10 +24,13 @@ SLICE = 15.0
 class AsyncWaiters:
     """Belongs to one event loop; `decode` reads a stored value."""
 
-    def __init__(self, url: str, arguments: Mapping[str, Any], decode: Callable[[bytes], ResultMessage]) -> None:
+    def __init__(
+        self, url: str, arguments: Mapping[str, Any], decode: Callable[[bytes], ResultMessage], retry_for: float
+    ) -> None:
         self._url = url
         self._arguments = arguments
         self._decode = decode
+        self._retry_for = retry_for
         self._futures: dict[str, set[asyncio.Future[ResultMessage]]] = {}
         self._pubsub: Any = None
         self._writing = asyncio.Lock()
@@ -70,15 +73,15 @@ class AsyncWaiters:
             pass  # the reader's connection is broken: it sees that too, and subscribes to all again
 
     async def _read(self) -> None:
-        give_up_at, pause = time.monotonic() + RETRY_FOR, FIRST_PAUSE
+        give_up_at, pause = time.monotonic() + self._retry_for, FIRST_PAUSE
         while True:
             client = redis.asyncio.Redis.from_url(client_url(self._url), retry=Retry(NoBackoff(), 0), **self._arguments)
             try:
                 await client.ping()
-                give_up_at, pause = time.monotonic() + RETRY_FOR, FIRST_PAUSE
+                give_up_at, pause = time.monotonic() + self._retry_for, FIRST_PAUSE
                 await self._read_from(client)
             except redis.RedisError as error:
-                if isinstance(error, HOPELESS) or time.monotonic() + pause > give_up_at:
+                if is_hopeless(error) or time.monotonic() + pause > give_up_at:
                     raise unreachable(self._url, error) from error
             finally:
                 await client.aclose()

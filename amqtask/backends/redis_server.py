@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,6 @@ T = TypeVar("T")
 RETRY_FOR, FIRST_PAUSE, LONGEST_PAUSE = 5.0, 0.05, 1.0
 # What another attempt may mend.
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError)
-HOPELESS = (redis.AuthenticationError,)
 # A subscription to more channels is not worth undoing: its connection is closed.
 REUSED_UP_TO = 50
 IDLE_SUBSCRIPTIONS = 10
@@ -54,9 +54,16 @@ def client_arguments(options: Mapping[str, Any], connect_timeout: float) -> dict
     }
 
 
+def is_hopeless(error: redis.RedisError) -> bool:
+    """Whether another attempt would end in the same way."""
+    if isinstance(error, redis.AuthenticationError) or not isinstance(error, TRANSIENT):
+        return True
+    return isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError)
+
+
 def unreachable(url: str, error: BaseException) -> BackendUnreachable:
     """Our error for a server that does not do what it is asked to."""
-    if isinstance(error, HOPELESS):
+    if isinstance(error, redis.AuthenticationError):
         return BackendUnreachable(
             f"Redis at {safe_url(url)} refuses us: {error}. Is the password in result_backend right?"
         )
@@ -110,7 +117,7 @@ class Subscription:
 class RedisServer:
     """Used by one process only; made anew after a fork."""
 
-    def __init__(self, url: str, arguments: Mapping[str, Any], retry_for: float = RETRY_FOR) -> None:
+    def __init__(self, url: str, arguments: Mapping[str, Any], retry_for: float) -> None:
         self._url = url
         self._retry_for = retry_for
         # The client's own retries would mend a broken subscription behind our back, and what was published
@@ -126,8 +133,7 @@ class RedisServer:
             try:
                 return work(self.client)
             except redis.RedisError as error:
-                is_hopeless = isinstance(error, HOPELESS) or not isinstance(error, TRANSIENT)
-                if is_hopeless or time.monotonic() + pause > give_up_at:
+                if is_hopeless(error) or time.monotonic() + pause > give_up_at:
                     raise unreachable(self._url, error) from error
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
