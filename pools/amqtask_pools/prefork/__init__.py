@@ -22,11 +22,12 @@ import billiard
 
 from amqtask import signals
 from amqtask.exceptions import TimeLimitExceeded, WorkerLostError
-from amqtask_pools.prefork.child import RETIRED, SHORT
+from amqtask_pools.prefork.child import RETIRED
 from amqtask_pools.prefork.frames import PIECE
 from amqtask_pools.prefork.limits import HardLimits
 from amqtask_pools.prefork.process import ChildProcess
 from amqtask_pools.prefork.refill import Refill
+from amqtask_pools.prefork.roster import Roster
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
 
 logger = logging.getLogger("amqtask.pools")
-# A child may be given so many requests at once, while the mean runtime is below SHORT.
-LOOK_AHEAD = 16
-# Bodies above this (bytes) go to idle children only: so many smaller ones fit into the smallest of socket buffers.
-LARGE = 8 * 1024
 # A child that is at one task for so long gives back what it has not read; how often that is looked at (seconds).
 EXPECTED, CHECK = 0.008, 0.008
 # Seconds between SIGTERM and SIGKILL: of a terminated task's child, and of all at the end.
@@ -58,23 +55,15 @@ class PreforkPool:
         self._options = options
         self._slots = options.slots
         self._context = billiard.get_context("fork")
-        self._children: list[ChildProcess] = []
-        # Of the children that take requests: those that have none (the last is the warmest), how many there are, how
-        # many requests they have.
-        self._idle: list[ChildProcess] = []
-        self._taking = 0
-        self._in_flight = 0
-        # Those among them whose task takes long: they get no more before it ends.
-        self._slow: set[ChildProcess] = set()
+        self._roster = Roster()
         # Taken back from children, or found no child; nothing else is given out before it.
         self._line: deque[Request] = deque()
-        self._mean = 1.0
         self._check: Timer | None = None
         self._hard_limits = HardLimits(loop, self._look_at_limits)
         self._refill = Refill(
             loop,
             fork=self._fork,
-            missing=lambda: self._slots - self._taking,
+            missing=lambda: self._slots - self._roster.taking,
             on_late=self._filled,
         )
         self._buffer = bytearray(PIECE + 1)
@@ -101,21 +90,11 @@ class PreforkPool:
     @property
     def free(self) -> int:
         """Idle children; more while tasks are short."""
-        if self._line:
-            return 0
-        if self._mean >= SHORT:
-            return len(self._idle)
-        if self._slow:
-            return sum(
-                LOOK_AHEAD - len(child.given)
-                for child in self._children
-                if not child.is_leaving and child not in self._slow
-            )
-        return self._taking * LOOK_AHEAD - self._in_flight
+        return 0 if self._line else self._roster.room
 
     def submit(self, request: Request) -> None:
         """Give it to an idle child, or to the one with the least to do."""
-        child = self._idle[-1] if self._idle else self._least_busy(request)
+        child = self._roster.choose(len(request.body))
         if child is None:
             self._line.append(request)
         else:
@@ -124,15 +103,15 @@ class PreforkPool:
     def resize(self, slots: int) -> None:
         """Fork more, or let children go, idle ones first."""
         self._slots = slots
-        for child in sorted(self._children, key=lambda child: len(child.given)):
-            if self._taking > slots and not child.is_leaving:
+        for child in sorted(self._roster.children, key=lambda child: len(child.given)):
+            if self._roster.taking > slots and not child.is_leaving:
                 self._let_go(child)
         self._refill.fill()
         self._give_line()
 
     def terminate(self, number: int, reason: str) -> bool:
         """End the child that runs it; its outcome is REVOKED."""
-        for child in self._children:
+        for child in self._roster.children:
             if number in child.given:
                 self._readable(child)
                 self._take_back(child)
@@ -158,25 +137,23 @@ class PreforkPool:
         if self._check is not None:
             self._check.cancel()
         unfinished = list(self._line)
-        for child in self._children:
+        for child in self._roster.children:
             self._unwatch(child)
             unfinished += child.given.values()
             if child.given:
                 child.kill(signal.SIGTERM)
             else:
                 child.retire()
-        _bury(self._children)
+        _bury(self._roster.children)
         self._line.clear()
-        self._children.clear()
-        self._idle.clear()
-        self._taking = self._in_flight = 0
+        self._roster.clear()
         return unfinished
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""
         return {
             "max-concurrency": self._slots,
-            "processes": [child.pid for child in self._children],
+            "processes": [child.pid for child in self._roster.children],
             "max-tasks-per-child": self._options.max_tasks_per_child or "N/A",
             "put-guarded-by-semaphore": False,
             "timeouts": [],
@@ -185,21 +162,8 @@ class PreforkPool:
 
     # -- requests go
 
-    def _least_busy(self, request: Request) -> ChildProcess | None:
-        """None of them is idle."""
-        if self._mean >= SHORT or len(request.body) > LARGE:
-            return None
-        best: ChildProcess | None = None
-        least = LOOK_AHEAD
-        for child in self._children:
-            if len(child.given) < least and not (child.is_full or child.is_leaving or child in self._slow):
-                best, least = child, len(child.given)
-        return best
-
     def _give(self, child: ChildProcess, request: Request) -> None:
-        if not child.given:
-            self._idle.pop()  # it was the last of them
-        self._in_flight += 1
+        self._roster.took(child)
         if not child.give(request):
             self._loop.add_writer(child.fd, lambda: self._writable(child))
         if request.hard_limit is not None:
@@ -213,7 +177,7 @@ class PreforkPool:
 
     def _give_line(self) -> None:
         while self._line:
-            child = self._idle[-1] if self._idle else self._least_busy(self._line[0])
+            child = self._roster.choose(len(self._line[0].body))
             if child is None:
                 return
             self._give(child, self._line.popleft())
@@ -225,7 +189,7 @@ class PreforkPool:
         self._check = None
         latest = time.monotonic() - EXPECTED
         is_waiting = False
-        for child in self._children:
+        for child in self._roster.children:
             if len(child.given) > child.is_ready and not child.is_leaving:
                 is_waiting = True
                 if child.head_since < latest:
@@ -236,8 +200,8 @@ class PreforkPool:
 
     def _relieve(self, child: ChildProcess) -> None:
         if child.is_ready:
-            self._slow.add(child)
-        elif not self._idle or not self._idle[-1].is_ready:
+            self._roster.slow.add(child)
+        elif not any(other.is_ready for other in self._roster.idle[-1:]):
             return  # nobody would begin it sooner
         self._take_back(child)
         if len(child.given) > 1:
@@ -246,10 +210,8 @@ class PreforkPool:
     def _take_back(self, child: ChildProcess) -> None:
         taken = child.take_back()
         self._line.extendleft(reversed(taken))
-        if taken and not child.is_leaving:
-            self._in_flight -= len(taken)
-            if not child.given:
-                self._idle.insert(0, child)
+        if taken:
+            self._roster.gave_back(child, len(taken))
 
     def _revoke_waiting(self, number: int, reason: str) -> bool:
         request = next((request for request in self._line if request.number == number), None)
@@ -267,25 +229,13 @@ class PreforkPool:
         if child.is_ready and child.patience is not None:
             self._is_ready(child)
         if outcomes:
-            self._count(child, outcomes)
+            self._total += len(outcomes)
+            self._refill.works()
+            self._roster.answered(child, outcomes)
+            self._watch_head(child)
             if self._line:
                 self._give_line()
             self._on_outcomes(outcomes)
-
-    def _count(self, child: ChildProcess, outcomes: list[Outcome]) -> None:
-        mean = self._mean
-        for outcome in outcomes:
-            mean += (outcome.runtime - mean) * 0.1
-        self._mean = mean
-        self._total += len(outcomes)
-        self._refill.works()
-        self._slow.discard(child)
-        if child.given:
-            self._watch_head(child)
-        if not child.is_leaving:
-            self._in_flight -= len(outcomes)
-            if not child.given:
-                self._idle.append(child)
 
     def _watch_head(self, child: ChildProcess) -> None:
         deadline = _deadline(child)
@@ -301,10 +251,10 @@ class PreforkPool:
     def _fork(self) -> None:
         if signals.worker_before_create_process:
             signals.worker_before_create_process.send(sender=self)
-        child = ChildProcess(self._context, self._executor, self._options, siblings=self._children, buffer=self._buffer)
-        self._children.append(child)
-        self._idle.insert(0, child)
-        self._taking += 1
+        child = ChildProcess(
+            self._context, self._executor, self._options, siblings=self._roster.children, buffer=self._buffer
+        )
+        self._roster.joins(child)
         self._loop.add_reader(child.fd, lambda: self._readable(child))
         self._loop.add_reader(child.sentinel, lambda: self._ended(child))
         child.patience = self._loop.call_later(self._options.start_timeout, lambda: self._is_late(child))
@@ -318,9 +268,7 @@ class PreforkPool:
         if child.patience is not None:
             child.patience.cancel()
             child.patience = None
-        if child in self._idle:  # those that are ready are the first to be asked
-            self._idle.remove(child)
-            self._idle.append(child)
+        self._roster.is_ready(child)
         self._watch_head(child)
 
     def _is_late(self, child: ChildProcess) -> None:
@@ -329,30 +277,21 @@ class PreforkPool:
 
     # -- children go
 
-    def _leaves(self, child: ChildProcess) -> None:
-        """It takes no more requests."""
-        if not child.is_leaving:
-            self._taking -= 1
-            self._in_flight -= len(child.given)
-            self._slow.discard(child)
-            if not child.given:
-                self._idle.remove(child)
-
     def _let_go(self, child: ChildProcess) -> None:
         self._take_back(child)
-        self._leaves(child)
+        self._roster.retires(child)
         if not child.retire():
             self._loop.add_writer(child.fd, lambda: self._writable(child))
 
     def _condemn(self, child: ChildProcess, number: int, why: Exception | str) -> None:
         self._take_back(child)
-        self._leaves(child)
+        self._roster.retires(child)
         child.condemn(number, why)
 
     def _look_at_limits(self) -> float | None:
         """Nothing but the end of its process is sure to end a task. Returns when to look again."""
         next_deadline: float | None = None
-        for child in list(self._children):
+        for child in list(self._roster.children):
             deadline = _deadline(child)
             if deadline is not None and deadline <= time.monotonic():
                 self._readable(child)  # perhaps it has just ended
@@ -375,11 +314,11 @@ class PreforkPool:
         if not child.has_ended:
             return  # the descriptor was another's a moment ago
         self._readable(child)  # its last words
-        if child not in self._children:
+        if child not in self._roster.children:
             return  # stopped, meanwhile
         self._unwatch(child)
-        self._leaves(child)
-        self._children.remove(child)
+        self._roster.retires(child)
+        self._roster.children.remove(child)
         child.is_leaving = True
         unread = child.take_back()
         lost = list(child.given.values())
