@@ -164,6 +164,8 @@ def drains(with_peers: bool) -> list[Row]:
             ("Taskiq 1 process", drain_taskiq(1), ""),
             ("Taskiq 2 processes", drain_taskiq(2), ""),
         ]
+    for name, run, _ in runs:
+        say(name, f"{run.per_second:8,.0f}/s  {run.per_second / bare.per_second:.2f}")
     rows: list[Row] = [("drain", "tasks/s", "ratio to bare", "least", "CPU µs/task", "boot s", "PSS MB")]
     for name, run, least in runs:
         boot, memory = (f"{run.boot:.2f}", f"{run.memory_mb:.0f}") if run.boot else ("", "")

@@ -97,6 +97,7 @@ class Caller:
 
     def _ready(self, channel: Any) -> None:
         self._channel = channel
+        channel.queue_declare("bench_echo", durable=True)
         channel.queue_declare("", exclusive=True, callback=self._declared)
 
     def _declared(self, frame: Any) -> None:
