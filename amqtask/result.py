@@ -318,10 +318,7 @@ class AsyncResult(Generic[R]):
 
     def get_leaf(self, timeout: float | None = None) -> Any:
         """The value of the last result of `collect`."""
-        value = None
-        for _result, value in self.collect(timeout):
-            pass
-        return value
+        return [value for _, value in self.collect(timeout)][-1]
 
     def __eq__(self, other: object) -> bool:
         return self.id == other.id if isinstance(other, AsyncResult) else NotImplemented

@@ -22,7 +22,9 @@ def text() -> str:
     """The page."""
     rows = [f"| `{s.name}` | `{s.default!r}` | {s.doc.replace('|', '/')} |" for s in SETTINGS if s.doc]
     silent = ", ".join(f"`{s.name}`" for s in SETTINGS if not s.doc)
-    tail = f"\n\nAccepted for Celery's sake, without effect here: {silent}; and the {len(FOREIGN)} settings of Celery's "
+    tail = (
+        f"\n\nAccepted for Celery's sake, without effect here: {silent}; and the {len(FOREIGN)} settings of Celery's "
+    )
     tail += "other\nresult stores.\n"
     return HEAD + "\n".join(rows) + tail
 
