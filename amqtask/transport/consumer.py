@@ -5,7 +5,8 @@ requeued it, and the same tag means another message.
 
 A prefetch window is changed by another consumer: `basic.qos` with global=false applies to consumers started after it, not to
 running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true.
-To grow, a further consumer gets the difference; to shrink, one with the new window is started, and the others are cancelled when it is confirmed.
+To grow, a further consumer gets the difference; to shrink, one with the new window is started, and the others are
+cancelled when it is confirmed.
 """
 
 from __future__ import annotations
