@@ -9,7 +9,14 @@ from collections.abc import Iterator
 import pika
 import pytest
 
+from amqtask.transport import fields
 from integration.nodes import NodeError, RabbitNode, broker, rabbitmq_installed, redis_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whole_floats() -> None:
+    """The tests' own pika connections read headers as ours do: pika cuts floats off."""
+    fields.install()
 
 
 @pytest.fixture(scope="session")
