@@ -43,8 +43,9 @@ bench: $(EXTRAS_STAMP)  ## Ours beside bare pika, Celery, Dramatiq and Taskiq, i
 soak: $(DEV_STAMP)  ## Nothing lost: 2,000 tasks under each fault (SOAK_ARGS="--root DIR" for another RabbitMQ)
 	@$(BIN)/python -m integration.soak $(SOAK_ARGS)
 
-docs: $(DEV_STAMP)  ## Check the links and run the examples of README and docs
-	@$(WITH_BROKER) --redis -- $(BIN)/python -m pytest integration/test_docs.py -q
+docs: $(DEV_STAMP)  ## Write docs/settings.md, check the links of all pages
+	@$(BIN)/python docs/make_settings.py
+	@$(BIN)/python -m pytest tests/test_docs.py -q
 
 clean:  ## Remove the virtual environments, caches and build results
 	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
