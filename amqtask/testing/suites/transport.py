@@ -1,0 +1,678 @@
+"""The conformance suite for transports: subclass TransportSuite, say how its parts are made, and let pytest collect it.
+
+    class TestMyTransport(TransportSuite):
+        def make_publisher(self): ...
+        def make_loop(self): ...
+        def make_consumer(self, loop, listener): ...
+        def make_loop_publisher(self, loop, on_warning): ...
+        def cut(self): ...          # end all connections from outside
+        def delete_queue(self, name): ...
+
+Each test has queues of its own; `name(…)` gives a name that `clean_up` deletes afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import pytest
+
+from amqtask.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
+from amqtask.exceptions import PublishError, PublishRefused, Unroutable
+from amqtask.message import Delivery, Message, Properties
+from amqtask.topology.delays import DelayPlan
+from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
+
+PATIENCE = 20.0
+
+
+class TurningLoop(Protocol):
+    """A loop that a test can turn; also amqtask.pool.Loop."""
+
+    def run_once(self, timeout: float = 0.0) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Listener:
+    """Writes down what a consumer says; with `acks` it answers each delivery at once."""
+
+    acks: bool = False
+    deliveries: list[Delivery] = field(default_factory=list)
+    consuming: list[int] = field(default_factory=list)
+    lost: list[Exception] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    fatal: list[Exception] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    consumer: Consumer | None = None
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
+        if self.acks and self.consumer is not None:
+            self.consumer.ack(delivery.tag)
+
+    def on_consuming(self, epoch: int) -> None:
+        self.consuming.append(epoch)
+
+    def on_connection_lost(self, error: Exception) -> None:
+        self.lost.append(error)
+
+    def on_cancelled(self, queue: str, reason: str) -> None:
+        self.cancelled.append(queue)
+
+    def on_fatal(self, error: Exception) -> None:
+        self.fatal.append(error)
+
+    def on_warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """Of all deliveries, in order."""
+        return [delivery.body for delivery in self.deliveries]
+
+
+class TransportSuite:
+    """What every transport keeps."""
+
+    # -- for the implementation
+
+    def make_publisher(self, on_warning: Callable[[str], None]) -> Publisher:
+        """One that the suite closes."""
+        raise NotImplementedError
+
+    def make_loop(self) -> TurningLoop:
+        """One that the suite turns and closes."""
+        raise NotImplementedError
+
+    def make_consumer(self, loop: Any, listener: ConsumerListener) -> Consumer:
+        """On that loop; not started."""
+        raise NotImplementedError
+
+    def make_loop_publisher(self, loop: Any, on_warning: Callable[[str], None]) -> LoopPublisher:
+        """On that loop; not started."""
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """End all connections from outside; new ones work."""
+        raise NotImplementedError
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue, as an operator does; no error when it is not there."""
+        raise NotImplementedError
+
+    def delete_exchange(self, name: str) -> None:
+        """Delete an exchange; no error when it is not there."""
+
+    # -- what the tests use
+
+    @pytest.fixture(autouse=True)
+    def parts(self) -> Iterator[None]:
+        """Override it to have fixtures of your own, and `yield from self.with_parts()` in it."""
+        yield from self.with_parts()
+
+    def with_parts(self) -> Iterator[None]:
+        """The parts, for one test."""
+        self.warnings: list[str] = []
+        self._names: list[str] = []
+        self._consumers: list[Consumer] = []
+        self._loop_publishers: list[LoopPublisher] = []
+        self.publisher = self.make_publisher(self.warnings.append)
+        self.loop: Any = self.make_loop()
+        yield
+        for publisher in self._loop_publishers:
+            publisher.stop()
+        if self._loop_publishers:
+            self.settle()  # turns in which they can say goodbye
+        for consumer in self._consumers:
+            stopped: list[bool] = []
+            consumer.stop(on_stopped=lambda stopped=stopped: stopped.append(True))  # type: ignore[misc]
+            self.until(lambda stopped=stopped: stopped)  # type: ignore[misc]
+        for name in self._names:
+            self.delete_queue(name)
+            self.delete_exchange(name)
+        self.publisher.close()
+        self.loop.close()
+
+    def name(self, prefix: str = "q") -> str:
+        """A name of this test's own, for a queue or an exchange."""
+        self._names.append(f"{prefix}-{uuid.uuid4().hex[:10]}")
+        return self._names[-1]
+
+    def until(self, predicate: Callable[[], object], timeout: float = PATIENCE) -> None:
+        """Turn the loop until it holds."""
+        deadline = time.monotonic() + timeout
+        while not predicate():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            self.loop.run_once(0.002)
+
+    def settle(self) -> None:
+        """Turn the loop until what is on its way has arrived: a message to a queue of its own has gone round."""
+        queue = Queue(self.name("settle"), arguments=CLASSIC)
+        listener, _ = self.consume(queue)
+        self.publish(queue, b"round")
+        self.until(lambda: listener.deliveries)
+
+    def publish(self, queue: Queue, *bodies: bytes, **properties: Any) -> None:
+        """Through the default exchange."""
+        for body in bodies:
+            self.publisher.publish(Message(body, Properties(**properties), "", queue.name, declare=(queue,)))
+
+    def consume(
+        self, *queues: Queue, prefetch: int = 100, acks: bool = False, dead_letter: Queue | None = None
+    ) -> tuple[Listener, Consumer]:
+        """A started consumer that has told its listener so."""
+        listener, consumer = self.consumer(*queues, prefetch=prefetch, acks=acks, dead_letter=dead_letter)
+        self.until(lambda: listener.consuming)
+        return listener, consumer
+
+    def consumer(
+        self, *queues: Queue, prefetch: int = 100, acks: bool = False, dead_letter: Queue | None = None
+    ) -> tuple[Listener, Consumer]:
+        """A started consumer."""
+        listener = Listener(acks)
+        consumer = listener.consumer = self.make_consumer(self.loop, listener)
+        self._consumers.append(consumer)
+        for queue in queues:
+            consumer.add_queue(queue, prefetch=prefetch, dead_letter=dead_letter)
+        consumer.start()
+        return listener, consumer
+
+    def loop_publisher(self) -> LoopPublisher:
+        """A started one."""
+        publisher = self.make_loop_publisher(self.loop, self.warnings.append)
+        self._loop_publishers.append(publisher)
+        publisher.start()
+        return publisher
+
+    def stop(self, consumer: Consumer) -> None:
+        """Stop it, and wait for that."""
+        stopped: list[bool] = []
+        consumer.stop(on_stopped=lambda: stopped.append(True))
+        self._consumers.remove(consumer)
+        self.until(lambda: stopped)
+
+    def work_queue(self, **more: Any) -> tuple[Queue, Queue]:
+        """A quorum queue and the queue of its dead letters."""
+        name = self.name("work")
+        dead = Queue(self.name("dead"), arguments=CLASSIC)
+        asked = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name, **more}
+        self.publisher.declare([dead])
+        return Queue(name, arguments=arguments(asked)), dead
+
+    # -- publish and deliver
+
+    def test_a_message_arrives_as_it_was_published(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        headers = {"task": "a.b", "retries": 2, "none": None, "yes": True, "limits": [1.5, None], "deep": {"a": [1]}}
+        properties = Properties(
+            content_type="application/json", content_encoding="utf-8", headers=headers, priority=3,
+            correlation_id="the-id", reply_to="me", message_id="m", type="t", app_id="a",
+        )  # fmt: skip
+        listener, _ = self.consume(queue)
+
+        self.publisher.publish(Message(b"\x00body", properties, "", queue.name))
+        self.until(lambda: listener.deliveries)
+
+        (delivery,) = listener.deliveries
+        assert (delivery.body, delivery.exchange, delivery.routing_key) == (b"\x00body", "", queue.name)
+        assert (delivery.queue, delivery.redelivered, delivery.epoch) == (queue.name, False, listener.consuming[0])
+        found = delivery.properties
+        assert found.headers == headers
+        assert (found.content_type, found.content_encoding) == ("application/json", "utf-8")
+        assert (found.correlation_id, found.reply_to, found.priority) == ("the-id", "me", 3)
+        assert (found.message_id, found.type, found.app_id, found.delivery_mode) == ("m", "t", "a", 2)
+
+    def test_messages_of_one_queue_come_in_order(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        bodies = [b"%d" % number for number in range(50)]
+        self.publish(queue, *bodies)
+
+        listener, _ = self.consume(queue)
+        self.until(lambda: len(listener.deliveries) == 50)
+
+        assert listener.bodies == bodies
+        assert [delivery.tag for delivery in listener.deliveries] == list(range(1, 51))
+
+    def test_what_a_message_needs_is_declared_for_it(self) -> None:
+        exchange = Exchange(self.name("x"), "topic")
+        queue = Queue(self.name(), arguments=CLASSIC)
+        declare: tuple[Declaration, ...] = (exchange, queue, Binding(exchange, queue.name, "a.#"))
+
+        self.publisher.publish(Message(b"1", Properties(), exchange.name, "a.b.c", declare))
+        listener, _ = self.consume(queue)
+        self.until(lambda: listener.deliveries)
+
+        assert (listener.deliveries[0].exchange, listener.deliveries[0].routing_key) == (exchange.name, "a.b.c")
+
+    def test_an_unroutable_message_is_an_error_of_its_own_publish(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        good = Message(b"good", Properties(), "", queue.name, (queue,))
+        bad = Message(b"bad", Properties(), "", self.name("nobody"))
+
+        with pytest.raises(Unroutable, match="nobody"):
+            self.publisher.publish(bad)
+        errors = self.publisher.publish_many([good, bad, replace(bad, mandatory=False), good])
+
+        assert [type(error) for error in errors] == [type(None), Unroutable, type(None), type(None)]
+
+    def test_an_exchange_that_does_not_exist_is_an_error_of_its_own_publish(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        good = Message(b"good", Properties(), "", queue.name, (queue,))
+        bad = Message(b"bad", Properties(), self.name("no-exchange"), "key")
+
+        errors = self.publisher.publish_many([good, bad, good])
+
+        assert [type(error) for error in errors] == [type(None), Unroutable, type(None)]
+        assert "no-exchange" in str(errors[1])
+
+    def test_a_full_queue_refuses(self) -> None:
+        queue = Queue(self.name(), arguments=(*CLASSIC, ("x-max-length", 2), ("x-overflow", "reject-publish")))
+        self.publish(queue, b"1", b"2")
+
+        with pytest.raises(PublishRefused, match="full"):
+            self.publish(queue, b"3")
+
+    def test_headers_that_amqp_cannot_write_are_refused_and_do_no_harm(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        good = Message(b"good", Properties(), "", queue.name, (queue,))
+        bad = Message(b"bad", Properties(headers={"what": object()}), "", queue.name)
+
+        errors = self.publisher.publish_many([good, bad, good])
+
+        assert errors[0] is errors[2] is None
+        assert isinstance(errors[1], PublishError)
+
+    # -- routing
+
+    @pytest.mark.parametrize(
+        ("kind", "binding_key", "binding_arguments", "hits", "misses"),
+        [
+            ("direct", "a", (), [("a", {})], [("b", {}), ("", {})]),
+            ("fanout", "a", (), [("a", {}), ("b", {})], []),
+            ("topic", "a.*.c", (), [("a.b.c", {})], [("a.c", {}), ("a.b.b.c", {})]),
+            ("topic", "a.#", (), [("a", {}), ("a.b.c", {})], [("b.a", {})]),
+            ("topic", "#.z", (), [("z", {}), ("x.y.z", {})], [("z.x", {})]),
+            ("headers", "", (("a", "1"), ("b", 2)), [("k", {"a": "1", "b": 2})], [("k", {"a": "1"}), ("k", {})]),
+            (
+                "headers",
+                "",
+                (("a", "1"), ("b", 2), ("x-match", "any")),
+                [("k", {"a": "1"}), ("k", {"b": 2})],
+                [("k", {"a": "2"}), ("k", {})],
+            ),
+        ],
+    )
+    def test_an_exchange_routes_as_its_type_says(
+        self, kind: str, binding_key: str, binding_arguments: Arguments, hits: list[Any], misses: list[Any]
+    ) -> None:
+        exchange, queue = Exchange(self.name("x"), kind), Queue(self.name(), arguments=CLASSIC)
+        declare = (exchange, queue, Binding(exchange, queue.name, binding_key, binding_arguments))
+        messages = [
+            Message(b"", Properties(headers=dict(headers)), exchange.name, key, declare)
+            for key, headers in [*hits, *misses]
+        ]
+
+        errors = self.publisher.publish_many(messages)
+
+        assert [error is None for error in errors] == [True] * len(hits) + [False] * len(misses)
+
+    def test_an_exchange_bound_to_an_exchange_passes_messages_on_once(self) -> None:
+        first, second = Exchange(self.name("x"), "fanout"), Exchange(self.name("x"), "direct")
+        queue = Queue(self.name(), arguments=CLASSIC)
+        declare: tuple[Declaration, ...] = (
+            first,
+            second,
+            queue,
+            Binding(first, second.name, to_exchange=True),
+            Binding(first, queue.name),
+            Binding(second, queue.name, "key"),
+        )
+        self.publisher.publish(Message(b"1", Properties(), first.name, "key", declare))
+
+        listener, _ = self.consume(queue)
+        self.until(lambda: listener.deliveries)
+        self.settle()
+
+        assert listener.bodies == [b"1"]
+
+    # -- answers
+
+    def test_an_acked_message_is_gone_and_an_unanswered_one_comes_again(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        self.publish(queue, b"1", b"2", b"3")
+        listener, consumer = self.consume(queue)
+        self.until(lambda: len(listener.deliveries) == 3)
+
+        consumer.ack(2)
+        self.stop(consumer)
+        second, _ = self.consume(queue)
+        self.until(lambda: len(second.deliveries) == 2)
+        self.settle()
+
+        assert second.bodies == [b"1", b"3"]
+        assert all(delivery.redelivered for delivery in second.deliveries)
+
+    def test_one_ack_can_answer_all_up_to_it(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        self.publish(queue, b"1", b"2", b"3")
+        listener, consumer = self.consume(queue)
+        self.until(lambda: len(listener.deliveries) == 3)
+
+        consumer.ack(2, multiple=True)
+        self.stop(consumer)
+        second, _ = self.consume(queue)
+        self.until(lambda: second.deliveries)
+        self.settle()
+
+        assert second.bodies == [b"3"]
+
+    def test_a_message_that_was_given_back_comes_again_at_once(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+
+        consumer.nack(listener.deliveries[0].tag)
+        self.until(lambda: len(listener.deliveries) == 2)
+
+        assert listener.bodies == [b"1", b"1"]
+        assert [delivery.redelivered for delivery in listener.deliveries] == [False, True]
+
+    def test_a_quorum_queue_counts_rejects_and_dead_letters_past_its_limit(self) -> None:
+        queue, dead = self.work_queue(**{"x-delivery-limit": 2})
+        listener, consumer = self.consume(queue)
+        letters, _ = self.consume(dead, acks=True)
+        self.publish(queue, b"poison")
+
+        for number in range(1, 4):
+            self.until(lambda number=number: len(listener.deliveries) == number)  # type: ignore[misc]
+            consumer.reject(listener.deliveries[-1].tag, requeue=True)
+        self.until(lambda: letters.deliveries)
+
+        counts = [(each.properties.headers or {}).get("x-delivery-count", 0) for each in listener.deliveries]
+        assert counts == [0, 1, 2]
+        (death,) = letters.deliveries[0].properties.headers["x-death"]
+        assert (death["reason"], death["queue"], death["count"]) == ("delivery_limit", queue.name, 1)
+
+    def test_a_rejected_message_goes_where_its_queue_says(self) -> None:
+        dead = Queue(self.name("dead"), arguments=CLASSIC)
+        queue = Queue(
+            self.name(),
+            arguments=arguments(
+                {"x-queue-type": "classic", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name}
+            ),
+        )
+        listener, consumer = self.consume(queue, dead_letter=dead)
+        letters, _ = self.consume(dead, acks=True)
+        self.publish(queue, b"1", headers={"kept": 1}, correlation_id="the-id")
+        self.until(lambda: listener.deliveries)
+
+        consumer.reject(listener.deliveries[0].tag, requeue=False)
+        self.until(lambda: letters.deliveries)
+
+        (letter,) = letters.deliveries
+        headers = letter.properties.headers
+        assert (letter.body, letter.properties.correlation_id, headers["kept"]) == (b"1", "the-id", 1)
+        assert (headers["x-first-death-reason"], headers["x-first-death-queue"]) == ("rejected", queue.name)
+        (death,) = headers["x-death"]
+        assert (death["reason"], death["queue"], death["count"]) == ("rejected", queue.name, 1)
+        assert (death["exchange"], death["routing-keys"]) == ("", [queue.name])
+
+    # -- windows
+
+    def test_no_more_than_the_window_is_unanswered(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        self.publish(queue, *[b"%d" % number for number in range(10)])
+        listener, consumer = self.consume(queue, prefetch=3)
+        self.until(lambda: len(listener.deliveries) == 3)
+        self.settle()
+        assert len(listener.deliveries) == 3
+
+        consumer.ack(1)
+        self.until(lambda: len(listener.deliveries) == 4)
+        self.settle()
+
+        assert len(listener.deliveries) == 4
+
+    def test_a_window_grows_and_shrinks_while_consuming(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        self.publish(queue, *[b"%d" % number for number in range(20)])
+        listener, consumer = self.consume(queue, prefetch=2)
+        self.until(lambda: len(listener.deliveries) == 2)
+
+        consumer.set_prefetch(queue.name, 6)
+        self.until(lambda: len(listener.deliveries) == 6)
+        self.settle()
+        assert len(listener.deliveries) == 6
+
+        consumer.set_prefetch(queue.name, 1)
+        self.settle()
+        consumer.ack(listener.deliveries[-1].tag, multiple=True)
+        self.settle()
+        held = len(listener.deliveries)
+        consumer.ack(listener.deliveries[-1].tag, multiple=True)
+        self.settle()
+
+        assert len(listener.deliveries) == held + 1
+        assert listener.bodies == [b"%d" % number for number in range(held + 1)]
+
+    def test_two_consumers_take_turns(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        first, _ = self.consume(queue, prefetch=1, acks=True)
+        second, _ = self.consume(queue, prefetch=1, acks=True)
+
+        self.publish(queue, *[b"%d" % number for number in range(20)])
+        self.until(lambda: len(first.deliveries) + len(second.deliveries) == 20)
+
+        assert first.deliveries
+        assert second.deliveries
+
+    def test_a_paused_consumer_gets_nothing_and_can_still_answer(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        listener, consumer = self.consume(queue, prefetch=1)
+        self.publish(queue, b"1", b"2")
+        self.until(lambda: listener.deliveries)
+
+        consumer.pause()
+        self.settle()
+        consumer.ack(listener.deliveries[0].tag)
+        self.settle()
+        assert listener.bodies == [b"1"]
+        assert not consumer.is_consuming
+
+        consumer.resume()
+        self.until(lambda: len(listener.deliveries) == 2)
+
+        assert listener.bodies == [b"1", b"2"]
+        assert not listener.deliveries[1].redelivered
+
+    def test_a_cancelled_queue_stops_and_a_new_one_starts(self) -> None:
+        first, second = Queue(self.name(), arguments=CLASSIC), Queue(self.name(), arguments=CLASSIC)
+        listener, consumer = self.consume(first)
+        self.publish(first, b"1")
+        self.until(lambda: listener.deliveries)
+
+        consumer.cancel_queue(first.name)
+        consumer.ack(listener.deliveries[0].tag)
+        consumer.add_queue(second, prefetch=10)
+        self.settle()
+        self.publish(first, b"to nobody")
+        self.publish(second, b"2")
+        self.until(lambda: len(listener.deliveries) == 2)
+        self.settle()
+
+        assert listener.bodies == [b"1", b"2"]
+        assert [delivery.queue for delivery in listener.deliveries] == [first.name, second.name]
+
+    # -- time and priority
+
+    def test_higher_priorities_come_first(self) -> None:
+        queue = Queue(self.name(), arguments=(*CLASSIC, ("x-max-priority", 9)))
+        for body, priority in ((b"none", None), (b"low", 1), (b"high", 9), (b"low too", 1)):
+            self.publish(queue, body, priority=priority)
+
+        listener, _ = self.consume(queue)
+        self.until(lambda: len(listener.deliveries) == 4)
+
+        assert listener.bodies == [b"high", b"low", b"low too", b"none"]
+
+    @pytest.mark.parametrize("by", ["message", "queue"])
+    def test_a_message_that_nobody_takes_in_time_is_dead_lettered(self, by: str) -> None:
+        queue, dead = self.work_queue(**({"x-message-ttl": 50} if by == "queue" else {}))
+        letters, _ = self.consume(dead, acks=True)
+
+        self.publish(queue, b"late", expiration="50" if by == "message" else None)
+        self.until(lambda: letters.deliveries)
+
+        properties = letters.deliveries[0].properties
+        (death,) = properties.headers["x-death"]
+        assert (death["reason"], death["queue"]) == ("expired", queue.name)
+        assert death.get("original-expiration") == ("50" if by == "message" else None)
+        assert properties.expiration is None
+
+    def test_a_delayed_message_comes_after_its_time_to_where_it_was_addressed(self) -> None:
+        prefix = self.name("delay")
+        plan = DelayPlan(prefix, "classic")
+        exchange, queue = Exchange(self.name("x"), "topic"), Queue(self.name(), arguments=CLASSIC)
+        plain = Message(b"plain", Properties(), "", queue.name, (queue,))
+        bound = Message(
+            b"bound", Properties(), exchange.name, "a.b", (exchange, queue, Binding(exchange, queue.name, "a.*"))
+        )
+        delayed = [plan.delayed(plain, 0.3), plan.delayed(bound, 2.1)]
+        for entity in [each for message in delayed for each in message.declare]:
+            if isinstance(entity, (Queue, Exchange)):
+                self._names.append(entity.name)
+        listener, _ = self.consume(queue, acks=True)
+        began = time.monotonic()
+        arrived: list[float] = []
+
+        self.publisher.publish_many(delayed)
+        for count in (1, 2):
+            self.until(lambda count=count: len(listener.deliveries) == count)  # type: ignore[misc]
+            arrived.append(time.monotonic() - began)
+
+        assert listener.bodies == [b"plain", b"bound"]
+        assert arrived[0] >= 0.3
+        assert arrived[1] >= 2.1
+        assert (listener.deliveries[0].exchange, listener.deliveries[0].routing_key) == ("", queue.name)
+        assert listener.deliveries[1].routing_key == "a.b"
+
+    # -- what exists already, and what goes away
+
+    def test_a_queue_that_exists_with_other_arguments_is_used_as_it_is_found(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        self.publisher.declare([queue])
+        other = replace(queue, arguments=arguments({"x-queue-type": "classic", "x-max-priority": 5}))
+
+        listener, _ = self.consume(other)
+        self.publish(other, b"1", b"2")
+        self.until(lambda: len(listener.deliveries) == 2)
+
+        for warnings in (listener.warnings, self.warnings):
+            assert len(warnings) == 1
+            assert queue.name in warnings[0]
+            assert "x-max-priority" in warnings[0]
+        assert not listener.fatal
+
+    def test_an_exclusive_queue_of_another_connection_is_fatal(self) -> None:
+        queue = Queue(self.name(), exclusive=True, arguments=CLASSIC)
+        self.consume(queue)
+
+        other, _ = self.consumer(queue)
+        self.until(lambda: other.fatal)
+
+        assert queue.name in str(other.fatal[0])
+        assert not other.consuming
+
+    def test_an_exclusive_queue_goes_with_its_connection(self) -> None:
+        queue = Queue(self.name(), exclusive=True, arguments=CLASSIC)
+        _, consumer = self.consume(queue)
+        message = Message(b"1", Properties(), "", queue.name)
+        self.publisher.publish(message)
+
+        self.stop(consumer)
+
+        with pytest.raises(Unroutable):
+            self.publisher.publish(message)
+
+    def test_a_deleted_queue_is_set_up_again(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        listener, _ = self.consume(queue)
+
+        self.delete_queue(queue.name)
+        self.until(lambda: listener.cancelled)
+        self.until(lambda: self._is_routed(queue))
+        self.until(lambda: listener.deliveries)
+
+        assert listener.cancelled == [queue.name]
+
+    def _is_routed(self, queue: Queue) -> bool:
+        return self.publisher.publish_many([Message(b"1", Properties(), "", queue.name)]) == [None]
+
+    def test_after_a_lost_connection_the_unanswered_come_again_under_a_new_epoch(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1", b"2")
+        self.until(lambda: len(listener.deliveries) == 2)
+        consumer.ack(1)
+        self.settle()
+
+        self.cut()
+        self.until(lambda: len(listener.deliveries) == 3)
+
+        old, new = listener.deliveries[1], listener.deliveries[2]
+        assert listener.lost
+        assert (new.body, new.redelivered) == (b"2", True)
+        assert new.epoch > old.epoch
+        assert new.epoch == consumer.epoch == listener.consuming[-1]
+        assert new.properties.headers["x-delivery-count"] == 1
+
+    # -- from the loop
+
+    def test_a_loop_publisher_confirms_each_message_or_names_what_failed(self) -> None:
+        queue = Queue(self.name(), arguments=(*CLASSIC, ("x-max-length", 1), ("x-overflow", "reject-publish")))
+        publisher = self.loop_publisher()
+        answers: list[tuple[str, str]] = []
+
+        def publish(name: str, message: Message) -> None:
+            publisher.publish(message, lambda error: answers.append((name, type(error).__name__)))
+
+        publish("stored", Message(b"1", Properties(), "", queue.name, (queue,)))
+        publish("refused", Message(b"2", Properties(), "", queue.name, (queue,)))
+        publish("returned", Message(b"3", Properties(), "", self.name("nobody")))
+        publish("not mandatory", Message(b"4", Properties(), "", self.name("nobody"), mandatory=False))
+        assert publisher.outstanding == 4
+        assert answers == []
+        self.until(lambda: publisher.outstanding == 0)
+
+        assert len(answers) == 4
+        assert dict(answers) == {
+            "stored": "NoneType",
+            "refused": "PublishRefused",
+            "returned": "Unroutable",
+            "not mandatory": "NoneType",
+        }
+
+    def test_a_loop_publisher_stores_all_over_a_lost_connection(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        publisher = self.loop_publisher()
+        listener, _ = self.consume(queue, acks=True)
+        confirmed: list[Any] = []
+
+        for number in range(200):
+            publisher.publish(Message(b"%d" % number, Properties(), "", queue.name, (queue,)), confirmed.append)
+            if number == 100:
+                self.loop.run_once(0.0)
+                self.cut()
+        self.until(lambda: len(confirmed) == 200 and len(set(listener.bodies)) == 200)
+
+        assert confirmed == [None] * 200
+
+
+CLASSIC = arguments({"x-queue-type": "classic"})

@@ -1,0 +1,361 @@
+"""MemoryBroker: the server's end. Exchanges, bindings, queues, confirms, acks, dead letters, TTL; its clock is injected.
+
+It behaves like RabbitMQ 4.3 where versions differ: quorum queues have strict priorities 0 to 31, and `basic.nack` does
+not count towards their delivery limit (`nack_counts=True` for older ones). Left out: streams, x-expires, x-max-length-bytes,
+single active consumer, consumer priorities, and the retries of at-least-once dead-lettering.
+
+Everything happens under one lock, in the thread that asks for it; deliveries are put into the consumer's inbox. Time passes
+when somebody looks: with each operation, and on a loop that was given to `drive`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.message import Message
+from amqtask.transport.memory.exchanges import PREDECLARED, is_match
+from amqtask.transport.memory.queues import MemoryQueue
+from amqtask.transport.memory.refusals import check_same, check_valid, not_found, resource_locked, too_large
+from amqtask.transport.memory.session import Session
+from amqtask.transport.memory.stored import (
+    DELIVERY_LIMIT,
+    EXPIRED,
+    MAXLEN,
+    Stored,
+    copied,
+    dead,
+    is_cycle,
+    received,
+)
+
+if TYPE_CHECKING:
+    from amqtask.pool import Loop
+
+MAX_MESSAGE_SIZE = 16 * 1024 * 1024
+
+
+class Verdict(Enum):
+    """The broker's answer to a publish."""
+
+    STORED = "ack"
+    RETURNED = "basic.return, then ack"
+    REFUSED = "nack"
+
+
+class MemoryBroker:
+    """One broker with one virtual host, shared by all publishers and consumers that are given it."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+        nack_counts: bool = False,
+    ) -> None:
+        self.nack_counts = nack_counts
+        self._clock = clock
+        self._max_message_size = max_message_size
+        self.lock = threading.RLock()
+        # Notified when it comes up or takes publishes again.
+        self.changed = threading.Condition(self.lock)
+        self.is_up = True
+        self.blocked_reason: str | None = None
+        self._exchanges: dict[str, Exchange] = dict(PREDECLARED)
+        self._bindings: dict[str, list[Binding]] = {}
+        self._queues: dict[str, MemoryQueue] = {}
+        self._sessions: list[Session] = []
+        self._numbers = itertools.count(1)
+        self._driver: Loop | None = None
+        self._armed_at: float | None = None
+        # Set while something expires that was due earlier.
+        self._as_of: float | None = None
+
+    # -- connections
+
+    def connect(self, on_lost: Callable[[Exception], None]) -> Session:
+        """A connection with one channel. Raises: ConnectionRefusedError when the broker is stopped."""
+        with self.lock:
+            if not self.is_up:
+                raise ConnectionRefusedError("the in-memory broker is stopped")
+            session = Session(self, on_lost)
+            self._sessions.append(session)
+            return session
+
+    def disconnected(self, session: Session) -> None:
+        """A session has ended: its exclusive queues go."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+        for name in [name for name, queue in self._queues.items() if queue.owner is session]:
+            self.delete_queue(name)
+
+    # -- entities
+
+    def declare(self, entity: Declaration, session: object = None, *, passive: bool = False) -> None:
+        """Declare an exchange, queue or binding. Raises: Refused."""
+        with self.lock:
+            if isinstance(entity, Queue):
+                self._declare_queue(entity, session, passive=passive or entity.passive)
+            elif isinstance(entity, Exchange):
+                self._declare_exchange(entity, passive=passive or entity.passive)
+            else:
+                self._bind(entity)
+
+    def _declare_queue(self, queue: Queue, session: object, *, passive: bool) -> None:
+        known = self._queues.get(queue.name)
+        if known is not None and known.owner not in (None, session):
+            raise resource_locked(queue.name)
+        if known is None and passive:
+            raise not_found("queue", queue.name)
+        if known is None:
+            check_valid(queue)
+            self._queues[queue.name] = MemoryQueue(queue, session if queue.exclusive else None)
+        elif not passive:
+            check_same(queue, known.declared)
+
+    def _declare_exchange(self, exchange: Exchange, *, passive: bool) -> None:
+        known = self._exchanges.get(exchange.name)
+        if known is None and passive:
+            raise not_found("exchange", exchange.name)
+        if known is None:
+            self._exchanges[exchange.name] = exchange
+        elif not passive:
+            check_same(exchange, known)
+
+    def _bind(self, binding: Binding) -> None:
+        if binding.source.name not in self._exchanges:
+            raise not_found("exchange", binding.source.name)
+        if binding.to_exchange and binding.destination not in self._exchanges:
+            raise not_found("exchange", binding.destination)
+        if not binding.to_exchange and binding.destination not in self._queues:
+            raise not_found("queue", binding.destination)
+        known = self._bindings.setdefault(binding.source.name, [])
+        if binding not in known:
+            known.append(binding)
+
+    def delete_queue(self, name: str) -> None:
+        """Its messages are gone, its consumers are cancelled."""
+        with self.lock:
+            queue = self._queues.pop(name, None)
+            if queue is None:
+                return
+            for bindings in self._bindings.values():
+                bindings[:] = [each for each in bindings if each.to_exchange or each.destination != name]
+            for subscriber in list(queue.subscribers):
+                subscriber.on_cancelled(subscriber)
+
+    def queue(self, name: str, session: object = None) -> MemoryQueue:
+        """A queue by name. Raises: Refused."""
+        found = self._queues.get(name)
+        if found is None:
+            raise not_found("queue", name)
+        if found.owner not in (None, session):
+            raise resource_locked(name)
+        return found
+
+    # -- publishing
+
+    def publish(self, message: Message) -> Verdict:
+        """Route and store. Raises: Refused (no such exchange, too large), PublishError (not writable)."""
+        stored = received(message)
+        with self.lock:
+            if len(message.body) > self._max_message_size:
+                raise too_large(len(message.body), self._max_message_size)
+            if message.exchange and message.exchange not in self._exchanges:
+                raise not_found("exchange", message.exchange)
+            self.expire()
+            queues = self._route(message.exchange, stored, set())
+            if not queues:
+                return Verdict.RETURNED if message.mandatory else Verdict.STORED
+            refused = [queue for queue in queues if queue.is_full and queue.refuses_overflow]
+            for queue in queues:
+                if queue not in refused:
+                    self._enqueue(queue, copied(stored))
+            self.expire()
+            return Verdict.REFUSED if refused else Verdict.STORED
+
+    def _route(self, exchange: str, stored: Stored, seen: set[str]) -> list[MemoryQueue]:
+        if not exchange:
+            found = self._queues.get(stored.routing_key)
+            return [found] if found is not None else []
+        if exchange in seen:
+            return []
+        seen.add(exchange)
+        declared = self._exchanges[exchange]
+        queues: dict[int, MemoryQueue] = {}
+        for binding in self._bindings.get(exchange, ()):
+            if not is_match(declared, binding, stored.routing_key, stored.headers):
+                continue
+            reached = (
+                self._route(binding.destination, stored, seen)
+                if binding.to_exchange
+                else [self._queues[binding.destination]]
+            )
+            queues.update((id(queue), queue) for queue in reached)
+        alternate = dict(declared.arguments).get("alternate-exchange")
+        if not queues and alternate in self._exchanges:
+            return self._route(alternate, stored, seen)
+        return list(queues.values())
+
+    def _enqueue(self, queue: MemoryQueue, stored: Stored) -> None:
+        if queue.is_full:
+            self._dead_letter(queue, queue.drop_oldest(), MAXLEN)
+        queue.put(stored, next(self._numbers), self._now())
+        self.pump(queue)
+
+    # -- deliveries
+
+    def pump(self, queue: MemoryQueue) -> None:
+        """Give what is ready to consumers with room, in turn."""
+        now = self._now()
+        while (head := queue.head) is not None and (head.expires_at is None or head.expires_at >= now):
+            subscriber = queue.next_subscriber()
+            if subscriber is None:
+                return
+            subscriber.deliver(subscriber, queue.pop())
+
+    def returned(self, queue: MemoryQueue, stored: Stored, *, counts: bool) -> None:
+        """A message comes back unanswered, or with a requeue."""
+        if self._queues.get(queue.declared.name) is not queue:
+            return  # deleted meanwhile
+        if counts and queue.is_quorum:
+            stored.failures += 1
+            if queue.delivery_limit is not None and stored.failures > queue.delivery_limit:
+                self._dead_letter(queue, stored, DELIVERY_LIMIT)
+                return
+        queue.give_back(stored)
+
+    def rejected(self, queue: MemoryQueue, stored: Stored, reason: str) -> None:
+        """A message that nobody wants back."""
+        self._dead_letter(queue, stored, reason)
+
+    def unsubscribed(self, queue: MemoryQueue) -> None:
+        """An auto-delete queue goes with its last consumer."""
+        if queue.declared.auto_delete and not queue.subscribers:
+            self.delete_queue(queue.declared.name)
+
+    def _dead_letter(self, queue: MemoryQueue, stored: Stored, reason: str) -> None:
+        exchange = queue.dead_letter_exchange
+        if exchange is None or (exchange and exchange not in self._exchanges):
+            return
+        letter = dead(stored, queue.declared.name, reason, exchange, queue.dead_letter_routing_key)
+        for target in self._route(exchange, letter, set()):
+            if not (is_cycle(letter, target.declared.name) or (target.is_full and target.refuses_overflow)):
+                self._enqueue(target, copied(letter))
+
+    # -- time
+
+    def expire(self) -> None:
+        """Dead-letter what has expired at the heads of queues, each at its own time, as far as that leads."""
+        with self.lock:
+            now = self._clock()
+            while (queue := self._next_to_expire()) is not None:
+                due = _due(queue)
+                if due > now:
+                    break
+                # A clock that was advanced by days must not make each hop of a delay late by days.
+                self._as_of = due
+                self._dead_letter(queue, queue.pop(), EXPIRED)
+            self._as_of = None
+            for queue in list(self._queues.values()):
+                self.pump(queue)
+            self._arm()
+
+    def _now(self) -> float:
+        return self._clock() if self._as_of is None else self._as_of
+
+    def _next_to_expire(self) -> MemoryQueue | None:
+        found = min(self._queues.values(), key=_due, default=None)
+        return found if found is not None and _due(found) < math.inf else None
+
+    def drive(self, loop: Loop | None) -> None:
+        """Let messages expire by this loop's timers, on time and without anybody asking."""
+        with self.lock:
+            self._driver, self._armed_at = loop, None
+            self._arm()
+
+    def _arm(self) -> None:
+        loop, queue = self._driver, self._next_to_expire()
+        if loop is None or queue is None:
+            return
+        due = _due(queue)
+        if self._armed_at is not None and self._armed_at <= due:
+            return
+        self._armed_at = due
+        loop.call_soon_threadsafe(lambda: self._set_timer(loop, due))
+
+    def _set_timer(self, loop: Loop, due: float) -> None:
+        loop.call_later(max(0.0, due - self._clock()), self._fire)
+
+    def _fire(self) -> None:
+        with self.lock:
+            self._armed_at = None
+            self.expire()
+
+    # -- what a test does to a broker, and sees of it
+
+    def cut(self) -> None:
+        """End all connections; new ones work."""
+        with self.lock:
+            for session in list(self._sessions):
+                session.lose(ConnectionResetError("the connection was cut"))
+
+    def stop(self) -> None:
+        """As a node that is stopped: durable queues and persistent messages stay."""
+        with self.lock:
+            self.is_up = False
+            self.cut()
+            for name in [name for name, queue in self._queues.items() if not queue.declared.durable]:
+                self.delete_queue(name)
+            for queue in self._queues.values():
+                queue.keep(lambda stored, queue=queue: stored.is_persistent or queue.is_quorum)  # type: ignore[misc]
+
+    def start(self) -> None:
+        """And started again."""
+        with self.changed:
+            self.is_up = True
+            self.changed.notify_all()
+
+    def block(self, reason: str = "low on memory") -> None:
+        """A memory or disk alarm: publishes wait."""
+        with self.lock:
+            self.blocked_reason = reason
+
+    def unblock(self) -> None:
+        """The alarm is over."""
+        with self.changed:
+            self.blocked_reason = None
+            self.changed.notify_all()
+
+    def count(self, name: str) -> int:
+        """Ready messages; 0 for a queue that is not there."""
+        with self.lock:
+            self.expire()
+            return len(self._queues[name]) if name in self._queues else 0
+
+    def queue_names(self) -> list[str]:
+        """All queues."""
+        with self.lock:
+            return list(self._queues)
+
+    def messages(self, name: str) -> list[tuple[Any, bytes]]:
+        """(properties, body) of all ready messages, in order; they stay."""
+        with self.lock:
+            self.expire()
+            return [(stored.decoded(), stored.body) for stored in self._queues[name].messages()]
+
+    def purge(self, name: str) -> int:
+        """Drop all ready messages; how many."""
+        with self.lock:
+            return self._queues[name].keep(lambda _: False)
+
+
+def _due(queue: MemoryQueue) -> float:
+    head = queue.head
+    return math.inf if head is None or head.expires_at is None else head.expires_at

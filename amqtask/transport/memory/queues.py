@@ -1,0 +1,113 @@
+"""One queue of the in-process broker: order, priorities, TTL, limits, consumers in turn."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from amqtask.entities import Queue
+from amqtask.transport.memory.stored import Stored
+
+# What a quorum queue takes a message without a priority for (RabbitMQ 4.3).
+QUORUM_DEFAULT_PRIORITY = 4
+HIGHEST_PRIORITY = 31
+
+
+@dataclass(eq=False)
+class Subscriber:
+    """A consumer of one queue; `deliver` gets each message. `prefetch` 0 is no limit."""
+
+    tag: str
+    deliver: Callable[[Subscriber, Stored], None]
+    on_cancelled: Callable[[Subscriber], None]
+    prefetch: int
+    no_ack: bool
+    unacked: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one more."""
+        return self.no_ack or not self.prefetch or self.unacked < self.prefetch
+
+
+@dataclass(eq=False)
+class MemoryQueue:
+    """`owner` is the session of an exclusive queue."""
+
+    declared: Queue
+    owner: object | None = None
+    subscribers: deque[Subscriber] = field(default_factory=deque)
+    _ready: list[tuple[int, int, Stored]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        asked = self.declared.argument_map
+        self.is_quorum = asked.get("x-queue-type") == "quorum"
+        self.delivery_limit: int | None = asked.get("x-delivery-limit") if self.is_quorum else None
+        self.max_length: int | None = asked.get("x-max-length")
+        self.refuses_overflow = str(asked.get("x-overflow", "")).startswith("reject-publish")
+        self.dead_letter_exchange: str | None = asked.get("x-dead-letter-exchange")
+        self.dead_letter_routing_key: str | None = asked.get("x-dead-letter-routing-key")
+        self._ttl: float | None = asked["x-message-ttl"] / 1000 if "x-message-ttl" in asked else None
+        self._max_priority: int = asked.get("x-max-priority", 0)
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more would be over x-max-length."""
+        return self.max_length is not None and len(self._ready) >= self.max_length
+
+    def put(self, stored: Stored, number: int, now: float) -> None:
+        """A new message at its place: after those of its priority."""
+        stored.number = number
+        lives = [seconds for seconds in (stored.expiration, self._ttl) if seconds is not None]
+        stored.expires_at = now + min(lives) if lives else None
+        self._push(stored)
+
+    def give_back(self, stored: Stored) -> None:
+        """A message that was not answered, at the place it had."""
+        self._push(stored)
+
+    def _push(self, stored: Stored) -> None:
+        heapq.heappush(self._ready, (-self._priority(stored), stored.number, stored))
+
+    def _priority(self, stored: Stored) -> int:
+        if self.is_quorum:
+            return QUORUM_DEFAULT_PRIORITY if stored.priority is None else min(stored.priority, HIGHEST_PRIORITY)
+        return min(stored.priority or 0, self._max_priority)
+
+    @property
+    def head(self) -> Stored | None:
+        """The next one to be delivered; the only one that can expire."""
+        return self._ready[0][2] if self._ready else None
+
+    def pop(self) -> Stored:
+        """Take the head."""
+        return heapq.heappop(self._ready)[2]
+
+    def drop_oldest(self) -> Stored:
+        """Take what an overflow drops."""
+        return self.pop()
+
+    def messages(self) -> list[Stored]:
+        """All that are ready, in order."""
+        return [stored for _, _, stored in sorted(self._ready, key=lambda entry: entry[:2])]
+
+    def keep(self, wanted: Callable[[Stored], bool]) -> int:
+        """Drop the others; how many."""
+        before = len(self._ready)
+        self._ready = [entry for entry in self._ready if wanted(entry[2])]
+        heapq.heapify(self._ready)
+        return before - len(self._ready)
+
+    def next_subscriber(self) -> Subscriber | None:
+        """The next in turn that has room."""
+        for _ in range(len(self.subscribers)):
+            subscriber = self.subscribers[0]
+            self.subscribers.rotate(-1)
+            if subscriber.has_room:
+                return subscriber
+        return None

@@ -1,0 +1,94 @@
+"""What the broker refuses, in RabbitMQ's own words, and what makes a declaration differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amqtask.entities import Exchange, Queue
+from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
+
+RESOURCE_LOCKED = 405
+
+
+class Refused(Exception):
+    """The broker closes the channel with this; `reply_code` and `reply_text` as in `channel.close`."""
+
+    def __init__(self, reply_code: int, reply_text: str) -> None:
+        super().__init__(f"{reply_code} {reply_text}")
+        self.reply_code = reply_code
+        self.reply_text = reply_text
+
+
+def not_found(kind: str, name: str) -> Refused:
+    """No such queue or exchange."""
+    return Refused(NOT_FOUND, f"NOT_FOUND - no {kind} '{name}' in vhost '/'")
+
+
+def resource_locked(queue: str) -> Refused:
+    """An exclusive queue of another connection."""
+    return Refused(
+        RESOURCE_LOCKED, f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue}' in vhost '/'"
+    )
+
+
+def too_large(size: int, limit: int) -> Refused:
+    """A body over max_message_size."""
+    return Refused(
+        PRECONDITION_FAILED,
+        f"PRECONDITION_FAILED - message size {size} is larger than configured max size {limit}",
+    )
+
+
+def unknown_tag(tag: int) -> Refused:
+    """An answer to a delivery that was answered already, or never made."""
+    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
+
+
+def check_valid(queue: Queue) -> None:
+    """Raises: Refused for what a queue type cannot be."""
+    kind = queue.argument_map.get("x-queue-type", "classic")
+    if kind not in ("classic", "quorum"):
+        raise Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - the in-memory broker has no {kind} queues")
+    if kind == "quorum":
+        for name, is_wrong in (("durable", not queue.durable), ("exclusive", queue.exclusive),
+                               ("auto-delete", queue.auto_delete)):  # fmt: skip
+            if is_wrong:
+                text = f"PRECONDITION_FAILED - invalid property '{name}' for queue '{queue.name}' in vhost '/'"
+                raise Refused(PRECONDITION_FAILED, text)
+
+
+def check_same(asked: Queue | Exchange, known: Queue | Exchange) -> None:
+    """Raises: Refused when what exists has other properties or arguments."""
+    wanted, found = _properties(asked), _properties(known)
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            kind = "queue" if isinstance(asked, Queue) else "exchange"
+            raise Refused(
+                PRECONDITION_FAILED,
+                f"PRECONDITION_FAILED - inequivalent arg '{name}' for {kind} '{asked.name}' in vhost '/': "
+                f"received {_shown(wanted.get(name))} but current is {_shown(found.get(name))}",
+            )
+
+
+def _properties(entity: Queue | Exchange) -> dict[str, Any]:
+    given = dict(entity.arguments)
+    if isinstance(entity, Exchange):
+        # A client that only uses an exchange need not know whether it deletes itself.
+        return {"type": entity.type, "durable": entity.durable, **given}
+    kind = given.pop("x-queue-type", "classic")
+    return {
+        "durable": entity.durable,
+        "exclusive": entity.exclusive,
+        "auto_delete": entity.auto_delete,
+        "x-queue-type": kind,
+        **given,
+    }
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"'{str(value).lower()}'"
+    kind = "longstr" if isinstance(value, str) else "signedint"
+    return f"the value '{value}' of type '{kind}'"

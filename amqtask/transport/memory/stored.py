@@ -1,0 +1,112 @@
+"""A message as the broker keeps it, and what dead-lettering writes on it (https://www.rabbitmq.com/docs/dlx)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pika
+
+from amqtask.message import Message
+from amqtask.transport.errors import unwritable
+from amqtask.transport.fields import install
+from amqtask.transport.publisher import basic_properties
+
+REJECTED, EXPIRED, MAXLEN, DELIVERY_LIMIT = "rejected", "expired", "maxlen", "delivery_limit"
+
+
+@dataclass(slots=True)
+class Stored:
+    """One message in one queue. `expires_at` is the broker's clock; `properties` are encoded as on the wire."""
+
+    body: bytes
+    properties: bytes
+    exchange: str
+    routing_key: str
+    headers: dict[str, Any]
+    priority: int | None
+    expiration: float | None
+    is_persistent: bool
+    number: int = 0
+    expires_at: float | None = None
+    deliveries: int = 0
+    # How many of them count towards a quorum queue's delivery limit.
+    failures: int = 0
+
+    def decoded(self) -> Any:
+        """Properties of its own for each delivery; what was counted since is in the headers."""
+        found = pika.BasicProperties()
+        found.decode(self.properties)
+        if self.failures:
+            found.headers = {**(found.headers or {}), "x-delivery-count": self.failures}
+        return found
+
+
+def received(message: Message) -> Stored:
+    """What the broker gets of a message. Raises: PublishError for what AMQP has no form for."""
+    install()
+    try:
+        encoded = b"".join(basic_properties(message.properties).encode())
+        message.routing_key.encode()
+        if len(message.routing_key.encode()) > 255 or len(message.exchange.encode()) > 255:
+            raise ValueError("longer than 255 bytes")
+    except Exception as error:
+        raise unwritable(message, error) from error
+    return _stored(message.body, encoded, message.exchange, message.routing_key)
+
+
+def _stored(body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Stored:
+    found = pika.BasicProperties()
+    found.decode(encoded)
+    expiration = None if found.expiration is None else int(found.expiration) / 1000
+    headers = found.headers or {}
+    return Stored(body, encoded, exchange, routing_key, headers, found.priority, expiration, found.delivery_mode == 2)
+
+
+def copied(stored: Stored) -> Stored:
+    """The same message for another queue."""
+    return replace(stored, number=0, expires_at=None, deliveries=0, failures=0)
+
+
+def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: str | None) -> Stored:
+    """The message on its way to the dead-letter exchange; the routing key stays where no other is set."""
+    properties = stored.decoded()
+    headers = dict(stored.headers)
+    headers["x-death"] = _deaths(stored, queue, reason, properties.expiration)
+    for name, value in (("queue", queue), ("reason", reason), ("exchange", stored.exchange)):
+        headers.setdefault(f"x-first-death-{name}", value)
+        headers[f"x-last-death-{name}"] = value
+    # Or it would expire there again.
+    properties.headers, properties.expiration = headers, None
+    key = stored.routing_key if routing_key is None else routing_key
+    return _stored(stored.body, b"".join(properties.encode()), exchange, key)
+
+
+def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> list[dict[str, Any]]:
+    """One entry per queue and reason, the latest first."""
+    known = [dict(entry) for entry in stored.headers.get("x-death") or []]
+    for entry in known:
+        if entry.get("queue") == queue and entry.get("reason") == reason:
+            known.remove(entry)
+            return [{**entry, "count": entry["count"] + 1}, *known]
+    entry = {
+        "count": 1,
+        "reason": reason,
+        "queue": queue,
+        "time": datetime.now(timezone.utc).replace(microsecond=0),
+        "exchange": stored.exchange,
+        "routing-keys": [stored.routing_key],
+    }
+    if expiration is not None:
+        entry["original-expiration"] = expiration
+    return [entry, *known]
+
+
+def is_cycle(stored: Stored, queue: str) -> bool:
+    """Whether the broker drops it instead: it comes back to a queue without ever having been rejected on the way."""
+    deaths = stored.headers.get("x-death") or []
+    names = [entry.get("queue") for entry in deaths]
+    if queue not in names:
+        return False
+    return all(entry.get("reason") != REJECTED for entry in deaths[: names.index(queue) + 1])
