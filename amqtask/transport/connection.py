@@ -7,6 +7,7 @@ idle ─start─► connecting ─open─► open ─lost─► waiting ─timer
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,28 @@ from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+# Bytes gathered in one loop turn before they are handed to the socket.
+BURST = 65536
+
+
+class Backoff:
+    """Pauses that double from FIRST_PAUSE to LONGEST_PAUSE seconds, with jitter; again from the start after a calm time."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_PAUSE
+        self._well_since: float | None = None
+
+    def well(self) -> None:
+        """It works now. One that breaks again soon does not start over."""
+        self._well_since = time.monotonic()
+
+    def next(self) -> float:
+        """How long to wait before the next attempt."""
+        since, self._well_since = self._well_since, None
+        if since is not None and time.monotonic() - since > LONGEST_PAUSE:
+            self._pause = FIRST_PAUSE
+        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
+        return pause * random.uniform(0.5, 1.0)
 
 
 class ConnectionListener(Protocol):
@@ -32,10 +55,34 @@ class ConnectionListener(Protocol):
         """No host of a whole round could be reached; another round follows by itself."""
 
     def on_refused(self, error: Exception) -> None:
-        """Login or virtual host refused: no further attempt is made."""
+        """Login or virtual host refused, and never accepted before: no further attempt is made. (Of a broker that did
+        accept us, a refusal is no last word: it may be importing its users, or its directory may be down.)"""
 
     def on_blocked(self, reason: str | None) -> None:
         """The broker blocks publishing (an alarm), or does not any more (None)."""
+
+
+class _Connection(SelectConnection):  # type: ignore[misc]  # pika is untyped here
+    """pika writes each frame with a system call of its own; this writes what one loop turn says at its end."""
+
+    _gathered: bytearray | None = None
+    _turns: PikaLoop
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        gathered = self._gathered
+        if gathered is None:
+            self._gathered = bytearray(data)
+            self._turns.call_last(self._write_out)
+            return
+        gathered += data
+        if len(gathered) >= BURST:
+            self._gathered = bytearray()
+            super()._adapter_emit_data(bytes(gathered))
+
+    def _write_out(self) -> None:
+        gathered, self._gathered = self._gathered, None
+        if gathered and not self.is_closed:
+            super()._adapter_emit_data(bytes(gathered))
 
 
 class LoopConnection:
@@ -59,13 +106,13 @@ class LoopConnection:
         self._connect_timeout = connect_timeout
         self._name = name
         self._next = 0
-        self._pause = FIRST_PAUSE
+        self._backoff = Backoff()
         self._connection: Any = None
         self._is_open = False
+        self._was_open = False
         self._timer: LoopTimer | None = None
         self._is_running = False
-        self._was_refused_after_open = False
-        self._on_stopped: Callable[[], None] | None = None
+        self._on_stopped: list[Callable[[], None]] = []
 
     @property
     def is_open(self) -> bool:
@@ -90,39 +137,37 @@ class LoopConnection:
             self._timer.cancel()
             self._timer = None
         connection = self._connection
-        if connection is None or connection.is_closed:
+        if connection is None or connection.is_closed or not (connection.is_open or connection.is_closing):
+            self._connection = None  # one that still connects is closed when it opens
             if on_stopped is not None:
                 self._loop.call_soon(on_stopped)
             return
-        self._on_stopped = on_stopped
+        if on_stopped is not None:
+            self._on_stopped.append(on_stopped)
         if connection.is_open:
             connection.close()
-        elif not connection.is_closing:
-            self._connection = None  # still connecting: let it go
-            if on_stopped is not None:
-                self._loop.call_soon(on_stopped)
 
-    def fail(self, error: Exception) -> None:
-        """Give the present connection up (it does not answer) and connect anew."""
-        connection = self._connection
-        if connection is not None and connection.is_open:
-            connection.close(320, str(error)[:200])
+    # -- connecting
+
+    @property
+    def _address(self) -> BrokerAddress:
+        return self._addresses[self._next % len(self._addresses)]
 
     def _connect(self) -> None:
         self._timer = None
         if not self._is_running:
             return
-        address = self._addresses[self._next % len(self._addresses)]
-        parameters = address.parameters(
+        parameters = self._address.parameters(
             heartbeat=self._heartbeat, connect_timeout=self._connect_timeout, name=self._name
         )
-        self._connection = SelectConnection(
+        self._connection = _Connection(
             parameters,
             on_open_callback=self._opened,
             on_open_error_callback=self._failed,
             on_close_callback=self._closed,
             custom_ioloop=self._loop.pika,
         )
+        self._connection._turns = self._loop
         self._connection.add_on_connection_blocked_callback(
             lambda _, frame: self._listener.on_blocked(frame.method.reason or "no reason given")
         )
@@ -132,23 +177,24 @@ class LoopConnection:
         if connection is not self._connection or not self._is_running:
             connection.close()
             return
-        self._is_open = True
-        self._pause = FIRST_PAUSE
+        self._is_open = self._was_open = True
+        self._backoff.well()
         self._listener.on_open(connection)
 
     def _failed(self, connection: Any, error: Exception) -> None:
         if connection is not self._connection or not self._is_running:
             return
-        address = self._addresses[self._next % len(self._addresses)]
-        if is_refusal(error):
+        self._connection = None
+        refused = is_refusal(error)
+        if refused and not self._was_open:
             self._is_running = False
-            self._listener.on_refused(connection_error(error, [address]))
+            self._listener.on_refused(connection_error(error, [self._address]))
             return
+        tried = [self._address] if refused else self._addresses
         self._next += 1
         if self._next % len(self._addresses) == 0:
-            self._listener.on_unreachable(connection_error(error, self._addresses))
-            self._again(self._pause)
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            self._listener.on_unreachable(connection_error(error, tried))
+            self._again(self._backoff.next())
         else:
             self._again(0)
 
@@ -157,13 +203,13 @@ class LoopConnection:
             return
         self._is_open = False
         self._connection = None
-        on_stopped, self._on_stopped = self._on_stopped, None
-        if on_stopped is not None:
-            on_stopped()
+        on_stopped, self._on_stopped = self._on_stopped, []
+        for callback in on_stopped:
+            callback()
         if self._is_running:
             self._listener.on_lost(error)
-            self._again(self._pause)
+            self._again(self._backoff.next())
 
     def _again(self, pause: float) -> None:
         if self._is_running and self._timer is None:
-            self._timer = self._loop.call_later(pause * random.uniform(0.5, 1.0), self._connect)
+            self._timer = self._loop.call_later(pause, self._connect)

@@ -1,18 +1,19 @@
 """Consumer: queues over one connection and channel, manual acks, per-consumer prefetch, for ever; see transport.contract.
 
 Every channel has an epoch. A delivery is answered on the channel it came on or not at all: after a reconnect the broker has
-requeued it, and the same tag means another message.
+requeued it, and the same tag means another message. The epoch changes at the moment the channel is gone, before anybody
+is told.
 
 A prefetch window is changed by another consumer: `basic.qos` with global=false applies to consumers started after it, not to
-running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true.
-To grow, a further consumer gets the difference; to shrink, one with the new window is started, and the others are
-cancelled when it is confirmed.
+running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true. To grow, a further
+consumer gets the difference; to shrink, one with the new window is started, and the others are cancelled when it is confirmed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
@@ -21,19 +22,15 @@ from amqtask.entities import Declaration, Queue
 from amqtask.exceptions import AccessRefused, OperationalError
 from amqtask.message import Delivery
 from amqtask.topology.plan import consumption
-from amqtask.transport.connection import LoopConnection
+from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
-from amqtask.transport.declare import Declaring
-from amqtask.transport.link import ACCESS_REFUSED, entity_name
+from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
+from amqtask.transport.errors import ACCESS_REFUSED
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
 
-RESOURCE_LOCKED = 405
-# Pauses before a cancelled consumer or a closed channel is set up again (seconds).
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Consumed:
     """One queue that is consumed, or is to be."""
 
@@ -42,6 +39,8 @@ class _Consumed:
     prefetch: int
     # Tags of its consumers on the present channel; the last one has the present window.
     tags: list[str] = field(default_factory=list)
+    is_declaring: bool = False
+    was_consumed: bool = False
 
 
 class PikaConsumer:
@@ -64,18 +63,23 @@ class PikaConsumer:
         self._connection = LoopConnection(
             addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
+        self._declarer = Declarer(listener.on_warning)
         self._pika: Any = None
+        # The present channel, once it is open; and one that is being opened.
         self._channel: Any = None
+        self._opening: Any = None
         self._epoch = 0
         self._queues: dict[str, _Consumed] = {}
-        self._found: set[Declaration] = set()
-        self._declaring: Declaring | None = None
+        # Consumers that the broker has not confirmed, in the order in which it will.
+        self._starting: dict[str, _Consumed] = {}
+        self._window: int | None = None
         self._is_paused = False
         self._is_consuming = False
-        self._pause = FIRST_PAUSE
+        self._was_consuming = False
+        self._complaints: set[str] = set()
+        self._backoff = Backoff()
         self._timer: LoopTimer | None = None
         self._consumer_number = 0
-        self._on_stopped: Callable[[], None] | None = None
 
     # -- the contract
 
@@ -102,16 +106,19 @@ class PikaConsumer:
         declare: tuple[Declaration, ...] | None = None,
     ) -> None:
         """Consume a queue too; `declare` is what it needs, else the queue, its dead-letter queue and its bindings."""
+        if queue.name in self._queues:
+            self.set_prefetch(queue.name, prefetch)
+            return
         plan = consumption(queue, dead_letter) if declare is None else declare
         self._queues[queue.name] = _Consumed(queue, plan, prefetch)
-        if self._is_ready:
-            self._set_up()
+        self._set_up()
 
     def cancel_queue(self, name: str) -> None:
         """Stop deliveries of one queue."""
         consumed = self._queues.pop(name, None)
-        if consumed is not None and self._is_ready:
-            self._cancel(consumed)
+        if consumed is not None:
+            self._cancel(consumed, list(consumed.tags))
+            self._look_complete()
 
     def set_prefetch(self, queue: str, prefetch: int) -> None:
         """Another window for one queue's consumer."""
@@ -119,61 +126,64 @@ class PikaConsumer:
         if consumed is None or consumed.prefetch == prefetch:
             return
         before, consumed.prefetch = consumed.prefetch, prefetch
-        if not consumed.tags or not self._is_ready or self._is_paused:
-            return
+        if not consumed.tags or not self._is_open:
+            return  # it gets its window when it is consumed
         if prefetch > before:
-            self._consume(consumed, prefetch - before, on_started=lambda: None)
+            self._consume(consumed, prefetch - before)
             return
         old = list(consumed.tags)
-        self._consume(consumed, prefetch, on_started=lambda: self._cancel_tags(consumed, old))
+        self._consume(consumed, prefetch, on_started=lambda: self._cancel(consumed, old))
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """basic.ack on the present channel; nothing when it is gone."""
-        if self._is_ready:
+        if self._is_open:
             self._channel.basic_ack(tag, multiple)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """basic.reject."""
-        if self._is_ready:
+        if self._is_open:
             self._channel.basic_reject(tag, requeue)
 
     def nack(self, tag: int, *, requeue: bool = True) -> None:
         """basic.nack."""
-        if self._is_ready:
+        if self._is_open:
             self._channel.basic_nack(tag, False, requeue)
 
     def pause(self) -> None:
         """No more deliveries; the channel stays for answers."""
         self._is_paused = True
-        if self._is_ready:
-            for consumed in self._queues.values():
-                self._cancel(consumed)
+        for consumed in self._queues.values():
+            self._cancel(consumed, list(consumed.tags))
 
     def resume(self) -> None:
         """Deliveries again."""
         self._is_paused = False
-        if self._is_ready:
-            self._set_up()
+        self._set_up()
 
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Close; answers that were written go out first."""
-        self._is_consuming = False
-        if self._timer is not None:
-            self._timer.cancel()
-        self._channel = None
+        self._forget_timer()
+        self._drop_channel()
+        self._declarer.lost()
         self._connection.stop(on_stopped)
 
     # -- the connection's events
 
     def on_open(self, connection: Any) -> None:
         """A connection: open the channel."""
+        self._forget_timer()
         self._pika = connection
+        self._declarer.connected(connection)
         self._open_channel()
 
     def on_lost(self, error: Exception) -> None:
         """The broker has requeued all that was unanswered."""
-        self._drop_channel()
+        self._forget_timer()
         self._pika = None
+        self._declarer.lost()
+        for consumed in self._queues.values():
+            consumed.is_declaring = False
+        self._drop_channel()
         self._listener.on_connection_lost(error)
 
     def on_unreachable(self, error: Exception) -> None:
@@ -190,168 +200,200 @@ class PikaConsumer:
     # -- the channel
 
     @property
-    def _is_ready(self) -> bool:
-        return self._channel is not None and self._channel.is_open and self._declaring is None
+    def _is_open(self) -> bool:
+        return self._channel is not None and self._channel.is_open
 
     def _open_channel(self) -> None:
-        self._timer = None
-        if self._pika is not None and self._pika.is_open:
-            self._pika.channel(on_open_callback=self._on_channel)
+        if self._pika is not None and self._pika.is_open and self._opening is None and self._channel is None:
+            self._opening = self._pika.channel(on_open_callback=self._on_channel)
+            self._opening.add_on_close_callback(self._on_channel_closed)
+            self._opening.add_on_cancel_callback(self._on_cancelled)
+            # Meanwhile, on a channel of its own.
+            self._set_up()
 
     def _on_channel(self, channel: Any) -> None:
-        self._channel = channel
+        if channel is not self._opening:
+            return
+        self._opening, self._channel = None, channel
+        self._window = None
         self._epoch += 1
-        channel.add_on_close_callback(self._on_channel_closed)
-        channel.add_on_cancel_callback(self._on_cancelled)
+        self._set_up()
+
+    def _on_channel_closed(self, channel: Any, error: Exception) -> None:
+        if channel not in (self._channel, self._opening):
+            return
+        refused = next(iter(self._starting.values()), None)
+        self._drop_channel()
+        if self._pika is None or not self._pika.is_open:
+            return  # the connection's own end follows
+        fatal = _refusal(error, refused)
+        if fatal is not None and not self._was_consuming:
+            self._listener.on_fatal(fatal)
+            return
+        if fatal is not None and refused is not None and not refused.was_consumed:
+            self._give_up(refused, fatal)
+        self._listener.on_connection_lost(error)
+        self._again()
+
+    def _drop_channel(self) -> None:
+        if self._channel is not None:
+            self._epoch += 1
+        self._channel = self._opening = None
+        self._is_consuming = False
+        self._starting.clear()
         for consumed in self._queues.values():
             consumed.tags.clear()
-        if self._declaring is not None:  # refused on the channel before: go on where it was
-            self._declaring.resume(channel)
-        else:
-            self._set_up()
+
+    # -- from a queue's name to its consumer
 
     def _set_up(self) -> None:
         """Declare what has no consumer yet, then consume it."""
-        if self._declaring is not None:
+        if self._is_paused or self._pika is None or not self._pika.is_open:
             return
-        missing = [] if self._is_paused else [queue for queue in self._queues.values() if not queue.tags]
-        entities = dict.fromkeys(entity for consumed in missing for entity in consumed.declare)
-        self._declaring = Declaring(
-            list(entities),
-            found=self._found,
-            on_done=lambda: self._consume_all(missing),
-            on_warning=self._listener.on_warning,
-        )
-        self._declaring.resume(self._channel)
+        shared: set[Declaration] = set()
+        for consumed in list(self._queues.values()):
+            if not consumed.tags and not consumed.is_declaring:
+                consumed.is_declaring = True
+                entities = [entity for entity in consumed.declare if entity not in shared]
+                shared.update(entities)
+                self._declarer.declare(entities, partial(self._declared, consumed))
+        self._look_complete()
 
-    def _consume_all(self, missing: list[_Consumed]) -> None:
-        self._declaring = None
-        waiting = [consumed for consumed in missing if not consumed.tags and consumed.queue.name in self._queues]
-        left = len(waiting)
-
-        def started() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                self._all_started()
-
-        for consumed in waiting:
-            self._consume(consumed, consumed.prefetch, on_started=started)
-        if not waiting:
-            self._all_started()
-
-    def _all_started(self) -> None:
-        if any(not consumed.tags for consumed in self._queues.values()) and not self._is_paused:
-            self._set_up()  # a queue was added meanwhile
+    def _declared(self, consumed: _Consumed, error: OperationalError | None) -> None:
+        consumed.is_declaring = False
+        if self._queues.get(consumed.queue.name) is not consumed:
             return
-        self._pause = FIRST_PAUSE
-        if not self._is_consuming:
-            self._is_consuming = True
-            self._listener.on_consuming(self._epoch)
+        if error is not None:
+            self._not_declared(consumed, error)
+        elif self._is_open and not self._is_paused:
+            self._consume(consumed, consumed.prefetch)
 
-    def _consume(self, consumed: _Consumed, prefetch: int, *, on_started: Callable[[], None]) -> None:
+    def _not_declared(self, consumed: _Consumed, error: OperationalError) -> None:
+        is_final = isinstance(error, (AccessRefused, QueueLocked))
+        if is_final and not self._was_consuming:
+            self._listener.on_fatal(error)
+        elif is_final and not consumed.was_consumed:
+            self._give_up(consumed, error)
+        else:
+            self._complain(f"queue {consumed.queue.name!r} cannot be consumed, trying again: {error}")
+            self._again()
+
+    def _give_up(self, consumed: _Consumed, error: Exception) -> None:
+        """A queue that was added later and that we may not have: the others go on."""
+        del self._queues[consumed.queue.name]
+        self._complain(f"queue {consumed.queue.name!r} is not consumed: {error}")
+        self._look_complete()
+
+    def _complain(self, text: str) -> None:
+        if text not in self._complaints:
+            self._complaints.add(text)
+            self._listener.on_warning(text)
+
+    def _consume(self, consumed: _Consumed, prefetch: int, *, on_started: Callable[[], None] | None = None) -> None:
         self._consumer_number += 1
-        name, epoch = consumed.queue.name, self._epoch
-        on_delivery = self._listener.on_delivery
-
-        def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            on_delivery(
-                Delivery(
-                    body,
-                    properties,
-                    method.exchange,
-                    method.routing_key,
-                    method.redelivered,
-                    name,
-                    method.delivery_tag,
-                    epoch,
-                )
-            )
-
         tag = f"amqtask-{self._consumer_number}"
         consumed.tags.append(tag)
-        if not self._no_ack:
+        self._starting[tag] = consumed
+        if not self._no_ack and prefetch != self._window:
+            self._window = prefetch
             self._channel.basic_qos(prefetch_count=prefetch)
         self._channel.basic_consume(
-            name,
-            on_message,
+            consumed.queue.name,
+            _deliver_to(self._listener.on_delivery, consumed.queue.name, self._epoch),
             auto_ack=self._no_ack,
             consumer_tag=tag,
-            callback=lambda _: on_started(),
+            callback=lambda _: self._started(tag, on_started),
         )
 
-    def _cancel(self, consumed: _Consumed) -> None:
-        self._cancel_tags(consumed, list(consumed.tags))
+    def _started(self, tag: str, on_started: Callable[[], None] | None) -> None:
+        consumed = self._starting.pop(tag, None)
+        if consumed is not None:
+            consumed.was_consumed = True
+        if on_started is not None:
+            on_started()
+        self._look_complete()
 
-    def _cancel_tags(self, consumed: _Consumed, tags: list[str]) -> None:
+    def _look_complete(self) -> None:
+        """Whether all queues are consumed now; said once per channel."""
+        if self._is_consuming or self._starting or self._is_paused or not self._is_open:
+            return
+        if all(consumed.tags for consumed in self._queues.values()):
+            self._is_consuming = self._was_consuming = True
+            self._backoff.well()
+            self._listener.on_consuming(self._epoch)
+
+    # -- ending consumers
+
+    def _cancel(self, consumed: _Consumed, tags: Sequence[str]) -> None:
         for tag in tags:
-            if tag in consumed.tags:
-                consumed.tags.remove(tag)
-                try:
-                    self._channel.basic_cancel(tag, callback=lambda _: None)
-                except ChannelWrongStateError:
-                    return  # the channel is closing: its consumers go with it
-                # pika would reject what is on its way to a cancelled consumer, and each reject counts towards the
-                # delivery limit of a quorum queue; ours takes it until the broker confirms the cancelling.
-                self._channel._cancelled.discard(tag)
+            if tag not in consumed.tags or not self._is_open:
+                continue
+            consumed.tags.remove(tag)
+            try:
+                self._channel.basic_cancel(tag, callback=lambda _: None)
+            except ChannelWrongStateError:
+                return  # the channel is closing: its consumers go with it
+            # pika would reject what is on its way to a cancelled consumer, and each reject counts towards the
+            # delivery limit of a quorum queue; ours takes it until the broker confirms the cancelling.
+            self._channel._cancelled.discard(tag)
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ended a consumer: its queue was deleted or moved, or (4.3) a delivery was held for too long."""
         tag = frame.method.consumer_tag
-        for name, consumed in self._queues.items():
+        for name, consumed in list(self._queues.items()):
             if tag in consumed.tags:
                 consumed.tags.remove(tag)
+                self._starting.pop(tag, None)
+                # Its other consumers have parts of its window: all are set up anew, with the whole.
+                self._cancel(consumed, list(consumed.tags))
                 self._listener.on_cancelled(name, "cancelled by the broker")
-        self._again(self._set_up_again)
+                self._again()
 
-    def _set_up_again(self) -> None:
+    # -- another attempt
+
+    def _again(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._backoff.next(), self._retry)
+
+    def _retry(self) -> None:
         self._timer = None
-        if self._is_ready:
-            self._set_up()
+        self._open_channel()
+        self._set_up()
 
-    def _on_channel_closed(self, channel: Any, error: Exception) -> None:
-        if channel is not self._channel:
-            return
-        declaring = self._declaring
-        self._drop_channel(keep_declaring=True)
-        if self._pika is None or not self._pika.is_open:
-            self._declaring = None
-            return  # the connection's own end follows
-        if declaring is not None and declaring.explains(error):
-            self._open_channel()
-            return
-        self._declaring = None
-        fatal = _fatal(error, declaring)
-        if fatal is not None:
-            self._listener.on_fatal(fatal)
-            return
-        self._listener.on_connection_lost(error)
-        self._again(self._open_channel)
-
-    def _drop_channel(self, *, keep_declaring: bool = False) -> None:
-        self._channel = None
-        self._is_consuming = False
-        self._epoch += 1
-        if not keep_declaring:
-            self._declaring = None
-        for consumed in self._queues.values():
-            consumed.tags.clear()
-
-    def _again(self, callback: Callable[[], None]) -> None:
+    def _forget_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self._pause, callback)
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            self._timer = None
 
 
-def _fatal(error: Exception, declaring: Declaring | None) -> Exception | None:
-    if not isinstance(error, ChannelClosedByBroker) or declaring is None or declaring.current is None:
+def _deliver_to(on_delivery: Callable[[Delivery], None], queue: str, epoch: int) -> Callable[..., None]:
+    """pika's callback for one consumer: the hot path."""
+
+    def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        on_delivery(
+            Delivery(
+                body,
+                properties,
+                method.exchange,
+                method.routing_key,
+                method.redelivered,
+                queue,
+                method.delivery_tag,
+                epoch,
+            )
+        )
+
+    return on_message
+
+
+def _refusal(error: Exception, consumed: _Consumed | None) -> OperationalError | None:
+    """Why the broker does not let us consume a queue, if that is why it closed the channel."""
+    if consumed is None or not isinstance(error, ChannelClosedByBroker):
         return None
-    what = entity_name(declaring.current)
     if error.reply_code == ACCESS_REFUSED:
         return AccessRefused(
-            f"the broker's user may not declare {what}: {error.reply_text} (rabbitmqctl set_permissions)"
+            f"the broker's user may not consume queue {consumed.queue.name!r}: {error.reply_text} (rabbitmqctl set_permissions)"
         )
     if error.reply_code == RESOURCE_LOCKED:
-        return OperationalError(f"{what} belongs to another connection: {error.reply_text}")
+        return QueueLocked(f"queue {consumed.queue.name!r} belongs to another connection: {error.reply_text}")
     return None

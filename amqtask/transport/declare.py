@@ -1,72 +1,152 @@
-"""Declare entities one after the other on a loop's channel; what exists with other arguments is used as it is found.
+"""Declare entities on a loop's connection; what exists with other arguments is used as it is found.
 
-A refused declaration closes the channel (404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), so the owner
-opens a new one and calls `resume` with it; the entity that was refused is then declared passively.
+A refused declaration closes its channel (403, 404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), and with it
+would go every unanswered delivery and unconfirmed publish. So declarations have a channel of their own.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from amqtask.entities import Binding, Declaration, Exchange
+from amqtask.exceptions import OperationalError, PublishError
 from amqtask.topology.plan import describe_difference, is_declarable
-from amqtask.transport.link import PRECONDITION_FAILED, send_declaration
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, declare_error
+from amqtask.transport.link import send_declaration
+from amqtask.transport.names import entity_name
+
+RESOURCE_LOCKED = 405
+
+OnDeclared = Callable[["OperationalError | None"], None]
 
 
-class Declaring:
-    """One run through a list of entities."""
+@dataclass(slots=True)
+class _Run:
+    """A list of entities that somebody waits for."""
 
-    def __init__(
-        self,
-        entities: Sequence[Declaration],
-        *,
-        found: set[Declaration],
-        on_done: Callable[[], None],
-        on_warning: Callable[[str], None],
-    ) -> None:
-        # `found` holds what is known to exist with other arguments; it is kept over reconnects by the owner.
-        self._entities = list(entities)
-        self._found = found
-        self._on_done = on_done
-        self._on_warning = on_warning
-        self._at = 0
+    entities: Sequence[Declaration]
+    on_done: OnDeclared
+    at: int = 0
+    # Why the broker does not let us declare the current one, which is why we now look whether it is there.
+    refusal: ChannelClosedByBroker | None = None
 
-    @property
-    def current(self) -> Declaration | None:
-        """What is being declared."""
-        return self._entities[self._at] if self._at < len(self._entities) else None
 
-    def resume(self, channel: Any) -> None:
-        """Go on with the current entity on this channel."""
-        while True:
-            entity = self.current
-            if entity is None:
-                self._on_done()
-                return
+class Declarer:
+    """Declares one list after the other. Its owner says when there is a connection and when it is gone."""
+
+    def __init__(self, on_warning: Callable[[str], None]) -> None:
+        self._warn = on_warning
+        # What is known to exist otherwise than asked for: looked for, not declared, on later connections too.
+        self._found: set[Declaration] = set()
+        self._runs: deque[_Run] = deque()
+        self._connection: Any = None
+        self._channel: Any = None
+
+    def connected(self, connection: Any) -> None:
+        """There is a connection."""
+        self._connection = connection
+
+    def lost(self) -> None:
+        """The connection is gone: whoever waits for a list asks again on the next one."""
+        self._connection = self._channel = None
+        self._runs.clear()
+
+    def declare(self, entities: Sequence[Declaration], on_done: OnDeclared) -> None:
+        """Declare these in order; `on_done(None)` once all exist, `on_done(error)` for the first that cannot.
+
+        Not called when the connection is lost before."""
+        self._runs.append(_Run(entities, on_done))
+        if len(self._runs) == 1:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._channel is None:
+            self._open_channel()
+        elif self._channel.is_open:
+            self._send()
+
+    def _open_channel(self) -> None:
+        if self._connection is not None and self._connection.is_open:
+            self._channel = self._connection.channel(on_open_callback=self._on_channel)
+            self._channel.add_on_close_callback(self._on_channel_closed)
+
+    def _on_channel(self, channel: Any) -> None:
+        if channel is self._channel and self._runs:
+            self._send()
+
+    def _send(self) -> None:
+        run = self._runs[0]
+        while run.at < len(run.entities):
+            entity = run.entities[run.at]
             if not isinstance(entity, Exchange) or is_declarable(entity):
                 break
-            self._at += 1
-        send_declaration(channel, entity, lambda _: self._declared(channel), passive=entity in self._found)
+            run.at += 1
+        else:
+            self._end(run, None)
+            return
+        passive = entity in self._found or run.refusal is not None
+        try:
+            send_declaration(self._channel, entity, lambda _: self._declared(run, entity), passive=passive)
+        except (AMQPError, TypeError, ValueError) as error:
+            what = entity_name(entity)
+            self._end(run, PublishError(f"{what} cannot be declared: {type(error).__name__}: {error}"))
 
-    def _declared(self, channel: Any) -> None:
-        self._at += 1
-        self.resume(channel)
+    def _declared(self, run: _Run, entity: Declaration) -> None:
+        refusal, run.refusal = run.refusal, None
+        if refusal is not None and not isinstance(entity, Binding):
+            self._found.add(entity)
+            if refusal.reply_code == ACCESS_REFUSED:
+                self._warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
+            else:
+                self._warn(describe_difference(entity, refusal.reply_text))
+        run.at += 1
+        self._send()
 
-    def explains(self, error: Exception) -> bool:
-        """Whether the channel was closed because the current entity exists with other arguments: a warning was given,
-        and a new channel may `resume`."""
-        entity = self.current
-        if (
-            not isinstance(error, ChannelClosedByBroker)
-            or error.reply_code != PRECONDITION_FAILED
-            or entity is None
-            or isinstance(entity, Binding)
-            or entity in self._found
-        ):
-            return False
-        self._found.add(entity)
-        self._on_warning(describe_difference(entity, error.reply_text))
-        return True
+    def _end(self, run: _Run, error: OperationalError | None) -> None:
+        self._runs.popleft()
+        # First the next one: its frames need not wait for what the owner does now.
+        if self._runs:
+            self._go_on()
+        run.on_done(error)
+
+    def _on_channel_closed(self, channel: Any, error: Exception) -> None:
+        if channel is not self._channel:
+            return
+        self._channel = None
+        if not isinstance(error, ChannelClosedByBroker) or not self._runs:
+            return  # the connection's end follows
+        run = self._runs[0]
+        failure = self._failure(run, run.entities[run.at], error)
+        if failure is None:
+            self._open_channel()
+        else:
+            self._end(run, failure)
+
+    def _failure(self, run: _Run, entity: Declaration, error: ChannelClosedByBroker) -> OperationalError | None:
+        """Why the current entity cannot be declared; None when there is another way to try."""
+        if run.refusal is not None:
+            return _error(entity, run.refusal)
+        if entity in self._found:
+            if error.reply_code == NOT_FOUND:
+                self._found.discard(entity)  # gone meanwhile: make it as we want it
+                return None
+            return _error(entity, error)
+        if not isinstance(entity, Binding) and error.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED):
+            run.refusal = error
+            return None
+        return _error(entity, error)
+
+
+def _error(entity: Declaration, error: ChannelClosedByBroker) -> OperationalError:
+    if error.reply_code == RESOURCE_LOCKED:
+        return QueueLocked(f"{entity_name(entity)} belongs to another connection: {error.reply_text}")
+    return declare_error(entity_name(entity), error)
+
+
+class QueueLocked(OperationalError):
+    """An exclusive queue of another connection."""

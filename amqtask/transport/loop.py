@@ -1,9 +1,14 @@
-"""The worker's I/O loop: pika's, with timers that can be cancelled, readers, and an end of turn that costs no system call."""
+"""The worker's I/O loop: pika's, with timers that can be cancelled, readers, and an end of turn that costs no system call.
+
+A turn is: wait for sockets and call their handlers, then what threads handed in, then timers that are due, then `call_soon`
+in order of asking, then `call_last`, where connections write out what the turn had to say.
+"""
 
 from __future__ import annotations
 
+import socket
+from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from pika.adapters.select_connection import IOLoop
 
@@ -40,10 +45,22 @@ class PikaLoop:
     def __init__(self) -> None:
         self.pika = IOLoop()
         self._soon: list[Callback] = []
+        self._last: list[Callback] = []
+        self._is_end_due = False
+        self._is_ending = False
         self._is_stopping = False
+        self._is_closed = False
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._watched: set[int] = set()
+        # pika's own wake-up takes a lock, which a signal handler must not: it may have interrupted the holder.
+        self._from_threads: deque[Callback] = deque()
+        self._is_woken = False
+        # Sockets, because green libraries let non-blocking ones pass through; their os.write wants to wait first.
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self.add_reader(self._wake_reader.fileno(), self._on_woken)
 
     # -- timers and calls
 
@@ -53,19 +70,57 @@ class PikaLoop:
 
     def call_soon(self, callback: Callback) -> None:
         """Run at the end of this loop turn; all such calls hang on one timer."""
-        if not self._soon:
-            self.pika.call_later(0, self._run_soon)
         self._soon.append(callback)
+        self._have_an_end()
 
-    def _run_soon(self) -> None:
+    def call_last(self, callback: Callback) -> None:
+        """Run at the very end of this loop turn, after all that `call_soon` has for it."""
+        self._last.append(callback)
+        if not self._is_ending:
+            self._have_an_end()
+
+    def _have_an_end(self) -> None:
+        if not self._is_end_due:
+            self._is_end_due = True
+            self.pika.call_later(0, self._end_turn)
+
+    def _end_turn(self) -> None:
         # Callbacks that ask for another turn get the next one, so that sockets are looked at in between.
+        self._is_end_due = False
         batch, self._soon = self._soon, []
-        for callback in batch:
-            callback()
+        self._is_ending = True
+        try:
+            for callback in batch:
+                callback()
+            self._run_last()
+        finally:
+            self._is_ending = False
+
+    def _run_last(self) -> None:
+        while self._last:
+            batch, self._last = self._last, []
+            for callback in batch:
+                callback()
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
-        """From any thread, greenlet or signal handler: wakes the loop up."""
-        self.pika.add_callback_threadsafe(callback)
+        """From any thread, greenlet or signal handler: wakes the loop up, once for all that come before it looks."""
+        self._from_threads.append(callback)
+        if not self._is_woken and not self._is_closed:
+            self._is_woken = True
+            try:
+                self._wake_writer.send(b"\0")
+            except BlockingIOError:
+                pass  # so full that it wakes up anyway
+
+    def _on_woken(self) -> None:
+        try:
+            self._wake_reader.recv(4096)
+        except BlockingIOError:
+            pass  # a nested turn (`service`) was here before
+        # Before the calls are taken: who appends after we looked must wake us again.
+        self._is_woken = False
+        for _ in range(len(self._from_threads)):
+            self._from_threads.popleft()()
 
     # -- file descriptors
 
@@ -93,13 +148,12 @@ class PikaLoop:
         wanted = (IOLoop.READ | IOLoop.ERROR if fd in self._readers else 0) | (
             IOLoop.WRITE if fd in self._writers else 0
         )
-        self._forget(fd)
-        if wanted:
+        if fd not in self._watched:
             self._watched.add(fd)
             self.pika.add_handler(fd, self._on_event, wanted)
-
-    def _forget(self, fd: int) -> None:
-        if fd in self._watched:
+        elif wanted:
+            self.pika.update_handler(fd, wanted)
+        else:
             self._watched.discard(fd)
             self.pika.remove_handler(fd)
 
@@ -133,16 +187,22 @@ class PikaLoop:
         self.pika.start()
 
     def service(self) -> None:
-        """One turn that waits for nothing, from inside a callback of `run` (a task that keeps the loop's thread)."""
-        self.pika.call_later(0, _nothing)
-        self.pika.poll()
-        self.pika.process_timeouts()
+        """Turn twice without waiting, from inside a callback of `run` (a task that keeps the loop's thread): the second turn
+        sends what the first had to say, such as a heartbeat."""
+        for _ in range(2):
+            self.pika.call_later(0, _nothing)
+            self.pika.poll()
+            self.pika.process_timeouts()
+            self._run_last()
 
     def close(self) -> None:
-        """Release what the poller holds."""
-        closing: Any = getattr(self.pika, "close", None)
-        if closing is not None:
-            closing()
+        """Release the descriptors; may be called twice."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.remove_reader(self._wake_reader.fileno())
+            self._wake_reader.close()
+            self._wake_writer.close()
+            self.pika.close()
 
 
 def _nothing() -> None:

@@ -1,37 +1,47 @@
-"""LoopPublisher: confirmed publishes from a worker's loop; never blocks, sends unconfirmed messages again after a reconnect."""
+"""LoopPublisher: confirmed publishes from a worker's loop; never blocks, sends unconfirmed messages again after a reconnect.
+
+Messages wait in order, are written at the end of a loop turn, and are outstanding until the broker's ack or nack. When the
+channel is lost, what was outstanding goes to the front of the line again: it may then be stored twice, never not at all.
+"""
 
 from __future__ import annotations
 
 import os
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pika
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from amqtask.entities import Declaration
 from amqtask.exceptions import OperationalError, PublishError
 from amqtask.message import Message
-from amqtask.transport.confirms import Confirms
-from amqtask.transport.connection import LoopConnection
-from amqtask.transport.declare import Declaring
+from amqtask.transport.confirms import Confirms, Returns
+from amqtask.transport.connection import Backoff, LoopConnection
+from amqtask.transport.declare import Declarer
+from amqtask.transport.errors import channel_error, culprits, refused, unroutable, unwritable
 from amqtask.transport.loop import LoopTimer, PikaLoop
-from amqtask.transport.publisher import basic_properties, channel_error, culprit, refused, unroutable
+from amqtask.transport.publisher import basic_properties
 from amqtask.transport.url import BrokerAddress
 
 OnDone = Callable[["PublishError | None"], None]
+# Unconfirmed messages at most; more wait here, where they cost no broker anything.
 WINDOW = 2000
+# What pika raises for a message that AMQP has no form for.
+UNWRITABLE = (AMQPError, struct.error, TypeError, ValueError, AssertionError, AttributeError)
 
 
 class _Pending:
     """A message that is not confirmed yet."""
 
-    __slots__ = ("message", "on_done")
+    __slots__ = ("is_second_try", "message", "on_done")
 
     def __init__(self, message: Message, on_done: OnDone) -> None:
         self.message = message
         self.on_done = on_done
+        self.is_second_try = False
 
 
 class PikaLoopPublisher:
@@ -52,17 +62,23 @@ class PikaLoopPublisher:
         self._connection = LoopConnection(
             addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
+        self._declarer = Declarer(on_warning)
         self._pika: Any = None
+        # The present channel, once it confirms; and one that is being opened.
         self._channel: Any = None
+        self._opening: Any = None
         self._confirms: Confirms[_Pending] = Confirms()
-        self._returned: set[str] = set()
+        self._returns = Returns()
         self._waiting: deque[_Pending] = deque()
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
-        self._found: set[Declaration] = set()
-        self._declaring: Declaring | None = None
+        self._is_declaring = False
         self._number = 0
+        # How many messages to publish one at a time, because one of them makes the broker close the channel.
+        self._suspects = 0
         self._is_due = False
+        self._is_stopped = False
+        self._backoff = Backoff()
         self._timer: LoopTimer | None = None
 
     # -- the contract
@@ -74,6 +90,7 @@ class PikaLoopPublisher:
 
     def start(self) -> None:
         """Connect now."""
+        self._is_stopped = False
         self._connection.start()
 
     def publish(self, message: Message, on_done: OnDone) -> None:
@@ -84,33 +101,41 @@ class PikaLoopPublisher:
         self._waiting.append(_Pending(message, on_done))
         if not self._is_due:
             self._is_due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_last(self._flush)
 
     def stop(self) -> None:
-        """Close; the owner waits for `outstanding` to be 0 first if it cares."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Write what waits, then close; nobody hears of these confirms any more, so the owner that cares waits for
+        `outstanding` to be 0 first."""
+        self._flush()
+        self._is_stopped = True
+        self._forget_timer()
         self._connection.stop()
 
     # -- publishing
 
     def _flush(self) -> None:
         self._is_due = False
+        if self._is_stopped:
+            return
         if not self._connection.is_running:
             self._connection.start()
         channel = self._channel
-        if channel is None or not channel.is_open or self._declaring is not None:
+        if channel is None or not channel.is_open or self._is_declaring:
             return
         waiting, confirms = self._waiting, self._confirms
-        while waiting and len(confirms) < WINDOW:
+        window = 1 if self._suspects else WINDOW
+        while waiting and len(confirms) < window:
             pending = waiting[0]
             declare = pending.message.declare
             if declare and self._declared_tuples.get(id(declare)) is not declare and not self._is_declared(declare):
                 self._declare(declare)
                 return
             waiting.popleft()
-            confirms.published(pending)
-            message = pending.message
+            self._send(channel, pending)
+
+    def _send(self, channel: Any, pending: _Pending) -> None:
+        message = pending.message
+        try:
             channel.basic_publish(
                 message.exchange,
                 message.routing_key,
@@ -118,6 +143,44 @@ class PikaLoopPublisher:
                 basic_properties(message.properties),
                 message.mandatory,
             )
+        except UNWRITABLE as error:  # pika encodes all before it writes anything
+            self._settled(pending, unwritable(message, error))
+        else:
+            self._confirms.published(pending)
+
+    def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._returns.returned(properties.message_id, method.exchange, method.routing_key)
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        acked = isinstance(method, pika.spec.Basic.Ack)
+        returns = self._returns
+        for pending in self._confirms.settle(method.delivery_tag, method.multiple):
+            message = pending.message
+            if len(returns) and returns.claim(message.properties.message_id, message.exchange, message.routing_key):
+                self._returned(pending)
+            else:
+                self._settled(pending, None if acked else refused(message))
+        if self._waiting and not self._is_due:
+            self._flush()
+
+    def _returned(self, pending: _Pending) -> None:
+        """No queue takes it. What was declared for it may have been deleted since: once more, with everything."""
+        declare = pending.message.declare
+        if not declare or pending.is_second_try:
+            self._settled(pending, unroutable(pending.message))
+            return
+        pending.is_second_try = True
+        self._declared.difference_update(declare)
+        self._declared_tuples.clear()
+        self._waiting.appendleft(pending)
+
+    def _settled(self, pending: _Pending, error: PublishError | None) -> None:
+        if self._suspects:
+            self._suspects -= 1
+        pending.on_done(error)
+
+    # -- declaring
 
     def _is_declared(self, declare: tuple[Declaration, ...]) -> bool:
         if not self._declared.issuperset(declare):
@@ -130,44 +193,37 @@ class PikaLoopPublisher:
 
     def _declare(self, declare: tuple[Declaration, ...]) -> None:
         missing = [entity for entity in declare if entity not in self._declared]
+        self._is_declaring = True
+        self._declarer.declare(missing, lambda error: self._on_declared(missing, error))
 
-        def done() -> None:
-            self._declaring = None
-            self._declared.update(missing)
-            self._flush()
-
-        self._declaring = Declaring(missing, found=self._found, on_done=done, on_warning=self._warn)
-        self._declaring.resume(self._channel)
-
-    def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        if properties.message_id:
-            self._returned.add(properties.message_id)
-
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
-        acked = isinstance(method, pika.spec.Basic.Ack)
-        returned = self._returned
-        for pending in self._confirms.settle(method.delivery_tag, method.multiple):
-            error: PublishError | None = None if acked else refused(pending.message)
-            if returned and pending.message.properties.message_id in returned:
-                returned.discard(pending.message.properties.message_id)
-                error = unroutable(pending.message)
-            pending.on_done(error)
-        if self._waiting and not self._is_due:
-            self._flush()
+    def _on_declared(self, entities: Sequence[Declaration], error: OperationalError | None) -> None:
+        self._is_declaring = False
+        if error is None:
+            self._declared.update(entities)
+        elif self._waiting:
+            self._settled(
+                self._waiting.popleft(), error if isinstance(error, PublishError) else PublishError(str(error))
+            )
+        self._flush()
 
     # -- the connection's events
 
     def on_open(self, connection: Any) -> None:
         """A connection: open a channel in confirm mode."""
+        self._forget_timer()
         self._pika = connection
+        self._declarer.connected(connection)
         self._open_channel()
 
     def on_lost(self, error: Exception) -> None:
         """Unconfirmed messages go again on the next connection."""
-        self._drop_channel()
-        self._declaring = None
+        self._forget_timer()
         self._pika = None
+        self._declarer.lost()
+        self._is_declaring = False
+        self._declared.clear()
+        self._declared_tuples.clear()
+        self._drop_channel()
 
     def on_unreachable(self, error: Exception) -> None:
         """The consumer on the same broker says so already."""
@@ -181,60 +237,60 @@ class PikaLoopPublisher:
         if reason is not None:
             self._warn(f"the broker blocks publishing ({reason}); results and retries wait until it goes on")
 
+    # -- the channel
+
     def _open_channel(self) -> None:
         self._timer = None
-        if self._pika is not None and self._pika.is_open:
-            self._pika.channel(on_open_callback=self._on_channel)
+        if self._pika is not None and self._pika.is_open and self._opening is None and self._channel is None:
+            self._opening = self._pika.channel(on_open_callback=self._on_channel)
+            self._opening.add_on_close_callback(self._on_channel_closed)
 
     def _on_channel(self, channel: Any) -> None:
-        channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=lambda _: self._ready(channel))
 
     def _ready(self, channel: Any) -> None:
-        self._channel = channel
-        if self._declaring is not None:
-            self._declaring.resume(channel)
-        else:
-            self._flush()
+        if channel is not self._opening:
+            return
+        self._opening, self._channel = None, channel
+        self._backoff.well()
+        self._flush()
 
     def _drop_channel(self) -> None:
-        self._channel = None
-        self._returned.clear()
-        self._declared.clear()
-        self._declared_tuples.clear()
+        self._channel = self._opening = None
         self._waiting.extendleft(reversed(list(self._confirms.outstanding())))
         self._confirms = Confirms()
+        self._returns = Returns()
 
     def _on_channel_closed(self, channel: Any, error: Exception) -> None:
-        if channel is not self._channel:
+        if channel not in (self._channel, self._opening):
             return
         unconfirmed = list(self._confirms.outstanding())
         self._drop_channel()
-        if self._pika is None or not self._pika.is_open:
+        if self._pika is None or not self._pika.is_open or self._is_stopped:
             return  # the connection's own end follows
-        if self._declaring is not None:
-            if not self._declaring.explains(error):
-                self._declaring = None
-                self._fail_first(error)
-        else:
-            self._blame(error, unconfirmed)
-        self._timer = self._loop.call_later(0.05, self._open_channel)
+        if isinstance(error, ChannelClosedByBroker) and self._blame(error, unconfirmed):
+            self._open_channel()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(self._backoff.next(), self._open_channel)
 
-    def _fail_first(self, error: Exception) -> None:
-        """What the first message needs cannot be declared."""
-        pending = self._waiting.popleft()
-        pending.on_done(PublishError(f"what the message needs cannot be declared: {error}"))
-
-    def _blame(self, error: Exception, unconfirmed: list[_Pending]) -> None:
-        """The broker closed the channel because of one message: that one fails, the others go again."""
-        if not isinstance(error, ChannelClosedByBroker):
-            return
+    def _blame(self, error: ChannelClosedByBroker, unconfirmed: list[_Pending]) -> bool:
+        """The broker closed the channel because of one message: that one fails, the others go again. When its words do
+        not tell which, they go one at a time. False when it was none of them."""
+        if not unconfirmed:
+            self._warn(str(OperationalError(f"the broker closed the publishing channel: {error}")))
+            return False
         messages = [pending.message for pending in unconfirmed]
-        index = culprit(error, messages, list(range(len(messages))))
-        if index is not None:
+        guilty = culprits(error, messages, list(range(len(messages))))
+        if not guilty:
+            self._suspects = len(unconfirmed)
+        for index in guilty:
             pending = unconfirmed[index]
             self._waiting.remove(pending)
-            pending.on_done(channel_error(error, pending.message))
-        else:
-            self._warn(str(OperationalError(f"the broker closed the publishing channel: {error}")))
+            self._settled(pending, channel_error(error, pending.message))
+        return True
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
