@@ -10,6 +10,7 @@ import pika
 import pytest
 
 from amqtask.transport import fields
+from integration.looped import Looped
 from integration.nodes import NodeError, RabbitNode, broker, rabbitmq_installed, redis_server
 
 
@@ -122,3 +123,13 @@ def rabbit(broker_url: str) -> Iterator[Broker]:
         yield seen
     finally:
         seen.close()
+
+
+@pytest.fixture
+def looped(broker_url: str) -> Iterator[Looped]:
+    """Consumers and publishers on a loop that the test turns."""
+    made = Looped(broker_url)
+    try:
+        yield made
+    finally:
+        made.close()

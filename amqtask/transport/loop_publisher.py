@@ -88,6 +88,11 @@ class PikaLoopPublisher:
         """How many messages are not confirmed yet."""
         return len(self._waiting) + len(self._confirms)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether its connection is open."""
+        return self._connection.is_open
+
     def start(self) -> None:
         """Connect now."""
         self._is_stopped = False

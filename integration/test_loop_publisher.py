@@ -1,0 +1,326 @@
+"""PikaLoopPublisher on a real broker: what is confirmed is stored, one bad message harms no other, nothing is given up.
+
+What every transport keeps is in amqtask.testing.suites.transport; here is what needs a broker that fails.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from amqtask.entities import Exchange, Queue, arguments
+from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
+from integration.conftest import Broker
+from integration.faults import Forwarder
+from integration.looped import Looped, Sent
+from integration.nodes import RabbitNode
+from integration.workers import eventually
+
+QUORUM = arguments({"x-queue-type": "quorum"})
+CLASSIC = arguments({"x-queue-type": "classic"})
+
+
+@pytest.fixture
+def queue(rabbit: Broker) -> Queue:
+    """A quorum queue's entity; nothing declared it."""
+    return Queue(rabbit.queue("loop-pub"), arguments=QUORUM)
+
+
+@pytest.fixture
+def other(rabbit: Broker) -> Queue:
+    """Another one."""
+    return Queue(rabbit.queue("loop-pub-2"), arguments=QUORUM)
+
+
+@pytest.fixture
+def way(broker_url: str) -> Iterator[Forwarder]:
+    """The way to the broker, for breaking."""
+    with Forwarder(broker_url) as forwarder:
+        yield forwarder
+
+
+def everything_in(rabbit: Broker, queue: str) -> list[bytes]:
+    """The bodies of all messages of a queue."""
+    channel = rabbit.channel()
+    found = []
+    while (body := channel.basic_get(queue, auto_ack=True)[2]) is not None:
+        found.append(body)
+    channel.close()
+    return found
+
+
+def numbered(count: int) -> list[bytes]:
+    """So many bodies."""
+    return [b"%05d" % number for number in range(count)]
+
+
+# -- what arrives
+
+
+def test_the_first_publish_connects_and_all_arrive_in_order(rabbit: Broker, looped: Looped, queue: Queue) -> None:
+    publisher = looped.publisher()
+    sent = Sent(publisher)
+    bodies = numbered(5000)  # more than may be unconfirmed at once
+    assert not publisher.is_connected
+    for body in bodies:
+        sent.publish(body, queue.name, declare=(queue,))
+    assert publisher.outstanding == 5000
+
+    looped.until(lambda: len(sent.done) == 5000)
+
+    assert publisher.outstanding == 0
+    assert sent.errors == {}
+    assert rabbit.count(queue.name) == 5000
+    assert [rabbit.take(queue.name)[1] for _ in range(3)] == bodies[:3]  # type: ignore[index]
+
+
+def test_a_stop_writes_out_what_was_published_before(rabbit: Broker, looped: Looped, queue: Queue) -> None:
+    publisher = looped.publisher()
+    sent = Sent(publisher)
+    sent.publish(b"first", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+
+    for body in numbered(200):
+        sent.publish(body, queue.name)
+    publisher.stop()
+    looped.until(lambda: not publisher.is_connected)
+
+    eventually(lambda: rabbit.count(queue.name) == 201)
+
+
+# -- what is declared for messages
+
+
+def test_messages_wait_in_line_for_what_one_of_them_needs(rabbit: Broker, looped: Looped, queue: Queue) -> None:
+    publisher = looped.publisher()
+    sent = Sent(publisher)
+    exchange = Exchange(f"{queue.name}.x", type="fanout", auto_delete=True)
+    sent.publish(b"1", queue.name, declare=(queue,))
+    sent.publish(b"2", queue.name, declare=(exchange, queue))
+    sent.publish(b"3", queue.name)
+
+    looped.until(lambda: len(sent.done) == 3)
+
+    assert everything_in(rabbit, queue.name) == [b"1", b"2", b"3"]
+    rabbit.channel().exchange_delete(exchange.name)
+
+
+def test_a_queue_that_exists_with_other_arguments_makes_no_message_go_twice(
+    rabbit: Broker, looped: Looped, queue: Queue, other: Queue
+) -> None:
+    rabbit.channel().queue_declare(other.name, durable=True, arguments=dict(CLASSIC))
+    sent = Sent(looped.publisher())
+    bodies = numbered(600)
+    for body in bodies[:500]:
+        sent.publish(body, queue.name, declare=(queue,))
+    sent.publish(b"found", other.name, declare=(other,))
+    for body in bodies[500:]:
+        sent.publish(body, queue.name, declare=(queue,))
+
+    looped.until(lambda: len(sent.done) == 601)
+
+    assert everything_in(rabbit, queue.name) == bodies
+    assert everything_in(rabbit, other.name) == [b"found"]
+    assert ["'classic'" in text for text in looped.warnings] == [True]
+
+
+def test_a_queue_that_was_deleted_since_is_declared_again(rabbit: Broker, looped: Looped, queue: Queue) -> None:
+    sent = Sent(looped.publisher())
+    sent.publish(b"1", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+
+    rabbit.channel().queue_delete(queue.name)
+    sent.publish(b"2", queue.name, declare=(queue,))
+    looped.until(lambda: len(sent.done) == 2)
+
+    assert sent.errors == {}
+    assert everything_in(rabbit, queue.name) == [b"2"]
+
+
+def test_what_cannot_be_declared_fails_the_message_that_needs_it(
+    rabbit: Broker, looped: Looped, queue: Queue, other: Queue
+) -> None:
+    rabbit.channel().queue_declare(other.name, exclusive=True)
+    sent = Sent(looped.publisher())
+    sent.publish(b"1", queue.name, declare=(queue,))
+    sent.publish(b"locked", other.name, declare=(Queue(other.name, durable=False, exclusive=True),))
+    sent.publish(b"nonsense", "n", declare=(Queue("n", arguments=arguments({"x-queue-type": object})),))
+    sent.publish(b"2", queue.name, declare=(queue,))
+
+    looped.until(lambda: len(sent.done) == 4)
+
+    assert set(sent.errors) == {b"locked", b"nonsense"}
+    assert other.name in str(sent.errors[b"locked"])
+    assert everything_in(rabbit, queue.name) == [b"1", b"2"]
+
+
+# -- messages that the broker does not take
+
+
+def test_each_of_two_unroutable_messages_with_one_id_is_told(looped: Looped, rabbit: Broker, queue: Queue) -> None:
+    sent = Sent(looped.publisher())
+    sent.publish(b"1", "nowhere", message_id="same")
+    sent.publish(b"2", queue.name, declare=(queue,), message_id="same")
+    sent.publish(b"3", "nowhere", message_id="same")
+
+    looped.until(lambda: len(sent.done) == 3)
+
+    assert set(sent.errors) == {b"1", b"3"}
+    assert all(isinstance(error, Unroutable) for error in sent.errors.values())
+
+
+def test_a_full_queue_refuses_what_is_too_much_and_keeps_the_rest(rabbit: Broker, looped: Looped) -> None:
+    limits = {"x-queue-type": "classic", "x-max-length": 3, "x-overflow": "reject-publish"}
+    full = Queue(rabbit.queue("full"), arguments=arguments(limits))
+    sent = Sent(looped.publisher())
+    for body in numbered(10):
+        sent.publish(body, full.name, declare=(full,))
+
+    looped.until(lambda: len(sent.done) == 10)
+
+    stored = everything_in(rabbit, full.name)
+    assert all(isinstance(error, PublishRefused) for error in sent.errors.values())
+    assert sorted(stored) == sorted(set(numbered(10)) - set(sent.errors))
+
+
+def test_a_message_that_amqp_cannot_write_fails_alone(rabbit: Broker, looped: Looped, queue: Queue) -> None:
+    sent = Sent(looped.publisher())
+    sent.publish(b"1", queue.name, declare=(queue,))
+    sent.publish(b"odd", queue.name, headers={"odd": object()})
+    sent.publish(b"long", "k" * 300)
+    sent.publish(b"nowhere", "nowhere")
+    sent.publish(b"2", queue.name)
+
+    looped.until(lambda: len(sent.done) == 5)
+
+    assert {body: type(error) for body, error in sent.errors.items()} == {
+        b"odd": PublishError,
+        b"long": PublishError,
+        b"nowhere": Unroutable,
+    }
+    assert everything_in(rabbit, queue.name) == [b"1", b"2"]
+
+
+def test_all_messages_for_an_exchange_that_is_not_there_fail_and_no_other(
+    rabbit: Broker, looped: Looped, queue: Queue
+) -> None:
+    sent = Sent(looped.publisher())
+    for body in numbered(100):
+        if int(body) % 10:
+            sent.publish(body, queue.name, declare=(queue,))
+        else:
+            sent.publish(body, queue.name, exchange="no-such-exchange")
+
+    looped.until(lambda: len(sent.done) == 100)
+
+    assert set(sent.errors) == {body for body in numbered(100) if not int(body) % 10}
+    assert all(isinstance(error, Unroutable) for error in sent.errors.values())
+    assert set(everything_in(rabbit, queue.name)) == set(numbered(100)) - set(sent.errors)
+
+
+def test_a_message_that_the_broker_closes_the_channel_for_is_found_and_fails_alone(
+    rabbit: Broker, looped: Looped, queue: Queue
+) -> None:
+    sent = Sent(looped.publisher())
+    for body in numbered(60):
+        bad = {"expiration": "soon"} if body in (b"00020", b"00040") else {}
+        sent.publish(body, queue.name, declare=(queue,), **bad)
+
+    looped.until(lambda: len(sent.done) == 60)
+
+    assert set(sent.errors) == {b"00020", b"00040"}
+    assert all(isinstance(error, PublishRefused) for error in sent.errors.values())
+    assert set(everything_in(rabbit, queue.name)) == set(numbered(60)) - set(sent.errors)
+
+
+def test_a_message_over_the_brokers_limit_is_named(hurt_node: RabbitNode, looped: Looped) -> None:
+    queue = Queue("loop-large", arguments=CLASSIC)
+    sent = Sent(looped.publisher(hurt_node.url))
+    large = b"x" * 2_000_000
+    sent.publish(b"1", queue.name, declare=(queue,))
+    sent.publish(large, queue.name)
+    sent.publish(b"2", queue.name)
+
+    looped.until(lambda: len(sent.done) == 3)
+
+    assert list(sent.errors) == [large]
+    assert isinstance(sent.errors[large], MessageTooLarge)
+
+
+# -- connections that break
+
+
+def test_what_is_unconfirmed_when_the_connection_breaks_is_sent_again_in_order(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder
+) -> None:
+    publisher = looped.publisher(way.url)
+    sent = Sent(publisher)
+    sent.publish(b"first", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+    way.cut_after(b"00007")  # the broker gets it; its confirm does not come back
+    bodies = numbered(20)
+    for body in bodies:
+        sent.publish(body, queue.name)
+
+    looped.until(lambda: len(sent.done) == 21)
+
+    assert sent.errors == {}
+    stored = everything_in(rabbit, queue.name)
+    assert set(stored) == {b"first", *bodies}
+    assert stored[-20:] == bodies
+    assert max(Counter(stored).values()) <= 2
+
+
+def test_what_is_published_while_there_is_no_connection_goes_when_there_is(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder
+) -> None:
+    way.stall(new_ones=True)
+    publisher = looped.publisher(way.url, connect_timeout=0.1)
+    sent = Sent(publisher)
+    sent.publish(b"patient", queue.name, declare=(queue,))
+    looped.until(lambda: way.accepted >= 2)
+    assert publisher.outstanding == 1
+
+    way.heal()
+    looped.until(lambda: sent.done)
+
+    assert everything_in(rabbit, queue.name) == [b"patient"]
+
+
+def test_declarations_are_made_again_on_a_new_connection(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder
+) -> None:
+    sent = Sent(looped.publisher(way.url))
+    sent.publish(b"1", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+
+    rabbit.channel().queue_delete(queue.name)
+    way.cut()
+    sent.publish(b"2", queue.name, declare=(queue,))
+    looped.until(lambda: len(sent.done) == 2)
+
+    assert sent.errors == {}
+    assert everything_in(rabbit, queue.name) == [b"2"]
+
+
+def test_a_blocked_broker_is_waited_for(hurt_node: RabbitNode, looped: Looped) -> None:
+    queue = Queue("loop-blocked", arguments=CLASSIC)
+    publisher = looped.publisher(hurt_node.url)
+    sent = Sent(publisher)
+    sent.publish(b"before", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+
+    hurt_node.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        for body in numbered(10):
+            sent.publish(body, queue.name)
+        looped.until(lambda: looped.warnings)
+        assert "blocks publishing" in looped.warnings[0]
+        assert publisher.outstanding == 10
+    finally:
+        hurt_node.ctl("set_vm_memory_high_watermark", "0.6")
+    looped.until(lambda: len(sent.done) == 11)
+
+    assert sent.errors == {}
