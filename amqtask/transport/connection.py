@@ -11,16 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from pika.adapters.select_connection import SelectConnection
-
 from amqtask.transport.errors import connection_error, is_refusal
 from amqtask.transport.fields import install
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
+from amqtask.transport.wire import Wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
-# Bytes gathered in one loop turn before they are handed to the socket.
-BURST = 65536
 
 
 class Backoff:
@@ -62,27 +59,16 @@ class ConnectionListener(Protocol):
         """The broker blocks publishing (an alarm), or does not any more (None)."""
 
 
-class _Connection(SelectConnection):  # type: ignore[misc]  # pika is untyped here
-    """pika writes each frame with a system call of its own; this writes what one loop turn says at its end."""
+class _Connection(Wire):
+    """What one loop turn says is written at its end."""
 
-    _gathered: bytearray | None = None
     _turns: PikaLoop
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        gathered = self._gathered
-        if gathered is None:
-            self._gathered = bytearray(data)
-            self._turns.call_last(self._write_out)
-            return
-        gathered += data
-        if len(gathered) >= BURST:
-            self._gathered = bytearray()
-            super()._adapter_emit_data(bytes(gathered))
-
-    def _write_out(self) -> None:
-        gathered, self._gathered = self._gathered, None
-        if gathered and not self.is_closed:
-            super()._adapter_emit_data(bytes(gathered))
+        if self._gathered is None:
+            self.gather()
+            self._turns.call_last(self.flush)
+        super()._adapter_emit_data(data)
 
 
 class LoopConnection:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import IOLoop
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue
@@ -28,12 +28,11 @@ from amqtask.transport.errors import blocked, connection_error, declare_error
 from amqtask.transport.fields import install
 from amqtask.transport.names import entity_name as entity_name
 from amqtask.transport.url import BrokerAddress
+from amqtask.transport.wire import Wire
 
 Warn = Callable[[str], None]
 # A link used so recently (seconds) is looked at with one system call; its heartbeat timers can wait.
 FRESH = 1.0
-# Bytes gathered before they are handed to the socket.
-BURST = 65536
 
 
 class LinkLost(Exception):
@@ -42,31 +41,6 @@ class LinkLost(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
-
-
-class _Connection(SelectConnection):  # type: ignore[misc]  # pika is untyped here
-    """pika writes each frame with a system call of its own; this gathers what one burst says."""
-
-    _gathered: bytearray | None = None
-
-    def gather(self) -> None:
-        """Keep what is written from now on."""
-        self._gathered = bytearray()
-
-    def flush(self) -> None:
-        """Write what was kept, and write at once again."""
-        gathered, self._gathered = self._gathered, None
-        if gathered and not self.is_closed:
-            super()._adapter_emit_data(bytes(gathered))
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        if self._gathered is None:
-            super()._adapter_emit_data(data)
-            return
-        self._gathered += data
-        if len(self._gathered) >= BURST:
-            self.flush()
-            self.gather()
 
 
 class Link:
@@ -103,7 +77,7 @@ class Link:
             connect_timeout=max(0.1, min(self._connect_timeout, deadline - time.monotonic())),
             name=self._name,
         )
-        self._connection = _Connection(
+        self._connection = Wire(
             parameters,
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_failure,
@@ -191,6 +165,11 @@ class Link:
             and self.channel is not None
             and self.channel.is_open
         )
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something waits to be written with the next turn."""
+        return bool(self._connection._get_write_buffer_size())
 
     def is_usable(self) -> bool:
         """Whether it is still open after reading what the broker may have said in the meantime."""

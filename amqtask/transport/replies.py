@@ -68,7 +68,6 @@ class ReplyConsumer:
         self._leader: int | None = None
         self._turns = 0
         self._last_tag = 0
-        self._is_ack_waiting = False
         self._thread: threading.Thread | None = None
         self._retry_at = 0.0
         self._is_closed = False
@@ -215,7 +214,6 @@ class ReplyConsumer:
 
     def _turned(self, done: Callable[[], bool]) -> bool:
         """After each turn: answer what came, tell the others; whether the leader may go."""
-        self._is_ack_waiting = False
         if self._last_tag:
             self._acknowledge()
             with self._state:
@@ -227,13 +225,11 @@ class ReplyConsumer:
         tag, self._last_tag = self._last_tag, 0
         if tag and self._link is not None and self._link.is_open:
             self._link.channel.basic_ack(tag, multiple=True)
-            self._is_ack_waiting = True
 
     def _settle(self) -> None:
-        """Before the lead is given up: pika writes acknowledgements with the next turn of the loop, so take it."""
+        """Before the lead is given up: acknowledge, and if that could not be written at once, take the turn that writes it."""
         self._acknowledge()
-        if self._is_ack_waiting and self._link is not None and self._link.is_open:
-            self._is_ack_waiting = False
+        if self._link is not None and self._link.is_open and self._link.is_writing:
             try:
                 self._link.turn()
             except LinkLost:
