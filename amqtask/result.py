@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
 from amqtask.execution.context import current_context
+from amqtask.pipeline import flush_open
 from amqtask.protocol.result import ResultMessage, exception_from_dict
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def _store(self) -> ResultBackend:
+        flush_open()  # or the result of a call that still waits in a pipeline would never come
         if self._backend is None:
             raise BackendNotConfigured(
                 f"the application keeps no results, so that of task {self.id} cannot be read: set result_backend "

@@ -36,6 +36,12 @@ def publish_many(count: int) -> None:
     app.publish_many([noop.s() for _ in range(count)])
 
 
+def publish_pipeline(count: int) -> None:
+    """A loop of delay() in a pipeline."""
+    with app.pipeline():
+        publish_each(count)
+
+
 def publish_each(count: int) -> None:
     """One at a time, each confirmed."""
     for _ in range(count):
@@ -48,6 +54,10 @@ if __name__ == "__main__":
             "fill": fill,
             "roundtrip": lambda n: clients.roundtrip(lambda: noop.delay().get(timeout=10), n),
             "burst": lambda n: clients.burst(noop.delay, lambda result: result.get(timeout=60), n),
+            "burst_pipeline": lambda n: clients.burst(
+                noop.delay, lambda result: result.get(timeout=60), n, app.pipeline
+            ),
+            "pipeline": lambda n: clients.publishing(publish_pipeline, n),
             "publish_many": lambda n: clients.publishing(publish_many, n),
             "publish": lambda n: clients.publishing(publish_each, n),
         }

@@ -13,6 +13,11 @@ from benchmarks.apps import clients
 URL = os.environ["AMQTASK_BROKER_URL"]
 PREFETCH = 200
 QUEUE = os.environ.get("BENCH_QUEUE", "bench_bare")
+ECHO_QUEUE = {
+    "queue": "bench_echo",
+    "durable": True,
+    "arguments": {"x-queue-type": os.environ.get("BENCH_QUEUE_TYPE", "classic")},
+}
 
 
 class Drain:
@@ -76,7 +81,7 @@ def _echo_channel(channel: Any) -> None:
         channel.basic_ack(method.delivery_tag)
 
     channel.basic_qos(prefetch_count=PREFETCH)
-    channel.queue_declare("bench_echo", durable=True, callback=lambda _: channel.basic_consume("bench_echo", answer))
+    channel.queue_declare(**ECHO_QUEUE, callback=lambda _: channel.basic_consume("bench_echo", answer))
 
 
 class Caller:
@@ -97,7 +102,7 @@ class Caller:
 
     def _ready(self, channel: Any) -> None:
         self._channel = channel
-        channel.queue_declare("bench_echo", durable=True)
+        channel.queue_declare(**ECHO_QUEUE)
         channel.queue_declare("", exclusive=True, callback=self._declared)
 
     def _declared(self, frame: Any) -> None:

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 
@@ -21,11 +22,17 @@ def roundtrip(call: Callable[[], Any], count: int) -> dict[str, float]:
     return {"p50": statistics.median(times), "p99": times[int(len(times) * 0.99) - 1]}
 
 
-def burst(publish: Callable[[], Any], get: Callable[[Any], Any], count: int) -> dict[str, float]:
-    """`count` × publish, then `count` × get; whole calls per second."""
+def burst(
+    publish: Callable[[], Any],
+    get: Callable[[Any], Any],
+    count: int,
+    block: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, float]:
+    """`count` × publish in one `block()`, then `count` × get; whole calls per second."""
     get(publish())
     start = time.perf_counter()
-    results = [publish() for _ in range(count)]
+    with block():
+        results = [publish() for _ in range(count)]
     published = time.perf_counter()
     for result in results:
         get(result)
