@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import signals
 from amqtask.entities import Exchange, Queue
 from amqtask.exceptions import LimitUnsupported, QueueNotFound
-from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool
+from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.serialization import content_types
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control
@@ -99,11 +99,12 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
             if limit is None:
                 continue
             longest = max(longest, limit)
-            if kind not in pool_class.limits:
-                has = " and ".join(sorted(pool_class.limits)) or "no"
+            limits = limits_of(pool_class, is_async=task.is_async)
+            if kind not in limits:
+                has = " and ".join(sorted(limits)) or "no"
                 raise LimitUnsupported(
                     f"task {name} has a {kind} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
-                    "time limits. Take the limit away or choose another pool (prefork has both)."
+                    "time limits for such a task. Take the limit away or choose another pool (prefork has both)."
                 )
     if longest > CONSUMER_TIMEOUT_SECONDS:
         logger.warning(
