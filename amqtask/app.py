@@ -9,19 +9,18 @@ import logging
 import os
 import socket
 import sys
-import uuid
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from amqtask import current, signals
 from amqtask.calls import Calls
-from amqtask.canvas import chain, from_dict, group, signature
+from amqtask.canvas import signature
+from amqtask.discovery import django_apps, import_related
+from amqtask.eager import InlineRunner
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError, PublishError
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.executor import Executor
-from amqtask.execution.inline import InlineExecutor
-from amqtask.execution.request import Request
 from amqtask.message import Message
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
 from amqtask.queues import configured, default_exchange
@@ -34,6 +33,7 @@ from amqtask.task import AsyncTask, Task, make_task
 from amqtask.topology.delays import DelayPlan
 from amqtask.topology.plan import QueueDefaults
 from amqtask.topology.routes import Queues, Router
+from amqtask.workflows import Workflows
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
@@ -214,6 +214,11 @@ class AmqTask:
         return Calls(self.conf, self.router, self.delays)
 
     @cached_property
+    def workflows(self) -> Workflows:
+        """Composes chains, groups and callbacks."""
+        return Workflows(self)
+
+    @cached_property
     def publisher(self) -> Publisher:
         """Publishes with confirms; made at the first publish."""
         module = importlib.import_module("amqtask.transport.publisher")
@@ -361,7 +366,7 @@ class AmqTask:
     def autodiscover_tasks(self, packages: Any = None, related_name: str = "tasks", force: bool = False) -> None:
         """Import `<package>.tasks` of each package (a list, a function that returns one, or Django's INSTALLED_APPS),
         when a worker starts or the tasks are finalised."""
-        find = packages if callable(packages) else (lambda: list(packages) if packages is not None else _django_apps())
+        find = packages if callable(packages) else (lambda: list(packages) if packages is not None else django_apps())
         self._discover.append((find, related_name))
         if force:
             self._discover_now()
@@ -370,7 +375,7 @@ class AmqTask:
         waiting, self._discover = self._discover, []
         for find, related_name in waiting:
             for package in find():
-                _import_related(package, related_name)
+                import_related(package, related_name)
 
     def import_modules(self) -> None:
         """Import what `include`, `imports` and autodiscover_tasks name."""
@@ -558,181 +563,55 @@ class AmqTask:
         return result
 
     def _result(self, task_id: str, name: str | None = None) -> AsyncResult[Any]:
-        return AsyncResult(task_id, self.backend, revoke=self._revoke, task_name=name)
+        return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name)
 
-    def _revoke(self, task_id: str, *, terminate: bool = False, signal: str | None = None) -> None:
+    def revoke_call(self, task_id: str, *, terminate: bool = False, signal: str | None = None) -> None:
         self.control.revoke(task_id, terminate=terminate, signal=signal or "SIGTERM")
 
     # -- workflows
 
     def publish_chain(self, found: Any) -> AsyncResult[Any]:
         """Publish the first step; it carries the others (reversed, as on Celery's wire)."""
-        first, results = self._chain(found)
+        first, results = self.workflows.chained(found)
         self.publish_signature(first)
         return results[-1]
 
     async def apublish_chain(self, found: Any) -> AsyncResult[Any]:
         """The same over the async publisher."""
-        first, results = self._chain(found)
+        first, results = self.workflows.chained(found)
         await self.apublish_signature(first)
         return results[-1]
 
-    def _chain(self, found: Any) -> tuple[Signature, list[AsyncResult[Any]]]:
-        options = dict(found.options)
-        steps = [step.clone() for step in found.tasks]
-        results: list[AsyncResult[Any]] = []
-        reply_to = self.backend.reply_to() if self.backend is not None else None
-        root_id = steps[0].options.setdefault("task_id", str(uuid.uuid4()))
-        last = steps[-1]
-        last.options["link"] = [*last.options.get("link", []), *options.pop("link", [])]
-        errbacks = options.pop("link_error", [])
-        if options.get("task_id"):
-            last.options["task_id"] = options.pop("task_id")
-        parent_id: str | None = None
-        for step in steps:
-            task_id = step.options.setdefault("task_id", str(uuid.uuid4()))
-            step.options["root_id"] = root_id
-            if parent_id is not None:
-                step.options["parent_id"] = parent_id
-            if reply_to:
-                step.options["reply_to"] = reply_to
-            if errbacks:
-                step.options["link_error"] = [*step.options.get("link_error", []), *errbacks]
-            if not step.options.get("link"):
-                step.options.pop("link", None)
-            result = AsyncResult[Any](
-                task_id, self.backend, parent=results[-1] if results else None, revoke=self._revoke, task_name=step.task
-            )
-            results.append(result)
-            parent_id = task_id
-        first = steps[0].set(**options)
-        if len(steps) > 1:
-            first.options["chain"] = [dict(step) for step in reversed(steps[1:])]
-        return first, results
-
     def publish_group(self, found: Any) -> GroupResult:
         """Publish all members in one burst."""
-        group_id, members = self._group(found)
+        group_id, members = self.workflows.grouped(found)
         return self.group_result(group_id, self.publish_many(members))
 
     async def apublish_group(self, found: Any) -> GroupResult:
         """The same over the async publisher."""
-        group_id, members = self._group(found)
+        group_id, members = self.workflows.grouped(found)
         return self.group_result(group_id, await self.apublish_many(members))
-
-    def _group(self, found: Any) -> tuple[str, list[Signature]]:
-        options = dict(found.options)
-        group_id = options.pop("task_id", None) or str(uuid.uuid4())
-        members = []
-        for index, member in enumerate(found.tasks):
-            if isinstance(member, (chain, group)) or member.task in ("celery.chain", "celery.group"):
-                step, _ = self._chain(from_dict(member, self))
-                member = step
-            members.append(member.clone().set(**{**options, "group_id": group_id, "group_index": index}))
-        return group_id, members
 
     def group_result(self, group_id: str, results: Sequence[Any]) -> GroupResult:
         """The results of a group."""
         return GroupResult(group_id, results, self.backend)
 
-    def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
-        """For the executor: the message of a retry."""
-        return self.calls.compose_retry(request, context, when=when, sig=sig)
-
-    def compose_next(
-        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
-    ) -> list[Message]:
-        """For the executor: the messages of a callback or of the next step of a chain."""
-        found = from_dict(signature, self)
-        calls = [found]
-        if found.task == "celery.chain":
-            first, _ = self._chain(found)
-            calls = [first]
-        elif found.task == "celery.group":
-            _, calls = self._group(found)
-        return [self._compose_step(call, result, context, chain) for call in calls]
-
-    def _compose_step(self, call: Signature, result: Any, context: Context, chain: list[Any]) -> Message:
-        options = dict(call.options)
-        if chain:
-            options["chain"] = chain
-        options.setdefault("root_id", context.root_id or context.id)
-        options.setdefault("parent_id", context.id)
-        args = call.args if call.immutable else (result, *call.args)
-        request = context.request
-        reply_to = options.pop("reply_to", None) or (request.reply_to if request is not None else None) or ""
-        task = self.tasks.get(call.task) if call.task in self.tasks else None
-        message = self.calls.compose(call.task, args, call.kwargs, options, task=task, reply_to=reply_to)
-        context.children.append(((message.properties.headers["id"], None), None))
-        return message
-
     # -- running here
+
+    def run_inline(
+        self, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> EagerResult[Any]:
+        """Run a task here, retries and callbacks included. Its exception is kept in the result, but for the option `throw`."""
+        return InlineRunner(self).run(task, args, kwargs, options)
 
     @property
     def _is_eager(self) -> bool:
         return bool(self.conf.task_always_eager)
 
     def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
-        return self.run_inline(self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
-
-    def run_inline(
-        self,
-        task: Task[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
-        *,
-        propagate: bool = False,
-    ) -> EagerResult[Any]:
-        """Run a task here through the executor, retries and callbacks included."""
-        self.finalize()
-        task_id = options.get("task_id") or str(uuid.uuid4())
-        propagate = bool(options.get("throw", propagate))
-        embed = {"callbacks": _as_list(options.get("link")), "errbacks": _as_list(options.get("link_error"))}
-        embed["chain"] = options.get("chain")
-        retries = int(options.get("retries") or 0)
-        while True:
-            executor = InlineExecutor(self.tasks, run_next=self._run_next, hostname=socket.gethostname())
-            headers = {
-                "task": task.name,
-                "id": task_id,
-                "retries": retries,
-                "ignore_result": False,
-                **(options.get("headers") or {}),
-            }
-            request = Request(
-                number=0,
-                id=task_id,
-                task=task.name,
-                headers=headers,
-                decoded=(tuple(args), dict(kwargs), embed),
-                is_eager=True,
-            )
-            outcome = executor.execute(request)
-            if executor.retry is None:
-                break
-            again = executor.retry.sig or {}
-            args = args if again.get("args") is None else again["args"]
-            kwargs = kwargs if again.get("kwargs") is None else again["kwargs"]
-            retries += 1
-        return self._eager_result(executor, outcome, task_id, task.name, propagate)
-
-    def _eager_result(
-        self, executor: InlineExecutor, outcome: Any, task_id: str, name: str, propagate: bool
-    ) -> EagerResult[Any]:
-        if executor.error is not None and propagate:
-            raise executor.error
-        kept = executor.kept
-        value = executor.error if executor.error is not None else (kept.result if kept is not None else None)
-        result: EagerResult[Any] = EagerResult(task_id, value, outcome.state, outcome.traceback or None, name)
-        if kept is not None and self.conf.task_store_eager_result and self.backend is not None:
-            self.backend.store(kept)
-        return result
-
-    def _run_next(self, found: Mapping[str, Any], result: Any, rest: list[Any]) -> None:
-        call = from_dict(found, self)
-        args = call.args if call.immutable else (result, *call.args)
-        self.run_inline(self.tasks[call.task], args, call.kwargs, {**call.options, "chain": rest})
+        return InlineRunner(self).run(
+            self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+        )
 
     # -- for workers and results
 
@@ -742,7 +621,7 @@ class AmqTask:
         return Executor(
             self.tasks,
             accept=content_types(self.conf.accept_content),
-            composer=self,
+            composer=self.workflows,
             store=self.backend,
             hostname=hostname,
             verbose=verbose,
@@ -817,12 +696,6 @@ def _ignores(options: Mapping[str, Any], task: Any) -> bool:
     return bool(task.ignore_result if ignored is None and task is not None else ignored)
 
 
-def _as_list(found: Any) -> list[Any] | None:
-    if not found:
-        return None
-    return list(found) if isinstance(found, (list, tuple)) else [found]
-
-
 def _route_list(routes: Any) -> list[Any]:
     if routes is None:
         return []
@@ -830,30 +703,3 @@ def _route_list(routes: Any) -> list[Any]:
         pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in routes)
         return [dict(routes)] if pairs else list(routes)
     return [routes]
-
-
-def _django_apps() -> list[str]:
-    """Django's applications, when Django is configured in this process."""
-    apps = sys.modules.get("django.apps")
-    if apps is None and not os.environ.get("DJANGO_SETTINGS_MODULE"):
-        return []
-    if apps is None or not apps.apps.ready:
-        importlib.import_module("django").setup()
-        apps = sys.modules["django.apps"]
-    return [config.name for config in apps.apps.get_app_configs()]
-
-
-def _import_related(package: str, related_name: str) -> None:
-    """Import `<package>.<related_name>` if there is such a module; errors inside it are shown as they are."""
-    if not related_name:
-        importlib.import_module(package)
-        return
-    try:
-        importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise ConfigurationError(f"autodiscover_tasks names {package!r}, and there is no such package") from error
-    full = f"{package}.{related_name}"
-    if importlib.util.find_spec(full) is not None:
-        importlib.import_module(full)
