@@ -116,6 +116,17 @@ def test_a_message_does_not_leave_a_level_early_by_its_own_expiration() -> None:
     assert DelayPlan().delayed(task_message(), 10).properties.expiration is None
 
 
+def test_long_waits_are_spread_over_lanes_and_short_ones_are_not() -> None:
+    def queues_of(seconds: float) -> set[str]:
+        ids = [f"task-{number}" for number in range(100)]
+        messages = [Message(b"", Properties(correlation_id=found), "", "work") for found in ids]
+        declared = [entity for message in messages for entity in DelayPlan().delayed(message, seconds).declare]
+        return {entity.name for entity in declared if isinstance(entity, Queue)} - {"amqtask.delay.to"}
+
+    assert queues_of(31.875) == {"amqtask.delay.1.f.pnone", "amqtask.delay.0.f.pnone"}
+    assert queues_of(32) == {f"amqtask.delay.2.1.pnone.{lane}" for lane in range(4)}
+
+
 def test_a_second_journey_carries_nothing_of_the_first() -> None:
     plan = DelayPlan()
     first = plan.delayed(task_message(), 100_000)
