@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from amqtask.control import Control
     from amqtask.protocol.result import ResultMessage
     from amqtask.transport.contract import AsyncPublisher, Publisher
+    from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
 
 logger = logging.getLogger("amqtask.publisher")
+MEMORY_URL = "memory://"
 P = ParamSpec("P")
 R = TypeVar("R")
 _LAZY = (
@@ -88,6 +90,7 @@ class AmqTask:
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
         self.on_after_finalize = signals.Signal("on_after_finalize")
         self._task_class: type[Task[..., Any]] = task_cls or Task
+        self._memory_broker: MemoryBroker | None = None
         self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
@@ -143,25 +146,46 @@ class AmqTask:
 
     # -- what is made from settings, once
 
+    @property
+    def _broker_urls(self) -> str | Sequence[str] | None:
+        urls = self.conf.broker_url or self.conf.broker_read_url
+        return urls or os.environ.get("AMQTASK_BROKER_URL") or os.environ.get("CELERY_BROKER_URL")
+
     @cached_property
     def broker_addresses(self) -> tuple[BrokerAddress, ...]:
-        """The hosts to connect to: broker_url, else AMQTASK_BROKER_URL, else CELERY_BROKER_URL, else localhost."""
-        transport = importlib.import_module("amqtask.transport.url")
-        conf = self.conf
-        urls = conf.broker_url or conf.broker_read_url
-        urls = urls or os.environ.get("AMQTASK_BROKER_URL") or os.environ.get("CELERY_BROKER_URL")
-        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(urls, use_ssl=conf.broker_use_ssl)
-        return found
+        """The hosts to connect to: broker_url, else AMQTASK_BROKER_URL, else CELERY_BROKER_URL, else localhost.
+
+        None of them with the in-memory broker. Raises: ConfigurationError.
+        """
+        if self.memory_broker is not None:
+            return ()
+        return self._addresses(self._broker_urls)
 
     @property
     def _write_addresses(self) -> tuple[BrokerAddress, ...]:
-        if not self.conf.broker_write_url:
-            return self.broker_addresses
+        return self._addresses(self.conf.broker_write_url) if self.conf.broker_write_url else self.broker_addresses
+
+    def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
         transport = importlib.import_module("amqtask.transport.url")
-        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(
-            self.conf.broker_write_url, use_ssl=self.conf.broker_use_ssl
-        )
+        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(urls, use_ssl=self.conf.broker_use_ssl)
         return found
+
+    @property
+    def broker_name(self) -> str:
+        """The broker's URLs for people, without passwords."""
+        if self.memory_broker is not None:
+            return MEMORY_URL
+        return ", ".join(address.safe_url for address in self.broker_addresses)
+
+    @property
+    def memory_broker(self) -> MemoryBroker | None:
+        """With `broker_url = "memory://"` this app's own broker in this process, for tests; else None."""
+        if self._broker_urls not in (MEMORY_URL, [MEMORY_URL], (MEMORY_URL,)):
+            return None
+        if self._memory_broker is None:
+            module = importlib.import_module("amqtask.transport.memory.broker")
+            self._memory_broker = module.MemoryBroker()
+        return self._memory_broker
 
     @cached_property
     def queue_defaults(self) -> QueueDefaults:
@@ -221,15 +245,20 @@ class AmqTask:
     @cached_property
     def publisher(self) -> Publisher:
         """Publishes with confirms; made at the first publish."""
-        module = importlib.import_module("amqtask.transport.publisher")
+        made: Publisher
         conf = self.conf
-        made: Publisher = module.PikaPublisher(
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.publisher")
+            made = module.MemoryPublisher(self.memory_broker, on_warning=logger.warning)
+            return made
+        module = importlib.import_module("amqtask.transport.publisher")
+        made = module.PikaPublisher(
             self._write_addresses,
             timeout=conf.broker_publish_timeout,
             pool_limit=conf.broker_pool_limit,
             heartbeat=conf.broker_heartbeat,
             connect_timeout=conf.broker_connection_timeout,
-            client_name=f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}",
+            client_name=self._client_name,
             on_warning=logger.warning,
         )
         return made
@@ -237,15 +266,26 @@ class AmqTask:
     @cached_property
     def async_publisher(self) -> AsyncPublisher:
         """The same over aio-pika, for event loops."""
-        module = importlib.import_module("amqtask.transport.async_publisher")
+        made: AsyncPublisher
         conf = self.conf
-        made: AsyncPublisher = module.AioPikaPublisher(
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.publisher")
+            made = module.MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
+            return made
+        module = importlib.import_module("amqtask.transport.async_publisher")
+        made = module.AioPikaPublisher(
             self._write_addresses,
             timeout=conf.broker_publish_timeout,
+            heartbeat=conf.broker_heartbeat,
             connect_timeout=conf.broker_connection_timeout,
+            client_name=self._client_name,
             on_warning=logger.warning,
         )
         return made
+
+    @property
+    def _client_name(self) -> str:
+        return f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}"
 
     @cached_property
     def backend(self) -> ResultBackend | None:
@@ -254,6 +294,10 @@ class AmqTask:
         url = conf.result_backend or os.environ.get("AMQTASK_RESULT_BACKEND") or os.environ.get("CELERY_RESULT_BACKEND")
         if not url:
             return None
+        if self.memory_broker is not None and url.partition("://")[0] == "rpc":
+            raise ConfigurationError(
+                "results over rpc:// need RabbitMQ; with the broker memory:// say backend='cache+memory://'"
+            )
         contract = importlib.import_module("amqtask.backends.contract")
         registry = importlib.import_module("amqtask.backends.registry")
         options = contract.BackendOptions(

@@ -31,7 +31,7 @@ from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.transport.contract import Consumer, ConsumerListener
+    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.options import WorkerOptions
     from amqtask.worker.service import Service
 
@@ -124,6 +124,8 @@ def _work_queues(app: AmqTask, options: WorkerOptions) -> tuple[WorkQueue, ...]:
 
 
 def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
+    if app.memory_broker is not None:
+        return  # it began with this process
     with QueueAdmin(app.broker_addresses) as admin:
         for work in queues:
             try:
@@ -230,6 +232,10 @@ class _Builder:
             signals.worker_process_init.send(sender=self.hostname)
 
     def consumer(self, listener: ConsumerListener, role: str, *, no_ack: bool = False) -> Consumer:
+        if self.app.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.consumer")
+            made: Consumer = module.MemoryConsumer(self.app.memory_broker, self.loop, listener, no_ack=no_ack)
+            return made
         return PikaConsumer(
             self.app.broker_addresses,
             self.loop,
@@ -240,7 +246,13 @@ class _Builder:
             no_ack=no_ack,
         )
 
-    def publisher(self, role: str) -> PikaLoopPublisher:
+    def publisher(self, role: str) -> LoopPublisher:
+        if self.app.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.publisher")
+            made: LoopPublisher = module.MemoryLoopPublisher(
+                self.app.memory_broker, self.loop, on_warning=logger.warning
+            )
+            return made
         return PikaLoopPublisher(
             self.app.broker_addresses,
             self.loop,
@@ -263,14 +275,13 @@ class _Builder:
         return found
 
     def panel(self, worker: Worker, orders: Orders, autoscale: Autoscale | None) -> Panel:
-        address = self.app.broker_addresses[0]
         control = Control(
             worker=worker,
             orders=orders,
             autoscale=autoscale,
             settings=self.settings,
             make_queue=self.make_queue,
-            broker_info={"transport": "amqp", "url": address.safe_url},
+            broker_info={"transport": "amqp", "url": self.app.broker_name},
         )
         return Panel(
             control,

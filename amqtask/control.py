@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import MessageError
+from amqtask.exceptions import ConfigurationError, MessageError
 from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.transport.replies import ReplyConsumer
 
@@ -61,7 +61,14 @@ class Control:
         timeout: float = 1.0,
         limit: int | None = None,
     ) -> dict[str, Any]:
-        """Send a command and collect the answers by node, until `timeout` or as many as were asked."""
+        """Send a command and collect the answers by node, until `timeout` or as many as were asked.
+
+        Raises: PublishError, and ConfigurationError with the in-memory broker, which nobody can be asked over.
+        """
+        if not self._addresses:
+            raise ConfigurationError(
+                "workers are asked over RabbitMQ; with the broker memory:// look at the worker itself"
+            )
         oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
         answers: dict[str, Any] = {}
         wanted = limit or (len(destination) if destination else None)

@@ -249,8 +249,8 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
     backend = app.conf.result_backend
     return banner(
         node=options.hostname or "",
-        app=f"{app.main or '__main__'} ({len(app.tasks)} tasks)",
-        broker=", ".join(address.safe_url for address in app.broker_addresses),
+        app=f"{app.main or '__main__'} ({_count(len(app.tasks), 'task')})",
+        broker=app.broker_name,
         results=_hide_password(backend) if backend else "disabled",
         pool=str(options.pool),
         concurrency=str(worker.concurrency),
@@ -261,6 +261,10 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
         tasks=(name for name in app.tasks if not name.startswith("celery.")),
         show_tasks=options.loglevel in ("DEBUG", "INFO"),
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _hide_password(url: str) -> str:

@@ -32,6 +32,9 @@ class RunnableLoop(Loop, Protocol):
 
     def stop(self) -> None: ...
 
+    def close(self) -> None:
+        """Release its descriptors; once it has stopped and nobody calls it any more."""
+
 
 class Delays(Protocol):
     """Sends messages through the broker's delay levels (topology.delays.DelayPlan)."""

@@ -134,6 +134,10 @@ class Worker:
         """Work until told to stop; the exit code (0 after a warm shutdown, else 1)."""
         return self.lifecycle.run()
 
+    def stop(self) -> None:
+        """Shut down warmly, as TERM does; from any thread, or from a signal's receiver."""
+        self.loop.call_soon_threadsafe(lambda: self.lifecycle.shutdown.warm("stop()"))
+
     # -- a delivery comes
 
     def on_delivery(self, delivery: Delivery) -> None:

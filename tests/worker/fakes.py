@@ -54,6 +54,8 @@ class HandLoop:
     def stop(self) -> None:
         self.stopped = True
 
+    def close(self) -> None: ...
+
     def turn(self) -> None:
         """Run what was called soon, and what that calls soon."""
         while self._soon:

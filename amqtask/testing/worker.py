@@ -1,0 +1,78 @@
+"""A worker inside a test's process, on the broker `memory://`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from amqtask import signals
+from amqtask.app import AmqTask
+from amqtask.assembly import build_worker
+from amqtask.exceptions import ConfigurationError
+from amqtask.worker.options import WorkerOptions
+from amqtask.worker.worker import Worker
+
+# Children keep their results to themselves on cache+memory://, and green pools patch a whole process.
+_NEED_A_PROCESS = frozenset({"prefork", "eventlet", "gevent"})
+
+
+@contextmanager
+def start_worker(
+    app: AmqTask,
+    *,
+    pool: str = "solo",
+    concurrency: int = 1,
+    queues: Sequence[str] = (),
+    timeout: float = 10.0,
+) -> Iterator[Worker]:
+    """A worker of `app` in a thread of this process; at the block's end it finishes what runs and ends.
+
+        app.conf.update(broker_url="memory://", result_backend="cache+memory://")
+        with start_worker(app):
+            assert add.delay(2, 2).get(timeout=5) == 4
+
+    `timeout` is seconds to become ready, and again to end; `pool` is solo, threads, asyncio or a plug-in.
+    Raises: ConfigurationError for another pool or broker; what ended the worker, from the end of the block; TimeoutError.
+    """
+    if app.memory_broker is None:
+        raise ConfigurationError("start_worker() is for tests on the in-memory broker: set broker_url = 'memory://'")
+    if pool in _NEED_A_PROCESS:
+        raise ConfigurationError(f"the {pool} pool needs processes of its own: test with solo, threads or asyncio")
+    options = WorkerOptions(
+        pool=pool, concurrency=concurrency, queues=tuple(queues), install_signals=False, banner=False
+    )
+    worker = build_worker(app, options)
+    ready_or_over = threading.Event()
+    failures: list[BaseException] = []
+
+    def on_ready(sender: object, **_: object) -> None:
+        if sender is worker:
+            ready_or_over.set()
+
+    def run() -> None:
+        try:
+            worker.run()
+        except BaseException as error:  # noqa: BLE001 - raised in the test's thread
+            failures.append(error)
+        finally:
+            ready_or_over.set()
+
+    signals.worker_ready.connect(on_ready)
+    thread = threading.Thread(target=run, name="amqtask-test-worker")
+    thread.start()
+    try:
+        if not ready_or_over.wait(timeout):
+            raise TimeoutError(f"the worker was not ready after {timeout:g} s")
+        if failures:
+            raise failures[0]
+        yield worker
+    finally:
+        signals.worker_ready.disconnect(on_ready)
+        worker.stop()
+        thread.join(timeout)
+    if failures:
+        raise failures[0]
+    if thread.is_alive():
+        raise TimeoutError(f"the worker did not end within {timeout:g} s: does a task still run?")
+    worker.loop.close()

@@ -1,0 +1,158 @@
+"""An app and its worker in this process, on `memory://`: what users' own tests do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask, chain, group
+from amqtask.exceptions import ConfigurationError, Reject, TaskRevokedError, Unroutable
+from amqtask.testing.worker import start_worker
+
+
+class Shop:
+    """An app with tasks that behave in the ways that the tests ask for."""
+
+    def __init__(self) -> None:
+        self.app = AmqTask(
+            "shop", broker="memory://", backend="cache+memory://", task_default_queue="work", set_as_current=False
+        )
+        self.runs: list[Any] = []
+        app, runs = self.app, self.runs
+
+        @app.task(name="shop.add")
+        def add(x: int, y: int) -> int:
+            return x + y
+
+        @app.task(name="shop.note", ignore_result=True)
+        def note(what: Any) -> None:
+            runs.append(what)
+
+        @app.task(name="shop.twice", bind=True, max_retries=3, default_retry_delay=0)
+        def twice(self: Any) -> int:
+            if self.request.retries < 1:
+                raise self.retry()
+            return int(self.request.retries)
+
+        @app.task(name="shop.refuse", acks_late=True)
+        def refuse() -> None:
+            runs.append("refuse")
+            raise Reject("not today", requeue=True)
+
+        self.add, self.note, self.twice, self.refuse = add, note, twice, refuse
+
+    def dead(self, queue: str = "work.dead") -> list[tuple[Any, bytes]]:
+        broker = self.app.memory_broker
+        assert broker is not None
+        return broker.messages(queue) if queue in broker.queue_names() else []
+
+    def count(self, queue: str) -> int:
+        broker = self.app.memory_broker
+        assert broker is not None
+        return broker.count(queue)
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    made = Shop()
+    yield made
+    made.app.close()
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "asyncio"])
+def test_a_result_comes_back(shop: Shop, pool: str) -> None:
+    with start_worker(shop.app, pool=pool, concurrency=2):
+        assert shop.add.delay(2, 3).get(timeout=5) == 5
+
+
+def test_a_retry_goes_through_the_broker(shop: Shop) -> None:
+    with start_worker(shop.app):
+        assert shop.twice.delay().get(timeout=5) == 1
+
+
+def test_a_countdown_is_waited_for(shop: Shop) -> None:
+    with start_worker(shop.app):
+        late = shop.add.apply_async((1, 1), countdown=0.3)
+        assert shop.add.delay(2, 2).get(timeout=5) == 4
+        assert not late.ready()
+        assert late.get(timeout=5) == 2
+
+
+def test_only_its_queues_are_consumed(shop: Shop) -> None:
+    other = shop.note.apply_async(("other",), queue="other")
+    with start_worker(shop.app, queues=["work"]):
+        assert shop.add.delay(2, 3).get(timeout=5) == 5
+    assert shop.runs == []
+    assert shop.count("other") == 1
+    assert other.id
+
+
+def test_a_chain_and_a_group_run(shop: Shop) -> None:
+    with start_worker(shop.app, pool="threads", concurrency=2):
+        assert chain(shop.add.s(1, 2), shop.add.s(10)).apply_async().get(timeout=5) == 13
+        assert group(shop.add.s(n, n) for n in range(5)).apply_async().get(timeout=5) == [0, 2, 4, 6, 8]
+
+
+def test_many_calls_in_a_pipeline_run_in_their_order(shop: Shop) -> None:
+    with start_worker(shop.app):
+        with shop.app.pipeline():
+            for number in range(20):
+                shop.note.delay(number)
+        assert shop.add.delay(0, 0).get(timeout=5) == 0
+    assert shop.runs == list(range(20))
+
+
+def test_an_unknown_task_is_kept_with_the_reason(shop: Shop) -> None:
+    with start_worker(shop.app):
+        shop.app.send_task("shop.unknown", queue="work")
+        assert shop.add.delay(0, 0).get(timeout=5) == 0
+    ((properties, _),) = shop.dead()
+    assert "shop.unknown" in str(properties.headers)
+
+
+def test_a_message_that_is_refused_each_time_ends_in_the_dead_letter_queue(shop: Shop) -> None:
+    shop.refuse.delay()
+    with start_worker(shop.app):
+        while not shop.dead():
+            assert shop.add.delay(0, 0).get(timeout=5) == 0
+    assert 1 < len(shop.runs) <= 6
+
+
+def test_a_revoked_task_does_not_run(shop: Shop) -> None:
+    with start_worker(shop.app, queues=["work"]) as worker:
+        result = shop.add.apply_async((1, 1), countdown=0.2)
+        worker.loop.call_soon_threadsafe(lambda: worker.revoked.add([result.id], time.time()))
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=5)
+
+
+def test_an_unroutable_call_is_an_error_of_that_call(shop: Shop) -> None:
+    with pytest.raises(Unroutable):
+        shop.app.send_task("shop.add", exchange="amq.direct", routing_key="nowhere")
+
+
+def test_what_ends_the_worker_is_raised_in_the_test(shop: Shop) -> None:
+    shop.app.task(name="shop.limited", soft_time_limit=1)(lambda: None)
+    with pytest.raises(ConfigurationError, match=r"shop\.limited"), start_worker(shop.app, pool="threads"):
+        pytest.fail("the worker must not start")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "eventlet", "gevent"])
+def test_a_pool_that_needs_a_process_is_refused(shop: Shop, pool: str) -> None:
+    with pytest.raises(ConfigurationError, match="solo, threads or asyncio"), start_worker(shop.app, pool=pool):
+        pytest.fail("the worker must not start")
+
+
+def test_a_real_broker_is_refused() -> None:
+    app = AmqTask("real", broker="amqp://localhost//", set_as_current=False)
+    with pytest.raises(ConfigurationError, match="memory://"), start_worker(app):
+        pytest.fail("the worker must not start")
+
+
+def test_results_over_rpc_are_refused_with_what_to_say_instead() -> None:
+    app = AmqTask("rpc", broker="memory://", backend="rpc://", set_as_current=False)
+    with pytest.raises(ConfigurationError, match=r"cache\+memory://"):
+        app.send_task("any.task")
