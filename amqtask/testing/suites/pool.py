@@ -331,6 +331,21 @@ class PoolSuite:
         assert given_back == [number]
         assert bench.outcomes == {}
 
+    def test_what_stop_gives_back_before_it_began_never_begins(self, bench: Bench, tmp_path: Path) -> None:
+        needs_two_slots(bench)
+        for n in range(100):  # short ones: some pools take more than they have slots then
+            bench.outcome(bench.submit("add", n, n))
+        numbers = [bench.submit("wait_for", str(tmp_path), f"t{n}", "go", 15.0) for n in range(8)]
+        bench.until(lambda: count(tmp_path, "*.started") == 2)
+
+        given_back = {each.number for each in bench.pool.stop()}
+        (tmp_path / "go").touch()
+        settle = time.monotonic() + 0.1
+        bench.until(lambda: time.monotonic() > settle)
+
+        assert given_back <= set(numbers)
+        assert count(tmp_path, "*.started") == 2
+
     def test_stop_may_be_called_twice_and_before_start(self, pool_class: type[Pool]) -> None:
         loop = PlainLoop()
         pool = pool_class(make_executor(*POOL_TASKS), loop, lambda outcomes: None, PoolOptions(slots=1))

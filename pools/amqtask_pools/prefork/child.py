@@ -37,7 +37,7 @@ logger = logging.getLogger("amqtask.pools")
 # Exit codes: it went of its own accord, it could not start, our own code failed (EX_OSERR, EX_SOFTWARE).
 RETIRED, FAILED_TO_START, FAILED = 0, 71, 70
 # While tasks take less than SHORT on average, outcomes are held back up to so many or so long (times in seconds).
-SHORT, BATCH, BATCH_TIME = 0.001, 8, 0.001
+SHORT, BATCH, BATCH_TIME = 0.001, 16, 0.001
 # "Send what you hold back": of all signals the one that does nothing to a process that does not expect it.
 NUDGE = signal.SIGURG
 # What a child must not inherit from the worker's main process.

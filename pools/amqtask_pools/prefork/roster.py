@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from amqtask_pools.prefork.process import ChildProcess
 
 # A child may be given so many requests at once, while the mean runtime is below SHORT.
-LOOK_AHEAD = 16
+LOOK_AHEAD = 32
 # Bodies above this (bytes) go to idle children only: so many smaller ones fit into the smallest of socket buffers.
-LARGE = 8 * 1024
+LARGE = 4 * 1024
 
 
 class Roster:
