@@ -68,15 +68,15 @@ class Link:
     def open(self, deadline: float) -> None:
         """Connect and open a channel before the deadline (monotonic seconds).
 
-        Raises: AccessRefused at once, BrokerUnreachable.
+        Raises: AccessRefused at once, BrokerUnreachable; ConfigurationError for a certificate that cannot be read.
         """
-        self._loop = IOLoop()
-        self._loop.activate_poller()
         parameters = self.address.parameters(
             heartbeat=self._heartbeat,
             connect_timeout=max(0.1, min(self._connect_timeout, deadline - time.monotonic())),
             name=self._name,
         )
+        self._loop = IOLoop()
+        self._loop.activate_poller()
         self._connection = Wire(
             parameters,
             on_open_callback=self._on_open,

@@ -1,0 +1,132 @@
+"""TLS as operators set it up: a private authority, a broker that asks for client certificates, and each mistake by name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+import trustme
+
+from amqtask import AmqTask
+from amqtask.exceptions import BrokerUnreachable, ConfigurationError
+from integration.nodes import RabbitNode, free_port, rabbitmq_installed
+from integration.workers import WorkerProcess
+
+SAMPLE = "integration.apps.sample"
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A node that takes nobody without a certificate of its authority."""
+
+    port: int
+    cafile: Path
+    certfile: Path
+    keyfile: Path
+    strange_cafile: Path
+
+    def url(self, **options: Path | str) -> str:
+        """Its URL with these TLS options."""
+        return f"amqps://guest:guest@localhost:{self.port}/?{urlencode(options)}"
+
+    @property
+    def good_url(self) -> str:
+        """With everything it asks for."""
+        return self.url(cafile=self.cafile, certfile=self.certfile, keyfile=self.keyfile)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    if not rabbitmq_installed():
+        pytest.skip("rabbitmq-server is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(folder / "strange.pem")
+    for name in ("localhost", "client"):
+        issued = authority.issue_cert(name)
+        issued.private_key_pem.write_to_path(folder / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+    node, port = RabbitNode("tls"), free_port()
+    node.configure(
+        f"""
+        listeners.ssl.default = 127.0.0.1:{port}
+        ssl_options.cacertfile = {folder / "ca.pem"}
+        ssl_options.certfile = {folder / "localhost.pem"}
+        ssl_options.keyfile = {folder / "localhost.key"}
+        ssl_options.verify = verify_peer
+        ssl_options.fail_if_no_peer_cert = true
+        """
+    )
+    try:
+        node.start()
+        yield Secured(port, folder / "ca.pem", folder / "client.pem", folder / "client.key", folder / "strange.pem")
+    finally:
+        node.remove()
+
+
+def app_at(url: str) -> AmqTask:
+    return AmqTask("tls", broker=url, backend="rpc://", broker_publish_timeout=3, set_as_current=False)
+
+
+def test_producer_worker_and_results_speak_tls(secured: Secured) -> None:
+    environment = {"AMQTASK_BROKER_URL": secured.good_url}
+    with (
+        app_at(secured.good_url) as app,
+        WorkerProcess(SAMPLE, "-Q", "tls", "-P", "prefork", "-c", "1", environment=environment) as worker,
+    ):
+        with app.pipeline():
+            results = [app.send_task("sample.add", (number, 1), queue="tls") for number in range(200)]
+        assert [result.get(timeout=20) for result in results] == list(range(1, 201))
+        large = app.send_task("sample.add", ("x" * 500_000, "y"), queue="tls")
+        assert large.get(timeout=20) == "x" * 500_000 + "y"
+        assert worker.stop() == 0
+
+
+def test_the_async_publisher_speaks_tls(secured: Secured) -> None:
+    async def publish() -> str:
+        result = await app.asend_task("any.task", queue="tls-async")
+        await app.async_publisher.close()
+        return result.id
+
+    with app_at(secured.good_url) as app:
+        assert asyncio.run(publish())
+
+
+def test_celery_s_broker_use_ssl_is_taken(secured: Secured) -> None:
+    options = {"ca_certs": str(secured.cafile), "certfile": str(secured.certfile), "keyfile": str(secured.keyfile)}
+    app = AmqTask(
+        "tls",
+        broker=f"amqp://guest:guest@localhost:{secured.port}//",
+        broker_use_ssl=options,
+        set_as_current=False,
+    )
+    with app:
+        assert app.send_task("any.task", queue="tls-settings").id
+
+
+def test_a_broker_of_another_authority_is_not_trusted(secured: Secured) -> None:
+    url = secured.url(cafile=secured.strange_cafile, certfile=secured.certfile, keyfile=secured.keyfile)
+    with app_at(url) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate verify failed"):
+        app.send_task("any.task")
+
+
+def test_a_broker_with_another_name_is_not_trusted(secured: Secured) -> None:
+    url = secured.good_url.replace("@localhost:", "@127.0.0.1:")
+    with app_at(url) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
+        app.send_task("any.task")
+
+
+def test_without_a_client_certificate_the_broker_hangs_up_and_the_error_says_so(secured: Secured) -> None:
+    with app_at(secured.url(cafile=secured.cafile)) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
+        app.send_task("any.task")
+
+
+def test_a_certificate_that_cannot_be_read_is_named(secured: Secured) -> None:
+    url = secured.url(cafile=secured.cafile.with_name("missing.pem"))
+    with app_at(url) as app, pytest.raises(ConfigurationError, match=r"missing\.pem"):
+        app.send_task("any.task")
