@@ -148,12 +148,13 @@ class AmqTask:
 
     @property
     def _broker_urls(self) -> str | Sequence[str] | None:
-        urls = self.conf.broker_url or self.conf.broker_read_url
-        return urls or os.environ.get("AMQTASK_BROKER_URL") or os.environ.get("CELERY_BROKER_URL")
+        # Celery's variable wins over the application, as it does there; ours is for an application that names no broker.
+        told = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
+        return told or os.environ.get("AMQTASK_BROKER_URL")
 
     @cached_property
     def broker_addresses(self) -> tuple[BrokerAddress, ...]:
-        """The hosts to connect to: broker_url, else AMQTASK_BROKER_URL, else CELERY_BROKER_URL, else localhost.
+        """The hosts to connect to: CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else localhost.
 
         None of them with the in-memory broker. Raises: ConfigurationError.
         """
@@ -287,11 +288,17 @@ class AmqTask:
     def _client_name(self) -> str:
         return f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}"
 
+    @property
+    def backend_url(self) -> str | None:
+        """CELERY_RESULT_BACKEND, else result_backend, else AMQTASK_RESULT_BACKEND; None when results are not kept."""
+        told = os.environ.get("CELERY_RESULT_BACKEND") or self.conf.result_backend
+        return told or os.environ.get("AMQTASK_RESULT_BACKEND") or None
+
     @cached_property
     def backend(self) -> ResultBackend | None:
         """The result store, None when results are not kept."""
         conf = self.conf
-        url = conf.result_backend or os.environ.get("AMQTASK_RESULT_BACKEND") or os.environ.get("CELERY_RESULT_BACKEND")
+        url = self.backend_url
         if not url:
             return None
         if self.memory_broker is not None and url.partition("://")[0] == "rpc":

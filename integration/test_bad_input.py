@@ -216,6 +216,7 @@ def test_a_worker_with_a_refused_login_ends_with_an_error(rabbit: Broker) -> Non
     assert code == 1
     assert "guest" in output
     assert "guest:wrong" not in output
+    assert "AMQPConnector" not in output  # pika's own words for it
 
 
 def test_a_wrong_vhost_is_said_at_once(rabbit: Broker) -> None:
@@ -250,6 +251,7 @@ def test_a_worker_waits_for_a_broker_that_is_not_there_yet(hurt_node: RabbitNode
         hurt_node.start()
         assert app.send_task("sample.add", (2, 2), queue="late").get(timeout=60) == 4
         assert process.stop() == 0
+        assert "AMQPConnector" not in process.log
         app.close()
     finally:
         process.kill()

@@ -51,7 +51,9 @@ def setup_logging(
     color: bool = True,
     hijack_root: bool = True,
 ) -> None:
-    """Send the root logger's records to `file` or standard error; pika's own chatter only from WARNING up.
+    """Send the root logger's records to `file` or standard error.
+
+    pika reports each failed connection in seven lines of its own, and we in one: its lines come with DEBUG only.
 
     `hijack_root` False leaves a root logger alone that already has handlers (Celery's worker_hijack_root_logger).
     """
@@ -68,5 +70,6 @@ def setup_logging(
         handler.setFormatter(logging.Formatter(format or FORMAT, date_format))
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for chatty in ("pika", "aio_pika", "aiormq", "asyncio"):
+    for chatty in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("pika").setLevel(logging.WARNING if root.level <= logging.DEBUG else logging.CRITICAL)

@@ -50,18 +50,21 @@ class Globals:
     color: bool = True
     quiet: bool = False
     _loaded: Any = field(default=None, repr=False)
+    _is_told: bool = False
 
     def load(self, told: str | None = None) -> AmqTask:
         """The application, with the command line's broker, backend and configuration put into its settings."""
-        if self._loaded is None:
-            app: AmqTask = importlib.import_module("amqtask.cli.find_app").find_app(told or self.app)
+        if not self._is_told:
+            app: AmqTask = self._loaded or importlib.import_module("amqtask.cli.find_app").find_app(told or self.app)
             if self.config:
                 app.config_from_object(self.config)
             if self.broker:
                 app.conf.broker_url = self.broker
+                os.environ.pop("CELERY_BROKER_URL", None)  # it would win over the settings
             if self.result_backend:
                 app.conf.result_backend = self.result_backend
-            self._loaded = app
+                os.environ.pop("CELERY_RESULT_BACKEND", None)
+            self._loaded, self._is_told = app, True
         loaded: AmqTask = self._loaded
         return loaded
 
@@ -100,8 +103,13 @@ class LazyGroup(click.Group):
     invoke_without_command=False,
 )
 @click.option("-A", "--app", metavar="MODULE[:ATTR]", help="The application, e.g. tasks or proj.amqtask:app.")
-@click.option("-b", "--broker", metavar="URL", envvar=["AMQTASK_BROKER_URL"], help="Broker URL (amqp:// or amqps://).")
-@click.option("--result-backend", metavar="URL", help="Result backend URL (rpc://, redis://…).")
+@click.option(
+    "-b", "--broker", metavar="URL", allow_from_autoenv=False,
+    help="Broker URL (amqp:// or amqps://), instead of the application's.",
+)  # fmt: skip
+@click.option(
+    "--result-backend", metavar="URL", allow_from_autoenv=False, help="Result backend URL (rpc://, redis://…)."
+)
 @click.option("--config", metavar="MODULE", help="A module with settings, on top of the application's own.")
 @click.option("--loader", hidden=True, help="Accepted for Celery's sake; applications load themselves.")
 @click.option("--workdir", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Change to this folder.")

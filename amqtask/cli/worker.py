@@ -246,7 +246,7 @@ def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> None:
 
 
 def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
-    backend = app.conf.result_backend
+    backend = app.backend_url
     return banner(
         node=options.hostname or "",
         app=f"{app.main or '__main__'} ({_count(len(app.tasks), 'task')})",
