@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.canvas import chain, group, signature
     from amqtask.current import current_app
-    from amqtask.entities import Binding, Exchange, Queue
+    from amqtask.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.exceptions import Ignore, Reject, Retry
     from amqtask.result import AsyncResult, EagerResult, GroupResult, ResultSet, allow_join_result
     from amqtask.shared import shared_task
@@ -21,6 +21,7 @@ _WHERE = {
     "AmqTask": "app",
     "AsyncResult": "result",
     "Binding": "entities",
+    "Broadcast": "entities",
     "EagerResult": "result",
     "Exchange": "entities",
     "GroupResult": "result",
@@ -43,6 +44,7 @@ __all__ = [
     "AmqTask",
     "AsyncResult",
     "Binding",
+    "Broadcast",
     "EagerResult",
     "Exchange",
     "GroupResult",

@@ -213,6 +213,7 @@ class AmqTask:
             default_routing_key=conf.task_default_routing_key or "",
             create_missing=conf.task_create_missing_queues,
             create_missing_type=conf.task_create_missing_queue_type,
+            create_missing_exchange_type=conf.task_create_missing_queue_exchange_type,
         )
 
     @cached_property

@@ -18,7 +18,7 @@ from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control
 from amqtask.services.panel import Panel
 from amqtask.services.watchdog import Watchdog
-from amqtask.topology.plan import dead_letter_queue, work_queue
+from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue, work_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
@@ -56,7 +56,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     _load_tasks(app, options)
     pool_class = find_pool(options.pool or app.conf.worker_pool)
     _check_limits(app, pool_class)
-    queues = _work_queues(app, options)
+    queues = _work_queues(app, options, hostname)
     if options.purge:
         _purge(app, queues)
     worker = _Builder(app, options, hostname, pool_class, queues).build()
@@ -115,12 +115,15 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
         )
 
 
-def _work_queues(app: AmqTask, options: WorkerOptions) -> tuple[WorkQueue, ...]:
+def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
     if options.queues:
         app.queues.select(options.queues)
     if options.exclude_queues:
         app.queues.deselect(options.exclude_queues)
-    return tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in app.queues.consumed)
+    queues = [as_consumed(queue) for queue in app.queues.consumed]
+    if app.conf.worker_direct:
+        queues.append(direct_queue(hostname))
+    return tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in queues)
 
 
 def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
@@ -310,5 +313,5 @@ class _Builder:
             )
             queue = self.app.queues.add(made)
         else:
-            queue = self.app.queues[name]
+            queue = as_consumed(self.app.queues[name])
         return queue, dead_letter_queue(queue, self.app.queue_defaults)

@@ -66,4 +66,12 @@ class Queue:
         return dict(self.arguments)
 
 
+def Broadcast(name: str, *, exchange: Exchange | None = None) -> Queue:
+    """Every worker that consumes `name` gets each message: a fanout exchange, and a queue of its own in each worker.
+
+    Who is not there when a message is published does not get it, and nobody is told.
+    """
+    return Queue(name, exchange=exchange or Exchange(name, type="fanout"), broadcast=True)
+
+
 Declaration: TypeAlias = Exchange | Queue | Binding

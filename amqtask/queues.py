@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from amqtask.entities import Exchange, Queue, arguments
+from amqtask.entities import Broadcast, Exchange, Queue, arguments
 from amqtask.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def _from_entity(entity: Any) -> Queue:
     try:
         source = entity.exchange
         exchange = Exchange(source.name, type=source.type, durable=source.durable) if source and source.name else None
+        if type(entity).__name__ == "Broadcast":
+            return Broadcast(entity.alias or entity.name, exchange=exchange)
         return Queue(
             entity.name,
             exchange=exchange,

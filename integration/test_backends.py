@@ -103,6 +103,18 @@ def test_a_result_message_is_celerys(broker_url: str, persistent: bool, mode: in
     assert message.properties.expiration == "60000"
 
 
+def test_compressed_results_are_read_whatever_the_reader_asks_for(
+    client: RpcBackend, publisher: PikaPublisher, broker_url: str
+) -> None:
+    result = success("long " * 10_000)
+    message = rpc(broker_url, compression="gzip").message_for(result, client.reply_to(), result.task_id)
+    assert message is not None
+    assert len(message.body) < 1000
+    publisher.publish(message)
+
+    assert client.wait(result.task_id, timeout=PATIENCE).result == result.result
+
+
 def test_nobody_asked_means_no_message(broker_url: str) -> None:
     assert rpc(broker_url).message_for(success(1), "", "the-task") is None
     assert rpc(broker_url).message_for(success(1), None, "the-task") is None

@@ -12,13 +12,14 @@ from typing import Any
 import pika
 import pytest
 
-from amqtask import AmqTask
-from amqtask.exceptions import TaskRevokedError
+from amqtask import AmqTask, Broadcast, Queue
+from amqtask.exceptions import TaskRevokedError, Unroutable
 from integration.conftest import Broker
 from integration.nodes import RabbitNode
 from integration.workers import WorkerProcess, eventually, run_cli
 
 HELD = "integration.apps.held"
+SAMPLE = "integration.apps.sample"
 
 
 class Held:
@@ -287,3 +288,35 @@ def test_a_remote_shutdown_is_warm(held: Held) -> None:
     with worker_of(held, "-P", "solo", "-n", "stopped@here") as worker:
         held.app.control.ask("shutdown", {}, destination=["stopped@here"], timeout=0.2)
         assert worker.wait() == 0
+
+
+# -- to every worker, and to one
+
+
+def test_a_broadcast_runs_in_every_worker(rabbit: Broker, tmp_path: Path) -> None:
+    news, work = rabbit.queue("news"), rabbit.queue("work")
+    environment = {"SAMPLE_BROADCAST": news, "SAMPLE_QUEUE": work}
+    workers = [
+        WorkerProcess(SAMPLE, "-Q", news, "-P", "solo", "-n", f"w{number}@%h", environment=environment)
+        for number in range(2)
+    ]
+    app = AmqTask("client", broker=rabbit.url, task_queues=[Broadcast(news), Queue(work)])
+    with workers[0], workers[1], app:
+        app.send_task("sample.leave", (str(tmp_path / "ran"),), queue=news)
+        eventually(lambda: (tmp_path / "ran").exists() and (tmp_path / "ran").read_text().count("ran") == 2)
+        assert [worker.stop() for worker in workers] == [0, 0]
+        app.send_task("sample.leave", (str(tmp_path / "later"),), queue=news)  # to nobody, and no error
+    assert not (tmp_path / "later").exists()
+    rabbit.channel().exchange_delete(news)
+
+
+def test_a_worker_is_reached_by_its_name(rabbit: Broker, tmp_path: Path) -> None:
+    work, node = rabbit.queue("work"), f"direct-{uuid.uuid4().hex[:8]}@here"
+    environment = {"SAMPLE_QUEUE": work, "SAMPLE_DIRECT": "1"}
+    app = AmqTask("client", broker=rabbit.url)
+    with WorkerProcess(SAMPLE, "-P", "solo", "-n", node, environment=environment), app:
+        app.send_task("sample.leave", (str(tmp_path / "ran"),), exchange="C.dq2", routing_key=node)
+        eventually((tmp_path / "ran").exists)
+        with pytest.raises(Unroutable):
+            app.send_task("sample.leave", (str(tmp_path / "x"),), exchange="C.dq2", routing_key="nobody@here")
+    rabbit.channel().queue_delete(f"{node}.dq2")

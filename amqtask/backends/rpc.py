@@ -21,7 +21,7 @@ from amqtask.entities import Queue, arguments
 from amqtask.exceptions import BackendUnreachable, MessageError, PublishError
 from amqtask.message import Delivery, Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
-from amqtask.serialization import content_types
+from amqtask.serialization import compress, content_types, decompress
 from amqtask.transport.replies import ReplyConsumer
 
 logger = logging.getLogger("amqtask.backends")
@@ -46,9 +46,11 @@ class _Own:
         )
 
     def _on_reply(self, delivery: Delivery) -> None:
-        properties = delivery.properties
+        properties, body = delivery.properties, delivery.body
         try:
-            result = decode_result(delivery.body, properties.content_type, properties.content_encoding, self._accept)
+            if properties.headers and properties.headers.get("compression"):
+                body = decompress(body, properties.headers["compression"])
+            result = decode_result(body, properties.content_type, properties.content_encoding, self._accept)
         except MessageError as error:
             logger.error("a result message (%s) cannot be read: %s", properties.correlation_id, error)
             if properties.correlation_id:
@@ -76,9 +78,13 @@ class RpcBackend:
         if not reply_to:
             return None
         body, content_type, content_encoding = encode_result(result, self._options.serializer)
+        headers: dict[str, Any] = {}
+        if self._options.compression:
+            body, headers["compression"] = compress(body, self._options.compression)
         return Message(
             body,
             Properties(
+                headers=headers,
                 content_type=content_type,
                 content_encoding=content_encoding,
                 delivery_mode=2 if self._options.persistent else 1,

@@ -124,7 +124,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("result_chord_expires", None, "float", "CELERY_RESULT_CHORD_EXPIRES", ""),
     Setting("result_chord_join_timeout", 3.0, "float", "CELERY_RESULT_CHORD_JOIN_TIMEOUT", ""),
     Setting("result_chord_retry_interval", 1.0, "float", "CELERY_RESULT_CHORD_RETRY_INTERVAL", ""),
-    Setting("result_compression", None, "str", "CELERY_RESULT_COMPRESSION", "Compression of results."),
+    Setting(
+        "result_compression",
+        None,
+        "str",
+        "CELERY_RESULT_COMPRESSION",
+        "Compression of rpc:// results: gzip, bz2, lzma, zstd.",
+    ),
     Setting("result_exchange", "celeryresults", "str", "CELERY_RESULT_EXCHANGE", ""),
     Setting("result_exchange_type", "direct", "str", "CELERY_RESULT_EXCHANGE_TYPE", ""),
     Setting(

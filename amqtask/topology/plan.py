@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 from amqtask.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
 
@@ -99,6 +100,18 @@ def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
     if kind != QUORUM:
         return Queue(target, arguments=arguments({"x-queue-type": kind}))
     return Queue(target, arguments=arguments({"x-queue-type": kind, "x-delivery-limit": _NO_LIMIT}))
+
+
+def as_consumed(queue: Queue) -> Queue:
+    """The queue that a worker consumes: of a broadcast its own, which goes with its connection; else the queue itself."""
+    if not queue.broadcast:
+        return queue
+    return replace(queue, name=f"bcast.{uuid4()}", exclusive=True, auto_delete=False, durable=False)
+
+
+def direct_queue(hostname: str) -> Queue:
+    """With `worker_direct`: the queue of one worker, `<node name>.dq2` on the exchange C.dq2, as Celery declares it."""
+    return Queue(f"{hostname}.dq2", exchange=Exchange("C.dq2"), routing_key=hostname)
 
 
 def declarations(queue: Queue, defaults: QueueDefaults) -> tuple[Declaration, ...]:

@@ -51,6 +51,7 @@ class Queues:
         default_routing_key: str = "",
         create_missing: bool = True,
         create_missing_type: str | None = None,
+        create_missing_exchange_type: str | None = None,
     ) -> None:
         self.defaults = defaults or QueueDefaults()
         self.default_queue = default_queue
@@ -58,6 +59,7 @@ class Queues:
         self._default_routing_key = default_routing_key
         self._create_missing = create_missing
         self._create_missing_type = create_missing_type
+        self._create_missing_exchange_type = create_missing_exchange_type
         self._queues: dict[str, Queue] = {}
         self._declared: dict[str, tuple[Declaration, ...]] = {}
         self._selected: dict[str, Queue] | None = None
@@ -125,13 +127,16 @@ class Queues:
         return self.add(self._make(name))
 
     def _make(self, name: str) -> Queue:
-        is_default = name == self.default_queue
-        kind = None if is_default else self._create_missing_type
+        kind, exchange, routing_key = self._create_missing_type, None, ""
+        if name == self.default_queue:
+            kind, exchange, routing_key = None, self._default_exchange, self._default_routing_key
+        elif self._create_missing_exchange_type:  # as in Celery: an exchange of the queue's name, bound under it
+            exchange, routing_key = Exchange(name, type=self._create_missing_exchange_type), name
         return work_queue(
             name,
             self.defaults,
-            exchange=self._default_exchange if is_default else None,
-            routing_key=self._default_routing_key if is_default else "",
+            exchange=exchange,
+            routing_key=routing_key,
             queue_arguments={"x-queue-type": kind} if kind else None,
         )
 

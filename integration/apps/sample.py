@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amqtask import AmqTask
+from amqtask import AmqTask, Broadcast, Queue
 from amqtask.exceptions import Reject
 
 app = AmqTask("sample", backend=os.environ.get("SAMPLE_BACKEND", "rpc://"))
 app.conf.task_default_queue = os.environ.get("SAMPLE_QUEUE", "sample")
+app.conf.worker_direct = bool(os.environ.get("SAMPLE_DIRECT"))
+if "SAMPLE_BROADCAST" in os.environ:
+    app.conf.task_queues = [Broadcast(os.environ["SAMPLE_BROADCAST"]), Queue(app.conf.task_default_queue)]
 
 
 @app.task(name="sample.add")

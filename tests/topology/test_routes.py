@@ -112,6 +112,14 @@ def test_a_route_sees_the_call() -> None:
     assert seen == [("t", (1,), {"a": 2}, {"priority": 3}, "the task")]
 
 
+def test_created_queues_get_an_exchange_of_their_own_when_a_type_is_asked_for() -> None:
+    found = Queues(create_missing_exchange_type="topic")
+
+    assert found["media"].exchange == Exchange("media", type="topic")
+    assert where(Router((), found).route("t", options={"queue": "media"})) == ("media", "media")
+    assert where(Router((), found).route("t")) == ("", "amqtask")
+
+
 class OldRouter:
     def route_for_task(self, task: str, args: Any = None, kwargs: Any = None) -> Any:
         return {"queue": f"old-{task}"}
