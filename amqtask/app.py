@@ -542,6 +542,8 @@ class AmqTask:
     ) -> list[AsyncResult[Any]]:
         """The same over the async publisher."""
         found = [maybe_signature(call, self) for call in calls]
+        if self._is_eager:
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
         results: list[AsyncResult[Any]] = []
         for calls_of_burst in _bursts(found):
             messages = self._compose_many(calls_of_burst)
@@ -618,6 +620,8 @@ class AmqTask:
         return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name)
 
     def revoke_call(self, task_id: str, *, terminate: bool = False, signal: str | None = None) -> None:
+        """For results: tell all workers not to run it, after what waits in a pipeline."""
+        flush_open()
         self.control.revoke(task_id, terminate=terminate, signal=signal or "SIGTERM")
 
     # -- workflows

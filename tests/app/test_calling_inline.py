@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -173,6 +174,16 @@ def test_chain_and_group_run_inline(app: AmqTask) -> None:
     assert chain(add.s(1, 2), add.s(3), add.s(4)).apply().get() == 10
     assert (add.s(1, 2) | add.s(3)).apply().get() == 6
     assert group(add.s(n, n) for n in range(3)).apply().get() == [0, 2, 4]
+
+
+def test_an_awaited_group_runs_inline_too(app: AmqTask) -> None:
+    @app.task
+    def double(x: int) -> int:
+        return 2 * x
+
+    results = asyncio.run(group(double.s(n) for n in range(3)).aapply_async())
+
+    assert results.get() == [0, 2, 4]
 
 
 def test_an_immutable_signature_ignores_its_parent(app: AmqTask) -> None:
