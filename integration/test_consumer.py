@@ -131,6 +131,28 @@ def test_a_pause_before_all_is_set_up_lets_nothing_through(rabbit: Broker, loope
     assert listener.bodies == [b"waiting"]
 
 
+# -- on the wire
+
+
+def test_deliveries_of_all_sizes_arrive_whole_and_in_order(rabbit: Broker, looped: Looped, queue: Queue) -> None:
+    # None, one or several body frames (of 131,072 bytes at most), in front of, across and after the ends of what is read.
+    sizes = [0, 1, 60, 4000, 0, 4096, 131_064, 131_065, 7, 300_000, 0, 131_064 * 2, 3] * 8 + [500] * 300
+    listener, _ = looped.consuming(queue, prefetch=1000)
+    channel = rabbit.channel()
+    channel.confirm_delivery()
+    for number, size in enumerate(sizes):
+        headers = {"number": number, "text": "é" * (number % 50)}
+        properties = pika.BasicProperties(headers=headers, correlation_id=str(number), delivery_mode=2)
+        channel.basic_publish("", queue.name, bytes([number % 256]) * size, properties)
+    looped.until(lambda: len(listener.deliveries) == len(sizes))
+
+    assert [len(body) for body in listener.bodies] == sizes
+    for number, delivery in enumerate(listener.deliveries):
+        assert delivery.body == bytes([number % 256]) * sizes[number]
+        assert delivery.properties.headers == {"number": number, "text": "é" * (number % 50)}
+        assert (delivery.properties.correlation_id, delivery.routing_key) == (str(number), queue.name)
+
+
 # -- windows
 
 

@@ -1,18 +1,33 @@
-"""pika's connection, with fewer system calls: what a burst says is one write, and that write is made at once.
+"""pika's connection, with less work for each message.
 
-pika hands each frame to the socket with a call of its own, and only after it has asked the poller whether the socket takes
-writes: four system calls for each. A socket nearly always takes them.
+Writing: pika hands each frame to the socket with a call of its own, and only after it has asked the poller whether the
+socket takes writes: four system calls for each. A socket nearly always takes them, so what a burst says is one write, made at
+once.
+
+Reading: a delivery is three frames, which pika takes one by one through eleven calls each. Where all three are there
+(they nearly always are), they are decoded together with pika's own decoders and handed to pika's channel; all else, and
+everything out of the ordinary, goes pika's way. The frames are those of AMQP 0-9-1, sections 2.3.5 and 4.2.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
+from pika import frame, spec
 from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
 # Bytes gathered before they are handed to the socket.
 BURST = 65536
+# A frame is its kind, channel and size, the payload, and a mark for its end. The first of a delivery says Basic.Deliver,
+# the second begins with class, weight (0) and the body's size.
+_FRAMING = 8
+_method_head = struct.Struct(">BHLI").unpack_from
+_header_head = struct.Struct(">BHLHHQ").unpack_from
+_body_head = struct.Struct(">BHL").unpack_from
+_method_size, _header_size, _body_size = (struct.calcsize(form) for form in (">BHLI", ">BHLHHQ", ">BHL"))
+_ENDS = (spec.FRAME_END,) * 3
 
 
 class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
@@ -52,6 +67,46 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
                 return
             data = data[sent:]
         super()._adapter_emit_data(data)
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        self._frame_buffer += data_in
+        while self._frame_buffer:
+            if self._take_delivery():
+                continue
+            size, found = self._read_frame()
+            if not found:
+                return
+            self._trim_frame_buffer(size)
+            self._process_frame(found)
+
+    def _take_delivery(self) -> bool:
+        """Take a whole delivery off the buffer's front; False where there is none, or anything is odd about it."""
+        buffer: bytes = self._frame_buffer
+        try:
+            kind, number, size, method_id = _method_head(buffer)
+            if kind != spec.FRAME_METHOD or method_id != spec.Basic.Deliver.INDEX:
+                return False
+            header = size + _FRAMING
+            header_kind, header_number, size, _, _, body_size = _header_head(buffer, header)
+            body = header + size + _FRAMING
+            body_kind, body_number, size = _body_head(buffer, body)
+            end = body + size + _FRAMING
+            marks = buffer[header - 1], buffer[body - 1], buffer[end - 1]
+        except (struct.error, IndexError):
+            return False  # not all of it is there yet
+        if (header_kind, body_kind, size) != (spec.FRAME_HEADER, spec.FRAME_BODY, body_size):
+            return False
+        channel = self._channels.get(number)
+        is_odd = channel is None or channel._content_assembler._method_frame is not None
+        if is_odd or not number == header_number == body_number or marks != _ENDS:
+            return False
+        method = spec.Basic.Deliver().decode(buffer, _method_size)
+        properties = spec.BasicProperties().decode(buffer, header + _header_size)
+        content = buffer[body + _body_size : end - 1]
+        self._trim_frame_buffer(end)
+        self.frames_received += len(marks)
+        channel._on_deliver(frame.Method(number, method), frame.Header(number, body_size, properties), content)
+        return True
 
 
 def _takes_writes(transport: Any) -> bool:
