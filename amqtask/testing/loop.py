@@ -38,6 +38,7 @@ class PlainLoop:
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
         os.set_blocking(self._wake_writer, False)
+        self._is_closed = False
         self.add_reader(self._wake_reader, self._woken)
 
     # -- the contract
@@ -53,7 +54,10 @@ class PlainLoop:
         self._soon.append(callback)
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
-        """From anywhere."""
+        """From anywhere. After `close` nobody listens: a task's thread may end long after its pool, and the descriptor's
+        number may be somebody else's by then."""
+        if self._is_closed:
+            return
         self._from_threads.append(callback)
         try:
             os.write(self._wake_writer, b"\0")
@@ -94,6 +98,7 @@ class PlainLoop:
     def close(self) -> None:
         """Release the descriptors."""
         self._selector.close()
+        self._is_closed = True
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
