@@ -36,6 +36,8 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
+        # How a request gets to the pool; the worker puts its own way here while somebody looks on.
+        self.submit = pool.submit
         self._loop = loop
         self._throttle = throttle
         self._admit = admit
@@ -73,7 +75,7 @@ class Dispatcher:
 
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
-        watched, early = self.watched, self.early
+        watched, early, submit = self.watched, self.early, self.submit
         while turns and pool.free > 0:
             line = turns.popleft()
             request = line.popleft()
@@ -88,7 +90,7 @@ class Dispatcher:
             if early and number in early:
                 self._accepted(request)
             running[number] = request
-            pool.submit(request)
+            submit(request)
 
     def _admitted(self, request: Request) -> bool:
         return self._admit(request, self.watched.pop(request.number))
@@ -98,7 +100,7 @@ class Dispatcher:
             if request.number in self.early:
                 self._accepted(request)
             self.running[request.number] = request
-            self._pool.submit(request)
+            self.submit(request)
         self._wake_for_held()
 
     def _wake_for_held(self) -> None:

@@ -1,7 +1,7 @@
 """What a worker tells about its tasks: log lines in Celery's words, and signals; what nobody listens to costs nothing.
 
-Decided once, when the worker starts: `sees_received` and `sees_success` are False when neither a log level nor a
-connected signal asks for them, and the worker then makes no call at all.
+Decided beforehand, not per task: `sees_received`, `sees_started` and `sees_success` are False when no log level, connected
+signal or observer asks for them, and the worker then makes no call at all.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals, states
 from amqtask.execution.outcome import Answer
+from amqtask.worker.observer import Observer, seen_by
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
 
@@ -20,24 +23,53 @@ logger = logging.getLogger("amqtask.worker")
 
 
 class Report:
-    """Log lines and signals about deliveries. `sender` is what the signals are sent by (the worker)."""
+    """Log lines, signals and observers of deliveries. `sender` is what the signals are sent by (the worker)."""
 
     def __init__(self, sender: Any = None) -> None:
         self.sender = sender
         self._info = logger.isEnabledFor(logging.INFO)
-        self.sees_received = self._info or bool(signals.task_received)
-        self.sees_success = self._info
+        self._observers: tuple[Observer, ...] = ()
+        self._look()
+
+    def add(self, observer: Observer) -> None:
+        """From now on it sees what it overrides; adding it twice changes nothing."""
+        if observer not in self._observers:
+            self._observers = (*self._observers, observer)
+            self._look()
+
+    def remove(self, observer: Observer) -> None:
+        """It sees nothing more; harmless when it saw nothing before."""
+        self._observers = tuple(each for each in self._observers if each is not observer)
+        self._look()
+
+    def _look(self) -> None:
+        self._on_received = seen_by(self._observers, "on_received")
+        self._on_started = seen_by(self._observers, "on_started")
+        self._on_ended = seen_by(self._observers, "on_ended")
+        self.sees_received = self._info or bool(signals.task_received) or bool(self._on_received)
+        self.sees_started = bool(self._on_started)
+        self.sees_success = self._info or bool(self._on_ended)
 
     def received(self, request: Request) -> None:
+        if self._on_received:
+            _tell(self._on_received, request)
         if self._info:
             logger.info("Task %s[%s] received", name_of(request), request.id, extra=fields(request))
         if signals.task_received:
             signals.task_received.send(sender=self.sender, request=request)
 
+    def started(self, request: Request) -> None:
+        """Called only while `sees_started`."""
+        _tell(self._on_started, request)
+
     def ended(self, request: Request, outcome: Outcome) -> None:
         """One line for an outcome, by its state."""
-        name, task_id, extra = name_of(request), request.id, fields(request)
+        if self._on_ended:
+            _tell(self._on_ended, request, outcome)
         state = outcome.state
+        if state == states.SUCCESS and not self._info:
+            return
+        name, task_id, extra = name_of(request), request.id, fields(request)
         if state == states.SUCCESS:
             logger.info(
                 "Task %s[%s] succeeded in %.6gs: %s", name, task_id, outcome.runtime, outcome.summary, extra=extra
@@ -86,6 +118,14 @@ class Report:
 
 
 _WORDS = {"IGNORED": "ignored", "REJECTED": "rejected"}
+
+
+def _tell(observers: tuple[Callable[..., None], ...], *what: Any) -> None:
+    for observer in observers:
+        try:
+            observer(*what)
+        except Exception:
+            logger.exception("observer %r failed", observer)
 
 
 def name_of(request: Request) -> str:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from amqtask.message import Delivery
     from amqtask.pool import OnOutcomes, Pool
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.worker.observer import Observer
     from amqtask.worker.report import Report
     from amqtask.worker.service import Service
     from amqtask.worker.setup import Endings, RunnableLoop, WorkerSetup
@@ -137,6 +138,25 @@ class Worker:
     def stop(self) -> None:
         """Shut down warmly, as TERM does; from any thread, or from a signal's receiver."""
         self.loop.call_soon_threadsafe(lambda: self.lifecycle.shutdown.warm("stop()"))
+
+    # -- who looks on
+
+    def observe(self, observer: Observer) -> None:
+        """From now on `observer` sees what it overrides; on the loop's thread. Twice is as once."""
+        self.report.add(observer)
+        self._choose_submit()
+
+    def unobserve(self, observer: Observer) -> None:
+        """It sees nothing more; harmless when it saw nothing before."""
+        self.report.remove(observer)
+        self._choose_submit()
+
+    def _choose_submit(self) -> None:
+        self.dispatcher.submit = self._submit_seen if self.report.sees_started else self.pool.submit
+
+    def _submit_seen(self, request: Request) -> None:
+        self.report.started(request)
+        self.pool.submit(request)
 
     # -- a delivery comes
 

@@ -1,0 +1,32 @@
+"""Observer: what looks on while a worker works (metrics, events …); a point that nobody looks at costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
+
+
+class Observer:
+    """Override what is to be seen; `Worker.observe` and `Worker.unobserve` begin and end it, at any time.
+
+    Everything is called on the worker's I/O loop and must not block. What is raised is logged, and changes nothing.
+    """
+
+    def on_received(self, request: Request) -> None:
+        """A task message came, perhaps for the second time (`redelivered`); whether it will run is not known yet."""
+
+    def on_started(self, request: Request) -> None:
+        """The pool has it. A prefork child may begin a moment later, while its last short task ends."""
+
+    def on_ended(self, request: Request, outcome: Outcome) -> None:
+        """It has an outcome: it ran, or was refused, revoked, expired or lost. The broker has not been answered yet."""
+
+
+def seen_by(observers: Iterable[Observer], point: str) -> tuple[Callable[..., None], ...]:
+    """The methods of those that really override `point`."""
+    unseen: Any = getattr(Observer, point)
+    return tuple(getattr(each, point) for each in observers if getattr(type(each), point) is not unseen)
