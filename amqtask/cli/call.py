@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from amqtask.cli.broker import refuse_memory
 from amqtask.cli.main import Globals, ParamType
+from amqtask.cli.output import json_option, print_json
 
 
 class Json(ParamType):
@@ -65,11 +67,20 @@ class Expiry(Moment):
 @click.option("--queue", help="Queue to publish to.")
 @click.option("--exchange", help="Exchange to publish to.")
 @click.option("--routing-key", help="Routing key to publish with.")
+@click.option("--priority", type=click.IntRange(0, 255), help="Priority of the message.")
+@click.option("--task-id", help="Use this id instead of a new one.")
+@json_option
 @click.pass_obj
-def command(settings: Globals, /, name: str, arguments: list[Any], kwargs: dict[str, Any], **options: Any) -> None:
-    """Publish task NAME and print its id."""
+def command(
+    settings: Globals, /, name: str, arguments: list[Any], kwargs: dict[str, Any], as_json: bool, **options: Any
+) -> None:
+    """Publish task NAME and print its id, once the broker has confirmed it."""
     app = settings.load()
+    refuse_memory(app)
     given = {key: value for key, value in options.items() if value is not None}
     result = app.send_task(name, arguments, kwargs, **given)
-    click.echo(result.id)
+    if as_json:
+        print_json({"id": result.id, "task": name})
+    else:
+        click.echo(result.id)
     app.close()

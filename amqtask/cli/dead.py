@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli.broker import open_admin
+from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
-from amqtask.message import Delivery, Message, Properties
-from amqtask.protocol.task import strip_death_headers
+from amqtask.cli.output import count, json_option, print_json
+from amqtask.exceptions import QueueNotFound
+from amqtask.message import Delivery, Message
+from amqtask.topology.plan import dead_letter_queue
 from amqtask.transport.admin import QueueAdmin
+from amqtask.worker.copies import copied_properties
+from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -30,109 +37,268 @@ def reason(headers: Mapping[str, Any]) -> str:
     return "unknown"
 
 
-def back_to_work(delivery: Delivery) -> Message:
-    """The message as it was published, for the queue that it died in; its attempts count from zero again."""
-    old = delivery.properties
-    headers = strip_death_headers(dict(old.headers or {}))
-    queue = str(headers.get(f"{OURS}queue") or delivery.queue.removesuffix(".dead"))
-    headers = {key: value for key, value in headers.items() if not key.startswith(OURS) and key != "x-delivery-count"}
-    properties = Properties(
-        content_type=old.content_type,
-        content_encoding=old.content_encoding,
-        headers=headers,
-        delivery_mode=2,
-        priority=old.priority,
-        correlation_id=old.correlation_id,
-        reply_to=old.reply_to,
-        message_id=old.message_id,
-    )
+def work_queue_of(delivery: Delivery, suffix: str) -> str:
+    """The queue that the message died in."""
+    headers = delivery.properties.headers or {}
+    told = headers.get(f"{OURS}queue")
+    if told is None:
+        told = next((death.get("queue") for death in headers.get("x-death") or ()), None)
+    return str(told or delivery.queue.removesuffix(suffix))
+
+
+def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False) -> Message:
+    """The message as it was published, to `queue`: no deaths, deliveries or attempts are counted on it any more."""
+    properties = copied_properties(delivery.properties)
+    headers = {key: value for key, value in properties.headers.items() if not key.startswith(OURS)}
+    if without_expiry and headers.get("expires"):
+        headers["expires"] = None
+    properties.headers = headers
     return Message(body=delivery.body, properties=properties, exchange="", routing_key=queue)
 
 
-def _matching(deliveries: list[Delivery], task: str | None, ids: tuple[str, ...]) -> Iterator[Delivery]:
+def has_expired(headers: Mapping[str, Any], now: float) -> bool:
+    """Whether a worker would drop the task at once, because its `expires` has passed."""
+    expires = headers.get("expires")
+    if not expires:
+        return False
+    try:
+        return timestamp(expires) <= now
+    except (TypeError, ValueError, AttributeError):
+        return False  # a worker says so, with the message
+
+
+def as_entry(delivery: Delivery) -> dict[str, Any]:
+    """What `dead list --json` says about a message."""
+    headers = delivery.properties.headers or {}
+    return {
+        "id": headers.get("id"),
+        "task": headers.get("task"),
+        "queue": delivery.queue,
+        "reason": reason(headers),
+        "exception": headers.get(f"{OURS}exception"),
+        "attempts": headers.get(f"{OURS}attempts"),
+        "host": headers.get(f"{OURS}host"),
+        "died_at": headers.get(f"{OURS}died-at"),
+    }
+
+
+def _matching(deliveries: Iterable[Delivery], task: str | None, ids: Sequence[str]) -> Iterator[Delivery]:
     for delivery in deliveries:
         headers = delivery.properties.headers or {}
         if (task is None or headers.get("task") == task) and (not ids or headers.get("id") in ids):
             yield delivery
 
 
-def _name(app: AmqTask, queue: str | None) -> str:
-    work = queue or app.conf.task_default_queue
+def _queue_options(function: Any) -> Any:
+    one = click.option("-Q", "--queue", help="The work queue (its dead-letter queue is meant) [the default queue].")
+    every = click.option("--all-queues", is_flag=True, help="Of all queues that the application knows.")
+    return one(every(function))
+
+
+def _names(app: AmqTask, admin: QueueAdmin, queue: str | None, all_queues: bool) -> list[str]:
+    """The dead-letter queues that are meant; of all queues those that exist."""
     suffix: str = app.conf.task_dead_letter_suffix
-    return work if work.endswith(suffix) else f"{work}{suffix}"
+    if not all_queues:
+        work = queue or app.conf.task_default_queue
+        return [work if work.endswith(suffix) else f"{work}{suffix}"]
+    if queue:
+        raise click.UsageError("say either --queue or --all-queues")
+    planned = (dead_letter_queue(known, app.queue_defaults) for known in known_queues(app))
+    return [dead.name for dead in planned if dead is not None and _exists(admin, dead.name)]
+
+
+def _exists(admin: QueueAdmin, name: str) -> bool:
+    try:
+        admin.state(name)
+    except QueueNotFound:
+        return False
+    return True
 
 
 @click.group("dead")
 def command() -> None:
-    """List, show, retry or purge dead-lettered messages (of the default queue, or of -Q)."""
+    """List, show, retry or purge dead-lettered messages (of the default queue, of -Q, or of --all-queues)."""
 
 
 @command.command("list")
-@click.option("-Q", "--queue", help="The work queue (its dead-letter queue is meant).")
+@_queue_options
 @click.option("-t", "--task", help="Only this task.")
-@click.option("-n", "--limit", type=int, default=100, show_default=True)
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Messages per queue.")
+@click.option("-r", "--by-reason", is_flag=True, help="Count all messages by task and reason instead.")
+@json_option
 @click.pass_obj
-def list_(settings: Globals, queue: str | None, task: str | None, limit: int) -> None:
-    """One line a message: id, task, attempts, reason."""
+def list_(
+    settings: Globals,
+    queue: str | None,
+    all_queues: bool,
+    task: str | None,
+    limit: int,
+    by_reason: bool,
+    as_json: bool,
+) -> None:
+    """One line a message: id, task, attempts, reason. They stay, but count as delivered once more."""
     app = settings.load()
-    with QueueAdmin(app.broker_addresses) as admin:
-        name = _name(app, queue)
-        total, found = admin.count(name), admin.browse(name, limit)
-    for delivery in _matching(found, task, ()):
-        headers = delivery.properties.headers or {}
-        attempts = headers.get(f"{OURS}attempts", "-")
-        click.echo(f"{headers.get('id', '?')}  {headers.get('task', '?')}  attempts={attempts}  {reason(headers)}")
-    click.echo(f"{total} in {name}")
+    totals: dict[str, int] = {}
+    found: list[Delivery] = []
+    with open_admin(app) as admin:
+        for name in _names(app, admin, queue, all_queues):
+            totals[name] = admin.count(name)
+            found += _matching(admin.browse(name, ALL if by_reason else limit), task, ())
+    if by_reason:
+        _print_reasons(found, totals, as_json)
+    elif as_json:
+        print_json({"queues": totals, "messages": [as_entry(delivery) for delivery in found]})
+    else:
+        for entry in map(as_entry, found):
+            attempts = "-" if entry["attempts"] is None else entry["attempts"]
+            click.echo(f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}")
+        _print_totals(totals)
+
+
+def _print_reasons(found: list[Delivery], totals: dict[str, int], as_json: bool) -> None:
+    counts = Counter((delivery.queue, *_why(delivery)) for delivery in found)
+    rows = [
+        {"queue": name, "task": task, "reason": why, "count": number}
+        for (name, task, why), number in counts.most_common()
+    ]
+    if as_json:
+        print_json({"queues": totals, "reasons": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['count']:>7}  {row['queue']}  {row['task'] or '?'}  {row['reason']}")
+    _print_totals(totals)
+
+
+def _why(delivery: Delivery) -> tuple[str | None, str]:
+    headers = delivery.properties.headers or {}
+    return headers.get("task"), reason(headers)
+
+
+def _print_totals(totals: dict[str, int]) -> None:
+    for name, number in totals.items():
+        click.echo(f"{number} in {name}")
+    if not totals:
+        click.echo("no dead-letter queue exists yet")
 
 
 @command.command("show")
 @click.argument("task_id")
-@click.option("-Q", "--queue")
+@_queue_options
+@json_option
 @click.pass_obj
-def show(settings: Globals, task_id: str, queue: str | None) -> None:
+def show(settings: Globals, task_id: str, queue: str | None, all_queues: bool, as_json: bool) -> None:
     """Everything about one message: headers and body."""
     app = settings.load()
-    name = _name(app, queue)
-    with QueueAdmin(app.broker_addresses) as admin:
-        found = list(_matching(admin.browse(name, ALL), None, (task_id,)))
+    with open_admin(app) as admin:
+        names = _names(app, admin, queue, all_queues)
+        found = [delivery for name in names for delivery in _matching(admin.browse(name, ALL), None, (task_id,))]
     if not found:
-        raise click.ClickException(f"no message with the id {task_id!r} in {name}")
+        raise click.ClickException(f"no message with the id {task_id!r} in {', '.join(names) or 'any queue'}")
+    if as_json:
+        print_json([_whole(delivery) for delivery in found])
+        return
     for delivery in found:
-        click.echo(json.dumps(delivery.properties.headers, indent=2, default=repr))
+        print_json(delivery.properties.headers)
         click.echo(delivery.body.decode(errors="replace"))
+
+
+def _whole(delivery: Delivery) -> dict[str, Any]:
+    properties = delivery.properties
+    return {
+        **as_entry(delivery),
+        "content_type": properties.content_type,
+        "content_encoding": properties.content_encoding,
+        "correlation_id": properties.correlation_id,
+        "reply_to": properties.reply_to,
+        "headers": properties.headers,
+        "body": delivery.body,
+    }
 
 
 @command.command("retry")
 @click.argument("task_ids", nargs=-1)
-@click.option("-Q", "--queue")
+@_queue_options
 @click.option("-t", "--task", help="Only this task.")
 @click.option("--all", "everything", is_flag=True, help="All messages.")
+@click.option("--to", metavar="QUEUE", help="To this queue [each to the one it died in].")
+@click.option("--drop-expiry", is_flag=True, help="Also what has expired; its `expires` is taken off.")
+@json_option
 @click.pass_obj
-def retry(settings: Globals, task_ids: tuple[str, ...], queue: str | None, task: str | None, everything: bool) -> None:
-    """Publish messages to their work queue again; each leaves the dead-letter queue after the broker's confirm."""
+def retry(
+    settings: Globals,
+    task_ids: tuple[str, ...],
+    queue: str | None,
+    all_queues: bool,
+    task: str | None,
+    everything: bool,
+    to: str | None,
+    drop_expiry: bool,
+    as_json: bool,
+) -> int:
+    """Publish messages to their work queue again; each leaves the dead-letter queue after the broker's confirm.
+
+    A task that has expired would be dropped by the next worker, so it stays, unless --drop-expiry is given.
+    """
     if not (task_ids or task or everything):
         raise click.UsageError("say which: TASK_IDS, --task NAME or --all")
     app = settings.load()
-    name = _name(app, queue)
+    expired: list[str] = []
+    convert = _retrying(app, task, task_ids, to, None if drop_expiry else expired)
+    moved: dict[str, int] = {}
+    failure: Exception | None = None
+    with open_admin(app) as admin:
+        for name in _names(app, admin, queue, all_queues):
+            done = admin.move(name, app.publisher, convert)
+            moved[name], failure = done.moved, failure or done.failure
+    app.close()
+    if as_json:
+        print_json({"retried": moved, "expired": expired, "error": str(failure) if failure else None})
+    else:
+        for name, number in moved.items():
+            click.echo(f"{number} back to work from {name}")
+        for task_id in expired:
+            click.echo(f"{task_id} has expired and stays; --drop-expiry runs it all the same", err=True)
+        if failure is not None:
+            click.echo(f"amqtask: {failure} What failed is still in its dead-letter queue.", err=True)
+    return 1 if failure is not None or (not sum(moved.values()) and task_ids) else 0
+
+
+def _retrying(
+    app: AmqTask, task: str | None, ids: Sequence[str], to: str | None, expired: list[str] | None
+) -> Callable[[Delivery], Message | None]:
+    """Which messages go where; ids of expired ones are noted in `expired`, or with None their expiry is dropped."""
+    suffix: str = app.conf.task_dead_letter_suffix
+    now = time.time()
 
     def convert(delivery: Delivery) -> Message | None:
-        wanted = next(_matching([delivery], task, task_ids), None)
-        return back_to_work(delivery) if wanted is not None else None
+        if next(_matching([delivery], task, ids), None) is None:
+            return None
+        headers = delivery.properties.headers or {}
+        is_late = has_expired(headers, now)
+        if is_late and expired is not None:
+            expired.append(str(headers.get("id")))
+            return None
+        return back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=is_late)
 
-    with QueueAdmin(app.broker_addresses) as admin:
-        moved = admin.move(name, admin.count(name), convert)
-    click.echo(f"{moved} back to work from {name}")
+    return convert
 
 
 @command.command("purge")
-@click.option("-Q", "--queue")
+@_queue_options
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@json_option
 @click.pass_obj
-def purge(settings: Globals, queue: str | None, force: bool) -> None:
+def purge(settings: Globals, queue: str | None, all_queues: bool, force: bool, as_json: bool) -> None:
     """Delete all dead-lettered messages of a queue. They cannot be brought back."""
     app = settings.load()
-    name = _name(app, queue)
-    with QueueAdmin(app.broker_addresses) as admin:
+    with open_admin(app) as admin:
+        names = _names(app, admin, queue, all_queues)
         if not force:
-            click.confirm(f"Delete {admin.count(name)} messages in {name}?", abort=True)
-        click.echo(f"Purged {admin.purge(name)} messages from {name}.")
+            total = sum(admin.count(name) for name in names)
+            click.confirm(f"Delete {count(total, 'message')} in {', '.join(names)}?", abort=True, err=as_json)
+        purged = {name: admin.purge(name) for name in names}
+    if as_json:
+        print_json({"purged": purged})
+        return
+    for name, number in purged.items():
+        click.echo(f"Purged {count(number, 'message')} from {name}.")

@@ -32,9 +32,11 @@ COMMANDS = {
     "dead": ("amqtask.cli.dead", "List, show, retry or purge dead-lettered messages."),
     "inspect": ("amqtask.cli.inspect", "Ask running workers what they do."),
     "purge": ("amqtask.cli.purge", "Delete all messages that wait in queues."),
+    "queues": ("amqtask.cli.queues", "Depth, consumers, rates and age of queues."),
     "report": ("amqtask.cli.report", "Versions and settings for a bug report."),
     "result": ("amqtask.cli.result", "Print the result of a task."),
     "status": ("amqtask.cli.status", "List the workers that answer."),
+    "topology": ("amqtask.cli.topology", "Show, declare or check exchanges, queues and bindings."),
     "worker": ("amqtask.cli.worker", "Start a worker."),
 }
 

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import click
 
+from amqtask.cli.broker import open_admin
 from amqtask.cli.main import Globals
+from amqtask.cli.output import count, json_option, print_json
 from amqtask.cli.worker import CommaList
 from amqtask.exceptions import QueueNotFound
-from amqtask.transport.admin import QueueAdmin
 
 
 @click.command("purge")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @click.option("-Q", "--queues", type=CommaList(), default=(), help="Only these queues.")
 @click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="All configured queues but these.")
+@json_option
 @click.pass_obj
-def command(settings: Globals, force: bool, queues: tuple[str, ...], exclude_queues: tuple[str, ...]) -> None:
+def command(
+    settings: Globals, force: bool, queues: tuple[str, ...], exclude_queues: tuple[str, ...], as_json: bool
+) -> None:
     """Delete all messages that wait in the application's queues. They cannot be brought back."""
     app = settings.load()
     if queues:
         app.queues.select(queues)
     if exclude_queues:
         app.queues.deselect(exclude_queues)
-    names = [queue.name for queue in app.queues.consumed]
-    if not force:
-        click.confirm(f"Delete all messages in {', '.join(names)}?", abort=True)
-    total = 0
-    with QueueAdmin(app.broker_addresses) as admin:
+    names = [queue.name for queue in app.queues.consumed if not queue.broadcast]
+    if not names:
+        raise click.ClickException("no queue is left to purge")
+    with open_admin(app) as admin:
+        if not force:
+            click.confirm(f"Delete all messages in {', '.join(names)}?", abort=True, err=as_json)
+        purged: dict[str, int] = {}
         for name in names:
             try:
-                total += admin.purge(name)
+                purged[name] = admin.purge(name)
             except QueueNotFound as error:
                 click.echo(str(error), err=True)
-    click.echo(
-        f"Purged {total} message{'' if total == 1 else 's'} from {len(names)} queue{'' if len(names) == 1 else 's'}."
-    )
+    if as_json:
+        print_json({"purged": purged})
+        return
+    click.echo(f"Purged {count(sum(purged.values()), 'message')} from {count(len(purged), 'queue')}.")

@@ -4,27 +4,58 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from typing import Any
 
 import click
 
 from amqtask import __version__
+from amqtask.cli.broker import open_admin
 from amqtask.cli.main import Globals
+from amqtask.cli.output import json_option, print_json
+from amqtask.cli.worker import hide_password
 
 PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redis", "celery")
 
 
 @click.command("report")
+@click.option("--server", is_flag=True, help="Ask the broker for its version, too.")
+@json_option
 @click.pass_obj
-def command(settings: Globals) -> None:
+def command(settings: Globals, server: bool, as_json: bool) -> None:
     """Print versions, and the application's settings without secrets."""
-    click.echo(f"amqtask {__version__}, Python {platform.python_version()} on {platform.platform()}")
-    for name in PACKAGES:
-        try:
-            click.echo(f"  {name:<10} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            click.echo(f"  {name:<10} -")
     app = settings.load()
-    for address in app.broker_addresses:
-        click.echo(f"broker {address.safe_url}")
-    for name, value in sorted(app.conf.humanize().items()):
+    report: dict[str, Any] = {
+        "amqtask": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "broker": app.broker_name,
+        "server": None,
+        "results": hide_password(app.backend_url) if app.backend_url else None,
+        "settings": dict(sorted(app.conf.humanize().items())),
+    }
+    if server:
+        with open_admin(app) as admin:
+            report["server"] = admin.server
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print(report: dict[str, Any]) -> None:
+    click.echo(f"amqtask {report['amqtask']}, Python {report['python']} on {report['platform']}")
+    for name, version in report["packages"].items():
+        click.echo(f"  {name:<10} {version or '-'}")
+    server = f" ({report['server']})" if report["server"] else ""
+    click.echo(f"broker {report['broker']}{server}")
+    click.echo(f"results {report['results'] or 'disabled'}")
+    for name, value in report["settings"].items():
         click.echo(f"  {name} = {value!r}")

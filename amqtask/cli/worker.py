@@ -251,7 +251,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
         node=options.hostname or "",
         app=f"{app.main or '__main__'} ({_count(len(app.tasks), 'task')})",
         broker=app.broker_name,
-        results=_hide_password(backend) if backend else "disabled",
+        results=hide_password(backend) if backend else "disabled",
         pool=str(options.pool),
         concurrency=str(worker.concurrency),
         queues=[
@@ -267,7 +267,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _hide_password(url: str) -> str:
+def hide_password(url: str) -> str:
+    """The URL with `**` for its password."""
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
     if not at:

@@ -178,5 +178,13 @@ def describe_difference(wanted: Queue | Exchange, error_text: str) -> str:
     )
 
 
+def first_difference(error_text: str) -> str | None:
+    """What the broker found to differ, short: `x-queue-type is 'classic', wanted 'quorum'`; None for other words."""
+    match = _INEQUIVALENT.search(error_text)
+    if match is None:
+        return None
+    return f"{match['argument']} is {_value(match['found'])}, wanted {_value(match['wanted'])}"
+
+
 def _value(text: str) -> str:
     return "not set" if text == "none" else text

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pika
-from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, NackError, UnroutableError
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from amqtask.exceptions import BrokerUnreachable, OperationalError, PublishRefused, QueueNotFound, Unroutable
+from amqtask.exceptions import AccessRefused, OperationalError, PublishError, QueueNotFound
 from amqtask.message import Delivery, Message
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error
 from amqtask.transport.fields import install
 from amqtask.transport.url import BrokerAddress
+
+if TYPE_CHECKING:
+    from amqtask.transport.contract import Publisher
+
+# How many messages are on their way at once when messages move: so many may be there twice after a kill.
+BATCH = 100
+
+
+class QueueState(NamedTuple):
+    """What a passive declare tells: messages that are ready, and consumers."""
+
+    ready: int
+    consumers: int
+
+
+@dataclass(slots=True)
+class Moved:
+    """What came of moving messages.
+
+    `repeated` of the moved ones had been delivered before: an earlier move that was killed may have published them.
+    `kept` did not fit the filter. `failure` is why it ended early; what failed is still where it was.
+    """
+
+    moved: int = 0
+    repeated: int = 0
+    kept: int = 0
+    failure: PublishError | None = None
 
 
 class QueueAdmin:
     """One short-lived connection; use it as a context manager.
 
-    Raises: BrokerUnreachable when no address answers, QueueNotFound for a queue that is not there.
+    Raises: BrokerUnreachable when no address answers, AccessRefused for a refused login, QueueNotFound for a queue
+    that is not there, OperationalError when the connection breaks.
     """
 
     def __init__(self, addresses: Sequence[BrokerAddress]) -> None:
@@ -27,80 +57,137 @@ class QueueAdmin:
 
     def __enter__(self) -> QueueAdmin:
         install()
+        parameters = [address.parameters(name="amqtask command line") for address in self._addresses]
         try:
-            self._connection = pika.BlockingConnection([address.parameters() for address in self._addresses])
-        except AMQPConnectionError as error:
-            where = ", ".join(address.safe_url for address in self._addresses)
-            raise BrokerUnreachable(f"no broker at {where}: {error!r}. Is it running, and is the URL right?") from error
+            self._connection = pika.BlockingConnection(parameters)
+        except (AMQPError, OSError) as error:
+            raise connection_error(error, self._addresses) from error
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._connection.is_open:
             self._connection.close()
 
+    @property
+    def server(self) -> str:
+        """The broker's product and version, as it says itself."""
+        properties: dict[str, Any] = self._connection._impl.server_properties or {}
+        return f"{properties.get('product', '?')} {properties.get('version', '?')}"
+
+    def state(self, queue: str) -> QueueState:
+        """How many messages are ready in the queue, and how many consumers it has."""
+        with self.channel(queue) as channel:
+            method = channel.queue_declare(queue, passive=True).method
+            return QueueState(int(method.message_count), int(method.consumer_count))
+
     def count(self, queue: str) -> int:
         """How many messages are ready in the queue."""
-        with self._channel(queue) as channel:
-            return int(channel.queue_declare(queue, passive=True).method.message_count)
+        return self.state(queue).ready
 
     def purge(self, queue: str) -> int:
         """Delete what is ready; how many that were."""
-        with self._channel(queue) as channel:
+        with self.channel(queue) as channel:
             return int(channel.queue_purge(queue).method.message_count)
 
-    def browse(self, queue: str, limit: int) -> list[Delivery]:
+    def browse(self, queue: str, limit: int) -> Iterator[Delivery]:
         """The first messages, which stay where they are (and are marked as redelivered from now on)."""
-        with self._channel(queue) as channel:
-            return list(self._get(channel, queue, limit))
+        with self.channel(queue) as channel:
+            for _ in range(limit):
+                delivery = _get(channel, queue)
+                if delivery is None:
+                    return
+                yield delivery
 
-    def move(self, queue: str, limit: int, convert: Any) -> int:
-        """Publish `convert(delivery)` for each of the first messages, and acknowledge it after the confirm.
+    def move(
+        self,
+        queue: str,
+        publisher: Publisher,
+        convert: Callable[[Delivery], Message | None],
+        *,
+        limit: int | None = None,
+        acknowledge: bool = True,
+        is_stopped: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Moved], None] = lambda _: None,
+    ) -> Moved:
+        """Publish `convert(delivery)` of each message that is ready now, at most `limit`; acknowledge the confirmed.
 
-        `convert` returns a Message, or None to leave the message where it is. Returns how many moved.
+        `convert` returns None for a message that is to stay. A message is acknowledged after its confirm, never before:
+        whatever ends this, each message is there at least once. `acknowledge=False` copies. At the first message that
+        the broker refuses it ends, with the `failure`. `is_stopped` is asked between batches.
         """
-        moved = 0
-        with self._channel(queue) as channel:
-            channel.confirm_delivery()
-            for delivery in self._get(channel, queue, limit):
-                message = convert(delivery)
-                if message is not None:
-                    self._publish(channel, message)
-                    channel.basic_ack(delivery.tag)
-                    moved += 1
-        return moved
+        done = Moved()
+        with self.channel(queue) as channel:
+            left = int(channel.queue_declare(queue, passive=True).method.message_count)
+            while left > 0 and not is_stopped() and done.failure is None and (limit is None or done.moved < limit):
+                wanted = min(BATCH, left, BATCH if limit is None else limit - done.moved)
+                taken = [delivery for _ in range(wanted) if (delivery := _get(channel, queue)) is not None]
+                left -= wanted if taken else left
+                pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
+                done.kept += len(taken) - len(pairs)
+                _publish(channel, publisher, pairs, done, acknowledge=acknowledge)
+                on_progress(done)
+        return done
 
-    def _get(self, channel: Any, queue: str, limit: int) -> Iterator[Delivery]:
-        for _ in range(limit):
-            method, properties, body = channel.basic_get(queue)
-            if method is None:
-                return
-            yield Delivery(
-                body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, 0
-            )
-
-    def _publish(self, channel: Any, message: Message) -> None:
-        wanted = message.properties
-        fields = {name: getattr(wanted, name) for name in pika.BasicProperties().__dict__ if hasattr(wanted, name)}
+    def wait(self, seconds: float) -> None:
+        """Do nothing for so long, but keep the connection alive. Raises: OperationalError when it breaks."""
         try:
-            channel.basic_publish(
-                message.exchange, message.routing_key, message.body, pika.BasicProperties(**fields), mandatory=True
-            )
-        except UnroutableError as error:
-            raise Unroutable(f"nothing takes routing key {message.routing_key!r} now; the message stays.") from error
-        except NackError as error:
-            raise PublishRefused(
-                f"queue {message.routing_key!r} refused it (is it full?); the message stays."
-            ) from error
+            self._connection.sleep(seconds)
+        except AMQPError as error:
+            raise _broken(error) from error
 
     @contextmanager
-    def _channel(self, queue: str) -> Iterator[Any]:
-        channel = self._connection.channel()
+    def channel(self, what: str) -> Iterator[Any]:
+        """A pika channel for a job on the queue `what`; its refusals become our errors."""
         try:
-            yield channel
+            channel = self._connection.channel()
+            try:
+                yield channel
+            finally:
+                if channel.is_open:
+                    channel.close()
         except ChannelClosedByBroker as error:
-            if error.reply_code == 404:
-                raise QueueNotFound(f"there is no queue {queue!r} on this broker.") from error
-            raise OperationalError(f"queue {queue!r}: {error.reply_text}") from error
-        finally:
-            if channel.is_open:
-                channel.close()
+            if error.reply_code == NOT_FOUND:
+                raise QueueNotFound(f"there is no queue {what!r} on this broker.") from error
+            if error.reply_code == ACCESS_REFUSED:
+                raise AccessRefused(f"the broker's user may not do this: {error.reply_text}") from error
+            raise OperationalError(f"queue {what!r}: {error.reply_text}") from error
+        except AMQPError as error:
+            raise _broken(error) from error
+
+
+def _broken(error: AMQPError) -> OperationalError:
+    return OperationalError(f"the connection to the broker broke: {error!r}")
+
+
+def _get(channel: Any, queue: str) -> Delivery | None:
+    method, properties, body = channel.basic_get(queue)
+    if method is None:
+        return None
+    return Delivery(
+        body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, 0
+    )
+
+
+def _publish(
+    channel: Any,
+    publisher: Publisher,
+    pairs: Sequence[tuple[Delivery, Message]],
+    done: Moved,
+    *,
+    acknowledge: bool,
+) -> None:
+    if not pairs:
+        return
+    try:
+        errors: Sequence[PublishError | None] = publisher.publish_many([message for _, message in pairs])
+    except PublishError as error:
+        done.failure = error
+        return
+    for (delivery, _), failure in zip(pairs, errors, strict=True):
+        if failure is not None:
+            done.failure = done.failure or failure
+            continue
+        if acknowledge:
+            channel.basic_ack(delivery.tag)
+        done.moved += 1
+        done.repeated += delivery.redelivered

@@ -1,0 +1,43 @@
+"""The application's broker, for commands that look into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from amqtask.exceptions import ConfigurationError
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.management import ManagementApi
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+
+def refuse_memory(app: AmqTask) -> None:
+    """Raises ConfigurationError for an application on `memory://`."""
+    if app.memory_broker is not None:
+        raise ConfigurationError(
+            "the application's broker is memory://, which lives inside each process: there is nothing that this "
+            "command could see. Name a RabbitMQ: amqtask -b amqp://user:password@host/vhost …"
+        )
+
+
+def open_admin(app: AmqTask) -> QueueAdmin:
+    """A connection for odd jobs, to be used as a context manager. Raises: ConfigurationError for `memory://`."""
+    refuse_memory(app)
+    return QueueAdmin(app.broker_addresses)
+
+
+api_option = click.option(
+    "--api",
+    metavar="URL",
+    envvar="AMQTASK_MANAGEMENT_URL",
+    help="Management plugin, e.g. http://localhost:15672 [AMQTASK_MANAGEMENT_URL].",
+)
+
+
+def open_api(app: AmqTask, url: str) -> ManagementApi:
+    """The management plugin at `url`, for the virtual host of the application's broker."""
+    refuse_memory(app)
+    return ManagementApi(url, app.broker_addresses[0])

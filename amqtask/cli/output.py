@@ -1,0 +1,53 @@
+"""How commands print data: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+json_option = click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(data: Any, *, one_line: bool = False) -> None:
+    """The data as one JSON document; what JSON has no form for (bytes, times) as text."""
+    click.echo(json.dumps(data, default=_as_text, indent=None if one_line else 2, ensure_ascii=False))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return repr(value)
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Columns as wide as their widest cell, numbers to the right; None is shown as `-`."""
+    body = [list(row) for row in rows]
+    cells = [[_cell(value) for value in row] for row in body]
+    widths = [max(len(line[column]) for line in [list(titles), *cells]) for column in range(len(titles))]
+    is_number = [
+        bool(body) and all(row[column] is None or isinstance(row[column], (int, float)) for row in body)
+        for column in range(len(titles))
+    ]
+    for line in [list(titles), *cells]:
+        padded = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, is_number, strict=True)
+        ]
+        click.echo("  ".join(padded).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,211 @@
+"""`amqtask queues`: how much waits, who consumes, how fast it goes, how old the oldest message is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqtask.cli.broker import api_option, open_admin, open_api
+from amqtask.cli.inventory import chosen_queues, queues_option
+from amqtask.cli.main import Globals
+from amqtask.cli.output import json_option, print_json, print_table
+from amqtask.exceptions import QueueNotFound
+from amqtask.topology.plan import dead_letter_queue
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.management import ManagementApi
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+# (title, field) in the order they are printed; a column that nobody knows anything of is left out.
+COLUMNS = (
+    ("QUEUE", "queue"),
+    ("READY", "ready"),
+    ("UNACKED", "unacked"),
+    ("CONSUMERS", "consumers"),
+    ("DEAD", "dead"),
+    ("CHANGE/S", "change_per_second"),
+    ("IN/S", "in_per_second"),
+    ("OUT/S", "out_per_second"),
+    ("OLDEST", "oldest_seconds"),
+)
+
+
+@dataclass(slots=True)
+class Row:
+    """One queue; None is what is not known: the queue is not there, or nobody was asked.
+
+    `unacked` are delivered and not yet acknowledged; `dead` wait in its dead-letter queue; `change_per_second` is how
+    fast `ready` grew; `in_per_second` and `out_per_second` are publishes and acknowledgements; times are seconds.
+    """
+
+    queue: str
+    ready: int | None = None
+    unacked: int | None = None
+    consumers: int | None = None
+    dead: int | None = None
+    change_per_second: float | None = None
+    in_per_second: float | None = None
+    out_per_second: float | None = None
+    oldest_seconds: float | None = None
+
+
+@click.command("queues")
+@queues_option
+@click.option(
+    "-i",
+    "--interval",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Look twice, so many seconds apart, for CHANGE/S.",
+)
+@click.option("-w", "--watch", type=click.FloatRange(min=0.1), help="Look again every so many seconds, until Ctrl+C.")
+@click.option(
+    "--oldest",
+    is_flag=True,
+    help="Age of the oldest message, by its timestamp. Takes it and gives it back: it counts as delivered once more.",
+)
+@api_option
+@json_option
+@click.pass_obj
+def command(
+    settings: Globals,
+    queues: tuple[str, ...],
+    interval: float | None,
+    watch: float | None,
+    oldest: bool,
+    api: str | None,
+    as_json: bool,
+) -> int:
+    """Depth, consumers, rates and age of the application's queues (or of -Q). Exit code 1 when one is not there.
+
+    Over AMQP the broker tells what is ready, and how many consume; the management plugin (--api) also what is delivered and not
+    yet acknowledged, and the rates in and out.
+    """
+    if watch and interval:
+        raise click.UsageError(
+            "--watch looks again and again, and has CHANGE/S from its second look on: leave --interval out"
+        )
+    app = settings.load()
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        look = _Look(app, queues, stack.enter_context(open_admin(app)), open_api(app, api) if api else None, oldest)
+        for rows in look.repeatedly(watch or interval):
+            if watch:
+                _print(rows, as_json, one_line=True)
+            elif interval is None or look.times == 2:
+                break
+        if not watch:
+            _print(rows, as_json)
+    if oldest and any(row.ready for row in rows) and not any(row.oldest_seconds is not None for row in rows):
+        click.echo("The messages carry no timestamp, so their age is not known (see docs/command-line.md).", err=True)
+    return 1 if any(row.ready is None for row in rows) else 0
+
+
+class _Look:
+    """Looks at the queues, again and again."""
+
+    def __init__(
+        self, app: AmqTask, names: tuple[str, ...], admin: QueueAdmin, api: ManagementApi | None, oldest: bool
+    ) -> None:
+        chosen = [queue for queue in chosen_queues(app, names) if not queue.broadcast]
+        dead = [dead_letter_queue(queue, app.queue_defaults) for queue in chosen]
+        self._names = [(queue.name, found.name if found else None) for queue, found in zip(chosen, dead, strict=True)]
+        self._admin = admin
+        self._api = api
+        self._oldest = oldest
+        self.times = 0
+
+    def repeatedly(self, seconds: float | None) -> Iterator[list[Row]]:
+        """A list of rows now, and with `seconds` another so often."""
+        rows = self._look()
+        at = time.monotonic()
+        yield rows
+        while seconds is not None:
+            self._admin.wait(seconds)
+            last, before, at = rows, at, time.monotonic()
+            rows = self._look()
+            for row, old in zip(rows, last, strict=True):
+                if row.ready is not None and old.ready is not None:
+                    row.change_per_second = round((row.ready - old.ready) / (at - before), 3)
+            yield rows
+
+    def _look(self) -> list[Row]:
+        self.times += 1
+        rows = [self._row(name, dead) for name, dead in self._names]
+        if self._api is not None:
+            found = {str(queue["name"]): queue for queue in self._api.queues()}
+            for row in rows:
+                _add(row, found.get(row.queue, {}))
+        if self._oldest:
+            for row in rows:
+                if row.ready:
+                    row.oldest_seconds = self._age(row.queue)
+        return rows
+
+    def _row(self, name: str, dead: str | None) -> Row:
+        row = Row(name)
+        try:
+            row.ready, row.consumers = self._admin.state(name)
+            row.dead = None if dead is None else self._admin.count(dead)
+        except QueueNotFound:
+            pass
+        return row
+
+    def _age(self, name: str) -> float | None:
+        first = next(iter(self._admin.browse(name, 1)), None)
+        return None if first is None else age(first.properties.timestamp, first.properties.headers or {}, time.time())
+
+
+def age(timestamp: datetime | float | None, headers: Mapping[str, Any], now: float) -> float | None:
+    """Seconds since a message was published, by its own or by the broker's timestamp; None when it has none.
+
+    RabbitMQ writes one with `message_interceptors.incoming.set_header_timestamp.overwrite = false`
+    (https://www.rabbitmq.com/docs/message-interceptors): the property, in whole seconds, and the header in milliseconds.
+    """
+    exact = headers.get("timestamp_in_ms")
+    if isinstance(exact, int):
+        return max(0.0, now - exact / 1000)
+    if isinstance(timestamp, datetime):
+        when = timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=timezone.utc)
+        return max(0.0, now - when.timestamp())
+    return None if timestamp is None else max(0.0, now - timestamp)
+
+
+def _add(row: Row, queue: Mapping[str, Any]) -> None:
+    """What only the plugin knows. Its figures are some seconds old; a queue that it has not seen yet has none."""
+    row.unacked = queue.get("messages_unacknowledged")
+    stats = queue.get("message_stats") or {}
+    row.in_per_second = _rate(stats, "publish_details")
+    row.out_per_second = _rate(stats, "ack_details")
+    head = queue.get("head_message_timestamp")
+    row.oldest_seconds = age(head, {}, time.time()) if head else None
+
+
+def _rate(stats: Mapping[str, Any], name: str) -> float | None:
+    rate = (stats.get(name) or {}).get("rate")
+    return None if rate is None else float(rate)
+
+
+def _print(rows: Sequence[Row], as_json: bool, *, one_line: bool = False) -> None:
+    data = [asdict(row) for row in rows]
+    if as_json:
+        print_json(data, one_line=one_line)
+        return
+    known = [column for column in COLUMNS[:5] if column[1] != "unacked" or _is_known(data, "unacked")]
+    known += [column for column in COLUMNS[5:] if _is_known(data, column[1])]
+    print_table([title for title, _ in known], [[entry[field] for _, field in known] for entry in data])
+    for row in rows:
+        if row.ready is None:
+            click.echo(f"there is no queue {row.queue!r} on this broker.", err=True)
+    if one_line:
+        click.echo()
+
+
+def _is_known(data: Sequence[Mapping[str, Any]], field: str) -> bool:
+    return any(entry[field] is not None for entry in data)

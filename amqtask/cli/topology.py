@@ -1,0 +1,195 @@
+"""`amqtask topology`: the exchanges, queues and bindings of the application: show them, declare them, check them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqtask.cli.broker import api_option, open_admin, open_api, refuse_memory
+from amqtask.cli.inventory import chosen_queues, queues_option
+from amqtask.cli.main import Globals
+from amqtask.cli.output import count, json_option, print_json
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
+from amqtask.topology.delays import LEVELS, MAX_SECONDS, UNIT_MS
+from amqtask.topology.plan import dead_letter_queue
+from amqtask.transport.names import entity_name
+from amqtask.transport.survey import check as check_by_amqp
+from amqtask.transport.survey import declare as declare_by_amqp
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+
+def planned(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
+    """What the chosen queues need, in the order in which it can be declared."""
+    found: dict[Declaration, None] = {}
+    for queue in chosen_queues(app, names):
+        found.update(dict.fromkeys(app.queues.declarations(queue)))
+    return list(found)
+
+
+@click.group("topology")
+def command() -> None:
+    """Exchanges, queues and bindings of the application: show, declare, or check them on the broker."""
+
+
+@command.command("show")
+@queues_option
+@json_option
+@click.pass_obj
+def show(settings: Globals, queues: tuple[str, ...], as_json: bool) -> None:
+    """Print the plan that follows from the settings. The broker is not asked."""
+    app = settings.load()
+    entities = planned(app, queues)
+    dead = {
+        found.name for queue in chosen_queues(app, queues) if (found := dead_letter_queue(queue, app.queue_defaults))
+    }
+    if as_json:
+        print_json({**as_data(entities, dead), "delays": _delays(app)})
+    else:
+        _print_plan(app, entities, dead)
+
+
+def as_data(entities: Iterable[Declaration], dead: Iterable[str]) -> dict[str, Any]:
+    """The plan as plain data; `dead` names the dead-letter queues."""
+    exchanges, queues, bindings = by_kind(entities)
+    return {
+        "exchanges": [
+            {
+                "name": found.name,
+                "type": found.type,
+                "durable": found.durable,
+                "auto_delete": found.auto_delete,
+                "arguments": dict(found.arguments),
+            }
+            for found in exchanges
+        ],
+        "queues": [
+            {
+                "name": found.name,
+                "role": "dead-letter" if found.name in set(dead) else "work",
+                "durable": found.durable,
+                "exclusive": found.exclusive,
+                "auto_delete": found.auto_delete,
+                "arguments": found.argument_map,
+            }
+            for found in queues
+        ],
+        "bindings": [
+            {
+                "source": found.source.name,
+                "destination": found.destination,
+                "destination_type": "exchange" if found.to_exchange else "queue",
+                "routing_key": found.routing_key,
+                "arguments": dict(found.arguments),
+            }
+            for found in bindings
+        ],
+    }
+
+
+def _delays(app: AmqTask) -> dict[str, Any]:
+    return {
+        "prefix": app.delays.prefix,
+        "queue_type": app.delays.queue_type,
+        "levels": LEVELS,
+        "step_ms": UNIT_MS,
+        "longest_seconds": MAX_SECONDS,
+    }
+
+
+def _print_plan(app: AmqTask, entities: Sequence[Declaration], dead: set[str]) -> None:
+    exchanges, queues, bindings = by_kind(entities)
+    click.echo("exchanges")
+    for exchange in exchanges:
+        click.echo(f"  {exchange.name}  {exchange.type}{_flags(exchange)}")
+    if not exchanges:
+        click.echo("  (only the default exchange)")
+    click.echo("queues")
+    for queue in queues:
+        role = "  dead letters" if queue.name in dead else ""
+        click.echo(f"  {queue.name}{role}{_flags(queue)}")
+        for name, value in queue.arguments:
+            click.echo(f"      {name} = {value!r}")
+    click.echo("bindings")
+    for binding in bindings:
+        more = f"  {dict(binding.arguments)}" if binding.arguments else ""
+        click.echo(f"  {binding.source.name} -> {binding.destination}  key={binding.routing_key!r}{more}")
+    click.echo("  (and each queue by its own name, through the default exchange)")
+    delays = _delays(app)
+    click.echo(
+        f"delays\n  {delays['prefix']}.<level>.<digit>  {delays['queue_type']}, {LEVELS} levels, steps of {UNIT_MS} ms, "
+        f"at most {MAX_SECONDS / 86400:.1f} days; declared when a delay first needs them"
+    )
+
+
+def _flags(entity: Queue | Exchange) -> str:
+    flags = [] if entity.durable else ["not durable"]
+    flags += ["auto-delete"] if entity.auto_delete else []
+    flags += ["exclusive"] if isinstance(entity, Queue) and entity.exclusive else []
+    return f"  ({', '.join(flags)})" if flags else ""
+
+
+@command.command("declare")
+@queues_option
+@json_option
+@click.pass_obj
+def declare(settings: Globals, queues: tuple[str, ...], as_json: bool) -> int:
+    """Declare the plan on the broker; what exists otherwise is left as it is. Exit code 1 when not all is as planned."""
+    app = settings.load()
+    with open_admin(app) as admin:
+        findings = list(declare_by_amqp(admin, planned(app, queues)))
+    return _print_findings(findings, as_json)
+
+
+@command.command("check")
+@queues_option
+@api_option
+@json_option
+@click.pass_obj
+def check(settings: Globals, queues: tuple[str, ...], api: str | None, as_json: bool) -> int:
+    """Compare the plan with the broker, and name each difference. Exit code 1 when there is any.
+
+    Over AMQP the first differing argument of a queue or exchange is found, and bindings cannot be asked for; with --api all is.
+    """
+    app = settings.load()
+    refuse_memory(app)
+    wanted = planned(app, queues)
+    if api:
+        management = open_api(app, api)
+        findings = list(compare(wanted, management.queues(), management.exchanges(), management.bindings()))
+    else:
+        with open_admin(app) as admin:
+            findings = list(check_by_amqp(admin, wanted))
+    return _print_findings(findings, as_json)
+
+
+def _print_findings(findings: Sequence[Finding], as_json: bool) -> int:
+    wrong = [found for found in findings if found.status not in IN_ORDER and not _is_unasked(found)]
+    if as_json:
+        print_json([_finding(found) for found in findings])
+        return 1 if wrong else 0
+    for found in findings:
+        if not _is_unasked(found):
+            click.echo(f"{found.status:<8} {entity_name(found.entity)}{': ' if found.detail else ''}{found.detail}")
+    unasked = sum(map(_is_unasked, findings))
+    if unasked:
+        click.echo(
+            f"{count(unasked, 'binding')} not checked: AMQP has no question for it; --api asks the management plugin"
+        )
+    click.echo(f"{count(len(wrong), 'difference')}")
+    return 1 if wrong else 0
+
+
+def _is_unasked(found: Finding) -> bool:
+    return found.status == "unknown" and isinstance(found.entity, Binding)
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    entity = found.entity
+    kind = type(entity).__name__.lower()
+    name = f"{entity.source.name} -> {entity.destination}" if isinstance(entity, Binding) else entity.name
+    return {"kind": kind, "name": name, "status": found.status, "detail": found.detail}

@@ -1,0 +1,116 @@
+"""What is wanted, beside what a broker's management HTTP API reports: every difference, in words.
+
+The API's objects are those of RabbitMQ's `/api/queues`, `/api/exchanges` and `/api/bindings`
+(https://www.rabbitmq.com/docs/http-api-reference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.topology.plan import is_declarable
+
+Status = Literal["ok", "created", "missing", "differs", "refused", "unknown"]
+IN_ORDER: frozenset[Status] = frozenset({"ok", "created"})
+
+
+class Finding(NamedTuple):
+    """One entity and how the broker has it; `detail` says what differs, or why it is not known."""
+
+    entity: Declaration
+    status: Status
+    detail: str = ""
+
+
+def compare(
+    wanted: Iterable[Declaration],
+    queues: Iterable[Mapping[str, Any]],
+    exchanges: Iterable[Mapping[str, Any]],
+    bindings: Iterable[Mapping[str, Any]],
+) -> Iterator[Finding]:
+    """A finding for each wanted entity, in the same order."""
+    queues_there = {str(found["name"]): found for found in queues}
+    exchanges_there = {str(found["name"]): found for found in exchanges}
+    bindings_there = {_binding_key(found) for found in bindings}
+    for entity in wanted:
+        if isinstance(entity, Binding):
+            yield Finding(entity, "ok" if _wanted_key(entity) in bindings_there else "missing")
+        elif isinstance(entity, Queue):
+            yield _compare(entity, queues_there.get(entity.name), _of_queue(entity))
+        else:
+            yield _compare(entity, exchanges_there.get(entity.name), _of_exchange(entity))
+
+
+def _compare(entity: Queue | Exchange, found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> Finding:
+    if found is None:
+        return Finding(entity, "missing")
+    differences = list(_differences(wanted, {**found, **_flat(found.get("arguments") or {})}))
+    return Finding(entity, "differs" if differences else "ok", "; ".join(differences))
+
+
+def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    arguments = {name for name in found if name.startswith("x-") or name == "alternate-exchange"}
+    for name in sorted({*wanted, *arguments}):
+        has, asked = found.get(name), wanted.get(name)
+        if name == "x-queue-type" and has is None and asked == "classic":
+            continue  # the broker's default
+        if has != asked:
+            yield f"{name} is {_text(has)}, wanted {_text(asked)}"
+
+
+def _text(value: Any) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _of_queue(queue: Queue) -> dict[str, Any]:
+    return {"durable": queue.durable, "auto_delete": queue.auto_delete, **_flat(queue.argument_map)}
+
+
+def _of_exchange(exchange: Exchange) -> dict[str, Any]:
+    own = {"type": exchange.type, "durable": exchange.durable, "auto_delete": exchange.auto_delete}
+    return {**own, **_flat(dict(exchange.arguments))}
+
+
+def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON has them: a number is a number, whatever its AMQP type."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _binding_key(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        found["source"],
+        found["destination"],
+        found["destination_type"],
+        found["routing_key"],
+        _hashable(found.get("arguments") or {}),
+    )
+
+
+def _wanted_key(binding: Binding) -> tuple[Any, ...]:
+    kind = "exchange" if binding.to_exchange else "queue"
+    return (
+        binding.source.name, binding.destination, kind, binding.routing_key, _hashable(dict(binding.arguments))
+    )  # fmt: skip
+
+
+def _hashable(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(sorted((name, repr(value)) for name, value in arguments.items()))
+
+
+def by_kind(
+    entities: Iterable[Declaration],
+) -> tuple[list[Exchange], list[Queue], list[Binding]]:
+    """Exchanges (without those that are just there), queues and bindings, each in their order."""
+    exchanges: list[Exchange] = []
+    queues: list[Queue] = []
+    bindings: list[Binding] = []
+    for entity in entities:
+        if isinstance(entity, Binding):
+            bindings.append(entity)
+        elif isinstance(entity, Queue):
+            queues.append(entity)
+        elif is_declarable(entity):
+            exchanges.append(entity)
+    return exchanges, queues, bindings

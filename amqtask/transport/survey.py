@@ -1,0 +1,109 @@
+"""Look at what exists, or declare it, over AMQP, one entity after the other, for `amqtask topology`.
+
+AMQP 0-9-1 can ask whether a queue or exchange exists (a passive declare), and refuses to declare it otherwise than it
+is, naming the first argument that differs. It has no question about bindings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pika.exceptions import ChannelClosedByBroker
+
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.exceptions import OperationalError, QueueNotFound, TopologyMismatch
+from amqtask.topology.compare import Finding
+from amqtask.topology.plan import first_difference
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
+from amqtask.transport.names import entity_name
+
+NOT_ASKED = "AMQP has no question about bindings; --api asks the management plugin"
+
+
+def check(admin: QueueAdmin, wanted: Iterable[Declaration]) -> Iterator[Finding]:
+    """How each entity is there; nothing is created or changed."""
+    for entity in wanted:
+        if isinstance(entity, Binding):
+            yield Finding(entity, "unknown", NOT_ASKED)
+        else:
+            yield _check(admin, entity)
+
+
+def declare(admin: QueueAdmin, wanted: Iterable[Declaration]) -> Iterator[Finding]:
+    """Declare each entity; what exists otherwise is left as it is."""
+    for entity in wanted:
+        if isinstance(entity, Binding):
+            yield _bind(admin, entity)
+            continue
+        found = _check(admin, entity)
+        yield _create(admin, entity) if found.status == "missing" else found
+
+
+def _check(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+    """Passively first: only what exists is declared again, which changes nothing and tells what differs."""
+    try:
+        _send(admin, entity, passive=True)
+    except QueueNotFound:
+        return Finding(entity, "missing")
+    except OperationalError as error:
+        return Finding(entity, "refused", str(error))
+    return _compared(admin, entity)
+
+
+def _compared(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+    try:
+        _send(admin, entity, passive=False)
+    except TopologyMismatch as error:
+        return Finding(entity, "differs", str(error))
+    except OperationalError as error:
+        return Finding(entity, "unknown", f"it exists, but its arguments could not be compared: {error}")
+    return Finding(entity, "ok")
+
+
+def _create(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+    try:
+        _send(admin, entity, passive=False)
+    except (OperationalError, TopologyMismatch) as error:
+        return Finding(entity, "refused", str(error))
+    return Finding(entity, "created")
+
+
+def _bind(admin: QueueAdmin, binding: Binding) -> Finding:
+    try:
+        with admin.channel(binding.destination) as channel:
+            bind: Any = channel.exchange_bind if binding.to_exchange else channel.queue_bind
+            bind(binding.destination, binding.source.name, binding.routing_key, dict(binding.arguments))
+    except (OperationalError, QueueNotFound) as error:
+        return Finding(binding, "refused", str(error))
+    return Finding(binding, "ok")
+
+
+def _send(admin: QueueAdmin, entity: Queue | Exchange, *, passive: bool) -> None:
+    with admin.channel(entity.name) as channel:
+        try:
+            if isinstance(entity, Queue):
+                channel.queue_declare(
+                    entity.name,
+                    passive=passive,
+                    durable=entity.durable,
+                    exclusive=entity.exclusive,
+                    auto_delete=entity.auto_delete,
+                    arguments=entity.argument_map,
+                )
+            else:
+                channel.exchange_declare(
+                    entity.name,
+                    exchange_type=entity.type,
+                    passive=passive,
+                    durable=entity.durable,
+                    auto_delete=entity.auto_delete,
+                    arguments=dict(entity.arguments),
+                )
+        except ChannelClosedByBroker as error:
+            if error.reply_code == PRECONDITION_FAILED:
+                raise TopologyMismatch(first_difference(error.reply_text) or error.reply_text) from error
+            if error.reply_code in (NOT_FOUND, ACCESS_REFUSED):
+                raise
+            raise OperationalError(f"{entity_name(entity)}: {error.reply_text}") from error

@@ -1,0 +1,328 @@
+"""The commands that look into the broker and change it, with RabbitMQ's own answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+import pytest
+
+from amqtask import AmqTask, Exchange, Queue
+from amqtask.cli.main import run
+from integration.conftest import Broker
+from integration.nodes import RabbitNode, free_port, rabbitmq_installed
+from integration.workers import eventually
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture
+def queue(rabbit: Broker) -> str:
+    """A queue for this test."""
+    return rabbit.queue()
+
+
+@pytest.fixture
+def app(rabbit: Broker, queue: str) -> Iterator[AmqTask]:
+    """An application with one queue."""
+    made = AmqTask("tools", broker=rabbit.url, task_default_queue=queue, set_as_current=False)
+
+    @made.task(name="add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cli(app: AmqTask, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command with that application: what it printed as JSON; it must end with the exit code `code`."""
+
+    def ask(*argv: str, code: int = 0, app: AmqTask = app) -> Any:
+        capsys.readouterr()
+        ended = run([*argv, "--json"], app)
+        said = capsys.readouterr()
+        assert ended == code, said
+        return json.loads(said.out)
+
+    return ask
+
+
+def bury(rabbit: Broker, queue: str, task: str = "add", **headers: Any) -> str:
+    """A message in the queue's dead-letter queue, as a worker of ours puts it there; its id."""
+    task_id = str(uuid.uuid4())
+    ours = {"x-amqtask-reason": "crashed", "x-amqtask-queue": queue, "x-amqtask-attempts": 5}
+    properties = pika.BasicProperties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        correlation_id=task_id,
+        delivery_mode=2,
+        headers={"lang": "py", "task": task, "id": task_id, "retries": 0, **ours, **headers},
+    )
+    rabbit.publish(f"{queue}.dead", b"[[1, 2], {}, {}]", properties)
+    return task_id
+
+
+# -- queues, purge
+
+
+def test_depth_consumers_and_dead_letters(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    for _ in range(3):
+        app.send_task("add", (1, 2))
+    bury(rabbit, queue)
+    channel = rabbit.channel()
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume(queue, lambda *_: None)
+    eventually(lambda: rabbit.count(queue) == 2, what="nothing was delivered")
+
+    (row,) = cli("queues")
+
+    assert (row["queue"], row["ready"], row["consumers"], row["dead"]) == (queue, 2, 1, 1)
+    assert row["unacked"] is None  # AMQP does not tell
+
+
+def test_two_looks_tell_how_fast_a_queue_grows(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    app.send_task("add", (1, 2))
+
+    (row,) = cli("queues", "--interval", "0.2")
+
+    assert (row["ready"], row["change_per_second"]) == (1, 0.0)
+
+
+def test_a_queue_that_is_not_there_is_said_with_exit_code_1(cli: Cli) -> None:
+    (row,) = cli("queues", "-Q", "nosuchqueue", code=1)
+
+    assert (row["queue"], row["ready"]) == ("nosuchqueue", None)
+
+
+def test_the_oldest_message_s_age_by_its_timestamp(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    app.send_task("add", (1, 2), timestamp=1_000_000_000)
+
+    (row,) = cli("queues", "--oldest")
+
+    assert row["oldest_seconds"] > 700_000_000
+    assert row["ready"] == 1
+
+
+def test_purge_tells_how_many_it_deleted(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    for _ in range(3):
+        app.send_task("add", (1, 2))
+
+    assert cli("purge", "-f") == {"purged": {queue: 3}}
+    assert rabbit.count(queue) == 0
+
+
+def test_purge_asks_first(rabbit: Broker, app: AmqTask, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.send_task("add", (1, 2))
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+
+    assert run(["purge"], app) == 1
+    assert rabbit.count(queue) == 1
+
+
+# -- dead
+
+
+def test_dead_letters_are_listed_shown_and_counted(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    cli("topology", "declare")
+    first, second = bury(rabbit, queue), bury(rabbit, queue)
+    third = bury(rabbit, queue, task="mul", **{"x-amqtask-reason": "unknown task"})
+
+    listed = cli("dead", "list")
+    assert listed["queues"] == {f"{queue}.dead": 3}
+    assert [(found["id"], found["reason"], found["attempts"]) for found in listed["messages"]] == [
+        (first, "crashed", 5),
+        (second, "crashed", 5),
+        (third, "unknown task", 5),
+    ]
+    assert [found["id"] for found in cli("dead", "list", "-t", "mul")["messages"]] == [third]
+    assert [(row["count"], row["reason"]) for row in cli("dead", "list", "--by-reason")["reasons"]] == [
+        (2, "crashed"),
+        (1, "unknown task"),
+    ]
+    (whole,) = cli("dead", "show", third)
+    assert (whole["task"], whole["body"], whole["headers"]["id"]) == ("mul", "[[1, 2], {}, {}]", third)
+    assert rabbit.count(f"{queue}.dead") == 3
+
+
+def test_a_retried_message_is_in_its_queue_as_it_was_published(
+    rabbit: Broker, app: AmqTask, queue: str, cli: Cli
+) -> None:
+    cli("topology", "declare")
+    chosen, other = bury(rabbit, queue), bury(rabbit, queue)
+
+    assert cli("dead", "retry", chosen)["retried"] == {f"{queue}.dead": 1}
+
+    taken = rabbit.take(queue)
+    assert taken is not None
+    properties, body = taken
+    assert (properties.headers["id"], body) == (chosen, b"[[1, 2], {}, {}]")
+    assert not [name for name, value in properties.headers.items() if name.startswith("x-") and value]
+    assert [found["id"] for found in cli("dead", "list")["messages"]] == [other]
+    assert cli("dead", "retry", "--all")["retried"] == {f"{queue}.dead": 1}
+    assert cli("dead", "retry", "no-such-id", code=1)["retried"] == {f"{queue}.dead": 0}
+
+
+def test_what_the_work_queue_refuses_stays_dead(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    cli("topology", "declare")
+    bury(rabbit, queue, **{"x-amqtask-queue": "no-such-queue"})
+
+    answer = cli("dead", "retry", "--all", code=1)
+
+    assert "no-such-queue" in answer["error"]
+    assert rabbit.count(f"{queue}.dead") == 1
+    assert cli("dead", "retry", "--all", "--to", queue)["retried"] == {f"{queue}.dead": 1}
+    assert rabbit.count(queue) == 1
+
+
+def test_an_expired_task_is_not_sent_to_be_dropped(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    cli("topology", "declare")
+    task_id = bury(rabbit, queue, expires="2020-01-01T00:00:00+00:00")
+
+    assert cli("dead", "retry", "--all")["expired"] == [task_id]
+    assert rabbit.count(f"{queue}.dead") == 1
+    assert cli("dead", "retry", "--all", "--drop-expiry")["retried"] == {f"{queue}.dead": 1}
+
+
+def test_all_dead_letter_queues_at_once(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    other = rabbit.queue()
+    app.conf.task_routes = {"add": {"queue": other}}
+    app.conf.task_queues = [Queue(queue)]
+    cli("topology", "declare")
+    bury(rabbit, queue)
+    bury(rabbit, other)
+
+    assert cli("dead", "list", "--all-queues")["queues"] == {f"{queue}.dead": 1, f"{other}.dead": 1}
+    assert cli("dead", "purge", "--all-queues", "-f") == {"purged": {f"{queue}.dead": 1, f"{other}.dead": 1}}
+    assert rabbit.count(f"{other}.dead") == 0
+
+
+def test_no_dead_letter_queue_is_an_error_that_names_it(
+    app: AmqTask, queue: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["dead", "list"], app) == 1
+    assert f"'{queue}.dead'" in capsys.readouterr().err
+
+
+def test_a_user_without_rights_is_told_so(hurt_node: RabbitNode, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    hurt_node.ctl("add_user", "onlooker", "secret")
+    hurt_node.ctl("set_permissions", "-p", "/", "onlooker", "^$", "^$", ".*")
+    url = hurt_node.url.replace("guest:guest", "onlooker:secret")
+    onlooker = AmqTask("onlooker", broker=url, task_default_queue="unseen", set_as_current=False)
+    try:
+        findings = cli("topology", "declare", app=onlooker, code=1)
+        assert [found["status"] for found in findings] == ["refused", "refused"]
+        assert "may not" in findings[0]["detail"]
+        assert run(["-b", hurt_node.url.replace("guest:guest", "guest:wrong"), "queues"], onlooker) == 1
+        assert "refused the login" in capsys.readouterr().err
+    finally:
+        hurt_node.ctl("delete_user", "onlooker")
+
+
+# -- topology
+
+
+def test_check_finds_nothing_after_declare(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    missing = cli("topology", "check", code=1)
+    assert {found["status"] for found in missing} == {"missing"}
+
+    created = cli("topology", "declare")
+    assert [(found["kind"], found["name"], found["status"]) for found in created] == [
+        ("queue", f"{queue}.dead", "created"),
+        ("queue", queue, "created"),
+    ]
+    assert {found["status"] for found in cli("topology", "check")} == {"ok"}
+    assert {found["status"] for found in cli("topology", "declare")} == {"ok"}
+
+
+def test_check_names_what_differs_and_changes_nothing(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    channel = rabbit.channel()
+    channel.queue_declare(queue, durable=True, arguments={"x-max-length": 1000})
+
+    by_name = {found["name"]: found for found in cli("topology", "check", code=1)}
+
+    assert by_name[queue]["status"] == "differs"
+    assert "wanted" in by_name[queue]["detail"]
+    assert by_name[f"{queue}.dead"]["status"] == "missing"
+    assert cli("topology", "check", code=1) == list(by_name.values())  # nothing was made meanwhile
+
+
+# -- with the management plugin
+
+
+@pytest.fixture(scope="module")
+def managed() -> Iterator[tuple[RabbitNode, str]]:
+    """A node with the management plugin, and the plugin's URL."""
+    if not rabbitmq_installed():
+        pytest.skip("rabbitmq-server is not installed")
+    node, port = RabbitNode("managed"), free_port()
+    (node.folder / "plugins").write_text("[rabbitmq_management].\n")
+    node.configure(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}")
+    try:
+        yield node.start(), f"http://127.0.0.1:{port}"
+    finally:
+        node.remove()
+
+
+@pytest.fixture
+def elsewhere(managed: tuple[RabbitNode, str]) -> Iterator[AmqTask]:
+    """An application on the node with the plugin, with a topic exchange."""
+    made = AmqTask("managed", broker=managed[0].url, set_as_current=False)
+    media = Exchange("media", type="topic")
+    made.conf.task_queues = [Queue("images", exchange=media, routing_key="image.*")]
+    yield made
+    made.close()
+
+
+def test_the_management_plugin_tells_bindings_too(
+    managed: tuple[RabbitNode, str], elsewhere: AmqTask, cli: Cli
+) -> None:
+    _, api = managed
+    cli("topology", "declare", app=elsewhere)
+    assert {found["status"] for found in cli("topology", "check", "--api", api, app=elsewhere)} == {"ok"}
+
+    media = Exchange("media", type="topic")
+    elsewhere.conf.task_queues = [
+        Queue("images", exchange=media, routing_key="other.*", arguments=(("x-max-length", 7),))
+    ]
+
+    found = {entry["kind"]: entry for entry in cli("topology", "check", "--api", api, app=elsewhere, code=1)[2:]}
+    assert found["binding"]["status"] == "missing"
+    assert found["queue"]["detail"] == "x-max-length is not set, wanted 7"
+
+
+def test_the_management_plugin_tells_what_is_unacknowledged(
+    managed: tuple[RabbitNode, str], elsewhere: AmqTask, cli: Cli
+) -> None:
+    _, api = managed
+    elsewhere.send_task("resize", queue="images")
+    seen = Broker(managed[0].url)
+    channel = seen.channel()
+    assert channel.basic_get("images")[0] is not None
+
+    def unacked() -> Any:
+        (row,) = cli("queues", "-Q", "images", "--api", api, app=elsewhere)
+        return row["unacked"]
+
+    # The plugin's figures are some seconds old.
+    eventually(lambda: unacked() == 1, 30, every=0.5, what="the plugin never counted the message")
+    seen.close()
+
+
+def test_a_refused_login_to_the_plugin_is_named(
+    managed: tuple[RabbitNode, str], elsewhere: AmqTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = managed[1].replace("http://", "http://guest:wrong@")
+
+    assert run(["topology", "check", "--api", url], elsewhere) == 1
+    assert "401" in capsys.readouterr().err
+
+
+def test_no_plugin_there_is_named(rabbit: Broker, app: AmqTask, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["queues", "--api", f"http://127.0.0.1:{free_port()}"], app) == 1
+    assert "rabbitmq-plugins enable" in capsys.readouterr().err
