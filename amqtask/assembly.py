@@ -31,6 +31,7 @@ from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.services.monitoring import Monitoring
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.options import WorkerOptions
     from amqtask.worker.service import Service
@@ -164,15 +165,17 @@ class _Builder:
 
     def build(self) -> Worker:
         report = Report()
+        publisher = self.publisher("results")
+        monitoring = self.monitoring(publisher)
         worker = Worker(
             self.setup(),
             loop=self.loop,
-            publisher=self.publisher("results"),
+            publisher=monitoring.publisher if monitoring else publisher,
             endings=self.executor,
             report=report,
             make_pool=self.pool,
             make_consumer=lambda listener: self.consumer(listener, "consumer"),
-            services=self.services,
+            services=lambda worker: self.services(worker, monitoring),
         )
         report.sender = worker
         return worker
@@ -265,9 +268,12 @@ class _Builder:
             on_warning=lambda text: logger.warning("%s", text),
         )
 
-    def services(self, worker: Worker) -> list[Service]:
+    def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         orders = Orders(worker)
-        found: list[Service] = [Watchdog(worker)]
+        watchdog = Watchdog(worker)
+        found: list[Service] = [watchdog]
+        if monitoring is not None:
+            found += monitoring.services(worker, watchdog)
         autoscale: Autoscale | None = None
         if self.options.autoscale is not None:
             most, least = self.options.autoscale
@@ -276,6 +282,14 @@ class _Builder:
         if self.conf.worker_enable_remote_control:
             found.append(self.panel(worker, orders, autoscale))
         return found
+
+    def monitoring(self, publisher: LoopPublisher) -> Monitoring | None:
+        """What metrics and health need; its modules are loaded only when a port is asked for."""
+        if self.options.metrics_port is None and self.options.health_port is None:
+            return None
+        module = importlib.import_module("amqtask.services.monitoring")
+        made: Monitoring = module.Monitoring(self.options, self.loop, publisher)
+        return made
 
     def panel(self, worker: Worker, orders: Orders, autoscale: Autoscale | None) -> Panel:
         control = Control(

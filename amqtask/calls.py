@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
-from amqtask.message import Message
-from amqtask.protocol.task import TaskCall, encode_task, strip_death_headers
+from amqtask.message import Message, Properties
+from amqtask.protocol.task import PUBLISHED_AT, TaskCall, encode_task, strip_death_headers
 from amqtask.task import eta_of
 from amqtask.topology.delays import DelayPlan
 
@@ -53,6 +53,7 @@ class Calls:
         self._priority: int = conf.task_default_priority or 0
         self._inherits_priority = bool(conf.task_inherit_parent_priority)
         self._delivery_mode: int = conf.task_default_delivery_mode or 2
+        self._says_when = bool(conf.task_send_timestamp)
 
     def compose(
         self,
@@ -168,11 +169,17 @@ class Calls:
     def _message(self, call: TaskCall, route: Route, options: Mapping[str, Any], task: Any) -> Message:
         serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
         compression = options.get("compression") or getattr(task, "compression", None) or self._compression
-        body, properties = encode_task(call, serializer=serializer, compression=compression)
+        body, properties = self._encode(call, serializer, compression)
         message = Message(body, properties, route.exchange, route.routing_key, route.declare, mandatory=route.mandatory)
         if call.eta is not None:
             return self._delays.delayed(message, call.eta.timestamp() - time.time())
         return message
+
+    def _encode(self, call: TaskCall, serializer: str, compression: str | None) -> tuple[bytes, Properties]:
+        body, properties = encode_task(call, serializer=serializer, compression=compression)
+        if self._says_when:
+            properties.headers[PUBLISHED_AT] = int(time.time() * 1000)
+        return body, properties
 
     def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
         """The same task again: same id, workflow and place, `retries + 1` (celery-facts 1.8)."""
@@ -220,7 +227,7 @@ class Calls:
     def _retry_message(self, call: TaskCall, request: Request, options: Mapping[str, Any]) -> Message:
         serializer = options.get("serializer") or request.content_type or self._serializer
         compression = options.get("compression") or request.headers.get("compression")
-        body, properties = encode_task(call, serializer=serializer, compression=compression)
+        body, properties = self._encode(call, serializer, compression)
         elsewhere = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
         if elsewhere:
             route = self._router.route(call.task, call.args, call.kwargs, elsewhere)
@@ -245,7 +252,7 @@ _PROTOCOL = frozenset(
     {
         "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
         "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
-        "stamps", "compression",
+        "stamps", "compression", PUBLISHED_AT,
     }
 )  # fmt: skip
 

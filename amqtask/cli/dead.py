@@ -15,6 +15,7 @@ from amqtask.cli.main import Globals
 from amqtask.cli.output import count, json_option, print_json
 from amqtask.exceptions import QueueNotFound
 from amqtask.message import Delivery, Message
+from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.plan import dead_letter_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.worker.copies import copied_properties
@@ -49,7 +50,9 @@ def work_queue_of(delivery: Delivery, suffix: str) -> str:
 def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False) -> Message:
     """The message as it was published, to `queue`: no deaths, deliveries or attempts are counted on it any more."""
     properties = copied_properties(delivery.properties)
-    headers = {key: value for key, value in properties.headers.items() if not key.startswith(OURS)}
+    headers = {
+        key: value for key, value in properties.headers.items() if not key.startswith(OURS) and key != PUBLISHED_AT
+    }
     if without_expiry and headers.get("expires"):
         headers["expires"] = None
     properties.headers = headers

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 GREEN_POOLS = frozenset({"eventlet", "gevent"})
+PORT = click.IntRange(1, 65535)
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
 
 
@@ -140,6 +141,11 @@ FEATURES: list[Any] = [
     click.option("--without-mingle", is_flag=True, help="Accepted; workers do not wait for each other."),
     click.option("--without-heartbeat", is_flag=True, help="Send no worker heartbeat events."),
     click.option("--heartbeat-interval", type=click.FloatRange(min=0), help="Seconds between heartbeat events."),
+    click.option("--metrics-port", type=PORT, help="Serve /metrics for Prometheus (extra `metrics`)."),
+    click.option("--health-port", type=PORT, help="Serve /live and /ready for probes; may be the same port."),
+    click.option(
+        "--http-host", default="0.0.0.0", show_default=True, metavar="ADDRESS", help="Where these two listen."
+    ),
     click.option("-B", "--beat", is_flag=True, help="Reserved for the embedded scheduler."),
     click.option("-s", "--schedule", "--schedule-filename", help="Reserved for the embedded scheduler."),
     click.option("--scheduler", help="Reserved for the embedded scheduler."),
@@ -206,6 +212,9 @@ def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
         without_heartbeat=given["without_heartbeat"],
         statedb=given["statedb"],
         pidfile=pidfile,
+        metrics_port=given["metrics_port"],
+        health_port=given["health_port"],
+        http_host=given["http_host"],
     )
 
 

@@ -13,6 +13,9 @@ from amqtask.message import Properties, strip_transit_headers
 from amqtask.serialization import compress, decompress, dumps, loads
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
+# When a message was published, Unix time in milliseconds; RabbitMQ writes this header too, when it is told to
+# (https://www.rabbitmq.com/docs/message-interceptors).
+PUBLISHED_AT = "timestamp_in_ms"
 _SMALL = (int, float, bool, type(None))
 _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 

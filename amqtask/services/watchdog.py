@@ -54,6 +54,10 @@ class Watchdog:
     def stop(self) -> None:
         self._ticker.stop()
 
+    def stuck_for(self) -> float:
+        """Seconds for which tasks wait, slots are free and nothing moves; a few seconds while all is well."""
+        return self._clock() - self._since
+
     def check(self) -> None:
         """Look once."""
         worker = self._worker

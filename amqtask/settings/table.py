@@ -301,6 +301,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("task_repr_maxlevels", 3, "int", "CELERY_REPR_MAXLEVELS", ""),
     Setting("task_retry_on_worker_lost", False, "bool", "CELERY_RETRY_ON_WORKER_LOST", ""),
     Setting("task_routes", None, "any", "CELERY_ROUTES", "Rules from task name to queue or exchange."),
+    Setting(
+        "task_send_timestamp",
+        False,
+        "bool",
+        None,
+        "Messages say when they were published (header timestamp_in_ms), for the worker's queue-wait metric.",
+    ),
     Setting("task_send_sent_event", False, "bool", "CELERY_SEND_TASK_SENT_EVENT", ""),
     Setting(
         "task_serializer",

@@ -32,7 +32,8 @@ KEEP_SECONDS = 5.0
 class Finisher:
     """Publishes what outcomes say and reports the answer once all of it is confirmed.
 
-    `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none.
+    `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none; `dead_lettered` is told when
+    the copy in it is confirmed.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Finisher:
         loop: Loop,
         answer: Callable[[Request, Answer], None],
         dead_queue: Callable[[str], Queue | None],
+        dead_lettered: Callable[[Request], None],
         hostname: str,
     ) -> None:
         self._publisher = publisher
         self._loop = loop
         self._answer = answer
         self._dead_queue = dead_queue
+        self.dead_lettered = dead_lettered
         self._hostname = hostname
         # Requests that wait for confirms, by number: they are answered later, unless their channel dies.
         self.confirming: dict[int, Request] = {}
@@ -157,7 +160,9 @@ class _Pending:
         self._one_done()
 
     def dead_letter_done(self, error: PublishError | None) -> None:
-        if error is not None:
+        if error is None:
+            self.finisher.dead_lettered(self.request)
+        else:
             self.keep = True
             logger.error(
                 "Task %s[%s] could not be moved to the dead-letter queue of %s and stays there: %s",

@@ -25,6 +25,12 @@ class Observer:
     def on_ended(self, request: Request, outcome: Outcome) -> None:
         """It has an outcome: it ran, or was refused, revoked, expired or lost. The broker has not been answered yet."""
 
+    def on_dead_lettered(self, request: Request) -> None:
+        """The broker has confirmed its copy in the dead-letter queue."""
+
+    def on_consuming(self, epoch: int) -> None:
+        """All queues are consumed on channel number `epoch`; comes again with the same one when a queue is added."""
+
 
 def seen_by(observers: Iterable[Observer], point: str) -> tuple[Callable[..., None], ...]:
     """The methods of those that really override `point`."""

@@ -40,6 +40,11 @@ class WorkerOptions:
     without_heartbeat: bool = False
     statedb: str | None = None
     pidfile: str | None = None
+    # Ports for Prometheus (/metrics) and for probes (/live, /ready), and the address they listen on. Not settings: each
+    # worker of a host needs its own.
+    metrics_port: int | None = None
+    health_port: int | None = None
+    http_host: str = "0.0.0.0"
     # The command line sets these off for a worker that runs inside a test or another program.
     install_signals: bool = True
     banner: bool = True

@@ -46,6 +46,8 @@ class Report:
         self._on_received = seen_by(self._observers, "on_received")
         self._on_started = seen_by(self._observers, "on_started")
         self._on_ended = seen_by(self._observers, "on_ended")
+        self._on_dead_lettered = seen_by(self._observers, "on_dead_lettered")
+        self._on_consuming = seen_by(self._observers, "on_consuming")
         self.sees_received = self._info or bool(signals.task_received) or bool(self._on_received)
         self.sees_started = bool(self._on_started)
         self.sees_success = self._info or bool(self._on_ended)
@@ -61,6 +63,12 @@ class Report:
     def started(self, request: Request) -> None:
         """Called only while `sees_started`."""
         _tell(self._on_started, request)
+
+    def dead_lettered(self, request: Request) -> None:
+        _tell(self._on_dead_lettered, request)
+
+    def consuming(self, epoch: int) -> None:
+        _tell(self._on_consuming, epoch)
 
     def ended(self, request: Request, outcome: Outcome) -> None:
         """One line for an outcome, by its state."""

@@ -89,6 +89,7 @@ class Worker:
             loop=loop,
             answer=self._answer,
             dead_queue=self._dead_queue,
+            dead_lettered=report.dead_lettered,
             hostname=setup.hostname,
         )
         self.intake = Intake(
@@ -379,6 +380,7 @@ class Worker:
         if epoch != self.ledger.epoch:
             self._begin_epoch(epoch)
         logger.info("worker: consuming from %s", ", ".join(self.work_queues))
+        self.report.consuming(epoch)
         self.lifecycle.is_consuming()
 
     def on_connection_lost(self, error: Exception) -> None:

@@ -131,6 +131,7 @@ class ToldConsumer:
         self.windows: dict[str, int] = {}
         self.words: list[str] = []
         self.epoch = 1
+        self.is_consuming = True
 
     def start(self) -> None:
         self.words.append("start")
@@ -163,10 +164,6 @@ class ToldConsumer:
         self.words.append("stop")
         if on_stopped is not None:
             on_stopped()
-
-    @property
-    def is_consuming(self) -> bool:
-        return True
 
 
 class HandPublisher:

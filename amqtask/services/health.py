@@ -1,0 +1,45 @@
+"""Health: two pages for Kubernetes and load balancers, `/live` and `/ready`, each 200 or 503 with a line that says why.
+
+Live means: the I/O loop turns (it answers) and the watchdog sees no standstill; the broker being away is no reason to
+restart a worker. Ready means: it consumes and is not shutting down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from amqtask.services.http import Page, Reply, text
+
+if TYPE_CHECKING:
+    from amqtask.worker.worker import Worker
+
+# The watchdog ends the worker after a minute; who asks may know earlier.
+STUCK_SECONDS = 30.0
+
+
+class Health:
+    """`stuck_for()` is the watchdog's: seconds for which tasks wait, slots are free and nothing moves."""
+
+    def __init__(self, worker: Worker, stuck_for: Callable[[], float]) -> None:
+        self._worker = worker
+        self._stuck_for = stuck_for
+
+    @property
+    def pages(self) -> dict[str, Page]:
+        return {"/live": self.live, "/ready": self.ready}
+
+    def live(self, headers: Mapping[str, str]) -> Reply:
+        stuck = self._stuck_for()
+        if stuck >= STUCK_SECONDS:
+            waiting = self._worker.dispatcher.waiting
+            return text(503, f"stuck: {waiting} tasks wait, slots are free, and nothing has moved for {stuck:.0f} s")
+        return text(200, "live")
+
+    def ready(self, headers: Mapping[str, str]) -> Reply:
+        worker = self._worker
+        if worker.is_quiet:
+            return text(503, f"shutting down: {len(worker.dispatcher.running)} tasks still run")
+        if not worker.consumer.is_consuming:
+            return text(503, "reconnecting to the broker" if worker.lifecycle.is_ready else "connecting to the broker")
+        return text(200, f"ready: consuming {', '.join(sorted(worker.work_queues))}")

@@ -1,0 +1,273 @@
+"""Metrics for Prometheus, counted in the worker's main process, which sees every task of every pool come and end.
+
+Nothing is counted in children, so there is no directory of files that several processes share, and what a child had
+counted cannot be lost with it. Counting is adding to plain numbers on the I/O loop; prometheus_client (extra `metrics`) writes
+them down when somebody asks. Task names that this worker does not know share the label `unknown`: anybody may send names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from amqtask import __version__
+from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
+from amqtask.protocol.task import PUBLISHED_AT
+from amqtask.services.http import Page, Reply
+from amqtask.worker.observer import Observer
+from amqtask.worker.strategy import timestamp
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import PublishError
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
+    from amqtask.message import Message
+    from amqtask.transport.contract import LoopPublisher
+    from amqtask.worker.worker import Worker
+
+UNKNOWN = "unknown"
+# Upper bounds in seconds: from a cache look-up to an hour's report.
+BUCKETS = (0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+
+class Durations:
+    """A histogram: how many were at most so long."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bound and how many up to it, as Prometheus wants them."""
+        bounds = [*map(str, BUCKETS), "+Inf"]
+        return list(zip(bounds, accumulate(self.counts), strict=True))
+
+
+class TaskNumbers:
+    """What is counted of one task on one queue."""
+
+    __slots__ = ("dead", "received", "runtime", "states", "wait")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.dead = 0
+        self.states: Counter[str] = Counter()
+        self.runtime = Durations()
+        self.wait = Durations()
+
+
+class CountedPublisher:
+    """A LoopPublisher that counts how its publishes end, in `outcomes`."""
+
+    def __init__(self, publisher: LoopPublisher) -> None:
+        self._publisher = publisher
+        self.outcomes: Counter[str] = Counter({"confirmed": 0, "returned": 0, "refused": 0, "failed": 0})
+
+    @property
+    def outstanding(self) -> int:
+        """See LoopPublisher."""
+        return self._publisher.outstanding
+
+    def start(self) -> None:
+        self._publisher.start()
+
+    def stop(self) -> None:
+        self._publisher.stop()
+
+    def publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
+        """See LoopPublisher."""
+
+        def done(error: PublishError | None) -> None:
+            self.outcomes[_ending(error)] += 1
+            on_done(error)
+
+        self._publisher.publish(message, done)
+
+
+def _ending(error: PublishError | None) -> str:
+    if error is None:
+        return "confirmed"
+    if isinstance(error, Unroutable):
+        return "returned"
+    return "refused" if isinstance(error, PublishRefused) else "failed"
+
+
+class Metrics(Observer):
+    """Counts from `start` on; `page` is what Prometheus reads.
+
+    Raises: ConfigurationError, when prometheus_client is not installed.
+    """
+
+    name = "metrics"
+
+    def __init__(
+        self, worker: Worker, publisher: CountedPublisher, *, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._exposition = _prometheus_exposition()
+        self._worker = worker
+        self._publisher = publisher
+        self._wall_clock = wall_clock
+        self._tasks: dict[tuple[str, str], TaskNumbers] = {}
+        self._redeliveries: Counter[str] = Counter()
+        self._reconnects = 0
+        self._epoch: int | None = None
+
+    @property
+    def pages(self) -> dict[str, Page]:
+        return {"/metrics": self.page}
+
+    def start(self) -> None:
+        self._worker.observe(self)
+
+    def stop(self) -> None:
+        self._worker.unobserve(self)
+
+    def page(self, headers: Mapping[str, str]) -> Reply:
+        """In the text format, or as OpenMetrics if it is asked for."""
+        encode, content_type = self._exposition.choose_encoder(headers.get("accept", ""))
+        return Reply(200, encode(self), content_type)
+
+    # -- counting
+
+    def _numbers(self, request: Request) -> TaskNumbers:
+        key = (request.task, request.queue)
+        found = self._tasks.get(key)
+        if found is not None:
+            return found
+        if request.task not in self._worker.strategies:
+            key = (UNKNOWN, request.queue)
+        return self._tasks.setdefault(key, TaskNumbers())
+
+    def on_received(self, request: Request) -> None:
+        self._numbers(request).received += 1
+        if request.redelivered:
+            self._redeliveries[request.queue] += 1
+
+    def on_started(self, request: Request) -> None:
+        """The wait is known of messages that say when they were published, and meant for their first delivery."""
+        published = request.headers.get(PUBLISHED_AT)
+        if published.__class__ is not int or request.redelivered:
+            return
+        since = published / 1000
+        eta = request.headers.get("eta")
+        if eta:
+            since = max(since, timestamp(eta))  # it was not to run before
+        self._numbers(request).wait.add(max(0.0, self._wall_clock() - since))
+
+    def on_ended(self, request: Request, outcome: Outcome) -> None:
+        numbers = self._numbers(request)
+        numbers.states[outcome.state] += 1
+        if outcome.runtime > 0:
+            numbers.runtime.add(outcome.runtime)
+
+    def on_dead_lettered(self, request: Request) -> None:
+        self._numbers(request).dead += 1
+
+    def on_consuming(self, epoch: int) -> None:
+        if self._epoch not in (None, epoch):
+            self._reconnects += 1
+        self._epoch = epoch
+
+    # -- telling
+
+    def collect(self) -> Iterator[Any]:
+        """prometheus_client's Collector: every metric with its samples."""
+        core: Any = importlib.import_module("prometheus_client.core")
+        yield from self._of_tasks(core)
+        yield from self._of_the_worker(core)
+
+    def _of_tasks(self, core: Any) -> Iterator[Any]:
+        tasks = sorted(self._tasks.items())
+        labels = ["task", "queue"]
+        yield _filled(
+            core.CounterMetricFamily("amqtask_tasks", "Tasks that ended, by state.", labels=["task", "queue", "state"]),
+            (((*key, state), count) for key, numbers in tasks for state, count in sorted(numbers.states.items())),
+        )
+        yield _filled(
+            core.CounterMetricFamily("amqtask_tasks_received", "Task messages received.", labels=labels),
+            ((key, numbers.received) for key, numbers in tasks),
+        )
+        yield _filled(
+            core.CounterMetricFamily("amqtask_dead_letters", "Messages moved to a dead-letter queue.", labels=labels),
+            ((key, numbers.dead) for key, numbers in tasks if numbers.dead),
+        )
+        runtime = core.HistogramMetricFamily(
+            "amqtask_task_runtime_seconds", "How long tasks ran, however they ended.", labels=labels
+        )
+        wait = core.HistogramMetricFamily(
+            "amqtask_task_queue_wait_seconds",
+            "From publish (or eta) to start; of messages with a timestamp_in_ms header (task_send_timestamp).",
+            labels=labels,
+        )
+        for key, numbers in tasks:
+            for family, durations in ((runtime, numbers.runtime), (wait, numbers.wait)):
+                if any(durations.counts):
+                    family.add_metric(key, buckets=durations.buckets(), sum_value=durations.total)
+        yield runtime
+        yield wait
+
+    def _of_the_worker(self, core: Any) -> Iterator[Any]:
+        worker, counter, gauge = self._worker, core.CounterMetricFamily, core.GaugeMetricFamily
+        slots, running = worker.pool.slots, len(worker.dispatcher.running)
+        busy = min(slots, running)
+        yield _filled(
+            gauge("amqtask_pool_slots", "Slots of the pool.", labels=["state"]),
+            [(("busy",), busy), (("idle",), slots - busy)],
+        )
+        yield _filled(
+            gauge("amqtask_tasks_waiting", "Tasks that this worker holds and that do not run yet."),
+            [((), worker.dispatcher.waiting + running - busy)],
+        )
+        yield _filled(
+            gauge("amqtask_prefetch_window", "Unanswered deliveries that are asked for.", labels=["queue"]),
+            (((queue,), window.current) for queue, window in worker.windows.by_queue.items()),
+        )
+        yield _filled(
+            counter("amqtask_redeliveries", "Messages that came for another time.", labels=["queue"]),
+            (((queue,), count) for queue, count in self._redeliveries.items()),
+        )
+        yield _filled(counter("amqtask_reconnects", "How often consuming began again."), [((), self._reconnects)])
+        yield _filled(
+            counter(
+                "amqtask_publish_confirms",
+                "How the worker's publishes ended (results, retries, next steps, dead letters).",
+                labels=["outcome"],
+            ),
+            (((outcome,), count) for outcome, count in self._publisher.outcomes.items()),
+        )
+        yield _filled(
+            gauge("amqtask_publish_unconfirmed", "The worker's publishes that wait for their confirm."),
+            [((), self._publisher.outstanding)],
+        )
+        yield _filled(
+            gauge("amqtask_build_info", "Always 1.", labels=["version", "python", "pool", "hostname"]),
+            [((__version__, platform.python_version(), worker.pool.name, worker.setup.hostname), 1)],
+        )
+
+
+def _filled(family: Any, samples: Iterable[tuple[Iterable[str], float]]) -> Any:
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _prometheus_exposition() -> Any:
+    """What writes the metrics of anything that has `collect` down; its process-wide registry stays out of it."""
+    try:
+        return importlib.import_module("prometheus_client.exposition")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            '--metrics-port needs prometheus_client, which is not installed: pip install "amqtask[metrics]"'
+        ) from error

@@ -1,0 +1,72 @@
+"""When a worker is live, and when it is ready."""
+
+from __future__ import annotations
+
+from amqtask.services.health import Health
+from amqtask.services.watchdog import Watchdog
+from tests.worker.bench import Bench
+
+
+class Patient:
+    """A worker, its watchdog and its health."""
+
+    def __init__(self) -> None:
+        self.bench = Bench(slots=1)
+        self.watchdog = Watchdog(self.bench.worker, clock=lambda: self.bench.loop.now)
+        self.watchdog.start()
+        self.health = Health(self.bench.worker, self.watchdog.stuck_for)
+
+    def live(self) -> tuple[int, str]:
+        reply = self.health.live({})
+        return reply.status, reply.body.decode().strip()
+
+    def ready(self) -> tuple[int, str]:
+        reply = self.health.ready({})
+        return reply.status, reply.body.decode().strip()
+
+
+def test_a_worker_that_consumes_is_live_and_ready() -> None:
+    patient = Patient()
+
+    assert patient.live() == (200, "live")
+    assert patient.ready() == (200, "ready: consuming q")
+
+
+def test_a_worker_without_its_broker_is_live_and_not_ready() -> None:
+    patient = Patient()
+    patient.bench.consumer.is_consuming = False
+
+    assert patient.live() == (200, "live")
+    assert patient.ready() == (503, "reconnecting to the broker")
+
+
+def test_a_worker_that_shuts_down_is_live_until_its_tasks_have_ended() -> None:
+    patient = Patient()
+    patient.bench.deliver("a")
+    patient.bench.worker.lifecycle.shutdown.warm("TERM")
+
+    assert patient.live() == (200, "live")
+    assert patient.ready() == (503, "shutting down: 1 tasks still run")
+
+
+def test_a_busy_worker_is_live_however_long_its_task_takes() -> None:
+    patient = Patient()
+    patient.bench.deliver("a", "b")
+    patient.bench.loop.advance(3600)
+
+    assert patient.live() == (200, "live")
+
+
+def test_a_worker_that_could_work_and_does_not_is_not_live() -> None:
+    patient = Patient()
+    bench = patient.bench
+    bench.deliver("a", "b")
+    bench.pool.slots = 3  # and nobody tells the dispatcher
+    bench.loop.advance(10)
+    assert patient.live()[0] == 200
+
+    bench.loop.advance(34)
+
+    status, reason = patient.live()
+    assert status == 503
+    assert reason.startswith("stuck: 1 tasks wait, slots are free, and nothing has moved for ")
