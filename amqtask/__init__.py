@@ -8,13 +8,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.canvas import chain, group, signature
+    from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
     from amqtask.current import current_app
     from amqtask.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.exceptions import Ignore, Reject, Retry
     from amqtask.result import AsyncResult, EagerResult, GroupResult, ResultSet, allow_join_result
     from amqtask.shared import shared_task
-    from amqtask.signature import Signature
+    from amqtask.signatures import Signature
     from amqtask.task import Task
 
 _WHERE = {
@@ -30,14 +30,19 @@ _WHERE = {
     "Reject": "exceptions",
     "ResultSet": "result",
     "Retry": "exceptions",
-    "Signature": "signature",
+    "Signature": "signatures",
     "Task": "task",
     "allow_join_result": "result",
     "chain": "canvas",
+    "chord": "canvas",
+    "chunks": "canvas",
     "current_app": "current",
     "group": "canvas",
+    "maybe_signature": "canvas",
     "shared_task": "shared",
     "signature": "canvas",
+    "xmap": "canvas",
+    "xstarmap": "canvas",
 }
 
 __all__ = [
@@ -58,10 +63,15 @@ __all__ = [
     "__version__",
     "allow_join_result",
     "chain",
+    "chord",
+    "chunks",
     "current_app",
     "group",
+    "maybe_signature",
     "shared_task",
     "signature",
+    "xmap",
+    "xstarmap",
 ]
 
 

@@ -11,11 +11,12 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast, overload
 
 from amqtask import current, signals
+from amqtask.builtins import BUILTINS
 from amqtask.calls import Calls
-from amqtask.canvas import signature
+from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.discovery import django_apps, import_related
 from amqtask.eager import InlineRunner
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError, PublishError
@@ -28,7 +29,7 @@ from amqtask.registry import TaskRegistry
 from amqtask.result import AsyncResult, EagerResult, GroupResult
 from amqtask.serialization import content_types
 from amqtask.settings import Settings
-from amqtask.signature import Signature, maybe_signature
+from amqtask.signatures import Signature
 from amqtask.task import AsyncTask, Task, make_task
 from amqtask.topology.delays import DelayPlan
 from amqtask.topology.plan import QueueDefaults
@@ -38,6 +39,8 @@ from amqtask.workflows import Workflows
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
     from amqtask.control import Control
+    from amqtask.execution.contract import ChordStore
+    from amqtask.freezing import Begun
     from amqtask.protocol.result import ResultMessage
     from amqtask.transport.contract import AsyncPublisher, Publisher
     from amqtask.transport.memory.broker import MemoryBroker
@@ -47,6 +50,7 @@ logger = logging.getLogger("amqtask.publisher")
 MEMORY_URL = "memory://"
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 _LAZY = (
     "queues",
     "router",
@@ -443,7 +447,7 @@ class AmqTask:
             return
         self.is_finalized = True
         self.on_configure.send(sender=self)
-        for make in current.shared_tasks():
+        for make in (*BUILTINS, *current.shared_tasks()):
             make(self)
         for task in self.tasks.values():
             task.bind(self)
@@ -559,6 +563,13 @@ class AmqTask:
             for call in found
         ]
 
+    def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
+        """Raises: the first error."""
+        for message, error in zip(messages, errors, strict=True):
+            if error is not None:
+                raise error
+            self._announce(message)
+
     def _all_published(
         self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[AsyncResult[Any]]
     ) -> None:
@@ -610,10 +621,7 @@ class AmqTask:
 
     def _result_of(self, message: Message) -> AsyncResult[Any]:
         headers = message.properties.headers
-        result = self._result(headers["id"], headers["task"])
-        parent = current_context()
-        if parent is not None and parent.id is not None:
-            parent.children.append(result.as_tuple())
+        result: AsyncResult[Any] = self._noted(self._result(headers["id"], headers["task"]))
         return result
 
     def _result(self, task_id: str, name: str | None = None) -> AsyncResult[Any]:
@@ -626,31 +634,92 @@ class AmqTask:
 
     # -- workflows
 
-    def publish_chain(self, found: Any) -> AsyncResult[Any]:
-        """Publish the first step; it carries the others (reversed, as on Celery's wire)."""
-        first, results = self.workflows.chained(found)
-        self.publish_signature(first)
-        return results[-1]
+    def publish_composition(
+        self, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """Publish what a chain, group or chord begins with, in one burst; its result.
 
-    async def apublish_chain(self, found: Any) -> AsyncResult[Any]:
+        Raises: the PublishError of the first message that was not stored.
+        """
+        if self._is_eager:
+            return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+        begun, result = self.workflows.prepared(found, args, kwargs, options)
+        messages = self._composition_messages(begun)
+        pipeline = find_pipeline(self)
+        if pipeline is not None:
+            for message in messages:
+                pipeline.add(message)
+        elif len(messages) == 1:
+            self.publisher.publish(messages[0], timeout=_timeout(options))
+            self._announce(messages[0])
+        else:
+            timeout = _timeout(options)
+            for burst in _bursts(messages):
+                limit = _many_timeout(self.conf, timeout, len(burst))
+                self._all_announced(burst, self.publisher.publish_many(burst, timeout=limit))
+        return self._noted(result)
+
+    async def apublish_composition(
+        self, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
         """The same over the async publisher."""
-        first, results = self.workflows.chained(found)
-        await self.apublish_signature(first)
-        return results[-1]
+        if self._is_eager:
+            return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+        begun, result = self.workflows.prepared(found, args, kwargs, options)
+        for burst in _bursts(self._composition_messages(begun)):
+            limit = _many_timeout(self.conf, _timeout(options), len(burst))
+            self._all_announced(burst, await self.async_publisher.publish_many(burst, timeout=limit))
+        return self._noted(result)
 
-    def publish_group(self, found: Any) -> GroupResult:
-        """Publish all members in one burst."""
-        group_id, members = self.workflows.grouped(found)
-        return self.group_result(group_id, self.publish_many(members))
+    def _composition_messages(self, begun: Begun) -> list[Message]:
+        if not self.is_finalized:
+            self.finalize()
+        return self.workflows.messages(begun)
 
-    async def apublish_group(self, found: Any) -> GroupResult:
-        """The same over the async publisher."""
-        group_id, members = self.workflows.grouped(found)
-        return self.group_result(group_id, await self.apublish_many(members))
+    def compose_call(self, call: Signature) -> Message:
+        """The message of one plain signature. Raises: TypeError, EncodeError, QueueNotFound."""
+        call = routed(call)
+        return self._compose(call.task, call["args"], call["kwargs"], call["options"], self.tasks.get(call.task))
 
-    def group_result(self, group_id: str, results: Sequence[Any]) -> GroupResult:
+    def freeze(self, found: Signature, *, task_id: str | None, **place: Any) -> Any:
+        """Fix the ids of a signature and of its parts, in place; the result it will have."""
+        options = {"task_id": task_id, **place}
+        frozen, result = self.workflows.frozen(found, {k: v for k, v in options.items() if v is not None})
+        found.clear()
+        found.update(frozen)
+        return result
+
+    def add_to_chord(self, group_id: str, found: Signature) -> None:
+        """Say that a chord has one more member, before that is published. Raises: PublishError, BackendUnreachable."""
+        store, task_id = self.chord_store, str(found.id)
+        if store is not None:
+            store.add_to_chord(group_id, task_id)
+        else:
+            self.publisher.publish(importlib.import_module("amqtask.protocol.chord").more_message(group_id, task_id))
+
+    def _noted(self, result: Any) -> Any:
+        """What a task published is its child."""
+        parent = current_context()
+        if parent is not None and parent.id is not None:
+            parent.children.append(result.as_tuple())
+        return result
+
+    def group_result(self, group_id: str, results: Sequence[Any], parent: Any = None) -> GroupResult:
         """The results of a group."""
-        return GroupResult(group_id, results, self.backend)
+        return GroupResult(group_id, results, self.backend, parent)
+
+    @property
+    def chord_store(self) -> ChordStore | None:
+        """Where the parts of chords are counted: a result store that can, else (None) the broker."""
+        if self.memory_broker is not None and not hasattr(self.backend, "add_chord_part"):
+            return self._memory_chords
+        return cast("ChordStore | None", self.backend if hasattr(self.backend, "add_chord_part") else None)
+
+    @cached_property
+    def _memory_chords(self) -> ChordStore:
+        """With the in-memory broker and no result store, chords are counted in this process."""
+        made: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords()
+        return made
 
     # -- running here
 
@@ -663,6 +732,21 @@ class AmqTask:
     @property
     def _is_eager(self) -> bool:
         return bool(self.conf.task_always_eager)
+
+    def run_composition(
+        self,
+        found: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        *,
+        propagate: bool = False,
+    ) -> Any:
+        """Run a chain, group or chord here, one task after the other."""
+        self.finalize()
+        propagate = bool(options.get("throw", propagate))
+        sig, _ = self.workflows.frozen(found.clone(args, kwargs), {k: v for k, v in options.items() if k != "throw"})
+        return InlineRunner(self).run_composition(sig, propagate=propagate)
 
     def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
         return InlineRunner(self).run(
@@ -679,6 +763,8 @@ class AmqTask:
             accept=content_types(self.conf.accept_content),
             composer=self.workflows,
             store=self.backend,
+            chord_store=self.chord_store,
+            serializer=self.conf.result_serializer,
             hostname=hostname,
             verbose=verbose,
             extended=bool(self.conf.result_extended),
@@ -740,7 +826,7 @@ def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | 
     return float(conf.broker_publish_timeout) + count / 1000
 
 
-def _bursts(calls: Sequence[Signature]) -> Iterator[Sequence[Signature]]:
+def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
     """So many at once that their round trips do not count, and so few that an `eta` is worked out just before its
     message leaves."""
     for start in range(0, len(calls), BURST):

@@ -1,36 +1,100 @@
-"""chain and group: several calls as one signature (Celery's canvas; celery-facts 1.4 has the shapes)."""
+"""chain, group, chord, chunks, map, starmap: several calls as one signature (Celery's canvas; celery-facts 1.4 has the shapes).
+
+A composition is data. What `|` builds is kept in one normal form, whatever it is built of:
+
+    chain   its steps are plain tasks; only the last may be a group or a chord
+    group   its members are plain tasks, chains and chords (groups in groups are one group)
+    chord   a header of such members, and any of these as its body
+
+A group that is followed by something is a chord with that as its body, and what follows a chord belongs to its body. So
+nothing that reads a composition has more than these three cases. Which ids its parts get, and which messages it begins
+with, is amqtask.freezing's.
+"""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.signature import Signature, maybe_signature
+from amqtask.signatures import Signature
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.result import AsyncResult, GroupResult
 
-CHAIN, GROUP = "celery.chain", "celery.group"
+CHAIN, GROUP, CHORD = "celery.chain", "celery.group", "celery.chord"
+# Options of a chain that say where its result goes.
+_OF_THE_END = frozenset({"chord", "group_id", "group_index", "task_id"})
+CHUNKS, MAP, STARMAP, ACCUMULATE = "celery.chunks", "celery.map", "celery.starmap", "celery.accumulate"
 
 
-class chain(Signature):
-    """Each task gets the result of the one before as its first argument; the last one's result is the chain's."""
-
-    def __init__(self, *tasks: Any, app: AmqTask | None = None, **options: Any) -> None:
-        if len(tasks) == 1 and not isinstance(tasks[0], Mapping) and isinstance(tasks[0], Iterable):
-            tasks = tuple(tasks[0])
-        steps = [step for task in tasks for step in _steps(maybe_signature(task, app))]
-        if not steps:
-            raise ConfigurationError("a chain needs at least one task")
-        super().__init__(CHAIN, (), {"tasks": steps}, options, subtask_type="chain", app=app or steps[0]._app)
+class Composition(Signature):
+    """What chain, group and chord have in common: the app publishes them, in as many messages as it takes."""
 
     @property
     def tasks(self) -> list[Signature]:
-        """The steps."""
-        return [maybe_signature(step, self._app) for step in self.kwargs["tasks"]]
+        """The parts."""
+        return [maybe_signature(part, self._app) for part in self.kwargs["tasks"]]
+
+    @tasks.setter
+    def tasks(self, parts: Iterable[Any]) -> None:
+        self.kwargs["tasks"] = [maybe_signature(part, self._app) for part in parts]
+
+    @property
+    def app(self) -> AmqTask:
+        """Its own, else that of its first part that has one, else the current one."""
+        if self._app is None:
+            self._app = next((part._app for part in self._parts() if part._app is not None), None)
+        return super().app
+
+    def _parts(self) -> list[Signature]:
+        return self.tasks
+
+    def apply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Publish what it begins with; the rest travels with that. Raises: PublishError."""
+        return self.app.publish_composition(self.clone(), tuple(args or ()), dict(kwargs or {}), options)
+
+    async def aapply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """The same without blocking the event loop."""
+        return await self.app.apublish_composition(self.clone(), tuple(args or ()), dict(kwargs or {}), options)
+
+    def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Run all of it here, one part after the other."""
+        return self.app.run_composition(self.clone(), tuple(args or ()), dict(kwargs or {}), options)
+
+    def delay(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish with more arguments."""
+        return self.apply_async(args, kwargs)
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> Any:
+        """`await` the publish."""
+        return await self.aapply_async(args, kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish, as Celery's compositions do when they are called."""
+        return self.apply_async(args, kwargs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return dict.__iter__(self)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class chain(Composition):
+    """Each task gets the result of the one before as its first argument; the last one's result is the chain's."""
+
+    def __init__(self, *tasks: Any, app: AmqTask | None = None, **options: Any) -> None:
+        steps: list[Signature] = []
+        for task in _given(tasks):
+            _append(steps, maybe_signature(task, app))
+        super().__init__(CHAIN, (), {"tasks": steps}, options, subtask_type="chain", app=app)
 
     def clone(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -38,55 +102,41 @@ class chain(Signature):
         """A copy whose first step has the arguments put in front."""
         cloned = super().clone(None, None, **options)
         steps = [step.clone() for step in self.tasks]
-        steps[0] = steps[0].clone(args, kwargs)
+        if steps and (args or kwargs):
+            steps[0] = steps[0].clone(args, kwargs)
         cloned["kwargs"] = {"tasks": steps}
         return cloned
 
-    def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> AsyncResult[Any]:
-        """Publish the first step, which carries the others."""
-        return self.app.publish_chain(self.clone(args, kwargs, **options))
+    def unchain_tasks(self) -> list[Signature]:
+        """Copies of the steps, with the chain's own options where they belong: callbacks and what says where its result
+        goes on the last, errbacks on each, the others on the first."""
+        steps = [step.clone() for step in self.tasks]
+        if not steps:
+            return steps
+        for callback in listed(self.options.get("link")):
+            steps[-1].link(callback)
+        for errback in listed(self.options.get("link_error")):
+            for step in steps:
+                step.link_error(errback)
+        elsewhere = {"link", "link_error", "parent_id", "root_id", *_OF_THE_END}
+        steps[0].set(**{key: value for key, value in self.options.items() if key not in elsewhere})
+        for key in _OF_THE_END & self.options.keys():
+            steps[-1].options.setdefault(key, self.options[key])
+        return steps
 
-    async def aapply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> AsyncResult[Any]:
-        """The same without blocking the event loop."""
-        return await self.app.apublish_chain(self.clone(args, kwargs, **options))
-
-    def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Run the steps here, one after the other; the last one's result."""
-        result: Any = None
-        for position, step in enumerate(self.tasks):
-            arguments = tuple(args or ()) if position == 0 else (result.get(),)
-            result = step.apply(arguments, kwargs if position == 0 else None, **options)
-        return result
-
-    def __or__(self, other: Any) -> chain:  # type: ignore[override]
-        return chain(*self.tasks, *_steps(maybe_signature(other)), app=self._app)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Publish, as Celery's chains do when they are called."""
-        return self.apply_async(args, kwargs)
+    def __len__(self) -> int:
+        return len(self.kwargs["tasks"])
 
     def __repr__(self) -> str:
-        return " | ".join(map(repr, self.tasks))
+        return " | ".join(map(repr, self.tasks)) or "chain()"
 
 
-class group(Signature):
+class group(Composition):
     """Tasks that run side by side; all are published in one pipelined burst."""
 
     def __init__(self, *tasks: Any, app: AmqTask | None = None, **options: Any) -> None:
-        if len(tasks) == 1 and not isinstance(tasks[0], Mapping) and isinstance(tasks[0], Iterable):
-            tasks = tuple(tasks[0])
-        members = [maybe_signature(task, app) for task in tasks]
-        found = app or next((member._app for member in members if member._app), None)
-        super().__init__(GROUP, (), {"tasks": members}, options, subtask_type="group", app=found)
-
-    @property
-    def tasks(self) -> list[Signature]:
-        """The members."""
-        return [maybe_signature(member, self._app) for member in self.kwargs["tasks"]]
+        members = [maybe_signature(task, app) for task in _given(tasks)]
+        super().__init__(GROUP, (), {"tasks": members}, options, subtask_type="group", app=app)
 
     def clone(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -96,62 +146,333 @@ class group(Signature):
         cloned["kwargs"] = {"tasks": [member.clone(args, kwargs) for member in self.tasks]}
         return cloned
 
-    def apply_async(  # type: ignore[override]
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> GroupResult:
-        """Publish all members. Raises: PublishError for the first that was not stored."""
-        return self.app.publish_group(self.clone(args, kwargs, **options))
+    def set_immutable(self, immutable: bool) -> None:
+        """Whether the members leave a parent's result out."""
+        members = self.tasks
+        for member in members:
+            member.set_immutable(immutable)
+        self.tasks = members
 
-    async def aapply_async(  # type: ignore[override]
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> GroupResult:
-        """The same without blocking the event loop."""
-        return await self.app.apublish_group(self.clone(args, kwargs, **options))
+    def link(self, callback: Signature) -> Signature:
+        """Publish `callback`, without a result, when the first member succeeded (Celery's rule: for all of them use a chord)."""
+        members = self.tasks
+        members[0].link(maybe_signature(callback).clone().set(immutable=True))
+        self.tasks = members
+        return callback
 
-    def delay(self, *args: Any, **kwargs: Any) -> GroupResult:  # type: ignore[override]
-        """Publish with more arguments."""
-        return self.apply_async(args, kwargs)
-
-    def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Run the members here; their results."""
-        return self.app.group_result(
-            str(uuid.uuid4()), [member.apply(args, kwargs, **options) for member in self.tasks]
-        )
+    def link_error(self, errback: Signature) -> Signature:
+        """Publish `errback` for each member that failed."""
+        members = self.tasks
+        for member in members:
+            member.link_error(maybe_signature(errback).clone())
+        self.tasks = members
+        return errback
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> group:
         """Give the members countdowns, `step` seconds apart."""
-        for position, member in enumerate(self.tasks):
+        members = self.tasks
+        for position, member in enumerate(members):
             countdown = start + position * step
             member.set(countdown=countdown if stop is None else min(countdown, stop))
+        self.tasks = members
         return self
-
-    def __or__(self, other: Any) -> Any:
-        raise ConfigurationError("a group with a callback is a chord, and chords are not available in this version")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> GroupResult:
-        """Publish, as Celery's groups do when they are called."""
-        return self.apply_async(args, kwargs)
-
-    def __iter__(self) -> Iterator[Any]:
-        return dict.__iter__(self)
 
     def __len__(self) -> int:
         return len(self.kwargs["tasks"])
-
-    def __bool__(self) -> bool:
-        return True
 
     def __repr__(self) -> str:
         return f"group({', '.join(map(repr, self.tasks))})"
 
 
-def _steps(signature: Signature) -> list[Signature]:
-    """The steps of a chain, or the one that a plain signature is."""
-    if signature.task == CHAIN:
-        return [maybe_signature(step, signature._app) for step in signature["kwargs"]["tasks"]]
-    if signature.task == GROUP:
-        raise ConfigurationError("a group inside a chain is a chord, and chords are not available in this version")
-    return [signature]
+class chord(Composition):
+    """A group, and a body that is published with the list of its results once all have succeeded.
+
+    When a member of the header fails, the body's result is a FAILURE with ChordError, and its errbacks are called.
+    `chord(header)(body)` publishes it as `chord(header, body).apply_async()` does.
+    """
+
+    def __init__(self, header: Any, body: Any = None, *, app: AmqTask | None = None, **options: Any) -> None:
+        kwargs: dict[str, Any] = {"kwargs": {}, "header": _members(header, app), "body": _body(body, app)}
+        super().__init__(CHORD, (), kwargs, options, subtask_type="chord", app=app)
+
+    @property
+    def tasks(self) -> list[Signature]:
+        """The header's members."""
+        return [maybe_signature(member, self._app) for member in self.kwargs["header"]]
+
+    @tasks.setter
+    def tasks(self, parts: Iterable[Any]) -> None:
+        self.kwargs["header"] = _members(parts, self._app)
+
+    @property
+    def body(self) -> Signature | None:
+        """What is published with the header's results."""
+        return _body(self.kwargs.get("body"), self._app)
+
+    @body.setter
+    def body(self, body: Any) -> None:
+        self.kwargs["body"] = _body(body, self._app)
+
+    def _parts(self) -> list[Signature]:
+        body = self.body
+        return self.tasks if body is None else [*self.tasks, body]
+
+    def clone(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Signature:
+        """A copy whose header's members have the arguments put in front."""
+        given = dict(kwargs or {})
+        body = _body(given.pop("body", None), self._app) or self.body
+        cloned = super().clone(None, None, **options)
+        if self.immutable:
+            args, given = (), {}
+        cloned["kwargs"] = {
+            "kwargs": {},
+            "header": [member.clone(args, {**(self.kwargs.get("kwargs") or {}), **given}) for member in self.tasks],
+            "body": None if body is None else body.clone(),
+        }
+        return cloned
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Whether the header's members leave a parent's result out."""
+        members = self.tasks
+        for member in members:
+            member.set_immutable(immutable)
+        self.tasks = members
+
+    def link(self, callback: Signature) -> Signature:
+        """Publish `callback` with the body's result."""
+        body = self._with_body()
+        body.link(callback)
+        self.body = body
+        return callback
+
+    def link_error(self, errback: Signature) -> Signature:
+        """Publish `errback` when the body failed, or could not run because a member of the header failed.
+
+        With `task_allow_error_cb_on_chord_header` also for each member of the header that failed.
+        """
+        if self.app.conf.task_allow_error_cb_on_chord_header:
+            members = self.tasks
+            for member in members:
+                member.link_error(maybe_signature(errback).clone().set(immutable=True))
+            self.tasks = members
+        body = self._with_body()
+        body.link_error(errback)
+        self.body = body
+        return errback
+
+    def _with_body(self) -> Signature:
+        body = self.body
+        if body is None:
+            raise ConfigurationError(f"a chord needs a body before it can have callbacks: {self!r}")
+        return body
+
+    def __call__(self, body: Any = None, *args: Any, **options: Any) -> Any:
+        """Publish; with `body` if it has none yet."""
+        return self.apply_async(args, {"body": body} if body is not None else None, **options)
+
+    def __len__(self) -> int:
+        return len(self.kwargs["header"])
+
+    def __repr__(self) -> str:
+        return f"{self.body!r}([{', '.join(map(repr, self.tasks))}])" if self.body is not None else "chord(…)"
+
+
+class chunks(Signature):
+    """Calls with many arguments, cut into tasks of `n` calls each."""
+
+    def __init__(self, task: Any, it: Iterable[Any], n: int, *, app: AmqTask | None = None, **options: Any) -> None:
+        kwargs = {"task": maybe_signature(task, app), "it": list(it), "n": n}
+        super().__init__(CHUNKS, (), kwargs, options, subtask_type="chunks", immutable=True, app=app)
+
+    def group(self) -> group:
+        """The same as a group of `starmap`."""
+        task, items, size = self.kwargs["task"], iter(self.kwargs["it"]), self.kwargs["n"]
+        parts: list[Signature] = []
+        while part := list(islice(items, size)):
+            parts.append(xstarmap(task, part, app=self._app, **self.options))
+        return group(parts, app=self._app)
+
+    def apply_async(  # type: ignore[override]
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> GroupResult:
+        """Publish the chunks. Raises: PublishError."""
+        found: GroupResult = self.group().apply_async(**options)
+        return found
+
+    def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Run the chunks here."""
+        return self.group().apply(**options)
+
+    def __call__(self, *args: Any, **options: Any) -> GroupResult:
+        """Publish the chunks."""
+        return self.apply_async(**options)
+
+
+class _Mapped(Signature):
+    """One task that calls another for each item of a list."""
+
+    name_of_task = ""
+    kind = ""
+
+    def __init__(self, task: Any, it: Iterable[Any], *, app: AmqTask | None = None, **options: Any) -> None:
+        inner = maybe_signature(task, app)
+        super().__init__(
+            self.name_of_task,
+            (),
+            {"task": inner, "it": list(it)},
+            options,
+            subtask_type=self.kind,
+            immutable=True,
+            app=app or inner._app,
+        )
+
+    def apply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Publish, to where the inner task goes."""
+        return self.app.publish_signature(routed(self.clone(None, None, **options)))
+
+    def __repr__(self) -> str:
+        star = "*" if self.kind == "xstarmap" else ""
+        return f"[{self.kwargs['task']['task']}({star}x) for x in {str(self.kwargs['it'])[:100]}]"
+
+
+class xmap(_Mapped):
+    """`task(item)` for each item, in one task; its result is the list of results."""
+
+    name_of_task, kind = MAP, "xmap"
+
+
+class xstarmap(_Mapped):
+    """`task(*item)` for each item, in one task."""
+
+    name_of_task, kind = STARMAP, "xstarmap"
+
+
+def routed(call: Signature) -> Signature:
+    """A map goes where the task that it calls would go, not where `celery.map` would."""
+    options = call.options
+    if call.task in (MAP, STARMAP) and not options.keys() & {"queue", "exchange", "routing_key"}:
+        inner = call.kwargs["task"]
+        route = call.app.router.route(inner["task"], (), {}, {}, call.app.tasks.get(inner["task"]))
+        return call.set(exchange=route.exchange, routing_key=route.routing_key)
+    return call
+
+
+# -- putting together
+
+
+def _given(tasks: tuple[Any, ...]) -> Iterable[Any]:
+    """`group(a, b)`, `group([a, b])` and `group(generator)` mean the same."""
+    if len(tasks) == 1 and not isinstance(tasks[0], Mapping) and isinstance(tasks[0], Iterable):
+        return tasks[0]
+    return tasks
+
+
+def _members(header: Any, app: AmqTask | None) -> list[Signature]:
+    """The header of a chord: a list, a group, a chain (its steps) or one signature; dictionaries that came over the wire too."""
+    if isinstance(header, Mapping):
+        found = maybe_signature(header, app)
+        return found.tasks if isinstance(found, (group, chain)) else [found]
+    return [maybe_signature(member, app) for member in header]
+
+
+def _body(body: Any, app: AmqTask | None) -> Signature | None:
+    return None if body is None else maybe_signature(body, app)
+
+
+def listed(found: Any) -> list[Any]:
+    """The callbacks of an option that may be one, several or none."""
+    if not found:
+        return []
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _append(steps: list[Signature], other: Signature) -> None:
+    """Put one more step behind, in normal form."""
+    if isinstance(other, chain):
+        for step in other.unchain_tasks():
+            _append(steps, step)
+        return
+    if isinstance(other, group):
+        if not len(other) and steps:
+            return  # nothing runs, nothing changes
+        if len(other) == 1 and steps:
+            _append(steps, other.tasks[0])
+            return
+    last = steps[-1] if steps else None
+    if isinstance(last, group):
+        steps[-1] = chord(last, other, app=last._app)
+    elif isinstance(last, chord) and last.body is not None:
+        longer = last.clone()
+        assert isinstance(longer, chord)
+        longer.body = piped(longer.body, other)
+        steps[-1] = longer
+    else:
+        steps.append(other)
+
+
+def piped(left: Any, right: Any) -> Any:
+    """`left | right`."""
+    if not isinstance(right, Mapping):
+        return NotImplemented
+    one, other = maybe_signature(left), maybe_signature(right)
+    if isinstance(other, group) and not len(other):
+        return one
+    if isinstance(one, group):
+        return chord(one, other, app=one._app)
+    if isinstance(one, chord):
+        steps: list[Signature] = [one]
+        _append(steps, other)
+        return steps[0] if len(steps) == 1 else chain(steps, app=one._app)
+    return chain([one, other], app=one._app)
+
+
+# -- from data
+
+_KINDS: dict[str, Callable[[dict[str, Any], AmqTask | None, dict[str, Any]], Signature]] = {
+    CHAIN: lambda kwargs, app, options: chain(list(kwargs["tasks"]), app=app, **options),
+    GROUP: lambda kwargs, app, options: group(_rebuilt_members(kwargs["tasks"]), app=app, **options),
+    CHORD: lambda kwargs, app, options: chord(kwargs["header"], kwargs.get("body"), app=app, **options),
+    CHUNKS: lambda kwargs, app, options: chunks(kwargs["task"], kwargs["it"], kwargs["n"], app=app, **options),
+    MAP: lambda kwargs, app, options: xmap(kwargs["task"], kwargs["it"], app=app, **options),
+    STARMAP: lambda kwargs, app, options: xstarmap(kwargs["task"], kwargs["it"], app=app, **options),
+}
+
+
+def _rebuilt_members(found: Any) -> list[Any]:
+    # Celery writes the members of a group in a chord's header as one more group.
+    if isinstance(found, Mapping):
+        return list(found["kwargs"]["tasks"]) if found.get("task") == GROUP else [found]
+    return list(found)
+
+
+def from_dict(found: Mapping[str, Any], app: AmqTask | None = None) -> Signature:
+    """The chain, group, chord … or plain signature that a dictionary describes, ours or Celery's."""
+    if isinstance(found, Signature) and (type(found) is not Signature or found["task"] not in _KINDS):
+        return found
+    make = _KINDS.get(found["task"])
+    if make is None:
+        return Signature(found, app=app)
+    made = make(dict(found.get("kwargs") or {}), app, {})
+    made["options"] = dict(found.get("options") or {})
+    if found["task"] == CHORD:
+        made["args"] = tuple(found.get("args") or ())
+        made["kwargs"]["kwargs"] = dict((found.get("kwargs") or {}).get("kwargs") or {})
+    made["immutable"] = bool(found.get("immutable"))
+    return made
+
+
+def maybe_signature(found: Any, app: AmqTask | None = None) -> Signature:
+    """The signature of a dictionary that came over the wire, or the one that it is already.
+
+    Raises: TypeError for something else.
+    """
+    if not isinstance(found, Mapping):
+        raise TypeError(f"a signature is wanted (task.s(…)), not {found!r}")
+    return from_dict(found, app)
 
 
 def signature(
@@ -170,15 +491,4 @@ def signature(
     return Signature(getattr(task, "name", task), args, kwargs, options, immutable=immutable, app=found)
 
 
-def from_dict(found: Mapping[str, Any], app: AmqTask | None = None) -> Signature:
-    """The chain, group or plain signature that a dictionary describes."""
-    if isinstance(found, Signature) and type(found) is not Signature:
-        return found
-    if found["task"] == CHAIN:
-        return chain(*found["kwargs"]["tasks"], app=app, **(found.get("options") or {}))
-    if found["task"] == GROUP:
-        return group(*found["kwargs"]["tasks"], app=app, **(found.get("options") or {}))
-    return Signature(found, app=app)
-
-
-Signature.chained = chain
+Signature.piped = staticmethod(piped)

@@ -7,10 +7,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amqtask.canvas import from_dict
+from amqtask import states
+from amqtask.canvas import chain, chord, group, maybe_signature
+from amqtask.exceptions import ChordError
+from amqtask.execution.context import Context
 from amqtask.execution.inline import InlineExecutor
 from amqtask.execution.request import Request
+from amqtask.protocol.task import saferepr
 from amqtask.result import EagerResult
+from amqtask.signatures import Signature
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -65,6 +70,67 @@ class InlineRunner:
             retries += 1
         return self._eager_result(executor, outcome, task_id, task.name, propagate)
 
+    # -- compositions
+
+    def run_composition(self, found: Signature, args: tuple[Any, ...] = (), *, propagate: bool = False) -> Any:
+        """Run a settled, frozen signature; the result of its end. What fails ends all that was to follow it."""
+        if isinstance(found, chain):
+            return self._run_chain(found, args, propagate)
+        if isinstance(found, group):
+            results = [self.run_composition(member, args, propagate=propagate) for member in found.tasks]
+            return self._app.group_result(str(found.id), results)
+        if isinstance(found, chord):
+            return self._run_chord(found, args, propagate)
+        call = found.clone(args)
+        task = self._app.tasks[call.task]
+        return self.run(task, call.args, call.kwargs, call.options, propagate=propagate)
+
+    def _run_chain(self, found: chain, args: tuple[Any, ...], propagate: bool) -> Any:
+        result: Any = None
+        for step in found.tasks:
+            before, result = result, self.run_composition(step, args, propagate=propagate)
+            _eldest(result).parent = before
+            if isinstance(result, EagerResult) and result.state != states.SUCCESS:
+                return self._ended(found.tasks[-1], result)
+            args = (result.get(),) if isinstance(result, EagerResult) else (result.get(disable_sync_subtasks=False),)
+        return result
+
+    def _run_chord(self, found: chord, args: tuple[Any, ...], propagate: bool) -> Any:
+        members = [self.run_composition(member, args, propagate=propagate) for member in found.tasks]
+        header = self._app.group_result(str(found.id), members)
+        body = found.body
+        assert body is not None
+        failed = next((member for member in members if member.state != states.SUCCESS), None)
+        if failed is None:
+            values = [member.get() for member in members]
+            result = self.run_composition(body, (values,), propagate=propagate)
+            _eldest(result).parent = header
+            return result
+        error = ChordError(f"Dependency {failed.id} raised {saferepr(failed.result, 500)}")
+        error.__cause__ = failed.result if isinstance(failed.result, BaseException) else None
+        if propagate:
+            raise error
+        first = _first(body)
+        context = Context(id=first.id, task=first.task, args=first.args, kwargs=first.kwargs)
+        for errback in _as_list(first.options.get("link_error")) or ():
+            self._call_errback(errback, context, error)
+        result = EagerResult(str(_last(body).id), error, states.FAILURE, None, _last(body).task)
+        result.parent = header
+        return result
+
+    def _call_errback(self, errback: Mapping[str, Any], context: Context, error: BaseException) -> None:
+        executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
+        executor.call_errbacks([errback], context, error)
+
+    def _ended(self, last: Signature, result: EagerResult[Any]) -> EagerResult[Any]:
+        """The end of a chain whose middle did not succeed."""
+        end = _last(last)
+        if end.id == result.id:
+            return result
+        ended: EagerResult[Any] = EagerResult(str(end.id), result.result, result.state, result.traceback, end.task)
+        ended.parent = result
+        return ended
+
     def _eager_result(
         self, executor: InlineExecutor, outcome: Any, task_id: str, name: str, propagate: bool
     ) -> EagerResult[Any]:
@@ -78,9 +144,27 @@ class InlineRunner:
         return result
 
     def _run_next(self, found: Mapping[str, Any], result: Any, rest: list[Any]) -> None:
-        call = from_dict(found, self._app)
-        args = call.args if call.immutable else (result, *call.args)
-        self.run(self._app.tasks[call.task], args, call.kwargs, {**call.options, "chain": rest})
+        sig, _ = self._app.workflows.frozen(maybe_signature(found, self._app), {})
+        following = self.run_composition(sig, (result,))
+        if rest and following.successful():
+            self._run_next(rest[-1], following.get(), rest[:-1])
+
+
+def _eldest(result: Any) -> Any:
+    """The result that has no parent yet."""
+    while result.parent is not None:
+        result = result.parent
+    return result
+
+
+def _first(found: Signature) -> Signature:
+    inner = found.body if isinstance(found, chord) else found.tasks[0] if isinstance(found, (chain, group)) else None
+    return found if inner is None else _first(inner)
+
+
+def _last(found: Signature) -> Signature:
+    inner = found.body if isinstance(found, chord) else found.tasks[-1] if isinstance(found, chain) else None
+    return found if inner is None else _last(inner)
 
 
 def _as_list(found: Any) -> list[Any] | None:

@@ -142,6 +142,10 @@ class BackendNotConfigured(ResultError, ConfigurationError):
     """A result was asked for, but the application has no result backend."""
 
 
+class ChordError(ResultError):
+    """A member of a chord's header failed, or its results could not be handed to the body, so the body does not run."""
+
+
 class TaskRevokedError(AmqTaskError):
     """The task was revoked, or expired before it ran."""
 
@@ -155,6 +159,14 @@ class TaskPredicate(AmqTaskError):
 
 class Ignore(TaskPredicate):
     """Acknowledge the message and store nothing."""
+
+
+class Replaced(Ignore):
+    """The task asked to be replaced by `sig`, which goes on under its id; raised by `Task.replace()`."""
+
+    def __init__(self, sig: Any = None) -> None:
+        super().__init__("replaced")
+        self.sig = sig
 
 
 class Reject(TaskPredicate):

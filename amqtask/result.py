@@ -97,10 +97,11 @@ class AsyncResult(Generic[R]):
         final = self._final
         if final is None:
             deadline = None if timeout is None else time.monotonic() + timeout
-            if follow_parents and propagate:
-                for ancestor in self._ancestors():
-                    ancestor._settle(_left(deadline))
-            final = self._final = self._store.wait(self.id, timeout=_left(deadline), on_interval=on_interval)
+            ancestors = self._ancestors() if follow_parents and propagate else {}
+            if ancestors:
+                final = self._final = self._first_end(ancestors, _left(deadline))
+            else:
+                final = self._final = self._store.wait(self.id, timeout=_left(deadline), on_interval=on_interval)
         value = self._value(final, propagate)
         if callback is not None:
             callback(self.id, value)
@@ -121,30 +122,72 @@ class AsyncResult(Generic[R]):
         final = self._final
         if final is None:
             deadline = None if timeout is None else time.monotonic() + timeout
-            if follow_parents and propagate:
-                for ancestor in self._ancestors():
-                    await ancestor._asettle(_left(deadline))
-            final = self._final = await self._store.await_result(self.id, timeout=_left(deadline))
+            ancestors = self._ancestors() if follow_parents and propagate else {}
+            if ancestors:
+                final = self._final = await self._afirst_end(ancestors, _left(deadline))
+            else:
+                final = self._final = await self._store.await_result(self.id, timeout=_left(deadline))
         return self._value(final, propagate)
 
     def __await__(self) -> Generator[Any, None, R]:
         return self.aget().__await__()
 
-    def _settle(self, timeout: float | None) -> None:
-        self.get(timeout, follow_parents=False, disable_sync_subtasks=False)
-
-    async def _asettle(self, timeout: float | None) -> None:
-        await self.aget(timeout, follow_parents=False, disable_sync_subtasks=False)
-
-    def _ancestors(self) -> list[AsyncResult[Any] | GroupResult]:
-        """Its parents, the first step first: a chain that failed early never gets to this step, and its error is this
-        result's."""
-        chain: list[AsyncResult[Any] | GroupResult] = []
+    def _ancestors(self) -> dict[str, AsyncResult[Any]]:
+        """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
+        them is a chord's header, whose body hears of a failure.)"""
+        found: dict[str, AsyncResult[Any]] = {}
         node = self.parent
         while node is not None:
-            chain.append(node)
+            if isinstance(node, AsyncResult):
+                if node._final is None:
+                    found[node.id] = node
+                elif node._final.status in states.PROPAGATE_STATES:
+                    raise node._exception(node._final)
             node = node.parent
-        return chain[::-1]
+        return found
+
+    def _first_end(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> ResultMessage:
+        """This result, or the error of the ancestor that failed before it."""
+        arriving = self._store.iter_ready([self.id, *ancestors], timeout=timeout)
+        try:
+            for task_id, final in arriving:
+                if task_id == self.id:
+                    return final
+                ancestors[task_id]._final = final
+                if final.status in states.PROPAGATE_STATES:
+                    raise ancestors[task_id]._exception(final)
+        except TimeoutError as late:
+            raise self._too_late(ancestors, timeout) from late
+        finally:
+            arriving.close()  # type: ignore[attr-defined] # a generator in every store; it may hold a connection
+        raise AssertionError("iter_ready ends with all results or raises TimeoutError")
+
+    async def _afirst_end(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> ResultMessage:
+        waiting = {
+            asyncio.ensure_future(self._store.await_result(task_id, timeout=timeout)): task_id
+            for task_id in (self.id, *ancestors)
+        }
+        try:
+            while True:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    task_id = waiting.pop(future)
+                    final = future.result()
+                    if task_id == self.id:
+                        return final
+                    ancestors[task_id]._final = final
+                    if final.status in states.PROPAGATE_STATES:
+                        raise ancestors[task_id]._exception(final)
+        except TimeoutError as late:
+            raise self._too_late(ancestors, timeout) from late
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _too_late(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> TimeoutError:
+        unfinished = [task_id for task_id, ancestor in ancestors.items() if ancestor._final is None]
+        at = f"; its chain is still at task {unfinished[-1]}" if unfinished else ""
+        return TimeoutError(f"no result of task {self.id} within {timeout or 0:g} s{at}")
 
     def _value(self, final: ResultMessage, propagate: bool) -> R:
         if final.status in states.PROPAGATE_STATES:
@@ -518,12 +561,6 @@ class GroupResult(ResultSet):
         super().__init__(results, backend)
         self.id = id or str(uuid.uuid4())
         self.parent = parent
-
-    def _settle(self, timeout: float | None) -> None:
-        self.get(timeout, disable_sync_subtasks=False)
-
-    async def _asettle(self, timeout: float | None) -> None:
-        await self.aget(timeout, disable_sync_subtasks=False)
 
     def as_list(self) -> list[str]:
         """Its id and those of its parents."""

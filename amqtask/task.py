@@ -8,11 +8,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
 from amqtask.current import current_app
-from amqtask.exceptions import MaxRetriesExceededError, Retry
+from amqtask.exceptions import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
 from amqtask.execution.context import Context, current_context
 from amqtask.protocol.result import ResultMessage
-from amqtask.signature import Signature
+from amqtask.signatures import Signature
 from amqtask.validation import pydantic_wrapper
 
 if TYPE_CHECKING:
@@ -195,6 +196,18 @@ class Task(Generic[P, R]):
 
     subtask = signature
 
+    def chunks(self, it: Iterable[Any], n: int) -> Signature:
+        """Calls with each tuple of `it` as arguments, `n` of them to a task."""
+        return chunks(self.s(), it, n, app=self.app)
+
+    def map(self, it: Iterable[Any]) -> Signature:
+        """One task that calls this with each item of `it`."""
+        return xmap(self.s(), it, app=self.app)
+
+    def starmap(self, it: Iterable[Any]) -> Signature:
+        """One task that calls this with each tuple of `it` as arguments."""
+        return xstarmap(self.s(), it, app=self.app)
+
     # -- inside a run
 
     @property
@@ -237,6 +250,44 @@ class Task(Generic[P, R]):
         if throw:
             raise verdict from exc
         return verdict
+
+    def replace(self, sig: Signature) -> Any:
+        """Have `sig` go on in place of this task, under its id: `return self.replace(add.s(2, 2))`.
+
+        What waits for this task, and what follows it (callbacks, the rest of its chain, its chord), gets the result of `sig`;
+        a group's result is the list of its members'. Raises: Replaced, always, but for a task that runs inline (which gets the
+        value); ConfigurationError for a signature that belongs to a chord already.
+        """
+        if "chord" in sig.options:
+            raise ConfigurationError(
+                f"task {self.name} cannot be replaced by a signature that belongs to a chord: {sig!r}"
+            )
+        if self.request.is_eager:
+            if isinstance(sig, group):
+                sig = chord(sig, Signature(ACCUMULATE, (), {"index": 0}, app=self.app))
+            return sig.apply().get()
+        if self.request.called_directly:
+            raise ConfigurationError(f"task {self.name} was called as a function, so there is nothing to replace")
+        raise Replaced(sig)
+
+    def add_to_chord(self, sig: Signature, lazy: bool = False) -> Any:
+        """One more member for the chord that this task is a member of; with `lazy` it is returned instead of published.
+
+        Raises: ValueError when this task is no member of a chord; PublishError.
+        """
+        request = self.request
+        if not request.chord:
+            raise ValueError(f"task {self.name}[{request.id}] is no member of a chord")
+        sig.set(group_id=request.group, group_index=request.group_index, chord=request.chord, root_id=request.root_id)
+        sig.freeze()
+        self.app.add_to_chord(request.group, sig)
+        return sig if lazy else sig.apply_async()
+
+    def add_trail(self, result: Any) -> Any:
+        """Note a result as one of this task's children."""
+        if self.trail:
+            self.request.children.append(result.as_tuple())
+        return result
 
     def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **_: Any) -> None:
         """Store a state of the task's own, such as PROGRESS with a dictionary. Raises: BackendNotConfigured."""

@@ -1,17 +1,21 @@
-"""Workflows: chains, groups and callbacks as the messages that carry them."""
+"""Workflows: compositions, callbacks and replacements as the messages that carry them."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from amqtask.canvas import chain, from_dict, group
-from amqtask.execution.context import Context
+from amqtask.builtins import ERRBACK
+from amqtask.canvas import CHAIN, CHORD, GROUP, listed, maybe_signature, routed
+from amqtask.execution.context import Context, current_context
 from amqtask.execution.request import Request
+from amqtask.freezing import Begun, Freezer, Result, begin, end_of, settle, single
 from amqtask.message import Message
+from amqtask.protocol.chord import CHORD_HEADER, chord_queue
+from amqtask.protocol.result import exception_as_dict
 from amqtask.result import AsyncResult
-from amqtask.signature import Signature
+from amqtask.signatures import Signature
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -23,56 +27,69 @@ class Workflows:
     def __init__(self, app: AmqTask) -> None:
         self._app = app
 
-    def chained(self, found: Any) -> tuple[Signature, list[AsyncResult[Any]]]:
-        """The first step, which carries the others (reversed, as on Celery's wire), and the results of all."""
-        app = self._app
-        options = dict(found.options)
-        steps = [step.clone() for step in found.tasks]
-        results: list[AsyncResult[Any]] = []
-        reply_to = app.backend.reply_to() if app.backend is not None else None
-        root_id = steps[0].options.setdefault("task_id", str(uuid.uuid4()))
-        last = steps[-1]
-        last.options["link"] = [*last.options.get("link", []), *options.pop("link", [])]
-        errbacks = options.pop("link_error", [])
-        if options.get("task_id"):
-            last.options["task_id"] = options.pop("task_id")
-        parent_id: str | None = None
-        for step in steps:
-            task_id = step.options.setdefault("task_id", str(uuid.uuid4()))
-            step.options["root_id"] = root_id
-            if parent_id is not None:
-                step.options["parent_id"] = parent_id
-            if reply_to:
-                step.options["reply_to"] = reply_to
-            if errbacks:
-                step.options["link_error"] = [*step.options.get("link_error", []), *errbacks]
-            if not step.options.get("link"):
-                step.options.pop("link", None)
-            result = AsyncResult[Any](
-                task_id,
-                app.backend,
-                parent=results[-1] if results else None,
-                revoke=app.revoke_call,
-                task_name=step.task,
-            )
-            results.append(result)
-            parent_id = task_id
-        first = steps[0].set(**options)
-        if len(steps) > 1:
-            first.options["chain"] = [dict(step) for step in reversed(steps[1:])]
-        return first, results
+    # -- what a caller publishes
 
-    def grouped(self, found: Any) -> tuple[str, list[Signature]]:
-        """The group's id, and its members as calls that know it."""
-        options = dict(found.options)
-        group_id = options.pop("task_id", None) or str(uuid.uuid4())
-        members = []
-        for index, member in enumerate(found.tasks):
-            if isinstance(member, (chain, group)) or member.task in ("celery.chain", "celery.group"):
-                step, _ = self.chained(from_dict(member, self._app))
-                member = step
-            members.append(member.clone().set(**{**options, "group_id": group_id, "group_index": index}))
-        return group_id, members
+    def prepared(
+        self, found: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[Begun, Result]:
+        """The calls that a composition begins with, and its result. Raises: ConfigurationError."""
+        sig, result = self.frozen(found.clone(args, kwargs), options)
+        return begin(sig), result
+
+    def frozen(self, found: Any, options: Mapping[str, Any]) -> tuple[Signature, Result]:
+        """A settled copy with all its ids, and its result."""
+        options = dict(options)
+        task_id, root_id, parent_id = (options.pop(key, None) for key in ("task_id", "root_id", "parent_id"))
+        place = {key: options.pop(key, None) for key in ("group_id", "group_index", "chord")}
+        sig = settle(found, options)
+        running = current_context()
+        if running is not None and running.id is not None:
+            root_id, parent_id = root_id or running.root_id or running.id, parent_id or running.id
+        result = self._freezer().freeze(sig, task_id=task_id, place=place, root_id=root_id, parent_id=parent_id)
+        return sig, result
+
+    def _freezer(self, reply_to: str | None = None) -> Freezer:
+        app = self._app
+        if reply_to is None:
+            reply_to = app.backend.reply_to() if app.backend is not None else ""
+
+        def result(task_id: str, name: str, parent: Any) -> AsyncResult[Any]:
+            return AsyncResult(task_id, app.backend, parent=parent, revoke=app.revoke_call, task_name=name)
+
+        return Freezer(reply_to, result, app.group_result)
+
+    def messages(self, begun: Begun) -> list[Message]:
+        """The messages of calls, with what must exist before the chords that they belong to can be joined.
+
+        Raises: what composing raises, BackendUnreachable (a store that counts chords is told of them here).
+        """
+        app = self._app
+        found = [app.compose_call(call) for call in begun.calls]
+        self.announce(begun, found)
+        return found
+
+    def announce(self, begun: Begun, found: Sequence[Message]) -> None:
+        """Make sure that the parts of the chords that begin here can be counted."""
+        app, store = self._app, self._app.chord_store
+        for group_id, size in begun.chords.items():
+            if store is not None:
+                store.set_chord_size(group_id, size)
+                continue
+            first = found[0]
+            first.declare = (*first.declare, chord_queue(group_id, app.conf.result_chord_expires))
+
+    def _composed(self, begun: Begun) -> list[Message]:
+        """The same in a worker: where results go is said by whoever published the first task."""
+        found = [self._compose_here(call) for call in begun.calls]
+        self.announce(begun, found)
+        return found
+
+    def _compose_here(self, call: Signature) -> Message:
+        app = self._app
+        task = app.tasks.get(call.task) if call.task in app.tasks else None
+        return app.calls.compose(call.task, call.args, call.kwargs, routed(call).options, task=task)
+
+    # -- what follows from a task
 
     def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
         """The message of a retry."""
@@ -81,27 +98,74 @@ class Workflows:
     def compose_next(
         self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
     ) -> list[Message]:
-        """The messages of a callback or of the next step of a chain."""
-        found = from_dict(signature, self._app)
-        calls = [found]
-        if found.task == "celery.chain":
-            first, _ = self.chained(found)
-            calls = [first]
-        elif found.task == "celery.group":
-            _, calls = self.grouped(found)
-        return [self._compose_step(call, result, context, chain) for call in calls]
+        """The messages of a callback or of the next step of a chain, with the rest of that (reversed) behind it."""
+        return self._following(maybe_signature(signature, self._app), (result,), context, chain)
 
-    def _compose_step(self, call: Signature, result: Any, context: Context, chain: list[Any]) -> Message:
-        tasks = self._app.tasks
-        options = dict(call.options)
-        if chain:
-            options["chain"] = chain
-        options.setdefault("root_id", context.root_id or context.id)
-        options.setdefault("parent_id", context.id)
-        args = call.args if call.immutable else (result, *call.args)
+    def compose_body(
+        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+    ) -> list[Message]:
+        """The messages of a chord's body."""
+        sig = maybe_signature({key: value for key, value in body.items() if key != "chord_size"}, self._app)
+        # Whoever runs the body's first task may forget what the store knows of the chord.
+        headers = {CHORD_HEADER: group_id}
+        context = Context(id=parent_id, root_id=_root_of(sig))
+        return self._following(sig, (values,), context, [], headers)
+
+    def compose_replacement(self, found: Any, context: Context) -> list[Message]:
+        """The messages of what a task asked to be replaced with: its id, callbacks and place are the task's."""
+        sig = single(settle(maybe_signature(found, self._app)))
+        for callback in listed(context.callbacks):
+            end_of(sig, lambda end, callback=callback: end.extend_list_option("link", [callback]))  # type: ignore[misc]
+        errbacks = listed(context.errbacks)
+        nesting = (context.replaced_task_nesting or 0) + 1
+        shared = {"replaced_task_nesting": nesting}
+        sig = settle(sig, {**shared, "link_error": [*listed(sig.options.get("link_error")), *errbacks]})
+        place = {"group_id": context.group, "group_index": context.group_index, "chord": context.chord}
+        reply_to = context.reply_to or ""
+        self._freezer(reply_to).freeze(
+            sig, task_id=context.id, place=place, root_id=context.root_id, parent_id=context.parent_id
+        )
+        return self._composed(begin(sig, continuation=list(context.chain or ())))
+
+    def compose_errback(
+        self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
+    ) -> Message:
+        """An errback that takes (request, exc, traceback), for a worker's slot to call where it may not be called here."""
+        call = maybe_signature(errback, self._app)
+        name = call.task
+        about = {
+            "id": context.id, "task": context.task, "args": context.args, "kwargs": context.kwargs,
+            "root_id": context.root_id, "parent_id": context.parent_id, "group": context.group,
+        }  # fmt: skip
+        route = self._app.router.route(name, (), {}, {}, self._app.tasks.get(name))
+        options = {"exchange": route.exchange, "routing_key": route.routing_key, "root_id": context.root_id}
+        args = (dict(call), about, exception_as_dict(error), trace)
+        message = self._compose_here(Signature(ERRBACK, args, None, options, app=self._app))
+        return replace(message, declare=(*message.declare, *route.declare))
+
+    def _following(
+        self,
+        sig: Signature,
+        args: tuple[Any, ...],
+        context: Context,
+        rest: list[Any],
+        headers: dict[str, Any] | None = None,
+    ) -> list[Message]:
+        sig = settle(sig)
         request = context.request
-        reply_to = options.pop("reply_to", None) or (request.reply_to if request is not None else None) or ""
-        task = tasks.get(call.task) if call.task in tasks else None
-        message = self._app.calls.compose(call.task, args, call.kwargs, options, task=task, reply_to=reply_to)
-        context.children.append(((message.properties.headers["id"], None), None))
-        return message
+        reply_to = request.reply_to if request is not None else ""
+        result = self._freezer(reply_to or "").freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)
+        context.children.append(result.as_tuple())
+        begun = begin(sig, args, continuation=rest)
+        for call in begun.calls if headers else ():
+            call.options["headers"] = {**(call.options.get("headers") or {}), **(headers or {})}
+        return self._composed(begun)
+
+
+def _root_of(sig: Mapping[str, Any]) -> Any:
+    """The root id of a frozen signature's first task."""
+    kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
+    inner = kwargs.get("tasks") or kwargs.get("header") or ()
+    if sig["task"] in (CHAIN, GROUP, CHORD) and not options.get("root_id"):
+        return _root_of(inner[0]) if inner else None
+    return options.get("root_id")

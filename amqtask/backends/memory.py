@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from amqtask.backends.awaiting import await_callback
+from amqtask.backends.chords import MemoryChords
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.waiting import Arrivals, Mailbox, too_late
 from amqtask.message import Message
@@ -14,14 +16,16 @@ from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.serialization import content_types
 
 
-class MemoryBackend:
+class MemoryBackend(MemoryChords):
     """See amqtask.backends.contract.ResultBackend. Values pass through the serializer, as they would elsewhere."""
 
     def __init__(self, options: BackendOptions) -> None:
+        super().__init__()
         self._serializer = options.serializer
         self._accept = content_types([options.serializer])
         self._mailbox = Mailbox()
         self._changed = threading.Condition()
+        self._groups: dict[str, Any] = {}
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """Nothing travels."""
@@ -85,6 +89,18 @@ class MemoryBackend:
     def forget(self, task_id: str) -> None:
         """Drop it."""
         self._mailbox.forget(task_id)
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """Keep a group's results (their ids)."""
+        self._groups[group_id] = members
+
+    def restore_group(self, group_id: str) -> Any:
+        """What `save_group` kept; None when there is nothing."""
+        return self._groups.get(group_id)
+
+    def delete_group(self, group_id: str) -> None:
+        """Forget it."""
+        self._groups.pop(group_id, None)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -74,6 +74,38 @@ class Composer(Protocol):
         """The messages of a callback, errback or next step of a chain; `result` is prepended to its args unless it is
         immutable. Adds what it composes to `context.children`."""
 
+    def compose_body(
+        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+    ) -> list[Message]:
+        """The messages of a chord's body, which gets the list of its header's results."""
+
+    def compose_replacement(self, found: Any, context: Context) -> list[Message]:
+        """The messages of a signature that goes on in place of the task that runs, under its id."""
+
+    def compose_errback(
+        self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
+    ) -> Message:
+        """The message that has an errback called with (request, exc, traceback) in some slot."""
+
+
+class ChordStore(Protocol):
+    """A result store that counts the parts of chords (a ResultBackend may be one)."""
+
+    def set_chord_size(self, group_id: str, size: int) -> None:
+        """A header of so many members is about to be published. Raises: BackendUnreachable."""
+
+    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[ResultMessage] | None:
+        """A member has ended; one that ends again counts once. Returns all parts in order when this completes the chord
+        (for the same member again too, until `end_chord`: it may not have come to publishing the body), else None.
+
+        Raises: EncodeError, BackendUnreachable."""
+
+    def add_to_chord(self, group_id: str, task_id: str) -> None:
+        """One more member than was said. Raises: BackendUnreachable."""
+
+    def end_chord(self, group_id: str) -> None:
+        """The body has run: forget the parts. Raises: BackendUnreachable."""
+
 
 class ResultStore(Protocol):
     """Where a slot leaves results (amqtask.backends.contract.ResultBackend is one).

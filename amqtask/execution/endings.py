@@ -18,6 +18,7 @@ from amqtask.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
+from amqtask.execution.chords import NOTHING, Aftermath
 from amqtask.execution.context import Context
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.protocol.task import decode_body, saferepr
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from amqtask.execution.follow_ups import FollowUps
     from amqtask.execution.request import Request
     from amqtask.execution.results import Results
-    from amqtask.message import Message
 
 logger = logging.getLogger("amqtask.execution")
 
@@ -79,26 +79,25 @@ class Endings:
 
     def _ended(self, request: Request, state: str, error: Exception, answer: Answer) -> Outcome:
         summary = saferepr(error, 500)
-        publish: tuple[Message, ...] = ()
-        result = None
+        after, result = NOTHING, None
         try:
             if self._results is not None and request.id and request.headers.get("ignore_result") is not True:
                 result = self._results.ended(request, state, error)
-            if state == states.FAILURE:
-                publish = self._errbacks(request, error, summary)
+            after = self._after(request, state, error, summary)
         except Exception as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
             logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
-        return Outcome(request.number, state, answer, str(error), publish, result, summary=summary)
+        return Outcome(
+            request.number, state, answer, str(error), after.publish, result, summary=summary, parts=after.parts
+        )
 
-    def _errbacks(self, request: Request, error: Exception, trace: str) -> tuple[Message, ...]:
+    def _after(self, request: Request, state: str, error: Exception, trace: str) -> Aftermath:
+        """What was to follow it does not; whoever waits for that is told."""
         try:
             args, kwargs, embed = request.decoded or self._decode(request)
         except MessageError:
-            return ()
-        if not embed.get("errbacks"):
-            return ()
+            return NOTHING
         context = Context.of(request, args, kwargs, embed, self.hostname)
-        return self._follow_ups.of_failure(context, error, trace, may_run=False)
+        return self._follow_ups.of_failure(context, error, trace, state=state, with_errbacks=state == states.FAILURE)
 
     def _decode(self, request: Request) -> tuple[Any, Any, dict[str, Any]]:
         return decode_body(request.body, request.content_type, request.content_encoding, request.headers, self._accept)

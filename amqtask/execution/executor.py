@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 from amqtask import signals, states
 from amqtask.exceptions import (
     BackendUnreachable,
+    ChordError,
     Ignore,
     MessageError,
     Reject,
+    Replaced,
     Retry,
     SoftTimeLimitExceeded,
     Terminated,
     TimeLimitExceeded,
 )
+from amqtask.execution.chords import NOTHING
 from amqtask.execution.context import Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.einfo import ErrorInfo
@@ -33,12 +36,12 @@ from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.plan import TaskPlan, plan_for
 from amqtask.execution.results import Results, is_wanted
 from amqtask.execution.retries import retry_options, wants_retry
+from amqtask.protocol.chord import CHORD_HEADER
 from amqtask.protocol.task import saferepr
 
 if TYPE_CHECKING:
-    from amqtask.execution.contract import Composer, ResultStore, TaskLike
+    from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
     from amqtask.execution.request import Request
-    from amqtask.message import Message
 
 logger = logging.getLogger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -59,16 +62,20 @@ class Executor(Endings):
         composer: Composer,
         store: ResultStore | None = None,
         hostname: str = "",
+        chord_store: ChordStore | None = None,
+        serializer: str = "json",
         verbose: bool = False,
         extended: bool = False,
     ) -> None:
+        results = Results(store, hostname=hostname, extended=extended) if store is not None else None
         super().__init__(
             tasks,
             accept=accept,
-            follow_ups=FollowUps(tasks, composer),
-            results=Results(store, hostname=hostname, extended=extended) if store is not None else None,
+            follow_ups=FollowUps(tasks, composer, results=results, chord_store=chord_store, serializer=serializer),
+            results=results,
             hostname=hostname,
         )
+        self._chord_store = chord_store
         self.run_coroutine: RunCoroutine = CoroutineRunner()
         self._composer = composer
         # A store in AMQP, or in this process, only makes messages.
@@ -136,7 +143,7 @@ class Executor(Endings):
                 if self._store_blocks:
                     return await self._elsewhere(run_blocking, self._raised, plan, request, context, error, started)
                 return self._raised(plan, request, context, error, started)
-            if self._store_blocks and is_wanted(plan, request):
+            if self._store_blocks and (is_wanted(plan, request) or any(embed.values())):
                 return await self._elsewhere(run_blocking, self._returned, plan, request, context, value, started)
             return self._returned(plan, request, context, value, started)
         except BaseException as error:  # noqa: BLE001 - see execute
@@ -175,17 +182,18 @@ class Executor(Endings):
 
     def _returned(self, plan: TaskPlan, request: Request, context: Context, value: Any, started: float) -> Outcome:
         runtime = perf_counter() - started
-        embed, result = context.embed, None
-        publish: tuple[Message, ...] = ()
+        embed, result, after = context.embed, None, NOTHING
         try:
-            if embed and (embed.get("callbacks") or embed.get("chain")):
-                publish = self._follow_ups.of_success(context, value)
+            if embed and (embed.get("callbacks") or embed.get("chain") or embed.get("chord")):
+                after = self._follow_ups.of_success(context, value)
             if self._results is not None and is_wanted(plan, request):
                 result = self._results.success(request, context, value)
         except BackendUnreachable as error:
             return not_stored(request, error, runtime)
         except Exception as error:  # noqa: BLE001 - the value or a follow-up cannot be encoded: the task failed
             return self._failed(plan, request, context, error, runtime)
+        if CHORD_HEADER in request.headers:
+            self._end_chord(request)
         if "on_success" in plan.hooks:
             self._hook(plan.task.on_success, value, request.id, context.args, context.kwargs)
         if signals.task_success:
@@ -195,7 +203,9 @@ class Executor(Endings):
         if signals.task_postrun:
             self._tell_postrun(plan, request, context, states.SUCCESS, value)
         summary = saferepr(value) if self._verbose else ""
-        return Outcome(request.number, publish=publish, result=result, runtime=runtime, summary=summary)
+        return Outcome(
+            request.number, publish=after.publish, result=result, runtime=runtime, summary=summary, parts=after.parts
+        )
 
     def _raised(
         self, plan: TaskPlan, request: Request, context: Context, error: BaseException, started: float
@@ -214,6 +224,12 @@ class Executor(Endings):
         match error:
             case Retry():
                 return self._retried(plan, request, context, error, runtime)
+            case Replaced():
+                return self._replaced(plan, request, context, error, runtime)
+            case Ignore() if context.chord:
+                # Without a result the chord would wait for ever.
+                failed = self._failed(plan, request, context, _no_result(request), runtime, hooks=False)
+                return failed._replace(state=states.IGNORED, answer=Answer.ACK)
             case Ignore():
                 return Outcome(request.number, states.IGNORED, runtime=runtime)
             case Reject(requeue=True):
@@ -284,9 +300,11 @@ class Executor(Endings):
         try:
             if self._results is not None and (is_wanted(plan, request) or task.store_errors_even_if_ignored):
                 result = self._results.failure(request, context, error, info.traceback)
+            after = self._follow_ups.of_failure(context, error, info.traceback)
         except BackendUnreachable as unreachable:
             return not_stored(request, unreachable, runtime)
-        publish = self._follow_ups.of_failure(context, error, info.traceback)
+        if CHORD_HEADER in request.headers:
+            self._end_chord(request)
         if hooks:
             self._tell_failure(plan, request, context, error, info)
         summary = saferepr(error, 500)
@@ -296,13 +314,35 @@ class Executor(Endings):
             states.FAILURE,
             Answer.ACK if is_acked else Answer.DEAD_LETTER,
             "" if is_acked else f"the task failed: {summary}",
-            publish,
+            after.publish,
             result,
             runtime,
             summary,
             info.traceback,
             isinstance(error, tuple(task.throws or ())),
+            parts=after.parts,
         )
+
+    def _replaced(
+        self, plan: TaskPlan, request: Request, context: Context, replaced: Replaced, runtime: float
+    ) -> Outcome:
+        """Another signature goes on under this id; it is published before this message is answered."""
+        try:
+            messages = self._composer.compose_replacement(replaced.sig, context)
+        except BackendUnreachable as error:
+            return not_stored(request, error, runtime)
+        except Exception as error:  # noqa: BLE001 - the replacement cannot be composed or encoded
+            return self._failed(plan, request, context, error, runtime)
+        return Outcome(request.number, states.IGNORED, publish=tuple(messages), runtime=runtime)
+
+    def _end_chord(self, request: Request) -> None:
+        """This was a chord's body: its parts are not needed any more."""
+        if self._chord_store is None:
+            return
+        try:
+            self._chord_store.end_chord(request.headers[CHORD_HEADER])
+        except BackendUnreachable as error:
+            logger.warning("the parts of chord %s stay until they expire: %s", request.headers[CHORD_HEADER], error)
 
     # -- hooks and signals
 
@@ -332,6 +372,10 @@ class Executor(Endings):
             hook(*arguments)
         except Exception:
             logger.exception("hook %s failed", getattr(hook, "__qualname__", hook))
+
+
+def _no_result(request: Request) -> ChordError:
+    return ChordError(f"task {request.task}[{request.id}] was ignored, so it has no result for the chord it belongs to")
 
 
 def _ask_for_retry(task: TaskLike, context: Context, error: Exception) -> BaseException:

@@ -1,4 +1,4 @@
-"""What is to be published after a task: callbacks and the next step of a chain, or errbacks; complete messages."""
+"""What is to be published after a task: callbacks, the next step of a chain, its part of a chord, or errbacks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from amqtask import states
+from amqtask.execution.chords import NOTHING, Aftermath, Chords
+from amqtask.execution.context import current_context
+from amqtask.protocol.result import ResultMessage
+
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
-    from amqtask.execution.contract import Composer, TaskLike
+    from amqtask.execution.contract import ChordStore, Composer, TaskLike
+    from amqtask.execution.results import Results
     from amqtask.message import Message
 
 logger = logging.getLogger("amqtask.execution")
@@ -18,12 +24,23 @@ logger = logging.getLogger("amqtask.execution")
 class FollowUps:
     """Composes messages through the app; publishes nothing."""
 
-    def __init__(self, tasks: Mapping[str, TaskLike], composer: Composer) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskLike],
+        composer: Composer,
+        *,
+        results: Results | None = None,
+        chord_store: ChordStore | None = None,
+        serializer: str = "json",
+    ) -> None:
         self._tasks = tasks
         self._composer = composer
+        self.chords = Chords(
+            composer, results=results, store=chord_store, serializer=serializer, errbacks=self._errbacks
+        )
 
-    def of_success(self, context: Context, value: Any) -> tuple[Message, ...]:
-        """Raises what composing raises (a callback with arguments that cannot be encoded)."""
+    def of_success(self, context: Context, value: Any) -> Aftermath:
+        """Raises what composing raises (a callback with arguments that cannot be encoded), BackendUnreachable."""
         embed = context.embed
         messages: list[Message] = []
         for callback in embed.get("callbacks") or ():
@@ -32,26 +49,47 @@ class FollowUps:
         if chain:
             # Reversed: the next step is the last element (celery-protocol: `chain`).
             messages += self._composer.compose_next(chain[-1], value, context, list(chain[:-1]))
-        return tuple(messages)
+        found = Aftermath(tuple(messages))
+        if embed.get("chord"):
+            part = ResultMessage(context.id or "", states.SUCCESS, value)
+            found += self.chords.part(embed["chord"], context.group, context.group_index, part)
+        return found
 
     def of_failure(
-        self, context: Context, error: BaseException, trace: str, *, may_run: bool = True
-    ) -> tuple[Message, ...]:
-        """Errbacks, as Celery calls them: one that takes more than one argument and is registered here is called here
-        with (request, exc, traceback), any other is published with the failed task's id.
+        self,
+        context: Context,
+        error: BaseException,
+        trace: str,
+        *,
+        state: str = states.FAILURE,
+        with_errbacks: bool = True,
+    ) -> Aftermath:
+        """Errbacks, and the failure of all that was to follow. Raises: BackendUnreachable."""
+        found = (
+            Aftermath(self._errbacks(context.embed.get("errbacks"), context, error, trace))
+            if with_errbacks
+            else NOTHING
+        )
+        if context.embed.get("chain") or context.embed.get("chord"):
+            found += self.chords.after(context, state, error, trace)
+        return found
 
-        `may_run` is False where no user code must run (the worker's I/O loop).
+    def _errbacks(self, found: Any, context: Context, error: BaseException, trace: str) -> tuple[Message, ...]:
+        """Errbacks, as Celery calls them: one that takes more than one argument and is registered here is called with
+        (request, exc, traceback), any other is published with the failed task's id.
+
+        Where no user code must run (the worker's I/O loop, known by no task running) the call becomes a message too.
         """
         messages: list[Message] = []
-        for errback in context.embed.get("errbacks") or ():
+        for errback in found or ():
             try:
                 task = self._tasks.get(errback["task"])
                 if task is None or not _takes_the_error(task):
                     messages += self._composer.compose_next(errback, context.id, context, [])
-                elif may_run:
+                elif current_context() is not None:
                     _call(task, errback, context, error, trace)
                 else:
-                    logger.warning("errback %s of lost task %s[%s] was not called", task.name, context.task, context.id)
+                    messages.append(self._composer.compose_errback(errback, context, error, trace))
             except Exception:
                 logger.exception("errback %s of task %s[%s] failed", errback, context.task, context.id)
         return tuple(messages)

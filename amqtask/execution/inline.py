@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from amqtask.execution.context import Context, current
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Outcome
 
 if TYPE_CHECKING:
     from amqtask.exceptions import Retry
-    from amqtask.execution.context import Context
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.request import Request
     from amqtask.message import Message
@@ -51,6 +51,22 @@ class _RunHere:
         self._run_next(signature, result, chain)
         return []
 
+    def compose_body(
+        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+    ) -> list[Message]:
+        """Never asked: inline, a chord's body is run by who runs its header."""
+        raise AssertionError("an inline chord has no parts")
+
+    def compose_replacement(self, found: Any, context: Context) -> list[Message]:
+        """Never asked: inline, `Task.replace` runs the replacement."""
+        raise AssertionError("an inline task is not replaced by a message")
+
+    def compose_errback(
+        self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
+    ) -> Message:
+        """Never asked: inline, errbacks are called."""
+        raise AssertionError("an inline errback is called")
+
 
 class InlineExecutor(Executor):
     """For one call. After `execute`: `kept` is the result message, `error` the exception, `retry` what asks to run again."""
@@ -60,6 +76,14 @@ class InlineExecutor(Executor):
         self.error: BaseException | None = None
         self.retry: Retry | None = None
         super().__init__(tasks, accept=frozenset(), composer=_RunHere(run_next), store=self._keeper, hostname=hostname)
+
+    def call_errbacks(self, errbacks: list[Any], context: Context, error: BaseException) -> None:
+        """Call (or run) the errbacks of a chord's body that does not run."""
+        token = current.set(context)
+        try:
+            self._follow_ups.of_failure(Context(**{**context.__dict__, "_embed": {"errbacks": errbacks}}), error, "")
+        finally:
+            current.reset(token)
 
     @property
     def kept(self) -> ResultMessage | None:

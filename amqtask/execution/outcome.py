@@ -9,6 +9,7 @@ from amqtask import states
 
 if TYPE_CHECKING:
     from amqtask.message import Message
+    from amqtask.protocol.chord import ChordPart
 
 
 class Answer(IntEnum):
@@ -41,3 +42,5 @@ class Outcome(NamedTuple):
     expected: bool = False  # an exception listed in the task's `throws`: logged without traceback
     # Seconds a REQUEUE waits in the broker's delay levels (a result store that is away must not be asked at once).
     pause: float = 0.0
+    # Parts of chords that are joined in the broker: published, confirmed, and the chord looked after, before the answer.
+    parts: tuple[ChordPart, ...] = ()

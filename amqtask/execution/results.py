@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
@@ -65,6 +66,15 @@ class Results:
         meta = ResultMessage(request.id, state, exception_as_dict(error), date_done=now_iso())
         meta.group_id, meta.parent_id = headers.get("group"), headers.get("parent_id")
         return self._keep(request, meta)
+
+    def never_ran(self, result: ResultMessage, options: Mapping[str, Any]) -> Message | None:
+        """The end of a signature that will not be published. Raises: BackendUnreachable."""
+        result.date_done, result.parent_id = now_iso(), options.get("parent_id")
+        result.group_id = options.get("group_id")
+        message = self._store.message_for(result, options.get("reply_to"), result.task_id)
+        if message is None:
+            self._store.store(result)
+        return message
 
     def _result(
         self, request: Request, state: str, value: Any, context: Context, trace: str | None = None

@@ -83,6 +83,20 @@ class PlainComposer:
         """The routing key is the next task's name."""
         return [_message(signature["task"], {"args": [result], "chain": chain})]
 
+    def compose_body(
+        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+    ) -> list[Message]:
+        """The routing key is the body's name."""
+        return [_message(body["task"], {"args": [values]})]
+
+    def compose_replacement(self, found: Any, context: Any) -> list[Message]:
+        """The routing key is the replacement's name."""
+        return [_message(found["task"], {"id": context.id})]
+
+    def compose_errback(self, errback: Mapping[str, Any], context: Any, error: BaseException, trace: str) -> Message:
+        """The routing key is the errback's name."""
+        return _message(errback["task"], {"of": context.id, "error": repr(error)})
+
 
 class AmqpStore:
     """A result store as `rpc://` is one: results are messages."""

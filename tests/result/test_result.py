@@ -349,13 +349,19 @@ def test_a_group_travels_as_a_tuple(store: Store) -> None:
     assert (travelled.id, travelled.results, travelled.parent) == ("g", group.results, group.parent)
 
 
-def test_a_step_after_a_group_waits_for_the_group(store: Store) -> None:
-    group = GroupResult("g", [AsyncResult[int]("a", store)])
-    last = AsyncResult[int]("last", store, parent=group)
-    store.fail("a", ValueError("in the group"))
+def test_a_step_after_a_chord_does_not_ask_for_the_header(store: Store) -> None:
+    header = GroupResult("g", [AsyncResult[int]("a", store)])
+    last = AsyncResult[int]("last", store, parent=header)
+    store.succeed("last", 3)
 
-    with pytest.raises(ValueError, match="in the group"):
-        last.get(timeout=10)
+    assert last.get(timeout=10) == 3
+
+
+def test_a_step_whose_own_result_is_there_does_not_wait_for_a_parent_that_keeps_none(store: Store) -> None:
+    last = AsyncResult[int]("last", store, parent=AsyncResult[int]("ignored", store))
+    store.succeed("last", 3)
+
+    assert last.get(timeout=10) == 3
 
 
 # -- eager

@@ -19,11 +19,19 @@ class Signature(dict[str, Any]):
     """
 
     # `a | b`: set by amqtask.canvas, which stands above this module.
-    chained: ClassVar[Any] = None
+    piped: ClassVar[Any]
 
     def __or__(self, other: Any) -> Any:
-        """A chain of this and another."""
-        return type(self).chained(self, other, app=self._app)
+        """This, then another: a chain, or a chord where this is a group."""
+        return self.piped(self, other)
+
+    def __ror__(self, other: Any) -> Any:
+        """Another that came over the wire, then this."""
+        return self.piped(other, self)
+
+    def __ior__(self, other: Any) -> Any:
+        """`sig |= other`, not a merge of dictionaries."""
+        return self.piped(self, other)
 
     def __init__(
         self,
@@ -92,6 +100,17 @@ class Signature(dict[str, Any]):
         return self.task
 
     @property
+    def subtask_type(self) -> str | None:
+        """chain, group, chord, chunks, xmap, xstarmap; None for a plain task."""
+        found: str | None = self["subtask_type"]
+        return found
+
+    @property
+    def type(self) -> Any:
+        """The task itself. Raises: NotRegistered."""
+        return self.app.tasks[self.task]
+
+    @property
     def app(self) -> AmqTask:
         """Where it is published."""
         return self._app or current_app()
@@ -110,8 +129,13 @@ class Signature(dict[str, Any]):
             cloned["kwargs"] = {**self.kwargs, **(kwargs or {})}
         # Links are added in place; the copy's are its own.
         lists = {key: list(value) for key, value in self.options.items() if isinstance(value, list)}
-        cloned["options"] = {**self.options, **lists, **options}
+        cloned["options"] = {**self.options, **lists, **self._changeable(options)}
         return cloned
+
+    def _changeable(self, options: dict[str, Any]) -> dict[str, Any]:
+        """A member stays in its group, and a stamp stays as it was put (Celery's rule)."""
+        fixed = self.options.keys() & {"group_id", "stamped_headers", *(self.options.get("stamped_headers") or ())}
+        return {key: value for key, value in options.items() if key not in fixed} if fixed else options
 
     partial = clone
 
@@ -126,20 +150,81 @@ class Signature(dict[str, Any]):
         """Whether a parent's result is left out."""
         self["immutable"] = immutable
 
+    def replace(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Signature:
+        """A copy with other arguments or options in place of its own; None leaves them."""
+        cloned = self.clone()
+        if args is not None:
+            cloned["args"] = tuple(args)
+        if kwargs is not None:
+            cloned["kwargs"] = dict(kwargs)
+        if options is not None:
+            cloned["options"] = dict(options)
+        return cloned
+
+    def freeze(
+        self,
+        _id: str | None = None,
+        group_id: str | None = None,
+        chord: Any = None,
+        root_id: str | None = None,
+        parent_id: str | None = None,
+        group_index: int | None = None,
+    ) -> Any:
+        """Fix its id (and those of its parts) before it is published; the result it will have.
+
+        Publishing it later keeps the ids; publishing it twice makes two messages with one id.
+        """
+        place = {"group_id": group_id, "chord": chord, "root_id": root_id, "parent_id": parent_id}
+        return self.app.freeze(self, task_id=_id, group_index=group_index, **place)
+
+    def append_to_list_option(self, key: str, value: Any) -> Any:
+        """Add to an option that is a list, unless it is there; returns `value`."""
+        found = self.options.get(key)
+        values = [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+        if value not in values:
+            values.append(value)
+        self.options[key] = values
+        return value
+
+    def extend_list_option(self, key: str, values: Any) -> None:
+        """Add several (or one)."""
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            self.append_to_list_option(key, value)
+
     def link(self, callback: Signature) -> Signature:
-        """Publish `callback` with the result when this succeeded."""
-        self.options.setdefault("link", []).append(callback)
+        """Publish `callback` with the result when this succeeded; returns `callback`."""
+        self.append_to_list_option("link", callback)
         return callback
 
     def link_error(self, errback: Signature) -> Signature:
-        """Publish `errback` when this failed."""
-        self.options.setdefault("link_error", []).append(errback)
+        """Publish `errback` when this failed; returns `errback`."""
+        self.append_to_list_option("link_error", errback)
         return errback
 
     def on_error(self, errback: Signature) -> Signature:
         """`link_error` that returns this signature."""
         self.link_error(errback)
         return self
+
+    def flatten_links(self) -> list[Any]:
+        """This, its callbacks, theirs, and so on."""
+        found: list[Any] = [self]
+        for callback in self.options.get("link") or ():
+            found += Signature.flatten_links(callback) if isinstance(callback, Signature) else [callback]
+        return found
+
+    def reprcall(self, *args: Any, **kwargs: Any) -> str:
+        """How the call would look in Python."""
+        return Signature.__repr__(self.clone(args, kwargs))
+
+    def __invert__(self) -> Any:
+        """`~sig`: publish and wait for the result."""
+        return self.apply_async().get()
 
     # -- publishing
 
@@ -179,10 +264,3 @@ class Signature(dict[str, Any]):
     def __repr__(self) -> str:
         parts = [repr(value) for value in self.args] + [f"{key}={value!r}" for key, value in self.kwargs.items()]
         return f"{self.task}({', '.join(parts)})"
-
-
-def maybe_signature(found: Any, app: AmqTask | None = None) -> Signature:
-    """A Signature of a dictionary that came over the wire, or the one that it is already."""
-    if isinstance(found, Signature):
-        return found
-    return Signature(found, app=app)

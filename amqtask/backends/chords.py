@@ -1,0 +1,56 @@
+"""Chords counted in this process: for the in-memory broker and for `cache+memory://`."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from amqtask import states
+from amqtask.protocol.result import ResultMessage
+
+_LAST = float("inf")
+
+
+@dataclass
+class _Chord:
+    size: int
+    parts: dict[str, tuple[float, ResultMessage]] = field(default_factory=dict)
+    added: set[str] = field(default_factory=set)
+
+
+class MemoryChords:
+    """See amqtask.execution.contract.ChordStore."""
+
+    def __init__(self) -> None:
+        self._chords: dict[str, _Chord] = {}
+        self._lock = threading.Lock()
+
+    def set_chord_size(self, group_id: str, size: int) -> None:
+        """A header of so many members is about to be published."""
+        with self._lock:
+            self._chords.setdefault(group_id, _Chord(size)).size = size
+
+    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[ResultMessage] | None:
+        """A member has ended; all parts, in order, when it completes the chord."""
+        with self._lock:
+            found = self._chords.get(group_id)
+            if found is None:
+                return None  # its body has run
+            known = found.parts.get(part.task_id)
+            if known is None or part.status == states.SUCCESS:
+                found.parts[part.task_id] = (_LAST if index is None else index, part)
+            if len(found.parts) < found.size + len(found.added):
+                return None
+            return [each for _, each in sorted(found.parts.values(), key=lambda item: item[0])]
+
+    def add_to_chord(self, group_id: str, task_id: str) -> None:
+        """One more member."""
+        with self._lock:
+            found = self._chords.get(group_id)
+            if found is not None:
+                found.added.add(task_id)
+
+    def end_chord(self, group_id: str) -> None:
+        """The body has run."""
+        with self._lock:
+            self._chords.pop(group_id, None)

@@ -1,0 +1,157 @@
+"""Chords as a worker sees them: the part of each ended member of a header, and the body once all are there.
+
+Where the parts are counted is the store's choice. A store that can count (Redis) is told of each part in the slot and says
+to one caller that it was the last: the body leaves that slot with its outcome. Without such a store the part itself leaves
+with the outcome, as a message to the chord's queue in the broker, and the worker looks there (worker.joins).
+
+Either way the member that completes a chord is acknowledged after its body is published and confirmed. Whoever dies in between
+leaves that member to be delivered again, and with it the body. Nothing here waits for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amqtask import states
+from amqtask.exceptions import BackendUnreachable, ChordError
+from amqtask.execution.context import Context
+from amqtask.protocol.chord import ChordPart, part_message, values_of
+from amqtask.protocol.result import ResultMessage, exception_as_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amqtask.execution.contract import ChordStore, Composer
+    from amqtask.execution.results import Results
+    from amqtask.message import Message
+
+
+class Aftermath(NamedTuple):
+    """What is to be published after a task, and the chord parts to be published and looked after."""
+
+    publish: tuple[Message, ...] = ()
+    parts: tuple[ChordPart, ...] = ()
+
+    def __add__(self, other: Aftermath) -> Aftermath:  # type: ignore[override] # not a longer tuple
+        return Aftermath(self.publish + other.publish, self.parts + other.parts)
+
+
+NOTHING = Aftermath()
+
+
+class Chords:
+    """Makes parts, bodies and failures. `errbacks(found, context, error, trace)` gives the messages of errbacks.
+
+    `store` is None when parts are counted in the broker.
+    """
+
+    def __init__(
+        self,
+        composer: Composer,
+        *,
+        results: Results | None,
+        store: ChordStore | None,
+        serializer: str,
+        errbacks: Callable[[Any, Context, BaseException, str], tuple[Message, ...]],
+    ) -> None:
+        self._composer = composer
+        self._results = results
+        self._store = store
+        self._serializer = serializer
+        self._errbacks = errbacks
+
+    def part(self, body: Mapping[str, Any], group_id: str | None, index: int | None, part: ResultMessage) -> Aftermath:
+        """A member of a header has ended. Raises: EncodeError, BackendUnreachable."""
+        if not group_id:
+            return NOTHING
+        if self._store is None:
+            size = int(body.get("chord_size") or 0)
+            message = part_message(group_id, index, part, self._serializer)
+            return Aftermath((), (ChordPart(group_id, part.task_id, size, body, message),))
+        everything = self._store.add_chord_part(group_id, index, part)
+        return NOTHING if everything is None else self.joined(body, group_id, everything, part.task_id)
+
+    def joined(self, body: Mapping[str, Any], group_id: str, parts: list[ResultMessage], parent_id: str) -> Aftermath:
+        """All parts are there, in order: the body, or its failure."""
+        try:
+            return Aftermath(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))
+        except ChordError as error:
+            return self.failed(body, error)
+        except BackendUnreachable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the body's arguments cannot be encoded, its task has no route …
+            cause = ChordError(f"Callback error: {error!r}")
+            cause.__cause__ = error
+            return self.failed(body, cause)
+
+    def failed(self, body: Mapping[str, Any], error: BaseException) -> Aftermath:
+        """A body that will not be run: its errbacks, and FAILURE for whoever waits for it or for what follows it."""
+        first = _first(body)
+        options = first.get("options") or {}
+        context = Context(
+            id=options.get("task_id"), task=first["task"], args=first.get("args"), kwargs=first.get("kwargs"),
+            root_id=options.get("root_id"), parent_id=options.get("parent_id"), group=options.get("group_id"),
+        )  # fmt: skip
+        found = Aftermath(self._errbacks(options.get("link_error"), context, error, ""))
+        return found + self.never(body, states.FAILURE, error, "")
+
+    def after(self, context: Context, state: str, error: BaseException, trace: str) -> Aftermath:
+        """A task has ended badly: the steps that were to follow it, and the chord that it is a part of, must know."""
+        found = NOTHING
+        for step in reversed(context.chain or ()):
+            found += self.never(step, state, error, trace)
+        if context.chord:
+            found += self.part(
+                context.chord, context.group, context.group_index, _ended(context.id, state, error, trace)
+            )
+        return found
+
+    def never(self, sig: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
+        """A signature that will never run ends as what stopped it did, and so does all that hangs on it."""
+        kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
+        match sig["task"]:
+            case "celery.chain" | "celery.group":
+                inner = list(kwargs["tasks"])
+            case "celery.chord":
+                inner = [kwargs["body"]] if kwargs.get("body") else []
+            case _:
+                inner = []
+                found = self._never_ran(options, state, error, trace)
+                for step in reversed(options.get("chain") or ()):
+                    found += self.never(step, state, error, trace)
+                return found
+        found = NOTHING
+        for each in inner:
+            found += self.never(each, state, error, trace)
+        for step in reversed(options.get("chain") or ()):
+            found += self.never(step, state, error, trace)
+        return found
+
+    def _never_ran(self, options: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
+        task_id = options.get("task_id")
+        if not task_id:
+            return NOTHING  # nobody knows it, nobody waits for it
+        found = NOTHING
+        if self._results is not None and options.get("ignore_result") is not True:
+            message = self._results.never_ran(_ended(task_id, state, error, trace), options)
+            found = Aftermath((message,) if message is not None else ())
+        if options.get("chord"):
+            part = _ended(task_id, state, error, trace)
+            found += self.part(options["chord"], options.get("group_id"), options.get("group_index"), part)
+        return found
+
+
+def _ended(task_id: str | None, state: str, error: BaseException, trace: str) -> ResultMessage:
+    return ResultMessage(task_id or "", state, exception_as_dict(error), trace or None)
+
+
+def _first(sig: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first task of a signature."""
+    kwargs = sig.get("kwargs") or {}
+    if sig["task"] in ("celery.chain", "celery.group"):
+        tasks = list(kwargs["tasks"])
+        return _first(tasks[0]) if tasks else sig
+    if sig["task"] == "celery.chord":
+        return _first(kwargs["body"]) if kwargs.get("body") else sig
+    return sig

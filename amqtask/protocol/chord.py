@@ -1,0 +1,127 @@
+"""The parts of a chord that is joined in the broker: one durable queue per chord, one message per ended member of its header.
+
+Celery has no chords without a result store that can count; this format is ours. A part is a result message (protocol.result)
+whose header `group_index` says which member it is; `more` is how many members a task has added to the chord (`add_to_chord`).
+A member that ran twice has two parts with one task id, of which one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from amqtask import states
+from amqtask.entities import Queue, arguments
+from amqtask.exceptions import ChordError
+from amqtask.message import Message, Properties
+from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_from_dict
+from amqtask.protocol.task import saferepr
+
+# On the message of a chord's body: the group whose parts nobody needs any more once that has run.
+CHORD_HEADER = "x-amqtask-chord"
+# A queue that nobody looks at for so many seconds belongs to a chord that was given up (a week).
+EXPIRES_SECONDS = 7 * 86400.0
+_LAST = float("inf")
+
+
+def chord_queue(group_id: str, expires: float | None = None) -> Queue:
+    """Where the parts of a chord are gathered; `expires` (seconds, default a week) after the last part it is deleted.
+
+    Classic: one short-lived queue per chord, which a quorum queue's start would cost more than the chord itself.
+    """
+    limit = int((expires or EXPIRES_SECONDS) * 1000)
+    return Queue(queue_name(group_id), arguments=arguments({"x-queue-type": "classic", "x-expires": max(1, limit)}))
+
+
+def queue_name(group_id: str) -> str:
+    """The name of a chord's queue."""
+    return f"amqtask.chord.{group_id}"
+
+
+class ChordPart(NamedTuple):
+    """One ended member of a header: its message, and what whoever has the last one needs to go on.
+
+    `body` is the signature to publish, `size` how many members the header was published with.
+    """
+
+    group_id: str
+    task_id: str
+    size: int
+    body: Mapping[str, Any]
+    message: Message
+
+
+def part_message(group_id: str, index: int | None, part: ResultMessage, serializer: str) -> Message:
+    """The message of one part. Raises: EncodeError."""
+    body, content_type, content_encoding = encode_result(part, serializer)
+    properties = Properties(
+        content_type=content_type,
+        content_encoding=content_encoding,
+        headers={"group_index": index},
+        correlation_id=part.task_id,
+    )
+    return Message(body, properties, "", queue_name(group_id))
+
+
+def more_message(group_id: str, task_id: str) -> Message:
+    """Says that a member was added to a chord."""
+    properties = Properties(content_type="application/octet-stream", headers={"more": task_id}, correlation_id=task_id)
+    return Message(b"", properties, "", queue_name(group_id))
+
+
+class Gathered(NamedTuple):
+    """What a chord's queue holds: parts by task id with their index, and the ids of added members."""
+
+    parts: dict[str, tuple[float, ResultMessage]]
+    added: frozenset[str]
+
+    def is_complete(self, size: int) -> bool:
+        """Whether every member has ended."""
+        return len(self.parts) >= size + len(self.added)
+
+    def in_order(self) -> list[ResultMessage]:
+        """The parts in the order of the header."""
+        return [part for _, part in sorted(self.parts.values(), key=lambda found: found[0])]
+
+
+def gather(
+    found: Iterable[tuple[bytes, str | None, str | None, Mapping[str, Any] | None]], accept: frozenset[str]
+) -> Gathered:
+    """Read messages, each as (body, content type, content encoding, headers). Raises: ContentDisallowed, Undecodable."""
+    parts: dict[str, tuple[float, ResultMessage]] = {}
+    added: set[str] = set()
+    for body, content_type, content_encoding, headers in found:
+        known = headers or {}
+        if known.get("more"):
+            added.add(str(known["more"]))
+            continue
+        part = decode_result(body, content_type, content_encoding, accept)
+        index = known.get("group_index")
+        # Of two runs of one member the success counts.
+        if part.task_id not in parts or part.status == states.SUCCESS:
+            parts[part.task_id] = (index if isinstance(index, (int, float)) else _LAST, part)
+    return Gathered(parts, frozenset(added))
+
+
+def values_of(parts: Iterable[ResultMessage]) -> list[Any]:
+    """The results in a chord's parts. Raises: ChordError for the first that is no success, in Celery's words."""
+    values = []
+    for part in parts:
+        if part.status in states.PROPAGATE_STATES:
+            cause = exception_from_dict(part.result, part.traceback)
+            raise ChordError(f"Dependency {part.task_id} raised {saferepr(cause, 500)}") from cause
+        values.append(part.result)
+    return values
+
+
+__all__ = [
+    "CHORD_HEADER",
+    "ChordPart",
+    "Gathered",
+    "chord_queue",
+    "gather",
+    "more_message",
+    "part_message",
+    "queue_name",
+    "values_of",
+]
