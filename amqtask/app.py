@@ -318,6 +318,7 @@ class AmqTask:
             accept=content_types(conf.result_accept_content or conf.accept_content),
             compression=conf.result_compression,
             expires=conf.result_expires,
+            chord_expires=conf.result_chord_expires,
             persistent=conf.result_persistent is not False,
             extended=bool(conf.result_extended),
             brokers=self.broker_addresses,

@@ -21,8 +21,10 @@ from amqtask.services.watchdog import Watchdog
 from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue, work_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.consumer import PikaConsumer
+from amqtask.transport.gather import PikaGatherer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
+from amqtask.worker.joins import Joins
 from amqtask.worker.orders import Orders
 from amqtask.worker.prefetch import MAX_WINDOW
 from amqtask.worker.report import Report
@@ -167,14 +169,16 @@ class _Builder:
         report = Report()
         publisher = self.publisher("results")
         monitoring = self.monitoring(publisher)
+        results = monitoring.publisher if monitoring else publisher
         worker = Worker(
             self.setup(),
             loop=self.loop,
-            publisher=monitoring.publisher if monitoring else publisher,
+            publisher=results,
             endings=self.executor,
             report=report,
             make_pool=self.pool,
             make_consumer=lambda listener: self.consumer(listener, "consumer"),
+            joins=self.joins(results),
             services=lambda worker: self.services(worker, monitoring),
         )
         report.sender = worker
@@ -267,6 +271,21 @@ class _Builder:
             client_name=f"{self.hostname} {role}",
             on_warning=lambda text: logger.warning("%s", text),
         )
+
+    def joins(self, publisher: LoopPublisher) -> Joins | None:
+        """Chords are joined in the broker where no store counts their parts."""
+        if self.app.chord_store is not None:
+            return None
+        gatherer = PikaGatherer(
+            self.app.broker_addresses,
+            self.loop,
+            heartbeat=self.conf.broker_heartbeat,
+            connect_timeout=self.conf.broker_connection_timeout,
+            client_name=f"{self.hostname} chords",
+            on_warning=lambda text: logger.warning("%s", text),
+        )
+        accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
+        return Joins(gatherer, publisher, self.executor.chords, accept | content_types([self.conf.result_serializer]))
 
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         orders = Orders(worker)

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
+from amqtask.current import current_app
 from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
 from amqtask.execution.context import current_context
 from amqtask.pipeline import flush_open
@@ -571,6 +572,27 @@ class GroupResult(ResultSet):
         """The members."""
         return self.results
 
+    def save(self, backend: Any = None) -> None:
+        """Keep the members' ids in the result store, for `GroupResult.restore`.
+
+        Raises: BackendNotConfigured when the store keeps no groups (`rpc://` does not: its results are for one process).
+        """
+        _group_store(backend or self._backend).save_group(self.id, self.as_tuple())
+
+    def delete(self, backend: Any = None) -> None:
+        """Take back what `save` kept."""
+        _group_store(backend or self._backend).delete_group(self.id)
+
+    @classmethod
+    def restore(cls, id: str, backend: Any = None, app: Any = None) -> GroupResult | None:
+        """The group that was saved under an id; None when there is none.
+
+        It is looked for in `backend`, else in that of `app`, else of the current app. Raises: BackendNotConfigured.
+        """
+        store = backend or (app or current_app()).backend
+        found = _group_store(store).restore_group(id)
+        return None if found is None else cast("GroupResult", result_from_tuple(found, store))
+
     def as_tuple(self) -> Any:
         """`((id, parent), [members])`, as Celery writes it."""
         return (self.id, self.parent.as_tuple() if self.parent else None), [
@@ -605,6 +627,12 @@ class EagerResult(AsyncResult[R]):
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """It has run already."""
+
+
+def _group_store(backend: Any) -> Any:
+    if backend is None or not hasattr(backend, "save_group"):
+        raise BackendNotConfigured("this result backend keeps no groups: redis:// does, rpc:// and none do not")
+    return backend
 
 
 def result_from_tuple(found: Any, backend: ResultBackend | None, revoke: Revoke | None = None) -> Any:

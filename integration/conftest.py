@@ -89,6 +89,16 @@ class Broker:
         except pika.exceptions.ChannelClosedByBroker:
             return 0
 
+    def exists(self, queue: str) -> bool:
+        """Whether there is such a queue."""
+        channel = self.channel()
+        try:
+            channel.queue_declare(queue, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+        channel.close()
+        return True
+
     def take(self, queue: str) -> tuple[pika.BasicProperties, bytes] | None:
         """The first message, acknowledged; None when there is none."""
         channel = self.channel()

@@ -21,6 +21,8 @@ class BackendOptions:
     accept: frozenset[str] = frozenset({"json"})
     compression: str | None = None
     expires: float | None = 86400.0
+    # Seconds that the parts of a chord are kept; None: as `expires`.
+    chord_expires: float | None = None
     persistent: bool = True
     extended: bool = False
     # The broker's addresses, for the backend that lives in the broker (rpc).

@@ -20,6 +20,7 @@ from amqtask import states
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.redis_async import AsyncWaiters
 from amqtask.backends.redis_callbacks import SLICE, Callbacks
+from amqtask.backends.redis_chords import RedisChords
 from amqtask.backends.redis_server import RETRY_FOR, TRANSIENT, RedisServer, Subscription, client_arguments, unreachable
 from amqtask.backends.waiting import too_late
 from amqtask.message import Message
@@ -31,10 +32,11 @@ PREFIX = "celery-task-meta-"
 AT_ONCE = 1_000
 
 
-class RedisBackend:
-    """See amqtask.backends.contract.ResultBackend.
+class RedisBackend(RedisChords):
+    """See amqtask.backends.contract.ResultBackend, and amqtask.execution.contract.ChordStore.
 
-    `transport_options`: `global_keyprefix` (Celery's), `retry_for`, how many seconds the server may be away before callers
+    `transport_options`: `global_keyprefix`, `result_chord_ordered` (Celery's), `retry_for`, how many seconds the server
+    may be away before callers
     get BackendUnreachable (5), and the client's own (redis_server.CLIENT_OPTIONS).
     """
 
@@ -47,10 +49,20 @@ class RedisBackend:
         prefix = str(given.get("global_keyprefix") or "")
         if prefix and prefix[-1] not in ":_-.":
             prefix += "_"
-        self._prefix = prefix + PREFIX
+        self._result_prefix = prefix + PREFIX
         self._arguments = client_arguments(given, options.connect_timeout)
         self._retry_for = float(given.get("retry_for", RETRY_FOR))
-        self._expires = max(1, int(options.expires)) if options.expires else None
+        self._result_expires = max(1, int(options.expires)) if options.expires else None
+        super().__init__(
+            lambda work: self._own()[0].retrying(work),
+            prefix=prefix,
+            serializer=options.serializer,
+            content_type=self._type,
+            content_encoding=self._encoding,
+            accept=self._accept,
+            expires=options.chord_expires or options.expires,
+            is_ordered=bool(given.get("result_chord_ordered", True)),
+        )
         self._owns: dict[int, tuple[RedisServer, Callbacks]] = {}
         self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWaiters] = WeakKeyDictionary()
 
@@ -66,14 +78,14 @@ class RedisBackend:
         Raises: EncodeError, BackendUnreachable.
         """
         body = encode_result(result, self._options.serializer).body
-        key = self._key(result.task_id)
+        key = self._result_key(result.task_id)
         known = self._retrying(lambda client: client.get(key))
         if known is not None and self._decode(known).status == states.SUCCESS:
             return
 
         def write(client: Any) -> None:
             pipeline = client.pipeline(transaction=False)
-            pipeline.set(key, body, ex=self._expires)
+            pipeline.set(key, body, ex=self._result_expires)
             pipeline.publish(key, body)
             pipeline.execute()
 
@@ -93,7 +105,7 @@ class RedisBackend:
 
     def get(self, task_id: str) -> ResultMessage | None:
         """What is stored."""
-        found = self._retrying(lambda client: client.get(self._key(task_id)))
+        found = self._retrying(lambda client: client.get(self._result_key(task_id)))
         return None if found is None else self._decode(found)
 
     def wait(
@@ -104,7 +116,7 @@ class RedisBackend:
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each as it is stored, over one subscription."""
-        left = {self._key(task_id): task_id for task_id in task_ids}
+        left = {self._result_key(task_id): task_id for task_id in task_ids}
         deadline = None if timeout is None else time.monotonic() + timeout
         yield from self._stored(left)
         while left:
@@ -171,17 +183,17 @@ class RedisBackend:
                 self._options.url, self._arguments, self._decode, self._retry_for
             )
         try:
-            return await asyncio.wait_for(waiters.wait(self._key(task_id)), timeout)
+            return await asyncio.wait_for(waiters.wait(self._result_key(task_id)), timeout)
         except asyncio.TimeoutError:
             raise too_late([task_id], 1, timeout) from None
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result is stored, from a thread that waits for all such results."""
-        self._own()[1].add(self._key(task_id), callback)
+        self._own()[1].add(self._result_key(task_id), callback)
 
     def forget(self, task_id: str) -> None:
         """Delete it."""
-        self._retrying(lambda client: client.delete(self._key(task_id)))
+        self._retrying(lambda client: client.delete(self._result_key(task_id)))
 
     def close(self) -> None:
         """Close idle connections; they open again when they are needed."""
@@ -192,8 +204,8 @@ class RedisBackend:
 
     # -- the server
 
-    def _key(self, task_id: str) -> str:
-        return f"{self._prefix}{task_id}"
+    def _result_key(self, task_id: str) -> str:
+        return f"{self._result_prefix}{task_id}"
 
     def _decode(self, value: bytes) -> ResultMessage:
         return decode_result(value, self._type, self._encoding, self._accept)
@@ -206,6 +218,3 @@ class RedisBackend:
             server = RedisServer(self._options.url, self._arguments, self._retry_for)
             own = self._owns.setdefault(pid, (server, Callbacks(server, self._decode)))
         return own
-
-    def _retrying(self, work: Callable[[Any], Any]) -> Any:
-        return self._own()[0].retrying(work)

@@ -72,7 +72,7 @@ class Chords:
         everything = self._store.add_chord_part(group_id, index, part)
         return NOTHING if everything is None else self.joined(body, group_id, everything, part.task_id)
 
-    def joined(self, body: Mapping[str, Any], group_id: str, parts: list[ResultMessage], parent_id: str) -> Aftermath:
+    def joined(self, body: Mapping[str, Any], group_id: str, parts: list[Any], parent_id: str) -> Aftermath:
         """All parts are there, in order: the body, or its failure."""
         try:
             return Aftermath(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))

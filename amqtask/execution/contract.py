@@ -94,7 +94,7 @@ class ChordStore(Protocol):
     def set_chord_size(self, group_id: str, size: int) -> None:
         """A header of so many members is about to be published. Raises: BackendUnreachable."""
 
-    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[ResultMessage] | None:
+    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[Any] | None:
         """A member has ended; one that ends again counts once. Returns all parts in order when this completes the chord
         (for the same member again too, until `end_chord`: it may not have come to publishing the body), else None.
 

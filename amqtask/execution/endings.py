@@ -18,7 +18,7 @@ from amqtask.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from amqtask.execution.chords import NOTHING, Aftermath
+from amqtask.execution.chords import NOTHING, Aftermath, Chords
 from amqtask.execution.context import Context
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.protocol.task import decode_body, saferepr
@@ -51,6 +51,11 @@ class Endings:
         self._accept = accept
         self._follow_ups = follow_ups
         self._results = results
+
+    @property
+    def chords(self) -> Chords:
+        """Makes the bodies of chords that are joined elsewhere."""
+        return self._follow_ups.chords
 
     def lost(self, request: Request, error: WorkerLostError | TimeLimitExceeded) -> Outcome:
         """The process that ran it died, or it was ended at its hard limit."""

@@ -103,10 +103,16 @@ def gather(
     return Gathered(parts, frozenset(added))
 
 
-def values_of(parts: Iterable[ResultMessage]) -> list[Any]:
-    """The results in a chord's parts. Raises: ChordError for the first that is no success, in Celery's words."""
+def values_of(parts: Iterable[Any]) -> list[Any]:
+    """The results in a chord's parts (lists of parts are lists of results).
+
+    Raises: ChordError for the first that is no success, in Celery's words.
+    """
     values = []
     for part in parts:
+        if isinstance(part, list):
+            values.append(values_of(part))
+            continue
         if part.status in states.PROPAGATE_STATES:
             cause = exception_from_dict(part.result, part.traceback)
             raise ChordError(f"Dependency {part.task_id} raised {saferepr(cause, 500)}") from cause

@@ -121,7 +121,13 @@ SETTINGS: tuple[Setting, ...] = (
         "For the result store: global_keyprefix and others.",
     ),
     Setting("result_cache_max", -1, "int", "CELERY_MAX_CACHED_RESULTS", ""),
-    Setting("result_chord_expires", None, "float", "CELERY_RESULT_CHORD_EXPIRES", ""),
+    Setting(
+        "result_chord_expires",
+        None,
+        "float",
+        "CELERY_RESULT_CHORD_EXPIRES",
+        "Seconds that the parts of a chord are kept after the last one; unset: as long as results, in the broker a week.",
+    ),
     Setting("result_chord_join_timeout", 3.0, "float", "CELERY_RESULT_CHORD_JOIN_TIMEOUT", ""),
     Setting("result_chord_retry_interval", 1.0, "float", "CELERY_RESULT_CHORD_RETRY_INTERVAL", ""),
     Setting(

@@ -121,4 +121,22 @@ class Consumer(Protocol):
     def is_consuming(self) -> bool: ...
 
 
+class Gatherer(Protocol):
+    """Takes all messages of a queue once it holds so many; never blocks, on a worker's I/O loop."""
+
+    def gather(
+        self,
+        queue: str,
+        size: int,
+        *,
+        is_complete: Callable[[Sequence[Delivery]], bool],
+        on_complete: Callable[[Sequence[Delivery], Callable[[], None]], None],
+        on_done: Callable[[], None],
+    ) -> None:
+        """Look whether `queue` holds `size` messages; if so take them exclusively, and if they are complete call
+        `on_complete(messages, finished)`; `finished()` deletes the queue. `on_done()` follows in any case."""
+
+    def stop(self) -> None: ...
+
+
 BindingPlan = Callable[["Queue"], "tuple[Binding, ...]"]

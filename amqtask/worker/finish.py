@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import PublishError, Unroutable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.message import Message
     from amqtask.pool import Loop
+    from amqtask.protocol.chord import ChordPart
     from amqtask.transport.contract import LoopPublisher
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Finisher:
         answer: Callable[[Request, Answer], None],
         dead_queue: Callable[[str], Queue | None],
         dead_lettered: Callable[[Request], None],
+        join: Callable[[ChordPart, Callable[[], None]], None],
         hostname: str,
     ) -> None:
         self._publisher = publisher
@@ -51,6 +54,7 @@ class Finisher:
         self._answer = answer
         self._dead_queue = dead_queue
         self.dead_lettered = dead_lettered
+        self._join = join
         self._hostname = hostname
         # Requests that wait for confirms, by number: they are answered later, unless their channel dies.
         self.confirming: dict[int, Request] = {}
@@ -61,7 +65,7 @@ class Finisher:
         dead = self._dead_copy(request, outcome) if answer is Answer.DEAD_LETTER else None
         if answer is Answer.DEAD_LETTER and dead is None:
             answer = Answer.DROP
-        steps = len(outcome.publish) + (outcome.result is not None) + (dead is not None)
+        steps = len(outcome.publish) + len(outcome.parts) + (outcome.result is not None) + (dead is not None)
         if not steps:
             self._answer(request, answer)
             return
@@ -69,6 +73,8 @@ class Finisher:
         pending = _Pending(self, request, answer, steps)
         for message in outcome.publish:
             self._publisher.publish(message, pending.follow_up_done)
+        for part in outcome.parts:
+            self._publisher.publish(part.message, partial(pending.part_done, part))
         if outcome.result is not None:
             self._publisher.publish(outcome.result, pending.result_done)
         if dead is not None:
@@ -113,6 +119,11 @@ class Finisher:
         """Every publish of the request has been confirmed or refused."""
         request = pending.request
         if not pending.keep:
+            if pending.parts:
+                # Their chords first: who completes one is not answered before its body is stored.
+                part = pending.parts.pop()
+                self._join(part, lambda: self.all_done(pending))
+                return
             self._settle(request, pending.answer)
             return
         # Given back at once it would come again at once; the pause keeps a full or forbidden queue from being hammered.
@@ -132,7 +143,7 @@ class Finisher:
 class _Pending:
     """The publishes of one request that are not confirmed yet."""
 
-    __slots__ = ("answer", "finisher", "keep", "remaining", "request")
+    __slots__ = ("answer", "finisher", "keep", "parts", "remaining", "request")
 
     def __init__(self, finisher: Finisher, request: Request, answer: Answer, remaining: int) -> None:
         self.finisher = finisher
@@ -140,6 +151,17 @@ class _Pending:
         self.answer = answer
         self.remaining = remaining
         self.keep = False
+        # Parts of chords that are stored, so that their chords are to be looked at.
+        self.parts: list[ChordPart] = []
+
+    def part_done(self, part: ChordPart, error: PublishError | None) -> None:
+        """A part of a chord; where nobody takes it the chord is over: this member has run before."""
+        if error is None:
+            self.parts.append(part)
+        elif not isinstance(error, Unroutable):
+            self.follow_up_done(error)
+            return
+        self._one_done()
 
     def result_done(self, error: PublishError | None) -> None:
         """A result that nobody takes is lost with its reader: an `rpc` caller that has gone away."""

@@ -151,6 +151,8 @@ class Lifecycle:
         for service in self.services:
             service.stop()
         worker.publisher.stop()
+        if worker.joins is not None:
+            worker.joins.stop()
         worker.consumer.stop(on_stopped=self._loop.stop)
         self._loop.call_later(CLOSE_SECONDS, self._loop.stop)
 

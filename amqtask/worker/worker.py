@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.message import Delivery
     from amqtask.pool import OnOutcomes, Pool
+    from amqtask.protocol.chord import ChordPart
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.worker.joins import Joins
     from amqtask.worker.observer import Observer
     from amqtask.worker.report import Report
     from amqtask.worker.service import Service
@@ -66,12 +68,14 @@ class Worker:
         report: Report,
         make_pool: Callable[[OnOutcomes], Pool],
         make_consumer: Callable[[ConsumerListener], Consumer],
+        joins: Joins | None = None,
         services: Callable[[Worker], Sequence[Service]] = lambda worker: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.setup = setup
         self.loop = loop
         self.publisher = publisher
+        self.joins = joins
         self.report = report
         self.pool = make_pool(self.on_outcomes)
         self.consumer = make_consumer(self)
@@ -90,6 +94,7 @@ class Worker:
             answer=self._answer,
             dead_queue=self._dead_queue,
             dead_lettered=report.dead_lettered,
+            join=self._join,
             hostname=setup.hostname,
         )
         self.intake = Intake(
@@ -258,6 +263,7 @@ class Worker:
                 outcome.result is None
                 and outcome.answer is Answer.ACK
                 and not outcome.publish
+                and not outcome.parts
                 and delivery.epoch == ledger.epoch
                 and not self.dispatcher.early
             ):
@@ -277,6 +283,11 @@ class Worker:
                 self.intake.delay(request, outcome.pause)
                 return
         self.finisher.finish(request, outcome)
+
+    def _join(self, part: ChordPart, on_done: Callable[[], None]) -> None:
+        if self.joins is None:
+            raise AssertionError("parts of chords that are counted in the broker, and nobody to join them")
+        self.joins.join(part, on_done)
 
     # -- the answer
 

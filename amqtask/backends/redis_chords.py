@@ -1,0 +1,159 @@
+"""Chords counted in Redis, under Celery's keys and in its encoding, so that workers of both systems end one header together.
+
+`celery-taskset-meta-<group>` plus a suffix (celery/backends/redis.py): `.j` the parts (a sorted set by index; a list with
+`result_chord_ordered` False), `.t` how many members were added, `.s` how many were published, `.d` which members have
+ended, `.c` who publishes the body, then `done`. A part is `[1, task id, state, result]`. Without a suffix: the group's shape,
+where Celery saved it.
+
+The claim `.c` holds the id of the member that completed the chord, not a random token: that member's message is unanswered
+until the body is confirmed, so after a crash it comes again, finds its own claim, and publishes the body then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from amqtask.exceptions import EncodeError
+from amqtask.protocol.result import ResultMessage
+from amqtask.serialization import dumps, loads
+
+# KEYS: j t s d c; ARGV: member, value, score ("" for a list), expiry of the parts, expiry of the claim, task id
+ADD_PART = """
+if redis.call('GET', KEYS[5]) == 'done' then return false end
+if redis.call('SADD', KEYS[4], ARGV[1]) == 1 then
+  if ARGV[3] == '' then redis.call('RPUSH', KEYS[1], ARGV[2]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[2]) end
+end
+if tonumber(ARGV[4]) > 0 then
+  for i = 1, 4 do redis.call('EXPIRE', KEYS[i], ARGV[4]) end
+end
+local size = redis.call('GET', KEYS[3])
+if not size then return false end
+local ended = redis.call('SCARD', KEYS[4])
+if ended < tonumber(size) + tonumber(redis.call('GET', KEYS[2]) or 0) then return false end
+local claim = redis.call('GET', KEYS[5])
+if claim and claim ~= ARGV[6] then return false end
+redis.call('SET', KEYS[5], ARGV[6], 'EX', ARGV[5])
+if ARGV[3] == '' then return redis.call('LRANGE', KEYS[1], 0, -1) end
+return redis.call('ZRANGE', KEYS[1], 0, -1)
+"""
+CLAIM_SECONDS = 3600
+# How long a member that comes again after the body has run is recognised.
+DONE_SECONDS = 3600
+Retrying = Callable[[Callable[[Any], Any]], Any]
+
+
+class RedisChords:
+    """See amqtask.execution.contract.ChordStore; `retrying(work)` calls `work(client)` while the server is away.
+
+    `expires` is seconds or None.
+    """
+
+    def __init__(
+        self,
+        retrying: Retrying,
+        *,
+        prefix: str,
+        serializer: str,
+        content_type: str,
+        content_encoding: str,
+        accept: frozenset[str],
+        expires: float | None,
+        is_ordered: bool = True,
+    ) -> None:
+        self._retrying = retrying
+        self._prefix = f"{prefix}celery-taskset-meta-"
+        self._serializer = serializer
+        self._how = (content_type, content_encoding, accept)
+        self._expires = max(1, int(expires)) if expires else 0
+        self._is_ordered = is_ordered
+
+    def set_chord_size(self, group_id: str, size: int) -> None:
+        """A header of so many members is about to be published. Raises: BackendUnreachable."""
+
+        def write(client: Any) -> None:
+            pipeline = client.pipeline(transaction=False)
+            pipeline.delete(self._key(group_id, ".c"))
+            pipeline.set(self._key(group_id, ".s"), size, ex=self._expires or None)
+            pipeline.execute()
+
+        self._retrying(write)
+
+    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[Any] | None:
+        """A member has ended; all parts when it completes the chord. Raises: EncodeError, BackendUnreachable."""
+        try:
+            value = dumps([1, part.task_id, part.status, part.result], self._serializer).body
+        except EncodeError as error:
+            kind = type(part.result).__name__
+            raise EncodeError(
+                f"the result of task {part.task_id}, a {kind}, cannot go to its chord: {error}"
+            ) from error
+        score = "+inf" if index is None else str(index)
+        keys = [self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d", ".c")]
+        arguments = [
+            f"{part.task_id}:{score}",
+            value,
+            score if self._is_ordered else "",
+            self._expires,
+            CLAIM_SECONDS,
+            part.task_id,
+        ]
+        found = self._retrying(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
+        if found is None:
+            return None
+        parts = [self._read(each) for each in found]
+        return self._shaped(group_id, parts)
+
+    def add_to_chord(self, group_id: str, task_id: str) -> None:
+        """One more member. Raises: BackendUnreachable."""
+        self._retrying(lambda client: client.incr(self._key(group_id, ".t")))
+
+    def end_chord(self, group_id: str) -> None:
+        """The body has run: delete the parts. Raises: BackendUnreachable."""
+
+        def write(client: Any) -> None:
+            pipeline = client.pipeline(transaction=False)
+            pipeline.delete(*(self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d")))
+            pipeline.set(self._key(group_id, ".c"), "done", ex=DONE_SECONDS)
+            pipeline.execute()
+
+        self._retrying(write)
+
+    # -- groups
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """Keep a group's results (their ids). Raises: BackendUnreachable."""
+        body = dumps({"result": members}, self._serializer).body
+        self._retrying(lambda client: client.set(self._key(group_id), body, ex=self._expires or None))
+
+    def restore_group(self, group_id: str) -> Any:
+        """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
+        found = self._retrying(lambda client: client.get(self._key(group_id)))
+        return None if found is None else loads(found, *self._how)["result"]
+
+    def delete_group(self, group_id: str) -> None:
+        """Forget it. Raises: BackendUnreachable."""
+        self._retrying(lambda client: client.delete(self._key(group_id)))
+
+    def _key(self, group_id: str, suffix: str = "") -> str:
+        return f"{self._prefix}{group_id}{suffix}"
+
+    def _read(self, part: bytes) -> ResultMessage:
+        _, task_id, state, result = loads(part, *self._how)
+        return ResultMessage(task_id, state, result)
+
+    def _shaped(self, group_id: str, parts: list[ResultMessage]) -> list[Any]:
+        """Celery saves the shape of a header whose members end in groups: their parts are lists in the body's argument."""
+        saved = self.restore_group(group_id)
+        if saved is None:
+            return parts
+        by_id: Mapping[str, ResultMessage] = {part.task_id: part for part in parts}
+        _, members = saved
+        return [_in_shape(member, by_id) for member in members or ()]
+
+
+def _in_shape(member: Any, parts: Mapping[str, ResultMessage]) -> Any:
+    (task_id, _), children = member
+    if children is None:
+        return parts[task_id]
+    return [_in_shape(child, parts) for child in children]

@@ -1,0 +1,28 @@
+"""The tasks of the composition suite, for worker processes; and one whose death the chord tests cause."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from amqtask import AmqTask
+from amqtask.testing.suites.compositions import define
+
+app = define(AmqTask("flows", backend=os.environ.get("FLOWS_BACKEND", "rpc://")))
+app.conf.task_default_queue = os.environ.get("FLOWS_QUEUE", "flows")
+app.conf.result_chord_expires = 600
+
+
+@app.task(name="slow_same")
+def slow_same(value: int, seconds: float) -> int:
+    """Gives chaos the time to happen."""
+    time.sleep(seconds)
+    return value
+
+
+@app.task(name="leave_total", ignore_result=True)
+def leave_total(values: list[int], folder: str, name: str) -> None:
+    """A body whose runs can be counted."""
+    with (Path(folder) / name).open("a") as file:
+        file.write(f"{sum(values)}\n")

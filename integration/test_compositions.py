@@ -1,0 +1,62 @@
+"""Every composition on a real RabbitMQ, with both result stores, on prefork and on a green pool; and chords under fire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from amqtask import AmqTask, chord, group
+from amqtask.exceptions import ChordError
+from amqtask.protocol.chord import queue_name
+from amqtask.testing.suites.compositions import COMPOSITIONS, ERRORS, Tasks, define
+from integration.conftest import Broker
+from integration.workers import WorkerProcess, eventually
+
+APP = "integration.apps.flows"
+
+
+@pytest.fixture(scope="module", params=["rpc-prefork", "rpc-gevent", "redis-prefork", "redis-gevent"])
+def worked(request: pytest.FixtureRequest, broker_url: str, redis_url: str) -> Iterator[Tasks]:
+    """Tasks that a worker process runs, with one store and one pool."""
+    store, pool = request.param.split("-")
+    queue = f"flows-{request.param}"
+    environment = {"FLOWS_BACKEND": "rpc://" if store == "rpc" else redis_url, "FLOWS_QUEUE": queue}
+    app = define(AmqTask("client", broker=broker_url, backend=environment["FLOWS_BACKEND"]))
+    app.conf.task_default_queue = queue
+    with WorkerProcess(APP, "-Q", queue, "-P", pool, "-c", "4", environment=environment):
+        yield Tasks(app)
+    app.close()
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_a_composition_gives_its_value(worked: Tasks, name: str) -> None:
+    build, value = COMPOSITIONS[name]
+
+    assert build(worked).apply_async().get(timeout=20) == value
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_the_result(worked: Tasks, name: str) -> None:
+    build, kind = ERRORS[name]
+
+    with pytest.raises(kind, match="as told"):
+        build(worked).apply_async().get(timeout=20)
+
+
+def test_a_chord_leaves_nothing_in_the_broker(worked: Tasks, rabbit: Broker) -> None:
+    result = chord([worked.same.s(n) for n in range(30)], worked.total.s()).apply_async()
+    failed = chord([worked.fail.s(), worked.same.s(1)], worked.total.s()).apply_async()
+
+    assert result.get(timeout=20) == sum(range(30))
+    with pytest.raises(ChordError):
+        failed.get(timeout=20)
+    for header in (result.parent, failed.parent):
+        eventually(lambda header=header: not rabbit.exists(queue_name(header.id)))  # type: ignore[misc]
+
+
+def test_a_group_of_many_is_collected(worked: Tasks) -> None:
+    result = group(worked.add.s(n, n) for n in range(2000)).apply_async()
+
+    assert result.get(timeout=60) == [2 * n for n in range(2000)]
+    assert result.completed_count() == 2000
