@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import Publisher
 
 # How many messages are on their way at once when messages move: so many may be there twice after a kill.
-BATCH = 100
+# RabbitMQ's client of a quorum queue keeps acknowledgements to itself while 32 are not yet applied (rabbit_fifo_client's
+# soft limit), and forgets them when the channel closes. Each basic.get waits for all before it, so fewer than that is safe.
+BATCH = 25
 
 
 class QueueState(NamedTuple):
@@ -183,11 +185,14 @@ def _publish(
     except PublishError as error:
         done.failure = error
         return
-    for (delivery, _), failure in zip(pairs, errors, strict=True):
-        if failure is not None:
-            done.failure = done.failure or failure
-            continue
-        if acknowledge:
+    stored = [delivery for (delivery, _), error in zip(pairs, errors, strict=True) if error is None]
+    done.failure = next((error for error in errors if error is not None), None)
+    done.moved += len(stored)
+    done.repeated += sum(delivery.redelivered for delivery in stored)
+    if not acknowledge or not stored:
+        return
+    if done.failure is None and not done.kept:
+        channel.basic_ack(stored[-1].tag, multiple=True)
+    else:
+        for delivery in stored:
             channel.basic_ack(delivery.tag)
-        done.moved += 1
-        done.repeated += delivery.redelivered

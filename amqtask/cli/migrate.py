@@ -1,0 +1,313 @@
+"""`amqtask migrate`: move messages between brokers, or between queues of one broker, without losing any."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from amqtask.app import AmqTask
+from amqtask.cli.broker import refuse_memory
+from amqtask.cli.inventory import known_queues
+from amqtask.cli.main import Globals
+from amqtask.cli.output import count, json_option, print_json
+from amqtask.cli.worker import CommaList
+from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
+from amqtask.message import Delivery, Message
+from amqtask.topology.plan import declarations, work_queue
+from amqtask.transport.admin import BATCH, Moved, QueueAdmin
+from amqtask.transport.publisher import PikaPublisher
+from amqtask.transport.url import BrokerAddress, parse_broker_urls
+from amqtask.worker.copies import copied_properties
+
+if TYPE_CHECKING:
+    from amqtask.entities import Declaration
+
+
+class Way(NamedTuple):
+    """From one queue to another, and what the other needs to exist."""
+
+    source: str
+    destination: str
+    declare: tuple[Declaration, ...]
+
+
+@click.command("migrate")
+@click.argument("source", required=False)
+@click.argument("destination", required=False)
+@click.option(
+    "-Q", "--queues", type=CommaList(), default=(), help="Queues to move: a,b or old:new [the application's]."
+)
+@click.option("-T", "--tasks", type=CommaList(), default=(), help="Only these tasks; others stay.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="Stop after so many messages.")
+@click.option("-F", "--forever", is_flag=True, help="Go on with what arrives later, until Ctrl+C.")
+@click.option(
+    "-t", "--timeout", type=click.FloatRange(min=0), default=1.0, show_default=True,
+    help="With --forever: seconds between two looks at empty queues.",
+)  # fmt: skip
+@click.option("--copy", is_flag=True, help="Leave the messages where they are, too.")
+@click.option("-a", "--ack-messages", is_flag=True, help="Accepted for Celery's sake: messages are moved, see --copy.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Globals,
+    source: str | None,
+    destination: str | None,
+    queues: tuple[str, ...],
+    tasks: tuple[str, ...],
+    limit: int | None,
+    forever: bool,
+    timeout: float,
+    copy: bool,
+    ack_messages: bool,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Move messages from the broker SOURCE to the broker DESTINATION, or between queues of one broker (-Q old:new).
+
+    Each message is acknowledged after the destination's confirm, so nothing is lost, however this ends; what was on its way
+    when it is killed may be in both places. SOURCE is the application's broker unless told, DESTINATION is SOURCE unless told.
+    """
+    if ack_messages and copy:
+        raise click.UsageError("say either --ack-messages or --copy")
+    if forever and (copy or tasks):
+        raise click.UsageError(
+            "--forever would look at what stays in the queue again and again; leave --copy and --tasks out"
+        )
+    app = _load(settings, is_told=bool(source and queues))
+    if source is None:
+        refuse_memory(app)
+    sources = _parse(app, source) if source else app.broker_addresses
+    targets = _parse(app, destination) if destination else sources
+    ways = _ways(app, queues)
+    _refuse_circles(ways, sources, targets)
+    what = ", ".join(
+        way.source if way.source == way.destination else f"{way.source} -> {way.destination}" for way in ways
+    )
+    if not force:
+        where = f"from {_names(sources)} to {_names(targets)}" if destination else f"on {_names(sources)}"
+        click.confirm(f"{'Copy' if copy else 'Move'} messages {where}: {what}?", abort=True, err=as_json)
+    publisher = PikaPublisher(targets, on_warning=lambda text: click.echo(text, err=True))
+    try:
+        with QueueAdmin(sources) as admin, _stopping() as is_stopped:
+            there = _existing(admin, ways, must_exist=bool(queues))
+            run = _Migration(
+                admin, publisher, tasks, copy, _show if sys.stderr.isatty() and not settings.quiet else None, is_stopped
+            )
+            run.all(there, limit)
+            while forever and run.may_go_on(limit):
+                admin.wait(timeout)
+                run.all(there, limit)
+            was_stopped = is_stopped()
+    finally:
+        publisher.close()
+    return _tell(run, copy, was_stopped, as_json)
+
+
+def _load(settings: Globals, *, is_told: bool) -> AmqTask:
+    """The application; where brokers and queues are told, none is needed."""
+    try:
+        return settings.load()
+    except AppNotFound:
+        if settings.app or not is_told:
+            raise
+        return AmqTask("migrate", set_as_current=False)
+
+
+def _parse(app: AmqTask, url: str) -> tuple[BrokerAddress, ...]:
+    return parse_broker_urls(url, use_ssl=app.conf.broker_use_ssl if url.startswith("amqps:") else None)
+
+
+def _existing(admin: QueueAdmin, ways: Sequence[Way], *, must_exist: bool) -> list[Way]:
+    """Ways from queues that are there. Raises: QueueNotFound, before anything moves, for a queue that was named."""
+    found = []
+    for way in ways:
+        try:
+            admin.state(way.source)
+        except QueueNotFound:
+            if must_exist:
+                raise
+            continue
+        found.append(way)
+    return found
+
+
+class _Migration:
+    """One connection to the source, one publisher to the destination, and what has moved so far, by queue."""
+
+    def __init__(
+        self,
+        admin: QueueAdmin,
+        publisher: PikaPublisher,
+        tasks: Sequence[str],
+        copy: bool,
+        show: Callable[[Way, Moved], None] | None,
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self._admin = admin
+        self._publisher = publisher
+        self._tasks = frozenset(tasks)
+        self._copy = copy
+        self._show = show
+        self._is_stopped = is_stopped
+        self.done: dict[Way, Moved] = {}
+        self.failure: OperationalError | None = None
+
+    @property
+    def moved(self) -> int:
+        """How many messages have moved."""
+        return sum(done.moved for done in self.done.values())
+
+    def may_go_on(self, limit: int | None) -> bool:
+        """Nobody stopped it, nothing failed, and the limit is not reached."""
+        return not self._is_stopped() and self.failure is None and (limit is None or self.moved < limit)
+
+    def all(self, ways: Sequence[Way], limit: int | None) -> None:
+        """Move what is in the queues now; `limit` is of all together."""
+        for way in ways:
+            if not self.may_go_on(limit):
+                return
+            try:
+                self._one(way, None if limit is None else limit - self.moved)
+            except OperationalError as error:  # the connection to the source broke; what has moved has moved
+                self.failure = error
+
+    def _one(self, way: Way, limit: int | None) -> None:
+        before = self.done.setdefault(way, Moved())
+
+        def convert(delivery: Delivery) -> Message | None:
+            if self._tasks and (delivery.properties.headers or {}).get("task") not in self._tasks:
+                return None
+            return as_sent(delivery, way.destination, way.declare)
+
+        def on_progress(now: Moved) -> None:
+            self.done[way] = _sum(before, now)
+            self.failure = now.failure
+            if self._show is not None:
+                self._show(way, self.done[way])
+
+        self._admin.move(
+            way.source,
+            self._publisher,
+            convert,
+            limit=limit,
+            acknowledge=not self._copy,
+            is_stopped=self._is_stopped,
+            on_progress=on_progress,
+        )
+
+
+def as_sent(delivery: Delivery, queue: str, declare: tuple[Declaration, ...] = ()) -> Message:
+    """The message for another queue: all as it is, but for what the broker wrote on its way here; and it survives a restart.
+
+    Its own time to live (`expiration`) begins again.
+    """
+    properties = replace(copied_properties(delivery.properties), expiration=delivery.properties.expiration)
+    return Message(delivery.body, properties, exchange="", routing_key=queue, declare=declare)
+
+
+def _sum(one: Moved, other: Moved) -> Moved:
+    return Moved(one.moved + other.moved, one.repeated + other.repeated, one.kept + other.kept)
+
+
+def _ways(app: AmqTask, names: tuple[str, ...]) -> list[Way]:
+    pairs = [name.partition(":") for name in names] or [
+        (queue.name, "", "") for queue in known_queues(app) if not queue.broadcast
+    ]
+    return [Way(old, new or old, _declare(app, new or old)) for old, _, new in pairs]
+
+
+def _declare(app: AmqTask, name: str) -> tuple[Declaration, ...]:
+    """As the application has the queue; one that it does not know, and may not create, as a missing queue is made."""
+    try:
+        return app.queues.declarations(app.queues[name])
+    except QueueNotFound:
+        return declarations(work_queue(name, app.queue_defaults), app.queue_defaults)
+
+
+def _refuse_circles(ways: Sequence[Way], sources: Sequence[BrokerAddress], targets: Sequence[BrokerAddress]) -> None:
+    here = {(address.host, address.port, address.vhost) for address in sources}
+    if here.isdisjoint((address.host, address.port, address.vhost) for address in targets):
+        return
+    for way in ways:
+        if way.source == way.destination:
+            raise click.UsageError(
+                f"queue {way.source!r} would move onto itself; name another queue (-Q {way.source}:NEW) or another broker "
+                "(SOURCE DESTINATION)"
+            )
+
+
+def _names(addresses: Sequence[BrokerAddress]) -> str:
+    return ", ".join(address.safe_url for address in addresses)
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl+C and TERM wait for the batch on its way; a second one ends at once."""
+    asked: list[int] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _show(way: Way, done: Moved) -> None:
+    click.echo(f"\r{way.source} -> {way.destination}: {done.moved}", nl=False, err=True)
+
+
+def _tell(run: _Migration, copy: bool, stopped: bool, as_json: bool) -> int:
+    done, failure = run.done, run.failure
+    if as_json:
+        print_json(
+            {
+                "queues": [
+                    {
+                        "source": way.source,
+                        "destination": way.destination,
+                        "moved": found.moved,
+                        "repeated": found.repeated,
+                        "kept": found.kept,
+                    }
+                    for way, found in done.items()
+                ],
+                "stopped": stopped,
+                "error": str(failure) if failure else None,
+            }
+        )
+    else:
+        _print(done, copy, stopped)
+        if failure is not None:
+            click.echo(f"amqtask: {failure} What failed is still in its queue.", err=True)
+    return 1 if failure is not None else 0
+
+
+def _print(done: dict[Way, Moved], copy: bool, stopped: bool) -> None:
+    if done and sys.stderr.isatty():
+        click.echo("\r", nl=False, err=True)
+    for way, found in done.items():
+        kept = f", {found.kept} of other tasks stay" if found.kept else ""
+        moved = count(found.moved, "message")
+        click.echo(f"{way.source} -> {way.destination}: {moved} {'copied' if copy else 'moved'}{kept}")
+        if found.repeated:
+            click.echo(
+                f"  {found.repeated} of them had been delivered before. If an earlier migration was killed, up to {BATCH} may "
+                "be there twice.",
+                err=True,
+            )
+    if stopped:
+        click.echo("Stopped; run it again for the rest.", err=True)
