@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
+from amqtask.clock import LamportClock
 from amqtask.entities import Exchange, Queue
 from amqtask.exceptions import LimitUnsupported, QueueNotFound
 from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.serialization import content_types
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control
+from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.panel import Panel
 from amqtask.services.watchdog import Watchdog
 from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue, work_queue
@@ -79,6 +81,7 @@ def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
         "worker_prefetch_multiplier": options.prefetch_multiplier,
         "worker_disable_prefetch": options.disable_prefetch,
         "worker_state_db": options.statedb,
+        "worker_send_task_events": options.task_events,
     }
     for name, value in given.items():
         if value is not None:
@@ -159,7 +162,9 @@ class _Builder:
         self.pool_class = pool_class
         self.queues = queues
         self.loop = PikaLoop()
-        verbose = logger.isEnabledFor(logging.INFO)
+        # Children are forked before anything else starts, so what they are to describe is known here.
+        verbose = logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events)
+        self.clock = LamportClock()
         self.executor = app.make_executor(hostname, verbose=verbose)
         most, least = options.autoscale or (0, 0)
         self.most_slots = most or None
@@ -298,8 +303,10 @@ class _Builder:
             most, least = self.options.autoscale
             autoscale = Autoscale(worker, orders, most=most, least=least)
             found.append(autoscale)
+        events = self.events(worker)
+        found.append(events)
         if self.conf.worker_enable_remote_control:
-            found.append(self.panel(worker, orders, autoscale))
+            found.append(self.panel(worker, orders, autoscale, events))
         return found
 
     def monitoring(self, publisher: LoopPublisher) -> Monitoring | None:
@@ -310,7 +317,24 @@ class _Builder:
         made: Monitoring = module.Monitoring(self.options, self.loop, publisher)
         return made
 
-    def panel(self, worker: Worker, orders: Orders, autoscale: Autoscale | None) -> Panel:
+    def events(self, worker: Worker) -> EventSender:
+        interval = self.options.heartbeat_interval or HEARTBEAT_SECONDS
+        return EventSender(
+            worker,
+            clock=self.clock,
+            make_publisher=lambda: self.publisher("events"),
+            exchange=self.conf.event_exchange,
+            serializer=self.conf.event_serializer,
+            task_events=bool(self.conf.worker_send_task_events),
+            heartbeat=None if self.options.without_heartbeat else interval,
+            on_enabled=self.describe_results,
+        )
+
+    def describe_results(self) -> None:
+        """Also when somebody wants events only later: slots in this process heed it at once, new children too."""
+        self.executor.verbose = True
+
+    def panel(self, worker: Worker, orders: Orders, autoscale: Autoscale | None, events: EventSender) -> Panel:
         control = Control(
             worker=worker,
             orders=orders,
@@ -318,6 +342,8 @@ class _Builder:
             settings=self.settings,
             make_queue=self.make_queue,
             broker_info={"transport": "amqp", "url": self.app.broker_name},
+            events=events,
+            lamport=self.clock,
         )
         return Panel(
             control,

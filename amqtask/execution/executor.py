@@ -80,7 +80,8 @@ class Executor(Endings):
         self._composer = composer
         # A store in AMQP, or in this process, only makes messages.
         self._store_blocks = bool(getattr(store, "blocks", False))
-        self._verbose = verbose
+        # Whether outcomes describe what tasks returned; may be changed at any time.
+        self.verbose = verbose
         self._plans: dict[str, TaskPlan] = {}
 
     def is_async(self, name: str) -> bool:
@@ -202,7 +203,7 @@ class Executor(Endings):
             self._hook(plan.task.after_return, states.SUCCESS, value, request.id, context.args, context.kwargs, None)
         if signals.task_postrun:
             self._tell_postrun(plan, request, context, states.SUCCESS, value)
-        summary = saferepr(value) if self._verbose else ""
+        summary = saferepr(value) if self.verbose else ""
         return Outcome(
             request.number, publish=after.publish, result=result, runtime=runtime, summary=summary, parts=after.parts
         )
@@ -282,7 +283,13 @@ class Executor(Endings):
         if signals.task_retry:
             signals.task_retry.send(sender=plan.task, request=context, reason=retry, einfo=info)
         return Outcome(
-            request.number, states.RETRY, publish=(message,), result=result, runtime=runtime, summary=str(retry)
+            request.number,
+            states.RETRY,
+            publish=(message,),
+            result=result,
+            runtime=runtime,
+            summary=str(retry),
+            traceback=info.traceback if self.verbose else "",
         )
 
     def _failed(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from amqtask.entities import Exchange, Queue, arguments
@@ -26,12 +28,23 @@ def event_exchange(name: str = EXCHANGE) -> Exchange:
     return Exchange(name, type="topic")
 
 
+@lru_cache(maxsize=16)
+def _to_declare(exchange: str) -> tuple[Exchange]:
+    # The same tuple each time: publishers know by its identity that it is declared.
+    return (event_exchange(exchange),)
+
+
+def utc_offset() -> int:
+    """Hours from here to UTC, positive to the west (celery/utils/time.py)."""
+    return (time.altzone if time.localtime().tm_isdst > 0 else time.timezone) // 3600
+
+
 def receiver_queue(
-    receiver: str, exchange: str = EXCHANGE, *, routing_key: str = "#", ttl: float = 5.0, expires: float = 60.0
+    name: str, exchange: str = EXCHANGE, *, routing_key: str = "#", ttl: float = 5.0, expires: float = 60.0
 ) -> Queue:
-    """The queue of one receiver (`receiver` is any unique text); what nobody reads is dropped after `ttl` seconds."""
+    """The queue of one receiver, under a unique name; what nobody reads is dropped after `ttl` seconds."""
     return Queue(
-        f"{exchange}.{receiver}",
+        name,
         exchange=event_exchange(exchange),
         routing_key=routing_key,
         durable=False,
@@ -42,7 +55,7 @@ def receiver_queue(
 
 
 def event(
-    kind: str, hostname: str, *, timestamp: float, clock: int, pid: int, utcoffset: int = 0, **fields: Any
+    kind: str, hostname: str, *, timestamp: float, clock: int | None, pid: int, utcoffset: int = 0, **fields: Any
 ) -> dict[str, Any]:
     """An event with the fields that all have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
     return {
@@ -77,8 +90,7 @@ def _message(body: Any, routing_key: str, hostname: str | None, exchange: str, s
         headers={"hostname": hostname},
         delivery_mode=1,
     )
-    target = event_exchange(exchange)
-    return Message(encoded.body, properties, target.name, routing_key, (target,), mandatory=False)
+    return Message(encoded.body, properties, exchange, routing_key, _to_declare(exchange), mandatory=False)
 
 
 def read_events(

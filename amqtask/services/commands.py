@@ -13,15 +13,17 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__
+from amqtask.clock import LamportClock
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.execution.request import Request
     from amqtask.services.autoscale import Autoscale
+    from amqtask.services.events import EventSender
     from amqtask.worker.orders import Orders
     from amqtask.worker.worker import Worker
 
@@ -39,7 +41,14 @@ class Control:
     settings: Callable[[bool], Mapping[str, Any]]
     make_queue: Callable[[Mapping[str, Any]], tuple[Queue, Queue | None]]
     broker_info: Mapping[str, Any]
-    clock: int = 0
+    events: EventSender
+    # The worker's one logical clock, which its events carry too.
+    lamport: LamportClock = field(default_factory=LamportClock)
+
+    @property
+    def clock(self) -> int:
+        """The logical time."""
+        return self.lamport.value
 
 
 Command = Callable[[Control, Mapping[str, Any]], Any]
@@ -201,15 +210,15 @@ def shutdown(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def enable_events(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return {"error": "this version sends no task events"}
+    return {"ok": "task events enabled" if control.events.enable() else "task events already enabled"}
 
 
 def disable_events(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return {"ok": "task events already disabled"}
+    return {"ok": "task events disabled" if control.events.disable() else "task events already disabled"}
 
 
 def heartbeat(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """Heartbeats are events, and those are not sent yet."""
+    control.events.beat_now()
 
 
 def pool_restart(control: Control, arguments: Mapping[str, Any]) -> Any:

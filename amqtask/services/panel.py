@@ -99,7 +99,7 @@ class Panel:
         except MessageError as error:
             logger.warning("control: a message that is no command: %s", error)
             return
-        self._control.clock = _later(self._control.clock, (properties.headers or {}).get("clock"))
+        self._control.lamport.adjust((properties.headers or {}).get("clock"))
         if command.is_for(self._hostname) and not command.is_expired(self._wall_clock()):
             self._obey(command)
 
@@ -162,7 +162,3 @@ class Panel:
 def _note_reply(error: PublishError | None) -> None:
     if error is not None:
         logger.debug("control: a reply was not delivered: %s", error)
-
-
-def _later(clock: int, other: Any) -> int:
-    return max(clock, other if isinstance(other, int) else 0) + 1

@@ -39,7 +39,7 @@ def test_other_bodies_are_no_events(body: bytes) -> None:
 
 
 def test_a_receiver_keeps_nothing_when_it_is_gone() -> None:
-    queue = receiver_queue("r-1")
+    queue = receiver_queue("celeryev.r-1")
 
     assert queue.name == "celeryev.r-1"
     assert queue.exclusive

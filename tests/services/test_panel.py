@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from amqtask.clock import LamportClock
 from amqtask.entities import Queue
 from amqtask.message import Delivery
 from amqtask.protocol.control import Command, command_message
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control, masked
+from amqtask.services.events import EventSender
 from amqtask.services.panel import Panel
 from tests.worker.bench import Bench
 from tests.worker.fakes import HandPublisher, ToldConsumer
@@ -27,6 +29,8 @@ class Remote:
         self.publisher = HandPublisher()
         self.consumers: list[ToldConsumer] = []
         worker, orders = self.bench.worker, self.bench.orders
+        self.told = HandPublisher()
+        clock = LamportClock()
         control = Control(
             worker=worker,
             orders=orders,
@@ -34,6 +38,15 @@ class Remote:
             settings=lambda with_defaults: {"broker_url": "amqp://u:secret@h//", "result_expires": 60},
             make_queue=lambda arguments: (Queue(str(arguments["queue"])), None),
             broker_info={"url": "amqp://h"},
+            events=EventSender(
+                worker,
+                clock=clock,
+                make_publisher=lambda: self.told,
+                exchange="celeryev",
+                serializer="json",
+                task_events=False,
+            ),
+            lamport=clock,
         )
         self.panel = Panel(
             control,
@@ -209,11 +222,38 @@ def test_shutdown_is_warm_and_says_nothing() -> None:
     assert remote.bench.worker.lifecycle.shutdown.exit_code == 0
 
 
-def test_events_are_answered_truthfully() -> None:
+def test_task_events_are_switched_on_and_off() -> None:
     remote = Remote()
 
-    assert "error" in remote.ask("enable_events")
-    assert "ok" in remote.ask("disable_events")
+    assert remote.ask("enable_events") == {"ok": "task events enabled"}
+    assert remote.ask("enable_events") == {"ok": "task events already enabled"}
+    remote.bench.deliver("a")
+    remote.bench.loop.advance(1.0)
+    assert [event["type"] for event in json.loads(remote.told.sent[0].body)] == ["task-received", "task-started"]
+    assert remote.ask("disable_events") == {"ok": "task events disabled"}
+    assert remote.ask("disable_events") == {"ok": "task events already disabled"}
+    remote.bench.deliver("b")
+    remote.bench.loop.advance(1.0)
+    assert len(remote.told.sent) == 1
+
+
+def test_a_heartbeat_comes_when_asked_for_and_nothing_is_replied() -> None:
+    remote = Remote()
+
+    assert remote.tell(Command("heartbeat", ticket="t")) == []
+    (beat,) = (json.loads(message.body) for message in remote.told.sent)
+    assert (beat["type"], beat["hostname"], beat["freq"]) == ("worker-heartbeat", "w@h", 5)
+
+
+def test_commands_and_events_share_one_clock() -> None:
+    remote = Remote()
+    message = command_message(Command("heartbeat"), clock=41)
+
+    remote.panel.on_delivery(Delivery(message.body, message.properties, "", "", False, "mailbox", 1, 1))
+
+    (beat,) = (json.loads(message.body) for message in remote.told.sent)
+    assert beat["clock"] == 43
+    assert remote.ask("clock")["clock"] > 43
 
 
 def test_an_unknown_command_or_bad_arguments_get_an_error_and_do_no_harm() -> None:

@@ -189,7 +189,8 @@ class MemoryLoopPublisher:
         self._flush_soon()
 
     def stop(self) -> None:
-        """What is outstanding stays unpublished."""
+        """Publish what waits, if the broker takes it; nobody hears of its confirms any more."""
+        self._publish_waiting()
         self._is_stopped = True
 
     def _flush_soon(self) -> None:
@@ -204,10 +205,13 @@ class MemoryLoopPublisher:
         if not self._broker.is_up or self._broker.blocked_reason is not None:
             self._loop.call_later(RETRY_PAUSE, self._flush_soon)
             return
-        while self._waiting:
+        self._publish_waiting()
+        self._loop.call_soon(self._confirm)
+
+    def _publish_waiting(self) -> None:
+        while self._waiting and self._broker.is_up and self._broker.blocked_reason is None:
             message, on_done = self._waiting.popleft()
             self._confirmed.append((on_done, publish_now(self._broker, message, self._warn)))
-        self._loop.call_soon(self._confirm)
 
     def _confirm(self) -> None:
         while self._confirmed:

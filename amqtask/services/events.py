@@ -1,0 +1,311 @@
+"""The event sender: tells monitors (Flower, `amqtask events`) what happens to tasks, and that the worker is alive.
+
+Celery's rules (celery/worker/heartbeat.py, celery/worker/consumer/events.py): worker-online, -heartbeat and -offline are
+sent unless the worker was started `--without-heartbeat`; task events with `-E`, or from the moment that a monitor asks
+for them. Task events are gathered and go out as lists under `task.multi`, worker events one by one.
+
+Events never hold up tasks. They are transient, go over a connection of their own, and of those that the broker does not take
+(it is away, or blocks publishing) the newest MOST_WAITING are kept: older ones are dropped, which is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from amqtask import __version__, signals, states
+from amqtask.exceptions import EncodeError
+from amqtask.execution.outcome import Answer
+from amqtask.protocol.event import event_message, events_message, utc_offset
+from amqtask.worker.observer import Observer
+from amqtask.worker.report import name_of
+from amqtask.worker.ticker import Ticker
+
+if TYPE_CHECKING:
+    from amqtask.clock import LamportClock
+    from amqtask.exceptions import PublishError
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
+    from amqtask.message import Message
+    from amqtask.pool import Timer
+    from amqtask.transport.contract import LoopPublisher
+    from amqtask.worker.worker import Worker
+
+logger = logging.getLogger("amqtask.worker")
+
+# What is kept while the broker takes no events.
+MOST_WAITING = 10_000
+# Events in one message at most, and messages on their way at once.
+BATCH = 100
+WINDOW = 16
+# How long an event may wait for others, in seconds.
+GATHER_SECONDS = 0.05
+HEARTBEAT_SECONDS = 2.0
+# The frequency that a heartbeat on request claims (celery/worker/control.py).
+ASKED_FREQUENCY = 5
+SOFTWARE = {"sw_ident": "py-amqtask", "sw_ver": __version__, "sw_sys": platform.system()}
+
+
+class EventSender(Observer):
+    """Sends the events of one worker.
+
+    `heartbeat` is the seconds between heartbeats, None: no worker events but those that are asked for. `on_enabled` is
+    called when task events begin (what runs the tasks is to describe their results from then on).
+    """
+
+    name = "events"
+
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        clock: LamportClock,
+        make_publisher: Callable[[], LoopPublisher],
+        exchange: str,
+        serializer: str,
+        task_events: bool,
+        heartbeat: float | None = HEARTBEAT_SECONDS,
+        on_enabled: Callable[[], None] = lambda: None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._make_publisher = make_publisher
+        self._exchange = exchange
+        self._serializer = serializer
+        self._starts_enabled = task_events
+        self._heartbeat = heartbeat
+        self._on_enabled = on_enabled
+        self._wall_clock = wall_clock
+        self._pid = os.getpid()
+        self._hostname = worker.setup.hostname
+        self._utcoffset = utc_offset()
+        self._silent: frozenset[str] = frozenset()
+        self._publisher: LoopPublisher | None = None
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=MOST_WAITING)
+        self._on_their_way = 0
+        self._timer: Timer | None = None
+        self._dropped = 0
+        self._is_refused = False
+        self._beat_is_on_its_way = False
+        self._ticker = Ticker(worker.loop, heartbeat or HEARTBEAT_SECONDS, self._beat)
+        self._is_stopped = False
+        # Whether task events are sent.
+        self.is_enabled = False
+
+    # -- the service
+
+    def start(self) -> None:
+        if self._starts_enabled:
+            self.enable()
+        if self._heartbeat is not None:
+            self._tell_worker("worker-online", **self._numbers(self._heartbeat))
+            self._ticker.start()
+
+    def stop(self) -> None:
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        self._ticker.stop()
+        self.disable()
+        self._cancel_timer()
+        self._hand_over(everything=True)
+        if self._heartbeat is not None and self._publisher is not None:
+            self._tell_worker("worker-offline", **self._numbers(self._heartbeat))
+        if self._publisher is not None:
+            self._publisher.stop()
+
+    # -- orders
+
+    def enable(self) -> bool:
+        """Send task events from now on. False: it does already."""
+        if self.is_enabled:
+            return False
+        self.is_enabled = True
+        tasks = self._worker.setup.tasks
+        self._silent = frozenset(name for name in tasks if not getattr(tasks[name], "send_events", True))
+        self._on_enabled()
+        self._worker.observe(self)
+        return True
+
+    def disable(self) -> bool:
+        """Send no more task events. False: it does not anyway."""
+        if not self.is_enabled:
+            return False
+        self.is_enabled = False
+        self._worker.unobserve(self)
+        return True
+
+    def beat_now(self) -> None:
+        """A heartbeat because somebody asked; a monitor that starts wants to know who is there."""
+        self._tell_worker("worker-heartbeat", freq=ASKED_FREQUENCY, **SOFTWARE)
+
+    # -- what happens to tasks
+
+    def on_received(self, request: Request) -> None:
+        headers = request.headers
+        self._note(
+            "task-received",
+            request,
+            {
+                "name": name_of(request),
+                "args": headers.get("argsrepr"),
+                "kwargs": headers.get("kwargsrepr"),
+                "root_id": headers.get("root_id"),
+                "parent_id": headers.get("parent_id"),
+                "retries": headers.get("retries") or 0,
+                "eta": headers.get("eta"),
+                "expires": headers.get("expires"),
+            },
+        )
+
+    def on_started(self, request: Request) -> None:
+        self._note("task-started", request, {})
+
+    def on_ended(self, request: Request, outcome: Outcome) -> None:
+        state = outcome.state
+        if state == states.SUCCESS:
+            # A slot that was not told to describe results (a child from before `enable`) leaves this one open.
+            result = outcome.summary or None
+            self._note("task-succeeded", request, {"result": result, "runtime": outcome.runtime})
+        elif state == states.RETRY:
+            self._note("task-retried", request, _error(outcome))
+        elif state == states.REVOKED:
+            self._note("task-revoked", request, _revocation(outcome))
+        elif outcome.answer is Answer.REQUEUE:
+            self._note("task-rejected", request, {"requeue": True})
+        elif state == states.FAILURE:
+            self._note("task-failed", request, _error(outcome))
+        elif state == states.REJECTED:
+            # For good: the task's result is a failure, and Celery says both.
+            self._note("task-failed", request, _error(outcome))
+            self._note("task-rejected", request, {"requeue": False})
+
+    def _note(self, kind: str, request: Request, fields: dict[str, Any]) -> None:
+        if not request.id or request.task in self._silent:
+            return
+        fields["type"] = kind
+        fields["uuid"] = request.id
+        fields["clock"] = self._clock.forward()
+        fields["timestamp"] = self._wall_clock()
+        fields["hostname"] = self._hostname
+        fields["utcoffset"] = self._utcoffset
+        fields["pid"] = self._pid
+        waiting = self._waiting
+        if len(waiting) == MOST_WAITING:
+            self._drop_one()
+        waiting.append(fields)
+        if len(waiting) >= BATCH and self._on_their_way < WINDOW:
+            self._hand_over()
+        elif self._timer is None:
+            self._timer = self._worker.loop.call_later(GATHER_SECONDS, self._gathered)
+
+    def _drop_one(self) -> None:
+        if not self._dropped:
+            logger.warning("events: the broker does not take events now; only the newest %d are kept", MOST_WAITING)
+        self._dropped += 1
+
+    # -- to the broker
+
+    def _gathered(self) -> None:
+        self._timer = None
+        self._hand_over(everything=True)
+
+    def _hand_over(self, *, everything: bool = False) -> None:
+        """Publish what waits, in batches, as far as the window allows; only whole ones unless `everything`."""
+        waiting = self._waiting
+        least = 1 if everything else BATCH
+        while len(waiting) >= least and self._on_their_way < WINDOW:
+            batch = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
+            for message in self._encoded(batch):
+                self._on_their_way += 1
+                self._to_publish().publish(message, self._arrived)
+
+    def _encoded(self, batch: list[dict[str, Any]]) -> list[Message]:
+        try:
+            return [events_message(batch, self._exchange, serializer=self._serializer)]
+        except EncodeError as error:
+            if len(batch) == 1:
+                # Headers of a message from elsewhere may hold anything.
+                logger.warning("events: %s of %s is not sent: %s", batch[0]["type"], batch[0]["uuid"], error)
+                return []
+            return [message for each in batch for message in self._encoded([each])]
+
+    def _arrived(self, error: PublishError | None) -> None:
+        self._on_their_way -= 1
+        if error is not None and not self._is_refused:
+            self._is_refused = True
+            logger.warning("events: the broker does not take them: %s", error)
+        if error is None and self._dropped and len(self._waiting) < MOST_WAITING:
+            logger.warning("events: %d were dropped while the broker did not take any", self._dropped)
+            self._dropped = 0
+        if self._waiting and self._timer is None:
+            self._hand_over(everything=len(self._waiting) < BATCH)
+
+    def _to_publish(self) -> LoopPublisher:
+        if self._publisher is None:
+            self._publisher = self._make_publisher()
+            self._publisher.start()
+        return self._publisher
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- the worker itself
+
+    def _beat(self) -> None:
+        self._utcoffset = utc_offset()
+        # An old heartbeat is worth nothing: none is sent while the last one has not arrived.
+        if not self._beat_is_on_its_way:
+            self._tell_worker("worker-heartbeat", **self._numbers(self._heartbeat or HEARTBEAT_SECONDS))
+
+    def _numbers(self, frequency: float) -> dict[str, Any]:
+        return {
+            "freq": frequency,
+            "active": len(self._worker.dispatcher.running),
+            "processed": self._worker.ended,
+            "loadavg": _load_average(),
+            **SOFTWARE,
+        }
+
+    def _tell_worker(self, kind: str, **fields: Any) -> None:
+        if signals.heartbeat_sent:
+            signals.heartbeat_sent.send(sender=self)
+        event = {
+            "type": kind,
+            "clock": self._clock.forward(),
+            "timestamp": self._wall_clock(),
+            "hostname": self._hostname,
+            "utcoffset": self._utcoffset,
+            "pid": self._pid,
+            **fields,
+        }
+        self._beat_is_on_its_way = True
+        self._to_publish().publish(
+            event_message(event, self._exchange, serializer=self._serializer), self._beat_arrived
+        )
+
+    def _beat_arrived(self, error: PublishError | None) -> None:
+        self._beat_is_on_its_way = False
+
+
+def _error(outcome: Outcome) -> dict[str, Any]:
+    return {"exception": outcome.summary or outcome.reason, "traceback": outcome.traceback}
+
+
+def _revocation(outcome: Outcome) -> dict[str, Any]:
+    """As Celery words it; the reasons are those of execution/endings.py, anything else ended a running task."""
+    expired = outcome.reason == "expired"
+    return {"terminated": outcome.reason not in ("expired", "revoked"), "signum": None, "expired": expired}
+
+
+def _load_average() -> list[float]:
+    return [ceil(each * 100) / 100 for each in os.getloadavg()]
