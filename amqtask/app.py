@@ -39,8 +39,12 @@ from amqtask.workflows import Workflows
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
     from amqtask.control import Control
+    from amqtask.entities import Queue
+    from amqtask.events import BrokerConnection, Events
+    from amqtask.events.receiver import Feed
     from amqtask.execution.contract import ChordStore
     from amqtask.freezing import Begun
+    from amqtask.message import Delivery
     from amqtask.protocol.result import ResultMessage
     from amqtask.transport.contract import AsyncPublisher, Publisher
     from amqtask.transport.memory.broker import MemoryBroker
@@ -62,6 +66,7 @@ _LAZY = (
     "async_publisher",
     "backend",
     "control",
+    "events",
 )
 
 
@@ -339,6 +344,51 @@ class AmqTask:
             accept=content_types(self.conf.accept_content),
         )
         return made
+
+    @cached_property
+    def events(self) -> Events:
+        """Receive events, and send one's own."""
+        module = importlib.import_module("amqtask.events")
+        conf = self.conf
+        settings = module.EventSettings(
+            exchange=conf.event_exchange,
+            queue_prefix=conf.event_queue_prefix,
+            queue_ttl=conf.event_queue_ttl,
+            queue_expires=conf.event_queue_expires,
+            serializer=conf.event_serializer,
+            accept=content_types({conf.event_serializer, "json"}),
+        )
+        made: Events = module.Events(
+            settings,
+            open_feed=self._open_feed,
+            publish=lambda message: self.publisher.publish(message),
+            wake_workers=lambda: self.control.broadcast("heartbeat"),
+        )
+        return made
+
+    def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
+        made: Feed
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.feed")
+            made = module.MemoryFeed(self.memory_broker, queue, on_delivery)
+            return made
+        module = importlib.import_module("amqtask.transport.replies")
+        made = module.ReplyConsumer(
+            self.broker_addresses,
+            queue,
+            on_delivery,
+            connect_timeout=self.conf.broker_connection_timeout,
+            name="amqtask events",
+        )
+        return made
+
+    def connection(self) -> BrokerConnection:
+        """For `app.events.Receiver(connection)`, which connects by itself: this names the broker and opens nothing."""
+        module = importlib.import_module("amqtask.events.connection")
+        made: BrokerConnection = module.BrokerConnection(self.broker_name)
+        return made
+
+    connection_for_read = connection_for_write = connection
 
     # -- tasks
 

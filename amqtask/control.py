@@ -211,6 +211,18 @@ class Control:
         """Fewer slots."""
         return self.broadcast("pool_shrink", {"n": n}, destination, **kw)
 
+    def enable_events(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Have workers send task events, as `-E` does."""
+        return self.broadcast("enable_events", {}, destination, **kwargs)
+
+    def disable_events(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Have workers send no task events any more."""
+        return self.broadcast("disable_events", {}, destination, **kwargs)
+
+    def heartbeat(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Have workers send a heartbeat event now."""
+        return self.broadcast("heartbeat", {}, destination, **kwargs)
+
     def inspect(self, destination: Sequence[str] | None = None, timeout: float = 1.0, **_: Any) -> Inspect:
         """Questions: `app.control.inspect().active()`."""
         return Inspect(self, destination, timeout)

@@ -297,6 +297,15 @@ class Task(Generic[P, R]):
             raise ValueError("update_state() needs a task_id when no task runs")
         self.app.store_state(ResultMessage(found, state or "PENDING", meta), request)
 
+    def send_event(self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any) -> None:
+        """Publish an event of the task's own, such as "task-progress", for monitors. Raises: PublishError.
+
+        `retry` and `retry_policy` are accepted for Celery's sake: the publish has its deadline and retries within it.
+        """
+        request = self.request
+        with self.app.events.default_dispatcher(hostname=request.hostname) as dispatcher:
+            dispatcher.send(type_, **{"uuid": request.id, **fields})
+
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
         """The result of an earlier call."""
         return self.app.AsyncResult(task_id, task_name=self.name)

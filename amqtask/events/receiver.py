@@ -1,0 +1,162 @@
+"""EventReceiver: hands the events of a cluster to handlers, in the thread that captures."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from amqtask.clock import LamportClock
+from amqtask.exceptions import AccessRefused, BrokerUnreachable, MessageError
+from amqtask.protocol.event import read_events, receiver_queue
+
+if TYPE_CHECKING:
+    from amqtask.entities import Queue
+    from amqtask.message import Delivery
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[dict[str, Any]], object]
+# How long a wait goes on before `should_stop` is looked at, in seconds.
+LOOK_SECONDS = 0.5
+CONNECT_SECONDS = 5.0
+# Seconds between attempts to reach a broker that is away.
+RETRY_PAUSE = 0.5
+
+
+class Feed(Protocol):
+    """A consumed queue, read by the thread that waits (transport/replies.py)."""
+
+    def ensure(self, timeout: float) -> None:
+        """Connect and consume. Raises: BrokerUnreachable, AccessRefused."""
+
+    def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Wait until `done()` or the deadline (monotonic). Raises: BrokerUnreachable, AccessRefused."""
+
+    def close(self) -> None: ...
+
+
+OpenFeed = Callable[["Queue", Callable[["Delivery"], None]], Feed]
+
+
+class EventReceiver:
+    """`app.events.Receiver`: an exclusive queue of events, that the broker deletes with it.
+
+    `handlers` maps event types to functions of the event; "*" gets those that no other handler is for. What a handler
+    raises ends `capture`. Messages that are no events are logged and skipped. Timestamps stay the sender's Unix times;
+    `local_received` is added.
+    """
+
+    def __init__(
+        self,
+        open_feed: OpenFeed,
+        handlers: Mapping[str, Handler] | None = None,
+        *,
+        routing_key: str = "#",
+        node_id: str | None = None,
+        exchange: str,
+        queue_prefix: str,
+        queue_ttl: float,
+        queue_expires: float,
+        accept: frozenset[str],
+        wake_workers: Callable[[], object],
+        clock: LamportClock | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.handlers: Mapping[str, Handler] = {} if handlers is None else handlers
+        self.node_id = node_id or str(uuid.uuid4())
+        self.queue = receiver_queue(
+            f"{queue_prefix}.{self.node_id}", exchange, routing_key=routing_key, ttl=queue_ttl, expires=queue_expires
+        )
+        self.clock = clock or LamportClock()
+        # Set it (in a handler, or from another thread) to end `capture`.
+        self.should_stop = False
+        self._open_feed = open_feed
+        self._accept = accept
+        self._wake_workers = wake_workers
+        self._wall_clock = wall_clock
+        self._came: deque[dict[str, Any]] = deque()
+
+    def capture(self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True) -> None:
+        """Hand events to the handlers until `limit` events have come, or for ever.
+
+        Raises: TimeoutError when none comes for `timeout` seconds; BrokerUnreachable when the broker cannot be reached at
+        the beginning (later it waits until the broker is back); AccessRefused; what a handler raises.
+        `wakeup` asks the workers for a heartbeat, so that they are known at once.
+        """
+        for _ in self.itercapture(limit, timeout, wakeup):
+            pass
+
+    def itercapture(
+        self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """`capture` that yields each event after its handler was called."""
+        feed = self._open_feed(self.queue, self._on_delivery)
+        try:
+            feed.ensure(CONNECT_SECONDS if timeout is None else max(timeout, CONNECT_SECONDS))
+            if wakeup:
+                self.wakeup_workers()
+            count = 0
+            while not self.should_stop and (limit is None or count < limit):
+                if not self._came and not self._wait(feed, timeout):
+                    return
+                count += 1
+                event = self._came.popleft()
+                self.process(str(event["type"]), event)
+                yield event
+        finally:
+            feed.close()
+
+    def _wait(self, feed: Feed, timeout: float | None) -> bool:
+        """True once an event is there, False when told to stop. Raises: TimeoutError."""
+        end = None if timeout is None else time.monotonic() + timeout
+        was_lost = False
+        while not self.should_stop:
+            now = time.monotonic()
+            if end is not None and now >= end:
+                raise TimeoutError(f"no event came for {timeout:g} s")
+            try:
+                if feed.drive(lambda: bool(self._came), now + LOOK_SECONDS):
+                    return True
+            except AccessRefused:
+                raise
+            except BrokerUnreachable as error:
+                if not was_lost:
+                    was_lost = True
+                    logger.warning("events: the connection is lost; waiting for the broker (%s)", error)
+                time.sleep(RETRY_PAUSE)
+        return False
+
+    def wakeup_workers(self) -> None:
+        """Ask all workers for a heartbeat."""
+        self._wake_workers()
+
+    def process(self, type: str, event: dict[str, Any]) -> None:
+        """Call the handler for an event."""
+        handler = self.handlers.get(type) or self.handlers.get("*")
+        if handler is not None:
+            handler(event)
+
+    def event_from_message(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """(type, event) of what came: with the time it was received, and a place in our logical time."""
+        if body["type"] == "task-sent":
+            # Producers hear nothing from anybody, so their clocks say nothing (celery/events/receiver.py).
+            body["clock"] = max(0, self.clock.value - 1)
+        elif isinstance(body.get("clock"), int):
+            self.clock.adjust(body["clock"])
+        else:
+            body["clock"] = self.clock.forward()
+        body["local_received"] = self._wall_clock()
+        return body["type"], body
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        properties = delivery.properties
+        try:
+            events = read_events(delivery.body, properties.content_type, properties.content_encoding, self._accept)
+        except MessageError as error:
+            logger.warning("events: a message under %r is skipped: %s", delivery.routing_key, error)
+            return
+        self._came.extend(self.event_from_message(each)[1] for each in events)

@@ -1,0 +1,228 @@
+"""Events over a real broker: our workers and Celery's tell, our receivers and Celery's listen."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask
+from amqtask.events import EventReceiver
+from integration import celery_peer
+from integration.celery_peer import CeleryWorker
+from integration.conftest import Broker
+from integration.faults import Forwarder
+from integration.workers import WorkerProcess, eventually
+
+APP = "integration.apps.sample"
+
+
+class Listening:
+    """A receiver in a thread; what it has heard."""
+
+    def __init__(self, app: AmqTask, *, wakeup: bool = False, routing_key: str = "#") -> None:
+        self.events: list[dict[str, Any]] = []
+        self.error: BaseException | None = None
+        self.state = app.events.State()
+        with app.connection() as connection:
+            self.receiver: EventReceiver = app.events.Receiver(
+                connection, handlers={"*": self._take}, routing_key=routing_key
+            )
+        self._wakeup = wakeup
+        self._app = app
+        self._thread = threading.Thread(target=self._run)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        self.state.event(event)
+
+    def _run(self) -> None:
+        try:
+            self.receiver.capture(limit=None, timeout=None, wakeup=self._wakeup)
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> Listening:
+        self._thread.start()
+        self.say_until_heard()
+        return self
+
+    def say_until_heard(self) -> None:
+        """Until an event of our own comes, which means that it is consuming."""
+        word = f"test-{uuid.uuid4().hex}"
+        dispatcher = self._app.events.Dispatcher()
+
+        def is_heard() -> bool:
+            dispatcher.send(word)
+            return any(event["type"] == word for event in self.events)
+
+        eventually(is_heard, every=0.05, what="the receiver hears nothing")
+
+    def __exit__(self, *_: object) -> None:
+        self.receiver.should_stop = True
+        self._thread.join(10.0)
+        assert not self._thread.is_alive()
+
+    def of_task(self, task_id: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event.get("uuid") == task_id]
+
+    def types(self, task_id: str) -> list[str]:
+        return [event["type"] for event in self.of_task(task_id)]
+
+    def await_type(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """The first event of a type with these fields, once it has come."""
+        found: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            found[:] = [
+                event
+                for event in list(self.events)
+                if event["type"] == kind and all(event.get(key) == value for key, value in fields.items())
+            ]
+            return bool(found)
+
+        eventually(look, what=f"no {kind} with {fields}; heard: {sorted({event['type'] for event in self.events})}")
+        return found[0]
+
+
+@pytest.fixture
+def queue(rabbit: Broker) -> str:
+    return rabbit.queue("events")
+
+
+@pytest.fixture
+def app(rabbit: Broker, queue: str) -> Iterator[AmqTask]:
+    made = AmqTask("producer", broker=rabbit.url, backend="rpc://", task_default_queue=queue, set_as_current=False)
+    yield made
+    made.close()
+
+
+def node() -> str:
+    """A node name that no other test's worker has."""
+    return f"w{uuid.uuid4().hex[:8]}@test"
+
+
+def our_worker(queue: str, name: str, *options: str) -> WorkerProcess:
+    return WorkerProcess(APP, "-Q", queue, "-c", "2", "-n", name, *options, loglevel="WARNING")
+
+
+def declare_as_celery_does(rabbit: Broker, queue: str) -> None:
+    channel = rabbit.channel()
+    channel.queue_declare(queue, durable=True)
+    channel.close()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_what_happens_to_tasks_is_told(app: AmqTask, queue: str, pool: str, tmp_path: Path) -> None:
+    name = node()
+    with Listening(app) as heard:
+        with our_worker(queue, name, "-E", "-P", pool) as worker:
+            good = app.send_task("sample.add", (2, 3))
+            bad = app.send_task("sample.fail", ("as told",))
+            again = app.send_task("sample.retry", (str(tmp_path / "runs"), 1))
+            app.control.revoke("unwanted", destination=[name], reply=True)
+            app.send_task("sample.add", (0, 0), task_id="unwanted")
+            assert again.get(timeout=20) == 1
+            heard.await_type("task-succeeded", uuid=again.id)
+            heard.await_type("task-failed", uuid=bad.id)
+            assert worker.stop() == 0
+        heard.await_type("worker-offline", hostname=name)
+
+        assert heard.types(good.id) == ["task-received", "task-started", "task-succeeded"]
+        received, _, succeeded = heard.of_task(good.id)
+        assert (received["name"], received["args"], received["hostname"]) == ("sample.add", "(2, 3)", name)
+        assert (succeeded["result"], succeeded["runtime"] > 0) == ("5", True)
+        failed = heard.of_task(bad.id)[-1]
+        assert failed["exception"] == "ValueError('as told')"
+        assert "Traceback" in failed["traceback"]
+        assert heard.types(again.id) == [
+            "task-received", "task-started", "task-retried", "task-received", "task-started", "task-succeeded",
+        ]  # fmt: skip
+        retried = heard.await_type("task-retried", uuid=again.id)
+        assert "not yet" in retried["exception"]
+        assert "RuntimeError" in retried["traceback"]
+        revoked = heard.await_type("task-revoked", uuid="unwanted")
+        assert (revoked["expired"], revoked["terminated"]) == (False, False)
+        clocks = [event["clock"] for event in heard.events if event["hostname"] == name]
+        assert clocks == sorted(set(clocks))
+        assert heard.state.tasks[good.id].state == "SUCCESS"
+        assert name not in heard.state.workers  # it said goodbye
+
+
+def test_a_worker_without_E_tells_only_that_it_lives_until_somebody_wants_more(app: AmqTask, queue: str) -> None:
+    name = node()
+    with Listening(app) as heard, our_worker(queue, name, "-P", "threads"):
+        heard.await_type("worker-online", hostname=name)
+        quiet = app.send_task("sample.add", (2, 3))
+        quiet.get(timeout=20)
+        beat = heard.await_type("worker-heartbeat", hostname=name, processed=1)
+        assert (beat["freq"], beat["sw_ident"]) == (2.0, "py-amqtask")
+
+        assert app.control.enable_events(destination=[name], reply=True) == [{name: {"ok": "task events enabled"}}]
+        loud = app.send_task("sample.add", (2, 3))
+        assert heard.await_type("task-succeeded", uuid=loud.id)["result"] == "5"
+        assert app.control.disable_events(destination=[name], reply=True) == [{name: {"ok": "task events disabled"}}]
+        last = app.send_task("sample.add", (2, 3))
+        last.get(timeout=20)
+        app.control.heartbeat(destination=[name])
+        heard.await_type("worker-heartbeat", hostname=name, freq=5)
+
+        assert heard.types(quiet.id) == heard.types(last.id) == []
+
+
+def test_celerys_receiver_and_state_understand_our_worker(rabbit: Broker, queue: str) -> None:
+    declare_as_celery_does(rabbit, queue)
+    environment = celery_peer.environment(rabbit.url, "rpc://", queue)
+    name = node()
+    code = f"""
+import json
+state, sent = app.events.State(), []
+def on_event(event):
+    state.event(event)
+    if event["hostname"] == {name!r} and not sent:
+        sent.append(add.delay(2, 3))  # our worker answered the receiver's call for heartbeats
+    if event["type"] == "task-succeeded" and event["uuid"] == sent[0].id:
+        receiver.should_stop = True
+with app.connection() as connection:
+    receiver = app.events.Receiver(connection, handlers={{"*": on_event}})
+    receiver.capture(limit=None, timeout=30, wakeup=True)
+task, worker = state.tasks[sent[0].id], state.workers[{name!r}]
+print(json.dumps([task.state, task.name, task.args, task.result, task.worker.hostname, worker.alive, worker.sw_ident]))
+"""
+    with our_worker(queue, name, "-E") as worker:
+        told = celery_peer.call(code, environment)
+        worker.stop()
+
+    assert json.loads(told) == ["SUCCESS", "sample.add", "(2, 3)", "5", name, True, "py-amqtask"]
+
+
+def test_our_receiver_understands_celerys_worker(rabbit: Broker, app: AmqTask, queue: str) -> None:
+    declare_as_celery_does(rabbit, queue)
+    environment = celery_peer.environment(rabbit.url, "rpc://", queue)
+    with CeleryWorker(environment, queue), Listening(app, wakeup=True) as heard:
+        found = heard.await_type("worker-heartbeat", sw_ident="py-celery")
+        app.control.enable_events(destination=[found["hostname"]], reply=True)
+        result = app.send_task("sample.add", (2, 3))
+        heard.await_type("task-succeeded", uuid=result.id)
+
+        task = heard.state.tasks[result.id]
+        assert heard.types(result.id) == ["task-received", "task-started", "task-succeeded"]
+        assert (task.state, task.name, task.result) == ("SUCCESS", "sample.add", "5")
+        assert heard.state.workers[found["hostname"]].alive
+
+
+def test_a_receiver_goes_on_when_the_connection_was_lost(rabbit: Broker) -> None:
+    with Forwarder(rabbit.url) as forwarder:
+        app = AmqTask("far", broker=forwarder.url, set_as_current=False)
+        try:
+            with Listening(app) as heard:
+                forwarder.cut()
+                heard.say_until_heard()
+                assert heard.error is None
+        finally:
+            app.close()
