@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
+    from amqtask.commands import control_command, inspect_command
     from amqtask.current import current_app
     from amqtask.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.exceptions import Ignore, Reject, Retry
@@ -36,8 +37,10 @@ _WHERE = {
     "chain": "canvas",
     "chord": "canvas",
     "chunks": "canvas",
+    "control_command": "commands",
     "current_app": "current",
     "group": "canvas",
+    "inspect_command": "commands",
     "maybe_signature": "canvas",
     "shared_task": "shared",
     "signature": "canvas",
@@ -65,8 +68,10 @@ __all__ = [
     "chain",
     "chord",
     "chunks",
+    "control_command",
     "current_app",
     "group",
+    "inspect_command",
     "maybe_signature",
     "shared_task",
     "signature",

@@ -342,6 +342,7 @@ class AmqTask:
             self.publisher,
             prefix=self.conf.control_exchange,
             accept=content_types(self.conf.accept_content),
+            queues=lambda: [queue.name for queue in self.queues.consumed],
         )
         return made
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import platform
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amqtask import signals
+from amqtask import __version__, signals
 from amqtask.clock import LamportClock
 from amqtask.entities import Exchange, Queue
 from amqtask.exceptions import LimitUnsupported, QueueNotFound
 from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.serialization import content_types
 from amqtask.services.autoscale import Autoscale
-from amqtask.services.commands import Control
+from amqtask.services.commands import Control, masked
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.panel import Panel
 from amqtask.services.watchdog import Watchdog
@@ -30,6 +32,7 @@ from amqtask.worker.joins import Joins
 from amqtask.worker.orders import Orders
 from amqtask.worker.prefetch import MAX_WINDOW
 from amqtask.worker.report import Report
+from amqtask.worker.revoked import EXPIRES_SECONDS, MAX_IDS
 from amqtask.worker.setup import WorkerSetup, WorkQueue
 from amqtask.worker.worker import Worker
 
@@ -209,6 +212,8 @@ class _Builder:
             term_is_quit=os.environ.get("REMAP_SIGTERM") == "SIGQUIT",
             install_signals=self.options.install_signals,
             statedb=conf.worker_state_db,
+            revokes_max=int(os.environ.get("CELERY_WORKER_REVOKES_MAX") or MAX_IDS),
+            revoke_expires=float(os.environ.get("CELERY_WORKER_REVOKE_EXPIRES") or EXPIRES_SECONDS),
         )
 
     def pinned_prefetch(self) -> int | None:
@@ -341,7 +346,10 @@ class _Builder:
             autoscale=autoscale,
             settings=self.settings,
             make_queue=self.make_queue,
-            broker_info={"transport": "amqp", "url": self.app.broker_name},
+            broker_info=self.broker_info(),
+            accept=content_types(self.conf.accept_content),
+            app=self.app,
+            report=self.report,
             events=events,
             lamport=self.clock,
         )
@@ -355,6 +363,43 @@ class _Builder:
             queue_ttl=self.conf.control_queue_ttl,
             queue_expires=self.conf.control_queue_expires,
         )
+
+    def broker_info(self) -> Mapping[str, Any]:
+        """Under kombu's names (kombu/connection.py, `info`), without the password."""
+        found: dict[str, Any] = {
+            "transport": "memory" if self.app.memory_broker is not None else "amqp",
+            "url": self.app.broker_name,
+            "connect_timeout": self.conf.broker_connection_timeout,
+            "heartbeat": self.conf.broker_heartbeat,
+            "transport_options": {},
+            "alternates": [address.safe_url for address in self.app.broker_addresses[1:]],
+        }
+        for address in self.app.broker_addresses[:1]:
+            found.update(
+                hostname=address.host,
+                port=address.port,
+                userid=address.user,
+                virtual_host=address.vhost,
+                ssl=address.tls is not None,
+                login_method="PLAIN",
+                uri_prefix=None,
+                insist=False,
+            )
+        return found
+
+    def report(self) -> str:
+        """For a bug report, as `inspect report` answers it: versions, then the settings that were given."""
+        lines = [
+            f"software -> amqtask:{__version__} py:{platform.python_version()}",
+            f"platform -> system:{platform.system()} arch:{platform.machine()} "
+            f"kernel version:{platform.release()} imp:{sys.implementation.name}",
+            f"pool     -> {self.pool_class.name}:{self.slots}",
+            f"settings -> transport:amqp broker:{self.app.broker_name} "
+            f"results:{masked('', self.app.backend_url or 'disabled')}",
+            "",
+            *(f"{name}: {masked(name, value)!r}" for name, value in self.settings(False).items()),
+        ]
+        return "\n".join(lines)
 
     def settings(self, with_defaults: bool) -> Mapping[str, Any]:
         return self.conf.table(with_defaults=with_defaults)

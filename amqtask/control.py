@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import ConfigurationError, MessageError
+from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, QueueNotFound
 from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
+from amqtask.questions import Inspect, Whom
+from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.replies import ReplyConsumer
 
 if TYPE_CHECKING:
     from amqtask.message import Delivery
+    from amqtask.protocol.control import Reply
     from amqtask.transport.contract import Publisher
     from amqtask.transport.url import BrokerAddress
+
+MATCHERS = ("glob", "pcre")
+# Seconds that connecting for the replies may take, on top of the time that they are waited for.
+CONNECT_SECONDS = 5.0
+Callback = Callable[[dict[str, Any]], object]
 
 
 class Control:
     """`app.control`: Celery's names. Times are seconds; `destination` is node names, None for all."""
 
     def __init__(
-        self, addresses: Sequence[BrokerAddress], publisher: Publisher, *, prefix: str, accept: frozenset[str]
+        self,
+        addresses: Sequence[BrokerAddress],
+        publisher: Publisher,
+        *,
+        prefix: str,
+        accept: frozenset[str],
+        queues: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._addresses = addresses
         self._publisher = publisher
         self._prefix = prefix
         self._accept = accept
+        self._queues = queues
         self._clock = 0
         self._lock = threading.Lock()
 
@@ -38,77 +55,113 @@ class Control:
         command: str,
         arguments: Mapping[str, Any] | None = None,
         destination: Sequence[str] | None = None,
+        connection: Any = None,
         reply: bool = False,
         timeout: float = 1.0,
         limit: int | None = None,
+        callback: Callback | None = None,
+        channel: Any = None,
         pattern: str | None = None,
         matcher: str | None = None,
-        **_: Any,
+        **extra: Any,
     ) -> list[dict[str, Any]] | None:
-        """Send a command; with `reply` the answers that came within `timeout` seconds, as [{node: answer}, …]."""
+        """Send a command; with `reply` the answers that came within `timeout` seconds, as [{node: answer}, …].
+
+        `limit` answers are enough (with `destination` as many as it names); `callback` gets each {node: answer} as it
+        comes. `pattern` names nodes by `matcher`, glob (the default) or pcre. Further keyword arguments are the
+        command's. `connection` and `channel` are taken for Celery's sake, and not used.
+        Raises: PublishError, ConfigurationError (no such matcher, or a broker that nobody can be asked over).
+        """
+        arguments = {**(arguments or {}), **extra}
+        whom = Whom(
+            destination=destination,
+            timeout=timeout,
+            limit=limit,
+            pattern=pattern,
+            matcher=matcher,
+            callback=callback,
+        )
         if not reply:
-            self._send(command, arguments, destination, pattern=pattern, matcher=matcher)
+            self._send(command, arguments, whom)
             return None
-        found = self.ask(command, arguments or {}, destination=destination, timeout=timeout, limit=limit)
-        return [{node: answer} for node, answer in found.items()]
+        return [{answer.nodename: answer.payload} for answer in self._collect(command, arguments, whom)]
 
     def ask(
         self,
         command: str,
         arguments: Mapping[str, Any],
         *,
-        destination: Sequence[str] | None = None,
+        destination: str | Sequence[str] | None = None,
         timeout: float = 1.0,
         limit: int | None = None,
+        callback: Callback | None = None,
     ) -> dict[str, Any]:
         """Send a command and collect the answers by node, until `timeout` or as many as were asked.
 
         Raises: PublishError, and ConfigurationError with the in-memory broker, which nobody can be asked over.
         """
+        whom = Whom(destination=destination, timeout=timeout, limit=limit, callback=callback)
+        return self.ask_them(command, arguments, whom)
+
+    def ask_them(self, question: str, arguments: Mapping[str, Any], whom: Whom) -> dict[str, Any]:
+        """The same, with all there is to say about who is asked. Warns of nodes that answered twice."""
+        answers = self._collect(question, arguments, whom)
+        found = {answer.nodename: answer.payload for answer in answers}
+        if len(found) < len(answers):
+            names = [answer.nodename for answer in answers]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            warnings.warn(
+                f"several workers answered as {', '.join(twice)}: give each worker a name of its own (-n w2@%h)",
+                DuplicateNodenameWarning,
+                stacklevel=3,
+            )
+        return found
+
+    def _collect(self, command: str, arguments: Mapping[str, Any], whom: Whom) -> list[Reply]:
         if not self._addresses:
             raise ConfigurationError(
                 "workers are asked over RabbitMQ; with the broker memory:// look at the worker itself"
             )
         oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
-        answers: dict[str, Any] = {}
-        wanted = limit or (len(destination) if destination else None)
+        answers: list[Reply] = []
+        names = _destination(whom)
+        wanted = whom.limit or (len(names) if names else None)
 
         def on_reply(delivery: Delivery) -> None:
-            properties = delivery.properties
-            try:
-                answer = read_reply(
-                    delivery.body,
-                    properties.content_type,
-                    properties.content_encoding,
-                    properties.headers,
-                    self._accept,
-                )
-            except MessageError:
-                return  # a node that answers in a serializer that we do not accept
-            if answer.ticket == ticket:
-                answers[answer.nodename] = answer.payload
+            answer = self._read(delivery)
+            if answer is None or answer.ticket != ticket:
+                return
+            answers.append(answer)
+            if whom.callback is not None:
+                whom.callback({answer.nodename: answer.payload})
 
         replies = ReplyConsumer(self._addresses, reply_queue(oid, self._prefix), on_reply, name="amqtask control")
         try:
-            replies.ensure(timeout=5.0)
-            self._send(command, arguments, destination, ticket=ticket, reply_to=oid, expires=timeout)
-            deadline = time.monotonic() + timeout
+            replies.ensure(timeout=CONNECT_SECONDS)
+            self._send(command, arguments, whom, ticket=ticket, reply_to=oid)
+            deadline = time.monotonic() + whom.timeout
             replies.drive(lambda: wanted is not None and len(answers) >= wanted, deadline)
         finally:
             replies.close()
         return answers
 
+    def _read(self, delivery: Delivery) -> Reply | None:
+        properties = delivery.properties
+        try:
+            return read_reply(
+                delivery.body, properties.content_type, properties.content_encoding, properties.headers, self._accept
+            )
+        except MessageError:
+            return None  # a node that answers in a serializer that we do not accept
+
     def _send(
         self,
         command: str,
-        arguments: Mapping[str, Any] | None,
-        destination: Sequence[str] | None,
+        arguments: Mapping[str, Any],
+        whom: Whom,
         *,
         ticket: str | None = None,
         reply_to: str | None = None,
-        expires: float | None = None,
-        pattern: str | None = None,
-        matcher: str | None = None,
     ) -> None:
         with self._lock:
             self._clock += 1
@@ -116,14 +169,14 @@ class Control:
         message = command_message(
             Command(
                 method=command,
-                arguments=dict(arguments or {}),
-                destination=tuple(destination) if destination else None,
-                pattern=pattern,
-                matcher=matcher,
+                arguments=arguments,
+                destination=_destination(whom),
+                pattern=whom.pattern or None,
+                matcher=_matcher(whom),
                 ticket=ticket,
                 reply_exchange=reply_exchange(self._prefix).name if reply_to else "",
                 reply_key=reply_to or "",
-                expires=time.time() + expires if expires is not None else 0.0,
+                expires=time.time() + whom.timeout,
             ),
             self._prefix,
             clock=clock,
@@ -141,13 +194,28 @@ class Control:
         signal: str = "SIGTERM",
         **kwargs: Any,
     ) -> Any:
-        """Tell workers not to run a task (or several); with `terminate` to end it if it runs."""
+        """Tell workers not to run a task (or several); with `terminate` to end it if it runs, by this signal (prefork).
+
+        Keyword arguments of all orders are those of `broadcast`.
+        """
         ids = task_id if isinstance(task_id, str) else list(task_id)
         arguments = {"task_id": ids, "terminate": terminate, "signal": signal}
         return self.broadcast("revoke", arguments, destination, **kwargs)
 
+    def revoke_by_stamped_headers(
+        self,
+        headers: Mapping[str, Any],
+        destination: Sequence[str] | None = None,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+        **kwargs: Any,
+    ) -> Any:
+        """Tell workers not to run tasks with these stamps: {stamp: value or list of values}; see `revoke`."""
+        arguments = {"headers": dict(headers), "terminate": terminate, "signal": signal}
+        return self.broadcast("revoke_by_stamped_headers", arguments, destination, **kwargs)
+
     def terminate(
-        self, task_id: str, destination: Sequence[str] | None = None, signal: str = "SIGTERM", **kw: Any
+        self, task_id: str | Sequence[str], destination: Sequence[str] | None = None, signal: str = "SIGTERM", **kw: Any
     ) -> Any:
         """Revoke, and end it if it runs."""
         return self.revoke(task_id, destination, True, signal, **kw)
@@ -223,70 +291,82 @@ class Control:
         """Have workers send a heartbeat event now."""
         return self.broadcast("heartbeat", {}, destination, **kwargs)
 
-    def inspect(self, destination: Sequence[str] | None = None, timeout: float = 1.0, **_: Any) -> Inspect:
-        """Questions: `app.control.inspect().active()`."""
-        return Inspect(self, destination, timeout)
+    def pool_restart(
+        self,
+        modules: Sequence[str] | None = None,
+        reload: bool = False,
+        reloader: Any = None,
+        destination: Sequence[str] | None = None,
+        **kw: Any,
+    ) -> Any:
+        """Replace the pool's processes, each after its task; `modules` are imported before, or with `reload` again."""
+        arguments = {"modules": modules, "reload": reload, "reloader": reloader}
+        return self.broadcast("pool_restart", arguments, destination, **kw)
+
+    def election(self, id: str, topic: str, action: Any = None, connection: Any = None) -> None:
+        """Hold an election among Celery's workers (ours take no part, see docs/remote-control.md)."""
+        self.broadcast("election", {"id": id, "topic": topic, "action": action})
+
+    def purge(self, connection: Any = None) -> int:
+        """Delete what waits in this app's queues; how many messages that were. They cannot be brought back."""
+        if not self._addresses:
+            raise ConfigurationError("purge deletes what waits in RabbitMQ; the broker memory:// ends with its process")
+        total = 0
+        with QueueAdmin(self._addresses) as admin:
+            for queue in self._queues():
+                try:
+                    total += admin.purge(queue)
+                except QueueNotFound:
+                    continue
+        return total
+
+    discard_all = purge
+
+    def inspect(
+        self,
+        destination: str | Sequence[str] | None = None,
+        timeout: float = 1.0,
+        callback: Callback | None = None,
+        connection: Any = None,
+        app: Any = None,
+        limit: int | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> Inspect:
+        """Questions: `app.control.inspect().active()`; for the arguments see `broadcast`."""
+        return Inspect(
+            self,
+            Whom(
+                destination=destination,
+                timeout=timeout,
+                limit=limit,
+                pattern=pattern,
+                matcher=matcher,
+                callback=callback,
+            ),
+        )
 
     def close(self) -> None:
         """Nothing stays open."""
 
 
-class Inspect:
-    """Each question returns {node: answer}, or None when nobody answered (as in Celery)."""
+def _destination(whom: Whom) -> tuple[str, ...] | None:
+    names = whom.destination
+    return ((names,) if isinstance(names, str) else tuple(names)) if names else None
 
-    def __init__(self, control: Control, destination: Sequence[str] | None, timeout: float) -> None:
-        self._control = control
-        self._destination = [destination] if isinstance(destination, str) else destination
-        self._timeout = timeout
 
-    def _ask(self, question: str, **arguments: Any) -> dict[str, Any] | None:
-        found = self._control.ask(question, arguments, destination=self._destination, timeout=self._timeout)
-        return found or None
+def _matcher(whom: Whom) -> str | None:
+    """Celery's workers look at a pattern only if a matcher is named."""
+    if not whom.pattern:
+        return None
+    if whom.matcher not in (None, *MATCHERS):
+        raise ConfigurationError(f"there is no matcher {whom.matcher!r}: it is {' or '.join(MATCHERS)}")
+    if whom.matcher == "pcre":
+        try:
+            re.compile(whom.pattern)
+        except re.error as error:
+            raise ConfigurationError(f"the pattern {whom.pattern!r} is no regular expression: {error}") from error
+    return whom.matcher or "glob"
 
-    def ping(self) -> dict[str, Any] | None:
-        """Who is there."""
-        return self._ask("ping")
 
-    def active(self, safe: Any = None) -> dict[str, Any] | None:
-        """What runs."""
-        return self._ask("active")
-
-    def reserved(self, safe: Any = None) -> dict[str, Any] | None:
-        """What was delivered and waits for a slot."""
-        return self._ask("reserved")
-
-    def scheduled(self, safe: Any = None) -> dict[str, Any] | None:
-        """What waits in workers for its time: nothing, delays are the broker's."""
-        return self._ask("scheduled")
-
-    def revoked(self) -> dict[str, Any] | None:
-        """Revoked ids."""
-        return self._ask("revoked")
-
-    def registered(self, *taskinfoitems: str) -> dict[str, Any] | None:
-        """Tasks that workers know."""
-        return self._ask("registered", taskinfoitems=list(taskinfoitems))
-
-    def stats(self) -> dict[str, Any] | None:
-        """Numbers about workers."""
-        return self._ask("stats")
-
-    def active_queues(self) -> dict[str, Any] | None:
-        """What workers consume."""
-        return self._ask("active_queues")
-
-    def conf(self, with_defaults: bool = False) -> dict[str, Any] | None:
-        """Settings, secrets masked."""
-        return self._ask("conf", with_defaults=with_defaults)
-
-    def query_task(self, *ids: str) -> dict[str, Any] | None:
-        """What workers know of tasks."""
-        return self._ask("query_task", ids=list(ids))
-
-    def clock(self) -> dict[str, Any] | None:
-        """Logical clocks."""
-        return self._ask("clock")
-
-    def report(self) -> dict[str, Any] | None:
-        """Versions and settings."""
-        return self._ask("report")
+__all__ = ["Control", "Inspect"]

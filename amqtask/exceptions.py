@@ -225,6 +225,10 @@ class MaxRetriesExceededError(AmqTaskError):
         self.task_kwargs = task_kwargs or {}
 
 
+class DuplicateNodenameWarning(UserWarning):
+    """Several workers answered under one name."""
+
+
 # -- ends that come from outside ----------------------------------------------------------------------
 
 

@@ -98,8 +98,13 @@ class Pool(Protocol):
     def resize(self, slots: int) -> None:
         """Grow or shrink; slots that are busy end when their task does."""
 
-    def terminate(self, number: int, reason: str) -> bool:
-        """End one running request from outside (outcome REVOKED); False if this pool cannot, or it does not run."""
+    def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
+        """End one running request from outside (outcome REVOKED); False if this pool cannot, or it does not run.
+
+        A pool of processes sends `signum` (None: TERM), and KILL if that does not end it soon."""
+
+    def pid_of(self, number: int) -> int | None:
+        """The process that runs this request; None if it has not begun, or does not run here."""
 
     def stop(self) -> list[Request]:
         """End everything now and return the requests that had not finished; no outcome follows for those.

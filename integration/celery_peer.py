@@ -41,10 +41,19 @@ def call(code: str, environment: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
+def cli(environment: dict[str, str], *words: str) -> tuple[int, str]:
+    """`celery -A … WORDS`: exit code and what it prints."""
+    done = subprocess.run(
+        [python(), "-W", "ignore", "-m", "celery", "-A", APP, *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout or done.stderr
+
+
 class CeleryWorker:
     """`celery worker` on one queue."""
 
-    def __init__(self, environment: dict[str, str], queue: str) -> None:
+    def __init__(self, environment: dict[str, str], queue: str, *options: str) -> None:
         self._log = Path(tempfile.mkstemp(prefix="celery-worker-", suffix=".log")[1])
         command = [
             python(),
@@ -61,6 +70,7 @@ class CeleryWorker:
             "2",
             "-l",
             "INFO",
+            *options,
         ]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)

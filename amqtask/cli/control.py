@@ -2,59 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.remote import print_replies, remote_options
+from amqtask.cli.remote import ask, find, listing, print_list, read_words, remote_options
 
-# command → its arguments, in order, each with its type; a trailing `?` marks an optional one.
-ORDERS: dict[str, tuple[tuple[str, Callable[[str], Any]], ...]] = {
-    "add_consumer": (("queue", str), ("exchange?", str), ("exchange_type?", str), ("routing_key?", str)),
-    "autoscale": (("max?", int), ("min?", int)),
-    "cancel_consumer": (("queue", str),),
-    "pool_grow": (("n?", int),),
-    "pool_shrink": (("n?", int),),
-    "rate_limit": (("task_name", str), ("rate_limit", str)),
-    "revoke": (("task_id", str),),
-    "shutdown": (),
-    "terminate": (("signal", str), ("task_id", str)),
-    "time_limit": (("task_name", str), ("soft?", float), ("hard?", float)),
-}
+# Those that --terminate and --signal are for.
+REVOKING = ("revoke", "revoke_by_stamped_headers")
 
 
-@click.command("control")
-@click.argument("order", type=click.Choice(list(ORDERS)))
-@click.argument("values", nargs=-1)
+@click.command("control", epilog=listing("control"))
+@click.argument("order", metavar="COMMAND", required=False)
+@click.argument("words", metavar="[ARGUMENTS]...", nargs=-1)
+@click.option("--list", "only_list", is_flag=True, help="List the commands and what they take.")
+@click.option("--terminate", is_flag=True, help="revoke…: end the tasks that run, too.")
+@click.option("--signal", metavar="NAME", help="revoke… --terminate: by this signal (default: SIGTERM).")
+@click.option("--reload", is_flag=True, help="pool_restart: reload modules that are imported already.")
 @remote_options
 @click.pass_obj
 def command(
     settings: Globals,
-    order: str,
-    values: tuple[str, ...],
-    timeout: float,
+    order: str | None,
+    words: tuple[str, ...],
+    only_list: bool,
+    terminate: bool,
+    signal: str | None,
+    reload: bool,
+    timeout: float | None,
     destination: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Give all workers (or those of --destination) an ORDER with its VALUES."""
-    arguments = _arguments(order, values)
-    app = settings.load()
-    replies = app.control.ask(order, arguments, destination=destination or None, timeout=timeout)
-    app.close()
-    # A worker that was told to shut down does not answer.
-    if order != "shutdown" or replies:
-        print_replies(replies, as_json=as_json)
+    """Give all workers an order, or those of --destination. The exit code is 69 when none of them answers."""
+    if only_list:
+        print_list(settings, "control")
+        return
+    info = find(settings, "control", order)
+    arguments = {**read_words(info, words), **_options(info.name, terminate, signal, reload)}
+    if info.name == "pool_restart" and not words:
+        arguments.pop("modules")  # all of them, as when app.control.pool_restart() is told none
+    ask(
+        settings,
+        info,
+        arguments,
+        timeout=timeout,
+        destination=destination,
+        as_json=as_json,
+        may_be_silent=info.name == "shutdown",  # who was told to shut down does not answer
+    )
 
 
-def _arguments(order: str, values: Sequence[str]) -> dict[str, Any]:
-    wanted = ORDERS[order]
-    least = sum(1 for name, _ in wanted if not name.endswith("?"))
-    if not least <= len(values) <= len(wanted):
-        usage = " ".join(f"[{name[:-1]}]" if name.endswith("?") else name for name, _ in wanted)
-        raise click.UsageError(f"usage: amqtask control {order} {usage}")
-    try:
-        return {name.rstrip("?"): kind(value) for (name, kind), value in zip(wanted, values, strict=False)}
-    except ValueError as error:
-        raise click.UsageError(f"{order}: {error}") from error
+def _options(order: str, terminate: bool, signal: str | None, reload: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if terminate or signal:
+        if order not in REVOKING:
+            raise click.UsageError(f"--terminate and --signal are for {' and '.join(REVOKING)}")
+        found["terminate"] = True
+        if signal:
+            found["signal"] = signal
+    if reload:
+        if order != "pool_restart":
+            raise click.UsageError("--reload is for pool_restart")
+        found["reload"] = True
+    return found

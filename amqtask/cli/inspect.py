@@ -5,30 +5,30 @@ from __future__ import annotations
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.remote import print_replies, remote_options
-
-QUESTIONS = (
-    "active", "active_queues", "clock", "conf", "ping", "query_task", "registered", "report", "reserved", "revoked",
-    "scheduled", "stats",
-)  # fmt: skip
+from amqtask.cli.remote import ask, find, listing, print_count, print_list, read_words, remote_options
 
 
-@click.command("inspect")
-@click.argument("question", type=click.Choice(QUESTIONS))
-@click.argument("ids", nargs=-1)
+@click.command("inspect", epilog=listing("inspect"))
+@click.argument("question", metavar="COMMAND", required=False)
+@click.argument("words", metavar="[ARGUMENTS]...", nargs=-1)
+@click.option("--list", "only_list", is_flag=True, help="List the commands and what they take.")
 @remote_options
 @click.pass_obj
 def command(
     settings: Globals,
-    question: str,
-    ids: tuple[str, ...],
-    timeout: float,
+    question: str | None,
+    words: tuple[str, ...],
+    only_list: bool,
+    timeout: float | None,
     destination: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Ask all workers (or those of --destination) a QUESTION; `query_task` takes task ids."""
-    app = settings.load()
-    arguments = {"ids": list(ids)} if question == "query_task" else {}
-    replies = app.control.ask(question, arguments, destination=destination or None, timeout=timeout)
-    app.close()
-    print_replies(replies, as_json=as_json)
+    """Ask all workers, or those of --destination. The exit code is 69 when none of them answers."""
+    if only_list:
+        print_list(settings, "inspect")
+        return
+    info = find(settings, "inspect", question)
+    arguments = read_words(info, words)
+    count = ask(settings, info, arguments, timeout=timeout, destination=destination, as_json=as_json)
+    if not as_json and not settings.quiet:
+        print_count(count)

@@ -1,20 +1,33 @@
-"""What `inspect`, `control` and `status` share: options, and how replies are printed."""
+"""What `inspect`, `control` and `status` share: options, words to arguments, and how replies are printed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pprint import pformat
 from typing import Any
 
 import click
 
+from amqtask.cli.main import Globals
 from amqtask.cli.worker import CommaList
+from amqtask.commands import CommandInfo, Kind, commands_of, find_command
+from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
 
+# As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
+EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
 REMOTE: tuple[Callable[[Any], Any], ...] = (
-    click.option("-t", "--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for replies."),
+    click.option("-t", "--timeout", type=float, default=None, help="Seconds to wait for replies (default: 1)."),
     click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…)."),
     click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON."),
 )
+
+
+class Unavailable(click.ClickException):
+    """Nobody answered."""
+
+    exit_code = EX_UNAVAILABLE
 
 
 def remote_options(function: Any) -> Any:
@@ -24,24 +37,110 @@ def remote_options(function: Any) -> Any:
     return function
 
 
-def print_replies(replies: Mapping[str, Any], *, as_json: bool) -> None:
-    """One block a node; raises ClickException (exit code 1) when nobody answered."""
-    if as_json:
-        click.echo(json.dumps(dict(replies), default=repr))
-    else:
-        for node, reply in sorted(replies.items()):
-            click.echo(f"->  {node}: {_readable(reply)}")
+def listing(kind: Kind) -> str:
+    """The names of the built-in commands, for the help text."""
+    return "Commands: " + ", ".join(sorted(commands_of(kind))) + ". --list explains them, and the application's own."
+
+
+def find(settings: Globals, kind: Kind, name: str | None) -> CommandInfo:
+    """The command that was asked for; the application's modules may bring it. Raises: UsageError."""
+    if name is None:
+        raise click.UsageError(f"Missing argument 'COMMAND'. There are: {', '.join(commands_of(kind))}.")
+    settings.load().import_modules()
+    try:
+        return find_command(kind, name)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def print_list(settings: Globals, kind: Kind) -> None:
+    """All commands of a kind; the application's own, too, if there is an application."""
+    try:
+        settings.load().import_modules()
+    except AppNotFound as error:
+        click.echo(f"(only the built-in ones: {error})", err=True)
+    formatter = click.HelpFormatter()
+    with formatter.section(f"{kind.capitalize()} Commands"):
+        formatter.write_dl(
+            [(f"{name} {info.signature}".rstrip(), info.help) for name, info in commands_of(kind).items()]
+        )
+    click.echo(formatter.getvalue(), nl=False)
+
+
+def read_words(info: CommandInfo, words: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a command. Raises: UsageError."""
+    try:
+        return info.read(words)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def ask(
+    settings: Globals,
+    info: CommandInfo,
+    arguments: Mapping[str, Any],
+    *,
+    timeout: float | None,
+    destination: Sequence[str],
+    as_json: bool,
+    with_replies: bool = True,
+    may_be_silent: bool = False,
+) -> int:
+    """Send a command and print each reply as it comes; how many there were.
+
+    Raises: Unavailable (exit code 69) when there were none (unless that `may_be`), or the broker cannot be reached.
+    """
+    app = settings.load()
+
+    def say(reply: Mapping[str, Any]) -> None:
+        ((node, answer),) = reply.items()
+        click.echo(_told(node, answer, with_replies=with_replies))
+
+    try:
+        replies = app.control.ask(
+            info.name,
+            arguments,
+            destination=destination or None,
+            timeout=max(1.0, info.default_timeout) if timeout is None else timeout,
+            callback=None if as_json else say,
+        )
+    except PublishError as error:
+        raise Unavailable(f"Could not ask over the broker: {error}") from error
+    finally:
+        app.close()
+    if not replies and may_be_silent:
+        return 0
     if not replies:
-        raise click.ClickException("No nodes replied within time constraint. Is a worker running on this broker?")
-    if not as_json:
-        click.echo(f"\n{len(replies)} node{'' if len(replies) == 1 else 's'} online.")
+        raise Unavailable("No nodes replied within time constraint. Is a worker running on this broker?")
+    if as_json:
+        # As Celery prints it: an object of a question's answers, a list of an order's.
+        shown = replies if info.kind == "inspect" else [{node: answer} for node, answer in replies.items()]
+        click.echo(json.dumps(shown, default=repr))
+    return len(replies)
 
 
-def _readable(reply: Any) -> str:
-    if isinstance(reply, Mapping) and set(reply) == {"ok"}:
-        return f"OK {reply['ok']}"
-    if isinstance(reply, Mapping) and set(reply) == {"error"}:
-        return f"ERROR {reply['error']}"
-    if isinstance(reply, list):
-        return "".join(f"\n    * {item}" for item in reply) or "- empty -"
-    return json.dumps(reply, indent=4, default=repr)
+def print_count(count: int) -> None:
+    """How many nodes answered."""
+    click.echo(f"\n{count} node{'' if count == 1 else 's'} online.")
+
+
+def _told(node: str, answer: Any, *, with_replies: bool) -> str:
+    is_error = isinstance(answer, Mapping) and "error" in answer and "ok" not in answer
+    status = click.style("ERROR", fg="red", bold=True) if is_error else click.style("OK", fg="green", bold=True)
+    line = f"->  {click.style(f'{node}: ', fg='cyan', bold=True)}{status}"
+    return f"{line}\n{_indented(_readable(answer))}" if with_replies else line
+
+
+def _readable(answer: Any) -> str:
+    if isinstance(answer, Mapping):
+        for word in ("ok", "error"):
+            if word in answer:
+                return _indented(_readable(answer[word]))
+        return json.dumps(answer, sort_keys=True, indent=4, default=repr)
+    if isinstance(answer, list):
+        return "\n".join(f"* {item}" for item in answer) or "- empty -"
+    return answer if isinstance(answer, str) else pformat(answer)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

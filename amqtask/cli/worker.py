@@ -185,7 +185,10 @@ def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
             f"imported. Say it on the command line (-P {pool}) or in the environment (AMQTASK_POOL={pool})."
         )
     node = node_name(given["hostname"])
-    logfile, pidfile = (expand(given[key], node) if given[key] else None for key in ("logfile", "pidfile"))
+    paths = {**given, "statedb": given["statedb"] or app.conf.worker_state_db}
+    logfile, pidfile, statedb = (
+        expand(paths[key], node) if paths[key] else None for key in ("logfile", "pidfile", "statedb")
+    )
     return WorkerOptions(
         queues=given["queues"],
         exclude_queues=given["exclude_queues"],
@@ -210,7 +213,7 @@ def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
         without_gossip=given["without_gossip"],
         without_mingle=given["without_mingle"],
         without_heartbeat=given["without_heartbeat"],
-        statedb=given["statedb"],
+        statedb=statedb,
         pidfile=pidfile,
         metrics_port=given["metrics_port"],
         health_port=given["health_port"],

@@ -20,7 +20,9 @@ PREFIX = "celery"  # the setting control_exchange
 class Command:
     """A command to workers. `destination` None: all of them, or those that `pattern` fits (`matcher` glob or pcre).
 
-    With a `ticket` each worker that is meant replies to `reply_exchange` under `reply_key`. `expires` is Unix time.
+    With a `ticket` each worker that is meant replies to `reply_exchange` under `reply_key`. `expires` is the Unix time until
+    which the caller waits; workers obey later commands too, as Celery's do: another host's clock may be wrong, and it
+    says the same of a revoke that nobody waits for.
     """
 
     method: str
@@ -38,15 +40,13 @@ class Command:
         return self.ticket is not None
 
     def is_for(self, nodename: str) -> bool:
-        """Whether this node is meant."""
+        """Whether this node is meant. A destination wins over a pattern, as in Celery."""
+        if self.destination is not None:
+            return nodename in self.destination
         if self.pattern:
             rule = self.pattern if self.matcher == "pcre" else fnmatch.translate(self.pattern)
             return re.match(rule, nodename) is not None
-        return self.destination is None or nodename in self.destination
-
-    def is_expired(self, now: float) -> bool:
-        """Whether the caller has given up waiting (`now` is Unix time)."""
-        return bool(self.expires) and now > self.expires
+        return True
 
 
 class Reply(NamedTuple):
@@ -122,18 +122,27 @@ def read_command(
     found = loads(body, content_type, content_encoding, accept)
     if not isinstance(found, dict) or not isinstance(found.get("method"), str):
         raise Undecodable("not a control command: no mapping with a `method`")
+    try:
+        return _command(found, headers or {})
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise Undecodable(f"the control command {found['method']!r} is malformed: {error}") from error
+
+
+def _command(found: dict[str, Any], headers: Mapping[str, Any]) -> Command:
     reply_to = found.get("reply_to") or {}
-    destination = found.get("destination")
+    destination, pattern = found.get("destination"), found.get("pattern")
+    if pattern and found.get("matcher") == "pcre":
+        re.compile(pattern)
     return Command(
         method=found["method"],
-        arguments=found.get("arguments") or {},
+        arguments=dict(found.get("arguments") or {}),
         destination=None if destination is None else _names(destination),
-        pattern=found.get("pattern"),
+        pattern=pattern,
         matcher=found.get("matcher"),
         ticket=found.get("ticket"),
         reply_exchange=reply_to.get("exchange", ""),
         reply_key=reply_to.get("routing_key", ""),
-        expires=float((headers or {}).get("expires") or 0.0),
+        expires=float(headers.get("expires") or 0.0),
     )
 
 

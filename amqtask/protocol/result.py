@@ -119,6 +119,17 @@ class RemoteTraceback(Exception):
         return f"\n\n{self.text}"
 
 
+OURS = "amqtask.exceptions"
+# What celery.exceptions has under the same names.
+TWINS = frozenset(
+    {
+        "Ignore", "InvalidTaskError", "MaxRetriesExceededError", "NotRegistered", "OperationalError", "QueueNotFound",
+        "Reject", "Retry", "SoftTimeLimitExceeded", "TaskPredicate", "TaskRevokedError", "Terminated",
+        "TimeLimitExceeded", "TimeoutError", "WorkerLostError",
+    }
+)  # fmt: skip
+
+
 class RemoteError(Exception):
     """An exception whose class is not known in this process; subclasses carry the original's name."""
 
@@ -129,8 +140,14 @@ def exception_as_dict(error: BaseException, serializer: str = "json") -> dict[st
     return {
         "exc_type": kind.__qualname__,
         "exc_message": [_writable(argument, serializer) for argument in error.args],
-        "exc_module": kind.__module__,
+        "exc_module": _module_of(kind),
     }
+
+
+def _module_of(kind: type[BaseException]) -> str:
+    """Ours that have a twin in Celery are told as those: a Celery client would not know the class otherwise."""
+    is_twin = kind.__module__ == OURS and kind.__qualname__ in TWINS
+    return "celery.exceptions" if is_twin else kind.__module__
 
 
 def _writable(value: Any, serializer: str) -> Any:
@@ -191,11 +208,8 @@ def _stand_in(name: str, module: str) -> type[RemoteError]:
 
 def _find(qualified: str, module: Any) -> type[BaseException] | None:
     # Celery's own exceptions have twins here under the same names.
-    for place in (
-        module,
-        "amqtask.exceptions" if str(module).startswith(("celery.", "billiard.")) else None,
-        "builtins",
-    ):
+    is_celerys = str(module).startswith(("celery.", "billiard."))
+    for place in (OURS if is_celerys else None, module, "builtins"):
         value: Any = sys.modules.get(str(place)) if place else None
         for part in qualified.split("."):
             value = getattr(value, part, None)

@@ -6,18 +6,21 @@ reply; None: nothing is replied. What it raises of ours is answered as `{"error"
 
 from __future__ import annotations
 
+import logging
 import os
-import platform
 import re
-import resource
-import sys
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from amqtask import __version__
 from amqtask.clock import LamportClock
+from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.services.answers import queue_info, registered_info, rusage, scheduled_info, task_info
+from amqtask.services.memory import draw_references, dump_samples, resident_memory
+from amqtask.worker.revoked import Stamp, stamps_in
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
@@ -27,13 +30,16 @@ if TYPE_CHECKING:
     from amqtask.worker.orders import Orders
     from amqtask.worker.worker import Worker
 
+logger = logging.getLogger("amqtask.worker")
 _SECRET_NAME = re.compile(r"passw|secret|token|credential|private|security_key|api_?key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"(?P<start>[\w+.-]+://[^/\s:@]*:)[^@/\s]*@")
 
 
 @dataclass(slots=True)
 class Control:
-    """What commands work on. `settings()` is the app's configuration; `make_queue` builds one for `add_consumer`."""
+    """What commands work on. `settings()` is the app's configuration; `make_queue` builds one for `add_consumer`,
+    `report()` is the text for a bug report, `accept` what may be decoded, `reload` imports modules (again).
+    """
 
     worker: Worker
     orders: Orders
@@ -44,6 +50,12 @@ class Control:
     events: EventSender
     # The worker's one logical clock, which its events carry too.
     lamport: LamportClock = field(default_factory=LamportClock)
+    accept: frozenset[str] = frozenset({"application/json"})
+    report: Callable[[], str] = str
+    reload: Callable[[Iterable[str] | None, bool], None] | None = None
+    # What custom commands are given as `state.app`.
+    app: Any = None
+    memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
 
     @property
     def clock(self) -> int:
@@ -66,14 +78,13 @@ def clock(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def stats(control: Control, arguments: Mapping[str, Any]) -> Any:
-    used = resource.getrusage(resource.RUSAGE_SELF)
     numbers = {
         **control.orders.stats(),
         "pid": os.getpid(),
         "clock": str(control.clock),
         "uptime": round(time.time() - control.worker.lifecycle.started_at),
         "broker": dict(control.broker_info),
-        "rusage": {name: getattr(used, f"ru_{name}") for name in ("utime", "stime", "maxrss", "nvcsw", "nivcsw")},
+        "rusage": rusage(),
     }
     if control.autoscale is not None:
         numbers["autoscaler"] = control.autoscale.info()
@@ -81,32 +92,35 @@ def stats(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def active(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return [_info(control, request, is_active=True) for request in control.orders.running()]
+    safe = bool(arguments.get("safe"))
+    return [task_info(control, request, safe=safe) for request in control.orders.active()]
 
 
 def reserved(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return [_info(control, request, is_active=False) for request in control.orders.waiting()]
+    safe = bool(arguments.get("safe"))
+    return [task_info(control, request, safe=safe) for request in control.orders.reserved()]
 
 
 def scheduled(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """Nothing: tasks with an ETA wait in the broker."""
-    return []
+    """Those whose moment is near; all other tasks with an ETA wait in the broker."""
+    return [scheduled_info(control, request) for request in control.orders.soon()]
 
 
 def revoked(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return list(control.worker.revoked.as_dict())
+    return list(control.worker.revoked.ids)
 
 
 def registered(control: Control, arguments: Mapping[str, Any]) -> Any:
-    fields = arguments.get("taskinfoitems") or ()
-    names = sorted(control.worker.setup.tasks)
+    fields = arguments.get("taskinfoitems")
+    tasks = control.worker.setup.tasks
+    names = sorted(tasks)
     if not arguments.get("builtins"):
         names = [name for name in names if not name.startswith("celery.")]
-    return [_with_fields(name, control.worker.setup.tasks[name], fields) for name in names]
+    return [registered_info(name, tasks[name], fields) for name in names]
 
 
 def active_queues(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return [_queue_info(queue) for queue in control.worker.queues if queue.name in control.worker.windows.by_queue]
+    return [queue_info(queue) for queue in control.worker.queues if queue.name in control.worker.windows.by_queue]
 
 
 def conf(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -117,37 +131,64 @@ def conf(control: Control, arguments: Mapping[str, Any]) -> Any:
 def query_task(control: Control, arguments: Mapping[str, Any]) -> Any:
     wanted = arguments.get("ids") or ()
     ids = {wanted} if isinstance(wanted, str) else set(wanted)
-    found = {
-        request.id: ["reserved", _info(control, request, is_active=False)]
-        for request in control.orders.waiting()
+    orders = control.orders
+    by_state = {"reserved": orders.reserved(), "scheduled": orders.soon(), "active": orders.active()}
+    return {
+        request.id: [state, task_info(control, request, safe=False)]
+        for state, requests in by_state.items()
+        for request in requests
         if request.id in ids
     }
-    found.update(
-        (request.id, ["active", _info(control, request, is_active=True)])
-        for request in control.orders.running()
-        if request.id in ids
-    )
-    return found
 
 
 def hello(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """A worker that starts asks its neighbours for what they know to be revoked."""
+    """A worker that starts asks its neighbours for what they know to be revoked, and tells what it knows."""
     if arguments.get("from_node") == control.worker.setup.hostname:
         return None
-    known = arguments.get("revoked")
-    if isinstance(known, dict):
-        control.worker.revoked.update({str(key): _as_time(value) for key, value in known.items()}, time.time())
-    return {"revoked": control.worker.revoked.as_dict(), "clock": control.clock}
+    learn_revoked(control, arguments)
+    return {**revoked_state(control), "clock": control.clock}
+
+
+def revoked_state(control: Control) -> dict[str, Any]:
+    """What `hello` carries both ways: ids as Celery 5.7 sends them, beside them what only we know of."""
+    found = control.worker.revoked
+    stamps = [[name, value, since] for (name, value), since in found.stamps.items()]
+    return {"revoked": list(found.ids), "revoked_at": list(found.ids.values()), "revoked_stamps": stamps}
+
+
+def learn_revoked(control: Control, state: Mapping[str, Any]) -> None:
+    """Take over what another worker knows; one of Celery's tells ids alone, or with times that mean nothing here."""
+    ids, times = list(state.get("revoked") or ()), state.get("revoked_at")
+    if not isinstance(times, list) or len(times) != len(ids):
+        times = [time.time()] * len(ids)
+    stamps = {(str(name), value): float(since) for name, value, since in state.get("revoked_stamps") or ()}
+    control.orders.learn_revoked({str(key): float(since) for key, since in zip(ids, times, strict=True)}, stamps)
 
 
 def report(control: Control, arguments: Mapping[str, Any]) -> Any:
-    lines = [
-        f"software -> amqtask:{__version__} py:{platform.python_version()}",
-        f"platform -> system:{platform.system()} arch:{platform.machine()} imp:{sys.implementation.name}",
-        f"pool     -> {control.worker.pool.name}:{control.worker.pool.slots}",
-        f"broker   -> {control.broker_info.get('url', '')}",
-    ]
-    return {"ok": "\n".join(lines)}
+    return {"ok": control.report()}
+
+
+def memsample(control: Control, arguments: Mapping[str, Any]) -> Any:
+    sample = resident_memory()
+    control.memory_samples.append(sample)
+    return sample
+
+
+def memdump(control: Control, arguments: Mapping[str, Any]) -> Any:
+    text = dump_samples(control.memory_samples, int(arguments.get("samples") or 10))
+    control.memory_samples.clear()
+    return text
+
+
+def objgraph(control: Control, arguments: Mapping[str, Any]) -> Any:
+    return {
+        "filename": draw_references(
+            str(arguments.get("type") or "Request"),
+            most=int(arguments.get("num") or 200),
+            depth=int(arguments.get("max_depth") or 10),
+        )
+    }
 
 
 # -- orders
@@ -155,27 +196,89 @@ def report(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 def revoke(control: Control, arguments: Mapping[str, Any]) -> Any:
     ids = _ids(arguments)
-    ended = control.orders.revoke(ids, terminate=bool(arguments.get("terminate")))
+    if not ids:
+        return {"error": "no task id was given"}
+    stopped = control.orders.revoke(ids)
     if arguments.get("terminate"):
-        return {"ok": f"tasks {', '.join(ids)} flagged as revoked; terminated: {', '.join(ended) or 'none ran here'}"}
+        return _terminated(control, arguments, stopped, lambda request: request.id in ids)
+    logger.info("Tasks flagged as revoked: %s", ", ".join(ids))
     return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
+
+
+def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) -> Any:
+    stamps = dict.fromkeys(_stamps(arguments.get("headers")))
+    if not stamps:
+        return {"error": "no stamp was given: headers is {name: value or list of values}"}
+    stopped = control.orders.revoke_stamps(stamps)
+    if not arguments.get("terminate"):
+        return {"ok": f"headers {_spelled(stamps)} flagged as revoked, but not terminated"}
+    covers = control.worker.revoked.covers
+    return _terminated(control, arguments, stopped, lambda request: covers(request.id, request.headers))
 
 
 def terminate(control: Control, arguments: Mapping[str, Any]) -> Any:
     return revoke(control, {**arguments, "terminate": True})
 
 
+def _terminated(
+    control: Control, arguments: Mapping[str, Any], stopped: list[Request], meant: Callable[[Request], bool]
+) -> Any:
+    ended, going_on = control.orders.terminate(meant, signal_number(arguments.get("signal")))
+    if going_on and any(control.orders.pid_of(request) is not None for request in going_on):
+        names = ", ".join(request.id for request in going_on)
+        return {"error": f"the {control.worker.pool.name} pool cannot end what runs: {names}"}
+    names = ", ".join(dict.fromkeys(request.id for request in (*ended, *stopped)))
+    return {"ok": f"terminate: {names}" if names else "terminate: tasks unknown"}
+
+
+def signal_number(given: Any) -> int | None:
+    """SIGTERM, TERM, 15 or "15" as a number; None for nothing. Raises: ConfigurationError."""
+    if given in (None, ""):
+        return None
+    word = str(given).upper()
+    try:
+        if word.isdigit():
+            return int(signal.Signals(int(word)))
+        return int(signal.Signals[word if word.startswith("SIG") else f"SIG{word}"])
+    except (KeyError, ValueError):
+        raise ConfigurationError(f"there is no signal {given!r} (it is like SIGTERM, KILL or 9)") from None
+
+
 def rate_limit(control: Control, arguments: Mapping[str, Any]) -> Any:
-    limit = arguments.get("rate_limit")
-    control.orders.set_rate_limit(str(arguments.get("task_name")), limit)
+    name, limit = str(arguments.get("task_name")), arguments.get("rate_limit")
+    try:
+        control.orders.set_rate_limit(name, limit)
+    except NotRegistered:
+        logger.error("Rate limit attempt for unknown task %s", name)
+        return {"error": "unknown task"}
+    except ConfigurationError as error:
+        return {"error": f"Invalid rate limit string: {error}"}
+    logger.info("New rate limit for tasks of type %s: %s.", name, limit or "none")
     return {"ok": "new rate limit set successfully" if limit else "rate limit disabled successfully"}
 
 
 def time_limit(control: Control, arguments: Mapping[str, Any]) -> Any:
-    control.orders.set_time_limits(
-        str(arguments.get("task_name")), soft=arguments.get("soft"), hard=arguments.get("hard")
-    )
+    name, soft, hard = str(arguments.get("task_name")), _limit(arguments, "soft"), _limit(arguments, "hard")
+    try:
+        control.orders.set_time_limits(name, soft=soft, hard=hard)
+    except NotRegistered:
+        logger.error("Change time limit attempt for unknown task %s", name)
+        return {"error": "unknown task"}
+    logger.info("New time limits for tasks of type %s: soft=%s hard=%s", name, soft, hard)
     return {"ok": "time limits set successfully"}
+
+
+def _limit(arguments: Mapping[str, Any], kind: str) -> float | None:
+    given = arguments.get(kind)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if seconds <= 0:
+        raise ConfigurationError(f"a {kind} time limit is a number of seconds above 0, not {given!r}")
+    return seconds
 
 
 def pool_grow(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -188,7 +291,7 @@ def pool_shrink(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 def autoscale(control: Control, arguments: Mapping[str, Any]) -> Any:
     if control.autoscale is None:
-        return {"error": "autoscale is not enabled in this worker (start it with --autoscale=MAX,MIN)"}
+        return {"error": "Autoscale not enabled in this worker (start it with --autoscale=MAX,MIN)"}
     most, least = control.autoscale.set_bounds(arguments.get("max"), arguments.get("min"))
     return {"ok": f"autoscale now max={most} min={least}"}
 
@@ -225,6 +328,12 @@ def pool_restart(control: Control, arguments: Mapping[str, Any]) -> Any:
     return {"error": "pool restarts are not supported; restart the worker"}
 
 
+def election(control: Control, arguments: Mapping[str, Any]) -> Any:
+    """Celery's workers elect over the events that they send each other (celery/worker/consumer/gossip.py)."""
+    logger.warning("control: election %r is not ours: amqtask's workers do not gossip", arguments.get("id"))
+    return {"error": "workers of amqtask take no part in elections: they do not listen to each other's events"}
+
+
 COMMANDS: dict[str, Command] = {
     "active": active,
     "active_queues": active_queues,
@@ -234,9 +343,13 @@ COMMANDS: dict[str, Command] = {
     "clock": clock,
     "conf": conf,
     "disable_events": disable_events,
+    "election": election,
     "enable_events": enable_events,
     "heartbeat": heartbeat,
     "hello": hello,
+    "memdump": memdump,
+    "memsample": memsample,
+    "objgraph": objgraph,
     "ping": ping,
     "pool_grow": pool_grow,
     "pool_restart": pool_restart,
@@ -247,6 +360,7 @@ COMMANDS: dict[str, Command] = {
     "report": report,
     "reserved": reserved,
     "revoke": revoke,
+    "revoke_by_stamped_headers": revoke_by_stamped_headers,
     "revoked": revoked,
     "scheduled": scheduled,
     "shutdown": shutdown,
@@ -281,58 +395,23 @@ def _ids(arguments: Mapping[str, Any]) -> list[str]:
     return [given] if isinstance(given, str) else [str(each) for each in given]
 
 
+def _stamps(headers: Any) -> list[Stamp]:
+    """From a mapping, or from the command line's `name=value` words."""
+    if isinstance(headers, Mapping):
+        return stamps_in({str(name): value for name, value in headers.items()})
+    if isinstance(headers, (list, tuple)):
+        words = [str(word).partition("=") for word in headers]
+        return [(name, value) for name, separator, value in words if separator]
+    return []
+
+
+def _spelled(stamps: Iterable[Stamp]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in stamps)
+
+
 def _resized(control: Control, by: int) -> Any:
+    word = "grow" if by > 0 else "shrink"
     if control.autoscale is not None:
-        control.autoscale.set_bounds(control.autoscale.most + by, control.autoscale.least + by)
-    else:
-        control.orders.resize(control.worker.pool.slots + by)
-    return {"ok": "pool will grow" if by > 0 else "pool will shrink"}
-
-
-def _as_time(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else time.time()
-
-
-def _with_fields(name: str, task: Any, fields: Any) -> str:
-    values = [f"{field}={getattr(task, field)}" for field in fields if getattr(task, field, None) is not None]
-    return f"{name} [{' '.join(values)}]" if values else name
-
-
-def _info(control: Control, request: Request, *, is_active: bool) -> dict[str, Any]:
-    headers = request.headers
-    return {
-        "id": request.id,
-        "name": request.task,
-        "args": headers.get("argsrepr"),
-        "kwargs": headers.get("kwargsrepr"),
-        "type": request.task,
-        "hostname": control.worker.setup.hostname,
-        "time_start": control.worker.lifecycle.running_since.get(request.number) if is_active else None,
-        "acknowledged": request.number in control.worker.dispatcher.early and is_active,
-        "delivery_info": {
-            "exchange": request.exchange,
-            "routing_key": request.routing_key,
-            "priority": request.priority,
-            "redelivered": request.redelivered,
-        },
-        "worker_pid": None,
-    }
-
-
-def _queue_info(queue: Queue) -> dict[str, Any]:
-    exchange = queue.exchange
-    return {
-        "name": queue.name,
-        "exchange": {
-            "name": exchange.name if exchange else "",
-            "type": exchange.type if exchange else "direct",
-            "durable": exchange.durable if exchange else True,
-            "auto_delete": exchange.auto_delete if exchange else False,
-        },
-        "routing_key": queue.routing_key or queue.name,
-        "queue_arguments": queue.argument_map,
-        "durable": queue.durable,
-        "exclusive": queue.exclusive,
-        "auto_delete": queue.auto_delete,
-        "no_ack": False,
-    }
+        return {"error": f"pool_{word} is not supported with autoscale. Adjust autoscale range instead."}
+    control.orders.resize(control.worker.pool.slots + by)
+    return {"ok": f"pool will {word}"}

@@ -8,13 +8,14 @@ has not noticed yet, comes free by itself; hence the new try now and then).
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import AmqTaskError, MessageError
+from amqtask.commands import find_custom
+from amqtask.exceptions import AmqTaskError, EncodeError, MessageError
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
 from amqtask.services.commands import COMMANDS, Control
+from amqtask.services.panel_state import PanelState
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
@@ -47,7 +48,6 @@ class Panel:
         prefix: str = "celery",
         queue_ttl: float = 300.0,
         queue_expires: float = 10.0,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._control = control
         self._loop = loop
@@ -56,8 +56,8 @@ class Panel:
         self._accept = accept
         self._prefix = prefix
         self._hostname = control.worker.setup.hostname
+        self._state = PanelState(control)
         self._mailbox = mailbox(self._hostname, prefix, ttl=queue_ttl, expires=queue_expires)
-        self._wall_clock = wall_clock
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
         self._timer: Timer | None = None
@@ -100,26 +100,38 @@ class Panel:
             logger.warning("control: a message that is no command: %s", error)
             return
         self._control.lamport.adjust((properties.headers or {}).get("clock"))
-        if command.is_for(self._hostname) and not command.is_expired(self._wall_clock()):
+        if command.is_for(self._hostname):
             self._obey(command)
 
     def _obey(self, command: Command) -> None:
         logger.debug("control: %s %s", command.method, dict(command.arguments))
-        function = COMMANDS.get(command.method)
-        payload: Any = {"error": f"no such command: {command.method!r}"}
-        if function is not None:
-            try:
-                payload = function(self._control, command.arguments)
-            except AmqTaskError as error:
-                payload = {"error": str(error)}
-            except Exception as error:
-                logger.exception("control: command %s failed", command.method)
-                payload = {"error": repr(error)}
+        try:
+            payload = self._run(command)
+        except AmqTaskError as error:
+            payload = {"error": str(error)}
+        except Exception as error:
+            logger.exception("control: command %s failed", command.method)
+            payload = {"error": repr(error)}
         if command.wants_reply and payload is not None:
             self._reply(command, payload)
 
+    def _run(self, command: Command) -> Any:
+        custom = find_custom(command.method)
+        if custom is not None:
+            return custom(self._state, **command.arguments)
+        function = COMMANDS.get(command.method)
+        if function is None:
+            logger.error("No such control command: %s", command.method)
+            return {"error": f"no such command: {command.method!r}"}
+        return function(self._control, command.arguments)
+
     def _reply(self, command: Command, payload: Any) -> None:
-        message = reply_message(command, self._hostname, payload, clock=self._control.clock)
+        try:
+            message = reply_message(command, self._hostname, payload, clock=self._control.clock)
+        except EncodeError as error:
+            logger.error("control: the reply to %s cannot be sent: %s", command.method, error)
+            told = {"error": f"the reply cannot be sent: {error}"}
+            message = reply_message(command, self._hostname, told, clock=self._control.clock)
         exchange = reply_exchange(self._prefix)
         if command.reply_exchange == exchange.name:
             message.declare = (exchange,)

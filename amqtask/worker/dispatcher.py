@@ -73,6 +73,14 @@ class Dispatcher:
         finally:
             self._busy = False
 
+    def hold(self) -> None:
+        """Start nothing until `release`."""
+        self._busy = True
+
+    def release(self) -> None:
+        """Go on; call `run` later."""
+        self._busy = False
+
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
         watched, early, submit = self.watched, self.early, self.submit
@@ -97,6 +105,8 @@ class Dispatcher:
 
     def _fill_from_held(self) -> None:
         while self._pool.free > 0 and (request := self._throttle.next_ready(self._clock())) is not None:
+            if self.watched and request.number in self.watched and not self._admitted(request):
+                continue
             if request.number in self.early:
                 self._accepted(request)
             self.running[request.number] = request

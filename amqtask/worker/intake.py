@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amqtask.worker.answered import Answered, LostAttempts
     from amqtask.worker.finish import Finisher
     from amqtask.worker.report import Report
-    from amqtask.worker.revoked import RevokedIds
+    from amqtask.worker.revoked import Revocations
     from amqtask.worker.setup import Delays, Endings
     from amqtask.worker.strategy import TaskStrategy
 
@@ -39,7 +39,7 @@ class Intake:
         finisher: Finisher,
         answered: Answered,
         losses: LostAttempts,
-        revoked: RevokedIds,
+        revoked: Revocations,
         report: Report,
         delays: Delays,
         endings: Endings,
@@ -66,7 +66,7 @@ class Intake:
         """True: it may run now (`watched` knows of its deadline). False: it has been dealt with."""
         if request.redelivered and self._is_known(request):
             return False
-        if request.id in self._revoked:
+        if self._revoked.covers(request.id, request.headers):
             self._revoke(request)
             return False
         if strategy.task is None:
@@ -79,7 +79,7 @@ class Intake:
 
     def admit(self, request: Request, deadline: float) -> bool:
         """The last look before a watched request runs."""
-        if request.id in self._revoked:
+        if self._revoked.covers(request.id, request.headers):
             self._revoke(request)
             return False
         if self._wall_clock() >= deadline:
@@ -146,9 +146,14 @@ class Intake:
         if self._soon.pop(request.number, None) is not None:
             self._ready(request)
 
+    @property
+    def soon(self) -> list[Request]:
+        """Those that wait for it."""
+        return [request for request, _ in self._soon.values()]
+
     def clear(self) -> list[Request]:
         """Take away what waits for its moment (it is given back, or void)."""
-        requests = [request for request, _ in self._soon.values()]
+        requests = self.soon
         for _, timer in self._soon.values():
             timer.cancel()
         self._soon.clear()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amqtask import signals
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
+from amqtask.worker.statefile import StateFile
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -56,6 +54,7 @@ class Lifecycle:
         # Unix time at which a running request was first seen running, to half a second: measuring each start would
         # cost every task something for a question that is rarely asked.
         self.running_since: dict[int, float] = {}
+        self._state = StateFile(setup.statedb, worker.revoked) if setup.statedb else None
 
     def run(self) -> int:
         """From start to end; the exit code."""
@@ -74,7 +73,8 @@ class Lifecycle:
     def _start(self) -> None:
         """The pool first: its children must not inherit the broker's sockets."""
         worker, setup = self._worker, self._setup
-        self._load_state()
+        if self._state is not None:
+            self._state.load()
         worker.pool.start()
         if setup.install_signals and self._handlers.install() and hasattr(signal, "SIGUSR1") and _has_file(sys.stderr):
             faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -109,21 +109,25 @@ class Lifecycle:
         self._busy_check.stop()
         self._worker.pool.stop()
         self._handlers.restore()
-        self._save_state()
+        if self._state is not None:
+            self._state.save()
         if signals.worker_shutdown:
             signals.worker_shutdown.send(sender=self._worker)
 
     def _look_at_long_tasks(self) -> None:
         worker, now = self._worker, time.monotonic()
-        self._note_starts()
+        self.note_starts()
         if worker.ended != self._ended_before or worker.pool.free > 0:
             self._ended_before, self._idle_since = worker.ended, now
         else:
             worker.windows.nothing_ends(now - self._idle_since)
         worker.revoked.purge(time.time())
+        if self._state is not None:
+            self._state.save_soon()
         worker.wake()
 
-    def _note_starts(self) -> None:
+    def note_starts(self) -> None:
+        """Bring `running_since` up to date."""
         now, known = time.time(), self.running_since
         self.running_since = {number: known.get(number, now) for number in self._worker.dispatcher.running}
 
@@ -162,20 +166,6 @@ class Lifecycle:
     def _tell_shutting_down(self, why: str | None, how: str, exit_code: int) -> None:
         if signals.worker_shutting_down:
             signals.worker_shutting_down.send(sender=self._setup.hostname, sig=why, how=how, exitcode=exit_code)
-
-    # -- revoked ids from run to run
-
-    def _load_state(self) -> None:
-        if self._setup.statedb and os.path.exists(self._setup.statedb):
-            try:
-                revoked = json.loads(Path(self._setup.statedb).read_text())["revoked"]
-                self._worker.revoked.update(revoked, time.time())
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
-                logger.warning("worker: the state file %s is not readable: %s", self._setup.statedb, exc)
-
-    def _save_state(self) -> None:
-        if self._setup.statedb:
-            Path(self._setup.statedb).write_text(json.dumps({"revoked": self._worker.revoked.as_dict()}))
 
 
 def _has_file(stream: object) -> bool:

@@ -6,9 +6,10 @@ Everything here is called on the worker's loop.
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.worker.intake import NEVER
@@ -16,9 +17,17 @@ from amqtask.worker.intake import NEVER
 if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.execution.request import Request
+    from amqtask.worker.revoked import Stamp
     from amqtask.worker.worker import Worker
 
 logger = logging.getLogger("amqtask.worker")
+
+
+class Terminated(NamedTuple):
+    """Which requests were ended, and which run on because the pool cannot end them (or because they had just ended)."""
+
+    ended: list[Request]
+    going_on: list[Request]
 
 
 class Orders:
@@ -29,21 +38,38 @@ class Orders:
 
     # -- changes
 
-    def revoke(self, task_ids: Iterable[str], *, terminate: bool = False) -> list[str]:
-        """Do not run these; with `terminate` also end them if they run. Returns the ids that were terminated."""
-        worker, ids = self._worker, dict.fromkeys(task_ids)
-        worker.revoked.add(ids, time.time())
-        for request in worker.dispatcher:
-            if request.id in ids:
-                worker.dispatcher.watched[request.number] = NEVER
-        terminated: list[str] = []
-        if terminate:
-            for request in list(worker.dispatcher.running.values()):
-                if request.id in ids and worker.pool.terminate(request.number, "terminated"):
-                    terminated.append(request.id)
-                    worker.report.revoked(request, terminated=True)
+    def revoke(self, task_ids: Iterable[str]) -> list[Request]:
+        """Do not run these. Returns those of them that waited here and will not run."""
+        self._worker.revoked.add(task_ids, time.time())
+        return self._stop_waiting()
+
+    def revoke_stamps(self, stamps: Iterable[Stamp]) -> list[Request]:
+        """The same for all tasks that carry one of these stamps."""
+        self._worker.revoked.add_stamps(stamps, time.time())
+        return self._stop_waiting()
+
+    def learn_revoked(self, ids: Mapping[str, float], stamps: Mapping[Stamp, float]) -> None:
+        """What another worker knows to be revoked, with the time that it was revoked at."""
+        self._worker.revoked.merge(ids, stamps, time.time())
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> list[Request]:
+        worker = self._worker
+        covers = worker.revoked.covers
+        stopped = [request for request in self.waiting() if covers(request.id, request.headers)]
+        worker.dispatcher.watched.update((request.number, NEVER) for request in stopped)
         worker.wake()
-        return terminated
+        return stopped
+
+    def terminate(self, meant: Callable[[Request], bool], signum: int | None = None) -> Terminated:
+        """End those that run and are meant; prefork sends this signal (TERM), and KILL after a second."""
+        worker = self._worker
+        found = [request for request in self.running() if meant(request)]
+        ended = [request for request in found if worker.pool.terminate(request.number, "terminated", signum)]
+        for request in ended:
+            worker.report.revoked(request, terminated=True, signum=signum)
+        worker.wake()
+        return Terminated(ended, [request for request in found if request not in ended])
 
     def set_rate_limit(self, task_name: str, limit: str | float | None) -> None:
         """Raises: NotRegistered, ConfigurationError."""
@@ -98,10 +124,24 @@ class Orders:
     # -- questions
 
     def running(self) -> list[Request]:
+        """All that the pool has, those too that it was given ahead of time."""
         return list(self._worker.dispatcher.running.values())
 
+    def active(self) -> list[Request]:
+        """Those that have begun."""
+        return [request for request in self.running() if self.pid_of(request) is not None]
+
+    def reserved(self) -> list[Request]:
+        """Those that are here and have not begun."""
+        active = {request.number for request in self.active()}
+        return [request for request in (*self._worker.dispatcher, *self.running()) if request.number not in active]
+
     def waiting(self) -> list[Request]:
-        return list(self._worker.dispatcher)
+        return [*self._worker.dispatcher, *self._worker.intake.soon]
+
+    def soon(self) -> list[Request]:
+        """Those whose ETA is a moment away."""
+        return self._worker.intake.soon
 
     @property
     def backlog(self) -> int:
@@ -114,9 +154,31 @@ class Orders:
         totals = {name: strategy.count for name, strategy in worker.strategies.items() if strategy.count}
         return {
             "total": totals,
-            "pool": {"max-concurrency": worker.pool.slots, "implementation": worker.pool.name, **worker.pool.stats()},
+            "pool": {**self._pool_defaults(), **worker.pool.stats()},
             "prefetch_count": sum(window.current for window in worker.windows.by_queue.values()),
             "prefetch": {queue: window.current for queue, window in worker.windows.by_queue.items()},
             "waiting": worker.dispatcher.waiting,
             "unconfirmed": worker.publisher.outstanding,
         }
+
+    def _pool_defaults(self) -> dict[str, Any]:
+        """What Celery's tools look for in the numbers of any pool."""
+        worker = self._worker
+        return {
+            "implementation": worker.pool.name,
+            "max-concurrency": worker.pool.slots,
+            "processes": [os.getpid()],
+            "max-tasks-per-child": "N/A",
+            "put-guarded-by-semaphore": False,
+            "timeouts": [worker.setup.soft_time_limit or 0, worker.setup.time_limit or 0],
+            "writes": "N/A",
+        }
+
+    def start_of(self, request: Request) -> float | None:
+        """The Unix time at which it began, to half a second."""
+        self._worker.lifecycle.note_starts()
+        return self._worker.lifecycle.running_since.get(request.number)
+
+    def pid_of(self, request: Request) -> int | None:
+        """The process that runs it."""
+        return self._worker.pool.pid_of(request.number)

@@ -44,7 +44,18 @@ def fitting_window(slots: int, runtime: float | None, extra: int = 0) -> int:
 class Window:
     """The window of one queue. `pinned` never changes; times are of one monotonic clock."""
 
-    __slots__ = ("_changes", "_next_change", "_slots", "count", "current", "extra", "pinned", "runtime", "total")
+    __slots__ = (
+        "_changes",
+        "_next_change",
+        "_shifted",
+        "_slots",
+        "count",
+        "current",
+        "extra",
+        "pinned",
+        "runtime",
+        "total",
+    )
 
     def __init__(self, slots: int, pinned: int | None = None) -> None:
         self.pinned = pinned
@@ -55,12 +66,21 @@ class Window:
         self.total = 0.0
         self.count = 0
         self._slots = slots
+        self._shifted = 0
         self._changes = 0
         self._next_change = 0.0
 
     def resize(self, slots: int) -> None:
         """The pool has another number of slots now."""
         self._slots = slots
+
+    def shift(self, by: int) -> int:
+        """Hold so many more (or fewer) from now on; the new window."""
+        self._shifted += by
+        self.current = min(MAX_WINDOW, max(1, self.current + by))
+        if self.pinned is not None:
+            self.pinned = self.current
+        return self.current
 
     def saw_nothing_end(self, seconds: float) -> None:
         """All slots have been busy for so long."""
@@ -79,7 +99,7 @@ class Window:
             self._take_in()
         if self.pinned is not None or now < self._next_change:
             return None
-        wanted = fitting_window(self._slots, self.runtime, self.extra)
+        wanted = max(1, fitting_window(self._slots, self.runtime, self.extra + self._shifted))
         if not self._is_worth_it(wanted):
             return None
         pause = FIRST_PAUSE_SECONDS * 2**self._changes if self._changes < 8 else LONGEST_PAUSE_SECONDS
@@ -92,7 +112,7 @@ class Window:
         if wanted == self.current:
             return False
         smaller, larger = sorted((wanted, self.current))
-        return larger >= LEAST_FACTOR * smaller or wanted == self._slots + self.extra
+        return larger >= LEAST_FACTOR * smaller or wanted == self._slots + self.extra + self._shifted
 
     def _take_in(self) -> None:
         mean = self.total / self.count

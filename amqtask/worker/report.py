@@ -104,10 +104,12 @@ class Report:
             trace = f"\n{outcome.traceback}" if outcome.traceback else ""
             logger.error("Task %s[%s] raised unexpected: %s%s", name, task_id, outcome.summary, trace, extra=extra)
 
-    def revoked(self, request: Request, *, terminated: bool = False, expired: bool = False) -> None:
+    def revoked(
+        self, request: Request, *, terminated: bool = False, expired: bool = False, signum: int | None = None
+    ) -> None:
         if signals.task_revoked:
             signals.task_revoked.send(
-                sender=request.task, request=request, terminated=terminated, signum=None, expired=expired
+                sender=request.task, request=request, terminated=terminated, signum=signum, expired=expired
             )
 
     def unknown(self, request: Request, error: Exception) -> None:

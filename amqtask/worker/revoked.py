@@ -1,53 +1,109 @@
-"""The ids of revoked tasks: bounded in number and age, as in Celery (50,000 ids, 3 hours)."""
+"""What was revoked: task ids, and stamps whose tasks are meant; bounded in number and age (Celery's: 50,000, 3 hours).
+
+A stamp is a header that a caller put on tasks (celery/app/control.py, revoke_by_stamped_headers). Times are Unix time.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 MAX_IDS = 50_000
 EXPIRES_SECONDS = 10_800.0
+Stamp = tuple[str, Any]
 
 
-class RevokedIds:
-    """Task ids with the time they were revoked at; falsy while empty, so that the hot path skips it."""
+class Revocations:
+    """Ids and stamps with the time they were revoked at; falsy while empty, so that the hot path skips it.
+
+    `version` changes with every change that a state file must know of.
+    """
 
     def __init__(self, *, max_ids: int = MAX_IDS, expires: float = EXPIRES_SECONDS) -> None:
         self._max_ids = max_ids
         self._expires = expires
-        self._since: OrderedDict[str, float] = OrderedDict()
+        self._ids: OrderedDict[str, float] = OrderedDict()
+        self._stamps: OrderedDict[Stamp, float] = OrderedDict()
+        self.version = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._ids or self._stamps)
+
+    def covers(self, task_id: str, headers: Mapping[str, Any]) -> bool:
+        """Whether a task with this id and these message headers is not to run."""
+        if task_id in self._ids:
+            return True
+        if not self._stamps or not headers.get("stamped_headers"):
+            return False
+        return any(stamp in self._stamps for stamp in _stamps_of(headers))
+
+    # -- changes
 
     def add(self, task_ids: Iterable[str], now: float) -> None:
         """Revoke; an id that is known already starts its time again."""
-        for task_id in task_ids:
-            self._since[task_id] = now
-            self._since.move_to_end(task_id)
-        self.purge(now)
+        self._renew(self._ids, task_ids, now)
 
-    def discard(self, task_id: str) -> None:
-        self._since.pop(task_id, None)
+    def add_stamps(self, stamps: Iterable[Stamp], now: float) -> None:
+        """Revoke all tasks that carry one of these stamps."""
+        self._renew(self._stamps, stamps, now)
+
+    def _renew(self, times: OrderedDict[Any, float], keys: Iterable[Any], now: float) -> None:
+        for key in keys:
+            times[key] = now
+            times.move_to_end(key)
+            self.version += 1
+        self.purge(now)
 
     def purge(self, now: float) -> None:
         """Forget what is too old or too many."""
-        while self._since:
-            oldest, since = next(iter(self._since.items()))
-            if len(self._since) <= self._max_ids and now - since < self._expires:
-                return
-            del self._since[oldest]
+        limited: tuple[OrderedDict[Any, float], ...] = (self._ids, self._stamps)
+        for times in limited:
+            while times:
+                oldest, since = next(iter(times.items()))
+                if len(times) <= self._max_ids and now - since < self._expires:
+                    break
+                del times[oldest]
 
-    def as_dict(self) -> dict[str, float]:
-        """For a state file and for `hello`: id to the time it was revoked at."""
-        return dict(self._since)
+    # -- to and from others
 
-    def update(self, ids: dict[str, float], now: float) -> None:
-        """Take over what another worker or a state file knows."""
-        for task_id, since in sorted(ids.items(), key=lambda item: item[1]):
-            self._since.setdefault(task_id, since)
-        self._since = OrderedDict(sorted(self._since.items(), key=lambda item: item[1]))
+    @property
+    def ids(self) -> dict[str, float]:
+        """Each id with the time it was revoked at, oldest first."""
+        return dict(self._ids)
+
+    @property
+    def stamps(self) -> dict[Stamp, float]:
+        """The same of stamps."""
+        return dict(self._stamps)
+
+    def merge(self, ids: Mapping[str, float], stamps: Mapping[Stamp, float], now: float) -> None:
+        """Take over what another worker or a state file knows; a time in the future counts as now."""
+        before = len(self._ids) + len(self._stamps)
+        self._ids = _merged(self._ids, ids, now)
+        self._stamps = _merged(self._stamps, stamps, now)
         self.purge(now)
+        if len(self._ids) + len(self._stamps) != before:
+            self.version += 1
 
-    def __contains__(self, task_id: object) -> bool:
-        return task_id in self._since
 
-    def __len__(self) -> int:
-        return len(self._since)
+def _merged(known: Mapping[Any, float], others: Mapping[Any, float], now: float) -> OrderedDict[Any, float]:
+    together = {key: min(now, since) for key, since in others.items()} | dict(known)
+    return OrderedDict(sorted(together.items(), key=lambda item: item[1]))
+
+
+def _stamps_of(headers: Mapping[str, Any]) -> Iterable[Stamp]:
+    """The stamps of a message, each value of a list by itself."""
+    names, stamps = headers.get("stamped_headers"), headers.get("stamps")
+    if not isinstance(names, (list, tuple)) or not isinstance(stamps, Mapping):
+        return ()
+    return stamps_in({name: stamps[name] for name in names if isinstance(name, str) and name in stamps})
+
+
+def stamps_in(values: Mapping[str, Any]) -> list[Stamp]:
+    """{stamp: value or list of values} one by one; what no stamp can be (a mapping, nothing) is left out."""
+    found: list[Stamp] = []
+    for name, value in values.items():
+        several = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+        found += [(name, each) for each in several if isinstance(each, (str, int, float))]
+    return found

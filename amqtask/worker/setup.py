@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.pool import Loop
+from amqtask.worker.revoked import EXPIRES_SECONDS, MAX_IDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,5 +78,8 @@ class WorkerSetup:
     soft_shutdown_on_idle: bool = False
     term_is_quit: bool = False
     install_signals: bool = True
-    # A file that keeps revoked ids from run to run (--statedb).
+    # A file that keeps what was revoked from run to run (--statedb).
     statedb: str | None = None
+    # How many revoked ids are remembered, and for how long.
+    revokes_max: int = MAX_IDS
+    revoke_expires: float = EXPIRES_SECONDS

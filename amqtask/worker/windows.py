@@ -40,6 +40,11 @@ class Windows:
         for window in self.by_queue.values():
             window.resize(slots)
 
+    def shift(self, by: int) -> None:
+        """So many more (or fewer) of each queue, by hand."""
+        for queue, window in self.by_queue.items():
+            self._consumer.set_prefetch(queue, window.shift(by))
+
     def look(self, now: float) -> None:
         """Change what should change."""
         if now < self._next_look:

@@ -28,7 +28,7 @@ from amqtask.worker.intake import Intake
 from amqtask.worker.ledger import Ledger
 from amqtask.worker.legacy import bare_request, read_legacy
 from amqtask.worker.lifecycle import Lifecycle
-from amqtask.worker.revoked import RevokedIds
+from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue
 from amqtask.worker.strategies import Strategies
 from amqtask.worker.strategy import read_request
@@ -84,7 +84,7 @@ class Worker:
         self.windows = Windows(
             self.consumer, slots=self.concurrency, pinned=setup.prefetch, on_closed=self._give_back_line
         )
-        self.revoked = RevokedIds()
+        self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
         self.answered = Answered()
         self.losses = LostAttempts()
         self.ledger = Ledger(NO_EPOCH)

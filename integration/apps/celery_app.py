@@ -1,6 +1,8 @@
 """The same tasks under a real Celery."""
 
 import os
+import time
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -16,6 +18,15 @@ app.conf.task_create_missing_queues = True
 def add(x: int, y: int) -> int:
     """The one that everybody knows."""
     return x + y
+
+
+@app.task(name="sample.wait_for")
+def wait_for(started: str, release: str) -> str:
+    """Say that it runs, then wait until a file appears."""
+    Path(started).touch()
+    while not Path(release).exists():
+        time.sleep(0.01)
+    return "released"
 
 
 @app.task(name="sample.fail")

@@ -227,7 +227,7 @@ class GreenPool(SlotPool):
 
     # -- ending tasks from outside
 
-    def terminate(self, number: int, reason: str) -> bool:
+    def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Raise Terminated in the task where it waits."""
         from amqtask.exceptions import Terminated  # noqa: PLC0415 - see start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,11 @@ class SlotPool:
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""
-        return {"max-concurrency": self._slots, "processes": [], "running": len(self._running), "total": self._total}
+        return {"max-concurrency": self._slots, "running": len(self._running), "total": self._total}
+
+    def pid_of(self, number: int) -> int | None:
+        """This process, for what runs."""
+        return os.getpid() if number in self._running else None
 
     def _hand_back(self, outcome: Outcome) -> None:
         """From any thread or greenlet. Outcomes that come together are delivered with one wake-up of the loop.

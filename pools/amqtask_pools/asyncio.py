@@ -197,7 +197,7 @@ class AsyncioPool(SlotPool):
         self._crew.resize(self._crew.limit + slots - self._slots)
         self._slots = slots
 
-    def terminate(self, number: int, reason: str) -> bool:
+    def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Coroutines only."""
         request = self._running.get(number)
         if request is None or number in self._in_threads or self._aloop is None:

@@ -10,6 +10,7 @@ The soft limit and the end from outside are a signal whose handler raises in the
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -168,10 +169,15 @@ class SoloPool:
     def resize(self, slots: int) -> None:
         """One slot is all there is."""
 
-    def terminate(self, number: int, reason: str) -> bool:
+    def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Possible while the helper serves the loop: once the task runs longer than PATIENCE."""
         running = self._running
         return running is not None and running.number == number and self._interrupt(Terminated(reason))
+
+    def pid_of(self, number: int) -> int | None:
+        """This process, for the one that runs."""
+        running = self._running
+        return os.getpid() if running is not None and running.number == number else None
 
     def stop(self) -> list[Request]:
         """What waits is given back; so is a running task, which is interrupted."""
@@ -188,7 +194,7 @@ class SoloPool:
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""
-        return {"max-concurrency": 1, "processes": [], "running": int(self._running is not None), "total": self._total}
+        return {"max-concurrency": 1, "running": int(self._running is not None), "total": self._total}
 
 
 _EXECUTE = Executor.execute.__code__

@@ -65,7 +65,7 @@ class ThreadsPool(SlotPool):
         self._slots = slots
         self._crew.resize(slots)
 
-    def terminate(self, number: int, reason: str) -> bool:
+    def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Nobody can end a thread from outside."""
         return False
 

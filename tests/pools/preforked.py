@@ -93,12 +93,25 @@ def ignore_sigterm(folder: str) -> None:
     time.sleep(30)
 
 
+def note_signals(folder: str) -> None:
+    """Writes down the first signal that it gets, and ends with it."""
+
+    def note(signum: int, frame: object) -> None:
+        (Path(folder) / "signal").write_text(str(signum))
+        os._exit(1)
+
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGQUIT):
+        signal.signal(signum, note)
+    (Path(folder) / "noting").touch()
+    time.sleep(30)
+
+
 TASKS = (
     *POOL_TASKS,
     *(
         PlainTask(function)
         for function in (
-            pid, kill_self, exit_hard, segfault, echo, pause, use_memory, fill_memory, swallow_soft_limit,
+            note_signals, pid, kill_self, exit_hard, segfault, echo, pause, use_memory, fill_memory, swallow_soft_limit,
             leave_a_process_behind, ignore_sigterm,
         )
     ),

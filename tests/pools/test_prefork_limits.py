@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,18 @@ def test_terminate_revokes_what_has_not_begun_without_killing_anybody(tmp_path: 
         assert prefork.outcome(behind).state == states.REVOKED
         (tmp_path / "go").touch()
         assert prefork.value(running) == "a"
+
+
+@pytest.mark.parametrize(("asked_for", "sent"), [(None, signal.SIGTERM), (signal.SIGUSR1, signal.SIGUSR1)])
+def test_a_task_is_ended_by_the_signal_that_was_asked_for(tmp_path: Path, asked_for: int | None, sent: int) -> None:
+    with Prefork(1) as prefork:
+        number = prefork.submit("note_signals", str(tmp_path))
+        prefork.until((tmp_path / "noting").exists)
+        assert prefork.pool.pid_of(number) != os.getpid()
+
+        assert prefork.pool.terminate(number, "by the test", asked_for)
+        assert prefork.outcome(number).state == states.REVOKED
+        assert (tmp_path / "signal").read_text() == str(int(sent))
 
 
 def test_a_task_that_ignores_termination_is_killed(tmp_path: Path) -> None:

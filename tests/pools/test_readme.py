@@ -17,7 +17,7 @@ README = Path(__file__).parents[2] / "pools" / "README.md"
 class TestPoolOfTheReadme(PoolSuite):
     @pytest.fixture
     def pool_class(self) -> type[Pool]:
-        [program] = re.findall(r"```python\n(import threading.*?)```", README.read_text(), re.DOTALL)
+        [program] = re.findall(r"```python\n(import os\nimport threading.*?)```", README.read_text(), re.DOTALL)
         names: dict[str, Any] = {}
         exec(compile(program, str(README), "exec"), names)
         pool: type[Pool] = names["OneThreadPool"]

@@ -35,6 +35,7 @@ def over_the_wire(message: Message) -> tuple[bytes, str | None, str | None, dict
         (Command("ping", pattern="a@*", matcher="glob"), True),
         (Command("ping", pattern="b@*", matcher="glob"), False),
         (Command("ping", pattern="[ab]@h.*", matcher="pcre"), True),
+        (Command("ping", destination=("b@host",), pattern="a@*", matcher="glob"), False),
     ],
 )
 def test_a_command_is_for_those_it_names(command: Command, is_meant: bool) -> None:
@@ -64,13 +65,18 @@ def test_a_reply_goes_where_the_command_said() -> None:
     assert read_reply(*over_the_wire(reply)) == ("a@host", {"ok": "pong"}, "t-1")
 
 
-def test_a_command_is_not_obeyed_after_its_caller_gave_up() -> None:
-    assert Command("shutdown", expires=10.0).is_expired(11.0)
-    assert not Command("shutdown", expires=10.0).is_expired(9.0)
-    assert not Command("shutdown").is_expired(9.0)
-
-
-@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"method": 1}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"{}",
+        b'{"method": 1}',
+        b'{"method": "ping", "arguments": [1]}',
+        b'{"method": "ping", "reply_to": "me"}',
+        b'{"method": "ping", "destination": 5}',
+        b'{"method": "ping", "pattern": "(", "matcher": "pcre"}',
+    ],
+)
 def test_other_bodies_are_no_commands(body: bytes) -> None:
     with pytest.raises(Undecodable):
         read_command(body, "application/json", "utf-8", {}, JSON)

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from amqtask.exceptions import EncodeError, Undecodable
+from amqtask.exceptions import (
+    EncodeError,
+    MaxRetriesExceededError,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    Undecodable,
+    WorkerLostError,
+)
 from amqtask.protocol.result import (
     RemoteError,
     RemoteTraceback,
@@ -64,6 +71,16 @@ def test_an_exception_that_cannot_be_rebuilt_keeps_its_name() -> None:
     assert isinstance(back, RemoteError)
     assert type(back).__name__ == "NeedsItsInit"
     assert back.args == ("why",)
+
+
+@pytest.mark.parametrize(
+    "error", [TaskRevokedError("revoked"), TimeLimitExceeded(5), WorkerLostError("gone"), MaxRetriesExceededError("no")]
+)
+def test_an_exception_that_celery_has_too_is_told_as_celery_s_and_read_as_ours(error: Exception) -> None:
+    found = exception_as_dict(error)
+
+    assert (found["exc_module"], found["exc_type"]) == ("celery.exceptions", type(error).__name__)
+    assert type(exception_from_dict(found)) is type(error)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])

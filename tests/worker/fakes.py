@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from amqtask import states
 from amqtask.entities import Queue
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Outcome
@@ -86,6 +87,8 @@ class HandPool:
         self.inline = inline
         self.running: dict[int, Request] = {}
         self.started: list[Request] = []
+        self.can_terminate = False
+        self.signals: list[int | None] = []
         self.on_outcomes: Callable[[list[Outcome]], None] = lambda outcomes: None
 
     @classmethod
@@ -111,8 +114,15 @@ class HandPool:
     def resize(self, slots: int) -> None:
         self.slots = slots
 
-    def terminate(self, number: int, reason: str) -> bool:
+    def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
+        if self.can_terminate and number in self.running:
+            self.signals.append(signum)
+            self.end(number, state=states.REVOKED, reason=reason)
+            return True
         return False
+
+    def pid_of(self, number: int) -> int | None:
+        return 4711 if number in self.running else None
 
     def stop(self) -> list[Request]:
         unfinished = list(self.running.values())

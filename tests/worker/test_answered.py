@@ -5,7 +5,6 @@ from __future__ import annotations
 from amqtask.execution.outcome import Answer
 from amqtask.execution.request import Request
 from amqtask.worker.answered import Answered, LostAttempts
-from amqtask.worker.revoked import RevokedIds
 
 
 def request(number: int, task_id: str = "a", retries: int = 0) -> Request:
@@ -121,12 +120,3 @@ def test_lost_attempts_are_counted_per_task_id_within_bounds() -> None:
         losses.add(task_id)
 
     assert [losses.count(task_id) for task_id in "abc"] == [0, 1, 1]
-
-
-def test_revoked_ids_are_bounded_in_number_and_age() -> None:
-    revoked = RevokedIds(max_ids=2, expires=10.0)
-    revoked.add(["a", "b", "c"], now=0.0)
-    assert ["a" in revoked, "b" in revoked, "c" in revoked] == [False, True, True]
-
-    revoked.add(["d"], now=11.0)
-    assert revoked.as_dict() == {"d": 11.0}

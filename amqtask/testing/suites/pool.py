@@ -286,6 +286,24 @@ class PoolSuite:
         assert bench.pool.terminate(number, "too late") is False
         assert bench.pool.terminate(4711, "never there") is False
 
+    def test_it_knows_the_process_of_what_runs(self, bench: Bench, tmp_path: Path) -> None:
+        number = bench.submit("wait_for", str(tmp_path), "a", "go")
+        pids: list[int | None] = []
+
+        def look() -> None:
+            if (tmp_path / "a.started").exists():
+                pids.append(bench.pool.pid_of(number))
+                (tmp_path / "go").touch()
+            else:
+                bench.loop.call_later(0.01, look)
+
+        look()
+        bench.until(lambda: pids)
+        bench.outcome(number)
+
+        assert isinstance(pids[0], int)
+        assert bench.pool.pid_of(number) is None
+
     def test_it_grows(self, bench: Bench, tmp_path: Path) -> None:
         needs_two_slots(bench)
         bench.pool.resize(4)

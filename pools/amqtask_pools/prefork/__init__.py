@@ -109,8 +109,8 @@ class PreforkPool:
         self._refill.fill()
         self._give_line()
 
-    def terminate(self, number: int, reason: str) -> bool:
-        """End the child that runs it; its outcome is REVOKED."""
+    def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
+        """End the child that runs it, by this signal (TERM) and a second later by KILL; its outcome is REVOKED."""
         for child in self._roster.children:
             if number in child.given:
                 self._readable(child)
@@ -124,10 +124,17 @@ class PreforkPool:
         elif child.condemned is None and number == next(reversed(child.given)):  # else its outcome is on the way
             is_ended = True
             self._condemn(child, number, reason)
-            child.kill(signal.SIGTERM)
+            child.kill(signum or signal.SIGTERM)
             self._loop.call_later(GRACE, child.kill)
         self._give_line()
         return is_ended
+
+    def pid_of(self, number: int) -> int | None:
+        """The child that runs it; what was only given to one ahead of time has not begun."""
+        for child in self._roster.children:
+            if child.is_ready and number == next(iter(child.given), None):
+                return child.pid
+        return None
 
     def stop(self) -> list[Request]:
         """End all children now, busy ones in the middle of their task."""
@@ -155,9 +162,8 @@ class PreforkPool:
             "max-concurrency": self._slots,
             "processes": [child.pid for child in self._roster.children],
             "max-tasks-per-child": self._options.max_tasks_per_child or "N/A",
-            "put-guarded-by-semaphore": False,
-            "timeouts": [],
             "total": self._total,
+            "writes": {"total": self._total, "raw": ", ".join(str(child.answered) for child in self._roster.children)},
         }
 
     # -- requests go
@@ -339,7 +345,7 @@ class PreforkPool:
         """The end of a child that ran nothing."""
         if child.exit_code != RETIRED:
             logger.warning("process %d %s while it ran no task; it is replaced", child.pid, child.ending)
-        if not child.has_answered:
+        if not child.answered:
             self._refill.died_early()
 
     def _end(self, child: ChildProcess, request: Request) -> Outcome:

@@ -60,7 +60,8 @@ class ChildProcess:
         self.is_ready = False
         self.is_full = False
         self.is_leaving = False
-        self.has_answered = False
+        # How many outcomes came from it.
+        self.answered = 0
         # Runs out when it should be ready.
         self.patience: Timer | None = None
         # The request that it is killed for, and why.
@@ -173,7 +174,7 @@ class ChildProcess:
             if not given:  # so there is nothing more to come
                 break
         if outcomes:
-            self.has_answered = True
+            self.answered += len(outcomes)
             if given:
                 self.head_since = time.monotonic()
             else:

@@ -1,0 +1,210 @@
+"""Remote-control commands as the command line and the panel see them: Celery's, and those that users add.
+
+    @control_command(args=[("n", int)], signature="[N=1]")
+    def increase_prefetch_count(state, n=1): …
+
+Names, aliases, arguments and default timeouts are Celery's (celery/worker/control.py). What a command of Celery's does
+in a worker of ours is in amqtask.services.commands.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, overload
+
+from amqtask.exceptions import ConfigurationError
+
+Kind = Literal["control", "inspect"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+# An argument's name, and what makes its value of a word on the command line (None: the word itself).
+Argument = tuple[str, Callable[[str], Any] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandInfo:
+    """What one command is called and takes. `variadic` is the name of the argument that takes all further words."""
+
+    name: str
+    kind: Kind
+    help: str = ""
+    alias: str | None = None
+    visible: bool = True
+    # Seconds that its answers are waited for, when the caller does not say.
+    default_timeout: float = 1.0
+    signature: str = ""
+    args: tuple[Argument, ...] = ()
+    variadic: str | None = None
+
+    def read(self, words: Sequence[str]) -> dict[str, Any]:
+        """The arguments that these words of a command line say. Raises: ConfigurationError."""
+        # What stands in angle brackets must be said.
+        is_short = len(words) < self.signature.count("<")
+        if is_short or (len(words) > len(self.args) and self.variadic is None):
+            raise ConfigurationError(f"{self.name} takes: {self.signature or 'no arguments'}")
+        found: dict[str, Any] = {}
+        for (name, convert), word in zip(self.args, words, strict=False):
+            try:
+                found[name] = word if convert is None else convert(word)
+            except ValueError as error:
+                raise ConfigurationError(f"{self.name} takes: {self.signature} ({error})") from error
+        if self.variadic is not None:
+            found[self.variadic] = list(words[len(self.args) :])
+        return found
+
+
+def boolean(word: str) -> bool:
+    """`yes`, `true`, `on`, `1` and their opposites. Raises: ValueError."""
+    known = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
+    try:
+        return known[word.strip().lower()]
+    except KeyError:
+        raise ValueError(f"{word!r} is neither yes nor no") from None
+
+
+def _ask(name: str, help: str, **options: Any) -> CommandInfo:
+    return CommandInfo(name=name, kind="inspect", help=help, **options)
+
+
+def _tell(name: str, help: str, **options: Any) -> CommandInfo:
+    return CommandInfo(name=name, kind="control", help=help, **options)
+
+
+_IDS = "[id1 [id2 [... [idN]]]]"
+_HEADERS = "[key1=value1 [key2=value2 [... [keyN=valueN]]]]"
+
+BUILTIN: Mapping[str, CommandInfo] = {
+    info.name: info
+    for info in (
+        _ask("active", "Tasks that run.", alias="dump_active"),
+        _ask("active_queues", "Queues that are consumed."),
+        _ask("clock", "The logical clock."),
+        _ask("conf", "The configuration, secrets starred out.", alias="dump_conf",
+             signature="[include_defaults=False]", args=(("with_defaults", boolean),)),
+        _ask("hello", "What a worker that starts asks its neighbours.", visible=False),
+        _ask("memdump", "What earlier memsamples said, and the memory after a garbage collection.",
+             signature="[n_samples=10]", args=(("samples", int),)),
+        _ask("memsample", "Memory that the main process has in use."),
+        _ask("objgraph", "Draw what refers to objects of a type (needs objgraph and Graphviz).", default_timeout=60.0,
+             signature="[object_type=Request] [num=200 [max_depth=10]]",
+             args=(("type", str), ("num", int), ("max_depth", int))),
+        _ask("ping", "Who is there.", default_timeout=0.2),
+        _ask("query_task", "What is known of tasks, by id.", signature=_IDS, variadic="ids"),
+        _ask("registered", "Tasks that can be run.", alias="dump_tasks",
+             signature="[attr1 [attr2 [... [attrN]]]]", variadic="taskinfoitems"),
+        _ask("report", "Versions and settings for a bug report."),
+        _ask("reserved", "Tasks that were delivered and wait for a slot.", alias="dump_reserved"),
+        _ask("revoked", "Ids of revoked tasks.", alias="dump_revoked"),
+        _ask("scheduled", "Tasks that wait in the worker for their time.", alias="dump_schedule"),
+        _ask("stats", "Numbers about the worker."),
+        _tell("add_consumer", "Consume a queue, too.", signature="<queue> [exchange [type [routing_key]]]",
+              args=(("queue", str), ("exchange", str), ("exchange_type", str), ("routing_key", str))),
+        _tell("autoscale", "Change the bounds of autoscale.", signature="[max [min]]",
+              args=(("max", int), ("min", int))),
+        _tell("cancel_consumer", "Stop consuming a queue.", signature="<queue>", args=(("queue", str),)),
+        _tell("disable_events", "Send no task events any more."),
+        _tell("election", "Hold an election among workers (Celery's workers only).",
+              signature="<id> <topic> [action]", args=(("id", str), ("topic", str), ("action", str))),
+        _tell("enable_events", "Send task events."),
+        _tell("heartbeat", "Send a heartbeat event now."),
+        _tell("pool_grow", "More slots.", signature="[N=1]", args=(("n", int),)),
+        _tell("pool_restart", "Replace the pool's processes (needs worker_pool_restarts).",
+              signature="[module1 [... [moduleN]]]", variadic="modules"),
+        _tell("pool_shrink", "Fewer slots.", signature="[N=1]", args=(("n", int),)),
+        _tell("rate_limit", "Another rate limit for a task.",
+              signature="<task_name> <rate_limit (e.g., 5/s | 5/m | 5/h)>",
+              args=(("task_name", str), ("rate_limit", str))),
+        _tell("revoke", "Do not run these tasks.", signature=_IDS, variadic="task_id"),
+        _tell("revoke_by_stamped_headers", "Do not run tasks with these stamps.",
+              signature=_HEADERS, variadic="headers"),
+        _tell("shutdown", "Shut down warmly."),
+        _tell("terminate", "Revoke these tasks, and end those that run.", signature=f"<signal> {_IDS}",
+              args=(("signal", str),), variadic="task_id"),
+        _tell("time_limit", "Other time limits for a task.", signature="<task_name> <soft_secs> [hard_secs]",
+              args=(("task_name", str), ("soft", float), ("hard", float))),
+    )
+}  # fmt: skip
+
+# Filled when users' modules are imported, as shared tasks are noted; a command of theirs wins over one of ours.
+_custom: dict[str, tuple[CommandInfo, Callable[..., Any]]] = {}
+
+
+@overload
+def control_command(function: Function, /) -> Function: ...
+@overload
+def control_command(
+    *,
+    name: str | None = None,
+    alias: str | None = None,
+    visible: bool = True,
+    default_timeout: float = 1.0,
+    help: str | None = None,
+    signature: str | None = None,
+    args: Sequence[Argument] | None = None,
+    variadic: str | None = None,
+) -> Callable[[Function], Function]: ...
+def control_command(function: Any = None, /, **options: Any) -> Any:
+    """Add a command that changes a worker: `function(state, **arguments)`, run on its I/O loop.
+
+    `name` is the function's unless given, `args` and `variadic` say what the command line takes. What the function
+    returns is the reply; what it raises is answered as an error.
+    """
+    return _register("control", function, options)
+
+
+@overload
+def inspect_command(function: Function, /) -> Function: ...
+@overload
+def inspect_command(
+    *,
+    name: str | None = None,
+    alias: str | None = None,
+    visible: bool = True,
+    default_timeout: float = 1.0,
+    help: str | None = None,
+    signature: str | None = None,
+    args: Sequence[Argument] | None = None,
+    variadic: str | None = None,
+) -> Callable[[Function], Function]: ...
+def inspect_command(function: Any = None, /, **options: Any) -> Any:
+    """Add a command that asks a worker; see `control_command`."""
+    return _register("inspect", function, options)
+
+
+def _register(kind: Kind, function: Any, options: dict[str, Any]) -> Any:
+    if function is None:
+        return lambda decorated: _register(kind, decorated, options)
+    own = {key: value for key, value in options.items() if value is not None}
+    name = own.pop("name", None) or function.__name__
+    own.setdefault("help", (function.__doc__ or "").strip().split("\n")[0])
+    own["args"] = tuple((str(argument), convert) for argument, convert in own.get("args", ()))
+    info = CommandInfo(name=name, kind=kind, **own)
+    for known_as in {name, info.alias or name}:
+        _custom[known_as] = (info, function)
+    return function
+
+
+def find_custom(name: str) -> Callable[..., Any] | None:
+    """The user's function for a command (or its alias), if there is one."""
+    found = _custom.get(name)
+    return found[1] if found is not None else None
+
+
+def commands_of(kind: Kind) -> dict[str, CommandInfo]:
+    """The visible commands of one kind, by name: ours and the users'."""
+    found = {**BUILTIN, **{info.name: info for info, _ in _custom.values()}}
+    return {name: info for name, info in sorted(found.items()) if info.kind == kind and info.visible}
+
+
+def find_command(kind: Kind, name: str) -> CommandInfo:
+    """A command of one kind by its name or alias. Raises: ConfigurationError, with the nearest name."""
+    if name in _custom and _custom[name][0].kind == kind:
+        return _custom[name][0]
+    for info in BUILTIN.values():
+        if info.kind == kind and name in (info.name, info.alias):
+            return info
+    known = commands_of(kind)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else f" Available {kind} commands: {', '.join(known)}."
+    raise ConfigurationError(f"Command {name!r} not recognized.{hint}")

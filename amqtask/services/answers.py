@@ -1,0 +1,144 @@
+"""What the panel's answers look like: Celery's dictionaries of tasks, queues, tasks' options and resources.
+
+Sources: celery/worker/request.py (`info`), kombu's Queue.as_dict, celery/worker/worker.py (`rusage`).
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import AmqTaskError
+from amqtask.protocol.task import decode_body, saferepr
+from amqtask.serialization import dumps
+
+if TYPE_CHECKING:
+    from amqtask.entities import Exchange, Queue
+    from amqtask.execution.request import Request
+    from amqtask.services.commands import Control
+
+# What `registered` tells of each task when it is asked for nothing else.
+TASK_FIELDS = ("exchange", "routing_key", "rate_limit")
+RUSAGE = (
+    "utime", "stime", "maxrss", "ixrss", "idrss", "isrss", "minflt", "majflt", "nswap", "inblock", "oublock",
+    "msgsnd", "msgrcv", "nsignals", "nvcsw", "nivcsw",
+)  # fmt: skip
+# Nothing is unpickled for a question.
+_PLAIN = frozenset({"application/json", "application/x-msgpack", "application/x-yaml"})
+
+
+def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, Any]:
+    """One task that is here. `safe`: its arguments as the text that came with the message."""
+    pid = control.orders.pid_of(request)
+    args, kwargs = _arguments(control, request, safe=safe)
+    return {
+        "id": request.id,
+        "name": request.headers.get("shadow") or request.task,
+        "args": args,
+        "kwargs": kwargs,
+        "type": request.task,
+        "hostname": control.worker.setup.hostname,
+        "time_start": control.orders.start_of(request) if pid is not None else None,
+        "acknowledged": pid is not None and request.number in control.worker.dispatcher.early,
+        "delivery_info": {
+            "exchange": request.exchange,
+            "routing_key": request.routing_key,
+            "priority": request.priority,
+            "redelivered": request.redelivered,
+        },
+        "worker_pid": pid,
+    }
+
+
+def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, Any]:
+    """The arguments; or their text, if its sender chose another one than Python's (to hide something, as a rule)."""
+    headers = request.headers
+    told = headers.get("argsrepr"), headers.get("kwargsrepr")
+    if safe and told != (None, None):
+        return told
+    try:
+        accept = control.accept & _PLAIN
+        args, kwargs, _ = request.decoded or decode_body(
+            request.body, request.content_type, request.content_encoding, headers, accept
+        )
+        dumps([args, kwargs], "json")
+    except (AmqTaskError, TypeError, ValueError):
+        return told
+    shown = tuple(args), kwargs
+    is_true = all(
+        text is None or _plain(saferepr(value)) == _plain(text) for text, value in zip(told, shown, strict=True)
+    )
+    return (list(args), dict(kwargs)) if is_true else told
+
+
+def _plain(text: Any) -> str:
+    """JSON makes lists of tuples."""
+    return str(text).replace("(", "[").replace(")", "]").replace(",]", "]")
+
+
+def scheduled_info(control: Control, request: Request) -> dict[str, Any]:
+    """One task that waits here for its time."""
+    return {
+        "eta": request.headers.get("eta"),
+        "priority": 6,  # Celery's timers have one; this is the one of its ETA tasks
+        "request": task_info(control, request, safe=False),
+    }
+
+
+def queue_info(queue: Queue) -> dict[str, Any]:
+    """One queue that is consumed, with kombu's names."""
+    arguments = queue.argument_map
+    return {
+        "name": queue.name,
+        "exchange": _exchange_info(queue.exchange),
+        "routing_key": queue.routing_key or queue.name,
+        "queue_arguments": arguments,
+        "binding_arguments": None,
+        "consumer_arguments": None,
+        "durable": queue.durable,
+        "exclusive": queue.exclusive,
+        "auto_delete": queue.auto_delete,
+        "no_ack": False,
+        "alias": None,
+        "bindings": [
+            {"exchange": binding.source.name, "routing_key": binding.routing_key, "arguments": dict(binding.arguments)}
+            for binding in queue.bindings
+        ],
+        "no_declare": queue.passive or None,
+        "expires": _seconds(arguments.get("x-expires")),
+        "message_ttl": _seconds(arguments.get("x-message-ttl")),
+        "max_length": arguments.get("x-max-length"),
+        "max_length_bytes": arguments.get("x-max-length-bytes"),
+        "max_priority": arguments.get("x-max-priority"),
+    }
+
+
+def _exchange_info(exchange: Exchange | None) -> dict[str, Any]:
+    return {
+        "name": exchange.name if exchange else "",
+        "type": exchange.type if exchange else "direct",
+        "arguments": dict(exchange.arguments) if exchange else None,
+        "durable": exchange.durable if exchange else True,
+        "passive": exchange.passive if exchange else False,
+        "auto_delete": exchange.auto_delete if exchange else False,
+        "delivery_mode": None,
+        "no_declare": False,
+    }
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, (int, float)) else None
+
+
+def registered_info(name: str, task: Any, fields: Any) -> str:
+    """`name [attribute=value …]`, as far as the task has them; private attributes are not told."""
+    wanted = [field for field in fields or TASK_FIELDS if isinstance(field, str) and not field.startswith("_")]
+    values = [f"{field}={getattr(task, field)}" for field in wanted if getattr(task, field, None) is not None]
+    return f"{name} [{' '.join(values)}]" if values else name
+
+
+def rusage() -> Mapping[str, float]:
+    """What the main process has used (getrusage(2))."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {name: getattr(used, f"ru_{name}") for name in RUSAGE}

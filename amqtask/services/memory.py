@@ -1,0 +1,67 @@
+"""Memory questions: memsample, memdump and objgraph, in the form of Celery's answers (celery/utils/debug.py)."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from amqtask.exceptions import ConfigurationError
+
+_UNITS = ((2**40, "TB"), (2**30, "GB"), (2**20, "MB"), (2**10, "KB"))
+
+
+def resident_memory() -> str:
+    """What this process has in use, in words; where that cannot be asked, the most that it ever had."""
+    return humanized(_resident_bytes())
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        pass  # not Linux
+    try:
+        psutil: Any = importlib.import_module("psutil")
+        return int(psutil.Process().memory_info().rss)
+    except ImportError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def humanized(size: int) -> str:
+    """Bytes as `12.3MB`."""
+    for unit, name in _UNITS:
+        if size >= unit:
+            return f"{size / unit:.5g}{name}"
+    return f"{size}b"
+
+
+def dump_samples(samples: Sequence[str], most: int) -> str:
+    """At most so many of the samples, evenly taken, and what is in use after a garbage collection."""
+    kept = list(samples)
+    if len(kept) > most > 0:
+        kept = [kept[index * len(kept) // most] for index in range(most)]
+    gc.collect()
+    lines = ["- rss (sample):", *(f"-    > {sample}," for sample in kept)] if kept else []
+    return "\n".join([*lines, f"- rss (end): {resident_memory()}.", ""])
+
+
+def draw_references(kind: str, *, most: int, depth: int) -> str:
+    """Draw what refers to objects of a type into a PNG file; its name. The worker waits while that is done.
+
+    Raises: ConfigurationError when objgraph is not installed.
+    """
+    try:
+        objgraph: Any = importlib.import_module("objgraph")
+    except ImportError as error:
+        raise ConfigurationError("objgraph is not installed on the worker: pip install objgraph") from error
+    objects = objgraph.by_type(kind)[:most]
+    with tempfile.NamedTemporaryFile(prefix="cobjg", suffix=".png", delete=False) as file:
+        objgraph.show_backrefs(objects, max_depth=depth, highlight=lambda each: each in objects, filename=file.name)
+        return file.name

@@ -1,0 +1,246 @@
+"""Remote control between a real Celery 5.7 and us, both ways: its command line and ours, its workers and ours."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask
+from amqtask.exceptions import TaskRevokedError
+from integration import celery_peer
+from integration.celery_peer import CeleryWorker
+from integration.conftest import Broker
+from integration.workers import WorkerProcess, eventually, run_cli
+
+OURS = "integration.apps.sample"
+
+
+@pytest.fixture
+def queue(rabbit: Broker) -> str:
+    """A classic queue, as Celery declares it."""
+    name = rabbit.queue("celery")
+    channel = rabbit.channel()
+    channel.queue_declare(name, durable=True)
+    channel.close()
+    return name
+
+
+@pytest.fixture
+def peer(rabbit: Broker, redis_url: str, queue: str) -> dict[str, str]:
+    """How the real Celery is configured."""
+    return celery_peer.environment(rabbit.url, redis_url, queue)
+
+
+@pytest.fixture
+def app(rabbit: Broker, redis_url: str, queue: str) -> Iterator[AmqTask]:
+    """Our application on the same broker and result store."""
+    with AmqTask("client", broker=rabbit.url, backend=redis_url) as made:
+        made.conf.task_default_queue = queue
+        yield made
+
+
+@pytest.fixture
+def node() -> str:
+    """A name that no other worker on this broker has."""
+    return f"w{uuid.uuid4().hex[:8]}@here"
+
+
+@pytest.fixture
+def ours(node: str, queue: str, redis_url: str) -> Iterator[WorkerProcess]:
+    """Our worker."""
+    environment = {"SAMPLE_BACKEND": redis_url, "SAMPLE_QUEUE": queue}
+    with WorkerProcess(OURS, "-Q", queue, "-c", "2", "-n", node, environment=environment) as worker:
+        yield worker
+
+
+@pytest.fixture
+def theirs(node: str, queue: str, peer: dict[str, str]) -> Iterator[CeleryWorker]:
+    """Celery's worker."""
+    with CeleryWorker(peer, queue, "-n", node) as worker:
+        yield worker
+
+
+def celery_says(peer: dict[str, str], node: str, *words: str) -> Any:
+    """What `celery inspect|control … -d NODE --json` says of this node."""
+    return _answer(node, *celery_peer.cli(peer, *words, "-d", node, "--json", "-t", "10"))
+
+
+def we_say(node: str, *words: str) -> Any:
+    """What `amqtask inspect|control … -d NODE --json` says of this node."""
+    return _answer(node, *run_cli("-A", OURS, *words, "-d", node, "--json", "-t", "10"))
+
+
+def _answer(node: str, code: int, text: str) -> Any:
+    assert code == 0, text
+    replies = json.loads(text)
+    (reply,) = replies if isinstance(replies, list) else [replies]
+    return reply[node]
+
+
+# -- the real celery asks our worker
+
+
+@pytest.mark.usefixtures("ours")
+def test_celery_s_command_line_asks_our_worker(peer: dict[str, str], node: str, queue: str) -> None:
+    assert celery_says(peer, node, "inspect", "ping") == {"ok": "pong"}
+    assert celery_says(peer, node, "inspect", "active") == []
+    assert celery_says(peer, node, "inspect", "reserved") == []
+    assert celery_says(peer, node, "inspect", "scheduled") == []
+    assert celery_says(peer, node, "inspect", "revoked") == []
+    assert "sample.add" in celery_says(peer, node, "inspect", "registered")
+    (consumed,) = celery_says(peer, node, "inspect", "active_queues")
+    assert (consumed["name"], consumed["exchange"]["type"]) == (queue, "direct")
+    stats = celery_says(peer, node, "inspect", "stats")
+    assert stats["pool"]["max-concurrency"] == 2
+    assert len(stats["pool"]["processes"]) == 2
+    assert stats["broker"]["transport"] == "amqp"
+    assert set(celery_says(peer, node, "inspect", "clock")) == {"clock"}
+    assert celery_says(peer, node, "inspect", "conf")["task_default_queue"] == queue
+    assert "software -> amqtask" in celery_says(peer, node, "inspect", "report")["ok"]
+    assert celery_says(peer, node, "inspect", "memsample").endswith("B")
+    assert "rss (end)" in celery_says(peer, node, "inspect", "memdump")
+    assert celery_says(peer, node, "inspect", "query_task", "nobody") == {}
+
+
+@pytest.mark.usefixtures("ours")
+def test_celery_s_command_line_changes_our_worker(
+    rabbit: Broker, peer: dict[str, str], app: AmqTask, node: str, queue: str
+) -> None:
+    other = rabbit.queue("other")
+    assert celery_says(peer, node, "control", "pool_grow", "1") == {"ok": "pool will grow"}
+    assert celery_says(peer, node, "inspect", "stats")["pool"]["max-concurrency"] == 3
+    assert "ok" in celery_says(peer, node, "control", "pool_shrink", "2")
+    assert "ok" in celery_says(peer, node, "control", "rate_limit", "sample.add", "100/s")
+    assert celery_says(peer, node, "control", "rate_limit", "nobody", "1/s") == {"error": "unknown task"}
+    assert "ok" in celery_says(peer, node, "control", "time_limit", "sample.add", "10", "20")
+    assert celery_says(peer, node, "control", "add_consumer", other) == {"ok": f"add consumer {other}"}
+    assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=20) == 5
+    assert {each["name"] for each in celery_says(peer, node, "inspect", "active_queues")} == {queue, other}
+    assert "ok" in celery_says(peer, node, "control", "cancel_consumer", other)
+    task_id = str(uuid.uuid4())
+    assert "flagged as revoked" in celery_says(peer, node, "control", "revoke", task_id)["ok"]
+    assert celery_says(peer, node, "inspect", "revoked") == [task_id]
+    with pytest.raises(TaskRevokedError):
+        app.send_task("sample.add", (2, 3), task_id=task_id).get(timeout=20)
+
+
+def test_celery_terminates_a_task_in_our_worker(
+    ours: WorkerProcess, peer: dict[str, str], app: AmqTask, node: str, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    result = app.send_task("sample.wait_for", (str(started), str(tmp_path / "never")))
+    eventually(started.exists)
+    (active,) = celery_says(peer, node, "inspect", "active")
+    assert (active["id"], active["name"], active["hostname"]) == (result.id, "sample.wait_for", node)
+    assert active["args"] == [str(started), str(tmp_path / "never")]
+    assert active["worker_pid"] in ours.children
+    assert active["time_start"] is not None
+    found = celery_says(peer, node, "inspect", "query_task", result.id)
+    assert found[result.id][0] == "active"
+
+    celery_peer.call(f"app.control.revoke({result.id!r}, terminate=True, signal='SIGKILL')", peer)
+
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=20)
+    assert celery_peer.call(f"print(app.AsyncResult({result.id!r}).state)", peer) == "REVOKED"
+    assert app.send_task("sample.add", (2, 3)).get(timeout=20) == 5
+
+
+@pytest.mark.usefixtures("ours")
+def test_celery_revokes_our_worker_s_tasks_by_their_stamps(peer: dict[str, str], node: str) -> None:
+    celery_peer.call(
+        "app.control.revoke_by_stamped_headers({'customer': ['x']}, destination=" + repr([node]) + ", reply=True)", peer
+    )
+    told = celery_peer.call(
+        "from celery.exceptions import TaskRevokedError\n"
+        "class Stamps(__import__('celery.canvas', fromlist=['x']).StampingVisitor):\n"
+        "    def on_signature(self, sig, **headers): return {'customer': sig.args[0]}\n"
+        "def run(customer):\n"
+        "    sig = add.s(customer, 'y'); sig.stamp(Stamps())\n"
+        "    try: return sig.apply_async().get(timeout=20)\n"
+        "    except TaskRevokedError: return 'revoked'\n"
+        "print(run('x'), run('z'))",
+        peer,
+    )
+    assert told == "revoked zy"
+
+
+# -- we ask a real Celery's worker
+
+
+@pytest.mark.usefixtures("theirs")
+def test_our_command_line_asks_celery_s_worker(node: str, queue: str) -> None:
+    assert we_say(node, "inspect", "ping") == {"ok": "pong"}
+    assert we_say(node, "status") == {"ok": "pong"}
+    assert we_say(node, "inspect", "active") == []
+    assert "sample.add" in we_say(node, "inspect", "registered")
+    assert [each["name"] for each in we_say(node, "inspect", "active_queues")] == [queue]
+    assert we_say(node, "inspect", "stats")["pool"]["max-concurrency"] == 2
+    assert "software -> celery" in we_say(node, "inspect", "report")["ok"]
+    assert we_say(node, "inspect", "query_task", "nobody") == {}
+    code, text = run_cli("-A", OURS, "inspect", "ping", "-d", node, "-t", "10")
+    assert code == 0
+    assert text == f"->  {node}: OK\n        pong\n\n1 node online.\n"
+
+
+@pytest.mark.usefixtures("theirs")
+def test_our_command_line_changes_celery_s_worker(rabbit: Broker, app: AmqTask, node: str) -> None:
+    other = rabbit.queue("other")
+    rabbit.channel().queue_declare(other, durable=True)
+    assert we_say(node, "control", "pool_grow", "1") == {"ok": "pool will grow"}
+    eventually(lambda: len(we_say(node, "inspect", "stats")["pool"]["processes"]) == 3)
+    assert "ok" in we_say(node, "control", "rate_limit", "sample.add", "100/s")
+    assert we_say(node, "control", "add_consumer", other) == {"ok": f"add consumer {other}"}
+    assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=20) == 5
+    assert "ok" in we_say(node, "control", "cancel_consumer", other)
+    task_id = str(uuid.uuid4())
+    assert "ok" in we_say(node, "control", "revoke", task_id)
+    with pytest.raises(TaskRevokedError):
+        app.send_task("sample.add", (2, 3), task_id=task_id).get(timeout=20)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_we_terminate_a_task_in_celery_s_worker(app: AmqTask, node: str, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    result = app.send_task("sample.wait_for", (str(started), str(tmp_path / "never")))
+    eventually(started.exists)
+    active = app.control.inspect([node], timeout=10).active()
+    assert active is not None
+    assert [task["id"] for task in active[node]] == [result.id]
+
+    result.revoke(terminate=True)
+
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=20)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_patterns_limits_and_callbacks_reach_celery_s_worker(app: AmqTask, node: str) -> None:
+    name = node.partition("@")[0]
+    seen: list[dict[str, Any]] = []
+
+    def ping(**options: Any) -> Any:
+        return app.control.broadcast("ping", reply=True, timeout=10, limit=1, callback=seen.append, **options)
+
+    assert ping(pattern=f"{name}@*") == [{node: {"ok": "pong"}}]
+    assert ping(pattern=f"{name}@h.+", matcher="pcre") == [{node: {"ok": "pong"}}]
+    assert seen == [{node: {"ok": "pong"}}] * 2
+    assert app.control.inspect(pattern="nobody@*", timeout=0.5).ping() is None
+
+
+# -- nobody there
+
+
+def test_the_exit_code_says_that_a_node_does_not_answer(rabbit: Broker) -> None:
+    code, text = run_cli("-A", OURS, "inspect", "ping", "-d", "nobody@nowhere", "-t", "0.3")
+    assert code == 69
+    assert "No nodes replied within time constraint" in text
+
+    code, text = run_cli("-A", OURS, "-b", "amqp://127.0.0.1:1//", "status")
+    assert code == 69
+    assert "Could not ask over the broker" in text
