@@ -32,6 +32,7 @@ COMMANDS = {
     "dead": ("amqtask.cli.dead", "List, show, retry or purge dead-lettered messages."),
     "inspect": ("amqtask.cli.inspect", "Ask running workers what they do."),
     "migrate": ("amqtask.cli.migrate", "Move messages between brokers or queues."),
+    "multi": ("amqtask.cli.multi", "Start and stop several workers on this host."),
     "purge": ("amqtask.cli.purge", "Delete all messages that wait in queues."),
     "queues": ("amqtask.cli.queues", "Depth, consumers, rates and age of queues."),
     "report": ("amqtask.cli.report", "Versions and settings for a bug report."),
