@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import sys
 import time
-from typing import Any, TextIO
+from dataclasses import dataclass
+from typing import Any
 
-FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
+from amqtask import signals
+from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
+from amqtask.log import ColorFormatter as PlainFormatter
+
 # What every LogRecord has; the rest are fields somebody gave in `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_COLORS = {"DEBUG": "\x1b[34m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[35m"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the fields that records carry in `extra` (task id, name, queue …)."""
+    """One JSON object a line, with the fields that records carry in `extra` (queue …), and the task's name and id."""
 
     def format(self, record: logging.LogRecord) -> str:
+        add_task_fields(record)
         entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
@@ -32,44 +37,67 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=repr)
 
 
-class ColorFormatter(logging.Formatter):
-    """Colours the whole line by level."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogStyle:
+    """How lines look. Formats are logging's; `task_…` is for the loggers of `get_task_logger`."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        color = _COLORS.get(record.levelname)
-        return f"{color}{line}\x1b[0m" if color else line
+    format: str = FORMAT
+    date_format: str | None = None
+    task_format: str = TASK_FORMAT
+    task_date_format: str | None = None
+    json_lines: bool = False
+    color: bool = True
+
+    def for_all(self, *, color: bool) -> logging.Formatter:
+        """What the root logger's handler writes. Only a format that somebody chose leaves a task unnamed."""
+        if self.json_lines:
+            return JsonFormatter()
+        if self.format != FORMAT:
+            return PlainFormatter(self.format, color, self.date_format)
+        return WorkerFormatter(self.format, color, self.date_format, task_fmt=self.task_format)
+
+    def for_tasks(self, *, color: bool) -> logging.Formatter:
+        """What the task loggers' handler writes."""
+        if self.json_lines:
+            return JsonFormatter()
+        return TaskFormatter(self.task_format, color, self.task_date_format or self.date_format)
 
 
 def setup_logging(
-    level: str | int,
-    *,
-    file: str | None = None,
-    format: str | None = None,
-    date_format: str | None = None,
-    json_lines: bool = False,
-    color: bool = True,
-    hijack_root: bool = True,
+    level: str | int, *, file: str | None = None, style: LogStyle | None = None, hijack_root: bool = True
 ) -> None:
-    """Send the root logger's records to `file` or standard error.
+    """Send the records of the root logger, and of the task loggers, to `file` or standard error; then the signals.
 
+    Loggers that have handlers keep them when `hijack_root` is False (Celery's worker_hijack_root_logger).
     pika reports each failed connection in seven lines of its own, and we in one: its lines come with DEBUG only.
-
-    `hijack_root` False leaves a root logger alone that already has handlers (Celery's worker_hijack_root_logger).
     """
-    root = logging.getLogger()
-    if root.handlers and not hijack_root:
-        return
-    stream: TextIO = sys.stderr
-    handler: logging.Handler = logging.FileHandler(file, delay=True) if file else logging.StreamHandler(stream)
-    if json_lines:
-        handler.setFormatter(JsonFormatter())
-    elif color and not file and stream.isatty() and not os.environ.get("NO_COLOR"):
-        handler.setFormatter(ColorFormatter(format or FORMAT, date_format))
-    else:
-        handler.setFormatter(logging.Formatter(format or FORMAT, date_format))
-    root.handlers[:] = [handler]
-    root.setLevel(level)
+    style = style or LogStyle()
+    root, tasks = logging.getLogger(), logging.getLogger(TASK_LOGGER)
+    color = style.color and not file and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    for logger, formatter in ((root, style.for_all(color=color)), (tasks, style.for_tasks(color=color))):
+        if hijack_root or not logger.handlers:
+            handler = _handler(file)
+            handler.setFormatter(formatter)
+            logger.handlers[:] = [handler]
+        logger.setLevel(level)
+    tasks.propagate = False
     for chatty in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("pika").setLevel(logging.WARNING if root.level <= logging.DEBUG else logging.CRITICAL)
+    for signal, logger, format in (
+        (signals.after_setup_logger, root, style.format),
+        (signals.after_setup_task_logger, tasks, style.task_format),
+    ):
+        if signal:
+            signal.send(
+                sender=None, logger=logger, loglevel=root.level, logfile=file, format=format, colorize=bool(color)
+            )
+
+
+def _handler(file: str | None) -> logging.Handler:
+    if file is None:
+        return logging.StreamHandler(sys.stderr)
+    # Opens the file again when logrotate has moved it.
+    handlers: Any = importlib.import_module("logging.handlers")
+    made: logging.Handler = handlers.WatchedFileHandler(file, encoding="utf-8", delay=True)
+    return made

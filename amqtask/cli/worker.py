@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,9 +15,10 @@ from amqtask import signals
 from amqtask.assembly import build_worker
 from amqtask.cli import daemon
 from amqtask.cli.banner import banner
-from amqtask.cli.logs import setup_logging
+from amqtask.cli.logs import LogStyle, setup_logging
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
+from amqtask.cli.stdouts import redirected
 from amqtask.exceptions import PoolNotFound
 from amqtask.pool import find_pool
 from amqtask.worker.options import WorkerOptions
@@ -170,11 +172,12 @@ def command(settings: Globals, /, **given: Any) -> int:
     app = settings.load(given["told_app"])
     options = _worker_options(app, given)
     _become(options, given)
-    _log(app, options, settings)
+    prints = _log(app, options, settings)
     worker = build_worker(app, options)
     if not settings.quiet:
         click.echo(_banner(app, options, worker))
-    return worker.run()
+    with prints:
+        return worker.run()
 
 
 def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
@@ -233,7 +236,8 @@ def _become(options: WorkerOptions, given: dict[str, Any]) -> None:
         daemon.write_pidfile(path)
 
 
-def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> None:
+def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> AbstractContextManager[None]:
+    """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
     level = "CRITICAL" if options.loglevel == "FATAL" else options.loglevel
     if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
         signals.setup_logging.send(
@@ -243,18 +247,19 @@ def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> None:
             format=None,
             colorize=None,
         )
-        return
+        return nullcontext()
     conf = app.conf
-    format = None if options.log_format == "json" else options.log_format
-    setup_logging(
-        level,
-        file=options.logfile,
-        format=format or conf.worker_log_format,
+    is_json = options.log_format == "json" or bool(conf.worker_log_json)
+    style = LogStyle(
+        format=conf.worker_log_format if is_json or options.log_format is None else options.log_format,
         date_format=conf.worker_log_datefmt,
-        json_lines=options.log_format == "json" or bool(conf.worker_log_json),
+        task_format=conf.worker_task_log_format,
+        task_date_format=conf.worker_task_log_datefmt,
+        json_lines=is_json,
         color=settings.color and conf.worker_log_color is not False,
-        hijack_root=conf.worker_hijack_root_logger,
     )
+    setup_logging(level, file=options.logfile, style=style, hijack_root=conf.worker_hijack_root_logger)
+    return redirected(conf.worker_redirect_stdouts_level) if conf.worker_redirect_stdouts else nullcontext()
 
 
 def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:

@@ -1,0 +1,77 @@
+"""Every line that a task logs or prints says which task it was, in every pool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask
+from integration.conftest import Broker
+from integration.workers import WorkerProcess
+
+LOGGED = "integration.apps.logged"
+POOLS = ["solo", "threads", "prefork", "eventlet", "gevent", "asyncio"]
+
+
+@pytest.fixture
+def app(rabbit: Broker) -> Iterator[AmqTask]:
+    """The producer's end."""
+    with AmqTask("client", broker=rabbit.url, backend="rpc://") as made:
+        yield made
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", ["logged.talk", "logged.talk_async"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_json_lines_of_tasks_carry_their_name_and_id(
+    rabbit: Broker, app: AmqTask, tmp_path: Path, pool: str, task: str
+) -> None:
+    queue, log = rabbit.queue("logged"), tmp_path / "log"
+    options = ("-P", pool, "-c", "2", "--log-format", "json", "-f", str(log))
+    worker = WorkerProcess(LOGGED, "-Q", queue, *options)
+    with worker.start(wait=False):
+        results = {word: app.send_task(task, (word,), queue=queue) for word in ("one", "two", "three")}
+        for result in results.values():
+            result.get(timeout=30)
+        worker.stop()
+
+    for word, result in results.items():
+        told = {
+            (entry["level"], entry["message"])
+            for entry in entries(log)
+            if entry.get("task_id") == result.id and entry["task_name"] == task and entry["logger"] != "amqtask.worker"
+        }
+        assert told == {
+            ("INFO", f"task logger {word}"),
+            ("INFO", f"library {word}"),
+            ("WARNING", f"printed {word} in pieces"),
+            ("WARNING", f"error {word}"),
+        }
+
+
+def test_readable_lines_name_the_task_too(rabbit: Broker, app: AmqTask) -> None:
+    queue = rabbit.queue("readable")
+    with WorkerProcess(LOGGED, "-Q", queue, "-c", "1") as worker:
+        result = app.send_task("logged.talk", ("one",), queue=queue)
+        result.get(timeout=30)
+
+        told = [line.partition("] ")[2] for line in worker.log.splitlines() if f"logged.talk[{result.id}]: " in line]
+        assert told == [
+            f"logged.talk[{result.id}]: {text}"
+            for text in ("task logger one", "library one", "printed one in pieces", "error one")
+        ]
+
+
+def test_prints_are_left_alone_if_the_app_wants_it(rabbit: Broker, app: AmqTask) -> None:
+    queue = rabbit.queue("prints")
+    with WorkerProcess(LOGGED, "-Q", queue, "-c", "1", environment={"LOGGED_PRINTS": "1"}) as worker:
+        app.send_task("logged.talk", ("one",), queue=queue).get(timeout=30)
+
+        assert {"printed one in pieces", "error one"} <= set(worker.log.splitlines())

@@ -1,0 +1,197 @@
+"""What a worker's log lines look like, inside and outside of tasks, and who may have a say in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amqtask import signals
+from amqtask.cli.logs import LogStyle, setup_logging
+from amqtask.execution.context import Context, current
+from amqtask.log import TASK_LOGGER, TaskFields, TaskFormatter, get_task_logger
+from amqtask.utils.log import get_task_logger as as_in_celery
+
+MODULE = "shop.orders"
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """The loggers that a worker sets up are as before afterwards."""
+    touched = [logging.getLogger(name) for name in (None, TASK_LOGGER, "pika", "aio_pika", "aiormq", "asyncio")]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in touched]
+    yield
+    for logger, handlers, level, propagate in before:
+        for handler in logger.handlers:
+            if handler not in handlers:
+                handler.close()
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def in_task() -> Iterator[Context]:
+    """A task runs."""
+    context = Context(id="id1", task="shop.order")
+    token = current.set(context)
+    yield context
+    current.reset(token)
+
+
+class LogFile:
+    """Logging set up to a file."""
+
+    def __init__(self, folder: Path, *, level: str = "INFO", hijack_root: bool = True, **style: Any) -> None:
+        self._path = folder / "log"
+        setup_logging(level, file=str(self._path), style=LogStyle(**style), hijack_root=hijack_root)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+def test_a_line_of_the_worker_is_in_celery_s_format(tmp_path: Path) -> None:
+    log = LogFile(tmp_path)
+    logging.getLogger("amqtask.worker").info("ready")
+
+    [line] = log.lines
+    assert line.endswith(": INFO/MainProcess] ready")
+
+
+@pytest.mark.parametrize("logger", [get_task_logger(MODULE), logging.getLogger("some.library")])
+def test_a_line_that_a_task_logs_names_it_whatever_the_logger(
+    tmp_path: Path, in_task: Context, logger: logging.Logger
+) -> None:
+    log = LogFile(tmp_path)
+    logger.info("paid %d", 5)
+
+    [line] = log.lines
+    assert line.endswith(": INFO/MainProcess] shop.order[id1]: paid 5")
+
+
+def test_a_task_logger_outside_of_tasks_names_none(tmp_path: Path) -> None:
+    log = LogFile(tmp_path)
+    get_task_logger(MODULE).info("imported")
+
+    [line] = log.lines
+    assert line.endswith("] ???[???]: imported")
+
+
+def test_formats_of_one_s_own_may_name_the_task(tmp_path: Path, in_task: Context) -> None:
+    log = LogFile(tmp_path, format="%(task_id)s %(message)s", task_format="%(task_name)s! %(message)s")
+    logging.getLogger("some.library").info("one")
+    get_task_logger(MODULE).info("two")
+
+    assert log.lines == ["id1 one", "shop.order! two"]
+
+
+def test_a_chosen_format_is_kept_to_outside_of_tasks(tmp_path: Path) -> None:
+    log = LogFile(tmp_path, format="%(task_id)s %(message)s")
+    logging.getLogger("some.library").info("one")
+
+    assert log.lines == ["??? one"]
+
+
+def test_json_lines_have_the_fields_in_tasks_and_only_there(tmp_path: Path, in_task: Context) -> None:
+    log = LogFile(tmp_path, json_lines=True)
+    logging.getLogger("some.library").info("one", extra={"order": 7})
+    get_task_logger(MODULE).info("two")
+    current.set(None)
+    get_task_logger(MODULE).info("three")
+
+    first, second, third = log.entries
+    assert (first["task_id"], first["task_name"], first["order"]) == ("id1", "shop.order", 7)
+    assert (second["task_id"], second["logger"]) == ("id1", MODULE)
+    assert "task_id" not in third
+
+
+def test_what_a_record_says_itself_wins(tmp_path: Path, in_task: Context) -> None:
+    log = LogFile(tmp_path, json_lines=True)
+    logging.getLogger("amqtask.worker").info("other", extra={"task_id": "id2", "task_name": "t"})
+
+    assert log.entries[0]["task_id"] == "id2"
+
+
+def test_a_line_of_a_task_comes_once(tmp_path: Path, in_task: Context) -> None:
+    log = LogFile(tmp_path)
+    get_task_logger(MODULE).info("once")
+    get_task_logger(f"{MODULE}.deeper").info("and once")
+
+    assert len(log.lines) == 2
+
+
+def test_only_the_task_module_s_logger_moves_below_the_task_logger() -> None:
+    logger = as_in_celery("shop2.orders.tasks")
+
+    assert logger.parent is logging.getLogger(TASK_LOGGER)
+    assert logging.getLogger("shop2.orders").parent is logging.getLogger("shop2")
+    assert logging.getLogger("shop2").parent is logging.getLogger()
+    assert as_in_celery("shop2.orders.tasks.more").parent is logger
+
+
+@pytest.mark.parametrize("name", ["amqtask", "amqtask.task"])
+def test_our_own_logger_names_are_refused(name: str) -> None:
+    with pytest.raises(RuntimeError, match="amqtask's own"):
+        get_task_logger(name)
+
+
+def test_receivers_may_change_what_was_set_up(tmp_path: Path, in_task: Context) -> None:
+    seen: list[Any] = []
+
+    def for_all(logger: logging.Logger, loglevel: int, logfile: str, **_: Any) -> None:
+        seen.append((logger, loglevel, logfile))
+
+    def for_tasks(logger: logging.Logger, **_: Any) -> None:
+        for handler in logger.handlers:
+            handler.setFormatter(TaskFormatter("%(task_id)s|%(message)s", use_color=False))
+
+    signals.after_setup_logger.connect(for_all)
+    signals.after_setup_task_logger.connect(for_tasks)
+    try:
+        log = LogFile(tmp_path)
+    finally:
+        signals.after_setup_logger.disconnect(for_all)
+        signals.after_setup_task_logger.disconnect(for_tasks)
+    get_task_logger(MODULE).info("hello")
+
+    assert log.lines == ["id1|hello"]
+    assert seen == [(logging.getLogger(), logging.INFO, str(tmp_path / "log"))]
+
+
+def test_handlers_of_the_root_logger_are_replaced_or_kept(tmp_path: Path) -> None:
+    root, mine = logging.getLogger(), logging.NullHandler()
+    root.handlers[:] = [mine]
+
+    log = LogFile(tmp_path, hijack_root=False)
+    logging.getLogger("some.library").warning("to mine")
+    assert (root.handlers, log.lines) == ([mine], [])
+
+    log = LogFile(tmp_path)
+    logging.getLogger("some.library").warning("to the file")
+    assert mine not in root.handlers
+    assert len(log.lines) == 1
+
+
+def test_handlers_of_one_s_own_get_the_fields_by_a_filter(in_task: Context) -> None:
+    record = logging.makeLogRecord({"msg": "x"})
+
+    assert TaskFields().filter(record)
+    assert (record.task_id, record.task_name) == ("id1", "shop.order")  # type: ignore[attr-defined] # that is the point
+
+
+def test_a_file_that_was_moved_away_is_made_again(tmp_path: Path) -> None:
+    log = LogFile(tmp_path, format="%(message)s")
+    logging.getLogger("x").info("before")
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    logging.getLogger("x").info("after")
+
+    assert log.lines == ["after"]
+    assert (tmp_path / "log.1").read_text() == "before\n"
