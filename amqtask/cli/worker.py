@@ -140,7 +140,7 @@ QUEUES: list[Any] = [
 ]
 FEATURES: list[Any] = [
     click.option("--without-gossip", is_flag=True, help="Accepted; workers do not gossip."),
-    click.option("--without-mingle", is_flag=True, help="Accepted; workers do not wait for each other."),
+    click.option("--without-mingle", is_flag=True, help="Do not ask other workers what was revoked."),
     click.option("--without-heartbeat", is_flag=True, help="Send no worker heartbeat events."),
     click.option("--heartbeat-interval", type=click.FloatRange(min=0), help="Seconds between heartbeat events."),
     click.option("--metrics-port", type=PORT, help="Serve /metrics for Prometheus (extra `metrics`)."),

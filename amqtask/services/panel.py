@@ -15,6 +15,7 @@ from amqtask.commands import find_custom
 from amqtask.exceptions import AmqTaskError, EncodeError, MessageError
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
 from amqtask.services.commands import COMMANDS, Control
+from amqtask.services.mingle import Mingle
 from amqtask.services.panel_state import PanelState
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ PREFETCH = 100
 class Panel:
     """Listens on the worker's mailbox and replies. The publisher for replies connects with the first reply.
 
-    `make_consumer` makes one without acks: a command that is lost with its worker is of no use to another.
+    `make_consumer` makes one without acks: a command that is lost with its worker is of no use to another. With `mingles`
+    a worker that starts asks its neighbours what was revoked.
     """
 
     name = "panel"
@@ -48,6 +50,7 @@ class Panel:
         prefix: str = "celery",
         queue_ttl: float = 300.0,
         queue_expires: float = 10.0,
+        mingles: bool = False,
     ) -> None:
         self._control = control
         self._loop = loop
@@ -58,6 +61,11 @@ class Panel:
         self._hostname = control.worker.setup.hostname
         self._state = PanelState(control)
         self._mailbox = mailbox(self._hostname, prefix, ttl=queue_ttl, expires=queue_expires)
+        self._mingle = (
+            Mingle(control, loop=loop, accept=accept, prefix=prefix, queue_ttl=queue_ttl, queue_expires=queue_expires)
+            if mingles
+            else None
+        )
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
         self._timer: Timer | None = None
@@ -69,12 +77,16 @@ class Panel:
             self._timer = None
             self._consumer = self._make_consumer(self)
             self._consumer.add_queue(self._mailbox, prefetch=PREFETCH)
+            if self._mingle is not None:
+                self._mingle.start(self._consumer)
             self._consumer.start()
 
     def stop(self) -> None:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._mingle is not None:
+            self._mingle.stop()
         if self._publisher is not None:
             self._publisher.stop()
         self._drop_consumer()
@@ -87,6 +99,9 @@ class Panel:
     # -- commands
 
     def on_delivery(self, delivery: Delivery) -> None:
+        if self._mingle is not None and delivery.queue == self._mingle.queue.name:
+            self._mingle.on_reply(delivery)
+            return
         properties = delivery.properties
         try:
             command = read_command(
@@ -100,6 +115,8 @@ class Panel:
             logger.warning("control: a message that is no command: %s", error)
             return
         self._control.lamport.adjust((properties.headers or {}).get("clock"))
+        if self._mingle is not None and command.method == "hello":
+            self._mingle.heard(command)
         if command.is_for(self._hostname):
             self._obey(command)
 
@@ -146,9 +163,13 @@ class Panel:
         if self._has_warned:
             self._has_warned = False
             logger.warning("control: the name %s is free; remote control works again", self._hostname)
+        if self._mingle is not None and self._consumer is not None:
+            self._mingle.ask(self._consumer)
 
     def on_connection_lost(self, error: Exception) -> None:
         logger.debug("control: connection lost: %s", error)
+        if self._mingle is not None and self._consumer is not None:
+            self._mingle.listen(self._consumer)
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         logger.debug("control: consumer cancelled: %s", reason)

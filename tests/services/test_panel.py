@@ -26,7 +26,7 @@ ACCEPT = frozenset({"application/json"})
 class Remote:
     """A worker, its panel, and the caller's end."""
 
-    def __init__(self, *, slots: int = 2, autoscale: bool = False) -> None:
+    def __init__(self, *, slots: int = 2, autoscale: bool = False, mingles: bool = False) -> None:
         self.bench = Bench(slots=slots)
         self.publisher = HandPublisher()
         self.consumers: list[ToldConsumer] = []
@@ -56,6 +56,7 @@ class Remote:
             make_consumer=self.make_consumer,
             make_publisher=lambda: self.publisher,
             accept=ACCEPT,
+            mingles=mingles,
         )
         self.panel.start()
 

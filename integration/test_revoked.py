@@ -1,0 +1,110 @@
+"""What was revoked stays so: for workers that start later, ours and Celery's, and over the death of a worker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amqtask import AmqTask
+from amqtask.exceptions import TaskRevokedError
+from integration import celery_peer
+from integration.celery_peer import CeleryWorker
+from integration.conftest import Broker
+from integration.workers import WorkerProcess, eventually
+
+OURS = "integration.apps.sample"
+
+
+@pytest.fixture
+def app(rabbit: Broker, redis_url: str) -> Iterator[AmqTask]:
+    """A client."""
+    with AmqTask("client", broker=rabbit.url, backend=redis_url) as made:
+        yield made
+
+
+def our_worker(queue: str, redis_url: str, *options: str, node: str = "") -> WorkerProcess:
+    """Our worker on one queue, with a name of its own."""
+    name = node or f"w{uuid.uuid4().hex[:8]}@here"
+    environment = {"SAMPLE_BACKEND": redis_url, "SAMPLE_QUEUE": queue}
+    return WorkerProcess(OURS, "-Q", queue, "-c", "1", "-n", name, *options, environment=environment)
+
+
+def classic(rabbit: Broker) -> str:
+    """A queue that Celery and we declare alike."""
+    name = rabbit.queue("celery")
+    rabbit.channel().queue_declare(name, durable=True)
+    return name
+
+
+def assert_revoked(app: AmqTask, task_id: str, queue: str) -> None:
+    """A task that waits in the queue before its worker starts is not run, and the next one is."""
+    revoked, other = app.AsyncResult(task_id), app.send_task("sample.add", (2, 3), queue=queue)
+    with pytest.raises(TaskRevokedError):
+        revoked.get(timeout=20)
+    assert other.get(timeout=20) == 5
+
+
+def send_revoked(app: AmqTask, queue: str, node: str) -> str:
+    """Revoke a task that waits in another queue; one worker, and no other, knows of it."""
+    task_id = str(uuid.uuid4())
+    app.send_task("sample.add", (1, 1), queue=queue, task_id=task_id)
+    replies = app.control.revoke(task_id, destination=[node], reply=True, timeout=10)
+    assert len(replies) == 1
+    return task_id
+
+
+def test_a_worker_that_starts_later_learns_it_from_another(rabbit: Broker, redis_url: str, app: AmqTask) -> None:
+    first, second, node = rabbit.queue("first"), rabbit.queue("second"), f"w{uuid.uuid4().hex[:8]}@here"
+    with our_worker(second, redis_url) as worker:
+        worker.stop()  # the queue is there
+    with our_worker(first, redis_url, node=node):
+        task_id = send_revoked(app, second, node)
+        with our_worker(second, redis_url) as later:
+            assert_revoked(app, task_id, second)
+            later.await_log(f"mingle: sync with {node}")
+
+
+def test_our_worker_learns_it_from_celery_s(rabbit: Broker, redis_url: str, app: AmqTask) -> None:
+    first, second, node = classic(rabbit), classic(rabbit), f"w{uuid.uuid4().hex[:8]}@here"
+    with CeleryWorker(celery_peer.environment(rabbit.url, redis_url, first), first, "-n", node):
+        task_id = send_revoked(app, second, node)
+        with our_worker(second, redis_url) as later:
+            assert_revoked(app, task_id, second)
+            later.await_log(f"mingle: sync with {node}")
+
+
+def test_celery_s_worker_learns_it_from_ours(rabbit: Broker, redis_url: str, app: AmqTask) -> None:
+    first, second, node = classic(rabbit), classic(rabbit), f"w{uuid.uuid4().hex[:8]}@here"
+    with our_worker(first, redis_url, node=node):
+        task_id = send_revoked(app, second, node)
+        with CeleryWorker(celery_peer.environment(rabbit.url, redis_url, second), second):
+            assert_revoked(app, task_id, second)
+
+
+def test_it_survives_the_death_of_the_only_worker(rabbit: Broker, redis_url: str, app: AmqTask, tmp_path: Path) -> None:
+    queue, node = rabbit.queue("work"), f"w{uuid.uuid4().hex[:8]}@here"
+    state = tmp_path / f"{node.partition('@')[0]}.state"
+    with our_worker(queue, redis_url, "--statedb", str(tmp_path / "%n.state"), node=node) as worker:
+        task_id = str(uuid.uuid4())
+        app.control.revoke(task_id, destination=[node], reply=True, timeout=10)
+        app.control.revoke_by_stamped_headers({"customer": ["x"]}, destination=[node], reply=True, timeout=10)
+        eventually(lambda: state.exists() and task_id in state.read_text() and "customer" in state.read_text())
+        worker.signal(signal.SIGKILL)
+        worker.wait()
+        app.send_task("sample.add", (1, 1), queue=queue, task_id=task_id)
+        stamped = app.send_task(
+            "sample.add", (1, 1), queue=queue, headers={"stamped_headers": ["customer"], "stamps": {"customer": "x"}}
+        )
+
+        worker.start()
+
+        assert_revoked(app, task_id, queue)
+        with pytest.raises(TaskRevokedError):
+            stamped.get(timeout=20)
+        worker.stop()
+    assert task_id in json.loads(state.read_text())["revoked"]

@@ -1,0 +1,147 @@
+"""A worker that starts asks its neighbours what was revoked, and begins nothing before they had the time to say it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from amqtask.message import Delivery, Message, Properties
+from amqtask.protocol.control import Command, read_command, reply_message
+from tests.services.test_panel import ACCEPT, Remote
+
+
+class Starting(Remote):
+    """A worker that has just started, and its neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__(mingles=True)
+
+    @property
+    def asked(self) -> list[Command]:
+        """The hellos that it sent."""
+        return [self.read(message) for message in self.bench.publisher.sent if message.exchange == "celery.pidbox"]
+
+    def read(self, message: Message) -> Command:
+        properties = message.properties
+        return read_command(
+            message.body, properties.content_type, properties.content_encoding, properties.headers, ACCEPT
+        )
+
+    def consumes(self) -> Command:
+        """The broker says that mailbox and queue for answers are consumed."""
+        self.panel.on_consuming(1)
+        return self.asked[-1]
+
+    def hear(self, hello: Command) -> None:
+        """Its own hello comes round."""
+        self.tell(hello)
+
+    def answer(self, hello: Command, **payload: Any) -> None:
+        """A neighbour answers."""
+        reply = reply_message(hello, "other@h", payload)
+        self.panel.on_delivery(Delivery(reply.body, reply.properties, reply.exchange, "", False, self.replies, 1, 1))
+        self.bench.loop.turn()
+
+    @property
+    def replies(self) -> str:
+        (name,) = [name for name in self.consumers[-1].windows if ".reply." in name]
+        return name
+
+
+def test_tasks_wait_for_the_neighbours_answers() -> None:
+    worker = Starting()
+    worker.bench.deliver("a", "b")
+    hello = worker.consumes()
+
+    worker.hear(hello)
+    worker.bench.loop.advance(0.04)
+    worker.answer(hello, revoked=["a"], clock=40)
+    worker.bench.loop.advance(0.04)
+    assert worker.bench.started == []
+    worker.bench.loop.advance(0.02)
+
+    assert worker.bench.started == ["b"]
+    assert worker.ask("revoked") == ["a"]
+    assert worker.ask("clock")["clock"] > 40
+
+
+def test_a_worker_without_neighbours_begins_at_once() -> None:
+    worker = Starting()
+    worker.bench.deliver("a")
+    hello = worker.consumes()
+
+    worker.hear(hello)
+    worker.bench.loop.advance(0.06)
+
+    assert worker.bench.started == ["a"]
+
+
+def test_a_mailbox_that_cannot_be_had_does_not_hold_the_worker_up() -> None:
+    worker = Starting()
+    worker.bench.deliver("a")
+    worker.panel.on_fatal(RuntimeError("RESOURCE_LOCKED"))
+
+    worker.bench.loop.advance(0.31)
+
+    assert worker.bench.started == ["a"]
+
+
+def test_another_worker_s_hello_is_not_taken_for_one_s_own() -> None:
+    worker = Starting()
+    worker.bench.deliver("a")
+    worker.consumes()
+
+    worker.tell(Command("hello", {"from_node": "other@h"}, ticket="another", reply_key="caller"))
+    worker.bench.loop.advance(0.06)
+
+    assert worker.bench.started == []
+
+
+def test_an_answer_that_comes_late_counts_for_what_has_not_begun() -> None:
+    worker = Starting()
+    hello = worker.consumes()
+    worker.bench.loop.advance(1.0)
+    worker.bench.deliver("runs", "too", "waits")
+
+    worker.answer(hello, revoked=["runs", "waits"])
+    worker.bench.end("runs")
+
+    assert worker.bench.started == ["runs", "too"]
+
+
+def test_after_a_while_the_queue_for_answers_goes_and_after_a_lost_connection_it_comes_again() -> None:
+    worker = Starting()
+    worker.consumes()
+    name = worker.replies
+    worker.bench.loop.advance(6.0)
+    assert worker.consumers[-1].words == ["start", f"cancel {name}"]
+
+    worker.consumers[-1].windows.clear()
+    worker.panel.on_connection_lost(ConnectionError("cut"))
+    assert worker.replies == name
+    worker.consumes()
+
+    assert len({hello.ticket for hello in worker.asked}) == 2
+    worker.bench.deliver("a")
+    assert worker.bench.started == ["a"]
+
+
+def test_what_is_known_is_told_in_a_form_that_celery_reads() -> None:
+    worker = Starting()
+    worker.ask("revoke", task_id=["a", "b"])
+
+    hello = worker.consumes()
+
+    assert (hello.method, hello.arguments["from_node"], hello.arguments["revoked"]) == ("hello", "w@h", ["a", "b"])
+
+
+def test_answers_that_make_no_sense_do_no_harm() -> None:
+    worker = Starting()
+    hello = worker.consumes()
+    for payload in ({"revoked": 5}, {"revoked": ["a"], "revoked_at": ["noon"]}, {"error": "no"}, {"revoked": None}):
+        worker.answer(hello, **payload)
+    properties = Properties(content_type="application/json", content_encoding="utf-8", headers={})
+    for body in (b"\xff", b"[]", json.dumps({"other@h": {"revoked": ["not asked for"]}}).encode()):
+        worker.panel.on_delivery(Delivery(body, properties, "", "", False, worker.replies, 1, 1))
+
+    assert worker.ask("revoked") == []
