@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
 
@@ -68,9 +68,22 @@ class BrokerAddress:
     @property
     def safe_url(self) -> str:
         """The URL with the password hidden."""
-        scheme = "amqps" if self.tls else "amqp"
+        return f"{self._scheme}://{self.user}:**@{self._netloc}/{self.vhost}"
+
+    @property
+    def url(self) -> str:
+        """The URL with the password, for another program; the TLS options are not in it."""
+        user, password, vhost = (quote(part, safe="") for part in (self.user, self.password, self.vhost))
+        return f"{self._scheme}://{user}:{password}@{self._netloc}/{vhost}"
+
+    @property
+    def _scheme(self) -> str:
+        return "amqps" if self.tls else "amqp"
+
+    @property
+    def _netloc(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}://{self.user}:**@{host}:{self.port}/{self.vhost}"
+        return f"{host}:{self.port}"
 
     def parameters(
         self,

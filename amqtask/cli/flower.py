@@ -1,0 +1,113 @@
+"""`amqtask flower`: runs the installed Flower, unchanged, on our broker.
+
+Flower is a sub-command of Celery's command line and takes everything from a Celery application: the broker, the names of
+exchanges, and the tasks that its buttons may be pressed for. Such an application is made here from ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqtask.cli.main import Globals
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.transport.url import TlsOptions
+
+# What Flower has to know as workers do; where our defaults and Celery's differ, ours count.
+SHARED = (
+    "accept_content", "broker_connection_timeout", "broker_heartbeat", "control_exchange", "control_queue_expires",
+    "control_queue_ttl", "enable_utc", "event_exchange", "event_queue_expires", "event_queue_prefix", "event_queue_ttl",
+    "event_serializer", "result_accept_content", "result_serializer", "task_default_queue", "task_serializer",
+    "timezone",
+)  # fmt: skip
+MISSING = (
+    'Flower is not installed here: pip install "flower>=2" into the same environment as amqtask. '
+    "(It brings Celery with it, of whose command line it is a part.)"
+)
+
+
+@click.command(
+    "flower",
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["-h", "--help"],
+    },
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def command(settings: Globals, arguments: tuple[str, ...]) -> None:
+    """Start Flower, the web monitor: `amqtask -A tasks flower --port=5555`.
+
+    All options are Flower's own: https://flower.readthedocs.io/en/latest/config.html
+    """
+    for package in ("flower", "celery"):
+        if importlib.util.find_spec(package) is None:
+            raise click.ClickException(MISSING)
+    app = settings.load()
+    if app.memory_broker is not None:
+        raise click.ClickException("Flower needs RabbitMQ; memory:// lives inside each process")
+    quiet = ["--quiet"] if settings.quiet else []
+    celery_app(app).start([*quiet, "flower", *arguments])
+
+
+def celery_app(app: AmqTask) -> Any:
+    """A Celery application that knows our broker, exchanges, routes and the names of our tasks."""
+    celery: Any = importlib.import_module("celery")
+    app.import_modules()
+    app.finalize()
+    made = celery.Celery(app.main or "amqtask")
+    made.conf.update(celery_settings(app))
+    made.conf.task_routes = (_route(app),)
+    for name, task in app.tasks.items():
+        if not name.startswith("celery."):
+            made.task(name=name, typing=False, ignore_result=bool(task.ignore_result))(_runs_elsewhere)
+    return made
+
+
+def celery_settings(app: AmqTask) -> dict[str, Any]:
+    """The settings of a Celery application that talks to the same workers."""
+    found: dict[str, Any] = {name: getattr(app.conf, name) for name in SHARED}
+    addresses = app.broker_addresses
+    found["broker_url"] = ";".join(address.url for address in addresses)
+    if addresses[0].tls is not None:
+        found["broker_use_ssl"] = _ssl(addresses[0].tls)
+    if app.backend_url:
+        found["result_backend"] = app.backend_url
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _ssl(tls: TlsOptions) -> dict[str, Any]:
+    """As kombu takes it."""
+    options = {
+        "ca_certs": tls.cafile,
+        "certfile": tls.certfile,
+        "keyfile": tls.keyfile,
+        "cert_reqs": ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE,
+        "server_hostname": tls.server_hostname,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
+    """Calls from Flower go where ours would go. Celery must not declare those queues: it would do it otherwise."""
+    kombu: Any = importlib.import_module("kombu")
+
+    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any]:
+        where = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
+        found = app.router.route(name, args or (), kwargs or {}, where)
+        exchange = kombu.Exchange(found.exchange, no_declare=True)
+        return {"queue": kombu.Queue(found.routing_key, exchange, found.routing_key, no_declare=True)}
+
+    return route
+
+
+def _runs_elsewhere(*args: Any, **kwargs: Any) -> None:
+    raise NotImplementedError("this is Flower's list of task names; tasks run in workers")

@@ -1,0 +1,119 @@
+"""A real Flower, unchanged from PyPI, in a virtual environment of its own, installed on first use; started by us."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from integration.workers import ROOT, eventually
+
+FOLDER = ROOT / ".venv-flower"
+# Ours runs from this tree, so only what it needs is installed.
+PACKAGES = ("flower==2.2.0", "pika", "aio-pika", "click")
+
+
+def python() -> str:
+    """The interpreter that has Flower."""
+    interpreter = FOLDER / "bin" / "python"
+    if not (FOLDER / ".installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
+        pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install", *PACKAGES]
+        subprocess.run(pip, check=True)
+        (FOLDER / ".installed").touch()
+    return str(interpreter)
+
+
+class Flower:
+    """`amqtask -A app flower`, and its HTTP interface."""
+
+    def __init__(self, app: str, *, environment: dict[str, str]) -> None:
+        self._interpreter = python()
+        self._app = app
+        self._environment = environment
+        self._port = _free_port()
+        self._log = Path(tempfile.mkstemp(prefix="flower-", suffix=".log")[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Flower:
+        options = ["flower", f"--port={self._port}", "--address=127.0.0.1", "--inspect_timeout=2000"]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'pools'}",
+            "FLOWER_UNAUTHENTICATED_API": "true",
+            **self._environment,
+        }
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [self._interpreter, "-W", "ignore", "-m", "amqtask", "-A", self._app, *options],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            eventually(self._answers, 60, every=0.1, what="Flower does not answer")
+        except BaseException:
+            self._process.kill()
+            print(self._log.read_text())
+            raise
+        return self
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, self._log.read_text()
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthcheck", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.unlink()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def get(self, path: str) -> Any:
+        """The JSON of a GET. Raises: AssertionError with what it said instead."""
+        return self._ask(urllib.request.Request(f"{self.url}{path}"))
+
+    def post(self, path: str, **fields: str) -> Any:
+        """The JSON of a POST of form fields, as its buttons send them."""
+        return self._ask(urllib.request.Request(f"{self.url}{path}", urllib.parse.urlencode(fields).encode()))
+
+    def post_json(self, path: str, body: Any) -> Any:
+        """The JSON of a POST of JSON."""
+        return self._ask(urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode()))
+
+    def _ask(self, request: urllib.request.Request) -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise AssertionError(
+                f"{request.full_url}: {error.code} {error.read().decode()[:500]}\n{self.log[-2000:]}"
+            ) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
