@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__, signals
@@ -21,6 +21,7 @@ from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control, masked
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.panel import Panel
+from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
 from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue, work_queue
 from amqtask.transport.admin import QueueAdmin
@@ -350,6 +351,7 @@ class _Builder:
             accept=content_types(self.conf.accept_content),
             app=self.app,
             report=self.report,
+            reload=self.reload if self.conf.worker_pool_restarts else None,
             events=events,
             lamport=self.clock,
         )
@@ -401,6 +403,12 @@ class _Builder:
             *(f"{name}: {masked(name, value)!r}" for name, value in self.settings(False).items()),
         ]
         return "\n".join(lines)
+
+    def reload(self, modules: Iterable[str] | None, again: bool) -> set[str]:
+        """None: all modules that the configuration and the command line name."""
+        if modules is None:
+            modules = (*self.conf.include, *self.conf.imports, *self.options.include)
+        return import_again(self.app, modules, reload=again)
 
     def settings(self, with_defaults: bool) -> Mapping[str, Any]:
         return self.conf.table(with_defaults=with_defaults)

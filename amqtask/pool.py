@@ -124,6 +124,12 @@ def limits_of(pool_class: type[Pool], *, is_async: bool) -> frozenset[str]:
     return found if is_async else getattr(pool_class, "def_limits", found)
 
 
+def restarter_of(pool: Pool) -> Callable[[], None] | None:
+    """A pool of processes may have `restart()`: replace them all, each when its task has ended. None: it has not."""
+    found: Callable[[], None] | None = getattr(pool, "restart", None)
+    return found
+
+
 GROUP = "amqtask.pools"
 
 

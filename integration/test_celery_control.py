@@ -170,6 +170,18 @@ def test_celery_revokes_our_worker_s_tasks_by_their_stamps(peer: dict[str, str],
     assert told == "revoked zy"
 
 
+def test_celery_restarts_our_worker_s_pool(
+    peer: dict[str, str], app: AmqTask, node: str, queue: str, redis_url: str
+) -> None:
+    environment = {"SAMPLE_BACKEND": redis_url, "SAMPLE_QUEUE": queue, "SAMPLE_POOL_RESTARTS": "1"}
+    with WorkerProcess(OURS, "-Q", queue, "-c", "2", "-n", node, environment=environment) as worker:
+        before = set(worker.children)
+        told = celery_peer.call(f"print(app.control.pool_restart(destination=[{node!r}], reply=True))", peer)
+        assert told == str([{node: {"ok": "reload started"}}])
+        eventually(lambda: len(worker.children) == 2 and not before & set(worker.children))
+        assert app.send_task("sample.add", (2, 3)).get(timeout=20) == 5
+
+
 # -- we ask a real Celery's worker
 
 

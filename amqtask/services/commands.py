@@ -38,7 +38,8 @@ _PASSWORD_IN_URL = re.compile(r"(?P<start>[\w+.-]+://[^/\s:@]*:)[^@/\s]*@")
 @dataclass(slots=True)
 class Control:
     """What commands work on. `settings()` is the app's configuration; `make_queue` builds one for `add_consumer`,
-    `report()` is the text for a bug report, `accept` what may be decoded, `reload` imports modules (again).
+    `report()` is the text for a bug report, `accept` what may be decoded, `reload` imports modules
+    (again, if told so) and says which tasks changed; None: the pool must not be restarted.
     """
 
     worker: Worker
@@ -52,7 +53,7 @@ class Control:
     lamport: LamportClock = field(default_factory=LamportClock)
     accept: frozenset[str] = frozenset({"application/json"})
     report: Callable[[], str] = str
-    reload: Callable[[Iterable[str] | None, bool], None] | None = None
+    reload: Callable[[Iterable[str] | None, bool], set[str]] | None = None
     # What custom commands are given as `state.app`.
     app: Any = None
     memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
@@ -325,7 +326,13 @@ def heartbeat(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def pool_restart(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return {"error": "pool restarts are not supported; restart the worker"}
+    if control.reload is None:
+        return {"error": "Pool restarts not enabled (set worker_pool_restarts = True)"}
+    if arguments.get("reloader") is not None:
+        return {"error": "a reloader is a function of the worker's process and cannot be sent to it"}
+    reload, modules, again = control.reload, arguments.get("modules"), bool(arguments.get("reload"))
+    control.orders.restart_pool(lambda: reload([modules] if isinstance(modules, str) else modules, again))
+    return {"ok": "reload started"}
 
 
 def election(control: Control, arguments: Mapping[str, Any]) -> Any:

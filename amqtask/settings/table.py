@@ -416,7 +416,13 @@ SETTINGS: tuple[Setting, ...] = (
         "prefork, threads, solo, asyncio; eventlet and gevent with -P only.",
     ),
     Setting("worker_pool_putlocks", True, "bool", "CELERYD_POOL_PUTLOCKS", ""),
-    Setting("worker_pool_restarts", False, "bool", "CELERYD_POOL_RESTARTS", ""),
+    Setting(
+        "worker_pool_restarts",
+        False,
+        "bool",
+        "CELERYD_POOL_RESTARTS",
+        "Let the remote command pool_restart replace prefork's processes and reload modules.",
+    ),
     Setting("worker_pool_start_method", "fork", "str", "CELERYD_POOL_START_METHOD", ""),
     Setting("worker_prefetch", "auto", "any", None, "auto, or the number of unanswered deliveries per queue."),
     Setting(

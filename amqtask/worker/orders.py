@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.pool import restarter_of
 from amqtask.worker.intake import NEVER
 
 if TYPE_CHECKING:
@@ -98,6 +99,20 @@ class Orders:
         """Another number of slots, with the windows as they are (autoscale: they are sized for its maximum)."""
         self._worker.pool.resize(slots)
         self._worker.wake()
+
+    def restart_pool(self, reload: Callable[[], set[str]]) -> None:
+        """Import what `reload` imports (it returns the names of tasks that changed), then replace the pool's processes.
+
+        Raises: ConfigurationError where there are no processes, or when a module cannot be imported.
+        """
+        worker = self._worker
+        restart = restarter_of(worker.pool)
+        if restart is None:
+            raise ConfigurationError(f"the {worker.pool.name} pool has no processes to replace; restart the worker")
+        for name in reload():
+            worker.strategies.forget(name)
+        restart()
+        worker.wake()
 
     def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
         """One more queue, unless it is consumed already."""

@@ -37,6 +37,12 @@ class Strategies(dict[str, TaskStrategy]):
         )
         return TaskStrategy(name, None, problem=problem)
 
+    def forget(self, name: str) -> None:
+        """The task is another one now: compile it anew when it is asked for, and keep its count."""
+        old = self.pop(name, None)
+        if old is not None and name in self._tasks:
+            self._compile(name, self._tasks[name]).count = old.count
+
     def _compile(self, name: str, task: TaskLike) -> TaskStrategy:
         strategy = TaskStrategy(name, task, hard_limit=self._hard_limit, soft_limit=self._soft_limit)
         self[name] = strategy

@@ -17,6 +17,7 @@ from amqtask.exceptions import Reject
 app = AmqTask("sample", backend=os.environ.get("SAMPLE_BACKEND", "rpc://"))
 app.conf.task_default_queue = os.environ.get("SAMPLE_QUEUE", "sample")
 app.conf.worker_direct = bool(os.environ.get("SAMPLE_DIRECT"))
+app.conf.worker_pool_restarts = bool(os.environ.get("SAMPLE_POOL_RESTARTS"))
 if "SAMPLE_BROADCAST" in os.environ:
     app.conf.task_queues = [Broadcast(os.environ["SAMPLE_BROADCAST"]), Queue(app.conf.task_default_queue)]
 

@@ -33,7 +33,7 @@ class Remote:
         worker, orders = self.bench.worker, self.bench.orders
         self.told = HandPublisher()
         clock = LamportClock()
-        control = Control(
+        self.control = control = Control(
             worker=worker,
             orders=orders,
             autoscale=Autoscale(worker, orders, most=4, least=1) if autoscale else None,

@@ -80,6 +80,8 @@ class HandPool:
     """`end(number)` ends a request; with `inline` it ends inside `submit`, as in the solo pool."""
 
     name: ClassVar[str] = "hand"
+    # Only a pool of processes has it.
+    restart: Callable[[], None]
     limits: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, slots: int = 1, *, inline: bool = False) -> None:

@@ -63,12 +63,15 @@ class PreforkPool:
         self._refill = Refill(
             loop,
             fork=self._fork,
-            missing=lambda: self._slots - self._roster.taking,
+            missing=lambda: self._slots - self._roster.taking - len(self._finishing),
             on_late=self._filled,
         )
         self._buffer = bytearray(PIECE + 1)
         self._total = 0
         self._is_stopped = False
+        # While the pool restarts: old children that are still to go, and those that go when their task has ended.
+        self._old: deque[ChildProcess] = deque()
+        self._finishing: set[ChildProcess] = set()
 
     @classmethod
     def prepare_process(cls) -> None:
@@ -129,6 +132,22 @@ class PreforkPool:
         self._give_line()
         return is_ended
 
+    def restart(self) -> None:
+        """Replace all children: busy ones when their task has ended, idle ones one after the other."""
+        self._old = deque(sorted(self._roster.children, key=lambda child: not child.given))
+        self._renew()
+
+    def _renew(self) -> None:
+        while self._old:
+            child = self._old.popleft()
+            if child.is_leaving or child not in self._roster.children:
+                continue
+            self._let_go(child)
+            if not child.given:
+                break  # the next one goes when this one is replaced
+            self._finishing.add(child)
+        self._give_line()
+
     def pid_of(self, number: int) -> int | None:
         """The child that runs it; what was only given to one ahead of time has not begun."""
         for child in self._roster.children:
@@ -154,6 +173,8 @@ class PreforkPool:
         _bury(self._roster.children)
         self._line.clear()
         self._roster.clear()
+        self._old.clear()
+        self._finishing.clear()
         return unfinished
 
     def stats(self) -> dict[str, Any]:
@@ -323,6 +344,8 @@ class PreforkPool:
         if child not in self._roster.children:
             return  # stopped, meanwhile
         self._unwatch(child)
+        was_told_to_go = child.is_leaving
+        self._finishing.discard(child)
         self._roster.retires(child)
         self._roster.children.remove(child)
         child.is_leaving = True
@@ -333,19 +356,19 @@ class PreforkPool:
             outcomes += [self._end(child, request) for request in unread if request.number == child.condemned[0]]
             unread = [request for request in unread if request.number != child.condemned[0]]
         elif not lost:
-            self._note_end(child)
+            self._note_end(child, was_told_to_go=was_told_to_go)
         self._line.extendleft(reversed(unread))
         child.close()
         self._refill.fill()
-        self._give_line()
+        self._renew()
         self._total += len(outcomes)
         self._on_outcomes(outcomes)
 
-    def _note_end(self, child: ChildProcess) -> None:
+    def _note_end(self, child: ChildProcess, *, was_told_to_go: bool) -> None:
         """The end of a child that ran nothing."""
         if child.exit_code != RETIRED:
             logger.warning("process %d %s while it ran no task; it is replaced", child.pid, child.ending)
-        if not child.answered:
+        if not child.answered and not was_told_to_go:
             self._refill.died_early()
 
     def _end(self, child: ChildProcess, request: Request) -> Outcome:

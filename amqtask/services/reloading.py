@@ -1,0 +1,68 @@
+"""Importing task modules (again) in a running worker, for `pool_restart`: new child processes then have the new code.
+
+A module's tasks are taken out before it is imported again, because registering a name that is there keeps the old task.
+When that fails they are put back, and the worker goes on with the old code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+logger = logging.getLogger("amqtask.worker")
+
+
+def import_again(app: AmqTask, modules: Iterable[str], *, reload: bool) -> set[str]:
+    """Import modules that are not imported yet; with `reload` the others, too. The names of tasks that are other ones now.
+
+    Raises: ConfigurationError when one cannot be imported.
+    """
+    changed: set[str] = set()
+    for name in dict.fromkeys(modules):
+        loaded = sys.modules.get(name)
+        if loaded is None:
+            logger.info("pool restart: importing module %s", name)
+            _imported(name)
+        elif reload:
+            logger.info("pool restart: reloading module %s", name)
+            changed |= _reloaded(app, loaded)
+    return changed
+
+
+def _imported(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        logger.exception("module %s cannot be imported", name)
+        raise ConfigurationError(f"module {name} cannot be imported: {error!r}") from error
+
+
+def _reloaded(app: AmqTask, module: ModuleType) -> set[str]:
+    own = {name: task for name, task in app.tasks.items() if type(task).__module__ == module.__name__}
+    before = {name: value for name, value in vars(module).items() if value is app}
+    for name in own:
+        app.tasks.unregister(name)
+    try:
+        importlib.reload(module)
+        _check_app(module, before)
+    except Exception as error:
+        for task in own.values():
+            app.tasks.register(task)
+        logger.exception("module %s cannot be reloaded", module.__name__)
+        raise ConfigurationError(f"module {module.__name__} cannot be reloaded: {error!r}") from error
+    return set(own)
+
+
+def _check_app(module: ModuleType, before: dict[str, Any]) -> None:
+    for name, app in before.items():
+        if getattr(module, name, None) is not app:
+            raise ConfigurationError(f"it makes the application ({name}) anew; restart the worker instead")
