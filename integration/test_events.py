@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,7 +21,7 @@ from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
 from integration.faults import Forwarder
-from integration.workers import WorkerProcess, eventually
+from integration.workers import ROOT, WorkerProcess, eventually
 
 APP = "integration.apps.sample"
 
@@ -226,3 +230,73 @@ def test_a_receiver_goes_on_when_the_connection_was_lost(rabbit: Broker) -> None
                 assert heard.error is None
         finally:
             app.close()
+
+
+class Cli:
+    """`amqtask events …` on a terminal of its own."""
+
+    def __init__(self, broker: str, *options: str) -> None:
+        self.shown = ""
+        ours, self._fd = os.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "amqtask", "-A", APP, "-b", broker, "events", *options],
+            cwd=ROOT, env={**os.environ, "COLUMNS": "160", "LINES": "40"}, stdin=ours, stdout=ours, stderr=ours,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(ours)
+        os.set_blocking(self._fd, False)
+
+    def await_text(self, *texts: str) -> None:
+        """Until all of these have been shown."""
+
+        def look() -> bool:
+            try:
+                self.shown += os.read(self._fd, 1 << 20).decode(errors="replace")
+            except BlockingIOError:
+                pass
+            assert self._process.poll() is None, self.shown
+            return all(text in self.shown for text in texts)
+
+        eventually(look, every=0.05, what=f"{texts} not in:\n{self.shown[-3000:]}")
+
+    def interrupt(self) -> int:
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(15)
+
+    def __enter__(self) -> Cli:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._fd)
+
+
+def test_the_terminal_view_updates(rabbit: Broker, app: AmqTask, queue: str) -> None:
+    name = node()
+    with our_worker(queue, name, "-E", "-P", "threads"), Cli(rabbit.url, "--frequency", "0.1") as cli:
+        cli.await_text(name, "ONLINE")
+        first = app.send_task("sample.add", (20, 22))
+        cli.await_text(first.id, "sample.add")
+        second = app.send_task("sample.fail", ("seen in the view",))
+        cli.await_text(second.id, "seen in the view", "FAILURE 1")
+        assert cli.interrupt() == 0
+
+
+@pytest.mark.parametrize("option", ["--dump", "--json"])
+def test_events_are_printed_on_lines(rabbit: Broker, app: AmqTask, queue: str, option: str) -> None:
+    name = node()
+    with our_worker(queue, name, "-E", "-P", "threads"), Cli(rabbit.url, option) as cli:
+        cli.await_text("worker-heartbeat", name)
+        result = app.send_task("sample.add", (20, 22))
+        cli.await_text("task-received", "task-succeeded", result.id, "42")
+        assert cli.interrupt() == 0
+
+
+def test_a_camera_takes_snapshots(rabbit: Broker, queue: str, tmp_path: Path) -> None:
+    name = node()
+    with our_worker(queue, name, "-P", "threads"), Cli(
+        rabbit.url, "--camera", "integration.apps.camera:Camera", "--frequency", "0.1"
+    ) as cli:  # fmt: skip
+        cli.await_text(f"alive: {name}")
+        assert cli.interrupt() == 0

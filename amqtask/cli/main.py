@@ -30,6 +30,7 @@ COMMANDS = {
         "Change running workers (rate limits, pool size, queues, shutdown …).",
     ),
     "dead": ("amqtask.cli.dead", "List, show, retry or purge dead-lettered messages."),
+    "events": ("amqtask.cli.events", "Show workers and tasks as they work, print events, take snapshots."),
     "flower": ("amqtask.cli.flower", "Start Flower, the web monitor, where it is installed."),
     "inspect": ("amqtask.cli.inspect", "Ask running workers what they do."),
     "migrate": ("amqtask.cli.migrate", "Move messages between brokers or queues."),

@@ -43,12 +43,8 @@ STATE_OF_EVENT = {
 _ORDER = (states.SUCCESS, states.FAILURE, None, states.REVOKED, states.STARTED, states.RECEIVED, states.REJECTED,
           states.RETRY, states.PENDING)  # fmt: skip
 _RANK = {state: rank for rank, state in enumerate(_ORDER)}
-# Fields that are relied on, and what they have to be; anybody may publish events.
-_NUMBER = (int, float)
-_KINDS: dict[str, Any] = {
-    "name": str, "uuid": str, "hostname": str, "parent_id": str, "root_id": str, "clock": int, "freq": _NUMBER,
-    "timestamp": _NUMBER, "local_received": _NUMBER,
-}  # fmt: skip
+# The latest moment that an event may name, and the longest heartbeat interval (seconds).
+_END_OF_TIME = 1e11
 # What no event may set.
 _OURS = frozenset({"heartbeats", "children", "cluster_state", "state", "worker", "client"})
 
@@ -311,7 +307,7 @@ class State:
             handler = self.handlers.get(group)
             if handler is not None:
                 return handler(subject, event), subject
-            known = {name: value for name, value in event.items() if isinstance(value, _KINDS.get(name, object))}
+            known = {name: value for name, value in event.items() if _is_sound(name, value)}
             hostname = known.get("hostname")
             if hostname is None:
                 return None
@@ -464,6 +460,19 @@ class State:
 
     def __repr__(self) -> str:
         return f"<State: events={self.event_count} tasks={self.task_count}>"
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a field that is relied on is what it has to be; anybody may publish events."""
+    match name:
+        case "name" | "uuid" | "hostname" | "parent_id" | "root_id":
+            return isinstance(value, str)
+        case "timestamp" | "local_received" | "freq":
+            return isinstance(value, (int, float)) and 0 <= value < _END_OF_TIME
+        case "clock":
+            return isinstance(value, int)
+        case _:
+            return True
 
 
 def _moment(task: Task) -> tuple[int, float]:
