@@ -12,7 +12,10 @@ _NEEDS_NO_PREPARATION = frozenset({"prefork", "processes", "threads", "solo", "a
 
 
 def chosen_pool(argv: Sequence[str]) -> str | None:
-    """The pool named by -P, --pool or AMQTASK_POOL; None when nothing names one or no worker is started."""
+    """The pool named by -P, --pool or AMQTASK_POOL, or for a shell by --eventlet or --gevent; None when nothing names one
+    or neither a worker nor a shell is started."""
+    if "shell" in argv:
+        return next((word[2:] for word in argv if word in ("--eventlet", "--gevent")), None)
     if "worker" not in argv:
         return None
     for position, word in enumerate(argv):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from amqtask.cli import complete
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.output import json_option, print_json
@@ -57,14 +58,14 @@ class Expiry(Moment):
 
 
 @click.command("call")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.tasks)
 @click.option("-a", "--args", "arguments", type=Json(list, "JSON array"), default="[]", help="Positional arguments.")
 @click.option("-k", "--kwargs", type=Json(dict, "JSON object"), default="{}", help="Keyword arguments.")
 @click.option("--eta", type=Moment(), help="Not before this time.")
 @click.option("--countdown", type=float, help="Not before so many seconds from now.")
 @click.option("--expires", type=Expiry(), help="Not after.")
 @click.option("--serializer", help="json, msgpack, yaml or pickle.")
-@click.option("--queue", help="Queue to publish to.")
+@click.option("--queue", shell_complete=complete.queues, help="Queue to publish to.")
 @click.option("--exchange", help="Exchange to publish to.")
 @click.option("--routing-key", help="Routing key to publish with.")
 @click.option("--priority", type=click.IntRange(0, 255), help="Priority of the message.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli import complete
 from amqtask.cli.broker import open_admin
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
@@ -93,7 +94,12 @@ def _matching(deliveries: Iterable[Delivery], task: str | None, ids: Sequence[st
 
 
 def _queue_options(function: Any) -> Any:
-    one = click.option("-Q", "--queue", help="The work queue (its dead-letter queue is meant) [the default queue].")
+    one = click.option(
+        "-Q",
+        "--queue",
+        shell_complete=complete.queues,
+        help="The work queue (its dead-letter queue is meant) [the default queue].",
+    )
     every = click.option("--all-queues", is_flag=True, help="Of all queues that the application knows.")
     return one(every(function))
 

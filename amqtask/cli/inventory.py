@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from amqtask.cli import complete
 from amqtask.cli.worker import CommaList
 from amqtask.exceptions import ConfigurationError
 from amqtask.topology.plan import all_bindings
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.topology.routes import Route
 
-OF_CELERY = "celery."
+# Tasks that come with every application.
+BUILT_IN = ("celery.", "amqtask.")
 queues_option = click.option(
-    "-Q", "--queues", type=CommaList(), default=(), help="Only these queues [all that the application knows]."
+    "-Q",
+    "--queues",
+    type=CommaList(),
+    default=(),
+    shell_complete=complete.queues,
+    help="Only these queues [all that the application knows].",
 )
 
 
@@ -32,7 +39,7 @@ def task_routes(app: AmqTask) -> list[TaskRoute]:
     """Where each registered task goes, by name. A route function that fails without arguments is named in a warning."""
     app.import_modules()
     app.finalize()
-    return [TaskRoute(name, _route(app, name)) for name in sorted(app.tasks) if not name.startswith(OF_CELERY)]
+    return [TaskRoute(name, _route(app, name)) for name in sorted(app.tasks) if not name.startswith(BUILT_IN)]
 
 
 def _route(app: AmqTask, name: str) -> Route | None:

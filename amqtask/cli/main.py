@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from amqtask import __version__
 from amqtask.exceptions import AmqTaskError
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 else:
     ParamType = click.ParamType  # generic only in newer versions of click
 
+PROGRAM = "amqtask"
+COMPLETE_VARIABLE = "_AMQTASK_COMPLETE"
 # name → (module, help); the module has a click command `command`.
 COMMANDS = {
     "call": ("amqtask.cli.call", "Publish a task by its name."),
+    "completion": ("amqtask.cli.completion", "Print a shell's completion script."),
     "control": (
         "amqtask.cli.control",
         "Change running workers (rate limits, pool size, queues, shutdown …).",
@@ -32,13 +36,16 @@ COMMANDS = {
     "dead": ("amqtask.cli.dead", "List, show, retry or purge dead-lettered messages."),
     "events": ("amqtask.cli.events", "Show workers and tasks as they work, print events, take snapshots."),
     "flower": ("amqtask.cli.flower", "Start Flower, the web monitor, where it is installed."),
+    "graph": ("amqtask.cli.graph", "Draw the topology, or who consumes what, as DOT."),
     "inspect": ("amqtask.cli.inspect", "Ask running workers what they do."),
+    "list": ("amqtask.cli.list", "List tasks, or bindings."),
     "migrate": ("amqtask.cli.migrate", "Move messages between brokers or queues."),
     "multi": ("amqtask.cli.multi", "Start and stop several workers on this host."),
     "purge": ("amqtask.cli.purge", "Delete all messages that wait in queues."),
     "queues": ("amqtask.cli.queues", "Depth, consumers, rates and age of queues."),
     "report": ("amqtask.cli.report", "Versions and settings for a bug report."),
     "result": ("amqtask.cli.result", "Print the result of a task."),
+    "shell": ("amqtask.cli.shell", "Python with the application and its tasks."),
     "status": ("amqtask.cli.status", "List the workers that answer."),
     "topology": ("amqtask.cli.topology", "Show, declare or check exchanges, queues and bindings."),
     "worker": ("amqtask.cli.worker", "Start a worker."),
@@ -98,6 +105,11 @@ class LazyGroup(click.Group):
             ctx.fail(f"No such command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands, without importing them all; else options."""
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
@@ -156,7 +168,7 @@ def run(argv: Sequence[str], app: AmqTask | None = None) -> int:
     """Run the command line and return its exit code; `app` when the caller already is the application."""
     try:
         preset = Globals(_loaded=app) if app is not None else None
-        outcome = cli.main(args=list(argv), prog_name="amqtask", standalone_mode=False, obj=preset)
+        outcome = cli.main(args=list(argv), prog_name=PROGRAM, standalone_mode=False, obj=preset)
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.Abort:

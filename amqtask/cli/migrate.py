@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from amqtask.app import AmqTask
+from amqtask.cli import complete
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
@@ -42,7 +43,12 @@ class Way(NamedTuple):
 @click.argument("source", required=False)
 @click.argument("destination", required=False)
 @click.option(
-    "-Q", "--queues", type=CommaList(), default=(), help="Queues to move: a,b or old:new [the application's]."
+    "-Q",
+    "--queues",
+    type=CommaList(),
+    default=(),
+    shell_complete=complete.queues,
+    help="Queues to move: a,b or old:new [the application's].",
 )
 @click.option("-T", "--tasks", type=CommaList(), default=(), help="Only these tasks; others stay.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), help="Stop after so many messages.")

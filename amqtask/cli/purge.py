@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from amqtask.cli import complete
 from amqtask.cli.broker import open_admin
 from amqtask.cli.main import Globals
 from amqtask.cli.output import count, json_option, print_json
@@ -13,7 +14,7 @@ from amqtask.exceptions import QueueNotFound
 
 @click.command("purge")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
-@click.option("-Q", "--queues", type=CommaList(), default=(), help="Only these queues.")
+@click.option("-Q", "--queues", type=CommaList(), default=(), shell_complete=complete.queues, help="Only these queues.")
 @click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="All configured queues but these.")
 @json_option
 @click.pass_obj

@@ -13,7 +13,7 @@ import click
 
 from amqtask import signals
 from amqtask.assembly import build_worker
-from amqtask.cli import daemon
+from amqtask.cli import complete, daemon
 from amqtask.cli.banner import banner
 from amqtask.cli.logs import LogStyle, setup_logging
 from amqtask.cli.main import Globals, ParamType
@@ -119,7 +119,7 @@ WORKER: list[Any] = [
 POOL: list[Any] = [
     click.option("-c", "--concurrency", type=Concurrency(), help="Slots [number of processors]."),
     click.option(
-        "-P", "--pool", envvar="AMQTASK_POOL", callback=_pool_name, metavar="NAME",
+        "-P", "--pool", envvar="AMQTASK_POOL", callback=_pool_name, metavar="NAME", shell_complete=complete.pools,
         help="prefork, threads, solo, eventlet, gevent, asyncio, or a plug-in's.",
     ),
     click.option("-E", "--task-events", "--events", is_flag=True, help="Send task events for monitors."),
@@ -133,7 +133,14 @@ POOL: list[Any] = [
     click.option("--autoscale", type=Autoscale(), help="Grow and shrink the pool with the backlog."),
 ]  # fmt: skip
 QUEUES: list[Any] = [
-    click.option("-Q", "--queues", type=CommaList(), default=(), help="Queues to consume [task_queues, or default]."),
+    click.option(
+        "-Q",
+        "--queues",
+        type=CommaList(),
+        default=(),
+        shell_complete=complete.queues,
+        help="Queues to consume [task_queues, or default].",
+    ),
     click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="Configured queues to leave alone."),
     click.option("-I", "--include", type=CommaList(), default=(), help="More modules to import."),
     click.option("--purge", "--discard", is_flag=True, help="Delete what waits in the queues first."),

@@ -1,0 +1,62 @@
+"""What a shell may offer for an argument: pools, the application's queues and tasks.
+
+A failure offers nothing: while a line is being typed there is nowhere to report it, and the command itself will.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from amqtask.cli.main import Globals
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+
+def pools(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The registered pools."""
+    metadata: Any = importlib.import_module("importlib.metadata")
+    return _fitting((point.name for point in metadata.entry_points(group="amqtask.pools")), incomplete)
+
+
+def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The application's queues; of a list `a,b` the last one is completed."""
+    before, comma, last = incomplete.rpartition(",")
+    found = _asked(ctx, _queue_names)
+    return [CompletionItem(f"{before}{comma}{item.value}") for item in _fitting(found, last)]
+
+
+def tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The application's tasks."""
+    return _fitting(_asked(ctx, _task_names), incomplete)
+
+
+def _queue_names(app: AmqTask) -> Iterable[str]:
+    return [queue.name for queue in importlib.import_module("amqtask.cli.inventory").known_queues(app)]
+
+
+def _task_names(app: AmqTask) -> Iterable[str]:
+    return [name for name, _ in importlib.import_module("amqtask.cli.inventory").task_routes(app)]
+
+
+def _asked(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:
+    """What the application answers; the context of a completion has options, but no object of ours."""
+    given = ctx.find_root().params
+    settings = Globals(app=ctx.params.get("told_app") or given.get("app"), config=given.get("config"))
+    nowhere = io.StringIO()  # what the modules print is no completion
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            return question(settings.load())
+    except Exception:  # noqa: BLE001 - the user's modules are imported here; see above
+        return ()
+
+
+def _fitting(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in sorted(set(names)) if name.startswith(incomplete)]

@@ -1,0 +1,24 @@
+"""`amqtask completion SHELL`: what makes a shell complete our commands, options, pools, queues and tasks."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from amqtask.cli.main import COMPLETE_VARIABLE, PROGRAM, cli
+
+HOWTO = {
+    "bash": 'eval "$(amqtask completion bash)" in ~/.bashrc',
+    "zsh": 'eval "$(amqtask completion zsh)" in ~/.zshrc, after compinit',
+    "fish": "amqtask completion fish > ~/.config/fish/completions/amqtask.fish",
+}
+
+
+@click.command("completion", epilog="\b\n" + "\n".join(f"  {line}" for line in HOWTO.values()))
+@click.argument("shell", type=click.Choice(list(HOWTO)))
+def command(shell: str) -> None:
+    """Print the completion script of a shell."""
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.ClickException(f"the installed click has no completion for {shell}")
+    click.echo(found(cli, {}, PROGRAM, COMPLETE_VARIABLE).source())

@@ -1,0 +1,128 @@
+"""`amqtask graph`: exchanges, queues and workers as a drawing in DOT (`… | dot -Tsvg`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from amqtask.cli.broker import refuse_memory
+from amqtask.cli.inventory import queues_option
+from amqtask.cli.main import Globals
+from amqtask.cli.topology import planned
+from amqtask.cli.worker import CommaList
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+
+
+@click.group("graph")
+def command() -> None:
+    """Draw the topology, or who consumes what, in Graphviz' language: amqtask graph topology | dot -Tsvg -o it.svg"""
+
+
+@command.command("topology")
+@queues_option
+@click.pass_obj
+def topology(settings: Globals, queues: tuple[str, ...]) -> None:
+    """Exchanges, queues, bindings and dead-letter ways as the settings have them. The broker is not asked."""
+    _print(drawn(planned(settings.load(), queues)))
+
+
+@command.command("workers")
+@click.option("-t", "--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for replies.")
+@click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…).")
+@click.pass_obj
+def workers(settings: Globals, timeout: float, destination: tuple[str, ...]) -> None:
+    """The workers that answer, and the queues and exchanges that each consumes from."""
+    app = settings.load()
+    refuse_memory(app)
+    replies = app.control.inspect(destination=list(destination) or None, timeout=timeout).active_queues()
+    app.close()
+    if not replies:
+        raise click.ClickException("No nodes replied within time constraint. Is a worker running on this broker?")
+    _print(consuming(replies))
+
+
+@command.command("bootsteps", hidden=True)
+def bootsteps() -> None:
+    """Celery's command has no meaning here."""
+    raise click.ClickException(
+        "amqtask's workers have no boot steps that could be drawn. There are `amqtask graph topology` and "
+        "`amqtask graph workers`."
+    )
+
+
+def drawn(entities: Iterable[Declaration]) -> Iterator[str]:
+    """Nodes and edges of a plan."""
+    for entity in entities:
+        if isinstance(entity, Exchange):
+            yield _exchange(entity.name, entity.type)
+        elif isinstance(entity, Queue):
+            yield _queue(entity.name, str(entity.argument_map.get("x-queue-type", "")))
+            yield from _dead_letters(entity)
+        else:
+            yield _bound(entity)
+
+
+def consuming(replies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Nodes and edges of `active_queues` replies."""
+    lines: dict[str, None] = {}
+    for node, queues in sorted(replies.items()):
+        lines[f"{_name('worker', node)} [label={_text(node)}, shape=component];"] = None
+        for queue in queues:
+            name, exchange = str(queue["name"]), queue.get("exchange") or {}
+            lines[_queue(name, "")] = None
+            lines[f"{_name('queue', name)} -> {_name('worker', node)};"] = None
+            source = str(exchange.get("name") or "")
+            if source:
+                kind = str(exchange.get("type") or "")
+                lines[_exchange(source, kind)] = None
+                # A fanout exchange does not look at it.
+                key = "" if kind == "fanout" else str(queue.get("routing_key") or "")
+                lines[f"{_name('exchange', source)} -> {_name('queue', name)} [label={_text(key)}];"] = None
+    yield from lines
+
+
+def _print(lines: Iterable[str]) -> None:
+    click.echo("digraph amqtask {\n  rankdir=LR;")
+    for line in lines:
+        click.echo(f"  {line}")
+    click.echo("}")
+
+
+def _exchange(name: str, kind: str) -> str:
+    return f"{_name('exchange', name)} [label={_label(name, kind)}, shape=ellipse];"
+
+
+def _queue(name: str, kind: str) -> str:
+    return f"{_name('queue', name)} [label={_label(name, kind)}, shape=box];"
+
+
+def _bound(binding: Binding) -> str:
+    kind = "exchange" if binding.to_exchange else "queue"
+    label = _label(binding.routing_key, *(f"{name}={value}" for name, value in binding.arguments))
+    return f"{_name('exchange', binding.source.name)} -> {_name(kind, binding.destination)} [label={label}];"
+
+
+def _dead_letters(queue: Queue) -> Iterator[str]:
+    arguments = queue.argument_map
+    exchange = arguments.get("x-dead-letter-exchange")
+    key = str(arguments.get("x-dead-letter-routing-key") or queue.name)
+    if exchange is not None:
+        way = _name("exchange", str(exchange)) if exchange else _name("queue", key)
+        yield f"{_name('queue', queue.name)} -> {way} [style=dashed, label=dead];"
+
+
+def _label(*words: str) -> str:
+    return _text("\n".join(filter(None, words)))
+
+
+def _name(kind: str, name: str) -> str:
+    """Exchanges, queues and workers may share a name."""
+    return _text(f"{kind} {name}")
+
+
+def _text(text: str) -> str:
+    """A quoted string; DOT's escapes are those of JSON that can occur here."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,97 @@
+"""`amqtask list`: the application's tasks and where they go; the bindings of its queues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqtask.cli.broker import api_option, open_api
+from amqtask.cli.inventory import known_queues, task_routes
+from amqtask.cli.main import Globals
+from amqtask.cli.output import json_option, print_json, print_table
+from amqtask.topology.plan import all_bindings
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+
+# Each worker that consumes a broadcast has a queue of its own, `bcast.<unique>`.
+ANY_BROADCAST = "bcast.*"
+
+
+@click.group("list")
+def command() -> None:
+    """List tasks, or bindings."""
+
+
+@command.command("tasks")
+@json_option
+@click.pass_obj
+def tasks(settings: Globals, as_json: bool) -> None:
+    """The registered tasks, and the queue, exchange and routing key that a call of each goes to."""
+    rows: list[dict[str, Any]] = [
+        {
+            "task": name,
+            "queue": route.queue.name if route is not None and route.queue is not None else None,
+            "exchange": None if route is None else route.exchange,
+            "routing_key": None if route is None else route.routing_key,
+        }
+        for name, route in task_routes(settings.load())
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ["TASK", "QUEUE", "EXCHANGE", "ROUTING KEY"],
+        [[row["task"], row["queue"], _exchange(row["exchange"]), row["routing_key"]] for row in rows],
+    )
+
+
+@command.command("bindings")
+@api_option
+@json_option
+@click.pass_obj
+def bindings(settings: Globals, api: str | None, as_json: bool) -> None:
+    """Queues, exchanges and routing keys: of the application's plan, or with --api all that the broker has."""
+    app = settings.load()
+    rows = _there(app, api) if api else list(_planned(app))
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("destination", "source", "routing_key")
+    cells = [[row["destination"], _exchange(row["source"]), row["routing_key"]] for row in rows]
+    print_table([name.replace("_", " ").upper() for name in columns], cells)
+    if not api:
+        click.echo("These are planned; --api asks the broker's management plugin what is there.", err=True)
+
+
+def _planned(app: AmqTask) -> Iterator[dict[str, Any]]:
+    for queue in known_queues(app):
+        if not queue.broadcast:
+            yield _row("", queue.name, "queue", queue.name, {})
+        for found in all_bindings(queue):
+            kind = "exchange" if found.to_exchange else "queue"
+            to = ANY_BROADCAST if queue.broadcast else found.destination
+            yield _row(found.source.name, to, kind, found.routing_key, dict(found.arguments))
+
+
+def _there(app: AmqTask, api: str) -> list[dict[str, Any]]:
+    fields = ("source", "destination", "destination_type", "routing_key", "arguments")
+    found = [_row(*(entry[field] for field in fields)) for entry in open_api(app, api).bindings()]
+    return sorted(found, key=lambda row: (row["destination"], row["source"], row["routing_key"]))
+
+
+def _row(source: str, destination: str, kind: str, routing_key: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "source": source,
+        "destination": destination,
+        "destination_type": kind,
+        "routing_key": routing_key,
+        "arguments": arguments,
+    }
+
+
+def _exchange(name: str | None) -> str | None:
+    return "(default)" if name == "" else name

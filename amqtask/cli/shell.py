@@ -1,0 +1,108 @@
+"""`amqtask shell`: Python with the application, its tasks and the words to call them."""
+
+from __future__ import annotations
+
+import code
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import amqtask
+from amqtask.cli.inventory import BUILT_IN
+from amqtask.cli.main import Globals
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+# `subtask` is Celery's old name of `signature`.
+WORDS = ("AsyncResult", "Task", "chain", "chord", "chunks", "group", "signature", "xmap", "xstarmap")
+
+
+@click.command("shell")
+@click.option("-I", "--ipython", "kind", flag_value="ipython", help="IPython, or an error when it is not installed.")
+@click.option("-B", "--bpython", "kind", flag_value="bpython", help="bpython, or an error when it is not installed.")
+@click.option("--python", "kind", flag_value="python", help="Python's own.")
+@click.option("-T", "--without-tasks", is_flag=True, help="Leave the tasks out.")
+@click.option("--eventlet", is_flag=True, help="Patch Python for eventlet first.")
+@click.option("--gevent", is_flag=True, help="Patch Python for gevent first.")
+@click.pass_obj
+def command(settings: Globals, kind: str | None, without_tasks: bool, eventlet: bool, gevent: bool) -> None:
+    """Start Python with `app`, all tasks by their function's name, chain, group, chord, signature, AsyncResult …
+
+    IPython or bpython is taken if it is installed, unless told.
+    """
+    del eventlet, gevent  # patched before anything was imported, see amqtask/__main__.py
+    app = settings.load()
+    names = namespace(app, with_tasks=not without_tasks)
+    if kind is not None:
+        _SHELLS[kind](names, _greeting(app, names))
+        return
+    for shell in _SHELLS.values():
+        try:
+            shell(names, _greeting(app, names))
+        except _NotInstalled:
+            continue
+        return
+
+
+def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, Any]:
+    """What the shell knows by name; a task never hides one of the others."""
+    names: dict[str, Any] = {}
+    if with_tasks:
+        app.import_modules()
+        app.finalize()
+        # A task's class has its function's name.
+        names = {type(task).__name__: task for name, task in app.tasks.items() if not name.startswith(BUILT_IN)}
+    names |= {word: getattr(amqtask, word) for word in WORDS}
+    return names | {"app": app, "celery": app, "subtask": amqtask.signature}
+
+
+def _greeting(app: AmqTask, names: dict[str, Any]) -> str:
+    tasks = sorted(name for name, value in names.items() if isinstance(value, amqtask.Task))
+    return f"amqtask {amqtask.__version__}: app = {app!r} on {app.broker_name}\ntasks: {', '.join(tasks) or 'none'}"
+
+
+class _NotInstalled(click.ClickException):
+    """A shell's library is missing."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__(f"{library} is not installed: pip install {library.lower()}")
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise _NotInstalled(name) from error
+
+
+def _ipython(names: dict[str, Any], greeting: str) -> None:
+    library = _library("IPython")
+    click.echo(greeting)
+    library.start_ipython(argv=[], user_ns=names)
+
+
+def _bpython(names: dict[str, Any], greeting: str) -> None:
+    _library("bpython").embed(names, banner=greeting)
+
+
+def _python(names: dict[str, Any], greeting: str) -> None:
+    try:
+        readline: Any = importlib.import_module("readline")
+    except ModuleNotFoundError:
+        pass  # Python without it: no history, no completion
+    else:
+        readline.set_completer(importlib.import_module("rlcompleter").Completer(names).complete)
+        readline.parse_and_bind("tab: complete")
+    code.interact(banner=greeting, local=names, exitmsg="")
+
+
+_SHELLS: dict[str, Callable[[dict[str, Any], str], None]] = {
+    "ipython": _ipython,
+    "bpython": _bpython,
+    "python": _python,
+}
