@@ -72,8 +72,10 @@ def test_a_task_that_keeps_the_hub_is_named_with_its_place(caplog: pytest.LogCap
     def run(request: Any) -> bool:
         return reported.wait(10)
 
-    logger = logging.getLogger("amqtask.pools")
+    # Behind caplog's handler, which is the root logger's too: what it hears, caplog has heard.
+    logger = logging.getLogger()
     handler = Heard(logging.WARNING)
+    handler.addFilter(logging.Filter("amqtask.pools"))
     logger.addHandler(handler)
     loop, hub = PlainLoop(), NativeHub()
     watch = HubWatch(hub, loop, run.__code__, blocked_after=0.2)  # type: ignore[arg-type] # it asks for no more than that
