@@ -679,10 +679,24 @@ class AmqTask:
     def _result(self, task_id: str, name: str | None = None) -> AsyncResult[Any]:
         return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name)
 
-    def revoke_call(self, task_id: str, *, terminate: bool = False, signal: str | None = None) -> None:
-        """For results: tell all workers not to run it, after what waits in a pipeline."""
+    def revoke_call(
+        self,
+        task_id: str | Sequence[str],
+        *,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """For results: tell all workers not to run it (or them), after what waits in a pipeline."""
         flush_open()
-        self.control.revoke(task_id, terminate=terminate, signal=signal or "SIGTERM")
+        self.control.revoke(
+            task_id,
+            terminate=terminate,
+            signal=signal or "SIGTERM",
+            reply=wait,
+            timeout=1.0 if timeout is None else timeout,
+        )
 
     # -- workflows
 

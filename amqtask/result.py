@@ -331,11 +331,21 @@ class AsyncResult(Generic[R]):
         self._final = None
         self._store.forget(self.id)
 
-    def revoke(self, connection: Any = None, terminate: bool = False, signal: str | None = None, **_: Any) -> None:
-        """Tell all workers not to run it; with `terminate` to end it if it runs."""
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Tell all workers not to run it; with `terminate` to end it if it runs.
+
+        With `wait` their answers are waited for, `timeout` seconds (default: 1).
+        """
         if self._revoke is None:
             raise BackendNotConfigured("this result belongs to no application, so nobody can be told to revoke it")
-        self._revoke(self.id, terminate=terminate, signal=signal)
+        self._revoke(self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
     # -- as data
 
@@ -526,10 +536,23 @@ class ResultSet:
 
     maybe_reraise = maybe_throw
 
-    def revoke(self, connection: Any = None, terminate: bool = False, signal: str | None = None, **_: Any) -> None:
-        """Revoke all."""
-        for result in self.results:
-            result.revoke(terminate=terminate, signal=signal)
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Revoke all, with one message; see AsyncResult.revoke."""
+        by_app: dict[Revoke, list[str]] = {}
+        for result in self._flat():
+            if result._revoke is None:
+                result.revoke()
+            else:
+                by_app.setdefault(result._revoke, []).append(result.id)
+        for revoke, ids in by_app.items():
+            revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
     def forget(self) -> None:
         """Drop all."""

@@ -282,7 +282,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
             (queue.name, queue.exchange.name if queue.exchange else "", queue.routing_key or queue.name)
             for queue in worker.queues
         ],
-        tasks=(name for name in app.tasks if not name.startswith("celery.")),
+        tasks=(name for name in app.tasks if not name.startswith(("celery.", "amqtask."))),
         show_tasks=options.loglevel in ("DEBUG", "INFO"),
     )
 

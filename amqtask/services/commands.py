@@ -116,7 +116,7 @@ def registered(control: Control, arguments: Mapping[str, Any]) -> Any:
     tasks = control.worker.setup.tasks
     names = sorted(tasks)
     if not arguments.get("builtins"):
-        names = [name for name in names if not name.startswith("celery.")]
+        names = [name for name in names if not name.startswith(("celery.", "amqtask."))]
     return [registered_info(name, tasks[name], fields) for name in names]
 
 

@@ -30,6 +30,7 @@ class StateFile:
         self._revoked = revoked
         self._saved_version = revoked.version
         self._writer: threading.Thread | None = None
+        self._is_loaded = False
         self._has_complained = False
 
     def load(self) -> None:
@@ -37,6 +38,7 @@ class StateFile:
         folder = self._path.parent
         if not os.access(folder, os.W_OK):
             raise ConfigurationError(f"the state file {self._path} cannot be written: is {folder} a folder of yours?")
+        self._is_loaded = True
         try:
             found = json.loads(self._path.read_bytes())
             ids = {str(key): float(since) for key, since in found["revoked"].items()}
@@ -68,7 +70,9 @@ class StateFile:
         self._writer.start()
 
     def save(self) -> None:
-        """Write it and wait until that is done."""
+        """Write it and wait until that is done; nothing if the worker did not even start."""
+        if not self._is_loaded:
+            return
         if self._writer is not None:
             self._writer.join()
         self._write(self._take_state())

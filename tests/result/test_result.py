@@ -147,9 +147,23 @@ def test_revoking_goes_through_what_was_given(store: Store) -> None:
 
     result.revoke(terminate=True, signal="SIGKILL")
 
-    assert told == [(("a",), {"terminate": True, "signal": "SIGKILL"})]
+    assert told == [(("a",), {"terminate": True, "signal": "SIGKILL", "wait": False, "timeout": None})]
     with pytest.raises(BackendNotConfigured, match="nobody"):
         AsyncResult[int]("a", store).revoke()
+
+
+def test_several_are_revoked_with_one_message(store: Store) -> None:
+    told: list[Any] = []
+
+    def revoke(ids: Any, **options: Any) -> None:
+        told.append((ids, options["terminate"], options["wait"]))
+
+    inner = GroupResult("inner", [AsyncResult[int](name, store, revoke=revoke) for name in "bc"])
+    outer = GroupResult("outer", [AsyncResult[int]("a", store, revoke=revoke), inner])
+
+    outer.revoke(terminate=True, wait=True)
+
+    assert told == [(["a", "b", "c"], True, True)]
 
 
 def test_then_tells_success_from_failure(store: Store) -> None:
