@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from amqtask import current, signals
 from amqtask.builtins import BUILTINS
-from amqtask.calls import Calls
+from amqtask.calls import Calls, tell_composed
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.discovery import django_apps, import_related
 from amqtask.eager import InlineRunner
@@ -535,9 +535,16 @@ class AmqTask:
         if pipeline is not None:
             pipeline.add(message)
         else:
-            self.publisher.publish(message, timeout=_timeout(options))
-            self._announce(message)
+            self._publish(message, options)
         return self._result_of(message)
+
+    def _publish(self, message: Message, options: Mapping[str, Any]) -> None:
+        try:
+            self.publisher.publish(message, timeout=_timeout(options))
+        except BaseException as error:
+            self._settled(message, error)
+            raise
+        self._settled(message)
 
     async def apublish_call(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
@@ -546,8 +553,12 @@ class AmqTask:
         if self._is_eager:
             return self._eager(name, args, kwargs, options)
         message = self._compose(name, args, kwargs, options, task)
-        await self.async_publisher.publish(message, timeout=_timeout(options))
-        self._announce(message)
+        try:
+            await self.async_publisher.publish(message, timeout=_timeout(options))
+        except BaseException as error:
+            self._settled(message, error)
+            raise
+        self._settled(message)
         return self._result_of(message)
 
     def publish_signature(self, call: Signature) -> AsyncResult[Any]:
@@ -574,7 +585,7 @@ class AmqTask:
         def publish(messages: Sequence[Message]) -> Sequence[PublishError | None]:
             return self.publisher.publish_many(messages, timeout=_many_timeout(self.conf, timeout, len(messages)))
 
-        return Pipeline(self, publish, self._announce)
+        return Pipeline(self, publish, self._settled)
 
     def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
         """Publish many calls in one pipelined burst, each confirmed; results in their order.
@@ -618,17 +629,18 @@ class AmqTask:
     def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
         """Raises: the first error."""
         for message, error in zip(messages, errors, strict=True):
-            if error is not None:
-                raise error
-            self._announce(message)
+            self._settled(message, error)
+        failed = next((error for error in errors if error is not None), None)
+        if failed is not None:
+            raise failed
 
     def _all_published(
         self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[AsyncResult[Any]]
     ) -> None:
         """Add the results of what is stored. Raises: the first error, with all results so far as `results`."""
         for message, error in zip(messages, errors, strict=True):
+            self._settled(message, error)
             if error is None:
-                self._announce(message)
                 results.append(self._result_of(message))
         failed = next((error for error in errors if error is not None), None)
         if failed is not None:
@@ -647,29 +659,16 @@ class AmqTask:
             backend.prepare(())
         message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
         if signals.before_task_publish:
-            signals.before_task_publish.send(
-                sender=name,
-                body=message.body,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                headers=message.properties.headers,
-                properties=message.properties,
-                declare=message.declare,
-                retry_policy=None,
-            )
+            tell_composed(message)
         return message
 
-    def _announce(self, message: Message) -> None:
-        """The broker has it."""
-        if signals.after_task_publish:
-            headers = message.properties.headers
-            signals.after_task_publish.send(
-                sender=headers["task"],
-                body=message.body,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                headers=headers,
-            )
+    def _settled(self, message: Message, error: BaseException | None = None) -> None:
+        """The broker has it, or it has not."""
+        if error is None:
+            if signals.after_task_publish:
+                signals.after_task_publish.send(**_described(message))
+        elif signals.task_publish_failed:
+            signals.task_publish_failed.send(exception=error, **_described(message))
 
     def _result_of(self, message: Message) -> AsyncResult[Any]:
         headers = message.properties.headers
@@ -716,8 +715,7 @@ class AmqTask:
             for message in messages:
                 pipeline.add(message)
         elif len(messages) == 1:
-            self.publisher.publish(messages[0], timeout=_timeout(options))
-            self._announce(messages[0])
+            self._publish(messages[0], options)
         else:
             timeout = _timeout(options)
             for burst in _bursts(messages):
@@ -878,6 +876,17 @@ class AmqTask:
 
     def __repr__(self) -> str:
         return f"<AmqTask {self.main or '__main__'}>"
+
+
+def _described(message: Message) -> dict[str, Any]:
+    headers = message.properties.headers
+    return {
+        "sender": headers["task"],
+        "body": message.body,
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "headers": headers,
+    }
 
 
 def _timeout(options: Mapping[str, Any]) -> float | None:

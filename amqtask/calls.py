@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqtask import signals
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
@@ -245,6 +246,21 @@ class Calls:
         strange = sorted(set(options) - KNOWN - stamps)
         if strange:
             raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, strange))}")
+
+
+def tell_composed(message: Message, *, follow_up: bool = False) -> None:
+    """Send before_task_publish; a receiver may change headers and properties. Callers ask first whether it has any."""
+    signals.before_task_publish.send(
+        sender=message.properties.headers["task"],
+        body=message.body,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        headers=message.properties.headers,
+        properties=message.properties,
+        declare=message.declare,
+        retry_policy=None,
+        follow_up=follow_up,
+    )
 
 
 # Headers that encode_task writes itself; the others of a message are its caller's own.

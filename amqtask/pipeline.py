@@ -29,12 +29,12 @@ class Pipeline:
         self,
         owner: object,
         publish_many: Callable[[Sequence[Message]], Sequence[PublishError | None]],
-        on_stored: Callable[[Message], object],
+        on_settled: Callable[[Message, PublishError | None], object],
     ) -> None:
         self.failed: dict[str, PublishError] = {}
         self.owner = owner
         self._publish_many = publish_many
-        self._on_stored = on_stored
+        self._on_settled = on_settled
         self._waiting: list[Message] = []
         self._since = 0.0
         self._thread = 0
@@ -55,8 +55,8 @@ class Pipeline:
             return
         first: PublishError | None = None
         for message, error in zip(messages, self._publish_many(messages), strict=True):
+            self._on_settled(message, error)
             if error is None:
-                self._on_stored(message)
                 continue
             self.failed[message.properties.headers["id"]] = error
             first = first or error

@@ -90,9 +90,13 @@ def _sender_key(sender: Any) -> Any:
 
 # -- publishing, in the caller's process
 before_task_publish = Signal(
-    "before_task_publish", ("body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy")
+    "before_task_publish",
+    # `follow_up` is ours: a retry, callback or next step, made where the task runs; its worker publishes it later.
+    ("body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy", "follow_up"),
 )
 after_task_publish = Signal("after_task_publish", ("body", "exchange", "routing_key", "headers"))
+# Ours: what before_task_publish announced is not stored by the broker.
+task_publish_failed = Signal("task_publish_failed", ("exception", "body", "exchange", "routing_key", "headers"))
 
 # -- a task's life, in the slot that runs it
 task_prerun = Signal("task_prerun", ("task_id", "task", "args", "kwargs"))

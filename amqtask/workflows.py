@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from amqtask import signals
 from amqtask.builtins import ERRBACK
+from amqtask.calls import tell_composed
 from amqtask.canvas import CHAIN, CHORD, GROUP, listed, maybe_signature, routed
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.request import Request
@@ -87,13 +89,13 @@ class Workflows:
     def _compose_here(self, call: Signature) -> Message:
         app = self._app
         task = app.tasks.get(call.task) if call.task in app.tasks else None
-        return app.calls.compose(call.task, call.args, call.kwargs, routed(call).options, task=task)
+        return _told(app.calls.compose(call.task, call.args, call.kwargs, routed(call).options, task=task))
 
     # -- what follows from a task
 
     def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
         """The message of a retry."""
-        return self._app.calls.compose_retry(request, context, when=when, sig=sig)
+        return _told(self._app.calls.compose_retry(request, context, when=when, sig=sig))
 
     def compose_next(
         self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
@@ -160,6 +162,12 @@ class Workflows:
         for call in begun.calls if headers else ():
             call.options["headers"] = {**(call.options.get("headers") or {}), **(headers or {})}
         return self._composed(begun)
+
+
+def _told(message: Message) -> Message:
+    if signals.before_task_publish:
+        tell_composed(message, follow_up=True)
+    return message
 
 
 def _root_of(sig: Mapping[str, Any]) -> Any:

@@ -105,6 +105,8 @@ class Executor(Endings):
         token = current.set(context)
         try:
             try:
+                if plan.track_started:
+                    self._mark_started(plan, request)
                 self._before(plan, request, context)
                 value = plan.call(*args, **kwargs)
                 if plan.is_async or value.__class__ is CoroutineType:
@@ -133,10 +135,12 @@ class Executor(Endings):
         token = current.set(context)
         try:
             try:
-                if plan.track_started and self._store_blocks:
-                    await run_blocking(self._before, plan, request, context)
-                else:
-                    self._before(plan, request, context)
+                if plan.track_started:
+                    if self._store_blocks:
+                        await run_blocking(self._mark_started, plan, request)
+                    else:
+                        self._mark_started(plan, request)
+                self._before(plan, request, context)
                 value = plan.call(*args, **kwargs)
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = await value
@@ -169,9 +173,11 @@ class Executor(Endings):
         plan = self._plans[name] = plan_for(self.tasks, name, has_store=self._results is not None)
         return plan
 
-    def _before(self, plan: TaskPlan, request: Request, context: Context) -> None:
-        if plan.track_started and self._results is not None and is_wanted(plan, request):
+    def _mark_started(self, plan: TaskPlan, request: Request) -> None:
+        if self._results is not None and is_wanted(plan, request):
             self._results.started(request)
+
+    def _before(self, plan: TaskPlan, request: Request, context: Context) -> None:
         if signals.task_prerun:
             signals.task_prerun.send(
                 sender=plan.task, task_id=request.id, task=plan.task, args=context.args, kwargs=context.kwargs

@@ -27,9 +27,11 @@ class Stored:
         return [PublishRefused(f"refused {found}") if found in self.refused else None for found in ids]
 
     def pipeline(self) -> Pipeline:
-        return Pipeline(
-            self, self.publish_many, lambda message: self.announced.append(message.properties.headers["id"])
-        )
+        return Pipeline(self, self.publish_many, self.settled)
+
+    def settled(self, message: Message, error: PublishError | None) -> None:
+        if error is None:
+            self.announced.append(message.properties.headers["id"])
 
 
 def call(task_id: str) -> Message:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -543,6 +544,31 @@ def test_a_store_that_blocks_is_called_off_the_loop() -> None:
     outcome = arun(make_executor(PlainTask(later, "t"), store=store))
 
     assert outcome.state == states.SUCCESS
+    assert threading.get_ident() not in store.threads
+
+
+def test_started_is_stored_off_the_loop_and_told_on_it() -> None:
+    """What a receiver sets for the task (a context variable) must reach it."""
+    store, said = KeptStore(), ContextVar("said", default="")
+    threads: list[int] = []
+
+    def say(**_: Any) -> None:
+        threads.append(threading.get_ident())
+        said.set("by the receiver")
+
+    async def hear() -> str:
+        return said.get()
+
+    signals.task_prerun.connect(say)
+    try:
+        outcome = arun(make_executor(PlainTask(hear, "t", track_started=True), store=store))
+    finally:
+        signals.task_prerun.disconnect(say)
+
+    assert outcome.state == states.SUCCESS
+    assert [(each.status, each.result) for each in store.results[1:]] == [("SUCCESS", "by the receiver")]
+    assert store.results[0].status == "STARTED"
+    assert threads == [threading.get_ident()]
     assert threading.get_ident() not in store.threads
 
 

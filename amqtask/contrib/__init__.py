@@ -1,0 +1,1 @@
+"""Edges to other libraries; nothing imports them but whoever uses those libraries."""

@@ -1,0 +1,234 @@
+"""OpenTelemetry: spans for publishing and running tasks, with W3C trace context in the messages' headers (extra `otel`).
+
+    from amqtask.contrib.opentelemetry import AmqTaskInstrumentor
+
+    AmqTaskInstrumentor().instrument()
+
+or `opentelemetry-instrument amqtask worker …`. It listens to signals: without it nobody asks for spans, and nothing is spent
+on them. A message is published in one process and run in another; each span lives in one:
+
+    publish q (PRODUCER)  from before_task_publish to after_task_publish or task_publish_failed
+    create q (PRODUCER)   a retry or next step: made in a task's slot, published by the worker once the task has ended
+    process q (CONSUMER)  from task_prerun to task_postrun, in the slot; child of the one above, current while the task runs
+
+Names and attributes: https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/ (1.30 and later; in development there).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined] # all of it is ignored
+from opentelemetry.propagators.textmap import Getter
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from amqtask import __version__, signals, states
+from amqtask.execution.context import Context, current_context
+from amqtask.topology.delays import TO_HEADER
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+
+# Publishes whose end nobody tells (interrupted, or never sent because another call of a burst was wrong) are few.
+MOST_OPEN_PUBLISHES = 10_000
+# A child has half a second to end when its worker stops.
+FLUSH_MILLISECONDS = 5000
+_ON_CONTEXT = "_opentelemetry"
+
+
+class AmqTaskInstrumentor(BaseInstrumentor):  # type: ignore[misc] # untyped
+    """`instrument(tracer_provider=None)` and `uninstrument()`; by default the process-wide provider, also one set later."""
+
+    _tracing: Tracing | None = None
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """None: it comes with what it instruments."""
+        return ()
+
+    def _instrument(self, **kwargs: Any) -> None:
+        self._tracing = Tracing(kwargs.get("tracer_provider"))
+        self._tracing.connect()
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        if self._tracing is not None:
+            self._tracing.disconnect()
+            self._tracing = None
+
+
+class Tracing:
+    """Turns signals into spans. One per process; forked children go on with what they have inherited."""
+
+    def __init__(self, provider: trace.TracerProvider | None) -> None:
+        self._provider = provider
+        self._tracer = trace.get_tracer("amqtask", __version__, provider)
+        # By the identity of the headers that both signals get; they are kept so that the identity stays theirs.
+        self._publishing: OrderedDict[int, tuple[Span, Mapping[str, Any]]] = OrderedDict()
+        self._receivers = (
+            (signals.before_task_publish, self.before_publish),
+            (signals.after_task_publish, self.after_publish),
+            (signals.task_publish_failed, self.publish_failed),
+            (signals.task_prerun, self.before_run),
+            (signals.task_postrun, self.after_run),
+            (signals.task_internal_error, self.run_broke),
+            (signals.worker_process_shutdown, self.flush),
+        )
+
+    def connect(self) -> None:
+        for signal, receiver in self._receivers:
+            signal.connect(receiver, weak=False)
+
+    def disconnect(self) -> None:
+        for signal, receiver in self._receivers:
+            signal.disconnect(receiver)
+
+    # -- publishing
+
+    def before_publish(
+        self,
+        sender: str,
+        headers: dict[str, Any],
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Any,
+        follow_up: bool = False,
+        **_: Any,
+    ) -> None:
+        exchange = headers.get(TO_HEADER, exchange)  # where it goes once its delay is over
+        destination = _destination(exchange, routing_key)
+        operation = "create" if follow_up else "publish"
+        span = self._tracer.start_span(
+            f"{operation} {destination}",
+            kind=SpanKind.PRODUCER,
+            attributes={
+                **_attributes(sender, headers, destination, routing_key),
+                "messaging.operation.name": operation,
+                "messaging.operation.type": "create" if follow_up else "send",
+                "messaging.message.body.size": len(body),
+                "messaging.message.conversation_id": properties.correlation_id or "",
+            },
+        )
+        propagate.inject(headers, context=trace.set_span_in_context(span))
+        if follow_up:
+            span.end()
+            return
+        self._publishing[id(headers)] = (span, headers)
+        if len(self._publishing) > MOST_OPEN_PUBLISHES:
+            self._publishing.popitem(last=False)[1][0].end()
+
+    def after_publish(self, sender: str, headers: Mapping[str, Any], **_: Any) -> None:
+        span, _headers = self._publishing.pop(id(headers), (None, None))
+        if span is not None:
+            span.end()
+
+    def publish_failed(self, sender: str, headers: Mapping[str, Any], exception: BaseException, **_: Any) -> None:
+        span, _headers = self._publishing.pop(id(headers), (None, None))
+        if span is not None:
+            _fail(span, exception)
+            span.end()
+
+    # -- running
+
+    def before_run(self, sender: Any, **_: Any) -> None:
+        context = current_context()
+        request = context.request if context is not None else None
+        if context is None or request is None:
+            return
+        span = self._of_inline_run(request) if request.is_eager else self._of_delivery(request)
+        span.set_attribute("amqtask.task.retries", context.retries)
+        # Put back as it was by `attach`, not `detach`: the end of a task may be told in another thread.
+        context.__dict__[_ON_CONTEXT] = (span, otel_context.get_current())
+        otel_context.attach(trace.set_span_in_context(span))
+
+    def _of_inline_run(self, request: Request) -> Span:
+        """`apply()` and task_always_eager: no message, so a part of what the caller does."""
+        return self._tracer.start_span(
+            f"run {request.task}", attributes=_task_attributes(request.task, request.headers)
+        )
+
+    def _of_delivery(self, request: Request) -> Span:
+        destination = _destination(request.exchange, request.routing_key, request.queue)
+        return self._tracer.start_span(
+            f"process {destination}",
+            context=propagate.extract(request.headers, context=otel_context.Context(), getter=_HEADERS),
+            kind=SpanKind.CONSUMER,
+            attributes={
+                **_attributes(request.task, request.headers, destination, request.routing_key),
+                "messaging.operation.name": "process",
+                "messaging.operation.type": "process",
+                "messaging.message.body.size": len(request.body),
+                "messaging.message.conversation_id": request.correlation_id or "",
+                "amqtask.redelivered": request.redelivered,
+            },
+        )
+
+    def after_run(self, sender: Any, state: str, retval: Any, **_: Any) -> None:
+        self._end(current_context(), state, retval if isinstance(retval, BaseException) else None, sender)
+
+    def run_broke(self, sender: Any, request: Context, exception: BaseException, **_: Any) -> None:
+        """An error of ours, or of the result store."""
+        self._end(request, states.FAILURE, exception)
+
+    def _end(self, context: Context | None, state: str, error: BaseException | None, task: Any = None) -> None:
+        span, before = context.__dict__.pop(_ON_CONTEXT, (None, None)) if context is not None else (None, None)
+        if span is None or before is None:
+            return
+        span.set_attribute("amqtask.task.state", state)
+        if state == states.FAILURE and error is not None:
+            _fail(span, error, is_expected=isinstance(error, tuple(getattr(task, "throws", None) or ())))
+        elif error is not None:
+            span.add_event(f"task {state.lower()}", {"reason": str(error)})
+        span.end()
+        otel_context.attach(before)
+
+    def flush(self, **_: Any) -> None:
+        """A child of prefork ends, without the exit handlers that would send what waits."""
+        provider: Any = self._provider or trace.get_tracer_provider()
+        if hasattr(provider, "force_flush"):
+            provider.force_flush(FLUSH_MILLISECONDS)
+
+
+def _destination(exchange: str, routing_key: str, queue: str = "") -> str:
+    """`{exchange}:{routing key}:{queue}`, without what is empty, and without a queue that is named like the routing key."""
+    parts = (exchange, routing_key, "" if queue == routing_key else queue)
+    return ":".join(part for part in parts if part)
+
+
+def _attributes(task: str, headers: Mapping[str, Any], destination: str, routing_key: str) -> dict[str, Any]:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.destination.name": destination,
+        "messaging.rabbitmq.destination.routing_key": routing_key,
+        "messaging.message.id": str(headers.get("id") or ""),
+        **_task_attributes(task, headers),
+    }
+
+
+def _task_attributes(task: str, headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {"amqtask.task.name": task, "amqtask.task.id": str(headers.get("id") or "")}
+
+
+def _fail(span: Span, error: BaseException, *, is_expected: bool = False) -> None:
+    kind = type(error)
+    span.record_exception(error)
+    if not is_expected:
+        span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
+        span.set_status(Status(StatusCode.ERROR, str(error)))
+
+
+class _Headers(Getter[Mapping[str, Any]]):
+    """Anybody may have written the headers: what is no text is not read."""
+
+    def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
+        found = carrier.get(key)
+        return [found] if isinstance(found, str) else None
+
+    def keys(self, carrier: Mapping[str, Any]) -> list[str]:
+        return list(carrier)
+
+
+_HEADERS = _Headers()

@@ -1,0 +1,127 @@
+"""What the signals around publishing tell, when it goes well and when it does not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask, chain, group, signals
+from amqtask.exceptions import PublishError, Unroutable
+from amqtask.testing.worker import start_worker
+
+
+class Listener:
+    """Writes down which signal came with which task id, or what it failed with."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, Any]] = []
+        self._signals = (signals.before_task_publish, signals.after_task_publish, signals.task_publish_failed)
+        for signal in self._signals:
+            signal.connect(self.hear, weak=False)
+
+    def hear(self, signal: signals.Signal, sender: str, headers: dict[str, Any], **more: Any) -> None:
+        word = signal.name.split("_")[0] if signal is not signals.task_publish_failed else "failed"
+        error = more.get("exception")
+        self.seen.append((word, sender, type(error).__name__ if error else more.get("follow_up")))
+
+    def stop(self) -> None:
+        for signal in self._signals:
+            signal.disconnect(self.hear)
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    made = Listener()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def app() -> Iterator[AmqTask]:
+    with AmqTask("told", broker="memory://", backend="cache+memory://", set_as_current=False) as made:
+        made.task(name="plain")(lambda *args: None)
+        yield made
+
+
+NOWHERE: dict[str, Any] = {"exchange": "", "routing_key": "nowhere"}
+
+
+def test_a_publish_that_goes_well_is_told_before_and_after(app: AmqTask, listener: Listener) -> None:
+    app.send_task("plain")
+
+    assert listener.seen == [("before", "plain", False), ("after", "plain", None)]
+
+
+def test_a_publish_that_fails_is_told_with_its_error(app: AmqTask, listener: Listener) -> None:
+    with pytest.raises(Unroutable):
+        app.send_task("plain", **NOWHERE)
+
+    assert listener.seen == [("before", "plain", False), ("failed", "plain", "Unroutable")]
+
+
+def test_of_a_burst_each_is_told_how_it_ended(app: AmqTask, listener: Listener) -> None:
+    good, bad = app.tasks["plain"].s(), app.tasks["plain"].s().set(**NOWHERE)
+    ends = [("after", "plain", None), ("failed", "plain", "Unroutable"), ("after", "plain", None)]
+
+    for publish in (lambda: app.publish_many([good, bad, good]), group(good, bad, good).delay):
+        listener.seen.clear()
+        with pytest.raises(Unroutable):
+            publish()
+        assert listener.seen[3:] == ends
+
+    listener.seen.clear()
+    pipeline = app.pipeline()
+    with pipeline:
+        good.delay()
+        bad.delay()
+        good.delay()
+        with pytest.raises(PublishError):
+            pipeline.flush()
+    assert listener.seen[3:] == ends
+
+
+def test_retries_and_next_steps_are_told_where_they_are_made(app: AmqTask, listener: Listener) -> None:
+    done = threading.Event()
+
+    @app.task(name="twice", bind=True, default_retry_delay=0)
+    def twice(self: Any) -> None:
+        if not self.request.retries:
+            raise self.retry()
+
+    last = app.task(name="last")(done.set)
+    with start_worker(app):
+        chain(twice.si(), last.si()).delay()
+        assert done.wait(10)
+
+    assert listener.seen == [
+        ("before", "twice", False),
+        ("after", "twice", None),
+        ("before", "twice", True),
+        ("before", "last", True),
+    ]
+
+
+def test_a_receiver_may_add_headers_to_a_next_step(app: AmqTask) -> None:
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def mark(headers: dict[str, Any], **_: Any) -> None:
+        headers["mark"] = "here"
+
+    @app.task(name="look", bind=True)
+    def look(self: Any) -> None:
+        seen.append(self.request.headers["mark"])
+        done.set()
+
+    signals.before_task_publish.connect(mark)
+    try:
+        with start_worker(app):
+            chain(app.tasks["plain"].si(), look.si()).delay()
+            assert done.wait(10)
+    finally:
+        signals.before_task_publish.disconnect(mark)
+
+    assert seen == ["here"]
