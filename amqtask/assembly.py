@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__, signals
 from amqtask.clock import LamportClock
-from amqtask.entities import Exchange, Queue
+from amqtask.entities import Queue
 from amqtask.exceptions import LimitUnsupported, QueueNotFound
 from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.serialization import content_types
+from amqtask.services.asked_queue import asked_queue
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control, masked
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
-from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue, work_queue
+from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.gather import PikaGatherer
@@ -33,7 +34,7 @@ from amqtask.worker.joins import Joins
 from amqtask.worker.orders import Orders
 from amqtask.worker.prefetch import MAX_WINDOW
 from amqtask.worker.report import Report
-from amqtask.worker.revoked import EXPIRES_SECONDS, MAX_IDS
+from amqtask.worker.revoked import MAX_IDS
 from amqtask.worker.setup import WorkerSetup, WorkQueue
 from amqtask.worker.worker import Worker
 
@@ -214,7 +215,7 @@ class _Builder:
             install_signals=self.options.install_signals,
             statedb=conf.worker_state_db,
             revokes_max=int(os.environ.get("CELERY_WORKER_REVOKES_MAX") or MAX_IDS),
-            revoke_expires=float(os.environ.get("CELERY_WORKER_REVOKE_EXPIRES") or EXPIRES_SECONDS),
+            revoke_expires=float(os.environ.get("CELERY_WORKER_REVOKE_EXPIRES") or 0.0) or None,
         )
 
     def pinned_prefetch(self) -> int | None:
@@ -414,17 +415,7 @@ class _Builder:
         return self.conf.table(with_defaults=with_defaults)
 
     def make_queue(self, arguments: Mapping[str, Any]) -> tuple[Queue, Queue | None]:
-        """The queue of `add_consumer`."""
-        name = str(arguments.get("queue"))
-        exchange = arguments.get("exchange")
-        if exchange:
-            made = work_queue(
-                name,
-                self.app.queue_defaults,
-                exchange=Exchange(str(exchange), type=str(arguments.get("exchange_type") or "direct")),
-                routing_key=str(arguments.get("routing_key") or name),
-            )
-            queue = self.app.queues.add(made)
-        else:
-            queue = as_consumed(self.app.queues[name])
+        """The queue of `add_consumer`, and where its dead letters go. Raises: ConfigurationError."""
+        wanted = asked_queue(arguments, self.app.queue_defaults)
+        queue = as_consumed(self.app.queues[wanted]) if isinstance(wanted, str) else self.app.queues.add(wanted)
         return queue, dead_letter_queue(queue, self.app.queue_defaults)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 
 from amqtask import AmqTask
-from amqtask.exceptions import TaskRevokedError
+from amqtask.exceptions import DuplicateNodenameWarning, TaskRevokedError
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
@@ -256,3 +258,35 @@ def test_the_exit_code_says_that_a_node_does_not_answer(rabbit: Broker) -> None:
     code, text = run_cli("-A", OURS, "-b", "amqp://127.0.0.1:1//", "status")
     assert code == 69
     assert "Could not ask over the broker" in text
+
+
+def test_two_answers_under_one_name_are_warned_of(rabbit: Broker, app: AmqTask) -> None:
+    channel = rabbit.channel()
+    box = channel.queue_declare("", exclusive=True).method.queue
+    channel.exchange_declare("celery.pidbox", "fanout", durable=False)
+    channel.queue_bind(box, "celery.pidbox")
+    answered: list[Any] = []
+
+    def ask() -> None:
+        with pytest.warns(DuplicateNodenameWarning, match="twin@here"):
+            answered.append(app.control.inspect(timeout=20, limit=2).ping())
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    command: dict[str, Any] = {}
+    while command.get("method") != "ping":
+        _, _, body = channel.basic_get(box, auto_ack=True)
+        command = json.loads(body) if body else {}
+    headers = {"ticket": command["ticket"], "clock": 1}
+    properties = pika.BasicProperties("application/json", "utf-8", headers)
+    for _ in range(2):
+        channel.basic_publish(
+            command["reply_to"]["exchange"],
+            command["reply_to"]["routing_key"],
+            b'{"twin@here": {"ok": "pong"}}',
+            properties,
+        )
+    asker.join(30)
+
+    assert answered == [{"twin@here": {"ok": "pong"}}]
+    channel.close()

@@ -55,11 +55,16 @@ class ConsumerView:
         return self.controller.pool
 
     def add_task_queue(
-        self, queue: str, exchange: str | None = None, exchange_type: str | None = None, routing_key: str | None = None
+        self,
+        queue: str,
+        exchange: str | None = None,
+        exchange_type: str | None = None,
+        routing_key: str | None = None,
+        **options: Any,
     ) -> None:
-        """Consume a queue, too."""
+        """Consume a queue, too; for the options see amqtask.services.asked_queue."""
         wanted = {"queue": queue, "exchange": exchange, "exchange_type": exchange_type, "routing_key": routing_key}
-        self._control.orders.consume(*self._control.make_queue(wanted))
+        self._control.orders.consume(*self._control.make_queue({**wanted, **options}))
 
     def cancel_task_queue(self, queue: str) -> None:
         """Stop consuming a queue."""

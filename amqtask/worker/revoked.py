@@ -1,6 +1,9 @@
-"""What was revoked: task ids, and stamps whose tasks are meant; bounded in number and age (Celery's: 50,000, 3 hours).
+"""What was revoked: task ids, and stamps whose tasks are meant; the newest 50,000 of each, as in Celery.
 
 A stamp is a header that a caller put on tasks (celery/app/control.py, revoke_by_stamped_headers). Times are Unix time.
+
+There is no age at which a revoke is forgotten unless one is set: a task with an `eta` waits in the broker for days, and
+is seen by a worker only then. (Celery's three hours count only for what is too much, or told to others.)
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_IDS = 50_000
-EXPIRES_SECONDS = 10_800.0
 Stamp = tuple[str, Any]
 
 
@@ -20,7 +22,7 @@ class Revocations:
     `version` changes with every change that a state file must know of.
     """
 
-    def __init__(self, *, max_ids: int = MAX_IDS, expires: float = EXPIRES_SECONDS) -> None:
+    def __init__(self, *, max_ids: int = MAX_IDS, expires: float | None = None) -> None:
         self._max_ids = max_ids
         self._expires = expires
         self._ids: OrderedDict[str, float] = OrderedDict()
@@ -61,7 +63,8 @@ class Revocations:
         for times in limited:
             while times:
                 oldest, since = next(iter(times.items()))
-                if len(times) <= self._max_ids and now - since < self._expires:
+                is_fresh = self._expires is None or now - since < self._expires
+                if is_fresh and len(times) <= self._max_ids:
                     break
                 del times[oldest]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.pool import Loop
-from amqtask.worker.revoked import EXPIRES_SECONDS, MAX_IDS
+from amqtask.worker.revoked import MAX_IDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,6 @@ class WorkerSetup:
     install_signals: bool = True
     # A file that keeps what was revoked from run to run (--statedb).
     statedb: str | None = None
-    # How many revoked ids are remembered, and for how long.
+    # How many revoked ids are remembered, and for how long (None: until there are too many).
     revokes_max: int = MAX_IDS
-    revoke_expires: float = EXPIRES_SECONDS
+    revoke_expires: float | None = None

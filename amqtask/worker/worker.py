@@ -185,7 +185,7 @@ class Worker:
             if (
                 delivery.redelivered
                 or not strategy.is_plain
-                or self.revoked
+                or (self.revoked and self.revoked.covers(request.id, headers))
                 or headers.get("eta") is not None
                 or headers.get("expires") is not None
             ) and not self.intake.examine(request, strategy, self.dispatcher.watched):

@@ -15,6 +15,17 @@ from amqtask.worker.revoked import Revocations
 from amqtask.worker.statefile import StateFile
 
 
+def test_it_is_remembered_for_as_long_as_there_is_room() -> None:
+    revoked = Revocations(max_ids=2)
+    revoked.add(["a"], now=0.0)
+
+    revoked.purge(now=1e9)
+
+    assert revoked.covers("a", {})
+    revoked.add(["b", "c"], now=1e9)
+    assert list(revoked.ids) == ["b", "c"]
+
+
 def test_it_is_bounded_in_number_and_age() -> None:
     revoked = Revocations(max_ids=2, expires=10.0)
     revoked.add(["a", "b", "c"], now=0.0)
