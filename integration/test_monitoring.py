@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from amqtask import AmqTask
 from integration.conftest import Broker
-from integration.workers import WorkerProcess, eventually
+from integration.faults import Forwarder
+from integration.nodes import free_port
+from integration.workers import ROOT, WorkerProcess, eventually
 
 SAMPLE = "integration.apps.sample"
 HELD = "integration.apps.held"
 POOLS = ["solo", "threads", "prefork", "eventlet", "gevent", "asyncio"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -145,3 +145,56 @@ def test_a_silent_client_and_a_torn_request_disturb_nobody(rabbit: Broker) -> No
             torn.sendall(b"ve HTTP/1.1\r\n\r\n")
             assert torn.recv(100).startswith(b"HTTP/1.1 200 ")
         assert get(port, "/live")[0] == 200
+
+
+def test_a_cut_connection_is_seen_as_a_reconnect_and_a_redelivery(rabbit: Broker, tmp_path: Path) -> None:
+    queue, port = rabbit.queue("cut"), free_port()
+    ports = ("--metrics-port", str(port), "--health-port", str(port))
+    with (
+        AmqTask("client", broker=rabbit.url, backend="rpc://") as app,
+        Forwarder(rabbit.url) as link,
+        WorkerProcess(HELD, "-Q", queue, "-c", "1", *ports, environment={"AMQTASK_BROKER_URL": link.url}),
+    ):
+        result = app.send_task("held.hold", (str(tmp_path), "a"), queue=queue)
+        eventually((tmp_path / "runs").exists, what="the task runs")
+        assert (Scraped(port)("amqtask_reconnects_total"), Scraped(port)("amqtask_redeliveries_total")) == (0, 0)
+
+        link.cut()
+        eventually(lambda: Scraped(port)("amqtask_redeliveries_total", queue=queue) == 1, what="the redelivery")
+        assert Scraped(port)("amqtask_reconnects_total") == 1
+        assert get(port, "/ready")[0] == 200
+
+        (tmp_path / "release-a").touch()
+        assert result.get(timeout=20) == "a"
+        eventually(lambda: Scraped(port)("amqtask_tasks_total", state="SUCCESS") == 1, what="it ended, once")
+
+
+PRINTED = """\
+/live: live
+/ready: ready: consuming monitoring-example
+results: ['order 7 is on its way', 'no order 13']
+amqtask_tasks_total{queue="monitoring-example",state="FAILURE",task="shop.ship"} 1.0
+amqtask_tasks_total{queue="monitoring-example",state="SUCCESS",task="shop.ship"} 1.0
+amqtask_task_queue_wait_seconds_count{queue="monitoring-example",task="shop.ship"} 2.0
+amqtask_pool_slots{state="busy"} 0.0
+amqtask_pool_slots{state="idle"} 2.0
+INFO shop.ship order 7 leaves
+WARNING shop.ship packed order 7
+"""
+
+
+def test_the_example_prints_what_the_page_promises(rabbit: Broker) -> None:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "examples.monitoring"],
+            cwd=ROOT,
+            env={**os.environ, "AMQTASK_BROKER_URL": rabbit.url},
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert (done.stdout, done.returncode) == (PRINTED, 0), done.stderr
+    finally:
+        for name in ("monitoring-example", "monitoring-example.dead"):
+            rabbit.channel().queue_delete(name)
