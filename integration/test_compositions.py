@@ -10,6 +10,7 @@ from amqtask import AmqTask, chord, group
 from amqtask.exceptions import ChordError
 from amqtask.protocol.chord import queue_name
 from amqtask.testing.suites.compositions import COMPOSITIONS, ERRORS, Tasks, define
+from integration.chords import under_fire
 from integration.conftest import Broker
 from integration.workers import WorkerProcess, eventually
 
@@ -60,3 +61,11 @@ def test_a_group_of_many_is_collected(worked: Tasks) -> None:
 
     assert result.get(timeout=60) == [2 * n for n in range(2000)]
     assert result.completed_count() == 2000
+
+
+@pytest.mark.parametrize("store", ["rpc", "redis"])
+def test_every_body_runs_though_workers_are_killed(broker_url: str, redis_url: str, store: str) -> None:
+    found = under_fire(broker_url, "rpc://" if store == "rpc" else redis_url, chords=20, size=50, pause=(0.3, 1.0))
+
+    assert (found.ran, found.missing, found.wrong) == (20, 0, 0)
+    assert found.kills

@@ -1,0 +1,116 @@
+"""Chords under fire: worker processes are killed at random while many chords run; every body must run.
+
+    python -m integration.chords [--chords 200] [--size 50] [--store rpc|redis]
+
+Prints how many bodies ran, and how many ran more than once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from amqtask import AmqTask, chord
+from integration.nodes import broker, redis_server
+from integration.workers import WorkerProcess, eventually
+
+APP = "integration.apps.flows"
+WORKERS = 2
+
+
+class Outcome(NamedTuple):
+    """What came of it: bodies that ran with all values, more than once, not at all, or with other values; and the kills."""
+
+    ran: int
+    again: int
+    missing: int
+    wrong: int
+    kills: int
+
+
+def under_fire(
+    broker_url: str,
+    backend: str,
+    *,
+    chords: int,
+    size: int,
+    pause: tuple[float, float] = (0.5, 2.0),
+    timeout: float = 240.0,
+    seed: int | None = None,
+) -> Outcome:
+    """Run it: `pause` is the range of seconds between two kills of a worker's main process (its children die with it)."""
+    chance = random.Random(seed)
+    queue = f"chords-{uuid.uuid4().hex[:8]}"
+    environment = {"FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "AMQTASK_BROKER_URL": broker_url}
+    app = AmqTask("fire", broker=broker_url, backend=backend)
+    app.conf.task_default_queue = queue
+    folder = Path(tempfile.mkdtemp(prefix="chords-"))
+    workers = [
+        WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)
+        for number in range(WORKERS)
+    ]
+    for worker in workers:
+        worker.start()
+    is_over, kills = threading.Event(), []
+
+    def kill_now_and_then() -> None:
+        while not is_over.wait(chance.uniform(*pause)):
+            worker = chance.choice(workers)
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.process.wait()
+            kills.append(worker.pid)
+            worker.start(wait=False)
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        for number in range(chords):
+            header = [app.signature("slow_same", (value, 0.01)) for value in range(size)]
+            body = app.signature("leave_total", (), {"folder": str(folder), "name": f"{number}"})
+            chord(header, body, app=app).apply_async()
+        eventually(lambda: len(list(folder.iterdir())) >= chords, timeout, what="bodies that never ran", every=0.2)
+    except AssertionError:
+        pass  # the figures say how many
+    finally:
+        is_over.set()
+        killer.join()
+        for worker in workers:
+            worker.stop()
+        app.close()
+    return _counted(folder, chords, sum(range(size)), len(kills))
+
+
+def _counted(folder: Path, chords: int, total: int, kills: int) -> Outcome:
+    runs = {path.name: path.read_text().split() for path in folder.iterdir()}
+    wrong = sum(1 for lines in runs.values() if any(line != str(total) for line in lines))
+    again = sum(1 for lines in runs.values() if len(lines) > 1)
+    return Outcome(len(runs), again, chords - len(runs), wrong, kills)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chords", type=int, default=200)
+    parser.add_argument("--size", type=int, default=50)
+    parser.add_argument("--store", choices=["rpc", "redis", "both"], default="both")
+    options = parser.parse_args()
+    with broker() as url, redis_server() as redis_url:
+        for store in ["rpc", "redis"] if options.store == "both" else [options.store]:
+            backend = "rpc://" if store == "rpc" else redis_url
+            found = under_fire(url, backend, chords=options.chords, size=options.size)
+            print(
+                f"{store}: {found.ran} of {options.chords} bodies ran, {found.again} more than once, "
+                f"{found.wrong} with other values, during {found.kills} kills",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
