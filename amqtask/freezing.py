@@ -212,7 +212,7 @@ class Freezer:
         found = options.setdefault("task_id", task_id or str(uuid.uuid4()))
         for key, value in (place or {}).items():
             if value is not None:
-                options[key] = value
+                options.setdefault(key, value)
         if root_id is not None:
             options.setdefault("root_id", root_id)
         if parent_id is not None:
@@ -272,9 +272,8 @@ class Freezer:
         members, body = sig.tasks, sig.body
         assert body is not None
         results = [
-            self.freeze(
-                member, place={"group_id": group_id, "group_index": index}, root_id=root_id, parent_id=parent_id
-            )
+            # The group's id is set when the chord begins: a Celery worker that comes to that gives it another.
+            self.freeze(member, place={"group_index": index}, root_id=root_id, parent_id=parent_id)
             for index, member in enumerate(members)
         ]
         header = self._group_result(group_id, results, parent)
@@ -314,8 +313,19 @@ def _begin(sig: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], rest: 
     else:
         call = sig.clone(args, kwargs)
         if rest:
-            call.options["chain"] = rest
+            call.options["chain"] = [*rest, *(call.options.get("chain") or ())]
         begun.calls.append(call)
+
+
+def _led_by_a_task(body: Signature) -> Signature:
+    """A chain as its first step that carries the others: where a header fails, Celery looks for the body's id in its options."""
+    if not isinstance(body, chain):
+        return body
+    first, *rest = body.tasks
+    led = first.clone()
+    if rest:
+        led.options["chain"] = [*(led.options.get("chain") or ()), *reversed(rest)]
+    return led
 
 
 def _begin_chord(sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], rest: list[Any], begun: Begun) -> None:
@@ -327,7 +337,7 @@ def _begin_chord(sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], rest
         _begin(body, ([],), {}, [], begun)
         return
     begun.chords[group_id] = len(members)
-    carried = {**body, "chord_size": len(members)}
+    carried = {**_led_by_a_task(body), "chord_size": len(members)}
     for index, member in enumerate(members):
         place = {"chord": carried, "group_id": group_id, "group_index": index}
         end_of(member, lambda end, place=place: end.options.update(place))  # type: ignore[misc]

@@ -31,11 +31,11 @@ def environment(broker: str, backend: str, queue: str) -> dict[str, str]:
     return {**os.environ, "PEER_BROKER": broker, "PEER_BACKEND": backend, "PEER_QUEUE": queue}
 
 
-def call(code: str, environment: dict[str, str]) -> str:
+def call(code: str, environment: dict[str, str], app: str = APP, timeout: float = 60) -> str:
     """What a piece of Python prints in the peer's environment (`app` and its tasks are imported)."""
     done = subprocess.run(
-        [python(), "-W", "ignore", "-c", f"from {APP} import *\n{code}"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        [python(), "-W", "ignore", "-c", f"from {app} import *\n{code}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
@@ -53,7 +53,7 @@ def cli(environment: dict[str, str], *words: str) -> tuple[int, str]:
 class CeleryWorker:
     """`celery worker` on one queue."""
 
-    def __init__(self, environment: dict[str, str], queue: str, *options: str) -> None:
+    def __init__(self, environment: dict[str, str], queue: str, *options: str, app: str = APP) -> None:
         self._log = Path(tempfile.mkstemp(prefix="celery-worker-", suffix=".log")[1])
         command = [
             python(),
@@ -62,7 +62,7 @@ class CeleryWorker:
             "-m",
             "celery",
             "-A",
-            APP,
+            app,
             "worker",
             "-Q",
             queue,
