@@ -5,7 +5,7 @@ every task and makes the result that the caller holds; `begin` says which calls 
 travels with those calls, in Celery's own form, so that a worker of either system can go on with it:
 
     chain   the first step carries the others, reversed, as `chain`
-    chord   every member of the header carries the body as `chord`, with `chord_size`, the group's id and its own index
+    chord   every member of the header carries the body as `chord`, the group's id and its own index
     group   its members, with the group's id and their index
 
 Every member of a chord's header is one part of the chord. A member that would end in a group (a chain whose last step is one)
@@ -34,6 +34,7 @@ class Begun(NamedTuple):
 
     calls: list[Signature]
     chords: dict[str, int]
+    says_size: bool
 
 
 # -- options where they belong
@@ -290,9 +291,14 @@ def begin(
     args: Iterable[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     continuation: list[Any] | None = None,
+    *,
+    says_size: bool = True,
 ) -> Begun:
-    """The calls that a settled, frozen signature begins with. `continuation` is what follows it, reversed as in a message."""
-    begun = Begun([], {})
+    """The calls that a settled, frozen signature begins with. `continuation` is what follows it, reversed as in a message.
+
+    `says_size`: bodies carry the size of their header (not where a store knows it: Celery takes it for an option of a chord).
+    """
+    begun = Begun([], {}, says_size)
     _begin(sig, tuple(args), dict(kwargs or {}), continuation or [], begun)
     return begun
 
@@ -337,7 +343,9 @@ def _begin_chord(sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], rest
         _begin(body, ([],), {}, [], begun)
         return
     begun.chords[group_id] = len(members)
-    carried = {**_led_by_a_task(body), "chord_size": len(members)}
+    carried = dict(_led_by_a_task(body))
+    if begun.says_size:
+        carried["chord_size"] = len(members)
     for index, member in enumerate(members):
         place = {"chord": carried, "group_id": group_id, "group_index": index}
         end_of(member, lambda end, place=place: end.options.update(place))  # type: ignore[misc]

@@ -36,7 +36,10 @@ class Workflows:
     ) -> tuple[Begun, Result]:
         """The calls that a composition begins with, and its result. Raises: ConfigurationError."""
         sig, result = self.frozen(found.clone(args, kwargs), options)
-        return begin(sig), result
+        return self._begun(sig), result
+
+    def _begun(self, sig: Signature, args: tuple[Any, ...] = (), continuation: list[Any] | None = None) -> Begun:
+        return begin(sig, args, continuation=continuation, says_size=self._app.chord_store is None)
 
     def frozen(self, found: Any, options: Mapping[str, Any]) -> tuple[Signature, Result]:
         """A settled copy with all its ids, and its result."""
@@ -127,7 +130,7 @@ class Workflows:
         self._freezer(reply_to).freeze(
             sig, task_id=context.id, place=place, root_id=context.root_id, parent_id=context.parent_id
         )
-        return self._composed(begin(sig, continuation=list(context.chain or ())))
+        return self._composed(self._begun(sig, continuation=list(context.chain or ())))
 
     def compose_errback(
         self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
@@ -158,7 +161,7 @@ class Workflows:
         reply_to = request.reply_to if request is not None else ""
         result = self._freezer(reply_to or "").freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)
         context.children.append(result.as_tuple())
-        begun = begin(sig, args, continuation=rest)
+        begun = self._begun(sig, args, continuation=rest)
         for call in begun.calls if headers else ():
             call.options["headers"] = {**(call.options.get("headers") or {}), **(headers or {})}
         return self._composed(begun)

@@ -159,9 +159,18 @@ def test_a_chord_is_written_as_celery_reads_it() -> None:
     assert (one.options["group_index"], two.options["group_index"]) == (0, 1)
     body = one.options["chord"]
     assert body["task"] == "total"
-    assert body["chord_size"] == 2
+    assert "chord_size" not in body
     assert body["options"]["task_id"] == result.id
     assert begun.chords == {one.options["group_id"]: 2}
+
+
+def test_a_chord_that_is_counted_in_the_broker_says_its_size() -> None:
+    app = define(AmqTask("flows", broker="amqp://"))
+    tasks = Tasks(app)
+
+    begun, _ = app.workflows.prepared(chord([tasks.add.s(1, 1), tasks.add.s(2, 2)], tasks.total.s()), (), {}, {})
+
+    assert begun.calls[0].options["chord"]["chord_size"] == 2
 
 
 def test_an_empty_chain_is_refused(inline: Tasks) -> None:
