@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.events import BrokerConnection, Events
     from amqtask.events.receiver import Feed
+    from amqtask.events.sent import SentEvents
     from amqtask.execution.contract import ChordStore
     from amqtask.freezing import Begun
     from amqtask.message import Delivery
     from amqtask.protocol.result import ResultMessage
-    from amqtask.transport.contract import AsyncPublisher, Publisher
+    from amqtask.transport.contract import AsyncPublisher, Publisher, Teller
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
 
@@ -67,6 +68,9 @@ _LAZY = (
     "backend",
     "control",
     "events",
+    "teller",
+    "sent_events",
+    "_tells_sent",
 )
 
 
@@ -144,14 +148,14 @@ class AmqTask:
 
     def _forget_derived(self) -> None:
         """A setting changed: what was made from settings is made anew (open connections close)."""
-        publisher = self.__dict__.get("publisher")
+        opened = [self.__dict__[name] for name in ("publisher", "teller") if name in self.__dict__]
         for name in _LAZY:
             self.__dict__.pop(name, None)
         if self.is_finalized:
             for task in self.tasks.values():
                 task.bind(self)
-        if publisher is not None:
-            publisher.close()
+        for each in opened:
+            each.close()
 
     # -- what is made from settings, once
 
@@ -367,6 +371,39 @@ class AmqTask:
         )
         return made
 
+    @cached_property
+    def _tells_sent(self) -> bool:
+        return bool(self.conf.task_send_sent_event)
+
+    @cached_property
+    def teller(self) -> Teller:
+        """Publishes events about calls; made with the first one."""
+        made: Teller
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.publisher")
+            made = module.MemoryTeller(self.memory_broker, on_warning=logger.warning)
+            return made
+        module = importlib.import_module("amqtask.transport.teller")
+        made = module.PikaTeller(
+            self._write_addresses,
+            connect_timeout=self.conf.broker_connection_timeout,
+            client_name=f"{self._client_name} events",
+            on_warning=logger.warning,
+        )
+        return made
+
+    @cached_property
+    def sent_events(self) -> SentEvents:
+        """Tells monitors of calls (task_send_sent_event)."""
+        module = importlib.import_module("amqtask.events.sent")
+        made: SentEvents = module.SentEvents(
+            lambda messages: self.teller.tell(messages),
+            exchange=self.conf.event_exchange,
+            serializer=self.conf.event_serializer,
+            clock=self.events.clock,
+        )
+        return made
+
     def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
         made: Feed
         if self.memory_broker is not None:
@@ -545,6 +582,8 @@ class AmqTask:
             self._settled(message, error)
             raise
         self._settled(message)
+        if self._tells_sent:
+            self.sent_events.sent((message,))
 
     async def apublish_call(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
@@ -559,6 +598,8 @@ class AmqTask:
             self._settled(message, error)
             raise
         self._settled(message)
+        if self._tells_sent:
+            await self._atell_sent((message,))
         return self._result_of(message)
 
     def publish_signature(self, call: Signature) -> AsyncResult[Any]:
@@ -583,7 +624,7 @@ class AmqTask:
         """
 
         def publish(messages: Sequence[Message]) -> Sequence[PublishError | None]:
-            return self.publisher.publish_many(messages, timeout=_many_timeout(self.conf, timeout, len(messages)))
+            return self._publish_burst(messages, _many_timeout(self.conf, timeout, len(messages)))
 
         return Pipeline(self, publish, self._settled)
 
@@ -600,7 +641,7 @@ class AmqTask:
         for calls_of_burst in _bursts(found):
             messages = self._compose_many(calls_of_burst)
             limit = _many_timeout(self.conf, timeout, len(messages))
-            errors = self.publisher.publish_many(messages, timeout=limit)
+            errors = self._publish_burst(messages, limit)
             self._all_published(messages, errors, results)
         return results
 
@@ -615,7 +656,7 @@ class AmqTask:
         for calls_of_burst in _bursts(found):
             messages = self._compose_many(calls_of_burst)
             limit = _many_timeout(self.conf, timeout, len(messages))
-            errors = await self.async_publisher.publish_many(messages, timeout=limit)
+            errors = await self._apublish_burst(messages, limit)
             self._all_published(messages, errors, results)
         return results
 
@@ -625,6 +666,25 @@ class AmqTask:
             self._compose(call.task, call["args"], call["kwargs"], call["options"], tasks.get(call.task))
             for call in found
         ]
+
+    def _publish_burst(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
+        errors = self.publisher.publish_many(messages, timeout=timeout)
+        if self._tells_sent:
+            self.sent_events.sent(_stored(messages, errors))
+        return errors
+
+    async def _apublish_burst(
+        self, messages: Sequence[Message], timeout: float | None
+    ) -> Sequence[PublishError | None]:
+        errors = await self.async_publisher.publish_many(messages, timeout=timeout)
+        if self._tells_sent:
+            await self._atell_sent(_stored(messages, errors))
+        return errors
+
+    async def _atell_sent(self, messages: Sequence[Message]) -> None:
+        """An event loop must not wait for the connection that events go over."""
+        asyncio = importlib.import_module("asyncio")
+        await asyncio.to_thread(self.sent_events.sent, messages)
 
     def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
         """Raises: the first error."""
@@ -720,7 +780,7 @@ class AmqTask:
             timeout = _timeout(options)
             for burst in _bursts(messages):
                 limit = _many_timeout(self.conf, timeout, len(burst))
-                self._all_announced(burst, self.publisher.publish_many(burst, timeout=limit))
+                self._all_announced(burst, self._publish_burst(burst, limit))
         return self._noted(result)
 
     async def apublish_composition(
@@ -732,7 +792,7 @@ class AmqTask:
         begun, result = self.workflows.prepared(found, args, kwargs, options)
         for burst in _bursts(self._composition_messages(begun)):
             limit = _many_timeout(self.conf, _timeout(options), len(burst))
-            self._all_announced(burst, await self.async_publisher.publish_many(burst, timeout=limit))
+            self._all_announced(burst, await self._apublish_burst(burst, limit))
         return self._noted(result)
 
     def _composition_messages(self, begun: Begun) -> list[Message]:
@@ -863,7 +923,7 @@ class AmqTask:
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""
-        for name in ("publisher", "backend", "control"):
+        for name in ("publisher", "teller", "backend", "control"):
             made = self.__dict__.pop(name, None)
             if made is not None:
                 made.close()
@@ -906,6 +966,11 @@ def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
     message leaves."""
     for start in range(0, len(calls), BURST):
         yield calls[start : start + BURST]
+
+
+def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) -> Sequence[Message]:
+    """Those that the broker has."""
+    return [message for message, error in zip(messages, errors, strict=True) if error is None]
 
 
 def _ignores(options: Mapping[str, Any], task: Any) -> bool:

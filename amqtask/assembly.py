@@ -333,6 +333,7 @@ class _Builder:
             exchange=self.conf.event_exchange,
             serializer=self.conf.event_serializer,
             task_events=bool(self.conf.worker_send_task_events),
+            sent_events=bool(self.conf.task_send_sent_event),
             heartbeat=None if self.options.without_heartbeat else interval,
             on_enabled=self.describe_results,
         )

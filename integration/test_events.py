@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -230,6 +231,48 @@ def test_a_receiver_goes_on_when_the_connection_was_lost(rabbit: Broker) -> None
                 assert heard.error is None
         finally:
             app.close()
+
+
+def test_producers_tell_of_their_calls(rabbit: Broker, queue: str) -> None:
+    app = AmqTask(
+        "telling", broker=rabbit.url, task_default_queue=queue, task_send_sent_event=True, set_as_current=False
+    )
+    try:
+        with Listening(app) as heard:
+            one = app.send_task("sample.add", (1, 2))
+            with app.pipeline():
+                several = [app.send_task("sample.add", (number, 0)) for number in range(150)]
+            awaited = asyncio.run(app.asend_task("sample.add", (3, 4)))
+            for result in (one, several[0], several[-1], awaited):
+                event = heard.await_type("task-sent", uuid=result.id)
+                assert (event["name"], event["queue"]) == ("sample.add", queue)
+            assert heard.state.tasks[one.id].state == "PENDING"
+            assert str(heard.state.tasks[one.id].client).startswith("gen")
+    finally:
+        app.close()
+
+
+def test_calls_do_not_mind_what_becomes_of_their_events(
+    rabbit: Broker, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody may publish to the exchange of events, and their connection is cut, then hangs; each call is stored."""
+    with Forwarder(rabbit.url) as forwarder:
+        app = AmqTask("telling", broker=rabbit.url, task_default_queue=queue, set_as_current=False)
+        app.conf.update(task_send_sent_event=True, event_exchange="amq.rabbitmq.trace")  # an internal one
+        far = AmqTask("far", broker=forwarder.url, set_as_current=False)
+        app.__dict__["teller"] = far.teller
+        try:
+            for number in range(3):
+                app.send_task("sample.add", (number, 0))
+                forwarder.cut()
+            forwarder.stall(new_ones=True)
+            for number in range(3):
+                app.send_task("sample.add", (number, 0))
+        finally:
+            forwarder.heal()
+            app.close()
+            far.close()
+    eventually(lambda: rabbit.count(queue) == 6)
 
 
 class Cli:

@@ -52,7 +52,7 @@ class Events:
         self._open_feed = open_feed
         self._publish = publish
         self._wake_workers = wake_workers
-        self._clock = LamportClock()
+        self.clock = LamportClock()
 
     def Receiver(
         self,
@@ -84,7 +84,7 @@ class Events:
             queue_expires=settings.queue_expires if queue_expires is None else queue_expires,
             accept=settings.accept if accept is None else frozenset(accept),
             wake_workers=self._wake_workers,
-            clock=self._clock,
+            clock=self.clock,
         )
 
     def Dispatcher(
@@ -103,7 +103,7 @@ class Events:
             groups=groups or (),
             exchange=self._settings.exchange,
             serializer=self._settings.serializer,
-            clock=self._clock,
+            clock=self.clock,
         )
 
     def default_dispatcher(self, hostname: str | None = None, enabled: bool = True) -> EventDispatcher:

@@ -15,11 +15,12 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__, signals, states
+from amqtask.events.sent import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer
 from amqtask.protocol.event import event_message, events_message, utc_offset
@@ -55,7 +56,8 @@ SOFTWARE = {"sw_ident": "py-amqtask", "sw_ver": __version__, "sw_sys": platform.
 class EventSender(Observer):
     """Sends the events of one worker.
 
-    `heartbeat` is the seconds between heartbeats, None: no worker events but those that are asked for. `on_enabled` is
+    `heartbeat` is the seconds between heartbeats, None: no worker events but those that are asked for. With `sent_events` the
+    task events include task-sent for what the worker itself publishes (retries, next steps). `on_enabled` is
     called when task events begin (what runs the tasks is to describe their results from then on).
     """
 
@@ -70,6 +72,7 @@ class EventSender(Observer):
         exchange: str,
         serializer: str,
         task_events: bool,
+        sent_events: bool = False,
         heartbeat: float | None = HEARTBEAT_SECONDS,
         on_enabled: Callable[[], None] = lambda: None,
         wall_clock: Callable[[], float] = time.time,
@@ -80,6 +83,7 @@ class EventSender(Observer):
         self._exchange = exchange
         self._serializer = serializer
         self._starts_enabled = task_events
+        self._sent_events = sent_events
         self._heartbeat = heartbeat
         self._on_enabled = on_enabled
         self._wall_clock = wall_clock
@@ -152,7 +156,8 @@ class EventSender(Observer):
         headers = request.headers
         self._note(
             "task-received",
-            request,
+            request.id,
+            request.task,
             {
                 "name": name_of(request),
                 "args": headers.get("argsrepr"),
@@ -166,32 +171,25 @@ class EventSender(Observer):
         )
 
     def on_started(self, request: Request) -> None:
-        self._note("task-started", request, {})
+        self._note("task-started", request.id, request.task, {})
 
     def on_ended(self, request: Request, outcome: Outcome) -> None:
-        state = outcome.state
-        if state == states.SUCCESS:
-            # A slot that was not told to describe results (a child from before `enable`) leaves this one open.
-            result = outcome.summary or None
-            self._note("task-succeeded", request, {"result": result, "runtime": outcome.runtime})
-        elif state == states.RETRY:
-            self._note("task-retried", request, _error(outcome))
-        elif state == states.REVOKED:
-            self._note("task-revoked", request, _revocation(outcome))
-        elif outcome.answer is Answer.REQUEUE:
-            self._note("task-rejected", request, {"requeue": True})
-        elif state == states.FAILURE:
-            self._note("task-failed", request, _error(outcome))
-        elif state == states.REJECTED:
-            # For good: the task's result is a failure, and Celery says both.
-            self._note("task-failed", request, _error(outcome))
-            self._note("task-rejected", request, {"requeue": False})
+        if self._sent_events and outcome.publish:
+            self._note_sent(outcome.publish)  # before the end, so that a retry is not PENDING but RETRY for monitors
+        for kind, fields in _ending(outcome):
+            self._note(kind, request.id, request.task, fields)
 
-    def _note(self, kind: str, request: Request, fields: dict[str, Any]) -> None:
-        if not request.id or request.task in self._silent:
+    def _note_sent(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            if "task" in message.properties.headers:
+                fields = sent_fields(message)
+                self._note("task-sent", fields["uuid"], fields["name"], fields)
+
+    def _note(self, kind: str, task_id: str, task: str, fields: dict[str, Any]) -> None:
+        if not task_id or task in self._silent:
             return
         fields["type"] = kind
-        fields["uuid"] = request.id
+        fields["uuid"] = task_id
         fields["clock"] = self._clock.forward()
         fields["timestamp"] = self._wall_clock()
         fields["hostname"] = self._hostname
@@ -295,6 +293,26 @@ class EventSender(Observer):
 
     def _beat_arrived(self, error: PublishError | None) -> None:
         self._beat_is_on_its_way = False
+
+
+def _ending(outcome: Outcome) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """The events of an outcome."""
+    state = outcome.state
+    if state == states.SUCCESS:
+        # A slot that was not told to describe results (a child from before `enable`) leaves this one open.
+        return (("task-succeeded", {"result": outcome.summary or None, "runtime": outcome.runtime}),)
+    if state == states.RETRY:
+        return (("task-retried", _error(outcome)),)
+    if state == states.REVOKED:
+        return (("task-revoked", _revocation(outcome)),)
+    if outcome.answer is Answer.REQUEUE:
+        return (("task-rejected", {"requeue": True}),)
+    if state == states.FAILURE:
+        return (("task-failed", _error(outcome)),)
+    if state == states.REJECTED:
+        # For good: the task's result is a failure, and Celery says both.
+        return ("task-failed", _error(outcome)), ("task-rejected", {"requeue": False})
+    return ()  # ignored: what becomes of it is the task's own affair
 
 
 def _error(outcome: Outcome) -> dict[str, Any]:

@@ -326,7 +326,13 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "Messages say when they were published (header timestamp_in_ms), for the worker's queue-wait metric.",
     ),
-    Setting("task_send_sent_event", False, "bool", "CELERY_SEND_TASK_SENT_EVENT", ""),
+    Setting(
+        "task_send_sent_event",
+        False,
+        "bool",
+        "CELERY_SEND_TASK_SENT_EVENT",
+        "Producers send a task-sent event for each call that the broker has taken.",
+    ),
     Setting(
         "task_serializer",
         "json",

@@ -46,6 +46,15 @@ class AsyncPublisher(Protocol):
     async def close(self) -> None: ...
 
 
+class Teller(Protocol):
+    """Publishes what nobody has to be sure of, such as events; safe to share like a Publisher."""
+
+    def tell(self, messages: Sequence[Message]) -> None:
+        """Publish these, or drop them: waits for no confirm, raises nothing, and keeps nothing for later."""
+
+    def close(self) -> None: ...
+
+
 class LoopPublisher(Protocol):
     """Publishes from a worker's I/O loop: never blocks; keeps unconfirmed messages over a reconnect and sends them again."""
 

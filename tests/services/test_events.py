@@ -11,6 +11,7 @@ from amqtask import signals, states
 from amqtask.clock import LamportClock
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Answer
+from amqtask.message import Message, Properties
 from amqtask.services import events
 from amqtask.services.events import EventSender
 from tests.worker.bench import Bench, FakeTask
@@ -20,7 +21,14 @@ from tests.worker.fakes import HandPublisher
 class Watched:
     """A worker whose events the test reads."""
 
-    def __init__(self, *, slots: int = 2, task_events: bool = True, heartbeat: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int = 2,
+        task_events: bool = True,
+        heartbeat: float | None = None,
+        sent_events: bool = False,
+    ) -> None:
         self.bench = Bench(slots=slots)
         self.publisher = HandPublisher()
         self.made = 0
@@ -31,6 +39,7 @@ class Watched:
             exchange="celeryev",
             serializer="json",
             task_events=task_events,
+            sent_events=sent_events,
             heartbeat=heartbeat,
             wall_clock=lambda: self.bench.loop.now,
         )
@@ -128,6 +137,17 @@ def test_each_end_has_its_event(outcome: dict[str, Any], told: list[dict[str, An
     ends = watched.events[2:]
 
     assert [{key: event[key] for key in wanted} for event, wanted in zip(ends, told, strict=True)] == told
+
+
+@pytest.mark.parametrize("sent_events", [True, False])
+def test_what_follows_from_a_task_is_told_as_sent_where_that_is_asked_for(sent_events: bool) -> None:
+    watched = Watched(sent_events=sent_events)
+    watched.bench.deliver("a")
+    again = Message(b"", Properties(headers={"id": "a", "task": "t", "retries": 1}), "", "q")
+    other = Message(b"", Properties(headers={}), "", "q")
+    watched.bench.end("a", state=states.RETRY, publish=(again, other))
+
+    assert watched.types[2:] == (["task-sent", "task-retried"] if sent_events else ["task-retried"])
 
 
 def test_a_task_that_is_revoked_or_expired_before_it_runs_is_told() -> None:

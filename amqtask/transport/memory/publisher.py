@@ -134,6 +134,23 @@ class MemoryPublisher:
             return ConnectionBlocked(f"the in-memory broker blocks publishing: {broker.blocked_reason}")
 
 
+class MemoryTeller:
+    """See amqtask.transport.contract.Teller."""
+
+    def __init__(self, broker: MemoryBroker, *, on_warning: Callable[[str], None] = lambda text: None) -> None:
+        self._broker = broker
+        self._warn = Warnings(on_warning)
+
+    def tell(self, messages: Sequence[Message]) -> None:
+        """Publish these, or drop them."""
+        if self._broker.is_up and self._broker.blocked_reason is None:
+            for message in messages:
+                publish_now(self._broker, message, self._warn)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 class MemoryAsyncPublisher:
     """See amqtask.transport.contract.AsyncPublisher; waits for nothing but a broker that is down or blocked."""
 

@@ -1,0 +1,84 @@
+"""task-sent events: what a producer tells of the calls that the broker has taken."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from amqtask.events.dispatcher import anonymous_name
+from amqtask.protocol.event import event, event_message, events_message, utc_offset
+from amqtask.topology.delays import TO_HEADER
+
+if TYPE_CHECKING:
+    from amqtask.clock import LamportClock
+    from amqtask.message import Message
+
+# Events in one message at most.
+BATCH = 100
+
+
+def sent_fields(message: Message) -> dict[str, Any]:
+    """The fields of a task-sent event (celery/app/amqp.py) from a task message; of a delayed one where it will go."""
+    headers = message.properties.headers
+    exchange = headers.get(TO_HEADER, message.exchange)
+    return {
+        "uuid": headers["id"],
+        "root_id": headers.get("root_id"),
+        "parent_id": headers.get("parent_id"),
+        "name": headers["task"],
+        "args": headers.get("argsrepr"),
+        "kwargs": headers.get("kwargsrepr"),
+        "retries": headers.get("retries") or 0,
+        "eta": headers.get("eta"),
+        "expires": headers.get("expires"),
+        # Through another exchange than the default one it is the exchange that chooses the queues.
+        "queue": None if exchange else message.routing_key,
+        "exchange": exchange,
+        "routing_key": message.routing_key,
+    }
+
+
+class SentEvents:
+    """Tells of messages that were published; `tell` must not block for long, nor raise."""
+
+    def __init__(
+        self,
+        tell: Callable[[Sequence[Message]], object],
+        *,
+        exchange: str,
+        serializer: str,
+        clock: LamportClock,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._tell = tell
+        self._exchange = exchange
+        self._serializer = serializer
+        self._clock = clock
+        self._wall_clock = wall_clock
+
+    def sent(self, messages: Sequence[Message]) -> None:
+        """The broker has these task messages."""
+        hostname, now, offset, pid = anonymous_name(), self._wall_clock(), utc_offset(), os.getpid()
+        told = [
+            event(
+                "task-sent",
+                hostname,
+                timestamp=now,
+                clock=self._clock.forward(),
+                pid=pid,
+                utcoffset=offset,
+                **sent_fields(message),
+            )
+            for message in messages
+        ]
+        if len(told) == 1:
+            self._tell((event_message(told[0], self._exchange, serializer=self._serializer),))
+        elif told:
+            self._tell(
+                [
+                    events_message(told[start : start + BATCH], self._exchange, serializer=self._serializer)
+                    for start in range(0, len(told), BATCH)
+                ]
+            )
