@@ -15,7 +15,7 @@ from amqtask import AmqTask, Exchange, Queue
 from amqtask.cli.main import run
 from integration.conftest import Broker
 from integration.nodes import RabbitNode, free_port, rabbitmq_installed
-from integration.workers import eventually
+from integration.workers import WorkerProcess, eventually
 
 Cli = Callable[..., Any]
 
@@ -66,6 +66,11 @@ def bury(rabbit: Broker, queue: str, task: str = "add", **headers: Any) -> str:
     )
     rabbit.publish(f"{queue}.dead", b"[[1, 2], {}, {}]", properties)
     return task_id
+
+
+def settled(rabbit: Broker, queue: str, number: int) -> None:
+    """Wait until what a command looked at is ready again: a quorum queue takes its time after the channel has closed."""
+    eventually(lambda: rabbit.count(queue) == number, what=f"{rabbit.count(queue)} in {queue}, not {number}")
 
 
 # -- queues, purge
@@ -125,6 +130,52 @@ def test_purge_asks_first(rabbit: Broker, app: AmqTask, queue: str, monkeypatch:
     assert rabbit.count(queue) == 1
 
 
+# -- call, result, graph
+
+
+def test_a_call_is_published_as_told(
+    rabbit: Broker, app: AmqTask, queue: str, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = rabbit.queue()
+    options = ("--queue", other, "--expires", "60", "--priority", "3", "--task-id", "my-id")
+
+    assert cli("call", "mul", "-a", "[1, 2]", "-k", '{"z": 3}', *options) == {"id": "my-id", "task": "mul"}
+
+    taken = rabbit.take(other)
+    assert taken is not None
+    properties, body = taken
+    assert (properties.headers["task"], properties.headers["id"], properties.priority) == ("mul", "my-id", 3)
+    assert properties.headers["expires"]
+    assert json.loads(body)[:2] == [[1, 2], {"z": 3}]
+    assert run(["call", "mul", "-a", "{}"], app) == 2
+    assert "JSON array" in capsys.readouterr().err
+    assert run(["call", "mul", "--exchange", "amq.direct", "--routing-key", "nobody"], app) == 1
+    assert "nobody" in capsys.readouterr().err
+
+
+def test_a_result_that_another_process_stored(
+    rabbit: Broker, queue: str, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = {"SAMPLE_QUEUE": queue, "SAMPLE_BACKEND": redis_url}
+    client = AmqTask("client", broker=rabbit.url, backend=redis_url, task_default_queue=queue, set_as_current=False)
+    with WorkerProcess("integration.apps.sample", "-P", "solo", environment=environment):
+        good, bad = client.send_task("sample.add", (1, 2)).id, client.send_task("sample.add", (1, None)).id
+
+        assert run(["result", good, "--wait", "20", "--json"], client) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["id"], found["state"], found["result"]) == (good, "SUCCESS", 3)
+        assert run(["result", bad, "--wait", "20", "--traceback"], client) == 0
+        assert "TypeError" in capsys.readouterr().out
+        assert run(["graph", "workers"], client) == 0
+        assert f'"queue {queue}" -> "worker celery@' in capsys.readouterr().out
+    client.close()
+
+
+def test_a_drawing_of_nobody_is_an_error(app: AmqTask, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["graph", "workers", "-t", "0.1", "-d", "nobody@nowhere"], app) == 69
+    assert "No nodes replied" in capsys.readouterr().err
+
+
 # -- dead
 
 
@@ -140,14 +191,17 @@ def test_dead_letters_are_listed_shown_and_counted(rabbit: Broker, app: AmqTask,
         (second, "crashed", 5),
         (third, "unknown task", 5),
     ]
+    settled(rabbit, f"{queue}.dead", 3)
     assert [found["id"] for found in cli("dead", "list", "-t", "mul")["messages"]] == [third]
+    settled(rabbit, f"{queue}.dead", 3)
     assert [(row["count"], row["reason"]) for row in cli("dead", "list", "--by-reason")["reasons"]] == [
         (2, "crashed"),
         (1, "unknown task"),
     ]
+    settled(rabbit, f"{queue}.dead", 3)
     (whole,) = cli("dead", "show", third)
     assert (whole["task"], whole["body"], whole["headers"]["id"]) == ("mul", "[[1, 2], {}, {}]", third)
-    assert rabbit.count(f"{queue}.dead") == 3
+    settled(rabbit, f"{queue}.dead", 3)
 
 
 def test_a_retried_message_is_in_its_queue_as_it_was_published(
@@ -163,7 +217,9 @@ def test_a_retried_message_is_in_its_queue_as_it_was_published(
     properties, body = taken
     assert (properties.headers["id"], body) == (chosen, b"[[1, 2], {}, {}]")
     assert not [name for name, value in properties.headers.items() if name.startswith("x-") and value]
+    settled(rabbit, f"{queue}.dead", 1)
     assert [found["id"] for found in cli("dead", "list")["messages"]] == [other]
+    settled(rabbit, f"{queue}.dead", 1)
     assert cli("dead", "retry", "--all")["retried"] == {f"{queue}.dead": 1}
     assert cli("dead", "retry", "no-such-id", code=1)["retried"] == {f"{queue}.dead": 0}
 
@@ -175,7 +231,7 @@ def test_what_the_work_queue_refuses_stays_dead(rabbit: Broker, app: AmqTask, qu
     answer = cli("dead", "retry", "--all", code=1)
 
     assert "no-such-queue" in answer["error"]
-    assert rabbit.count(f"{queue}.dead") == 1
+    settled(rabbit, f"{queue}.dead", 1)
     assert cli("dead", "retry", "--all", "--to", queue)["retried"] == {f"{queue}.dead": 1}
     assert rabbit.count(queue) == 1
 
@@ -185,7 +241,7 @@ def test_an_expired_task_is_not_sent_to_be_dropped(rabbit: Broker, app: AmqTask,
     task_id = bury(rabbit, queue, expires="2020-01-01T00:00:00+00:00")
 
     assert cli("dead", "retry", "--all")["expired"] == [task_id]
-    assert rabbit.count(f"{queue}.dead") == 1
+    settled(rabbit, f"{queue}.dead", 1)
     assert cli("dead", "retry", "--all", "--drop-expiry")["retried"] == {f"{queue}.dead": 1}
 
 
@@ -198,6 +254,8 @@ def test_all_dead_letter_queues_at_once(rabbit: Broker, app: AmqTask, queue: str
     bury(rabbit, other)
 
     assert cli("dead", "list", "--all-queues")["queues"] == {f"{queue}.dead": 1, f"{other}.dead": 1}
+    settled(rabbit, f"{queue}.dead", 1)
+    settled(rabbit, f"{other}.dead", 1)
     assert cli("dead", "purge", "--all-queues", "-f") == {"purged": {f"{queue}.dead": 1, f"{other}.dead": 1}}
     assert rabbit.count(f"{other}.dead") == 0
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -91,6 +92,11 @@ def ids_in(rabbit: Broker, queue: str) -> list[str]:
     return [properties.headers["id"] for properties in drain(rabbit, queue)]
 
 
+def settled(rabbit: Broker, queue: str, number: int) -> None:
+    """Wait until what stays is ready again: a quorum queue takes its time after the channel has closed."""
+    eventually(lambda: rabbit.count(queue) == number, what=f"{rabbit.count(queue)} in {queue}, not {number}")
+
+
 def test_messages_move_in_their_order_as_they_are(rabbit: Broker, old: str, new: str, migrate: Cli) -> None:
     dying = {
         "x-death": [{"queue": "q", "reason": "expired"}],
@@ -133,7 +139,7 @@ def test_only_some_tasks_and_the_others_stay(rabbit: Broker, old: str, new: str,
     (way,) = migrate("-Q", f"{old}:{new}", "-T", "add")["queues"]
 
     assert (way["moved"], way["kept"]) == (150, 1)
-    assert rabbit.count(old) == 1
+    settled(rabbit, old, 1)
     assert ids_in(rabbit, new) == ids
     assert ids_in(rabbit, old) == other
 
@@ -151,6 +157,7 @@ def test_a_copy_leaves_the_messages(rabbit: Broker, old: str, new: str, migrate:
 
     migrate("-Q", f"{old}:{new}", "--copy")
 
+    settled(rabbit, old, 30)
     assert ids_in(rabbit, new) == ids
     assert sorted(ids_in(rabbit, old)) == sorted(ids)
 
@@ -166,7 +173,7 @@ def test_what_the_destination_refuses_stays(rabbit: Broker, old: str, new: str, 
     moved = answer["queues"][0]["moved"]
     assert "refused" in answer["error"]
     assert rabbit.count(new) == moved >= 10
-    assert rabbit.count(old) == 40 - moved
+    settled(rabbit, old, 40 - moved)
     assert sorted(ids_in(rabbit, old) + ids_in(rabbit, new)) == sorted(ids)
 
 
@@ -179,6 +186,44 @@ def test_to_another_broker(rabbit: Broker, old: str, hurt_node: RabbitNode, migr
     assert way["moved"] == 30
     assert rabbit.count(old) == 0
     assert ids_in(there, old) == ids
+    there.close()
+
+
+@pytest.fixture
+def delays(rabbit: Broker, app: AmqTask) -> Iterator[None]:
+    """Delay levels of this test's own, on both brokers."""
+    app.conf.task_delay_prefix = rabbit.queue("delay")
+    yield
+    channel = rabbit.channel()
+    for _, name in app.delays.queue_names([0]):
+        channel.queue_delete(name)
+    for level in range(-1, 6):
+        channel.exchange_delete(app.delays.level_name(level))
+
+
+@pytest.mark.usefixtures("delays")
+def test_delayed_tasks_wait_for_the_rest_of_their_time_on_the_other_broker(
+    rabbit: Broker, app: AmqTask, old: str, hurt_node: RabbitNode, migrate: Cli
+) -> None:
+    there = Broker(hurt_node.url)
+    began = time.time()
+    soon = app.send_task("add", (1, 2), queue=old, countdown=6).id
+    late = app.send_task("add", (1, 2), queue=old, countdown=3600).id
+    now = app.send_task("add", (1, 2), queue=old).id
+
+    answer = migrate(rabbit.url, hurt_node.url, "-Q", old, "--delayed")
+
+    assert sum(way["moved"] for way in answer["queues"]) == 3
+    assert ids_in(there, old) == [now]
+    eventually(lambda: there.count(old) == 1, 30, what="the delayed task never came out")
+    assert time.time() - began >= 6
+    assert ids_in(there, old) == [soon]
+    # Back again: it waits there now, and this time only it.
+    back = migrate(hurt_node.url, rabbit.url, "-Q", old, "--delayed")
+    assert sum(way["moved"] for way in back["queues"]) == 1
+    waiting = [name for _, name in app.delays.queue_names([0]) if rabbit.count(name)]
+    (properties,) = drain(rabbit, waiting[0])
+    assert properties.headers["id"] == late
     there.close()
 
 

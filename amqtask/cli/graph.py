@@ -11,6 +11,7 @@ import click
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.inventory import queues_option
 from amqtask.cli.main import Globals
+from amqtask.cli.remote import Unavailable
 from amqtask.cli.topology import planned
 from amqtask.cli.worker import CommaList
 from amqtask.entities import Binding, Declaration, Exchange, Queue
@@ -40,7 +41,7 @@ def workers(settings: Globals, timeout: float, destination: tuple[str, ...]) -> 
     replies = app.control.inspect(destination=list(destination) or None, timeout=timeout).active_queues()
     app.close()
     if not replies:
-        raise click.ClickException("No nodes replied within time constraint. Is a worker running on this broker?")
+        raise Unavailable("No nodes replied within time constraint. Is a worker running on this broker?")
     _print(consuming(replies))
 
 

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,29 +13,32 @@ import click
 
 from amqtask.app import AmqTask
 from amqtask.cli import complete
-from amqtask.cli.broker import refuse_memory
+from amqtask.cli.broker import api_option, refuse_memory
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
+from amqtask.cli.moving import as_sent, declare_queue, delayed_ways, is_wanted
 from amqtask.cli.output import count, json_option, print_json
 from amqtask.cli.worker import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.message import Delivery, Message
-from amqtask.topology.plan import declarations, work_queue
 from amqtask.transport.admin import BATCH, Moved, QueueAdmin
+from amqtask.transport.management import ManagementApi
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import BrokerAddress, parse_broker_urls
-from amqtask.worker.copies import copied_properties
 
 if TYPE_CHECKING:
-    from amqtask.entities import Declaration
+    pass
 
 
 class Way(NamedTuple):
-    """From one queue to another, and what the other needs to exist."""
+    """From one queue to another, and the message that a delivery becomes there; None for one that stays."""
 
     source: str
     destination: str
-    declare: tuple[Declaration, ...]
+    convert: Callable[[Delivery], Message | None]
+
+    def __str__(self) -> str:
+        return self.source if self.source == self.destination else f"{self.source} -> {self.destination}"
 
 
 @click.command("migrate")
@@ -57,6 +59,8 @@ class Way(NamedTuple):
     "-t", "--timeout", type=click.FloatRange(min=0), default=1.0, show_default=True,
     help="With --forever: seconds between two looks at empty queues.",
 )  # fmt: skip
+@click.option("--delayed", is_flag=True, help="Also what waits for its time in the delay levels.")
+@api_option
 @click.option("--copy", is_flag=True, help="Leave the messages where they are, too.")
 @click.option("-a", "--ack-messages", is_flag=True, help="Accepted for Celery's sake: messages are moved, see --copy.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
@@ -71,6 +75,8 @@ def command(
     limit: int | None,
     forever: bool,
     timeout: float,
+    delayed: bool,
+    api: str | None,
     copy: bool,
     ack_messages: bool,
     force: bool,
@@ -81,32 +87,29 @@ def command(
     Each message is acknowledged after the destination's confirm, so nothing is lost, however this ends; what was on its way
     when it is killed may be in both places. SOURCE is the application's broker unless told, DESTINATION is SOURCE unless told.
     """
-    if ack_messages and copy:
-        raise click.UsageError("say either --ack-messages or --copy")
-    if forever and (copy or tasks):
-        raise click.UsageError(
-            "--forever would look at what stays in the queue again and again; leave --copy and --tasks out"
-        )
+    _refuse_nonsense(forever, delayed, copy, ack_messages, destination, tasks)
     app = _load(settings, is_told=bool(source and queues))
     if source is None:
         refuse_memory(app)
     sources = _parse(app, source) if source else app.broker_addresses
     targets = _parse(app, destination) if destination else sources
-    ways = _ways(app, queues)
+    ways = _ways(app, queues, tasks)
     _refuse_circles(ways, sources, targets)
-    what = ", ".join(
-        way.source if way.source == way.destination else f"{way.source} -> {way.destination}" for way in ways
-    )
     if not force:
         where = f"from {_names(sources)} to {_names(targets)}" if destination else f"on {_names(sources)}"
+        what = ", ".join(map(str, ways)) + (" and what is delayed" if delayed else "")
         click.confirm(f"{'Copy' if copy else 'Move'} messages {where}: {what}?", abort=True, err=as_json)
+    show = _show if sys.stderr.isatty() and not settings.quiet else None
     publisher = PikaPublisher(targets, on_warning=lambda text: click.echo(text, err=True))
     try:
         with QueueAdmin(sources) as admin, _stopping() as is_stopped:
             there = _existing(admin, ways, must_exist=bool(queues))
-            run = _Migration(
-                admin, publisher, tasks, copy, _show if sys.stderr.isatty() and not settings.quiet else None, is_stopped
-            )
+            if delayed:
+                renames = {way.source: way.destination for way in ways} if queues else None
+                waiting = delayed_ways(app, admin, ManagementApi(api, sources[0]) if api else None, renames, tasks)
+                # They first: what comes out meanwhile goes to the queues that are moved after them.
+                there = [*(Way(*way) for way in waiting), *there]
+            run = _Migration(admin, publisher, copy, show, is_stopped)
             run.all(there, limit)
             while forever and run.may_go_on(limit):
                 admin.wait(timeout)
@@ -115,6 +118,19 @@ def command(
     finally:
         publisher.close()
     return _tell(run, copy, was_stopped, as_json)
+
+
+def _refuse_nonsense(
+    forever: bool, delayed: bool, copy: bool, ack_messages: bool, destination: str | None, tasks: Sequence[str]
+) -> None:
+    if ack_messages and copy:
+        raise click.UsageError("say either --ack-messages or --copy")
+    if forever and (copy or tasks or delayed):
+        raise click.UsageError(
+            "--forever would look at what stays in the queue again and again; leave --copy, --tasks and --delayed out"
+        )
+    if delayed and not destination:
+        raise click.UsageError("--delayed moves what waits for its time to another broker: say SOURCE and DESTINATION")
 
 
 def _load(settings: Globals, *, is_told: bool) -> AmqTask:
@@ -152,14 +168,12 @@ class _Migration:
         self,
         admin: QueueAdmin,
         publisher: PikaPublisher,
-        tasks: Sequence[str],
         copy: bool,
         show: Callable[[Way, Moved], None] | None,
         is_stopped: Callable[[], bool],
     ) -> None:
         self._admin = admin
         self._publisher = publisher
-        self._tasks = frozenset(tasks)
         self._copy = copy
         self._show = show
         self._is_stopped = is_stopped
@@ -188,11 +202,6 @@ class _Migration:
     def _one(self, way: Way, limit: int | None) -> None:
         before = self.done.setdefault(way, Moved())
 
-        def convert(delivery: Delivery) -> Message | None:
-            if self._tasks and (delivery.properties.headers or {}).get("task") not in self._tasks:
-                return None
-            return as_sent(delivery, way.destination, way.declare)
-
         def on_progress(now: Moved) -> None:
             self.done[way] = _sum(before, now)
             self.failure = now.failure
@@ -202,7 +211,7 @@ class _Migration:
         self._admin.move(
             way.source,
             self._publisher,
-            convert,
+            way.convert,
             limit=limit,
             acknowledge=not self._copy,
             is_stopped=self._is_stopped,
@@ -210,32 +219,24 @@ class _Migration:
         )
 
 
-def as_sent(delivery: Delivery, queue: str, declare: tuple[Declaration, ...] = ()) -> Message:
-    """The message for another queue: all as it is, but for what the broker wrote on its way here; and it survives a restart.
-
-    Its own time to live (`expiration`) begins again.
-    """
-    properties = replace(copied_properties(delivery.properties), expiration=delivery.properties.expiration)
-    return Message(delivery.body, properties, exchange="", routing_key=queue, declare=declare)
-
-
 def _sum(one: Moved, other: Moved) -> Moved:
     return Moved(one.moved + other.moved, one.repeated + other.repeated, one.kept + other.kept)
 
 
-def _ways(app: AmqTask, names: tuple[str, ...]) -> list[Way]:
+def _ways(app: AmqTask, names: tuple[str, ...], tasks: Sequence[str]) -> list[Way]:
     pairs = [name.partition(":") for name in names] or [
         (queue.name, "", "") for queue in known_queues(app) if not queue.broadcast
     ]
-    return [Way(old, new or old, _declare(app, new or old)) for old, _, new in pairs]
+    return [_way(app, old, new or old, tasks) for old, _, new in pairs]
 
 
-def _declare(app: AmqTask, name: str) -> tuple[Declaration, ...]:
-    """As the application has the queue; one that it does not know, and may not create, as a missing queue is made."""
-    try:
-        return app.queues.declarations(app.queues[name])
-    except QueueNotFound:
-        return declarations(work_queue(name, app.queue_defaults), app.queue_defaults)
+def _way(app: AmqTask, source: str, destination: str, tasks: Sequence[str]) -> Way:
+    declare = declare_queue(app, destination)
+
+    def convert(delivery: Delivery) -> Message | None:
+        return as_sent(delivery, destination, declare) if is_wanted(delivery, tasks) else None
+
+    return Way(source, destination, convert)
 
 
 def _refuse_circles(ways: Sequence[Way], sources: Sequence[BrokerAddress], targets: Sequence[BrokerAddress]) -> None:

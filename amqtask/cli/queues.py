@@ -16,6 +16,7 @@ from amqtask.cli.inventory import chosen_queues, queues_option
 from amqtask.cli.main import Globals
 from amqtask.cli.output import json_option, print_json, print_table
 from amqtask.exceptions import QueueNotFound
+from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.plan import dead_letter_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.management import ManagementApi
@@ -103,7 +104,10 @@ def command(
         if not watch:
             _print(rows, as_json)
     if oldest and any(row.ready for row in rows) and not any(row.oldest_seconds is not None for row in rows):
-        click.echo("The messages carry no timestamp, so their age is not known (see docs/command-line.md).", err=True)
+        click.echo(
+            "The messages do not say when they were published, so their age is not known: see the setting task_send_timestamp.",
+            err=True,
+        )
     return 1 if any(row.ready is None for row in rows) else 0
 
 
@@ -166,9 +170,10 @@ def age(timestamp: datetime | float | None, headers: Mapping[str, Any], now: flo
     """Seconds since a message was published, by its own or by the broker's timestamp; None when it has none.
 
     RabbitMQ writes one with `message_interceptors.incoming.set_header_timestamp.overwrite = false`
-    (https://www.rabbitmq.com/docs/message-interceptors): the property, in whole seconds, and the header in milliseconds.
+    (https://www.rabbitmq.com/docs/message-interceptors): the property, in whole seconds, and the header in milliseconds;
+    our publishers write the header with `task_send_timestamp`.
     """
-    exact = headers.get("timestamp_in_ms")
+    exact = headers.get(PUBLISHED_AT)
     if isinstance(exact, int):
         return max(0.0, now - exact / 1000)
     if isinstance(timestamp, datetime):

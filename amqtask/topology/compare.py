@@ -54,8 +54,8 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterato
     arguments = {name for name in found if name.startswith("x-") or name == "alternate-exchange"}
     for name in sorted({*wanted, *arguments}):
         has, asked = found.get(name), wanted.get(name)
-        if name == "x-queue-type" and has is None and asked == "classic":
-            continue  # the broker's default
+        if name == "x-queue-type" and (asked is None or (has is None and asked == "classic")):
+            continue  # the broker's default, which newer ones write down
         if has != asked:
             yield f"{name} is {_text(has)}, wanted {_text(asked)}"
 

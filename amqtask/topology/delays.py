@@ -35,7 +35,8 @@ Invariants, and why:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -65,6 +66,12 @@ def units(seconds: float) -> int:
     exact = seconds * 1000 / UNIT_MS
     # Half a microsecond of float noise must not cost a unit (0.1 + 0.2 is not 0.3).
     return MAX_UNITS if exact >= MAX_UNITS else math.ceil(exact - 4e-6)
+
+
+def longest_wait(headers: Mapping[str, Any], level: int) -> float:
+    """The most, in seconds, that a message in a queue of that level has still to wait, by its delay headers."""
+    left = sum(int(str(headers.get(f"{_LEVEL_HEADER}{lower}") or "0"), 16) << (4 * lower) for lower in range(level + 1))
+    return left * UNIT_MS / 1000
 
 
 def digits(count: int) -> tuple[tuple[int, int], ...]:
@@ -119,6 +126,21 @@ class DelayPlan:
         """What a message on that path needs, lowest level first (a queue's way on exists before the queue)."""
         return _path_declarations(self, path, target, _class(priority), lane)
 
+    def queue_names(self, priorities: Iterable[int | None]) -> Iterator[tuple[int, str]]:
+        """(level, queue) where messages of these priorities may wait, the longest waits first; not all of them exist."""
+        classes = list(dict.fromkeys(_class(priority) for priority in priorities))
+        for level in reversed(range(LEVELS)):
+            lanes = range(LANES) if level >= FIRST_LEVEL_WITH_LANES else (0,)
+            for digit in reversed(range(1, 16)):
+                for priority in classes:
+                    for lane in lanes:
+                        yield level, self._queue_name(level, digit, priority, str(lane))
+
+    def level_of(self, queue: str) -> int | None:
+        """The level whose queue this is; None for another queue."""
+        match = re.fullmatch(re.escape(self.prefix) + r"\.(\d+)\.[0-9a-f](\.p\w+)?(\.\d+)?", queue)
+        return int(match[1]) if match else None
+
     def _way_out(self, target: str) -> Iterator[Declaration]:
         out = self._exchange(-1)
         yield out
@@ -136,12 +158,16 @@ class DelayPlan:
         yield Binding(exchange, lower, arguments=_match(level, 0), to_exchange=True)
         if digit:
             chosen = {_PRIORITY_HEADER: priority}
-            name = f"{self.prefix}.{level}.{digit:x}" + ("" if priority == "0" else f".p{priority}")
+            name = self._queue_name(level, digit, priority, lane)
             if level >= FIRST_LEVEL_WITH_LANES:
                 chosen[_LANE_HEADER] = lane
-                name += f".{lane}"
             yield self._queue(name, ttl=digit * 16**level * UNIT_MS, onwards=lower)
             yield Binding(exchange, name, arguments=_match(level, digit, chosen))
+
+    def _queue_name(self, level: int, digit: int, priority: str, lane: str) -> str:
+        of_priority = "" if priority == "0" else f".p{priority}"
+        of_lane = f".{lane}" if level >= FIRST_LEVEL_WITH_LANES else ""
+        return f"{self.prefix}.{level}.{digit:x}{of_priority}{of_lane}"
 
     def _exchange(self, level: int) -> Exchange:
         return Exchange(self.level_name(level), type="headers")

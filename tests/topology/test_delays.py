@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amqtask.entities import Binding, Exchange, Queue
 from amqtask.message import Message, Properties
-from amqtask.topology.delays import MAX_SECONDS, DelayPlan, digits, units
+from amqtask.topology.delays import MAX_SECONDS, DelayPlan, digits, longest_wait, units
 
 waits = st.floats(min_value=0.001, max_value=MAX_SECONDS, allow_nan=False)
 
@@ -178,3 +178,36 @@ def test_the_same_wait_declares_the_same_things() -> None:
 
     assert plan.delayed(task_message(), 3).declare == plan.delayed(task_message(), 2.99).declare
     assert all(isinstance(entity, (Exchange, Queue, Binding)) for entity in plan.delayed(task_message(), 3).declare)
+
+
+def test_all_queues_that_delayed_messages_of_a_priority_may_wait_in() -> None:
+    plan = DelayPlan("p")
+
+    for priority in (0, None, 7):
+        names = {name for _, name in plan.queue_names([priority])}
+        for seconds in (0.125, 1, 30, 40, 3600, 86400 * 20, MAX_SECONDS):
+            sent = plan.delayed(task_message(priority=priority), seconds)
+            declared = {
+                found.name
+                for found in sent.declare
+                if isinstance(found, Queue) and plan.level_of(found.name) is not None
+            }
+            assert declared <= names
+            assert declared
+
+
+def test_the_level_of_a_queue() -> None:
+    plan = DelayPlan("p.q")
+
+    assert plan.level_of("p.q.3.f.p7.2") == 3
+    assert plan.level_of("p.q.0.1") == 0
+    assert plan.level_of("p.q.to") is None
+    assert plan.level_of("images") is None
+
+
+def test_a_message_without_eta_waits_for_the_rest_of_its_levels() -> None:
+    headers = DelayPlan("p").delayed(task_message(), 100.0).properties.headers
+
+    assert longest_wait(headers, 5) == 100.0
+    assert longest_wait(headers, 1) == 100.0 % 32
+    assert longest_wait({}, 5) == 0.0

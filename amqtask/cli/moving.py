@@ -1,0 +1,131 @@
+"""What `amqtask migrate` publishes: messages as they were sent, and delayed ones with the time that is left to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from amqtask.cli.inventory import known_queues
+from amqtask.exceptions import QueueNotFound
+from amqtask.message import Delivery, Message
+from amqtask.topology.delays import LEVELS, TO_HEADER, longest_wait
+from amqtask.topology.plan import declarations, work_queue
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.management import ManagementApi
+from amqtask.worker.copies import copied_properties
+from amqtask.worker.strategy import timestamp
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.entities import Declaration
+
+Convert = Callable[[Delivery], "Message | None"]
+
+
+def as_sent(delivery: Delivery, queue: str, declare: tuple[Declaration, ...] = ()) -> Message:
+    """The message for another queue: all as it is, but for what the broker wrote on its way here; and it survives a restart.
+
+    Its own time to live (`expiration`) begins again.
+    """
+    properties = replace(copied_properties(delivery.properties), expiration=delivery.properties.expiration)
+    return Message(delivery.body, properties, exchange="", routing_key=queue, declare=declare)
+
+
+def is_wanted(delivery: Delivery, tasks: Sequence[str]) -> bool:
+    """Whether its task is among those; all are when none are named."""
+    return not tasks or (delivery.properties.headers or {}).get("task") in tasks
+
+
+def declare_queue(app: AmqTask, name: str) -> tuple[Declaration, ...]:
+    """As the application has the queue; one that it does not know, and may not create, as a missing queue is made."""
+    try:
+        return app.queues.declarations(app.queues[name])
+    except QueueNotFound:
+        return declarations(work_queue(name, app.queue_defaults), app.queue_defaults)
+
+
+# -- what waits for its time
+
+
+def delayed_ways(
+    app: AmqTask,
+    admin: QueueAdmin,
+    api: ManagementApi | None,
+    renames: Mapping[str, str] | None,
+    tasks: Sequence[str],
+) -> Iterator[tuple[str, str, Convert]]:
+    """Each delay queue that holds messages, the longest waits first: its name, "its time", and what its messages become.
+
+    Over AMQP queues of the priorities that the application's settings and tasks name are looked for; the management
+    plugin knows all. `renames` are the queues (old → new) whose messages are meant; None: all.
+    """
+    for level, name in _there(app, admin, api):
+        yield name, "the delay levels", _Delayed(app, level, renames, tasks)
+
+
+def _there(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None) -> list[tuple[int, str]]:
+    delays = app.delays
+    if api is not None:
+        names = [str(queue["name"]) for queue in api.queues()]
+        found = [(level, name) for name in names if (level := delays.level_of(name)) is not None]
+        return sorted(found, reverse=True)
+    levels = {level for level in range(LEVELS) if admin.has_exchange(delays.level_name(level))}
+    return [
+        (level, name) for level, name in delays.queue_names(_priorities(app)) if level in levels and _holds(admin, name)
+    ]
+
+
+def _priorities(app: AmqTask) -> set[int | None]:
+    app.import_modules()
+    app.finalize()
+    return {0, None, app.conf.task_default_priority, *(task.priority for task in app.tasks.values())}
+
+
+def _holds(admin: QueueAdmin, name: str) -> bool:
+    try:
+        return admin.count(name) > 0
+    except QueueNotFound:
+        return False
+
+
+class _Delayed:
+    """Turns a delayed message into one that waits for the rest of its time at the destination."""
+
+    def __init__(self, app: AmqTask, level: int, renames: Mapping[str, str] | None, tasks: Sequence[str]) -> None:
+        self._app = app
+        self._level = level
+        self._renames = renames
+        self._tasks = tasks
+        self._declared: dict[tuple[str, str], tuple[Declaration, ...]] = {}
+
+    def __call__(self, delivery: Delivery) -> Message | None:
+        headers = delivery.properties.headers or {}
+        exchange, key = str(headers.get(TO_HEADER) or ""), delivery.routing_key
+        if self._renames is not None:
+            if exchange or key not in self._renames:
+                return None
+            key = self._renames[key]
+        if not is_wanted(delivery, self._tasks):
+            return None
+        message = Message(
+            delivery.body, copied_properties(delivery.properties), exchange, key, self._declare(exchange, key)
+        )
+        return self._app.delays.delayed(message, self._left(headers))
+
+    def _left(self, headers: Mapping[str, Any]) -> float:
+        """Until its `eta`; a message without one waits for the rest of its levels again: late, but never early."""
+        eta = headers.get("eta")
+        return timestamp(eta) - time.time() if eta else longest_wait(headers, self._level)
+
+    def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
+        """What the target needs; of a named exchange the application's queues that hang on it."""
+        of = (exchange, "" if exchange else key)
+        if of not in self._declared:
+            self._declared[of] = self._on(exchange) if exchange else declare_queue(self._app, key)
+        return self._declared[of]
+
+    def _on(self, exchange: str) -> tuple[Declaration, ...]:
+        bound = [queue for queue in known_queues(self._app) if queue.exchange and queue.exchange.name == exchange]
+        return tuple(found for queue in bound for found in self._app.queues.declarations(queue))
