@@ -91,7 +91,7 @@ def _sender_key(sender: Any) -> Any:
 # -- publishing, in the caller's process
 before_task_publish = Signal(
     "before_task_publish",
-    # `follow_up` is ours: a retry, callback or next step, made where the task runs; its worker publishes it later.
+    # `follow_up` is ours: a retry, callback or next step, made where a task runs; its worker publishes it later.
     ("body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy", "follow_up"),
 )
 after_task_publish = Signal("after_task_publish", ("body", "exchange", "routing_key", "headers"))

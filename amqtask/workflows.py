@@ -168,7 +168,8 @@ class Workflows:
 
 
 def _told(message: Message) -> Message:
-    if signals.before_task_publish:
+    """Receivers are users' code, which has no place on a worker's I/O loop (known by no task running)."""
+    if signals.before_task_publish and current_context() is not None:
         tell_composed(message, follow_up=True)
     return message
 

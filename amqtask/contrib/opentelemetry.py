@@ -105,11 +105,10 @@ class Tracing:
             f"{operation} {destination}",
             kind=SpanKind.PRODUCER,
             attributes={
-                **_attributes(sender, headers, destination, routing_key),
+                **_attributes(sender, headers, destination, routing_key, properties.correlation_id),
                 "messaging.operation.name": operation,
                 "messaging.operation.type": "create" if follow_up else "send",
                 "messaging.message.body.size": len(body),
-                "messaging.message.conversation_id": properties.correlation_id or "",
             },
         )
         propagate.inject(headers, context=trace.set_span_in_context(span))
@@ -157,11 +156,10 @@ class Tracing:
             context=propagate.extract(request.headers, context=otel_context.Context(), getter=_HEADERS),
             kind=SpanKind.CONSUMER,
             attributes={
-                **_attributes(request.task, request.headers, destination, request.routing_key),
+                **_attributes(request.task, request.headers, destination, request.routing_key, request.correlation_id),
                 "messaging.operation.name": "process",
                 "messaging.operation.type": "process",
                 "messaging.message.body.size": len(request.body),
-                "messaging.message.conversation_id": request.correlation_id or "",
                 "amqtask.redelivered": request.redelivered,
             },
         )
@@ -198,14 +196,17 @@ def _destination(exchange: str, routing_key: str, queue: str = "") -> str:
     return ":".join(part for part in parts if part)
 
 
-def _attributes(task: str, headers: Mapping[str, Any], destination: str, routing_key: str) -> dict[str, Any]:
-    return {
+def _attributes(
+    task: str, headers: Mapping[str, Any], destination: str, routing_key: str, correlation_id: str | None
+) -> dict[str, Any]:
+    found = {
         "messaging.system": "rabbitmq",
         "messaging.destination.name": destination,
         "messaging.rabbitmq.destination.routing_key": routing_key,
         "messaging.message.id": str(headers.get("id") or ""),
-        **_task_attributes(task, headers),
+        "messaging.message.conversation_id": correlation_id,
     }
+    return {name: value for name, value in found.items() if value} | _task_attributes(task, headers)
 
 
 def _task_attributes(task: str, headers: Mapping[str, Any]) -> dict[str, Any]:

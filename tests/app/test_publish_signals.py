@@ -125,3 +125,14 @@ def test_a_receiver_may_add_headers_to_a_next_step(app: AmqTask) -> None:
         signals.before_task_publish.disconnect(mark)
 
     assert seen == ["here"]
+
+
+def test_no_receiver_is_called_on_a_worker_s_loop(app: AmqTask, listener: Listener) -> None:
+    """The errback of a task that no slot runs is made by the worker itself."""
+    done = threading.Event()
+    last = app.task(name="last")(lambda *_: done.set())
+    with start_worker(app, pool="threads"):
+        app.send_task("nobody.knows", link_error=last.si())
+        assert done.wait(10)
+
+    assert listener.seen == [("before", "nobody.knows", False), ("after", "nobody.knows", None)]
