@@ -224,7 +224,7 @@ def _whole(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-@command.command("retry")
+@command.command("retry", short_help="Publish messages to their queue again.")
 @click.argument("task_ids", nargs=-1)
 @_queue_options
 @click.option("-t", "--task", help="Only this task.")
@@ -292,7 +292,7 @@ def _retrying(
     return convert
 
 
-@command.command("purge")
+@command.command("purge", short_help="Delete all messages of a queue.")
 @_queue_options
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @json_option
@@ -302,9 +302,10 @@ def purge(settings: Globals, queue: str | None, all_queues: bool, force: bool, a
     app = settings.load()
     with open_admin(app) as admin:
         names = _names(app, admin, queue, all_queues)
-        if not force:
-            total = sum(admin.count(name) for name in names)
-            click.confirm(f"Delete {count(total, 'message')} in {', '.join(names)}?", abort=True, err=as_json)
+        total = sum(admin.count(name) for name in names)
+    if not force:  # with no connection that could break while the question stands
+        click.confirm(f"Delete {count(total, 'message')} in {', '.join(names)}?", abort=True, err=as_json)
+    with open_admin(app) as admin:
         purged = {name: admin.purge(name) for name in names}
     if as_json:
         print_json({"purged": purged})

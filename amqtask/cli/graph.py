@@ -22,7 +22,7 @@ def command() -> None:
     """Draw the topology, or who consumes what, in Graphviz' language: amqtask graph topology | dot -Tsvg -o it.svg"""
 
 
-@command.command("topology")
+@command.command("topology", short_help="Exchanges, queues and bindings as planned.")
 @queues_option
 @click.pass_obj
 def topology(settings: Globals, queues: tuple[str, ...]) -> None:
@@ -30,7 +30,7 @@ def topology(settings: Globals, queues: tuple[str, ...]) -> None:
     _print(drawn(planned(settings.load(), queues)))
 
 
-@command.command("workers")
+@command.command("workers", short_help="Workers that answer, and what they consume.")
 @click.option("-t", "--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for replies.")
 @click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…).")
 @click.pass_obj

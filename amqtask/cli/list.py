@@ -26,7 +26,7 @@ def command() -> None:
     """List tasks, or bindings."""
 
 
-@command.command("tasks")
+@command.command("tasks", short_help="Registered tasks, and where they go.")
 @json_option
 @click.pass_obj
 def tasks(settings: Globals, as_json: bool) -> None:
@@ -49,7 +49,7 @@ def tasks(settings: Globals, as_json: bool) -> None:
     )
 
 
-@command.command("bindings")
+@command.command("bindings", short_help="Queues, exchanges and routing keys.")
 @api_option
 @json_option
 @click.pass_obj

@@ -153,8 +153,10 @@ def _pid(node: Node) -> int | None:
     try:
         pid = int(Path(node.pidfile).read_text())
         os.kill(pid, 0)
-    except (FileNotFoundError, ValueError, ProcessLookupError, PermissionError):
+    except (FileNotFoundError, ValueError, ProcessLookupError):
         return None
+    except PermissionError:
+        pass  # it lives, as another user's; whose it is tells its command
     return pid
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from amqtask.cli import complete
-from amqtask.cli.broker import open_admin
+from amqtask.cli.broker import open_admin, refuse_memory
 from amqtask.cli.main import Globals
 from amqtask.cli.output import count, json_option, print_json
 from amqtask.cli.worker import CommaList
@@ -30,10 +30,11 @@ def command(
     names = [queue.name for queue in app.queues.consumed if not queue.broadcast]
     if not names:
         raise click.ClickException("no queue is left to purge")
+    refuse_memory(app)
+    if not force:
+        click.confirm(f"Delete all messages in {', '.join(names)}?", abort=True, err=as_json)
+    purged: dict[str, int] = {}
     with open_admin(app) as admin:
-        if not force:
-            click.confirm(f"Delete all messages in {', '.join(names)}?", abort=True, err=as_json)
-        purged: dict[str, int] = {}
         for name in names:
             try:
                 purged[name] = admin.purge(name)

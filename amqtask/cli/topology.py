@@ -36,7 +36,7 @@ def command() -> None:
     """Exchanges, queues and bindings of the application: show, declare, or check them on the broker."""
 
 
-@command.command("show")
+@command.command("show", short_help="Print the plan.")
 @queues_option
 @json_option
 @click.pass_obj
@@ -133,7 +133,7 @@ def _flags(entity: Queue | Exchange) -> str:
     return f"  ({', '.join(flags)})" if flags else ""
 
 
-@command.command("declare")
+@command.command("declare", short_help="Make what is missing on the broker.")
 @queues_option
 @json_option
 @click.pass_obj
@@ -145,7 +145,7 @@ def declare(settings: Globals, queues: tuple[str, ...], as_json: bool) -> int:
     return _print_findings(findings, as_json)
 
 
-@command.command("check")
+@command.command("check", short_help="Name each difference on the broker.")
 @queues_option
 @api_option
 @json_option
