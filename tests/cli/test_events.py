@@ -30,7 +30,7 @@ def picture(state: State, width: int = 200, height: int = 40) -> str:
 
 def test_workers_and_tasks_are_shown() -> None:
     state = state_of(
-        {"type": "worker-heartbeat", "freq": 2.0, "active": 3, "processed": 42, "loadavg": [0.5, 0.25, 0.125]},
+        {"type": "worker-heartbeat", "freq": 3600.0, "active": 3, "processed": 42, "loadavg": [0.5, 0.25, 0.125]},
         {"type": "task-received", "uuid": "first", "name": "tasks.add", "args": "(1, 2)"},
         {"type": "task-failed", "uuid": "second", "exception": "ValueError('x')"},
     )
