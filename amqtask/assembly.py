@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__, signals
@@ -329,7 +330,7 @@ class _Builder:
         return EventSender(
             worker,
             clock=self.clock,
-            make_publisher=lambda: self.publisher("events"),
+            make_publisher=lambda: self.telling,
             exchange=self.conf.event_exchange,
             serializer=self.conf.event_serializer,
             task_events=bool(self.conf.worker_send_task_events),
@@ -337,6 +338,12 @@ class _Builder:
             heartbeat=None if self.options.without_heartbeat else interval,
             on_enabled=self.describe_results,
         )
+
+    @cached_property
+    def telling(self) -> LoopPublisher:
+        """One connection for events and for replies to remote commands: with heartbeats it is open, so that a worker
+        which is busy in its own thread (solo) does not have to connect before it can answer."""
+        return self.publisher("events and replies")
 
     def describe_results(self) -> None:
         """Also when somebody wants events only later: slots in this process heed it at once, new children too."""
@@ -361,7 +368,7 @@ class _Builder:
             control,
             loop=self.loop,
             make_consumer=lambda listener: self.consumer(listener, "control", no_ack=True),
-            make_publisher=lambda: self.publisher("control replies"),
+            make_publisher=lambda: self.telling,
             accept=content_types(self.conf.accept_content),
             prefix=self.conf.control_exchange,
             queue_ttl=self.conf.control_queue_ttl,

@@ -13,7 +13,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from amqtask.exceptions import PoolNotFound
 
@@ -47,6 +47,13 @@ class Loop(Protocol):
     def add_writer(self, fd: int, callback: Callable[[], None]) -> None: ...
 
     def remove_writer(self, fd: int) -> None: ...
+
+
+class Running(NamedTuple):
+    """A request that runs: in which process, and since when on `time.monotonic` (None: the pool does not note it)."""
+
+    pid: int
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +110,8 @@ class Pool(Protocol):
 
         A pool of processes sends `signum` (None: TERM), and KILL if that does not end it soon."""
 
-    def pid_of(self, number: int) -> int | None:
-        """The process that runs this request; None if it has not begun, or does not run here."""
+    def find(self, number: int) -> Running | None:
+        """Where and since when this request runs; None if it has not begun, or does not run here."""
 
     def stop(self) -> list[Request]:
         """End everything now and return the requests that had not finished; no outcome follows for those.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,6 +236,21 @@ def test_a_worker_answers_questions(held: Held) -> None:
         ]
         assert "held.note" in ask("registered", {}, destination=["asked@here"])["asked@here"]
         held.release("a")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "eventlet", "gevent", "asyncio"])
+def test_a_worker_that_runs_a_task_in_its_own_process_answers(held: Held, pool: str) -> None:
+    node = f"{pool}@here"
+    with worker_of(held, "-P", pool, "-n", node) as worker:
+        began = time.time()
+        result = held.send("hold", "a")
+        held.await_run("a")
+
+        (active,) = held.app.control.ask("active", {}, destination=[node], timeout=20)[node]
+        assert (active["id"], active["worker_pid"]) == (result.id, worker.pid)
+        assert began - 0.1 <= active["time_start"] <= time.time()
+        held.release("a")
+        result.get(timeout=20)
 
 
 def test_a_revoked_task_does_not_run(held: Held) -> None:

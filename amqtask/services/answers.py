@@ -30,7 +30,7 @@ _PLAIN = frozenset({"application/json", "application/x-msgpack", "application/x-
 
 def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, Any]:
     """One task that is here. `safe`: its arguments as the text that came with the message."""
-    pid = control.orders.pid_of(request)
+    running = control.orders.find(request)
     args, kwargs = _arguments(control, request, safe=safe)
     return {
         "id": request.id,
@@ -39,15 +39,15 @@ def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, An
         "kwargs": kwargs,
         "type": request.task,
         "hostname": control.worker.setup.hostname,
-        "time_start": control.orders.start_of(request) if pid is not None else None,
-        "acknowledged": pid is not None and request.number in control.worker.dispatcher.early,
+        "time_start": control.orders.start_of(request) if running is not None else None,
+        "acknowledged": running is not None and request.number in control.worker.dispatcher.early,
         "delivery_info": {
             "exchange": request.exchange,
             "routing_key": request.routing_key,
             "priority": request.priority,
             "redelivered": request.redelivered,
         },
-        "worker_pid": pid,
+        "worker_pid": running.pid if running is not None else None,
     }
 
 

@@ -225,7 +225,7 @@ def _terminated(
     control: Control, arguments: Mapping[str, Any], stopped: list[Request], meant: Callable[[Request], bool]
 ) -> Any:
     ended, going_on = control.orders.terminate(meant, signal_number(arguments.get("signal")))
-    if going_on and any(control.orders.pid_of(request) is not None for request in going_on):
+    if going_on and any(control.orders.find(request) is not None for request in going_on):
         names = ", ".join(request.id for request in going_on)
         return {"error": f"the {control.worker.pool.name} pool cannot end what runs: {names}"}
     names = ", ".join(dict.fromkeys(request.id for request in (*ended, *stopped)))

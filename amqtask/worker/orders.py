@@ -18,6 +18,7 @@ from amqtask.worker.intake import NEVER
 if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.execution.request import Request
+    from amqtask.pool import Running
     from amqtask.worker.revoked import Stamp
     from amqtask.worker.worker import Worker
 
@@ -144,7 +145,7 @@ class Orders:
 
     def active(self) -> list[Request]:
         """Those that have begun."""
-        return [request for request in self.running() if self.pid_of(request) is not None]
+        return [request for request in self.running() if self.find(request) is not None]
 
     def reserved(self) -> list[Request]:
         """Those that are here and have not begun."""
@@ -190,10 +191,13 @@ class Orders:
         }
 
     def start_of(self, request: Request) -> float | None:
-        """The Unix time at which it began, to half a second."""
+        """The Unix time at which it began; to half a second, where the pool does not note it."""
+        running = self.find(request)
+        if running is not None and running.since is not None:
+            return time.time() - (time.monotonic() - running.since)
         self._worker.lifecycle.note_starts()
         return self._worker.lifecycle.running_since.get(request.number)
 
-    def pid_of(self, request: Request) -> int | None:
-        """The process that runs it."""
-        return self._worker.pool.pid_of(request.number)
+    def find(self, request: Request) -> Running | None:
+        """Where it runs; None if it has not begun."""
+        return self._worker.pool.find(request.number)

@@ -6,6 +6,8 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from amqtask.pool import Running
+
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
@@ -49,9 +51,9 @@ class SlotPool:
         """Numbers for `inspect stats`."""
         return {"max-concurrency": self._slots, "running": len(self._running), "total": self._total}
 
-    def pid_of(self, number: int) -> int | None:
+    def find(self, number: int) -> Running | None:
         """This process, for what runs."""
-        return os.getpid() if number in self._running else None
+        return Running(os.getpid()) if number in self._running else None
 
     def _hand_back(self, outcome: Outcome) -> None:
         """From any thread or greenlet. Outcomes that come together are delivered with one wake-up of the loop.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.executor import Executor
 from amqtask.execution.interrupts import Abandoned
+from amqtask.pool import Running
 
 if TYPE_CHECKING:
     from amqtask.execution.outcome import Outcome
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("amqtask.pools")
 
 # Seconds that a task may keep the loop before the helper serves it, and between two such services.
-PATIENCE, SERVICE_EVERY = 1.0, 0.2
+PATIENCE, SERVICE_EVERY = 0.5, 0.1
 # Outcomes of short tasks are handed over together, but none waits longer than this for the others (seconds).
 BATCH_TIME = 0.005
 # A burst is taken at once: with one slot nothing can wait behind a task that another slot would run.
@@ -174,10 +175,10 @@ class SoloPool:
         running = self._running
         return running is not None and running.number == number and self._interrupt(Terminated(reason))
 
-    def pid_of(self, number: int) -> int | None:
+    def find(self, number: int) -> Running | None:
         """This process, for the one that runs."""
         running = self._running
-        return os.getpid() if running is not None and running.number == number else None
+        return Running(os.getpid(), self._since) if running is not None and running.number == number else None
 
     def stop(self) -> list[Request]:
         """What waits is given back; so is a running task, which is interrupted."""

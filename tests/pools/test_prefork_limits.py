@@ -80,7 +80,9 @@ def test_a_task_is_ended_by_the_signal_that_was_asked_for(tmp_path: Path, asked_
     with Prefork(1) as prefork:
         number = prefork.submit("note_signals", str(tmp_path))
         prefork.until((tmp_path / "noting").exists)
-        assert prefork.pool.pid_of(number) != os.getpid()
+        running = prefork.pool.find(number)
+        assert running is not None
+        assert running.pid != os.getpid()
 
         assert prefork.pool.terminate(number, "by the test", asked_for)
         assert prefork.outcome(number).state == states.REVOKED

@@ -45,7 +45,9 @@ def test_idle_processes_go_while_others_are_busy(tmp_path: Path) -> None:
         busy = prefork.submit("wait_for", str(tmp_path), "a", "go")
         prefork.until((tmp_path / "a.started").exists)
         old = set(prefork.pids)
-        keeper = prefork.pool.pid_of(busy)
+        running = prefork.pool.find(busy)
+        assert running is not None
+        keeper = running.pid
 
         prefork.pool.restart()
         prefork.until(lambda: len(prefork.pids) == 3 and old & set(prefork.pids) == {keeper})

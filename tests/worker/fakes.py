@@ -11,6 +11,7 @@ from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
 from amqtask.message import Message
+from amqtask.pool import Running
 
 
 class HandTimer:
@@ -123,8 +124,8 @@ class HandPool:
             return True
         return False
 
-    def pid_of(self, number: int) -> int | None:
-        return 4711 if number in self.running else None
+    def find(self, number: int) -> Running | None:
+        return Running(4711) if number in self.running else None
 
     def stop(self) -> list[Request]:
         unfinished = list(self.running.values())

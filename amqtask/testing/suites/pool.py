@@ -21,7 +21,7 @@ import pytest
 from amqtask import states
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
-from amqtask.pool import Pool, PoolOptions, find_pool, limits_of
+from amqtask.pool import Pool, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, make_executor, request
 
@@ -287,22 +287,25 @@ class PoolSuite:
         assert bench.pool.terminate(4711, "never there") is False
 
     def test_it_knows_the_process_of_what_runs(self, bench: Bench, tmp_path: Path) -> None:
+        before = time.monotonic()
         number = bench.submit("wait_for", str(tmp_path), "a", "go")
-        pids: list[int | None] = []
+        found: list[Running | None] = []
 
         def look() -> None:
             if (tmp_path / "a.started").exists():
-                pids.append(bench.pool.pid_of(number))
+                found.append(bench.pool.find(number))
                 (tmp_path / "go").touch()
             else:
                 bench.loop.call_later(0.01, look)
 
         look()
-        bench.until(lambda: pids)
+        bench.until(lambda: found)
         bench.outcome(number)
 
-        assert isinstance(pids[0], int)
-        assert bench.pool.pid_of(number) is None
+        assert found[0] is not None
+        assert found[0].pid > 0
+        assert found[0].since is None or before <= found[0].since <= time.monotonic()
+        assert bench.pool.find(number) is None
 
     def test_it_grows(self, bench: Bench, tmp_path: Path) -> None:
         needs_two_slots(bench)

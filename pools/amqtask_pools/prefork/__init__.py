@@ -22,6 +22,7 @@ import billiard
 
 from amqtask import signals
 from amqtask.exceptions import TimeLimitExceeded, WorkerLostError
+from amqtask.pool import Running
 from amqtask_pools.prefork.child import RETIRED
 from amqtask_pools.prefork.frames import PIECE
 from amqtask_pools.prefork.limits import HardLimits
@@ -148,11 +149,11 @@ class PreforkPool:
             self._finishing.add(child)
         self._give_line()
 
-    def pid_of(self, number: int) -> int | None:
+    def find(self, number: int) -> Running | None:
         """The child that runs it; what was only given to one ahead of time has not begun."""
         for child in self._roster.children:
             if child.is_ready and number == next(iter(child.given), None):
-                return child.pid
+                return Running(child.pid, child.head_since)
         return None
 
     def stop(self) -> list[Request]:
