@@ -11,9 +11,9 @@ import click
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.inventory import queues_option
 from amqtask.cli.main import Globals
+from amqtask.cli.params import CommaList
 from amqtask.cli.remote import Unavailable
 from amqtask.cli.topology import planned
-from amqtask.cli.worker import CommaList
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 
 

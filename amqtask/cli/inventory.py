@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from amqtask.cli import complete
-from amqtask.cli.worker import CommaList
+from amqtask.cli.params import CommaList
 from amqtask.exceptions import ConfigurationError
 from amqtask.topology.plan import all_bindings
 

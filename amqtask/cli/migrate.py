@@ -18,7 +18,7 @@ from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
 from amqtask.cli.moving import as_sent, declare_queue, delayed_ways, is_wanted
 from amqtask.cli.output import count, json_option, print_json
-from amqtask.cli.worker import CommaList
+from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.message import Delivery, Message
 from amqtask.transport.admin import BATCH, Moved, QueueAdmin

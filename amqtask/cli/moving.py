@@ -117,7 +117,10 @@ class _Delayed:
     def _left(self, headers: Mapping[str, Any]) -> float:
         """Until its `eta`; a message without one waits for the rest of its levels again: late, but never early."""
         eta = headers.get("eta")
-        return timestamp(eta) - time.time() if eta else longest_wait(headers, self._level)
+        try:
+            return timestamp(eta) - time.time() if eta else longest_wait(headers, self._level)
+        except (TypeError, ValueError, AttributeError):  # no time that we can read
+            return longest_wait(headers, self._level)
 
     def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
         """What the target needs; of a named exchange the application's queues that hang on it."""

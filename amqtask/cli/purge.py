@@ -8,7 +8,7 @@ from amqtask.cli import complete
 from amqtask.cli.broker import open_admin, refuse_memory
 from amqtask.cli.main import Globals
 from amqtask.cli.output import count, json_option, print_json
-from amqtask.cli.worker import CommaList
+from amqtask.cli.params import CommaList
 from amqtask.exceptions import QueueNotFound
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.worker import CommaList
+from amqtask.cli.params import CommaList
 from amqtask.commands import CommandInfo, Kind, commands_of, find_command
 from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
 

@@ -18,6 +18,7 @@ from amqtask.cli.banner import banner
 from amqtask.cli.logs import LogStyle, setup_logging
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
+from amqtask.cli.params import CommaList
 from amqtask.cli.stdouts import redirected
 from amqtask.exceptions import PoolNotFound
 from amqtask.pool import find_pool
@@ -30,17 +31,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 GREEN_POOLS = frozenset({"eventlet", "gevent"})
 PORT = click.IntRange(1, 65535)
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
-
-
-class CommaList(ParamType):
-    """`a,b,c` as a tuple."""
-
-    name = "a,b,c"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
 class Autoscale(ParamType):

@@ -1,0 +1,20 @@
+"""Types of options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from amqtask.cli.main import ParamType
+
+
+class CommaList(ParamType):
+    """`a,b,c` as a tuple."""
+
+    name = "a,b,c"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
