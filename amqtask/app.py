@@ -22,6 +22,7 @@ from amqtask.eager import InlineRunner
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError, PublishError
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.executor import Executor
+from amqtask.execution.switch import OFF
 from amqtask.message import Message
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
 from amqtask.queues import configured, default_exchange
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from amqtask.events.receiver import Feed
     from amqtask.events.sent import SentEvents
     from amqtask.execution.contract import ChordStore
+    from amqtask.execution.switch import Switch
     from amqtask.freezing import Begun
     from amqtask.message import Delivery
     from amqtask.protocol.result import ResultMessage
@@ -879,7 +881,7 @@ class AmqTask:
 
     # -- for workers and results
 
-    def make_executor(self, hostname: str, *, verbose: bool = False) -> Executor:
+    def make_executor(self, hostname: str, *, verbose: Switch = OFF) -> Executor:
         """What runs this app's tasks in a worker."""
         self.finalize()
         return Executor(

@@ -16,6 +16,7 @@ from amqtask import __version__, signals
 from amqtask.clock import LamportClock
 from amqtask.entities import Queue
 from amqtask.exceptions import LimitUnsupported, QueueNotFound
+from amqtask.execution.switch import SharedSwitch
 from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
@@ -168,10 +169,12 @@ class _Builder:
         self.pool_class = pool_class
         self.queues = queues
         self.loop = PikaLoop()
-        # Children are forked before anything else starts, so what they are to describe is known here.
-        verbose = logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events)
+        # Whether slots describe what tasks return, for log lines and events. Monitors may ask for events at any time.
+        self.describes = SharedSwitch(
+            is_on=logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events)
+        )
         self.clock = LamportClock()
-        self.executor = app.make_executor(hostname, verbose=verbose)
+        self.executor = app.make_executor(hostname, verbose=self.describes.state)
         most, least = options.autoscale or (0, 0)
         self.most_slots = most or None
         self.slots = max(1, least) if most else self.conf.worker_concurrency or os.cpu_count() or 1
@@ -336,7 +339,7 @@ class _Builder:
             task_events=bool(self.conf.worker_send_task_events),
             sent_events=bool(self.conf.task_send_sent_event),
             heartbeat=None if self.options.without_heartbeat else interval,
-            on_enabled=self.describe_results,
+            on_enabled=self.describes.turn_on,
         )
 
     @cached_property
@@ -344,10 +347,6 @@ class _Builder:
         """One connection for events and for replies to remote commands: with heartbeats it is open, so that a worker
         which is busy in its own thread (solo) does not have to connect before it can answer."""
         return self.publisher("events and replies")
-
-    def describe_results(self) -> None:
-        """Also when somebody wants events only later: slots in this process heed it at once, new children too."""
-        self.executor.verbose = True
 
     def panel(self, worker: Worker, orders: Orders, autoscale: Autoscale | None, events: EventSender) -> Panel:
         control = Control(

@@ -71,12 +71,12 @@ def forget(*queues: str) -> None:
     connection.close()
 
 
-def drain_ours(pool: str) -> Drained:
-    """Fill, then drain with one of our pools."""
+def drain_ours(pool: str, *more: str) -> Drained:
+    """Fill, then drain with one of our pools (and more options)."""
     forget("bench_amqtask")
     environment = {"BENCH_ASYNC": "1"} if pool == "asyncio" else {}
     measure.client(sys.executable, OURS, "fill", COUNT, **environment)
-    return measure.drain(our_worker(*OUR_POOLS[pool]), COUNT)
+    return measure.drain(our_worker(*OUR_POOLS[pool], *more), COUNT)
 
 
 def drain_bare(verb: str) -> Drained:
@@ -152,6 +152,8 @@ def drains(with_peers: bool) -> list[Row]:
     for pool, options in OUR_POOLS.items():
         runs.append((f"amqtask {' '.join(options)}", median(lambda pool=pool: drain_ours(pool)), f"≥ {LEAST[pool]}"))  # type: ignore[misc]
         say(runs[-1][0], f"{runs[-1][1].per_second:8,.0f}/s  {runs[-1][1].per_second / bare.per_second:.2f}")
+    told = median(lambda: drain_ours("prefork", "-E"))
+    runs.append(("amqtask -P prefork -c 2 -E (task events)", told, "≥ 0.7 of that without -E"))
     if with_peers:
         runs += [
             ("Celery -P solo", drain_celery("-P", "solo"), ""),

@@ -159,9 +159,12 @@ def test_what_happens_to_tasks_is_told(app: AmqTask, queue: str, pool: str, tmp_
         assert name not in heard.state.workers  # it said goodbye
 
 
-def test_a_worker_without_E_tells_only_that_it_lives_until_somebody_wants_more(app: AmqTask, queue: str) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_without_E_tells_only_that_it_lives_until_somebody_wants_more(
+    app: AmqTask, queue: str, pool: str
+) -> None:
     name = node()
-    with Listening(app) as heard, our_worker(queue, name, "-P", "threads"):
+    with Listening(app) as heard, our_worker(queue, name, "-P", pool):
         heard.await_type("worker-online", hostname=name)
         quiet = app.send_task("sample.add", (2, 3))
         quiet.get(timeout=20)

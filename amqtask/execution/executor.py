@@ -36,12 +36,14 @@ from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.plan import TaskPlan, plan_for
 from amqtask.execution.results import Results, is_wanted
 from amqtask.execution.retries import retry_options, wants_retry
+from amqtask.execution.switch import OFF
 from amqtask.protocol.chord import CHORD_HEADER
 from amqtask.protocol.task import saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
     from amqtask.execution.request import Request
+    from amqtask.execution.switch import Switch
 
 logger = logging.getLogger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -64,7 +66,7 @@ class Executor(Endings):
         hostname: str = "",
         chord_store: ChordStore | None = None,
         serializer: str = "json",
-        verbose: bool = False,
+        verbose: Switch = OFF,
         extended: bool = False,
     ) -> None:
         results = Results(store, hostname=hostname, extended=extended) if store is not None else None
@@ -80,8 +82,8 @@ class Executor(Endings):
         self._composer = composer
         # A store in AMQP, or in this process, only makes messages.
         self._store_blocks = bool(getattr(store, "blocks", False))
-        # Whether outcomes describe what tasks returned; may be changed at any time.
-        self.verbose = verbose
+        # Whether outcomes describe what tasks returned; may be turned at any time.
+        self._verbose = verbose
         self._plans: dict[str, TaskPlan] = {}
 
     def is_async(self, name: str) -> bool:
@@ -209,7 +211,7 @@ class Executor(Endings):
             self._hook(plan.task.after_return, states.SUCCESS, value, request.id, context.args, context.kwargs, None)
         if signals.task_postrun:
             self._tell_postrun(plan, request, context, states.SUCCESS, value)
-        summary = saferepr(value) if self.verbose else ""
+        summary = saferepr(value) if self._verbose[0] else ""
         return Outcome(
             request.number, publish=after.publish, result=result, runtime=runtime, summary=summary, parts=after.parts
         )
@@ -295,7 +297,7 @@ class Executor(Endings):
             result=result,
             runtime=runtime,
             summary=str(retry),
-            traceback=info.traceback if self.verbose else "",
+            traceback=info.traceback if self._verbose[0] else "",
         )
 
     def _failed(

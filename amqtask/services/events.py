@@ -43,7 +43,7 @@ logger = logging.getLogger("amqtask.worker")
 # What is kept while the broker takes no events.
 MOST_WAITING = 10_000
 # Events in one message at most, and messages on their way at once.
-BATCH = 100
+BATCH = 200
 WINDOW = 16
 # How long an event may wait for others, in seconds.
 GATHER_SECONDS = 0.05
@@ -299,7 +299,7 @@ def _ending(outcome: Outcome) -> tuple[tuple[str, dict[str, Any]], ...]:
     """The events of an outcome."""
     state = outcome.state
     if state == states.SUCCESS:
-        # A slot that was not told to describe results (a child from before `enable`) leaves this one open.
+        # What ran when `enable` came may not have been described.
         return (("task-succeeded", {"result": outcome.summary or None, "runtime": outcome.runtime}),)
     if state == states.RETRY:
         return (("task-retried", _error(outcome)),)

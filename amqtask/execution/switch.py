@@ -1,0 +1,29 @@
+"""A switch that forked children see too: turned in the worker's main process, looked at before each use in any of them."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Protocol
+
+
+class Switch(Protocol):
+    """On when its one byte is not 0; looking at it costs an index."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+
+OFF: Switch = b"\0"
+ON: Switch = b"\1"
+
+
+class SharedSwitch:
+    """`state` is the Switch; it lies in memory that this process shares with those it forks from now on."""
+
+    def __init__(self, *, is_on: bool) -> None:
+        self._page = mmap.mmap(-1, 1)
+        self.state: Switch = self._page
+        if is_on:
+            self.turn_on()
+
+    def turn_on(self) -> None:
+        self._page[0] = 1
