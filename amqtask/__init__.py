@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amqtask.result import AsyncResult, EagerResult, GroupResult, ResultSet, allow_join_result
     from amqtask.shared import shared_task
     from amqtask.signatures import Signature
+    from amqtask.stamping import StampingVisitor
     from amqtask.task import Task
 
 _WHERE = {
@@ -32,6 +33,7 @@ _WHERE = {
     "ResultSet": "result",
     "Retry": "exceptions",
     "Signature": "signatures",
+    "StampingVisitor": "stamping",
     "Task": "task",
     "allow_join_result": "result",
     "chain": "canvas",
@@ -62,6 +64,7 @@ __all__ = [
     "ResultSet",
     "Retry",
     "Signature",
+    "StampingVisitor",
     "Task",
     "__version__",
     "allow_join_result",

@@ -151,7 +151,12 @@ class Calls:
         call.callbacks, call.errbacks = _links(get("link")), _links(get("link_error"))
         call.chain, call.chord = get("chain"), get("chord")
         call.replaced_task_nesting = get("replaced_task_nesting") or 0
-        call.stamped_headers, call.stamps = get("stamped_headers"), get("stamps")
+        names = get("stamped_headers")
+        if names:
+            call.stamped_headers = list(names)
+            call.stamps = {
+                name: options[name] if name in options else (get("stamps") or {}).get(name) for name in names
+            }
         call.origin = get("origin")
         call.headers = get("headers")
         extra = {key: options[key] for key in _PROPERTIES if options.get(key) is not None}

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.signatures import Signature
+from amqtask.stamping import gathered
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.result import AsyncResult, GroupResult
+    from amqtask.stamping import StampingVisitor
 
 CHAIN, GROUP, CHORD = "celery.chain", "celery.group", "celery.chord"
 # Options of a chain that say where its result goes.
@@ -107,6 +109,16 @@ class chain(Composition):
         cloned["kwargs"] = {"tasks": steps}
         return cloned
 
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Stamp the steps and callbacks."""
+        visited = visitor.on_chain_start(self, **headers) if visitor is not None else None
+        headers = gathered(headers, visited, self.options, append=append_stamps)
+        self.stamp_links(visitor, append_stamps, **headers)
+        self.tasks = [step.stamp(visitor, append_stamps, **headers) for step in self.tasks]
+        if visitor is not None:
+            visitor.on_chain_end(self, **headers)
+        return self
+
     def unchain_tasks(self) -> list[Signature]:
         """Copies of the steps, with the chain's own options where they belong: callbacks and what says where its result
         goes on the last, errbacks on each, the others on the first."""
@@ -167,6 +179,16 @@ class group(Composition):
             member.link_error(maybe_signature(errback).clone())
         self.tasks = members
         return errback
+
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Stamp the members and callbacks."""
+        visited = visitor.on_group_start(self, **headers) if visitor is not None else None
+        headers = gathered(headers, visited, self.options, append=append_stamps)
+        self.stamp_links(visitor, append_stamps, **headers)
+        self.tasks = [member.stamp(visitor, append_stamps, **headers) for member in self.tasks]
+        if visitor is not None:
+            visitor.on_group_end(self, **headers)
+        return self
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> group:
         """Give the members countdowns, `step` seconds apart."""
@@ -261,6 +283,20 @@ class chord(Composition):
         body.link_error(errback)
         self.body = body
         return errback
+
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Stamp the header's members, the body and callbacks."""
+        visited = visitor.on_chord_header_start(self, **headers) if visitor is not None else None
+        headers = gathered(headers, visited, self.options, append=append_stamps)
+        self.stamp_links(visitor, append_stamps, **headers)
+        self.tasks = [member.stamp(visitor, append_stamps, **headers) for member in self.tasks]
+        if visitor is not None:
+            visitor.on_chord_header_end(self, **headers)
+        body = self.body
+        if body is not None:
+            visited = visitor.on_chord_body(self, **headers) if visitor is not None else None
+            self.body = body.stamp(visitor, append_stamps, **gathered(headers, visited, {}, append=append_stamps))
+        return self
 
     def _with_body(self) -> Signature:
         body = self.body

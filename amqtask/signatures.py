@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask.current import current_app
+from amqtask.stamping import gathered
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.result import AsyncResult, EagerResult
+    from amqtask.stamping import StampingVisitor
 
 
 class Signature(dict[str, Any]):
@@ -210,6 +212,27 @@ class Signature(dict[str, Any]):
         """`link_error` that returns this signature."""
         self.link_error(errback)
         return self
+
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Put stamps on this task and its callbacks: those given by name, and those that a visitor says; returns it."""
+        self.stamp_links(visitor, append_stamps, **headers)
+        visited = visitor.on_signature(self, **headers) if visitor is not None else None
+        return self.set(**gathered(headers, visited, self.options, append=append_stamps))
+
+    def stamp_links(self, visitor: StampingVisitor | None, append_stamps: bool = False, **headers: Any) -> None:
+        """Stamp the callbacks and errbacks."""
+        for key in ("link", "link_error"):
+            stamped = []
+            for found in self.options.get(key) or ():
+                callback = found if isinstance(found, Signature) else Signature(found, app=self._app)
+                visited = None
+                if visitor is not None:
+                    ask = visitor.on_callback if key == "link" else visitor.on_errback
+                    visited = ask(callback, **headers)
+                callback.stamp(visitor, append_stamps, **gathered(headers, visited, {}, append=append_stamps))
+                stamped.append(callback)
+            if stamped:
+                self.options[key] = stamped
 
     def flatten_links(self) -> list[Any]:
         """This, its callbacks, theirs, and so on."""

@@ -119,6 +119,8 @@ class Workflows:
     def compose_replacement(self, found: Any, context: Context) -> list[Message]:
         """The messages of what a task asked to be replaced with: its id, callbacks and place are the task's."""
         sig = single(settle(maybe_signature(found, self._app)))
+        if context.stamped_headers:
+            sig.stamp(**(context.stamps or {}), stamped_headers=list(context.stamped_headers))
         for callback in listed(context.callbacks):
             end_of(sig, lambda end, callback=callback: end.extend_list_option("link", [callback]))  # type: ignore[misc]
         errbacks = listed(context.errbacks)

@@ -99,6 +99,10 @@ class Results:
                 "retries": context.retries,
                 "queue": request.routing_key,
             }
+            names = headers.get("stamped_headers")
+            if names:
+                stamps = headers.get("stamps") or {}
+                meta.extra |= {"stamped_headers": names, **{name: stamps.get(name) for name in names}}
         return meta
 
     def _keep_or_shorten(self, request: Request, meta: ResultMessage, error: BaseException) -> Message | None:

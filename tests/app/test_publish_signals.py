@@ -96,9 +96,10 @@ def test_retries_and_next_steps_are_told_where_they_are_made(app: AmqTask, liste
         chain(twice.si(), last.si()).delay()
         assert done.wait(10)
 
-    assert listener.seen == [
+    # The worker may be faster than the producer, who is told of the confirm.
+    assert ("after", "twice", None) in listener.seen
+    assert [told for told in listener.seen if told[0] == "before"] == [
         ("before", "twice", False),
-        ("after", "twice", None),
         ("before", "twice", True),
         ("before", "last", True),
     ]
