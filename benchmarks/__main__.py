@@ -1,6 +1,6 @@
 """`make bench`: the table of costs, ours beside bare pika, Celery, Dramatiq and Taskiq, written to RESULTS.md.
 
-    python -m benchmarks [drain] [roundtrip] [burst] [publish] [boot] [--ours]
+    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [boot] [--ours]
 
 `--ours` leaves the peers out. Ratios hold within one run on one machine; the figures of two runs do not compare.
 """
@@ -225,6 +225,28 @@ def bursts(with_peers: bool) -> list[Row]:
     return rows
 
 
+def flows(with_peers: bool) -> list[Row]:
+    """Compositions from the call to the last result, with results in the broker and in Redis."""
+    rows: list[Row] = [("workflows, prefork -c 2", "store", "amqtask s", "Celery s", "ratio", "least")]
+    for store, url in (("rpc", "rpc://"), ("redis", os.environ["AMQTASK_REDIS_URL"])):
+        for kind, count in (("group", 10_000), ("chord", 1_000), ("chain", 100)):
+            forget("bench_amqtask", "bench_celery")
+            with measure.worker(our_worker(*OUR_POOLS["prefork"]), {"BENCH_RESULTS": url}):
+                ours = measure.client(sys.executable, OURS, kind, count, BENCH_RESULTS=url)["seconds"]
+            theirs = 0.0
+            # Celery has no chords without a store that counts.
+            if with_peers and (kind, store) != ("chord", "rpc"):
+                with measure.worker(celery_worker("-P", "prefork", "-c", "2"), {"BENCH_RESULTS": url}):
+                    theirs = measure.client(peers.python(), CELERY, kind, count, BENCH_RESULTS=url)["seconds"]
+            name = f"{kind} of {count:,}"
+            ratio = f"{theirs / ours:.1f}" if theirs else ""
+            say(f"{name}, {store}", f"{ours:.3f} s  Celery {theirs:.3f} s  {ratio}")
+            rows.append(
+                (name, store, f"{ours:.3f}", f"{theirs:.3f}" if theirs else "–", ratio, "≥ 3" if theirs else "")
+            )
+    return rows
+
+
 def publishes(with_peers: bool) -> list[Row]:
     """Messages per second from one process."""
     rows: list[Row] = [("publishing", "messages/s", "CPU µs each")]
@@ -272,6 +294,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "drain": drains,
     "roundtrip": roundtrips,
     "burst": bursts,
+    "flows": flows,
     "publish": publishes,
     "boot": boots,
 }

@@ -2,7 +2,7 @@
 
 import os
 
-from amqtask import AmqTask
+from amqtask import AmqTask, chain, chord, group
 from benchmarks.apps import clients, marks
 
 app = AmqTask("bench", backend=os.environ.get("BENCH_RESULTS"))
@@ -17,6 +17,18 @@ def noop() -> None:
 @app.task(name="bench.noop_async")
 async def noop_async() -> None:
     """Nothing, as a coroutine."""
+
+
+@app.task(name="bench.same")
+def same(value: object = None) -> object:
+    """What it was given."""
+    return value
+
+
+@app.task(name="bench.count")
+def count_all(values: list[object]) -> int:
+    """How many there are."""
+    return len(values)
 
 
 @app.task(name="bench.mark")
@@ -48,10 +60,29 @@ def publish_each(count: int) -> None:
         noop.delay()
 
 
+def run_group(count: int) -> None:
+    """From the call to all results."""
+    found = group(noop.s() for _ in range(count)).apply_async().get(timeout=120)
+    assert len(found) == count
+
+
+def run_chord(count: int) -> None:
+    """From the call to the body's result."""
+    assert chord([same.s(1) for _ in range(count)], count_all.s()).apply_async().get(timeout=120) == count
+
+
+def run_chain(count: int) -> None:
+    """From the call to the last step's result."""
+    assert chain(same.s(1), *(same.s() for _ in range(count - 1))).apply_async().get(timeout=120) == 1
+
+
 if __name__ == "__main__":
     clients.main(
         {
             "fill": fill,
+            "group": lambda n: clients.flow(run_group, n),
+            "chord": lambda n: clients.flow(run_chord, n),
+            "chain": lambda n: clients.flow(run_chain, n),
             "roundtrip": lambda n: clients.roundtrip(lambda: noop.delay().get(timeout=10), n),
             "burst": lambda n: clients.burst(noop.delay, lambda result: result.get(timeout=60), n),
             "burst_pipeline": lambda n: clients.burst(

@@ -2,7 +2,7 @@
 
 import os
 
-from celery import Celery
+from celery import Celery, chain, chord, group
 
 from benchmarks.apps import clients, marks
 
@@ -15,6 +15,18 @@ app.conf.broker_connection_retry_on_startup = True
 @app.task(name="bench.noop")
 def noop() -> None:
     """Nothing."""
+
+
+@app.task(name="bench.same")
+def same(value: object = None) -> object:
+    """What it was given."""
+    return value
+
+
+@app.task(name="bench.count")
+def count_all(values: list[object]) -> int:
+    """How many there are."""
+    return len(values)
 
 
 @app.task(name="bench.mark")
@@ -36,10 +48,29 @@ def publish(count: int) -> None:
         noop.delay()
 
 
+def run_group(count: int) -> None:
+    """From the call to all results."""
+    found = group(noop.s() for _ in range(count)).apply_async().get(timeout=120)
+    assert len(found) == count
+
+
+def run_chord(count: int) -> None:
+    """From the call to the body's result."""
+    assert chord([same.s(1) for _ in range(count)], count_all.s()).apply_async().get(timeout=120) == count
+
+
+def run_chain(count: int) -> None:
+    """From the call to the last step's result."""
+    assert chain(same.s(1), *(same.s() for _ in range(count - 1))).apply_async().get(timeout=120) == 1
+
+
 if __name__ == "__main__":
     clients.main(
         {
             "fill": fill,
+            "group": lambda n: clients.flow(run_group, n),
+            "chord": lambda n: clients.flow(run_chord, n),
+            "chain": lambda n: clients.flow(run_chain, n),
             "roundtrip": lambda n: clients.roundtrip(lambda: noop.delay().get(timeout=10), n),
             "burst": lambda n: clients.burst(noop.delay, lambda result: result.get(timeout=60), n),
             "publish": lambda n: clients.publishing(publish, n),

@@ -53,6 +53,17 @@ def publishing(publish: Callable[[int], Any], count: int) -> dict[str, float]:
     return {"per_second": count / seconds, "cpu_us": cpu / count * 1e6}
 
 
+def flow(call: Callable[[int], Any], count: int, times: int = 3) -> dict[str, float]:
+    """`call(n)` publishes a composition of n tasks and waits for all of it; the median of some runs, in seconds."""
+    call(10)
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call(count)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds)}
+
+
 def main(verbs: dict[str, Callable[[int], Any]]) -> None:
     """`python app.py VERB COUNT`."""
     verb, count = sys.argv[1], int(sys.argv[2])
