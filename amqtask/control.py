@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, QueueNotFound
 from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
-from amqtask.questions import Inspect, Whom
+from amqtask.questions import MATCHERS, Inspect, Whom
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.replies import ReplyConsumer
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import Publisher
     from amqtask.transport.url import BrokerAddress
 
-MATCHERS = ("glob", "pcre")
 # Seconds that connecting for the replies may take, on top of the time that they are waited for.
 CONNECT_SECONDS = 5.0
 Callback = Callable[[dict[str, Any]], object]
@@ -95,12 +94,21 @@ class Control:
         timeout: float = 1.0,
         limit: int | None = None,
         callback: Callback | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
     ) -> dict[str, Any]:
         """Send a command and collect the answers by node, until `timeout` or as many as were asked.
 
         Raises: PublishError, and ConfigurationError with the in-memory broker, which nobody can be asked over.
         """
-        whom = Whom(destination=destination, timeout=timeout, limit=limit, callback=callback)
+        whom = Whom(
+            destination=destination,
+            timeout=timeout,
+            limit=limit,
+            pattern=pattern,
+            matcher=matcher,
+            callback=callback,
+        )
         return self.ask_them(command, arguments, whom)
 
     def ask_them(self, question: str, arguments: Mapping[str, Any], whom: Whom) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+MATCHERS = ("glob", "pcre")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whom:

@@ -197,6 +197,8 @@ def test_our_command_line_asks_celery_s_worker(node: str, queue: str) -> None:
     assert we_say(node, "inspect", "stats")["pool"]["max-concurrency"] == 2
     assert "software -> celery" in we_say(node, "inspect", "report")["ok"]
     assert we_say(node, "inspect", "query_task", "nobody") == {}
+    code, text = run_cli("-A", OURS, "inspect", "ping", "--pattern", f"{node[:5]}*", "-j", "-t", "2")
+    assert (code, json.loads(text)) == (0, {node: {"ok": "pong"}})
     code, text = run_cli("-A", OURS, "inspect", "ping", "-d", node, "-t", "10")
     assert code == 0
     assert text == f"->  {node}: OK\n        pong\n\n1 node online.\n"

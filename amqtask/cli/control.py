@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.remote import ask, find, listing, print_list, read_words, remote_options
+from amqtask.cli.remote import Remote, ask, find, listing, print_list, read_words, remote_options
 
 # Those that --terminate and --signal are for.
 REVOKING = ("revoke", "revoke_by_stamped_headers")
@@ -30,9 +30,7 @@ def command(
     terminate: bool,
     signal: str | None,
     reload: bool,
-    timeout: float | None,
-    destination: tuple[str, ...],
-    as_json: bool,
+    remote: Remote,
 ) -> None:
     """Give all workers an order, or those of --destination. The exit code is 69 when none of them answers."""
     if only_list:
@@ -46,9 +44,7 @@ def command(
         settings,
         info,
         arguments,
-        timeout=timeout,
-        destination=destination,
-        as_json=as_json,
+        remote,
         may_be_silent=info.name == "shutdown",  # who was told to shut down does not answer
     )
 

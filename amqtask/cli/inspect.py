@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.remote import ask, find, listing, print_count, print_list, read_words, remote_options
+from amqtask.cli.remote import Remote, ask, find, listing, print_count, print_list, read_words, remote_options
 
 
 @click.command("inspect", epilog=listing("inspect"))
@@ -19,9 +19,7 @@ def command(
     question: str | None,
     words: tuple[str, ...],
     only_list: bool,
-    timeout: float | None,
-    destination: tuple[str, ...],
-    as_json: bool,
+    remote: Remote,
 ) -> None:
     """Ask all workers, or those of --destination. The exit code is 69 when none of them answers."""
     if only_list:
@@ -29,6 +27,6 @@ def command(
         return
     info = find(settings, "inspect", question)
     arguments = read_words(info, words)
-    count = ask(settings, info, arguments, timeout=timeout, destination=destination, as_json=as_json)
-    if not as_json and not settings.quiet:
+    count = ask(settings, info, arguments, remote)
+    if not remote.as_json and not settings.quiet:
         print_count(count)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pprint import pformat
 from typing import Any
 
@@ -14,12 +16,15 @@ from amqtask.cli.main import Globals
 from amqtask.cli.params import CommaList
 from amqtask.commands import CommandInfo, Kind, commands_of, find_command
 from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
+from amqtask.questions import MATCHERS
 
 # As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
 EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
 REMOTE: tuple[Callable[[Any], Any], ...] = (
     click.option("-t", "--timeout", type=float, default=None, help="Seconds to wait for replies (default: 1)."),
     click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…)."),
+    click.option("--pattern", metavar="PATTERN", help="Only nodes whose name fits, e.g. 'celery@web*'."),
+    click.option("--matcher", type=click.Choice(MATCHERS), default=None, help="What PATTERN is (default: glob)."),
     click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON."),
 )
 
@@ -30,11 +35,29 @@ class Unavailable(click.ClickException):
     exit_code = EX_UNAVAILABLE
 
 
-def remote_options(function: Any) -> Any:
-    """The options of every remote command."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """What the options of a remote command say. `timeout` is seconds, None the command's own."""
+
+    timeout: float | None
+    destination: tuple[str, ...]
+    pattern: str | None
+    matcher: str | None
+    as_json: bool
+
+
+def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every remote command, handed to it as `remote`."""
+
+    @functools.wraps(function)
+    def collected(*args: Any, **given: Any) -> Any:
+        names = [field.name for field in fields(Remote)]
+        return function(*args, remote=Remote(**{name: given.pop(name) for name in names}), **given)
+
+    decorated: Callable[..., Any] = collected
     for option in reversed(REMOTE):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated
 
 
 def listing(kind: Kind) -> str:
@@ -79,10 +102,8 @@ def ask(
     settings: Globals,
     info: CommandInfo,
     arguments: Mapping[str, Any],
+    remote: Remote,
     *,
-    timeout: float | None,
-    destination: Sequence[str],
-    as_json: bool,
     with_replies: bool = True,
     may_be_silent: bool = False,
 ) -> int:
@@ -100,9 +121,11 @@ def ask(
         replies = app.control.ask(
             info.name,
             arguments,
-            destination=destination or None,
-            timeout=max(1.0, info.default_timeout) if timeout is None else timeout,
-            callback=None if as_json else say,
+            destination=remote.destination or None,
+            timeout=max(1.0, info.default_timeout) if remote.timeout is None else remote.timeout,
+            pattern=remote.pattern,
+            matcher=remote.matcher,
+            callback=None if remote.as_json else say,
         )
     except PublishError as error:
         raise Unavailable(f"Could not ask over the broker: {error}") from error
@@ -112,7 +135,7 @@ def ask(
         return 0
     if not replies:
         raise Unavailable("No nodes replied within time constraint. Is a worker running on this broker?")
-    if as_json:
+    if remote.as_json:
         # As Celery prints it: an object of a question's answers, a list of an order's.
         shown = replies if info.kind == "inspect" else [{node: answer} for node, answer in replies.items()]
         click.echo(json.dumps(shown, default=repr))

@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,15 +146,23 @@ def hello(control: Control, arguments: Mapping[str, Any]) -> Any:
     """A worker that starts asks its neighbours for what they know to be revoked, and tells what it knows."""
     if arguments.get("from_node") == control.worker.setup.hostname:
         return None
+    after = arguments.get("revoked_after")
+    answer = revoked_state(
+        control, after=float(after) if after else 0.0, without=frozenset(arguments.get("revoked") or ())
+    )
     learn_revoked(control, arguments)
-    return {**revoked_state(control), "clock": control.clock}
+    return {**answer, "clock": control.clock}
 
 
-def revoked_state(control: Control) -> dict[str, Any]:
-    """What `hello` carries both ways: ids as Celery 5.7 sends them, beside them what only we know of."""
+def revoked_state(control: Control, *, after: float = 0.0, without: Container[str] = ()) -> dict[str, Any]:
+    """What `hello` carries both ways: ids as Celery 5.7 sends them, beside them what only we know of.
+
+    As far as it was revoked `after` that Unix time, and `without` the ids that the other knows: lists may be long.
+    """
     found = control.worker.revoked
-    stamps = [[name, value, since] for (name, value), since in found.stamps.items()]
-    return {"revoked": list(found.ids), "revoked_at": list(found.ids.values()), "revoked_stamps": stamps}
+    ids = {task_id: since for task_id, since in found.ids.items() if since >= after and task_id not in without}
+    stamps = [[name, value, since] for (name, value), since in found.stamps.items() if since >= after]
+    return {"revoked": list(ids), "revoked_at": list(ids.values()), "revoked_stamps": stamps}
 
 
 def learn_revoked(control: Control, state: Mapping[str, Any]) -> None:

@@ -5,12 +5,14 @@ neighbour has its own, and answers within milliseconds unless it is busy. Nobody
 so the worker starts no task until there was no answer for QUIET_SECONDS after its own copy or the last answer, and in no case
 for longer than HOLD_SECONDS after its start (a broker that is away must not hold it longer). Answers that come
 later are heard for LISTEN_SECONDS, and count for what has not begun. After a lost connection it asks again, without holding
-anything: what was revoked meanwhile did not reach it.
+anything: what was revoked meanwhile did not reach it. It then asks for that alone: after a restart of the broker all workers ask
+each other at once, and their lists may be long.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,8 @@ QUIET_SECONDS = 0.05
 HOLD_SECONDS = 0.3
 LISTEN_SECONDS = 5.0
 PREFETCH = 100
+# Clocks of two hosts differ, and a lost connection is noticed late (broker_heartbeat).
+MARGIN_SECONDS = 600.0
 
 
 class Mingle:
@@ -53,6 +57,8 @@ class Mingle:
         self.queue = reply_queue(self._oid, prefix, ttl=queue_ttl, expires=queue_expires)
         self._ticket = ""
         self._neighbours = 0
+        # Unix time at which the connection was lost, until we have asked again.
+        self._lost_at = 0.0
         self._is_holding = False
         self._has_held = False
         # The latest end of the holding, and the one that each answer puts off.
@@ -70,12 +76,20 @@ class Mingle:
 
     def listen(self, consumer: Consumer) -> None:
         """The connection is new, or about to be: the queue for answers has to be made again."""
+        if self._ticket and not self._lost_at:
+            self._lost_at = time.time()
         consumer.add_queue(self.queue, prefetch=PREFETCH)
 
     def ask(self, consumer: Consumer) -> None:
         """The mailbox and the queue for answers are consumed."""
         self._ticket, self._neighbours = str(uuid.uuid4()), 0
-        arguments = {"from_node": self._control.worker.setup.hostname, **revoked_state(self._control)}
+        after = self._lost_at - MARGIN_SECONDS if self._lost_at else 0.0
+        self._lost_at = 0.0
+        arguments = {
+            "from_node": self._control.worker.setup.hostname,
+            **revoked_state(self._control, after=after),
+            "revoked_after": after,
+        }
         hello = Command(
             "hello",
             arguments,

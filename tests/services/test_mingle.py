@@ -122,6 +122,7 @@ def test_after_a_while_the_queue_for_answers_goes_and_after_a_lost_connection_it
     worker.consumes()
 
     assert len({hello.ticket for hello in worker.asked}) == 2
+    assert [bool(hello.arguments["revoked_after"]) for hello in worker.asked] == [False, True]
     worker.bench.deliver("a")
     assert worker.bench.started == ["a"]
 

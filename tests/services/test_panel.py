@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -185,7 +186,8 @@ def test_hello_exchanges_revoked_ids() -> None:
 
     answer = remote.ask("hello", from_node="other@h", revoked={"b": 5.0})
 
-    assert answer["revoked"] == ["a", "b"]
+    assert answer["revoked"] == ["a"]
+    assert remote.ask("revoked") == ["a", "b"]
     assert remote.tell(Command("hello", {"from_node": "w@h"}, ticket="t")) == []
 
 
@@ -196,6 +198,20 @@ def test_ids_that_a_celery_worker_knows_are_taken_with_the_time_of_here(known: A
     remote.ask("hello", from_node="other@h", revoked=known)
 
     assert remote.ask("revoked") == ["b", "c"]
+
+
+def test_hello_tells_only_what_the_other_does_not_know() -> None:
+    remote = Remote()
+    remote.ask("revoke", task_id=["a", "b"])
+    remote.ask("revoke_by_stamped_headers", headers={"customer": "x"})
+
+    def told(**arguments: Any) -> tuple[int, int]:
+        answer = remote.ask("hello", from_node="other@h", **arguments)
+        return len(answer["revoked"]), len(answer["revoked_stamps"])
+
+    assert told(revoked=["b"]) == (1, 1)
+    assert told(revoked=[], revoked_after=time.time() - 60) == (2, 1)
+    assert told(revoked=[], revoked_after=time.time() + 60) == (0, 0)
 
 
 def test_hello_tells_the_time_and_the_stamps_too() -> None:
