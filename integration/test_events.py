@@ -22,7 +22,7 @@ from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
 from integration.faults import Forwarder
-from integration.workers import ROOT, WorkerProcess, eventually
+from integration.workers import ROOT, WorkerProcess, eventually, run_cli
 
 APP = "integration.apps.sample"
 
@@ -224,6 +224,21 @@ def test_our_receiver_understands_celerys_worker(rabbit: Broker, app: AmqTask, q
         assert heard.state.workers[found["hostname"]].alive
 
 
+def test_a_workers_events_go_on_when_its_connections_were_lost(rabbit: Broker, app: AmqTask, queue: str) -> None:
+    name = node()
+    with Forwarder(rabbit.url) as forwarder, Listening(app) as heard:
+        options = ("-Q", queue, "-P", "threads", "-n", name, "-E")
+        with WorkerProcess(APP, *options, environment={"AMQTASK_BROKER_URL": forwarder.url}) as worker:
+            heard.await_type("worker-online", hostname=name)
+            before = app.send_task("sample.add", (1, 1))
+            heard.await_type("task-succeeded", uuid=before.id)
+            forwarder.cut()
+            after = app.send_task("sample.add", (20, 22))
+            assert heard.await_type("task-succeeded", uuid=after.id)["result"] == "42"
+            assert worker.stop() == 0
+        heard.await_type("worker-offline", hostname=name)
+
+
 def test_a_receiver_goes_on_when_the_connection_was_lost(rabbit: Broker) -> None:
     with Forwarder(rabbit.url) as forwarder:
         app = AmqTask("far", broker=forwarder.url, set_as_current=False)
@@ -346,3 +361,19 @@ def test_a_camera_takes_snapshots(rabbit: Broker, queue: str, tmp_path: Path) ->
     ) as cli:  # fmt: skip
         cli.await_text(f"alive: {name}")
         assert cli.interrupt() == 0
+
+
+def test_a_camera_runs_in_the_background_until_term(rabbit: Broker, queue: str, tmp_path: Path) -> None:
+    name = node()
+    pictures, pidfile = tmp_path / "pictures", tmp_path / "camera.pid"
+    with our_worker(queue, name, "-P", "threads"):
+        code, text = run_cli(
+            "-A", APP, "-b", rabbit.url, "events", "-D", "--camera", "integration.apps.camera:Album", "-F", "0.1",
+            "--pidfile", str(pidfile), environment={"ALBUM": str(pictures)},
+        )  # fmt: skip
+        assert (code, text) == (0, "")
+        eventually(lambda: pictures.exists() and f"alive: {name}" in pictures.read_text())
+        os.kill(int(pidfile.read_text()), signal.SIGTERM)
+        eventually(lambda: not pidfile.exists())
+
+    assert pictures.read_text().endswith("the last one\n")

@@ -18,6 +18,7 @@ def banner(
     results: str,
     pool: str,
     concurrency: str,
+    task_events: bool,
     queues: Sequence[tuple[str, str, str]],
     tasks: Iterable[str],
     show_tasks: bool,
@@ -29,6 +30,7 @@ def banner(
         ("broker", broker),
         ("results", results),
         ("concurrency", f"{concurrency} ({pool})"),
+        ("task events", "ON" if task_events else "OFF (-E lets monitors see this worker's tasks)"),
     ]
     lines = ["", f" {node} · {title}", "", "[config]"]
     lines += [f"  {name:<12} {value}" for name, value in rows]

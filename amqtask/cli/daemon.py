@@ -13,6 +13,18 @@ from pathlib import Path
 import click
 
 
+def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: str | None, umask: str | None) -> None:
+    """The process a command is to be: in the background, another user, with its pid file. Raises: UsageError."""
+    path = Path(pidfile).absolute() if pidfile else None
+    if path is not None:
+        check_pidfile(path)
+    if in_background:
+        detach()
+    drop_privileges(uid, gid, umask)
+    if path is not None:
+        write_pidfile(path)
+
+
 def detach() -> None:
     """Become a daemon: a new session without a terminal; the caller's process exits 0."""
     if os.fork():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import signal
 import sys
 import threading
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli import daemon
 from amqtask.cli.events_screen import Screen, printable
 from amqtask.cli.main import Globals
 from amqtask.cli.output import json_option, print_json
@@ -35,9 +37,24 @@ HOME_AND_CLEAR = "\x1b[H\x1b[2J"
     help="Seconds between snapshots, or between two looks of the terminal view.",
 )  # fmt: skip
 @click.option("-r", "--maxrate", metavar="RATE", help="Snapshots at most, such as 10/m.")
+@click.option("-D", "--detach", is_flag=True, help="With --camera: run in the background.")
+@click.option("--pidfile", type=click.Path(), help="With --camera: write the process id here.")
+@click.option("--uid", help="With --camera: user to run as.")
+@click.option("--gid", help="With --camera: group to run as.")
+@click.option("--umask", help="With --camera: file mode mask, octal.")
 @click.pass_obj
 def command(
-    settings: Globals, dump: bool, as_json: bool, camera: str | None, frequency: float, maxrate: str | None
+    settings: Globals,
+    dump: bool,
+    as_json: bool,
+    camera: str | None,
+    frequency: float,
+    maxrate: str | None,
+    detach: bool,
+    pidfile: str | None,
+    uid: str | None,
+    gid: str | None,
+    umask: str | None,
 ) -> None:
     """Show workers and tasks in the terminal, print events (--dump), or take snapshots (--camera). Ctrl-C ends it.
 
@@ -46,7 +63,9 @@ def command(
     app = settings.load()
     try:
         if camera is not None:
-            _snapshots(app, camera, frequency, maxrate)
+            kind = _find_camera(camera)
+            daemon.become(pidfile=pidfile, in_background=detach, uid=uid, gid=gid, umask=umask)
+            _snapshots(app, kind, frequency, maxrate)
         elif dump or as_json:
             _dump(app, as_json=as_json)
         elif sys.stdout.isatty():
@@ -96,11 +115,15 @@ def _when(moment: Any) -> str:
 # -- snapshots
 
 
-def _snapshots(app: AmqTask, path: str, frequency: float, maxrate: str | None) -> None:
-    state = app.events.State()
-    camera = _find_camera(path)(state, freq=frequency, maxrate=maxrate, app=app)
-    with camera:
-        app.events.Receiver(handlers={"*": state.event}).capture()
+def _snapshots(app: AmqTask, kind: type[Polaroid], frequency: float, maxrate: str | None) -> None:
+    """Until Ctrl-C or TERM, and then a last one."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        state = app.events.State()
+        with kind(state, freq=frequency, maxrate=maxrate, app=app):
+            app.events.Receiver(handlers={"*": state.event}).capture()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _find_camera(path: str) -> type[Polaroid]:

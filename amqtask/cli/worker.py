@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -168,7 +167,13 @@ def command(settings: Globals, /, **given: Any) -> int:
         raise click.UsageError("-B/--beat is reserved: this version has no scheduler yet. Start the worker without it.")
     app = settings.load(given["told_app"])
     options = _worker_options(app, given)
-    _become(options, given)
+    daemon.become(
+        pidfile=options.pidfile,
+        in_background=given["detach"],
+        uid=given["uid"],
+        gid=given["gid"],
+        umask=given["umask"],
+    )
     prints = _log(app, options, settings)
     worker = build_worker(app, options)
     if not settings.quiet:
@@ -221,18 +226,6 @@ def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
     )
 
 
-def _become(options: WorkerOptions, given: dict[str, Any]) -> None:
-    """The process the worker is to be: in the background, another user, with its pid file."""
-    path = Path(options.pidfile).absolute() if options.pidfile else None
-    if path is not None:
-        daemon.check_pidfile(path)
-    if given["detach"]:
-        daemon.detach()
-    daemon.drop_privileges(given["uid"], given["gid"], given["umask"])
-    if path is not None:
-        daemon.write_pidfile(path)
-
-
 def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> AbstractContextManager[None]:
     """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
     level = "CRITICAL" if options.loglevel == "FATAL" else options.loglevel
@@ -268,6 +261,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
         results=hide_password(backend) if backend else "disabled",
         pool=str(options.pool),
         concurrency=str(worker.concurrency),
+        task_events=bool(app.conf.worker_send_task_events),
         queues=[
             (queue.name, queue.exchange.name if queue.exchange else "", queue.routing_key or queue.name)
             for queue in worker.queues

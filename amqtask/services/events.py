@@ -4,8 +4,9 @@ Celery's rules (celery/worker/heartbeat.py, celery/worker/consumer/events.py): w
 sent unless the worker was started `--without-heartbeat`; task events with `-E`, or from the moment that a monitor asks
 for them. Task events are gathered and go out as lists under `task.multi`, worker events one by one.
 
-Events never hold up tasks. They are transient, go over a connection of their own, and of those that the broker does not take
-(it is away, or blocks publishing) the newest MOST_WAITING are kept: older ones are dropped, which is said once.
+Events never hold up tasks. They are transient, go over another connection than tasks and results, and of those that the
+broker does not take (it is away, or blocks publishing) the newest MOST_WAITING are kept: older ones are dropped, which is
+said once.
 """
 
 from __future__ import annotations

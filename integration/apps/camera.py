@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from amqtask.events.snapshot import Polaroid
 from amqtask.events.state import State
 
@@ -12,3 +15,17 @@ class Camera(Polaroid):
     def on_shutter(self, state: State) -> None:
         for worker in state.alive_workers():
             print(f"alive: {worker.hostname}", flush=True)
+
+
+class Album(Polaroid):
+    """Writes them into the file ALBUM."""
+
+    def on_shutter(self, state: State) -> None:
+        with Path(os.environ["ALBUM"]).open("a") as file:
+            for worker in state.alive_workers():
+                file.write(f"alive: {worker.hostname}\n")
+
+    def cancel(self) -> None:
+        super().cancel()
+        with Path(os.environ["ALBUM"]).open("a") as file:
+            file.write("the last one\n")
