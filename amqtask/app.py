@@ -748,16 +748,16 @@ class AmqTask:
         signal: str | None = None,
         wait: bool = False,
         timeout: float | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> None:
-        """For results: tell all workers not to run it (or them), after what waits in a pipeline."""
+        """For results: tell all workers not to run it (or them; or what has these stamps), after what waits in a pipeline."""
         flush_open()
-        self.control.revoke(
-            task_id,
-            terminate=terminate,
-            signal=signal or "SIGTERM",
-            reply=wait,
-            timeout=1.0 if timeout is None else timeout,
-        )
+        how: dict[str, Any] = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
+        seconds = 1.0 if timeout is None else timeout
+        if headers is None:
+            self.control.revoke(task_id, timeout=seconds, **how)
+        else:
+            self.control.revoke_by_stamped_headers(headers, timeout=seconds, **how)
 
     # -- workflows
 

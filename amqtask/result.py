@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -343,9 +343,25 @@ class AsyncResult(Generic[R]):
 
         With `wait` their answers are waited for, `timeout` seconds (default: 1).
         """
+        self._revoker(self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    def revoke_by_stamped_headers(
+        self,
+        headers: Mapping[str, Any],
+        connection: Any = None,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """The same for all tasks, not only this one, that carry these stamps: {stamp: value or list of values}."""
+        self._revoker(self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout, headers=headers)
+
+    @property
+    def _revoker(self) -> Revoke:
         if self._revoke is None:
             raise BackendNotConfigured("this result belongs to no application, so nobody can be told to revoke it")
-        self._revoke(self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+        return self._revoke
 
     # -- as data
 

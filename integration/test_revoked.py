@@ -42,17 +42,17 @@ def classic(rabbit: Broker) -> str:
 
 
 def assert_revoked(app: AmqTask, task_id: str, queue: str) -> None:
-    """A task that waits in the queue before its worker starts is not run, and the next one is."""
-    revoked, other = app.AsyncResult(task_id), app.send_task("sample.add", (2, 3), queue=queue)
+    """The task is not run, and the next one is."""
+    revoked = app.send_task("sample.add", (1, 1), queue=queue, task_id=task_id)
+    other = app.send_task("sample.add", (2, 3), queue=queue)
     with pytest.raises(TaskRevokedError):
         revoked.get(timeout=20)
     assert other.get(timeout=20) == 5
 
 
-def send_revoked(app: AmqTask, queue: str, node: str) -> str:
-    """Revoke a task that waits in another queue; one worker, and no other, knows of it."""
+def revoke_somewhere(app: AmqTask, node: str) -> str:
+    """Revoke a task; one worker, and no other, knows of it."""
     task_id = str(uuid.uuid4())
-    app.send_task("sample.add", (1, 1), queue=queue, task_id=task_id)
     replies = app.control.revoke(task_id, destination=[node], reply=True, timeout=10)
     assert len(replies) == 1
     return task_id
@@ -60,28 +60,26 @@ def send_revoked(app: AmqTask, queue: str, node: str) -> str:
 
 def test_a_worker_that_starts_later_learns_it_from_another(rabbit: Broker, redis_url: str, app: AmqTask) -> None:
     first, second, node = rabbit.queue("first"), rabbit.queue("second"), f"w{uuid.uuid4().hex[:8]}@here"
-    with our_worker(second, redis_url) as worker:
-        worker.stop()  # the queue is there
     with our_worker(first, redis_url, node=node):
-        task_id = send_revoked(app, second, node)
+        task_id = revoke_somewhere(app, node)
         with our_worker(second, redis_url) as later:
-            assert_revoked(app, task_id, second)
             later.await_log(f"mingle: sync with {node}")
+            assert_revoked(app, task_id, second)
 
 
 def test_our_worker_learns_it_from_celery_s(rabbit: Broker, redis_url: str, app: AmqTask) -> None:
     first, second, node = classic(rabbit), classic(rabbit), f"w{uuid.uuid4().hex[:8]}@here"
     with CeleryWorker(celery_peer.environment(rabbit.url, redis_url, first), first, "-n", node):
-        task_id = send_revoked(app, second, node)
+        task_id = revoke_somewhere(app, node)
         with our_worker(second, redis_url) as later:
-            assert_revoked(app, task_id, second)
             later.await_log(f"mingle: sync with {node}")
+            assert_revoked(app, task_id, second)
 
 
 def test_celery_s_worker_learns_it_from_ours(rabbit: Broker, redis_url: str, app: AmqTask) -> None:
     first, second, node = classic(rabbit), classic(rabbit), f"w{uuid.uuid4().hex[:8]}@here"
     with our_worker(first, redis_url, node=node):
-        task_id = send_revoked(app, second, node)
+        task_id = revoke_somewhere(app, node)
         with CeleryWorker(celery_peer.environment(rabbit.url, redis_url, second), second):
             assert_revoked(app, task_id, second)
 
@@ -96,15 +94,18 @@ def test_it_survives_the_death_of_the_only_worker(rabbit: Broker, redis_url: str
         eventually(lambda: state.exists() and task_id in state.read_text() and "customer" in state.read_text())
         worker.signal(signal.SIGKILL)
         worker.wait()
-        app.send_task("sample.add", (1, 1), queue=queue, task_id=task_id)
-        stamped = app.send_task(
-            "sample.add", (1, 1), queue=queue, headers={"stamped_headers": ["customer"], "stamps": {"customer": "x"}}
-        )
-
         worker.start()
+
+        call = app.signature("sample.add", (1, 1))
+        call.stamp(customer="x")
+        stamped = call.apply_async(queue=queue)
 
         assert_revoked(app, task_id, queue)
         with pytest.raises(TaskRevokedError):
             stamped.get(timeout=20)
+        stamped.revoke_by_stamped_headers({"customer": ["y"]}, wait=True, timeout=0.5)
+        call.stamp(customer="y")
+        with pytest.raises(TaskRevokedError):
+            call.apply_async(queue=queue).get(timeout=20)
         worker.stop()
     assert task_id in json.loads(state.read_text())["revoked"]

@@ -195,8 +195,10 @@ class Orders:
         running = self.find(request)
         if running is not None and running.since is not None:
             return time.time() - (time.monotonic() - running.since)
-        self._worker.lifecycle.note_starts()
-        return self._worker.lifecycle.running_since.get(request.number)
+        lifecycle = self._worker.lifecycle
+        if request.number not in lifecycle.running_since:
+            lifecycle.note_starts()
+        return lifecycle.running_since.get(request.number)
 
     def find(self, request: Request) -> Running | None:
         """Where it runs; None if it has not begun."""

@@ -148,6 +148,10 @@ def test_revoking_goes_through_what_was_given(store: Store) -> None:
     result.revoke(terminate=True, signal="SIGKILL")
 
     assert told == [(("a",), {"terminate": True, "signal": "SIGKILL", "wait": False, "timeout": None})]
+    result.revoke_by_stamped_headers({"customer": "x"}, wait=True)
+    assert told[1][1] == {
+        "terminate": False, "signal": None, "wait": True, "timeout": None, "headers": {"customer": "x"}
+    }  # fmt: skip
     with pytest.raises(BackendNotConfigured, match="nobody"):
         AsyncResult[int]("a", store).revoke()
 
