@@ -253,6 +253,21 @@ def test_a_worker_that_runs_a_task_in_its_own_process_answers(held: Held, pool: 
         result.get(timeout=20)
 
 
+def test_replies_that_nobody_can_get_do_no_harm(rabbit: Broker, held: Held) -> None:
+    with worker_of(held, "-P", "solo", "-n", "patient@here") as worker:
+        for reply_to in ({"exchange": "not-there", "routing_key": "x"}, {"exchange": "", "routing_key": "nobody"}):
+            command = {"method": "ping", "destination": ["patient@here"], "ticket": "t", "reply_to": reply_to}
+            channel = rabbit.channel()
+            properties = pika.BasicProperties("application/json", "utf-8", {"clock": 1})
+            channel.basic_publish("celery.pidbox", "", json.dumps(command).encode(), properties)
+            channel.close()
+
+        for _ in range(2):
+            assert held.app.control.ask("ping", {}, destination=["patient@here"], timeout=20)
+        assert held.send("note", "a").get(timeout=20) == "a"
+        assert worker.stop() == 0
+
+
 def test_a_revoked_task_does_not_run(held: Held) -> None:
     with worker_of(held, "-P", "solo", "-n", "revoker@here"):
         task_id = str(uuid.uuid4())

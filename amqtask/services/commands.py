@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,10 @@ from amqtask.clock import LamportClock
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.services.answers import queue_info, registered_info, rusage, scheduled_info, task_info
 from amqtask.services.memory import draw_references, dump_samples, resident_memory
-from amqtask.worker.revoked import Stamp, stamps_in
+from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
-    from amqtask.execution.request import Request
     from amqtask.services.autoscale import Autoscale
     from amqtask.services.events import EventSender
     from amqtask.worker.orders import Orders
@@ -107,10 +105,6 @@ def scheduled(control: Control, arguments: Mapping[str, Any]) -> Any:
     return [scheduled_info(control, request) for request in control.orders.soon()]
 
 
-def revoked(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return list(control.worker.revoked.ids)
-
-
 def registered(control: Control, arguments: Mapping[str, Any]) -> Any:
     fields = arguments.get("taskinfoitems")
     tasks = control.worker.setup.tasks
@@ -142,38 +136,6 @@ def query_task(control: Control, arguments: Mapping[str, Any]) -> Any:
     }
 
 
-def hello(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """A worker that starts asks its neighbours for what they know to be revoked, and tells what it knows."""
-    if arguments.get("from_node") == control.worker.setup.hostname:
-        return None
-    after = arguments.get("revoked_after")
-    answer = revoked_state(
-        control, after=float(after) if after else 0.0, without=frozenset(arguments.get("revoked") or ())
-    )
-    learn_revoked(control, arguments)
-    return {**answer, "clock": control.clock}
-
-
-def revoked_state(control: Control, *, after: float = 0.0, without: Container[str] = ()) -> dict[str, Any]:
-    """What `hello` carries both ways: ids as Celery 5.7 sends them, beside them what only we know of.
-
-    As far as it was revoked `after` that Unix time, and `without` the ids that the other knows: lists may be long.
-    """
-    found = control.worker.revoked
-    ids = {task_id: since for task_id, since in found.ids.items() if since >= after and task_id not in without}
-    stamps = [[name, value, since] for (name, value), since in found.stamps.items() if since >= after]
-    return {"revoked": list(ids), "revoked_at": list(ids.values()), "revoked_stamps": stamps}
-
-
-def learn_revoked(control: Control, state: Mapping[str, Any]) -> None:
-    """Take over what another worker knows; one of Celery's tells ids alone, or with times that mean nothing here."""
-    ids, times = list(state.get("revoked") or ()), state.get("revoked_at")
-    if not isinstance(times, list) or len(times) != len(ids):
-        times = [time.time()] * len(ids)
-    stamps = {(str(name), value): float(since) for name, value, since in state.get("revoked_stamps") or ()}
-    control.orders.learn_revoked({str(key): float(since) for key, since in zip(ids, times, strict=True)}, stamps)
-
-
 def report(control: Control, arguments: Mapping[str, Any]) -> Any:
     return {"ok": control.report()}
 
@@ -201,56 +163,6 @@ def objgraph(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 # -- orders
-
-
-def revoke(control: Control, arguments: Mapping[str, Any]) -> Any:
-    ids = _ids(arguments)
-    if not ids:
-        return {"error": "no task id was given"}
-    stopped = control.orders.revoke(ids)
-    if arguments.get("terminate"):
-        return _terminated(control, arguments, stopped, lambda request: request.id in ids)
-    logger.info("Tasks flagged as revoked: %s", ", ".join(ids))
-    return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
-
-
-def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) -> Any:
-    stamps = dict.fromkeys(_stamps(arguments.get("headers")))
-    if not stamps:
-        return {"error": "no stamp was given: headers is {name: value or list of values}"}
-    stopped = control.orders.revoke_stamps(stamps)
-    if not arguments.get("terminate"):
-        return {"ok": f"headers {_spelled(stamps)} flagged as revoked, but not terminated"}
-    covers = control.worker.revoked.covers
-    return _terminated(control, arguments, stopped, lambda request: covers(request.id, request.headers))
-
-
-def terminate(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return revoke(control, {**arguments, "terminate": True})
-
-
-def _terminated(
-    control: Control, arguments: Mapping[str, Any], stopped: list[Request], meant: Callable[[Request], bool]
-) -> Any:
-    ended, going_on = control.orders.terminate(meant, signal_number(arguments.get("signal")))
-    if going_on and any(control.orders.find(request) is not None for request in going_on):
-        names = ", ".join(request.id for request in going_on)
-        return {"error": f"the {control.worker.pool.name} pool cannot end what runs: {names}"}
-    names = ", ".join(dict.fromkeys(request.id for request in (*ended, *stopped)))
-    return {"ok": f"terminate: {names}" if names else "terminate: tasks unknown"}
-
-
-def signal_number(given: Any) -> int | None:
-    """SIGTERM, TERM, 15 or "15" as a number; None for nothing. Raises: ConfigurationError."""
-    if given in (None, ""):
-        return None
-    word = str(given).upper()
-    try:
-        if word.isdigit():
-            return int(signal.Signals(int(word)))
-        return int(signal.Signals[word if word.startswith("SIG") else f"SIG{word}"])
-    except (KeyError, ValueError):
-        raise ConfigurationError(f"there is no signal {given!r} (it is like SIGTERM, KILL or 9)") from None
 
 
 def rate_limit(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -403,25 +315,6 @@ def masked(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [masked("", item) for item in value]
     return _PASSWORD_IN_URL.sub(r"\g<start>********@", value if isinstance(value, str) else repr(value))
-
-
-def _ids(arguments: Mapping[str, Any]) -> list[str]:
-    given = arguments.get("task_id") or arguments.get("task_ids") or ()
-    return [given] if isinstance(given, str) else [str(each) for each in given]
-
-
-def _stamps(headers: Any) -> list[Stamp]:
-    """From a mapping, or from the command line's `name=value` words."""
-    if isinstance(headers, Mapping):
-        return stamps_in({str(name): value for name, value in headers.items()})
-    if isinstance(headers, (list, tuple)):
-        words = [str(word).partition("=") for word in headers]
-        return [(name, value) for name, separator, value in words if separator]
-    return []
-
-
-def _spelled(stamps: Iterable[Stamp]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in stamps)
 
 
 def _resized(control: Control, by: int) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AmqTaskError, PublishError
 from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
-from amqtask.services.commands import learn_revoked, revoked_state
+from amqtask.services.revoking import learn_revoked, revoked_state
 
 if TYPE_CHECKING:
     from amqtask.message import Delivery

@@ -268,6 +268,7 @@ def test_terminate_says_when_there_is_no_such_signal_or_the_pool_cannot_end_task
     remote.bench.deliver("a")
 
     assert "no signal 'SIGNIFICANT'" in remote.ask("terminate", task_id="a", signal="SIGNIFICANT")["error"]
+    assert remote.ask("revoked") == []
     assert "the hand pool cannot end what runs: a" in remote.ask("terminate", task_id="a")["error"]
 
 
@@ -279,6 +280,7 @@ def test_tasks_are_revoked_by_their_stamps() -> None:
 
     flagged = remote.ask("revoke_by_stamped_headers", headers={"customer": "x"})
     assert flagged == {"ok": "headers customer=x flagged as revoked, but not terminated"}
+    remote.ask("revoke", task_id="other")
     ended = remote.ask("revoke_by_stamped_headers", headers=["customer=x"], terminate=True)
 
     assert ended == {"ok": "terminate: runs"}
