@@ -106,6 +106,7 @@ class AmqTask:
         self.on_after_finalize = signals.Signal("on_after_finalize")
         self._task_class: type[Task[..., Any]] = task_cls or Task
         self._memory_broker: MemoryBroker | None = None
+        self._opened_backend: tuple[Any, ResultBackend] | None = None
         self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
@@ -336,8 +337,10 @@ class AmqTask:
             connect_timeout=conf.broker_connection_timeout,
             transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
         )
-        found: ResultBackend | None = registry.open_backend(url, options)
-        return found
+        if self._opened_backend is None or self._opened_backend[0] != options:
+            self._opened_backend = (options, registry.open_backend(url, options))
+        # Settings that do not concern it leave the store as it is: results may be on their way to it.
+        return self._opened_backend[1]
 
     @cached_property
     def control(self) -> Control:
@@ -844,7 +847,7 @@ class AmqTask:
     @cached_property
     def _memory_chords(self) -> ChordStore:
         """With the in-memory broker and no result store, chords are counted in this process."""
-        made: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords()
+        made: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords(self.conf.result_serializer)
         return made
 
     # -- running here
@@ -929,6 +932,7 @@ class AmqTask:
             made = self.__dict__.pop(name, None)
             if made is not None:
                 made.close()
+        self._opened_backend = None
 
     def __enter__(self) -> AmqTask:
         return self

@@ -150,6 +150,9 @@ class Calls:
         call.delivery_mode = get("delivery_mode") or self._delivery_mode
         call.callbacks, call.errbacks = _links(get("link")), _links(get("link_error"))
         call.chain, call.chord = get("chain"), get("chord")
+        if call.chain or call.chord:
+            # Others wait for it: a worker must see that it has expired, or they would wait for ever.
+            call.expires_seconds = None
         call.replaced_task_nesting = get("replaced_task_nesting") or 0
         names = get("stamped_headers")
         if names:

@@ -16,6 +16,7 @@ from amqtask import states
 from amqtask.current import current_app
 from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
 from amqtask.execution.context import current_context
+from amqtask.graph import DependencyGraph
 from amqtask.pipeline import flush_open
 from amqtask.protocol.result import ResultMessage, exception_from_dict
 
@@ -387,6 +388,21 @@ class AsyncResult(Generic[R]):
         """This result and those of what its task published, and so on, as (result, value)."""
         for _parent, result in self.iterdeps(timeout):
             yield result, result.get(timeout)
+
+    @property
+    def graph(self) -> DependencyGraph:
+        """This result and all that came of it, each waited for."""
+        return self.build_graph()
+
+    def build_graph(self, timeout: float | None = None, **_: Any) -> DependencyGraph:
+        """The same, within `timeout` seconds for each."""
+        found = DependencyGraph()
+        for parent, result in self.iterdeps(timeout):
+            if parent is None:
+                found.add_arc(result)
+            else:
+                found.add_edge(parent, result)
+        return found
 
     def get_leaf(self, timeout: float | None = None) -> Any:
         """The value of the last result of `collect`."""

@@ -1,4 +1,7 @@
-"""Chords counted in this process: for the in-memory broker and for `cache+memory://`."""
+"""Chords counted in this process: for the in-memory broker and for `cache+memory://`.
+
+Parts pass through the serializer, as they would elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import threading
 from dataclasses import dataclass, field
 
 from amqtask import states
-from amqtask.protocol.result import ResultMessage
+from amqtask.protocol.result import ResultMessage, decode_result, encode_result
+from amqtask.serialization import content_types
 
 _LAST = float("inf")
 
@@ -21,7 +25,8 @@ class _Chord:
 class MemoryChords:
     """See amqtask.execution.contract.ChordStore."""
 
-    def __init__(self) -> None:
+    def __init__(self, serializer: str = "json") -> None:
+        self._how = (serializer, content_types([serializer]))
         self._chords: dict[str, _Chord] = {}
         self._lock = threading.Lock()
 
@@ -31,7 +36,9 @@ class MemoryChords:
             self._chords.setdefault(group_id, _Chord(size)).size = size
 
     def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[ResultMessage] | None:
-        """A member has ended; all parts, in order, when it completes the chord."""
+        """A member has ended; all parts, in order, when it completes the chord. Raises: EncodeError."""
+        serializer, accept = self._how
+        part = decode_result(*encode_result(part, serializer), accept)
         with self._lock:
             found = self._chords.get(group_id)
             if found is None:

@@ -20,7 +20,7 @@ class MemoryBackend(MemoryChords):
     """See amqtask.backends.contract.ResultBackend. Values pass through the serializer, as they would elsewhere."""
 
     def __init__(self, options: BackendOptions) -> None:
-        super().__init__()
+        super().__init__(options.serializer)
         self._serializer = options.serializer
         self._accept = content_types([options.serializer])
         self._mailbox = Mailbox()

@@ -33,6 +33,8 @@ from amqtask.transport.wire import Wire
 Warn = Callable[[str], None]
 # A link used so recently (seconds) is looked at with one system call; its heartbeat timers can wait.
 FRESH = 1.0
+# What a connection remembers as declared, at most.
+MOST_DECLARED = 10_000
 
 
 class LinkLost(Exception):
@@ -276,6 +278,8 @@ class Link:
                 error = self._use_as_found(entity, error, deadline, warn)
             if error is not None:
                 raise declare_error(entity_name(entity), error)
+            if len(self._declared) > MOST_DECLARED:
+                self._declared.clear()  # chords' queues come and go; the others are declared once more
             self._declared.add(entity)
 
     def _use_as_found(

@@ -22,6 +22,7 @@ from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.declare import Declarer
 from amqtask.transport.errors import channel_error, culprits, refused, unroutable, unwritable
+from amqtask.transport.link import MOST_DECLARED
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.publisher import basic_properties
 from amqtask.transport.url import BrokerAddress
@@ -190,7 +191,7 @@ class PikaLoopPublisher:
     def _is_declared(self, declare: tuple[Declaration, ...]) -> bool:
         if not self._declared.issuperset(declare):
             return False
-        if len(self._declared_tuples) > 10_000:
+        if len(self._declared_tuples) > MOST_DECLARED:
             self._declared_tuples.clear()
         # Routes give the same tuple again and again: its identity is cheaper to look up than its members.
         self._declared_tuples[id(declare)] = declare
@@ -204,6 +205,9 @@ class PikaLoopPublisher:
     def _on_declared(self, entities: Sequence[Declaration], error: OperationalError | None) -> None:
         self._is_declaring = False
         if error is None:
+            if len(self._declared) > MOST_DECLARED:
+                self._declared.clear()
+                self._declared_tuples.clear()
             self._declared.update(entities)
         elif self._waiting:
             self._settled(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from amqtask import AmqTask, Signature, chain, chord, group, signature
-from amqtask.exceptions import ChordError, ConfigurationError
+from amqtask.exceptions import ChordError, ConfigurationError, Ignore, Reject, TaskRevokedError
 from amqtask.testing.suites.compositions import COMPOSITIONS, ERRORS, Tasks, define
 from amqtask.testing.worker import start_worker
+
+Build = Callable[[Any], Any]
 
 
 def make_app(**settings: Any) -> AmqTask:
@@ -124,6 +128,99 @@ def test_links_run_with_the_result_of_the_end() -> None:
             failed.get(timeout=10)
     assert seen[:4] == [4, 1, "ValueError", "ChordError"]
     assert sorted(seen[4:], key=str) == [8, "ChordError"]
+
+
+ENDS: dict[str, Build] = {
+    "unknown": lambda t: Signature("nowhere", app=t.app),
+    "ignored": lambda t: t.ignored.s(),
+    "rejected": lambda t: t.rejected.s(),
+    "expired": lambda t: t.same.s(1).set(expires=-1),
+    "a result that cannot be written": lambda t: t.unwritable.s(),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_however_a_member_ends_its_chord_does_too(name: str) -> None:
+    app = make_app()
+
+    @app.task(name="ignored")
+    def ignored() -> None:
+        raise Ignore
+
+    @app.task(name="rejected")
+    def rejected() -> None:
+        raise Reject("no reason")
+
+    @app.task(name="unwritable")
+    def unwritable() -> object:
+        return object()
+
+    tasks = Tasks(app)
+    with start_worker(app, pool="threads", concurrency=2):
+        result = chord([tasks.same.s(1), ENDS[name](tasks)], tasks.total.s() | tasks.double.s()).apply_async()
+        with pytest.raises(ChordError, match="Dependency"):
+            result.get(timeout=10)
+
+
+def test_a_revoked_step_ends_the_rest_of_its_chain_and_its_chord() -> None:
+    app = make_app()
+    tasks = Tasks(app)
+    composed = chord([tasks.same.s(1) | tasks.double.s() | tasks.double.s(), tasks.same.s(1)], tasks.total.s())
+    result = composed.freeze()
+    with start_worker(app, pool="threads", concurrency=2) as worker:
+        worker.revoked.add([composed.tasks[0]["kwargs"]["tasks"][1].id], time.time())
+        composed.apply_async()
+        with pytest.raises(ChordError, match="revoked"):
+            result.get(timeout=10)
+        with pytest.raises(TaskRevokedError):
+            app.AsyncResult(str(composed.tasks[0]["kwargs"]["tasks"][2].id)).get(timeout=10)
+
+
+def test_callbacks_may_be_compositions() -> None:
+    app = make_app()
+    tasks = Tasks(app)
+    with start_worker(app, pool="threads", concurrency=2):
+        result = tasks.add.apply_async((1, 1), link=[group(tasks.double.s(), tasks.add.s(1)) | tasks.total.s()])
+        assert result.get(timeout=10) == 2
+        (child,) = result.children
+        assert child.get(timeout=10) == 7
+
+
+def test_compositions_leave_in_a_pipeline_too() -> None:
+    app = make_app()
+    tasks = Tasks(app)
+    with start_worker(app, pool="threads", concurrency=2):
+        with app.pipeline():
+            results = [chord([tasks.same.s(n), tasks.same.s(1)], tasks.total.s()).delay() for n in range(5)]
+        assert [result.get(timeout=10) for result in results] == [1, 2, 3, 4, 5]
+
+
+def test_compositions_are_awaited() -> None:
+    app = make_app()
+    tasks = Tasks(app)
+
+    async def ask() -> list[Any]:
+        chained = await (tasks.add.s(1, 1) | group(tasks.double.s(), tasks.double.s()) | tasks.total.s()).adelay()
+        grouped = await group(tasks.same.s(n) for n in range(3)).adelay()
+        failed = await (tasks.fail.s() | tasks.double.s()).adelay()
+        with pytest.raises(ValueError, match="as told"):
+            await failed.aget(timeout=10)
+        return [await chained.aget(timeout=10), await grouped.aget(timeout=10)]
+
+    with start_worker(app, pool="threads", concurrency=2):
+        assert asyncio.run(ask()) == [8, [0, 1, 2]]
+
+
+def test_a_result_draws_what_came_of_it() -> None:
+    app = make_app()
+    tasks = Tasks(app)
+    with start_worker(app, pool="threads", concurrency=2):
+        result = (tasks.add.s(1, 1) | tasks.double.s()).apply_async()
+        assert result.get(timeout=10) == 4
+        first = result.parent
+        drawn = first.graph
+        assert [str(each) for each in drawn.topsort()] == [result.id, first.id]
+        assert drawn.to_dot().count("->") == 1
 
 
 def test_eager_compositions_run_at_once() -> None:

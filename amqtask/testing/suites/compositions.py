@@ -52,6 +52,12 @@ def define(app: AmqTask) -> AmqTask:
     def replaced_by_chain(self: Any, x: int) -> Any:
         return self.replace(add.s(x, 1) | group(double.s(), double.s()) | total.s())
 
+    @app.task(name="flaky", bind=True, default_retry_delay=0)
+    def flaky(self: Any, x: int) -> int:
+        if not self.request.retries:
+            raise self.retry()
+        return x
+
     @app.task(name="adds_one", bind=True)
     def adds_one(self: Any, x: int) -> int:
         self.add_to_chord(same.s(x + 1))
@@ -160,6 +166,8 @@ COMPOSITIONS: dict[str, tuple[Build, Any]] = {
     "replaced": (lambda t: t.replaced.s(1) | t.double.s(), 202),
     "replaced by a group": (lambda t: t.replaced_by_group.s(1) | t.total.s(), 6),
     "replaced by a chain with a chord": (lambda t: t.replaced_by_chain.s(1) | t.add.s(1), 9),
+    "retried in a chain": (lambda t: t.flaky.s(1) | t.flaky.s() | t.add.s(1), 2),
+    "retried in a chord": (lambda t: chord([t.flaky.s(1), t.same.s(2)], t.total.s() | t.flaky.s()), 3),
     "added to its chord": (lambda t: chord([t.adds_one.s(1), t.same.s(10)], t.total.s()), 13),
     "replaced in a chord": (
         lambda t: chord([t.replaced.s(1), t.replaced_by_group.s(1), t.same.s(5)], t.same.s()),

@@ -1,0 +1,57 @@
+"""A graph of results: who published whom (Celery's DependencyGraph, as far as results use it)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+class DependencyGraph:
+    """Nodes and, for each, what it led to."""
+
+    def __init__(self) -> None:
+        self.adjacent: dict[Any, list[Any]] = {}
+
+    def add_arc(self, node: Any) -> None:
+        """A node."""
+        self.adjacent.setdefault(node, [])
+
+    def add_edge(self, node: Any, following: Any) -> None:
+        """`node` led to `following`."""
+        self.add_arc(node)
+        self.add_arc(following)
+        self.adjacent[node].append(following)
+
+    def topsort(self) -> list[Any]:
+        """The nodes, each after all that it led to."""
+        found: dict[Any, None] = {}
+
+        def visit(node: Any) -> None:
+            for following in self.adjacent[node]:
+                if following not in found:
+                    visit(following)
+            found[node] = None
+
+        for node in self.adjacent:
+            if node not in found:
+                visit(node)
+        return list(found)
+
+    def to_dot(self, file: Any = None) -> str:
+        """The graph in Graphviz's language; written to `file` too, if one is given."""
+        lines = ["digraph dependencies {"]
+        lines += [f'    "{node}";' for node in self.adjacent]
+        lines += [f'    "{node}" -> "{following}";' for node, found in self.adjacent.items() for following in found]
+        text = "\n".join([*lines, "}", ""])
+        if file is not None:
+            file.write(text)
+        return text
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.adjacent)
+
+    def __len__(self) -> int:
+        return len(self.adjacent)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.adjacent
