@@ -1,7 +1,7 @@
 """`redis://`: results in Redis under Celery's keys, waited for by publish/subscribe (celery/backends/redis.py).
 
-`celery-task-meta-<id>` holds the encoded meta with an expiry; the same value is published on a channel of that name, in one
-pipeline. A stored SUCCESS is never overwritten. Who waits subscribes, has the subscription confirmed, and looks at
+`celery-task-meta-<id>` holds the encoded meta with an expiry; the same value is published on a channel of that name, by one
+script. A stored SUCCESS is never overwritten. Who waits subscribes, has the subscription confirmed, and looks at
 the key only then: a result is stored before or after that, and seen either way.
 """
 
@@ -28,6 +28,14 @@ from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.serialization import content_type, content_types
 
 PREFIX = "celery-task-meta-"
+# What is there already is returned, and only written over when the caller has seen it (ARGV[3]): Redis cannot read it.
+STORE = """
+local known = redis.call('GET', KEYS[1])
+if known and ARGV[3] == '' then return known end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
+redis.call('PUBLISH', KEYS[1], ARGV[1])
+return false
+"""
 # Keys per MGET, so that no single command keeps the server from others for long.
 AT_ONCE = 1_000
 
@@ -73,23 +81,16 @@ class RedisBackend(RedisChords):
         return None
 
     def store(self, result: ResultMessage) -> None:
-        """SET with expiry and PUBLISH in one pipeline; a result that is SUCCESS already stays.
+        """SET with expiry and PUBLISH in one round trip; a result that is SUCCESS already stays.
 
         Raises: EncodeError, BackendUnreachable.
         """
         body = encode_result(result, self._options.serializer).body
         key = self._result_key(result.task_id)
-        known = self._retrying(lambda client: client.get(key))
-        if known is not None and self._decode(known).status == states.SUCCESS:
-            return
-
-        def write(client: Any) -> None:
-            pipeline = client.pipeline(transaction=False)
-            pipeline.set(key, body, ex=self._result_expires)
-            pipeline.publish(key, body)
-            pipeline.execute()
-
-        self._retrying(write)
+        arguments = (body, self._result_expires or 0)
+        known = self._retrying(lambda client: client.eval(STORE, 1, key, *arguments, ""))
+        if known is not None and self._decode(known).status != states.SUCCESS:
+            self._retrying(lambda client: client.eval(STORE, 1, key, *arguments, "even so"))
 
     # -- the caller's end
 
