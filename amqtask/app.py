@@ -874,7 +874,9 @@ class AmqTask:
         """Run a chain, group or chord here, one task after the other."""
         self.finalize()
         propagate = bool(options.get("throw", propagate))
-        sig, _ = self.workflows.frozen(found.clone(args, kwargs), {k: v for k, v in options.items() if k != "throw"})
+        sig, _ = self.workflows.frozen(
+            found.clone(args, kwargs) if args or kwargs else found, {k: v for k, v in options.items() if k != "throw"}
+        )
         return InlineRunner(self).run_composition(sig, propagate=propagate)
 
     def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:

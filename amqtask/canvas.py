@@ -58,17 +58,17 @@ class Composition(Signature):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
         """Publish what it begins with; the rest travels with that. Raises: PublishError."""
-        return self.app.publish_composition(self.clone(), tuple(args or ()), dict(kwargs or {}), options)
+        return self.app.publish_composition(self, tuple(args or ()), dict(kwargs or {}), options)
 
     async def aapply_async(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
         """The same without blocking the event loop."""
-        return await self.app.apublish_composition(self.clone(), tuple(args or ()), dict(kwargs or {}), options)
+        return await self.app.apublish_composition(self, tuple(args or ()), dict(kwargs or {}), options)
 
     def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Run all of it here, one part after the other."""
-        return self.app.run_composition(self.clone(), tuple(args or ()), dict(kwargs or {}), options)
+        return self.app.run_composition(self, tuple(args or ()), dict(kwargs or {}), options)
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """Publish with more arguments."""

@@ -42,7 +42,8 @@ class Begun(NamedTuple):
 
 def settle(found: Any, options: Mapping[str, Any] | None = None) -> Signature:
     """A copy in which only tasks have options, but for ids; `options` are those of the call. Raises: ConfigurationError."""
-    sig = maybe_signature(found).clone(None, None, **(options or {}))
+    # Of a composition only the outside: its parts are settled, and copied, one by one.
+    sig = Signature.clone(maybe_signature(found), None, None, **(options or {}))
     if isinstance(sig, (chain, group, chord)) and sig.options.get("chain"):
         # What follows it stands in its options where a worker of Celery's was about to publish it.
         rest = sig.options.pop("chain")
@@ -317,9 +318,9 @@ def _begin(sig: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], rest: 
     elif isinstance(sig, chord):
         _begin_chord(sig, args, kwargs, rest, begun)
     else:
-        call = sig.clone(args, kwargs)
+        call = sig.clone(args, kwargs) if args or kwargs else sig
         if rest:
-            call.options["chain"] = [*rest, *(call.options.get("chain") or ())]
+            call["options"] = {**call.options, "chain": [*rest, *(call.options.get("chain") or ())]}
         begun.calls.append(call)
 
 

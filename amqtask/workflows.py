@@ -35,7 +35,7 @@ class Workflows:
         self, found: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Begun, Result]:
         """The calls that a composition begins with, and its result. Raises: ConfigurationError."""
-        sig, result = self.frozen(found.clone(args, kwargs), options)
+        sig, result = self.frozen(found.clone(args, kwargs) if args or kwargs else found, options)
         return self._begun(sig), result
 
     def _begun(self, sig: Signature, args: tuple[Any, ...] = (), continuation: list[Any] | None = None) -> Begun:

@@ -11,7 +11,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis

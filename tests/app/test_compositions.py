@@ -59,6 +59,19 @@ def test_a_composition_that_travelled_as_json_gives_its_value(worked: Tasks, nam
     assert travelled.apply_async().get(timeout=10) == value
 
 
+@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name != "empty group"])
+def test_a_composition_can_be_published_again(worked: Tasks, name: str) -> None:
+    build, value = COMPOSITIONS[name]
+    composed = build(worked)
+    before = json.dumps(composed)
+
+    first, second = composed.apply_async(), composed.apply_async()
+
+    assert first.id != second.id
+    assert (first.get(timeout=10), second.get(timeout=10)) == (value, value)
+    assert json.dumps(composed) == before
+
+
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_a_frozen_composition_keeps_its_result(worked: Tasks, name: str) -> None:
     build, value = COMPOSITIONS[name]
