@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from amqtask.entities import Exchange, Queue, arguments
 from amqtask.exceptions import Undecodable
 from amqtask.message import Message, Properties
-from amqtask.serialization import dumps, loads
+from amqtask.serialization import JSON, Encoded, content_type, dumps, loads
 
 EXCHANGE = "celeryev"  # the setting event_exchange
 
@@ -69,6 +71,50 @@ def event(
     }
 
 
+def json_text(value: Any) -> str:
+    """A value as JSON; without detours for what most fields are. Raises: EncodeError."""
+    kind = value.__class__
+    if kind is str:
+        return encode_basestring_ascii(value)
+    if value is None:
+        return "null"
+    return repr(value) if kind is int else dumps(value, "json").body.decode()
+
+
+def fields_text(fields: Mapping[str, Any]) -> str:
+    """The middle of a JSON object. Raises: EncodeError."""
+    return "".join(f'"{name}": {json_text(value)}, ' for name, value in fields.items())
+
+
+class EventTexts:
+    """Writes events of tasks as JSON text, one by one, when they happen.
+
+    A busy worker tells of three for each task. Writing them like this takes half of what it takes to make mappings and
+    have them written together, and what waits for the broker is smaller.
+    """
+
+    def __init__(self, hostname: str, *, pid: int, utcoffset: int) -> None:
+        self._end = f'"hostname": {json_text(hostname)}, "utcoffset": {utcoffset}, "pid": {pid}}}'
+
+    def text(self, kind: str, task_id: str, fields: str, *, clock: int, timestamp: float) -> str:
+        """An event; `fields` are its own, as `fields_text` writes them."""
+        return (
+            f'{{"type": "{kind}", "uuid": {json_text(task_id)}, {fields}"clock": {clock}, '
+            f'"timestamp": {timestamp:.6f}, {self._end}'
+        )
+
+
+def texts_message(
+    texts: Sequence[str], exchange: str = EXCHANGE, *, hostname: str, group: str = "task", serializer: str = "json"
+) -> Message:
+    """`events_message` of events that are JSON texts already."""
+    if content_type(serializer) == JSON:
+        encoded = Encoded(f"[{', '.join(texts)}]".encode(), JSON, "utf-8")
+    else:
+        encoded = dumps([json.loads(text) for text in texts], serializer)
+    return _in_message(encoded, f"{group}.multi", hostname, exchange)
+
+
 def event_message(event: Mapping[str, Any], exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
     """One event; the routing key is its type, `task.succeeded`."""
     return _message(event, event["type"].replace("-", "."), event.get("hostname"), exchange, serializer)
@@ -83,7 +129,10 @@ def events_message(
 
 
 def _message(body: Any, routing_key: str, hostname: str | None, exchange: str, serializer: str) -> Message:
-    encoded = dumps(body, serializer)
+    return _in_message(dumps(body, serializer), routing_key, hostname, exchange)
+
+
+def _in_message(encoded: Encoded, routing_key: str, hostname: str | None, exchange: str) -> Message:
     properties = Properties(
         content_type=encoded.content_type,
         content_encoding=encoded.content_encoding,

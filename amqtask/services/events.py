@@ -24,7 +24,7 @@ from amqtask import __version__, signals, states
 from amqtask.events.sent import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer
-from amqtask.protocol.event import event_message, events_message, utc_offset
+from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
 from amqtask.worker.observer import Observer
 from amqtask.worker.report import name_of
 from amqtask.worker.ticker import Ticker
@@ -44,7 +44,7 @@ logger = logging.getLogger("amqtask.worker")
 # What is kept while the broker takes no events.
 MOST_WAITING = 10_000
 # Events in one message at most, and messages on their way at once.
-BATCH = 200
+BATCH = 500
 WINDOW = 16
 # How long an event may wait for others, in seconds.
 GATHER_SECONDS = 0.05
@@ -91,9 +91,10 @@ class EventSender(Observer):
         self._pid = os.getpid()
         self._hostname = worker.setup.hostname
         self._utcoffset = utc_offset()
+        self._texts = EventTexts(self._hostname, pid=self._pid, utcoffset=self._utcoffset)
         self._silent: frozenset[str] = frozenset()
         self._publisher: LoopPublisher | None = None
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[str] = deque(maxlen=MOST_WAITING)
         self._on_their_way = 0
         self._timer: Timer | None = None
         self._dropped = 0
@@ -154,25 +155,21 @@ class EventSender(Observer):
     # -- what happens to tasks
 
     def on_received(self, request: Request) -> None:
-        headers = request.headers
-        self._note(
-            "task-received",
-            request.id,
-            request.task,
-            {
-                "name": name_of(request),
-                "args": headers.get("argsrepr"),
-                "kwargs": headers.get("kwargsrepr"),
-                "root_id": headers.get("root_id"),
-                "parent_id": headers.get("parent_id"),
-                "retries": headers.get("retries") or 0,
-                "eta": headers.get("eta"),
-                "expires": headers.get("expires"),
-            },
-        )
+        get = request.headers.get
+        try:
+            fields = (
+                f'"name": {json_text(name_of(request))}, "args": {json_text(get("argsrepr"))}, '
+                f'"kwargs": {json_text(get("kwargsrepr"))}, "root_id": {json_text(get("root_id"))}, '
+                f'"parent_id": {json_text(get("parent_id"))}, "retries": {json_text(get("retries") or 0)}, '
+                f'"eta": {json_text(get("eta"))}, "expires": {json_text(get("expires"))}, '
+            )
+        except EncodeError as error:  # headers of a message from elsewhere may hold anything
+            logger.warning("events: task-received of %s tells nothing of its arguments: %s", request.id, error)
+            fields = f'"name": {json_text(request.task)}, '
+        self._note("task-received", request.id, request.task, fields)
 
     def on_started(self, request: Request) -> None:
-        self._note("task-started", request.id, request.task, {})
+        self._note("task-started", request.id, request.task, "")
 
     def on_ended(self, request: Request, outcome: Outcome) -> None:
         if self._sent_events and outcome.publish:
@@ -184,22 +181,17 @@ class EventSender(Observer):
         for message in messages:
             if "task" in message.properties.headers:
                 fields = sent_fields(message)
-                self._note("task-sent", fields["uuid"], fields["name"], fields)
+                task_id, name = fields.pop("uuid"), fields["name"]
+                self._note("task-sent", task_id, name, fields_text(fields))
 
-    def _note(self, kind: str, task_id: str, task: str, fields: dict[str, Any]) -> None:
+    def _note(self, kind: str, task_id: str, task: str, fields: str) -> None:
         if not task_id or task in self._silent:
             return
-        fields["type"] = kind
-        fields["uuid"] = task_id
-        fields["clock"] = self._clock.forward()
-        fields["timestamp"] = self._wall_clock()
-        fields["hostname"] = self._hostname
-        fields["utcoffset"] = self._utcoffset
-        fields["pid"] = self._pid
+        text = self._texts.text(kind, task_id, fields, clock=self._clock.forward(), timestamp=self._wall_clock())
         waiting = self._waiting
         if len(waiting) == MOST_WAITING:
             self._drop_one()
-        waiting.append(fields)
+        waiting.append(text)
         if len(waiting) >= BATCH and self._on_their_way < WINDOW:
             self._hand_over()
         elif self._timer is None:
@@ -222,19 +214,9 @@ class EventSender(Observer):
         least = 1 if everything else BATCH
         while len(waiting) >= least and self._on_their_way < WINDOW:
             batch = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
-            for message in self._encoded(batch):
-                self._on_their_way += 1
-                self._to_publish().publish(message, self._arrived)
-
-    def _encoded(self, batch: list[dict[str, Any]]) -> list[Message]:
-        try:
-            return [events_message(batch, self._exchange, serializer=self._serializer)]
-        except EncodeError as error:
-            if len(batch) == 1:
-                # Headers of a message from elsewhere may hold anything.
-                logger.warning("events: %s of %s is not sent: %s", batch[0]["type"], batch[0]["uuid"], error)
-                return []
-            return [message for each in batch for message in self._encoded([each])]
+            self._on_their_way += 1
+            message = texts_message(batch, self._exchange, hostname=self._hostname, serializer=self._serializer)
+            self._to_publish().publish(message, self._arrived)
 
     def _arrived(self, error: PublishError | None) -> None:
         self._on_their_way -= 1
@@ -261,10 +243,16 @@ class EventSender(Observer):
     # -- the worker itself
 
     def _beat(self) -> None:
-        self._utcoffset = utc_offset()
+        self._look_at_the_time_zone()
         # An old heartbeat is worth nothing: none is sent while the last one has not arrived.
         if not self._beat_is_on_its_way:
             self._tell_worker("worker-heartbeat", **self._numbers(self._heartbeat or HEARTBEAT_SECONDS))
+
+    def _look_at_the_time_zone(self) -> None:
+        offset = utc_offset()
+        if offset != self._utcoffset:  # summer begins or ends
+            self._utcoffset = offset
+            self._texts = EventTexts(self._hostname, pid=self._pid, utcoffset=offset)
 
     def _numbers(self, frequency: float) -> dict[str, Any]:
         return {
@@ -296,34 +284,36 @@ class EventSender(Observer):
         self._beat_is_on_its_way = False
 
 
-def _ending(outcome: Outcome) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """The events of an outcome."""
+def _ending(outcome: Outcome) -> tuple[tuple[str, str], ...]:
+    """The events of an outcome, and their fields."""
     state = outcome.state
     if state == states.SUCCESS:
         # What ran when `enable` came may not have been described.
-        return (("task-succeeded", {"result": outcome.summary or None, "runtime": outcome.runtime}),)
+        result = json_text(outcome.summary or None)
+        return (("task-succeeded", f'"result": {result}, "runtime": {outcome.runtime!r}, '),)
     if state == states.RETRY:
         return (("task-retried", _error(outcome)),)
     if state == states.REVOKED:
         return (("task-revoked", _revocation(outcome)),)
     if outcome.answer is Answer.REQUEUE:
-        return (("task-rejected", {"requeue": True}),)
+        return (("task-rejected", fields_text({"requeue": True})),)
     if state == states.FAILURE:
         return (("task-failed", _error(outcome)),)
     if state == states.REJECTED:
         # For good: the task's result is a failure, and Celery says both.
-        return ("task-failed", _error(outcome)), ("task-rejected", {"requeue": False})
+        return ("task-failed", _error(outcome)), ("task-rejected", fields_text({"requeue": False}))
     return ()  # ignored: what becomes of it is the task's own affair
 
 
-def _error(outcome: Outcome) -> dict[str, Any]:
-    return {"exception": outcome.summary or outcome.reason, "traceback": outcome.traceback}
+def _error(outcome: Outcome) -> str:
+    return fields_text({"exception": outcome.summary or outcome.reason, "traceback": outcome.traceback})
 
 
-def _revocation(outcome: Outcome) -> dict[str, Any]:
+def _revocation(outcome: Outcome) -> str:
     """As Celery words it; the reasons are those of execution/endings.py, anything else ended a running task."""
     expired = outcome.reason == "expired"
-    return {"terminated": outcome.reason not in ("expired", "revoked"), "signum": None, "expired": expired}
+    terminated = outcome.reason not in ("expired", "revoked")
+    return fields_text({"terminated": terminated, "signum": None, "expired": expired})
 
 
 def _load_average() -> list[float]:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from amqtask.exceptions import Undecodable
-from amqtask.protocol.event import event, event_message, events_message, read_events, receiver_queue
+from amqtask.protocol.event import (
+    EventTexts,
+    event,
+    event_message,
+    events_message,
+    fields_text,
+    read_events,
+    receiver_queue,
+    texts_message,
+)
 from amqtask.serialization import content_types
 
 JSON = content_types(["json"])
@@ -30,6 +41,26 @@ def test_many_events_are_one_message() -> None:
 
     assert message.routing_key == "task.multi"
     assert read_events(message.body, "application/json", "utf-8", JSON) == told
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack"])
+def test_events_written_one_by_one_are_the_same(serializer: str) -> None:
+    fields: dict[str, Any] = {"args": "('ü\n\"',)", "retries": 2, "eta": None, "requeue": True, "runtime": 0.125}
+    told = [
+        event("task-started", "a@host", timestamp=1763714012.5, clock=n, pid=3, uuid="1", **fields) for n in range(2)
+    ]
+    texts = EventTexts("a@host", pid=3, utcoffset=0)
+
+    message = texts_message(
+        [texts.text("task-started", "1", fields_text(fields), clock=n, timestamp=1763714012.5) for n in range(2)],
+        hostname="a@host",
+        serializer=serializer,
+    )
+
+    assert message.routing_key == "task.multi"
+    assert message.properties.headers == {"hostname": "a@host"}
+    content = content_types([serializer])
+    assert read_events(message.body, message.properties.content_type, "", content) == told
 
 
 @pytest.mark.parametrize("body", [b"1", b"[1]", b"{}", b'[{"type": 1}]'])

@@ -12,6 +12,8 @@ from amqtask.clock import LamportClock
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Answer
 from amqtask.message import Message, Properties
+from amqtask.protocol.event import read_events
+from amqtask.serialization import content_types
 from amqtask.services import events
 from amqtask.services.events import EventSender
 from tests.worker.bench import Bench, FakeTask
@@ -28,6 +30,7 @@ class Watched:
         task_events: bool = True,
         heartbeat: float | None = None,
         sent_events: bool = False,
+        serializer: str = "json",
     ) -> None:
         self.bench = Bench(slots=slots)
         self.publisher = HandPublisher()
@@ -37,7 +40,7 @@ class Watched:
             clock=LamportClock(),
             make_publisher=self.make_publisher,
             exchange="celeryev",
-            serializer="json",
+            serializer=serializer,
             task_events=task_events,
             sent_events=sent_events,
             heartbeat=heartbeat,
@@ -287,14 +290,24 @@ def test_an_exchange_that_must_not_be_used_is_said_once_and_harms_nothing(caplog
     assert watched.bench.worker.ended == 3
 
 
-def test_an_event_that_cannot_be_written_down_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_arguments_that_cannot_be_written_cost_only_themselves(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched()
     watched.bench.deliver("a", argsrepr=object())
-    watched.bench.deliver("b")
+    watched.bench.deliver("b", argsrepr="('ünï\\ud800', \"q\")")
 
-    told = [(event["type"], event["uuid"]) for event in watched.events]
+    (first, second) = (event for event in watched.events if event["type"] == "task-received")
 
-    assert ("task-received", "a") not in told
-    assert ("task-started", "a") in told
-    assert ("task-received", "b") in told
-    assert "task-received of a is not sent" in caplog.text
+    assert (first["uuid"], first["name"], first.get("args")) == ("a", "t", None)
+    assert (second["uuid"], second["args"]) == ("b", "('ünï\\ud800', \"q\")")
+    assert "task-received of a tells nothing of its arguments" in caplog.text
+
+
+def test_another_serializer_is_heeded() -> None:
+    watched = Watched(serializer="msgpack")
+    watched.bench.deliver("a")
+    watched.bench.loop.advance(0.1)
+
+    (message,) = watched.publisher.sent
+    assert message.properties.content_type == "application/x-msgpack"
+    told = read_events(message.body, "application/x-msgpack", "binary", content_types(["msgpack"]))
+    assert [event["type"] for event in told] == ["task-received", "task-started"]
