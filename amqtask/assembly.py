@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import __version__, signals
 from amqtask.clock import LamportClock
 from amqtask.entities import Queue
-from amqtask.exceptions import LimitUnsupported, QueueNotFound
+from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.switch import SharedSwitch
 from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.serialization import content_types
@@ -151,6 +151,20 @@ def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
             logger.warning("purge: erased %d messages from %s", count, work.queue.name)
 
 
+def _from_environment(name: str) -> float | None:
+    """A number above 0; None if the variable is not set. Raises: ConfigurationError."""
+    told = os.environ.get(name)
+    if not told:
+        return None
+    try:
+        number = float(told)
+    except ValueError:
+        number = 0.0
+    if number <= 0:
+        raise ConfigurationError(f"the environment variable {name} is a number above 0, not {told!r}")
+    return number
+
+
 class _Builder:
     """Holds what several parts are made from while a worker is put together."""
 
@@ -168,6 +182,8 @@ class _Builder:
         self.hostname = hostname
         self.pool_class = pool_class
         self.queues = queues
+        self.revokes_max = int(_from_environment("CELERY_WORKER_REVOKES_MAX") or MAX_IDS)
+        self.revoke_expires = _from_environment("CELERY_WORKER_REVOKE_EXPIRES")
         self.loop = PikaLoop()
         # Whether slots describe what tasks return, for log lines and events. Monitors may ask for events at any time.
         self.describes = SharedSwitch(
@@ -218,8 +234,8 @@ class _Builder:
             term_is_quit=os.environ.get("REMAP_SIGTERM") == "SIGQUIT",
             install_signals=self.options.install_signals,
             statedb=conf.worker_state_db,
-            revokes_max=int(os.environ.get("CELERY_WORKER_REVOKES_MAX") or MAX_IDS),
-            revoke_expires=float(os.environ.get("CELERY_WORKER_REVOKE_EXPIRES") or 0.0) or None,
+            revokes_max=self.revokes_max,
+            revoke_expires=self.revoke_expires,
         )
 
     def pinned_prefetch(self) -> int | None:

@@ -311,6 +311,15 @@ def test_arguments_are_shown_unless_their_sender_hides_them(headers: Any, safe: 
     assert (active["args"], active["kwargs"]) == shown
 
 
+def test_large_arguments_are_not_decoded_for_a_question() -> None:
+    remote = Remote()
+    remote.bench.deliver("a", body=b'[["' + b"x" * 70_000 + b'"], {}, {}]', argsrepr="('xxx...',)", kwargsrepr="{}")
+
+    (active,) = remote.ask("active")
+
+    assert (active["args"], active["kwargs"]) == ("('xxx...',)", "{}")
+
+
 def test_memory_is_sampled_and_dumped() -> None:
     remote = Remote()
     samples = [remote.ask("memsample") for _ in range(4)]
