@@ -22,6 +22,7 @@ from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
 from integration.faults import Forwarder
+from integration.nodes import RabbitNode
 from integration.workers import ROOT, WorkerProcess, eventually, run_cli
 
 APP = "integration.apps.sample"
@@ -291,6 +292,30 @@ def test_calls_do_not_mind_what_becomes_of_their_events(
             app.close()
             far.close()
     eventually(lambda: rabbit.count(queue) == 6)
+
+
+def test_tasks_run_on_while_the_broker_takes_no_events(hurt_node: RabbitNode) -> None:
+    """An alarm blocks who publishes, and lets who consumes go on."""
+    app = AmqTask("blocked", broker=hurt_node.url, task_default_queue="blocked", set_as_current=False)
+    for number in range(300):
+        app.send_task("sample.add", (number, 0), ignore_result=True)
+    app.close()
+    environment = {"AMQTASK_BROKER_URL": hurt_node.url}
+    rabbit = Broker(hurt_node.url)
+    hurt_node.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        options = ("-Q", "blocked", "-P", "threads", "-n", "blocked@test", "-E")
+        with WorkerProcess(APP, *options, environment=environment) as worker:
+            eventually(lambda: worker.log.count(" succeeded in ") == 300)
+            assert rabbit.count("blocked") == 0
+            hurt_node.ctl("set_vm_memory_high_watermark", "0.6")
+            with Listening(app) as heard:
+                heard.await_type("worker-heartbeat", hostname="blocked@test")
+            assert worker.stop() == 0
+    finally:
+        hurt_node.ctl("set_vm_memory_high_watermark", "0.6")
+        rabbit.close()
+        app.close()
 
 
 class Cli:

@@ -61,6 +61,8 @@ def command(
     Workers started without -E tell of themselves only: `amqtask control enable_events` makes them tell of tasks.
     """
     app = settings.load()
+    if app.memory_broker is not None:
+        raise click.ClickException("memory:// lives inside each process: nobody else's events can be seen")
     try:
         if camera is not None:
             kind = _find_camera(camera)

@@ -99,9 +99,16 @@ def test_an_event_is_a_line() -> None:
 
 
 def test_the_view_needs_a_terminal_and_a_camera_must_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    app = AmqTask("looked", broker="memory://", set_as_current=False)
+    app = AmqTask("looked", broker="amqp://localhost//", set_as_current=False)
 
     assert run(["events"], app) == 2
     assert "--dump" in capsys.readouterr().err
     assert run(["events", "--camera", "nowhere:Camera"], app) == 1
     assert "no camera nowhere:Camera" in capsys.readouterr().err
+
+
+def test_memory_brokers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    app = AmqTask("looked", broker="memory://", set_as_current=False)
+
+    assert run(["events", "--dump"], app) == 1
+    assert "memory://" in capsys.readouterr().err
