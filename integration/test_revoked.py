@@ -15,6 +15,7 @@ from amqtask.exceptions import TaskRevokedError
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
+from integration.nodes import RabbitNode
 from integration.workers import WorkerProcess, eventually
 
 OURS = "integration.apps.sample"
@@ -82,6 +83,18 @@ def test_celery_s_worker_learns_it_from_ours(rabbit: Broker, redis_url: str, app
         task_id = revoke_somewhere(app, node)
         with CeleryWorker(celery_peer.environment(rabbit.url, redis_url, second), second):
             assert_revoked(app, task_id, second)
+
+
+def test_workers_ask_each_other_again_after_a_lost_connection(hurt_node: RabbitNode) -> None:
+    environment = {"AMQTASK_BROKER_URL": hurt_node.url, "SAMPLE_QUEUE": f"again-{uuid.uuid4().hex[:8]}"}
+    names = [f"w{uuid.uuid4().hex[:8]}@here" for _ in range(2)]
+    first, second = (WorkerProcess(OURS, "-P", "solo", "-n", name, environment=environment) for name in names)
+    with first, second:
+        second.await_log(f"mingle: sync with {names[0]}")
+        hurt_node.ctl("close_all_connections", "test")
+
+        # Whoever comes back last finds the other one.
+        eventually(lambda: (first.log + second.log).count("mingle: sync with") >= 2)
 
 
 def test_it_survives_the_death_of_the_only_worker(rabbit: Broker, redis_url: str, app: AmqTask, tmp_path: Path) -> None:

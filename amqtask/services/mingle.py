@@ -78,6 +78,7 @@ class Mingle:
         """The connection is new, or about to be: the queue for answers has to be made again."""
         if self._ticket and not self._lost_at:
             self._lost_at = time.time()
+        self._cancel_deaf_timer()
         consumer.add_queue(self.queue, prefetch=PREFETCH)
 
     def ask(self, consumer: Consumer) -> None:
@@ -101,8 +102,7 @@ class Mingle:
         message.declare = ()  # the mailbox hangs on the exchange already
         logger.debug("mingle: searching for neighbors")
         self._control.worker.publisher.publish(message, _note)
-        if self._deaf_timer is not None:
-            self._deaf_timer.cancel()
+        self._cancel_deaf_timer()
         self._deaf_timer = self._loop.call_later(LISTEN_SECONDS, lambda: self._be_deaf(consumer))
 
     def heard(self, hello: Command) -> None:
@@ -141,6 +141,11 @@ class Mingle:
             self._is_holding = False
             self._control.worker.dispatcher.release()
             self._control.worker.wake()
+
+    def _cancel_deaf_timer(self) -> None:
+        if self._deaf_timer is not None:
+            self._deaf_timer.cancel()
+            self._deaf_timer = None
 
     def _be_deaf(self, consumer: Consumer) -> None:
         self._deaf_timer = None

@@ -127,6 +127,16 @@ def test_after_a_while_the_queue_for_answers_goes_and_after_a_lost_connection_it
     assert worker.bench.started == ["a"]
 
 
+def test_a_broker_that_is_away_for_long_does_not_take_the_queue_for_answers_away() -> None:
+    worker = Starting()
+    worker.consumes()
+    worker.panel.on_connection_lost(ConnectionError("cut"))
+
+    worker.bench.loop.advance(60.0)
+
+    assert not [word for word in worker.consumers[-1].words if word.startswith("cancel")]
+
+
 def test_what_is_known_is_told_in_a_form_that_celery_reads() -> None:
     worker = Starting()
     worker.ask("revoke", task_id=["a", "b"])
