@@ -233,15 +233,15 @@ class Freezer:
             is_last = position == len(steps) - 1
             if root_id is None and not isinstance(step, (group, chord)):
                 root_id = step.options.setdefault("task_id", (task_id if is_last else None) or str(uuid.uuid4()))
+            # A later step learns its root and its parent from the one before, when that has run: the message is shorter.
             parent = self.freeze(
                 step,
                 task_id=task_id if is_last else None,
                 place=place if is_last else None,
-                root_id=root_id,
-                parent_id=parent_id,
+                root_id=root_id if not position else None,
+                parent_id=parent_id if not position else None,
                 parent=parent,
             )
-            parent_id = step.options.get("task_id")
         sig.tasks = steps
         found: Result = parent
         return found

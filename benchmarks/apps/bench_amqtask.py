@@ -7,6 +7,8 @@ from benchmarks.apps import clients, marks
 
 app = AmqTask("bench", backend=os.environ.get("BENCH_RESULTS"))
 app.conf.task_default_queue = os.environ.get("BENCH_QUEUE", "bench_amqtask")
+if "BENCH_QUEUE_TYPE" in os.environ:
+    app.conf.task_default_queue_type = os.environ["BENCH_QUEUE_TYPE"]
 
 
 @app.task(name="bench.noop")

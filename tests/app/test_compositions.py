@@ -224,6 +224,28 @@ def test_compositions_are_awaited() -> None:
         assert asyncio.run(ask()) == [8, [0, 1, 2]]
 
 
+def test_every_step_knows_its_root_and_its_parent() -> None:
+    app = make_app()
+    known: dict[str, tuple[Any, Any]] = {}
+
+    @app.task(name="note_place", bind=True)
+    def note_place(self: Any, *args: Any) -> None:
+        known[self.request.id] = (self.request.root_id, self.request.parent_id)
+
+    with start_worker(app, pool="threads", concurrency=2):
+        result = (note_place.s() | note_place.s() | group(note_place.s(), note_place.s()) | note_place.s()).delay()
+        assert result.get(timeout=10) is None
+    header = result.parent
+    second = header.parent
+    first = second.parent
+    assert known[first.id] == (first.id, None)
+    assert known[second.id] == (first.id, first.id)
+    assert [known[member.id] for member in header] == [(first.id, second.id)] * 2
+    root, parent = known[result.id]
+    assert root == first.id
+    assert parent in [member.id for member in header]
+
+
 def test_a_result_draws_what_came_of_it() -> None:
     app = make_app()
     tasks = Tasks(app)
