@@ -1,0 +1,423 @@
+"""Calling: how calls and compositions leave an application: composed, published with confirms, and given a result."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from amqtask import signals
+from amqtask.calls import tell_composed
+from amqtask.canvas import maybe_signature, routed, signature
+from amqtask.eager import InlineRunner
+from amqtask.exceptions import PublishError
+from amqtask.execution.context import current_context
+from amqtask.message import Message
+from amqtask.parts import Parts
+from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
+from amqtask.result import AsyncResult, EagerResult, GroupResult, ResultSet
+from amqtask.settings import Settings
+from amqtask.signatures import Signature
+from amqtask.task import Task
+
+if TYPE_CHECKING:
+    from amqtask.execution.contract import ChordStore
+    from amqtask.freezing import Begun
+
+T = TypeVar("T")
+
+
+class Calling(Parts):
+    """The part of an application that callers use."""
+
+    def finalize(self, auto: bool = False) -> None:
+        """Resolve the tasks' options; the application does."""
+        raise NotImplementedError
+
+    # -- calling
+
+    def send_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
+        return self.publish_call(name, tuple(args or ()), dict(kwargs or {}), options)
+
+    async def asend_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """`send_task` without blocking the event loop."""
+        return await self.apublish_call(name, tuple(args or ()), dict(kwargs or {}), options)
+
+    def signature(self, task: Any, *args: Any, **kwargs: Any) -> Signature:
+        """A signature that belongs to this app."""
+        return signature(task, *args, app=self._app, **kwargs)
+
+    def publish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """Publish one call, or run it here when task_always_eager says so."""
+        if self._is_eager:
+            return self._eager(name, args, kwargs, options)
+        message = self._compose(name, args, kwargs, options, task)
+        pipeline = find_pipeline(self)
+        if pipeline is not None:
+            pipeline.add(message)
+        else:
+            self._publish(message, options)
+        return self._result_of(message)
+
+    def _publish(self, message: Message, options: Mapping[str, Any]) -> None:
+        try:
+            self.publisher.publish(message, timeout=_timeout(options))
+        except BaseException as error:
+            self._settled(message, error)
+            raise
+        self._settled(message)
+        if self._tells_sent:
+            self.sent_events.sent((message,))
+
+    async def apublish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+        if self._is_eager:
+            return self._eager(name, args, kwargs, options)
+        message = self._compose(name, args, kwargs, options, task)
+        try:
+            await self.async_publisher.publish(message, timeout=_timeout(options))
+        except BaseException as error:
+            self._settled(message, error)
+            raise
+        self._settled(message)
+        if self._tells_sent:
+            await self._atell_sent((message,))
+        return self._result_of(message)
+
+    def publish_signature(self, call: Signature) -> AsyncResult[Any]:
+        """Publish a plain signature."""
+        return self.publish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+
+    async def apublish_signature(self, call: Signature) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+        return await self.apublish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+
+    def pipeline(self, *, timeout: float | None = None) -> Pipeline:
+        """A block whose calls are published together, as fast as `publish_many`, and all confirmed at its end.
+
+            with app.pipeline():
+                results = [add.delay(n, n) for n in range(5000)]
+
+        `delay()` composes its message, checks its arguments and returns; messages leave by the thousand, or when the first
+        has waited 0.1 s at the next call, when a result is asked for, and at the end of the block. `timeout` (seconds)
+        is that of each burst, default as in `publish_many`; the calls' own `timeout` does not count.
+        Raises, from the call that completed a burst or at the end of the block: the first PublishError; `failed` of the
+        pipeline names all calls that were not stored.
+        """
+
+        def publish(messages: Sequence[Message]) -> Sequence[PublishError | None]:
+            return self._publish_burst(messages, _many_timeout(self.conf, timeout, len(messages)))
+
+        return Pipeline(self, publish, self._settled)
+
+    def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+        """Publish many calls in one pipelined burst, each confirmed; results in their order.
+
+        Raises: the PublishError of the first that was not stored (its `results` attribute holds what was).
+        """
+        found = [maybe_signature(call, self._app) for call in calls]
+        if self._is_eager:
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
+        flush_open()  # earlier calls stay earlier in the queue
+        results: list[AsyncResult[Any]] = []
+        for calls_of_burst in _bursts(found):
+            messages = self._compose_many(calls_of_burst)
+            limit = _many_timeout(self.conf, timeout, len(messages))
+            errors = self._publish_burst(messages, limit)
+            self._all_published(messages, errors, results)
+        return results
+
+    async def apublish_many(
+        self, calls: Iterable[Signature], *, timeout: float | None = None
+    ) -> list[AsyncResult[Any]]:
+        """The same over the async publisher."""
+        found = [maybe_signature(call, self._app) for call in calls]
+        if self._is_eager:
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
+        results: list[AsyncResult[Any]] = []
+        for calls_of_burst in _bursts(found):
+            messages = self._compose_many(calls_of_burst)
+            limit = _many_timeout(self.conf, timeout, len(messages))
+            errors = await self._apublish_burst(messages, limit)
+            self._all_published(messages, errors, results)
+        return results
+
+    def _compose_many(self, found: Sequence[Signature]) -> list[Message]:
+        tasks = self.tasks
+        return [
+            self._compose(call.task, call["args"], call["kwargs"], call["options"], tasks.get(call.task))
+            for call in found
+        ]
+
+    def _publish_burst(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
+        errors = self.publisher.publish_many(messages, timeout=timeout)
+        if self._tells_sent:
+            self.sent_events.sent(_stored(messages, errors))
+        return errors
+
+    async def _apublish_burst(
+        self, messages: Sequence[Message], timeout: float | None
+    ) -> Sequence[PublishError | None]:
+        errors = await self.async_publisher.publish_many(messages, timeout=timeout)
+        if self._tells_sent:
+            await self._atell_sent(_stored(messages, errors))
+        return errors
+
+    async def _atell_sent(self, messages: Sequence[Message]) -> None:
+        """An event loop must not wait for the connection that events go over."""
+        asyncio = importlib.import_module("asyncio")
+        await asyncio.to_thread(self.sent_events.sent, messages)
+
+    def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
+        """Raises: the first error."""
+        for message, error in zip(messages, errors, strict=True):
+            self._settled(message, error)
+        failed = next((error for error in errors if error is not None), None)
+        if failed is not None:
+            raise failed
+
+    def _all_published(
+        self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[AsyncResult[Any]]
+    ) -> None:
+        """Add the results of what is stored. Raises: the first error, with all results so far as `results`."""
+        for message, error in zip(messages, errors, strict=True):
+            self._settled(message, error)
+            if error is None:
+                results.append(self._result_of(message))
+        failed = next((error for error in errors if error is not None), None)
+        if failed is not None:
+            failed.results = results  # type: ignore[attr-defined]
+            raise failed
+
+    def _compose(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Message:
+        if not self.is_finalized:
+            self.finalize()
+        if task is None:
+            task = self.tasks.get(name) if name in self.tasks else None
+        backend = self.backend
+        reply_to = ""
+        if backend is not None and not _ignores(options, task):
+            reply_to = backend.reply_to()
+            backend.prepare(())
+        message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
+        if signals.before_task_publish:
+            tell_composed(message)
+        return message
+
+    def _settled(self, message: Message, error: BaseException | None = None) -> None:
+        """The broker has it, or it has not."""
+        if error is None:
+            if signals.after_task_publish:
+                signals.after_task_publish.send(**_described(message))
+        elif signals.task_publish_failed:
+            signals.task_publish_failed.send(exception=error, **_described(message))
+
+    def _result_of(self, message: Message) -> AsyncResult[Any]:
+        headers = message.properties.headers
+        result: AsyncResult[Any] = self._noted(self._result(headers["id"], headers["task"]))
+        return result
+
+    def _result(self, task_id: str, name: str | None = None) -> AsyncResult[Any]:
+        return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name)
+
+    def revoke_call(
+        self,
+        task_id: str | Sequence[str],
+        *,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> None:
+        """For results: tell all workers not to run it (or them; or what has these stamps), after what waits in a pipeline."""
+        flush_open()
+        how: dict[str, Any] = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
+        seconds = 1.0 if timeout is None else timeout
+        if headers is None:
+            self.control.revoke(task_id, timeout=seconds, **how)
+        else:
+            self.control.revoke_by_stamped_headers(headers, timeout=seconds, **how)
+
+    # -- workflows
+
+    def publish_composition(
+        self, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """Publish what a chain, group or chord begins with, in one burst; its result.
+
+        Raises: the PublishError of the first message that was not stored.
+        """
+        if self._is_eager:
+            return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+        begun, result = self.workflows.prepared(found, args, kwargs, options)
+        messages = self._composition_messages(begun)
+        pipeline = find_pipeline(self)
+        if pipeline is not None:
+            for message in messages:
+                pipeline.add(message)
+        elif len(messages) == 1:
+            self._publish(messages[0], options)
+        else:
+            timeout = _timeout(options)
+            for burst in _bursts(messages):
+                limit = _many_timeout(self.conf, timeout, len(burst))
+                self._all_announced(burst, self._publish_burst(burst, limit))
+        return self._noted(result)
+
+    async def apublish_composition(
+        self, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """The same over the async publisher."""
+        if self._is_eager:
+            return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+        begun, result = self.workflows.prepared(found, args, kwargs, options)
+        for burst in _bursts(self._composition_messages(begun)):
+            limit = _many_timeout(self.conf, _timeout(options), len(burst))
+            self._all_announced(burst, await self._apublish_burst(burst, limit))
+        return self._noted(result)
+
+    def _composition_messages(self, begun: Begun) -> list[Message]:
+        if not self.is_finalized:
+            self.finalize()
+        return self.workflows.messages(begun)
+
+    def compose_call(self, call: Signature) -> Message:
+        """The message of one plain signature. Raises: TypeError, EncodeError, QueueNotFound."""
+        call = routed(call)
+        return self._compose(call.task, call["args"], call["kwargs"], call["options"], self.tasks.get(call.task))
+
+    def freeze(self, found: Signature, *, task_id: str | None, **place: Any) -> Any:
+        """Fix the ids of a signature and of its parts, in place; the result it will have."""
+        options = {"task_id": task_id, **place}
+        frozen, result = self.workflows.frozen(found, {k: v for k, v in options.items() if v is not None})
+        found.clear()
+        found.update(frozen)
+        return result
+
+    @property
+    def GroupResult(self) -> type[GroupResult]:
+        """For `app.GroupResult.restore(id)`, as in Celery."""
+        return GroupResult
+
+    @property
+    def ResultSet(self) -> type[ResultSet]:
+        """For `app.ResultSet([…])`, as in Celery."""
+        return ResultSet
+
+    def add_to_chord(self, group_id: str, found: Signature) -> None:
+        """Say that a chord has one more member, before that is published. Raises: PublishError, BackendUnreachable."""
+        store, task_id = self.chord_store, str(found.id)
+        if store is not None:
+            store.add_to_chord(group_id, task_id)
+        else:
+            self.publisher.publish(importlib.import_module("amqtask.protocol.chord").more_message(group_id, task_id))
+
+    def _noted(self, result: Any) -> Any:
+        """What a task published is its child."""
+        parent = current_context()
+        if parent is not None and parent.id is not None:
+            parent.children.append(result.as_tuple())
+        return result
+
+    def group_result(self, group_id: str, results: Sequence[Any], parent: Any = None) -> GroupResult:
+        """The results of a group."""
+        return GroupResult(group_id, results, self.backend, parent)
+
+    @property
+    def chord_store(self) -> ChordStore | None:
+        """Where the parts of chords are counted: a result store that can, else (None) the broker."""
+        if self.memory_broker is not None and not hasattr(self.backend, "add_chord_part"):
+            return self._memory_chords
+        return cast("ChordStore | None", self.backend if hasattr(self.backend, "add_chord_part") else None)
+
+    @cached_property
+    def _memory_chords(self) -> ChordStore:
+        """With the in-memory broker and no result store, chords are counted in this process."""
+        made: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords(self.conf.result_serializer)
+        return made
+
+    # -- running here
+
+    def run_inline(
+        self, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> EagerResult[Any]:
+        """Run a task here, retries and callbacks included. Its exception is kept in the result, but for the option `throw`."""
+        return InlineRunner(self._app).run(task, args, kwargs, options)
+
+    @property
+    def _is_eager(self) -> bool:
+        return bool(self.conf.task_always_eager)
+
+    def run_composition(
+        self,
+        found: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        *,
+        propagate: bool = False,
+    ) -> Any:
+        """Run a chain, group or chord here, one task after the other."""
+        self.finalize()
+        propagate = bool(options.get("throw", propagate))
+        sig, _ = self.workflows.frozen(
+            found.clone(args, kwargs) if args or kwargs else found, {k: v for k, v in options.items() if k != "throw"}
+        )
+        return InlineRunner(self._app).run_composition(sig, propagate=propagate)
+
+    def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
+        return InlineRunner(self._app).run(
+            self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+        )
+
+
+def _described(message: Message) -> dict[str, Any]:
+    headers = message.properties.headers
+    return {
+        "sender": headers["task"],
+        "body": message.body,
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "headers": headers,
+    }
+
+
+def _timeout(options: Mapping[str, Any]) -> float | None:
+    found: float | None = options.get("timeout") or options.get("confirm_timeout")
+    return found
+
+
+def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | None:
+    """A burst has the deadline of one publish, and a second more for each thousand."""
+    if timeout is not None or conf.broker_publish_timeout is None:
+        return timeout
+    return float(conf.broker_publish_timeout) + count / 1000
+
+
+def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
+    """So many at once that their round trips do not count, and so few that an `eta` is worked out just before its
+    message leaves."""
+    for start in range(0, len(calls), BURST):
+        yield calls[start : start + BURST]
+
+
+def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) -> Sequence[Message]:
+    """Those that the broker has."""
+    return [message for message, error in zip(messages, errors, strict=True) if error is None]
+
+
+def _ignores(options: Mapping[str, Any], task: Any) -> bool:
+    ignored = options.get("ignore_result")
+    return bool(task.ignore_result if ignored is None and task is not None else ignored)

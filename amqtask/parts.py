@@ -1,0 +1,374 @@
+"""Parts: what an application is made of (queues, routes, publisher, result store …), each made from its settings once."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from amqtask.calls import Calls
+from amqtask.exceptions import ConfigurationError
+from amqtask.queues import configured, default_exchange
+from amqtask.registry import TaskRegistry
+from amqtask.serialization import content_types
+from amqtask.settings import Settings
+from amqtask.topology.delays import DelayPlan
+from amqtask.topology.plan import QueueDefaults
+from amqtask.topology.routes import Queues, Router
+from amqtask.workflows import Workflows
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.backends.contract import ResultBackend
+    from amqtask.control import Control
+    from amqtask.entities import Queue
+    from amqtask.events import BrokerConnection, Events
+    from amqtask.events.receiver import Feed
+    from amqtask.events.sent import SentEvents
+    from amqtask.message import Delivery
+    from amqtask.transport.contract import AsyncPublisher, Publisher, Teller
+    from amqtask.transport.memory.broker import MemoryBroker
+    from amqtask.transport.url import BrokerAddress
+
+logger = logging.getLogger("amqtask.publisher")
+MEMORY_URL = "memory://"
+_LAZY = (
+    "queues",
+    "router",
+    "delays",
+    "queue_defaults",
+    "calls",
+    "broker_addresses",
+    "publisher",
+    "async_publisher",
+    "backend",
+    "control",
+    "events",
+    "teller",
+    "sent_events",
+    "_tells_sent",
+)
+
+
+class Parts:
+    """The parts of one application, found by name; nothing is imported or connected before it is asked for."""
+
+    main: str | None
+    conf: Settings
+    tasks: TaskRegistry
+    is_finalized: bool
+
+    def __init__(self) -> None:
+        self._memory_broker: MemoryBroker | None = None
+        self._opened_backend: tuple[Any, ResultBackend] | None = None
+
+    @property
+    def _app(self) -> AmqTask:
+        """This, for those who take an application."""
+        return cast("AmqTask", self)
+
+    def _forget_derived(self) -> None:
+        """A setting changed: what was made from settings is made anew (open connections close)."""
+        opened = [self.__dict__[name] for name in ("publisher", "teller") if name in self.__dict__]
+        for name in _LAZY:
+            self.__dict__.pop(name, None)
+        if self.is_finalized:
+            for task in self.tasks.values():
+                task.bind(self._app)
+        for each in opened:
+            each.close()
+
+    # -- what is made from settings, once
+
+    @property
+    def _broker_urls(self) -> str | Sequence[str] | None:
+        # Celery's variable wins over the application, as it does there; ours is for an application that names no broker.
+        told = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
+        return told or os.environ.get("AMQTASK_BROKER_URL")
+
+    @cached_property
+    def broker_addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts to connect to: CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else localhost.
+
+        None of them with the in-memory broker. Raises: ConfigurationError.
+        """
+        if self.memory_broker is not None:
+            return ()
+        return self._addresses(self._broker_urls)
+
+    @property
+    def _write_addresses(self) -> tuple[BrokerAddress, ...]:
+        return self._addresses(self.conf.broker_write_url) if self.conf.broker_write_url else self.broker_addresses
+
+    def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
+        transport = importlib.import_module("amqtask.transport.url")
+        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(urls, use_ssl=self.conf.broker_use_ssl)
+        return found
+
+    @property
+    def broker_name(self) -> str:
+        """The broker's URLs for people, without passwords."""
+        if self.memory_broker is not None:
+            return MEMORY_URL
+        return ", ".join(address.safe_url for address in self.broker_addresses)
+
+    @property
+    def memory_broker(self) -> MemoryBroker | None:
+        """With `broker_url = "memory://"` this app's own broker in this process, for tests; else None."""
+        if self._broker_urls not in (MEMORY_URL, [MEMORY_URL], (MEMORY_URL,)):
+            return None
+        if self._memory_broker is None:
+            module = importlib.import_module("amqtask.transport.memory.broker")
+            self._memory_broker = module.MemoryBroker()
+        return self._memory_broker
+
+    @cached_property
+    def queue_defaults(self) -> QueueDefaults:
+        """How missing queues are declared."""
+        conf = self.conf
+        return QueueDefaults(
+            queue_type=conf.task_default_queue_type,
+            delivery_limit=conf.task_delivery_limit,
+            dead_letter=conf.task_dead_letter,
+            dead_letter_suffix=conf.task_dead_letter_suffix,
+            max_priority=conf.task_queue_max_priority,
+        )
+
+    @cached_property
+    def queues(self) -> Queues:
+        """The queues of `task_queues`, and those created because they were named."""
+        conf = self.conf
+        exchange = default_exchange(conf)
+        return Queues(
+            configured(conf.task_queues, exchange),
+            defaults=self.queue_defaults,
+            default_queue=conf.task_default_queue,
+            default_exchange=exchange,
+            default_routing_key=conf.task_default_routing_key or "",
+            create_missing=conf.task_create_missing_queues,
+            create_missing_type=conf.task_create_missing_queue_type,
+            create_missing_exchange_type=conf.task_create_missing_queue_exchange_type,
+        )
+
+    @cached_property
+    def router(self) -> Router:
+        """Applies `task_routes`, then the tasks' own queue, exchange and routing_key."""
+        return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
+
+    def _own_route(self, name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
+        found = task if task is not None else self.tasks.get(name)
+        if found is None:
+            return None
+        own = {key: getattr(found, key) for key in ("queue", "exchange", "routing_key")}
+        return {key: value for key, value in own.items() if value is not None} or None
+
+    @cached_property
+    def delays(self) -> DelayPlan:
+        """The broker's delay levels."""
+        kind = "quorum" if self.conf.task_default_queue_type == "quorum" else "classic"
+        return DelayPlan(self.conf.task_delay_prefix, kind)
+
+    @cached_property
+    def calls(self) -> Calls:
+        """Composes messages."""
+        return Calls(self.conf, self.router, self.delays)
+
+    @cached_property
+    def workflows(self) -> Workflows:
+        """Composes chains, groups and callbacks."""
+        return Workflows(self._app)
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        """Publishes with confirms; made at the first publish."""
+        made: Publisher
+        conf = self.conf
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.publisher")
+            made = module.MemoryPublisher(self.memory_broker, on_warning=logger.warning)
+            return made
+        module = importlib.import_module("amqtask.transport.publisher")
+        made = module.PikaPublisher(
+            self._write_addresses,
+            timeout=conf.broker_publish_timeout,
+            pool_limit=conf.broker_pool_limit,
+            heartbeat=conf.broker_heartbeat,
+            connect_timeout=conf.broker_connection_timeout,
+            client_name=self._client_name,
+            on_warning=logger.warning,
+        )
+        return made
+
+    @cached_property
+    def async_publisher(self) -> AsyncPublisher:
+        """The same over aio-pika, for event loops."""
+        made: AsyncPublisher
+        conf = self.conf
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.publisher")
+            made = module.MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
+            return made
+        module = importlib.import_module("amqtask.transport.async_publisher")
+        made = module.AioPikaPublisher(
+            self._write_addresses,
+            timeout=conf.broker_publish_timeout,
+            heartbeat=conf.broker_heartbeat,
+            connect_timeout=conf.broker_connection_timeout,
+            client_name=self._client_name,
+            on_warning=logger.warning,
+        )
+        return made
+
+    @property
+    def _client_name(self) -> str:
+        return f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}"
+
+    @property
+    def backend_url(self) -> str | None:
+        """CELERY_RESULT_BACKEND, else result_backend, else AMQTASK_RESULT_BACKEND; None when results are not kept."""
+        told = os.environ.get("CELERY_RESULT_BACKEND") or self.conf.result_backend
+        return told or os.environ.get("AMQTASK_RESULT_BACKEND") or None
+
+    @cached_property
+    def backend(self) -> ResultBackend | None:
+        """The result store, None when results are not kept."""
+        conf = self.conf
+        url = self.backend_url
+        if not url:
+            return None
+        if self.memory_broker is not None and url.partition("://")[0] == "rpc":
+            raise ConfigurationError(
+                "results over rpc:// need RabbitMQ; with the broker memory:// say backend='cache+memory://'"
+            )
+        contract = importlib.import_module("amqtask.backends.contract")
+        registry = importlib.import_module("amqtask.backends.registry")
+        options = contract.BackendOptions(
+            url=url,
+            serializer=conf.result_serializer,
+            accept=content_types(conf.result_accept_content or conf.accept_content),
+            compression=conf.result_compression,
+            expires=conf.result_expires,
+            chord_expires=conf.result_chord_expires,
+            persistent=conf.result_persistent is not False,
+            extended=bool(conf.result_extended),
+            brokers=self.broker_addresses,
+            connect_timeout=conf.broker_connection_timeout,
+            transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
+        )
+        if self._opened_backend is None or self._opened_backend[0] != options:
+            self._opened_backend = (options, registry.open_backend(url, options))
+        # Settings that do not concern it leave the store as it is: results may be on their way to it.
+        return self._opened_backend[1]
+
+    @cached_property
+    def control(self) -> Control:
+        """Remote control of workers."""
+        module = importlib.import_module("amqtask.control")
+        made: Control = module.Control(
+            self.broker_addresses,
+            self.publisher,
+            prefix=self.conf.control_exchange,
+            accept=content_types(self.conf.accept_content),
+            queues=lambda: [queue.name for queue in self.queues.consumed],
+        )
+        return made
+
+    @cached_property
+    def events(self) -> Events:
+        """Receive events, and send one's own."""
+        module = importlib.import_module("amqtask.events")
+        conf = self.conf
+        settings = module.EventSettings(
+            exchange=conf.event_exchange,
+            queue_prefix=conf.event_queue_prefix,
+            queue_ttl=conf.event_queue_ttl,
+            queue_expires=conf.event_queue_expires,
+            serializer=conf.event_serializer,
+            accept=content_types({conf.event_serializer, "json"}),
+        )
+        made: Events = module.Events(
+            settings,
+            open_feed=self._open_feed,
+            publish=lambda message: self.publisher.publish(message),
+            wake_workers=lambda: self.control.broadcast("heartbeat"),
+        )
+        return made
+
+    @cached_property
+    def _tells_sent(self) -> bool:
+        return bool(self.conf.task_send_sent_event)
+
+    @cached_property
+    def teller(self) -> Teller:
+        """Publishes events about calls; made with the first one."""
+        made: Teller
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.publisher")
+            made = module.MemoryTeller(self.memory_broker, on_warning=logger.warning)
+            return made
+        module = importlib.import_module("amqtask.transport.teller")
+        made = module.PikaTeller(
+            self._write_addresses,
+            connect_timeout=self.conf.broker_connection_timeout,
+            client_name=f"{self._client_name} events",
+            on_warning=logger.warning,
+        )
+        return made
+
+    @cached_property
+    def sent_events(self) -> SentEvents:
+        """Tells monitors of calls (task_send_sent_event)."""
+        module = importlib.import_module("amqtask.events.sent")
+        made: SentEvents = module.SentEvents(
+            lambda messages: self.teller.tell(messages),
+            exchange=self.conf.event_exchange,
+            serializer=self.conf.event_serializer,
+            clock=self.events.clock,
+        )
+        return made
+
+    def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
+        made: Feed
+        if self.memory_broker is not None:
+            module = importlib.import_module("amqtask.transport.memory.feed")
+            made = module.MemoryFeed(self.memory_broker, queue, on_delivery)
+            return made
+        module = importlib.import_module("amqtask.transport.replies")
+        made = module.ReplyConsumer(
+            self.broker_addresses,
+            queue,
+            on_delivery,
+            connect_timeout=self.conf.broker_connection_timeout,
+            name="amqtask events",
+        )
+        return made
+
+    def connection(self) -> BrokerConnection:
+        """For `app.events.Receiver(connection)`, which connects by itself: this names the broker and opens nothing."""
+        module = importlib.import_module("amqtask.events.connection")
+        made: BrokerConnection = module.BrokerConnection(self.broker_name)
+        return made
+
+    connection_for_read = connection_for_write = connection
+
+    def close(self) -> None:
+        """Close connections; they open again when they are used again."""
+        for name in ("publisher", "teller", "backend", "control"):
+            made = self.__dict__.pop(name, None)
+            if made is not None:
+                made.close()
+        self._opened_backend = None
+
+
+def _route_list(routes: Any) -> list[Any]:
+    if routes is None:
+        return []
+    if isinstance(routes, (list, tuple)):
+        pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in routes)
+        return [dict(routes)] if pairs else list(routes)
+    return [routes]
