@@ -20,7 +20,7 @@ from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.switch import OFF
 from amqtask.registry import TaskRegistry
-from amqtask.result import AsyncResult
+from amqtask.result import AsyncResult, GroupResult, ResultSet
 from amqtask.serialization import content_types
 from amqtask.settings import Settings
 from amqtask.task import AsyncTask, Task, make_task
@@ -223,6 +223,10 @@ class AmqTask(Calling):
         self.on_after_finalize.send(sender=self)
 
     # -- for workers and results
+
+    # For `app.GroupResult.restore(id)`, as in Celery.
+    GroupResult = GroupResult
+    ResultSet = ResultSet
 
     def make_executor(self, hostname: str, *, verbose: Switch = OFF) -> Executor:
         """What runs this app's tasks in a worker."""

@@ -17,7 +17,7 @@ from amqtask.execution.context import current_context
 from amqtask.message import Message
 from amqtask.parts import Parts
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
-from amqtask.result import AsyncResult, EagerResult, GroupResult, ResultSet
+from amqtask.result import AsyncResult, EagerResult, GroupResult
 from amqtask.settings import Settings
 from amqtask.signatures import Signature
 from amqtask.task import Task
@@ -305,16 +305,6 @@ class Calling(Parts):
         found.clear()
         found.update(frozen)
         return result
-
-    @property
-    def GroupResult(self) -> type[GroupResult]:
-        """For `app.GroupResult.restore(id)`, as in Celery."""
-        return GroupResult
-
-    @property
-    def ResultSet(self) -> type[ResultSet]:
-        """For `app.ResultSet([…])`, as in Celery."""
-        return ResultSet
 
     def add_to_chord(self, group_id: str, found: Signature) -> None:
         """Say that a chord has one more member, before that is published. Raises: PublishError, BackendUnreachable."""
