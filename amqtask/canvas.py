@@ -54,6 +54,15 @@ class Composition(Signature):
     def _parts(self) -> list[Signature]:
         return self.tasks
 
+    def _stamp_tasks(
+        self, visitor: StampingVisitor | None, append: bool, headers: dict[str, Any], visited: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Stamp callbacks and tasks with what is handed down and what the visitor says of the whole; all of that."""
+        stamps = gathered(headers, visited, self.options, append=append)
+        self.stamp_links(visitor, append, **stamps)
+        self.tasks = [task.stamp(visitor, append, **stamps) for task in self.tasks]
+        return stamps
+
     def apply_async(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
@@ -112,9 +121,7 @@ class chain(Composition):
     def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
         """Stamp the steps and callbacks."""
         visited = visitor.on_chain_start(self, **headers) if visitor is not None else None
-        headers = gathered(headers, visited, self.options, append=append_stamps)
-        self.stamp_links(visitor, append_stamps, **headers)
-        self.tasks = [step.stamp(visitor, append_stamps, **headers) for step in self.tasks]
+        headers = self._stamp_tasks(visitor, append_stamps, headers, visited)
         if visitor is not None:
             visitor.on_chain_end(self, **headers)
         return self
@@ -183,9 +190,7 @@ class group(Composition):
     def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
         """Stamp the members and callbacks."""
         visited = visitor.on_group_start(self, **headers) if visitor is not None else None
-        headers = gathered(headers, visited, self.options, append=append_stamps)
-        self.stamp_links(visitor, append_stamps, **headers)
-        self.tasks = [member.stamp(visitor, append_stamps, **headers) for member in self.tasks]
+        headers = self._stamp_tasks(visitor, append_stamps, headers, visited)
         if visitor is not None:
             visitor.on_group_end(self, **headers)
         return self
@@ -287,9 +292,7 @@ class chord(Composition):
     def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
         """Stamp the header's members, the body and callbacks."""
         visited = visitor.on_chord_header_start(self, **headers) if visitor is not None else None
-        headers = gathered(headers, visited, self.options, append=append_stamps)
-        self.stamp_links(visitor, append_stamps, **headers)
-        self.tasks = [member.stamp(visitor, append_stamps, **headers) for member in self.tasks]
+        headers = self._stamp_tasks(visitor, append_stamps, headers, visited)
         if visitor is not None:
             visitor.on_chord_header_end(self, **headers)
         body = self.body
