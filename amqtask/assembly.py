@@ -18,6 +18,7 @@ from amqtask.entities import Queue
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.switch import SharedSwitch
 from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
+from amqtask.registry import BUILT_IN
 from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
 from amqtask.services.autoscale import Autoscale
@@ -106,7 +107,7 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
     """A limit that nobody would enforce is refused now, not missed later."""
     longest = 0.0
     for name, task in app.tasks.items():
-        if name.startswith("celery."):
+        if name.startswith(BUILT_IN):
             continue
         for kind, limit in (("hard", task.time_limit), ("soft", task.soft_time_limit)):
             if limit is None:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from amqtask.task import Task
 
 
+# What the names of the tasks begin with that every worker has (amqtask.builtins).
+BUILT_IN = ("celery.", "amqtask.")
+
+
 class TaskRegistry(Mapping[str, "Task[..., Any]"]):
     """Read it like a dictionary; `register` adds."""
 
@@ -25,6 +29,11 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
             near = difflib.get_close_matches(name, self._tasks, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise NotRegistered(f"no task {name!r} is registered.{hint}") from None
+
+    @property
+    def own(self) -> list[str]:
+        """The names of the user's tasks, sorted: without those that every worker has."""
+        return sorted(name for name in self._tasks if not name.startswith(BUILT_IN))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)

@@ -66,9 +66,9 @@ def celery_app(app: AmqTask) -> Any:
     made = celery.Celery(app.main or "amqtask")
     made.conf.update(celery_settings(app))
     made.conf.task_routes = (_route(app),)
-    for name, task in app.tasks.items():
-        if not name.startswith("celery."):
-            made.task(name=name, typing=False, ignore_result=bool(task.ignore_result))(_runs_elsewhere)
+    for name in app.tasks.own:
+        ignores = bool(app.tasks[name].ignore_result)
+        made.task(name=name, typing=False, ignore_result=ignores)(_runs_elsewhere)
     return made
 
 

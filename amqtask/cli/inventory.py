@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from amqtask.topology.routes import Route
 
 # Tasks that come with every application.
-BUILT_IN = ("celery.", "amqtask.")
 queues_option = click.option(
     "-Q",
     "--queues",
@@ -39,7 +38,7 @@ def task_routes(app: AmqTask) -> list[TaskRoute]:
     """Where each registered task goes, by name. A route function that fails without arguments is named in a warning."""
     app.import_modules()
     app.finalize()
-    return [TaskRoute(name, _route(app, name)) for name in sorted(app.tasks) if not name.startswith(BUILT_IN)]
+    return [TaskRoute(name, _route(app, name)) for name in app.tasks.own]
 
 
 def _route(app: AmqTask, name: str) -> Route | None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import amqtask
-from amqtask.cli.inventory import BUILT_IN
 from amqtask.cli.main import Globals
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, Any]:
         app.import_modules()
         app.finalize()
         # A task's class has its function's name.
-        names = {type(task).__name__: task for name, task in app.tasks.items() if not name.startswith(BUILT_IN)}
+        names = {type(app.tasks[name]).__name__: app.tasks[name] for name in app.tasks.own}
     names |= {word: getattr(amqtask, word) for word in WORDS}
     return names | {"app": app, "celery": app, "subtask": amqtask.signature}
 

@@ -256,7 +256,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
     backend = app.backend_url
     return banner(
         node=options.hostname or "",
-        app=f"{app.main or '__main__'} ({_count(len(app.tasks), 'task')})",
+        app=f"{app.main or '__main__'} ({_count(len(app.tasks.own), 'task')})",
         broker=app.broker_name,
         results=hide_password(backend) if backend else "disabled",
         pool=str(options.pool),
@@ -266,7 +266,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
             (queue.name, queue.exchange.name if queue.exchange else "", queue.routing_key or queue.name)
             for queue in worker.queues
         ],
-        tasks=(name for name in app.tasks if not name.startswith(("celery.", "amqtask."))),
+        tasks=app.tasks.own,
         show_tasks=options.loglevel in ("DEBUG", "INFO"),
     )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.clock import LamportClock
 from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.registry import BUILT_IN
 from amqtask.services.answers import queue_info, registered_info, rusage, scheduled_info, task_info
 from amqtask.services.memory import draw_references, dump_samples, resident_memory
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
@@ -110,7 +111,7 @@ def registered(control: Control, arguments: Mapping[str, Any]) -> Any:
     tasks = control.worker.setup.tasks
     names = sorted(tasks)
     if not arguments.get("builtins"):
-        names = [name for name in names if not name.startswith(("celery.", "amqtask."))]
+        names = [name for name in names if not name.startswith(BUILT_IN)]
     return [registered_info(name, tasks[name], fields) for name in names]
 
 
