@@ -207,7 +207,13 @@ SETTINGS: tuple[Setting, ...] = (
         "CELERY_ACKS_ON_TIMEOUT",
         "Acknowledge a task killed at its hard limit; False: deliver it again.",
     ),
-    Setting("task_allow_error_cb_on_chord_header", False, "bool", "CELERY_ALLOW_ERROR_CB_ON_CHORD_HEADER", ""),
+    Setting(
+        "task_allow_error_cb_on_chord_header",
+        False,
+        "bool",
+        "CELERY_ALLOW_ERROR_CB_ON_CHORD_HEADER",
+        "`link_error` of a chord is for the members of its header as well as for its body.",
+    ),
     Setting("task_always_eager", False, "bool", "CELERY_ALWAYS_EAGER", "Run tasks in the caller; for tests."),
     Setting("task_annotations", None, "any", "CELERY_ANNOTATIONS", "Attributes put on tasks by name, or * for all."),
     Setting(
