@@ -293,6 +293,7 @@ class Executor(Endings):
         return Outcome(
             request.number,
             states.RETRY,
+            reason=saferepr(cause) if self._verbose[0] else "",
             publish=(message,),
             result=result,
             runtime=runtime,

@@ -292,7 +292,9 @@ def _ending(outcome: Outcome) -> tuple[tuple[str, str], ...]:
         result = json_text(outcome.summary or None)
         return (("task-succeeded", f'"result": {result}, "runtime": {outcome.runtime!r}, '),)
     if state == states.RETRY:
-        return (("task-retried", _error(outcome)),)
+        # The cause; a summary says when it runs again.
+        cause = outcome.reason or outcome.summary
+        return (("task-retried", fields_text({"exception": cause, "traceback": outcome.traceback})),)
     if state == states.REVOKED:
         return (("task-revoked", _revocation(outcome)),)
     if outcome.answer is Answer.REQUEUE:

@@ -118,7 +118,10 @@ def test_events_of_tasks_go_together_in_one_transient_message() -> None:
             {"state": states.FAILURE, "summary": "ValueError('x')", "traceback": "Traceback …"},
             [{"type": "task-failed", "exception": "ValueError('x')", "traceback": "Traceback …"}],
         ),
-        ({"state": states.RETRY, "summary": "Retry in 1s"}, [{"type": "task-retried", "exception": "Retry in 1s"}]),
+        (
+            {"state": states.RETRY, "summary": "Retry in 1s: ValueError('x')", "reason": "ValueError('x')"},
+            [{"type": "task-retried", "exception": "ValueError('x')"}],
+        ),
         (
             {"state": states.REVOKED, "reason": "terminated"},
             [{"type": "task-revoked", "terminated": True, "expired": False}],
