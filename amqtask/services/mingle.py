@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("amqtask.worker")
 
-QUIET_SECONDS = 0.05
+QUIET_SECONDS = 0.03
 HOLD_SECONDS = 0.3
 LISTEN_SECONDS = 5.0
 PREFETCH = 100

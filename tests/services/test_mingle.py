@@ -54,9 +54,9 @@ def test_tasks_wait_for_the_neighbours_answers() -> None:
     hello = worker.consumes()
 
     worker.hear(hello)
-    worker.bench.loop.advance(0.04)
+    worker.bench.loop.advance(0.02)
     worker.answer(hello, revoked=["a"], clock=40)
-    worker.bench.loop.advance(0.04)
+    worker.bench.loop.advance(0.02)
     assert worker.bench.started == []
     worker.bench.loop.advance(0.02)
 
