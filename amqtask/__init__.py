@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from amqtask.current import current_app
     from amqtask.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.exceptions import Ignore, Reject, Retry
-    from amqtask.result import AsyncResult, EagerResult, GroupResult, ResultSet, allow_join_result
+    from amqtask.joining import allow_join_result
+    from amqtask.result import AsyncResult, EagerResult
+    from amqtask.result_sets import GroupResult, ResultSet
     from amqtask.shared import shared_task
     from amqtask.signatures import Signature
     from amqtask.stamping import StampingVisitor
@@ -26,16 +28,16 @@ _WHERE = {
     "Broadcast": "entities",
     "EagerResult": "result",
     "Exchange": "entities",
-    "GroupResult": "result",
+    "GroupResult": "result_sets",
     "Ignore": "exceptions",
     "Queue": "entities",
     "Reject": "exceptions",
-    "ResultSet": "result",
+    "ResultSet": "result_sets",
     "Retry": "exceptions",
     "Signature": "signatures",
     "StampingVisitor": "stamping",
     "Task": "task",
-    "allow_join_result": "result",
+    "allow_join_result": "joining",
     "chain": "canvas",
     "chord": "canvas",
     "chunks": "canvas",

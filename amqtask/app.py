@@ -20,7 +20,8 @@ from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.switch import OFF
 from amqtask.registry import TaskRegistry
-from amqtask.result import AsyncResult, GroupResult, ResultSet
+from amqtask.result import AsyncResult
+from amqtask.result_sets import GroupResult, ResultSet
 from amqtask.serialization import content_types
 from amqtask.settings import Settings
 from amqtask.task import AsyncTask, Task, make_task

@@ -17,7 +17,8 @@ from amqtask.execution.context import current_context
 from amqtask.message import Message
 from amqtask.parts import Parts
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
-from amqtask.result import AsyncResult, EagerResult, GroupResult
+from amqtask.result import AsyncResult, EagerResult
+from amqtask.result_sets import GroupResult
 from amqtask.settings import Settings
 from amqtask.signatures import Signature
 from amqtask.task import Task

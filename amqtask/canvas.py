@@ -23,7 +23,8 @@ from amqtask.stamping import gathered
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.result import AsyncResult, GroupResult
+    from amqtask.result import AsyncResult
+    from amqtask.result_sets import GroupResult
     from amqtask.stamping import StampingVisitor
 
 CHAIN, GROUP, CHORD = "celery.chain", "celery.group", "celery.chord"

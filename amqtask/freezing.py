@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from amqtask.canvas import ACCUMULATE, chain, chord, group, listed, maybe_signature, piped
 from amqtask.exceptions import ConfigurationError
-from amqtask.result import AsyncResult, GroupResult
+from amqtask.result import AsyncResult
+from amqtask.result_sets import GroupResult
 from amqtask.signatures import Signature
 
 Result = AsyncResult[Any] | GroupResult

@@ -1,50 +1,29 @@
-"""Results as their caller holds them: AsyncResult, ResultSet, GroupResult, EagerResult; each takes a backend, not an app."""
+"""Results as their caller holds them: AsyncResult and EagerResult; each takes a backend, not an app."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
-from amqtask.current import current_app
 from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
-from amqtask.execution.context import current_context
 from amqtask.graph import DependencyGraph
+from amqtask.joining import allow_join_result as allow_join_result
+from amqtask.joining import check_not_in_task
 from amqtask.pipeline import flush_open
 from amqtask.protocol.result import ResultMessage, exception_from_dict
+from amqtask.result_sets import GroupResult as GroupResult
+from amqtask.result_sets import ResultSet as ResultSet
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
 
 R = TypeVar("R")
 Revoke = Callable[..., None]
-_join_allowed: ContextVar[bool] = ContextVar("amqtask_join_allowed", default=False)
-
-
-@contextlib.contextmanager
-def allow_join_result() -> Iterator[None]:
-    """Let the block wait for results inside a task."""
-    token = _join_allowed.set(True)
-    try:
-        yield
-    finally:
-        _join_allowed.reset(token)
-
-
-def _check_not_in_task(disable_sync_subtasks: bool) -> None:
-    context = current_context()
-    if disable_sync_subtasks and context is not None and not context.is_eager and not _join_allowed.get():
-        raise RuntimeError(
-            "Never call result.get() within a task: it occupies a slot that the awaited task may need. Use a chain or a "
-            "callback, or say disable_sync_subtasks=False if you know that it cannot deadlock."
-        )
 
 
 def _left(deadline: float | None) -> float | None:
@@ -95,7 +74,7 @@ class AsyncResult(Generic[R]):
         is returned. `interval`, `no_ack`, `on_message` and `on_interval` are accepted for Celery's sake: nothing polls.
         Raises: TimeoutError, TaskRevokedError, BackendUnreachable, BackendNotConfigured; RuntimeError within a task.
         """
-        _check_not_in_task(disable_sync_subtasks)
+        check_not_in_task(disable_sync_subtasks)
         final = self._final
         if final is None:
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -120,7 +99,7 @@ class AsyncResult(Generic[R]):
         disable_sync_subtasks: bool = True,
     ) -> R:
         """`await` the result; the same as `get`."""
-        _check_not_in_task(disable_sync_subtasks)
+        check_not_in_task(disable_sync_subtasks)
         final = self._final
         if final is None:
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -421,243 +400,6 @@ class AsyncResult(Generic[R]):
         return f"<{type(self).__name__}: {self.id}>"
 
 
-class ResultSet:
-    """Several results at once."""
-
-    def __init__(self, results: Iterable[Any] = (), backend: ResultBackend | None = None) -> None:
-        self.results: list[Any] = list(results)
-        self._backend = backend
-
-    def add(self, result: Any) -> None:
-        """One more."""
-        if result not in self.results:
-            self.results.append(result)
-
-    def discard(self, result: Any) -> None:
-        """One less, if it is there."""
-        if result in self.results:
-            self.results.remove(result)
-
-    def remove(self, result: Any) -> None:
-        """One less. Raises: KeyError when it is not there."""
-        if result not in self.results:
-            raise KeyError(result)
-        self.results.remove(result)
-
-    def update(self, results: Iterable[Any]) -> None:
-        """Those that are not there yet."""
-        for result in results:
-            self.add(result)
-
-    def clear(self) -> None:
-        """None any more."""
-        self.results.clear()
-
-    def _flat(self) -> list[AsyncResult[Any]]:
-        flat: list[AsyncResult[Any]] = []
-        for result in self.results:
-            flat += result._flat() if isinstance(result, ResultSet) else [result]
-        return flat
-
-    def _by_id(self) -> dict[str, AsyncResult[Any]]:
-        return {result.id: result for result in self._flat()}
-
-    def _arriving(self, timeout: float | None) -> Iterator[AsyncResult[Any]]:
-        """Each member as it becomes ready (those that are first), in one pass over the store.
-
-        Raises: TimeoutError when the rest does not come within `timeout` seconds."""
-        waiting: dict[str, AsyncResult[Any]] = {}
-        for result in self._by_id().values():
-            if result._final is None:
-                waiting[result.id] = result
-            else:
-                yield result
-        if waiting:
-            store = next(iter(waiting.values()))._store
-            for task_id, final in store.iter_ready(list(waiting), timeout=timeout):
-                waiting[task_id]._final = final
-                yield waiting[task_id]
-
-    def _look(self) -> None:
-        """Learn of all that is ready now, at the price of one question to the store."""
-        try:
-            for _ in self._arriving(0):
-                pass
-        except TimeoutError:
-            pass  # some are not ready: that is an answer
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float = 0.5,
-        callback: Callable[[str, Any], Any] | None = None,
-        no_ack: bool = True,
-        on_message: Any = None,
-        disable_sync_subtasks: bool = True,
-        on_interval: Any = None,
-    ) -> list[Any]:
-        """All values, in the order of the calls, within `timeout` seconds.
-
-        The first failure that comes is raised at once, unless `propagate` is False.
-        """
-        _check_not_in_task(disable_sync_subtasks)
-        for result in self._arriving(timeout):
-            result.maybe_throw(propagate)
-        return [result.get(None, propagate, callback=callback, disable_sync_subtasks=False) for result in self.results]
-
-    join = get
-    join_native = get
-
-    async def aget(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
-    ) -> list[Any]:
-        """`await` all values; the first failure that comes is raised at once, unless `propagate` is False."""
-        tasks = [
-            asyncio.ensure_future(result.aget(timeout, propagate, disable_sync_subtasks=disable_sync_subtasks))
-            for result in self.results
-        ]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    def __await__(self) -> Generator[Any, None, list[Any]]:
-        return self.aget().__await__()
-
-    def iterate(self, timeout: float | None = None, propagate: bool = True) -> Iterator[Any]:
-        """Values as they come, all within `timeout` seconds."""
-        for result in self._arriving(timeout):
-            yield result.maybe_throw(propagate)
-
-    def iter_native(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(id, meta) as they come."""
-        for result in self._arriving(timeout):
-            yield result.id, result._meta().as_meta()
-
-    def ready(self) -> bool:
-        """Whether all ended."""
-        self._look()
-        return all(result._final is not None for result in self._flat())
-
-    def successful(self) -> bool:
-        """Whether all ended well."""
-        return self.completed_count() == len(self._flat())
-
-    def failed(self) -> bool:
-        """Whether any ended with an error."""
-        self._look()
-        return any(result._final is not None and result._final.status == states.FAILURE for result in self._flat())
-
-    def waiting(self) -> bool:
-        """Whether any has not ended."""
-        return not self.ready()
-
-    def completed_count(self) -> int:
-        """How many ended well."""
-        self._look()
-        flat = self._flat()
-        return sum(1 for result in flat if result._final is not None and result._final.status == states.SUCCESS)
-
-    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> None:
-        """Raise the error of a member that failed, if any has."""
-        self._look()
-        for result in self._flat():
-            result.maybe_throw(propagate, callback)
-
-    maybe_reraise = maybe_throw
-
-    def revoke(
-        self,
-        connection: Any = None,
-        terminate: bool = False,
-        signal: str | None = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Revoke all, with one message; see AsyncResult.revoke."""
-        by_app: dict[Revoke, list[str]] = {}
-        for result in self._flat():
-            if result._revoke is None:
-                result.revoke()
-            else:
-                by_app.setdefault(result._revoke, []).append(result.id)
-        for revoke, ids in by_app.items():
-            revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
-
-    def forget(self) -> None:
-        """Drop all."""
-        for result in self.results:
-            result.forget()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.results)
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.results[index]
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: [{', '.join(map(str, self.results))}]>"
-
-
-class GroupResult(ResultSet):
-    """The results of a group, under the group's id."""
-
-    def __init__(
-        self,
-        id: str | None = None,
-        results: Iterable[Any] = (),
-        backend: ResultBackend | None = None,
-        parent: AsyncResult[Any] | GroupResult | None = None,
-    ) -> None:
-        super().__init__(results, backend)
-        self.id = id or str(uuid.uuid4())
-        self.parent = parent
-
-    def as_list(self) -> list[str]:
-        """Its id and those of its parents."""
-        return [self.id, *(self.parent.as_list() if self.parent else [])]
-
-    @property
-    def children(self) -> list[Any]:
-        """The members."""
-        return self.results
-
-    def save(self, backend: Any = None) -> None:
-        """Keep the members' ids in the result store, for `GroupResult.restore`.
-
-        Raises: BackendNotConfigured when the store keeps no groups (`rpc://` does not: its results are for one process).
-        """
-        _group_store(backend or self._backend).save_group(self.id, self.as_tuple())
-
-    def delete(self, backend: Any = None) -> None:
-        """Take back what `save` kept."""
-        _group_store(backend or self._backend).delete_group(self.id)
-
-    @classmethod
-    def restore(cls, id: str, backend: Any = None, app: Any = None) -> GroupResult | None:
-        """The group that was saved under an id; None when there is none.
-
-        It is looked for in `backend`, else in that of `app`, else of the current app. Raises: BackendNotConfigured.
-        """
-        store = backend or (app or current_app()).backend
-        found = _group_store(store).restore_group(id)
-        return None if found is None else cast("GroupResult", result_from_tuple(found, store))
-
-    def as_tuple(self) -> Any:
-        """`((id, parent), [members])`, as Celery writes it."""
-        return (self.id, self.parent.as_tuple() if self.parent else None), [
-            result.as_tuple() for result in self.results
-        ]
-
-    def __str__(self) -> str:
-        return self.id
-
-
 class EagerResult(AsyncResult[R]):
     """The result of a task that ran in the caller."""
 
@@ -684,12 +426,6 @@ class EagerResult(AsyncResult[R]):
         """It has run already."""
 
 
-def _group_store(backend: Any) -> Any:
-    if backend is None or not hasattr(backend, "save_group"):
-        raise BackendNotConfigured("this result backend keeps no groups: redis:// does, rpc:// and none do not")
-    return backend
-
-
 def result_from_tuple(found: Any, backend: ResultBackend | None, revoke: Revoke | None = None) -> Any:
     """The result that `as_tuple` described (lists from JSON too)."""
     (task_id, parent), children = found
@@ -698,3 +434,6 @@ def result_from_tuple(found: Any, backend: ResultBackend | None, revoke: Revoke 
         members: Sequence[Any] = [result_from_tuple(child, backend, revoke) for child in children]
         return GroupResult(task_id, members, backend, parent_result)
     return AsyncResult(task_id, backend, parent=parent_result, revoke=revoke)
+
+
+GroupResult.rebuilt = staticmethod(result_from_tuple)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -93,7 +94,8 @@ def test_in_a_storm_of_kills_each_task_ends_exactly_once() -> None:
         prefork.look_ahead()
 
         def strike() -> None:
-            os.kill(dice.choice(prefork.pids), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just been reaped
+                os.kill(dice.choice(prefork.pids), signal.SIGKILL)
             prefork.loop.call_later(dice.uniform(0.005, 0.03), strike)
 
         strike()

@@ -25,7 +25,8 @@ from amqtask.backends.contract import ResultBackend
 from amqtask.exceptions import EncodeError, TimeoutError
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
-from amqtask.result import AsyncResult, ResultSet
+from amqtask.result import AsyncResult
+from amqtask.result_sets import ResultSet
 
 PATIENCE = 20.0
 
