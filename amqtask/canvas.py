@@ -55,6 +55,12 @@ class Composition(Signature):
     def _parts(self) -> list[Signature]:
         return self.tasks
 
+    def _change_tasks(self, change: Callable[[Signature], object]) -> None:
+        tasks = self.tasks
+        for task in tasks:
+            change(task)
+        self.tasks = tasks
+
     def _stamp_tasks(
         self, visitor: StampingVisitor | None, append: bool, headers: dict[str, Any], visited: dict[str, Any] | None
     ) -> dict[str, Any]:
@@ -168,10 +174,7 @@ class group(Composition):
 
     def set_immutable(self, immutable: bool) -> None:
         """Whether the members leave a parent's result out."""
-        members = self.tasks
-        for member in members:
-            member.set_immutable(immutable)
-        self.tasks = members
+        self._change_tasks(lambda member: member.set_immutable(immutable))
 
     def link(self, callback: Signature) -> Signature:
         """Publish `callback`, without a result, when the first member succeeded (Celery's rule: for all of them use a chord)."""
@@ -182,10 +185,7 @@ class group(Composition):
 
     def link_error(self, errback: Signature) -> Signature:
         """Publish `errback` for each member that failed."""
-        members = self.tasks
-        for member in members:
-            member.link_error(maybe_signature(errback).clone())
-        self.tasks = members
+        self._change_tasks(lambda member: member.link_error(maybe_signature(errback).clone()))
         return errback
 
     def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
@@ -263,10 +263,7 @@ class chord(Composition):
 
     def set_immutable(self, immutable: bool) -> None:
         """Whether the header's members leave a parent's result out."""
-        members = self.tasks
-        for member in members:
-            member.set_immutable(immutable)
-        self.tasks = members
+        self._change_tasks(lambda member: member.set_immutable(immutable))
 
     def link(self, callback: Signature) -> Signature:
         """Publish `callback` with the body's result."""
@@ -281,10 +278,8 @@ class chord(Composition):
         With `task_allow_error_cb_on_chord_header` also for each member of the header that failed.
         """
         if self.app.conf.task_allow_error_cb_on_chord_header:
-            members = self.tasks
-            for member in members:
-                member.link_error(maybe_signature(errback).clone().set(immutable=True))
-            self.tasks = members
+            own = maybe_signature(errback).clone().set(immutable=True)
+            self._change_tasks(lambda member: member.link_error(own.clone()))
         body = self._with_body()
         body.link_error(errback)
         self.body = body

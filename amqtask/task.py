@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -279,7 +280,9 @@ class Task(Generic[P, R]):
         if not request.chord:
             raise ValueError(f"task {self.name}[{request.id}] is no member of a chord")
         sig.set(group_id=request.group, group_index=request.group_index, chord=request.chord, root_id=request.root_id)
-        sig.freeze()
+        # The same run again, after a crash, adds the same member: one more that never runs would hold the chord for ever.
+        number = request.__dict__["added_to_chord"] = request.__dict__.get("added_to_chord", 0) + 1
+        sig.freeze(str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request.id} {request.retries} {number}")))
         self.app.add_to_chord(request.group, sig)
         return sig if lazy else sig.apply_async()
 

@@ -37,6 +37,13 @@ redis.call('SET', KEYS[5], ARGV[6], 'EX', ARGV[5])
 if ARGV[3] == '' then return redis.call('LRANGE', KEYS[1], 0, -1) end
 return redis.call('ZRANGE', KEYS[1], 0, -1)
 """
+# KEYS: a t; ARGV: task id, expiry. `.a` is ours: who is added again counts once.
+ADD_MEMBER = """
+if redis.call('SADD', KEYS[1], ARGV[1]) == 1 then redis.call('INCR', KEYS[2]) end
+if tonumber(ARGV[2]) > 0 then
+  for i = 1, 2 do redis.call('EXPIRE', KEYS[i], ARGV[2]) end
+end
+"""
 CLAIM_SECONDS = 3600
 # How long a member that comes again after the body has run is recognised.
 DONE_SECONDS = 3600
@@ -106,14 +113,15 @@ class RedisChords:
 
     def add_to_chord(self, group_id: str, task_id: str) -> None:
         """One more member. Raises: BackendUnreachable."""
-        self._retrying(lambda client: client.incr(self._key(group_id, ".t")))
+        keys = [self._key(group_id, ".a"), self._key(group_id, ".t")]
+        self._retrying(lambda client: client.eval(ADD_MEMBER, 2, *keys, task_id, self._expires))
 
     def end_chord(self, group_id: str) -> None:
         """The body has run: delete the parts. Raises: BackendUnreachable."""
 
         def write(client: Any) -> None:
             pipeline = client.pipeline(transaction=False)
-            pipeline.delete(*(self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d")))
+            pipeline.delete(*(self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d", ".a")))
             pipeline.set(self._key(group_id, ".c"), "done", ex=DONE_SECONDS)
             pipeline.execute()
 

@@ -246,6 +246,25 @@ def test_every_step_knows_its_root_and_its_parent() -> None:
     assert parent in [member.id for member in header]
 
 
+def test_a_run_that_comes_again_adds_the_same_member_to_its_chord() -> None:
+    app = make_app()
+    added: list[str] = []
+
+    @app.task(name="adds_and_dies", bind=True)
+    def adds_and_dies(self: Any) -> int:
+        first, second = (self.add_to_chord(tasks.same.s(n), lazy=len(added) < 2) for n in (10, 20))
+        added.extend([first.id, second.id])
+        if len(added) == 2:
+            raise Reject("as if it had died", requeue=True)
+        return 1
+
+    tasks = Tasks(app)
+    with start_worker(app, pool="threads", concurrency=2):
+        result = chord([adds_and_dies.s(), tasks.same.s(2)], tasks.total.s()).apply_async()
+        assert result.get(timeout=10) == 33
+    assert added[:2] == added[2:]
+
+
 def test_a_result_draws_what_came_of_it() -> None:
     app = make_app()
     tasks = Tasks(app)
