@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
+from amqtask.canvas import listed
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
@@ -148,7 +149,7 @@ class Calls:
         call.root_id, call.parent_id = get("root_id"), get("parent_id")
         call.shadow = get("shadow") or (task.shadow_name(args, kwargs, options) if task is not None else None)
         call.delivery_mode = get("delivery_mode") or self._delivery_mode
-        call.callbacks, call.errbacks = _links(get("link")), _links(get("link_error"))
+        call.callbacks, call.errbacks = listed(get("link")) or None, listed(get("link_error")) or None
         call.chain, call.chord = get("chain"), get("chord")
         if call.chain or call.chord:
             # Others wait for it: a worker must see that it has expired, or they would wait for ever.
@@ -283,12 +284,6 @@ _PROTOCOL = frozenset(
 
 def _own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in headers.items() if key not in _PROTOCOL}
-
-
-def _links(found: Any) -> list[Any] | None:
-    if not found:
-        return None
-    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 def _expiry(expires: Any) -> tuple[datetime | None, float | None]:

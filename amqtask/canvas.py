@@ -467,13 +467,13 @@ def piped(left: Any, right: Any) -> Any:
 
 # -- from data
 
-_KINDS: dict[str, Callable[[dict[str, Any], AmqTask | None, dict[str, Any]], Signature]] = {
-    CHAIN: lambda kwargs, app, options: chain(list(kwargs["tasks"]), app=app, **options),
-    GROUP: lambda kwargs, app, options: group(_rebuilt_members(kwargs["tasks"]), app=app, **options),
-    CHORD: lambda kwargs, app, options: chord(kwargs["header"], kwargs.get("body"), app=app, **options),
-    CHUNKS: lambda kwargs, app, options: chunks(kwargs["task"], kwargs["it"], kwargs["n"], app=app, **options),
-    MAP: lambda kwargs, app, options: xmap(kwargs["task"], kwargs["it"], app=app, **options),
-    STARMAP: lambda kwargs, app, options: xstarmap(kwargs["task"], kwargs["it"], app=app, **options),
+_KINDS: dict[str, Callable[[dict[str, Any], AmqTask | None], Signature]] = {
+    CHAIN: lambda kwargs, app: chain(list(kwargs["tasks"]), app=app),
+    GROUP: lambda kwargs, app: group(_rebuilt_members(kwargs["tasks"]), app=app),
+    CHORD: lambda kwargs, app: chord(kwargs["header"], kwargs.get("body"), app=app),
+    CHUNKS: lambda kwargs, app: chunks(kwargs["task"], kwargs["it"], kwargs["n"], app=app),
+    MAP: lambda kwargs, app: xmap(kwargs["task"], kwargs["it"], app=app),
+    STARMAP: lambda kwargs, app: xstarmap(kwargs["task"], kwargs["it"], app=app),
 }
 
 
@@ -491,7 +491,7 @@ def from_dict(found: Mapping[str, Any], app: AmqTask | None = None) -> Signature
     make = _KINDS.get(found["task"])
     if make is None:
         return Signature(found, app=app)
-    made = make(dict(found.get("kwargs") or {}), app, {})
+    made = make(dict(found.get("kwargs") or {}), app)
     made["options"] = dict(found.get("options") or {})
     if found["task"] == CHORD:
         made["args"] = tuple(found.get("args") or ())

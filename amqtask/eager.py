@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
-from amqtask.canvas import chain, chord, group, maybe_signature
+from amqtask.canvas import chain, chord, group, listed, maybe_signature
 from amqtask.exceptions import ChordError
+from amqtask.execution.chords import first_task
 from amqtask.execution.context import Context
 from amqtask.execution.inline import InlineExecutor
 from amqtask.execution.request import Request
@@ -41,7 +42,10 @@ class InlineRunner:
         self._app.finalize()
         task_id = options.get("task_id") or str(uuid.uuid4())
         propagate = bool(options.get("throw", propagate))
-        embed = {"callbacks": _as_list(options.get("link")), "errbacks": _as_list(options.get("link_error"))}
+        embed = {
+            "callbacks": listed(options.get("link")) or None,
+            "errbacks": listed(options.get("link_error")) or None,
+        }
         embed["chain"] = options.get("chain")
         retries = int(options.get("retries") or 0)
         while True:
@@ -110,9 +114,9 @@ class InlineRunner:
         error.__cause__ = failed.result if isinstance(failed.result, BaseException) else None
         if propagate:
             raise error
-        first = _first(body)
+        first = maybe_signature(first_task(body), self._app)
         context = Context(id=first.id, task=first.task, args=first.args, kwargs=first.kwargs)
-        for errback in _as_list(first.options.get("link_error")) or ():
+        for errback in listed(first.options.get("link_error")):
             self._call_errback(errback, context, error)
         result = EagerResult(str(_last(body).id), error, states.FAILURE, None, _last(body).task)
         result.parent = header
@@ -157,17 +161,6 @@ def _eldest(result: Any) -> Any:
     return result
 
 
-def _first(found: Signature) -> Signature:
-    inner = found.body if isinstance(found, chord) else found.tasks[0] if isinstance(found, (chain, group)) else None
-    return found if inner is None else _first(inner)
-
-
 def _last(found: Signature) -> Signature:
     inner = found.body if isinstance(found, chord) else found.tasks[-1] if isinstance(found, chain) else None
     return found if inner is None else _last(inner)
-
-
-def _as_list(found: Any) -> list[Any] | None:
-    if not found:
-        return None
-    return list(found) if isinstance(found, (list, tuple)) else [found]

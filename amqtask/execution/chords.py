@@ -87,7 +87,7 @@ class Chords:
 
     def failed(self, body: Mapping[str, Any], error: BaseException) -> Aftermath:
         """A body that will not be run: its errbacks, and FAILURE for whoever waits for it or for what follows it."""
-        first = _first(body)
+        first = first_task(body)
         options = first.get("options") or {}
         context = Context(
             id=options.get("task_id"), task=first["task"], args=first.get("args"), kwargs=first.get("kwargs"),
@@ -110,22 +110,16 @@ class Chords:
     def never(self, sig: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
         """A signature that will never run ends as what stopped it did, and so does all that hangs on it."""
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
+        found, hanging_on_it = NOTHING, list(reversed(options.get("chain") or ()))
         match sig["task"]:
             case "celery.chain" | "celery.group":
-                inner = list(kwargs["tasks"])
+                hanging_on_it = [*kwargs["tasks"], *hanging_on_it]
             case "celery.chord":
-                inner = [kwargs["body"]] if kwargs.get("body") else []
+                hanging_on_it = [kwargs["body"], *hanging_on_it] if kwargs.get("body") else hanging_on_it
             case _:
-                inner = []
                 found = self._never_ran(options, state, error, trace)
-                for step in reversed(options.get("chain") or ()):
-                    found += self.never(step, state, error, trace)
-                return found
-        found = NOTHING
-        for each in inner:
+        for each in hanging_on_it:
             found += self.never(each, state, error, trace)
-        for step in reversed(options.get("chain") or ()):
-            found += self.never(step, state, error, trace)
         return found
 
     def _never_ran(self, options: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
@@ -146,12 +140,12 @@ def _ended(task_id: str | None, state: str, error: BaseException, trace: str) ->
     return ResultMessage(task_id or "", state, exception_as_dict(error), trace or None)
 
 
-def _first(sig: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The first task of a signature."""
+def first_task(sig: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first task of a signature (of a chord: of its body), or the signature when it has none."""
     kwargs = sig.get("kwargs") or {}
     if sig["task"] in ("celery.chain", "celery.group"):
         tasks = list(kwargs["tasks"])
-        return _first(tasks[0]) if tasks else sig
+        return first_task(tasks[0]) if tasks else sig
     if sig["task"] == "celery.chord":
-        return _first(kwargs["body"]) if kwargs.get("body") else sig
+        return first_task(kwargs["body"]) if kwargs.get("body") else sig
     return sig
