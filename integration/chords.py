@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from amqtask import AmqTask, chord
-from integration.nodes import broker, redis_server
+from integration.nodes import broker
+from integration.servers import redis_server
 from integration.workers import WorkerProcess, eventually
 
 APP = "integration.apps.flows"

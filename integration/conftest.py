@@ -1,17 +1,30 @@
-"""Fixtures of all integration tests: a broker, a Redis, and queue names that nobody else uses."""
+"""Fixtures of all integration tests: a broker, the result stores' servers, and queue names that nobody else uses.
+
+A server starts when the first test asks for it and stops with the session. One that is missing skips its tests on a laptop
+and fails them in CI. `postgres` is a new database for each test; tests that share one make it from `postgres_server`:
+
+    @pytest.fixture(scope="module")
+    def database(postgres_server: Postgres) -> str:
+        return postgres_server.create_database()
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pika
 import pytest
 
 from amqtask.transport import fields
 from integration.looped import Looped
-from integration.nodes import NodeError, RabbitNode, broker, rabbitmq_installed, redis_server
+from integration.nodes import NodeError, RabbitNode, broker, rabbitmq_installed
+from integration.servers import Postgres, Sentinel, memcached, postgres, redis_cluster, redis_sentinel, redis_server
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,30 +33,63 @@ def whole_floats() -> None:
     fields.install()
 
 
+def _while_it_runs(server: contextlib.AbstractContextManager[T]) -> Iterator[T]:
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(server)
+        except NodeError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(str(error))
+        yield found
+
+
 @pytest.fixture(scope="session")
 def broker_url() -> Iterator[str]:
-    """The URL of a real RabbitMQ; missing ones skip on a laptop and fail in CI."""
-    try:
-        with broker() as url:
-            os.environ["AMQTASK_BROKER_URL"] = url
-            yield url
-    except NodeError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    """The URL of a real RabbitMQ."""
+    for url in _while_it_runs(broker()):
+        os.environ["AMQTASK_BROKER_URL"] = url
+        yield url
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """The URL of a real Redis."""
-    try:
-        with redis_server() as url:
-            os.environ["AMQTASK_REDIS_URL"] = url
-            yield url
-    except NodeError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    for url in _while_it_runs(redis_server()):
+        os.environ["AMQTASK_REDIS_URL"] = url
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url() -> Iterator[str]:
+    """The URL of one node of a Redis cluster of three masters."""
+    yield from _while_it_runs(redis_cluster())
+
+
+@pytest.fixture(scope="module")
+def sentinel() -> Iterator[Sentinel]:
+    """A Redis with a replica behind a sentinel; a module of its own may kill the master."""
+    yield from _while_it_runs(redis_sentinel())
+
+
+@pytest.fixture(scope="session")
+def memcached_address() -> Iterator[str]:
+    """`host:port` of a memcached."""
+    yield from _while_it_runs(memcached())
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server; `create_database()` gives the URL of a new database."""
+    yield from _while_it_runs(postgres())
+
+
+@pytest.fixture(name="postgres")
+def postgres_database(postgres_server: Postgres) -> Iterator[str]:
+    """The URL (`postgresql://user@host:port/name`) of a new, empty PostgreSQL database, deleted after the test."""
+    url = postgres_server.create_database()
+    yield url
+    postgres_server.drop_database(url)
 
 
 @pytest.fixture(scope="session")

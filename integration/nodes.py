@@ -1,10 +1,11 @@
-"""Private RabbitMQ nodes (and a Redis) on free ports; also a command that runs another one with a broker at hand.
+"""Private RabbitMQ nodes on free ports; also a command that runs another one with a broker at hand.
 
-    python -m integration.nodes run [--redis] -- COMMAND …
+    python -m integration.nodes run [--redis] [--postgres] -- COMMAND …
 
 uses, in this order, AMQTASK_BROKER_URL, a broker on 127.0.0.1:5672, or a private node that it starts and stops;
-the command finds the URL in AMQTASK_BROKER_URL. Only the standard library is needed, so it runs before
-anything is installed.
+the command finds the URL in AMQTASK_BROKER_URL, with the flags those of a Redis in AMQTASK_REDIS_URL and of a PostgreSQL
+database in AMQTASK_POSTGRES_URL (integration.servers). Only the standard library is needed, so it runs before anything is
+installed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from integration.machine import NodeError, apt_install, free_port
+from integration.servers import postgres, redis_server
+
 LIBEXEC = "usr/lib/rabbitmq/bin"
 HOWTO = """\
 amqtask needs a RabbitMQ broker, and found none:
@@ -38,17 +42,6 @@ Any one of these helps; then run the same command again:
 """
 
 
-class NodeError(RuntimeError):
-    """A node could not be installed, started or asked."""
-
-
-def free_port() -> int:
-    """A TCP port on the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def speaks_amqp(host: str, port: int, timeout: float = 2.0) -> bool:
     """Whether an AMQP 0-9-1 broker answers there (Connection.Start follows the protocol header)."""
     try:
@@ -57,22 +50,6 @@ def speaks_amqp(host: str, port: int, timeout: float = 2.0) -> bool:
             return sock.recv(1) == b"\x01"
     except OSError:
         return False
-
-
-def apt_install(*packages: str) -> bool:
-    """Install Debian packages; False where that is impossible."""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return False
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    print(f"installing {', '.join(packages)} with apt-get …", file=sys.stderr, flush=True)
-    for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "-y", *_FLAGS, *packages]):
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        sys.stderr.write(done.stdout.decode(errors="replace"))
-    return done.returncode == 0
-
-
-_FLAGS = ("--no-install-recommends",)
 
 
 class RabbitNode:
@@ -190,47 +167,6 @@ class RabbitNode:
                 time.sleep(0.02)
 
 
-class RedisServer:
-    """A private Redis without persistence."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        """The URL of database 0."""
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self, timeout: float = 10.0) -> RedisServer:
-        """Start and return once it accepts connections."""
-        command = [
-            "redis-server",
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return self
-            time.sleep(0.05)
-        raise NodeError("redis-server did not start")
-
-    def stop(self) -> None:
-        """Kill it; there is nothing to save."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
 def rabbitmq_installed() -> bool:
     """Whether the machine has a rabbitmq-server of its own."""
     return (Path("/") / LIBEXEC / "rabbitmq-server").exists()
@@ -256,27 +192,13 @@ def broker() -> Iterator[str]:
         node.remove()
 
 
-@contextlib.contextmanager
-def redis_server() -> Iterator[str]:
-    """The URL of a Redis that is there while the block runs."""
-    configured = os.environ.get("AMQTASK_REDIS_URL")
-    if configured:
-        yield configured
-        return
-    if not shutil.which("redis-server") and not apt_install("redis-server"):
-        raise NodeError("redis-server is not installed: apt-get install redis-server, or set AMQTASK_REDIS_URL")
-    server = RedisServer().start()
-    try:
-        yield server.url
-    finally:
-        server.stop()
-
-
-def _run(command: Sequence[str], *, with_redis: bool) -> int:
+def _run(command: Sequence[str], *, with_redis: bool, with_postgres: bool) -> int:
     with contextlib.ExitStack() as stack:
         environment = {**os.environ, "AMQTASK_BROKER_URL": stack.enter_context(broker())}
         if with_redis:
             environment["AMQTASK_REDIS_URL"] = stack.enter_context(redis_server())
+        if with_postgres:
+            environment["AMQTASK_POSTGRES_URL"] = stack.enter_context(postgres()).url
         # Ctrl+C reaches the whole foreground group; the command decides how it ends, and we still clean up.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process = subprocess.Popen(
@@ -295,14 +217,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m integration.nodes")
     parser.add_argument("verb", choices=["run"])
     parser.add_argument("--redis", action="store_true", help="a Redis server too (AMQTASK_REDIS_URL)")
+    parser.add_argument("--postgres", action="store_true", help="a PostgreSQL database too (AMQTASK_POSTGRES_URL)")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(argv)
     try:
-        return _run(options.command, with_redis=options.redis)
+        return _run(options.command, with_redis=options.redis, with_postgres=options.postgres)
     except NodeError as error:
         print(error, file=sys.stderr)
         return 2
 
+
+__all__ = ["NodeError", "RabbitNode", "apt_install", "broker", "free_port", "rabbitmq_installed", "speaks_amqp"]
 
 if __name__ == "__main__":
     sys.exit(main())

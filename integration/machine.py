@@ -1,0 +1,129 @@
+"""What starting a real server needs of the machine: a free port, a Debian package, a process that is stopped again.
+
+Only the standard library is used: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+
+class NodeError(RuntimeError):
+    """A node could not be installed, started or asked."""
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether something accepts connections on that port of the loopback interface."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def apt_install(*packages: str) -> bool:
+    """Install Debian packages; False where that is impossible."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return False
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    print(f"installing {', '.join(packages)} with apt-get …", file=sys.stderr, flush=True)
+    for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "-y", *_FLAGS, *packages]):
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stdout.decode(errors="replace"))
+    return done.returncode == 0
+
+
+_FLAGS = ("--no-install-recommends",)
+
+
+def program(name: str, package: str, hint: str = "") -> str:
+    """The path of a program, from its Debian package if it is missing. Raises: NodeError."""
+    found = shutil.which(name)
+    if found is None and apt_install(package):
+        found = shutil.which(name)
+    if found is None:
+        raise NodeError(f"{name} is not installed: apt-get install {package}{hint}")
+    return found
+
+
+class Server:
+    """A server process in a folder of its own, as an unprivileged user when we are root and `user` is given."""
+
+    def __init__(self, name: str, *, user: str | None = None) -> None:
+        self.name = name
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"amqtask-{name}-"))
+        self._user = user if user is not None and os.geteuid() == 0 else None
+        if self._user is not None:
+            account = pwd.getpwnam(self._user)
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return None if self._process is None else self._process.pid
+
+    def run(
+        self, command: Sequence[str], ready: Callable[[], bool], *, timeout: float = 20.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Start (again) and return once `ready` says so. Raises: NodeError with the log."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, user=self._user, group=self._group(),
+                start_new_session=True, env=None if environment is None else dict(environment),
+            )  # fmt: skip
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise NodeError(f"{self.name} did not start within {timeout:g} s\n{self.log_tail()}")
+            time.sleep(0.05)
+
+    def once(self, command: Sequence[str]) -> str:
+        """Run a command to its end, as the server's user; what it printed. Raises: NodeError."""
+        done = subprocess.run(
+            command, cwd=self.folder, user=self._user, group=self._group(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise NodeError(f"{' '.join(command)}: {done.stdout}")
+        return done.stdout
+
+    def kill(self) -> None:
+        """SIGKILL to it and all of its processes: what a power cut looks like."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def remove(self) -> None:
+        """Kill it and delete its folder."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of what it printed."""
+        log = self.folder / "log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"
+
+    def _group(self) -> int | None:
+        return None if self._user is None else pwd.getpwnam(self._user).pw_gid
