@@ -1,0 +1,259 @@
+"""Periodic tasks and when they run, in the columns of django-celery-beat (django_celery_beat/models.py).
+
+Saving or deleting a periodic task or a schedule sets the one row of PeriodicTasks in the same transaction (by Django's signals,
+see apps.py); a scheduler that finds another time there reads the tasks again. `QuerySet.update` sends no signals: call
+`PeriodicTasks.update_changed()` after it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from amqtask.contrib.django.zones import TimeZoneField
+
+DAYS, HOURS, MINUTES, SECONDS, MICROSECONDS = "days", "hours", "minutes", "seconds", "microseconds"
+PERIOD_CHOICES = (
+    (DAYS, _("Days")),
+    (HOURS, _("Hours")),
+    (MINUTES, _("Minutes")),
+    (SECONDS, _("Seconds")),
+    (MICROSECONDS, _("Microseconds")),
+)
+SOLAR_SCHEDULES = (
+    ("dawn_astronomical", _("Astronomical dawn")),
+    ("dawn_civil", _("Civil dawn")),
+    ("dawn_nautical", _("Nautical dawn")),
+    ("dusk_astronomical", _("Astronomical dusk")),
+    ("dusk_civil", _("Civil dusk")),
+    ("dusk_nautical", _("Nautical dusk")),
+    ("solar_noon", _("Solar noon")),
+    ("sunrise", _("Sunrise")),
+    ("sunset", _("Sunset")),
+)
+KINDS = ("interval", "crontab", "solar", "clocked")
+
+
+class PeriodicTasks(models.Model):
+    """One row: when periodic tasks or schedules were changed last."""
+
+    ident = models.SmallIntegerField(default=1, primary_key=True, unique=True)
+    last_update = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("change of periodic tasks")
+        verbose_name_plural = _("changes of periodic tasks")
+
+    @classmethod
+    def update_changed(cls, **_: Any) -> None:
+        """Have schedulers read the periodic tasks again. Takes what signals send, so that it may be a receiver."""
+        cls.objects.update_or_create(ident=1, defaults={"last_update": timezone.now()})
+
+    @classmethod
+    def last_change(cls) -> datetime | None:
+        """When; None when nothing was ever changed."""
+        found: datetime | None = cls.objects.filter(ident=1).values_list("last_update", flat=True).first()
+        return found
+
+
+class IntervalSchedule(models.Model):
+    """Every so many seconds, minutes, hours or days."""
+
+    DAYS, HOURS, MINUTES, SECONDS, MICROSECONDS = DAYS, HOURS, MINUTES, SECONDS, MICROSECONDS
+    PERIOD_CHOICES = PERIOD_CHOICES
+
+    every = models.IntegerField(_("number of periods"), validators=[MinValueValidator(1)])
+    period = models.CharField(_("period"), max_length=24, choices=PERIOD_CHOICES)
+
+    class Meta:
+        verbose_name = _("interval")
+        verbose_name_plural = _("intervals")
+        ordering = ("period", "every")
+
+    @property
+    def period_singular(self) -> str:
+        """`second` for seconds."""
+        return str(self.period)[:-1]
+
+    def __str__(self) -> str:
+        return f"every {self.period_singular}" if self.every == 1 else f"every {self.every} {self.period}"
+
+
+class CrontabSchedule(models.Model):
+    """At the times of a crontab line, in a time zone."""
+
+    minute = models.CharField(
+        _("minutes"), max_length=240, default="*", help_text=_('"*" for all, or like "0,30" or "*/5"')
+    )
+    hour = models.CharField(_("hours"), max_length=96, default="*", help_text=_('"*" for all, or like "8-17"'))
+    day_of_month = models.CharField(
+        _("days of the month"), max_length=124, default="*", help_text=_('"*" for all, or like "1,15"')
+    )
+    month_of_year = models.CharField(
+        _("months"), max_length=64, default="*", help_text=_('"*" for all, or like "1,7" or "jan,jul"')
+    )
+    day_of_week = models.CharField(
+        _("days of the week"), max_length=64, default="*", help_text=_('"*" for all, or like "mon-fri"; 0 is Sunday')
+    )
+    timezone = TimeZoneField(_("time zone"), default="UTC")
+
+    class Meta:
+        verbose_name = _("crontab")
+        verbose_name_plural = _("crontabs")
+        ordering = ("month_of_year", "day_of_month", "day_of_week", "hour", "minute", "timezone")
+
+    def __str__(self) -> str:
+        fields = (self.minute, self.hour, self.day_of_month, self.month_of_year, self.day_of_week)
+        line = " ".join(str(field).replace(" ", "") or "*" for field in fields)
+        return f"{line} (m/h/dM/MY/d) {self.timezone}"
+
+
+class SolarSchedule(models.Model):
+    """When the sun rises, sets or is highest at a place."""
+
+    event = models.CharField(_("event"), max_length=24, choices=SOLAR_SCHEDULES)
+    latitude = models.DecimalField(
+        _("latitude"),
+        max_digits=9,
+        decimal_places=6,
+        validators=[MinValueValidator(-90), MaxValueValidator(90)],
+    )
+    longitude = models.DecimalField(
+        _("longitude"),
+        max_digits=9,
+        decimal_places=6,
+        validators=[MinValueValidator(-180), MaxValueValidator(180)],
+    )
+
+    class Meta:
+        verbose_name = _("solar event")
+        verbose_name_plural = _("solar events")
+        ordering = ("event", "latitude", "longitude")
+        unique_together = (("event", "latitude", "longitude"),)
+
+    def __str__(self) -> str:
+        return f"{self.get_event_display()} ({self.latitude}, {self.longitude})"
+
+
+class ClockedSchedule(models.Model):
+    """Once, at a time."""
+
+    clocked_time = models.DateTimeField(_("time"))
+
+    class Meta:
+        verbose_name = _("clocked time")
+        verbose_name_plural = _("clocked times")
+        ordering = ("clocked_time",)
+
+    def __str__(self) -> str:
+        when = self.clocked_time
+        return str(timezone.localtime(when) if when is not None and timezone.is_aware(when) else when)
+
+
+class PeriodicTaskQuerySet(models.QuerySet["PeriodicTask"]):
+    """Periodic tasks with their schedules."""
+
+    def enabled(self) -> PeriodicTaskQuerySet:
+        """Those that run."""
+        found: PeriodicTaskQuerySet = self.filter(enabled=True).select_related(*KINDS)
+        return found
+
+
+class PeriodicTask(models.Model):
+    """A task, when it is to be published, and how."""
+
+    name = models.CharField(_("name"), max_length=200, unique=True)
+    task = models.CharField(
+        _("task"), max_length=200, help_text=_("The registered name, like proj.tasks.import_contacts")
+    )
+    interval = models.ForeignKey(
+        IntervalSchedule, on_delete=models.CASCADE, null=True, blank=True, verbose_name=_("interval")
+    )
+    crontab = models.ForeignKey(
+        CrontabSchedule, on_delete=models.CASCADE, null=True, blank=True, verbose_name=_("crontab")
+    )
+    solar = models.ForeignKey(
+        SolarSchedule, on_delete=models.CASCADE, null=True, blank=True, verbose_name=_("solar event")
+    )
+    clocked = models.ForeignKey(
+        ClockedSchedule, on_delete=models.CASCADE, null=True, blank=True, verbose_name=_("clocked time")
+    )
+    args = models.TextField(
+        _("positional arguments"), blank=True, default="[]", help_text=_('A JSON list, like ["a", 1]')
+    )
+    kwargs = models.TextField(
+        _("keyword arguments"), blank=True, default="{}", help_text=_('A JSON object, like {"name": "value"}')
+    )
+    queue = models.CharField(
+        _("queue"), max_length=200, blank=True, null=True, default=None, help_text=_("Empty: as task_routes say")
+    )
+    exchange = models.CharField(_("exchange"), max_length=200, blank=True, null=True, default=None)
+    routing_key = models.CharField(_("routing key"), max_length=200, blank=True, null=True, default=None)
+    headers = models.TextField(_("headers"), blank=True, default="{}", help_text=_("A JSON object, for the message"))
+    priority = models.PositiveIntegerField(
+        _("priority"), default=None, validators=[MaxValueValidator(255)], blank=True, null=True
+    )
+    expires = models.DateTimeField(
+        _("ends at"), blank=True, null=True, help_text=_("From then on the task is not published any more")
+    )
+    expire_seconds = models.PositiveIntegerField(
+        _("expires after seconds"), blank=True, null=True, help_text=_("A message that waits for longer is not run")
+    )
+    one_off = models.BooleanField(_("one-off"), default=False, help_text=_("Publish it once, then disable it"))
+    start_time = models.DateTimeField(
+        _("starts at"), blank=True, null=True, help_text=_("Until then the task is not published")
+    )
+    enabled = models.BooleanField(_("enabled"), default=True)
+    last_run_at = models.DateTimeField(_("last run"), editable=False, blank=True, null=True)
+    total_run_count = models.PositiveIntegerField(_("runs"), default=0, editable=False)
+    date_changed = models.DateTimeField(_("last change"), auto_now=True)
+    description = models.TextField(_("description"), blank=True)
+
+    objects = PeriodicTaskQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("periodic task")
+        verbose_name_plural = _("periodic tasks")
+        ordering = ("name",)
+
+    @property
+    def expires_(self) -> Any:
+        """The time after which its messages are not run: a datetime, or seconds."""
+        return self.expires or self.expire_seconds
+
+    @property
+    def scheduler(self) -> models.Model | None:
+        """Its interval, crontab, solar event or clocked time."""
+        return next((found for kind in KINDS if (found := getattr(self, kind)) is not None), None)
+
+    def validate_unique(self, *args: Any, **options: Any) -> None:
+        """Exactly one schedule; a clocked one runs once. Raises: ValidationError."""
+        super().validate_unique(*args, **options)
+        given = [kind for kind in KINDS if getattr(self, f"{kind}_id") is not None]
+        if not given:
+            raise ValidationError(_("Choose an interval, a crontab, a solar event or a clocked time."))
+        if len(given) > 1:
+            raise ValidationError(dict.fromkeys(given, _("Choose one of these, and leave the others empty.")))
+        if given == ["clocked"] and not self.one_off:
+            raise ValidationError({"one_off": _("A task at a clocked time runs once: tick one-off.")})
+
+    def save(self, *args: Any, **options: Any) -> None:
+        """Store it. Raises: ValidationError."""
+        for field in ("exchange", "routing_key", "queue"):
+            setattr(self, field, getattr(self, field) or None)
+        if not self.enabled:
+            # Enabled again it begins anew, and does not catch up.
+            self.last_run_at = None
+        if self.expire_seconds is not None and self.expires:
+            raise ValidationError(_("Set an end or the seconds after which it expires, not both."))
+        self.validate_unique()
+        super().save(*args, **options)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.scheduler or '{no schedule}'}"

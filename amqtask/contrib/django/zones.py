@@ -1,0 +1,80 @@
+"""A model field for time zones: a ZoneInfo in Python, its name in the database (as django-timezone-field keeps it)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db import models
+
+MAX_LENGTH = 63
+
+if TYPE_CHECKING:
+    CharField = models.CharField[Any, Any]
+else:
+    CharField = models.CharField  # takes no type arguments when it runs
+
+
+class TimeZoneField(CharField):
+    """Takes a ZoneInfo or the name of one; an unknown name is a ValidationError."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("max_length", MAX_LENGTH)
+        super().__init__(*args, **options)
+
+    def to_python(self, value: Any) -> ZoneInfo | None:
+        """The zone of a name; an empty name is None."""
+        if value is None or isinstance(value, ZoneInfo):
+            return value
+        return zone(str(value)) if value else None
+
+    def from_db_value(self, value: Any, *_: Any) -> ZoneInfo | None:
+        """What the database has as a zone."""
+        return self.to_python(value)
+
+    def get_prep_value(self, value: Any) -> str | None:
+        """The name."""
+        found = self.to_python(value)
+        return None if found is None else found.key
+
+    def value_to_string(self, obj: models.Model) -> str:
+        """For fixtures."""
+        return str(self.get_prep_value(self.value_from_object(obj)) or "")
+
+    def formfield(self, **options: Any) -> Any:
+        """A list of all zones."""
+        return super().formfield(
+            choices_form_class=None,
+            form_class=_ZoneChoice,
+            **{name: value for name, value in options.items() if name not in ("choices_form_class", "form_class")},
+        )
+
+
+class _ZoneChoice(forms.TypedChoiceField):
+    def __init__(self, *, max_length: int | None = None, **options: Any) -> None:
+        # A CharField of the model passes its length on, which a list has no use for.
+        super().__init__(choices=_choices, coerce=zone, **options)
+
+    def prepare_value(self, value: Any) -> Any:
+        return value.key if isinstance(value, ZoneInfo) else value
+
+
+def _choices() -> list[tuple[str, str]]:
+    return [(name, name) for name in zone_names()]
+
+
+def zone(name: str) -> ZoneInfo:
+    """The zone of that name. Raises: ValidationError."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValidationError(f"there is no time zone {name!r}; names are like Europe/Paris or UTC") from error
+
+
+@lru_cache(maxsize=1)
+def zone_names() -> tuple[str, ...]:
+    """All zones of this machine, sorted."""
+    return tuple(sorted(available_timezones() - {"localtime", "Factory"}))

@@ -1,0 +1,55 @@
+"""Settings of the test project: an in-memory SQLite unless SITE_DATABASE (a URL) names a PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+def database(url: str | None) -> dict[str, Any]:
+    """Django's description of `postgresql://user:password@host:port/name`."""
+    if not url:
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ.get("SITE_SQLITE", ":memory:")}
+    parts = urlsplit(url)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.path.lstrip("/"),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname or "",
+        "PORT": str(parts.port or ""),
+    }
+
+
+SECRET_KEY = "for tests only"
+USE_TZ = True
+TIME_ZONE = "Europe/Berlin"
+DATABASES = {"default": database(os.environ.get("SITE_DATABASE"))}
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "amqtask.contrib.django",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+ROOT_URLCONF = "integration.apps.django_site.urls"
