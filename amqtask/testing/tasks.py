@@ -7,8 +7,9 @@ import inspect
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def make_executor(*tasks: PlainTask, **options: Any) -> Executor:
     )
 
 
+_LOCK = threading.Lock()
+
 # -- tasks that do what tests of pools need; they tell each other things through files, so processes will do
 
 
@@ -221,9 +224,64 @@ def who_am_i(folder: str, name: str, until: str) -> list[Any]:
     return [before and before.id, after and after.id, os.getpid()]
 
 
+def share_a_lock(turns: int) -> int:
+    """Holds a lock that others want, and waits meanwhile."""
+    for _ in range(turns):
+        with _LOCK:
+            time.sleep(0.001)
+    return turns
+
+
+async def share_a_lock_async(turns: int) -> int:
+    """The same lock in a coroutine, as a logger or a connection pool takes it."""
+    for _ in range(turns):
+        await asyncio.sleep(0.001)
+        with _LOCK:
+            pass
+    return turns
+
+
+def run_a_loop(turns: int) -> int:
+    """Has an event loop of its own, as a library with a synchronous face does."""
+    return sum(asyncio.run(_ones(turns)) for _ in range(3)) // 3
+
+
+async def _ones(turns: int) -> int:
+    async def each() -> AsyncIterator[int]:
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+            yield 1
+
+    return sum([one async for one in each()])
+
+
+async def use_asyncio(word: str) -> list[str]:
+    """Connections, threads, processes, generators and time limits of asyncio."""
+
+    async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        writer.close()
+
+    server = await asyncio.start_server(shout, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(word.encode() + b"\n")
+    answer = (await reader.read()).decode().strip()
+    writer.close()
+    server.close()
+    in_thread = await asyncio.gather(*(asyncio.to_thread(word.title) for _ in range(3)))
+    echo = await asyncio.create_subprocess_exec("echo", word, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await echo.communicate()
+    try:
+        await asyncio.wait_for(asyncio.sleep(30), 0.01)
+    except (asyncio.TimeoutError, TimeoutError):
+        return [answer, *in_thread, printed.decode().strip(), str(await _ones(3))]
+    raise AssertionError("wait_for did not end a long sleep")
+
+
 POOL_TASKS = tuple(
     PlainTask(function)
     for function in (
         add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async, who_am_i,
+        share_a_lock, share_a_lock_async, run_a_loop, use_asyncio,
     )
 )  # fmt: skip

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from amqtask_pools._slots import SlotPool
 
 if TYPE_CHECKING:
+    from selectors import DefaultSelector
+
     from amqtask.exceptions import Terminated
     from amqtask.execution.executor import Executor
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
+    from amqtask_pools._green_loop import GreenLoop
     from amqtask_pools._hub_watch import HubWatch
-    from amqtask_pools._native_loop import NativeLoop
 
 logger = logging.getLogger("amqtask.pools")
 
@@ -66,6 +68,12 @@ class Hub(Protocol):
 
     def sleep(self, seconds: float) -> None: ...
 
+    def wait_readable(self, fileno: int, seconds: float | None) -> None:
+        """Leave the current green thread until this can be read, the time is over or somebody switches to it."""
+
+    def native_selector(self) -> DefaultSelector:
+        """The best selector of the system, whatever is patched; it has a file descriptor of its own."""
+
     def timeout(self, seconds: float, error: BaseException) -> Cancellable:
         """Raise `error` in the current green thread unless it is cancelled before."""
 
@@ -104,7 +112,7 @@ class GreenPool(SlotPool):
         self._is_return_due = False
         self._turn_began = 0.0
         self._is_turn_over = False
-        self._native_loop: NativeLoop | None = None
+        self._green_loop: GreenLoop | None = None
         self._watch: HubWatch | None = None
         executor.run_coroutine = self._run_coroutine
 
@@ -262,12 +270,14 @@ class GreenPool(SlotPool):
     # -- async def tasks
 
     def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        from amqtask_pools._native_loop import NativeLoop  # noqa: PLC0415 - see start
+        from amqtask_pools._green_loop import GreenLoop  # noqa: PLC0415 - see start
 
-        if self._native_loop is None:
-            self._native_loop = NativeLoop(self._hub, self._loop)
-            self._native_loop.start()
-        return self._native_loop.run(coroutine)
+        if self._green_loop is None:
+            self._green_loop = GreenLoop(self._hub)
+            self._green_loop.start()
+            if self._watch is not None:
+                self._watch.coroutine_code = GreenLoop.finish.__code__
+        return self._green_loop.run(coroutine)
 
     # -- the rest of the contract
 
@@ -285,8 +295,8 @@ class GreenPool(SlotPool):
         deadline = time.monotonic() + STOP_GRACE
         while self._busy and time.monotonic() < deadline:
             self._hub.sleep(0.01)
-        if self._native_loop is not None:
-            self._native_loop.stop()
+        if self._green_loop is not None:
+            self._green_loop.stop()
         if self._watch is not None:
             self._watch.stop()
         return left

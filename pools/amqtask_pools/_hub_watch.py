@@ -21,7 +21,10 @@ BEAT = 1.0
 
 
 class HubWatch:
-    """A native thread that looks at the clock. `code` is that of the function whose local `request` is what runs."""
+    """A native thread that looks at the clock. `code` is that of the function whose local `request` is what runs.
+
+    `coroutine_code`, once it is set, is that of the coroutine whose local `call` says which green thread waits for it.
+    """
 
     def __init__(self, hub: Hub, loop: Loop, code: CodeType, *, blocked_after: float = BLOCKED) -> None:
         self._hub = hub
@@ -32,6 +35,7 @@ class HubWatch:
         self._beat_at = 0.0
         self._thread = 0
         self._is_stopped = False
+        self.coroutine_code: CodeType | None = None
 
     def start(self) -> None:
         """On the loop's thread."""
@@ -66,16 +70,29 @@ class HubWatch:
         frame = sys._current_frames().get(self._thread)
         request = self._running(frame)
         who = f"task {request.task}[{request.id}]" if request is not None else "something that is no task"
-        logger.warning(
-            "%s has kept the hub for %.0f s without waiting; no other task runs and the broker gets no heartbeats:\n%s",
-            who,
-            seconds,
-            "".join(traceback.format_stack(frame, limit=12)) if frame is not None else "",
+        stack = "".join(traceback.format_stack(frame, limit=12)) if frame is not None else ""
+        _log(
+            f"{who} has kept the hub for {seconds:.0f} s without waiting;"
+            f" no other task runs and the broker gets no heartbeats:\n{stack}"
         )
 
     def _running(self, frame: FrameType | None) -> Any:
         while frame is not None:
             if frame.f_code is self._code:
                 return frame.f_locals.get("request")
-            frame = frame.f_back
+            is_coroutine = frame.f_code is self.coroutine_code
+            frame = frame.f_locals["call"].green.gr_frame if is_coroutine else frame.f_back
         return None
+
+
+def _log(text: str) -> None:
+    """Log a warning without the handlers' locks: patched ones belong to the hub, and two threads that meet at one both hang."""
+    if not logger.isEnabledFor(logging.WARNING):
+        return
+    record = logger.makeRecord(logger.name, logging.WARNING, __file__, 0, text, (), None)
+    source: logging.Logger | None = logger
+    while source is not None:
+        for handler in source.handlers:
+            if record.levelno >= handler.level and handler.filter(record):
+                handler.emit(record)
+        source = source.parent if source.propagate else None

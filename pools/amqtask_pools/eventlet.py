@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+
+# Now, before it is patched.
+from selectors import DefaultSelector
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask_pools._green import GreenPool
@@ -42,6 +45,22 @@ class EventletHub:
     def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
         """A timer that is due."""
         self._hub.schedule_call_global(0, callback, *arguments)
+
+    def wait_readable(self, fileno: int, seconds: float | None) -> None:
+        """A listener and, if need be, a timer."""
+        hub, current = self._hub, eventlet.getcurrent()
+        timer = None if seconds is None else hub.schedule_call_global(seconds, current.switch)
+        listener = hub.add(hub.READ, fileno, current.switch, current.throw, None)
+        try:
+            hub.switch()
+        finally:
+            hub.remove(listener)
+            if timer is not None:
+                timer.cancel()
+
+    def native_selector(self) -> DefaultSelector:
+        """As it was before."""
+        return DefaultSelector()
 
     def timeout(self, seconds: float, error: BaseException) -> Cancellable:
         """eventlet's own."""

@@ -15,6 +15,8 @@ from gevent import monkey
 from amqtask_pools._green import GreenPool
 
 if TYPE_CHECKING:
+    from selectors import DefaultSelector
+
     from amqtask_pools._green import Cancellable, Hub
 
 
@@ -22,7 +24,7 @@ class GeventHub:
     """See amqtask_pools._green.Hub. It belongs to the thread that makes it."""
 
     def __init__(self) -> None:
-        hub = gevent.get_hub()
+        hub = self._hub = gevent.get_hub()
         self.call_soon: Callable[..., Any] = hub.loop.run_callback
         self.current: Callable[[], Any] = gevent.getcurrent
         self.wait: Callable[[], Any] = hub.switch
@@ -37,6 +39,26 @@ class GeventHub:
     def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
         """Not started: the first switch does."""
         return gevent.Greenlet(function, argument), ()
+
+    def wait_readable(self, fileno: int, seconds: float | None) -> None:
+        """A watcher and, if need be, a timer."""
+        loop, switch = self._hub.loop, gevent.getcurrent().switch
+        watchers = [loop.io(fileno, 1)]
+        if seconds is not None:
+            watchers.append(loop.timer(seconds))
+        try:
+            for watcher in watchers:
+                watcher.start(switch)
+            self._hub.switch()
+        finally:
+            for watcher in watchers:
+                watcher.stop()
+                watcher.close()
+
+    def native_selector(self) -> DefaultSelector:
+        """What selectors.DefaultSelector was."""
+        selector: DefaultSelector = monkey.get_original("selectors", "DefaultSelector")()
+        return selector
 
     def timeout(self, seconds: float, error: BaseException) -> Cancellable:
         """gevent's own."""

@@ -157,6 +157,27 @@ class PoolSuite:
 
         assert (bench.value(first), bench.value(second)) == ("a", "b")
 
+    def test_async_tasks_share_locks_with_all_others(self, bench: Bench) -> None:
+        numbers = [bench.submit(task, 30) for task in ("share_a_lock", "share_a_lock_async") * 4]
+
+        assert [bench.value(number) for number in numbers] == [30] * 8
+
+    def test_other_tasks_may_run_a_loop_of_their_own_beside_async_ones(self, bench: Bench, tmp_path: Path) -> None:
+        needs_two_slots(bench)
+        waiting = bench.submit("wait_for_async", str(tmp_path), "a", "go")
+
+        assert bench.value(bench.submit("run_a_loop", 3)) == 3
+        (tmp_path / "go").touch()
+        assert bench.value(waiting) == "a"
+
+    def test_async_tasks_have_all_of_asyncio(self, bench: Bench) -> None:
+        beside = [bench.submit("run_a_loop", 20), bench.submit("share_a_lock", 20)]
+        numbers = [bench.submit("use_asyncio", f"word{n}") for n in range(4)]
+
+        for n, number in enumerate(numbers):
+            assert bench.value(number) == [f"WORD{n}", *[f"Word{n}"] * 3, f"word{n}", "3"]
+        assert [bench.value(number) for number in beside] == [20, 20]
+
     def test_no_more_tasks_run_than_there_are_slots(self, bench: Bench, tmp_path: Path) -> None:
         numbers = [bench.submit("wait_for", str(tmp_path), f"t{n}", "go") for n in range(6)]
         bench.loop.call_later(0.3, (tmp_path / "go").touch)

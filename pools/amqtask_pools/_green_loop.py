@@ -1,0 +1,185 @@
+"""One asyncio loop in a green thread of its own, for the `async def` tasks of the eventlet and gevent pools.
+
+It turns in the hub's thread, so that what tasks share (a logger, a connection pool, a queue) is shared between green
+threads only: the locks of a patched standard library do not work between threads of the operating system. While the loop
+has nothing to do, its selector's own file descriptor is what the hub waits for.
+
+Other green threads must not see it running: `asyncio.run` refuses to work in a thread that has a running loop, and Django
+refuses its synchronous ORM. Whenever the loop's green thread is left, its thread is left as it was found: without a loop, or
+with that of a task that called `asyncio.run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from selectors import BaseSelector
+from typing import TYPE_CHECKING, Any
+
+import greenlet
+
+from amqtask.execution.coroutines import Interruptible
+
+if TYPE_CHECKING:
+    from selectors import DefaultSelector, SelectorKey
+
+    from _typeshed import FileDescriptorLike
+
+    from amqtask_pools._green import Hub
+
+
+class _Call:
+    """One coroutine and the green thread that waits for it."""
+
+    __slots__ = ("context", "coroutine", "error", "green", "is_done", "value")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], green: Any) -> None:
+        self.coroutine = Interruptible(coroutine)
+        self.context = contextvars.copy_context()
+        self.green = green
+        self.is_done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+class GreenLoop:
+    """`run` from green threads; everything else of the hub goes on meanwhile."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._selector = _HubSelector(hub)
+        self._aloop = asyncio.SelectorEventLoop(self._selector)
+
+    def start(self) -> None:
+        """The loop's green thread runs with the hub's next turn."""
+        self._hub.spawn(self._turn)
+
+    def stop(self) -> None:
+        """What still runs on it ends with the process."""
+        self._soon(self._aloop.stop)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """From a green thread: its result. What is thrown into the green thread is raised in the coroutine."""
+        call = _Call(coroutine, self._hub.current())
+        self._soon(self._begin, call)
+        while not call.is_done:
+            try:
+                self._hub.wait()
+            except BaseException as error:  # noqa: BLE001 - a limit, or the end: the coroutine answers it
+                self._soon(call.coroutine.interrupt, error)
+        if call.error is not None:
+            raise call.error
+        return call.value
+
+    def _soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        self._aloop.call_soon(callback, *arguments)
+        self._selector.wake()
+
+    # -- in the loop's green thread
+
+    def _turn(self) -> None:
+        with _ThreadShare(self._hub.current()):
+            try:
+                self._aloop.run_forever()
+            finally:
+                self._aloop.close()
+
+    def _begin(self, call: _Call) -> None:
+        call.coroutine.task = call.context.run(self._aloop.create_task, self.finish(call))
+
+    async def finish(self, call: _Call) -> None:
+        """Run it, and wake who waits for it."""
+        try:
+            call.value = await call.coroutine
+        except BaseException as error:  # noqa: BLE001 - raised again in the green thread
+            call.error = error
+        call.is_done = True
+        self._hub.call_soon(_resume, call)
+
+
+def _resume(call: _Call) -> None:
+    """In the hub."""
+    call.green.switch()
+
+
+class _ThreadShare:
+    """What asyncio keeps of a running loop per thread is that of one green thread while it runs, and the others' else."""
+
+    def __init__(self, green: Any) -> None:
+        self._green = green
+        self._kept = _running()
+        self._traced_before: Any = None
+
+    def __enter__(self) -> None:
+        _set_running(None, (None, None))
+        self._traced_before = greenlet.settrace(self._on_switch)
+
+    def __exit__(self, *_: object) -> None:
+        greenlet.settrace(self._traced_before)
+        _set_running(*self._kept)
+
+    def _on_switch(self, event: str, ends: tuple[Any, Any]) -> None:
+        if self._green in ends:
+            kept, self._kept = self._kept, _running()
+            _set_running(*kept)
+        if self._traced_before is not None:
+            self._traced_before(event, ends)
+
+
+def _running() -> tuple[asyncio.AbstractEventLoop | None, tuple[Any, Any]]:
+    return asyncio._get_running_loop(), sys.get_asyncgen_hooks()
+
+
+def _set_running(loop: asyncio.AbstractEventLoop | None, hooks: tuple[Any, Any]) -> None:
+    asyncio._set_running_loop(loop)
+    sys.set_asyncgen_hooks(*hooks)
+
+
+class _HubSelector(BaseSelector):
+    """The system's own selector, which waits in the hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._selector: DefaultSelector = hub.native_selector()
+        self._green: Any = None
+
+    def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> SelectorKey:
+        """The system's."""
+        return self._selector.register(fileobj, events, data)
+
+    def unregister(self, fileobj: FileDescriptorLike) -> SelectorKey:
+        """The system's."""
+        return self._selector.unregister(fileobj)
+
+    def get_map(self) -> Mapping[FileDescriptorLike, SelectorKey]:
+        """The system's."""
+        return self._selector.get_map()
+
+    def close(self) -> None:
+        """The system's."""
+        self._selector.close()
+
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
+        """`timeout` in seconds, None: for ever."""
+        found = self._selector.select(0)
+        if found:
+            return found
+        try:
+            # Also when the loop is busy: others must get their turn.
+            self._green = self._hub.current()
+            self._hub.wait_readable(self._selector.fileno(), timeout)
+        finally:
+            self._green = None
+        return self._selector.select(0)
+
+    def wake(self) -> None:
+        """The loop has something to do."""
+        if self._green is not None:
+            self._hub.call_soon(self._switch)
+
+    def _switch(self) -> None:
+        green, self._green = self._green, None
+        if green is not None:
+            green.switch()
