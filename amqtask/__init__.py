@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amqtask.joining import allow_join_result
     from amqtask.result import AsyncResult, EagerResult
     from amqtask.result_sets import GroupResult, ResultSet
+    from amqtask.schedules import crontab
     from amqtask.shared import shared_task
     from amqtask.signatures import Signature
     from amqtask.stamping import StampingVisitor
@@ -42,6 +43,7 @@ _WHERE = {
     "chord": "canvas",
     "chunks": "canvas",
     "control_command": "commands",
+    "crontab": "schedules",
     "current_app": "current",
     "group": "canvas",
     "inspect_command": "commands",
@@ -74,6 +76,7 @@ __all__ = [
     "chord",
     "chunks",
     "control_command",
+    "crontab",
     "current_app",
     "group",
     "inspect_command",

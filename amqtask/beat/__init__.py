@@ -1,0 +1,1 @@
+"""beat: publishes periodic tasks when they are due; any number may run, one of them at a time does."""

@@ -1,0 +1,146 @@
+"""What a crontab's fields say: expressions read into sets of numbers, and the next matching reading of a clock.
+
+Pure, and without time zones: a "reading" is a naive datetime, what a clock on the wall shows. The grammar is Celery's
+(celery/schedules.py, crontab_parser): `*`, numbers, names, `a-b` (also around the end: `fri-mon`, `22-2`), `/step` after
+`*` or a range, and lists of these. Unlike cron, day of month and day of week must both match.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from calendar import monthrange
+from collections.abc import Iterable
+from datetime import date, datetime, time, timedelta
+from typing import NamedTuple
+
+from amqtask.exceptions import ConfigurationError
+
+FieldSpec = int | str | Iterable[int]
+DAY_NAMES = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+MONTH_NAMES = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+_MINUTE = timedelta(minutes=1)
+_DAYS_IN_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+# The 29th of February on a given day of the week comes again after 40 years at the latest (across 2100, 2200 …).
+_LONGEST_WAIT_YEARS = 41
+
+
+class ParseException(ConfigurationError, ValueError):
+    """A schedule that cannot be read; the message names the field and what is allowed there."""
+
+
+class Field(NamedTuple):
+    """One field of a crontab: its name for people, its smallest and largest number, and names for its numbers."""
+
+    name: str
+    low: int
+    high: int
+    words: tuple[str, ...] = ()
+
+    def parse(self, spec: FieldSpec) -> frozenset[int]:
+        """The numbers that a field's value stands for. Raises: ParseException, TypeError for what is no field at all."""
+        if isinstance(spec, bool) or not isinstance(spec, (int, str, Iterable)):
+            raise TypeError(
+                f"crontab: {self.name} must be an int, a str or an iterable of ints, not {type(spec).__name__}"
+            )
+        if isinstance(spec, str):
+            found = {number for part in spec.replace(" ", "").split(",") for number in self._part(part, spec)}
+        else:
+            found = {self._checked(number, spec) for number in ([spec] if isinstance(spec, int) else spec)}
+        if not found:
+            raise ParseException(f"crontab: {self.name} names no value at all")
+        return frozenset(found)
+
+    def _part(self, part: str, spec: str) -> list[int]:
+        span, slash, step = part.partition("/")
+        first, dash, last = span.partition("-")
+        if span == "*":
+            numbers = list(range(self.low, self.high + 1))
+        elif dash:
+            numbers = self._range(self._number(first, spec), self._number(last, spec))
+        elif slash:
+            raise ParseException(f"crontab: {self.name} {spec!r}: a step follows * or a range, as in */5 or 10-50/5")
+        else:
+            return [self._number(span, spec)]
+        if not slash:
+            return numbers
+        if not step.isdecimal() or int(step) == 0:
+            raise ParseException(f"crontab: {self.name} {spec!r}: the step after / must be a number above 0")
+        return numbers[:: int(step)]
+
+    def _range(self, first: int, last: int) -> list[int]:
+        if last >= first:
+            return list(range(first, last + 1))
+        return [*range(first, self.high + 1), *range(self.low, last + 1)]
+
+    def _number(self, word: str, spec: str) -> int:
+        if word.isdecimal():
+            return self._checked(int(word), spec)
+        for number, name in enumerate(self.words, self.low):
+            if len(word) >= 3 and name.startswith(word.lower()):
+                return number
+        raise ParseException(f"crontab: {self.name} {spec!r}: {word or 'an empty part'!r} is no {self._allowed()}")
+
+    def _checked(self, number: object, spec: object) -> int:
+        if isinstance(number, str):
+            return self._number(number, number)
+        if not isinstance(number, int) or not self.low <= number <= self.high:
+            raise ParseException(f"crontab: {self.name} {spec!r}: {number!r} is no {self._allowed()}")
+        return number
+
+    def _allowed(self) -> str:
+        named = f", nor a name such as {self.words[0][:3]}" if self.words else ""
+        return f"number from {self.low} to {self.high}{named}"
+
+
+MINUTE = Field("minute", 0, 59)
+HOUR = Field("hour", 0, 23)
+DAY_OF_WEEK = Field("day_of_week", 0, 6, DAY_NAMES)
+DAY_OF_MONTH = Field("day_of_month", 1, 31)
+MONTH_OF_YEAR = Field("month_of_year", 1, 12, MONTH_NAMES)
+
+
+class Readings:
+    """The readings of a clock at which a crontab is due."""
+
+    def __init__(
+        self,
+        minutes: frozenset[int],
+        hours: frozenset[int],
+        weekdays: frozenset[int],
+        days: frozenset[int],
+        months: frozenset[int],
+    ) -> None:
+        if not any(day <= _DAYS_IN_MONTH[month - 1] for month in months for day in days):
+            raise ParseException(f"crontab: day_of_month {sorted(days)} never occurs in month_of_year {sorted(months)}")
+        self._times = [time(hour, minute) for hour in sorted(hours) for minute in sorted(minutes)]
+        self._weekdays = weekdays
+        self._days = sorted(days)
+        self._months = sorted(months)
+
+    def after(self, reading: datetime) -> datetime | None:
+        """The first one after `reading`; None when no such day comes before the end of the calendar."""
+        start = reading.replace(second=0, microsecond=0) + _MINUTE
+        today = start.date()
+        if self._is_day(today):
+            index = bisect_left(self._times, start.time())
+            if index < len(self._times):
+                return datetime.combine(today, self._times[index])
+        day = self._day_after(today)
+        return datetime.combine(day, self._times[0]) if day is not None else None
+
+    def _is_day(self, day: date) -> bool:
+        return day.month in self._months and day.day in self._days and day.isoweekday() % 7 in self._weekdays
+
+    def _day_after(self, today: date) -> date | None:
+        for year in range(today.year, min(today.year + _LONGEST_WAIT_YEARS, 9999)):
+            for month in self._months:
+                if (year, month) < (today.year, today.month):
+                    continue
+                longest = monthrange(year, month)[1]
+                for number in self._days:
+                    if number <= longest and (day := date(year, month, number)) > today and self._is_day(day):
+                        return day
+        return None
