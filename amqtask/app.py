@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from amqtask import current, signals
 from amqtask.builtins import BUILTINS
 from amqtask.calling import Calling
-from amqtask.discovery import django_apps, import_related
+from amqtask.discovery import django_apps, import_related, prepare_django
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError
 from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
@@ -27,6 +27,7 @@ from amqtask.settings import Settings
 from amqtask.task import AsyncTask, Task, make_task
 
 if TYPE_CHECKING:
+    from amqtask.execution.plan import Around
     from amqtask.execution.switch import Switch
     from amqtask.protocol.result import ResultMessage
 
@@ -203,7 +204,8 @@ class AmqTask(Calling):
                 import_related(package, related_name)
 
     def import_modules(self) -> None:
-        """Import what `include`, `imports` and autodiscover_tasks name."""
+        """Import what `include`, `imports` and autodiscover_tasks name; Django's applications first, in a Django project."""
+        prepare_django()
         if signals.import_modules:
             signals.import_modules.send(sender=self)
         for module in (*self.conf.include, *self.conf.imports):
@@ -229,8 +231,8 @@ class AmqTask(Calling):
     GroupResult = GroupResult
     ResultSet = ResultSet
 
-    def make_executor(self, hostname: str, *, verbose: Switch = OFF) -> Executor:
-        """What runs this app's tasks in a worker."""
+    def make_executor(self, hostname: str, *, verbose: Switch = OFF, around: Around | None = None) -> Executor:
+        """What runs this app's tasks in a worker; `around` is what the coroutines of tasks are awaited in."""
         self.finalize()
         return Executor(
             self.tasks,
@@ -242,6 +244,7 @@ class AmqTask(Calling):
             hostname=hostname,
             verbose=verbose,
             extended=bool(self.conf.result_extended),
+            around=around,
         )
 
     def store_state(self, result: ResultMessage, context: Context) -> None:

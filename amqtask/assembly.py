@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__, signals
 from amqtask.clock import LamportClock
+from amqtask.discovery import uses_django
 from amqtask.entities import Queue
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.switch import SharedSwitch
@@ -43,6 +44,7 @@ from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.execution.plan import Around
     from amqtask.services.monitoring import Monitoring
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.options import WorkerOptions
@@ -101,6 +103,16 @@ def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
     for module in options.include:
         importlib.import_module(module)
     app.finalize()
+
+
+def _around(app: AmqTask) -> Around | None:
+    """In a Django project: have each task find its connections, language and time zone as a request does."""
+    if not uses_django():
+        return None
+    # Stands above this module, and needs Django.
+    around = importlib.import_module("amqtask.contrib.django.around").AroundTasks(app)
+    coroutine: Around = around.coroutine
+    return coroutine
 
 
 def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
@@ -191,7 +203,7 @@ class _Builder:
             is_on=logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events)
         )
         self.clock = LamportClock()
-        self.executor = app.make_executor(hostname, verbose=self.describes.state)
+        self.executor = app.make_executor(hostname, verbose=self.describes.state, around=_around(app))
         most, least = options.autoscale or (0, 0)
         self.most_slots = most or None
         self.slots = max(1, least) if most else self.conf.worker_concurrency or os.cpu_count() or 1

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 
 from amqtask.exceptions import ConfigurationError
 
+logger = logging.getLogger("amqtask.worker")
+VARIABLE = "DJANGO_SETTINGS_MODULE"
+
+
+def uses_django() -> bool:
+    """Whether this is a Django project: DJANGO_SETTINGS_MODULE names its settings, or `settings.configure()` was called."""
+    if os.environ.get(VARIABLE):
+        return importlib.util.find_spec("django") is not None
+    conf = sys.modules.get("django.conf")
+    # Settings made by hand have no module.
+    return conf is not None and conf.settings.configured and conf.settings.SETTINGS_MODULE is None
+
+
+def prepare_django() -> None:
+    """Load Django's applications if this is a Django project."""
+    if uses_django():
+        _load_applications()
+    elif os.environ.get(VARIABLE):
+        logger.warning("%s is %r, and Django is not installed here", VARIABLE, os.environ[VARIABLE])
+
+
+def _load_applications() -> None:
+    registry = importlib.import_module("django.apps").apps
+    if not registry.ready:
+        importlib.import_module("django").setup()
+
 
 def django_apps() -> list[str]:
-    """Django's applications, when Django is configured in this process."""
-    apps = sys.modules.get("django.apps")
-    if apps is None and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+    """Django's applications, when this is a Django project."""
+    if not uses_django() and "django.apps" not in sys.modules:
         return []
-    if apps is None or not apps.apps.ready:
-        importlib.import_module("django").setup()
-        apps = sys.modules["django.apps"]
-    return [config.name for config in apps.apps.get_app_configs()]
+    _load_applications()
+    return [config.name for config in sys.modules["django.apps"].apps.get_app_configs()]
 
 
 def import_related(package: str, related_name: str) -> None:

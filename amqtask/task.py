@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import types
 import uuid
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Stands above this module, and needs Django.
+COMMIT = "amqtask.contrib.django.commit"
 HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return", "__call__")
 # Options that fall back to a setting: attribute → setting.
 FROM_SETTINGS = {
@@ -162,6 +165,40 @@ class Task(Generic[P, R]):
         arguments, keywords = tuple(args or ()), dict(kwargs or {})
         self._check_arguments(arguments, keywords)
         return await self.app.apublish_call(self.name, arguments, keywords, options, task=self)
+
+    # -- calling when Django's transaction is committed (celery/contrib/django/task.py)
+
+    def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """`delay` when the present transaction of Django's is committed: now if there is none, never if it is rolled back.
+
+        Raises: TypeError for wrong arguments, now.
+        """
+        self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """`apply_async` when the present transaction of Django's is committed."""
+        call = self._call_later(args, kwargs, options)
+        importlib.import_module(COMMIT).after_commit(call)
+
+    async def adelay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """`delay_on_commit` without blocking the event loop."""
+        await self.aapply_async_on_commit(args, kwargs)
+
+    async def aapply_async_on_commit(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """`apply_async_on_commit` without blocking the event loop."""
+        call = self._call_later(args, kwargs, options)
+        await importlib.import_module(COMMIT).aafter_commit(call)
+
+    def _call_later(
+        self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
+    ) -> Callable[[], Any]:
+        arguments, keywords = tuple(args or ()), dict(kwargs or {})
+        self._check_arguments(arguments, keywords)
+        return lambda: self.apply_async(arguments, keywords, **options)
 
     def apply(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any

@@ -33,7 +33,7 @@ from amqtask.execution.endings import Endings, not_stored, requeued
 from amqtask.execution.follow_ups import FollowUps
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.outcome import Answer, Outcome
-from amqtask.execution.plan import TaskPlan, plan_for
+from amqtask.execution.plan import Around, TaskPlan, plan_for
 from amqtask.execution.results import Results, is_wanted
 from amqtask.execution.retries import retry_options, wants_retry
 from amqtask.execution.switch import OFF
@@ -68,6 +68,7 @@ class Executor(Endings):
         serializer: str = "json",
         verbose: Switch = OFF,
         extended: bool = False,
+        around: Around | None = None,
     ) -> None:
         results = Results(store, hostname=hostname, extended=extended) if store is not None else None
         super().__init__(
@@ -84,6 +85,7 @@ class Executor(Endings):
         self._store_blocks = bool(getattr(store, "blocks", False))
         # Whether outcomes describe what tasks returned; may be turned at any time.
         self._verbose = verbose
+        self._around = around
         self._plans: dict[str, TaskPlan] = {}
 
     def is_async(self, name: str) -> bool:
@@ -172,7 +174,7 @@ class Executor(Endings):
             return self._late(plan, request, context, error, started)
 
     def _plan(self, name: str) -> TaskPlan:
-        plan = self._plans[name] = plan_for(self.tasks, name, has_store=self._results is not None)
+        plan = self._plans[name] = plan_for(self.tasks, name, has_store=self._results is not None, around=self._around)
         return plan
 
     def _mark_started(self, plan: TaskPlan, request: Request) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import NotRegistered
@@ -12,25 +13,30 @@ from amqtask.exceptions import NotRegistered
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
 
+# Takes the coroutine of a task and gives one that awaits it.
+Around = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
+
 
 class TaskPlan:
     """One task, ready to be called. `wants_result` and `track_started` are False without a result store."""
 
     __slots__ = ("call", "hooks", "is_async", "task", "track_started", "wants_result")
 
-    def __init__(self, task: TaskLike, *, has_store: bool) -> None:
+    def __init__(self, task: TaskLike, *, has_store: bool, around: Around | None = None) -> None:
         self.task = task
         # A class that overrides __call__ gets its say; for all others `run` is called directly.
         self.call: Callable[..., Any] = task.__call__ if "__call__" in task.overridden_hooks else task.run
         self.is_async = task.is_async
         if inspect.isasyncgenfunction(task.run):
             self.call, self.is_async = _no_async_generator(task.name), False
+        if around is not None:
+            self.call = _in(around, self.call)
         self.hooks = task.overridden_hooks
         self.track_started = task.track_started and has_store
         self.wants_result = has_store and not task.ignore_result
 
 
-def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool) -> TaskPlan:
+def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, around: Around | None = None) -> TaskPlan:
     """Raises: NotRegistered, with the name that was probably meant."""
     task = tasks.get(name)
     if task is None:
@@ -40,7 +46,15 @@ def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool) -> Ta
             f"no task {name!r} is registered in this worker.{hint} Is the module that defines it imported "
             "(include, autodiscover_tasks)?"
         )
-    return TaskPlan(task, has_store=has_store)
+    return TaskPlan(task, has_store=has_store, around=around)
+
+
+def _in(around: Around, call: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        value = call(*args, **kwargs)
+        return around(value) if value.__class__ is CoroutineType else value
+
+    return called
 
 
 def _no_async_generator(name: str) -> Callable[..., Any]:

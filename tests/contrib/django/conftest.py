@@ -1,20 +1,27 @@
-"""Django on a SQLite in memory, migrated once; each test runs in a transaction of its own that is rolled back."""
+"""Django on a SQLite file, migrated once; a test runs in a transaction that is rolled back, or is cleaned up after."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
 import pytest
 
+from amqtask import AmqTask
+
+SETTINGS = "integration.apps.django_site.settings"
+
 
 @pytest.fixture(scope="session")
-def django() -> None:
+def django(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Django, set up with the test project's settings; other tests do not find it in their environment."""
     import django
     from django.core.management import call_command
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DJANGO_SETTINGS_MODULE", "integration.apps.django_site.settings")
+        patch.setenv("DJANGO_SETTINGS_MODULE", SETTINGS)
+        patch.setenv("SITE_SQLITE", str(tmp_path_factory.mktemp("django") / "site.sqlite"))
         patch.delenv("SITE_DATABASE", raising=False)
         django.setup()
     call_command("migrate", verbosity=0)
@@ -28,3 +35,25 @@ def database(django: None) -> Iterator[None]:
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
+
+
+@pytest.fixture
+def committed(django: None) -> Iterator[None]:
+    """The same for tests in which several threads look at the database."""
+    from django.core.management import call_command
+    from django.db import connections
+
+    yield
+    call_command("flush", verbosity=0, interactive=False)
+    connections.close_all()
+
+
+@pytest.fixture
+def project(committed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The application of a Django project, on the in-memory broker."""
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", SETTINGS)
+    app = AmqTask("site", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.autodiscover_tasks()
+    with closing(app):
+        app.import_modules()
+        yield app

@@ -1,0 +1,112 @@
+"""What a worker does around each task for Django, as Django does around each request.
+
+Before a task: language and time zone as the settings say, whatever an earlier task in this slot activated; connections that
+are broken or older than CONN_MAX_AGE are closed. After it, when its result is stored: the same for connections, and caches
+are closed. `async def` tasks use the ORM in a thread of their own each (asgiref's ThreadSensitiveContext, as an ASGI
+request does), whose connections end with the task.
+A process of the prefork pool begins without its parent's connections: it must neither use them nor say goodbye on
+their sockets. Tasks that run inline (task_always_eager, apply) are part of a request, and are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from django import db
+from django.conf import settings
+from django.core.cache import caches
+from django.utils import timezone, translation
+
+from amqtask import signals
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+logger = logging.getLogger("amqtask.django")
+
+
+class AroundTasks:
+    """Connected to the signals of one worker, from its construction to `worker_shutdown`."""
+
+    def __init__(self, app: AmqTask) -> None:
+        if not app.conf.is_set("timezone"):
+            app.conf.timezone = settings.TIME_ZONE
+        self._receivers: tuple[tuple[signals.Signal, Callable[..., None]], ...] = (
+            (signals.worker_init, self._close_all),
+            (signals.worker_process_init, self._leave_to_the_parent),
+            (signals.task_prerun, self._before),
+            (signals.task_postrun, self._after),
+            (signals.worker_shutdown, self.stop),
+        )
+        for signal, receiver in self._receivers:
+            signal.connect(receiver, weak=False)
+
+    def stop(self, **_: Any) -> None:
+        """Let go of the signals, and of the connections of this thread."""
+        for signal, receiver in self._receivers:
+            signal.disconnect(receiver)
+        self._close_all()
+
+    async def coroutine(self, running: Coroutine[Any, Any, Any]) -> Any:
+        """Await an `async def` task with a thread of its own for what it calls synchronously."""
+        context = ThreadSensitiveContext()
+        async with context:
+            try:
+                return await running
+            finally:
+                # Without one it never touched a connection.
+                thread = SyncToAsync.context_to_thread_executor.get(context)
+                if thread is not None:
+                    await asyncio.get_running_loop().run_in_executor(thread, db.connections.close_all)
+
+    # -- receivers
+
+    def _before(self, *, task: Any, **_: Any) -> None:
+        if task.request.is_eager:
+            return
+        translation.deactivate()
+        timezone.deactivate()
+        db.reset_queries()
+        db.close_old_connections()
+
+    def _after(self, *, task: Any, **_: Any) -> None:
+        if task.request.is_eager:
+            return
+        db.close_old_connections()
+        caches.close_all()
+
+    def _close_all(self, **_: Any) -> None:
+        """In the main process, before it forks: there is nothing to inherit then."""
+        db.connections.close_all()
+        for connection in db.connections.all(initialized_only=True):
+            close_pool = getattr(connection, "close_pool", None)
+            if close_pool is not None and connection.settings_dict.get("OPTIONS", {}).get("pool"):
+                close_pool()
+        caches.close_all()
+
+    def _leave_to_the_parent(self, **_: Any) -> None:
+        """In a new child: what the parent has opened meanwhile is the parent's."""
+        for connection in db.connections.all(initialized_only=True):
+            if connection.connection is not None:
+                _detach(connection.connection)
+        self._close_all()
+
+
+def _detach(connection: Any) -> None:
+    """Have what closing a connection says go nowhere: the server would end the parent's session."""
+    fileno = getattr(connection, "fileno", None)
+    if fileno is None:
+        return  # a file (SQLite), or a driver that does not say
+    try:
+        descriptor = fileno()
+    except Exception as error:  # noqa: BLE001 - the driver's own error: it is closed already
+        logger.debug("an inherited database connection is closed already: %s", error)
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -1,0 +1,1 @@
+"""An application with tasks, named in INSTALLED_APPS by its AppConfig."""
