@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.app import AmqTask, Celery
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
     from amqtask.commands import control_command, inspect_command
     from amqtask.current import current_app
@@ -27,6 +27,7 @@ _WHERE = {
     "AsyncResult": "result",
     "Binding": "entities",
     "Broadcast": "entities",
+    "Celery": "app",
     "EagerResult": "result",
     "Exchange": "entities",
     "GroupResult": "result_sets",
@@ -59,6 +60,7 @@ __all__ = [
     "AsyncResult",
     "Binding",
     "Broadcast",
+    "Celery",
     "EagerResult",
     "Exchange",
     "GroupResult",

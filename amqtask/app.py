@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from amqtask import current, signals
 from amqtask.builtins import BUILTINS
 from amqtask.calling import Calling
-from amqtask.discovery import django_apps, import_related, prepare_django
+from amqtask.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError
 from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
@@ -184,9 +184,7 @@ class AmqTask(Calling):
         if module == "__main__" and self.main:
             module = self.main
         elif module == "__main__":
-            spec = getattr(sys.modules["__main__"], "__spec__", None)
-            path = getattr(sys.modules["__main__"], "__file__", None)
-            module = spec.name if spec is not None else os.path.splitext(os.path.basename(path or "__main__"))[0]
+            module = name_of_main()
         return f"{module}.{name}"
 
     def autodiscover_tasks(self, packages: Any = None, related_name: str = "tasks", force: bool = False) -> None:
@@ -269,10 +267,16 @@ class AmqTask(Calling):
         return self.start(arguments if "worker" in arguments else ["worker", *arguments])
 
     def start(self, argv: Sequence[str] | None = None) -> int:
-        """Run the command line with this app; the exit code."""
+        """Run the command line with this app; the exit code.
+
+        In a program that other modules import as well (`python -m proj.app`, whose tasks import `proj.app`), their app runs:
+        it has their tasks.
+        """
         from amqtask.assembly import run_command  # noqa: PLC0415 - the one import upwards
 
-        return run_command(self, list(sys.argv[1:] if argv is None else argv))
+        twin = twin_of_main(self, self.import_modules)
+        app = twin if isinstance(twin, AmqTask) else self
+        return run_command(app, list(sys.argv[1:] if argv is None else argv))
 
     def __enter__(self) -> AmqTask:
         return self
@@ -282,3 +286,7 @@ class AmqTask(Calling):
 
     def __repr__(self) -> str:
         return f"<AmqTask {self.main or '__main__'}>"
+
+
+# Under Celery's name, for programs that only change what they import.
+Celery = AmqTask

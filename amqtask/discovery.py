@@ -1,4 +1,4 @@
-"""Finding the modules that tasks are in: `autodiscover_tasks`."""
+"""Finding the modules that tasks are in: `autodiscover_tasks`, and the program that was started itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 from amqtask.exceptions import ConfigurationError
 
@@ -59,3 +60,22 @@ def import_related(package: str, related_name: str) -> None:
     full = f"{package}.{related_name}"
     if importlib.util.find_spec(full) is not None:
         importlib.import_module(full)
+
+
+def name_of_main() -> str:
+    """The name under which others import the program that was started (`python -m proj.app`, `python app.py`)."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)
+    return os.path.splitext(os.path.basename(getattr(main, "__file__", None) or "__main__"))[0]
+
+
+def twin_of_main(value: object, load: Callable[[], None]) -> object | None:
+    """What stands for `value`, which the started program holds, in that program as `load()` has it imported: such a program
+    exists twice. None: it is not the program's, or nobody imported it."""
+    name = next((name for name, held in vars(sys.modules["__main__"]).items() if held is value), None)
+    if name is None:
+        return None
+    load()
+    return getattr(sys.modules.get(name_of_main()), name, None)

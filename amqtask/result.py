@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
+from amqtask.current import find_current_app
 from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
 from amqtask.graph import DependencyGraph
 from amqtask.joining import allow_join_result as allow_join_result
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Revoke = Callable[..., None]
+# No backend was given, which is not the same as None: an application that keeps no results.
+_FROM_APP: Any = object()
+
+
+def _application(told: Any) -> Any:
+    """The application that is meant by `app=`: it, that of a task, or the current one (None: there is none)."""
+    if told is None:
+        return find_current_app()
+    found = getattr(told, "app", told)
+    if not hasattr(found, "revoke_call"):
+        raise TypeError(f"AsyncResult(app=…) is an application or a task of one, not {told!r}")
+    return found
 
 
 def _left(deadline: float | None) -> float | None:
@@ -33,18 +46,24 @@ def _left(deadline: float | None) -> float | None:
 class AsyncResult(Generic[R]):
     """What will come of a published task; Celery's surface.
 
-    Raises: BackendNotConfigured from everything that asks for the result when the app keeps none.
+    By an id from elsewhere: `AsyncResult(id, app=app)` (or a task of that app); without `app` the current one is asked.
+    Raises: BackendNotConfigured from everything that asks for the result when the app keeps none; TypeError.
     """
 
     def __init__(
         self,
         id: str,
-        backend: ResultBackend | None = None,
+        backend: ResultBackend | None = _FROM_APP,
         *,
+        app: Any = None,
         parent: AsyncResult[Any] | GroupResult | None = None,
         revoke: Revoke | None = None,
         task_name: str | None = None,
     ) -> None:
+        if backend is _FROM_APP:
+            backend, found = None, _application(app)
+            if found is not None:
+                backend, revoke = found.backend, found.revoke_call
         self.id = self.task_id = id
         self.parent = parent
         self._backend = backend

@@ -11,6 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = " ready."
@@ -29,32 +33,39 @@ def eventually(condition: Callable[[], bool], timeout: float = 30.0, *, what: st
         time.sleep(every)
 
 
-class WorkerProcess:
-    """`amqtask -A app worker …` in a session of its own, logging into a file."""
+class LoggedProcess:
+    """A program in a session of its own, logging into a file; it is ready when `ready` stands there."""
 
     def __init__(
-        self, app: str, *options: str, environment: dict[str, str] | None = None, loglevel: str = "INFO"
+        self,
+        command: Sequence[str],
+        *,
+        ready: str = READY,
+        folder: Path = ROOT,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.log_path = Path(tempfile.mkstemp(prefix="amqtask-worker-", suffix=".log")[1])
-        self._command = [sys.executable, "-m", "amqtask", "-A", app, "worker", "-l", loglevel, *options]
+        self._command = list(command)
+        self._ready = ready
+        self._folder = folder
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, wait: bool = True, timeout: float = 30.0) -> WorkerProcess:
-        """Start (again); returns once the worker said that it is ready."""
+    def start(self, *, wait: bool = True, timeout: float = 30.0) -> Self:
+        """Start (again); returns once it said that it is ready."""
         offset = self.log_path.stat().st_size
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=log, start_new_session=True
+                self._command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
         if wait:
-            eventually(lambda: self._is_ready(offset), timeout, what=f"worker not ready:\n{self.log[-4000:]}")
+            eventually(lambda: self._is_ready(offset), timeout, what=f"not ready: {self._command}; see {self.log_path}")
         return self
 
     def _is_ready(self, offset: int) -> bool:
         if self.process.poll() is not None:
-            raise NeverHappened(f"the worker ended with exit code {self.process.returncode}:\n{self.log[-4000:]}")
-        return READY in self.log[offset:]
+            raise NeverHappened(f"ended with exit code {self.process.returncode}:\n{self.log[-4000:]}")
+        return self._ready in self.log[offset:]
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -107,7 +118,7 @@ class WorkerProcess:
                 pass
             self._process.wait()
 
-    def __enter__(self) -> WorkerProcess:
+    def __enter__(self) -> Self:
         return self if self._process else self.start()
 
     def __exit__(
@@ -116,6 +127,17 @@ class WorkerProcess:
         self.kill()
         if error is None:
             self.log_path.unlink(missing_ok=True)
+
+
+class WorkerProcess(LoggedProcess):
+    """`amqtask -A app worker …`."""
+
+    def __init__(
+        self, app: str, *options: str, environment: dict[str, str] | None = None, loglevel: str = "INFO"
+    ) -> None:
+        super().__init__(
+            [sys.executable, "-m", "amqtask", "-A", app, "worker", "-l", loglevel, *options], environment=environment
+        )
 
 
 def run_cli(*arguments: str, environment: dict[str, str] | None = None, timeout: float = 60.0) -> tuple[int, str]:

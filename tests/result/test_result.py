@@ -134,7 +134,7 @@ def test_a_state_on_the_way_has_its_meta_and_a_retry_its_cause(store: Store) -> 
 
 
 def test_without_a_backend_asking_says_what_to_set() -> None:
-    result = AsyncResult[int]("a")
+    result = AsyncResult[int]("a", None)
 
     for ask in (result.get, result.ready, lambda: result.state, lambda: asyncio.run(result.aget()), result.forget):
         with pytest.raises(BackendNotConfigured, match="result_backend"):

@@ -1,0 +1,6 @@
+from mycelery.main import app
+
+
+@app.task
+def warm(pages):
+    return len(pages)

@@ -1,0 +1,7 @@
+from tasks import add
+
+result = add.delay(4, 4)
+print("Is Task ready: %s" % result.ready())
+
+run_result = result.get(timeout=10)
+print("task result: %s" % run_result)

@@ -1,0 +1,186 @@
+"""The programs and command lines of the tutorials (docs/tutorials.md), run as their readers run them."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.conftest import Broker
+from integration.projects import Project
+from integration.workers import ROOT, eventually
+
+TUTORIALS = ROOT / "examples" / "tutorials"
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+@pytest.fixture
+def project(broker_url: str, redis_url: str, rabbit: Broker) -> Iterator[Callable[[str], Project]]:
+    """Projects share the default queue, so it goes before and after each test."""
+
+    def clean() -> None:
+        for queue in ("amqtask", "amqtask.dead", "cma_queue", "cma_queue.dead"):
+            rabbit.channel().queue_delete(queue)
+
+    def make(name: str) -> Project:
+        return Project(TUTORIALS / name, broker_url=broker_url, backend=redis_url)
+
+    clean()
+    yield make
+    clean()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--loglevel=info",
+        "--loglevel=INFO",
+        "-l info --concurrency=4",
+        "-l info -P eventlet",
+        "-l info -P gevent",
+        "-l info -P threads",
+        "-l info -P solo",
+    ],
+)
+def test_the_minimal_app(project: Callable[[str], Project], options: str) -> None:
+    minimal = project("minimal")
+
+    with minimal.start(f"amqtask -A tasks worker {options}") as worker:
+        assert minimal.run("python ./run_task.py").endswith("task result: 8\n")
+        worker.await_log("Task tasks.add[")
+        assert worker.stop() == 0
+
+
+def test_run_task_asks_before_the_task_has_run(project: Callable[[str], Project]) -> None:
+    minimal = project("minimal")
+
+    # No worker yet: the program waits for one that comes later.
+    with minimal.start("python -u run_task.py", ready="Is Task ready: False") as caller:
+        with minimal.start("amqtask -A tasks worker"):
+            assert caller.wait() == 0
+        assert caller.log == "Is Task ready: False\ntask result: 8\n"
+
+
+def test_a_package_with_a_config_module(project: Callable[[str], Project]) -> None:
+    luffyapi = project("luffyapi")
+
+    with luffyapi.start("amqtask -A mycelery.main worker --loglevel=info") as worker:
+        banner = worker.log
+        assert luffyapi.run("python runtask.py") == "sent\nNone\n"
+        worker.await_log("send an SMS!")
+        worker.await_log("SMS task 2!")
+        first = luffyapi.run("python first_way.py")
+        second = luffyapi.run("python second_way.py")
+
+    for name in (
+        "send_sms",
+        "mycelery.sms.tasks.send_sms2",
+        "mycelery.mail.tasks.send_email",
+        "mycelery.cache.tasks.warm",
+    ):
+        assert name in banner
+    assert re.fullmatch(
+        rf"({UUID}) <class 'amqtask\.result\.AsyncResult'>\n(True|False)\n\1\nsent\nTrue\nmailed someone@example\.org\n",
+        first,
+    )
+    assert second == "True\nsent\n"
+
+
+LONG = (
+    "amqtask worker --without-gossip --without-mingle --heartbeat-interval 60 -A tasks.cma.task -c 5 -E -Q cma_queue "
+    "-l info -n cma.{} -Ofair"
+)
+
+
+@pytest.mark.parametrize("name", ["%h", "%%h"])
+def test_the_long_worker_line(project: Callable[[str], Project], name: str) -> None:
+    cma = project("cma")
+    host = socket.gethostname()
+    node = f"cma.{host}@{host}" if name == "%h" else f"cma.%h@{host}"
+
+    with cma.start(LONG.format(name)) as worker:
+        divided, failed = cma.run("python add_tasks.py").split()
+        worker.await_log("6 / 3 = 2, at most 500/m")
+        worker.await_log("rolled back tasks.cma.task.my_task(6, 0): integer division")
+        assert f"{node}: OK" in cma.run("amqtask -A tasks.cma.task status")
+        assert worker.stop() == 0
+        log = worker.log
+
+    assert f"{node} ready." in log
+    assert "cma_queue" in log
+    assert f"Task tasks.cma.task.my_task[{divided}] succeeded" in log
+    assert f"Task tasks.cma.task.my_task[{failed}] raised" in log
+    assert "Retry" not in log
+
+
+def test_service_files_have_the_long_line(project: Callable[[str], Project]) -> None:
+    folder = project("cma").folder
+    supervisor = configparser.ConfigParser()
+    supervisor.read(folder / "supervisord.conf")
+    systemd = re.search(r"^ExecStart=\S*/(amqtask .*)$", (folder / "cma.service").read_text(), re.MULTILINE)
+
+    assert supervisor["program:cma"]["command"] == LONG.format("%h")
+    assert systemd is not None
+    assert systemd[1].replace("%%", "%") == LONG.format("%h")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["amqtask -A proj worker -l info", "python -m proj.amqtask worker -l info"],
+)
+def test_a_package_with_a_schedule(project: Callable[[str], Project], line: str) -> None:
+    proj = project("proj")
+
+    with proj.start(line) as worker:
+        assert proj.run("python call.py") == "5\n"
+        assert worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python run.py",
+        "python -c \"from celery_app_task import cel; cel.worker_main(argv=['--loglevel=info'])\"",
+        "python -c \"from celery_app_task import cel; cel.worker_main(argv=['worker', '--loglevel=info'])\"",
+        "amqtask worker -A celery_app_task -l info",
+        "amqtask worker -A celery_app_task -l info -P eventlet",
+    ],
+)
+def test_ways_to_start_a_worker(project: Callable[[str], Project], line: str) -> None:
+    celerytest = project("celerytest")
+
+    with celerytest.start(line) as worker:
+        task_id = celerytest.run("python add_task.py").strip()
+        eventually(lambda: celerytest.run(f"python result.py {task_id}") == "9\n")
+        assert worker.stop() == 0
+
+
+def test_a_result_by_its_id_in_another_process(project: Callable[[str], Project], tmp_path: Path) -> None:
+    celerytest = project("celerytest")
+    file = tmp_path / "there"
+
+    def publish(call: str) -> str:
+        return celerytest.run(f'python -c "from celery_app_task import *; print({call})"').strip()
+
+    def says(task_id: str, text: str) -> None:
+        eventually(lambda: celerytest.run(f"python result.py {task_id}") == text, what=f"never {text!r}")
+
+    added = publish("add.delay(4, 5)")
+    assert celerytest.run(f"python result.py {added}") == "waiting to be run\n"
+    divided = publish("divide.delay(1, 0)")
+    retried, started = publish(f"read.delay('{file}')"), publish(f"wait_for.delay('{file}')")
+    with celerytest.start("amqtask worker -A celery_app_task -l info -c 2"):
+        says(added, "9\n")
+        says(divided, "failed\n")
+        says(retried, "to be tried again after an error\n")
+        says(started, "running\n")
+        file.write_text("here")
+        says(retried, "here\n")
+        says(started, "None\n")
+
+    assert celerytest.run(f"python result.py {added} forget") == "9\n"
+    assert celerytest.run(f"python result.py {added}") == "waiting to be run\n"
