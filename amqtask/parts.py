@@ -25,6 +25,7 @@ from amqtask.workflows import Workflows
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.backends.contract import ResultBackend
+    from amqtask.backends.retrying import RetryPolicy
     from amqtask.control import Control
     from amqtask.entities import Queue
     from amqtask.events import BrokerConnection, Events
@@ -37,6 +38,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("amqtask.publisher")
 MEMORY_URL = "memory://"
+# What only one kind of result store has.
+_STORE_SETTINGS = (
+    "cache_backend_options",
+    "database_create_tables_at_setup",
+    "database_engine_callback",
+    "database_engine_options",
+    "database_short_lived_sessions",
+    "database_table_names",
+    "database_table_schemas",
+    "mongodb_backend_settings",
+)
 _LAZY = (
     "queues",
     "router",
@@ -259,11 +271,26 @@ class Parts:
             brokers=self.broker_addresses,
             connect_timeout=conf.broker_connection_timeout,
             transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
+            always_retry=self._always_retry(),
+            settings={name: conf[name] for name in _STORE_SETTINGS},
         )
         if self._opened_backend is None or self._opened_backend[0] != options:
             self._opened_backend = (options, registry.open_backend(url, options))
         # Settings that do not concern it leave the store as it is: results may be on their way to it.
         return self._opened_backend[1]
+
+    def _always_retry(self) -> RetryPolicy | None:
+        conf = self.conf
+        if not conf.result_backend_always_retry:
+            return None
+        made: RetryPolicy = importlib.import_module("amqtask.backends.retrying").RetryPolicy(
+            seconds=None,
+            retries=conf.result_backend_max_retries,
+            first_pause=conf.result_backend_base_sleep_between_retries_ms / 1000,
+            longest_pause=conf.result_backend_max_sleep_between_retries_ms / 1000,
+            jitter=True,
+        )
+        return made
 
     @cached_property
     def control(self) -> Control:

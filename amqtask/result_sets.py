@@ -259,5 +259,7 @@ class GroupResult(ResultSet):
 
 def _group_store(backend: Any) -> Any:
     if backend is None or not hasattr(backend, "save_group"):
-        raise BackendNotConfigured("this result backend keeps no groups: redis:// does, rpc:// and none do not")
+        raise BackendNotConfigured(
+            "this result backend keeps no groups: rpc:// (and none at all) does not, the other result stores do (docs/results.md)"
+        )
     return backend

@@ -22,10 +22,10 @@ from amqtask import states
 from amqtask.backends.contract import BackendOptions, ResultBackend
 from amqtask.backends.redis import RedisBackend
 from amqtask.backends.rpc import RpcBackend
-from amqtask.exceptions import BackendNotConfigured, BackendUnreachable, Undecodable
+from amqtask.exceptions import BackendUnreachable, Undecodable
 from amqtask.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
-from amqtask.result import AsyncResult, GroupResult
+from amqtask.result import AsyncResult
 from amqtask.testing.suites.backend import PATIENCE, BackendSuite, eventually
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
@@ -66,6 +66,9 @@ def rpc(url: str, **options: Any) -> RpcBackend:
 
 
 class TestRpc(BackendSuite):
+    # Only the process that published a task reads its result.
+    is_shared = False
+
     @pytest.fixture(autouse=True)
     def broker(self, broker_url: str, publisher: PikaPublisher) -> None:
         self.broker_url = broker_url
@@ -207,15 +210,6 @@ def test_no_broker_is_a_named_error_without_the_password() -> None:
 
 def redis_backend(url: str, **options: Any) -> RedisBackend:
     return RedisBackend(BackendOptions(url=url, **{"expires": 60.0, **options}))
-
-
-class TestRedis(BackendSuite):
-    @pytest.fixture(autouse=True)
-    def server(self, redis_url: str) -> None:
-        self.redis_url = redis_url
-
-    def make(self) -> ResultBackend:
-        return redis_backend(self.redis_url)
 
 
 @pytest.fixture
@@ -441,48 +435,3 @@ def test_results_travel_over_tls(tmp_path: Path) -> None:
         store.close()
     finally:
         server.stop()
-
-
-# -- chords
-
-
-def test_redis_counts_a_member_that_is_added_or_ends_again_once(redis_url: str) -> None:
-    store = RedisBackend(BackendOptions(url=redis_url))
-    group_id = str(uuid.uuid4())
-    store.set_chord_size(group_id, 1)
-    for _ in range(2):
-        store.add_to_chord(group_id, "added")
-        assert store.add_chord_part(group_id, 0, ResultMessage("first", states.SUCCESS, 1)) is None
-
-    everything = store.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2))
-    again = store.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2))
-    by_another = store.add_chord_part(group_id, 0, ResultMessage("first", states.SUCCESS, 1))
-
-    assert everything is not None
-    assert [part.result for part in everything] == [1, 2]
-    assert again == everything, "it may have died before the body was published"
-    assert by_another is None, "that is for who completed it"
-    store.end_chord(group_id)
-    assert store.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2)) is None
-    store.close()
-
-
-def test_redis_keeps_groups(redis_url: str) -> None:
-    store = RedisBackend(BackendOptions(url=redis_url))
-    group = GroupResult(str(uuid.uuid4()), [AsyncResult[int]("a", store), AsyncResult[int]("b", store)], store)
-
-    group.save()
-    restored = GroupResult.restore(group.id, backend=store)
-    group.delete()
-
-    assert restored is not None
-    assert (restored.id, restored.results) == (group.id, group.results)
-    assert GroupResult.restore(group.id, backend=store) is None
-    store.close()
-
-
-def test_rpc_says_that_it_keeps_no_groups(broker_url: str) -> None:
-    store = RpcBackend(BackendOptions(url="rpc://", brokers=parse_broker_urls(broker_url)))
-
-    with pytest.raises(BackendNotConfigured, match="keeps no groups"):
-        GroupResult("g", [], store).save()

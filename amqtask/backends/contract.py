@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from amqtask.backends.retrying import RetryPolicy
     from amqtask.message import Message
     from amqtask.protocol.result import ResultMessage
     from amqtask.transport.url import BrokerAddress
@@ -29,10 +30,21 @@ class BackendOptions:
     brokers: tuple[BrokerAddress, ...] = ()
     connect_timeout: float = 5.0
     transport_options: tuple[tuple[str, Any], ...] = ()
+    # How long a worker goes on when the store is away (`result_backend_always_retry`); None: a few seconds.
+    always_retry: RetryPolicy | None = None
+    # The settings that only one kind of store has, by name: `database_…`, `mongodb_backend_settings` …
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ResultBackend(Protocol):
-    """Stores and finds results. Safe across threads, greenlets and forks."""
+    """Stores and finds results. Safe across threads, greenlets and forks.
+
+    A store that also keeps groups has `save_group(id, members)`, `restore_group(id)` and `delete_group(id)`; one that counts
+    the parts of chords is an amqtask.execution.contract.ChordStore too.
+    """
+
+    # Whether results go by themselves when they expire; else `cleanup` must be called now and then.
+    supports_autoexpire: bool
 
     def __init__(self, options: BackendOptions) -> None: ...
 
@@ -76,5 +88,8 @@ class ResultBackend(Protocol):
         """Call once when the result is ready (`AsyncResult.then`): now, or from a thread of the backend's."""
 
     def forget(self, task_id: str) -> None: ...
+
+    def cleanup(self) -> None:
+        """Delete what is older than `result_expires`; nothing where the store does so by itself."""
 
     def close(self) -> None: ...

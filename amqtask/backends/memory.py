@@ -19,6 +19,9 @@ from amqtask.serialization import content_types
 class MemoryBackend(MemoryChords):
     """See amqtask.backends.contract.ResultBackend. Values pass through the serializer, as they would elsewhere."""
 
+    # What nobody holds goes by itself (amqtask.backends.waiting).
+    supports_autoexpire = True
+
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options.serializer)
         self._serializer = options.serializer
@@ -101,6 +104,9 @@ class MemoryBackend(MemoryChords):
     def delete_group(self, group_id: str) -> None:
         """Forget it."""
         self._groups.pop(group_id, None)
+
+    def cleanup(self) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to close."""

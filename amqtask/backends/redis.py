@@ -11,11 +11,13 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
 
 from amqtask import states
+from amqtask.backends.codec import key_prefix
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.redis_async import AsyncWaiters
 from amqtask.backends.redis_callbacks import SLICE, Callbacks
@@ -27,10 +29,10 @@ from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.serialization import content_type, content_types
 
 PREFIX = "celery-task-meta-"
-# What is there already is returned, and only written over when the caller has seen it (ARGV[3]): Redis cannot read it.
+# What is there is returned, and only written over when it is what the caller has seen (ARGV[3]): Redis cannot read it.
 STORE = """
 local known = redis.call('GET', KEYS[1])
-if known and ARGV[3] == '' then return known end
+if known and known ~= ARGV[3] then return known end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return false
@@ -47,21 +49,22 @@ class RedisBackend(RedisChords):
     get BackendUnreachable (5), and the client's own (redis_server.CLIENT_OPTIONS).
     """
 
+    supports_autoexpire = True
+
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
         self._type = content_type(options.serializer)
         self._encoding = "utf-8" if self._type.endswith(("json", "yaml")) else "binary"
         self._accept = content_types(options.accept) | {self._type}
         given = dict(options.transport_options)
-        prefix = str(given.get("global_keyprefix") or "")
-        if prefix and prefix[-1] not in ":_-.":
-            prefix += "_"
+        prefix = key_prefix(given)
         self._result_prefix = prefix + PREFIX
         self._arguments = client_arguments(given, options.connect_timeout)
         self._retry_for = float(given.get("retry_for", RETRY_FOR))
         self._result_expires = max(1, int(options.expires)) if options.expires else None
         super().__init__(
             lambda work: self._own()[0].retrying(work),
+            lambda work: self._own()[0].retrying(work, options.always_retry),
             prefix=prefix,
             serializer=options.serializer,
             content_type=self._type,
@@ -87,9 +90,10 @@ class RedisBackend(RedisChords):
         body = encode_result(result, self._options.serializer).body
         key = self._result_key(result.task_id)
         arguments = (body, self._result_expires or 0)
-        known = self._retrying(lambda client: client.eval(STORE, 1, key, *arguments, ""))
-        if known is not None and self._decode(known).status != states.SUCCESS:
-            self._retrying(lambda client: client.eval(STORE, 1, key, *arguments, "even so"))
+        known: Any = self._insisting(lambda client: client.eval(STORE, 1, key, *arguments, b""))
+        while known is not None and self._decode(known).status != states.SUCCESS:
+            seen = known
+            known = self._insisting(lambda client: client.eval(STORE, 1, key, *arguments, seen))  # noqa: B023 - called here
 
     # -- the caller's end
 
@@ -194,6 +198,9 @@ class RedisBackend(RedisChords):
     def forget(self, task_id: str) -> None:
         """Delete it."""
         self._retrying(lambda client: client.delete(self._result_key(task_id)))
+
+    def cleanup(self) -> None:
+        """Nothing: the server drops keys when they expire."""
 
     def close(self) -> None:
         """Close idle connections; they open again when they are needed."""

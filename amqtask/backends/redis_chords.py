@@ -51,7 +51,8 @@ Retrying = Callable[[Callable[[Any], Any]], Any]
 
 
 class RedisChords:
-    """See amqtask.execution.contract.ChordStore; `retrying(work)` calls `work(client)` while the server is away.
+    """See amqtask.execution.contract.ChordStore; `retrying(work)` calls `work(client)` while the server is away, and so does
+    `insisting` for what must not be lost, as long as `result_backend_always_retry` wants it.
 
     `expires` is seconds or None.
     """
@@ -59,6 +60,7 @@ class RedisChords:
     def __init__(
         self,
         retrying: Retrying,
+        insisting: Retrying,
         *,
         prefix: str,
         serializer: str,
@@ -69,6 +71,7 @@ class RedisChords:
         is_ordered: bool = True,
     ) -> None:
         self._retrying = retrying
+        self._insisting = insisting
         self._prefix = f"{prefix}celery-taskset-meta-"
         self._serializer = serializer
         self._how = (content_type, content_encoding, accept)
@@ -105,7 +108,7 @@ class RedisChords:
             CLAIM_SECONDS,
             part.task_id,
         ]
-        found = self._retrying(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
+        found = self._insisting(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
         if found is None:
             return None
         parts = [self._read(each) for each in found]
@@ -114,7 +117,7 @@ class RedisChords:
     def add_to_chord(self, group_id: str, task_id: str) -> None:
         """One more member. Raises: BackendUnreachable."""
         keys = [self._key(group_id, ".a"), self._key(group_id, ".t")]
-        self._retrying(lambda client: client.eval(ADD_MEMBER, 2, *keys, task_id, self._expires))
+        self._insisting(lambda client: client.eval(ADD_MEMBER, 2, *keys, task_id, self._expires))
 
     def end_chord(self, group_id: str) -> None:
         """The body has run: delete the parts. Raises: BackendUnreachable."""

@@ -13,6 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def client_arguments(options: Mapping[str, Any], connect_timeout: float) -> dict
     }
 
 
-def is_hopeless(error: redis.RedisError) -> bool:
+def is_hopeless(error: Exception) -> bool:
     """Whether another attempt would end in the same way."""
     if isinstance(error, redis.AuthenticationError) or not isinstance(error, TRANSIENT):
         return True
@@ -119,24 +120,21 @@ class RedisServer:
 
     def __init__(self, url: str, arguments: Mapping[str, Any], retry_for: float) -> None:
         self._url = url
-        self._retry_for = retry_for
+        self._patience = RetryPolicy(seconds=retry_for, first_pause=FIRST_PAUSE, longest_pause=LONGEST_PAUSE)
         # The client's own retries would mend a broken subscription behind our back, and what was published
         # meanwhile would be missed.
         self.client: Any = redis.Redis.from_url(client_url(url), retry=Retry(NoBackoff(), 0), **arguments)
         self._idle: deque[Subscription] = deque()
 
-    def retrying(self, work: Callable[[Any], T]) -> T:
-        """`work(client)`, again while the server is away. Raises: BackendUnreachable after `retry_for` seconds."""
-        give_up_at = time.monotonic() + self._retry_for
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return work(self.client)
-            except redis.RedisError as error:
-                if is_hopeless(error) or time.monotonic() + pause > give_up_at:
-                    raise unreachable(self._url, error) from error
-            time.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+    def retrying(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
+        """`work(client)`, again while the server is away. Raises: BackendUnreachable when the policy's time is over."""
+        return retrying(
+            lambda: work(self.client),
+            policy or self._patience,
+            errors=(redis.RedisError,),
+            is_transient=lambda error: not is_hopeless(error),
+            explain=lambda error: unreachable(self._url, error),
+        )
 
     def subscription(self) -> Subscription:
         """A subscription to nothing yet; an idle one if there is one."""

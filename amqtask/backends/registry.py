@@ -18,7 +18,10 @@ OURS = {
     "redis": "amqtask.backends.redis:RedisBackend",
     "rediss": "amqtask.backends.redis:RedisBackend",
     "cache+memory": "amqtask.backends.memory:MemoryBackend",
+    "db": "amqtask.backends.sql:SqlBackend",
 }
+# What a missing library is installed with.
+EXTRAS = {"rediss": "redis", "db": "sqlalchemy"}
 DISABLED = frozenset({"", "disabled", "none"})
 
 
@@ -30,12 +33,14 @@ def open_backend(url: str | None, options: BackendOptions) -> ResultBackend | No
     scheme = (url or "").partition("://")[0].lower()
     if scheme in DISABLED:
         return None
+    # What follows db+ is SQLAlchemy's: db+postgresql://, db+mysql+pymysql://.
+    scheme = "db" if scheme.startswith("db+") else scheme
     path = OURS.get(scheme) or _plugin(scheme)
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        extra = "redis" if scheme == "rediss" else scheme
+        extra = EXTRAS.get(scheme, scheme)
         raise ConfigurationError(
             f'the result backend {scheme}:// needs a library that is not installed: pip install "amqtask[{extra}]" ({error})'
         ) from error

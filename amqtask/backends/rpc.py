@@ -66,6 +66,9 @@ class RpcBackend:
     `transport_options`: `unread_results`, how many results that nobody holds or has read are kept (100,000).
     """
 
+    # The broker drops messages and queues.
+    supports_autoexpire = True
+
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
         self._expiration = str(max(1, int(options.expires * 1000))) if options.expires else None
@@ -175,6 +178,9 @@ class RpcBackend:
     def forget(self, task_id: str) -> None:
         """Drop what is known of it."""
         self._own().mailbox.forget(task_id)
+
+    def cleanup(self) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Delete the queue."""

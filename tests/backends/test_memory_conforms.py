@@ -8,5 +8,7 @@ from amqtask.testing.suites.backend import BackendSuite
 
 
 class TestMemory(BackendSuite):
+    is_shared = False
+
     def make(self) -> ResultBackend:
         return MemoryBackend(BackendOptions(url="cache+memory://"))

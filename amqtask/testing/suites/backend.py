@@ -4,29 +4,31 @@
         def make(self) -> ResultBackend:
             return MyBackend(BackendOptions(url="mine://"))
 
-A backend whose results travel as messages overrides `publish` too.
+A backend whose results travel as messages overrides `publish` too. `make_expiring` and `make_unreachable` add the tests of
+stores that forget and of stores that are away; `is_shared = False` leaves out those of results that other processes read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from amqtask import states
 from amqtask.backends.contract import ResultBackend
-from amqtask.exceptions import EncodeError, TimeoutError
+from amqtask.exceptions import BackendNotConfigured, BackendUnreachable, EncodeError, TimeoutError
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.result import AsyncResult
-from amqtask.result_sets import ResultSet
+from amqtask.result_sets import GroupResult, ResultSet
 
 PATIENCE = 20.0
 
@@ -42,6 +44,9 @@ def eventually(predicate: Callable[[], object], timeout: float = PATIENCE) -> No
 class BackendSuite:
     """What every result backend keeps."""
 
+    # Whether a process reads what another one stored.
+    is_shared: ClassVar[bool] = True
+
     def make(self) -> ResultBackend:
         """A backend; `close` is called after the test."""
         raise NotImplementedError
@@ -49,6 +54,14 @@ class BackendSuite:
     def publish(self, message: Message) -> None:
         """Publish a result that travels as a message."""
         raise NotImplementedError
+
+    def make_expiring(self, seconds: float) -> ResultBackend | None:
+        """A backend whose results are kept for so long; None: they are kept as long as somebody holds them."""
+        return None
+
+    def make_unreachable(self) -> ResultBackend | None:
+        """A backend whose server is not there, with the password `secret` in its URL and little patience; None: none."""
+        return None
 
     @pytest.fixture
     def backend(self) -> Iterator[ResultBackend]:
@@ -61,7 +74,11 @@ class BackendSuite:
         """What a worker does at the end of a task."""
         date_done = now_iso() if status in states.READY_STATES else None
         traceback = "Traceback (most recent call last): …" if status == states.FAILURE else None
-        result = ResultMessage(task_id, status, value, traceback, date_done=date_done)
+        self.keep(backend, ResultMessage(task_id, status, value, traceback, date_done=date_done))
+
+    def keep(self, backend: ResultBackend, result: ResultMessage) -> None:
+        """The same with all that is known of the task."""
+        task_id = result.task_id
         message = backend.message_for(result, backend.reply_to(), task_id)
         if message is None:
             backend.store(result)
@@ -132,6 +149,30 @@ class BackendSuite:
 
         assert backend.get(task_id) is None
 
+    def test_a_result_comes_with_all_that_is_known_of_its_task(self, backend: ResultBackend) -> None:
+        extended = {
+            "name": "shop.pay", "args": [1, {"when": datetime(2026, 1, 2, tzinfo=timezone.utc)}], "kwargs": {"by": "card"},
+            "worker": "w@host", "retries": 2, "queue": "shop", "stamped_headers": ["tenant"], "tenant": "acme",
+        }  # fmt: skip
+        child = [[_id(), None], None]
+        result = ResultMessage(_id(), states.SUCCESS, 1, children=[child], date_done=now_iso(), extra=extended)
+
+        self.keep(backend, result)
+
+        found = backend.wait(result.task_id, timeout=PATIENCE)
+        assert found.extra == extended
+        assert found.children == [child]
+        assert found.date_done is not None
+        assert abs(datetime.fromisoformat(found.date_done) - datetime.now(timezone.utc)).total_seconds() < 60
+
+    def test_a_failure_is_kept_whatever_is_in_its_traceback(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        error = exception_as_dict(ValueError("odd"))
+
+        self.keep(backend, ResultMessage(task_id, states.FAILURE, error, "line 1: \x00 'ü 😀", date_done=now_iso()))
+
+        assert "'ü 😀" in (backend.wait(task_id, timeout=PATIENCE).traceback or "")
+
     # -- states
 
     def test_a_state_on_the_way_is_seen_and_does_not_end_a_wait(self, backend: ResultBackend) -> None:
@@ -161,6 +202,126 @@ class BackendSuite:
 
         assert known is not None
         assert (known.status, known.result) == (states.SUCCESS, "first")
+
+    def test_of_many_that_store_at_once_the_success_stays(self, backend: ResultBackend) -> None:
+        ids = [_id() for _ in range(10)]
+        error = exception_as_dict(ValueError("another run"))
+
+        def run(number: int) -> None:
+            for task_id in ids:
+                if number == 2:
+                    self.store(backend, task_id, value="first")
+                else:
+                    self.store(backend, task_id, states.FAILURE, error)
+
+        for running in [_Waiting(lambda number=number: run(number)) for number in range(5)]:  # type: ignore[misc]
+            running.outcome()
+
+        def is_success(task_id: str) -> bool:
+            known = backend.get(task_id)
+            return known is not None and known.status == states.SUCCESS
+
+        for task_id in ids:
+            eventually(lambda task_id=task_id: is_success(task_id))  # type: ignore[misc]
+
+    # -- groups and chords
+
+    def test_a_group_is_kept_until_it_is_deleted_or_refused_by_name(self, backend: ResultBackend) -> None:
+        members = [AsyncResult[int](_id(), backend) for _ in range(2)]
+        group = GroupResult(_id(), members, backend)
+        if not hasattr(backend, "save_group"):
+            with pytest.raises(BackendNotConfigured, match="keeps no groups"):
+                group.save()
+            return
+
+        group.save()
+        group.save()
+        restored = GroupResult.restore(group.id, backend=backend)
+        group.delete()
+
+        assert restored is not None
+        assert (restored.id, restored.results) == (group.id, members)
+        assert GroupResult.restore(group.id, backend=backend) is None
+
+    def test_the_parts_of_a_chord_are_counted_once(self, backend: Any) -> None:
+        if not hasattr(backend, "add_chord_part"):
+            pytest.skip("chords are joined in the broker")
+        group_id = _id()
+        backend.set_chord_size(group_id, 1)
+        for _ in range(2):
+            backend.add_to_chord(group_id, "added")
+            assert backend.add_chord_part(group_id, 0, ResultMessage("first", states.SUCCESS, 1)) is None
+
+        everything = backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2))
+        again = backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2))
+        by_another = backend.add_chord_part(group_id, 0, ResultMessage("first", states.SUCCESS, 1))
+
+        assert [part.result for part in everything] == [1, 2]
+        assert again == everything, "it may have died before the body was published"
+        if self.is_shared:
+            assert by_another is None, "that is for who completed it"
+        backend.end_chord(group_id)
+        assert backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2)) is None
+
+    # -- other processes, time, and servers that are away
+
+    def test_another_process_reads_what_was_stored(self, backend: ResultBackend) -> None:
+        if not self.is_shared:
+            pytest.skip("its results are for one process")
+        here, there = _id(), _id()
+        self.store(backend, here, value="from the parent")
+
+        def child() -> None:
+            assert backend.wait(here, timeout=PATIENCE).result == "from the parent"
+            self.store(backend, there, value="from the child")
+
+        assert _in_a_child(child) == 0
+        assert backend.wait(there, timeout=PATIENCE).result == "from the child"
+        self.store(backend, _id(), value="the parent's connections still work")
+
+    def test_results_go_when_they_expire(self) -> None:
+        backend = self.make_expiring(1.0)
+        if backend is None:
+            pytest.skip("its results are kept as long as somebody holds them")
+        done, started = _id(), _id()
+        self.store(backend, done, value=1)
+        self.store(backend, started, states.STARTED, {"pid": 1})
+        backend.cleanup()
+        assert backend.get(done) is not None, "it is not old yet"
+
+        def is_gone() -> bool:
+            if not backend.supports_autoexpire:
+                backend.cleanup()
+            return backend.get(done) is None and backend.get(started) is None
+
+        eventually(is_gone)
+        backend.close()
+
+    def test_cleaning_up_leaves_what_has_not_expired(self, backend: ResultBackend) -> None:
+        task_id = _id()
+        self.store(backend, task_id, value=1)
+        backend.wait(task_id, timeout=PATIENCE)
+
+        backend.cleanup()
+
+        assert backend.get(task_id) is not None
+
+    def test_a_server_that_is_away_is_a_named_error_without_the_password(self) -> None:
+        backend = self.make_unreachable()
+        if backend is None:
+            pytest.skip("it has no server of its own")
+        result = AsyncResult[Any](_id(), backend)
+
+        for ask in (
+            lambda: result.state,
+            lambda: result.get(timeout=PATIENCE),
+            lambda: asyncio.run(result.aget(timeout=PATIENCE)),
+            lambda: self.store(backend, result.id),
+        ):
+            with pytest.raises(BackendUnreachable) as caught:
+                ask()
+            assert "secret" not in str(caught.value)
+        backend.close()
 
     # -- many
 
@@ -273,6 +434,19 @@ class BackendSuite:
 
 def _id() -> str:
     return str(uuid.uuid4())
+
+
+def _in_a_child(work: Callable[[], None]) -> int:
+    """Fork, run it there; the exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - the parent sees the exit code
+            os.write(2, repr(error).encode())
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class _Waiting:

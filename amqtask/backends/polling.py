@@ -1,0 +1,270 @@
+"""Stores that cannot tell when a result comes, so that whoever waits asks again: the common part of all of them.
+
+Who waits in its own thread asks there. For callbacks and coroutines one thread per process asks for all of them together;
+it lives for as long as somebody waits. The pause between two questions grows from FIRST_PAUSE to `polling_interval`, and
+is never shorter than what the last question took, so that a slow store is not asked all the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar, NamedTuple
+
+from amqtask.backends.contract import BackendOptions
+from amqtask.backends.waiting import too_late
+from amqtask.exceptions import BackendUnreachable
+from amqtask.message import Message
+from amqtask.protocol.result import ResultMessage
+
+logger = logging.getLogger("amqtask.backends")
+OnResult = Callable[[ResultMessage], None]
+OnError = Callable[[BackendUnreachable], None]
+Read = Callable[[Sequence[str]], Iterable[ResultMessage]]
+# Seconds.
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
+GROWTH = 1.5
+
+
+class PollingBackend:
+    """See amqtask.backends.contract.ResultBackend; a store adds `read`, `store`, `forget` and what it keeps for groups.
+
+    `transport_options`: `polling_interval`, the longest pause in seconds between two questions of one who waits (0.5).
+    """
+
+    # Event loops call `store` in a thread (amqtask.execution.contract.ResultStore).
+    blocks: ClassVar[bool] = True
+    supports_autoexpire: bool = False
+
+    def __init__(self, options: BackendOptions) -> None:
+        self._longest_pause = float(dict(options.transport_options).get("polling_interval", LONGEST_PAUSE))
+        self._pollers: dict[int, Poller] = {}
+
+    # -- what a store adds
+
+    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """What is stored of these tasks, in any order; nothing of the others. Raises: BackendUnreachable."""
+        raise NotImplementedError
+
+    def store(self, result: ResultMessage) -> None:
+        """Store it; a stored SUCCESS stays. Raises: EncodeError, BackendUnreachable."""
+        raise NotImplementedError
+
+    def forget(self, task_id: str) -> None:
+        """Delete it. Raises: BackendUnreachable."""
+        raise NotImplementedError
+
+    def cleanup(self) -> None:
+        """Delete what is older than `result_expires`; nothing where the store does so by itself."""
+
+    # -- the worker's end
+
+    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
+        """Nothing travels over AMQP."""
+        return None
+
+    # -- the caller's end
+
+    def reply_to(self) -> str:
+        """None needed."""
+        return ""
+
+    def prepare(self, task_ids: Sequence[str]) -> None:
+        """Nothing to prepare."""
+
+    def hold(self, task_id: str, holder: object) -> None:
+        """Nothing: the store keeps it until it expires."""
+
+    def get(self, task_id: str) -> ResultMessage | None:
+        """What is stored."""
+        return next(iter(self.read([task_id])), None)
+
+    def wait(
+        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
+    ) -> ResultMessage:
+        """Ask until the result is there."""
+        return next(self._ready([task_id], timeout, on_interval))[1]
+
+    def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
+        """Each once it is there; of those that one question finds, the first that ended first."""
+        return self._ready(task_ids, timeout, None)
+
+    def _ready(
+        self, task_ids: Sequence[str], timeout: float | None, on_interval: Callable[[], None] | None
+    ) -> Iterator[tuple[str, ResultMessage]]:
+        left = set(task_ids)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_PAUSE
+        while left:
+            asked_at = time.monotonic()
+            found = _in_order(self.read(list(left)))
+            left.difference_update(result.task_id for result in found)
+            yield from ((result.task_id, result) for result in found)
+            now = time.monotonic()
+            if left and deadline is not None and now >= deadline:
+                raise too_late(task_ids, len(left), timeout)
+            if left:
+                pause = FIRST_PAUSE if found else min(pause * GROWTH, self._longest_pause)
+                wanted = max(pause, 0.0 if found else now - asked_at)
+                if on_interval is not None:
+                    on_interval()
+                time.sleep(wanted if deadline is None else min(wanted, deadline - now))
+
+    async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
+        """The same for an event loop, which the asking thread wakes. Raises: TimeoutError, BackendUnreachable."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[ResultMessage] = loop.create_future()
+
+        def settle(found: ResultMessage | BackendUnreachable) -> None:
+            if future.done():
+                return
+            if isinstance(found, BackendUnreachable):
+                future.set_exception(found)
+            else:
+                future.set_result(found)
+
+        def arrived(found: ResultMessage | BackendUnreachable) -> None:
+            loop.call_soon_threadsafe(settle, found)
+
+        poller = self._poller()
+        waiter = poller.add(task_id, arrived, arrived)
+        try:
+            return await asyncio.wait_for(future, timeout)
+        except asyncio.TimeoutError:
+            raise too_late([task_id], 1, timeout) from None
+        finally:
+            poller.cancel(task_id, waiter)
+
+    def add_callback(self, task_id: str, callback: OnResult) -> None:
+        """Call once when the result is there, from the thread that asks for all such results."""
+        self._poller().add(task_id, callback)
+
+    def close(self) -> None:
+        """End the asking thread."""
+        poller = self._pollers.pop(os.getpid(), None)
+        if poller is not None:
+            poller.close()
+
+    def _poller(self) -> Poller:
+        """A forked child asks in a thread of its own."""
+        pid = os.getpid()
+        found = self._pollers.get(pid)
+        if found is None:
+            found = self._pollers.setdefault(pid, Poller(self.read, self._longest_pause))
+        return found
+
+
+def _in_order(results: Iterable[ResultMessage]) -> list[ResultMessage]:
+    return sorted((result for result in results if result.is_ready), key=lambda result: result.date_done or "")
+
+
+class Waiter(NamedTuple):
+    """Somebody who is called once; without `on_error` a store that is away is asked again for ever."""
+
+    on_result: OnResult
+    on_error: OnError | None
+
+
+class Poller:
+    """Asks for the results that somebody waits for. Its thread starts with the first of them and ends with the last."""
+
+    def __init__(self, read: Read, longest_pause: float) -> None:
+        self._read = read
+        self._longest_pause = longest_pause
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[Waiter]] = {}
+        self._woken = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def add(self, task_id: str, on_result: OnResult, on_error: OnError | None = None) -> Waiter:
+        """Call one of the two once; `cancel` with what this returns takes it back."""
+        waiter = Waiter(on_result, on_error)
+        with self._lock:
+            self._waiting.setdefault(task_id, []).append(waiter)
+            self._woken.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="amqtask results", daemon=True)
+                self._thread.start()
+        return waiter
+
+    def cancel(self, task_id: str, waiter: Waiter) -> None:
+        """Do not call it any more."""
+        with self._lock:
+            waiting = self._waiting.get(task_id, [])
+            if waiter in waiting:
+                waiting.remove(waiter)
+            if not waiting:
+                self._waiting.pop(task_id, None)
+
+    def close(self) -> None:
+        """End the thread; nobody is called any more."""
+        with self._lock:
+            self._is_closed = True
+            self._waiting.clear()
+            thread = self._thread
+        self._woken.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            if self._woken.is_set():
+                self._woken.clear()
+                pause = FIRST_PAUSE
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                wanted = list(self._waiting)
+            asked_at = time.monotonic()
+            pause = self._ask(wanted, pause)
+            # Who comes meanwhile is asked for soon, but never more often than the store can answer.
+            time.sleep(min(time.monotonic() - asked_at, self._longest_pause))
+            self._woken.wait(pause)
+
+    def _ask(self, wanted: list[str], pause: float) -> float:
+        """The pause before the next question."""
+        try:
+            found = _in_order(self._read(wanted))
+        except BackendUnreachable as error:
+            self._tell(wanted, error)
+            return self._longest_pause
+        except Exception:
+            logger.exception("results cannot be read, trying again")
+            return self._longest_pause
+        for result in found:
+            with self._lock:
+                waiting = self._waiting.pop(result.task_id, [])
+            for waiter in waiting:
+                _call(waiter.on_result, result, result.task_id)
+        return FIRST_PAUSE if found else min(pause * GROWTH, self._longest_pause)
+
+    def _tell(self, wanted: list[str], error: BackendUnreachable) -> None:
+        told: list[tuple[str, OnError]] = []
+        with self._lock:
+            for task_id in wanted:
+                waiting = self._waiting.pop(task_id, [])
+                told += [(task_id, waiter.on_error) for waiter in waiting if waiter.on_error is not None]
+                patient = [waiter for waiter in waiting if waiter.on_error is None]
+                if patient:
+                    self._waiting[task_id] = patient
+            is_over = self._is_closed
+        for task_id, on_error in told:
+            _call(on_error, error, task_id)
+        if not is_over:
+            logger.warning("results cannot be waited for: %s", error)
+
+
+def _call(
+    callback: Callable[[ResultMessage], None] | OnError, found: ResultMessage | BackendUnreachable, task_id: str
+) -> None:
+    try:
+        callback(found)  # type: ignore[arg-type] # each is called with its own kind
+    except Exception:
+        logger.exception("a callback for the result of task %s failed", task_id)

@@ -1,0 +1,325 @@
+"""`db+…://`: results in a SQL database through SQLAlchemy, in Celery's tables (celery/backends/database/__init__.py).
+
+Each statement is a transaction of its own, so what is written is there for others when the statement returns, and no row stays
+locked. An UPDATE leaves out rows with SUCCESS; who finds no row to update inserts one, and who loses that race updates again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from amqtask import states
+from amqtask.backends.codec import Codec, unreadable
+from amqtask.backends.contract import BackendOptions
+from amqtask.backends.polling import PollingBackend
+from amqtask.backends.retrying import RetryPolicy, retrying
+from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
+from amqtask.protocol.result import ResultMessage
+
+T = TypeVar("T")
+# Drivers for a URL that names none, in the order in which they are looked for.
+DRIVERS = {"postgresql": ("psycopg", "psycopg2", "pg8000"), "mysql": ("mysqldb", "pymysql", "mysqlconnector")}
+# Celery's (celery/app/defaults.py): a connection that the server closed is replaced, an old one too.
+ENGINE_OPTIONS = {"pool_pre_ping": True, "pool_recycle": 3600}
+# Ids per SELECT: databases limit the number of parameters.
+AT_ONCE = 500
+_EXTENDED = ("name", "worker", "retries", "queue")
+_GONE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+
+
+class _Engine:
+    """One process's connections, and the columns that its database has."""
+
+    def __init__(self, engine: sa.Engine, columns: frozenset[str]) -> None:
+        self.engine = engine
+        self.columns = columns
+
+
+class SqlBackend(PollingBackend):
+    """See amqtask.backends.contract.ResultBackend.
+
+    Settings: `database_engine_options` (of create_engine), `database_engine_callback` (called with each engine, or its
+    dotted name), `database_short_lived_sessions` (a connection per statement instead of a pool), `database_table_names`,
+    `database_table_schemas`, `database_create_tables_at_setup`. `transport_options`: `retry_for`, seconds that the database
+    may be away before callers get BackendUnreachable (5), and `polling_interval`.
+    """
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self._options = options
+        self._settings = options.settings
+        self._codec = Codec(options)
+        self._url = database_url(options.url)
+        self._tables = tables(
+            self._settings.get("database_table_names") or {}, self._settings.get("database_table_schemas") or {}
+        )
+        given = dict(options.transport_options)
+        self._patience = RetryPolicy(seconds=float(given.get("retry_for", 5.0)))
+        self._engines: dict[int, _Engine] = {}
+
+    # -- the worker's end
+
+    def store(self, result: ResultMessage) -> None:
+        """One UPDATE, and an INSERT if there is no such row. Raises: EncodeError, BackendUnreachable."""
+        row = self._row(result)
+        self._run(lambda engine: self._write(engine, row), self._options.always_retry or self._patience)
+
+    def _write(self, own: _Engine, row: Mapping[str, Any]) -> None:
+        table = self._tables.tasks
+        values = {name: value for name, value in row.items() if name in own.columns}
+        is_open = sa.and_(table.c.task_id == row["task_id"], table.c.status != states.SUCCESS)
+        with own.engine.connect() as connection:
+            for _ in range(2):
+                if connection.execute(sa.update(table).where(is_open).values(values)).rowcount:
+                    return
+                try:
+                    connection.execute(sa.insert(table).values(values))
+                    return
+                except sa.exc.IntegrityError:
+                    pass  # it is there: as SUCCESS, which stays, or since a moment ago
+
+    def _row(self, result: ResultMessage) -> dict[str, Any]:
+        extra, codec = result.extra, self._codec
+        row: dict[str, Any] = {
+            "task_id": result.task_id,
+            "status": result.status,
+            "result": codec.value(result.result, f"the result of task {result.task_id}"),
+            # Also for states on the way, so that clean-up finds what never ended.
+            "date_done": _naive(result.date_done),
+            "traceback": None if result.traceback is None else result.traceback.replace("\x00", "\ufffd"),
+            "children": codec.value(result.children, "the list of children") if result.children else None,
+        }
+        if extra:
+            row |= {name: _short(extra.get(name)) for name in _EXTENDED}
+            row |= {
+                name: codec.value(extra.get(name), f"{name} of task {result.task_id}") for name in ("args", "kwargs")
+            }
+            names = extra.get("stamped_headers")
+            if names:
+                stamps = {"stamped_headers": list(names), "stamps": {name: extra.get(name) for name in names}}
+                row["stamps"] = codec.value(stamps, f"the stamps of task {result.task_id}")
+        return row
+
+    # -- the caller's end
+
+    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """One SELECT for each AT_ONCE of them. Raises: BackendUnreachable."""
+        found: list[ResultMessage] = []
+        for start in range(0, len(task_ids), AT_ONCE):
+            some = task_ids[start : start + AT_ONCE]
+            found += (self._result(row) for row in self._run(lambda own, some=some: self._select(own, some)))  # type: ignore[misc]
+        return found
+
+    def _select(self, own: _Engine, task_ids: Sequence[str]) -> Sequence[Mapping[Any, Any]]:
+        table = self._tables.tasks
+        columns = [column for column in table.columns if column.name in own.columns]
+        with own.engine.connect() as connection:
+            return connection.execute(sa.select(*columns).where(table.c.task_id.in_(task_ids))).mappings().all()
+
+    def _result(self, row: Mapping[Any, Any]) -> ResultMessage:
+        codec = self._codec
+        try:
+            result = ResultMessage(
+                row["task_id"],
+                row["status"],
+                None if row["result"] is None else codec.read(row["result"]),
+                row["traceback"],
+                codec.read(row["children"]) if row.get("children") else [],
+                _aware(row["date_done"]) if row["status"] in states.READY_STATES else None,
+            )
+            if row.get("name") is not None:
+                result.extra = {name: row.get(name) for name in _EXTENDED}
+                result.extra |= {
+                    name: None if row.get(name) is None else codec.read(row[name]) for name in ("args", "kwargs")
+                }
+            if row.get("stamps"):
+                stamps = codec.read(row["stamps"])
+                result.extra |= {"stamped_headers": stamps["stamped_headers"], **stamps["stamps"]}
+            return result
+        except MessageError as error:
+            return unreadable(row["task_id"], error)
+
+    def forget(self, task_id: str) -> None:
+        """DELETE. Raises: BackendUnreachable."""
+        table = self._tables.tasks
+        self._execute(sa.delete(table).where(table.c.task_id == task_id))
+
+    def cleanup(self) -> None:
+        """DELETE what is older than `result_expires`, tasks and groups. Raises: BackendUnreachable."""
+        if not self._options.expires:
+            return
+        oldest = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(seconds=self._options.expires)
+        for table in self._tables:
+            self._execute(sa.delete(table).where(table.c.date_done < oldest))
+
+    def close(self) -> None:
+        """Close connections; they open again when they are needed."""
+        super().close()
+        own = self._engines.pop(os.getpid(), None)
+        if own is not None:
+            own.engine.dispose()
+
+    # -- groups
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
+        table = self._tables.groups
+        values = {
+            "result": self._codec.value(members, f"group {group_id}"),
+            "date_done": datetime.now(timezone.utc).replace(tzinfo=None),
+        }
+
+        def write(own: _Engine) -> None:
+            with own.engine.connect() as connection:
+                if connection.execute(sa.update(table).where(table.c.taskset_id == group_id).values(values)).rowcount:
+                    return
+                try:
+                    connection.execute(sa.insert(table).values(taskset_id=group_id, **values))
+                except sa.exc.IntegrityError:
+                    pass  # somebody saved it a moment ago; a group has one list of members
+
+        self._run(write)
+
+    def restore_group(self, group_id: str) -> Any:
+        """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
+        table = self._tables.groups
+
+        def select(own: _Engine) -> Any:
+            with own.engine.connect() as connection:
+                return connection.execute(sa.select(table.c.result).where(table.c.taskset_id == group_id)).scalar()
+
+        found = self._run(select)
+        return None if found is None else self._codec.read(found)
+
+    def delete_group(self, group_id: str) -> None:
+        """Forget it. Raises: BackendUnreachable."""
+        table = self._tables.groups
+        self._execute(sa.delete(table).where(table.c.taskset_id == group_id))
+
+    # -- the database
+
+    def _execute(self, statement: Any) -> None:
+        def work(own: _Engine) -> None:
+            with own.engine.connect() as connection:
+                connection.execute(statement)
+
+        self._run(work)
+
+    def _run(self, work: Callable[[_Engine], T], policy: RetryPolicy | None = None) -> T:
+        return retrying(
+            lambda: work(self._own()),
+            policy or self._patience,
+            errors=(sa.exc.SQLAlchemyError,),
+            is_transient=lambda error: isinstance(error, _GONE) or getattr(error, "connection_invalidated", False),
+            explain=self._explain,
+        )
+
+    def _explain(self, error: Exception) -> Exception:
+        place = self._url.render_as_string(hide_password=True)
+        cause = getattr(error, "orig", None) or error
+        if isinstance(error, sa.exc.DataError):
+            return EncodeError(f"{place} does not take a result: {cause}")
+        if isinstance(error, _GONE):
+            return BackendUnreachable(
+                f"{place} does not answer: {cause}. Is it running there, and is result_backend right?"
+            )
+        return BackendUnreachable(f"{place} refused: {cause}")
+
+    def _own(self) -> _Engine:
+        """A forked child has connections of its own; its parent's stay open, and untouched, in the list."""
+        pid = os.getpid()
+        own = self._engines.get(pid)
+        if own is None:
+            made = self._connect()
+            own = self._engines.setdefault(pid, made)
+            if own is not made:
+                made.engine.dispose()  # another thread was first
+        return own
+
+    def _connect(self) -> _Engine:
+        settings = self._settings
+        given = settings.get("database_engine_options")
+        options: dict[str, Any] = {"hide_parameters": True, **(ENGINE_OPTIONS if given is None else given)}
+        if self._url.get_backend_name() in DRIVERS:
+            arguments = {"connect_timeout": max(1, int(self._options.connect_timeout))}
+            options["connect_args"] = {**arguments, **options.get("connect_args", {})}
+        if settings.get("database_short_lived_sessions"):
+            options = {name: value for name, value in options.items() if not name.startswith(("pool", "max_overflow"))}
+            options["poolclass"] = NullPool
+        engine = sa.create_engine(self._url, **options)
+        callback = settings.get("database_engine_callback")
+        if callback is not None:
+            (_named(callback) if isinstance(callback, str) else callback)(engine)
+        try:
+            if settings.get("database_create_tables_at_setup", True) is not False:
+                create(engine, self._tables)
+            columns = known_columns(engine, self._tables.tasks)
+        except BaseException:
+            engine.dispose()
+            raise
+        return _Engine(engine.execution_options(isolation_level="AUTOCOMMIT"), columns)
+
+
+def database_url(url: str) -> sa.URL:
+    """SQLAlchemy's URL of a `db+…://`, with a driver that is installed. Raises: ConfigurationError."""
+    try:
+        found = sa.make_url(url.partition("+")[2] if url.startswith("db+") else url)
+    except sa.exc.ArgumentError as error:
+        raise ConfigurationError(
+            "result_backend db+… is no database URL; it looks like db+postgresql://user:password@host/name or "
+            "db+sqlite:///results.db"
+        ) from error
+    backend, _, driver = found.drivername.partition("+")
+    if backend == "sqlite" and found.database in (None, "", ":memory:"):
+        raise ConfigurationError(
+            "a SQLite database in memory is for one connection only: name a file (db+sqlite:///results.db), "
+            "or use cache+memory://"
+        )
+    if not driver and backend in DRIVERS:
+        names = [name for name in DRIVERS[backend] if _is_installed(found.set(drivername=f"{backend}+{name}"))]
+        if not names:
+            raise ConfigurationError(
+                f"result_backend db+{backend}:// needs a driver of that database, and none is installed: "
+                f"pip install one of {', '.join(DRIVERS[backend])}"
+            )
+        return found.set(drivername=f"{backend}+{names[0]}")
+    if not _is_installed(found):
+        raise ConfigurationError(f"result_backend db+{found.drivername}:// needs a driver that is not installed")
+    return found
+
+
+def _is_installed(url: sa.URL) -> bool:
+    try:
+        url.get_dialect().import_dbapi()
+    except (ImportError, sa.exc.NoSuchModuleError):
+        return False
+    return True
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"database_engine_callback {path!r} cannot be imported: {error}") from error
+
+
+def _naive(when: str | None) -> datetime:
+    moment = datetime.now(timezone.utc) if when is None else datetime.fromisoformat(when)
+    return moment.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def _aware(when: datetime | None) -> str | None:
+    return None if when is None else when.replace(tzinfo=timezone.utc).isoformat()
+
+
+def _short(value: Any) -> Any:
+    return value[:NAME_LENGTH] if isinstance(value, str) else value

@@ -1,0 +1,74 @@
+"""Every result store on its real server keeps one contract: alone, across processes, and while the server comes and goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from amqtask.backends.contract import BackendOptions, ResultBackend
+from amqtask.backends.registry import open_backend
+from amqtask.testing.suites.backend import BackendSuite
+from integration.nodes import free_port
+from integration.servers import Postgres
+
+# -- each store: its URL, and what its options are
+
+
+class StoreSuite(BackendSuite):
+    """A store by URL; `settings` and `transport_options` as in an application."""
+
+    url: str
+    settings: dict[str, Any]
+    transport_options: dict[str, Any]
+
+    @pytest.fixture(autouse=True)
+    def no_options(self) -> None:
+        self.settings, self.transport_options = {}, {}
+
+    def unreachable_url(self) -> str:
+        """The same kind of URL, with the password `secret`, where nothing listens."""
+        raise NotImplementedError
+
+    def opened(self, url: str, **options: Any) -> ResultBackend:
+        given = {"transport_options": tuple(self.transport_options.items()), "settings": self.settings, **options}
+        made = open_backend(url, BackendOptions(url=url, connect_timeout=2.0, **given))
+        assert made is not None
+        return made
+
+    def make(self) -> ResultBackend:
+        return self.opened(self.url)
+
+    def make_expiring(self, seconds: float) -> ResultBackend | None:
+        return self.opened(self.url, expires=seconds)
+
+    def make_unreachable(self) -> ResultBackend | None:
+        self.transport_options["retry_for"] = 0.1
+        return self.opened(self.unreachable_url())
+
+
+@pytest.fixture(scope="module")
+def results_database(postgres_server: Postgres) -> Iterator[str]:
+    """One database for all tests here: task ids are new each time."""
+    url = postgres_server.create_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+class TestPostgres(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def database(self, results_database: str) -> None:
+        self.url = f"db+{results_database}"
+
+    def unreachable_url(self) -> str:
+        return f"db+postgresql://user:secret@127.0.0.1:{free_port()}/results"
+
+
+class TestRedis(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def server(self, redis_url: str) -> None:
+        self.url = redis_url
+
+    def unreachable_url(self) -> str:
+        return f"redis://:secret@127.0.0.1:{free_port()}/0"

@@ -1,0 +1,160 @@
+"""Results in a SQL database (SQLite in a file) keep the backends' contract, in Celery's tables."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from amqtask import states
+from amqtask.backends.contract import BackendOptions, ResultBackend
+from amqtask.backends.sql import SqlBackend, database_url
+from amqtask.exceptions import BackendUnreachable, ConfigurationError
+from amqtask.protocol.result import ResultMessage
+from amqtask.testing.suites.backend import BackendSuite
+
+
+class TestSqlite(BackendSuite):
+    @pytest.fixture(autouse=True)
+    def database(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "results.db"
+
+    def make(self) -> ResultBackend:
+        return self.with_options()
+
+    def with_options(self, **options: Any) -> SqlBackend:
+        return SqlBackend(BackendOptions(url=f"db+sqlite:///{self.path}", **options))
+
+    def make_expiring(self, seconds: float) -> ResultBackend | None:
+        return self.with_options(expires=seconds)
+
+    def make_unreachable(self) -> ResultBackend | None:
+        self.path = self.path.parent / "no such folder" / "results.db"
+        return self.with_options(transport_options=(("retry_for", 0.1),))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.db"
+
+
+def backend(path: Path, **settings: Any) -> SqlBackend:
+    return SqlBackend(BackendOptions(url=f"db+sqlite:///{path}", settings=settings))
+
+
+def rows(path: Path, statement: str) -> list[Any]:
+    with sqlite3.connect(path) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def test_a_row_is_written_as_celery_writes_it(path: Path) -> None:
+    store = backend(path)
+
+    store.store(ResultMessage("it", states.SUCCESS, {"sum": 3}, date_done="2026-01-02T03:04:05.000006+00:00"))
+
+    assert rows(path, "SELECT task_id, status, result, date_done, traceback, children, name FROM celery_taskmeta") == [
+        ("it", "SUCCESS", b'{"sum": 3}', "2026-01-02 03:04:05.000006", None, None, None)
+    ]
+    store.close()
+
+
+def test_tables_have_the_names_that_settings_give_them(path: Path) -> None:
+    store = backend(path, database_table_names={"task": "my_results", "group": "my_groups"})
+
+    store.store(ResultMessage("it", states.SUCCESS, 1))
+    store.save_group("group", [])
+
+    assert rows(path, "SELECT count(*) FROM my_results") == [(1,)]
+    assert rows(path, "SELECT count(*) FROM my_groups") == [(1,)]
+    store.close()
+
+
+def test_tables_are_not_made_when_settings_say_so(path: Path) -> None:
+    store = backend(path, database_create_tables_at_setup=False)
+
+    with pytest.raises(BackendUnreachable, match="celery_taskmeta"):
+        store.store(ResultMessage("it", states.SUCCESS, 1))
+    store.close()
+
+
+def test_a_table_of_an_older_celery_is_used_without_the_columns_that_it_lacks(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE celery_taskmeta (id INTEGER PRIMARY KEY, task_id VARCHAR(155) UNIQUE, status VARCHAR(50),"
+            " result BLOB, date_done DATETIME, traceback TEXT)"
+        )
+    store = backend(path)
+
+    store.store(ResultMessage("it", states.SUCCESS, 1, children=[[["child", None], None]], extra={"name": "add"}))
+
+    found = store.get("it")
+    assert found is not None
+    assert (found.result, found.children, found.extra) == (1, [], {})
+    assert "has no columns" in caplog.text
+    store.close()
+
+
+def test_a_value_that_is_no_result_is_told_to_who_asks_for_it(path: Path) -> None:
+    store = backend(path)
+    store.store(ResultMessage("it", states.SUCCESS, 1))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE celery_taskmeta SET result = x'80048c'")
+
+    found = store.get("it")
+
+    assert found is not None
+    assert (found.status, found.result["exc_type"]) == (states.FAILURE, "Undecodable")
+    store.close()
+
+
+def test_engine_options_and_callback_are_applied(path: Path) -> None:
+    made: list[sa.Engine] = []
+    store = backend(path, database_engine_options={"echo_pool": True}, database_engine_callback=made.append)
+
+    store.store(ResultMessage("it", states.SUCCESS, 1))
+
+    assert len(made) == 1
+    assert made[0].pool.echo is True
+    store.close()
+
+
+def test_short_lived_sessions_leave_no_connection_open(path: Path) -> None:
+    made: list[sa.Engine] = []
+    store = backend(path, database_short_lived_sessions=True, database_engine_callback=made.append)
+
+    store.store(ResultMessage("it", states.SUCCESS, 1))
+
+    assert isinstance(made[0].pool, sa.pool.NullPool)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("db+sqlite://", "one connection only"),
+        ("db+sqlite:///:memory:", "one connection only"),
+        ("db+nonsense", "no database URL"),
+        ("db+mysql://localhost/results", "pip install one of mysqldb"),
+        ("db+mysql+nosuchdriver://localhost/results", "not installed"),
+        ("db+nosuchdatabase://localhost/results", "not installed"),
+    ],
+)
+def test_a_url_that_cannot_work_is_an_error_that_says_why(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        SqlBackend(BackendOptions(url=url))
+
+
+def test_a_driver_that_is_installed_is_found() -> None:
+    assert database_url("db+postgresql://localhost/results").drivername == "postgresql+psycopg"
+
+
+def test_an_engine_callback_that_is_not_there_is_an_error(path: Path) -> None:
+    store = backend(path, database_engine_callback="nowhere.to.be.found")
+
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        store.get("it")
