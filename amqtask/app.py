@@ -261,6 +261,12 @@ class AmqTask(Calling):
 
     # -- running and closing
 
+    def set_current(self) -> None:
+        """Be the application of shared tasks and of results that name none."""
+        current.set_current(self)
+
+    set_default = set_current
+
     def worker_main(self, argv: Sequence[str] | None = None) -> int:
         """Run `amqtask worker …` with this app; `argv` as on the command line (`["worker", "-l", "INFO"]`)."""
         arguments = list(sys.argv[1:] if argv is None else argv)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from amqtask.exceptions import ConfigurationError
 
@@ -79,3 +80,12 @@ def twin_of_main(value: object, load: Callable[[], None]) -> object | None:
         return None
     load()
     return getattr(sys.modules.get(name_of_main()), name, None)
+
+
+def app_of_flask(value: Any) -> Any:
+    """The application that a Flask app carries, in `app.extensions` under "amqtask" or, as Flask's documentation teaches,
+    "celery"; None when it is no such thing."""
+    extensions = getattr(value, "extensions", None)
+    if not isinstance(extensions, dict):
+        return None
+    return extensions.get("amqtask") or extensions.get("celery")

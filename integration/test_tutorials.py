@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from integration.conftest import Broker
+from integration.nodes import free_port
 from integration.projects import Project
 from integration.workers import ROOT, eventually
 
@@ -19,15 +23,15 @@ UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 @pytest.fixture
-def project(broker_url: str, redis_url: str, rabbit: Broker) -> Iterator[Callable[[str], Project]]:
+def project(broker_url: str, redis_url: str, rabbit: Broker) -> Iterator[Callable[..., Project]]:
     """Projects share the default queue, so it goes before and after each test."""
 
     def clean() -> None:
         for queue in ("amqtask", "amqtask.dead", "cma_queue", "cma_queue.dead"):
             rabbit.channel().queue_delete(queue)
 
-    def make(name: str) -> Project:
-        return Project(TUTORIALS / name, broker_url=broker_url, backend=redis_url)
+    def make(name: str, **environment: str) -> Project:
+        return Project(TUTORIALS / name, broker_url=broker_url, backend=redis_url, **environment)
 
     clean()
     yield make
@@ -46,7 +50,7 @@ def project(broker_url: str, redis_url: str, rabbit: Broker) -> Iterator[Callabl
         "-l info -P solo",
     ],
 )
-def test_the_minimal_app(project: Callable[[str], Project], options: str) -> None:
+def test_the_minimal_app(project: Callable[..., Project], options: str) -> None:
     minimal = project("minimal")
 
     with minimal.start(f"amqtask -A tasks worker {options}") as worker:
@@ -55,7 +59,7 @@ def test_the_minimal_app(project: Callable[[str], Project], options: str) -> Non
         assert worker.stop() == 0
 
 
-def test_run_task_asks_before_the_task_has_run(project: Callable[[str], Project]) -> None:
+def test_run_task_asks_before_the_task_has_run(project: Callable[..., Project]) -> None:
     minimal = project("minimal")
 
     # No worker yet: the program waits for one that comes later.
@@ -65,7 +69,7 @@ def test_run_task_asks_before_the_task_has_run(project: Callable[[str], Project]
         assert caller.log == "Is Task ready: False\ntask result: 8\n"
 
 
-def test_a_package_with_a_config_module(project: Callable[[str], Project]) -> None:
+def test_a_package_with_a_config_module(project: Callable[..., Project]) -> None:
     luffyapi = project("luffyapi")
 
     with luffyapi.start("amqtask -A mycelery.main worker --loglevel=info") as worker:
@@ -97,7 +101,7 @@ LONG = (
 
 
 @pytest.mark.parametrize("name", ["%h", "%%h"])
-def test_the_long_worker_line(project: Callable[[str], Project], name: str) -> None:
+def test_the_long_worker_line(project: Callable[..., Project], name: str) -> None:
     cma = project("cma")
     host = socket.gethostname()
     node = f"cma.{host}@{host}" if name == "%h" else f"cma.%h@{host}"
@@ -117,7 +121,7 @@ def test_the_long_worker_line(project: Callable[[str], Project], name: str) -> N
     assert "Retry" not in log
 
 
-def test_service_files_have_the_long_line(project: Callable[[str], Project]) -> None:
+def test_service_files_have_the_long_line(project: Callable[..., Project]) -> None:
     folder = project("cma").folder
     supervisor = configparser.ConfigParser()
     supervisor.read(folder / "supervisord.conf")
@@ -132,7 +136,7 @@ def test_service_files_have_the_long_line(project: Callable[[str], Project]) -> 
     "line",
     ["amqtask -A proj worker -l info", "python -m proj.amqtask worker -l info"],
 )
-def test_a_package_with_a_schedule(project: Callable[[str], Project], line: str) -> None:
+def test_a_package_with_a_schedule(project: Callable[..., Project], line: str) -> None:
     proj = project("proj")
 
     with proj.start(line) as worker:
@@ -150,7 +154,7 @@ def test_a_package_with_a_schedule(project: Callable[[str], Project], line: str)
         "amqtask worker -A celery_app_task -l info -P eventlet",
     ],
 )
-def test_ways_to_start_a_worker(project: Callable[[str], Project], line: str) -> None:
+def test_ways_to_start_a_worker(project: Callable[..., Project], line: str) -> None:
     celerytest = project("celerytest")
 
     with celerytest.start(line) as worker:
@@ -159,7 +163,7 @@ def test_ways_to_start_a_worker(project: Callable[[str], Project], line: str) ->
         assert worker.stop() == 0
 
 
-def test_a_result_by_its_id_in_another_process(project: Callable[[str], Project], tmp_path: Path) -> None:
+def test_a_result_by_its_id_in_another_process(project: Callable[..., Project], tmp_path: Path) -> None:
     celerytest = project("celerytest")
     file = tmp_path / "there"
 
@@ -184,3 +188,35 @@ def test_a_result_by_its_id_in_another_process(project: Callable[[str], Project]
 
     assert celerytest.run(f"python result.py {added} forget") == "9\n"
     assert celerytest.run(f"python result.py {added}") == "waiting to be run\n"
+
+
+def http(method: str, url: str, value: Any = None) -> Any:
+    """The JSON answer of a server on this machine."""
+    body = None if value is None else json.dumps(value).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_a_flask_app_that_keeps_in_step_with_a_chain(project: Callable[..., Project], tmp_path: Path) -> None:
+    node, web = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    wallet = project("wallet", CHAIN_URL=node, WALLET_DATABASE=str(tmp_path / "wallet.sqlite3"))
+
+    def balance(address: str) -> tuple[int, int]:
+        found = http("GET", f"{web}/balances/{address}")
+        return found["amount"], found["height"]
+
+    with (
+        wallet.start(f"python chain.py {node.rpartition(':')[2]}", ready="node at"),
+        wallet.start("flask --app wallet amqtask worker -l info"),
+        wallet.start(f"flask --app wallet run -p {web.rpartition(':')[2]}", ready="Running on"),
+    ):
+        http("POST", f"{node}/transfers", [{"to": "alice", "amount": 5}, {"to": "bob", "amount": 1}])
+        http("POST", f"{node}/transfers", [{"to": "alice", "amount": 2}])
+        task_id = http("POST", f"{web}/sync")["task"]
+        eventually(lambda: balance("alice") == (7, 2))
+        assert balance("bob") == (1, 2)
+        assert wallet.run(f"flask --app wallet amqtask result {task_id}").strip() == "2"
+        http("POST", f"{node}/transfers", [{"to": "bob", "amount": 10}])
+        http("POST", f"{web}/sync")
+        eventually(lambda: balance("bob") == (11, 3))

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from amqtask.app import AmqTask
+from amqtask.discovery import app_of_flask
 from amqtask.exceptions import AppNotFound
 
 if sys.version_info >= (3, 11):
@@ -81,8 +82,10 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
         found = _app_in(value)
         if found is not None:
             return found
-    if not isinstance(value, AmqTask) and callable(value):
+    if not isinstance(value, AmqTask) and callable(value) and not hasattr(value, "wsgi_app"):
         value = value()  # an application factory
+    if not isinstance(value, AmqTask):
+        value = app_of_flask(value) or value
     if not isinstance(value, AmqTask):
         raise AppNotFound(
             f"{source}: {module.__name__}:{path} is a {type(value).__name__}, not an AmqTask application."
@@ -93,8 +96,9 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
 def _app_in(module: ModuleType) -> AmqTask | None:
     for name in USUAL_ATTRIBUTES:
         value = getattr(module, name, None)
-        if isinstance(value, AmqTask):
-            return value
+        found = value if isinstance(value, AmqTask) else app_of_flask(value)
+        if isinstance(found, AmqTask):
+            return found
     apps = {id(value): value for value in vars(module).values() if isinstance(value, AmqTask)}
     if len(apps) > 1:
         raise AppNotFound(
