@@ -45,6 +45,8 @@ from amqtask.worker.worker import Worker
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.execution.plan import Around
+    from amqtask.outbox.contract import Outbox
+    from amqtask.outbox.relay import Relay
     from amqtask.services.monitoring import Monitoring
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.options import WorkerOptions
@@ -71,6 +73,8 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     _load_tasks(app, options)
     pool_class = find_pool(options.pool or app.conf.worker_pool)
     _check_limits(app, pool_class)
+    if app.conf.outbox_relay:
+        _check_relay(app, pool_class)
     queues = _work_queues(app, options, hostname)
     if options.purge:
         _purge(app, queues)
@@ -78,6 +82,24 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     if signals.celeryd_after_setup:
         signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)
     return worker
+
+
+def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | None = None) -> Relay:
+    """A relay of the application's outbox, ready to `run()`. Raises: ConfigurationError."""
+    app.import_modules()
+    app.finalize()
+    conf = app.conf
+    module = importlib.import_module("amqtask.outbox.relay")
+    made: Relay = module.Relay(
+        _outbox(app).store(),
+        app.publisher,
+        app.delays,
+        batch=batch or module.BATCH,
+        interval=conf.outbox_interval if interval is None else interval,
+        timeout=conf.broker_publish_timeout,
+        on_sent=app.sent_events.sent if conf.task_send_sent_event else None,
+    )
+    return made
 
 
 def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
@@ -92,6 +114,7 @@ def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
         "worker_disable_prefetch": options.disable_prefetch,
         "worker_state_db": options.statedb,
         "worker_send_task_events": options.task_events,
+        "outbox_relay": options.relay,
     }
     for name, value in given.items():
         if value is not None:
@@ -139,6 +162,24 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
             "x-consumer-timeout on the queue (RabbitMQ 3.12 or later).",
             longest,
         )
+
+
+def _check_relay(app: AmqTask, pool_class: type[Pool]) -> None:
+    if pool_class.name in ("eventlet", "gevent"):
+        raise ConfigurationError(
+            f"a worker with the {pool_class.name} pool relays no outbox: its threads are none, so the database would hold it "
+            "up. Run `amqtask relay` beside it."
+        )
+    _outbox(app)
+
+
+def _outbox(app: AmqTask) -> Outbox:
+    if app.outbox is None:
+        raise ConfigurationError(
+            "the application has no outbox to relay: set `outbox` (True for Django's), or make a SqlAlchemyOutbox in a module "
+            "that the application's `include` or `imports` names"
+        )
+    return app.outbox
 
 
 def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
@@ -347,6 +388,8 @@ class _Builder:
         found.append(events)
         if self.conf.worker_enable_remote_control:
             found.append(self.panel(worker, orders, autoscale, events))
+        if self.conf.outbox_relay:
+            found.append(importlib.import_module("amqtask.services.relaying").Relaying(build_relay(self.app)))
         return found
 
     def monitoring(self, publisher: LoopPublisher) -> Monitoring | None:

@@ -26,6 +26,7 @@ from amqtask.task import Task
 if TYPE_CHECKING:
     from amqtask.execution.contract import ChordStore
     from amqtask.freezing import Begun
+    from amqtask.outbox.contract import NewRow, Transaction
 
 T = TypeVar("T")
 
@@ -63,13 +64,45 @@ class Calling(Parts):
             return self._eager(name, args, kwargs, options)
         message = self._compose(name, args, kwargs, options, task)
         pipeline = find_pipeline(self)
-        if pipeline is not None:
+        if pipeline is not None and self._transaction is None:
             pipeline.add(message)
         else:
             self._publish(message, options)
         return self._result_of(message)
 
+    @property
+    def _transaction(self) -> Transaction | None:
+        """That of the outbox, where there is one and this is made in it: its commit is what sends the call."""
+        return None if self.outbox is None else self.outbox.transaction()
+
+    def _write(self, transaction: Transaction, messages: Sequence[Message]) -> None:
+        try:
+            transaction.write(self._rows(messages))
+        except BaseException as error:
+            self._all_settled(messages, error)
+            raise
+
+    async def _awrite(self, transaction: Transaction, messages: Sequence[Message]) -> None:
+        try:
+            await transaction.awrite(self._rows(messages))
+        except BaseException as error:
+            self._all_settled(messages, error)
+            raise
+
+    def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
+        as_row = importlib.import_module("amqtask.outbox.rows").as_row
+        return [as_row(message, self.delays) for message in messages]
+
+    def _all_settled(self, messages: Sequence[Message], error: BaseException) -> None:
+        for message in messages:
+            self._settled(message, error)
+
     def _publish(self, message: Message, options: Mapping[str, Any]) -> None:
+        transaction = self._transaction
+        if transaction is not None:
+            self._write(transaction, (message,))
+            self._settled(message)
+            return
         try:
             self.publisher.publish(message, timeout=_timeout(options))
         except BaseException as error:
@@ -86,6 +119,11 @@ class Calling(Parts):
         if self._is_eager:
             return self._eager(name, args, kwargs, options)
         message = self._compose(name, args, kwargs, options, task)
+        transaction = self._transaction
+        if transaction is not None:
+            await self._awrite(transaction, (message,))
+            self._settled(message)
+            return self._result_of(message)
         try:
             await self.async_publisher.publish(message, timeout=_timeout(options))
         except BaseException as error:
@@ -118,7 +156,7 @@ class Calling(Parts):
         """
 
         def publish(messages: Sequence[Message]) -> Sequence[PublishError | None]:
-            return self._publish_burst(messages, _many_timeout(self.conf, timeout, len(messages)))
+            return self._publish_at_once(messages, _many_timeout(self.conf, timeout, len(messages)))
 
         return Pipeline(self, publish, self._settled)
 
@@ -162,6 +200,13 @@ class Calling(Parts):
         ]
 
     def _publish_burst(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
+        transaction = self._transaction
+        if transaction is not None:
+            self._write(transaction, messages)
+            return [None] * len(messages)
+        return self._publish_at_once(messages, timeout)
+
+    def _publish_at_once(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
         errors = self.publisher.publish_many(messages, timeout=timeout)
         if self._tells_sent:
             self.sent_events.sent(_stored(messages, errors))
@@ -170,6 +215,10 @@ class Calling(Parts):
     async def _apublish_burst(
         self, messages: Sequence[Message], timeout: float | None
     ) -> Sequence[PublishError | None]:
+        transaction = self._transaction
+        if transaction is not None:
+            await self._awrite(transaction, messages)
+            return [None] * len(messages)
         errors = await self.async_publisher.publish_many(messages, timeout=timeout)
         if self._tells_sent:
             await self._atell_sent(_stored(messages, errors))
@@ -265,7 +314,7 @@ class Calling(Parts):
         begun, result = self.workflows.prepared(found, args, kwargs, options)
         messages = self._composition_messages(begun)
         pipeline = find_pipeline(self)
-        if pipeline is not None:
+        if pipeline is not None and self._transaction is None:
             for message in messages:
                 pipeline.add(message)
         elif len(messages) == 1:
@@ -312,8 +361,13 @@ class Calling(Parts):
         store, task_id = self.chord_store, str(found.id)
         if store is not None:
             store.add_to_chord(group_id, task_id)
+            return
+        more: Message = importlib.import_module("amqtask.protocol.chord").more_message(group_id, task_id)
+        transaction = self._transaction
+        if transaction is not None:
+            transaction.write(self._rows((more,)))
         else:
-            self.publisher.publish(importlib.import_module("amqtask.protocol.chord").more_message(group_id, task_id))
+            self.publisher.publish(more)
 
     def _noted(self, result: Any) -> Any:
         """What a task published is its child."""

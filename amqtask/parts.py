@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from amqtask.events.receiver import Feed
     from amqtask.events.sent import SentEvents
     from amqtask.message import Delivery
+    from amqtask.outbox.contract import Outbox
     from amqtask.transport.contract import AsyncPublisher, Publisher, Teller
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
@@ -64,6 +65,7 @@ _LAZY = (
     "teller",
     "sent_events",
     "_tells_sent",
+    "outbox",
 )
 
 
@@ -78,6 +80,7 @@ class Parts:
     def __init__(self) -> None:
         self._memory_broker: MemoryBroker | None = None
         self._opened_backend: tuple[Any, ResultBackend] | None = None
+        self._installed_outbox: Outbox | None = None
 
     @property
     def _app(self) -> AmqTask:
@@ -291,6 +294,19 @@ class Parts:
             jitter=True,
         )
         return made
+
+    @cached_property
+    def outbox(self) -> Outbox | None:
+        """Where calls go that are made in a database transaction: what was installed, else what the setting names."""
+        if self._installed_outbox is not None or not self.conf.outbox:
+            return self._installed_outbox
+        found: Outbox = importlib.import_module("amqtask.outbox.find").find_outbox(self.conf.outbox, self._app)
+        return found
+
+    def install_outbox(self, outbox: Outbox | None) -> None:
+        """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
+        self._installed_outbox = outbox
+        self.__dict__.pop("outbox", None)
 
     @cached_property
     def control(self) -> Control:

@@ -80,8 +80,10 @@ class Workflows:
             if store is not None:
                 store.set_chord_size(group_id, size)
                 continue
-            first = found[0]
-            first.declare = (*first.declare, chord_queue(group_id, app.conf.result_chord_expires))
+            queue = chord_queue(group_id, app.conf.result_chord_expires)
+            # In a burst it is there with the first message. Several relays of an outbox may change the order.
+            for message in found[:1] if app.outbox is None else found:
+                message.declare = (*message.declare, queue)
 
     def _composed(self, begun: Begun) -> list[Message]:
         """The same in a worker: where results go is said by whoever published the first task."""

@@ -43,6 +43,7 @@ COMMANDS = {
     "multi": ("amqtask.cli.multi", "Start and stop several workers on this host."),
     "purge": ("amqtask.cli.purge", "Delete all messages that wait in queues."),
     "queues": ("amqtask.cli.queues", "Depth, consumers, rates and age of queues."),
+    "relay": ("amqtask.cli.relay", "Publish the calls that committed transactions left in the outbox."),
     "report": ("amqtask.cli.report", "Versions and settings for a bug report."),
     "result": ("amqtask.cli.result", "Print the result of a task."),
     "shell": ("amqtask.cli.shell", "Python with the application and its tasks."),

@@ -139,6 +139,7 @@ FEATURES: list[Any] = [
     click.option("--without-mingle", is_flag=True, help="Do not ask other workers what was revoked."),
     click.option("--without-heartbeat", is_flag=True, help="Send no worker heartbeat events."),
     click.option("--heartbeat-interval", type=click.FloatRange(min=0), help="Seconds between heartbeat events."),
+    click.option("--relay", is_flag=True, help="Publish what waits in the outbox, too (see `amqtask relay`)."),
     click.option("--metrics-port", type=PORT, help="Serve /metrics for Prometheus (extra `metrics`)."),
     click.option("--health-port", type=PORT, help="Serve /live and /ready for probes; may be the same port."),
     click.option(
@@ -214,6 +215,7 @@ def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
         autoscale=given["autoscale"],
         purge=given["purge"],
         task_events=given["task_events"] or None,
+        relay=given["relay"] or None,
         heartbeat_interval=given["heartbeat_interval"],
         without_gossip=given["without_gossip"],
         without_mingle=given["without_mingle"],

@@ -130,6 +130,23 @@ SETTINGS: tuple[Setting, ...] = (
         "CELERY_MONGODB_BACKEND_SETTINGS",
         "mongodb://: host, port, user, password, database, taskmeta_collection, groupmeta_collection, options.",
     ),
+    Setting(
+        "outbox",
+        None,
+        "any",
+        None,
+        "Where calls made in a database transaction wait for its commit: True for Django's ORM, `module:name` for an "
+        "outbox of your own; None: calls are published at once.",
+    ),
+    Setting(
+        "outbox_database",
+        "default",
+        "str",
+        None,
+        "Django's alias of the database whose transactions the outbox follows.",
+    ),
+    Setting("outbox_interval", 0.5, "float", None, "Seconds between two looks of a relay at an empty outbox."),
+    Setting("outbox_relay", False, "bool", None, "Let workers relay the outbox, in a thread (`worker --relay`)."),
     Setting("redis_backend_use_ssl", None, "dict", "CELERY_REDIS_BACKEND_USE_SSL", ""),
     Setting("redis_db", None, "int", "CELERY_REDIS_DB", ""),
     Setting("redis_host", None, "str", "CELERY_REDIS_HOST", ""),

@@ -116,6 +116,25 @@ class DelayPlan:
             declare=(*message.declare, *self.declarations(path, message.exchange, priority, lane)),
         )
 
+    def undelayed(self, message: Message) -> Message:
+        """The message as it was before `delayed`, but for its `expiration`; one that is not delayed is itself."""
+        headers = message.properties.headers or {}
+        if TO_HEADER not in headers:
+            return message
+        target, levels = headers[TO_HEADER], range(LEVELS - 1, -1, -1)
+        path = tuple(
+            (level, int(headers[f"{_LEVEL_HEADER}{level}"], 16))
+            for level in levels
+            if f"{_LEVEL_HEADER}{level}" in headers
+        )
+        added = self.declarations(path, target, message.properties.priority, headers.get(_LANE_HEADER, "0"))
+        return replace(
+            message,
+            properties=replace(message.properties, headers=strip_transit_headers(headers)),
+            exchange=target,
+            declare=message.declare[: len(message.declare) - len(added)],
+        )
+
     def level_name(self, level: int) -> str:
         """The exchange of a level; level -1 is the way out."""
         return f"{self.prefix}.{level}" if level >= 0 else f"{self.prefix}.out"

@@ -34,6 +34,7 @@ class WorkerOptions:
     autoscale: tuple[int, int] | None = None
     purge: bool = False
     task_events: bool | None = None
+    relay: bool | None = None
     heartbeat_interval: float | None = None
     without_gossip: bool = False
     without_mingle: bool = False

@@ -118,7 +118,10 @@ def test_a_child_is_replaced_after_its_number_of_tasks() -> None:
 
 
 def test_a_child_is_replaced_when_it_uses_too_much_memory() -> None:
-    with Prefork(1, max_memory_per_child=200 * 1024) as prefork:
+    # A child begins with the pages of this process, whatever the tests before have loaded into it.
+    with Path("/proc/self/statm").open() as file:
+        resident = int(file.read().split()[1]) * resource.getpagesize() // 1024
+    with Prefork(1, max_memory_per_child=resident + 150 * 1024) as prefork:
         light = [prefork.value(prefork.submit("use_memory", 1)) for _ in range(5)]
         heavy = [prefork.value(prefork.submit("use_memory", 250)) for _ in range(3)]
 

@@ -1,0 +1,115 @@
+"""`amqtask relay`: publish what waits in the outbox, or look at it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from amqtask.assembly import build_relay
+from amqtask.cli import daemon
+from amqtask.cli.logs import LogStyle, setup_logging
+from amqtask.cli.main import Globals
+from amqtask.cli.output import count, json_option, print_json
+from amqtask.outbox.contract import Failing, Waiting
+from amqtask.outbox.relay import BATCH, Relay
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+SHOWN = 20
+
+
+@click.command("relay")
+@click.option("--once", is_flag=True, help="Publish what is due, and end.")
+@click.option("--status", is_flag=True, help="Say what waits, and what could not be published.")
+@click.option("--retry", is_flag=True, help="Make all that failed due at once, and end.")
+@click.option("--interval", type=click.FloatRange(min=0.01), help="Seconds between two looks [outbox_interval].")
+@click.option("--batch", type=click.IntRange(min=1), default=BATCH, show_default=True, help="Rows per transaction.")
+@click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
+@click.option("-f", "--logfile", help="Log to this file.")
+@click.option("-D", "--detach", is_flag=True, help="Run in the background.")
+@click.option("--pidfile", type=click.Path(), help="Write the process id here.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Globals,
+    once: bool,
+    status: bool,
+    retry: bool,
+    interval: float | None,
+    batch: int,
+    loglevel: str,
+    logfile: str | None,
+    detach: bool,
+    pidfile: str | None,
+    as_json: bool,
+) -> int:
+    """Publish the calls that committed transactions left in the outbox, until Ctrl-C or TERM.
+
+    Several may run at once, also on other hosts. --status ends with 1 when something could not be published.
+    """
+    app = settings.load()
+    relay = build_relay(app, batch=batch, interval=interval)
+    try:
+        if status:
+            return _status(relay, as_json=as_json)
+        if retry:
+            due = relay.store.retry_now()
+            _say({"due": due}, f"{count(due, 'row')} due again", as_json=as_json)
+            return 0
+        if once:
+            done = relay.drain()
+            said = f"{count(done.sent, 'message')} published, {done.failed} failed"
+            _say({"sent": done.sent, "failed": done.failed}, said, as_json=as_json)
+            return 1 if done.failed else 0
+        daemon.become(pidfile=pidfile, in_background=detach, uid=None, gid=None, umask=None)
+        setup_logging(loglevel.upper(), file=logfile, style=LogStyle(color=settings.color))
+        _until_told(relay)
+        return 0
+    finally:
+        relay.store.close()
+        app.close()
+
+
+def _until_told(relay: Relay) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # In a thread: the main one may be in the middle of waiting for this very event.
+        threading.Thread(target=relay.stop, name="amqtask relay stop").start()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        relay.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _status(relay: Relay, *, as_json: bool) -> int:
+    waiting, failing = relay.store.waiting(), relay.store.failing(SHOWN)
+    if as_json:
+        oldest = waiting.oldest.isoformat() if waiting.oldest else None
+        rows = [{**row._asdict(), "created_at": row.created_at.isoformat()} for row in failing]
+        print_json({"waiting": waiting.rows, "oldest": oldest, "failing": waiting.failing, "rows": rows})
+    else:
+        for line in _lines(relay.store.name, waiting, failing):
+            click.echo(line)
+    return 1 if waiting.failing else 0
+
+
+def _lines(name: str, waiting: Waiting, failing: Sequence[Failing]) -> list[str]:
+    since = f", the oldest since {waiting.oldest:%Y-%m-%d %H:%M:%S}" if waiting.oldest else ""
+    found = [f"{name}: {count(waiting.rows, 'row')} waiting{since}"]
+    found += [f"  {row.id} {row.task}[{row.task_id}], {count(row.attempts, 'attempt')}: {row.error}" for row in failing]
+    if waiting.failing > len(failing):
+        found.append(f"  and {waiting.failing - len(failing)} more")
+    return found
+
+
+def _say(document: dict[str, Any], line: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(line)

@@ -1,0 +1,188 @@
+"""A message as a row of an outbox, and back: the format that a web process writes and a relay reads.
+
+One JSON document says where the message goes and how; the body stands beside it as it is. The document is
+self-contained (a relay needs none of the application's queues or routes) and says its version: `{"v": 1, "exchange",
+"routing_key", "mandatory", "properties": {…}, "declare": […]}`. Names that have their default are left out. What JSON
+has no form for is a table with one name that begins with `$`.
+
+A message with an `eta` is written as it was before it was sent through the delay levels: how long it has to wait is
+worked out when it is published, from the moment in its header.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.exceptions import AmqTaskError, EncodeError
+from amqtask.message import Message, Properties
+from amqtask.outbox.contract import NewRow
+from amqtask.protocol.task import PUBLISHED_AT
+from amqtask.topology.delays import DelayPlan
+
+VERSION = 1
+
+
+class RowUnreadable(AmqTaskError):
+    """A row that this version of amqtask cannot make a message of."""
+
+
+def as_row(message: Message, delays: DelayPlan) -> NewRow:
+    """The row of a message that would be published now. Raises: EncodeError (a header that AMQP has no form for)."""
+    message = delays.undelayed(message)
+    headers = message.properties.headers
+    document = {
+        "v": VERSION,
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "mandatory": message.mandatory,
+        "properties": dict(_given(message.properties, Properties())),
+        "declare": [_declaration(entity) for entity in message.declare],
+    }
+    text = json.dumps(_plain(document), separators=(",", ":"))
+    task_id = headers.get("id") or message.properties.correlation_id or ""
+    return NewRow(str(task_id), str(headers.get("task") or ""), text, bytes(message.body))
+
+
+def as_message(text: str, body: bytes, delays: DelayPlan, *, now: float | None = None) -> Message:
+    """The message to publish at `now` (Unix time), on its way through the delay levels if it is early. Raises: RowUnreadable."""
+    now = time.time() if now is None else now
+    message = _read(text, body)
+    headers = message.properties.headers
+    if PUBLISHED_AT in headers:
+        headers[PUBLISHED_AT] = int(now * 1000)
+    if headers.get("eta"):
+        return delays.delayed(message, _moment(headers["eta"]) - now)
+    if message.properties.expiration is not None and headers.get("expires"):
+        # Left over of its time. Once that is up it goes without: a worker tells then that it has expired.
+        left = int((_moment(headers["expires"]) - now) * 1000)
+        message.properties.expiration = str(left) if left > 0 else None
+    return message
+
+
+def _read(text: str, body: bytes) -> Message:
+    try:
+        document = json.loads(text)
+        version = document["v"]
+        if version != VERSION:
+            raise RowUnreadable(
+                f"the row has format {version!r}, and this relay reads format {VERSION}: a newer amqtask has written it. "
+                "Update the relay's"
+            )
+        document = _rich(document)
+        return Message(
+            bytes(body),
+            Properties(**document["properties"]),
+            document["exchange"],
+            document["routing_key"],
+            tuple(_entity(entity) for entity in document["declare"]),
+            mandatory=document["mandatory"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise RowUnreadable(f"the row is no message: {type(error).__name__}: {error}") from error
+
+
+def _moment(text: str) -> float:
+    try:
+        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RowUnreadable(f"the row's eta or expires is {text!r}, not a time in ISO 8601") from error
+    return (found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)).timestamp()
+
+
+# -- values
+
+
+def _plain(value: Any) -> Any:
+    """A header value in JSON's types."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        strange = [name for name in value if not isinstance(name, str)]
+        if strange:
+            raise EncodeError(f"header names are text, not {strange[0]!r}")
+        found = {name: _plain(item) for name, item in value.items()}
+        return {"$table": found} if any(name.startswith("$") for name in found) else found
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return {"$time": value.isoformat()}
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"$bytes": base64.b64encode(bytes(value)).decode()}
+    if isinstance(value, Decimal):
+        return {"$decimal": str(value)}
+    raise EncodeError(
+        f"the header value {value!r} cannot be written as AMQP: headers hold text, numbers, dates, lists and tables"
+    )
+
+
+_RICH: dict[str, Callable[[Any], Any]] = {
+    "$time": datetime.fromisoformat,
+    "$bytes": lambda text: base64.b64decode(text, validate=True),
+    "$decimal": Decimal,
+    "$table": lambda table: {name: _rich(item) for name, item in table.items()},
+}
+
+
+def _rich(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rich(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((name, item),) = value.items()
+        if name.startswith("$"):
+            return _RICH[name](item)
+    return {name: _rich(item) for name, item in value.items()}
+
+
+# -- entities
+
+_KINDS: dict[str, type[Exchange] | type[Queue] | type[Binding]] = {
+    "exchange": Exchange,
+    "queue": Queue,
+    "binding": Binding,
+}
+
+
+def _given(value: Any, default: Any) -> Iterator[tuple[str, Any]]:
+    """The fields that differ from another one's."""
+    for each in fields(value):
+        found = getattr(value, each.name)
+        if found != getattr(default, each.name):
+            yield each.name, found
+
+
+def _declaration(entity: Declaration) -> dict[str, Any]:
+    if isinstance(entity, Binding):
+        found = dict(_given(entity, Binding(Exchange(), "")))
+        found["source"], found["destination"] = _declaration(entity.source), entity.destination
+        return {"is": "binding", **found}
+    if isinstance(entity, Exchange):
+        return {"is": "exchange", **dict(_given(entity, Exchange()))}
+    found = dict(_given(entity, Queue("")))
+    if entity.exchange is not None:
+        found["exchange"] = _declaration(entity.exchange)
+    if entity.bindings:
+        found["bindings"] = [_declaration(binding) for binding in entity.bindings]
+    return {"is": "queue", "name": entity.name, **found}
+
+
+def _entity(document: Mapping[str, Any]) -> Any:
+    found = dict(document)
+    kind = _KINDS[found.pop("is")]
+    for name in ("source", "exchange"):
+        if name in found:
+            found[name] = _entity(found[name])
+    if "bindings" in found:
+        found["bindings"] = tuple(_entity(binding) for binding in found["bindings"])
+    made = kind(**found)
+    return replace(made, arguments=tuple((name, value) for name, value in made.arguments)) if made.arguments else made
