@@ -138,12 +138,13 @@ class Gatherer(Protocol):
         queue: str,
         size: int,
         *,
-        is_complete: Callable[[Sequence[Delivery]], bool],
-        on_complete: Callable[[Sequence[Delivery], Callable[[], None]], None],
+        take: Callable[[Sequence[Delivery], Callable[[], None]], bool],
         on_done: Callable[[], None],
     ) -> None:
-        """Look whether `queue` holds `size` messages; if so take them exclusively, and if they are complete call
-        `on_complete(messages, finished)`; `finished()` deletes the queue. `on_done()` follows in any case."""
+        """Look whether `queue` holds `size` messages; if so offer all of them, which nobody else has meanwhile.
+
+        `take(messages, finished)` returns False to give them back; `finished()` deletes the queue. `on_done()` follows in
+        any case."""
 
     def stop(self) -> None: ...
 

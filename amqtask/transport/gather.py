@@ -31,8 +31,7 @@ class _Look:
 
     queue: str
     size: int
-    is_complete: Callable[[Found], bool]
-    on_complete: Callable[[Found, OnDone], None]
+    take: Callable[[Found, OnDone], bool]
     asked: list[OnDone] = field(default_factory=list)
     again: list[OnDone] = field(default_factory=list)
     # Dealt with: all that is left is to delete it.
@@ -68,12 +67,11 @@ class PikaGatherer:
         queue: str,
         size: int,
         *,
-        is_complete: Callable[[Found], bool],
-        on_complete: Callable[[Found, OnDone], None],
+        take: Callable[[Found, OnDone], bool],
         on_done: OnDone,
     ) -> None:
-        """Look whether `queue` holds `size` messages; if so take them, and if `is_complete(messages)` call
-        `on_complete(messages, finished)`. `finished()` deletes the queue.
+        """Look whether `queue` holds `size` messages; if so offer them: `take(messages, finished)` returns False to give
+        them back, else it calls `finished()` some time, which deletes the queue.
 
         `on_done()` follows when this queue needs nothing more from the caller: it is not full, somebody else has it, or it is
         dealt with and deleted. It does not come while the broker is away.
@@ -82,7 +80,7 @@ class PikaGatherer:
         if look is not None:
             look.again.append(on_done)
             return
-        look = self._looks[queue] = _Look(queue, size, is_complete, on_complete, [on_done])
+        look = self._looks[queue] = _Look(queue, size, take, [on_done])
         self._line.append(look)
         if not self._connection.is_running and not self._is_stopped:
             self._connection.start()
@@ -212,11 +210,9 @@ class _Reader:
             self._decide()
 
     def _decide(self) -> None:
-        look = self._look
-        if look.is_complete(self._found):
-            self._is_completing = True
-            look.on_complete(self._found, self._finished)
-        else:
+        self._is_completing = True
+        if not self._look.take(self._found, self._finished):
+            self._is_completing = False
             self._channel.basic_cancel(self._tag, callback=self._give_back)
 
     def _give_back(self, _: Any) -> None:

@@ -40,8 +40,7 @@ class Joins:
         self._gatherer.gather(
             queue_name(part.group_id),
             part.size,
-            is_complete=lambda found: self._is_complete(part, found),
-            on_complete=lambda found, finished: self._complete(part, found, finished),
+            take=lambda found, finished: self._take(part, found, finished),
             on_done=on_done,
         )
 
@@ -58,22 +57,22 @@ class Joins:
             self._accept,
         )
 
-    def _is_complete(self, part: ChordPart, found: Sequence[Delivery]) -> bool:
+    def _take(self, part: ChordPart, found: Sequence[Delivery], finished: OnDone) -> bool:
+        """Publish the body if all parts are there."""
         try:
-            return self._read(found).is_complete(part.size)
-        except MessageError:
-            return True  # it cannot get better: the body fails with this error
-
-    def _complete(self, part: ChordPart, found: Sequence[Delivery], finished: OnDone) -> None:
-        try:
-            parts = self._read(found).in_order()
+            gathered = self._read(found)
+            if not gathered.is_complete(part.size):
+                return False
+            parts = gathered.in_order()
         except MessageError as error:
+            # It cannot get better.
             after = self._chords.failed(
                 part.body, ChordError(f"a part of chord {part.group_id} is unreadable: {error}")
             )
         else:
             after = self._chords.joined(part.body, part.group_id, parts, part.task_id)
         _Publishing(self, after, finished, lambda error: self._refused(part, error, finished)).start(self._publisher)
+        return True
 
     def _refused(self, part: ChordPart, error: PublishError, finished: OnDone) -> None:
         """The body was not stored: it ends as a failure."""
