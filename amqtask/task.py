@@ -180,7 +180,7 @@ class Task(Generic[P, R]):
     ) -> None:
         """`apply_async` when the present transaction of Django's is committed."""
         call = self._call_later(args, kwargs, options)
-        importlib.import_module(COMMIT).after_commit(call)
+        importlib.import_module(COMMIT).after_commit(call, self.app.outbox)
 
     async def adelay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """`delay_on_commit` without blocking the event loop."""
@@ -191,7 +191,7 @@ class Task(Generic[P, R]):
     ) -> None:
         """`apply_async_on_commit` without blocking the event loop."""
         call = self._call_later(args, kwargs, options)
-        await importlib.import_module(COMMIT).aafter_commit(call)
+        await importlib.import_module(COMMIT).aafter_commit(call, self.app.outbox)
 
     def _call_later(
         self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]

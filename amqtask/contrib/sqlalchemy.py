@@ -65,8 +65,8 @@ logger = logging.getLogger("amqtask.outbox")
 
 # Databases whose rows a relay can lock and others pass over.
 LOCKING = frozenset({"postgresql", "mysql", "mariadb", "oracle"})
-# A relay's host may vanish without a word: its server gives the rows back after so long.
-GIVE_UP_ROWS = "SET SESSION idle_in_transaction_session_timeout = '60s'"
+# A relay's host may vanish without a word: PostgreSQL gives the rows back after so long.
+GIVE_UP_ROWS = "SET LOCAL idle_in_transaction_session_timeout = '60s'"
 
 Sessions: TypeAlias = "sessionmaker[Any] | async_sessionmaker[Any] | scoped_session[Any] | async_scoped_session[Any]"
 Bound: TypeAlias = (
@@ -345,6 +345,8 @@ class SqlAlchemyStore:
         with self._reaching() as connection:
             if self._locks:
                 with connection.begin():
+                    if connection.dialect.name == "postgresql":
+                        connection.execute(text(GIVE_UP_ROWS))
                     rows = self._due(connection, limit, now)
                     if rows:
                         self._settle(connection, send(rows))
@@ -427,9 +429,6 @@ class SqlAlchemyStore:
             connection = connection.execution_options(isolation_level="READ COMMITTED")
         # Ours alone: a pool child that is forked meanwhile must not find it in the engine's pool.
         connection.detach()
-        if self._engine.dialect.name == "postgresql":
-            with connection.begin():
-                connection.execute(text(GIVE_UP_ROWS))
         return connection
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-
-def after_commit(call: Callable[[], Any]) -> None:
-    """Make the call when the transaction is committed, now if there is none, never if it is rolled back."""
-    transaction.on_commit(call)
+if TYPE_CHECKING:
+    from amqtask.outbox.contract import Outbox
 
 
-async def aafter_commit(call: Callable[[], Any]) -> None:
+def after_commit(call: Callable[[], Any], outbox: Outbox | None = None) -> None:
+    """Make the call when the transaction is committed, now if there is none, never if it is rolled back.
+
+    A call in a transaction that the outbox follows is made now: it is a row, which does the same and cannot be lost.
+    """
+    if outbox is not None and outbox.transaction() is not None:
+        call()
+    else:
+        transaction.on_commit(call)
+
+
+async def aafter_commit(call: Callable[[], Any], outbox: Outbox | None = None) -> None:
     """The same from a coroutine: asked, and called, in the thread that has its connections."""
-    await sync_to_async(transaction.on_commit)(call)
+    await sync_to_async(after_commit)(call, outbox)

@@ -1,5 +1,6 @@
-"""The tables: results (under django-celery-results' names) and periodic tasks (under django-celery-beat's)."""
+"""The tables: results (under django-celery-results' names), periodic tasks (under django-celery-beat's), the outbox."""
 
+from amqtask.contrib.django.models.outbox import OutboxMessage
 from amqtask.contrib.django.models.results import GroupResult, TaskResult
 from amqtask.contrib.django.models.schedules import (
     ClockedSchedule,
@@ -15,6 +16,7 @@ __all__ = [
     "CrontabSchedule",
     "GroupResult",
     "IntervalSchedule",
+    "OutboxMessage",
     "PeriodicTask",
     "PeriodicTasks",
     "SolarSchedule",

@@ -1,0 +1,76 @@
+"""The outbox in the admin: what waits, what could not be published and why; to be sent again, or to be deleted."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from amqtask.contrib.django.models import OutboxMessage
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+    from django.http import HttpRequest
+
+    _Admin = admin.ModelAdmin[Any]
+else:
+    _Admin = admin.ModelAdmin  # takes no type arguments when it runs
+
+LONGEST_SHOWN = 2000
+
+
+class HasFailed(admin.SimpleListFilter):
+    """Rows with an error, or without."""
+
+    title = _("state")
+    parameter_name = "failed"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        """What one may choose."""
+        return [("no", _("waits for a relay")), ("yes", _("could not be published"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """What is shown then."""
+        return queryset.filter(error__isnull=self.value() == "no") if self.value() else queryset
+
+
+@admin.register(OutboxMessage)
+class OutboxMessageAdmin(_Admin):
+    """Rows leave by themselves; nobody adds or changes them."""
+
+    list_display = ("task", "task_id", "created_at", "attempts", "error", "retry_at")
+    list_filter = (HasFailed, "created_at", "task")
+    search_fields = ("task_id", "task", "error")
+    fields = (
+        "task", "task_id", "created_at", "attempts", "error", "retry_at", "shown_message", "shown_body",
+    )  # fmt: skip
+    readonly_fields = fields
+    actions = ("send_again",)
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Never: calls add rows."""
+        return False
+
+    @admin.action(description=_("Send again now"), permissions=["change"])
+    def send_again(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """Due at once, whatever the next attempt was to be."""
+        count = queryset.update(retry_at=None)
+        said = ngettext("%d call is due now.", "%d calls are due now.", count) % count
+        self.message_user(request, said, messages.SUCCESS)
+
+    @admin.display(description=_("message"))
+    def shown_message(self, row: OutboxMessage) -> str:
+        """Where to, properties, headers."""
+        try:
+            return json.dumps(json.loads(row.message), indent=2, ensure_ascii=False)
+        except ValueError:
+            return row.message
+
+    @admin.display(description=_("body"))
+    def shown_body(self, row: OutboxMessage) -> str:
+        """The arguments, as they are serialized."""
+        return bytes(row.body).decode(errors="replace")[:LONGEST_SHOWN]
