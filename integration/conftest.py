@@ -22,7 +22,16 @@ import pytest
 from amqtask.transport import fields
 from integration.looped import Looped
 from integration.nodes import NodeError, RabbitNode, broker, rabbitmq_installed
-from integration.servers import Postgres, Sentinel, memcached, postgres, redis_cluster, redis_sentinel, redis_server
+from integration.servers import (
+    Postgres,
+    Sentinel,
+    memcached,
+    mongodb,
+    postgres,
+    redis_cluster,
+    redis_sentinel,
+    redis_server,
+)
 
 T = TypeVar("T")
 
@@ -76,6 +85,12 @@ def sentinel() -> Iterator[Sentinel]:
 def memcached_address() -> Iterator[str]:
     """`host:port` of a memcached."""
     yield from _while_it_runs(memcached())
+
+
+@pytest.fixture(scope="session")
+def mongodb_url() -> Iterator[str]:
+    """The URL of a MongoDB database, or of its stand-in (see integration.servers)."""
+    yield from _while_it_runs(mongodb())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Private result stores on free ports: PostgreSQL, Redis (alone, behind a sentinel, as a cluster), memcached.
+"""Private result stores on free ports: PostgreSQL, Redis (alone, behind a sentinel, as a cluster), memcached, MongoDB.
 
 Each is a context manager that gives URLs while its block runs. A server that the environment names is used instead of a
 private one; what is missing comes from Debian's packages when we are root. Only the standard library is needed.
@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -279,5 +280,61 @@ def memcached() -> Iterator[str]:
     server = MemcachedServer()
     try:
         yield server.start().address
+    finally:
+        server.remove()
+
+
+# -- MongoDB
+
+# Debian has no MongoDB. This one speaks MongoDB's wire protocol to MongoDB's own client, and keeps documents in WiredTiger,
+# MongoDB's storage engine. It is a stand-in all the same.
+MONGO_PACKAGES = ("SecantusDB==0.7.0b3",)
+MONGO_FOLDER = Path(__file__).resolve().parent.parent / ".venv-mongodb"
+
+
+class MongoServer(Server):
+    """A private SecantusDB, in a virtual environment of its own that is made on first use."""
+
+    def __init__(self) -> None:
+        super().__init__("mongodb")
+
+    @property
+    def url(self) -> str:
+        """The URL of a database."""
+        return f"mongodb://127.0.0.1:{self.port}/results"
+
+    def start(self) -> MongoServer:
+        """Start and return once it accepts connections."""
+        self.run(
+            [str(_mongo_program()), "--host", "127.0.0.1", "--port", str(self.port), "--storage-path",
+             str(self.folder / "data"), "--cache-size", "64M", "--log-level", "WARNING"],
+            lambda: answers(self.port),
+        )  # fmt: skip
+        return self
+
+
+def _mongo_program() -> Path:
+    found = MONGO_FOLDER / "bin" / "secantusd-py"
+    if not (MONGO_FOLDER / ".installed").exists():
+        interpreter = MONGO_FOLDER / "bin" / "python"
+        pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install", *MONGO_PACKAGES]
+        for command in ([sys.executable, "-m", "venv", str(MONGO_FOLDER)], pip):
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            if done.returncode:
+                raise NodeError(f"{MONGO_PACKAGES[0]} cannot be installed: {done.stdout}; or set AMQTASK_MONGODB_URL")
+        (MONGO_FOLDER / ".installed").touch()
+    return found
+
+
+@contextlib.contextmanager
+def mongodb() -> Iterator[str]:
+    """The URL of a database of a MongoDB (AMQTASK_MONGODB_URL, or a stand-in) while the block runs."""
+    configured = os.environ.get("AMQTASK_MONGODB_URL")
+    if configured:
+        yield configured
+        return
+    server = MongoServer()
+    try:
+        yield server.start().url
     finally:
         server.remove()

@@ -72,3 +72,21 @@ class TestRedis(StoreSuite):
 
     def unreachable_url(self) -> str:
         return f"redis://:secret@127.0.0.1:{free_port()}/0"
+
+
+class TestMemcached(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def server(self, memcached_address: str) -> None:
+        self.url = f"cache+memcached://{memcached_address}/"
+
+    def unreachable_url(self) -> str:
+        return f"cache+memcached://user:secret@127.0.0.1:{free_port()}"
+
+
+class TestMongo(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def server(self, mongodb_url: str) -> None:
+        self.url = mongodb_url
+
+    def unreachable_url(self) -> str:
+        return f"mongodb://user:secret@127.0.0.1:{free_port()}/results"

@@ -18,7 +18,9 @@ class Codec:
     def __init__(self, options: BackendOptions) -> None:
         self.serializer = options.serializer
         kind = content_type(options.serializer)
-        self._how = (kind, "utf-8" if kind.endswith(("json", "yaml")) else "binary")
+        # Whether what is written is text.
+        self.is_text = kind.endswith(("json", "yaml"))
+        self._how = (kind, "utf-8" if self.is_text else "binary")
         self._accept = content_types(options.accept) | {kind}
 
     def result(self, result: ResultMessage) -> bytes:

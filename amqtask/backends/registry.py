@@ -18,10 +18,14 @@ OURS = {
     "redis": "amqtask.backends.redis:RedisBackend",
     "rediss": "amqtask.backends.redis:RedisBackend",
     "cache+memory": "amqtask.backends.memory:MemoryBackend",
+    "cache+memcached": "amqtask.backends.memcached:MemcachedBackend",
     "db": "amqtask.backends.sql:SqlBackend",
+    "file": "amqtask.backends.filesystem:FileBackend",
+    "mongodb": "amqtask.backends.mongodb:MongoBackend",
+    "mongodb+srv": "amqtask.backends.mongodb:MongoBackend",
 }
 # What a missing library is installed with.
-EXTRAS = {"rediss": "redis", "db": "sqlalchemy"}
+EXTRAS = {"rediss": "redis", "cache+memcached": "memcached", "db": "sqlalchemy", "mongodb+srv": "mongodb"}
 DISABLED = frozenset({"", "disabled", "none"})
 
 

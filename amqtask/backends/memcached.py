@@ -1,0 +1,130 @@
+"""`cache+memcached://host:port;host:port`: results in memcached (celery/backends/cache.py), through pymemcache.
+
+memcached forgets by itself: when a result expires, and earlier when its memory is full.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pymemcache.client.base import PooledClient
+from pymemcache.client.hash import HashClient
+from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheServerError, MemcacheUnknownError
+
+from amqtask.backends.contract import BackendOptions
+from amqtask.backends.values import IsFinal, ValueBackend
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
+
+# memcached takes a longer expiry for a time on the clock (doc/protocol.txt, "Expiration times").
+_LONGEST_RELATIVE = 30 * 24 * 3600
+DEFAULT_PORT = 11211
+
+
+class MemcachedBackend(ValueBackend):
+    """See amqtask.backends.contract.ResultBackend and `ValueBackend` for `transport_options`.
+
+    `cache_backend_options` go to pymemcache's client; with several servers a key has its server by its hash.
+    """
+
+    supports_autoexpire = True
+    errors = (OSError, MemcacheError)
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self._servers = servers_of(options.url)
+        self._expires = max(1, int(options.expires)) if options.expires else 0
+        self._arguments = {
+            "connect_timeout": options.connect_timeout,
+            "timeout": max(options.connect_timeout, 5.0),
+            "default_noreply": False,
+            **(options.settings.get("cache_backend_options") or {}),
+        }
+        self._clients: dict[int, Any] = {}
+
+    def get_values(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+        """One question for all."""
+        found: Mapping[str, bytes] = self._client().get_many(list(keys))
+        return found
+
+    def put_value(self, key: str, value: bytes) -> None:
+        """SET."""
+        self._client().set(key, value, expire=self._expiry())
+
+    def put_unless(self, key: str, value: bytes, is_final: IsFinal) -> None:
+        """ADD, or CAS with what was read until nobody came between."""
+        client = self._client()
+        while not client.add(key, value, expire=self._expiry()):
+            known, unique = client.gets(key)
+            if known is not None and (is_final(known) or client.cas(key, value, unique, expire=self._expiry())):
+                return
+
+    def delete_value(self, key: str) -> None:
+        """DELETE."""
+        self._client().delete(key)
+
+    def is_transient(self, error: Exception) -> bool:
+        """A connection may be made again; what the server refuses it refuses again."""
+        return not _is_refused(error)
+
+    def explain(self, error: Exception) -> Exception:
+        """Says which servers they are, and what to do about a value that is too large."""
+        place = f"memcached at {', '.join(f'{host}:{port}' for host, port in self._servers)}"
+        if isinstance(error, MemcacheServerError) and b"too large" in _said(error):
+            return EncodeError(f"a result is too large for {place} (its -I is 1m by default): {error}")
+        if isinstance(error, MemcacheClientError):
+            return EncodeError(f"{place} does not take a result: {error}")
+        if isinstance(error, MemcacheUnknownError) or _is_refused(error):
+            return BackendUnreachable(f"{place} refused: {error}")
+        return BackendUnreachable(
+            f"{place} does not answer: {error}. Is it running there, and is result_backend right?"
+        )
+
+    def close(self) -> None:
+        """Close connections; they open again when they are needed."""
+        super().close()
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+
+    def _expiry(self) -> int:
+        return self._expires if self._expires <= _LONGEST_RELATIVE else int(time.time()) + self._expires
+
+    def _client(self) -> Any:
+        """A forked child has connections of its own."""
+        pid = os.getpid()
+        client = self._clients.get(pid)
+        if client is None:
+            client = self._clients.setdefault(pid, self._made())
+        return client
+
+    def _made(self) -> Any:
+        if len(self._servers) == 1:
+            return PooledClient(self._servers[0], **self._arguments)
+        # A server that is away is an error, not a place without results.
+        arguments = {"use_pooling": True, "retry_attempts": 0, "dead_timeout": 0, **self._arguments}
+        return HashClient(list(self._servers), **arguments)
+
+
+def _said(error: Exception) -> bytes:
+    said = error.args[0] if error.args else b""
+    return said if isinstance(said, bytes) else str(said).encode()
+
+
+def _is_refused(error: Exception) -> bool:
+    return isinstance(error, MemcacheClientError) or (
+        isinstance(error, MemcacheServerError) and b"too large" in _said(error)
+    )
+
+
+def servers_of(url: str) -> tuple[tuple[str, int], ...]:
+    """The servers of `cache+memcached://host:port;host:port`. Raises: ConfigurationError."""
+    found = []
+    for place in url.partition("://")[2].strip("/").split(";"):
+        host, _, port = place.rpartition("@")[2].partition(":")
+        if not host or (port and not port.isdigit()):
+            raise ConfigurationError("no memcached server in result_backend: write cache+memcached://host:11211")
+        found.append((host, int(port or DEFAULT_PORT)))
+    return tuple(found)

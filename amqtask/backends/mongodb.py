@@ -1,0 +1,263 @@
+"""`mongodb://host/database`: results as documents, as Celery writes them (celery/backends/mongodb.py).
+
+The id of a task is the `_id` of its document. A document whose status is SUCCESS is not replaced: the filter leaves it out, and
+the insert that the upsert then tries finds its id taken.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote_plus
+
+import bson
+import pymongo
+from bson.errors import BSONError
+from pymongo import errors
+from pymongo.uri_parser import parse_uri
+
+from amqtask import states
+from amqtask.backends.codec import Codec, unreadable
+from amqtask.backends.contract import BackendOptions
+from amqtask.backends.polling import PollingBackend
+from amqtask.backends.retrying import RetryPolicy, retrying
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
+from amqtask.protocol.result import ResultMessage
+
+T = TypeVar("T")
+Document = Mapping[str, Any]
+# What Celery calls them.
+DATABASE, TASKS, GROUPS = "celery", "celery_taskmeta", "celery_groupmeta"
+# Ids per question.
+AT_ONCE = 1_000
+# The fields that `result_extended` does not add.
+_OWN = frozenset({"_id", "status", "result", "traceback", "children", "date_done", "group_id", "parent_id"})
+
+
+class MongoBackend(PollingBackend):
+    """See amqtask.backends.contract.ResultBackend.
+
+    `mongodb_backend_settings`: `database`, `taskmeta_collection`, `groupmeta_collection`; `host`, `port`, `user`,
+    `password` where the URL does not say; `options` and all others go to MongoClient. `transport_options`:
+    `retry_for`, how many seconds the server may be away before callers get BackendUnreachable (5), and `polling_interval`.
+    """
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        given = dict(options.transport_options)
+        settings = dict(options.settings.get("mongodb_backend_settings") or {})
+        self._expires = options.expires
+        self._codec = Codec(options)
+        self._patience = RetryPolicy(seconds=float(given.get("retry_for", 5.0)))
+        self._insistence = options.always_retry or self._patience
+        self._tasks = settings.pop("taskmeta_collection", TASKS)
+        self._groups = settings.pop("groupmeta_collection", GROUPS)
+        self._uri, self._database, self._place = server_of(options.url, settings)
+        milliseconds = int(min(options.connect_timeout, self._patience.seconds or 5.0) * 1000)
+        self._arguments: dict[str, Any] = {
+            "serverSelectionTimeoutMS": max(1, milliseconds),
+            "connectTimeoutMS": max(1, int(options.connect_timeout * 1000)),
+            "socketTimeoutMS": max(5_000, int(options.connect_timeout * 1000)),
+            "maxPoolSize": settings.pop("max_pool_size", 10),
+            **settings.pop("options", {}),
+            **settings,
+        }
+        self._clients: dict[int, pymongo.MongoClient[dict[str, Any]]] = {}
+
+    # -- the worker's end
+
+    def store(self, result: ResultMessage) -> None:
+        """Replace or insert a document. Raises: EncodeError, BackendUnreachable."""
+        document = self._document(result)
+        self._run(lambda database: self._write(database, document), self._insistence)
+
+    def _write(self, database: Any, document: Document) -> None:
+        query = {"_id": document["_id"], "status": {"$ne": states.SUCCESS}}
+        for _ in range(2):
+            try:
+                database[self._tasks].replace_one(query, document, upsert=True)
+                return
+            except errors.DuplicateKeyError:
+                pass  # SUCCESS, which stays, or somebody inserted it a moment ago
+
+    def _document(self, result: ResultMessage) -> dict[str, Any]:
+        document = {
+            "_id": result.task_id,
+            "status": result.status,
+            "result": self._stored(result.result, f"the result of task {result.task_id}"),
+            "traceback": result.traceback,
+            "children": result.children,
+            # Also for states on the way, so that clean-up finds what never ended.
+            "date_done": datetime.now(timezone.utc)
+            if result.date_done is None
+            else datetime.fromisoformat(result.date_done),
+        }
+        document |= {name: value for name in ("group_id", "parent_id") if (value := getattr(result, name))}
+        return document | {name: self._plain(name, value) for name, value in result.extra.items()}
+
+    def _stored(self, value: Any, what: str) -> str | bytes:
+        body = self._codec.value(value, what)
+        return body.decode() if self._codec.is_text else body
+
+    def _plain(self, name: str, value: Any) -> Any:
+        """As it is, so that it can be searched for; what BSON has no type for as the serializer writes it."""
+        try:
+            bson.encode({name: value})
+            return value
+        except (BSONError, OverflowError, TypeError, ValueError):
+            return self._stored(value, name)
+
+    # -- the caller's end
+
+    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """One question for each AT_ONCE of them. Raises: BackendUnreachable."""
+        found: list[ResultMessage] = []
+        for start in range(0, len(task_ids), AT_ONCE):
+            query = {"_id": {"$in": list(task_ids[start : start + AT_ONCE])}}
+            documents = self._run(lambda database, query=query: list(database[self._tasks].find(query)))  # type: ignore[misc]
+            found += (self._result(document) for document in documents)
+        return found
+
+    def _result(self, document: Document) -> ResultMessage:
+        done = document.get("date_done")
+        is_ready = document["status"] in states.READY_STATES
+        try:
+            return ResultMessage(
+                document["_id"],
+                document["status"],
+                None if document.get("result") is None else self._codec.read(document["result"]),
+                document.get("traceback"),
+                list(document.get("children") or ()),
+                done.isoformat() if is_ready and done is not None else None,
+                document.get("group_id"),
+                document.get("parent_id"),
+                {name: self._value(name, value) for name, value in document.items() if name not in _OWN},
+            )
+        except MessageError as error:
+            return unreadable(document["_id"], error)
+
+    def _value(self, name: str, value: Any) -> Any:
+        if name in ("args", "kwargs") and isinstance(value, (str, bytes)):
+            return self._codec.read(value)
+        return value
+
+    def forget(self, task_id: str) -> None:
+        """Delete it. Raises: BackendUnreachable."""
+        self._run(lambda database: database[self._tasks].delete_one({"_id": task_id}))
+
+    def cleanup(self) -> None:
+        """Delete what is older than `result_expires`, tasks and groups. Raises: BackendUnreachable."""
+        if not self._expires:
+            return
+        old = {"date_done": {"$lt": datetime.now(timezone.utc) - timedelta(seconds=self._expires)}}
+        for name in (self._tasks, self._groups):
+            self._run(lambda database, name=name: database[name].delete_many(old))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close connections; they open again when they are needed."""
+        super().close()
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+
+    # -- groups
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """Keep a group's results: their ids for Celery, which restores no more, and all for us.
+
+        Raises: EncodeError, BackendUnreachable."""
+        ids = [member[0][0] for member in members[1] or ()]
+        document = {
+            "_id": group_id,
+            "result": self._stored(ids, f"group {group_id}"),
+            "members": self._stored(members, f"group {group_id}"),
+            "date_done": datetime.now(timezone.utc),
+        }
+        self._run(lambda database: database[self._groups].replace_one({"_id": group_id}, document, upsert=True))
+
+    def restore_group(self, group_id: str) -> Any:
+        """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
+        found = self._run(lambda database: database[self._groups].find_one({"_id": group_id}))
+        if found is None:
+            return None
+        if found.get("members") is not None:
+            return self._codec.read(found["members"])
+        return [[group_id, None], [[[task_id, None], None] for task_id in self._codec.read(found["result"])]]
+
+    def delete_group(self, group_id: str) -> None:
+        """Forget it. Raises: BackendUnreachable."""
+        self._run(lambda database: database[self._groups].delete_one({"_id": group_id}))
+
+    # -- the server
+
+    def _run(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
+        return retrying(
+            lambda: work(self._client()[self._database]),
+            policy or self._patience,
+            errors=(errors.PyMongoError, BSONError, OverflowError),
+            is_transient=lambda error: isinstance(error, errors.ConnectionFailure),
+            explain=self._explain,
+        )
+
+    def _explain(self, error: Exception) -> Exception:
+        if isinstance(error, (errors.DocumentTooLarge, BSONError, OverflowError)):
+            return EncodeError(f"MongoDB at {self._place} does not take a result: {error}")
+        if isinstance(error, errors.ConnectionFailure):
+            return BackendUnreachable(
+                f"MongoDB at {self._place} does not answer: {error}. Is it running there, and is result_backend right?"
+            )
+        return BackendUnreachable(f"MongoDB at {self._place} refused: {error}")
+
+    def _client(self) -> pymongo.MongoClient[dict[str, Any]]:
+        """A forked child has connections of its own; its parent's stay open, and untouched, in the list."""
+        pid = os.getpid()
+        client = self._clients.get(pid)
+        if client is None:
+            made = self._made()
+            client = self._clients.setdefault(pid, made)
+            if client is not made:
+                made.close()  # another thread was first
+        return client
+
+    def _made(self) -> pymongo.MongoClient[dict[str, Any]]:
+        made: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(self._uri, tz_aware=True, **self._arguments)
+        try:
+            for name in (self._tasks, self._groups):
+                made[self._database][name].create_index("date_done")
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+
+class Server(NamedTuple):
+    """What to connect to; `place` is for people, without a password."""
+
+    uri: str
+    database: str
+    place: str
+
+
+def server_of(url: str, settings: dict[str, Any]) -> Server:
+    """What URL and settings say together; takes what it uses out of `settings`. Raises: ConfigurationError."""
+    host, port = settings.pop("host", None), settings.pop("port", None)
+    user, password = settings.pop("user", None), settings.pop("password", None)
+    if host or port:
+        url = f"mongodb://{host or 'localhost'}:{port or 27017}"
+    elif url.rstrip("/") == "mongodb:":
+        url = "mongodb://localhost"
+    try:
+        # Looks up nothing: the hosts behind mongodb+srv:// are found when the client connects.
+        found = {"nodelist": [], "database": None} if url.startswith("mongodb+srv:") else parse_uri(url)
+    except (errors.InvalidURI, errors.ConfigurationError, ValueError) as error:
+        raise ConfigurationError(f"result_backend mongodb://… cannot be read: {error}") from error
+    place = (
+        ", ".join(f"{name}:{number}" for name, number in found["nodelist"]) or url.rpartition("@")[2].partition("?")[0]
+    )
+    if user and "@" not in url:
+        scheme, _, rest = url.partition("://")
+        url = f"{scheme}://{quote_plus(str(user))}:{quote_plus(str(password or ''))}@{rest}"
+    from_url = found["database"] or url.rpartition("@")[2].partition("://")[2].partition("/")[2].partition("?")[0]
+    return Server(url, settings.pop("database", None) or from_url or DATABASE, place)
