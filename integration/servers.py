@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -240,9 +241,11 @@ def redis_cluster(masters: int = 3) -> Iterator[str]:
 
 def _until_the_cluster_is_one(node: RedisServer) -> None:
     # redis-cli waits until the nodes agree on the slots; a node calls itself ready a moment later.
-    for _ in range(200):
+    deadline = time.monotonic() + 20.0
+    while time.monotonic() < deadline:
         if "cluster_state:ok" in node.ask("cluster", "info"):
             return
+        time.sleep(0.05)
     raise NodeError(f"the Redis cluster does not come together\n{node.log_tail()}")
 
 

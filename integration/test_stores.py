@@ -11,7 +11,7 @@ from amqtask.backends.contract import BackendOptions, ResultBackend
 from amqtask.backends.registry import open_backend
 from amqtask.testing.suites.backend import BackendSuite
 from integration.nodes import free_port
-from integration.servers import Postgres
+from integration.servers import Postgres, Sentinel
 
 # -- each store: its URL, and what its options are
 
@@ -90,3 +90,23 @@ class TestMongo(StoreSuite):
 
     def unreachable_url(self) -> str:
         return f"mongodb://user:secret@127.0.0.1:{free_port()}/results"
+
+
+class TestSentinel(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def server(self, no_options: None, sentinel: Sentinel) -> None:
+        # The first of two sentinels is never there.
+        self.url = f"sentinel://127.0.0.1:{free_port()}/2;{sentinel.url}"
+        self.transport_options["master_name"] = sentinel.master_name
+
+    def unreachable_url(self) -> str:
+        return f"sentinel://:secret@127.0.0.1:{free_port()}/0"
+
+
+class TestCluster(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def server(self, redis_cluster_url: str) -> None:
+        self.url = redis_cluster_url.replace("redis:", "redis+cluster:")
+
+    def unreachable_url(self) -> str:
+        return f"redis+cluster://:secret@127.0.0.1:{free_port()}"

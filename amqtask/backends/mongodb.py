@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, urlsplit
 
 import bson
 import pymongo
@@ -259,5 +259,5 @@ def server_of(url: str, settings: dict[str, Any]) -> Server:
     if user and "@" not in url:
         scheme, _, rest = url.partition("://")
         url = f"{scheme}://{quote_plus(str(user))}:{quote_plus(str(password or ''))}@{rest}"
-    from_url = found["database"] or url.rpartition("@")[2].partition("://")[2].partition("/")[2].partition("?")[0]
+    from_url = found["database"] or urlsplit(url).path.strip("/")
     return Server(url, settings.pop("database", None) or from_url or DATABASE, place)

@@ -1,4 +1,5 @@
-"""`redis://`: results in Redis under Celery's keys, waited for by publish/subscribe (celery/backends/redis.py).
+"""`redis://`, `sentinel://`, `redis+cluster://`: results in Redis under Celery's keys, waited for by publish/subscribe
+(celery/backends/redis.py).
 
 `celery-task-meta-<id>` holds the encoded meta with an expiry; the same value is published on a channel of that name, by one
 script. A stored SUCCESS is never overwritten. Who waits subscribes, has the subscription confirmed, and looks at
@@ -22,7 +23,18 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.backends.redis_async import AsyncWaiters
 from amqtask.backends.redis_callbacks import SLICE, Callbacks
 from amqtask.backends.redis_chords import RedisChords
-from amqtask.backends.redis_server import RETRY_FOR, TRANSIENT, RedisServer, Subscription, client_arguments, unreachable
+from amqtask.backends.redis_places import Cluster, SentinelMaster, place_of
+from amqtask.backends.redis_server import (
+    ERRORS,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    RETRY_FOR,
+    TRANSIENT,
+    RedisServer,
+    Subscription,
+    unreachable,
+)
+from amqtask.backends.retrying import RetryPolicy
 from amqtask.backends.waiting import too_late
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
@@ -37,6 +49,8 @@ if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET'
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return false
 """
+# Seconds: sentinels need a while to make a replica the master.
+FAIL_OVER = 30.0
 # Keys per MGET, so that no single command keeps the server from others for long.
 AT_ONCE = 1_000
 
@@ -45,8 +59,8 @@ class RedisBackend(RedisChords):
     """See amqtask.backends.contract.ResultBackend, and amqtask.execution.contract.ChordStore.
 
     `transport_options`: `global_keyprefix`, `result_chord_ordered` (Celery's), `retry_for`, how many seconds the server
-    may be away before callers
-    get BackendUnreachable (5), and the client's own (redis_server.CLIENT_OPTIONS).
+    may be away before callers get BackendUnreachable (5; 30 behind sentinels), the client's own
+    (redis_places.CLIENT_OPTIONS), and for sentinels `master_name`, `min_other_sentinels`, `sentinel_kwargs`.
     """
 
     supports_autoexpire = True
@@ -59,8 +73,11 @@ class RedisBackend(RedisChords):
         given = dict(options.transport_options)
         prefix = key_prefix(given)
         self._result_prefix = prefix + PREFIX
-        self._arguments = client_arguments(given, options.connect_timeout)
-        self._retry_for = float(given.get("retry_for", RETRY_FOR))
+        self._place = place_of(options.url, given, options.connect_timeout)
+        self._retry_for = float(
+            given.get("retry_for", FAIL_OVER if isinstance(self._place, SentinelMaster) else RETRY_FOR)
+        )
+        self._patience = RetryPolicy(seconds=self._retry_for, first_pause=FIRST_PAUSE, longest_pause=LONGEST_PAUSE)
         self._result_expires = max(1, int(options.expires)) if options.expires else None
         super().__init__(
             lambda work: self._own()[0].retrying(work),
@@ -72,6 +89,7 @@ class RedisBackend(RedisChords):
             accept=self._accept,
             expires=options.chord_expires or options.expires,
             is_ordered=bool(given.get("result_chord_ordered", True)),
+            is_tagged=isinstance(self._place, Cluster),
         )
         self._owns: dict[int, tuple[RedisServer, Callbacks]] = {}
         self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWaiters] = WeakKeyDictionary()
@@ -131,8 +149,8 @@ class RedisBackend(RedisChords):
             except TRANSIENT:
                 # What is stored meanwhile is found by the look at the keys that follows each subscription.
                 self._retrying(lambda client: client.ping())
-            except redis.RedisError as error:
-                raise unreachable(self._options.url, error) from error
+            except ERRORS as error:
+                raise unreachable(self._place.name, error) from error
 
     def _published(self, left: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
         server, _ = self._own()
@@ -172,7 +190,7 @@ class RedisBackend(RedisChords):
         keys = list(left)
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
-            values = self._retrying(lambda client, some=some: client.mget(some))  # type: ignore[misc]
+            values = self._retrying(lambda client, some=some: self._place.get_many(client, some))  # type: ignore[misc]
             for key, value in zip(some, values, strict=True):
                 result = None if value is None else self._decode(value)
                 if result is not None and result.is_ready:
@@ -183,9 +201,7 @@ class RedisBackend(RedisChords):
         loop = asyncio.get_running_loop()
         waiters = self._waiters.get(loop)
         if waiters is None:
-            waiters = self._waiters[loop] = AsyncWaiters(
-                self._options.url, self._arguments, self._decode, self._retry_for
-            )
+            waiters = self._waiters[loop] = AsyncWaiters(self._place, self._decode, self._retry_for)
         try:
             return await asyncio.wait_for(waiters.wait(self._result_key(task_id)), timeout)
         except asyncio.TimeoutError:
@@ -222,6 +238,6 @@ class RedisBackend(RedisChords):
         pid = os.getpid()
         own = self._owns.get(pid)
         if own is None:
-            server = RedisServer(self._options.url, self._arguments, self._retry_for)
+            server = RedisServer(self._place, self._patience)
             own = self._owns.setdefault(pid, (server, Callbacks(server, self._decode)))
         return own

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
-from amqtask.backends.redis_server import FIRST_PAUSE, LONGEST_PAUSE, client_url, is_hopeless, unreachable
+from amqtask.backends.redis_places import Place
+from amqtask.backends.redis_server import ERRORS, FIRST_PAUSE, LONGEST_PAUSE, is_hopeless, unreachable
 from amqtask.protocol.result import ResultMessage
 
 SLICE = 15.0
@@ -24,11 +20,8 @@ SLICE = 15.0
 class AsyncWaiters:
     """Belongs to one event loop; `decode` reads a stored value."""
 
-    def __init__(
-        self, url: str, arguments: Mapping[str, Any], decode: Callable[[bytes], ResultMessage], retry_for: float
-    ) -> None:
-        self._url = url
-        self._arguments = arguments
+    def __init__(self, place: Place, decode: Callable[[bytes], ResultMessage], retry_for: float) -> None:
+        self._place = place
         self._decode = decode
         self._retry_for = retry_for
         self._futures: dict[str, set[asyncio.Future[ResultMessage]]] = {}
@@ -69,22 +62,24 @@ class AsyncWaiters:
         try:
             async with self._writing:
                 await pubsub.subscribe(*keys)
-        except redis.RedisError:
+        except ERRORS:
             pass  # the reader's connection is broken: it sees that too, and subscribes to all again
 
     async def _read(self) -> None:
         give_up_at, pause = time.monotonic() + self._retry_for, FIRST_PAUSE
         while True:
-            client = redis.asyncio.Redis.from_url(client_url(self._url), retry=Retry(NoBackoff(), 0), **self._arguments)
+            client = None
             try:
+                client = await self._place.async_client()
                 await client.ping()
                 give_up_at, pause = time.monotonic() + self._retry_for, FIRST_PAUSE
                 await self._read_from(client)
-            except redis.RedisError as error:
+            except ERRORS as error:
                 if is_hopeless(error) or time.monotonic() + pause > give_up_at:
-                    raise unreachable(self._url, error) from error
+                    raise unreachable(self._place.name, error) from error
             finally:
-                await client.aclose()
+                if client is not None:
+                    await client.aclose()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 

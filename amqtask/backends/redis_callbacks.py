@@ -11,9 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable
 
-import redis
-
-from amqtask.backends.redis_server import LONGEST_PAUSE, RedisServer, Subscription
+from amqtask.backends.redis_server import ERRORS, LONGEST_PAUSE, RedisServer, Subscription
 from amqtask.exceptions import BackendUnreachable
 from amqtask.protocol.result import ResultMessage
 
@@ -61,19 +59,21 @@ class Callbacks:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            subscription = self._server.subscription()
+            subscription = None
             try:
+                subscription = self._server.subscription()
                 with self._lock:
                     self._new.update(self._waiting)
                 subscription.add([self._channel])
                 while not self._closed.is_set():
                     self._turn(subscription)
-            except (redis.RedisError, BackendUnreachable) as error:
+            except (*ERRORS, BackendUnreachable) as error:
                 if not self._closed.is_set():
                     logger.warning("results cannot be waited for, trying again: %s", error)
                     self._closed.wait(LONGEST_PAUSE)
             finally:
-                self._server.release(subscription, is_sound=False)
+                if subscription is not None:
+                    self._server.release(subscription, is_sound=False)
 
     def _turn(self, subscription: Subscription) -> None:
         event = subscription.next(SLICE)

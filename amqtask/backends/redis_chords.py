@@ -54,7 +54,7 @@ class RedisChords:
     """See amqtask.execution.contract.ChordStore; `retrying(work)` calls `work(client)` while the server is away, and so does
     `insisting` for what must not be lost, as long as `result_backend_always_retry` wants it.
 
-    `expires` is seconds or None.
+    `expires` is seconds or None; `is_tagged` is for a cluster.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class RedisChords:
         accept: frozenset[str],
         expires: float | None,
         is_ordered: bool = True,
+        is_tagged: bool = False,
     ) -> None:
         self._retrying = retrying
         self._insisting = insisting
@@ -77,6 +78,7 @@ class RedisChords:
         self._how = (content_type, content_encoding, accept)
         self._expires = max(1, int(expires)) if expires else 0
         self._is_ordered = is_ordered
+        self._is_tagged = is_tagged
 
     def set_chord_size(self, group_id: str, size: int) -> None:
         """A header of so many members is about to be published. Raises: BackendUnreachable."""
@@ -124,7 +126,8 @@ class RedisChords:
 
         def write(client: Any) -> None:
             pipeline = client.pipeline(transaction=False)
-            pipeline.delete(*(self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d", ".a")))
+            for suffix in (".j", ".t", ".s", ".d", ".a"):  # one by one: a cluster's pipeline takes no list
+                pipeline.delete(self._key(group_id, suffix))
             pipeline.set(self._key(group_id, ".c"), "done", ex=DONE_SECONDS)
             pipeline.execute()
 
@@ -147,7 +150,8 @@ class RedisChords:
         self._retrying(lambda client: client.delete(self._key(group_id)))
 
     def _key(self, group_id: str, suffix: str = "") -> str:
-        return f"{self._prefix}{group_id}{suffix}"
+        # A cluster keeps the keys of one group together by what is in braces, as its scripts need it.
+        return f"{self._prefix}{{{group_id}}}{suffix}" if self._is_tagged else f"{self._prefix}{group_id}{suffix}"
 
     def _read(self, part: bytes) -> ResultMessage:
         _, task_id, state, result = loads(part, *self._how)

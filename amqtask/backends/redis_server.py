@@ -5,54 +5,27 @@ from __future__ import annotations
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, RedisClusterException, TryAgainError
 
+from amqtask.backends.redis_places import Place
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
 
 T = TypeVar("T")
 # How long a server may be away before its callers are told, and the pauses between attempts (seconds).
 RETRY_FOR, FIRST_PAUSE, LONGEST_PAUSE = 5.0, 0.05, 1.0
-# What another attempt may mend.
-TRANSIENT = (redis.ConnectionError, redis.TimeoutError)
+# All that the library raises; the errors of a cluster as a whole have a tree of their own.
+ERRORS = (redis.RedisError, RedisClusterException)
+# What another attempt may mend: no connection, a fail-over that is not complete, slots that are on the move.
+TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError,
+             RedisClusterException)  # fmt: skip
 # A subscription to more channels is not worth undoing: its connection is closed.
 REUSED_UP_TO = 50
 IDLE_SUBSCRIPTIONS = 10
-# Options of result_backend_transport_options that go to the client as they are.
-CLIENT_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval", "username",
-                  "password", "client_name", "max_connections")  # fmt: skip
-# Celery writes ssl.CERT_… where redis-py wants a word.
-_CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
-
-
-def client_url(url: str) -> str:
-    """The URL with Celery's spelling of `ssl_cert_reqs` in redis-py's."""
-    split = urlsplit(url)
-    query = [(name, _CERT_REQS.get(value, value)) for name, value in parse_qsl(split.query)]
-    return urlunsplit(split._replace(query=urlencode(query)))
-
-
-def safe_url(url: str) -> str:
-    """Where it is, without user and password."""
-    split = urlsplit(url)
-    return f"{split.scheme}://{split.hostname or 'localhost'}:{split.port or 6379}{split.path}"
-
-
-def client_arguments(options: Mapping[str, Any], connect_timeout: float) -> dict[str, Any]:
-    """What every connection is made with."""
-    return {
-        "socket_connect_timeout": connect_timeout,
-        "socket_timeout": max(connect_timeout, 5.0),
-        "socket_keepalive": True,
-        "health_check_interval": 25,
-        **{name: options[name] for name in CLIENT_OPTIONS if name in options},
-    }
 
 
 def is_hopeless(error: Exception) -> bool:
@@ -62,17 +35,15 @@ def is_hopeless(error: Exception) -> bool:
     return isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError)
 
 
-def unreachable(url: str, error: BaseException) -> BackendUnreachable:
-    """Our error for a server that does not do what it is asked to."""
+def unreachable(place: str, error: BaseException) -> BackendUnreachable:
+    """Our error for a server that does not do what it is asked to; `place` is its name for people."""
     if isinstance(error, redis.AuthenticationError):
-        return BackendUnreachable(
-            f"Redis at {safe_url(url)} refuses us: {error}. Is the password in result_backend right?"
-        )
+        return BackendUnreachable(f"Redis at {place} refuses us: {error}. Is the password in result_backend right?")
     if isinstance(error, TRANSIENT):
         return BackendUnreachable(
-            f"Redis at {safe_url(url)} does not answer: {error}. Is it running there, and is result_backend right?"
+            f"Redis at {place} does not answer: {error}. Is it running there, and is result_backend right?"
         )
-    return BackendUnreachable(f"Redis at {safe_url(url)} refused: {error}")
+    return BackendUnreachable(f"Redis at {place} refused: {error}")
 
 
 class Event(NamedTuple):
@@ -118,22 +89,27 @@ class Subscription:
 class RedisServer:
     """Used by one process only; made anew after a fork."""
 
-    def __init__(self, url: str, arguments: Mapping[str, Any], retry_for: float) -> None:
-        self._url = url
-        self._patience = RetryPolicy(seconds=retry_for, first_pause=FIRST_PAUSE, longest_pause=LONGEST_PAUSE)
-        # The client's own retries would mend a broken subscription behind our back, and what was published
-        # meanwhile would be missed.
-        self.client: Any = redis.Redis.from_url(client_url(url), retry=Retry(NoBackoff(), 0), **arguments)
+    def __init__(self, place: Place, patience: RetryPolicy) -> None:
+        self.place = place
+        self._patience = patience
+        self._client: Any = None
         self._idle: deque[Subscription] = deque()
+
+    @property
+    def client(self) -> Any:
+        """Made when it is first used: a cluster's client connects at once."""
+        if self._client is None:
+            self._client = self.place.client()
+        return self._client
 
     def retrying(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
         """`work(client)`, again while the server is away. Raises: BackendUnreachable when the policy's time is over."""
         return retrying(
             lambda: work(self.client),
             policy or self._patience,
-            errors=(redis.RedisError,),
+            errors=ERRORS,
             is_transient=lambda error: not is_hopeless(error),
-            explain=lambda error: unreachable(self._url, error),
+            explain=lambda error: unreachable(self.place.name, error),
         )
 
     def subscription(self) -> Subscription:
@@ -151,7 +127,7 @@ class RedisServer:
                 subscription.most = 0
                 self._idle.append(subscription)
                 return
-            except redis.RedisError:
+            except ERRORS:
                 pass  # it broke just now: close it
         subscription.close()
 
@@ -159,4 +135,5 @@ class RedisServer:
         """Close what is idle."""
         while self._idle:
             self._idle.pop().close()
-        self.client.close()
+        if self._client is not None:
+            self._client.close()

@@ -17,6 +17,9 @@ OURS = {
     "rpc": "amqtask.backends.rpc:RpcBackend",
     "redis": "amqtask.backends.redis:RedisBackend",
     "rediss": "amqtask.backends.redis:RedisBackend",
+    "redis+cluster": "amqtask.backends.redis:RedisBackend",
+    "rediss+cluster": "amqtask.backends.redis:RedisBackend",
+    "sentinel": "amqtask.backends.redis:RedisBackend",
     "cache+memory": "amqtask.backends.memory:MemoryBackend",
     "cache+memcached": "amqtask.backends.memcached:MemcachedBackend",
     "db": "amqtask.backends.sql:SqlBackend",
@@ -25,7 +28,15 @@ OURS = {
     "mongodb+srv": "amqtask.backends.mongodb:MongoBackend",
 }
 # What a missing library is installed with.
-EXTRAS = {"rediss": "redis", "cache+memcached": "memcached", "db": "sqlalchemy", "mongodb+srv": "mongodb"}
+EXTRAS = {
+    "rediss": "redis",
+    "redis+cluster": "redis",
+    "rediss+cluster": "redis",
+    "sentinel": "redis",
+    "cache+memcached": "memcached",
+    "db": "sqlalchemy",
+    "mongodb+srv": "mongodb",
+}
 DISABLED = frozenset({"", "disabled", "none"})
 
 

@@ -1,0 +1,207 @@
+"""Where a Redis is: one server, the master that sentinels name, or a cluster; and the clients that reach it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+import redis.asyncio.cluster
+import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.sentinel
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
+
+from amqtask.exceptions import ConfigurationError
+
+# Options of result_backend_transport_options that go to the client as they are.
+CLIENT_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval", "username",
+                  "password", "client_name", "max_connections")  # fmt: skip
+# Celery writes ssl.CERT_… where redis-py wants a word.
+_CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
+SENTINEL_PORT = 26379
+
+
+class Place(Protocol):
+    """Makes clients. Theirs is no retrying: it would mend a broken subscription behind our back, and what was published
+    meanwhile would be missed."""
+
+    # For people, without user and password.
+    name: str
+
+    def client(self) -> Any:
+        """A client for threads; raises redis' errors."""
+
+    async def async_client(self) -> Any:
+        """A client for one event loop: `ping`, `get`, `pubsub`, `aclose`; raises redis' errors."""
+
+    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of keys, in their order."""
+
+
+def client_arguments(options: Mapping[str, Any], connect_timeout: float) -> dict[str, Any]:
+    """What every connection is made with."""
+    return {
+        "socket_connect_timeout": connect_timeout,
+        "socket_timeout": max(connect_timeout, 5.0),
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        **{name: options[name] for name in CLIENT_OPTIONS if name in options},
+    }
+
+
+def client_url(url: str) -> str:
+    """The URL with Celery's spelling of `ssl_cert_reqs` in redis-py's."""
+    split = urlsplit(url)
+    query = [(name, _CERT_REQS.get(value, value)) for name, value in parse_qsl(split.query)]
+    return urlunsplit(split._replace(query=urlencode(query)))
+
+
+def safe_url(url: str, port: int = 6379) -> str:
+    """Where it is, without user and password."""
+    split = urlsplit(url)
+    return f"{split.scheme}://{split.hostname or 'localhost'}:{split.port or port}{split.path}"
+
+
+def _once() -> Retry:
+    return Retry(NoBackoff(), 0)
+
+
+def _async_once() -> redis.asyncio.retry.Retry:
+    return redis.asyncio.retry.Retry(NoBackoff(), 0)
+
+
+class SingleServer:
+    """`redis://` and `rediss://`."""
+
+    def __init__(self, url: str, arguments: Mapping[str, Any]) -> None:
+        self.name = safe_url(url)
+        self._url = client_url(url)
+        self._arguments = arguments
+
+    def client(self) -> Any:
+        """Connects when it is used."""
+        return redis.Redis.from_url(self._url, retry=_once(), **self._arguments)
+
+    async def async_client(self) -> Any:
+        """Connects when it is used."""
+        return redis.asyncio.Redis.from_url(self._url, retry=_async_once(), **self._arguments)
+
+    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
+        """MGET."""
+        found: list[bytes | None] = client.mget(keys)
+        return found
+
+
+class SentinelMaster:
+    """`sentinel://host:26379/db;sentinel://other:26379`: the sentinels say which server is the master, at each connection.
+
+    User, password and database of the first URL are those of the master (celery/backends/redis.py). Options: `master_name`,
+    `min_other_sentinels`, `sentinel_kwargs` (of the connections to sentinels).
+    """
+
+    def __init__(self, url: str, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        splits = [urlsplit(part) for part in url.split(";") if part]
+        self._hosts = [(split.hostname or "localhost", split.port or SENTINEL_PORT) for split in splits]
+        self._master = options.get("master_name")
+        if not self._master:
+            raise ConfigurationError(
+                "result_backend sentinel:// needs to know which master: "
+                "result_backend_transport_options = {'master_name': 'mymaster'}"
+            )
+        first = splits[0]
+        self.name = f"master {self._master} of {', '.join(f'sentinel://{host}:{port}' for host, port in self._hosts)}"
+        self._arguments = dict(arguments)
+        credentials = (("username", first.username), ("password", first.password))
+        self._arguments |= {name: unquote(value) for name, value in credentials if value}
+        self._arguments["db"] = int(first.path.strip("/") or 0)
+        self._others = int(options.get("min_other_sentinels", 0))
+        timeouts = {name: value for name, value in arguments.items() if name.startswith("socket_")}
+        self._to_sentinels = {**timeouts, **options.get("sentinel_kwargs", {})}
+
+    def client(self) -> Any:
+        """Connects to the master of the moment when it is used."""
+        sentinels: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            self._hosts, self._others, sentinel_kwargs={"retry": _once(), **self._to_sentinels}
+        )
+        return sentinels.master_for(self._master, retry=_once(), **self._arguments)
+
+    async def async_client(self) -> Any:
+        """Connects to the master of the moment when it is used."""
+        sentinels: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            self._hosts, self._others, sentinel_kwargs={"retry": _async_once(), **self._to_sentinels}
+        )
+        master = sentinels.master_for(self._master, retry=_async_once(), **self._arguments)
+        return _Together(master, master, *sentinels.sentinels)
+
+    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
+        """MGET."""
+        found: list[bytes | None] = client.mget(keys)
+        return found
+
+
+class Cluster:
+    """`redis+cluster://host:port;redis+cluster://other:port` (`rediss+cluster://` with TLS): some nodes of a cluster."""
+
+    def __init__(self, url: str, arguments: Mapping[str, Any]) -> None:
+        self._urls = [client_url(part.replace("+cluster:", ":", 1)) for part in url.split(";") if part]
+        self.name = f"cluster {', '.join(safe_url(each) for each in self._urls)}"
+        self._arguments = dict(arguments)
+        self._next = itertools.cycle(self._urls)
+
+    def client(self) -> Any:
+        """Connects, to learn which node has which keys."""
+        return RedisCluster(url=self._urls[0], startup_nodes=self._nodes(ClusterNode), retry=_once(), **self._arguments)
+
+    async def async_client(self) -> Any:
+        """A cluster's client to look, one node to subscribe: what is published anywhere reaches every node."""
+        first = urlsplit(self._urls[0])
+        cluster = redis.asyncio.cluster.RedisCluster.from_url(
+            self._urls[0],
+            startup_nodes=[
+                *self._nodes(redis.asyncio.cluster.ClusterNode),
+                redis.asyncio.cluster.ClusterNode(first.hostname or "localhost", first.port or 6379),
+            ],
+            retry=_async_once(),
+            **self._arguments,
+        )
+        node = redis.asyncio.Redis.from_url(next(self._next), retry=_async_once(), **self._arguments)
+        return _Together(node, cluster)
+
+    def _nodes(self, kind: Callable[[str, int], Any]) -> list[Any]:
+        splits = [urlsplit(url) for url in self._urls[1:]]
+        return [kind(split.hostname or "localhost", split.port or 6379) for split in splits]
+
+    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
+        """An MGET to each node that has some of them."""
+        found: list[bytes | None] = client.mget_nonatomic(keys)
+        return found
+
+
+class _Together:
+    """What `Place.async_client` promises, of several clients that close together."""
+
+    def __init__(self, subscribes: Any, looks: Any, *others: Any) -> None:
+        self._clients = {id(client): client for client in (subscribes, looks, *others)}
+        self.ping, self.pubsub, self.get = subscribes.ping, subscribes.pubsub, looks.get
+
+    async def aclose(self) -> None:
+        """Close all."""
+        for client in self._clients.values():
+            await client.aclose()
+
+
+def place_of(url: str, options: Mapping[str, Any], connect_timeout: float) -> Place:
+    """The place that a URL names. Raises: ConfigurationError."""
+    arguments = client_arguments(options, connect_timeout)
+    scheme = urlsplit(url).scheme
+    if scheme == "sentinel":
+        return SentinelMaster(url, arguments, options)
+    if scheme.endswith("+cluster"):
+        return Cluster(url, arguments)
+    return SingleServer(url, arguments)
