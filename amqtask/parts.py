@@ -41,6 +41,7 @@ logger = logging.getLogger("amqtask.publisher")
 MEMORY_URL = "memory://"
 # What only one kind of result store has.
 _STORE_SETTINGS = (
+    "cache_backend",
     "cache_backend_options",
     "database_create_tables_at_setup",
     "database_engine_callback",

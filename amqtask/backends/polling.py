@@ -50,6 +50,10 @@ class PollingBackend:
         """What is stored of these tasks, in any order; nothing of the others. Raises: BackendUnreachable."""
         raise NotImplementedError
 
+    def read_alone(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """`read`, as the thread calls it that asks for callbacks and coroutines."""
+        return self.read(task_ids)
+
     def store(self, result: ResultMessage) -> None:
         """Store it; a stored SUCCESS stays. Raises: EncodeError, BackendUnreachable."""
         raise NotImplementedError
@@ -154,7 +158,7 @@ class PollingBackend:
         pid = os.getpid()
         found = self._pollers.get(pid)
         if found is None:
-            found = self._pollers.setdefault(pid, Poller(self.read, self._longest_pause))
+            found = self._pollers.setdefault(pid, Poller(self.read_alone, self._longest_pause))
         return found
 
 

@@ -24,6 +24,8 @@ OURS = {
     "cache+memcached": "amqtask.backends.memcached:MemcachedBackend",
     "db": "amqtask.backends.sql:SqlBackend",
     "file": "amqtask.backends.filesystem:FileBackend",
+    "django-db": "amqtask.contrib.django.backend:DatabaseBackend",
+    "django-cache": "amqtask.contrib.django.cache:CacheBackend",
     "mongodb": "amqtask.backends.mongodb:MongoBackend",
     "mongodb+srv": "amqtask.backends.mongodb:MongoBackend",
 }
@@ -35,6 +37,8 @@ EXTRAS = {
     "sentinel": "redis",
     "cache+memcached": "memcached",
     "db": "sqlalchemy",
+    "django-db": "django",
+    "django-cache": "django",
     "mongodb+srv": "mongodb",
 }
 DISABLED = frozenset({"", "disabled", "none"})

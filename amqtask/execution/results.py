@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from amqtask.message import Message
 
 logger = logging.getLogger("amqtask.execution")
+# The header by which a result tells what periodic task it is of (django_celery_beat/schedulers.py).
+PERIODIC = "periodic_task_name"
 
 
 class Results:
@@ -99,6 +101,8 @@ class Results:
                 "retries": context.retries,
                 "queue": request.routing_key,
             }
+            if PERIODIC in headers:
+                meta.extra[PERIODIC] = headers[PERIODIC]
             names = headers.get("stamped_headers")
             if names:
                 stamps = headers.get("stamps") or {}

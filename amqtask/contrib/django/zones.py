@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from django import forms
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models
 
+from amqtask.current import find_current_app
+
 MAX_LENGTH = 63
+# The admin would have a line of text for any CharField.
+_OURS = frozenset({"choices_form_class", "form_class", "widget"})
 
 if TYPE_CHECKING:
     CharField = models.CharField[Any, Any]
@@ -40,6 +45,10 @@ class TimeZoneField(CharField):
         found = self.to_python(value)
         return None if found is None else found.key
 
+    def run_validators(self, value: Any) -> None:
+        """On the name, which has a length."""
+        super().run_validators(self.get_prep_value(value))
+
     def value_to_string(self, obj: models.Model) -> str:
         """For fixtures."""
         return str(self.get_prep_value(self.value_from_object(obj)) or "")
@@ -49,7 +58,7 @@ class TimeZoneField(CharField):
         return super().formfield(
             choices_form_class=None,
             form_class=_ZoneChoice,
-            **{name: value for name, value in options.items() if name not in ("choices_form_class", "form_class")},
+            **{name: value for name, value in options.items() if name not in _OURS},
         )
 
 
@@ -64,6 +73,13 @@ class _ZoneChoice(forms.TypedChoiceField):
 
 def _choices() -> list[tuple[str, str]]:
     return [(name, name) for name in zone_names()]
+
+
+def default_zone() -> str:
+    """Where schedules are: the application's `timezone`, else Django's TIME_ZONE."""
+    app = find_current_app()
+    named = app.conf.timezone if app is not None else None
+    return str(named or settings.TIME_ZONE or "UTC")
 
 
 def zone(name: str) -> ZoneInfo:

@@ -26,6 +26,14 @@ SECRET_KEY = "for tests only"
 USE_TZ = True
 TIME_ZONE = "Europe/Berlin"
 DATABASES = {"default": database(os.environ.get("SITE_DATABASE"))}
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "files": {
+        "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+        "LOCATION": os.environ.get("SITE_CACHE", ""),
+        "OPTIONS": {"MAX_ENTRIES": 10_000},
+    },
+}
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",

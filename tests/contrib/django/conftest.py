@@ -18,13 +18,23 @@ def django(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Django, set up with the test project's settings; other tests do not find it in their environment."""
     import django
     from django.core.management import call_command
+    from django.db.backends.signals import connection_created
+    from django.test.utils import setup_test_environment
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DJANGO_SETTINGS_MODULE", SETTINGS)
         patch.setenv("SITE_SQLITE", str(tmp_path_factory.mktemp("django") / "site.sqlite"))
+        patch.setenv("SITE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("SITE_DATABASE", raising=False)
         django.setup()
+    connection_created.connect(_hurry, weak=False)
+    setup_test_environment()
     call_command("migrate", verbosity=0)
+
+
+def _hurry(connection: Any, **_: Any) -> None:
+    """Nobody pulls the plug during a test."""
+    connection.cursor().execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture

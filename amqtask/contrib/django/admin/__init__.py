@@ -1,5 +1,5 @@
-"""The admin of the outbox."""
+"""The admin of results, periodic tasks and the outbox."""
 
-from amqtask.contrib.django.admin import outbox
+from amqtask.contrib.django.admin import outbox, results, schedules
 
-__all__ = ["outbox"]
+__all__ = ["outbox", "results", "schedules"]

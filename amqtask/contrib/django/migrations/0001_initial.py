@@ -73,7 +73,9 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "timezone",
-                    amqtask.contrib.django.zones.TimeZoneField(default="UTC", max_length=63, verbose_name="time zone"),
+                    amqtask.contrib.django.zones.TimeZoneField(
+                        default=amqtask.contrib.django.zones.default_zone, max_length=63, verbose_name="time zone"
+                    ),
                 ),
             ],
             options={
@@ -300,6 +302,10 @@ class Migration(migrations.Migration):
                 ),
                 ("enabled", models.BooleanField(default=True, verbose_name="enabled")),
                 ("last_run_at", models.DateTimeField(blank=True, editable=False, null=True, verbose_name="last run")),
+                (
+                    "last_due_at",
+                    models.DateTimeField(blank=True, editable=False, null=True, verbose_name="last due time"),
+                ),
                 ("total_run_count", models.PositiveIntegerField(default=0, editable=False, verbose_name="runs")),
                 ("date_changed", models.DateTimeField(auto_now=True, verbose_name="last change")),
                 ("description", models.TextField(blank=True, verbose_name="description")),

@@ -7,7 +7,9 @@ see apps.py); a scheduler that finds another time there reads the tasks again. `
 
 from __future__ import annotations
 
-from datetime import datetime
+import json
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -16,7 +18,10 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from amqtask.contrib.django.zones import TimeZoneField
+from amqtask import cronfields, schedules
+from amqtask.contrib.django.times import aware, stored
+from amqtask.contrib.django.zones import TimeZoneField, default_zone
+from amqtask.schedules import ParseException
 
 DAYS, HOURS, MINUTES, SECONDS, MICROSECONDS = "days", "hours", "minutes", "seconds", "microseconds"
 PERIOD_CHOICES = (
@@ -37,6 +42,15 @@ SOLAR_SCHEDULES = (
     ("sunrise", _("Sunrise")),
     ("sunset", _("Sunset")),
 )
+NOT_BOTH = _("Set an end or the seconds after which it expires, not both.")
+# As in a crontab line, but for the order: amqtask.schedules.crontab's keywords.
+CRON_FIELDS = {
+    "minute": cronfields.MINUTE,
+    "hour": cronfields.HOUR,
+    "day_of_week": cronfields.DAY_OF_WEEK,
+    "day_of_month": cronfields.DAY_OF_MONTH,
+    "month_of_year": cronfields.MONTH_OF_YEAR,
+}
 KINDS = ("interval", "crontab", "solar", "clocked")
 
 
@@ -77,6 +91,18 @@ class IntervalSchedule(models.Model):
         ordering = ("period", "every")
 
     @property
+    def schedule(self) -> schedules.schedule:
+        """As beat takes it."""
+        return schedules.schedule(timedelta(**{self.period: self.every}))
+
+    @classmethod
+    def from_schedule(cls, found: schedules.schedule, period: str | None = None) -> IntervalSchedule:
+        """The row of an interval, in seconds where that is a whole number; one that is new is not saved yet."""
+        unit = period or (MICROSECONDS if found.run_every.microseconds else SECONDS)
+        every = found.run_every // timedelta(**{unit: 1})
+        return cls.objects.filter(every=every, period=unit).first() or cls(every=every, period=unit)
+
+    @property
     def period_singular(self) -> str:
         """`second` for seconds."""
         return str(self.period)[:-1]
@@ -101,12 +127,37 @@ class CrontabSchedule(models.Model):
     day_of_week = models.CharField(
         _("days of the week"), max_length=64, default="*", help_text=_('"*" for all, or like "mon-fri"; 0 is Sunday')
     )
-    timezone = TimeZoneField(_("time zone"), default="UTC")
+    timezone = TimeZoneField(_("time zone"), default=default_zone)
 
     class Meta:
         verbose_name = _("crontab")
         verbose_name_plural = _("crontabs")
         ordering = ("month_of_year", "day_of_month", "day_of_week", "hour", "minute", "timezone")
+
+    @property
+    def schedule(self) -> schedules.crontab:
+        """As beat takes it, in its own time zone. Raises: ParseException."""
+        return schedules.crontab(
+            self.minute, self.hour, self.day_of_week, self.day_of_month, self.month_of_year, tz=self.timezone
+        )
+
+    @classmethod
+    def from_schedule(cls, found: schedules.crontab) -> CrontabSchedule:
+        """The row of a crontab; one that is new is not saved yet."""
+        fields = {name: _spec(getattr(found, f"_orig_{name}")) for name in CRON_FIELDS}
+        zone = str(found.tz)
+        return cls.objects.filter(**fields, timezone=zone).first() or cls(**fields, timezone=zone)
+
+    def clean(self) -> None:
+        """Raises: ValidationError, for each field that is none of a crontab."""
+        errors = {}
+        for name, field in CRON_FIELDS.items():
+            try:
+                field.parse(getattr(self, name) or "*")
+            except ParseException as error:
+                errors[name] = str(error)
+        if errors:
+            raise ValidationError(errors)
 
     def __str__(self) -> str:
         fields = (self.minute, self.hour, self.day_of_month, self.month_of_year, self.day_of_week)
@@ -137,6 +188,18 @@ class SolarSchedule(models.Model):
         ordering = ("event", "latitude", "longitude")
         unique_together = (("event", "latitude", "longitude"),)
 
+    @property
+    def schedule(self) -> schedules.solar:
+        """As beat takes it. Raises: ConfigurationError without the library (extra `solar`)."""
+        return schedules.solar(self.event, float(self.latitude), float(self.longitude))
+
+    @classmethod
+    def from_schedule(cls, found: schedules.solar) -> SolarSchedule:
+        """The row of a solar event; one that is new is not saved yet."""
+        # As the columns keep it: six digits.
+        place = {"latitude": Decimal(f"{found.lat:.6f}"), "longitude": Decimal(f"{found.lon:.6f}")}
+        return cls.objects.filter(event=found.event, **place).first() or cls(event=found.event, **place)
+
     def __str__(self) -> str:
         return f"{self.get_event_display()} ({self.latitude}, {self.longitude})"
 
@@ -150,6 +213,17 @@ class ClockedSchedule(models.Model):
         verbose_name = _("clocked time")
         verbose_name_plural = _("clocked times")
         ordering = ("clocked_time",)
+
+    @property
+    def schedule(self) -> schedules.clocked:
+        """As beat takes it."""
+        return schedules.clocked(aware(self.clocked_time))
+
+    @classmethod
+    def from_schedule(cls, found: schedules.clocked) -> ClockedSchedule:
+        """The row of a time; one that is new is not saved yet."""
+        when = stored(found.clocked_time)
+        return cls.objects.filter(clocked_time=when).first() or cls(clocked_time=when)
 
     def __str__(self) -> str:
         when = self.clocked_time
@@ -211,6 +285,8 @@ class PeriodicTask(models.Model):
     )
     enabled = models.BooleanField(_("enabled"), default=True)
     last_run_at = models.DateTimeField(_("last run"), editable=False, blank=True, null=True)
+    # Ours: the due time of that run, from which the next one is counted.
+    last_due_at = models.DateTimeField(_("last due time"), editable=False, blank=True, null=True)
     total_run_count = models.PositiveIntegerField(_("runs"), default=0, editable=False)
     date_changed = models.DateTimeField(_("last change"), auto_now=True)
     description = models.TextField(_("description"), blank=True)
@@ -228,9 +304,34 @@ class PeriodicTask(models.Model):
         return self.expires or self.expire_seconds
 
     @property
-    def scheduler(self) -> models.Model | None:
+    def scheduler(self) -> Any:
         """Its interval, crontab, solar event or clocked time."""
         return next((found for kind in KINDS if (found := getattr(self, kind)) is not None), None)
+
+    @property
+    def schedule(self) -> schedules.BaseSchedule:
+        """As beat takes it. Raises: ConfigurationError (ParseException)."""
+        found: schedules.BaseSchedule = self.scheduler.schedule
+        return found
+
+    def clean(self) -> None:
+        """For forms: arguments and headers are JSON of the right kind. Raises: ValidationError."""
+        errors: dict[str, Any] = {}
+        for field, kind, example in (("args", list, '["a", 1]'), ("kwargs", dict, '{"a": 1}'), ("headers", dict, "{}")):
+            try:
+                found = json.loads(getattr(self, field) or example)
+            except ValueError as error:
+                errors[field] = _("This is no JSON (%(error)s); write it like %(example)s") % {
+                    "error": error,
+                    "example": example,
+                }
+                continue
+            if not isinstance(found, kind):
+                errors[field] = _("Write it like %(example)s") % {"example": example}
+        if self.expire_seconds is not None and self.expires:
+            errors["expire_seconds"] = NOT_BOTH
+        if errors:
+            raise ValidationError(errors)
 
     def validate_unique(self, *args: Any, **options: Any) -> None:
         """Exactly one schedule; a clocked one runs once. Raises: ValidationError."""
@@ -249,11 +350,18 @@ class PeriodicTask(models.Model):
             setattr(self, field, getattr(self, field) or None)
         if not self.enabled:
             # Enabled again it begins anew, and does not catch up.
-            self.last_run_at = None
+            self.last_run_at = self.last_due_at = None
         if self.expire_seconds is not None and self.expires:
-            raise ValidationError(_("Set an end or the seconds after which it expires, not both."))
+            raise ValidationError(NOT_BOTH)
         self.validate_unique()
         super().save(*args, **options)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.scheduler or '{no schedule}'}"
+
+
+def _spec(given: Any) -> str:
+    """A field of a crontab as text."""
+    if isinstance(given, (str, int)):
+        return str(given)
+    return ",".join(map(str, sorted(given)))

@@ -1,0 +1,100 @@
+"""`django-cache`: results in Django's cache, under the keys and in the form of django-celery-results (its backends/cache.py).
+
+The setting `cache_backend` (CELERY_CACHE_BACKEND) names one of CACHES, `default` else. A cache cannot say "unless it is SUCCESS",
+but it can say "unless it is there": a SUCCESS is kept under a second key too, which nothing overwrites and which is read first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.core.cache import InvalidCacheBackendError, caches
+from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.exceptions import ImproperlyConfigured
+
+from amqtask import states
+from amqtask.backends.codec import Codec, key_prefix
+from amqtask.backends.contract import BackendOptions
+from amqtask.backends.polling import PollingBackend
+from amqtask.exceptions import BackendUnreachable, ConfigurationError
+from amqtask.protocol.result import ResultMessage, exception_as_dict
+
+logger = logging.getLogger("amqtask.backends")
+RESULT, GROUP = "celery-task-meta-", "celery-taskset-meta-"
+SUCCESS = "-success"
+
+
+class CacheBackend(PollingBackend):
+    """See amqtask.backends.contract.ResultBackend. Raises: ConfigurationError."""
+
+    supports_autoexpire = True
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self._codec = Codec(options)
+        self._alias = str(options.settings.get("cache_backend") or "default")
+        self._prefix = key_prefix(dict(options.transport_options))
+        self._expires = options.expires or None
+        try:
+            kind = caches[self._alias]
+        except (ImproperlyConfigured, InvalidCacheBackendError) as error:
+            raise ConfigurationError(f"results in Django's cache {self._alias!r}: {error}") from error
+        if isinstance(kind, (LocMemCache, DummyCache)):
+            logger.warning(
+                "results are kept in Django's cache %r, a %s, which no other process can read: name one that is shared",
+                self._alias,
+                type(kind).__name__,
+            )
+
+    def store(self, result: ResultMessage) -> None:
+        """Set it; of several SUCCESS the first stays. Raises: EncodeError, BackendUnreachable."""
+        self._codec.result(result)  # refuses what could not be read elsewhere; the cache would pickle anything
+        key, meta = self._key(RESULT, result.task_id), result.as_meta()
+        if result.status == states.SUCCESS and not self._asked("add", key + SUCCESS, meta, self._expires):
+            return
+        self._asked("set", key, meta, self._expires)
+
+    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """One question for all. Raises: BackendUnreachable."""
+        keys = [self._key(RESULT, task_id) for task_id in task_ids]
+        found = self._asked("get_many", [*keys, *(key + SUCCESS for key in keys)])
+        metas = (found.get(key + SUCCESS) or found.get(key) for key in keys)
+        return [_result(meta) for meta in metas if meta is not None]
+
+    def forget(self, task_id: str) -> None:
+        """Delete it. Raises: BackendUnreachable."""
+        key = self._key(RESULT, task_id)
+        self._asked("delete_many", [key, key + SUCCESS])
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
+        self._codec.value(members, f"group {group_id}")
+        self._asked("set", self._key(GROUP, group_id), {"result": members}, self._expires)
+
+    def restore_group(self, group_id: str) -> Any:
+        """What `save_group` kept; None when there is nothing. Raises: BackendUnreachable."""
+        found = self._asked("get", self._key(GROUP, group_id))
+        return None if found is None else found["result"]
+
+    def delete_group(self, group_id: str) -> None:
+        """Forget it. Raises: BackendUnreachable."""
+        self._asked("delete", self._key(GROUP, group_id))
+
+    def _key(self, kind: str, name: str) -> str:
+        return f"{self._prefix}{kind}{name}"
+
+    def _asked(self, what: str, *arguments: Any) -> Any:
+        try:
+            return getattr(caches[self._alias], what)(*arguments)
+        except Exception as error:  # each kind of cache has errors of its own
+            raise BackendUnreachable(f"Django's cache {self._alias!r} does not answer: {error}") from error
+
+
+def _result(meta: Mapping[str, Any]) -> ResultMessage:
+    found = ResultMessage.from_meta(meta)
+    if isinstance(found.result, BaseException):  # as Celery leaves it there
+        found.result = exception_as_dict(found.result)
+    return found

@@ -1,0 +1,76 @@
+"""`manage.py amqtask worker …`: the whole command line, with the application of this project."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from amqtask.contrib.django.project import project_app
+
+# Django's own options, which it has acted on before it looked for this command.
+_OF_DJANGO = ("--settings", "--pythonpath")
+# Called by the command line to get the application.
+PROJECT = "amqtask.contrib.django.project:project_app"
+GREEN_POOLS = frozenset({"eventlet", "gevent"})
+
+
+class Command(BaseCommand):
+    """Everything after `amqtask` is for the command line of that name."""
+
+    help = "Run amqtask's command line (worker, beat, inspect, dead …) with this project's application."
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """From the shell; leaves with the command's exit code."""
+        sys.exit(self._run(without_djangos(argv[2:])))
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """For call_command."""
+        parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """From call_command. Raises: CommandError with the exit code."""
+        code = self._run(options["arguments"])
+        if code:
+            raise CommandError(f"amqtask ended with exit code {code}", returncode=code)
+
+    def _run(self, arguments: Sequence[str]) -> int:
+        is_told = bool(os.environ.get("AMQTASK_APP")) or any(word.startswith(("-A", "--app")) for word in arguments)
+        if chosen_pool(arguments) in GREEN_POOLS:
+            _start_anew(arguments if is_told else ["-A", PROJECT, *arguments])
+        app = None if is_told else project_app()
+        return int(importlib.import_module("amqtask.cli.main").run(arguments, app))
+
+
+def without_djangos(arguments: Sequence[str]) -> list[str]:
+    """The arguments without Django's own options."""
+    kept: list[str] = []
+    is_value = False
+    for word in arguments:
+        if is_value or word.startswith(tuple(f"{option}=" for option in _OF_DJANGO)):
+            is_value = False
+        elif word in _OF_DJANGO:
+            is_value = True
+        else:
+            kept.append(word)
+    return kept
+
+
+def chosen_pool(arguments: Sequence[str]) -> str | None:
+    """The pool of a worker that is to be started, as the command line finds it."""
+    found: str | None = importlib.import_module("amqtask.__main__").chosen_pool(arguments)
+    return found
+
+
+def _start_anew(arguments: Sequence[str]) -> None:
+    """In place of this process, one that lets the pool patch Python before Django is imported."""
+    here = str(Path(sys.argv[0]).resolve().parent)
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "amqtask", *arguments]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})

@@ -1,0 +1,28 @@
+"""How a periodic task is published: the options of its row."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.contrib.django.models import PeriodicTask
+
+# Results and other readers know by this header what published a task (django_celery_results/backends/database.py).
+NAME_HEADER = "periodic_task_name"
+
+
+def options_of(periodic: PeriodicTask) -> dict[str, Any]:
+    """What `apply_async` is told. Raises: ValueError for headers that are no JSON object."""
+    options: dict[str, Any] = {
+        name: value
+        for name in ("queue", "exchange", "routing_key", "priority")
+        if (value := getattr(periodic, name)) is not None
+    }
+    if periodic.expires_ is not None:
+        options["expires"] = periodic.expires_
+    headers = json.loads(periodic.headers or "{}")
+    if not isinstance(headers, dict):
+        raise ValueError(f"the headers of periodic task {periodic.name!r} are no JSON object: {periodic.headers}")
+    options["headers"] = {**headers, NAME_HEADER: periodic.name}
+    return options

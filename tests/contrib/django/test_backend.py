@@ -1,0 +1,210 @@
+"""Results in Django's database and cache: the contract of all stores, and the content that django-celery-results has."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask, states
+from amqtask.backends.contract import BackendOptions, ResultBackend
+from amqtask.backends.registry import open_backend
+from amqtask.exceptions import ConfigurationError
+from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
+from amqtask.testing.suites.backend import BackendSuite
+from amqtask.testing.worker import start_worker
+
+SHOP = "integration.apps.django_site.shop.tasks"
+
+
+def opened(url: str, **options: Any) -> ResultBackend:
+    made = open_backend(url, BackendOptions(url=url, **options))
+    assert made is not None
+    return made
+
+
+class TestDatabase(BackendSuite):
+    @pytest.fixture(autouse=True)
+    def database(self, committed: None) -> None: ...
+
+    def make(self) -> ResultBackend:
+        return opened("django-db")
+
+    def make_expiring(self, seconds: float) -> ResultBackend | None:
+        return opened("django-db", expires=seconds)
+
+
+class TestCache(BackendSuite):
+    """On a cache of files: one that threads and processes share, and that needs no server."""
+
+    @pytest.fixture(autouse=True)
+    def cache(self, django: None) -> None: ...
+
+    def make(self) -> ResultBackend:
+        return opened("django-cache", settings={"cache_backend": "files"})
+
+    def make_expiring(self, seconds: float) -> ResultBackend | None:
+        return opened("django-cache", settings={"cache_backend": "files"}, expires=seconds)
+
+
+@pytest.fixture
+def backend(committed: None) -> Any:
+    return opened("django-db")
+
+
+@pytest.fixture
+def rows(committed: None) -> Any:
+    from amqtask.contrib.django.models import TaskResult
+
+    return TaskResult.objects
+
+
+def test_a_row_has_what_django_celery_results_writes(backend: Any, rows: Any) -> None:
+    extra = {
+        "name": "shop.add", "args": [1, 2], "kwargs": {"z": None}, "worker": "celery@host", "retries": 2, "queue": "work",
+        "periodic_task_name": "every hour",
+    }  # fmt: skip
+    backend.store(ResultMessage("1", states.STARTED, {"pid": 7}))
+    started = rows.get()
+    backend.store(
+        ResultMessage("1", states.SUCCESS, {"a": 1}, None, [[["2", None], None]], now_iso(), "group", "parent", extra)
+    )
+
+    row = rows.get()
+    assert (row.status, json.loads(row.result)) == (states.SUCCESS, {"a": 1})
+    assert (row.content_type, row.content_encoding) == ("application/json", "utf-8")
+    assert (row.task_name, row.worker, row.periodic_task_name) == ("shop.add", "celery@host", "every hour")
+    assert (json.loads(row.task_args), json.loads(row.task_kwargs)) == ([1, 2], {"z": None})
+    assert json.loads(row.meta)["children"] == [[["2", None], None]]
+    assert row.date_started == started.date_started is not None
+    assert row.date_created == started.date_created <= row.date_done
+
+
+def test_bytes_are_kept_as_text(committed: None, rows: Any) -> None:
+    backend = opened("django-db://", serializer="pickle", accept=frozenset({"pickle"}))
+
+    backend.store(ResultMessage("1", states.SUCCESS, {1, 2}))
+
+    found = backend.get("1")
+    assert found is not None
+    assert found.result == {1, 2}
+    assert rows.get().content_encoding == "binary"
+
+
+def test_a_row_of_django_celery_results_is_read(backend: Any, rows: Any) -> None:
+    task_id = str(uuid.uuid4())
+    rows.create(
+        task_id=task_id,
+        status=states.FAILURE,
+        task_name="shop.add",
+        task_args='"(1, 2)"',
+        task_kwargs="{'broken': ",
+        content_type="application/json",
+        content_encoding="utf-8",
+        result=json.dumps(exception_as_dict(KeyError("x"))),
+        traceback="Traceback …",
+        meta='{"children": [], "of our own": 1}',
+    )
+
+    found = backend.get(task_id)
+
+    assert found.result == exception_as_dict(KeyError("x"))
+    assert (found.status, found.traceback, found.children) == (states.FAILURE, "Traceback …", [])
+    assert (found.extra["args"], found.extra["kwargs"]) == ("(1, 2)", "{'broken': ")
+    assert found.extra["of our own"] == 1
+
+
+def test_a_result_inside_a_transaction_ends_with_it(backend: Any, rows: Any) -> None:
+    from django.db import transaction
+
+    backend.store(ResultMessage("1", states.SUCCESS, 1))
+    with transaction.atomic():
+        backend.store(ResultMessage("1", states.SUCCESS, 2))  # refused by the row that is there, and nothing is broken
+        backend.store(ResultMessage("2", "PROGRESS", {"done": 50}))
+        transaction.set_rollback(True)
+
+    assert [row.task_id for row in rows.all()] == ["1"]
+    assert backend.get("1").result == 1
+
+
+def test_a_missing_table_says_what_to_do(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from amqtask.contrib.django.models import TaskResult
+    from amqtask.exceptions import BackendUnreachable
+
+    monkeypatch.setattr(TaskResult._meta, "db_table", "never_made")
+    impatient = opened("django-db", transport_options=(("retry_for", 0.0),))
+
+    with pytest.raises(BackendUnreachable, match=r"manage\.py migrate"):
+        impatient.get("1")
+
+
+def test_a_project_without_the_application_is_told_what_to_do(django: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from amqtask.contrib.django.backend import find_models
+
+    def missing(name: str) -> Any:
+        raise RuntimeError("Model class TaskResult isn't in an application in INSTALLED_APPS.")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+
+    with pytest.raises(ConfigurationError, match=r"add .amqtask\.contrib\.django. to INSTALLED_APPS"):
+        find_models()
+
+
+def test_a_worker_stores_what_its_tasks_return(project: AmqTask, rows: Any) -> None:
+    project.conf.update(result_backend="django-db", result_extended=True, task_track_started=True)
+    with start_worker(project, pool="threads"):
+        result = project.send_task(f"{SHOP}.order", ("books",), headers={"periodic_task_name": "every hour"})
+        assert isinstance(result.get(timeout=10), int)
+        with pytest.raises(ValueError, match="no such customer"):
+            project.send_task(f"{SHOP}.fail_in_transaction", ("x",)).get(timeout=10)
+
+    stored = {row.task_name.rpartition(".")[2]: row for row in rows.all()}
+    assert stored["order"].periodic_task_name == "every hour"
+    assert stored["order"].task_args == '["books"]'
+    assert stored["order"].date_started is not None
+    assert "no such customer" in stored["fail_in_transaction"].traceback
+
+
+def test_a_chord_is_joined_without_the_store(project: AmqTask) -> None:
+    from amqtask import chord, signature
+
+    project.conf.result_backend = "django-db"
+
+    @project.task(name="site.add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @project.task(name="site.total")
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    with start_worker(project, pool="threads", concurrency=2):
+        members = [signature("site.add", (n, n), app=project) for n in range(4)]
+        assert chord(members, app=project)(signature("site.total", app=project)).get(timeout=10) == 12
+
+
+def test_a_cache_that_nobody_shares_is_warned_of(django: None, caplog: pytest.LogCaptureFixture) -> None:
+    opened("django-cache")
+
+    assert "which no other process can read" in caplog.text
+
+
+def test_a_cache_that_is_not_there_is_named(django: None) -> None:
+    with pytest.raises(ConfigurationError, match="'nowhere'"):
+        opened("django-cache", settings={"cache_backend": "nowhere"})
+
+
+def test_a_result_of_celerys_cache_backend_is_read(django: None) -> None:
+    from django.core.cache import caches
+
+    backend = opened("django-cache", settings={"cache_backend": "files"})
+    meta = {"task_id": "c", "status": "FAILURE", "result": KeyError("x"), "traceback": "…", "children": []}
+    caches["files"].set("celery-task-meta-c", meta)
+
+    found = backend.get("c")
+
+    assert found is not None
+    assert found.result == exception_as_dict(KeyError("x"))
