@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,17 @@ def find_current_app() -> AmqTask | None:
 def set_current(app: AmqTask) -> None:
     """Make `app` the process default."""
     _default[:] = [app]
+
+
+@contextmanager
+def replaced(app: AmqTask) -> Iterator[None]:
+    """In the block `app` is the process default. For tests."""
+    before = list(_default)
+    set_current(app)
+    try:
+        yield
+    finally:
+        _default[:] = before
 
 
 def note_app(app: AmqTask) -> None:

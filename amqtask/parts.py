@@ -400,6 +400,11 @@ class Parts:
 
     connection_for_read = connection_for_write = connection
 
+    def clear_memory(self) -> None:
+        """With `memory://` forget the broker and all that is in it, and stored results; for the next test."""
+        self.close()
+        self._memory_broker = None
+
     def close(self) -> None:
         """Close connections; they open again when they are used again."""
         for name in ("publisher", "teller", "backend", "control"):

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -136,6 +137,20 @@ class Settings(MutableMapping[str, Any]):
         """Whether a value was given, by whatever spelling."""
         self._load()
         return find_name(name) in self._values
+
+    @contextmanager
+    def overridden(self, values: Mapping[str, Any]) -> Iterator[None]:
+        """Have these settings in the block; at its end all settings are what they were before it. For tests."""
+        self._load()
+        before = dict(self._values)
+        try:
+            for name, value in values.items():
+                self[name] = value
+            yield
+        finally:
+            self._values.clear()
+            self._values.update(before)
+            self._changed()
 
     # -- reading configurations
 

@@ -101,6 +101,11 @@ class QueueAdmin:
         with self.channel(queue) as channel:
             return int(channel.queue_purge(queue).method.message_count)
 
+    def delete(self, queue: str) -> None:
+        """Delete the queue with what is in it; one that is not there is fine."""
+        with self.channel(queue) as channel:
+            channel.queue_delete(queue)
+
     def browse(self, queue: str, limit: int) -> Iterator[Delivery]:
         """The first messages, which stay where they are (and are marked as redelivered from now on)."""
         with self.channel(queue) as channel:

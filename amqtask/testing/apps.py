@@ -1,0 +1,48 @@
+"""Applications for tests: the user's own on the in-memory broker, or a new one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from amqtask.app import AmqTask
+from amqtask.current import replaced
+
+MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://"}
+# They would win over the settings.
+VARIABLES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+
+
+def load(name: str) -> AmqTask:
+    """The application under this name (`proj.celery:app`, as after -A). Raises: AppNotFound."""
+    # The command line stands beside this package, hence by name.
+    found: AmqTask = importlib.import_module("amqtask.cli.find_app").load_app(
+        name, "amqtask_app in pytest's configuration"
+    )
+    return found
+
+
+@contextmanager
+def in_memory(app: AmqTask, settings: Mapping[str, Any]) -> Iterator[AmqTask]:
+    """The application on a broker of its own in this process, with these settings; it is the current one in the block.
+
+    At the end its settings are what they were, and the broker is gone with its messages and results.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in VARIABLES:
+            patch.delenv(variable, raising=False)
+        with app.conf.overridden({**MEMORY, **settings}), replaced(app):
+            app.clear_memory()
+            try:
+                yield app
+            finally:
+                app.clear_memory()
+
+
+def new(**parameters: Any) -> AmqTask:
+    """An application with no tasks but the shared ones."""
+    return AmqTask(parameters.pop("main", "tests"), set_as_current=False, **parameters)

@@ -1,0 +1,161 @@
+"""Fixtures under the names of celery.contrib.pytest, for tests that were written for it.
+
+`pytest_plugins = ("amqtask.contrib.pytest",)` in conftest.py. Broker and result store are in the test's process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from amqtask.app import AmqTask
+from amqtask.exceptions import ConfigurationError
+from amqtask.testing.apps import in_memory, new
+from amqtask.testing.worker import start_worker
+from amqtask.worker.worker import Worker
+
+
+class ReloadableWorker:
+    """The worker, and the method that tests for Celery call after they have made a task."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def reload(self) -> None:
+        """Nothing: a worker knows new tasks of its application at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+
+# Parameters of celery.contrib.testing.worker.start_worker, and what they are here; None: there is nothing to say.
+_PARAMETERS = {
+    "pool": "pool", "concurrency": "concurrency", "queues": "queues", "shutdown_timeout": "timeout",
+    "perform_ping_check": None, "loglevel": None, "logfile": None, "without_heartbeat": None, "without_mingle": None,
+    "without_gossip": None,
+}  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker."""
+    config.addinivalue_line("markers", "celery(**settings): settings of the application of celery_app in this test.")
+
+
+@pytest.fixture(scope="session")
+def celery_config() -> dict[str, Any]:
+    """Settings; to be overridden."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def celery_parameters() -> dict[str, Any]:
+    """Arguments of AmqTask(…); to be overridden."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def celery_worker_parameters() -> dict[str, Any]:
+    """Of the worker; to be overridden."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def celery_worker_pool() -> str:
+    """solo, threads or asyncio; to be overridden."""
+    return "solo"
+
+
+@pytest.fixture(scope="session")
+def celery_includes() -> Sequence[str]:
+    """Modules that the session's worker imports; to be overridden."""
+    return ()
+
+
+@pytest.fixture(scope="session")
+def celery_class_tasks() -> list[Any]:
+    """Class-based tasks to register; to be overridden."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def celery_enable_logging() -> bool:
+    """Accepted; logging is pytest's (`--log-cli-level=INFO`)."""
+    return False
+
+
+@pytest.fixture(scope="session")
+def use_celery_app_trap() -> bool:
+    """Accepted; a shared task always finds the application of the running test."""
+    return False
+
+
+@pytest.fixture
+def celery_app(
+    request: pytest.FixtureRequest, celery_config: dict[str, Any], celery_parameters: dict[str, Any]
+) -> Iterator[AmqTask]:
+    """A new application for this test."""
+    with _application(request, celery_config, celery_parameters) as app:
+        yield app
+
+
+@pytest.fixture(scope="session")
+def celery_session_app(
+    request: pytest.FixtureRequest, celery_config: dict[str, Any], celery_parameters: dict[str, Any]
+) -> Iterator[AmqTask]:
+    """One application for all tests."""
+    with _application(request, celery_config, celery_parameters) as app:
+        yield app
+
+
+@pytest.fixture
+def celery_worker(
+    celery_app: AmqTask, celery_worker_pool: str, celery_worker_parameters: dict[str, Any]
+) -> Iterator[ReloadableWorker]:
+    """A worker of `celery_app`, in a thread."""
+    with start_worker(celery_app, **_options(celery_worker_pool, celery_worker_parameters)) as worker:
+        yield ReloadableWorker(worker)
+
+
+@pytest.fixture(scope="session")
+def celery_session_worker(
+    celery_session_app: AmqTask,
+    celery_includes: Sequence[str],
+    celery_class_tasks: list[Any],
+    celery_worker_pool: str,
+    celery_worker_parameters: dict[str, Any],
+) -> Iterator[ReloadableWorker]:
+    """A worker of `celery_session_app` for all tests, in a thread."""
+    for module in celery_includes:
+        importlib.import_module(module)
+    for task in celery_class_tasks:
+        celery_session_app.register_task(task)
+    with start_worker(celery_session_app, **_options(celery_worker_pool, celery_worker_parameters)) as worker:
+        yield ReloadableWorker(worker)
+
+
+@pytest.fixture
+def depends_on_current_app(celery_app: AmqTask) -> None:
+    """`celery_app` is the current application."""
+
+
+@contextmanager
+def _application(
+    request: pytest.FixtureRequest, config: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> Iterator[AmqTask]:
+    mark = request.node.get_closest_marker("celery")
+    with in_memory(new(**parameters), {**config, **(mark.kwargs if mark else {})}) as app:
+        yield app
+
+
+def _options(pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = sorted(parameters.keys() - _PARAMETERS.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"celery_worker_parameters: there is no {', '.join(unknown)} here, only {', '.join(sorted(_PARAMETERS))}"
+        )
+    told = {_PARAMETERS[name]: value for name, value in parameters.items()}
+    return {"pool": pool, **{name: value for name, value in told.items() if name is not None}}
