@@ -74,8 +74,9 @@ class PostgresServer(Server):
                 [f"{self._programs}/initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "--no-sync",
                  "-E", "UTF8", "--locale=C"]
             )  # fmt: skip
+        # Without fsync what was committed survives the server's death, not the machine's.
         settings = {
-            "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "listen_addresses": "127.0.0.1",
+            "fsync": "off", "full_page_writes": "off", "listen_addresses": "127.0.0.1",
             "max_connections": "200", "shared_buffers": "32MB", "unix_socket_directories": str(self.folder),
         }  # fmt: skip
         flags = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
