@@ -22,10 +22,17 @@ def database(url: str | None) -> dict[str, Any]:
     }
 
 
+CELERY_RESULT_BACKEND = "django-db"
+CELERY_RESULT_EXTENDED = True
+CELERY_TASK_TRACK_STARTED = True
+CELERY_TASK_DEFAULT_QUEUE = os.environ.get("SITE_QUEUE", "site")
+
 SECRET_KEY = "for tests only"
 USE_TZ = True
 TIME_ZONE = "Europe/Berlin"
-DATABASES = {"default": database(os.environ.get("SITE_DATABASE"))}
+DATABASES = {
+    "default": {**database(os.environ.get("SITE_DATABASE")), "CONN_MAX_AGE": int(os.environ.get("SITE_AGE", "0"))}
+}
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
     "files": {

@@ -1,0 +1,157 @@
+"""A Django project on PostgreSQL: workers of several pools use its database, results are rows of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from amqtask import current
+from amqtask.backends.contract import BackendOptions, ResultBackend
+from amqtask.backends.registry import open_backend
+from amqtask.testing.suites.backend import BackendSuite
+from integration.servers import Postgres
+from integration.workers import WorkerProcess, eventually
+
+SHOP = "integration.apps.django_site.shop.tasks"
+SETTINGS = "integration.apps.django_site.settings"
+
+
+class Site:
+    """The project, seen from a process of its own: its application, its tables, its workers."""
+
+    def __init__(self, database: str, queue: str) -> None:
+        self.environment = {"DJANGO_SETTINGS_MODULE": SETTINGS, "SITE_DATABASE": database, "SITE_QUEUE": queue}
+
+    @property
+    def app(self) -> Any:
+        from integration.apps.django_site.celery import app
+
+        return app
+
+    @property
+    def results(self) -> Any:
+        from amqtask.contrib.django.models import TaskResult
+
+        return TaskResult.objects
+
+    @property
+    def orders(self) -> Any:
+        from django.contrib.auth.models import Group
+
+        return Group.objects
+
+    def worker(self, pool: str, concurrency: int = 2, **environment: str) -> WorkerProcess:
+        return WorkerProcess(
+            "integration.apps.django_site.celery", "-P", pool, "-c", str(concurrency),
+            environment={**self.environment, **environment},
+        )  # fmt: skip
+
+    def call(self, task: str, *args: Any) -> Any:
+        return self.app.send_task(f"{SHOP}.{task}", args)
+
+
+@pytest.fixture(scope="module")
+def site(postgres_server: Postgres, broker_url: str) -> Iterator[Site]:
+    """One database for this module: Django is set up once in a process."""
+    made = Site(postgres_server.create_database(), f"site-{uuid.uuid4().hex[:12]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(current, "_default", [])
+        for name, value in made.environment.items():
+            patch.setenv(name, value)
+        import django
+        from django.core.management import call_command
+        from django.db import connections
+
+        django.setup()
+        call_command("migrate", verbosity=0)
+        connections.close_all()
+        yield made
+        made.app.close()
+        connections.close_all()
+
+
+@pytest.fixture(autouse=True)
+def closed(site: Site) -> Iterator[None]:
+    """Each test begins and ends without a connection, as a request does."""
+    from django.db import connections
+
+    connections.close_all()
+    yield
+    connections.close_all()
+
+
+class TestResults(BackendSuite):
+    def make(self) -> ResultBackend:
+        return self.opened()
+
+    def opened(self, **options: Any) -> ResultBackend:
+        made = open_backend("django-db", BackendOptions(url="django-db", **options))
+        assert made is not None
+        return made
+
+    def make_expiring(self, seconds: float) -> ResultBackend | None:
+        return self.opened(expires=seconds)
+
+    def test_a_thousand_results_are_read_one_after_the_other(self, backend: ResultBackend) -> None:
+        from django.db import connection
+
+        connection.ensure_connection()  # as within a request: not one connection per result
+        super().test_a_thousand_results_are_read_one_after_the_other(backend)
+
+
+def unique() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "asyncio"])
+def test_tasks_of_every_pool_use_the_database_and_leave_their_results_there(site: Site, pool: str) -> None:
+    names = [unique() for _ in range(10)]
+    with site.worker(pool):
+        calls = [site.call("order", name) for name in names]
+        numbers = [call.get(timeout=30) for call in calls]
+        failed = site.call("fail_in_transaction", unique())
+        with pytest.raises(ValueError, match="no such customer"):
+            failed.get(timeout=30)
+
+    assert [site.orders.get(name=name).pk for name in names] == numbers
+    row = site.results.get(task_id=calls[0].id)
+    assert (row.task_name, row.status, row.task_args) == (f"{SHOP}.order", "SUCCESS", f'["{names[0]}"]')
+    assert row.date_started <= row.date_done
+    assert "no such customer" in site.results.get(task_id=failed.id).traceback
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "asyncio"])
+def test_coroutines_use_the_database(site: Site, pool: str) -> None:
+    names = [unique() for _ in range(10)]
+    with site.worker(pool):
+        numbers = [call.get(timeout=30) for call in [site.call("order_async", name) for name in names]]
+
+    assert [site.orders.get(name=name).pk for name in names] == numbers
+
+
+def test_each_process_has_connections_of_its_own_and_keeps_them_as_long_as_the_settings_say(site: Site) -> None:
+    with site.worker("prefork", SITE_AGE="600"):
+        found = [call.get(timeout=30) for call in [site.call("session") for _ in range(40)]]
+
+    by_process: dict[int, set[int]] = {}
+    for process, session in found:
+        by_process.setdefault(process, set()).add(session)
+    sessions = [session for each in by_process.values() for session in each]
+    assert len(by_process) == 2
+    assert len(sessions) == len(set(sessions)) == 2
+
+
+def test_a_database_that_closes_its_connections_costs_no_task(site: Site, postgres_server: Postgres) -> None:
+    with site.worker("threads", SITE_AGE="600") as worker:
+        first = site.call("session").get(timeout=30)[1]
+        database = site.environment["SITE_DATABASE"].rpartition("/")[2]
+        postgres_server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid = {first}"
+        )
+        # Django sees it at the first query: that task may fail, and those after it find a new connection.
+        eventually(lambda: site.call("session").get(timeout=30, propagate=False).__class__ is list)
+
+        assert "Traceback" not in worker.log or "terminat" in worker.log
