@@ -107,13 +107,16 @@ class Relay:
     def drain(self) -> Step:
         """Relay until nothing is due any more, or nothing can be sent; the sum. Raises: PublishError, OutboxUnreachable."""
         rows = sent = failed = 0
-        while not self._stopping.is_set():
-            step = self._relayed()
-            rows, sent, failed = rows + step.rows, sent + step.sent, failed + step.failed
-            if self._outage is not None:
-                raise self._outage
-            if not step.rows:
-                break
+        try:
+            while not self._stopping.is_set():
+                step = self._relayed()
+                rows, sent, failed = rows + step.rows, sent + step.sent, failed + step.failed
+                if self._outage is not None:
+                    raise self._outage
+                if not step.rows:
+                    break
+        finally:
+            self.store.close()
         return Step(rows, sent, failed)
 
     def step(self) -> Step:
