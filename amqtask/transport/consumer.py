@@ -27,6 +27,7 @@ from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED
 from amqtask.transport.loop import LoopTimer, PikaLoop
+from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 
 
@@ -44,7 +45,8 @@ class _Consumed:
 
 
 class PikaConsumer:
-    """A Consumer on pika's SelectConnection. `no_ack` is for mailboxes whose messages need no answer."""
+    """A Consumer on pika's SelectConnection. `no_ack` is for mailboxes whose messages need no answer; with `shared` it
+    uses that connection instead of one of its own."""
 
     def __init__(
         self,
@@ -56,12 +58,17 @@ class PikaConsumer:
         connect_timeout: float = 4.0,
         client_name: str = "",
         no_ack: bool = False,
+        shared: SharedConnection | None = None,
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._no_ack = no_ack
-        self._connection = LoopConnection(
-            addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
+        self._connection: LoopConnection | ConnectionUse = (
+            shared.join(self)
+            if shared is not None
+            else LoopConnection(
+                addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
+            )
         )
         self._declarer = Declarer(listener.on_warning)
         self._pika: Any = None

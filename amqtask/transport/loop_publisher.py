@@ -16,7 +16,7 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from amqtask.entities import Declaration
-from amqtask.exceptions import OperationalError, PublishError
+from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
 from amqtask.message import Message
 from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.connection import Backoff, LoopConnection
@@ -25,6 +25,7 @@ from amqtask.transport.errors import channel_error, culprits, refused, unroutabl
 from amqtask.transport.link import MOST_DECLARED
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.publisher import basic_properties
+from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 
 OnDone = Callable[["PublishError | None"], None]
@@ -46,7 +47,11 @@ class _Pending:
 
 
 class PikaLoopPublisher:
-    """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish."""
+    """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish.
+
+    With `shared` it uses that connection, and what is unconfirmed when that is lost is not sent again: it fails with
+    PublishTimeout (it may or may not be stored), and whoever holds the next connection decides.
+    """
 
     def __init__(
         self,
@@ -57,11 +62,18 @@ class PikaLoopPublisher:
         connect_timeout: float = 4.0,
         client_name: str = "",
         on_warning: Callable[[str], None] = lambda text: None,
+        shared: SharedConnection | None = None,
     ) -> None:
         self._loop = loop
         self._warn = on_warning
-        self._connection = LoopConnection(
-            addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
+        # What was said with a connection that one holds something by must not be said again without it.
+        self._resends = shared is None
+        self._connection: LoopConnection | ConnectionUse = (
+            shared.join(self)
+            if shared is not None
+            else LoopConnection(
+                addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
+            )
         )
         self._declarer = Declarer(on_warning)
         self._pika: Any = None
@@ -233,6 +245,13 @@ class PikaLoopPublisher:
         self._declared.clear()
         self._declared_tuples.clear()
         self._drop_channel()
+        if not self._resends:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for pending in waiting:
+            pending.on_done(PublishTimeout(f"the connection was lost before the broker's confirm: {error}"))
 
     def on_unreachable(self, error: Exception) -> None:
         """The consumer on the same broker says so already."""

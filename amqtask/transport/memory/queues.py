@@ -47,6 +47,7 @@ class MemoryQueue:
         self.delivery_limit: int | None = asked.get("x-delivery-limit") if self.is_quorum else None
         self.max_length: int | None = asked.get("x-max-length")
         self.refuses_overflow = str(asked.get("x-overflow", "")).startswith("reject-publish")
+        self.has_one_consumer = bool(asked.get("x-single-active-consumer"))
         self.dead_letter_exchange: str | None = asked.get("x-dead-letter-exchange")
         self.dead_letter_routing_key: str | None = asked.get("x-dead-letter-routing-key")
         self._ttl: float | None = asked["x-message-ttl"] / 1000 if "x-message-ttl" in asked else None
@@ -104,7 +105,10 @@ class MemoryQueue:
         return before - len(self._ready)
 
     def next_subscriber(self) -> Subscriber | None:
-        """The next in turn that has room."""
+        """The next in turn that has room; of a queue with a single active consumer always the first one."""
+        if self.has_one_consumer:
+            first = self.subscribers[0] if self.subscribers else None
+            return first if first is not None and first.has_room else None
         for _ in range(len(self.subscribers)):
             subscriber = self.subscribers[0]
             self.subscribers.rotate(-1)

@@ -1,0 +1,125 @@
+"""One connection for a consumer and a publisher: both live and die together, so that who lost the one has lost the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from amqtask.transport.connection import ConnectionListener, LoopConnection
+from amqtask.transport.loop import PikaLoop
+from amqtask.transport.url import BrokerAddress
+
+
+class SharedConnection:
+    """Keeps one connection open while somebody uses it; each user sees it as a LoopConnection of its own.
+
+    Events reach the users in the order in which they joined.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[BrokerAddress],
+        loop: PikaLoop,
+        *,
+        heartbeat: int | None,
+        connect_timeout: float,
+        name: str,
+    ) -> None:
+        self._loop = loop
+        self._connection = LoopConnection(
+            addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=name
+        )
+        self._pika: Any = None
+        self._users: list[ConnectionUse] = []
+
+    def join(self, listener: ConnectionListener) -> ConnectionUse:
+        """One more user."""
+        use = ConnectionUse(self, listener)
+        self._users.append(use)
+        return use
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open."""
+        return self._connection.is_open
+
+    def started(self, use: ConnectionUse) -> None:
+        """A user wants the connection."""
+        if self._pika is not None and self._pika.is_open:
+            self._loop.call_soon(lambda: self._welcome(use))
+        else:
+            self._connection.start()
+
+    def stopped(self, on_stopped: Callable[[], None] | None) -> None:
+        """A user wants it no more; the last one closes it."""
+        if not any(use.is_running for use in self._users):
+            self._connection.stop(on_stopped)
+        elif on_stopped is not None:
+            self._loop.call_soon(on_stopped)
+
+    def _welcome(self, use: ConnectionUse) -> None:
+        if use.is_running and self._pika is not None and self._pika.is_open:
+            use.listener.on_open(self._pika)
+
+    @property
+    def _listeners(self) -> list[ConnectionListener]:
+        return [use.listener for use in self._users if use.is_running]
+
+    # -- the connection's events
+
+    def on_open(self, connection: Any) -> None:
+        """To all users."""
+        self._pika = connection
+        for listener in self._listeners:
+            listener.on_open(connection)
+
+    def on_lost(self, error: Exception) -> None:
+        """To all users."""
+        self._pika = None
+        for listener in self._listeners:
+            listener.on_lost(error)
+
+    def on_unreachable(self, error: Exception) -> None:
+        """To all users."""
+        for listener in self._listeners:
+            listener.on_unreachable(error)
+
+    def on_refused(self, error: Exception) -> None:
+        """To all users."""
+        for listener in self._listeners:
+            listener.on_refused(error)
+
+    def on_blocked(self, reason: str | None) -> None:
+        """To all users."""
+        for listener in self._listeners:
+            listener.on_blocked(reason)
+
+
+class ConnectionUse:
+    """One user's end of a shared connection: what a LoopConnection offers its owner."""
+
+    def __init__(self, shared: SharedConnection, listener: ConnectionListener) -> None:
+        self.listener = listener
+        self._shared = shared
+        self._is_running = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open and used from here."""
+        return self._is_running and self._shared.is_open
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._is_running
+
+    def start(self) -> None:
+        """Connect, unless that is done already."""
+        if not self._is_running:
+            self._is_running = True
+            self._shared.started(self)
+
+    def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
+        """Use it no more; `on_stopped` follows, once it is closed if this was the last user."""
+        self._is_running = False
+        self._shared.stopped(on_stopped)
