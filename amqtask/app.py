@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from amqtask import current, signals
@@ -24,6 +24,7 @@ from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult, ResultSet
 from amqtask.serialization import content_types
 from amqtask.settings import Settings
+from amqtask.signatures import Signature
 from amqtask.task import AsyncTask, Task, make_task
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class AmqTask(Calling):
         self.on_after_finalize = signals.Signal("on_after_finalize")
         self._task_class: type[Task[..., Any]] = task_cls or Task
         self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
+        self._new_periodic: list[tuple[str, bool, dict[str, Any]]] = []
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         given = {"broker_url": broker, "result_backend": backend, "include": list(include) if include else None}
@@ -222,6 +224,44 @@ class AmqTask(Calling):
             task.bind(self)
         self.on_after_configure.send(sender=self, source=self.conf)
         self.on_after_finalize.send(sender=self)
+
+    # -- periodic tasks
+
+    def add_periodic_task(
+        self,
+        schedule: Any,
+        sig: Any,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Have beat send a task (or a signature) by a schedule: seconds, a timedelta, crontab() …; the entry's name.
+
+        An entry of the same name is replaced; without `name` that is the call as text. `options` are those of `apply_async`.
+        """
+        call = sig.clone(args, kwargs) if isinstance(sig, Signature) else self.signature(sig.name, args, kwargs)
+        key = name or repr(call)
+        entry = {
+            "schedule": schedule,
+            "task": call.task,
+            "args": tuple(call["args"]),
+            "kwargs": dict(call["kwargs"]),
+            "options": {**call["options"], **options},
+        }
+        if not self._new_periodic:
+            self.conf.later(self._add_new_periodic)
+        self._new_periodic.append((key, name is not None, entry))
+        return key
+
+    def _add_new_periodic(self) -> None:
+        """With the first look at a setting, after the configuration was read."""
+        found = self.conf.beat_schedule
+        new, self._new_periodic = self._new_periodic, []
+        for key, is_named, entry in new:
+            if key in found and not is_named:
+                logger.warning("the periodic task %s replaces another one: give each its own name=", key)
+            found[key] = entry
 
     # -- for workers and results
 

@@ -390,7 +390,21 @@ class _Builder:
             found.append(self.panel(worker, orders, autoscale, events))
         if self.conf.outbox_relay:
             found.append(importlib.import_module("amqtask.services.relaying").Relaying(build_relay(self.app)))
+        if self.options.beat:
+            found.append(self.beat())
         return found
+
+    def beat(self) -> Service:
+        """The scheduler; its modules are loaded only for -B."""
+        build = importlib.import_module("amqtask.beat.build")
+        options = importlib.import_module("amqtask.beat.options")
+        made: Service = build.embedded_beat(
+            self.app,
+            options.BeatOptions(schedule=self.options.schedule, scheduler=self.options.scheduler),
+            self.loop,
+            self.hostname,
+        )
+        return made
 
     def monitoring(self, publisher: LoopPublisher) -> Monitoring | None:
         """What metrics and health need; its modules are loaded only when a port is asked for."""

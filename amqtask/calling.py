@@ -348,6 +348,24 @@ class Calling(Parts):
         call = routed(call)
         return self._compose(call.task, call["args"], call["kwargs"], call["options"], self.tasks.get(call.task))
 
+    def compose_periodic(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Message:
+        """The message of a periodic task, for whose result nobody waits. Raises: TypeError, EncodeError, QueueNotFound."""
+        if not self.is_finalized:
+            self.finalize()
+        task = self.tasks.get(name)
+        if task is not None:
+            task.check_arguments(args, kwargs)
+        message = self.calls.compose(name, args, kwargs, options, task=task)
+        if signals.before_task_publish:
+            tell_composed(message)
+        return message
+
+    def periodic_settled(self, message: Message, error: PublishError | None) -> None:
+        """Tell the signals' receivers that the broker has it, or has not."""
+        self._settled(message, error)
+
     def freeze(self, found: Signature, *, task_id: str | None, **place: Any) -> Any:
         """Fix the ids of a signature and of its parts, in place; the result it will have."""
         options = {"task_id": task_id, **place}

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from datetime import datetime, tzinfo
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -118,7 +119,8 @@ class Parts:
         return self._addresses(self._broker_urls)
 
     @property
-    def _write_addresses(self) -> tuple[BrokerAddress, ...]:
+    def write_addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts to publish to: broker_write_url, else broker_addresses."""
         return self._addresses(self.conf.broker_write_url) if self.conf.broker_write_url else self.broker_addresses
 
     def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
@@ -142,6 +144,16 @@ class Parts:
             module = importlib.import_module("amqtask.transport.memory.broker")
             self._memory_broker = module.MemoryBroker()
         return self._memory_broker
+
+    @property
+    def timezone(self) -> tzinfo:
+        """The time zone of schedules: `timezone`, else UTC. Raises: ConfigurationError for one that is not known."""
+        found: tzinfo = importlib.import_module("amqtask.schedules").zone_named(self.conf.timezone or "UTC")
+        return found
+
+    def now(self) -> datetime:
+        """The present time in that zone."""
+        return datetime.now(self.timezone)
 
     @cached_property
     def queue_defaults(self) -> QueueDefaults:
@@ -210,7 +222,7 @@ class Parts:
             return made
         module = importlib.import_module("amqtask.transport.publisher")
         made = module.PikaPublisher(
-            self._write_addresses,
+            self.write_addresses,
             timeout=conf.broker_publish_timeout,
             pool_limit=conf.broker_pool_limit,
             heartbeat=conf.broker_heartbeat,
@@ -231,7 +243,7 @@ class Parts:
             return made
         module = importlib.import_module("amqtask.transport.async_publisher")
         made = module.AioPikaPublisher(
-            self._write_addresses,
+            self.write_addresses,
             timeout=conf.broker_publish_timeout,
             heartbeat=conf.broker_heartbeat,
             connect_timeout=conf.broker_connection_timeout,
@@ -357,7 +369,7 @@ class Parts:
             return made
         module = importlib.import_module("amqtask.transport.teller")
         made = module.PikaTeller(
-            self._write_addresses,
+            self.write_addresses,
             connect_timeout=self.conf.broker_connection_timeout,
             client_name=f"{self._client_name} events",
             on_warning=logger.warning,

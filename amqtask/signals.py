@@ -127,6 +127,10 @@ worker_shutting_down = Signal("worker_shutting_down", ("sig", "how", "exitcode")
 worker_shutdown = Signal("worker_shutdown")
 heartbeat_sent = Signal("heartbeat_sent")
 
+# -- beat; the sender is the service
+beat_init = Signal("beat_init")
+beat_embedded_init = Signal("beat_embedded_init")
+
 # -- logging
 setup_logging = Signal("setup_logging", ("loglevel", "logfile", "format", "colorize"))
 after_setup_logger = Signal("after_setup_logger", ("logger", "loglevel", "logfile", "format", "colorize"))

@@ -155,7 +155,7 @@ class Task(Generic[P, R]):
         Raises: TypeError (wrong arguments, unknown option), ValueError (soft limit above the hard one), PublishError.
         """
         arguments, keywords = tuple(args or ()), dict(kwargs or {})
-        self._check_arguments(arguments, keywords)
+        self.check_arguments(arguments, keywords)
         return self.app.publish_call(self.name, arguments, keywords, options, task=self)
 
     async def aapply_async(
@@ -163,7 +163,7 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """`apply_async` without blocking the event loop."""
         arguments, keywords = tuple(args or ()), dict(kwargs or {})
-        self._check_arguments(arguments, keywords)
+        self.check_arguments(arguments, keywords)
         return await self.app.apublish_call(self.name, arguments, keywords, options, task=self)
 
     # -- calling when Django's transaction is committed (celery/contrib/django/task.py)
@@ -197,7 +197,7 @@ class Task(Generic[P, R]):
         self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
     ) -> Callable[[], Any]:
         arguments, keywords = tuple(args or ()), dict(kwargs or {})
-        self._check_arguments(arguments, keywords)
+        self.check_arguments(arguments, keywords)
         return lambda: self.apply_async(arguments, keywords, **options)
 
     def apply(
@@ -206,7 +206,8 @@ class Task(Generic[P, R]):
         """Run it here, as a worker would, and return what came of it."""
         return self.app.run_inline(self, tuple(args or ()), dict(kwargs or {}), options)
 
-    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises: TypeError for arguments that the function does not take."""
         if not self.app.is_finalized:
             self.app.finalize()
         check = self._check

@@ -140,6 +140,23 @@ class WorkerProcess(LoggedProcess):
         )
 
 
+class BeatProcess(LoggedProcess):
+    """`amqtask -A app beat …`."""
+
+    def __init__(self, app: str, *options: str, environment: dict[str, str] | None = None) -> None:
+        super().__init__(
+            [sys.executable, "-m", "amqtask", "-A", app, "beat", "-l", "INFO", *options],
+            ready="beat: Starting...",
+            environment=environment,
+        )
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether it said so last."""
+        log = self.log
+        return self.process.poll() is None and log.rfind("beat: leading;") > log.rfind("beat: not leading")
+
+
 def run_cli(*arguments: str, environment: dict[str, str] | None = None, timeout: float = 60.0) -> tuple[int, str]:
     """Run `amqtask …` to its end: exit code, and standard output with standard error."""
     done = subprocess.run(

@@ -39,7 +39,7 @@ class Entry:
     # Not due before `start_time`, nor at or after `expires`.
     start_time: datetime | None = None
     expires: datetime | None = None
-    # Sent once in all; the store is told by `record` and should disable it.
+    # Sent once in all; the store is told by `record` and disables it then. Enabled again, it is sent once more.
     one_off: bool = False
     # As the store remembers: when it was last due, when it was last sent, how often it was sent.
     last_due_at: datetime | None = None
@@ -50,11 +50,6 @@ class Entry:
     def relative(self) -> bool:
         """Whether due times are rounded down to the interval's resolution."""
         return bool(getattr(self.schedule, "relative", False))
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it was to be sent once, and was."""
-        return self.one_off and self.total_run_count > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +69,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """What the command line says: `filename` is `-s`, else beat_schedule_filename."""
+    """What the command line says: `filename` is `-s`, None where that was not given.
+
+    `read_only`: somebody only looks (`beat --list`), so nothing is to be created or changed.
+    """
 
     filename: str | None = None
+    read_only: bool = False
 
 
 class ScheduleStore(Protocol):

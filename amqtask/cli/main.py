@@ -27,6 +27,7 @@ PROGRAM = "amqtask"
 COMPLETE_VARIABLE = "_AMQTASK_COMPLETE"
 # name → (module, help); the module has a click command `command`.
 COMMANDS = {
+    "beat": ("amqtask.cli.beat", "Send periodic tasks when they are due."),
     "call": ("amqtask.cli.call", "Publish a task by its name."),
     "completion": ("amqtask.cli.completion", "Print a shell's completion script."),
     "control": (

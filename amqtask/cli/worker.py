@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from amqtask import signals
 from amqtask.assembly import build_worker
 from amqtask.cli import complete, daemon
 from amqtask.cli.banner import banner
-from amqtask.cli.logs import LogStyle, setup_logging
+from amqtask.cli.log_options import LEVELS, set_up
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.params import CommaList
-from amqtask.cli.stdouts import redirected
 from amqtask.exceptions import PoolNotFound
 from amqtask.pool import find_pool
 from amqtask.worker.options import WorkerOptions
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 GREEN_POOLS = frozenset({"eventlet", "gevent"})
 PORT = click.IntRange(1, 65535)
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
 
 
 class Autoscale(ParamType):
@@ -145,9 +140,11 @@ FEATURES: list[Any] = [
     click.option(
         "--http-host", default="0.0.0.0", show_default=True, metavar="ADDRESS", help="Where these two listen."
     ),
-    click.option("-B", "--beat", is_flag=True, help="Reserved for the embedded scheduler."),
-    click.option("-s", "--schedule", "--schedule-filename", help="Reserved for the embedded scheduler."),
-    click.option("--scheduler", help="Reserved for the embedded scheduler."),
+    click.option("-B", "--beat", is_flag=True, help="Send periodic tasks too; any number of workers may."),
+    click.option(
+        "-s", "--schedule", "--schedule-filename", type=click.Path(), help="With -B: the file with last runs."
+    ),
+    click.option("--scheduler", metavar="NAME", help="With -B: file, memory, django, or module:Class."),
 ]
 DAEMON: list[Any] = [
     click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname)."),
@@ -164,8 +161,8 @@ DAEMON: list[Any] = [
 @click.pass_obj
 def command(settings: Globals, /, **given: Any) -> int:
     """Start a worker: `amqtask worker -Q cma_queue -P eventlet -c 5`."""
-    if given["beat"] or given["schedule"] or given["scheduler"]:
-        raise click.UsageError("-B/--beat is reserved: this version has no scheduler yet. Start the worker without it.")
+    if (given["schedule"] or given["scheduler"]) and not given["beat"]:
+        raise click.UsageError("--schedule and --scheduler are for the embedded scheduler: say -B too.")
     app = settings.load(given["told_app"])
     options = _worker_options(app, given)
     daemon.become(
@@ -175,7 +172,13 @@ def command(settings: Globals, /, **given: Any) -> int:
         gid=given["gid"],
         umask=given["umask"],
     )
-    prints = _log(app, options, settings)
+    prints = set_up(
+        app.conf,
+        loglevel=options.loglevel,
+        logfile=options.logfile,
+        log_format=options.log_format,
+        color=settings.color,
+    )
     worker = build_worker(app, options)
     if not settings.quiet:
         click.echo(_banner(app, options, worker))
@@ -225,33 +228,10 @@ def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
         metrics_port=given["metrics_port"],
         health_port=given["health_port"],
         http_host=given["http_host"],
+        beat=given["beat"],
+        schedule=given["schedule"],
+        scheduler=given["scheduler"],
     )
-
-
-def _log(app: AmqTask, options: WorkerOptions, settings: Globals) -> AbstractContextManager[None]:
-    """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
-    level = "CRITICAL" if options.loglevel == "FATAL" else options.loglevel
-    if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
-        signals.setup_logging.send(
-            sender=None,
-            loglevel=logging.getLevelName(level),
-            logfile=options.logfile,
-            format=None,
-            colorize=None,
-        )
-        return nullcontext()
-    conf = app.conf
-    is_json = options.log_format == "json" or bool(conf.worker_log_json)
-    style = LogStyle(
-        format=conf.worker_log_format if is_json or options.log_format is None else options.log_format,
-        date_format=conf.worker_log_datefmt,
-        task_format=conf.worker_task_log_format,
-        task_date_format=conf.worker_task_log_datefmt,
-        json_lines=is_json,
-        color=settings.color and conf.worker_log_color is not False,
-    )
-    setup_logging(level, file=options.logfile, style=style, hijack_root=conf.worker_hijack_root_logger)
-    return redirected(conf.worker_redirect_stdouts_level) if conf.worker_redirect_stdouts else nullcontext()
 
 
 def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:

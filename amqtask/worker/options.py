@@ -49,3 +49,7 @@ class WorkerOptions:
     # The command line sets these off for a worker that runs inside a test or another program.
     install_signals: bool = True
     banner: bool = True
+    # -B: the scheduler rides on this worker's loop; -s and --scheduler are its file and its source of entries.
+    beat: bool = False
+    schedule: str | None = None
+    scheduler: str | None = None

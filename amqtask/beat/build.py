@@ -1,0 +1,137 @@
+"""Puts a beat together: on a loop of its own, or on a worker's."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqtask import signals
+from amqtask.beat.clerk import Clerk
+from amqtask.beat.contract import StoreOptions
+from amqtask.beat.find_store import find_store, short_name
+from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
+from amqtask.beat.process import BeatProcess
+from amqtask.beat.scheduler import Scheduler
+from amqtask.beat.sender import AppSender
+from amqtask.beat.service import Beat
+from amqtask.transport.consumer import PikaConsumer
+from amqtask.transport.loop import PikaLoop
+from amqtask.transport.loop_publisher import PikaLoopPublisher
+from amqtask.transport.shared import SharedConnection
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.beat.options import BeatOptions
+    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+
+logger = logging.getLogger("amqtask.beat")
+
+# Short, so that a leader that is cut off is soon followed by another: the broker gives a connection up after two to three
+# of them (https://www.rabbitmq.com/docs/heartbeats).
+HEARTBEAT_SECONDS = 3
+# Stores whose entries are the settings'; beats that differ in these only have the same schedule.
+_SETTINGS_STORES = frozenset({"file", "memory"})
+
+
+def build_beat(app: AmqTask, options: BeatOptions) -> BeatProcess:
+    """A process that is ready to `run()`. Raises: ConfigurationError."""
+    app.import_modules()
+    app.finalize()
+    loop = PikaLoop()
+    name = f"beat@{socket.gethostname()} {os.getpid()}"
+
+    def make(on_failed: Callable[[Exception], None]) -> Beat:
+        return _beat(app, options, loop, name, on_failed=on_failed, on_start=_tell_started)
+
+    return BeatProcess(loop, loop, make)
+
+
+def embedded_beat(app: AmqTask, options: BeatOptions, loop: Any, hostname: str) -> Beat:
+    """A service for a worker's loop. Raises: ConfigurationError."""
+
+    def tell(beat: Beat) -> None:
+        _tell_started(beat)
+        if signals.beat_embedded_init:
+            signals.beat_embedded_init.send(sender=beat)
+
+    def failed(error: Exception) -> None:
+        logger.critical("beat: this worker sends no periodic tasks: %s", error)
+
+    return _beat(app, options, loop, f"{hostname} beat", on_failed=failed, on_start=tell)
+
+
+def leader_name(app: AmqTask, scheduler: str | None) -> str:
+    """The name of the queue by which the beats of one schedule know each other."""
+    if app.conf.beat_leader_queue:
+        return str(app.conf.beat_leader_queue)
+    store = short_name(scheduler or app.conf.beat_scheduler)
+    parts = ["amqtask.beat", app.main or "default", app.conf.task_default_queue]
+    return ".".join([*parts, *([] if store in _SETTINGS_STORES else [store])])
+
+
+def make_scheduler(app: AmqTask) -> Scheduler:
+    """The scheduler that the settings ask for. Raises: ConfigurationError for a time zone that is not known."""
+    conf = app.conf
+    return Scheduler(app.timezone, catch_up=conf.beat_catch_up_window, deadline=conf.beat_cron_starting_deadline)
+
+
+def _beat(
+    app: AmqTask,
+    options: BeatOptions,
+    loop: Any,
+    client_name: str,
+    *,
+    on_failed: Callable[[Exception], None],
+    on_start: Callable[[Beat], None],
+) -> Beat:
+    conf = app.conf
+    factory = find_store(options.scheduler or conf.beat_scheduler)
+    queue = leader_queue(leader_name(app, options.scheduler), queue_type=conf.task_default_queue_type)
+    make_consumer, publisher = _transport(app, loop, client_name)
+
+    def make_leadership(listener: LeaderListener, seed: Callable[[], bytes]) -> Leadership:
+        return Leadership(
+            queue, loop=loop, make_consumer=make_consumer, publisher=publisher, listener=listener, seed=seed
+        )
+
+    return Beat(
+        loop=loop,
+        clerk=Clerk(lambda: factory(app, StoreOptions(filename=options.schedule)), loop),
+        scheduler=make_scheduler(app),
+        sender=AppSender(app, queue.name),
+        publisher=publisher,
+        make_leadership=make_leadership,
+        max_interval=options.max_interval or conf.beat_max_loop_interval or None,
+        on_start=on_start,
+        on_failed=on_failed,
+    )
+
+
+def _transport(
+    app: AmqTask, loop: Any, client_name: str
+) -> tuple[Callable[[ConsumerListener], Consumer], LoopPublisher]:
+    if app.memory_broker is not None:
+        broker = app.memory_broker
+        consumers = importlib.import_module("amqtask.transport.memory.consumer")
+        publishers = importlib.import_module("amqtask.transport.memory.publisher")
+        made: LoopPublisher = publishers.MemoryLoopPublisher(broker, loop, on_warning=logger.warning)
+        return lambda listener: consumers.MemoryConsumer(broker, loop, listener), made
+    timeout = app.conf.broker_connection_timeout
+    shared = SharedConnection(
+        app.write_addresses, loop, heartbeat=HEARTBEAT_SECONDS, connect_timeout=timeout, name=client_name
+    )
+
+    def make_consumer(listener: ConsumerListener) -> Consumer:
+        return PikaConsumer((), loop, listener, shared=shared)
+
+    publisher = PikaLoopPublisher((), loop, on_warning=lambda text: logger.warning("%s", text), shared=shared)
+    return make_consumer, publisher
+
+
+def _tell_started(beat: Beat) -> None:
+    if signals.beat_init:
+        signals.beat_init.send(sender=beat)

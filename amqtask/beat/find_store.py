@@ -1,0 +1,61 @@
+"""From `beat_scheduler` or `-S` to the store of entries: a short name, `module:Class`, or Celery's names for them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.beat.contract import ScheduleStore, StoreOptions
+
+GROUP = "amqtask.schedule_stores"
+DEFAULT = "file"
+# What configurations written for Celery say.
+_CELERYS = {
+    "celery.beat.PersistentScheduler": "file",
+    "celery.beat.Scheduler": "memory",
+    "django_celery_beat.schedulers.DatabaseScheduler": "django",
+}
+
+StoreFactory = Callable[["AmqTask", "StoreOptions"], "ScheduleStore"]
+
+
+def short_name(spec: str | None) -> str:
+    """The name of a store, Celery's own names translated."""
+    wanted = spec or DEFAULT
+    return _CELERYS.get(wanted.replace(":", "."), wanted)
+
+
+def find_store(spec: str | None) -> StoreFactory:
+    """The store of that name. Raises: ConfigurationError saying what there is."""
+    wanted = short_name(spec)
+    points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    try:
+        if wanted in points:
+            found: Any = points[wanted].load()
+        elif ":" in wanted or "." in wanted:
+            found = _by_path(wanted)
+        else:
+            known = ", ".join(sorted(points))
+            raise ConfigurationError(f"no schedule store {wanted!r}: there are {known}; or say module:Class")
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"the schedule store {spec!r} cannot be loaded: {error}") from error
+    if not hasattr(found, "entries") or not hasattr(found, "record"):
+        raise ConfigurationError(
+            f"{spec!r} is no schedule store (amqtask.beat.contract.ScheduleStore): it has no entries() and record(). "
+            "Scheduler classes written for Celery do not fit here."
+        )
+    factory: StoreFactory = found
+    return factory
+
+
+def _by_path(path: str) -> Any:
+    module, separator, name = path.partition(":")
+    if not separator:
+        module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,258 @@
+"""The scheduler: which entries are due, and what comes next. Pure: it is told the time, and tells what to send.
+
+Every entry has a position, its last due time (for one that never ran, when it was first seen). What is due follows from
+positions and the present time alone, so a scheduler that is given another one's positions goes on exactly where that
+one ended.
+
+    update(entries) ─► take(now) ─► what is due, in order ─► advance(due) once the broker has it ─► positions
+
+**After a gap.** When the oldest missed due time of an entry is no older than `catch_up` seconds, each missed one is due:
+that is a hand-over between beats, or a short outage of the broker. When it is older, only the last one is due: that is a
+long stop, and nobody wants its flood. A crontab entry that is overdue for more than `deadline` seconds is left out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta, tzinfo
+from typing import NamedTuple
+
+from amqtask.beat.contract import Entry
+from amqtask.beat.positions import Position, merged
+from amqtask.schedules import clocked, crontab, schedule
+
+logger = logging.getLogger("amqtask.beat")
+
+# What entries of other beats' versions stand at is kept for so long: a deployment goes from one to the other.
+FOREIGN_KEPT = timedelta(days=1)
+_INSTANT = timedelta(microseconds=1)
+
+
+class Due(NamedTuple):
+    """An entry and the time it is due at: what gives a run its identity."""
+
+    due_at: datetime
+    entry: Entry
+    # Whether it stands for earlier due times too, after a long stop.
+    is_catch_up: bool = False
+
+
+class Scheduler:
+    """Holds entries and positions; nothing here waits, and nothing looks at a clock."""
+
+    def __init__(self, zone: tzinfo, *, catch_up: float = 30.0, deadline: float | None = None) -> None:
+        self._zone = zone
+        self._catch_up = timedelta(seconds=catch_up)
+        self._deadline = None if deadline is None else timedelta(seconds=deadline)
+        self._entries: dict[str, Entry] = {}
+        self._positions: dict[str, Position] = {}
+        self._foreign: dict[str, Position] = {}
+        self._next: dict[str, datetime] = {}
+        self._heap: list[tuple[datetime, int, str]] = []
+        self._numbers = itertools.count()
+        self._broken: set[str] = set()
+
+    # -- entries and positions
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """All entries that were given, by name."""
+        return self._entries
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """Where all entries stand, those of other versions included."""
+        return {**self._foreign, **self._positions}
+
+    def resume(self, states: Iterable[Mapping[str, Position]], now: datetime) -> None:
+        """Begin where others ended: positions are the furthest of `states` and of what the entries' store remembers."""
+        remembered = {
+            entry.name: Position(entry.last_due_at, entry.total_run_count, True)
+            for entry in self._entries.values()
+            # One that is to run once and is enabled has been enabled again, as far as its store knows.
+            if entry.last_due_at is not None and not entry.one_off
+        }
+        found = merged([*states, remembered])
+        self._positions = {}
+        for entry in self._entries.values():
+            if entry.enabled:
+                self._positions[entry.name] = found.pop(entry.name, Position(now, entry.total_run_count))
+        self._foreign = {
+            name: position
+            for name, position in found.items()
+            if name not in self._entries and now - position.since < FOREIGN_KEPT
+        }
+        self._plan_all()
+
+    def update(self, entries: Iterable[Entry], now: datetime) -> bool:
+        """These are the entries from now on; whether positions changed. One that is new or enabled again begins now, and
+        so does one whose times of day were changed; an interval goes on from its last due time."""
+        before, self._entries = self._entries, {entry.name: entry for entry in entries}
+        positions = {}
+        for entry in self._entries.values():
+            if not entry.enabled:
+                continue
+            known = self._positions.get(entry.name)
+            old = before.get(entry.name)
+            if known is None:
+                known = Position(now, entry.total_run_count)
+            elif old is not None and old.schedule != entry.schedule:
+                known = _after_change(entry, known, now)
+            positions[entry.name] = known
+            self._foreign.pop(entry.name, None)
+        changed = positions != self._positions
+        self._positions = positions
+        self._broken.intersection_update(self._entries)
+        self._plan_all()
+        return changed
+
+    # -- what is due
+
+    def take(self, now: datetime) -> list[Due]:
+        """What is due at or before `now`, in order; the same again until `advance` is told."""
+        names = set()
+        while self._heap and self._heap[0][0] <= now:
+            due_at, _, name = heapq.heappop(self._heap)
+            if self._next.get(name) == due_at:
+                names.add(name)
+        found = []
+        for name in names:
+            dues = list(self._dues(self._entries[name], now))
+            if dues:
+                self._push(name, dues[0].due_at)  # until it is advanced
+                found += dues
+            else:
+                self._plan(name)  # too late for it: its position has moved on
+        return sorted(found, key=lambda due: (due.due_at, due.entry.name))
+
+    def advance(self, due: Due) -> int:
+        """It was sent, or cannot be; how often the entry ran in all."""
+        name = due.entry.name
+        position = self._positions.get(name)
+        if position is None:
+            return due.entry.total_run_count
+        count = position.total_run_count + 1
+        self._positions[name] = Position(due.due_at, count, True)
+        if name in self._entries:
+            self._plan(name)
+        return count
+
+    @property
+    def next_at(self) -> datetime | None:
+        """When something is due next."""
+        while self._heap and self._next.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def next_of(self, name: str) -> datetime | None:
+        """When one entry is due next; None when never, or when it is disabled."""
+        return self._next.get(name)
+
+    def upcoming(self, until: datetime) -> Iterator[Due]:
+        """What will be due up to `until`, in order, as if each were sent in time. Changes the positions."""
+        while (moment := self.next_at) is not None and moment <= until:
+            for due in self.take(moment):
+                yield due
+                self.advance(due)
+
+    # -- one entry
+
+    def _dues(self, entry: Entry, now: datetime) -> Iterator[Due]:
+        first = self._next[entry.name]
+        if now - first > self._catch_up:
+            latest = self._latest(entry, first, now)
+            if self._is_in_time(entry, latest, now):
+                yield Due(latest, entry, latest != first)
+            else:
+                self._skip(entry.name, latest)
+            return
+        due: datetime | None = first
+        while due is not None and due <= now:
+            if self._is_in_time(entry, due, now):
+                yield Due(due, entry)
+            else:
+                self._skip(entry.name, due)
+            if entry.one_off:
+                return
+            due = self._following(entry, due)
+
+    def _latest(self, entry: Entry, first: datetime, now: datetime) -> datetime:
+        end = now if entry.expires is None else min(now, entry.expires - _INSTANT)
+        return entry.schedule.latest_due(first, end, self._zone) or first
+
+    def _is_in_time(self, entry: Entry, due: datetime, now: datetime) -> bool:
+        if self._deadline is None or not isinstance(entry.schedule, crontab) or now - due <= self._deadline:
+            return True
+        logger.warning("beat: %s was due at %s, longer ago than beat_cron_starting_deadline: left out", entry.name, due)
+        return False
+
+    def _skip(self, name: str, due: datetime) -> None:
+        position = self._positions[name]
+        self._positions[name] = position._replace(since=due, has_run=True)
+
+    def _plan_all(self) -> None:
+        self._next.clear()
+        self._heap.clear()
+        for name in self._positions:
+            self._plan(name)
+
+    def _plan(self, name: str) -> None:
+        self._next.pop(name, None)
+        entry, position = self._entries[name], self._positions[name]
+        try:
+            due = self._due_after(entry, position)
+        except Exception:
+            # A schedule of the user's own, or a library's; the other entries go on.
+            if name not in self._broken:
+                self._broken.add(name)
+                logger.exception("beat: cannot work out when %s is due; it is left out", name)
+            return
+        if due is not None:
+            self._push(name, due)
+
+    def _push(self, name: str, due: datetime) -> None:
+        self._next[name] = due
+        heapq.heappush(self._heap, (due, next(self._numbers), name))
+
+    def _due_after(self, entry: Entry, position: Position) -> datetime | None:
+        if entry.one_off and position.has_run:
+            return None
+        if position.has_run:
+            return self._following(entry, position.since)
+        start = entry.start_time
+        if start is not None and _counts_from_start(entry):
+            if start > position.since:
+                return self._unless_ended(entry, start)
+            last = entry.schedule.latest_due(start, position.since, self._zone) or start
+            return self._following(entry, last)
+        if start is not None and start > position.since:
+            return self._following(entry, start - _INSTANT)
+        return self._unless_ended(entry, entry.schedule.first_due(position.since, self._zone))
+
+    def _following(self, entry: Entry, since: datetime) -> datetime | None:
+        due = entry.schedule.next_due(since, self._zone)
+        if due is not None and entry.start_time is not None and due < entry.start_time:
+            if _counts_from_start(entry):
+                due = entry.start_time
+            else:
+                due = entry.schedule.next_due(entry.start_time - _INSTANT, self._zone)
+        return self._unless_ended(entry, due)
+
+    def _unless_ended(self, entry: Entry, due: datetime | None) -> datetime | None:
+        return None if due is not None and entry.expires is not None and due >= entry.expires else due
+
+
+def _counts_from_start(entry: Entry) -> bool:
+    """An interval with a start time runs first at that time."""
+    return isinstance(entry.schedule, schedule) and not entry.schedule.relative
+
+
+def _after_change(entry: Entry, known: Position, now: datetime) -> Position:
+    if isinstance(entry.schedule, schedule):
+        return known
+    if isinstance(entry.schedule, clocked):
+        return Position(now, known.total_run_count)
+    return known._replace(since=max(known.since, now))

@@ -1,0 +1,56 @@
+"""From a due entry to the message of its task: Celery's headers, and an id that follows from entry and due time."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from amqtask.beat.lazy import evaluated
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.beat.scheduler import Due
+    from amqtask.exceptions import PublishError
+    from amqtask.message import Message
+
+# celery/beat.py (apply_async) and django_celery_beat/schedulers.py; the third is ours.
+BEAT_HEADER = "celery_beat_task"
+NAME_HEADER = "periodic_task_name"
+DUE_HEADER = "periodic_task_due"
+
+
+class AppSender:
+    """Composes with one application. `name` is that of the leaders' queue: beats that share it give the same ids."""
+
+    def __init__(self, app: AmqTask, name: str) -> None:
+        self._app = app
+        self._space = uuid.uuid5(uuid.NAMESPACE_URL, f"amqtask-beat:{name}")
+        self._tells = bool(app.conf.task_send_sent_event)
+
+    def task_id(self, due: Due) -> str:
+        """Of the entry's options, else a UUID of version 5."""
+        own = due.entry.options.get("task_id")
+        return str(own) if own else str(uuid.uuid5(self._space, f"{due.entry.name}\n{due.due_at.isoformat()}"))
+
+    def compose(self, due: Due) -> Message:
+        """The message. Raises: TypeError, ValueError, EncodeError, QueueNotFound; whatever a lazy argument raises."""
+        entry = due.entry
+        args, kwargs = evaluated(entry.args, entry.kwargs)
+        options: dict[str, Any] = {**entry.options, "task_id": self.task_id(due)}
+        options["headers"] = {
+            **(entry.options.get("headers") or {}),
+            BEAT_HEADER: True,
+            NAME_HEADER: entry.name,
+            DUE_HEADER: due.due_at.isoformat(),
+        }
+        return self._app.compose_periodic(entry.task, args, kwargs, options)
+
+    def settled(self, message: Message, error: PublishError | None) -> None:
+        """Tell the signals' receivers."""
+        self._app.periodic_settled(message, error)
+
+    def published(self, messages: Sequence[Message]) -> None:
+        """Tell monitors (task_send_sent_event)."""
+        if self._tells and messages:
+            self._app.sent_events.sent(messages)

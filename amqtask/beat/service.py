@@ -1,0 +1,318 @@
+"""Beat: one page on which the life of a due time can be read. Rides on an I/O loop, of its own or a worker's.
+
+    timer ─► scheduler.take(now) ─► publish each ─confirm─► scheduler.advance ─► leadership.save ─confirm─► store.record ─► timer
+
+Nothing is taken while something is on its way, and nothing while another beat leads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Protocol
+
+from amqtask.beat.contract import Entry, Run
+from amqtask.beat.positions import decode, encode
+from amqtask.exceptions import PublishError
+from amqtask.worker.ticker import Ticker
+
+if TYPE_CHECKING:
+    from amqtask.beat.clerk import Clerk
+    from amqtask.beat.contract import ScheduleStore
+    from amqtask.beat.leader import LeaderListener, Leadership
+    from amqtask.beat.positions import Position
+    from amqtask.beat.scheduler import Due, Scheduler
+    from amqtask.message import Message
+    from amqtask.pool import Loop, Timer
+    from amqtask.transport.contract import LoopPublisher
+
+logger = logging.getLogger("amqtask.beat")
+
+# The state is stored anew at least this often: see leader.py.
+REFRESH_SECONDS = 60.0
+# The longest sleep, so that a clock that was set is noticed.
+LONGEST_SLEEP = 5.0
+
+
+class Sender(Protocol):
+    """Makes messages of due entries; the application's part."""
+
+    def compose(self, due: Due) -> Message:
+        """The message. Raises: whatever the entry's task, arguments or options make wrong."""
+
+    def settled(self, message: Message, error: PublishError | None) -> None:
+        """The broker has it, or has it not."""
+
+    def task_id(self, due: Due) -> str:
+        """The deterministic id."""
+
+    def published(self, messages: Sequence[Message]) -> None:
+        """These are stored; called on the schedule store's thread, so it may block."""
+
+
+class Beat:
+    """Sends what is due while it leads. `start`, `stop`; `on_failed` when it can not take part at all."""
+
+    name = "beat"
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        clerk: Clerk,
+        scheduler: Scheduler,
+        sender: Sender,
+        publisher: LoopPublisher,
+        make_leadership: Callable[[LeaderListener, Callable[[], bytes]], Leadership],
+        max_interval: float | None = None,
+        on_start: Callable[[Beat], None] = lambda beat: None,
+        on_failed: Callable[[Exception], None] = lambda error: None,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self._loop = loop
+        self._clerk = clerk
+        self.scheduler = scheduler
+        self._sender = sender
+        self._publisher = publisher
+        self._leadership = make_leadership(self, self._known)
+        self._max_interval = max_interval
+        self._on_start = on_start
+        self._on_failed = on_failed
+        self._now = now
+        self._poll: Ticker | None = None
+        self._timer: Timer | None = None
+        self._is_started = False
+        self._is_stopped = False
+        self._on_stopped: Callable[[], None] | None = None
+        # A number for each time of leading; answers to an earlier one's questions count for nothing.
+        self._term = 0
+        # Whether something is on its way to the broker.
+        self.is_busy = False
+        self._is_dirty = False
+        self._saved_at: datetime | None = None
+        # What the broker last confirmed.
+        self._saved: bytes = encode({})
+        self._store_fails = False
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether this one sends."""
+        return self._leadership.is_leading
+
+    # -- start and stop
+
+    def start(self) -> None:
+        """Read the entries, then take part."""
+        if not self._is_started:
+            self._is_started = True
+            self._on_start(self)
+            logger.info("beat: Starting...")
+            self._clerk.ask(lambda store: (float(store.poll_seconds), list(store.entries())), self._begin, self._fail)
+
+    def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
+        """Send nothing more; the next beat goes on at once. Waits for nobody when `on_stopped` is not given."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        logger.info("beat: Shutting down...")
+        self._cancel_timers()
+        self._on_stopped = on_stopped
+        if on_stopped is None or not self.is_busy:
+            self._close()
+
+    def _close(self) -> None:
+        on_stopped, self._on_stopped = self._on_stopped, None
+        self._term += 1
+        self._clerk.close()
+        self._leadership.stop(on_stopped)
+
+    def _begin(self, found: tuple[float, list[Entry]]) -> None:
+        if self._is_stopped:
+            return
+        poll_seconds, entries = found
+        interval = min(poll_seconds, self._max_interval) if self._max_interval else poll_seconds
+        self.scheduler.update(entries, self._now())
+        self._poll = Ticker(self._loop, max(0.1, interval), self._look_for_changes)
+        self._poll.start()
+        self._leadership.start()
+
+    def _fail(self, error: Exception) -> None:
+        logger.critical("beat: cannot start: %s", error, exc_info=error)
+        self.on_failed(error)
+
+    def _cancel_timers(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._poll is not None:
+            self._poll.stop()
+
+    # -- the entries
+
+    def _look_for_changes(self) -> None:
+        def changed(store: ScheduleStore) -> list[Entry] | None:
+            return list(store.entries()) if store.has_changed() else None
+
+        self._clerk.ask(changed, self._take_entries, self._store_failed)
+
+    def _take_entries(self, entries: Iterable[Entry] | None) -> None:
+        if self._store_fails:
+            self._store_fails = False
+            logger.warning("beat: the schedule store answers again")
+        if entries is None or self._is_stopped:
+            return
+        logger.info("beat: the schedule has changed")
+        self._is_dirty |= self.scheduler.update(entries, self._now())
+        self._tick()
+
+    def _store_failed(self, error: Exception) -> None:
+        if not self._store_fails:
+            self._store_fails = True
+            logger.error("beat: the schedule store fails, going on with what it told before: %s", error, exc_info=error)
+
+    # -- leading
+
+    def _known(self) -> bytes:
+        return self._saved
+
+    def on_leading(self, states: Sequence[bytes]) -> None:
+        """The broker has given us the state: go on from there."""
+        self._term += 1
+        self.is_busy = False
+        self.scheduler.resume(_read(states), self._now())
+        self._is_dirty = True
+        logger.info("beat: leading; %d entries", len(self.scheduler.entries))
+        self._tick()
+
+    def on_states(self, states: Sequence[bytes]) -> None:
+        """Another beat came, or the queue was made anew: nobody knows more than the leader, but it must answer."""
+        self._is_dirty = True
+        self._tick()
+
+    def on_following(self, why: str) -> None:
+        """Another one leads, or will."""
+        self._term += 1
+        self.is_busy = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        logger.warning("beat: not leading any more (%s); another beat goes on, or this one when it can", why)
+        if self._is_stopped and self._on_stopped is not None:
+            self._close()
+
+    def on_failed(self, error: Exception) -> None:
+        """It cannot take part."""
+        self._on_failed(error)
+
+    # -- a due time
+
+    def _tick(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.is_leading or self.is_busy or self._is_stopped:
+            return
+        now = self._now()
+        dues = self.scheduler.take(now)
+        if dues:
+            self._send(dues, now)
+        elif self._is_dirty or self._saved_at is None or now - self._saved_at >= timedelta(seconds=REFRESH_SECONDS):
+            self._save([])
+        else:
+            self._timer = self._loop.call_later(self._sleep(now), self._tick)
+
+    def _sleep(self, now: datetime) -> float:
+        following = self.scheduler.next_at
+        seconds = LONGEST_SLEEP if following is None else (following - now).total_seconds()
+        return max(0.001, min(seconds, self._max_interval or LONGEST_SLEEP, LONGEST_SLEEP))
+
+    def _send(self, dues: Sequence[Due], now: datetime) -> None:
+        self.is_busy = True
+        batch = _Batch(self._term, len(dues), self._sent)
+        for due in dues:
+            try:
+                message = self._sender.compose(due)
+            except Exception:
+                logger.exception("beat: %s (%s), due at %s, cannot be sent", due.entry.name, due.entry.task, due.due_at)
+                batch.done(due, None)
+                continue
+            logger.info(
+                "Scheduler: Sending due task %s (%s)%s",
+                due.entry.name,
+                due.entry.task,
+                f", due at {due.due_at.isoformat()}" if due.is_catch_up else "",
+            )
+            self._publisher.publish(message, self._on_published(batch, due, message))
+
+    def _on_published(self, batch: _Batch, due: Due, message: Message) -> Callable[[PublishError | None], None]:
+        def on_published(error: PublishError | None) -> None:
+            if batch.term != self._term:
+                return
+            if error is not None:
+                logger.error("beat: %s (%s) is not sent: %s", due.entry.name, due.entry.task, error)
+            self._sender.settled(message, error)
+            batch.done(due, message if error is None else None)
+
+        return on_published
+
+    def _sent(self, batch: _Batch) -> None:
+        """All of a batch are confirmed or given up."""
+        if batch.term != self._term:
+            return
+        runs, messages, now = [], [], self._now()
+        for due, message in sorted(batch.ended, key=lambda each: each[0].due_at):
+            count = self.scheduler.advance(due)
+            if message is not None:
+                task_id = self._sender.task_id(due)
+                runs.append(Run(due.entry.name, due.due_at, now, task_id, count, due.entry.one_off))
+                messages.append(message)
+        self._save(runs)
+        self._clerk.ask(lambda store: self._sender.published(messages), lambda _: None, self._not_told)
+
+    def _not_told(self, error: Exception) -> None:
+        logger.warning("beat: monitors were not told of what was sent: %s", error)
+
+    def _save(self, runs: Sequence[Run]) -> None:
+        self.is_busy, self._is_dirty = True, False
+        state, term = encode(self.scheduler.positions), self._term
+
+        def saved() -> None:
+            if term != self._term:
+                return
+            self._saved, self._saved_at = state, self._now()
+            self.is_busy = False
+            if runs:
+                self._clerk.ask(lambda store: store.record(runs), lambda _: None, self._store_failed)
+            if self._is_stopped:
+                self._close()
+            else:
+                self._tick()
+
+        self._leadership.save(state, saved)
+
+
+class _Batch:
+    """Messages that were published together."""
+
+    def __init__(self, term: int, size: int, on_ended: Callable[[_Batch], None]) -> None:
+        self.term = term
+        self.ended: list[tuple[Due, Message | None]] = []
+        self._size = size
+        self._on_ended = on_ended
+
+    def done(self, due: Due, stored: Message | None) -> None:
+        """One more has ended: the broker has its message, or there is none."""
+        self.ended.append((due, stored))
+        if len(self.ended) == self._size:
+            self._on_ended(self)
+
+
+def _read(states: Sequence[bytes]) -> list[dict[str, Position]]:
+    found = []
+    for state in states:
+        try:
+            found.append(decode(state))
+        except ValueError as error:
+            logger.error("beat: a state in the broker cannot be read and is left out: %s", error)
+    return found

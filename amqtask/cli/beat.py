@@ -1,0 +1,198 @@
+"""`amqtask beat`: send periodic tasks when they are due; list them; show what would be sent."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqtask import __version__
+from amqtask.beat.build import build_beat, leader_name, make_scheduler
+from amqtask.beat.contract import StoreOptions
+from amqtask.beat.find_store import find_store, short_name
+from amqtask.beat.options import BeatOptions
+from amqtask.cli import daemon
+from amqtask.cli.log_options import LEVELS, set_up
+from amqtask.cli.main import Globals, ParamType
+from amqtask.cli.nodename import expand, node_name
+from amqtask.cli.output import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.beat.contract import Entry
+    from amqtask.beat.scheduler import Scheduler
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class Duration(ParamType):
+    """`90`, `30s`, `10m`, `24h`, `7d`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", str(value).strip())
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no duration such as 90, 30s, 10m, 24h or 7d", param, ctx)
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+
+
+@click.command("beat", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-A", "--app", "told_app", metavar="MODULE[:ATTR]", help="The application (also before `beat`).")
+@click.option("--list", "lists", is_flag=True, help="List the entries with their last and next runs, then end.")
+@click.option("--dry-run", type=Duration(), metavar="DURATION", help="Print what would be sent (24h), then end.")
+@json_option
+@click.option("-D", "--detach", is_flag=True, help="Run in the background.")
+@click.option("-s", "--schedule", type=click.Path(), help="The file with last runs [beat_schedule_filename].")
+@click.option(
+    "-S", "--scheduler", metavar="NAME", help="Where entries come from: file, memory, django, or module:Class."
+)
+@click.option(
+    "--max-interval",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds between looks at the schedule, at most.",
+)
+@click.option(
+    "--enable-remote-control/--no-enable-remote-control", default=None, hidden=True, help="Accepted for Celery's sake."
+)
+@click.option("-n", "--hostname", metavar="NAME", help="Node name, for %-fields in file names.")
+@click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="WARNING", show_default=True)
+@click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
+@click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname).")
+@click.option("--pidfile", help="Write the process id here.")
+@click.option("--uid", help="User to run as.")
+@click.option("--gid", help="Group to run as.")
+@click.option("--umask", help="File mode mask, octal.")
+@click.option("--executable", hidden=True)
+@click.pass_obj
+def command(settings: Globals, /, **given: Any) -> int:
+    """Send periodic tasks: `amqtask -A tasks beat -l info`. Any number may run; one of them sends, the others wait."""
+    app = settings.load(given["told_app"])
+    options = BeatOptions(schedule=given["schedule"], scheduler=given["scheduler"], max_interval=given["max_interval"])
+    if given["lists"]:
+        _list(app, options, as_json=given["as_json"])
+        return 0
+    if given["dry_run"] is not None:
+        _show_what_would_be_sent(app, options, given["dry_run"], as_json=given["as_json"])
+        return 0
+    node = node_name(given["hostname"] or "celerybeat@%h")
+    logfile, pidfile = (expand(given[key], node) if given[key] else None for key in ("logfile", "pidfile"))
+    daemon.become(
+        pidfile=pidfile, in_background=given["detach"], uid=given["uid"], gid=given["gid"], umask=given["umask"]
+    )
+    prints = set_up(
+        app.conf,
+        loglevel=given["loglevel"].upper(),
+        logfile=logfile,
+        log_format=given["log_format"],
+        color=settings.color,
+    )
+    process = build_beat(app, options)
+    if not settings.quiet:
+        click.echo(_banner(app, options))
+    with prints:
+        return process.run()
+
+
+def _banner(app: AmqTask, options: BeatOptions) -> str:
+    rows = [
+        ("app", app.main or "__main__"),
+        ("broker", app.broker_name),
+        ("entries from", short_name(options.scheduler or app.conf.beat_scheduler)),
+        ("time zone", str(app.timezone)),
+        ("leaders' queue", leader_name(app, options.scheduler)),
+    ]
+    return "\n".join(["", f" amqtask beat {__version__}", "", *(f"  {name:<14} {value}" for name, value in rows), ""])
+
+
+def _loaded(app: AmqTask, options: BeatOptions, now: datetime) -> Scheduler:
+    """The schedule as its store remembers it; nothing is sent."""
+    app.import_modules()
+    app.finalize()
+    store = find_store(options.scheduler or app.conf.beat_scheduler)(
+        app, StoreOptions(filename=options.schedule, read_only=True)
+    )
+    try:
+        entries = list(store.entries())
+    finally:
+        store.close()
+    scheduler = make_scheduler(app)
+    scheduler.update(entries, now)
+    scheduler.resume([], now)
+    return scheduler
+
+
+def _list(app: AmqTask, options: BeatOptions, *, as_json: bool) -> None:
+    now = datetime.now(timezone.utc)
+    scheduler = _loaded(app, options, now)
+    zone = app.timezone
+    rows = [_row(entry, scheduler.next_of(name)) for name, entry in sorted(scheduler.entries.items())]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("name", "task", "schedule", "last run", "next run", "runs"),
+        [
+            (
+                row["name"],
+                row["task"],
+                row["schedule"] if row["enabled"] else f"{row['schedule']} (disabled)",
+                *(_local(row[key], zone) for key in ("last_run_at", "next_due_at")),
+                row["total_run_count"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def _row(entry: Entry, next_due_at: datetime | None) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "task": entry.task,
+        "schedule": _described(entry.schedule),
+        "args": list(entry.args),
+        "kwargs": dict(entry.kwargs),
+        "options": dict(entry.options),
+        "enabled": entry.enabled,
+        "one_off": entry.one_off,
+        "last_due_at": entry.last_due_at,
+        "last_run_at": entry.last_run_at,
+        "next_due_at": next_due_at,
+        "total_run_count": entry.total_run_count,
+    }
+
+
+def _show_what_would_be_sent(app: AmqTask, options: BeatOptions, span: timedelta, *, as_json: bool) -> None:
+    now = datetime.now(timezone.utc)
+    scheduler = _loaded(app, options, now)
+    zone = app.timezone
+    for due in scheduler.upcoming(now + span):
+        entry = due.entry
+        if as_json:
+            print_json(
+                {"due_at": due.due_at, "name": entry.name, "task": entry.task, "args": list(entry.args),
+                 "kwargs": dict(entry.kwargs), "options": dict(entry.options)},
+                one_line=True,
+            )  # fmt: skip
+        else:
+            click.echo(f"{_local(due.due_at, zone)}  {entry.name}  {_call(entry)}")
+
+
+def _call(entry: Entry) -> str:
+    words = [*map(repr, entry.args), *(f"{key}={value!r}" for key, value in entry.kwargs.items())]
+    return f"{entry.task}({', '.join(words)})"
+
+
+def _described(schedule: Any) -> str:
+    text = repr(schedule)
+    return text[1:-1] if text.startswith("<") else text
+
+
+def _local(moment: datetime | None, zone: Any) -> str | None:
+    if moment is None:
+        return None
+    return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S%z")

@@ -1,0 +1,49 @@
+"""Positions as they travel through the broker."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amqtask.beat.positions import Position, decode, encode, merged
+
+NOW = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
+POSITIONS = st.builds(
+    Position,
+    st.datetimes(min_value=datetime(2000, 1, 1), max_value=datetime(2100, 1, 1), timezones=st.just(timezone.utc)),
+    st.integers(0, 10**9),
+    st.booleans(),
+)
+
+
+@given(st.dictionaries(st.text(), POSITIONS, max_size=5))
+def test_what_was_written_is_read(positions: dict[str, Position]) -> None:
+    assert decode(encode(positions)) == positions
+
+
+def test_more_than_we_know_is_no_mistake() -> None:
+    assert decode(b'{"v": 2, "new": 1, "entries": {"a": ["2026-05-04T12:00:00+00:00", 3, 1, "more"]}}') == {
+        "a": Position(NOW, 3, True)
+    }
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff", b"[]", b"{}", b'{"entries": {"a": [1]}}', b'{"entries": {"a": ["2026"]}}']
+)
+def test_what_is_no_state_is_a_value_error(body: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
+        decode(body)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("ab"), POSITIONS), max_size=4))
+def test_merging_does_not_depend_on_the_order(states: list[dict[str, Position]]) -> None:
+    assert merged(states) == merged(reversed(states))
+    assert merged([merged(states), *states]) == merged(states)
+
+
+def test_who_ran_stands_further_than_who_was_seen_later() -> None:
+    ran, seen = Position(NOW, 1, True), Position(NOW + timedelta(days=1))
+    assert merged([{"a": seen}, {"a": ran}]) == {"a": ran}
