@@ -11,18 +11,18 @@ from pathlib import Path
 from integration.workers import ROOT, eventually
 
 FOLDER = ROOT / ".venv-celery"
-PACKAGES = ("celery==5.7.0", "redis")
+PACKAGES = ("celery==5.7.0", "redis", "SQLAlchemy", "psycopg[binary]", "pymemcache", "pymongo")
 APP = "integration.apps.celery_app"
 
 
 def python() -> str:
     """The peer's interpreter."""
-    interpreter = FOLDER / "bin" / "python"
-    if not (FOLDER / ".installed").exists():
+    interpreter, installed = FOLDER / "bin" / "python", FOLDER / ".installed"
+    if not installed.exists() or installed.read_text() != " ".join(PACKAGES):
         subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
         pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install", *PACKAGES]
         subprocess.run(pip, check=True)
-        (FOLDER / ".installed").touch()
+        installed.write_text(" ".join(PACKAGES))
     return str(interpreter)
 
 

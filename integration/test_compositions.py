@@ -1,4 +1,4 @@
-"""Every composition on a real RabbitMQ, with both result stores, on prefork and on a green pool; and chords under fire."""
+"""Every composition on a real RabbitMQ, with stores that join chords and with one that does not; and chords under fire."""
 
 from __future__ import annotations
 
@@ -17,12 +17,28 @@ from integration.workers import WorkerProcess, eventually
 APP = "integration.apps.flows"
 
 
-@pytest.fixture(scope="module", params=["rpc-prefork", "rpc-gevent", "redis-prefork", "redis-gevent"])
-def worked(request: pytest.FixtureRequest, broker_url: str, redis_url: str) -> Iterator[Tasks]:
+def backend_url(store: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a result store; its server starts if it has one."""
+    match store:
+        case "rpc":
+            return "rpc://"
+        case "redis":
+            return str(request.getfixturevalue("redis_url"))
+        case "cluster":
+            return str(request.getfixturevalue("redis_cluster_url")).replace("redis:", "redis+cluster:")
+        case _:
+            return f"db+{request.getfixturevalue('postgres_server').create_database()}"
+
+
+@pytest.fixture(
+    scope="module",
+    params=["rpc-prefork", "rpc-gevent", "redis-prefork", "redis-gevent", "cluster-threads", "postgres-prefork"],
+)
+def worked(request: pytest.FixtureRequest, broker_url: str) -> Iterator[Tasks]:
     """Tasks that a worker process runs, with one store and one pool."""
     store, pool = request.param.split("-")
     queue = f"flows-{request.param}"
-    environment = {"FLOWS_BACKEND": "rpc://" if store == "rpc" else redis_url, "FLOWS_QUEUE": queue}
+    environment = {"FLOWS_BACKEND": backend_url(store, request), "FLOWS_QUEUE": queue}
     app = define(AmqTask("client", broker=broker_url, backend=environment["FLOWS_BACKEND"]))
     app.conf.task_default_queue = queue
     with WorkerProcess(APP, "-Q", queue, "-P", pool, "-c", "4", environment=environment):

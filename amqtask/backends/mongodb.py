@@ -32,6 +32,8 @@ Document = Mapping[str, Any]
 DATABASE, TASKS, GROUPS = "celery", "celery_taskmeta", "celery_groupmeta"
 # Ids per question.
 AT_ONCE = 1_000
+# IndexOptionsConflict, IndexKeySpecsConflict (mongodb/src/mongo/base/error_codes.yml).
+_INDEX_IS_THERE = (85, 86)
 # The fields that `result_extended` does not add.
 _OWN = frozenset({"_id", "status", "result", "traceback", "children", "date_done", "group_id", "parent_id"})
 
@@ -225,11 +227,20 @@ class MongoBackend(PollingBackend):
         made: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(self._uri, tz_aware=True, **self._arguments)
         try:
             for name in (self._tasks, self._groups):
-                made[self._database][name].create_index("date_done")
+                _index(made[self._database][name])
         except BaseException:
             made.close()
             raise
         return made
+
+
+def _index(collection: Any) -> None:
+    """What makes clean-up quick, with Celery's options; whoever made it otherwise has it too."""
+    try:
+        collection.create_index("date_done", background=True)
+    except errors.OperationFailure as error:
+        if error.code not in _INDEX_IS_THERE:
+            raise
 
 
 class Server(NamedTuple):

@@ -63,6 +63,8 @@ class RedisBackend(RedisChords):
     (redis_places.CLIENT_OPTIONS), and for sentinels `master_name`, `min_other_sentinels`, `sentinel_kwargs`.
     """
 
+    # Event loops call `store` in a thread (amqtask.execution.contract.ResultStore).
+    blocks = True
     supports_autoexpire = True
 
     def __init__(self, options: BackendOptions) -> None:

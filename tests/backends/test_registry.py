@@ -28,12 +28,37 @@ def test_an_unknown_scheme_is_an_error_that_names_the_nearest() -> None:
         open_backend("redi://localhost", BackendOptions(url="redi://localhost"))
 
 
-def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "amqtask.backends.redis", raising=False)
-    monkeypatch.setitem(sys.modules, "redis", None)
+@pytest.mark.parametrize(
+    ("url", "module", "library", "extra"),
+    [
+        ("redis://localhost", "redis", "redis", "redis"),
+        ("rediss://localhost", "redis", "redis", "redis"),
+        ("sentinel://localhost", "redis", "redis", "redis"),
+        ("redis+cluster://localhost", "redis", "redis", "redis"),
+        ("db+sqlite:///results.db", "sql", "sqlalchemy", "sqlalchemy"),
+        ("cache+memcached://localhost", "memcached", "pymemcache", "memcached"),
+        ("mongodb://localhost", "mongodb", "pymongo", "mongodb"),
+    ],
+)
+def test_a_missing_library_is_an_error_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, url: str, module: str, library: str, extra: str
+) -> None:
+    for name in [f"amqtask.backends.{module}", *(name for name in sys.modules if name.startswith(f"{library}."))]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
 
-    with pytest.raises(ConfigurationError, match=r'pip install "amqtask\[redis\]"'):
-        open_backend("rediss://localhost", BackendOptions(url="rediss://localhost"))
+    with pytest.raises(ConfigurationError, match=rf'pip install "amqtask\[{extra}\]"'):
+        open_backend(url, BackendOptions(url=url))
+
+
+def test_sentinels_must_be_told_which_master() -> None:
+    with pytest.raises(ConfigurationError, match="master_name"):
+        open_backend("sentinel://localhost", BackendOptions(url="sentinel://localhost"))
+
+
+def test_a_memcached_url_must_name_a_server() -> None:
+    with pytest.raises(ConfigurationError, match="cache\\+memcached://host:11211"):
+        open_backend("cache+memcached://", BackendOptions(url="cache+memcached://"))
 
 
 def test_the_entry_points_say_what_the_table_says() -> None:
