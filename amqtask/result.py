@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -132,6 +132,32 @@ class AsyncResult(Generic[R]):
     def __await__(self) -> Generator[Any, None, R]:
         return self.aget().__await__()
 
+    async def astates(self, timeout: float | None = None, *, interval: float = 0.5) -> AsyncIterator[tuple[str, Any]]:
+        """Each state that is seen as `(state, info)`, the final one last: `async for state, info in result.astates(): …`.
+
+        `info` is what `result.info` is: the meta of `update_state`, the value or the exception, which is not raised. The store is
+        looked at each `interval` seconds, so of two changes within one only the later is seen; the final state comes when it is
+        stored. Raises: TimeoutError after `timeout` seconds, BackendUnreachable, BackendNotConfigured.
+        """
+        if self._final is not None:
+            yield self._final.status, self._info(self._final)
+            return
+        seen: ResultMessage | None = None
+        end = asyncio.ensure_future(self._store.await_result(self.id, timeout=timeout))
+        try:
+            while not end.done():
+                found = await asyncio.to_thread(self._meta)
+                if found.is_ready:
+                    break
+                if found != seen:
+                    seen = found
+                    yield found.status, self._info(found)
+                await asyncio.wait([end], timeout=interval)
+            final = self._final = await end
+            yield final.status, self._info(final)
+        finally:
+            end.cancel()
+
     def _ancestors(self) -> dict[str, AsyncResult[Any]]:
         """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
         them is a chord's header, whose body hears of a failure.)"""
@@ -234,12 +260,12 @@ class AsyncResult(Generic[R]):
     @property
     def result(self) -> Any:
         """The return value; the exception of a failed task; the meta of a custom state; None while nothing is known."""
-        meta = self._meta()
-        if meta.status in states.EXCEPTION_STATES:
-            return self._exception(meta)
-        return meta.result
+        return self._info(self._meta())
 
     info = result
+
+    def _info(self, meta: ResultMessage) -> Any:
+        return self._exception(meta) if meta.status in states.EXCEPTION_STATES else meta.result
 
     @property
     def traceback(self) -> str | None:

@@ -6,6 +6,7 @@ for it. Only the process that published a task can read its result.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -118,6 +119,13 @@ class RpcBackend:
         if now >= own.read_again_at:
             own.read_again_at = now + READ_EVERY
             own.replies.poll()
+
+    async def aprepare(self) -> None:
+        """The same for an event loop: a thread of its own reads the queue from now on, and `prepare` finds it consumed."""
+        own = self._own()
+        if not own.replies.is_consuming:
+            await asyncio.to_thread(own.replies.ensure, self._options.connect_timeout)
+        own.replies.start_thread()
 
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result while `holder` lives."""

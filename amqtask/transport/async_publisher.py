@@ -68,6 +68,10 @@ class AioPikaPublisher:
 
     # -- the contract
 
+    async def connect(self, *, timeout: float | None = None) -> None:
+        """Connect this event loop now. Raises: BrokerUnreachable, AccessRefused, PublishTimeout."""
+        await self._line(self._deadline(timeout))
+
     async def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Publish and wait for the confirm; raises the named error of what went wrong."""
         await self._publish(message, self._deadline(timeout))

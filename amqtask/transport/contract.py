@@ -37,6 +37,9 @@ class Publisher(Protocol):
 class AsyncPublisher(Protocol):
     """The same contract for asyncio."""
 
+    async def connect(self, *, timeout: float | None = None) -> None:
+        """Connect now instead of at the first publish."""
+
     async def publish(self, message: Message, *, timeout: float | None = None) -> None: ...
 
     async def publish_many(

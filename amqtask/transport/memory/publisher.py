@@ -163,6 +163,9 @@ class MemoryAsyncPublisher:
     ) -> None:
         self._publisher = MemoryPublisher(broker, timeout=timeout, on_warning=on_warning)
 
+    async def connect(self, *, timeout: float | None = None) -> None:
+        """Nothing to connect."""
+
     async def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Publish; raises the named error of what went wrong."""
         self._publisher.publish(message, timeout=timeout)

@@ -1,0 +1,1 @@
+"""Live progress of a task in a browser: FastAPI, server-sent events, `update_state`."""
