@@ -1,10 +1,12 @@
-"""Forwarder: a TCP proxy before a broker whose connections a test can cut, stall, or cut in the middle of a publish."""
+"""Forwarder, a TCP proxy whose connections a test can cut, stall, or cut in mid-publish; and a server that hangs up."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -147,3 +149,22 @@ class Forwarder:
                     if self._is_deaf:
                         pair.up.clear()
                         pair.down.clear()
+
+
+@contextmanager
+def hangs_up_once() -> Iterator[str]:
+    """The URL of a server that closes the first connection, and then accepts all others and says nothing."""
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            listener.accept()[0].close()
+            while True:
+                kept.append(listener.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"amqp://127.0.0.1:{listener.getsockname()[1]}/"
+        listener.shutdown(socket.SHUT_RDWR)
+    for each in kept:
+        each.close()

@@ -23,7 +23,7 @@ from amqtask.message import Message, Properties
 from amqtask.transport.async_publisher import AioPikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
-from integration.faults import Forwarder
+from integration.faults import Forwarder, hangs_up_once
 from integration.nodes import free_port
 from integration.test_publisher import everything_in, to
 
@@ -163,6 +163,13 @@ def test_a_wrong_virtual_host_is_said_at_once(broker_url: str) -> None:
 def test_no_broker_is_said_at_the_deadline() -> None:
     with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1"):
         using(f"amqp://127.0.0.1:{free_port()}/", lambda publisher: publisher.publish(to("any")), timeout=0.5)
+
+
+def test_the_error_is_that_of_the_last_attempt_that_had_its_time() -> None:
+    with hangs_up_once() as url, pytest.raises(BrokerUnreachable) as caught:
+        using(url, lambda publisher: publisher.publish(to("any")), timeout=0.5)
+
+    assert "did not answer" not in str(caught.value)
 
 
 def test_the_next_host_has_its_share_of_the_deadline(rabbit: Broker, broker_url: str, queue: str) -> None:

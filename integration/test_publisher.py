@@ -29,7 +29,7 @@ from amqtask.message import Message, Properties
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
-from integration.faults import Forwarder
+from integration.faults import Forwarder, hangs_up_once
 from integration.nodes import free_port
 
 MakePublisher = Callable[..., PikaPublisher]
@@ -262,6 +262,13 @@ def test_a_broker_that_accepts_and_says_nothing_costs_the_deadline_only(link: Fo
 
     with pytest.raises(BrokerUnreachable, match="did not answer"):
         make(link.url, timeout=0.5).publish(to("any"))
+
+
+def test_the_error_is_that_of_the_last_attempt_that_had_its_time(make: MakePublisher) -> None:
+    with hangs_up_once() as url, pytest.raises(BrokerUnreachable) as caught:
+        make(url, timeout=0.5).publish(to("any"))
+
+    assert "did not answer" not in str(caught.value)
 
 
 def test_the_next_host_has_its_share_of_the_deadline(

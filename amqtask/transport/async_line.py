@@ -329,13 +329,16 @@ async def connect(
     """
     now = asyncio.get_running_loop().time
     pause = 0.05
+    last: BrokerUnreachable | None = None
     while True:
         for index, address in enumerate(addresses):
             share = max(0.05, min(connect_timeout, (deadline - now()) / (len(addresses) - index)))
             try:
                 return await asyncio.wait_for(_open(address, heartbeat, name), share)
             except asyncio.TimeoutError:
-                last = BrokerUnreachable(f"{address.safe_url} did not answer in time")
+                # One that the deadline cut short knows less than the one before it.
+                if last is None or share == connect_timeout:
+                    last = BrokerUnreachable(f"{address.safe_url} did not answer in time")
             except (OSError, aio_errors.AMQPError) as error:
                 last = _unreachable(error, address)
         if deadline - now() <= pause:

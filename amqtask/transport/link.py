@@ -375,6 +375,7 @@ def connect(
     No host may use up the time of those after it. Raises: AccessRefused at once, BrokerUnreachable.
     """
     pause = 0.05
+    last: BrokerUnreachable | None = None
     while True:
         for index, address in enumerate(addresses):
             now = time.monotonic()
@@ -385,7 +386,9 @@ def connect(
             except AccessRefused:
                 raise
             except BrokerUnreachable as error:
-                last = error
+                # One that the deadline cut short knows less than the one before it.
+                if last is None or share == connect_timeout or time.monotonic() < now + share:
+                    last = error
             else:
                 return link
         if deadline - time.monotonic() <= pause:
