@@ -45,6 +45,7 @@ from amqtask.worker.worker import Worker
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.execution.plan import Around
+    from amqtask.message import Message
     from amqtask.outbox.contract import Outbox
     from amqtask.outbox.relay import Relay
     from amqtask.services.monitoring import Monitoring
@@ -97,7 +98,7 @@ def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | Non
         batch=batch or module.BATCH,
         interval=conf.outbox_interval if interval is None else interval,
         timeout=conf.broker_publish_timeout,
-        on_sent=app.sent_events.sent if conf.task_send_sent_event else None,
+        on_sent=(lambda found: _tell_sent(app, found)) if conf.task_send_sent_event else None,
     )
     return made
 
@@ -162,6 +163,11 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
             "x-consumer-timeout on the queue (RabbitMQ 3.12 or later).",
             longest,
         )
+
+
+def _tell_sent(app: AmqTask, messages: Sequence[Message]) -> None:
+    """What a chord is told is no call."""
+    app.sent_events.sent([message for message in messages if "task" in message.properties.headers])
 
 
 def _check_relay(app: AmqTask, pool_class: type[Pool]) -> None:

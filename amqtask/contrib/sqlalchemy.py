@@ -14,6 +14,7 @@ or used a transaction in this thread or asyncio task, while that lasts. None of 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import weakref
@@ -50,15 +51,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
-from sqlalchemy.util.concurrency import in_greenlet
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, StoredRow, Waiting
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
+
     from amqtask.app import AmqTask
 
 logger = logging.getLogger("amqtask.outbox")
@@ -149,7 +150,7 @@ class SqlAlchemyOutbox:
         sessions = self._sessions
         if sessions is None:
             return None
-        if isinstance(sessions, (scoped_session, async_scoped_session)):
+        if _is_scoped(sessions):
             return _scoped(sessions)
         for found in reversed(_begun.get()):
             session = found()
@@ -169,7 +170,7 @@ class SqlAlchemyOutbox:
         if isinstance(told, Engine):
             return told
         found = told() if told is not None else _engine_of(self._sessions)
-        if isinstance(found, AsyncEngine):
+        if _is(found, "AsyncEngine"):
             raise ConfigurationError(
                 f"the outbox's sessions use the async engine {found.url!r}, and a relay needs an ordinary one: "
                 "SqlAlchemyOutbox(…, engine='postgresql+psycopg://…')"
@@ -191,7 +192,7 @@ class _Rows:
 
     def write(self, rows: Sequence[NewRow]) -> None:
         """Raises: SQLAlchemyError, RuntimeError (in a coroutine `adelay` is to be awaited)."""
-        if self._is_async and not in_greenlet():
+        if self._is_async and not _sqlalchemy_awaits():
             raise RuntimeError(
                 f"{rows[0].task}: this transaction belongs to an async session, so the call must be awaited: "
                 "`await task.adelay(…)` instead of `task.delay(…)`"
@@ -227,9 +228,9 @@ class _Watch:
 
     def follow(self, sessions: Sessions) -> None:
         target: Any = sessions
-        if isinstance(sessions, async_scoped_session):
-            target = sessions.session_factory
-        if isinstance(target, async_sessionmaker):
+        if _is(sessions, "async_scoped_session"):
+            target = target.session_factory
+        if _is(target, "async_sessionmaker"):
             # Async sessions have no events, the ordinary ones inside them have: these get a class of their own.
             kind = target.kw.get("sync_session_class") or target.class_.sync_session_class
             target.configure(sync_session_class=type("OutboxSession", (kind,), {}))
@@ -238,7 +239,7 @@ class _Watch:
         event.listen(target, "after_commit", self._committed, insert=True)
         event.listen(target, "after_rollback", self._rolled_back)
         event.listen(target, "after_transaction_end", self._ended)
-        if not isinstance(sessions, (scoped_session, async_scoped_session)):
+        if not _is_scoped(sessions):
             event.listen(target, "after_transaction_create", self._began)
             event.listen(target, "after_attach", self._attached)
             event.listen(target, "do_orm_execute", self._executes)
@@ -298,31 +299,47 @@ def _is_over(session: Session) -> bool:
 
 
 def _sync(bound: Any) -> Session | Connection:
-    if isinstance(bound, (scoped_session, async_scoped_session)):
+    if _is_scoped(bound):
         bound = bound()
-    if isinstance(bound, AsyncSession):
+    if _is(bound, "AsyncSession"):
         bound = bound.sync_session
-    elif isinstance(bound, AsyncConnection):
+    elif _is(bound, "AsyncConnection"):
         bound = bound.sync_connection
     if not isinstance(bound, (Session, Connection)):
         raise TypeError(f"outbox.using() takes a session or a connection, not {bound!r}")
     return bound
 
 
-def _scoped(sessions: scoped_session[Any] | async_scoped_session[Any]) -> Session | None:
+def _is(found: Any, name: str) -> bool:
+    """Whether it is such a thing of SQLAlchemy's asyncio, whose import needs greenlet: not imported, there is none."""
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return module is not None and isinstance(found, getattr(module, name))
+
+
+def _is_scoped(found: Any) -> bool:
+    return isinstance(found, scoped_session) or _is(found, "async_scoped_session")
+
+
+def _sqlalchemy_awaits() -> bool:
+    """Whether this runs in a greenlet in which SQLAlchemy can await (AsyncSession.run_sync)."""
+    current: Any = importlib.import_module("greenlet").getcurrent()
+    return type(current).__name__ == "_AsyncIoGreenlet"
+
+
+def _scoped(sessions: Any) -> Session | None:
     try:
         if not sessions.registry.has():
             return None
     except RuntimeError:  # Flask-SQLAlchemy's, where there is no application context: there is no session either
         return None
     found = sessions()
-    session: Session = found.sync_session if isinstance(found, AsyncSession) else found
+    session: Session = found.sync_session if _is(found, "AsyncSession") else found
     return session if session.in_transaction() else None
 
 
 def _engine_of(sessions: Sessions | None) -> Any:
-    factory = sessions.session_factory if isinstance(sessions, (scoped_session, async_scoped_session)) else sessions
-    return getattr(factory, "kw", {}).get("bind")
+    factory: Any = sessions
+    return getattr(factory.session_factory if _is_scoped(sessions) else factory, "kw", {}).get("bind")
 
 
 class SqlAlchemyStore:

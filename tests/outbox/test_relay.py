@@ -4,6 +4,7 @@ error and holds nothing up."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,13 @@ from sqlalchemy import select, update
 
 from amqtask import AmqTask
 from amqtask.assembly import build_relay, build_worker
-from amqtask.exceptions import BrokerUnreachable, ConfigurationError, ConnectionBlocked
+from amqtask.entities import Declaration
+from amqtask.exceptions import BrokerUnreachable, ConfigurationError, ConnectionBlocked, PublishError, PublishTimeout
+from amqtask.message import Message
 from amqtask.outbox.contract import OutboxUnreachable
+from amqtask.outbox.relay import Relay
+from amqtask.outbox.rows import as_row
+from amqtask.protocol.chord import chord_queue, more_message
 from amqtask.testing.worker import start_worker
 from amqtask.worker.options import WorkerOptions
 
@@ -74,6 +80,44 @@ def test_one_relaying_says_that_the_broker_is_away(shop: Shop) -> None:
     with pytest.raises(ConnectionBlocked):
         shop.relayed()
     assert shop.rows == 1
+
+
+class Silent:
+    """A publisher whose broker confirms only some of the messages in time."""
+
+    def __init__(self, confirmed: set[str]) -> None:
+        self.confirmed = confirmed
+
+    def publish(self, message: Message, *, timeout: float | None = None) -> None:
+        (error,) = self.publish_many([message])
+        if error is not None:
+            raise error
+
+    def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
+        names = [message.properties.headers["id"] for message in messages]
+        return [None if name in self.confirmed else PublishTimeout("no confirm") for name in names]
+
+    def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_without_any_confirm_it_is_the_broker_twice_and_then_the_rows(shop: Shop) -> None:
+    write(shop, 2)
+    relay = Relay(shop.outbox.store(), Silent(set()), shop.app.delays, interval=0.5)
+
+    assert [relay.step()[1:] for _ in range(3)] == [(0, 0, 0.5), (0, 0, 1.0), (0, 2, 0.5)]
+    assert [row.error for row in relay.store.failing(5)] == ["PublishTimeout: no confirm"] * 2
+    relay.store.close()
+
+
+def test_where_others_are_confirmed_a_missing_confirm_is_the_rows_own(shop: Shop) -> None:
+    lost, good = write(shop, 2)
+    relay = Relay(shop.outbox.store(), Silent({good}), shop.app.delays)
+
+    assert relay.step()[:3] == (2, 1, 1)
+    assert [row.task_id for row in relay.store.failing(5)] == [lost]
+    relay.store.close()
 
 
 def test_what_is_unroutable_stays_with_its_error_and_holds_nothing_up(shop: Shop) -> None:
@@ -138,6 +182,18 @@ def test_monitors_hear_of_a_call_when_it_is_published(shop: Shop) -> None:
 
     build_relay(shop.app).drain()
     assert told == ids
+
+
+def test_what_a_chord_is_told_is_no_call_to_monitors(shop: Shop) -> None:
+    shop.app.conf.task_send_sent_event = True
+    with shop.sessions.begin():
+        shop.ship()
+        transaction = shop.outbox.transaction()
+        assert transaction is not None
+        transaction.write([as_row(more_message("group", "added"), shop.app.delays)])
+    shop.app.publisher.declare([chord_queue("group")])
+
+    assert build_relay(shop.app).drain().sent == 2
 
 
 def test_a_relay_in_a_thread_ends_when_it_is_told_to(shop: Shop) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,6 +306,20 @@ def test_a_chords_queue_is_declared_by_whichever_row_is_first(shop: Shop) -> Non
     assert all("amqtask.chord." in row for row in rows)
 
 
+def test_a_member_that_is_added_to_a_chord_is_told_in_the_transaction(shop: Shop) -> None:
+    shop.app.conf.broker_url = "amqp://127.0.0.1:1/"
+    shop.app.conf.result_backend = None
+    member = shop.app.tasks["ship"].si()
+    member.freeze("added")
+    with shop.sessions.begin():
+        shop.app.add_to_chord("group", member)
+    with shop.engine.connect() as connection:
+        (row,) = connection.execute(select(shop.table.c.task_id, shop.table.c.message))
+
+    assert row.task_id == "added"
+    assert "amqtask.chord.group" in row.message
+
+
 def test_the_callers_options_are_checked_and_its_result_is_there(shop: Shop) -> None:
     with shop.sessions.begin():
         result = shop.ship(task_id="mine", countdown=60)
@@ -401,6 +417,42 @@ def test_using_takes_async_sessions(shop: Shop) -> None:
 
     asyncio.run(run())
     assert shop.relayed().sent == 3
+
+
+def test_what_sqlalchemy_runs_for_a_coroutine_may_use_delay(shop: Shop) -> None:
+    async def run() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{shop.path}")
+        sessions = async_sessionmaker(engine)
+        SqlAlchemyOutbox(shop.app, shop.table, sessions=sessions, engine=shop.engine)
+        async with sessions.begin() as session:
+            await session.run_sync(lambda _: shop.ship())
+        await engine.dispose()
+
+    asyncio.run(run())
+    assert (shop.sent(), shop.rows) == ([], 1)
+
+
+def test_nobody_needs_greenlet_without_async_sessions() -> None:
+    code = """if True:
+        import sys
+        sys.modules["greenlet"] = None
+        from sqlalchemy import MetaData, create_engine
+        from sqlalchemy.orm import sessionmaker
+        from amqtask import AmqTask
+        from amqtask.contrib.sqlalchemy import SqlAlchemyOutbox, outbox_table
+
+        metadata = MetaData()
+        engine = create_engine("sqlite://")
+        app = AmqTask("t", broker="memory://")
+        outbox = SqlAlchemyOutbox(app, outbox_table(metadata), sessions=sessionmaker(engine))
+        metadata.create_all(engine)
+        with outbox._sessions.begin():
+            app.send_task("x")
+        print(outbox.store().waiting().rows)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_a_relay_wants_an_ordinary_engine(shop: Shop) -> None:
