@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,10 @@ _EMPTY: tuple[Any, ...] = ()
 _using: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("amqtask_outbox_using", default=_EMPTY)
 # Sessions in a transaction here, the last used last.
 _begun: ContextVar[tuple[weakref.ref[Session], ...]] = ContextVar("amqtask_outbox_begun", default=_EMPTY)
+# When a call was last published at once here, as no session was in a transaction.
+_at_once: ContextVar[float] = ContextVar("amqtask_outbox_at_once", default=0.0)
+# Names in `session.info`.
+_OWNER, _BEGAN = "amqtask_outbox", "amqtask_outbox_began"
 _WRITTEN, _COMMITTED = "amqtask_outbox_written", "amqtask_outbox_committed"
 
 
@@ -156,6 +161,7 @@ class SqlAlchemyOutbox:
             session = found()
             if session is not None and session.info.get(_OWNER) is self and session.in_transaction():
                 return session
+        _at_once.set(time.monotonic())
         return None
 
     def store(self) -> SqlAlchemyStore:
@@ -178,9 +184,6 @@ class SqlAlchemyOutbox:
         if not isinstance(found, Engine):
             raise ConfigurationError("the outbox knows no engine for its relay: SqlAlchemyOutbox(…, engine=engine)")
         return found
-
-
-_OWNER = "amqtask_outbox"
 
 
 class _Rows:
@@ -241,12 +244,23 @@ class _Watch:
         event.listen(target, "after_transaction_end", self._ended)
         if not _is_scoped(sessions):
             event.listen(target, "after_transaction_create", self._began)
+            event.listen(target, "before_commit", self._commits)
             event.listen(target, "after_attach", self._attached)
             event.listen(target, "do_orm_execute", self._executes)
 
     def _began(self, session: Session, transaction: Any) -> None:
         if transaction.parent is None:
+            session.info[_BEGAN] = time.monotonic()
             self._note(session)
+
+    def _commits(self, session: Session) -> None:
+        began = session.info.get(_BEGAN)
+        is_known = any(known() is session for known in _begun.get())
+        if not is_known and began is not None and _at_once.get() > began:
+            logger.warning(
+                "a call that was made before this commit was published at once: the session began its transaction in another "
+                "thread or context. Put `with outbox.using(session):` around such calls"
+            )
 
     def _attached(self, session: Session, instance: Any) -> None:
         self._note(session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import subprocess
 import sys
@@ -160,6 +161,29 @@ def test_another_threads_transaction_is_none_of_ours(shop: Shop) -> None:
         thread.join()
 
     assert len(shop.sent()) == 1
+
+
+def test_a_session_that_was_begun_elsewhere_is_noticed_at_its_commit(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    with shop.sessions.begin() as session:
+        shop.order(session)
+    with shop.sessions() as session:
+        (found,) = contextvars.copy_context().run(lambda: session.query(shop.Order).all())
+        found.what = "pear"
+        shop.ship()
+        with caplog.at_level(logging.WARNING, "amqtask.outbox"):
+            session.commit()
+
+    assert len(shop.sent()) == 1
+    (record,) = caplog.records
+    assert "Put `with outbox.using(session):` around such calls" in record.getMessage()
+
+    caplog.clear()
+    with shop.sessions() as session:
+        contextvars.copy_context().run(lambda: session.query(shop.Order).all())
+        session.commit()
+    assert caplog.records == []
 
 
 def test_using_names_the_session_wherever_it_was_begun(shop: Shop) -> None:
