@@ -27,6 +27,8 @@ from amqtask.protocol.result import ResultMessage
 T = TypeVar("T")
 # Drivers for a URL that names none, in the order in which they are looked for.
 DRIVERS = {"postgresql": ("psycopg", "psycopg2", "pg8000"), "mysql": ("mysqldb", "pymysql", "mysqlconnector")}
+# Those that take the seconds to open a connection under this name.
+_CONNECT_TIMEOUT = frozenset({"psycopg", "psycopg2", "mysqldb", "pymysql"})
 # Celery's (celery/app/defaults.py): a connection that the server closed is replaced, an old one too.
 ENGINE_OPTIONS = {"pool_pre_ping": True, "pool_recycle": 3600}
 # Ids per SELECT: databases limit the number of parameters.
@@ -248,7 +250,7 @@ class SqlBackend(PollingBackend):
         settings = self._settings
         given = settings.get("database_engine_options")
         options: dict[str, Any] = {"hide_parameters": True, **(ENGINE_OPTIONS if given is None else given)}
-        if self._url.get_backend_name() in DRIVERS:
+        if self._url.get_driver_name() in _CONNECT_TIMEOUT:
             arguments = {"connect_timeout": max(1, int(self._options.connect_timeout))}
             options["connect_args"] = {**arguments, **options.get("connect_args", {})}
         if settings.get("database_short_lived_sessions"):
@@ -291,9 +293,21 @@ def database_url(url: str) -> sa.URL:
                 f"pip install one of {', '.join(DRIVERS[backend])}"
             )
         return found.set(drivername=f"{backend}+{names[0]}")
+    if _is_async(found):
+        raise ConfigurationError(
+            f"result_backend db+{found.drivername}://: {driver} is for asyncio only, and a worker's slots are not; "
+            f"write db+{backend}:// for a driver that is installed"
+        )
     if not _is_installed(found):
         raise ConfigurationError(f"result_backend db+{found.drivername}:// needs a driver that is not installed")
     return found
+
+
+def _is_async(url: sa.URL) -> bool:
+    try:
+        return bool(url.get_dialect().is_async)
+    except sa.exc.NoSuchModuleError:
+        return False
 
 
 def _is_installed(url: sa.URL) -> bool:

@@ -141,6 +141,7 @@ def test_short_lived_sessions_leave_no_connection_open(path: Path) -> None:
         ("db+nonsense", "no database URL"),
         ("db+mysql://localhost/results", "pip install one of mysqldb"),
         ("db+mysql+nosuchdriver://localhost/results", "not installed"),
+        ("db+postgresql+asyncpg://localhost/results", "for asyncio only"),
         ("db+nosuchdatabase://localhost/results", "not installed"),
     ],
 )
