@@ -51,6 +51,15 @@ _STORE_SETTINGS = (
     "database_table_names",
     "database_table_schemas",
     "mongodb_backend_settings",
+    "redis_backend_use_ssl",
+    "redis_db",
+    "redis_host",
+    "redis_max_connections",
+    "redis_password",
+    "redis_port",
+    "redis_socket_connect_timeout",
+    "redis_socket_timeout",
+    "redis_username",
 )
 _LAZY = (
     "queues",

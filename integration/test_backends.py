@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import ssl
 import subprocess
 import threading
 import uuid
@@ -429,6 +430,10 @@ def test_results_travel_over_tls(tmp_path: Path) -> None:
 
         assert store.wait(result.task_id, timeout=PATIENCE).result == "secret"
         assert asyncio.run(store.await_result(result.task_id, timeout=PATIENCE)).result == "secret"
+        settings = {"redis_backend_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": str(certificate)}}
+        by_settings = redis_backend(f"redis://127.0.0.1:{port}/0", settings=settings)
+        assert by_settings.wait(result.task_id, timeout=PATIENCE).result == "secret"
+        by_settings.close()
         with pytest.raises(BackendUnreachable, match="certificate"):
             redis_backend(f"rediss://127.0.0.1:{port}/0").get("a")
         storing.join(PATIENCE)

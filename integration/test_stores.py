@@ -1,4 +1,8 @@
-"""Every result store on its real server keeps one contract: alone, across processes, and while the server comes and goes."""
+"""Every result store with a server of its own keeps one contract on that server.
+
+`rpc://` has its turn in test_backends.py; files, SQLite and the process's own memory need no server (tests/backends). What
+happens while servers come and go is in test_stores_faults.py, what Celery makes of our results in test_stores_celery.py.
+"""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class RedisBackend(RedisChords):
         given = dict(options.transport_options)
         prefix = key_prefix(given)
         self._result_prefix = prefix + PREFIX
-        self._place = place_of(options.url, given, options.connect_timeout)
+        self._place = place_of(options.url, given, options.connect_timeout, options.settings)
         self._retry_for = float(
             given.get("retry_for", FAIL_OVER if isinstance(self._place, SentinelMaster) else RETRY_FOR)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -44,14 +45,19 @@ class Place(Protocol):
         """The values of keys, in their order."""
 
 
-def client_arguments(options: Mapping[str, Any], connect_timeout: float) -> dict[str, Any]:
-    """What every connection is made with."""
+def client_arguments(
+    options: Mapping[str, Any], connect_timeout: float, settings: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What every connection is made with: ours, then the settings `redis_…`, then `result_backend_transport_options`."""
+    told = {name: settings.get(f"redis_{name}") for name in CLIENT_OPTIONS}
     return {
         "socket_connect_timeout": connect_timeout,
         "socket_timeout": max(connect_timeout, 5.0),
         "socket_keepalive": True,
         "health_check_interval": 25,
+        **{name: value for name, value in told.items() if value is not None},
         **{name: options[name] for name in CLIENT_OPTIONS if name in options},
+        **(settings.get("redis_backend_use_ssl") or {}),
     }
 
 
@@ -196,12 +202,20 @@ class _Together:
             await client.aclose()
 
 
-def place_of(url: str, options: Mapping[str, Any], connect_timeout: float) -> Place:
-    """The place that a URL names. Raises: ConfigurationError."""
-    arguments = client_arguments(options, connect_timeout)
-    scheme = urlsplit(url).scheme
+def place_of(
+    url: str, options: Mapping[str, Any], connect_timeout: float, settings: Mapping[str, Any] = MappingProxyType({})
+) -> Place:
+    """The place that a URL names, with what settings (`redis_…`) add to it. Raises: ConfigurationError."""
+    arguments = client_arguments(options, connect_timeout, settings)
+    has_tls = bool(settings.get("redis_backend_use_ssl"))
+    scheme, _, rest = url.partition("://")
     if scheme == "sentinel":
-        return SentinelMaster(url, arguments, options)
+        return SentinelMaster(url, {**arguments, "ssl": True} if has_tls else arguments, options)
+    if has_tls and scheme.startswith("redis"):
+        url = url.replace("redis:", "rediss:").replace("redis+", "rediss+")
+    if not rest.strip("/"):  # Celery's way to name it without a URL
+        host, port, db = (settings.get(f"redis_{name}") for name in ("host", "port", "db"))
+        url = f"{url.partition('://')[0]}://{host or 'localhost'}:{port or 6379}/{db or 0}"
     if scheme.endswith("+cluster"):
         return Cluster(url, arguments)
     return SingleServer(url, arguments)
