@@ -129,12 +129,12 @@ def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
     app.finalize()
 
 
-def _around(app: AmqTask) -> Around | None:
+def _around() -> Around | None:
     """In a Django project: have each task find its connections, language and time zone as a request does."""
     if not uses_django():
         return None
     # Stands above this module, and needs Django.
-    around = importlib.import_module("amqtask.contrib.django.around").AroundTasks(app)
+    around = importlib.import_module("amqtask.contrib.django.around").AroundTasks()
     coroutine: Around = around.coroutine
     return coroutine
 
@@ -250,7 +250,7 @@ class _Builder:
             is_on=logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events)
         )
         self.clock = LamportClock()
-        self.executor = app.make_executor(hostname, verbose=self.describes.state, around=_around(app))
+        self.executor = app.make_executor(hostname, verbose=self.describes.state, around=_around())
         most, least = options.autoscale or (0, 0)
         self.most_slots = most or None
         self.slots = max(1, least) if most else self.conf.worker_concurrency or os.cpu_count() or 1

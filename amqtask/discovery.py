@@ -25,12 +25,15 @@ def uses_django() -> bool:
     return conf is not None and conf.settings.configured and conf.settings.SETTINGS_MODULE is None
 
 
-def prepare_django() -> None:
-    """Load Django's applications if this is a Django project."""
+def prepare_django() -> str | None:
+    """Load Django's applications if this is a Django project; its TIME_ZONE."""
     if uses_django():
         _load_applications()
-    elif os.environ.get(VARIABLE):
+        zone: str = sys.modules["django.conf"].settings.TIME_ZONE
+        return zone
+    if os.environ.get(VARIABLE):
         logger.warning("%s is %r, and Django is not installed here", VARIABLE, os.environ[VARIABLE])
+    return None
 
 
 def _load_applications() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,9 +16,11 @@ from typing import Any
 import pytest
 import redis
 
+from integration.chromium import Browser, chromium
 from integration.conftest import Broker
-from integration.nodes import free_port
+from integration.nodes import NodeError, free_port
 from integration.projects import Project
+from integration.servers import Postgres
 from integration.workers import ROOT, LoggedProcess, eventually
 
 EXAMPLES = ROOT / "examples"
@@ -142,3 +146,162 @@ def test_the_whole_command_line_by_manage_py(project: Project) -> None:
         task_id = project.run("python3 ./manage.py amqtask call notices.tasks.add --args [3,4]").split()[-1]
         assert project.run(f"python3 ./manage.py amqtask result {task_id}").strip() == "7"
         assert "pong" in project.run("python3 ./manage.py amqtask inspect ping")
+
+
+BEAT = "amqtask -A project_name beat --scheduler django_celery_beat.schedulers:DatabaseScheduler -l info"
+LEADING = "beat: leading"
+
+
+class Results:
+    """What tasks have returned, as the database has it."""
+
+    def __init__(self, server: Postgres, database: str) -> None:
+        self._server, self._database = server, database
+
+    def _ask(self, statement: str) -> list[str]:
+        return self._server.execute(statement, self._database).splitlines()
+
+    def of(self, task: str) -> list[str]:
+        """In the order of their ends."""
+        return self._ask(f"SELECT result FROM amqtask_taskresult WHERE task_name = '{task}' ORDER BY date_done, id")
+
+    @property
+    def greeted(self) -> list[str]:
+        return [json.loads(line).removeprefix("welcome, ") for line in self.of("notices.tasks.welcome") if line]
+
+    def periodic(self, name: str) -> list[str]:
+        """enabled, runs"""
+        return self._ask(f"SELECT enabled, total_run_count FROM amqtask_periodictask WHERE name = '{name}'")
+
+
+@pytest.fixture
+def results(postgres_server: Postgres, postgres: str) -> Results:
+    return Results(postgres_server, postgres)
+
+
+def test_periodic_tasks_of_the_settings_and_of_a_program(project: Project, results: Results) -> None:
+    with project.start(BEAT, ready=LEADING), project.start("amqtask --app project_name worker -l info") as worker:
+        project.run("python3 ./manage.py say_welcome Ada")
+        eventually(lambda: results.greeted.count("Ada") >= 2, what="the task of say_welcome did not run")
+        worker.await_log("hello")
+        eventually(lambda: results.of("notices.tasks.add") == ["20"])
+
+        listed = project.run("amqtask -A project_name beat -S django --list")
+
+    assert "hello every 10" in listed
+    assert "30 7 * * 1" in listed
+    assert "say welcome to Ada" in listed
+
+
+class Admin:
+    """A superuser who uses the admin in a browser."""
+
+    def __init__(self, browser: Browser, site: str) -> None:
+        self.browser = browser
+        self._root = f"{site}/admin/"
+
+    def open(self, path: str = "") -> Admin:
+        self.browser.open(self._root + path)
+        return self
+
+    def fill(self, **fields: str) -> Admin:
+        for name, value in fields.items():
+            self.browser.enter(self.browser.find(f"[name={name}]"), value)
+        return self
+
+    def press(self, selector: str) -> str:
+        """Press a button; what the next page says of it."""
+        self.browser.follow(self.browser.find(selector))
+        return " ".join(map(self.browser.text, self.browser.find_all(".messagelist, .errornote, .errorlist")))
+
+    def save(self) -> str:
+        return self.press("[name=_save]")
+
+    def act(self, action: str) -> str:
+        """An action on the first row of the list of periodic tasks."""
+        self.open("amqtask/periodictask/?q=Chromium")
+        self.browser.click(self.browser.find(".action-select"))
+        self.fill(action=action)
+        return self.press("[name=index]")
+
+    def edit(self, **fields: str) -> str:
+        """Change the first row of that list."""
+        self.open("amqtask/periodictask/?q=Chromium")
+        self.browser.follow(self.browser.find("#result_list tbody th a"))
+        return self.fill(**fields).save()
+
+    def shoot(self, name: str) -> Admin:
+        self.browser.screenshot(name)
+        return self
+
+    @property
+    def page(self) -> str:
+        return self.browser.text(self.browser.find("#content"))
+
+
+@pytest.fixture
+def admin(project: Project) -> Iterator[Admin]:
+    """Logged in."""
+    project.environment["DJANGO_SUPERUSER_PASSWORD"] = "secret"
+    project.run("python3 ./manage.py createsuperuser --noinput --username root --email root@example.org")
+    server, site = served(project)
+    try:
+        with server, chromium() as browser:
+            made = Admin(browser, site).open()
+            made.fill(username="root", password="secret").press("[type=submit]")
+            yield made
+    except NodeError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def test_the_admin_changes_what_is_sent_within_five_seconds(project: Project, results: Results, admin: Admin) -> None:
+    def within_five_seconds(condition: Callable[[], bool], what: str) -> None:
+        began = time.monotonic()
+        eventually(condition, 5.0, what=f"{what} took more than 5 s")
+        print(f"{what} took {time.monotonic() - began:.2f} s")
+
+    with project.start("amqtask --app project_name worker -l info"), project.start(BEAT, ready=LEADING):
+        # A periodic task that is created.
+        assert "was added" in admin.open("amqtask/intervalschedule/add/").fill(every="1", period="Seconds").save()
+        admin.open("amqtask/periodictask/add/").fill(name="by Chromium", task="notices.tasks.welcome", args="[1")
+        said = admin.save()
+        assert "Choose an interval" in said
+        assert "This is no JSON" in said
+        admin.shoot("periodic-task-errors")
+        said = admin.fill(interval="every second", args='["Ada"]').shoot("periodic-task-form").save()
+        assert "was added successfully" in said
+        within_five_seconds(lambda: "Ada" in results.greeted, "a new periodic task")
+
+        # One that is changed: nothing is sent as it was.
+        assert "was changed" in admin.edit(args='["Grace"]')
+        within_five_seconds(lambda: "Grace" in results.greeted, "a change")
+        greeted = results.greeted
+        assert "Ada" not in greeted[greeted.index("Grace") :]
+
+        # Disabled, it stops; it runs when it is told to, and goes on when it is enabled.
+        assert "1 periodic task is disabled" in admin.act("Disable selected periodic tasks")
+        disabled_at = time.monotonic()
+        admin.edit(args='["Barbara"]')
+        assert "1 periodic task was published" in admin.act("Run selected periodic tasks now")
+        within_five_seconds(lambda: "Barbara" in results.greeted, "run now")
+        time.sleep(max(0.0, 5.0 - (time.monotonic() - disabled_at)))
+        count = len(results.greeted)
+        time.sleep(2.5)
+        assert len(results.greeted) == count, "a disabled task is still sent after 5 s"
+        assert "1 periodic task is enabled" in admin.act("Enable selected periodic tasks")
+        within_five_seconds(lambda: results.greeted.count("Barbara") >= 2, "enabling")
+        admin.open("amqtask/periodictask/").shoot("periodic-tasks")
+
+        # Its results.
+        assert "notices.tasks.welcome" in admin.open("amqtask/taskresult/").page
+        admin.shoot("results")
+        admin.browser.follow(admin.browser.find("#result_list tbody th a"))
+        admin.shoot("result")
+        assert "SUCCESS" in admin.page
+        assert "by Chromium" in admin.page
+
+        enabled, runs = results.periodic("by Chromium")[0].split("|")
+        assert enabled == "t"
+        assert int(runs) >= 3

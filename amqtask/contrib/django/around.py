@@ -14,18 +14,15 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django import db
-from django.conf import settings
 from django.core.cache import caches
 from django.utils import timezone, translation
 
 from amqtask import signals
-
-if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+from amqtask.contrib.django.connections import close_old_connections
 
 logger = logging.getLogger("amqtask.django")
 
@@ -33,9 +30,7 @@ logger = logging.getLogger("amqtask.django")
 class AroundTasks:
     """Connected to the signals of one worker, from its construction to `worker_shutdown`."""
 
-    def __init__(self, app: AmqTask) -> None:
-        if not app.conf.is_set("timezone"):
-            app.conf.timezone = settings.TIME_ZONE
+    def __init__(self) -> None:
         self._receivers: tuple[tuple[signals.Signal, Callable[..., None]], ...] = (
             (signals.worker_init, self._close_all),
             (signals.worker_process_init, self._leave_to_the_parent),
@@ -72,12 +67,12 @@ class AroundTasks:
         translation.deactivate()
         timezone.deactivate()
         db.reset_queries()
-        db.close_old_connections()
+        close_old_connections()
 
     def _after(self, *, task: Any, **_: Any) -> None:
         if task.request.is_eager:
             return
-        db.close_old_connections()
+        close_old_connections()
         caches.close_all()
 
     def _close_all(self, **_: Any) -> None:

@@ -78,6 +78,8 @@ def test_every_page_opens(browser: Any, models: Any, every: Any) -> None:
 
 
 def test_a_result_is_shown_as_it_is_read(browser: Any, models: Any) -> None:
+    from django.utils import timezone
+
     row = models.TaskResult.objects.create(
         task_id="1", task_name="shop.add", status="FAILURE", content_type="application/json", content_encoding="utf-8",
         task_args='[1, {"name": "J\\u00f6rg"}]', result=json.dumps(exception_as_dict(KeyError("<b>"))),
@@ -90,6 +92,7 @@ def test_a_result_is_shown_as_it_is_read(browser: Any, models: Any) -> None:
     assert "&lt;b&gt;" in page
     assert "Jörg" in page
     assert "Traceback\n  line 1" in page
+    assert f"{timezone.localtime(row.date_created):%Y-%m-%d %H:%M:%S}" in page
     assert 'name="_save"' not in page
 
 

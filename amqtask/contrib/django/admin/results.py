@@ -10,6 +10,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from amqtask import states
+from amqtask.contrib.django.admin.text import moment, preformatted
 from amqtask.contrib.django.models import GroupResult, TaskResult
 
 if TYPE_CHECKING:
@@ -47,16 +48,36 @@ class TaskResultAdmin(LookOnly):
     """What came of tasks."""
 
     date_hierarchy = "date_done"
-    list_display = ("task_id", "task_name", "state", "periodic_task_name", "worker", "date_done")
+    list_display = ("short_id", "task_name", "state", "done", "periodic_task_name", "worker")
     list_filter = ("status", "date_done", "task_name", "periodic_task_name", "worker")
     search_fields = ("task_id", "task_name", "status", "task_args", "task_kwargs")
     fieldsets = (
         (None, {"fields": ("task_id", "task_name", "periodic_task_name", "state", "worker")}),
         (_("Call"), {"fields": ("shown_args", "shown_kwargs")}),
         (_("Result"), {"fields": ("shown_result", "shown_traceback", "shown_meta")}),
-        (_("Times"), {"fields": ("date_created", "date_started", "date_done")}),
+        (_("Times"), {"fields": ("created", "started", "done")}),
         (_("Storage"), {"fields": ("content_type", "content_encoding"), "classes": ("collapse",)}),
     )
+
+    @admin.display(description=_("task id"), ordering="task_id")
+    def short_id(self, result: TaskResult) -> SafeString:
+        """Its beginning; the whole id when the mouse is over it."""
+        return format_html('<span title="{}">{}</span>', result.task_id, result.task_id[:8])
+
+    @admin.display(description=_("created"), ordering="date_created")
+    def created(self, result: TaskResult) -> SafeString:
+        """To the second."""
+        return moment(result.date_created)
+
+    @admin.display(description=_("started"), ordering="date_started")
+    def started(self, result: TaskResult) -> SafeString:
+        """To the second."""
+        return moment(result.date_started)
+
+    @admin.display(description=_("last change"), ordering="date_done")
+    def done(self, result: TaskResult) -> SafeString:
+        """To the second."""
+        return moment(result.date_done)
 
     @admin.display(description=_("state"), ordering="status")
     def state(self, result: TaskResult) -> SafeString:
@@ -114,8 +135,3 @@ def shown(stored: str | None) -> SafeString:
         return preformatted(json.dumps(json.loads(stored), indent=2, ensure_ascii=False))
     except ValueError:
         return preformatted(stored)
-
-
-def preformatted(text: str) -> SafeString:
-    """Text with its lines, wrapped where the page ends."""
-    return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">{}</pre>', text)

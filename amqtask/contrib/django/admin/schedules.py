@@ -10,6 +10,7 @@ from django.contrib import admin, messages
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from amqtask.contrib.django.admin.text import moment
 from amqtask.contrib.django.models import (
     ClockedSchedule,
     CrontabSchedule,
@@ -25,6 +26,7 @@ from amqtask.exceptions import AmqTaskError
 if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.http import HttpRequest
+    from django.utils.safestring import SafeString
 
     _Admin = admin.ModelAdmin[Any]
     _Inline = admin.TabularInline[Any, Any]
@@ -67,12 +69,12 @@ class PeriodicTaskAdmin(_Admin):
     """What beat publishes."""
 
     form = PeriodicTaskForm
-    list_display = ("name", "enabled", "task", "scheduler", "one_off", "start_time", "last_run_at", "total_run_count")
+    list_display = ("name", "enabled", "timing", "last_run", "total_run_count", "task", "one_off")
     list_filter = ("enabled", "one_off", "task", "last_run_at")
     search_fields = ("name", "task", "description")
     list_select_related = ("interval", "crontab", "solar", "clocked")
     actions = ("enable", "disable", "run_now")
-    readonly_fields = ("last_run_at", "total_run_count", "date_changed")
+    readonly_fields = ("last_run", "total_run_count", "last_change")
     fieldsets = (
         (None, {"fields": ("name", "task", "enabled", "description")}),
         (
@@ -87,8 +89,23 @@ class PeriodicTaskAdmin(_Admin):
                 "classes": ("collapse",),
             },
         ),
-        (_("Runs"), {"fields": ("last_run_at", "total_run_count", "date_changed")}),
+        (_("Runs"), {"fields": ("last_run", "total_run_count", "last_change")}),
     )
+
+    @admin.display(description=_("schedule"))
+    def timing(self, periodic: PeriodicTask) -> str:
+        """Its interval, crontab, solar event or clocked time."""
+        return str(periodic.scheduler or "-")
+
+    @admin.display(description=_("last run"), ordering="last_run_at")
+    def last_run(self, periodic: PeriodicTask) -> SafeString:
+        """To the second."""
+        return moment(periodic.last_run_at)
+
+    @admin.display(description=_("last change"), ordering="date_changed")
+    def last_change(self, periodic: PeriodicTask) -> SafeString:
+        """To the second."""
+        return moment(periodic.date_changed)
 
     def save_model(self, request: HttpRequest, obj: PeriodicTask, form: Any, change: bool) -> None:
         """Say so when no such task is known here."""

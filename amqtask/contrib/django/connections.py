@@ -1,0 +1,12 @@
+"""This thread's database connections, between two pieces of work."""
+
+from __future__ import annotations
+
+from django import db
+
+
+def close_old_connections() -> None:
+    """Close those that are broken or older than CONN_MAX_AGE, but for those in a transaction (which Django would close)."""
+    for connection in db.connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
