@@ -103,6 +103,12 @@ def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | Non
     return made
 
 
+def build_relaying(app: AmqTask) -> Service:
+    """A relay in a thread, for a process that does something else. Raises: ConfigurationError."""
+    made: Service = importlib.import_module("amqtask.services.relaying").Relaying(build_relay(app))
+    return made
+
+
 def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
     """The command line wins over the configuration, before tasks take their defaults from it."""
     given = {
@@ -395,7 +401,7 @@ class _Builder:
         if self.conf.worker_enable_remote_control:
             found.append(self.panel(worker, orders, autoscale, events))
         if self.conf.outbox_relay:
-            found.append(importlib.import_module("amqtask.services.relaying").Relaying(build_relay(self.app)))
+            found.append(build_relaying(self.app))
         if self.options.beat:
             found.append(self.beat())
         return found

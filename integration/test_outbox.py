@@ -187,10 +187,13 @@ def order(environment: dict[str, str], task_id: str, end: str) -> None:
     subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True, timeout=60)
 
 
-def test_a_relay_process_ends_with_its_batch(environment: dict[str, str], rabbit: Broker) -> None:
+@pytest.mark.parametrize("words", [("relay",), ("beat", "-S", "memory", "--relay", "-l", "INFO")])
+def test_a_relay_process_publishes_until_it_is_told_to_end(
+    environment: dict[str, str], rabbit: Broker, words: tuple[str, ...]
+) -> None:
     order(environment, "kept", "commit")
     order(environment, "dropped", "rollback")
-    command = [sys.executable, "-m", "amqtask", "-A", APP, "relay"]
+    command = [sys.executable, "-m", "amqtask", "-A", APP, *words]
     relay = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
     try:
         eventually(lambda: rabbit.count(environment["SHOP_QUEUE"]) == 1)

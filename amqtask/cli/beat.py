@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class Duration(ParamType):
 @click.option(
     "--enable-remote-control/--no-enable-remote-control", default=None, hidden=True, help="Accepted for Celery's sake."
 )
+@click.option("--relay", is_flag=True, help="Publish what waits in the outbox, too (see `amqtask relay`).")
 @click.option("-n", "--hostname", metavar="NAME", help="Node name, for %-fields in file names.")
 @click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="WARNING", show_default=True)
 @click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
@@ -94,8 +96,15 @@ def command(settings: Globals, /, **given: Any) -> int:
     process = build_beat(app, options)
     if not settings.quiet:
         click.echo(_banner(app, options))
+    relaying = importlib.import_module("amqtask.assembly").build_relaying(app) if given["relay"] else None
     with prints:
-        return process.run()
+        if relaying is None:
+            return process.run()
+        relaying.start()
+        try:
+            return process.run()
+        finally:
+            relaying.stop()
 
 
 def _banner(app: AmqTask, options: BeatOptions) -> str:

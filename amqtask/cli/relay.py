@@ -12,13 +12,12 @@ import click
 
 from amqtask.assembly import build_relay
 from amqtask.cli import daemon
-from amqtask.cli.logs import LogStyle, setup_logging
+from amqtask.cli.log_options import LEVELS, set_up
 from amqtask.cli.main import Globals
 from amqtask.cli.output import count, json_option, print_json
 from amqtask.outbox.contract import Failing, Waiting
 from amqtask.outbox.relay import BATCH, Relay
 
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 SHOWN = 20
 
 
@@ -29,6 +28,7 @@ SHOWN = 20
 @click.option("--interval", type=click.FloatRange(min=0.01), help="Seconds between two looks [outbox_interval].")
 @click.option("--batch", type=click.IntRange(min=1), default=BATCH, show_default=True, help="Rows per transaction.")
 @click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
+@click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
 @click.option("-f", "--logfile", help="Log to this file.")
 @click.option("-D", "--detach", is_flag=True, help="Run in the background.")
 @click.option("--pidfile", type=click.Path(), help="Write the process id here.")
@@ -42,6 +42,7 @@ def command(
     interval: float | None,
     batch: int,
     loglevel: str,
+    log_format: str | None,
     logfile: str | None,
     detach: bool,
     pidfile: str | None,
@@ -66,8 +67,11 @@ def command(
             _say({"sent": done.sent, "failed": done.failed}, said, as_json=as_json)
             return 1 if done.failed else 0
         daemon.become(pidfile=pidfile, in_background=detach, uid=None, gid=None, umask=None)
-        setup_logging(loglevel.upper(), file=logfile, style=LogStyle(color=settings.color))
-        _until_told(relay)
+        prints = set_up(
+            app.conf, loglevel=loglevel.upper(), logfile=logfile, log_format=log_format, color=settings.color
+        )
+        with prints:
+            _until_told(relay)
         return 0
     finally:
         relay.store.close()

@@ -292,7 +292,7 @@ class _Watch:
         count = session.info.pop(_WRITTEN, 0)
         if count and sys.exc_info()[0] is None:
             logger.warning(
-                "%d calls are not sent: the session whose transaction they were made in was closed without commit()",
+                "not sent: %d of the calls that were made, as their session was closed without commit()",
                 count,
             )
         _begun.set(_others(session))

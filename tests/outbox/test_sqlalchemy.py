@@ -132,7 +132,7 @@ def test_closing_a_session_without_a_commit_is_said(shop: Shop, caplog: pytest.L
             fail()
 
     assert [record.getMessage() for record in caplog.records] == [
-        "1 calls are not sent: the session whose transaction they were made in was closed without commit()"
+        "not sent: 1 of the calls that were made, as their session was closed without commit()"
     ]
 
 

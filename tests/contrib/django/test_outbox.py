@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import unittest
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -258,3 +259,39 @@ def test_the_table_is_the_one_of_sqlalchemy(site: Site) -> None:
     fields = {field.column: field.null for field in OutboxMessage._meta.fields}
     assert fields == {column.name: column.nullable for column in table.columns}
     assert OutboxMessage._meta.db_table == table.name
+
+
+def test_manage_py_relays(site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    from django.core.management import call_command
+    from django.db import transaction
+
+    from amqtask import current
+
+    monkeypatch.setattr(current, "_default", [site.app])
+    with transaction.atomic():
+        result = site.task.delay()
+
+    call_command("amqtask", "relay", "--once")
+
+    assert capfd.readouterr().out == "1 message published, 0 failed\n"
+    assert site.sent == [result.id]
+
+
+def test_a_test_cases_transaction_is_the_outboxs_and_a_relay_works_in_it(site: Site) -> None:
+    from django.test import TestCase
+
+    class Case(TestCase):
+        def runTest(self) -> None:
+            site.task.delay()
+            assert site.rows.count() == 1
+            assert site.relay().sent == 1
+            site.task.delay()
+
+    outcome = unittest.TestResult()
+    Case.setUpClass()
+    Case()(outcome)
+    Case.tearDownClass()
+
+    assert outcome.wasSuccessful(), outcome.failures + outcome.errors
+    assert len(site.sent) == 1
+    assert site.rows.count() == 0
