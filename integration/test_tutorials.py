@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import shutil
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,15 +24,17 @@ UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 @pytest.fixture
-def project(broker_url: str, redis_url: str, rabbit: Broker) -> Iterator[Callable[..., Project]]:
-    """Projects share the default queue, so it goes before and after each test."""
+def project(broker_url: str, redis_url: str, rabbit: Broker, tmp_path: Path) -> Iterator[Callable[..., Project]]:
+    """A copy of an example. They share the default queue, so it goes before and after each test."""
 
     def clean() -> None:
         for queue in ("amqtask", "amqtask.dead", "cma_queue", "cma_queue.dead"):
             rabbit.channel().queue_delete(queue)
 
     def make(name: str, **environment: str) -> Project:
-        return Project(TUTORIALS / name, broker_url=broker_url, backend=redis_url, **environment)
+        folder = tmp_path / name
+        shutil.copytree(TUTORIALS / name, folder)
+        return Project(folder, broker_url=broker_url, backend=redis_url, **environment)
 
     clean()
     yield make
@@ -94,6 +97,19 @@ def test_a_package_with_a_config_module(project: Callable[..., Project]) -> None
     assert second == "True\nsent\n"
 
 
+def test_a_package_with_imports_and_periodic_tasks(project: Callable[..., Project]) -> None:
+    wedo = project("wedo")
+
+    with wedo.start("amqtask -A wedo worker -B --loglevel=INFO") as worker:
+        worker.await_log("this is celery peroid task")
+        task_id = wedo.run("amqtask -A wedo call wedo.tasks.add -a '[2, 3]'").strip()
+        eventually(lambda: wedo.run(f"amqtask -A wedo result {task_id}").strip() == "5")
+
+    listed = wedo.run("amqtask -A wedo beat --list")
+    assert "to_string" in listed
+    assert "add on Mondays" in listed
+
+
 LONG = (
     "amqtask worker --without-gossip --without-mingle --heartbeat-interval 60 -A tasks.cma.task -c 5 -E -Q cma_queue "
     "-l info -n cma.{} -Ofair"
@@ -134,12 +150,14 @@ def test_service_files_have_the_long_line(project: Callable[..., Project]) -> No
 
 @pytest.mark.parametrize(
     "line",
-    ["amqtask -A proj worker -l info", "python -m proj.amqtask worker -l info"],
+    ["amqtask -A proj worker -B -l info", "python -m proj.amqtask worker -B -l info"],
 )
 def test_a_package_with_a_schedule(project: Callable[..., Project], line: str) -> None:
     proj = project("proj")
 
     with proj.start(line) as worker:
+        worker.await_log("Task proj.tasks.add[")
+        worker.await_log(": 32")
         assert proj.run("python call.py") == "5\n"
         assert worker.stop() == 0
 
@@ -208,15 +226,14 @@ def test_a_flask_app_that_keeps_in_step_with_a_chain(project: Callable[..., Proj
 
     with (
         wallet.start(f"python chain.py {node.rpartition(':')[2]}", ready="node at"),
-        wallet.start("flask --app wallet amqtask worker -l info"),
+        wallet.start("flask --app wallet amqtask worker -B -l info"),
         wallet.start(f"flask --app wallet run -p {web.rpartition(':')[2]}", ready="Running on"),
     ):
         http("POST", f"{node}/transfers", [{"to": "alice", "amount": 5}, {"to": "bob", "amount": 1}])
         http("POST", f"{node}/transfers", [{"to": "alice", "amount": 2}])
-        task_id = http("POST", f"{web}/sync")["task"]
         eventually(lambda: balance("alice") == (7, 2))
         assert balance("bob") == (1, 2)
-        assert wallet.run(f"flask --app wallet amqtask result {task_id}").strip() == "2"
         http("POST", f"{node}/transfers", [{"to": "bob", "amount": 10}])
-        http("POST", f"{web}/sync")
         eventually(lambda: balance("bob") == (11, 3))
+        task_id = http("POST", f"{web}/sync")["task"]
+        eventually(lambda: wallet.run(f"flask --app wallet amqtask result {task_id}").strip() == "0")

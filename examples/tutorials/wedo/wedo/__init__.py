@@ -1,0 +1,4 @@
+from amqtask import AmqTask
+
+app = AmqTask("wedo")
+app.config_from_object("wedo.config")
