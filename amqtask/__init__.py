@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from amqtask.shared import shared_task
     from amqtask.signatures import Signature
     from amqtask.stamping import StampingVisitor
-    from amqtask.task import Task
+    from amqtask.task import Task, current_task
+    from amqtask.utils import uuid
 
 _WHERE = {
     "AmqTask": "app",
@@ -46,11 +47,13 @@ _WHERE = {
     "control_command": "commands",
     "crontab": "schedules",
     "current_app": "current",
+    "current_task": "task",
     "group": "canvas",
     "inspect_command": "commands",
     "maybe_signature": "canvas",
     "shared_task": "shared",
     "signature": "canvas",
+    "uuid": "utils",
     "xmap": "canvas",
     "xstarmap": "canvas",
 }
@@ -80,11 +83,13 @@ __all__ = [
     "control_command",
     "crontab",
     "current_app",
+    "current_task",
     "group",
     "inspect_command",
     "maybe_signature",
     "shared_task",
     "signature",
+    "uuid",
     "xmap",
     "xstarmap",
 ]

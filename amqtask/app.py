@@ -25,7 +25,8 @@ from amqtask.result_sets import GroupResult, ResultSet
 from amqtask.serialization import content_types
 from amqtask.settings import Settings
 from amqtask.signatures import Signature
-from amqtask.task import AsyncTask, Task, make_task
+from amqtask.task import AsyncTask, make_task
+from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:
     from amqtask.execution.plan import Around
@@ -54,7 +55,7 @@ class AmqTask(Calling):
         config_source: Any = None,
         namespace: str | None = None,
         set_as_current: bool = True,
-        task_cls: type[Task[..., Any]] | None = None,
+        task_cls: type[TaskBase[..., Any]] | None = None,
         strict_typing: bool = True,
         **settings: Any,
     ) -> None:
@@ -67,7 +68,7 @@ class AmqTask(Calling):
         self.on_configure = signals.Signal("on_configure")
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
         self.on_after_finalize = signals.Signal("on_after_finalize")
-        self._task_class: type[Task[..., Any]] = task_cls or Task
+        self._task_class: type[TaskBase[..., Any]] = task_cls or TaskBase
         self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
         self._new_periodic: list[tuple[str, bool, dict[str, Any]]] = []
         if config_source is not None:
@@ -116,13 +117,15 @@ class AmqTask(Calling):
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    def task(self, function: Callable[P, R], /) -> TaskBase[P, R]: ...
     @overload
     def task(
         self, /, *, bind: Literal[True], **options: Any
-    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], TaskBase[P, R]]: ...
     @overload
-    def task(self, /, *, bind: Literal[False] = False, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(
+        self, /, *, bind: Literal[False] = False, **options: Any
+    ) -> Callable[[Callable[P, R]], TaskBase[P, R]]: ...
     def task(self, function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
         """Make a function a task: `@app.task` or `@app.task(name=…, bind=True, max_retries=5, …)`.
 
@@ -137,7 +140,7 @@ class AmqTask(Calling):
         function: Callable[..., Any],
         *,
         name: str | None = None,
-        base: type[Task[..., Any]] | None = None,
+        base: type[TaskBase[..., Any]] | None = None,
         bind: bool = False,
         shared: bool = True,
         lazy: bool = True,
@@ -147,12 +150,12 @@ class AmqTask(Calling):
         pydantic_context: dict[str, Any] | None = None,
         pydantic_dump_kwargs: dict[str, Any] | None = None,
         **options: Any,
-    ) -> Task[..., Any]:
+    ) -> TaskBase[..., Any]:
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
         if task_name in self.tasks:
             return self.tasks[task_name]
         wanted = base or self._task_class
-        if base is None and wanted is Task and inspect.iscoroutinefunction(function):
+        if base is None and wanted is TaskBase and inspect.iscoroutinefunction(function):
             wanted = AsyncTask
         made = make_task(
             filter(function) if filter else function,
@@ -167,7 +170,7 @@ class AmqTask(Calling):
             },
             options=options,
         )
-        registered: Task[..., Any] = self.register_task(made)
+        registered: TaskBase[..., Any] = self.register_task(made)
         return registered
 
     def register_task(self, task: Any, **options: Any) -> Any:
@@ -269,6 +272,15 @@ class AmqTask(Calling):
             found[key] = entry
 
     # -- for workers and results
+
+    @property
+    def Task(self) -> type[TaskBase[..., Any]]:
+        """The class of tasks that name no `base=`, for `class Mine(app.Task)`; `app.Task = Mine` makes it another one."""
+        return self._task_class
+
+    @Task.setter
+    def Task(self, task_class: type[TaskBase[..., Any]]) -> None:
+        self._task_class = task_class
 
     # For `app.GroupResult.restore(id)`, as in Celery.
     GroupResult = GroupResult

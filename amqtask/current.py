@@ -20,13 +20,29 @@ _shared: list[Callable[[Any], Any]] = []
 _apps: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def current_app() -> AmqTask:
-    """The app of this context, else the one made last with `set_as_current`. Raises: AppNotFound."""
-    app = _here.get() or (_default[-1] if _default else None)
-    if app is None:
-        raise AppNotFound("there is no application yet: make one with AmqTask(…) before a shared task is used")
-    found: AmqTask = app
-    return found
+class CurrentApp:
+    """The app of this context, else the one made last with `set_as_current`: `current_app()`, or `current_app.conf` and the like.
+
+    Raises: AppNotFound when there is none.
+    """
+
+    def __call__(self) -> AmqTask:
+        """The app itself."""
+        app = find_current_app()
+        if app is None:
+            raise AppNotFound("there is no application yet: make one with AmqTask(…) before a shared task is used")
+        return app
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self(), name)
+
+    def __repr__(self) -> str:
+        return f"<current_app: {find_current_app()!r}>"
+
+
+current_app = CurrentApp()
 
 
 def find_current_app() -> AmqTask | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from amqtask.calls import Calls
 from amqtask.exceptions import ConfigurationError
@@ -115,7 +116,7 @@ class Parts:
     def _broker_urls(self) -> str | Sequence[str] | None:
         # Celery's variable wins over the application, as it does there; ours is for an application that names no broker.
         told = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
-        return told or os.environ.get("AMQTASK_BROKER_URL")
+        return told or _url_of_parts(self.conf) or os.environ.get("AMQTASK_BROKER_URL")
 
     @cached_property
     def broker_addresses(self) -> tuple[BrokerAddress, ...]:
@@ -433,6 +434,15 @@ class Parts:
             if made is not None:
                 made.close()
         self._opened_backend = None
+
+
+def _url_of_parts(conf: Settings) -> str | None:
+    """The broker's URL from Celery 2's settings, BROKER_HOST and the like."""
+    if not any(conf.is_set(f"broker_{part}") for part in ("host", "port", "user", "password", "vhost", "transport")):
+        return None
+    user, password = (quote(told or "guest", safe="") for told in (conf.broker_user, conf.broker_password))
+    place = f"{conf.broker_host or 'localhost'}:{conf.broker_port or 5672}"
+    return f"{conf.broker_transport or 'amqp'}://{user}:{password}@{place}/{quote(conf.broker_vhost or '/', safe='')}"
 
 
 def _route_list(routes: Any) -> list[Any]:

@@ -457,6 +457,26 @@ def _annotations(found: Any, name: str) -> dict[str, Any]:
     return merged
 
 
+class CurrentTask:
+    """The task that runs here: `current_task.request.id`, `current_task.update_state(…)`; false where none runs."""
+
+    def __bool__(self) -> bool:
+        return current_context() is not None
+
+    def __getattr__(self, name: str) -> Any:
+        context = current_context()
+        if context is None or context.task is None or name.startswith("__"):
+            raise AttributeError(f"no task runs here, so current_task has no {name!r}")
+        return getattr(current_app().tasks[context.task], name)
+
+    def __repr__(self) -> str:
+        context = current_context()
+        return f"<current_task: {context.task if context is not None else None}>"
+
+
+current_task = CurrentTask()
+
+
 def _by_name(name: str) -> Any:
     return current_app().tasks[name]
 

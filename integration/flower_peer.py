@@ -48,6 +48,7 @@ class Flower:
 
     def __enter__(self) -> Flower:
         options = ["flower", f"--port={self._port}", "--address=127.0.0.1", "--inspect_timeout=2000"]
+        options += [f"--broker={url}" for name, url in self._environment.items() if name == "AMQTASK_BROKER_URL"]
         environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'pools'}",

@@ -46,16 +46,31 @@ MISSING = (
 def command(settings: Globals, arguments: tuple[str, ...]) -> None:
     """Start Flower, the web monitor: `amqtask -A tasks flower --port=5555`.
 
-    All options are Flower's own: https://flower.readthedocs.io/en/latest/config.html
+    All options are Flower's own, and --broker URL as Flower 0.9 had it: https://flower.readthedocs.io/en/latest/config.html
     """
     for package in ("flower", "celery"):
         if importlib.util.find_spec(package) is None:
             raise click.ClickException(MISSING)
+    settings.broker, arguments = broker_of(arguments, settings.broker)
     app = settings.load()
     if app.memory_broker is not None:
         raise click.ClickException("Flower needs RabbitMQ; memory:// lives inside each process")
     quiet = ["--quiet"] if settings.quiet else []
     celery_app(app).start([*quiet, "flower", *arguments])
+
+
+def broker_of(arguments: tuple[str, ...], told: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The URL that --broker says among Flower's options (else `told`), and the options without it."""
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("-b", "--broker"):
+            told = next(words, told)
+        elif word.startswith("--broker="):
+            told = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return told, tuple(rest)
 
 
 def celery_app(app: AmqTask) -> Any:

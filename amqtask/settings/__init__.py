@@ -133,6 +133,19 @@ class Settings(MutableMapping[str, Any]):
             return values.setdefault(found, copy.copy(setting.default))
         return setting.default
 
+    def update(self, *others: Any, **settings: Any) -> None:
+        """Set several. Of a whole configuration such as Flask's `app.config` the entries that are none of ours are left out.
+
+        Raises: SettingUnknown for a name that looks like a setting, or is not in capitals.
+        """
+        for other in others:
+            for name, value in dict(other).items():
+                if name.isupper() and _wanted(name, None) is None:
+                    continue
+                self[name] = value
+        for name, value in settings.items():
+            self[name] = value
+
     def is_set(self, name: str) -> bool:
         """Whether a value was given, by whatever spelling."""
         self._load()

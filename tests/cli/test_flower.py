@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
-from amqtask.cli.flower import celery_settings
+from amqtask.cli.flower import broker_of, celery_settings
 from amqtask.cli.main import run
 
 
@@ -56,3 +56,12 @@ def test_flower_is_told_how_to_speak_tls() -> None:
         "cert_reqs": ssl.CERT_REQUIRED,
         "server_hostname": "rabbit",
     }
+
+
+@pytest.mark.parametrize("words", [("--broker=amqp://b//",), ("--broker", "amqp://b//"), ("-b", "amqp://b//")])
+def test_the_broker_may_stand_among_flowers_options(words: tuple[str, ...]) -> None:
+    assert broker_of(("--port=1", *words, "--broker-api=http://m"), None) == (
+        "amqp://b//",
+        ("--port=1", "--broker-api=http://m"),
+    )
+    assert broker_of(("--port=1",), "amqp://a//") == ("amqp://a//", ("--port=1",))

@@ -237,6 +237,35 @@ def test_the_pattern_of_flasks_documentation(monkeypatch: pytest.MonkeyPatch) ->
     assert client.get(f"/result/{task_id}").json == {"ready": True, "successful": True, "value": 65}
 
 
+def make_celery(app: Flask) -> Application:
+    """The older pattern, of Flask 1's documentation and most tutorials."""
+    celery = Application(
+        app.import_name, backend=app.config["CELERY_RESULT_BACKEND"], broker=app.config["CELERY_BROKER_URL"]
+    )
+    celery.conf.update(app.config)
+
+    class ContextTask(celery.Task):  # type: ignore[misc, name-defined]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+    celery.Task = ContextTask
+    return celery
+
+
+def test_the_pattern_of_older_tutorials() -> None:
+    flask_app = Flask("shop")
+    flask_app.config.update(CELERY_BROKER_URL="memory://", CELERY_RESULT_BACKEND="cache+memory://", SECRET_KEY="x")
+    celery = make_celery(flask_app)
+
+    @celery.task()
+    def whose() -> str:
+        return current_app.name
+
+    with start_worker(celery):
+        assert whose.delay().get(timeout=5) == "shop"
+
+
 # -- the command line
 
 FACTORY = """
