@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -43,9 +44,9 @@ class Site:
 
         return Group.objects
 
-    def worker(self, pool: str, concurrency: int = 2, **environment: str) -> WorkerProcess:
+    def worker(self, pool: str, *options: str, concurrency: int = 2, **environment: str) -> WorkerProcess:
         return WorkerProcess(
-            "integration.apps.django_site.celery", "-P", pool, "-c", str(concurrency),
+            "integration.apps.django_site.celery", "-P", pool, "-c", str(concurrency), *options,
             environment={**self.environment, **environment},
         )  # fmt: skip
 
@@ -142,6 +143,38 @@ def test_each_process_has_connections_of_its_own_and_keeps_them_as_long_as_the_s
     sessions = [session for each in by_process.values() for session in each]
     assert len(by_process) == 2
     assert len(sessions) == len(set(sessions)) == 2
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_connections_may_come_from_a_pool(site: Site, pool: str) -> None:
+    with site.worker(pool, concurrency=4, SITE_POOL="yes"):
+        found = [call.get(timeout=30) for call in [site.call("session") for _ in range(40)]]
+        numbers = [call.get(timeout=30) for call in [site.call("order_async", unique()) for _ in range(10)]]
+
+    processes: dict[int, set[int]] = {}
+    for process, session in found:
+        processes.setdefault(process, set()).add(session)
+    assert all(len(sessions) <= 2 for sessions in processes.values())
+    assert len(set(numbers)) == 10
+
+
+def test_a_worker_may_be_beat_too(site: Site) -> None:
+    from amqtask.contrib.django.models import IntervalSchedule, PeriodicTask
+
+    every, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
+    with site.worker("prefork", "-B", "--scheduler", "django"):
+        made = PeriodicTask.objects.create(
+            name="orders",
+            task=f"{SHOP}.order",
+            kwargs=json.dumps({"name": "by the worker"}),
+            interval=every,
+            one_off=True,
+        )
+        eventually(lambda: site.orders.filter(name="by the worker").exists())
+        eventually(lambda: not PeriodicTask.objects.get(pk=made.pk).enabled)
+
+    row = site.results.get(periodic_task_name="orders")
+    assert row.status == "SUCCESS"
 
 
 def test_a_database_that_closes_its_connections_costs_no_task(site: Site, postgres_server: Postgres) -> None:

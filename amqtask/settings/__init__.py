@@ -28,7 +28,8 @@ _OLD.update(
         "CELERY_DISABLE_RATE_LIMITS": "worker_disable_rate_limits",
     }
 )
-_NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file"}) | frozenset(
+# db_reuse_max: Celery's workers count tasks per database connection of Django's; here CONN_MAX_AGE decides, as in requests.
+_NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file", "db_reuse_max"}) | frozenset(
     f"{program}_{name}"
     for program in ("worker", "beat", "events")
     for name in ("logfile", "pidfile", "uid", "gid", "umask", "executable")

@@ -31,7 +31,12 @@ SECRET_KEY = "for tests only"
 USE_TZ = True
 TIME_ZONE = "Europe/Berlin"
 DATABASES = {
-    "default": {**database(os.environ.get("SITE_DATABASE")), "CONN_MAX_AGE": int(os.environ.get("SITE_AGE", "0"))}
+    "default": {
+        **database(os.environ.get("SITE_DATABASE")),
+        "CONN_MAX_AGE": int(os.environ.get("SITE_AGE", "0")),
+        # A connection pool for each process, or none.
+        "OPTIONS": {"pool": {"min_size": 1, "max_size": 2}} if os.environ.get("SITE_POOL") else {},
+    }
 }
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
