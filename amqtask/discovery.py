@@ -42,6 +42,11 @@ def _load_applications() -> None:
         importlib.import_module("django").setup()
 
 
+def django_time_zone() -> str | None:
+    """TIME_ZONE of a Django project's settings, else None."""
+    return str(importlib.import_module("django.conf").settings.TIME_ZONE) if uses_django() else None
+
+
 def django_apps() -> list[str]:
     """Django's applications, when this is a Django project."""
     if not uses_django() and "django.apps" not in sys.modules:

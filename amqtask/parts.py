@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from amqtask.calls import Calls
+from amqtask.discovery import django_time_zone
 from amqtask.exceptions import ConfigurationError
 from amqtask.queues import configured, default_exchange
 from amqtask.registry import TaskRegistry
@@ -157,8 +158,12 @@ class Parts:
 
     @property
     def timezone(self) -> tzinfo:
-        """The time zone of schedules: `timezone`, else UTC. Raises: ConfigurationError for one that is not known."""
-        found: tzinfo = importlib.import_module("amqtask.schedules").zone_named(self.conf.timezone or "UTC")
+        """The time zone of schedules: `timezone`, else Django's TIME_ZONE in its projects, else UTC.
+
+        Raises: ConfigurationError for one that is not known.
+        """
+        name = self.conf.timezone or django_time_zone() or "UTC"
+        found: tzinfo = importlib.import_module("amqtask.schedules").zone_named(name)
         return found
 
     def now(self) -> datetime:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -158,3 +160,43 @@ def test_what_cannot_start_says_why(broker_url: str, tmp_path: Path) -> None:
     code, output = run_cli("-A", APP, "-b", broker_url.replace("guest:guest", "guest:wrong"), "beat", "-S", "memory")
     assert code == 1
     assert "refused" in output
+
+
+def test_beat_answers_ping_and_nothing_else(broker_url: str, tmp_path: Path) -> None:
+    environment = {"AMQTASK_BROKER_URL": broker_url, "BEATS_FILE": str(tmp_path / "runs")}
+    arguments = ("-S", "memory", "--enable-remote-control", "-n", "beat1@here")
+    with BeatProcess(APP, *arguments, environment=environment) as beat:
+        eventually(lambda: run_cli("-A", APP, "inspect", "ping", "-d", "beat1@here", environment=environment)[0] == 0)
+        code, output = run_cli("-A", APP, "inspect", "active", "-d", "beat1@here", "-t", "1", environment=environment)
+        assert code == 69, output
+        with BeatProcess(APP, *arguments, environment=environment) as second:
+            second.await_log("another beat of that name")
+            assert second.stop() == 0
+        assert beat.stop() == 0
+
+
+def test_beat_runs_in_the_background_with_its_pid_file(broker_url: str, tmp_path: Path) -> None:
+    pidfile, logfile = tmp_path / "beat.pid", tmp_path / "beat.log"
+    environment = {"AMQTASK_BROKER_URL": broker_url, "BEATS_FILE": str(tmp_path / "runs")}
+    arguments = (
+        "beat",
+        "-D",
+        "--pidfile",
+        str(pidfile),
+        "-f",
+        str(logfile),
+        "-l",
+        "info",
+        "-s",
+        str(tmp_path / "last"),
+    )
+    code, output = run_cli("-A", APP, *arguments, environment=environment)
+    assert code == 0, output
+    eventually(lambda: logfile.exists() and "beat: leading" in logfile.read_text())
+    pid = int(pidfile.read_text())
+    code, output = run_cli("-A", APP, *arguments, environment=environment)
+    assert code == 2
+    assert str(pid) in output
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not pidfile.exists())
+    assert "Shutting down" in logfile.read_text()

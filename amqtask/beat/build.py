@@ -14,10 +14,12 @@ from amqtask.beat.clerk import Clerk
 from amqtask.beat.contract import StoreOptions
 from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
+from amqtask.beat.pinged import Pinged
 from amqtask.beat.process import BeatProcess
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.sender import AppSender
 from amqtask.beat.service import Beat
+from amqtask.serialization import content_types
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
@@ -47,7 +49,23 @@ def build_beat(app: AmqTask, options: BeatOptions) -> BeatProcess:
     def make(on_failed: Callable[[Exception], None]) -> Beat:
         return _beat(app, options, loop, name, on_failed=on_failed, on_start=_tell_started)
 
-    return BeatProcess(loop, loop, make)
+    return BeatProcess(loop, loop, make, _pinged(app, options, loop))
+
+
+def _pinged(app: AmqTask, options: BeatOptions, loop: Any) -> Pinged | None:
+    asked = options.remote_control
+    if not (app.conf.beat_enable_remote_control if asked is None else asked) or app.memory_broker is not None:
+        return None
+    nodename = options.hostname or f"celerybeat@{socket.gethostname()}"
+    return Pinged(
+        nodename,
+        loop=loop,
+        make_transport=lambda: _transport(
+            app, loop, f"{nodename} control", heartbeat=app.conf.broker_heartbeat, no_ack=True
+        ),
+        accept=content_types(app.conf.accept_content),
+        prefix=app.conf.control_exchange,
+    )
 
 
 def embedded_beat(app: AmqTask, options: BeatOptions, loop: Any, hostname: str) -> Beat:
@@ -112,7 +130,7 @@ def _beat(
 
 
 def _transport(
-    app: AmqTask, loop: Any, client_name: str
+    app: AmqTask, loop: Any, client_name: str, *, heartbeat: int | None = HEARTBEAT_SECONDS, no_ack: bool = False
 ) -> tuple[Callable[[ConsumerListener], Consumer], LoopPublisher]:
     if app.memory_broker is not None:
         broker = app.memory_broker
@@ -121,12 +139,10 @@ def _transport(
         made: LoopPublisher = publishers.MemoryLoopPublisher(broker, loop, on_warning=logger.warning)
         return lambda listener: consumers.MemoryConsumer(broker, loop, listener), made
     timeout = app.conf.broker_connection_timeout
-    shared = SharedConnection(
-        app.write_addresses, loop, heartbeat=HEARTBEAT_SECONDS, connect_timeout=timeout, name=client_name
-    )
+    shared = SharedConnection(app.write_addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=client_name)
 
     def make_consumer(listener: ConsumerListener) -> Consumer:
-        return PikaConsumer((), loop, listener, shared=shared)
+        return PikaConsumer((), loop, listener, shared=shared, no_ack=no_ack)
 
     publisher = PikaLoopPublisher((), loop, on_warning=lambda text: logger.warning("%s", text), shared=shared)
     return make_consumer, publisher

@@ -13,7 +13,8 @@ unanswered. That one leads. When its connection ends, for whatever reason, the b
 * A beat that dies after publishing and before storing the state has its last due times published once more by its
   successor, under the same task ids.
 * Every beat adds a state of its own when it comes (a *seed*: what it knows, usually nothing), so that there is one on the
-  first start of all, and after somebody deleted the queue. Merging makes it harmless.
+  first start of all, and after somebody deleted the queue. Merging makes it harmless, and tells a new leader of the
+  queue's second life what the old one knew.
 * A held message must not grow old: RabbitMQ ends consumers that keep one for long (consumer_timeout, 30 minutes), and counts
   deliveries. Every state is a new message, and there is a new one each minute at the least.
 """
@@ -26,6 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.entities import Queue, arguments
+from amqtask.exceptions import PublishTimeout
 from amqtask.message import Message, Properties
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ logger = logging.getLogger("amqtask.beat")
 PREFETCH = 100
 # States that were left together come together; so long (seconds) the first waits for the others.
 SETTLE_SECONDS = 0.05
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 0.3
 # RabbitMQ 4 gives every quorum queue a delivery limit of 20; each change of leaders is a delivery. (-1 is refused by 3.x.)
 NO_LIMIT = 1_000_000
 
@@ -144,7 +146,13 @@ class Leadership:
         self._publisher.publish(Message(state, properties, "", self._queue.name, (self._queue,)), on_done)
 
     def _plant(self) -> None:
-        self._publish(self._seed(), lambda error: None)
+        def confirmed(error: PublishError | None) -> None:
+            # A queue that is just being deleted refuses. (After a lost connection the next one brings another seed.)
+            if error is not None and not isinstance(error, PublishTimeout) and not self._is_stopped:
+                logger.debug("beat: a seed was not stored, trying again: %s", error)
+                self._loop.call_later(RETRY_SECONDS, self._plant)
+
+        self._publish(self._seed(), confirmed)
 
     # -- what the consumer tells
 

@@ -12,3 +12,6 @@ class BeatOptions:
     schedule: str | None = None
     scheduler: str | None = None
     max_interval: float | None = None
+    # The node name for `inspect ping`, and whether to answer it; None: as beat_enable_remote_control says.
+    hostname: str | None = None
+    remote_control: bool | None = None

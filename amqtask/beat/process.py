@@ -23,13 +23,28 @@ class RunnableLoop(Protocol):
 
     def stop(self) -> None: ...
 
+    def close(self) -> None: ...
+
+
+class Service(Protocol):
+    """What else lives on the loop."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
 
 class BeatProcess:
     """Runs one beat until TERM, INT or QUIT, or until it cannot go on. A second signal ends it on the spot."""
 
     def __init__(
-        self, loop: Loop, runner: RunnableLoop, make_beat: Callable[[Callable[[Exception], None]], Beat]
+        self,
+        loop: Loop,
+        runner: RunnableLoop,
+        make_beat: Callable[[Callable[[Exception], None]], Beat],
+        companion: Service | None = None,
     ) -> None:
+        self._companion = companion
         self._loop = loop
         self._runner = runner
         self.beat = make_beat(self._fail)
@@ -43,9 +58,12 @@ class BeatProcess:
             self._handlers.install()
         try:
             self.beat.start()
+            if self._companion is not None:
+                self._companion.start()
             self._runner.run()
         finally:
             self._handlers.restore()
+            self._runner.close()
         return self.exit_code
 
     def stop(self) -> None:
@@ -57,6 +75,8 @@ class BeatProcess:
             self._runner.stop()
             return
         self._is_ending = True
+        if self._companion is not None:
+            self._companion.stop()
         self.beat.stop(self._runner.stop)
         self._loop.call_later(STOP_SECONDS, self._runner.stop)
 

@@ -87,6 +87,14 @@ class Scheduler:
         }
         self._plan_all()
 
+    def learn(self, states: Iterable[Mapping[str, Position]]) -> None:
+        """Others know these too: an entry that never ran here may have run there."""
+        known = merged([self._positions, *states])
+        for name, position in self._positions.items():
+            if known[name] != position and not position.has_run:
+                self._positions[name] = known[name]
+                self._plan(name)
+
     def update(self, entries: Iterable[Entry], now: datetime) -> bool:
         """These are the entries from now on; whether positions changed. One that is new or enabled again begins now, and
         so does one whose times of day were changed; an interval goes on from its last due time."""

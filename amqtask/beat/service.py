@@ -31,6 +31,8 @@ logger = logging.getLogger("amqtask.beat")
 
 # The state is stored anew at least this often: see leader.py.
 REFRESH_SECONDS = 60.0
+# What a beat stored so long ago it does not tell to others any more.
+KNOWN_SECONDS = 300.0
 # The longest sleep, so that a clock that was set is noticed.
 LONGEST_SLEEP = 5.0
 
@@ -174,19 +176,22 @@ class Beat:
     # -- leading
 
     def _known(self) -> bytes:
-        return self._saved
+        """What this beat can tell those who have lost the state; what is old is known better elsewhere."""
+        is_fresh = self._saved_at is not None and self._now() - self._saved_at < timedelta(seconds=KNOWN_SECONDS)
+        return self._saved if is_fresh else encode({})
 
     def on_leading(self, states: Sequence[bytes]) -> None:
         """The broker has given us the state: go on from there."""
         self._term += 1
         self.is_busy = False
-        self.scheduler.resume(_read(states), self._now())
+        self.scheduler.resume(_read([*states, self._known()]), self._now())
         self._is_dirty = True
         logger.info("beat: leading; %d entries", len(self.scheduler.entries))
         self._tick()
 
     def on_states(self, states: Sequence[bytes]) -> None:
-        """Another beat came, or the queue was made anew: nobody knows more than the leader, but it must answer."""
+        """Another beat came, or the queue was made anew, and the one that led before says where it was."""
+        self.scheduler.learn(_read(states))
         self._is_dirty = True
         self._tick()
 

@@ -58,10 +58,13 @@ class Duration(ParamType):
     help="Seconds between looks at the schedule, at most.",
 )
 @click.option(
-    "--enable-remote-control/--no-enable-remote-control", default=None, hidden=True, help="Accepted for Celery's sake."
+    "--enable-remote-control/--no-enable-remote-control",
+    "remote_control",
+    default=None,
+    help="Answer `inspect ping` [beat_enable_remote_control].",
 )
 @click.option("--relay", is_flag=True, help="Publish what waits in the outbox, too (see `amqtask relay`).")
-@click.option("-n", "--hostname", metavar="NAME", help="Node name, for %-fields in file names.")
+@click.option("-n", "--hostname", metavar="NAME", help="Node name for `inspect ping` and file names.")
 @click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="WARNING", show_default=True)
 @click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
 @click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname).")
@@ -74,14 +77,20 @@ class Duration(ParamType):
 def command(settings: Globals, /, **given: Any) -> int:
     """Send periodic tasks: `amqtask -A tasks beat -l info`. Any number may run; one of them sends, the others wait."""
     app = settings.load(given["told_app"])
-    options = BeatOptions(schedule=given["schedule"], scheduler=given["scheduler"], max_interval=given["max_interval"])
+    node = node_name(given["hostname"] or "celerybeat@%h")
+    options = BeatOptions(
+        schedule=given["schedule"],
+        scheduler=given["scheduler"],
+        max_interval=given["max_interval"],
+        hostname=node,
+        remote_control=given["remote_control"],
+    )
     if given["lists"]:
         _list(app, options, as_json=given["as_json"])
         return 0
     if given["dry_run"] is not None:
         _show_what_would_be_sent(app, options, given["dry_run"], as_json=given["as_json"])
         return 0
-    node = node_name(given["hostname"] or "celerybeat@%h")
     logfile, pidfile = (expand(given[key], node) if given[key] else None for key in ("logfile", "pidfile"))
     daemon.become(
         pidfile=pidfile, in_background=given["detach"], uid=given["uid"], gid=given["gid"], umask=given["umask"]

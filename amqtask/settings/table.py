@@ -40,7 +40,13 @@ SETTINGS: tuple[Setting, ...] = (
         "CELERYBEAT_CRON_STARTING_DEADLINE",
         "Seconds after which a crontab entry that is overdue is left out; None: never.",
     ),
-    Setting("beat_enable_remote_control", False, "bool", "CELERYBEAT_ENABLE_REMOTE_CONTROL", ""),
+    Setting(
+        "beat_enable_remote_control",
+        False,
+        "bool",
+        "CELERYBEAT_ENABLE_REMOTE_CONTROL",
+        "Beat answers `inspect ping`, as celerybeat@host.",
+    ),
     Setting(
         "beat_leader_queue",
         None,

@@ -101,6 +101,14 @@ def test_the_furthest_of_all_states_counts_and_so_does_what_the_store_remembers(
     assert made.next_at == after(70)
 
 
+def test_an_entry_that_never_ran_here_learns_where_it_ran_and_one_that_did_does_not() -> None:
+    made = scheduler(entry(10), entry(10, "ran"))
+    made.advance(made.take(after(10))[0])
+    made.learn([{"tick": Position(after(9), 4, True), "ran": Position(after(20), 4, True), "other": Position(START)}])
+    assert made.positions == {"ran": Position(after(10), 1, True), "tick": Position(after(9), 4, True)}
+    assert made.next_of("tick") == after(19)
+
+
 def test_positions_that_were_not_stored_are_taken_back() -> None:
     made = scheduler(entry(10))
     saved = made.positions

@@ -1,0 +1,1 @@
+"""Periodic tasks by two beats, one of which dies."""
