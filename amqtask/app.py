@@ -308,7 +308,8 @@ class AmqTask(Calling):
             raise BackendNotConfigured("update_state() needs a result backend: set result_backend")
         message = self.backend.message_for(result, context.reply_to, context.correlation_id)
         if message is None:
-            self.backend.store(result)
+            # A state on the way is not worth waiting for a store without end.
+            getattr(self.backend, "store_briefly", self.backend.store)(result)
         elif message.routing_key:
             self.publisher.publish(message)
 

@@ -92,9 +92,8 @@ def _backend_cleanup(app: AmqTask) -> None:
     @app.task(name="celery.backend_cleanup", ignore_result=True, shared=False)
     def backend_cleanup() -> None:
         """Delete expired results, where the store does not do so by itself."""
-        clean = getattr(app.backend, "cleanup", None)
-        if clean is not None:
-            clean()
+        if app.backend is not None:
+            app.backend.cleanup()
 
 
 BUILTINS: tuple[Callable[[AmqTask], None], ...] = (

@@ -141,7 +141,11 @@ class Forwarder:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
+                try:
+                    server = socket.create_connection(self._target)
+                except OSError:
+                    client.close()  # as if nobody listened here
+                    continue
                 with self._lock:
                     self.accepted += 1
                     pair = _Pair(self, client, server)

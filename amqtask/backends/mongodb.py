@@ -53,7 +53,7 @@ class MongoBackend(PollingBackend):
         self._expires = options.expires
         self._codec = Codec(options)
         self._patience = RetryPolicy(seconds=float(given.get("retry_for", 5.0)))
-        self._insistence = options.always_retry or self._patience
+        self._always_retry = options.always_retry
         self._tasks = settings.pop("taskmeta_collection", TASKS)
         self._groups = settings.pop("groupmeta_collection", GROUPS)
         self._uri, self._database, self._place = server_of(options.url, settings)
@@ -72,8 +72,15 @@ class MongoBackend(PollingBackend):
 
     def store(self, result: ResultMessage) -> None:
         """Replace or insert a document. Raises: EncodeError, BackendUnreachable."""
+        self._keep(result, self._always_retry)
+
+    def store_briefly(self, result: ResultMessage) -> None:
+        """The same with the patience of a caller."""
+        self._keep(result, None)
+
+    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         document = self._document(result)
-        self._run(lambda database: self._write(database, document), self._insistence)
+        self._run(lambda database: self._write(database, document), policy)
 
     def _write(self, database: Any, document: Document) -> None:
         query = {"_id": document["_id"], "status": {"$ne": states.SUCCESS}}

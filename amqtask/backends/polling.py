@@ -58,6 +58,10 @@ class PollingBackend:
         """Store it; a stored SUCCESS stays. Raises: EncodeError, BackendUnreachable."""
         raise NotImplementedError
 
+    def store_briefly(self, result: ResultMessage) -> None:
+        """The same, but it gives up after seconds even with `result_backend_always_retry`."""
+        self.store(result)
+
     def forget(self, task_id: str) -> None:
         """Delete it. Raises: BackendUnreachable."""
         raise NotImplementedError

@@ -12,7 +12,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
@@ -83,7 +82,6 @@ class RedisBackend(RedisChords):
         self._result_expires = max(1, int(options.expires)) if options.expires else None
         super().__init__(
             lambda work: self._own()[0].retrying(work),
-            lambda work: self._own()[0].retrying(work, options.always_retry),
             prefix=prefix,
             serializer=options.serializer,
             content_type=self._type,
@@ -107,13 +105,25 @@ class RedisBackend(RedisChords):
 
         Raises: EncodeError, BackendUnreachable.
         """
+        self._keep(result, self._options.always_retry)
+
+    def store_briefly(self, result: ResultMessage) -> None:
+        """The same with the patience of a caller."""
+        self._keep(result, None)
+
+    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         body = encode_result(result, self._options.serializer).body
         key = self._result_key(result.task_id)
         arguments = (body, self._result_expires or 0)
-        known: Any = self._insisting(lambda client: client.eval(STORE, 1, key, *arguments, b""))
-        while known is not None and self._decode(known).status != states.SUCCESS:
+        seen: bytes | None = b""
+        while True:
+            known = self._own()[0].retrying(
+                lambda client: client.eval(STORE, 1, key, *arguments, seen),  # noqa: B023 - called here
+                policy,
+            )
+            if known is None or self._decode(known).status == states.SUCCESS:
+                return
             seen = known
-            known = self._insisting(lambda client: client.eval(STORE, 1, key, *arguments, seen))  # noqa: B023 - called here
 
     # -- the caller's end
 

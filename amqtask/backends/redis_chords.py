@@ -51,8 +51,7 @@ Retrying = Callable[[Callable[[Any], Any]], Any]
 
 
 class RedisChords:
-    """See amqtask.execution.contract.ChordStore; `retrying(work)` calls `work(client)` while the server is away, and so does
-    `insisting` for what must not be lost, as long as `result_backend_always_retry` wants it.
+    """See amqtask.execution.contract.ChordStore; `retrying(work)` calls `work(client)` while the server is away.
 
     `expires` is seconds or None; `is_tagged` is for a cluster.
     """
@@ -60,7 +59,6 @@ class RedisChords:
     def __init__(
         self,
         retrying: Retrying,
-        insisting: Retrying,
         *,
         prefix: str,
         serializer: str,
@@ -72,7 +70,6 @@ class RedisChords:
         is_tagged: bool = False,
     ) -> None:
         self._retrying = retrying
-        self._insisting = insisting
         self._prefix = f"{prefix}celery-taskset-meta-"
         self._serializer = serializer
         self._how = (content_type, content_encoding, accept)
@@ -110,7 +107,7 @@ class RedisChords:
             CLAIM_SECONDS,
             part.task_id,
         ]
-        found = self._insisting(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
+        found = self._retrying(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
         if found is None:
             return None
         parts = [self._read(each) for each in found]
@@ -119,7 +116,7 @@ class RedisChords:
     def add_to_chord(self, group_id: str, task_id: str) -> None:
         """One more member. Raises: BackendUnreachable."""
         keys = [self._key(group_id, ".a"), self._key(group_id, ".t")]
-        self._insisting(lambda client: client.eval(ADD_MEMBER, 2, *keys, task_id, self._expires))
+        self._retrying(lambda client: client.eval(ADD_MEMBER, 2, *keys, task_id, self._expires))
 
     def end_chord(self, group_id: str) -> None:
         """The body has run: delete the parts. Raises: BackendUnreachable."""

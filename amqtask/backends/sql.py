@@ -21,7 +21,7 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
-from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
 from amqtask.protocol.result import ResultMessage
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ _CONNECT_TIMEOUT = frozenset({"psycopg", "psycopg2", "mysqldb", "pymysql"})
 ENGINE_OPTIONS = {"pool_pre_ping": True, "pool_recycle": 3600}
 # Ids per SELECT: databases limit the number of parameters.
 AT_ONCE = 500
+# How each pickle of protocol 2 and later begins.
+_PICKLED = b"\x80"
 _EXTENDED = ("name", "worker", "retries", "queue")
 _GONE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
 
@@ -71,8 +73,15 @@ class SqlBackend(PollingBackend):
 
     def store(self, result: ResultMessage) -> None:
         """One UPDATE, and an INSERT if there is no such row. Raises: EncodeError, BackendUnreachable."""
+        self._keep(result, self._options.always_retry)
+
+    def store_briefly(self, result: ResultMessage) -> None:
+        """The same with the patience of a caller."""
+        self._keep(result, None)
+
+    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         row = self._row(result)
-        self._run(lambda engine: self._write(engine, row), self._options.always_retry or self._patience)
+        self._run(lambda engine: self._write(engine, row), policy)
 
     def _write(self, own: _Engine, row: Mapping[str, Any]) -> None:
         table = self._tables.tasks
@@ -146,7 +155,12 @@ class SqlBackend(PollingBackend):
                 stamps = codec.read(row["stamps"])
                 result.extra |= {"stamped_headers": stamps["stamped_headers"], **stamps["stamps"]}
             return result
-        except MessageError as error:
+        except MessageError:
+            if (row["result"] or b"").startswith(_PICKLED):
+                error = Undecodable(
+                    f"the result of task {row['task_id']} is pickled: by a Celery before 5.7, whatever its result_serializer "
+                    "(with 'pickle' here it would be read, if everybody who can write to this database is trusted)"
+                )
             return unreadable(row["task_id"], error)
 
     def forget(self, task_id: str) -> None:

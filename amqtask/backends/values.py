@@ -37,7 +37,7 @@ class ValueBackend(PollingBackend):
         prefix = key_prefix(given)
         self._task_prefix, self._group_prefix = f"{prefix}celery-task-meta-", f"{prefix}celery-taskset-meta-"
         self._patience = RetryPolicy(seconds=float(given.get("retry_for", 5.0)))
-        self._insistence = options.always_retry or self._patience
+        self._always_retry = options.always_retry
 
     # -- what a store adds
 
@@ -69,12 +69,19 @@ class ValueBackend(PollingBackend):
 
     def store(self, result: ResultMessage) -> None:
         """Write it, unless SUCCESS is there. Raises: EncodeError, BackendUnreachable."""
+        self._keep(result, self._always_retry)
+
+    def store_briefly(self, result: ResultMessage) -> None:
+        """The same with the patience of a caller."""
+        self._keep(result, None)
+
+    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         key, body = self._task_prefix + result.task_id, self._codec.result(result)
 
         def is_success(value: bytes) -> bool:
             return self._codec.read_result(result.task_id, value).status == states.SUCCESS
 
-        self._run(lambda: self.put_unless(key, body, is_success), self._insistence)
+        self._run(lambda: self.put_unless(key, body, is_success), policy)
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
         """What is there. Raises: BackendUnreachable."""

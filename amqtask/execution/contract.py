@@ -110,7 +110,9 @@ class ChordStore(Protocol):
 class ResultStore(Protocol):
     """Where a slot leaves results (amqtask.backends.contract.ResultBackend is one).
 
-    A store whose `store` waits for a server has the attribute `blocks = True`: event loops then call it in a thread.
+    A store whose `store` waits for a server has the attribute `blocks = True`: event loops then call it in a thread. One that
+    may try for ever when its server is away (`result_backend_always_retry`) has `store_briefly` too, which gives up after
+    seconds: for what a worker stores on its I/O loop, and for states on the way.
     """
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:

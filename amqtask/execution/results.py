@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from amqtask.message import Message
 
 logger = logging.getLogger("amqtask.execution")
+Store = Callable[["ResultMessage"], None]
 # The header by which a result tells what periodic task it is of (django_celery_beat/schedulers.py).
 PERIODIC = "periodic_task_name"
 
@@ -33,6 +34,7 @@ class Results:
 
     def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
         self._store = store
+        self._briefly: Store = getattr(store, "store_briefly", store.store)
         self._hostname = hostname
         self._extended = extended
 
@@ -44,7 +46,7 @@ class Results:
         """Worth storing now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
         meta = ResultMessage(request.id, states.STARTED, {"pid": os.getpid(), "hostname": self._hostname})
         try:
-            self._keep(request, meta)
+            self._keep(request, meta, self._briefly)
         except BackendUnreachable as error:
             logger.warning("STARTED of task %s[%s] was not stored: %s", request.task, request.id, error)
 
@@ -52,7 +54,7 @@ class Results:
         """The next run will say more: a store that is away is only worth a warning."""
         meta = self._result(request, states.RETRY, exception_as_dict(cause), context, trace)
         try:
-            return self._keep_or_shorten(request, meta, cause)
+            return self._keep_or_shorten(request, meta, cause, self._briefly)
         except BackendUnreachable as error:
             logger.warning("RETRY of task %s[%s] was not stored: %s", request.task, request.id, error)
             return None
@@ -67,7 +69,7 @@ class Results:
         headers = request.headers
         meta = ResultMessage(request.id, state, exception_as_dict(error), date_done=now_iso())
         meta.group_id, meta.parent_id = headers.get("group"), headers.get("parent_id")
-        return self._keep(request, meta)
+        return self._keep(request, meta, self._briefly)
 
     def never_ran(self, result: ResultMessage, options: Mapping[str, Any]) -> Message | None:
         """The end of a signature that will not be published. Raises: BackendUnreachable."""
@@ -75,7 +77,7 @@ class Results:
         result.group_id = options.get("group_id")
         message = self._store.message_for(result, options.get("reply_to"), result.task_id)
         if message is None:
-            self._store.store(result)
+            self._briefly(result)
         return message
 
     def _result(
@@ -109,19 +111,21 @@ class Results:
                 meta.extra |= {"stamped_headers": names, **{name: stamps.get(name) for name in names}}
         return meta
 
-    def _keep_or_shorten(self, request: Request, meta: ResultMessage, error: BaseException) -> Message | None:
+    def _keep_or_shorten(
+        self, request: Request, meta: ResultMessage, error: BaseException, store: Store | None = None
+    ) -> Message | None:
         try:
-            return self._keep(request, meta)
+            return self._keep(request, meta, store)
         except EncodeError:
             # The serializer refuses what JSON takes, or (result_extended) the arguments: the repr still says it.
             meta.extra = {}
             meta.result = exception_as_dict(Exception(saferepr(error)))
-            return self._keep(request, meta)
+            return self._keep(request, meta, store)
 
-    def _keep(self, request: Request, result: ResultMessage) -> Message | None:
+    def _keep(self, request: Request, result: ResultMessage, store: Store | None = None) -> Message | None:
         message = self._store.message_for(result, request.reply_to, request.correlation_id)
         if message is None:
-            self._store.store(result)
+            (store or self._store.store)(result)
         return message
 
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from amqtask import states
 from amqtask.backends.contract import BackendOptions, ResultBackend
+from amqtask.backends.retrying import RetryPolicy
 from amqtask.backends.sql import SqlBackend, database_url
 from amqtask.exceptions import BackendUnreachable, ConfigurationError
 from amqtask.protocol.result import ResultMessage
@@ -34,6 +35,19 @@ class TestSqlite(BackendSuite):
     def make_unreachable(self) -> ResultBackend | None:
         self.path = self.path.parent / "no such folder" / "results.db"
         return self.with_options(transport_options=(("retry_for", 0.1),))
+
+
+def test_what_is_stored_on_the_io_loop_is_given_up_even_with_always_retry(tmp_path: Path) -> None:
+    store = SqlBackend(
+        BackendOptions(
+            url=f"db+sqlite:///{tmp_path}/no such folder/results.db",
+            always_retry=RetryPolicy(seconds=None),
+            transport_options=(("retry_for", 0.1),),
+        )
+    )
+
+    with pytest.raises(BackendUnreachable):
+        store.store_briefly(ResultMessage("it", states.REVOKED, None))
 
 
 @pytest.fixture
@@ -109,6 +123,7 @@ def test_a_value_that_is_no_result_is_told_to_who_asks_for_it(path: Path) -> Non
 
     assert found is not None
     assert (found.status, found.result["exc_type"]) == (states.FAILURE, "Undecodable")
+    assert "pickled: by a Celery before 5.7" in found.result["exc_message"][0]
     store.close()
 
 

@@ -69,6 +69,29 @@ class KeptStore:
         self.results.append(result)
 
 
+class PatientStore(KeptStore):
+    """One that may try for ever where it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.briefly: list[str] = []
+
+    def store_briefly(self, result: ResultMessage) -> None:
+        self.briefly.append(result.status)
+
+
+def test_only_what_a_slot_has_to_keep_may_wait_for_the_store_without_end() -> None:
+    store = PatientStore()
+    executor = make_executor(PlainTask(lambda: 1, "t", track_started=True), store=store)
+
+    executor.execute(request(1, "t"))
+    executor.revoked(request(2, "t"), "by hand")
+    executor.expired(request(3, "t"))
+
+    assert [result.status for result in store.results] == [states.SUCCESS]
+    assert store.briefly == [states.STARTED, states.REVOKED, states.REVOKED]
+
+
 # -- the task returns
 
 
