@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -91,6 +92,14 @@ class Calling(Parts):
 
     def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
         as_row = importlib.import_module("amqtask.outbox.rows").as_row
+        queue = getattr(self.backend, "reply_queue", None)
+        if queue is not None:
+            messages = [
+                replace(message, declare=(*message.declare, queue))
+                if message.properties.reply_to == queue.name
+                else message
+                for message in messages
+            ]
         return [as_row(message, self.delays) for message in messages]
 
     def _all_settled(self, messages: Sequence[Message], error: BaseException) -> None:
@@ -261,11 +270,20 @@ class Calling(Parts):
         reply_to = ""
         if backend is not None and not _ignores(options, task):
             reply_to = backend.reply_to()
-            backend.prepare(())
+            if self._transaction is None:
+                backend.prepare(())
+            else:
+                self._keep_reading()
         message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
         if signals.before_task_publish:
             tell_composed(message)
         return message
+
+    def _keep_reading(self) -> None:
+        """A call in a transaction needs no broker: its row says which queue of results must exist."""
+        keep_reading = getattr(self.backend, "keep_reading", None)
+        if keep_reading is not None:
+            keep_reading()
 
     def _settled(self, message: Message, error: BaseException | None = None) -> None:
         """The broker has it, or it has not."""
@@ -345,6 +363,11 @@ class Calling(Parts):
         """Have the store of results ready before a call is composed on an event loop, which must not wait for it."""
         if not self.is_finalized:
             self.finalize()
+        if self._transaction is not None:
+            start_reading = getattr(self.backend, "start_reading", None)
+            if start_reading is not None:
+                start_reading()
+            return
         prepare = getattr(self.backend, "aprepare", None)
         if prepare is not None:
             await prepare()

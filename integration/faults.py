@@ -60,12 +60,12 @@ class _Pair:
 
 
 class Forwarder:
-    """Listens on a free port and forwards to the broker of `url`; use it as a context manager."""
+    """Listens on a free port, or that one, and forwards to the broker of `url`; use it as a context manager."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, port: int = 0) -> None:
         split = urlsplit(url)
         self._target = (split.hostname or "127.0.0.1", split.port or 5672)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         login = split.netloc.rpartition("@")[0] or "guest:guest"
         self.url = f"{split.scheme}://{login}@127.0.0.1:{self.port}{split.path}"

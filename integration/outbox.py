@@ -3,9 +3,9 @@
     python -m integration.outbox [django] [sqlalchemy] [--tasks N] [--seed N]
 
 A web process commits N orders and rolls N back on PostgreSQL, each with a call in the same transaction; two relays
-(`amqtask relay`, and `amqtask worker --relay`) publish. Meanwhile the web process, the relays and the broker are killed (SIGKILL)
-again and again, at random moments, and started again. In the end the messages in the queue are compared with the orders in
-the database: what a killed client does not know, the database does.
+(`amqtask relay`, and `amqtask worker --relay`) publish. Meanwhile the web process, the relays, the broker and the database are
+killed (SIGKILL) again and again, at random moments, and started again. In the end the messages in the queue are compared
+with the orders in the database: what a killed client does not know, the database does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pika
 
 from integration.apps.outbox_journal import Journal
 from integration.nodes import RabbitNode
-from integration.servers import Postgres, postgres
+from integration.servers import Postgres, PostgresServer, postgres_programs
 from integration.workers import ROOT, eventually
 
 TASKS = 1000
@@ -110,9 +111,12 @@ class Report:
 class Run:
     """One shop, one database, one broker."""
 
-    def __init__(self, shop: str, node: RabbitNode, database: str, *, tasks: int, seed: int, pause: float) -> None:
+    def __init__(
+        self, shop: str, node: RabbitNode, server: PostgresServer, database: str, *, tasks: int, seed: int, pause: float
+    ) -> None:
         self.shop = shop
         self.node = node
+        self.server = server
         self._tasks = tasks
         self._random = random.Random(seed)
         self.folder = Path(tempfile.mkdtemp(prefix="amqtask-outbox-"))
@@ -129,6 +133,7 @@ class Run:
             self._program("worker", [*amqtask, "worker", "-Q", "idle", "-P", "solo", "--relay", "-l", "INFO"]),
         ]
         self.kills: Counter[str] = Counter()
+        self._crashes = 0
         self._over = threading.Event()
 
     def _program(self, name: str, command: list[str]) -> Program:
@@ -140,19 +145,22 @@ class Run:
         module = SHOPS[self.shop]
         self._python(f"import {module} as shop; shop.prepare()")
         programs = [self.web, *self.relays]
-        broker = threading.Thread(target=self._hurt_broker)
+        others = [threading.Thread(target=hurt) for hurt in (self._hurt_broker, self._hurt_database)]
         with ExitStack() as stack:
             for program in programs:
                 stack.callback(program.kill)
                 program.start()
-            stack.callback(broker.join)
+            for other in others:
+                stack.callback(other.join)
             stack.callback(self._over.set)
-            broker.start()
+            for other in others:
+                other.start()
             while self._is_running():
                 self._hurt(self._random.choice(programs))
                 time.sleep(self._random.uniform(0.2, 1.5))
             self._over.set()
-            broker.join()
+            for other in others:
+                other.join()
             for relay in self.relays:
                 relay.start()
             eventually(lambda: self._waiting() == 0, 120, what=f"rows are left:\n{self.relays[0].log}", every=0.5)
@@ -162,8 +170,13 @@ class Run:
 
     def _is_running(self) -> bool:
         code = self.web.exit_code
-        assert code in (None, 0), f"the web process ended with {code}:\n{self.web.log}"
-        return code is None
+        if code in (None, 0):
+            return code is None
+        # Its database was killed, as a rule. It is started again as its supervisor would.
+        self._crashes += 1
+        assert self._crashes <= 2 + 3 * self.kills["database"], f"the web process ended with {code}:\n{self.web.log}"
+        self.web.start()
+        return True
 
     def _hurt(self, program: Program) -> None:
         if program.kill():
@@ -177,6 +190,14 @@ class Run:
             self.kills["broker"] += 1
             self._over.wait(chance.uniform(0.0, 2.0))
             self.node.start()
+
+    def _hurt_database(self) -> None:
+        chance = random.Random(self._random.random())
+        while not self._over.wait(chance.uniform(3.0, 10.0)):
+            self.server.kill()
+            self.kills["database"] += 1
+            self._over.wait(chance.uniform(0.0, 1.0))
+            self.server.start()
 
     # -- what came of it
 
@@ -228,13 +249,24 @@ class Run:
         )
 
 
-def run(shop: str, node: RabbitNode, server: Postgres, *, tasks: int, seed: int, pause: float = 0.02) -> Report:
+def run(shop: str, node: RabbitNode, server: PostgresServer, *, tasks: int, seed: int, pause: float = 0.02) -> Report:
     """One run on a database of its own."""
-    database = server.create_database()
+    programs = postgres_programs()
+    postgres = Postgres(server.url, f"{programs}/psql")
+    database = postgres.create_database()
+    # The server of the tests answers a commit before it is written, which a kill would show.
+    postgres.execute(f"ALTER DATABASE {urlsplit(database).path[1:]} SET synchronous_commit = on")
+    return Run(shop, node, server, database, tasks=tasks, seed=seed, pause=pause).run()
+
+
+@contextmanager
+def database_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL that may be killed."""
+    server = PostgresServer(postgres_programs())
     try:
-        return Run(shop, node, database, tasks=tasks, seed=seed, pause=pause).run()
+        yield server.start()
     finally:
-        server.drop_database(database)
+        server.remove()
 
 
 @contextmanager
@@ -257,7 +289,7 @@ def main() -> int:
     if strange := set(options.shops) - set(SHOPS):
         parser.error(f"there is no {', '.join(sorted(strange))}")
     is_right = True
-    with postgres() as server, broker() as node:
+    with database_server() as server, broker() as node:
         for shop in options.shops or SHOPS:
             report = run(shop, node, server, tasks=options.tasks, seed=options.seed)
             print(f"{report} (seed {options.seed})", flush=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, insert
@@ -24,6 +25,8 @@ from amqtask.assembly import build_relay
 from amqtask.contrib.sqlalchemy import SqlAlchemyOutbox, outbox_table
 from amqtask.outbox.contract import OutboxUnreachable, StoredRow, Verdict
 from integration.conftest import Broker
+from integration.faults import Forwarder
+from integration.machine import free_port
 from integration.workers import ROOT, WorkerProcess, eventually, run_cli
 
 
@@ -249,3 +252,46 @@ def test_a_chord_runs_whichever_member_is_published_first(shop: Shop, broker_url
         assert result.get(timeout=30) == 12
         worker.stop()
     relay.store.close()
+
+
+class Away:
+    """A broker that cannot be reached at first."""
+
+    def __init__(self, url: str) -> None:
+        self.url = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
+        self._target = url
+
+    def come_back(self) -> Forwarder:
+        return Forwarder(self._target, port=urlsplit(self.url).port or 0)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_call_in_a_transaction_needs_no_broker_and_its_result_comes(
+    shop: Shop, broker_url: str, is_async: bool
+) -> None:
+    away = Away(broker_url)
+    app = shop.app
+    app.conf.update(broker_url=away.url, result_backend="rpc://", broker_connection_timeout=20.0)
+    told = {"AMQTASK_BROKER_URL": broker_url, "FLOWS_QUEUE": shop.queue}
+    worker = WorkerProcess("integration.apps.flows", "-P", "threads", "-c", "2", environment=told)
+
+    async def call() -> Any:
+        with shop.sessions.begin():
+            return await app.asend_task("add", (20, 22))
+
+    started = time.monotonic()
+    if is_async:
+        result = asyncio.run(call())
+    else:
+        with shop.sessions.begin():
+            result = app.send_task("add", (20, 22))
+    assert time.monotonic() - started < 10
+    with closing(shop.outbox.store()) as store:
+        assert store.waiting().rows == 1
+
+    with away.come_back(), worker.start():
+        assert build_relay(app).drain().sent == 1
+        worker.await_log("] succeeded in ")
+        assert result.get(timeout=30) == 42
+        app.close()
+        worker.stop()

@@ -1,4 +1,4 @@
-"""Committed is sent and rolled back is not, while web process, relays and broker are killed (see integration.outbox)."""
+"""Committed is sent and rolled back is not, while web process, relays, broker and database are killed (integration.outbox)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from integration.nodes import RabbitNode, rabbitmq_installed
-from integration.outbox import SHOPS, broker, run
-from integration.servers import Postgres
+from integration.outbox import SHOPS, broker, database_server, run
+from integration.servers import PostgresServer
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,20 @@ def own_node() -> Iterator[RabbitNode]:
         yield node
 
 
+@pytest.fixture(scope="module")
+def own_database() -> Iterator[PostgresServer]:
+    """A PostgreSQL that these tests may hurt."""
+    with database_server() as server:
+        yield server
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("shop", list(SHOPS))
 def test_what_is_sent_is_what_is_committed(
-    own_node: RabbitNode, postgres_server: Postgres, shop: str, capsys: pytest.CaptureFixture[str]
+    own_node: RabbitNode, own_database: PostgresServer, shop: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(shop, own_node, postgres_server, tasks=100, seed=1)
+    report = run(shop, own_node, own_database, tasks=100, seed=1)
 
     with capsys.disabled():
         print(f"\n{report}")
@@ -35,4 +42,5 @@ def test_what_is_sent_is_what_is_committed(
     assert report.known_rollbacks >= 100
     assert report.kills["web"] > 0
     assert report.kills["broker"] > 0
+    assert report.kills["database"] > 0
     assert report.kills["relay"] + report.kills["worker"] > 0

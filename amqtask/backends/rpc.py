@@ -113,12 +113,25 @@ class RpcBackend:
 
     def prepare(self, task_ids: Sequence[str]) -> None:
         """Make sure that the queue exists before a worker may answer; read it now and then, even if nobody waits."""
+        self._own().replies.ensure(self._options.connect_timeout)
+        self.keep_reading()
+
+    @property
+    def reply_queue(self) -> Queue:
+        """This process's queue, for calls that are published later by another one."""
+        return self._own().queue
+
+    def keep_reading(self) -> None:
+        """Read the queue now and then, and do without it while the broker is away."""
         own = self._own()
-        own.replies.ensure(self._options.connect_timeout)
         now = time.monotonic()
         if now >= own.read_again_at:
             own.read_again_at = now + READ_EVERY
             own.replies.poll()
+
+    def start_reading(self) -> None:
+        """The same for an event loop: in a thread, and without waiting for it."""
+        self._own().replies.start_thread()
 
     async def aprepare(self) -> None:
         """The same for an event loop: a thread of its own reads the queue from now on, and `prepare` finds it consumed."""
