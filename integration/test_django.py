@@ -13,6 +13,7 @@ from amqtask import current
 from amqtask.backends.contract import BackendOptions, ResultBackend
 from amqtask.backends.registry import open_backend
 from amqtask.testing.suites.backend import BackendSuite
+from integration.conftest import Broker
 from integration.servers import Postgres
 from integration.workers import WorkerProcess, eventually
 
@@ -72,6 +73,11 @@ def site(postgres_server: Postgres, broker_url: str) -> Iterator[Site]:
         yield made
         made.app.close()
         connections.close_all()
+    rabbit = Broker(broker_url)
+    queue = made.environment["SITE_QUEUE"]
+    for name in (queue, f"{queue}.dead", f"amqtask.beat.site.{queue}.django"):
+        rabbit.channel().queue_delete(name)
+    rabbit.close()
 
 
 @pytest.fixture(autouse=True)

@@ -67,7 +67,7 @@ def clean(rabbit: Broker) -> Iterator[Callable[[], None]]:
     """The examples share the default queue, so it goes before and after each test."""
 
     def delete() -> None:
-        for queue in ("amqtask", "amqtask.dead"):
+        for queue in ("amqtask", "amqtask.dead", "amqtask.beat.project_name.amqtask.django"):
             rabbit.channel().queue_delete(queue)
 
     delete()
@@ -179,12 +179,20 @@ def results(postgres_server: Postgres, postgres: str) -> Results:
     return Results(postgres_server, postgres)
 
 
-def test_periodic_tasks_of_the_settings_and_of_a_program(project: Project, results: Results) -> None:
+def test_periodic_tasks_of_the_settings_and_of_a_program(
+    project: Project, results: Results, postgres_server: Postgres
+) -> None:
     with project.start(BEAT, ready=LEADING), project.start("amqtask --app project_name worker -l info") as worker:
         project.run("python3 ./manage.py say_welcome Ada")
         eventually(lambda: results.greeted.count("Ada") >= 2, what="the task of say_welcome did not run")
         worker.await_log("hello")
         eventually(lambda: results.of("notices.tasks.add") == ["20"])
+
+        # The database closes all connections, as a restart does: beat and worker find new ones.
+        name = project.environment["DATABASE_URL"].rpartition("/")[2]
+        postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        project.run("python3 ./manage.py say_welcome Grace")
+        eventually(lambda: results.greeted.count("Grace") >= 2, what="beat does not see changes any more")
 
         listed = project.run("amqtask -A project_name beat -S django --list")
 

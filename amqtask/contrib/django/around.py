@@ -34,6 +34,7 @@ class AroundTasks:
         self._receivers: tuple[tuple[signals.Signal, Callable[..., None]], ...] = (
             (signals.worker_init, self._close_all),
             (signals.worker_process_init, self._leave_to_the_parent),
+            (signals.worker_process_shutdown, self._close_all),
             (signals.task_prerun, self._before),
             (signals.task_postrun, self._after),
             (signals.worker_shutdown, self.stop),
@@ -76,7 +77,7 @@ class AroundTasks:
         caches.close_all()
 
     def _close_all(self, **_: Any) -> None:
-        """In the main process, before it forks: there is nothing to inherit then."""
+        """Before the main process forks, so that there is nothing to inherit; and when a process ends."""
         db.connections.close_all()
         for connection in db.connections.all(initialized_only=True):
             close_pool = getattr(connection, "close_pool", None)

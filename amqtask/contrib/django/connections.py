@@ -10,3 +10,10 @@ def close_old_connections() -> None:
     for connection in db.connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+def close_broken_connections() -> None:
+    """Close those on which something went wrong and that do not answer any more; however old, the others stay."""
+    for connection in db.connections.all(initialized_only=True):
+        if connection.errors_occurred and not connection.in_atomic_block and not connection.is_usable():
+            connection.close()

@@ -5,6 +5,8 @@ another one; and once a minute in any case, for changes that were made without D
 (`beat_schedule`, `add_periodic_task`) are written into the tables when beat starts, as django-celery-beat does: the
 settings' task, schedule and arguments win, whether it is enabled is the tables' own.
 
+Its connection stays open: beat asks too often for one of its own each time.
+
 A row that cannot be read (arguments that are no JSON, a solar event without the library) is logged and left out.
 """
 
@@ -21,7 +23,7 @@ from django import db
 from amqtask.beat.contract import Entry, Run, StoreOptions
 from amqtask.beat.settings_store import entries_of
 from amqtask.contrib.django.backend import find_models
-from amqtask.contrib.django.connections import close_old_connections
+from amqtask.contrib.django.connections import close_broken_connections
 from amqtask.contrib.django.sending import NAME_HEADER, options_of
 from amqtask.contrib.django.times import aware, stored
 from amqtask.exceptions import ConfigurationError
@@ -54,7 +56,7 @@ class DatabaseScheduler:
 
     def entries(self) -> Iterable[Entry]:
         """The enabled periodic tasks."""
-        close_old_connections()
+        close_broken_connections()
         if not self._is_merged:
             self._merge_settings()
             self._is_merged = True
@@ -71,14 +73,14 @@ class DatabaseScheduler:
 
     def has_changed(self) -> bool:
         """One row tells."""
-        close_old_connections()
+        close_broken_connections()
         if time.monotonic() - self._read_at > READ_AGAIN:
             return True
         return bool(self._models.PeriodicTasks.last_change() != self._last_change)
 
     def record(self, runs: Sequence[Run]) -> None:
         """Note when each ran, and disable what was to run once; nobody needs to read that again."""
-        close_old_connections()
+        close_broken_connections()
         rows = self._models.PeriodicTask.objects
         for run in runs:
             fields: dict[str, Any] = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from amqtask.contrib.django.times import aware
 
 if TYPE_CHECKING:
     from amqtask.contrib.django.models import PeriodicTask
@@ -19,8 +22,9 @@ def options_of(periodic: PeriodicTask) -> dict[str, Any]:
         for name in ("queue", "exchange", "routing_key", "priority")
         if (value := getattr(periodic, name)) is not None
     }
-    if periodic.expires_ is not None:
-        options["expires"] = periodic.expires_
+    expires = periodic.expires_
+    if expires is not None:
+        options["expires"] = aware(expires) if isinstance(expires, datetime) else expires
     headers = json.loads(periodic.headers or "{}")
     if not isinstance(headers, dict):
         raise ValueError(f"the headers of periodic task {periodic.name!r} are no JSON object: {periodic.headers}")

@@ -176,6 +176,23 @@ def test_rows_and_schedules_are_each_others_images(models: Any, every: Any) -> N
     assert models.ClockedSchedule.from_schedule(clocked(NOON)).schedule == clocked(NOON)
 
 
+def test_a_project_without_time_zones_keeps_local_times(store: Any, models: Any, every: Any) -> None:
+    from django.test import override_settings
+
+    with override_settings(USE_TZ=False):
+        local = datetime(2026, 6, 1, 14)  # in Berlin, at noon of UTC
+        models.PeriodicTask.objects.create(name="a", task="t", interval=every, start_time=local, expires=local)
+        once = models.ClockedSchedule.objects.create(clocked_time=local)
+        models.PeriodicTask.objects.create(name="b", task="t", clocked=once, one_off=True)
+        store.record([Run("a", NOON, NOON, "id", 1)])
+
+        a, b = sorted(store.entries(), key=lambda entry: str(entry.name))
+
+        assert (a.start_time, a.expires, a.last_due_at, a.options["expires"]) == (NOON, NOON, NOON, NOON)
+        assert b.schedule == clocked(NOON)
+        assert models.PeriodicTask.objects.get(name="a").last_run_at == local
+
+
 def test_who_only_looks_changes_nothing(app: AmqTask, models: Any, every: Any) -> None:
     from amqtask.contrib.django.schedulers import DatabaseScheduler
 
