@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
 from amqtask.current import current_app
-from amqtask.exceptions import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
+from amqtask.exceptions import ConfigurationError, MaxRetriesExceededError, OperationalError, Replaced, Retry
 from amqtask.execution.context import Context, current_context
 from amqtask.protocol.result import ResultMessage
 from amqtask.signatures import Signature
@@ -97,6 +97,10 @@ class Task(Generic[P, R]):
     resultrepr_maxsize: int = 1024
     is_async: bool = False
     overridden_hooks: frozenset[str] = frozenset()
+
+    # For `except self.MaxRetriesExceededError`.
+    MaxRetriesExceededError = MaxRetriesExceededError
+    OperationalError = OperationalError
 
     app: AmqTask
     _check: Callable[..., Any] | None = None
