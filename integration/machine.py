@@ -63,6 +63,13 @@ def program(name: str, package: str, hint: str = "") -> str:
     return found
 
 
+def _account(user: str) -> str:
+    try:
+        return pwd.getpwnam(user).pw_name
+    except KeyError:
+        return "nobody"  # its package is not there, only its programs are
+
+
 class Server:
     """A server process in a folder of its own, as an unprivileged user when we are root and `user` is given."""
 
@@ -70,7 +77,7 @@ class Server:
         self.name = name
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix=f"amqtask-{name}-"))
-        self._user = user if user is not None and os.geteuid() == 0 else None
+        self._user = _account(user) if user is not None and os.geteuid() == 0 else None
         if self._user is not None:
             account = pwd.getpwnam(self._user)
             os.chown(self.folder, account.pw_uid, account.pw_gid)
