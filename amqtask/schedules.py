@@ -16,7 +16,6 @@ Where the clocks change (crontab):
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ from amqtask.cronfields import (
     Readings,
 )
 from amqtask.exceptions import ConfigurationError
+from amqtask.sun import EVENTS, event_after, load_ephem
 from amqtask.walltime import moments_of, reading_at, second_showing
 
 __all__ = [
@@ -351,27 +351,6 @@ class clocked(BaseSchedule):
         return hash(self.clocked_time)
 
 
-class _Event(NamedTuple):
-    method: str  # of ephem.Observer
-    horizon: str  # degrees of the sun
-    use_center: bool
-
-
-_RISING, _SETTING = "next_rising", "next_setting"
-# The sun's disc touches the horizon at -0:34 (refraction); twilights count its centre (ephem's documentation).
-_EVENTS = {
-    "dawn_astronomical": _Event(_RISING, "-18", True),
-    "dawn_nautical": _Event(_RISING, "-12", True),
-    "dawn_civil": _Event(_RISING, "-6", True),
-    "sunrise": _Event(_RISING, "-0:34", False),
-    "solar_noon": _Event("next_transit", "0", False),
-    "sunset": _Event(_SETTING, "-0:34", False),
-    "dusk_civil": _Event(_SETTING, "-6", True),
-    "dusk_nautical": _Event(_SETTING, "-12", True),
-    "dusk_astronomical": _Event(_SETTING, "-18", True),
-}
-
-
 class solar(BaseSchedule):
     """At an event of the sun (`"sunset"`, `"dawn_civil"` …) at a latitude and longitude in degrees, to the second.
 
@@ -388,12 +367,12 @@ class solar(BaseSchedule):
         app: Any = None,
     ) -> None:
         super().__init__(nowfun, app)
-        if event not in _EVENTS:
-            raise ParseException(f"solar: no event {event!r}, only {', '.join(_EVENTS)}")
+        if event not in EVENTS:
+            raise ParseException(f"solar: no event {event!r}, only {', '.join(EVENTS)}")
         for name, value, limit in (("lat", lat, 90), ("lon", lon, 180)):
             if not -limit <= value <= limit:
                 raise ParseException(f"solar: {name} {value!r} is not between -{limit} and {limit} degrees")
-        _ephem()
+        load_ephem()
         self.event = event
         self.lat = lat
         self.lon = lon
@@ -403,27 +382,9 @@ class solar(BaseSchedule):
         after = after.astimezone(timezone.utc)
         # From the day's beginning, so that all who ask on one day get the same answer to the last digit.
         start = after.replace(hour=0, minute=0, second=0, microsecond=0)
-        while (found := self._event_after(start)) is not None and found <= after:
+        while (found := event_after(self.event, self.lat, self.lon, start)) is not None and found <= after:
             start = found + _MINUTE
         return found
-
-    def _event_after(self, start: datetime) -> datetime | None:
-        ephem = _ephem()
-        event = _EVENTS[self.event]
-        observer = ephem.Observer()
-        observer.lat, observer.lon, observer.elev = str(self.lat), str(self.lon), 0
-        observer.horizon, observer.pressure = event.horizon, 0
-        sun = ephem.Sun()
-        options = {"use_center": True} if event.use_center else {}
-        moment = ephem.Date(start.replace(tzinfo=None))
-        for _ in range(366):
-            try:
-                found: datetime = getattr(observer, event.method)(sun, start=moment, **options).datetime()
-            except ephem.CircumpolarError:
-                moment = observer.next_antitransit(sun, start=moment)
-            else:
-                return found.replace(microsecond=0, tzinfo=timezone.utc)
-        return None
 
     def __repr__(self) -> str:
         return f"<solar: {self.event} at latitude {self.lat}, longitude: {self.lon}>"
@@ -485,10 +446,3 @@ def _kept(spec: Any) -> Any:
 
 def _aware(moment: datetime) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-
-
-def _ephem() -> Any:
-    try:
-        return importlib.import_module("ephem")
-    except ImportError as error:
-        raise ConfigurationError("solar schedules need ephem: pip install amqtask[solar]") from error

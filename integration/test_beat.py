@@ -14,6 +14,7 @@ import pytest
 
 from integration.beats import APP, Beats, run
 from integration.conftest import Broker
+from integration.nodes import RabbitNode
 from integration.workers import BeatProcess, WorkerProcess, eventually, run_cli
 
 
@@ -85,6 +86,20 @@ def test_connections_that_the_broker_closes_cost_no_due_time(beats: Beats) -> No
         road.cut()
     beats.await_runs(len(beats.runs) + 3, 30)
     assert is_whole(beats), str(beats.report())
+
+
+def test_a_broker_that_is_killed_and_comes_back_costs_no_due_time(hurt_node: RabbitNode, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        beats = Beats(hurt_node.url, stack, tmp_path)
+        environment = {**beats.environment, "AMQTASK_BROKER_URL": hurt_node.url}
+        stack.enter_context(WorkerProcess(APP, "-P", "solo", environment=environment))
+        for number in range(2):
+            stack.enter_context(BeatProcess(APP, "-s", str(tmp_path / f"last{number}"), environment=environment))
+        beats.await_runs(2, 30)
+        hurt_node.kill()
+        hurt_node.start()
+        beats.await_runs(len(beats.runs) + 3, 60)
+        assert is_whole(beats), str(beats.report())
 
 
 @pytest.mark.parametrize("pool", ["prefork", "eventlet"])

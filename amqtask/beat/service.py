@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.positions import decode, encode
-from amqtask.exceptions import PublishError
+from amqtask.exceptions import AmqTaskError, PublishError
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ class Beat:
         self._leadership.start()
 
     def _fail(self, error: Exception) -> None:
-        logger.critical("beat: cannot start: %s", error, exc_info=error)
+        # What was said on purpose needs no traceback.
+        logger.critical("beat: cannot start: %s", error, exc_info=None if isinstance(error, AmqTaskError) else error)
         self.on_failed(error)
 
     def _cancel_timers(self) -> None:
