@@ -207,13 +207,8 @@ class AmqTask(Calling):
                 import_related(package, related_name)
 
     def import_modules(self) -> None:
-        """Import what `include`, `imports` and autodiscover_tasks name.
-
-        In a Django project Django's applications come first, and its TIME_ZONE is that of schedules unless one is set.
-        """
-        zone = prepare_django()
-        if zone and not self.conf.is_set("timezone"):
-            self.conf.timezone = zone
+        """Import what `include`, `imports` and autodiscover_tasks name; Django's applications first, in a Django project."""
+        prepare_django()
         if signals.import_modules:
             signals.import_modules.send(sender=self)
         for module in (*self.conf.include, *self.conf.imports):

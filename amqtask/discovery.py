@@ -25,15 +25,12 @@ def uses_django() -> bool:
     return conf is not None and conf.settings.configured and conf.settings.SETTINGS_MODULE is None
 
 
-def prepare_django() -> str | None:
-    """Load Django's applications if this is a Django project; its TIME_ZONE."""
+def prepare_django() -> None:
+    """Load Django's applications if this is a Django project."""
     if uses_django():
         _load_applications()
-        zone: str = sys.modules["django.conf"].settings.TIME_ZONE
-        return zone
-    if os.environ.get(VARIABLE):
+    elif os.environ.get(VARIABLE):
         logger.warning("%s is %r, and Django is not installed here", VARIABLE, os.environ[VARIABLE])
-    return None
 
 
 def _load_applications() -> None:

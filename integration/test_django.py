@@ -24,8 +24,13 @@ SETTINGS = "integration.apps.django_site.settings"
 class Site:
     """The project, seen from a process of its own: its application, its tables, its workers."""
 
-    def __init__(self, database: str, queue: str) -> None:
-        self.environment = {"DJANGO_SETTINGS_MODULE": SETTINGS, "SITE_DATABASE": database, "SITE_QUEUE": queue}
+    def __init__(self, database: str, redis_url: str, queue: str) -> None:
+        self.environment = {
+            "DJANGO_SETTINGS_MODULE": SETTINGS,
+            "SITE_DATABASE": database,
+            "SITE_REDIS": redis_url,
+            "SITE_QUEUE": queue,
+        }
 
     @property
     def app(self) -> Any:
@@ -56,9 +61,9 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(postgres_server: Postgres, broker_url: str) -> Iterator[Site]:
+def site(postgres_server: Postgres, redis_url: str, broker_url: str) -> Iterator[Site]:
     """One database for this module: Django is set up once in a process."""
-    made = Site(postgres_server.create_database(), f"site-{uuid.uuid4().hex[:12]}")
+    made = Site(postgres_server.create_database(), redis_url, f"site-{uuid.uuid4().hex[:12]}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(current, "_default", [])
         for name, value in made.environment.items():
@@ -107,6 +112,22 @@ class TestResults(BackendSuite):
 
         connection.ensure_connection()  # as within a request: not one connection per result
         super().test_a_thousand_results_are_read_one_after_the_other(backend)
+
+
+class TestResultsInACache(BackendSuite):
+    """Django's cache, on Redis."""
+
+    def make(self) -> ResultBackend:
+        return self.opened()
+
+    def opened(self, **options: Any) -> ResultBackend:
+        settings = {"cache_backend": "redis"}
+        made = open_backend("django-cache", BackendOptions(url="django-cache", settings=settings, **options))
+        assert made is not None
+        return made
+
+    def make_expiring(self, seconds: float) -> ResultBackend | None:
+        return self.opened(expires=seconds)
 
 
 def unique() -> str:

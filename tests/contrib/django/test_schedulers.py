@@ -206,4 +206,4 @@ def test_who_only_looks_changes_nothing(app: AmqTask, models: Any, every: Any) -
 
 
 def test_the_time_zone_of_the_project_is_that_of_its_schedules(app: AmqTask, store: Any) -> None:
-    assert app.conf.timezone == "Europe/Berlin"
+    assert str(app.timezone) == "Europe/Berlin"
