@@ -37,6 +37,8 @@ from integration.workers import ROOT, eventually
 TASKS = 1000
 SHOPS = {"django": "integration.apps.outbox_django", "sqlalchemy": "integration.apps.outbox_sqlalchemy"}
 QUEUE = "shop"
+# Seconds to the first kill of broker and database, so that a short run has one of each.
+SOON = (0.5, 3.0)
 
 
 class Program:
@@ -185,19 +187,23 @@ class Run:
 
     def _hurt_broker(self) -> None:
         chance = random.Random(self._random.random())
-        while not self._over.wait(chance.uniform(2.0, 6.0)):
+        pause = chance.uniform(*SOON)
+        while not self._over.wait(pause):
             self.node.kill()
             self.kills["broker"] += 1
             self._over.wait(chance.uniform(0.0, 2.0))
             self.node.start()
+            pause = chance.uniform(2.0, 6.0)
 
     def _hurt_database(self) -> None:
         chance = random.Random(self._random.random())
-        while not self._over.wait(chance.uniform(3.0, 10.0)):
+        pause = chance.uniform(*SOON)
+        while not self._over.wait(pause):
             self.server.kill()
             self.kills["database"] += 1
             self._over.wait(chance.uniform(0.0, 1.0))
             self.server.start()
+            pause = chance.uniform(3.0, 10.0)
 
     # -- what came of it
 
