@@ -6,6 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.utils.html import format_html
+from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
@@ -14,12 +16,13 @@ from amqtask.contrib.django.models import OutboxMessage
 if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.http import HttpRequest
+    from django.utils.safestring import SafeString
 
     _Admin = admin.ModelAdmin[Any]
 else:
     _Admin = admin.ModelAdmin  # takes no type arguments when it runs
 
-LONGEST_SHOWN = 2000
+SHORT, LONGEST_SHOWN = 80, 2000
 
 
 class HasFailed(admin.SimpleListFilter):
@@ -41,7 +44,7 @@ class HasFailed(admin.SimpleListFilter):
 class OutboxMessageAdmin(_Admin):
     """Rows leave by themselves; nobody adds or changes them."""
 
-    list_display = ("task", "task_id", "created_at", "attempts", "error", "retry_at")
+    list_display = ("task", "created_at", "attempts", "short_error", "retry_at")
     list_filter = (HasFailed, "created_at", "task")
     search_fields = ("task_id", "task", "error")
     fields = (
@@ -55,20 +58,34 @@ class OutboxMessageAdmin(_Admin):
         """Never: calls add rows."""
         return False
 
-    @admin.action(description=_("Send again now"), permissions=["change"])
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Never: a row is sent as the call has made it."""
+        return False
+
+    def has_send_permission(self, request: HttpRequest) -> bool:
+        """Who might change rows may have them sent again."""
+        return request.user.has_perm("amqtask.change_outboxmessage")
+
+    @admin.action(description=_("Send again now"), permissions=["send"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Due at once, whatever the next attempt was to be."""
         count = queryset.update(retry_at=None)
         said = ngettext("%d call is due now.", "%d calls are due now.", count) % count
         self.message_user(request, said, messages.SUCCESS)
 
+    @admin.display(description=_("error"), ordering="error")
+    def short_error(self, row: OutboxMessage) -> str | None:
+        """For the list."""
+        return row.error and Truncator(row.error).chars(SHORT)
+
     @admin.display(description=_("message"))
-    def shown_message(self, row: OutboxMessage) -> str:
+    def shown_message(self, row: OutboxMessage) -> SafeString:
         """Where to, properties, headers."""
         try:
-            return json.dumps(json.loads(row.message), indent=2, ensure_ascii=False)
+            found = json.dumps(json.loads(row.message), indent=2, ensure_ascii=False)
         except ValueError:
-            return row.message
+            found = row.message
+        return format_html("<pre>{}</pre>", found)
 
     @admin.display(description=_("body"))
     def shown_body(self, row: OutboxMessage) -> str:
