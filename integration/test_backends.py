@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 import redis
+import trustme
 
 from amqtask import states
 from amqtask.backends.contract import BackendOptions, ResultBackend
@@ -411,26 +412,26 @@ def test_a_refused_password_is_said_at_once() -> None:
 
 
 def test_results_travel_over_tls(tmp_path: Path) -> None:
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
-    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    authority, port = trustme.CA(), free_port()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    key, certificate, trusted = (tmp_path / name for name in ("key.pem", "cert.pem", "ca.pem"))
+    issued.private_key_pem.write_to_path(key)
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    authority.cert_pem.write_to_path(trusted)
     server = PrivateRedis(
         *("--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"),
-        *("--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-ca-cert-file", str(certificate)),
+        *("--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-ca-cert-file", str(trusted)),
     )
     try:
         # Celery's spelling of the options.
-        url = f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}"
+        url = f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={trusted}"
         store, result = redis_backend(url), success("secret")
         storing = threading.Thread(target=store.store, args=(result,))
         storing.start()
 
         assert store.wait(result.task_id, timeout=PATIENCE).result == "secret"
         assert asyncio.run(store.await_result(result.task_id, timeout=PATIENCE)).result == "secret"
-        settings = {"redis_backend_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": str(certificate)}}
+        settings = {"redis_backend_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": str(trusted)}}
         by_settings = redis_backend(f"redis://127.0.0.1:{port}/0", settings=settings)
         assert by_settings.wait(result.task_id, timeout=PATIENCE).result == "secret"
         by_settings.close()
