@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -170,6 +172,22 @@ def test_the_error_is_that_of_the_last_attempt_that_had_its_time() -> None:
         using(url, lambda publisher: publisher.publish(to("any")), timeout=0.5)
 
     assert "did not answer" not in str(caught.value)
+
+
+def test_a_failed_attempt_leaves_nothing_to_be_closed() -> None:
+    asyncio.run(asyncio.sleep(0))  # from now on there is no loop in this thread but a running one
+    loop = asyncio.new_event_loop()
+    with hangs_up_once() as url:
+        publisher = AioPikaPublisher(parse_broker_urls(url), timeout=0.3)
+        with pytest.raises(BrokerUnreachable):
+            loop.run_until_complete(publisher.publish(to("any")))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            gc.collect()
+        loop.run_until_complete(publisher.close())
+    loop.close()
+
+    assert [str(warning.message) for warning in warned] == []
 
 
 def test_the_next_host_has_its_share_of_the_deadline(rabbit: Broker, broker_url: str, queue: str) -> None:

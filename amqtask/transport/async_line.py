@@ -64,6 +64,12 @@ class _Connection(aio_pika.Connection):
 
     PARAMETERS = (*aio_pika.Connection.PARAMETERS, ConnectionParameter("server_hostname", str, is_kwarg=True))
 
+    def __del__(self) -> None:
+        # aio-pika's begins to close: one that never connected has nothing to close, and without its loop it only leaves a
+        # warning of a coroutine that was never awaited.
+        if self.transport is not None and asyncio._get_running_loop() is self.loop:
+            super().__del__()
+
 
 class _Shared:
     """The channel that all tasks publish on, what is under way on it, and for which messages the broker closed it."""

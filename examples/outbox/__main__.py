@@ -21,10 +21,10 @@ def order(shop: Any) -> None:
     try:
         shop.place_order("pears", 11)
     except shop.SoldOut as error:
-        print("sold out:", error)
+        print("sold out:", error, flush=True)
     shop.place_order("plums", 7)
     store = shop.outbox.store()
-    print("calls in the outbox:", store.waiting().rows)
+    print("calls in the outbox:", store.waiting().rows, flush=True)
     store.close()
 
 
