@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +16,11 @@ import httpx
 import pytest
 
 from amqtask import AmqTask
+from amqtask.contrib.asgi import connected
 from amqtask.exceptions import BrokerUnreachable, PublishError
 from integration.conftest import Broker
 from integration.nodes import free_port
-from integration.workers import LoggedProcess, WorkerProcess
+from integration.workers import LoggedProcess, WorkerProcess, eventually
 
 Start = Callable[..., str]
 
@@ -137,6 +139,33 @@ def test_connecting_early_says_what_is_wrong() -> None:
 
     with pytest.raises(BrokerUnreachable):
         asyncio.run(app.aconnect(timeout=1))
+
+
+def test_a_service_may_start_before_its_broker(caplog: pytest.LogCaptureFixture) -> None:
+    app = AmqTask("shop", broker=f"amqp://127.0.0.1:{free_port()}//", backend="rpc://", set_as_current=False)
+    app.conf.broker_connection_timeout = 1
+
+    async def serve() -> None:
+        async with connected(app, must_connect=False):
+            with pytest.raises(BrokerUnreachable):
+                await app.asend_task("any", timeout=1)
+
+    asyncio.run(serve())
+    assert "the service starts without a broker: " in caplog.text
+
+
+def test_a_service_that_ends_leaves_nothing_in_the_broker(broker_url: str, rabbit: Broker) -> None:
+    app = AmqTask("shop", broker=broker_url, backend="rpc://", set_as_current=False)
+
+    async def serve() -> str:
+        async with connected(app):
+            assert app.backend is not None
+            replies = app.backend.reply_to()
+            assert rabbit.exists(replies)
+        return replies
+
+    assert not rabbit.exists(asyncio.run(serve()))
+    eventually(lambda: not [one for one in threading.enumerate() if one.name.startswith("amqtask")])
 
 
 # -- examples/fastapi_progress

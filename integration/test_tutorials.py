@@ -216,7 +216,13 @@ def http(method: str, url: str, value: Any = None) -> Any:
         return json.load(answer)
 
 
-def test_a_flask_app_that_keeps_in_step_with_a_chain(project: Callable[..., Project], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["flask --app wallet amqtask worker -B -l info", "amqtask -A wallet:create_app worker -B -l info -P eventlet"],
+)
+def test_a_flask_app_that_keeps_in_step_with_a_chain(
+    project: Callable[..., Project], tmp_path: Path, line: str
+) -> None:
     node, web = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     wallet = project("wallet", CHAIN_URL=node, WALLET_DATABASE=str(tmp_path / "wallet.sqlite3"))
 
@@ -226,7 +232,7 @@ def test_a_flask_app_that_keeps_in_step_with_a_chain(project: Callable[..., Proj
 
     with (
         wallet.start(f"python chain.py {node.rpartition(':')[2]}", ready="node at"),
-        wallet.start("flask --app wallet amqtask worker -B -l info"),
+        wallet.start(line),
         wallet.start(f"flask --app wallet run -p {web.rpartition(':')[2]}", ready="Running on"),
     ):
         http("POST", f"{node}/transfers", [{"to": "alice", "amount": 5}, {"to": "bob", "amount": 1}])
