@@ -79,7 +79,8 @@ class Scheduler:
         self._positions = {}
         for entry in self._entries.values():
             if entry.enabled:
-                self._positions[entry.name] = found.pop(entry.name, Position(now, entry.total_run_count))
+                known = found.pop(entry.name, Position(now, entry.total_run_count))
+                self._positions[entry.name] = _unless_renewed(entry, known, now)
         self._foreign = {
             name: position
             for name, position in found.items()
@@ -109,6 +110,8 @@ class Scheduler:
                 known = Position(now, entry.total_run_count)
             elif old is not None and old.schedule != entry.schedule:
                 known = _after_change(entry, known, now)
+            else:
+                known = _unless_renewed(entry, known, now)
             positions[entry.name] = known
             self._foreign.pop(entry.name, None)
         changed = positions != self._positions
@@ -256,6 +259,12 @@ class Scheduler:
 def _counts_from_start(entry: Entry) -> bool:
     """An interval with a start time runs first at that time."""
     return isinstance(entry.schedule, schedule) and not entry.schedule.relative
+
+
+def _unless_renewed(entry: Entry, known: Position, now: datetime) -> Position:
+    """A store disables what was to run once when it is told of the run: one that is enabled and knows of it was enabled again."""
+    is_told = entry.last_due_at is not None and entry.last_due_at >= known.since
+    return Position(now, entry.total_run_count) if entry.one_off and known.has_run and is_told else known
 
 
 def _after_change(entry: Entry, known: Position, now: datetime) -> Position:

@@ -170,6 +170,22 @@ def test_a_one_off_entry_runs_once_and_again_when_it_is_enabled_again() -> None:
     assert send(made, after(112)) == [("tick", 112)]
 
 
+def test_a_one_off_entry_that_its_store_disabled_and_somebody_enabled_meanwhile_runs_again() -> None:
+    once = entry(10, one_off=True)
+    made = scheduler(once)
+    assert send(made, after(10)) == [("tick", 10)]
+    made.update([once], after(11))  # read before the store was told
+    assert made.next_at is None
+    again = replace(once, last_due_at=after(10), last_run_at=after(10))
+    made.update([again], after(12))
+    assert made.next_at == after(22)
+
+    successor = Scheduler(UTC)
+    successor.update([again], after(12))
+    successor.resume([{"tick": Position(after(10), 1, True)}], after(12))
+    assert successor.next_at == after(22)
+
+
 def test_nothing_is_due_before_the_start_nor_at_the_end() -> None:
     made = scheduler(entry(10, start_time=after(25), expires=after(46)))
     assert send(made, after(50)) == [("tick", 25), ("tick", 35), ("tick", 45)]
