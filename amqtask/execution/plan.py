@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import NotRegistered
@@ -29,7 +28,7 @@ class TaskPlan:
         self.is_async = task.is_async
         if inspect.isasyncgenfunction(task.run):
             self.call, self.is_async = _no_async_generator(task.name), False
-        if around is not None:
+        if around is not None and self.is_async:
             self.call = _in(around, self.call)
         self.hooks = task.overridden_hooks
         self.track_started = task.track_started and has_store
@@ -50,11 +49,7 @@ def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, aroun
 
 
 def _in(around: Around, call: Callable[..., Any]) -> Callable[..., Any]:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        value = call(*args, **kwargs)
-        return around(value) if value.__class__ is CoroutineType else value
-
-    return called
+    return lambda *args, **kwargs: around(call(*args, **kwargs))
 
 
 def _no_async_generator(name: str) -> Callable[..., Any]:

@@ -287,13 +287,13 @@ def find_models() -> Any:
         return importlib.import_module("amqtask.contrib.django.models")
     except ImproperlyConfigured as error:
         raise ConfigurationError(
-            f"results in Django's database need Django's settings: set DJANGO_SETTINGS_MODULE ({error})"
+            f"Django's database can be used with Django's settings only: set DJANGO_SETTINGS_MODULE ({error})"
         ) from error
     except RuntimeError as error:
         # Django's own words for a model whose application is not installed.
         if "INSTALLED_APPS" not in str(error):
             raise
         raise ConfigurationError(
-            'results in Django\'s database need the application: add "amqtask.contrib.django" to INSTALLED_APPS and run '
+            'the Django project has no tables for this: add "amqtask.contrib.django" to INSTALLED_APPS and run '
             "`manage.py migrate`"
         ) from error
