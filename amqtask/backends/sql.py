@@ -262,8 +262,8 @@ class SqlBackend(PollingBackend):
 
     def _connect(self) -> _Engine:
         settings = self._settings
-        given = settings.get("database_engine_options")
-        options: dict[str, Any] = {"hide_parameters": True, **(ENGINE_OPTIONS if given is None else given)}
+        given = settings.get("database_engine_options") or {}
+        options: dict[str, Any] = {"hide_parameters": True, **ENGINE_OPTIONS, **given}
         if self._url.get_driver_name() in _CONNECT_TIMEOUT:
             arguments = {"connect_timeout": max(1, int(self._options.connect_timeout))}
             options["connect_args"] = {**arguments, **options.get("connect_args", {})}

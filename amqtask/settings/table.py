@@ -142,7 +142,7 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "dict",
         "CELERY_RESULT_ENGINE_OPTIONS",
-        "db+…://: of SQLAlchemy's create_engine; None: pool_pre_ping, and pool_recycle after an hour.",
+        "db+…://: of SQLAlchemy's create_engine; pool_pre_ping, and pool_recycle after an hour, unless it says otherwise.",
     ),
     Setting(
         "database_short_lived_sessions",

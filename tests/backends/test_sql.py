@@ -129,12 +129,15 @@ def test_a_value_that_is_no_result_is_told_to_who_asks_for_it(path: Path) -> Non
 
 def test_engine_options_and_callback_are_applied(path: Path) -> None:
     made: list[sa.Engine] = []
-    store = backend(path, database_engine_options={"echo_pool": True}, database_engine_callback=made.append)
+    options = {"echo_pool": True, "pool_recycle": 60}
+    store = backend(path, database_engine_options=options, database_engine_callback=made.append)
 
     store.store(ResultMessage("it", states.SUCCESS, 1))
 
     assert len(made) == 1
     assert made[0].pool.echo is True
+    assert made[0].pool._recycle == 60
+    assert made[0].pool._pre_ping is True, "what they do not mention stays as it is"
     store.close()
 
 

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -438,7 +439,10 @@ def _id() -> str:
 
 def _in_a_child(work: Callable[[], None]) -> int:
     """Fork, run it there; the exit code."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn of threads beside a fork; clients of stores have some, and that is what this is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         try:
             work()
