@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def backend(path: Path, **settings: Any) -> SqlBackend:
 
 
 def rows(path: Path, statement: str) -> list[Any]:
-    with sqlite3.connect(path) as connection:
+    # The connection's own block commits and does not close.
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         return connection.execute(statement).fetchall()
 
 
@@ -97,7 +99,7 @@ def test_tables_are_not_made_when_settings_say_so(path: Path) -> None:
 def test_a_table_of_an_older_celery_is_used_without_the_columns_that_it_lacks(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
             "CREATE TABLE celery_taskmeta (id INTEGER PRIMARY KEY, task_id VARCHAR(155) UNIQUE, status VARCHAR(50),"
             " result BLOB, date_done DATETIME, traceback TEXT)"
@@ -116,7 +118,7 @@ def test_a_table_of_an_older_celery_is_used_without_the_columns_that_it_lacks(
 def test_a_value_that_is_no_result_is_told_to_who_asks_for_it(path: Path) -> None:
     store = backend(path)
     store.store(ResultMessage("it", states.SUCCESS, 1))
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE celery_taskmeta SET result = x'80048c'")
 
     found = store.get("it")
