@@ -37,7 +37,7 @@ format: $(DEV_STAMP)  ## Let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(EXTRAS_STAMP)  ## Ours beside bare pika, Celery, Dramatiq and Taskiq, in one run
+bench: $(DEV_STAMP)  ## Ours beside bare pika, Celery, Dramatiq and Taskiq, in one run
 	@$(WITH_BROKER) --redis -- $(BIN)/python -m benchmarks
 
 soak: $(DEV_STAMP)  ## Nothing lost: 2,000 tasks under each fault (SOAK_ARGS="--root DIR" for another RabbitMQ)

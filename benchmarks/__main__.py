@@ -1,6 +1,6 @@
 """`make bench`: the table of costs, ours beside bare pika, Celery, Dramatiq and Taskiq, written to RESULTS.md.
 
-    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [boot] [--ours]
+    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot] [--ours]
 
 `--ours` leaves the peers out. Ratios hold within one run on one machine; the figures of two runs do not compare.
 """
@@ -11,20 +11,24 @@ import argparse
 import datetime
 import os
 import platform
+import socket
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import pika
 
 from benchmarks import measure, peers
 from benchmarks.measure import ROOT, Drained
+from integration.nodes import free_port
 
 OURS = "benchmarks.apps.bench_amqtask"
 BARE = "benchmarks.apps.bench_bare"
 CELERY = "benchmarks.apps.bench_celery"
 DRAMATIQ = "benchmarks.apps.bench_dramatiq"
 TASKIQ = "benchmarks.apps.bench_taskiq"
+SERVICE = "benchmarks.apps.bench_service"
 COUNT = 20_000
 GREEN_COUNT = 1000  # more than Celery prefetches for 100 greenlets; its green pools need ten seconds for them
 OUR_POOLS = {
@@ -267,6 +271,40 @@ def publishes(with_peers: bool) -> list[Row]:
     return rows
 
 
+def services(with_peers: bool) -> list[Row]:
+    """A crowd of requests to one FastAPI process; each awaits a result of one worker."""
+    del with_peers  # theirs have no `await`
+    rows: list[Row] = [("FastAPI, 1,000 requests at once", "requests/s", "p50 s", "p99 s", "errors")]
+    forget("bench_amqtask")
+    results = {"BENCH_RESULTS": "rpc://"}
+    port = str(free_port())
+    where = {"BENCH_URL": f"http://127.0.0.1:{port}"}
+    server = [sys.executable, "-m", "uvicorn", "--log-level", "error", "--port", port, f"{SERVICE}:service"]
+    with measure.worker(our_worker(*OUR_POOLS["threads"]), results), measure.worker(server, results):
+        _await_port(int(port))
+        found = {
+            "no task": measure.client(sys.executable, SERVICE, "plain", 1000, **where),
+            "each awaits a task's result": measure.client(sys.executable, SERVICE, "task", 1000, **where),
+        }
+    for name, run in found.items():
+        say(name, f"{run['per_second']:,.0f}/s")
+        seconds = (f"{run['p50']:.2f}", f"{run['p99']:.2f}")
+        rows.append((name, f"{run['per_second']:,.0f}", *seconds, f"{run['errors']:.0f}"))
+    return rows
+
+
+def _await_port(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def boots(with_peers: bool) -> list[Row]:
     """From the worker's start to its first task, median of five."""
     rows: list[Row] = [("boot to first task", "seconds")]
@@ -296,6 +334,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "burst": bursts,
     "flows": flows,
     "publish": publishes,
+    "service": services,
     "boot": boots,
 }
 
