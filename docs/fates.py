@@ -8,8 +8,7 @@ from __future__ import annotations
 
 # Settings without effect, and why.
 WITHOUT_EFFECT = {
-    "beat_enable_remote_control": "beat takes no remote commands: `amqtask beat --list` shows entries and runs",
-    "beat_remote_control_max_tick_age": "beat takes no remote commands",
+    "beat_remote_control_max_tick_age": "ping is answered on the loop that sends: no answer from a beat that stands still",
     "beat_sync_every": "each run is written down when it was sent",
     "broker_channel_error_retry": "lost channels and connections are always made anew",
     "broker_connection_max_retries": "workers try for ever, publishers for `broker_publish_timeout`",
