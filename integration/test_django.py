@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -66,6 +67,7 @@ def site(postgres_server: Postgres, redis_url: str, broker_url: str) -> Iterator
     made = Site(postgres_server.create_database(), redis_url, f"site-{uuid.uuid4().hex[:12]}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(current, "_default", [])
+        patch.setenv("TZ", "UTC")  # which Django sets; put back with the others
         for name, value in made.environment.items():
             patch.setenv(name, value)
         import django
@@ -78,6 +80,7 @@ def site(postgres_server: Postgres, redis_url: str, broker_url: str) -> Iterator
         yield made
         made.app.close()
         connections.close_all()
+    time.tzset()
     rabbit = Broker(broker_url)
     queue = made.environment["SITE_QUEUE"]
     for name in (queue, f"{queue}.dead", f"amqtask.beat.site.{queue}.django"):

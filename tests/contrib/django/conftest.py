@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -23,10 +24,12 @@ def django(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DJANGO_SETTINGS_MODULE", SETTINGS)
+        patch.setenv("TZ", "UTC")  # which Django sets; put back with the others
         patch.setenv("SITE_SQLITE", str(tmp_path_factory.mktemp("django") / "site.sqlite"))
         patch.setenv("SITE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("SITE_DATABASE", raising=False)
         django.setup()
+    time.tzset()
     connection_created.connect(_hurry, weak=False)
     setup_test_environment()
     call_command("migrate", verbosity=0)
