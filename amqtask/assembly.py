@@ -76,6 +76,11 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     _check_limits(app, pool_class)
     if app.conf.outbox_relay:
         _check_relay(app, pool_class)
+    elif app.outbox is not None:
+        logger.info(
+            "calls in transactions wait in the outbox until something relays them: `amqtask relay`, or a worker or beat "
+            "with --relay"
+        )
     queues = _work_queues(app, options, hostname)
     if options.purge:
         _purge(app, queues)

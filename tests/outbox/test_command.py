@@ -14,6 +14,7 @@ import pytest
 from amqtask import AmqTask
 from amqtask.cli.main import run
 from amqtask.log import TASK_LOGGER
+from amqtask.testing.worker import start_worker
 
 if TYPE_CHECKING:
     from tests.outbox.conftest import Shop
@@ -54,6 +55,16 @@ def test_status_names_what_could_not_be_published(shop: Shop, capsys: pytest.Cap
 
     assert run(["relay", "--retry", "--json"], shop.app) == 0
     assert json.loads(capsys.readouterr().out) == {"due": 1}
+
+
+def test_a_worker_says_that_somebody_must_relay(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), start_worker(shop.app):
+        assert "wait in the outbox until something relays them: `amqtask relay`" in caplog.text
+
+    caplog.clear()
+    shop.app.conf.outbox_relay = True
+    with caplog.at_level(logging.INFO), start_worker(shop.app):
+        assert "until something relays them" not in caplog.text
 
 
 @pytest.fixture
