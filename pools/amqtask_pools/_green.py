@@ -45,11 +45,17 @@ class Cancellable(Protocol):
 
 
 class Hub(Protocol):
-    """What the two libraries have in common, under one name."""
+    """What the two libraries have in common, under one name. `patch_line` is how a program patches by itself."""
+
+    patch_line: ClassVar[str]
 
     @staticmethod
     def patch() -> None:
         """Monkey-patch the standard library."""
+
+    @staticmethod
+    def is_patched() -> bool:
+        """Whether that was done, by whomever."""
 
     def current(self) -> Any:
         """The green thread that runs."""
@@ -100,11 +106,20 @@ class Slot:
 class GreenPool(SlotPool):
     """See amqtask.pool.Pool."""
 
+    name: ClassVar[str]
     limits: ClassVar[frozenset[str]] = frozenset({"soft", "hard"})
     hub_class: ClassVar[type[Hub]]
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         super().__init__(executor, loop, on_outcomes, options)
+        if not self.hub_class.is_patched():
+            from amqtask.exceptions import ConfigurationError  # noqa: PLC0415 - see start
+
+            raise ConfigurationError(
+                f"the {self.name} pool needs {self.name} to patch Python before anything else is imported, else one task that "
+                f"waits keeps all others waiting. Start the worker with `amqtask worker -P {self.name}`, or begin your "
+                f"program with `{self.hub_class.patch_line}`."
+            )
         self._hub = self.hub_class()
         self._idle: list[Slot] = []
         self._busy: dict[int, Slot] = {}

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class EventletHub:
     """See amqtask_pools._green.Hub. It belongs to the thread that makes it."""
 
+    patch_line: ClassVar[str] = "import eventlet; eventlet.monkey_patch()"
+
     def __init__(self) -> None:
         self._hub = hubs.get_hub()
         self.current: Callable[[], Any] = eventlet.getcurrent
@@ -36,6 +38,11 @@ class EventletHub:
     def patch() -> None:
         """Everything that eventlet can patch."""
         eventlet.monkey_patch()
+
+    @staticmethod
+    def is_patched() -> bool:
+        """What every task that waits needs."""
+        return bool(patcher.is_monkey_patched("socket") and patcher.is_monkey_patched("time"))
 
     def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
         """A GreenThread takes its function with the first switch."""

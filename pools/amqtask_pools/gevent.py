@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class GeventHub:
     """See amqtask_pools._green.Hub. It belongs to the thread that makes it."""
 
+    patch_line: ClassVar[str] = "from gevent import monkey; monkey.patch_all()"
+
     def __init__(self) -> None:
         hub = self._hub = gevent.get_hub()
         self.call_soon: Callable[..., Any] = hub.loop.run_callback
@@ -35,6 +37,11 @@ class GeventHub:
     def patch() -> None:
         """Everything that gevent patches by default."""
         monkey.patch_all()
+
+    @staticmethod
+    def is_patched() -> bool:
+        """What every task that waits needs."""
+        return bool(monkey.is_module_patched("socket") and monkey.is_module_patched("time"))
 
     def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
         """Not started: the first switch does."""

@@ -55,3 +55,17 @@ def test_def_tasks_have_other_limits_than_coroutines_in_the_asyncio_pool() -> No
     assert limits_of(pool, is_async=True) == {"soft", "hard"}
     assert limits_of(pool, is_async=False) == {"hard"}
     assert limits_of(find_pool("threads"), is_async=True) == frozenset()
+
+
+@pytest.mark.parametrize("name", ["eventlet", "gevent"])
+def test_a_green_pool_in_a_program_that_is_not_patched_is_an_error_that_says_how(name: str) -> None:
+    program = (
+        "from amqtask import AmqTask\n"
+        "app = AmqTask('unpatched', broker='memory://')\n"
+        f"raise SystemExit(app.worker_main(argv=['-P', {name!r}]))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode != 0
+    assert f"`amqtask worker -P {name}`, or begin your program with `" in done.stderr
