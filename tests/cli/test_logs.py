@@ -19,18 +19,7 @@ from amqtask.utils.log import get_task_logger as as_in_celery
 MODULE = "shop.orders"
 
 
-@pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
-    """The loggers that a worker sets up are as before afterwards."""
-    touched = [logging.getLogger(name) for name in (None, TASK_LOGGER, "pika", "aio_pika", "aiormq", "asyncio")]
-    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in touched]
-    yield
-    for logger, handlers, level, propagate in before:
-        for handler in logger.handlers:
-            if handler not in handlers:
-                handler.close()
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amqtask import AmqTask
 from amqtask.cli.main import run
-from amqtask.log import TASK_LOGGER
 from amqtask.testing.worker import start_worker
 
 if TYPE_CHECKING:
@@ -65,20 +63,6 @@ def test_a_worker_says_that_somebody_must_relay(shop: Shop, caplog: pytest.LogCa
     shop.app.conf.outbox_relay = True
     with caplog.at_level(logging.INFO), start_worker(shop.app):
         assert "until something relays them" not in caplog.text
-
-
-@pytest.fixture
-def loggers() -> Iterator[None]:
-    """What the command sets up is as before afterwards."""
-    touched = [logging.getLogger(name) for name in (None, TASK_LOGGER, "pika", "aio_pika", "aiormq", "asyncio")]
-    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in touched]
-    yield
-    for logger, handlers, level, propagate in before:
-        for handler in logger.handlers:
-            if handler not in handlers:
-                handler.close()
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def test_it_runs_until_it_is_told_to_end(shop: Shop, loggers: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,24 @@
+"""What tests of several folders need."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from amqtask.log import TASK_LOGGER
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """The loggers that the command line sets up are as before afterwards."""
+    touched = [logging.getLogger(name) for name in (None, TASK_LOGGER, "pika", "aio_pika", "aiormq", "asyncio")]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in touched]
+    yield
+    for logger, handlers, level, propagate in before:
+        for handler in logger.handlers:
+            if handler not in handlers:
+                handler.close()
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
