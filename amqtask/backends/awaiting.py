@@ -1,4 +1,4 @@
-"""From a callback on some thread to a coroutine that awaits it."""
+"""From a call on some thread to a coroutine that awaits it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from amqtask.backends.waiting import too_late
 from amqtask.protocol.result import ResultMessage
 
 OnResult = Callable[[ResultMessage], None]
+# Called with the result, or with why there will be none.
+Arrived = Callable[[ResultMessage | Exception], None]
 
 
 class CallsBack(Protocol):
@@ -20,22 +22,40 @@ class CallsBack(Protocol):
     def cancel_callback(self, task_id: str, callback: OnResult) -> None: ...
 
 
-async def await_callback(backend: CallsBack, task_id: str, timeout: float | None) -> ResultMessage:
-    """The result, when the backend's thread says so. Raises: TimeoutError."""
+async def await_arrival(
+    task_id: str, timeout: float | None, subscribe: Callable[[Arrived], Callable[[], None]]
+) -> ResultMessage:
+    """What `subscribe(arrived)` has `arrived` called with, from any thread; what it returns is called to unsubscribe.
+
+    Raises: TimeoutError, the error that arrived."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ResultMessage] = loop.create_future()
 
-    def settle(result: ResultMessage) -> None:
-        if not future.done():
-            future.set_result(result)
+    def settle(found: ResultMessage | Exception) -> None:
+        if future.done():
+            return
+        if isinstance(found, Exception):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
 
-    def arrived(result: ResultMessage) -> None:
-        loop.call_soon_threadsafe(settle, result)
+    def arrived(found: ResultMessage | Exception) -> None:
+        loop.call_soon_threadsafe(settle, found)
 
-    backend.add_callback(task_id, arrived)
+    cancel = subscribe(arrived)
     try:
         return await asyncio.wait_for(future, timeout)
     except asyncio.TimeoutError:
         raise too_late([task_id], 1, timeout) from None
     finally:
-        backend.cancel_callback(task_id, arrived)
+        cancel()
+
+
+async def await_callback(backend: CallsBack, task_id: str, timeout: float | None) -> ResultMessage:
+    """The result, when the backend's thread says so. Raises: TimeoutError."""
+
+    def subscribe(arrived: Arrived) -> Callable[[], None]:
+        backend.add_callback(task_id, arrived)
+        return lambda: backend.cancel_callback(task_id, arrived)
+
+    return await await_arrival(task_id, timeout, subscribe)

@@ -7,7 +7,6 @@ is never shorter than what the last question took, so that a slow store is not a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
+from amqtask.backends.awaiting import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.waiting import too_late
 from amqtask.exceptions import BackendUnreachable
@@ -124,28 +124,13 @@ class PollingBackend:
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop, which the asking thread wakes. Raises: TimeoutError, BackendUnreachable."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[ResultMessage] = loop.create_future()
-
-        def settle(found: ResultMessage | BackendUnreachable) -> None:
-            if future.done():
-                return
-            if isinstance(found, BackendUnreachable):
-                future.set_exception(found)
-            else:
-                future.set_result(found)
-
-        def arrived(found: ResultMessage | BackendUnreachable) -> None:
-            loop.call_soon_threadsafe(settle, found)
-
         poller = self._poller()
-        waiter = poller.add(task_id, arrived, arrived)
-        try:
-            return await asyncio.wait_for(future, timeout)
-        except asyncio.TimeoutError:
-            raise too_late([task_id], 1, timeout) from None
-        finally:
-            poller.cancel(task_id, waiter)
+
+        def subscribe(arrived: Arrived) -> Callable[[], None]:
+            waiter = poller.add(task_id, arrived, arrived)
+            return lambda: poller.cancel(task_id, waiter)
+
+        return await await_arrival(task_id, timeout, subscribe)
 
     def add_callback(self, task_id: str, callback: OnResult) -> None:
         """Call once when the result is there, from the thread that asks for all such results."""
