@@ -18,7 +18,7 @@ from amqtask.discovery import uses_django
 from amqtask.entities import Queue
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.switch import SharedSwitch
-from amqtask.pool import OnOutcomes, Pool, PoolOptions, find_pool, limits_of
+from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.registry import BUILT_IN
 from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
@@ -182,7 +182,7 @@ def _tell_sent(app: AmqTask, messages: Sequence[Message]) -> None:
 
 
 def _check_relay(app: AmqTask, pool_class: type[Pool]) -> None:
-    if pool_class.name in ("eventlet", "gevent"):
+    if pool_class.name in GREEN_POOLS:
         raise ConfigurationError(
             f"a worker with the {pool_class.name} pool relays no outbox: its threads are none, so the database would hold it "
             "up. Run `amqtask relay` beside it."

@@ -56,6 +56,10 @@ class Running(NamedTuple):
     since: float | None = None
 
 
+# They patch Python first of all in a process, and their threads are green ones.
+GREEN_POOLS = frozenset({"eventlet", "gevent"})
+
+
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     """What the command line and settings ask of a pool. Times are seconds, memory is KiB (as in Celery)."""

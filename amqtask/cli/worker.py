@@ -16,14 +16,13 @@ from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
-from amqtask.pool import find_pool
+from amqtask.pool import GREEN_POOLS, find_pool
 from amqtask.worker.options import WorkerOptions
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
 F = TypeVar("F", bound=Callable[..., Any])
-GREEN_POOLS = frozenset({"eventlet", "gevent"})
 PORT = click.IntRange(1, 65535)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import click
 
-GREEN = frozenset({"eventlet", "gevent"})
-
 
 @click.command(
     "amqtask",
@@ -23,7 +21,7 @@ GREEN = frozenset({"eventlet", "gevent"})
 def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Workers and tools of amqtask, e.g. `flask amqtask worker -l info`."""
     pool = importlib.import_module("amqtask.__main__").chosen_pool(arguments)
-    if pool in GREEN:
+    if pool in importlib.import_module("amqtask.pool").GREEN_POOLS:
         raise click.UsageError(
             f"{pool} must patch Python before Flask is imported. Say `amqtask -A module:create_app worker -P {pool}`, "
             "with the name of your Flask app or of its factory."

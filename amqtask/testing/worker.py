@@ -10,11 +10,12 @@ from amqtask import signals
 from amqtask.app import AmqTask
 from amqtask.assembly import build_worker
 from amqtask.exceptions import ConfigurationError
+from amqtask.pool import GREEN_POOLS
 from amqtask.worker.options import WorkerOptions
 from amqtask.worker.worker import Worker
 
 # Children keep their results to themselves on cache+memory://, and green pools patch a whole process.
-_NEED_A_PROCESS = frozenset({"prefork", "eventlet", "gevent"})
+_NEED_A_PROCESS = GREEN_POOLS | {"prefork"}
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from amqtask.contrib.django.project import project_app
+from amqtask.pool import GREEN_POOLS
 
 # Django's own options, which it has acted on before it looked for this command.
 _OF_DJANGO = ("--settings", "--pythonpath")
 # Called by the command line to get the application.
 PROJECT = "amqtask.contrib.django.project:project_app"
-GREEN_POOLS = frozenset({"eventlet", "gevent"})
 
 
 class Command(BaseCommand):
