@@ -24,6 +24,7 @@ from pathlib import Path
 
 from integration.faults import Forwarder
 from integration.nodes import RabbitNode, apt_install, rabbitmq_installed
+from integration.waiting import LONG
 from integration.workers import BeatProcess, WorkerProcess, eventually
 
 APP = "integration.apps.beaten"
@@ -174,9 +175,9 @@ class Beats:
             found[datetime.fromisoformat(due)].append(task_id)
         return found
 
-    def await_runs(self, count: int, timeout: float) -> None:
+    def await_runs(self, count: int, timeout: float = LONG) -> None:
         """Until so many due times have run."""
-        eventually(lambda: len(self.runs) >= count, timeout, what=f"{len(self.runs)} of {count} ran", every=0.1)
+        eventually(lambda: len(self.runs) >= count, timeout, what=lambda: f"{len(self.runs)} of {count} ran", every=0.1)
 
     def report(self) -> Report:
         """So far."""

@@ -31,7 +31,7 @@ def environment(broker: str, backend: str, queue: str) -> dict[str, str]:
     return {**os.environ, "PEER_BROKER": broker, "PEER_BACKEND": backend, "PEER_QUEUE": queue}
 
 
-def call(code: str, environment: dict[str, str], app: str = APP, timeout: float = 60) -> str:
+def call(code: str, environment: dict[str, str], app: str = APP, timeout: float = 90) -> str:
     """What a piece of Python prints in the peer's environment (`app` and its tasks are imported)."""
     done = subprocess.run(
         [python(), "-W", "ignore", "-c", f"from {app} import *\n{code}"],
@@ -45,7 +45,7 @@ def cli(environment: dict[str, str], *words: str) -> tuple[int, str]:
     """`celery -A … WORDS`: exit code and what it prints."""
     done = subprocess.run(
         [python(), "-W", "ignore", "-m", "celery", "-A", APP, *words],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout or done.stderr
 
@@ -78,12 +78,11 @@ class CeleryWorker:
     def __enter__(self) -> CeleryWorker:
         eventually(
             lambda: " ready." in self._log.read_text(),
-            60,
-            what=f"Celery is not ready:\n{self._log.read_text()}",
+            what=lambda: f"Celery is not ready:\n{self._log.read_text()}",
         )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(90)
         self._log.unlink()

@@ -64,7 +64,7 @@ class Flower:
                 stderr=log,
             )
         try:
-            eventually(self._answers, 60, every=0.1, what="Flower does not answer")
+            eventually(self._answers, every=0.1, what="Flower does not answer")
         except BaseException:
             self._process.kill()
             print(self._log.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.url import parse_broker_urls
-from integration.workers import NeverHappened
+from integration.waiting import LONG, eventually
 
 
 class Looped:
@@ -30,17 +29,13 @@ class Looped:
     def until(
         self,
         condition: Callable[[], object],
-        timeout: float = 20.0,
+        timeout: float = LONG,
         *,
         what: str = "it did not happen",
         turn: float = 0.002,
     ) -> None:
         """Turn the loop until the condition holds, which is looked at every `turn` seconds (0: after each turn)."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                raise NeverHappened(what)
-            self.loop.run_once(turn)
+        eventually(condition, timeout, what=what, every=turn, sleep=self.loop.run_once)
 
     def consumer(
         self, *queues: Queue, url: str | list[str] = "", prefetch: int = 100, **options: Any

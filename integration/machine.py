@@ -14,9 +14,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from integration.waiting import LONG, Patience
 
 
 class NodeError(RuntimeError):
@@ -89,7 +90,7 @@ class Server:
         return None if self._process is None else self._process.pid
 
     def run(
-        self, command: Sequence[str], ready: Callable[[], bool], *, timeout: float = 20.0,
+        self, command: Sequence[str], ready: Callable[[], bool], *, timeout: float = LONG,
         environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         """Start (again) and return once `ready` says so. Raises: NodeError with the log."""
@@ -98,11 +99,11 @@ class Server:
                 command, stdout=log, stderr=log, cwd=self.folder, user=self._user, group=self._group(),
                 start_new_session=True, env=None if environment is None else dict(environment),
             )  # fmt: skip
-        deadline = time.monotonic() + timeout
+        patience = Patience(timeout)
         while not ready():
-            if time.monotonic() > deadline or self._process.poll() is not None:
+            if patience.is_over or self._process.poll() is not None:
                 raise NodeError(f"{self.name} did not start within {timeout:g} s\n{self.log_tail()}")
-            time.sleep(0.05)
+            patience.pause(0.05)
 
     def once(self, command: Sequence[str]) -> str:
         """Run a command to its end, as the server's user; what it printed. Raises: NodeError."""

@@ -19,12 +19,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from integration.machine import NodeError, apt_install, free_port
 from integration.servers import postgres, redis_server
+from integration.waiting import LONG, Patience
 
 LIBEXEC = "usr/lib/rabbitmq/bin"
 HOWTO = """\
@@ -100,16 +100,16 @@ class RabbitNode:
         with (self.folder / "rabbitmq.conf").open("a") as file:
             file.write(text.rstrip() + "\n")
 
-    def start(self, timeout: float = 90.0) -> RabbitNode:
+    def start(self, timeout: float = 2 * LONG) -> RabbitNode:
         """Start (again) and return once it answers AMQP."""
         subprocess.run(
             [*self._prefix, f"/{LIBEXEC}/rabbitmq-server", "-detached"], env=self._environment, check=True, cwd="/"
         )
-        deadline = time.monotonic() + timeout
+        patience = Patience(timeout)
         while not speaks_amqp("127.0.0.1", self.port):
-            if time.monotonic() > deadline:
+            if patience.is_over:
                 raise NodeError(f"{self.node} did not start within {timeout:g} s\n{self.log_tail()}")
-            time.sleep(0.1)
+            patience.pause(0.1)
         return self
 
     def ctl(self, *arguments: str) -> str:
@@ -161,10 +161,10 @@ class RabbitNode:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
-            deadline = time.monotonic() + 15
-            while time.monotonic() < deadline:
+            patience = Patience(LONG)
+            while not patience.is_over:
                 os.kill(pid, 0)
-                time.sleep(0.02)
+                patience.pause(0.02)
 
 
 def rabbitmq_installed() -> bool:

@@ -165,7 +165,9 @@ class Run:
                 other.join()
             for relay in self.relays:
                 relay.start()
-            eventually(lambda: self._waiting() == 0, 120, what=f"rows are left:\n{self.relays[0].log}", every=0.5)
+            eventually(
+                lambda: self._waiting() == 0, 120, what=lambda: f"rows are left:\n{self.relays[0].log}", every=0.5
+            )
         report = self._report(time.monotonic() - started)
         shutil.rmtree(self.folder)
         return report

@@ -12,13 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from integration.machine import NodeError, Server, answers, apt_install, free_port, program
+from integration.waiting import LONG, Patience
 
 # -- PostgreSQL
 
@@ -67,7 +67,7 @@ class PostgresServer(Server):
         """The URL of its first database."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
-    def start(self, timeout: float = 30.0) -> PostgresServer:
+    def start(self, timeout: float = LONG) -> PostgresServer:
         """Start and return once it accepts connections."""
         if not self._data.exists():
             self.once(
@@ -139,7 +139,7 @@ class RedisServer(Server):
         """The URL of database 0."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self, timeout: float = 10.0) -> RedisServer:
+    def start(self, timeout: float = LONG) -> RedisServer:
         """Start and return once it accepts connections."""
         self.run(
             ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
@@ -242,11 +242,11 @@ def redis_cluster(masters: int = 3) -> Iterator[str]:
 
 def _until_the_cluster_is_one(node: RedisServer) -> None:
     # redis-cli waits until the nodes agree on the slots; a node calls itself ready a moment later.
-    deadline = time.monotonic() + 20.0
-    while time.monotonic() < deadline:
+    patience = Patience(LONG)
+    while not patience.is_over:
         if "cluster_state:ok" in node.ask("cluster", "info"):
             return
-        time.sleep(0.05)
+        patience.pause(0.05)
     raise NodeError(f"the Redis cluster does not come together\n{node.log_tail()}")
 
 

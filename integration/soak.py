@@ -78,7 +78,9 @@ class Soak:
             self.progress(self.tasks // 10)
             fault(self)
             producer.join()
-            eventually(lambda: self.ran() >= self.tasks, 180, what=f"{self.ran()} of {self.tasks} ran", every=0.2)
+            eventually(
+                lambda: self.ran() >= self.tasks, 180, what=lambda: f"{self.ran()} of {self.tasks} ran", every=0.2
+            )
             eventually(lambda: self.waiting(self.queue) == 0, 60, what="messages are left in the queue", every=0.5)
             self.worker.stop()
         counts = Counter(self.numbers())
@@ -102,7 +104,7 @@ class Soak:
     def progress(self, more: int) -> None:
         """Wait until so many more have run."""
         goal = min(self.ran() + more, self.tasks)
-        eventually(lambda: self.ran() >= goal, 120, what=f"only {self.ran()} of {self.tasks} ran")
+        eventually(lambda: self.ran() >= goal, 120, what=lambda: f"only {self.ran()} of {self.tasks} ran")
 
     def numbers(self) -> list[int]:
         """What ran, in order."""

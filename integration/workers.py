@@ -1,4 +1,4 @@
-"""Worker processes as users start them, and the one way to wait for anything: `eventually`."""
+"""Worker processes as users start them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from integration.waiting import LONG, NeverHappened, eventually
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = " ready."
-
-
-class NeverHappened(AssertionError):
-    """What a test waited for did not come true before its deadline."""
-
-
-def eventually(condition: Callable[[], bool], timeout: float = 30.0, *, what: str = "", every: float = 0.02) -> None:
-    """Return once `condition()` is true; raises NeverHappened after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise NeverHappened(what or f"still not so after {timeout:g} s")
-        time.sleep(every)
 
 
 class LoggedProcess:
@@ -48,10 +36,12 @@ class LoggedProcess:
         self._command = list(command)
         self._ready = ready
         self._folder = folder
-        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        # The fault handler makes a process that is stuck tell where, see `_until`.
+        spoken = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+        self._environment = {**os.environ, **spoken, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, wait: bool = True, timeout: float = 30.0) -> Self:
+    def start(self, *, wait: bool = True, timeout: float = LONG) -> Self:
         """Start (again); returns once it said that it is ready."""
         offset = self.log_path.stat().st_size
         with self.log_path.open("ab") as log:
@@ -59,13 +49,8 @@ class LoggedProcess:
                 self._command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
         if wait:
-            eventually(lambda: self._is_ready(offset), timeout, what=f"not ready: {self._command}; see {self.log_path}")
+            self._until_said(self._ready, timeout, offset)
         return self
-
-    def _is_ready(self, offset: int) -> bool:
-        if self.process.poll() is not None:
-            raise NeverHappened(f"ended with exit code {self.process.returncode}:\n{self.log[-4000:]}")
-        return self._ready in self.log[offset:]
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -91,22 +76,55 @@ class LoggedProcess:
         )
         return [int(word) for word in done.stdout.split()]
 
-    def await_log(self, text: str, timeout: float = 30.0) -> None:
+    def await_log(self, text: str, timeout: float = LONG) -> None:
         """Wait until `text` stands in the log."""
-        eventually(lambda: text in self.log, timeout, what=f"{text!r} never came up in:\n{self.log[-4000:]}")
+        self._until_said(text, timeout)
+
+    def _until_said(self, text: str, timeout: float, offset: int = 0) -> None:
+        def is_said() -> bool:
+            has_ended = self.process.poll() is not None
+            if text in self.log[offset:]:
+                return True
+            if has_ended:
+                raise NeverHappened(f"{self._never(text)}: {self._ending()}")
+            return False
+
+        self._until(is_said, timeout, what=lambda: self._never(text))
+
+    def _never(self, text: str) -> str:
+        return f"{text!r} never came up in the log of {self._command}"
+
+    def _ending(self) -> str:
+        return f"it ended with exit code {self.process.returncode}; its log:\n{self.log[-8000:]}"
+
+    def _until(self, condition: Callable[[], object], timeout: float, what: Callable[[], str]) -> None:
+        """`eventually`; a process that is still there at the end is made to tell what it was at, which ends it."""
+        try:
+            eventually(condition, timeout, what=what)
+        except NeverHappened as error:
+            if self.process.poll() is not None:
+                raise
+            state = describe(self.pid)
+            self.process.send_signal(signal.SIGABRT)
+            self.process.send_signal(signal.SIGCONT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                state += "\nit takes no notice of SIGABRT"
+            raise NeverHappened(f"{error}\n{state}\nafter SIGABRT, {self._ending()}") from None
 
     def signal(self, signum: int) -> None:
         """Send a signal to the main process only."""
-        os.kill(self.pid, signum)
+        self.process.send_signal(signum)
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = LONG) -> int:
         """Its exit code."""
-        return self.process.wait(timeout)
+        self._until(lambda: self.process.poll() is not None, timeout, what=lambda: f"{self._command} did not end")
+        return self.process.returncode
 
-    def stop(self, timeout: float = 30.0) -> int:
+    def stop(self, timeout: float = LONG) -> int:
         """Warm shutdown; the exit code."""
-        if self.process.poll() is None:
-            self.signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
     def kill(self) -> None:
@@ -127,6 +145,25 @@ class LoggedProcess:
         self.kill()
         if error is None:
             self.log_path.unlink(missing_ok=True)
+
+
+def describe(pid: int) -> str:
+    """What Linux knows of a process that does not get on, and of the machine: does it wait, and for what?"""
+    lines = [
+        line for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith(("State:", "Threads:", "VmRSS:"))
+    ]
+    ticks = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[11:13]
+    lines += [f"wchan: {_read(f'/proc/{pid}/wchan')}", f"utime, stime: {' '.join(ticks)}"]
+    lines += [f"load: {_read('/proc/loadavg')}"]
+    lines += [f"{name}: {_read(f'/proc/pressure/{name}')}" for name in ("cpu", "io", "memory")]
+    return "\n".join(line.strip() for line in lines)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        return str(error)
 
 
 class WorkerProcess(LoggedProcess):
@@ -157,7 +194,7 @@ class BeatProcess(LoggedProcess):
         return self.process.poll() is None and log.rfind("beat: leading;") > log.rfind("beat: not leading")
 
 
-def run_cli(*arguments: str, environment: dict[str, str] | None = None, timeout: float = 60.0) -> tuple[int, str]:
+def run_cli(*arguments: str, environment: dict[str, str] | None = None, timeout: float = LONG) -> tuple[int, str]:
     """Run `amqtask …` to its end: exit code, and standard output with standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "amqtask", *arguments],
@@ -172,7 +209,7 @@ def run_cli(*arguments: str, environment: dict[str, str] | None = None, timeout:
     return done.returncode, done.stdout
 
 
-def python(code: str, environment: dict[str, str] | None = None, timeout: float = 60.0) -> str:
+def python(code: str, environment: dict[str, str] | None = None, timeout: float = LONG) -> str:
     """What a piece of Python prints in an interpreter of its own (monkey-patching, forks …)."""
     command: Sequence[str] = [sys.executable, "-c", code]
     done = subprocess.run(
@@ -186,3 +223,9 @@ def python(code: str, environment: dict[str, str] | None = None, timeout: float 
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+__all__ = [
+    "READY", "ROOT", "BeatProcess", "LoggedProcess", "NeverHappened", "WorkerProcess", "describe", "eventually",
+    "python", "run_cli",
+]  # fmt: skip

@@ -1,0 +1,104 @@
+"""What the tests themselves stand on: waiting, ports, processes that end, and processes that do not."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from integration.waiting import NeverHappened, Patience, eventually
+from integration.workers import LoggedProcess
+
+
+class Clock:
+    """Seconds that only `sleep` lets pass, some of them unasked."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.overrun = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + self.overrun
+
+
+def program(code: str) -> LoggedProcess:
+    """A Python process."""
+    return LoggedProcess([sys.executable, "-c", textwrap.dedent(code)])
+
+
+# -- waiting
+
+
+def test_seconds_in_which_the_machine_stood_still_do_not_count() -> None:
+    clock = Clock()
+    patience = Patience(10.0, clock=clock)
+    clock.overrun = 60.0
+    patience.pause(0.5, clock.sleep)
+    assert not patience.is_over
+
+    clock.overrun = 0.1  # a busy machine is no machine that stands still
+    while not patience.is_over:
+        patience.pause(0.5, clock.sleep)
+    assert 70.0 < clock.now < 71.0
+
+
+def test_what_came_true_while_it_was_looked_at_for_too_long_has_happened() -> None:
+    looks: list[int] = []
+
+    def look() -> bool:
+        looks.append(1)
+        if len(looks) == 1:
+            time.sleep(0.2)  # the machine stands still, here
+        return len(looks) > 1
+
+    eventually(look, 0.1)
+
+
+def test_what_is_told_of_a_deadline_is_how_things_are_then() -> None:
+    looks: list[int] = []
+
+    def look() -> bool:
+        looks.append(1)
+        return False
+
+    with pytest.raises(NeverHappened, match=r"^looked [1-9]\d* times, after 0.1 s"):
+        eventually(look, 0.1, what=lambda: f"looked {len(looks)} times")
+
+
+# -- processes
+
+
+def test_a_process_that_ended_is_not_waited_for() -> None:
+    ended = pytest.raises(NeverHappened, match=r"(?s)'hello' never came up .* exit code 3; .*over and out")
+    with program("print('over and out'); raise SystemExit(3)").start(wait=False) as process, ended:
+        process.await_log("hello")
+
+
+def test_a_process_that_is_stuck_tells_where() -> None:
+    code = """
+        import time
+
+        def stuck():
+            print("here", flush=True)
+            time.sleep(1000)
+
+        stuck()
+    """
+    with program(code).start(wait=False) as process:
+        process.await_log("here")
+        with pytest.raises(NeverHappened, match=r"(?s)State:\s+S.*exit code -6.*here.*in stuck"):
+            process.await_log("there", 0.1)
+
+
+def test_a_stopped_process_is_seen_to_be_stopped() -> None:
+    with program("import os; print('here', flush=True); os.kill(os.getpid(), 19)").start(wait=False) as process:
+        process.await_log("here")
+        eventually(lambda: "T (stopped)" in Path(f"/proc/{process.pid}/status").read_text())
+        with pytest.raises(NeverHappened, match=r"(?s)did not end, after 0.1 s.*T \(stopped\).*exit code -6"):
+            process.wait(0.1)
