@@ -64,6 +64,33 @@ def program(name: str, package: str, hint: str = "") -> str:
     return found
 
 
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process that began a session, and to what it started there; it may have ended long ago."""
+    # Once it has been waited for, the number may be another's. While some of its session are left, nobody else gets it.
+    if process.returncode is None or not _exists(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that only waits to be waited for is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return not Path("/proc/self").exists() and _exists(pid)  # not Linux
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _account(user: str) -> str:
     try:
         return pwd.getpwnam(user).pw_name
@@ -118,9 +145,7 @@ class Server:
     def kill(self) -> None:
         """SIGKILL to it and all of its processes: what a power cut looks like."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            kill_session(self._process)
             self._process = None
 
     def remove(self) -> None:

@@ -22,9 +22,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from integration.machine import NodeError, apt_install, free_port
+from integration.machine import NodeError, apt_install, free_port, is_running
 from integration.servers import postgres, redis_server
-from integration.waiting import LONG, Patience
+from integration.waiting import LONG, Patience, eventually
 
 LIBEXEC = "usr/lib/rabbitmq/bin"
 HOWTO = """\
@@ -161,10 +161,9 @@ class RabbitNode:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
-            patience = Patience(LONG)
-            while not patience.is_over:
-                os.kill(pid, 0)
-                patience.pause(0.02)
+        eventually(lambda: not is_running(pid), what=f"{self.node} does not end")
+        # Later the number is another process's.
+        (self.folder / "pid").unlink(missing_ok=True)
 
 
 def rabbitmq_installed() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import textwrap
 import time
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from integration.machine import is_running, kill_session
+from integration.nodes import RabbitNode
 from integration.waiting import NeverHappened, Patience, eventually
 from integration.workers import LoggedProcess
 
@@ -30,6 +34,11 @@ class Clock:
 def program(code: str) -> LoggedProcess:
     """A Python process."""
     return LoggedProcess([sys.executable, "-c", textwrap.dedent(code)])
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    """A process in a session of its own."""
+    return subprocess.Popen(["sleep", "1000"], start_new_session=True)
 
 
 # -- waiting
@@ -102,3 +111,41 @@ def test_a_stopped_process_is_seen_to_be_stopped() -> None:
         eventually(lambda: "T (stopped)" in Path(f"/proc/{process.pid}/status").read_text())
         with pytest.raises(NeverHappened, match=r"(?s)did not end, after 0.1 s.*T \(stopped\).*exit code -6"):
             process.wait(0.1)
+
+
+def test_killing_a_process_ends_what_it_started_and_left() -> None:
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", "import subprocess; subprocess.Popen(['sleep', '1000'], close_fds=False)"]
+    parent = subprocess.Popen(command, start_new_session=True, pass_fds=[writer])
+    os.close(writer)
+    parent.wait()
+
+    kill_session(parent)
+
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b""  # its last writer has gone
+
+
+def test_killing_a_process_that_was_waited_for_does_not_hit_the_next_one_of_its_number() -> None:
+    other = sleeper()
+    ended = subprocess.Popen(["true"], start_new_session=True)
+    ended.wait()
+    ended.pid = other.pid  # some 30,000 processes later
+
+    kill_session(ended)
+
+    assert other.poll() is None
+    kill_session(other)
+    assert other.returncode == -9
+
+
+def test_a_node_that_was_killed_forgets_its_number() -> None:
+    node, erlang = RabbitNode("forgetful"), sleeper()
+    (node.folder / "pid").write_text(str(erlang.pid))
+
+    node.kill()
+
+    assert not is_running(erlang.pid)
+    assert node.pid is None
+    erlang.wait()
+    node.remove()

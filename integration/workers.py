@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from integration.machine import kill_session
 from integration.waiting import LONG, NeverHappened, eventually
 
 if TYPE_CHECKING:
@@ -130,11 +131,7 @@ class LoggedProcess:
     def kill(self) -> None:
         """End it and everything it started, at once."""
         if self._process is not None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self._process.wait()
+            kill_session(self._process)
 
     def __enter__(self) -> Self:
         return self if self._process else self.start()
