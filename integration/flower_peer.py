@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from integration.machine import free_port
 from integration.workers import ROOT, eventually
 
 FOLDER = ROOT / ".venv-flower"
@@ -39,7 +39,7 @@ class Flower:
         self._interpreter = python()
         self._app = app
         self._environment = environment
-        self._port = _free_port()
+        self._port = free_port()
         self._log = Path(tempfile.mkstemp(prefix="flower-", suffix=".log")[1])
 
     @property
@@ -112,9 +112,3 @@ class Flower:
             raise AssertionError(
                 f"{request.full_url}: {error.code} {error.read().decode()[:500]}\n{self.log[-2000:]}"
             ) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

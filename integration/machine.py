@@ -6,29 +6,52 @@ Only the standard library is used: this runs before anything is installed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from integration.waiting import LONG, Patience
+
+# Above the ports of well-known servers. Below those from which connections go out (Linux begins at 32,768), so that no
+# connection takes a port between the question and its use; and 10,000 above each there is room for a Redis cluster's bus.
+PORTS = range(10_000, 20_000)
 
 
 class NodeError(RuntimeError):
     """A node could not be installed, started or asked."""
 
 
+def _shuffled_ports() -> Iterator[int]:
+    # Each process in an order of its own; none is given out twice before all others were.
+    chance = random.Random(f"{os.getpid()} {time.time_ns()}")
+    return itertools.cycle(chance.sample(PORTS, len(PORTS)))
+
+
+_ports = _shuffled_ports()
+
+
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody uses now."""
+    """A TCP port that nobody uses now, on no interface, and that nobody was given lately."""
+    return next(port for port in _ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+        return True
 
 
 def answers(port: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.machine import is_running, kill_session
+from integration.machine import PORTS, free_port, is_running, kill_session
 from integration.nodes import RabbitNode
 from integration.waiting import NeverHappened, Patience, eventually
 from integration.workers import LoggedProcess
@@ -78,6 +78,17 @@ def test_what_is_told_of_a_deadline_is_how_things_are_then() -> None:
 
     with pytest.raises(NeverHappened, match=r"^looked [1-9]\d* times, after 0.1 s"):
         eventually(look, 0.1, what=lambda: f"looked {len(looks)} times")
+
+
+# -- ports
+
+
+def test_a_port_is_given_out_once_and_is_none_of_those_from_which_connections_go_out() -> None:
+    ports = [free_port() for _ in range(200)]
+    assert len(set(ports)) == 200
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert set(ports) <= set(PORTS)
+    assert PORTS[-1] + 10_000 < first
 
 
 # -- processes
