@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from integration.waiting import LONG
 from integration.workers import READY, LoggedProcess
 
 BIN = Path(sys.executable).parent
@@ -29,7 +30,7 @@ class Project:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def run(self, line: str, *, timeout: float = 60.0, code: int = 0) -> str:
+    def run(self, line: str, *, timeout: float = LONG, code: int = 0) -> str:
         """What the program prints. Its exit code must be `code`."""
         done = subprocess.run(
             self._command(line),

@@ -41,17 +41,17 @@ def test_no_due_time_is_lost_when_the_leader_is_killed(broker_url: str) -> None:
 
 def test_one_that_is_cut_off_is_followed_and_sends_nothing_more(beats: Beats) -> None:
     beats.start()
-    beats.await_runs(2, 30)
+    beats.await_runs(2)
     beats.cut_leader()
-    beats.await_runs(len(beats.runs) + 3, 30)
+    beats.await_runs(len(beats.runs) + 3)
     assert is_whole(beats), str(beats.report())
 
 
 def test_what_a_leader_sent_unconfirmed_is_sent_again_under_the_same_id(beats: Beats) -> None:
     beats.start()
-    beats.await_runs(2, 30)
+    beats.await_runs(2)
     beats.lose_confirm()
-    beats.await_runs(len(beats.runs) + 3, 30)
+    beats.await_runs(len(beats.runs) + 3)
     report = beats.report()
     assert report.is_good, str(report)
     assert [len(ids) for ids in report.duplicates.values()] == [2]
@@ -59,32 +59,32 @@ def test_what_a_leader_sent_unconfirmed_is_sent_again_under_the_same_id(beats: B
 
 def test_a_beat_that_stops_hands_over_at_once_and_one_that_starts_later_goes_on(beats: Beats) -> None:
     beats.start()
-    beats.await_runs(2, 30)
+    beats.await_runs(2)
     for _ in range(2):
         leader = beats.leader
         assert leader is not None
         assert leader[0].stop() == 0
         beats.beats.remove(leader)
     beats.add()
-    beats.await_runs(len(beats.runs) + 3, 30)
+    beats.await_runs(len(beats.runs) + 3)
     assert is_whole(beats), str(beats.report())
     assert not beats.report().duplicates
 
 
 def test_after_the_queue_was_deleted_the_schedule_goes_on(beats: Beats, rabbit: Broker) -> None:
     beats.start()
-    beats.await_runs(2, 30)
+    beats.await_runs(2)
     rabbit.channel().queue_delete(beats.leader_queue)
-    beats.await_runs(len(beats.runs) + 3, 30)
+    beats.await_runs(len(beats.runs) + 3)
     assert is_whole(beats), str(beats.report())
 
 
 def test_connections_that_the_broker_closes_cost_no_due_time(beats: Beats) -> None:
     beats.start()
-    beats.await_runs(2, 30)
+    beats.await_runs(2)
     for _, road in beats.beats:
         road.cut()
-    beats.await_runs(len(beats.runs) + 3, 30)
+    beats.await_runs(len(beats.runs) + 3)
     assert is_whole(beats), str(beats.report())
 
 
@@ -95,10 +95,10 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_due_time(hurt_node: Rab
         stack.enter_context(WorkerProcess(APP, "-P", "solo", environment=environment))
         for number in range(2):
             stack.enter_context(BeatProcess(APP, "-s", str(tmp_path / f"last{number}"), environment=environment))
-        beats.await_runs(2, 30)
+        beats.await_runs(2)
         hurt_node.kill()
         hurt_node.start()
-        beats.await_runs(len(beats.runs) + 3, 60)
+        beats.await_runs(len(beats.runs) + 3)
         assert is_whole(beats), str(beats.report())
 
 
@@ -115,10 +115,10 @@ def test_every_worker_may_have_a_beat_inside(beats: Beats, broker_url: str, tmp_
             )
             for number in range(2)
         ]  # fmt: skip
-        beats.await_runs(3, 30)
+        beats.await_runs(3)
         leading = next(worker for worker in workers if "beat: leading" in worker.log)
         leading.kill()
-        beats.await_runs(len(beats.runs) + 3, 40)
+        beats.await_runs(len(beats.runs) + 3)
         report = beats.report()
         assert not report.missing, str(report)
         assert not report.confused, str(report)

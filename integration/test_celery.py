@@ -44,9 +44,9 @@ def test_our_worker_runs_a_celery_producers_task_and_it_reads_the_result(
     environment = celery_peer.environment(rabbit.url, backend, classic)
 
     with our_worker(classic, backend) as worker:
-        told = celery_peer.call("print(add.delay(2, 3).get(timeout=20))", environment)
+        told = celery_peer.call("print(add.delay(2, 3).get(timeout=90))", environment)
         failed = celery_peer.call(
-            "try:\n    fail.delay('as told').get(timeout=20)\nexcept ValueError as e: print(type(e).__name__, e)",
+            "try:\n    fail.delay('as told').get(timeout=90)\nexcept ValueError as e: print(type(e).__name__, e)",
             environment,
         )
         worker.stop()
@@ -61,16 +61,16 @@ def test_our_worker_runs_celerys_chains_callbacks_and_retries(
     environment = celery_peer.environment(rabbit.url, redis_url, classic)
 
     with our_worker(classic, redis_url) as worker:
-        chained = celery_peer.call("print((add.s(1, 2) | add.s(3) | add.s(4)).delay().get(timeout=20))", environment)
+        chained = celery_peer.call("print((add.s(1, 2) | add.s(3) | add.s(4)).delay().get(timeout=90))", environment)
         linked = celery_peer.call(
-            "r = add.apply_async((1, 1), link=add.s(40)); r.get(timeout=20); print(r.children[0].get(timeout=20))",
+            "r = add.apply_async((1, 1), link=add.s(40)); r.get(timeout=90); print(r.children[0].get(timeout=90))",
             environment,
         )
         grouped = celery_peer.call(
-            "from celery import group; print(group(add.s(n, n) for n in range(5))().get(timeout=20))",
+            "from celery import group; print(group(add.s(n, n) for n in range(5))().get(timeout=90))",
             environment,
         )
-        retried = celery_peer.call(f"print(retry.delay({str(tmp_path) + '/runs'!r}, 1).get(timeout=20))", environment)
+        retried = celery_peer.call(f"print(retry.delay({str(tmp_path) + '/runs'!r}, 1).get(timeout=90))", environment)
         worker.stop()
 
     assert chained == "10"
@@ -84,7 +84,7 @@ def test_a_celery_producers_countdown_waits_in_the_broker(rabbit: Broker, redis_
 
     with our_worker(classic, redis_url) as worker:
         took = celery_peer.call(
-            "import time; t = time.time(); add.apply_async((1, 1), countdown=3).get(timeout=20); print(time.time()-t)",
+            "import time; t = time.time(); add.apply_async((1, 1), countdown=3).get(timeout=90); print(time.time()-t)",
             environment,
         )
         worker.stop()
@@ -100,11 +100,11 @@ def test_a_celery_worker_runs_our_task_and_we_read_the_result(rabbit: Broker, ba
     with CeleryWorker(environment, classic):
         total = app.send_task("sample.add", (2, 3))
         failed = app.send_task("sample.fail", ("as told",))
-        assert total.get(timeout=20) == 5
+        assert total.get(timeout=90) == 5
         with pytest.raises(ValueError, match="as told"):
-            failed.get(timeout=20)
+            failed.get(timeout=90)
         chained = chain(app.signature("sample.add", (1, 2)), app.signature("sample.add", (3,))).apply_async()
-        assert chained.get(timeout=20) == 6
+        assert chained.get(timeout=90) == 6
     app.close()
 
 
@@ -115,6 +115,6 @@ def test_our_countdown_reaches_a_celery_worker_on_time(rabbit: Broker, redis_url
 
     with CeleryWorker(environment, classic):
         published = time.time()
-        assert app.send_task("sample.add", (2, 3), countdown=2).get(timeout=20) == 5
+        assert app.send_task("sample.add", (2, 3), countdown=2).get(timeout=90) == 5
         assert time.time() - published >= 2
     app.close()

@@ -121,14 +121,14 @@ def test_celery_s_command_line_changes_our_worker(
     assert celery_says(peer, node, "control", "rate_limit", "nobody", "1/s") == {"error": "unknown task"}
     assert "ok" in celery_says(peer, node, "control", "time_limit", "sample.add", "10", "20")
     assert celery_says(peer, node, "control", "add_consumer", other) == {"ok": f"add consumer {other}"}
-    assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=20) == 5
+    assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=90) == 5
     assert {each["name"] for each in celery_says(peer, node, "inspect", "active_queues")} == {queue, other}
     assert "ok" in celery_says(peer, node, "control", "cancel_consumer", other)
     task_id = str(uuid.uuid4())
     assert "flagged as revoked" in celery_says(peer, node, "control", "revoke", task_id)["ok"]
     assert celery_says(peer, node, "inspect", "revoked") == [task_id]
     with pytest.raises(TaskRevokedError):
-        app.send_task("sample.add", (2, 3), task_id=task_id).get(timeout=20)
+        app.send_task("sample.add", (2, 3), task_id=task_id).get(timeout=90)
 
 
 def test_celery_terminates_a_task_in_our_worker(
@@ -148,9 +148,9 @@ def test_celery_terminates_a_task_in_our_worker(
     celery_peer.call(f"app.control.revoke({result.id!r}, terminate=True, signal='SIGKILL')", peer)
 
     with pytest.raises(TaskRevokedError):
-        result.get(timeout=20)
+        result.get(timeout=90)
     assert celery_peer.call(f"print(app.AsyncResult({result.id!r}).state)", peer) == "REVOKED"
-    assert app.send_task("sample.add", (2, 3)).get(timeout=20) == 5
+    assert app.send_task("sample.add", (2, 3)).get(timeout=90) == 5
 
 
 @pytest.mark.usefixtures("ours")
@@ -164,7 +164,7 @@ def test_celery_revokes_our_worker_s_tasks_by_their_stamps(peer: dict[str, str],
         "    def on_signature(self, sig, **headers): return {'customer': sig.args[0]}\n"
         "def run(customer):\n"
         "    sig = add.s(customer, 'y'); sig.stamp(Stamps())\n"
-        "    try: return sig.apply_async().get(timeout=20)\n"
+        "    try: return sig.apply_async().get(timeout=90)\n"
         "    except TaskRevokedError: return 'revoked'\n"
         "print(run('x'), run('z'))",
         peer,
@@ -181,7 +181,7 @@ def test_celery_restarts_our_worker_s_pool(
         told = celery_peer.call(f"print(app.control.pool_restart(destination=[{node!r}], reply=True))", peer)
         assert told == str([{node: {"ok": "reload started"}}])
         eventually(lambda: len(worker.children) == 2 and not before & set(worker.children))
-        assert app.send_task("sample.add", (2, 3)).get(timeout=20) == 5
+        assert app.send_task("sample.add", (2, 3)).get(timeout=90) == 5
 
 
 # -- we ask a real Celery's worker
@@ -212,12 +212,12 @@ def test_our_command_line_changes_celery_s_worker(rabbit: Broker, app: AmqTask, 
     eventually(lambda: len(we_say(node, "inspect", "stats")["pool"]["processes"]) == 3)
     assert "ok" in we_say(node, "control", "rate_limit", "sample.add", "100/s")
     assert we_say(node, "control", "add_consumer", other) == {"ok": f"add consumer {other}"}
-    assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=20) == 5
+    assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=90) == 5
     assert "ok" in we_say(node, "control", "cancel_consumer", other)
     task_id = str(uuid.uuid4())
     assert "ok" in we_say(node, "control", "revoke", task_id)
     with pytest.raises(TaskRevokedError):
-        app.send_task("sample.add", (2, 3), task_id=task_id).get(timeout=20)
+        app.send_task("sample.add", (2, 3), task_id=task_id).get(timeout=90)
 
 
 @pytest.mark.usefixtures("theirs")
@@ -225,14 +225,14 @@ def test_we_terminate_a_task_in_celery_s_worker(app: AmqTask, node: str, tmp_pat
     started = tmp_path / "started"
     result = app.send_task("sample.wait_for", (str(started), str(tmp_path / "never")))
     eventually(started.exists)
-    active = app.control.inspect([node], timeout=10).active()
+    active = app.control.inspect([node], timeout=90).active()
     assert active is not None
     assert [task["id"] for task in active[node]] == [result.id]
 
     result.revoke(terminate=True)
 
     with pytest.raises(TaskRevokedError):
-        result.get(timeout=20)
+        result.get(timeout=90)
 
 
 @pytest.mark.usefixtures("theirs")

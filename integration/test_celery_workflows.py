@@ -71,7 +71,7 @@ def test_what_we_publish_gives_its_values(rabbit: Broker, redis_url: str, queue:
     wrong: dict[str, Any] = {}
     for name, (build, value) in COMPOSITIONS.items():
         try:
-            found = build(tasks).apply_async().get(timeout=10)
+            found = build(tasks).apply_async().get(timeout=60)
         except Exception as error:
             found = repr(error)
         if found != value:
@@ -80,7 +80,7 @@ def test_what_we_publish_gives_its_values(rabbit: Broker, redis_url: str, queue:
         if name == "chord in a chord" and workers != "ours":
             continue  # a Celery worker does not tell the outer chord that the inner one has failed
         try:
-            wrong[name] = build(tasks).apply_async().get(timeout=10)
+            wrong[name] = build(tasks).apply_async().get(timeout=60)
         except Exception as error:
             if "as told" not in str(error):
                 wrong[name] = repr(error)

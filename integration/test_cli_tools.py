@@ -70,7 +70,7 @@ def bury(rabbit: Broker, queue: str, task: str = "add", **headers: Any) -> str:
 
 def settled(rabbit: Broker, queue: str, number: int) -> None:
     """Wait until what a command looked at is ready again: a quorum queue takes its time after the channel has closed."""
-    eventually(lambda: rabbit.count(queue) == number, what=f"{rabbit.count(queue)} in {queue}, not {number}")
+    eventually(lambda: rabbit.count(queue) == number, what=lambda: f"{rabbit.count(queue)} in {queue}, not {number}")
 
 
 # -- queues, purge
@@ -368,7 +368,7 @@ def test_the_management_plugin_tells_what_is_unacknowledged(
         return row["unacked"]
 
     # The plugin's figures are some seconds old.
-    eventually(lambda: unacked() == 1, 30, every=0.5, what="the plugin never counted the message")
+    eventually(lambda: unacked() == 1, every=0.5, what="the plugin never counted the message")
     seen.close()
 
 

@@ -50,7 +50,7 @@ def worked(request: pytest.FixtureRequest, broker_url: str) -> Iterator[Tasks]:
 def test_a_composition_gives_its_value(worked: Tasks, name: str) -> None:
     build, value = COMPOSITIONS[name]
 
-    assert build(worked).apply_async().get(timeout=20) == value
+    assert build(worked).apply_async().get(timeout=90) == value
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -58,16 +58,16 @@ def test_an_error_is_the_result(worked: Tasks, name: str) -> None:
     build, kind = ERRORS[name]
 
     with pytest.raises(kind, match="as told"):
-        build(worked).apply_async().get(timeout=20)
+        build(worked).apply_async().get(timeout=90)
 
 
 def test_a_chord_leaves_nothing_in_the_broker(worked: Tasks, rabbit: Broker) -> None:
     result = chord([worked.same.s(n) for n in range(30)], worked.total.s()).apply_async()
     failed = chord([worked.fail.s(), worked.same.s(1)], worked.total.s()).apply_async()
 
-    assert result.get(timeout=20) == sum(range(30))
+    assert result.get(timeout=90) == sum(range(30))
     with pytest.raises(ChordError):
-        failed.get(timeout=20)
+        failed.get(timeout=90)
     for header in (result.parent, failed.parent):
         eventually(lambda header=header: not rabbit.exists(queue_name(header.id)))  # type: ignore[misc]
 
@@ -75,7 +75,7 @@ def test_a_chord_leaves_nothing_in_the_broker(worked: Tasks, rabbit: Broker) -> 
 def test_a_group_of_many_is_collected(worked: Tasks) -> None:
     result = group(worked.add.s(n, n) for n in range(2000)).apply_async()
 
-    assert result.get(timeout=60) == [2 * n for n in range(2000)]
+    assert result.get(timeout=90) == [2 * n for n in range(2000)]
     assert result.completed_count() == 2000
 
 

@@ -70,10 +70,10 @@ class Place:
         )
         self.channel.basic_publish(message.exchange, message.routing_key, message.body, properties, mandatory=True)
 
-    def arrivals(self, count: int, timeout: float) -> list[tuple[float, str, dict[str, object]]]:
+    def arrivals(self, count: int) -> list[tuple[float, str, dict[str, object]]]:
         """The next arrivals in the work queue: when, which, and their headers."""
         found = []
-        for method, properties, body in self.channel.consume(self.queue.name, inactivity_timeout=timeout):
+        for method, properties, body in self.channel.consume(self.queue.name, inactivity_timeout=90):
             if method is None:
                 break
             self.channel.basic_ack(method.delivery_tag)
@@ -119,7 +119,7 @@ def test_messages_with_different_delays_arrive_on_time(place: Place) -> None:
         place.publish(place.plan.delayed(place.message(str(wait)), wait))
         due[str(wait)] = time.monotonic() + wait
 
-    arrived = place.arrivals(len(waits), timeout=15)
+    arrived = place.arrivals(len(waits))
 
     assert sorted(name for _, name, _ in arrived) == sorted(due)
     late = {name: when - due[name] for when, name, _ in arrived}
@@ -133,7 +133,7 @@ def test_no_long_delay_holds_a_short_one_up(place: Place) -> None:
     place.publish(place.plan.delayed(place.message("longer"), 90_000))
     place.publish(place.plan.delayed(place.message("short"), 0.5))
 
-    arrived = place.arrivals(1, timeout=15)
+    arrived = place.arrivals(1)
 
     assert [name for _, name, _ in arrived] == ["short"]
 
@@ -144,7 +144,7 @@ def test_a_delayed_message_goes_to_a_topic_exchange_under_its_own_key(place: Pla
     place.publish(place.plan.delayed(message, wait))
     published = time.monotonic()
 
-    ((when, name, headers),) = place.arrivals(1, timeout=15)
+    ((when, name, headers),) = place.arrivals(1)
 
     assert name == "topic"
     assert when - published > wait - 0.1
@@ -155,7 +155,7 @@ def test_the_same_message_is_delayed_again_and_again(place: Place) -> None:
     message = place.message("again")
     for _ in range(3):
         place.publish(place.plan.delayed(message, 0.6))
-        ((_, name, headers),) = place.arrivals(1, timeout=15)
+        ((_, name, headers),) = place.arrivals(1)
         assert name == "again"
         assert "x-death" in headers
         # As a worker publishes it again: with what it got.
@@ -168,7 +168,7 @@ def test_a_queue_that_is_declared_later_still_gets_the_message(quorum: Place) ->
     quorum.publish(quorum.plan.delayed(other, 1.0))
     quorum.declare(declarations(quorum.queue, DEFAULTS))
 
-    ((_, name, _),) = quorum.arrivals(1, timeout=15)
+    ((_, name, _),) = quorum.arrivals(1)
 
     assert name == "later"
 
@@ -177,7 +177,7 @@ def test_a_message_that_expires_sooner_does_not_arrive_early(place: Place) -> No
     place.publish(place.plan.delayed(place.message("expires", expiration="100"), 1.5))
     published = time.monotonic()
 
-    ((when, _, _),) = place.arrivals(1, timeout=15)
+    ((when, _, _),) = place.arrivals(1)
 
     assert when - published > 1.4
 
@@ -187,7 +187,7 @@ def test_many_at_once_all_arrive_once(quorum: Place) -> None:
     for number, name in enumerate(sorted(names)):
         quorum.publish(quorum.plan.delayed(quorum.message(name), 0.2 + number % 23 / 8))
 
-    arrived = [name for _, name, _ in quorum.arrivals(len(names), timeout=15)]
+    arrived = [name for _, name, _ in quorum.arrivals(len(names))]
 
     assert len(arrived) == len(names)
     assert set(arrived) == names
@@ -201,7 +201,7 @@ def test_the_work_queue_and_its_dead_letter_queue_are_what_a_broker_takes(quorum
     quorum.channel.basic_reject(method.delivery_tag, requeue=False)
 
     dead = f"{quorum.queue.name}.dead"
-    for _, properties, body in quorum.channel.consume(dead, auto_ack=True, inactivity_timeout=15):
+    for _, properties, body in quorum.channel.consume(dead, auto_ack=True, inactivity_timeout=90):
         assert body == b"poison"
         assert properties.headers["x-first-death-reason"] == "rejected"
         break

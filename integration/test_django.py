@@ -142,10 +142,10 @@ def test_tasks_of_every_pool_use_the_database_and_leave_their_results_there(site
     names = [unique() for _ in range(10)]
     with site.worker(pool):
         calls = [site.call("order", name) for name in names]
-        numbers = [call.get(timeout=30) for call in calls]
+        numbers = [call.get(timeout=90) for call in calls]
         failed = site.call("fail_in_transaction", unique())
         with pytest.raises(ValueError, match="no such customer"):
-            failed.get(timeout=30)
+            failed.get(timeout=90)
 
     assert [site.orders.get(name=name).pk for name in names] == numbers
     row = site.results.get(task_id=calls[0].id)
@@ -158,14 +158,14 @@ def test_tasks_of_every_pool_use_the_database_and_leave_their_results_there(site
 def test_coroutines_use_the_database(site: Site, pool: str) -> None:
     names = [unique() for _ in range(10)]
     with site.worker(pool):
-        numbers = [call.get(timeout=30) for call in [site.call("order_async", name) for name in names]]
+        numbers = [call.get(timeout=90) for call in [site.call("order_async", name) for name in names]]
 
     assert [site.orders.get(name=name).pk for name in names] == numbers
 
 
 def test_each_process_has_connections_of_its_own_and_keeps_them_as_long_as_the_settings_say(site: Site) -> None:
     with site.worker("prefork", SITE_AGE="600"):
-        found = [call.get(timeout=30) for call in [site.call("session") for _ in range(40)]]
+        found = [call.get(timeout=90) for call in [site.call("session") for _ in range(40)]]
 
     by_process: dict[int, set[int]] = {}
     for process, session in found:
@@ -178,8 +178,8 @@ def test_each_process_has_connections_of_its_own_and_keeps_them_as_long_as_the_s
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_connections_may_come_from_a_pool(site: Site, pool: str) -> None:
     with site.worker(pool, concurrency=4, SITE_POOL="yes"):
-        found = [call.get(timeout=30) for call in [site.call("session") for _ in range(40)]]
-        numbers = [call.get(timeout=30) for call in [site.call("order_async", unique()) for _ in range(10)]]
+        found = [call.get(timeout=90) for call in [site.call("session") for _ in range(40)]]
+        numbers = [call.get(timeout=90) for call in [site.call("order_async", unique()) for _ in range(10)]]
 
     processes: dict[int, set[int]] = {}
     for process, session in found:
@@ -209,12 +209,12 @@ def test_a_worker_may_be_beat_too(site: Site) -> None:
 
 def test_a_database_that_closes_its_connections_costs_no_task(site: Site, postgres_server: Postgres) -> None:
     with site.worker("threads", SITE_AGE="600") as worker:
-        first = site.call("session").get(timeout=30)[1]
+        first = site.call("session").get(timeout=90)[1]
         database = site.environment["SITE_DATABASE"].rpartition("/")[2]
         postgres_server.execute(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid = {first}"
         )
         # Django sees it at the first query: that task may fail, and those after it find a new connection.
-        eventually(lambda: site.call("session").get(timeout=30, propagate=False).__class__ is list)
+        eventually(lambda: site.call("session").get(timeout=90, propagate=False).__class__ is list)
 
         assert "Traceback" not in worker.log or "terminat" in worker.log

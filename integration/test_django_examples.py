@@ -88,7 +88,7 @@ def get(url: str, **form: str) -> tuple[int, Any]:
     """Status and JSON of a page; with a form it is posted."""
     data = urllib.parse.urlencode(form).encode() if form else None
     try:
-        with urllib.request.urlopen(url, data, timeout=30) as answer:
+        with urllib.request.urlopen(url, data, timeout=90) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())

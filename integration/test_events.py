@@ -92,7 +92,9 @@ class Listening:
             ]
             return bool(found)
 
-        eventually(look, what=f"no {kind} with {fields}; heard: {sorted({event['type'] for event in self.events})}")
+        eventually(
+            look, what=lambda: f"no {kind} with {fields}; heard: {sorted({event['type'] for event in self.events})}"
+        )
         return found[0]
 
 
@@ -133,7 +135,7 @@ def test_what_happens_to_tasks_is_told(app: AmqTask, queue: str, pool: str, tmp_
             again = app.send_task("sample.retry", (str(tmp_path / "runs"), 1))
             app.control.revoke("unwanted", destination=[name], reply=True)
             app.send_task("sample.add", (0, 0), task_id="unwanted")
-            assert again.get(timeout=20) == 1
+            assert again.get(timeout=90) == 1
             heard.await_type("task-succeeded", uuid=again.id)
             heard.await_type("task-failed", uuid=bad.id)
             assert worker.stop() == 0
@@ -168,7 +170,7 @@ def test_a_worker_without_E_tells_only_that_it_lives_until_somebody_wants_more(
     with Listening(app) as heard, our_worker(queue, name, "-P", pool):
         heard.await_type("worker-online", hostname=name)
         quiet = app.send_task("sample.add", (2, 3))
-        quiet.get(timeout=20)
+        quiet.get(timeout=90)
         beat = heard.await_type("worker-heartbeat", hostname=name, processed=1)
         assert (beat["freq"], beat["sw_ident"]) == (2.0, "py-amqtask")
 
@@ -177,7 +179,7 @@ def test_a_worker_without_E_tells_only_that_it_lives_until_somebody_wants_more(
         assert heard.await_type("task-succeeded", uuid=loud.id)["result"] == "5"
         assert app.control.disable_events(destination=[name], reply=True) == [{name: {"ok": "task events disabled"}}]
         last = app.send_task("sample.add", (2, 3))
-        last.get(timeout=20)
+        last.get(timeout=90)
         app.control.heartbeat(destination=[name])
         heard.await_type("worker-heartbeat", hostname=name, freq=5)
 
@@ -343,11 +345,11 @@ class Cli:
             assert self._process.poll() is None, self.shown
             return all(text in self.shown for text in texts)
 
-        eventually(look, every=0.05, what=f"{texts} not in:\n{self.shown[-3000:]}")
+        eventually(look, every=0.05, what=lambda: f"{texts} not in:\n{self.shown[-3000:]}")
 
     def interrupt(self) -> int:
         self._process.send_signal(signal.SIGINT)
-        return self._process.wait(15)
+        return self._process.wait(90)
 
     def __enter__(self) -> Cli:
         return self

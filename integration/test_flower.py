@@ -138,7 +138,7 @@ def test_a_waiting_task_is_revoked(scene: Scene) -> None:
     scene.flower.post(f"/api/task/revoke/{late.id}")
 
     with pytest.raises(TaskRevokedError):
-        late.get(timeout=30)
+        late.get(timeout=90)
     scene.await_tasks("state=REVOKED&limit=10", uuid=late.id)
 
 
@@ -151,7 +151,7 @@ def test_a_running_task_is_terminated(scene: Scene, tmp_path: Path) -> None:
     scene.flower.post(f"/api/task/revoke/{running.id}", terminate="true")
 
     with pytest.raises(TaskRevokedError):
-        running.get(timeout=30)
+        running.get(timeout=90)
     scene.await_tasks("state=REVOKED&limit=10", uuid=running.id)
 
 

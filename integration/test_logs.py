@@ -39,7 +39,7 @@ def test_json_lines_of_tasks_carry_their_name_and_id(
     with worker.start(wait=False):
         results = {word: app.send_task(task, (word,), queue=queue) for word in ("one", "two", "three")}
         for result in results.values():
-            result.get(timeout=30)
+            result.get(timeout=90)
         worker.stop()
 
     for word, result in results.items():
@@ -60,7 +60,7 @@ def test_readable_lines_name_the_task_too(rabbit: Broker, app: AmqTask) -> None:
     queue = rabbit.queue("readable")
     with WorkerProcess(LOGGED, "-Q", queue, "-c", "1") as worker:
         result = app.send_task("logged.talk", ("one",), queue=queue)
-        result.get(timeout=30)
+        result.get(timeout=90)
 
         told = [line.partition("] ")[2] for line in worker.log.splitlines() if f"logged.talk[{result.id}]: " in line]
         assert told == [
@@ -72,6 +72,6 @@ def test_readable_lines_name_the_task_too(rabbit: Broker, app: AmqTask) -> None:
 def test_prints_are_left_alone_if_the_app_wants_it(rabbit: Broker, app: AmqTask) -> None:
     queue = rabbit.queue("prints")
     with WorkerProcess(LOGGED, "-Q", queue, "-c", "1", environment={"LOGGED_PRINTS": "1"}) as worker:
-        app.send_task("logged.talk", ("one",), queue=queue).get(timeout=30)
+        app.send_task("logged.talk", ("one",), queue=queue).get(timeout=90)
 
         assert {"printed one in pieces", "error one"} <= set(worker.log.splitlines())

@@ -94,7 +94,7 @@ def ids_in(rabbit: Broker, queue: str) -> list[str]:
 
 def settled(rabbit: Broker, queue: str, number: int) -> None:
     """Wait until what stays is ready again: a quorum queue takes its time after the channel has closed."""
-    eventually(lambda: rabbit.count(queue) == number, what=f"{rabbit.count(queue)} in {queue}, not {number}")
+    eventually(lambda: rabbit.count(queue) == number, what=lambda: f"{rabbit.count(queue)} in {queue}, not {number}")
 
 
 def test_messages_move_in_their_order_as_they_are(rabbit: Broker, old: str, new: str, migrate: Cli) -> None:
@@ -215,7 +215,7 @@ def test_delayed_tasks_wait_for_the_rest_of_their_time_on_the_other_broker(
 
     assert sum(way["moved"] for way in answer["queues"]) == 3
     assert ids_in(there, old) == [now]
-    eventually(lambda: there.count(old) == 1, 30, what="the delayed task never came out")
+    eventually(lambda: there.count(old) == 1, what="the delayed task never came out")
     assert time.time() - began >= 6
     assert ids_in(there, old) == [soon]
     # Back again: it waits there now, and this time only it.
@@ -278,7 +278,7 @@ def test_terminated_in_the_middle_nothing_is_there_twice(rabbit: Broker, old: st
     process = start(old, new)
     eventually(lambda: rabbit.count(new) >= 100, what="nothing moved", every=0.005)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=90)
 
     answer = json.loads(said)
     assert process.returncode == 0
@@ -294,7 +294,7 @@ def test_for_ever_takes_what_comes_later(rabbit: Broker, old: str, new: str) -> 
             fill(rabbit, old, 10)
             eventually(lambda number=number: rabbit.count(new) == number, what="it does not go on")  # type: ignore[misc]
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=90)
         assert json.loads(said)["queues"][0]["moved"] == 20
     finally:
         process.kill()

@@ -57,10 +57,10 @@ def test_what_tasks_did_is_on_the_page(rabbit: Broker, pool: str) -> None:
     ports = ("--metrics-port", str(port), "--health-port", str(port))
     with WorkerProcess(SAMPLE, "-Q", queue, "-P", pool, "-c", "2", *ports, "--http-host", "127.0.0.1"):
         results = [app.send_task("sample.add", (n, n), queue=queue) for n in range(20)]
-        assert [result.get(timeout=20) for result in results] == [2 * n for n in range(20)]
-        app.send_task("sample.fail", ("no",), queue=queue).get(timeout=20, propagate=False)
-        app.send_task("sample.reject", queue=queue).get(timeout=20, propagate=False)
-        app.send_task("nobody.knows", queue=queue).get(timeout=20, propagate=False)
+        assert [result.get(timeout=90) for result in results] == [2 * n for n in range(20)]
+        app.send_task("sample.fail", ("no",), queue=queue).get(timeout=90, propagate=False)
+        app.send_task("sample.reject", queue=queue).get(timeout=90, propagate=False)
+        app.send_task("nobody.knows", queue=queue).get(timeout=90, propagate=False)
         eventually(lambda: Scraped(port)("amqtask_dead_letters_total") == 2, what="two dead letters")
         value = Scraped(port)
 
@@ -165,7 +165,7 @@ def test_a_cut_connection_is_seen_as_a_reconnect_and_a_redelivery(rabbit: Broker
         assert get(port, "/ready")[0] == 200
 
         (tmp_path / "release-a").touch()
-        assert result.get(timeout=20) == "a"
+        assert result.get(timeout=90) == "a"
         eventually(lambda: Scraped(port)("amqtask_tasks_total", state="SUCCESS") == 1, what="it ended, once")
 
 
@@ -191,7 +191,7 @@ def test_the_example_prints_what_the_page_promises(rabbit: Broker) -> None:
             env={**os.environ, "AMQTASK_BROKER_URL": rabbit.url},
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=120,
             check=False,
         )
         assert (done.stdout, done.returncode) == (PRINTED, 0), done.stderr

@@ -42,7 +42,7 @@ def test_all_calls_of_the_block_are_in_the_queue_at_its_end(rabbit: Broker, app:
 def test_a_result_asked_for_in_the_block_comes(rabbit: Broker, app: AmqTask) -> None:
     queue = rabbit.queue("piped")
     with WorkerProcess(SAMPLE, "-Q", queue, "-P", "solo").start(), app.pipeline():
-        assert app.send_task("sample.add", (2, 3), queue=queue).get(timeout=20) == 5
+        assert app.send_task("sample.add", (2, 3), queue=queue).get(timeout=90) == 5
 
 
 def test_a_call_that_cannot_be_stored_is_named_and_the_others_are_stored(rabbit: Broker, app: AmqTask) -> None:

@@ -23,8 +23,8 @@ def test_a_worker_runs_its_queue_and_leaves_others_alone(pool: str, rabbit: Brok
     with WorkerProcess("integration.apps.sample", "-Q", mine, "-P", pool, "-c", "5") as worker:
         sums = [app.send_task("sample.add", (n, n)) for n in range(20)]
         awaited = [app.send_task("sample.add_async", (n, 1)) for n in range(20)]
-        assert [result.get(timeout=30) for result in sums] == [n + n for n in range(20)]
-        assert [result.get(timeout=30) for result in awaited] == [n + 1 for n in range(20)]
+        assert [result.get(timeout=90) for result in sums] == [n + n for n in range(20)]
+        assert [result.get(timeout=90) for result in awaited] == [n + 1 for n in range(20)]
         code = worker.stop()
 
     assert code == 0
@@ -41,7 +41,7 @@ def test_a_failing_task_gives_its_own_exception_back(pool: str, rabbit: Broker) 
     with WorkerProcess("integration.apps.sample", "-Q", queue, "-P", pool, "-c", "2") as worker:
         result = app.send_task("sample.fail", ("as told",), queue=queue)
         with pytest.raises(ValueError, match="as told") as caught:
-            result.get(timeout=30)
+            result.get(timeout=90)
         worker.stop()
 
     assert result.state == "FAILURE"
@@ -57,7 +57,7 @@ def test_a_retry_waits_in_the_broker_and_runs_again(pool: str, rabbit: Broker, t
 
     with WorkerProcess("integration.apps.sample", "-Q", queue, "-P", pool, "-c", "2") as worker:
         result = app.send_task("sample.retry", (str(file), 2), queue=queue)
-        assert result.get(timeout=30) == 2
+        assert result.get(timeout=90) == 2
         worker.stop()
 
     assert file.read_text().split() == ["0", "1", "2"]

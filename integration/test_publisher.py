@@ -385,7 +385,7 @@ def test_waiting_for_a_connection_counts_towards_the_deadline(
     link.hold_after(b"the-marker")
     with ThreadPoolExecutor(1) as pool:
         stuck = pool.submit(publisher.publish, to(queue, b"the-marker"))
-        assert link.sprung.wait(20)  # the other thread has the only connection, and waits for its confirm
+        assert link.sprung.wait(90)  # the other thread has the only connection, and waits for its confirm
 
         with pytest.raises(PublishTimeout, match="broker_pool_limit"):
             publisher.publish(to(queue), timeout=0.1)
@@ -473,7 +473,7 @@ def test_greenlets_publish_at_once_and_others_run_meanwhile(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(GREEN), library, broker_url, queue],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

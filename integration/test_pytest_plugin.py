@@ -36,14 +36,14 @@ QUEUES = []
 
 def test_tasks_run_in_another_process(amqtask_real_worker):
     QUEUES.extend(amqtask_real_worker.queues)
-    assert proj.add.delay(2, 2).get(timeout=10) == 4
-    assert proj.where.delay().get(timeout=10) not in (os.getpid(), amqtask_real_worker.pid)
-    assert chain(proj.add.s(1, 1), proj.add.s(1)).delay().get(timeout=10) == 3
+    assert proj.add.delay(2, 2).get(timeout=90) == 4
+    assert proj.where.delay().get(timeout=90) not in (os.getpid(), amqtask_real_worker.pid)
+    assert chain(proj.add.s(1, 1), proj.add.s(1)).delay().get(timeout=90) == 3
     assert "proj.add" in amqtask_real_worker.log
 
 @pytest.mark.amqtask(timezone="Asia/Shanghai")
 def test_settings_reach_it(amqtask_real_worker):
-    assert proj.timezone.delay().get(timeout=10) == "Asia/Shanghai"
+    assert proj.timezone.delay().get(timeout=90) == "Asia/Shanghai"
     assert amqtask_real_worker.stop() == 0
 
 def test_it_may_be_killed(amqtask_real_worker):

@@ -40,7 +40,7 @@ def test_the_example_prints_what_the_page_promises(broker_url: str) -> None:
         env={**os.environ, "AMQTASK_BROKER_URL": broker_url},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=120,
         check=False,
     )
 

@@ -47,14 +47,14 @@ def assert_revoked(app: AmqTask, task_id: str, queue: str) -> None:
     revoked = app.send_task("sample.add", (1, 1), queue=queue, task_id=task_id)
     other = app.send_task("sample.add", (2, 3), queue=queue)
     with pytest.raises(TaskRevokedError):
-        revoked.get(timeout=20)
-    assert other.get(timeout=20) == 5
+        revoked.get(timeout=90)
+    assert other.get(timeout=90) == 5
 
 
 def revoke_somewhere(app: AmqTask, node: str) -> str:
     """Revoke a task; one worker, and no other, knows of it."""
     task_id = str(uuid.uuid4())
-    replies = app.control.revoke(task_id, destination=[node], reply=True, timeout=10)
+    replies = app.control.revoke(task_id, destination=[node], reply=True, timeout=90)
     assert len(replies) == 1
     return task_id
 
@@ -102,8 +102,8 @@ def test_it_survives_the_death_of_the_only_worker(rabbit: Broker, redis_url: str
     state = tmp_path / f"{node.partition('@')[0]}.state"
     with our_worker(queue, redis_url, "--statedb", str(tmp_path / "%n.state"), node=node) as worker:
         task_id = str(uuid.uuid4())
-        app.control.revoke(task_id, destination=[node], reply=True, timeout=10)
-        app.control.revoke_by_stamped_headers({"customer": ["x"]}, destination=[node], reply=True, timeout=10)
+        app.control.revoke(task_id, destination=[node], reply=True, timeout=90)
+        app.control.revoke_by_stamped_headers({"customer": ["x"]}, destination=[node], reply=True, timeout=90)
         eventually(lambda: state.exists() and task_id in state.read_text() and "customer" in state.read_text())
         worker.signal(signal.SIGKILL)
         worker.wait()
@@ -115,10 +115,10 @@ def test_it_survives_the_death_of_the_only_worker(rabbit: Broker, redis_url: str
 
         assert_revoked(app, task_id, queue)
         with pytest.raises(TaskRevokedError):
-            stamped.get(timeout=20)
+            stamped.get(timeout=90)
         stamped.revoke_by_stamped_headers({"customer": ["y"]}, wait=True, timeout=0.5)
         call.stamp(customer="y")
         with pytest.raises(TaskRevokedError):
-            call.apply_async(queue=queue).get(timeout=20)
+            call.apply_async(queue=queue).get(timeout=90)
         worker.stop()
     assert task_id in json.loads(state.read_text())["revoked"]

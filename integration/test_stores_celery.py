@@ -129,14 +129,14 @@ def test_workers_of_both_systems_leave_results_in_one_database(rabbit: Broker, p
 
     with CeleryWorker(environment, queue):
         by_celery = app.send_task("sample.add", (2, 3))
-        assert by_celery.get(timeout=30) == 5
+        assert by_celery.get(timeout=90) == 5
         failed = app.send_task("sample.fail", ("as told",))
         with pytest.raises(ValueError, match="as told"):
-            failed.get(timeout=30)
+            failed.get(timeout=90)
     our_environment = {"SAMPLE_BACKEND": backend, "SAMPLE_QUEUE": queue}
     with WorkerProcess("integration.apps.sample", "-Q", queue, "-c", "2", environment=our_environment) as worker:
         told = celery_peer.call(
-            f"print(add.delay(4, 5).get(timeout=30), app.AsyncResult({by_celery.id!r}).get(timeout=5))", environment
+            f"print(add.delay(4, 5).get(timeout=90), app.AsyncResult({by_celery.id!r}).get(timeout=5))", environment
         )
         worker.stop()
     app.close()

@@ -143,13 +143,13 @@ def test_no_result_is_lost_when_the_database_is_away(
         path = tmp_path / "runs"
         result = leave.clone(args=(str(path),)).apply_async()
         said = "trying again until it does" if always else "its result could not be stored"
-        eventually(lambda: said in worker.log, what=worker.log[-2000:])
+        eventually(lambda: said in worker.log, what=lambda: worker.log[-2000:])
         with pytest.raises(BackendUnreachable, match=f"127.0.0.1:{own_postgres.port}"):
             result.get(timeout=PATIENCE)
 
         own_postgres.start()
 
-        value = result.get(timeout=60)
+        value = result.get(timeout=90)
         worker.stop()
     app.close()
     runs = path.read_text().split()

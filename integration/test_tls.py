@@ -81,9 +81,9 @@ def test_producer_worker_and_results_speak_tls(secured: Secured) -> None:
     ):
         with app.pipeline():
             results = [app.send_task("sample.add", (number, 1), queue="tls") for number in range(200)]
-        assert [result.get(timeout=20) for result in results] == list(range(1, 201))
+        assert [result.get(timeout=90) for result in results] == list(range(1, 201))
         large = app.send_task("sample.add", ("x" * 500_000, "y"), queue="tls")
-        assert large.get(timeout=20) == "x" * 500_000 + "y"
+        assert large.get(timeout=90) == "x" * 500_000 + "y"
         assert worker.stop() == 0
 
 

@@ -42,10 +42,12 @@ def test_a_trace_goes_on_in_the_worker(rabbit: Broker, app: AmqTask, tmp_path: P
         environment["TRACED_IN_CHILDREN"] = "1"
     headers = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
     with WorkerProcess(TRACED, "-Q", queue, "-P", name, "-c", "2", environment=environment) as worker:
-        app.send_task("traced.coroutine", queue=queue, headers=headers).get(timeout=30)
-        app.send_task("traced.outer", (queue,), queue=queue, headers=headers).get(timeout=30)
-        worker.await_log("succeeded in", timeout=30)
-        eventually(lambda: "traced.inner" in worker.log and worker.log.count("succeeded in") == 3, what=worker.log)
+        app.send_task("traced.coroutine", queue=queue, headers=headers).get(timeout=90)
+        app.send_task("traced.outer", (queue,), queue=queue, headers=headers).get(timeout=90)
+        worker.await_log("succeeded in")
+        eventually(
+            lambda: "traced.inner" in worker.log and worker.log.count("succeeded in") == 3, what=lambda: worker.log
+        )
         assert worker.stop() == 0
 
     spans = spans_in(file)
@@ -64,6 +66,6 @@ def test_a_trace_goes_on_in_the_worker(rabbit: Broker, app: AmqTask, tmp_path: P
 def test_opentelemetry_instrument_finds_us() -> None:
     program = "from amqtask import signals; print(bool(signals.task_prerun), bool(signals.before_task_publish))"
     command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert done.stdout.strip() == "True True", done.stderr

@@ -212,7 +212,7 @@ def http(method: str, url: str, value: Any = None) -> Any:
     """The JSON answer of a server on this machine."""
     body = None if value is None else json.dumps(value).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=90) as answer:
         return json.load(answer)
 
 

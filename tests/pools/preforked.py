@@ -23,7 +23,7 @@ from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request
 from amqtask_pools.prefork import PreforkPool
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def pid() -> int:

@@ -31,7 +31,7 @@ from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult, ResultSet
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def eventually(predicate: Callable[[], object], timeout: float = PATIENCE) -> None:

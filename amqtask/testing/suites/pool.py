@@ -26,7 +26,7 @@ from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, make_executor, request
 
 # How long a condition may take to come true; a slow machine is no failure.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Bench:

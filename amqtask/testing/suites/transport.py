@@ -27,7 +27,7 @@ from amqtask.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class TurningLoop(Protocol):
