@@ -289,7 +289,7 @@ def test_a_forked_child_publishes_over_its_own_connection(rabbit: Broker, broker
         if pid == 0:
             code = 1
             try:
-                signal.alarm(20)
+                signal.alarm(90)
                 asyncio.set_event_loop(None)
                 asyncio.new_event_loop().run_until_complete(publisher.publish(to(queue, b"child")))
                 code = 0

@@ -405,7 +405,7 @@ def test_a_fork_leaves_both_sides_with_a_working_publisher(
     if pid == 0:
         code = 1
         try:
-            signal.alarm(20)
+            signal.alarm(90)
             publisher.publish(to(queue, b"child"))
             publisher.close()
             code = 0

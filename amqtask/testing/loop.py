@@ -82,7 +82,7 @@ class PlainLoop:
 
     # -- running
 
-    def run_until(self, predicate: Callable[[], object], timeout: float = 10.0) -> None:
+    def run_until(self, predicate: Callable[[], object], timeout: float = 60.0) -> None:
         """Turn until the predicate holds. Raises: TimeoutError."""
         deadline = time.monotonic() + timeout
         while not predicate():

@@ -171,7 +171,7 @@ def try_again() -> None:
     raise Retry(exc=ValueError("not yet"), when=1.5)
 
 
-def wait_for(folder: str, name: str, until: str, seconds: float = 10.0) -> str:
+def wait_for(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
     """Say that it runs, then wait until a file appears."""
     place = Path(folder)
     (place / f"{name}.started").touch()
@@ -184,7 +184,7 @@ def wait_for(folder: str, name: str, until: str, seconds: float = 10.0) -> str:
     return name
 
 
-async def wait_for_async(folder: str, name: str, until: str, seconds: float = 10.0) -> str:
+async def wait_for_async(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
     """The same, as a coroutine."""
     place = Path(folder)
     (place / f"{name}.started").touch()

@@ -25,7 +25,7 @@ def start_worker(
     pool: str = "solo",
     concurrency: int = 1,
     queues: Sequence[str] = (),
-    timeout: float = 10.0,
+    timeout: float = 30.0,
 ) -> Iterator[Worker]:
     """A worker of `app` in a thread of this process; at the block's end it finishes what runs and ends.
 

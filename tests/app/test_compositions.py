@@ -48,7 +48,7 @@ def test_a_composition_run_inline_gives_its_value(inline: Tasks, name: str) -> N
 def test_a_composition_run_by_a_worker_gives_its_value(worked: Tasks, name: str) -> None:
     build, value = COMPOSITIONS[name]
 
-    assert build(worked).apply_async().get(timeout=10) == value
+    assert build(worked).apply_async().get(timeout=60) == value
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
@@ -56,7 +56,7 @@ def test_a_composition_that_travelled_as_json_gives_its_value(worked: Tasks, nam
     build, value = COMPOSITIONS[name]
     travelled = signature(json.loads(json.dumps(build(worked))), app=worked.app)
 
-    assert travelled.apply_async().get(timeout=10) == value
+    assert travelled.apply_async().get(timeout=60) == value
 
 
 @pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name != "empty group"])
@@ -68,7 +68,7 @@ def test_a_composition_can_be_published_again(worked: Tasks, name: str) -> None:
     first, second = composed.apply_async(), composed.apply_async()
 
     assert first.id != second.id
-    assert (first.get(timeout=10), second.get(timeout=10)) == (value, value)
+    assert (first.get(timeout=60), second.get(timeout=60)) == (value, value)
     assert json.dumps(composed) == before
 
 
@@ -81,7 +81,7 @@ def test_a_frozen_composition_keeps_its_result(worked: Tasks, name: str) -> None
     published = composed if not hasattr(composed, "group") else None
     if published is not None:
         published.apply_async()
-        assert frozen.get(timeout=10) == value
+        assert frozen.get(timeout=60) == value
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -97,7 +97,7 @@ def test_an_error_in_a_worker_is_the_result(worked: Tasks, name: str) -> None:
     build, kind = ERRORS[name]
 
     with pytest.raises(kind, match="as told"):
-        build(worked).apply_async().get(timeout=10)
+        build(worked).apply_async().get(timeout=60)
 
 
 def test_what_could_not_run_says_so_to_whoever_has_only_its_id(worked: Tasks) -> None:
@@ -105,14 +105,14 @@ def test_what_could_not_run_says_so_to_whoever_has_only_its_id(worked: Tasks) ->
 
     for each in (result, result.parent, result.parent.parent):
         with pytest.raises(ValueError, match="as told"):
-            worked.app.AsyncResult(each.id).get(timeout=10)
+            worked.app.AsyncResult(each.id).get(timeout=60)
 
 
 def test_a_chords_result_has_its_header_as_parent(worked: Tasks) -> None:
     result = chord([worked.same.s(1), worked.same.s(2)], worked.total.s()).apply_async()
 
-    assert result.get(timeout=10) == 3
-    assert result.parent.get(timeout=10) == [1, 2]
+    assert result.get(timeout=60) == 3
+    assert result.parent.get(timeout=60) == [1, 2]
 
 
 def test_links_run_with_the_result_of_the_end() -> None:
@@ -134,11 +134,11 @@ def test_links_run_with_the_result_of_the_end() -> None:
     chord([tasks.fail.s()], tasks.total.s()).apply(link_error=note_error.s())
     with start_worker(app, pool="threads", concurrency=2):
         linked = (tasks.add.s(2, 2) | tasks.double.s()).apply_async(link=note.s())
-        assert linked.get(timeout=10) == 8
-        assert linked.children[0].get(timeout=10) is None
+        assert linked.get(timeout=60) == 8
+        assert linked.children[0].get(timeout=60) is None
         failed = chord([tasks.fail.s(), tasks.same.s(1)], tasks.total.s()).apply_async(link_error=note_error.s())
         with pytest.raises(ChordError):
-            failed.get(timeout=10)
+            failed.get(timeout=60)
     assert seen[:4] == [4, 1, "ValueError", "ChordError"]
     assert sorted(seen[4:], key=str) == [8, "ChordError"]
 
@@ -172,7 +172,7 @@ def test_however_a_member_ends_its_chord_does_too(name: str) -> None:
     with start_worker(app, pool="threads", concurrency=2):
         result = chord([tasks.same.s(1), ENDS[name](tasks)], tasks.total.s() | tasks.double.s()).apply_async()
         with pytest.raises(ChordError, match="Dependency"):
-            result.get(timeout=10)
+            result.get(timeout=60)
 
 
 def test_a_revoked_step_ends_the_rest_of_its_chain_and_its_chord() -> None:
@@ -184,9 +184,9 @@ def test_a_revoked_step_ends_the_rest_of_its_chain_and_its_chord() -> None:
         worker.revoked.add([composed.tasks[0]["kwargs"]["tasks"][1].id], time.time())
         composed.apply_async()
         with pytest.raises(ChordError, match="revoked"):
-            result.get(timeout=10)
+            result.get(timeout=60)
         with pytest.raises(TaskRevokedError):
-            app.AsyncResult(str(composed.tasks[0]["kwargs"]["tasks"][2].id)).get(timeout=10)
+            app.AsyncResult(str(composed.tasks[0]["kwargs"]["tasks"][2].id)).get(timeout=60)
 
 
 def test_callbacks_may_be_compositions() -> None:
@@ -194,9 +194,9 @@ def test_callbacks_may_be_compositions() -> None:
     tasks = Tasks(app)
     with start_worker(app, pool="threads", concurrency=2):
         result = tasks.add.apply_async((1, 1), link=[group(tasks.double.s(), tasks.add.s(1)) | tasks.total.s()])
-        assert result.get(timeout=10) == 2
+        assert result.get(timeout=60) == 2
         (child,) = result.children
-        assert child.get(timeout=10) == 7
+        assert child.get(timeout=60) == 7
 
 
 def test_compositions_leave_in_a_pipeline_too() -> None:
@@ -205,7 +205,7 @@ def test_compositions_leave_in_a_pipeline_too() -> None:
     with start_worker(app, pool="threads", concurrency=2):
         with app.pipeline():
             results = [chord([tasks.same.s(n), tasks.same.s(1)], tasks.total.s()).delay() for n in range(5)]
-        assert [result.get(timeout=10) for result in results] == [1, 2, 3, 4, 5]
+        assert [result.get(timeout=60) for result in results] == [1, 2, 3, 4, 5]
 
 
 def test_compositions_are_awaited() -> None:
@@ -217,8 +217,8 @@ def test_compositions_are_awaited() -> None:
         grouped = await group(tasks.same.s(n) for n in range(3)).adelay()
         failed = await (tasks.fail.s() | tasks.double.s()).adelay()
         with pytest.raises(ValueError, match="as told"):
-            await failed.aget(timeout=10)
-        return [await chained.aget(timeout=10), await grouped.aget(timeout=10)]
+            await failed.aget(timeout=60)
+        return [await chained.aget(timeout=60), await grouped.aget(timeout=60)]
 
     with start_worker(app, pool="threads", concurrency=2):
         assert asyncio.run(ask()) == [8, [0, 1, 2]]
@@ -234,7 +234,7 @@ def test_every_step_knows_its_root_and_its_parent() -> None:
 
     with start_worker(app, pool="threads", concurrency=2):
         result = (note_place.s() | note_place.s() | group(note_place.s(), note_place.s()) | note_place.s()).delay()
-        assert result.get(timeout=10) is None
+        assert result.get(timeout=60) is None
     header = result.parent
     second = header.parent
     first = second.parent
@@ -261,7 +261,7 @@ def test_a_run_that_comes_again_adds_the_same_member_to_its_chord() -> None:
     tasks = Tasks(app)
     with start_worker(app, pool="threads", concurrency=2):
         result = chord([adds_and_dies.s(), tasks.same.s(2)], tasks.total.s()).apply_async()
-        assert result.get(timeout=10) == 33
+        assert result.get(timeout=60) == 33
     assert added[:2] == added[2:]
 
 
@@ -270,7 +270,7 @@ def test_a_result_draws_what_came_of_it() -> None:
     tasks = Tasks(app)
     with start_worker(app, pool="threads", concurrency=2):
         result = (tasks.add.s(1, 1) | tasks.double.s()).apply_async()
-        assert result.get(timeout=10) == 4
+        assert result.get(timeout=60) == 4
         first = result.parent
         drawn = first.graph
         assert [str(each) for each in drawn.topsort()] == [result.id, first.id]

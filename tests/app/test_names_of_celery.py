@@ -29,7 +29,7 @@ def test_the_current_application_is_used_as_one_or_asked_for(app: AmqTask) -> No
     assert current_app() is app
     assert current_app.conf is app.conf
     with start_worker(app):
-        assert current_app.send_task("add", (1, 2)).get(timeout=5) == 3
+        assert current_app.send_task("add", (1, 2)).get(timeout=60) == 3
 
 
 @pytest.mark.usefixtures("app")
@@ -47,7 +47,7 @@ def test_the_current_task_is_the_one_that_runs(app: AmqTask) -> None:
 
     with start_worker(app):
         sent = who.delay()
-        assert sent.get(timeout=5) == [True, "who", sent.id]
+        assert sent.get(timeout=60) == [True, "who", sent.id]
     assert not current_task
     with pytest.raises(AttributeError, match="no task runs here"):
         _ = current_task.request
@@ -64,7 +64,7 @@ def test_the_application_has_a_class_of_tasks_that_may_be_replaced(app: AmqTask)
 
     assert issubclass(Loud, Task)
     with start_worker(app):
-        assert (before.delay().get(timeout=5), after.delay().get(timeout=5)) == ("quiet", "loud!")
+        assert (before.delay().get(timeout=60), after.delay().get(timeout=60)) == ("quiet", "loud!")
 
 
 def test_an_id_for_a_task_is_made_as_in_celery() -> None:

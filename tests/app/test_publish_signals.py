@@ -94,7 +94,7 @@ def test_retries_and_next_steps_are_told_where_they_are_made(app: AmqTask, liste
     last = app.task(name="last")(done.set)
     with start_worker(app):
         chain(twice.si(), last.si()).delay()
-        assert done.wait(10)
+        assert done.wait(60)
 
     # The worker may be faster than the producer, who is told of the confirm.
     assert ("after", "twice", None) in listener.seen
@@ -121,7 +121,7 @@ def test_a_receiver_may_add_headers_to_a_next_step(app: AmqTask) -> None:
     try:
         with start_worker(app):
             chain(app.tasks["plain"].si(), look.si()).delay()
-            assert done.wait(10)
+            assert done.wait(60)
     finally:
         signals.before_task_publish.disconnect(mark)
 
@@ -134,6 +134,6 @@ def test_no_receiver_is_called_on_a_worker_s_loop(app: AmqTask, listener: Listen
     last = app.task(name="last")(lambda *_: done.set())
     with start_worker(app, pool="threads"):
         app.send_task("nobody.knows", link_error=last.si())
-        assert done.wait(10)
+        assert done.wait(60)
 
     assert listener.seen == [("before", "nobody.knows", False), ("after", "nobody.knows", None)]

@@ -42,7 +42,7 @@ def test_a_stamp_reaches_every_task() -> None:
     composed.stamp(customer="seven")
 
     with start_worker(app, pool="threads", concurrency=2):
-        assert composed.apply_async().get(timeout=10) == [{"customer": "seven"}, {"customer": "seven"}]
+        assert composed.apply_async().get(timeout=60) == [{"customer": "seven"}, {"customer": "seven"}]
 
 
 def test_a_visitor_stamps_each_part_in_its_own_way() -> None:
@@ -105,7 +105,7 @@ def test_a_replacement_carries_the_stamps_of_the_task_it_replaces() -> None:
         return self.replace(tasks.stamps.s())
 
     with start_worker(app, pool="threads", concurrency=1):
-        assert hands_over.s().stamp(by="me").apply_async().get(timeout=10) == {"by": "me"}
+        assert hands_over.s().stamp(by="me").apply_async().get(timeout=60) == {"by": "me"}
 
 
 def test_an_extended_result_has_the_stamps() -> None:
@@ -113,7 +113,7 @@ def test_an_extended_result_has_the_stamps() -> None:
 
     with start_worker(app, pool="threads", concurrency=1):
         result = tasks.add.s(1, 1).stamp(by="me").apply_async()
-        assert result.get(timeout=10) == 2
+        assert result.get(timeout=60) == 2
     assert app.backend is not None
     meta = app.backend.get(result.id)
     assert meta is not None

@@ -39,10 +39,10 @@ def test_a_worker_with_a_beat_inside_sends_and_runs(tmp_path: Path) -> None:
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        assert enough.wait(20)
+        assert enough.wait(60)
     finally:
         worker.stop()
-        thread.join(20)
+        thread.join(60)
         signals.beat_init.disconnect(told[0])
         signals.beat_embedded_init.disconnect(told[1])
     assert not thread.is_alive()

@@ -89,7 +89,7 @@ def test_threads_do_not_mix_their_lines(lines: Lines) -> None:
 
     def write(name: str) -> None:
         print(name, end=" ")
-        both_began.wait(10)
+        both_began.wait(60)
         print(name)
 
     with redirected("INFO"):

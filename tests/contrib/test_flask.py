@@ -63,7 +63,7 @@ def test_each_task_has_an_application_context_of_its_own(shop: Shop, pool: str) 
 
     with start_worker(shop.tasks, pool=pool, concurrency=2):
         results = [note.delay(1), note.delay(2), anote.delay(3), anote.delay(4)]
-        assert [result.get(timeout=5) for result in results] == [["shop", None]] * 4
+        assert [result.get(timeout=60) for result in results] == [["shop", None]] * 4
 
     assert shop.ended == [None] * 4
 
@@ -74,7 +74,7 @@ def test_the_context_is_torn_down_with_the_error(shop: Shop) -> None:
         raise KeyError("gone")
 
     with start_worker(shop.tasks), pytest.raises(KeyError):
-        fail.delay().get(timeout=5)
+        fail.delay().get(timeout=60)
 
     assert shop.ended == ["KeyError"]
 
@@ -98,8 +98,8 @@ def test_bound_and_class_based_tasks_and_those_with_a_base_have_it_too(shop: Sho
 
     by_class = shop.tasks.register_task(ByClass)
     with start_worker(shop.tasks):
-        assert bound.delay(1).get(timeout=5) == "named: shop 1 True"
-        assert by_class.delay(2).get(timeout=5) == "shop 2"
+        assert bound.delay(1).get(timeout=60) == "named: shop 1 True"
+        assert by_class.delay(2).get(timeout=60) == "shop 2"
     with pytest.raises(TypeError, match="cannot be called like that"):
         bound.delay()  # type: ignore[call-arg]
 
@@ -111,7 +111,7 @@ def test_a_shared_task_runs_in_the_context(shop: Shop) -> None:
 
     shop.tasks.set_current()
     with start_worker(shop.tasks):
-        assert whose.delay().get(timeout=5) == "shop"
+        assert whose.delay().get(timeout=60) == "shop"
 
 
 def test_called_in_a_request_as_a_function_or_eagerly(shop: Shop) -> None:
@@ -169,7 +169,7 @@ def test_a_factory_may_be_called_again_and_leaves_no_settings_behind() -> None:
         flask.config.update(NAME=name, AMQTASK={**MEMORY, **more})
         tasks.init_app(flask)
         with start_worker(tasks):
-            assert whose.delay().get(timeout=5) == name
+            assert whose.delay().get(timeout=60) == name
     assert tasks.conf.task_default_queue == "amqtask"
     tasks.close()
 
@@ -233,7 +233,7 @@ def test_the_pattern_of_flasks_documentation(monkeypatch: pytest.MonkeyPatch) ->
     task_id = client.post("/add").json["result_id"]  # type: ignore[index]
     assert client.get(f"/result/{task_id}").json == {"ready": False, "successful": False, "value": None}
     with start_worker(celery_app):
-        AsyncResult(task_id).get(timeout=5)
+        AsyncResult(task_id).get(timeout=60)
     assert client.get(f"/result/{task_id}").json == {"ready": True, "successful": True, "value": 65}
 
 
@@ -263,7 +263,7 @@ def test_the_pattern_of_older_tutorials() -> None:
         return current_app.name
 
     with start_worker(celery):
-        assert whose.delay().get(timeout=5) == "shop"
+        assert whose.delay().get(timeout=60) == "shop"
 
 
 # -- the command line

@@ -108,7 +108,7 @@ def trace_ids(spans: list[ReadableSpan]) -> set[int]:
 @pytest.mark.parametrize("task", ["add", "aadd"])
 def test_caller_publish_process_and_what_the_task_does_are_one_trace(traced: Traced, pool: str, task: str) -> None:
     with start_worker(traced.app, pool=pool), traced.tracer.start_as_current_span("caller"):
-        assert getattr(traced, task).delay(1, 2).get(timeout=10) == 3
+        assert getattr(traced, task).delay(1, 2).get(timeout=60) == 3
 
     caller, publish, process, inside = (traced.one(n) for n in ("caller", "publish work", "process work", "inside"))
     assert [parent(span) for span in (caller, publish, process, inside)] == [
@@ -124,7 +124,7 @@ def test_caller_publish_process_and_what_the_task_does_are_one_trace(traced: Tra
 def test_attributes_are_those_of_the_conventions(traced: Traced) -> None:
     with start_worker(traced.app):
         result = traced.add.delay(1, 2)
-        result.get(timeout=10)
+        result.get(timeout=60)
 
     shared = {
         "messaging.system": "rabbitmq",
@@ -150,7 +150,7 @@ def test_attributes_are_those_of_the_conventions(traced: Traced) -> None:
 
 def test_a_delayed_message_is_named_by_where_it_goes(traced: Traced) -> None:
     with start_worker(traced.app):
-        traced.add.apply_async((1, 2), countdown=0.2).get(timeout=10)
+        traced.add.apply_async((1, 2), countdown=0.2).get(timeout=60)
 
     assert parent(traced.one("process work")) == ident(traced.one("publish work"))
 
@@ -177,7 +177,7 @@ def test_an_expected_exception_is_told_and_is_no_error(traced: Traced) -> None:
 
 def test_each_try_is_a_child_of_the_one_before(traced: Traced) -> None:
     with start_worker(traced.app):
-        assert traced.twice.delay().get(timeout=10) == "done"
+        assert traced.twice.delay().get(timeout=60) == "done"
 
     first, second = traced.named("process work")
     create = traced.one("create work")
@@ -195,11 +195,11 @@ def test_each_try_is_a_child_of_the_one_before(traced: Traced) -> None:
 def test_a_chain_and_a_chord_are_one_trace(traced: Traced) -> None:
     add, total = traced.add, traced.total
     with start_worker(traced.app):
-        assert chain(add.s(1, 2), add.s(4), add.s(8)).delay().get(timeout=10) == 15
+        assert chain(add.s(1, 2), add.s(4), add.s(8)).delay().get(timeout=60) == 15
         assert len(trace_ids(traced.spans)) == 1
         traced.exporter.clear()
 
-        assert chord(group(add.s(n, n) for n in range(3)), total.s()).delay().get(timeout=10) == 6
+        assert chord(group(add.s(n, n) for n in range(3)), total.s()).delay().get(timeout=60) == 6
 
     body = next(
         span for span in traced.named("process work") if (span.attributes or {})["amqtask.task.name"] == "total"
@@ -217,7 +217,7 @@ def test_what_a_task_publishes_is_a_child_of_its_run(traced: Traced) -> None:
 
     with start_worker(traced.app):
         traced.call_add.apply_async(link=end.si())
-        assert done.wait(10)
+        assert done.wait(60)
 
     run = traced.named("process work")[0]
     inner = next(span for span in traced.named("publish work") if (span.attributes or {})["amqtask.task.name"] == "add")
@@ -270,7 +270,7 @@ def test_headers_that_make_no_sense_begin_a_new_trace(traced: Traced, header: An
     task.apply_async(headers={"traceparent": header})
     AmqTaskInstrumentor().instrument(tracer_provider=traced.provider)
     with start_worker(traced.app):
-        assert ran.wait(10)
+        assert ran.wait(60)
 
     assert parent(traced.one("process work")) == 0
 
@@ -278,7 +278,7 @@ def test_headers_that_make_no_sense_begin_a_new_trace(traced: Traced, header: An
 def test_nothing_of_one_task_is_left_for_the_next(traced: Traced) -> None:
     with start_worker(traced.app, pool="threads"):
         for _ in range(3):
-            traced.add.delay(1, 2).get(timeout=10)
+            traced.add.delay(1, 2).get(timeout=60)
     traced.add.apply((1, 2))
 
     assert len(trace_ids(traced.named("process work"))) == 3
@@ -289,7 +289,7 @@ def test_nothing_of_one_task_is_left_for_the_next(traced: Traced) -> None:
 def test_without_the_instrumentation_nothing_is_traced(traced: Traced) -> None:
     AmqTaskInstrumentor().uninstrument()
     with start_worker(traced.app):
-        traced.add.delay(1, 2).get(timeout=10)
+        traced.add.delay(1, 2).get(timeout=60)
     AmqTaskInstrumentor().instrument(tracer_provider=traced.provider)
 
     assert [span.name for span in traced.spans] == ["inside"]

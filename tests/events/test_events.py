@@ -37,7 +37,7 @@ def captured(receiver: EventReceiver, do: Callable[[], object], until: str) -> l
     is_consuming = threading.Event()
 
     def run() -> None:
-        for event in receiver.itercapture(timeout=10.0, wakeup=False):
+        for event in receiver.itercapture(timeout=60.0, wakeup=False):
             found.append(event)
             if event["type"] == "test-start":
                 is_consuming.set()
@@ -49,7 +49,7 @@ def captured(receiver: EventReceiver, do: Callable[[], object], until: str) -> l
     while not is_consuming.wait(0.01):
         receiver.app_says("test-start")  # type: ignore[attr-defined] # put there by `receiver_of`
     do()
-    thread.join(10.0)
+    thread.join(60)
     assert not thread.is_alive()
     return [event for event in found if event["type"] != "test-start"]
 
@@ -68,7 +68,7 @@ def test_handlers_get_the_events_they_are_for(app: AmqTask) -> None:
 
     def work() -> None:
         with start_worker(app):
-            assert app.send_task("add", (1, 2)).get(timeout=5) == 3
+            assert app.send_task("add", (1, 2)).get(timeout=60) == 3
 
     events = captured(receiver, work, "worker-offline")
 
@@ -84,7 +84,7 @@ def test_a_state_is_fed_by_a_receiver(app: AmqTask) -> None:
 
     def work() -> None:
         with start_worker(app):
-            app.send_task("add", (1, 2), task_id="sum").get(timeout=5)
+            app.send_task("add", (1, 2), task_id="sum").get(timeout=60)
 
     captured(receiver, work, "task-succeeded")
 
@@ -144,7 +144,7 @@ def test_a_limit_a_timeout_and_a_stop_end_the_capture(app: AmqTask) -> None:
 
 def test_wakeup_asks_the_workers_for_a_heartbeat(app: AmqTask) -> None:
     with start_worker(app):
-        (event,) = list(receiver_of(app, routing_key="worker.#").itercapture(limit=1, timeout=10.0, wakeup=True))
+        (event,) = list(receiver_of(app, routing_key="worker.#").itercapture(limit=1, timeout=60.0, wakeup=True))
 
     assert event["type"] == "worker-heartbeat"
 
@@ -173,7 +173,7 @@ def test_a_task_tells_of_its_progress(app: AmqTask) -> None:
 
     def work() -> None:
         with start_worker(app):
-            app.send_task("slow", task_id="s").get(timeout=5)
+            app.send_task("slow", task_id="s").get(timeout=60)
 
     progress = captured(receiver_of(app), work, "task-progress")[-1]
 
@@ -200,7 +200,7 @@ def test_a_camera_takes_pictures_until_the_end(app: AmqTask) -> None:
     state = app.events.State()
     state.event({"type": "worker-online", "hostname": "a"})
     with Camera(state, freq=0.01, app=app):
-        assert taken.wait(5.0)
+        assert taken.wait(60)
         state.event({"type": "worker-online", "hostname": "a"})
 
     assert seen[0] == 1

@@ -29,7 +29,7 @@ STATE = """\
 
 def test_the_example_prints_what_happened() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "examples.events"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "examples.events"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
 
     assert done.returncode == 0, done.stderr

@@ -201,7 +201,7 @@ def test_a_relay_in_a_thread_ends_when_it_is_told_to(shop: Shop) -> None:
     thread = threading.Thread(target=relay.run)
     thread.start()
     relay.stop()
-    thread.join(10)
+    thread.join(60)
 
     assert not thread.is_alive()
 
@@ -229,7 +229,7 @@ def test_a_worker_relays_when_it_is_told_to(shop: Shop) -> None:
     with start_worker(shop.app, pool="threads"):
         with shop.sessions.begin():
             result = shop.ship("now")
-        assert result.get(timeout=20) is None
+        assert result.get(timeout=60) is None
     assert shop.rows == 0
 
 

@@ -474,7 +474,7 @@ def test_nobody_needs_greenlet_without_async_sessions() -> None:
             app.send_task("x")
         print(outbox.store().waiting().rows)
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
     assert (done.stdout, done.stderr) == ("1\n", "")
 

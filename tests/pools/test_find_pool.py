@@ -65,7 +65,7 @@ def test_a_green_pool_in_a_program_that_is_not_patched_is_an_error_that_says_how
         f"raise SystemExit(app.worker_main(argv=['-P', {name!r}]))\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert done.returncode != 0
     assert f"`amqtask worker -P {name}`, or begin your program with `" in done.stderr

@@ -70,7 +70,7 @@ def test_a_task_that_keeps_the_hub_is_named_with_its_place(caplog: pytest.LogCap
             reported.set()
 
     def run(request: Any) -> bool:
-        return reported.wait(10)
+        return reported.wait(60)
 
     # Behind caplog's handler, which is the root logger's too: what it hears, caplog has heard.
     logger = logging.getLogger()

@@ -32,7 +32,7 @@ def test_a_green_pool_conforms_in_a_patched_process(name: str) -> None:
         [sys.executable, "-m", "amqtask.testing.check_pool", name, "-q"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
         check=False,
     )
 

@@ -26,7 +26,7 @@ class Shop:
         def climb(task: Any, steps: int) -> int:
             for step in range(steps):
                 task.update_state(state="PROGRESS", meta={"step": step})
-                assert self.go_on.acquire(timeout=10)
+                assert self.go_on.acquire(timeout=60)
             return steps
 
         @self.app.task(name="shop.fail")
@@ -46,7 +46,7 @@ def shop() -> Iterator[Shop]:
 def test_each_state_is_seen_and_the_final_one_ends_it(shop: Shop) -> None:
     async def watch() -> list[Any]:
         seen = []
-        async for state, info in (await shop.climb.adelay(3)).astates(timeout=10, interval=0.01):
+        async for state, info in (await shop.climb.adelay(3)).astates(timeout=60, interval=0.01):
             seen.append((state, info))
             if state == "PROGRESS":
                 shop.go_on.release()
@@ -63,7 +63,7 @@ def test_each_state_is_seen_and_the_final_one_ends_it(shop: Shop) -> None:
 
 def test_a_failure_is_a_state_and_raises_nothing(shop: Shop) -> None:
     async def watch() -> list[Any]:
-        return [entry async for entry in (await shop.fail.adelay()).astates(timeout=10)]
+        return [entry async for entry in (await shop.fail.adelay()).astates(timeout=60)]
 
     with start_worker(shop.app):
         state, error = asyncio.run(watch())[-1]
@@ -110,6 +110,6 @@ def test_a_service_has_the_application_while_it_lives(shop: Shop, block: Any) ->
         async with block(shop.app):
             with start_worker(shop.app):
                 shop.go_on.release()
-                return await (await shop.climb.adelay(1)).aget(timeout=10)
+                return await (await shop.climb.adelay(1)).aget(timeout=60)
 
     assert asyncio.run(serve()) == 1

@@ -23,18 +23,18 @@ def app() -> Iterator[AmqTask]:
 def test_an_application_says_where_the_result_is(app: AmqTask) -> None:
     with start_worker(app):
         sent = app.tasks["add"].delay(2, 2)
-        sent.get(timeout=5)
+        sent.get(timeout=60)
 
-    assert AsyncResult(id=sent.id, app=app).get(timeout=5) == 4
+    assert AsyncResult(id=sent.id, app=app).get(timeout=60) == 4
     assert AsyncResult(sent.id, app=app).successful()
 
 
 def test_a_task_stands_for_its_application(app: AmqTask) -> None:
     with start_worker(app):
         sent = app.tasks["add"].delay(2, 2)
-        sent.get(timeout=5)
+        sent.get(timeout=60)
 
-    assert AsyncResult(id=sent.id, app=app.tasks["add"]).get(timeout=5) == 4
+    assert AsyncResult(id=sent.id, app=app.tasks["add"]).get(timeout=60) == 4
 
 
 def test_without_an_application_the_current_one_is_asked(app: AmqTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,9 +212,9 @@ def test_the_error_of_an_earlier_step_is_the_error_of_the_chain(store: Store) ->
     store.fail("first", ValueError("the first step"))
 
     with pytest.raises(ValueError, match="the first step"):
-        last.get(timeout=10)
+        last.get(timeout=60)
     with pytest.raises(ValueError, match="the first step"):
-        asyncio.run(last.aget(timeout=10))
+        asyncio.run(last.aget(timeout=60))
 
 
 def test_one_timeout_covers_the_whole_chain(store: Store) -> None:
@@ -284,9 +284,9 @@ def test_the_first_failure_that_comes_is_raised_at_once(store: Store) -> None:
     store.fail("c", ValueError("c"))
 
     with pytest.raises(ValueError, match="c"):
-        results.get(timeout=10)
+        results.get(timeout=60)
     with pytest.raises(ValueError, match="c"):
-        asyncio.run(results.aget(timeout=10))
+        asyncio.run(results.aget(timeout=60))
     with pytest.raises(ValueError, match="c"):
         results.maybe_throw()
     assert results.failed()
@@ -330,7 +330,7 @@ def test_results_are_iterated_as_they_come(store: Store) -> None:
     results = ResultSet([AsyncResult[str](name, store) for name in "abc"])
     store.succeed("b", "b")
     seen = []
-    for value in results.iterate(timeout=10):
+    for value in results.iterate(timeout=60):
         seen.append(value)
         following = {"b": "c", "c": "a"}.get(value)
         if following:
@@ -372,14 +372,14 @@ def test_a_step_after_a_chord_does_not_ask_for_the_header(store: Store) -> None:
     last = AsyncResult[int]("last", store, parent=header)
     store.succeed("last", 3)
 
-    assert last.get(timeout=10) == 3
+    assert last.get(timeout=60) == 3
 
 
 def test_a_step_whose_own_result_is_there_does_not_wait_for_a_parent_that_keeps_none(store: Store) -> None:
     last = AsyncResult[int]("last", store, parent=AsyncResult[int]("ignored", store))
     store.succeed("last", 3)
 
-    assert last.get(timeout=10) == 3
+    assert last.get(timeout=60) == 3
 
 
 # -- eager

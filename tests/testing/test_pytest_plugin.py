@@ -50,9 +50,9 @@ def test_a_worker_in_the_process_runs_the_projects_tasks(user: pytest.Pytester) 
 
         def test_it_runs(amqtask_app, amqtask_worker):
             assert amqtask_app is proj.app
-            assert proj.add.delay(2, 2).get(timeout=5) == 4
+            assert proj.add.delay(2, 2).get(timeout=60) == 4
             with pytest.raises(KeyError):
-                proj.fail.delay().get(timeout=5)
+                proj.fail.delay().get(timeout=60)
 
         def test_what_nobody_consumed_is_there_to_look_at(amqtask_app):
             proj.add.delay(1, 1)
@@ -135,7 +135,7 @@ def test_without_a_named_application_there_is_a_new_one_with_the_shared_tasks(us
             return "shared"
 
         def test_shared(amqtask_app, amqtask_worker):
-            assert whose.delay().get(timeout=5) == "shared"
+            assert whose.delay().get(timeout=60) == "shared"
             assert amqtask_app.main == "tests"
 
         def test_one_of_the_tests_own(amqtask_app, amqtask_worker):
@@ -143,7 +143,7 @@ def test_without_a_named_application_there_is_a_new_one_with_the_shared_tasks(us
             def mul(x, y):
                 return x * y
 
-            assert mul.delay(3, 3).get(timeout=5) == 9
+            assert mul.delay(3, 3).get(timeout=60) == 9
         """
     )
 
@@ -234,7 +234,7 @@ def test_fixtures_under_celerys_names(user: pytest.Pytester) -> None:
                 return x * y
 
             celery_worker.reload()
-            assert mul.delay(4, 4).get(timeout=10) == 16
+            assert mul.delay(4, 4).get(timeout=60) == 16
             assert celery_app.strict_typing is False
 
         @pytest.mark.celery(timezone="Asia/Shanghai")
@@ -246,11 +246,11 @@ def test_fixtures_under_celerys_names(user: pytest.Pytester) -> None:
         class TestSession:
             def test_one(self):
                 from proj_tasks import shared
-                assert shared.delay().get(timeout=10) == "here"
+                assert shared.delay().get(timeout=60) == "here"
 
             def test_two(self):
                 from proj_tasks import shared
-                assert shared.delay().get(timeout=10) == "here"
+                assert shared.delay().get(timeout=60) == "here"
         """
     )
 

@@ -317,7 +317,12 @@ def test_green_threads_run_while_the_loop_waits_and_can_wake_it(library: str) ->
         print(" ".join(seen))
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
     assert done.stdout.split() == ["green"] * 5 + ["read"], done.stderr

@@ -324,7 +324,7 @@ def test_a_publish_waits_for_a_broker_that_comes_up(bench: Bench) -> None:
     thread.start()
 
     bench.broker.start()
-    thread.join(10)
+    thread.join(60)
 
     assert bench.bodies("q") == [b"1"]
 

@@ -157,9 +157,9 @@ def test_a_worker_stores_what_its_tasks_return(project: AmqTask, rows: Any) -> N
     project.conf.update(result_backend="django-db", result_extended=True, task_track_started=True)
     with start_worker(project, pool="threads"):
         result = project.send_task(f"{SHOP}.order", ("books",), headers={"periodic_task_name": "every hour"})
-        assert isinstance(result.get(timeout=10), int)
+        assert isinstance(result.get(timeout=60), int)
         with pytest.raises(ValueError, match="no such customer"):
-            project.send_task(f"{SHOP}.fail_in_transaction", ("x",)).get(timeout=10)
+            project.send_task(f"{SHOP}.fail_in_transaction", ("x",)).get(timeout=60)
 
     stored = {row.task_name.rpartition(".")[2]: row for row in rows.all()}
     assert stored["order"].periodic_task_name == "every hour"
@@ -183,7 +183,7 @@ def test_a_chord_is_joined_without_the_store(project: AmqTask) -> None:
 
     with start_worker(project, pool="threads", concurrency=2):
         members = [signature("site.add", (n, n), app=project) for n in range(4)]
-        assert chord(members, app=project)(signature("site.total", app=project)).get(timeout=10) == 12
+        assert chord(members, app=project)(signature("site.total", app=project)).get(timeout=60) == 12
 
 
 def test_a_cache_that_nobody_shares_is_warned_of(django: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ SHOP = "integration.apps.django_site.shop.tasks"
 @pytest.fixture
 def run(project: AmqTask) -> Callable[..., Any]:
     """Calls one of the shop's tasks."""
-    return lambda name, *args: project.send_task(f"{SHOP}.{name}", args).get(timeout=10)
+    return lambda name, *args: project.send_task(f"{SHOP}.{name}", args).get(timeout=60)
 
 
 def test_tasks_of_installed_applications_are_found(project: AmqTask) -> None:
