@@ -146,6 +146,9 @@ class Run:
         started = time.monotonic()
         module = SHOPS[self.shop]
         self._python(f"import {module} as shop; shop.prepare()")
+        # Otherwise the first kill may come so soon after a queue's declaration that RabbitMQ forgets it.
+        self._amqtask("topology", "declare", "-Q", f"{QUEUE},idle")
+        self.node.settle()
         programs = [self.web, *self.relays]
         others = [threading.Thread(target=hurt) for hurt in (self._hurt_broker, self._hurt_database)]
         with ExitStack() as stack:
@@ -209,9 +212,15 @@ class Run:
 
     # -- what came of it
 
+    def _amqtask(self, *words: str) -> str:
+        return self._run("-m", "amqtask", "-A", SHOPS[self.shop], *words)
+
     def _python(self, code: str) -> str:
+        return self._run("-c", code)
+
+    def _run(self, *words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **self._environment}, capture_output=True, text=True,
+            [sys.executable, *words], cwd=ROOT, env={**os.environ, **self._environment}, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -226,10 +235,8 @@ class Run:
         found = []
         with pika.BlockingConnection(pika.URLParameters(self.node.url)) as connection:
             channel = connection.channel()
-            for method, properties, _ in channel.consume(QUEUE, auto_ack=True, inactivity_timeout=3):
-                if method is None:
-                    break
-                found.append(properties.headers["id"])
+            while (taken := channel.basic_get(QUEUE, auto_ack=True))[0] is not None:
+                found.append(taken[1].headers["id"])
         return found
 
     def _report(self, seconds: float) -> Report:

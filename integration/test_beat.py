@@ -96,6 +96,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_due_time(hurt_node: Rab
         for number in range(2):
             stack.enter_context(BeatProcess(APP, "-s", str(tmp_path / f"last{number}"), environment=environment))
         beats.await_runs(2)
+        hurt_node.settle()
         hurt_node.kill()
         hurt_node.start()
         beats.await_runs(len(beats.runs) + 3)
@@ -156,7 +157,7 @@ def test_a_beat_that_was_away_sends_one_run_and_says_when_it_ran_last(
 def _age(broker: Broker, queue: str, by: timedelta) -> None:
     """A queue with a single active consumer answers no basic.get."""
     channel = broker.channel()
-    method, properties, body = next(channel.consume(queue, inactivity_timeout=10))
+    method, properties, body = next(channel.consume(queue, inactivity_timeout=90))
     assert method is not None, "no state in the queue"
     moment = re.search(r"\d{4}-[0-9T:.+-]+", body.decode())
     assert moment is not None
