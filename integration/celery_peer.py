@@ -31,7 +31,7 @@ def environment(broker: str, backend: str, queue: str) -> dict[str, str]:
     return {**os.environ, "PEER_BROKER": broker, "PEER_BACKEND": backend, "PEER_QUEUE": queue}
 
 
-def call(code: str, environment: dict[str, str], app: str = APP, timeout: float = 90) -> str:
+def call(code: str, environment: dict[str, str], app: str = APP, timeout: float = 120) -> str:
     """What a piece of Python prints in the peer's environment (`app` and its tasks are imported)."""
     done = subprocess.run(
         [python(), "-W", "ignore", "-c", f"from {app} import *\n{code}"],

@@ -129,7 +129,7 @@ def chromium() -> Iterator[Browser]:
                 browser.close()
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def _listens(port: int) -> bool:

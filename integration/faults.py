@@ -54,7 +54,7 @@ class _Pair:
     def join(self) -> None:
         """Wait for the threads, close the sockets."""
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         self._client.close()
         self._server.close()
 
@@ -86,7 +86,7 @@ class Forwarder:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(10)
+        self._thread.join(60)
         self.cut()
         for pair in self._pairs:
             pair.join()

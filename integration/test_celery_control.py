@@ -69,12 +69,12 @@ def theirs(node: str, queue: str, peer: dict[str, str]) -> Iterator[CeleryWorker
 
 def celery_says(peer: dict[str, str], node: str, *words: str) -> Any:
     """What `celery inspect|control … -d NODE --json` says of this node."""
-    return _answer(node, *celery_peer.cli(peer, *words, "-d", node, "--json", "-t", "10"))
+    return _answer(node, *celery_peer.cli(peer, *words, "-d", node, "--json", "-t", "60"))
 
 
 def we_say(node: str, *words: str) -> Any:
     """What `amqtask inspect|control … -d NODE --json` says of this node."""
-    return _answer(node, *run_cli("-A", OURS, *words, "-d", node, "--json", "-t", "10"))
+    return _answer(node, *run_cli("-A", OURS, *words, "-d", node, "--json", "-t", "60"))
 
 
 def _answer(node: str, code: int, text: str) -> Any:
@@ -156,7 +156,8 @@ def test_celery_terminates_a_task_in_our_worker(
 @pytest.mark.usefixtures("ours")
 def test_celery_revokes_our_worker_s_tasks_by_their_stamps(peer: dict[str, str], node: str) -> None:
     celery_peer.call(
-        "app.control.revoke_by_stamped_headers({'customer': ['x']}, destination=" + repr([node]) + ", reply=True)", peer
+        f"app.control.revoke_by_stamped_headers({{'customer': ['x']}}, destination=[{node!r}], reply=True, timeout=60)",
+        peer,
     )
     told = celery_peer.call(
         "from celery.exceptions import TaskRevokedError\n"
@@ -178,7 +179,9 @@ def test_celery_restarts_our_worker_s_pool(
     environment = {"SAMPLE_BACKEND": redis_url, "SAMPLE_QUEUE": queue, "SAMPLE_POOL_RESTARTS": "1"}
     with WorkerProcess(OURS, "-Q", queue, "-c", "2", "-n", node, environment=environment) as worker:
         before = set(worker.children)
-        told = celery_peer.call(f"print(app.control.pool_restart(destination=[{node!r}], reply=True))", peer)
+        told = celery_peer.call(
+            f"print(app.control.pool_restart(destination=[{node!r}], reply=True, timeout=60))", peer
+        )
         assert told == str([{node: {"ok": "reload started"}}])
         eventually(lambda: len(worker.children) == 2 and not before & set(worker.children))
         assert app.send_task("sample.add", (2, 3)).get(timeout=90) == 5
@@ -199,7 +202,7 @@ def test_our_command_line_asks_celery_s_worker(node: str, queue: str) -> None:
     assert we_say(node, "inspect", "query_task", "nobody") == {}
     code, text = run_cli("-A", OURS, "inspect", "ping", "--pattern", f"{node[:5]}*", "-j", "-t", "2")
     assert (code, json.loads(text)) == (0, {node: {"ok": "pong"}})
-    code, text = run_cli("-A", OURS, "inspect", "ping", "-d", node, "-t", "10")
+    code, text = run_cli("-A", OURS, "inspect", "ping", "-d", node, "-t", "60")
     assert code == 0
     assert text == f"->  {node}: OK\n        pong\n\n1 node online.\n"
 
@@ -241,7 +244,7 @@ def test_patterns_limits_and_callbacks_reach_celery_s_worker(app: AmqTask, node:
     seen: list[dict[str, Any]] = []
 
     def ping(**options: Any) -> Any:
-        return app.control.broadcast("ping", reply=True, timeout=10, limit=1, callback=seen.append, **options)
+        return app.control.broadcast("ping", reply=True, timeout=90, limit=1, callback=seen.append, **options)
 
     assert ping(pattern=f"{name}@*") == [{node: {"ok": "pong"}}]
     assert ping(pattern=f"{name}@h.+", matcher="pcre") == [{node: {"ok": "pong"}}]
@@ -271,7 +274,7 @@ def test_two_answers_under_one_name_are_warned_of(rabbit: Broker, app: AmqTask) 
 
     def ask() -> None:
         with pytest.warns(DuplicateNodenameWarning, match="twin@here"):
-            answered.append(app.control.inspect(timeout=20, limit=2).ping())
+            answered.append(app.control.inspect(timeout=90, limit=2).ping())
 
     asker = threading.Thread(target=ask)
     asker.start()
@@ -288,7 +291,7 @@ def test_two_answers_under_one_name_are_warned_of(rabbit: Broker, app: AmqTask) 
             b'{"twin@here": {"ok": "pong"}}',
             properties,
         )
-    asker.join(30)
+    asker.join(90)
 
     assert answered == [{"twin@here": {"ok": "pong"}}]
     channel.close()

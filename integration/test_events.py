@@ -71,7 +71,7 @@ class Listening:
 
     def __exit__(self, *_: object) -> None:
         self.receiver.should_stop = True
-        self._thread.join(10.0)
+        self._thread.join(90)
         assert not self._thread.is_alive()
 
     def of_task(self, task_id: str) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def test_what_happens_to_tasks_is_told(app: AmqTask, queue: str, pool: str, tmp_
             good = app.send_task("sample.add", (2, 3))
             bad = app.send_task("sample.fail", ("as told",))
             again = app.send_task("sample.retry", (str(tmp_path / "runs"), 1))
-            app.control.revoke("unwanted", destination=[name], reply=True)
+            app.control.revoke("unwanted", destination=[name], reply=True, timeout=90)
             app.send_task("sample.add", (0, 0), task_id="unwanted")
             assert again.get(timeout=90) == 1
             heard.await_type("task-succeeded", uuid=again.id)
@@ -174,10 +174,14 @@ def test_a_worker_without_E_tells_only_that_it_lives_until_somebody_wants_more(
         beat = heard.await_type("worker-heartbeat", hostname=name, processed=1)
         assert (beat["freq"], beat["sw_ident"]) == (2.0, "py-amqtask")
 
-        assert app.control.enable_events(destination=[name], reply=True) == [{name: {"ok": "task events enabled"}}]
+        assert app.control.enable_events(destination=[name], reply=True, timeout=90) == [
+            {name: {"ok": "task events enabled"}}
+        ]
         loud = app.send_task("sample.add", (2, 3))
         assert heard.await_type("task-succeeded", uuid=loud.id)["result"] == "5"
-        assert app.control.disable_events(destination=[name], reply=True) == [{name: {"ok": "task events disabled"}}]
+        assert app.control.disable_events(destination=[name], reply=True, timeout=90) == [
+            {name: {"ok": "task events disabled"}}
+        ]
         last = app.send_task("sample.add", (2, 3))
         last.get(timeout=90)
         app.control.heartbeat(destination=[name])
@@ -201,7 +205,7 @@ def on_event(event):
         receiver.should_stop = True
 with app.connection() as connection:
     receiver = app.events.Receiver(connection, handlers={{"*": on_event}})
-    receiver.capture(limit=None, timeout=30, wakeup=True)
+    receiver.capture(limit=None, timeout=60, wakeup=True)
 task, worker = state.tasks[sent[0].id], state.workers[{name!r}]
 print(json.dumps([task.state, task.name, task.args, task.result, task.worker.hostname, worker.alive, worker.sw_ident]))
 """
@@ -217,7 +221,7 @@ def test_our_receiver_understands_celerys_worker(rabbit: Broker, app: AmqTask, q
     environment = celery_peer.environment(rabbit.url, "rpc://", queue)
     with CeleryWorker(environment, queue), Listening(app, wakeup=True) as heard:
         found = heard.await_type("worker-heartbeat", sw_ident="py-celery")
-        app.control.enable_events(destination=[found["hostname"]], reply=True)
+        app.control.enable_events(destination=[found["hostname"]], reply=True, timeout=90)
         result = app.send_task("sample.add", (2, 3))
         heard.await_type("task-succeeded", uuid=result.id)
 

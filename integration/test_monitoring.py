@@ -26,7 +26,7 @@ POOLS = ["solo", "threads", "prefork", "eventlet", "gevent", "asyncio"]
 
 def get(port: int, path: str) -> tuple[int, str]:
     """Status and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -117,6 +117,7 @@ def test_it_survives_the_death_of_the_only_worker(rabbit: Broker, redis_url: str
         with pytest.raises(TaskRevokedError):
             stamped.get(timeout=90)
         stamped.revoke_by_stamped_headers({"customer": ["y"]}, wait=True, timeout=0.5)
+        eventually(lambda: '"y"' in state.read_text(), what="the worker never wrote down what else is revoked")
         call.stamp(customer="y")
         with pytest.raises(TaskRevokedError):
             call.apply_async(queue=queue).get(timeout=90)

@@ -158,7 +158,8 @@ def test_no_result_is_lost_when_the_database_is_away(
 
 
 def test_results_are_kept_and_waited_for_while_sentinels_change_the_master(sentinel: Sentinel) -> None:
-    options = {"transport_options": (("master_name", sentinel.master_name),)}
+    # A sentinel whose machine stood still trusts nobody for 30 seconds (TILT); the default patience is no more than that.
+    options = {"transport_options": (("master_name", sentinel.master_name), ("retry_for", 120.0))}
     worker, caller = opened(sentinel.url, **options), opened(sentinel.url, **options)
     before, waited, awaited = success("before"), success("waited"), success("awaited")
     worker.store(before)
@@ -166,10 +167,10 @@ def test_results_are_kept_and_waited_for_while_sentinels_change_the_master(senti
     outcomes: dict[str, Any] = {}
 
     def wait() -> None:
-        outcomes["waited"] = caller.wait(waited.task_id, timeout=60).result
+        outcomes["waited"] = caller.wait(waited.task_id, timeout=150).result
 
     def await_it() -> None:
-        outcomes["awaited"] = asyncio.run(caller.await_result(awaited.task_id, timeout=60)).result
+        outcomes["awaited"] = asyncio.run(caller.await_result(awaited.task_id, timeout=150)).result
 
     threads = [threading.Thread(target=wait), threading.Thread(target=await_it)]
     for thread in threads:
@@ -180,7 +181,7 @@ def test_results_are_kept_and_waited_for_while_sentinels_change_the_master(senti
     worker.store(awaited)
 
     for thread in threads:
-        thread.join(60)
+        thread.join(150)
     assert outcomes == {"waited": "waited", "awaited": "awaited"}
     assert "role:master" in sentinel.replica.ask("info", "replication")
     assert caller.wait(before.task_id, timeout=PATIENCE).result == "before"

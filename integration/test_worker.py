@@ -7,6 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_a_worker_answers_questions(held: Held) -> None:
     with worker_of(held, "-c", "1", "-n", "asked@here"):
         held.send("hold", "a")
         held.await_run("a")
-        ask = held.app.control.ask
+        ask = partial(held.app.control.ask, timeout=90)
 
         assert ask("ping", {}, destination=["asked@here"])["asked@here"] == {"ok": "pong"}
         (active,) = ask("active", {}, destination=["asked@here"])["asked@here"]
@@ -263,7 +264,7 @@ def test_replies_that_nobody_can_get_do_no_harm(rabbit: Broker, held: Held) -> N
             channel.close()
 
         for _ in range(2):
-            assert held.app.control.ask("ping", {}, destination=["patient@here"], timeout=20)
+            assert held.app.control.ask("ping", {}, destination=["patient@here"], timeout=90)
         assert held.send("note", "a").get(timeout=90) == "a"
         assert worker.stop() == 0
 
@@ -271,7 +272,7 @@ def test_replies_that_nobody_can_get_do_no_harm(rabbit: Broker, held: Held) -> N
 def test_a_revoked_task_does_not_run(held: Held) -> None:
     with worker_of(held, "-P", "solo", "-n", "revoker@here"):
         task_id = str(uuid.uuid4())
-        held.app.control.ask("revoke", {"task_id": task_id}, destination=["revoker@here"])
+        held.app.control.ask("revoke", {"task_id": task_id}, destination=["revoker@here"], timeout=90)
         result = held.send("note", "never", task_id=task_id)
 
         with pytest.raises(TaskRevokedError):
@@ -283,7 +284,9 @@ def test_a_running_task_is_terminated(held: Held) -> None:
     with worker_of(held, "-c", "1", "-n", "killer@here"):
         result = held.send("hold", "a")
         held.await_run("a")
-        held.app.control.ask("terminate", {"task_id": result.id, "signal": "SIGTERM"}, destination=["killer@here"])
+        held.app.control.ask(
+            "terminate", {"task_id": result.id, "signal": "SIGTERM"}, destination=["killer@here"], timeout=90
+        )
 
         with pytest.raises(TaskRevokedError):
             result.get(timeout=90)
@@ -293,7 +296,7 @@ def test_a_running_task_is_terminated(held: Held) -> None:
 def test_queues_are_added_and_taken_away_at_run_time(rabbit: Broker, held: Held) -> None:
     other = rabbit.queue("other")
     with worker_of(held, "-P", "solo", "-n", "queues@here"):
-        ask = held.app.control.ask
+        ask = partial(held.app.control.ask, timeout=90)
         ask("add_consumer", {"queue": other}, destination=["queues@here"])
         result = held.app.send_task("held.note", (str(held.folder), "there"), queue=other)
         assert result.get(timeout=90) == "there"
@@ -309,7 +312,7 @@ def test_the_pool_grows_with_the_work(held: Held) -> None:
         for name in "abc":
             held.send("hold", name)
         held.await_run("a", "b", "c")
-        stats = held.app.control.ask("stats", {}, destination=["scaled@here"])["scaled@here"]
+        stats = held.app.control.ask("stats", {}, destination=["scaled@here"], timeout=90)["scaled@here"]
         assert stats["autoscaler"]["current"] == 3
         for name in "abc":
             held.release(name)
