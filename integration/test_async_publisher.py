@@ -193,7 +193,7 @@ def test_a_failed_attempt_leaves_nothing_to_be_closed() -> None:
 def test_the_next_host_has_its_share_of_the_deadline(rabbit: Broker, broker_url: str, queue: str) -> None:
     with Forwarder(broker_url) as link:
         link.stall(new_ones=True)
-        using([link.url, broker_url], lambda publisher: publisher.publish(to(queue)), timeout=3.0)
+        using([link.url, broker_url], lambda publisher: publisher.publish(to(queue)), timeout=12.0)
 
     assert rabbit.count(queue) == 1
 
@@ -221,7 +221,7 @@ def test_a_connection_that_a_firewall_forgot_is_replaced_without_a_word(
         await publisher.publish(to(queue, b"2"))
 
     with Forwarder(broker_url) as link:
-        using(link.url, act, timeout=4.0, stale_after=0.0)
+        using(link.url, act, timeout=12.0, stale_after=0.0)
 
     assert everything_in(rabbit, queue) == [b"1", b"2"]
 

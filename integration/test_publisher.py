@@ -275,7 +275,7 @@ def test_the_next_host_has_its_share_of_the_deadline(
     rabbit: Broker, queue: str, broker_url: str, link: Forwarder, make: MakePublisher
 ) -> None:
     link.stall(new_ones=True)
-    publisher = make(link.url, f"amqp://127.0.0.1:{free_port()}/", broker_url, timeout=3.0)
+    publisher = make(link.url, f"amqp://127.0.0.1:{free_port()}/", broker_url, timeout=12.0)
 
     publisher.publish(to(queue))
     publisher.publish(to(queue))
@@ -299,7 +299,7 @@ def test_a_connection_that_was_cut_while_idle_is_replaced_without_a_word(
 def test_a_connection_that_a_firewall_forgot_is_replaced_without_a_word(
     rabbit: Broker, queue: str, link: Forwarder, make: MakePublisher
 ) -> None:
-    publisher = make(link.url, timeout=4.0, stale_after=0.0)
+    publisher = make(link.url, timeout=12.0, stale_after=0.0)
     publisher.publish(to(queue, b"1"))
     link.stall()
 
