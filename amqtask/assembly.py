@@ -299,6 +299,7 @@ class _Builder:
             time_limit=conf.task_time_limit,
             soft_time_limit=conf.task_soft_time_limit,
             rate_limits=self.rate_limits(),
+            chain_seconds=conf.worker_chain_seconds,
             shutdown_timeout=conf.worker_shutdown_timeout,
             soft_shutdown_timeout=conf.worker_soft_shutdown_timeout or 0.0,
             soft_shutdown_on_idle=bool(conf.worker_enable_soft_shutdown_on_idle),

@@ -13,7 +13,7 @@ from amqtask.canvas import listed
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
-from amqtask.protocol.task import PUBLISHED_AT, TaskCall, encode_task, strip_death_headers
+from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, encode_task, strip_death_headers
 from amqtask.task import eta_of
 from amqtask.topology.delays import DelayPlan
 
@@ -163,6 +163,8 @@ class Calls:
             }
         call.origin = get("origin")
         call.headers = get("headers")
+        if call.chain and RUN_HEADER not in (call.headers or {}):
+            call.headers = {**(call.headers or {}), RUN_HEADER: uuid.uuid4().hex}
         extra = {key: options[key] for key in _PROPERTIES if options.get(key) is not None}
         call.correlation_id = extra.pop("correlation_id", None)
         call.extra_properties = extra or None

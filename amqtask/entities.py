@@ -28,6 +28,10 @@ class Exchange:
     arguments: Arguments = ()
     passive: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """They travel with messages between processes; what dataclasses do by themselves asks for the fields each time."""
+        return Exchange, (self.name, self.type, self.durable, self.auto_delete, self.arguments, self.passive)
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:
@@ -59,6 +63,13 @@ class Queue:
     passive: bool = False
     # A Broadcast queue has a name of its own in each worker; nobody but its consumer declares it.
     broadcast: bool = field(default=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See Exchange."""
+        return Queue, (
+            self.name, self.exchange, self.routing_key, self.durable, self.exclusive, self.auto_delete, self.arguments,
+            self.bindings, self.passive, self.broadcast,
+        )  # fmt: skip
 
     @property
     def argument_map(self) -> dict[str, Any]:

@@ -67,6 +67,13 @@ class Properties:
     user_id: str | None = None
     app_id: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Outcomes carry messages between processes; what dataclasses do by themselves asks for the fields by name each time."""
+        return Properties, (
+            self.content_type, self.content_encoding, self.headers, self.delivery_mode, self.priority, self.correlation_id,
+            self.reply_to, self.expiration, self.message_id, self.timestamp, self.type, self.user_id, self.app_id,
+        )  # fmt: skip
+
 
 @dataclass(slots=True)
 class Message:
@@ -82,6 +89,12 @@ class Message:
     routing_key: str = ""
     declare: tuple[Declaration, ...] = ()
     mandatory: bool = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See Properties."""
+        return Message, (
+            self.body, self.properties, self.exchange, self.routing_key, self.declare, self.mandatory
+        )  # fmt: skip
 
     def with_headers(self, **headers: Any) -> Message:
         """A copy with more headers."""

@@ -16,6 +16,7 @@ from amqtask.freezing import Begun, Freezer, Result, begin, end_of, settle, sing
 from amqtask.message import Message
 from amqtask.protocol.chord import CHORD_HEADER, chord_queue
 from amqtask.protocol.result import exception_as_dict
+from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
 from amqtask.signatures import Signature
 
@@ -106,7 +107,10 @@ class Workflows:
         self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
     ) -> list[Message]:
         """The messages of a callback or of the next step of a chain, with the rest of that (reversed) behind it."""
-        return self._following(maybe_signature(signature, self._app), (result,), context, chain)
+        request = context.request
+        run = request.headers.get(RUN_HEADER) if request is not None else None
+        headers = {RUN_HEADER: run} if run else None
+        return self._following(maybe_signature(signature, self._app), (result,), context, chain, headers)
 
     def compose_body(
         self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None

@@ -46,6 +46,8 @@ class MongoBackend(PollingBackend):
     `retry_for`, how many seconds the server may be away before callers get BackendUnreachable (5), and `polling_interval`.
     """
 
+    keeps_runs = True
+
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         given = dict(options.transport_options)

@@ -64,6 +64,7 @@ class RedisBackend(RedisChords):
 
     # Event loops call `store` in a thread (amqtask.execution.contract.ResultStore).
     blocks = True
+    keeps_runs = True
     supports_autoexpire = True
 
     def __init__(self, options: BackendOptions) -> None:

@@ -27,6 +27,7 @@ class ValueBackend(PollingBackend):
     BackendUnreachable (5), and `polling_interval`.
     """
 
+    keeps_runs = True
     # What the store's library raises.
     errors: tuple[type[Exception], ...] = (OSError,)
 

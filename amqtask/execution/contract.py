@@ -112,7 +112,9 @@ class ResultStore(Protocol):
 
     A store whose `store` waits for a server has the attribute `blocks = True`: event loops then call it in a thread. One that
     may try for ever when its server is away (`result_backend_always_retry`) has `store_briefly` too, which gives up after
-    seconds: for what a worker stores on its I/O loop, and for states on the way.
+    seconds: for what a worker stores on its I/O loop, and for states on the way. One that outlives the worker and gives back
+    all that it was given, `extra` too, may say `keeps_runs = True`; then it has `get(task_id)`, and a chain whose worker was
+    lost is resumed after the last step that it knows.
     """
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:

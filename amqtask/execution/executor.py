@@ -35,6 +35,7 @@ from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.plan import Around, TaskPlan, plan_for
 from amqtask.execution.results import Results, is_wanted
+from amqtask.execution.resuming import Resuming
 from amqtask.execution.retries import retry_options, wants_retry
 from amqtask.execution.switch import OFF
 from amqtask.protocol.chord import CHORD_HEADER
@@ -79,6 +80,7 @@ class Executor(Endings):
             hostname=hostname,
         )
         self._chord_store = chord_store
+        self._resuming = Resuming(results, composer) if results is not None and results.keeps_runs else None
         self.run_coroutine: RunCoroutine = CoroutineRunner()
         self._composer = composer
         # A store in AMQP, or in this process, only makes messages.
@@ -109,6 +111,8 @@ class Executor(Endings):
         token = current.set(context)
         try:
             try:
+                if request.redelivered and (resumed := self._resumed(request, context)) is not None:
+                    return resumed
                 if plan.track_started:
                     self._mark_started(plan, request)
                 self._before(plan, request, context)
@@ -139,6 +143,10 @@ class Executor(Endings):
         token = current.set(context)
         try:
             try:
+                if request.redelivered and self._resuming is not None:
+                    resumed: Outcome | None = await run_blocking(self._resumed, request, context)
+                    if resumed is not None:
+                        return resumed
                 if plan.track_started:
                     if self._store_blocks:
                         await run_blocking(self._mark_started, plan, request)
@@ -177,6 +185,21 @@ class Executor(Endings):
         plan = self._plans[name] = plan_for(self.tasks, name, has_store=self._results is not None, around=self._around)
         return plan
 
+    def _resumed(self, request: Request, context: Context) -> Outcome | None:
+        """The end of a message whose task, and perhaps steps after it, were run by a worker that was lost then."""
+        if self._resuming is None:
+            return None
+        started = perf_counter()
+        try:
+            messages = self._resuming.messages(request, context)
+        except BackendUnreachable as error:
+            return not_stored(request, error, perf_counter() - started)
+        if messages is None:
+            return None
+        if CHORD_HEADER in request.headers:
+            self._end_chord(request)
+        return Outcome(request.number, states.IGNORED, publish=messages, runtime=perf_counter() - started)
+
     def _mark_started(self, plan: TaskPlan, request: Request) -> None:
         if self._results is not None and is_wanted(plan, request):
             self._results.started(request)
@@ -193,12 +216,17 @@ class Executor(Endings):
 
     def _returned(self, plan: TaskPlan, request: Request, context: Context, value: Any, started: float) -> Outcome:
         runtime = perf_counter() - started
-        embed, result, after = context.embed, None, NOTHING
+        embed, result, after, is_step = context.embed, None, NOTHING, False
         try:
             if embed and (embed.get("callbacks") or embed.get("chain") or embed.get("chord")):
                 after = self._follow_ups.of_success(context, value)
             if self._results is not None and is_wanted(plan, request):
                 result = self._results.success(request, context, value)
+                is_step = (
+                    after is not NOTHING
+                    and self._resuming is not None
+                    and self._resuming.covers(request, context, after)
+                )
         except BackendUnreachable as error:
             return not_stored(request, error, runtime)
         except Exception as error:  # noqa: BLE001 - the value or a follow-up cannot be encoded: the task failed
@@ -215,8 +243,9 @@ class Executor(Endings):
             self._tell_postrun(plan, request, context, states.SUCCESS, value)
         summary = saferepr(value) if self._verbose[0] else ""
         return Outcome(
-            request.number, publish=after.publish, result=result, runtime=runtime, summary=summary, parts=after.parts
-        )
+            request.number, publish=after.publish, result=result, runtime=runtime, summary=summary, parts=after.parts,
+            is_step=is_step,
+        )  # fmt: skip
 
     def _raised(
         self, plan: TaskPlan, request: Request, context: Context, error: BaseException, started: float

@@ -44,3 +44,5 @@ class Outcome(NamedTuple):
     pause: float = 0.0
     # Parts of chords that are joined in the broker: published, confirmed, and the chord looked after, before the answer.
     parts: tuple[ChordPart, ...] = ()
+    # `publish` is the next step of a chain and nothing else, and a redelivery could be resumed from the stored result.
+    is_step: bool = False

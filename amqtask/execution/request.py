@@ -14,7 +14,8 @@ class Request:
     `soft_limit` and `hard_limit` are seconds or None. `decoded` is (args, kwargs, embed) when the body
     needs no decoding (inline calls, protocol v1); otherwise the slot decodes `body`.
     `attempts` is how often the broker has delivered the message before (0 at first).
-    `delivery` stays in the worker's main process and never travels.
+    `delivery` stays in the worker's main process and never travels; nor does `run`: the run of a chain that this is a step
+    of (worker.steps), None for what the broker delivered.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Request:
         "redelivered",
         "reply_to",
         "routing_key",
+        "run",
         "soft_limit",
         "task",
     )  # fmt: skip
@@ -84,6 +86,7 @@ class Request:
         self.decoded = decoded
         self.is_eager = is_eager
         self.delivery = delivery
+        self.run: Any = None
 
     def to_frame(self) -> tuple[Any, ...]:
         """Everything but the delivery, for another process."""
@@ -102,7 +105,7 @@ class Request:
             self.correlation_id, self.reply_to, self.exchange, self.routing_key, self.queue, self.priority,
             self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager,
         ) = frame  # fmt: skip
-        self.delivery = None
+        self.delivery = self.run = None
         return self
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, EncodeError
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
-from amqtask.protocol.task import saferepr
+from amqtask.protocol.task import RUN_HEADER, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
@@ -35,12 +35,21 @@ class Results:
     def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
         self._store = store
         self._briefly: Store = getattr(store, "store_briefly", store.store)
+        self._get: Callable[[str], ResultMessage | None] = getattr(store, "get", _nothing)
         self._hostname = hostname
         self._extended = extended
+        # Whether a chain can be resumed from what the store knows.
+        self.keeps_runs = bool(getattr(store, "keeps_runs", False))
 
     def success(self, request: Request, context: Context, value: Any) -> Message | None:
         """Raises: EncodeError, BackendUnreachable."""
         return self._keep(request, self._result(request, states.SUCCESS, value, context))
+
+    def of_step(self, task_id: str, run: str) -> ResultMessage | None:
+        """The stored result of a step that ended well in this run of its chain. Raises: BackendUnreachable."""
+        found: ResultMessage | None = self._get(task_id)
+        is_of_run = found is not None and found.status == states.SUCCESS and found.extra.get(RUN_HEADER) == run
+        return found if is_of_run else None
 
     def started(self, request: Request) -> None:
         """Worth storing now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
@@ -109,6 +118,8 @@ class Results:
             if names:
                 stamps = headers.get("stamps") or {}
                 meta.extra |= {"stamped_headers": names, **{name: stamps.get(name) for name in names}}
+        if self.keeps_runs and RUN_HEADER in headers:
+            meta.extra[RUN_HEADER] = headers[RUN_HEADER]
         return meta
 
     def _keep_or_shorten(
@@ -127,6 +138,10 @@ class Results:
         if message is None:
             (store or self._store.store)(result)
         return message
+
+
+def _nothing(task_id: str) -> None:
+    """A store that cannot be asked."""
 
 
 def is_wanted(plan: TaskPlan, request: Request) -> bool:

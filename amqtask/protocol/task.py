@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from amqtask.exceptions import InvalidTaskError
@@ -16,6 +17,9 @@ _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at
 # When a message was published, Unix time in milliseconds; RabbitMQ writes this header too, when it is told to
 # (https://www.rabbitmq.com/docs/message-interceptors).
 PUBLISHED_AT = "timestamp_in_ms"
+# Ours, on messages that carry the rest of a chain: which run of it this is. Results of steps that a worker went on with by
+# itself bear it too, so that a redelivery can tell them from those of another run under the same ids.
+RUN_HEADER = "amqtask-run"
 _SMALL = (int, float, bool, type(None))
 _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -127,7 +131,12 @@ def task_headers(call: TaskCall) -> dict[str, Any]:
 
 def origin() -> str:
     """Who publishes: `gen<pid>@<host>`, Celery's anonymous node name."""
-    return f"gen{os.getpid()}@{os.uname().nodename}"
+    return _origin(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _origin(pid: int) -> str:
+    return f"gen{pid}@{os.uname().nodename}"
 
 
 def _expiration(seconds: float | None) -> str | None:

@@ -520,6 +520,14 @@ SETTINGS: tuple[Setting, ...] = (
         "CELERYD_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS",
         "",
     ),
+    Setting(
+        "worker_chain_seconds",
+        0.1,
+        "float",
+        None,
+        "Seconds that a worker goes on with the steps of a chain by itself, where the result store lets a lost worker's chain "
+        "be resumed; 0: each step goes through the broker.",
+    ),
     Setting("worker_concurrency", None, "any", "CELERYD_CONCURRENCY", "Slots; the number of processors when None."),
     Setting("worker_consumer", None, "str", "CELERYD_CONSUMER", ""),
     Setting("worker_deduplicate_successful_tasks", False, "bool", "CELERYD_DEDUPLICATE_SUCCESSFUL_TASKS", ""),

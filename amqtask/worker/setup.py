@@ -73,6 +73,8 @@ class WorkerSetup:
     soft_time_limit: float | None = None
     # Task name to rate limit ('10/s'), for tasks that have one.
     rate_limits: Mapping[str, str | float] = field(default_factory=dict)
+    # How long a worker goes on with the steps of a chain by itself; 0: each goes through the broker.
+    chain_seconds: float = 0.0
     shutdown_timeout: float | None = None
     soft_shutdown_timeout: float = 0.0
     soft_shutdown_on_idle: bool = False

@@ -105,6 +105,7 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.decoded = None
     request.is_eager = False
     request.delivery = delivery
+    request.run = None
     limits = headers.get("timelimit")
     if limits is None or limits == [None, None]:
         request.hard_limit = strategy.hard_limit

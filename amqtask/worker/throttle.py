@@ -47,6 +47,10 @@ class Throttle:
         else:
             self._buckets.pop(task, None)
 
+    def limits(self, task: str) -> bool:
+        """Whether this task has a limit."""
+        return task in self._buckets
+
     def __bool__(self) -> bool:
         return bool(self._buckets or self._held)
 

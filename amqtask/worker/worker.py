@@ -30,6 +30,7 @@ from amqtask.worker.legacy import bare_request, read_legacy
 from amqtask.worker.lifecycle import Lifecycle
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue
+from amqtask.worker.steps import Steps, delivered
 from amqtask.worker.strategies import Strategies
 from amqtask.worker.strategy import read_request
 from amqtask.worker.throttle import MOST_HELD, Throttle
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-    from amqtask.message import Delivery
+    from amqtask.message import Delivery, Message
     from amqtask.pool import OnOutcomes, Pool
     from amqtask.protocol.chord import ChordPart
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
@@ -111,6 +112,13 @@ class Worker:
             ready=self._enqueue,
         )
         self.throttle = Throttle(self.intake.delay, on_limited=self._make_room, most_held=self._room_for_held())
+        self.steps = Steps(
+            setup.chain_seconds,
+            strategies=self.strategies,
+            throttle=self.throttle,
+            consumed=self.windows.by_queue,
+            clock=clock,
+        )
         self.dispatcher = Dispatcher(
             pool=self.pool,
             loop=loop,
@@ -266,13 +274,30 @@ class Worker:
                 and not outcome.parts
                 and delivery.epoch == ledger.epoch
                 and not self.dispatcher.early
+                and request.run is None
             ):
                 ledger.finish(delivery.tag)
                 acked(request.headers)
-            else:
+            elif not (outcome.is_step and delivery.epoch == ledger.epoch and self._go_on(request, outcome.publish[0])):
                 self._finish(request, outcome)
         self.ended += len(outcomes)
         self.wake()
+
+    def _go_on(self, request: Request, message: Message) -> bool:
+        """Run the next step of a chain here, now; its message answers for itself. False: it is to be published."""
+        if self.is_quiet or request.number in self.dispatcher.early:
+            return False
+        step = self.steps.request(request, message, self._number + 1)
+        if step is None:
+            return False
+        self._number += 1
+        if self.report.sees_received:
+            self.report.received(step)
+        if self.revoked and self.revoked.covers(step.id, step.headers):
+            self.intake.examine(step, self.strategies[step.task], self.dispatcher.watched)
+        else:
+            self.dispatcher.add(step)
+        return True
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
         if outcome.answer is Answer.REQUEUE:
@@ -298,14 +323,14 @@ class Worker:
         if delivery.epoch != self.ledger.epoch:
             # Its channel is gone, so nobody can be told; the redelivery will be.
             self.dispatcher.early.discard(request.number)
-            for parked in self.answered.ended(request, answer):
+            for parked in self.answered.ended(delivered(request), answer):
                 self._answer(parked, answer)
         elif request.number in self.dispatcher.early:
             self.dispatcher.early.discard(request.number)
         else:
             self._tell_broker(delivery.tag, answer)
             if answer is not Answer.REQUEUE:
-                self.answered.acked(request.headers)
+                self.answered.acked(delivered(request).headers)
         self.wake()
 
     def _tell_broker(self, tag: int, answer: Answer) -> None:
@@ -353,8 +378,11 @@ class Worker:
     def _give_back_line(self, queue: str) -> None:
         """The tasks of this queue have become long: what waits here may run elsewhere at once.
 
-        Only first deliveries: older brokers count this as a failed one, and that must not bury a message."""
-        taken = self.dispatcher.take_line(queue, allowed=lambda request: not request.redelivered)
+        Only first deliveries: older brokers count this as a failed one, and that must not bury a message. Not what has
+        begun: steps of a chain."""
+        taken = self.dispatcher.take_line(
+            queue, allowed=lambda request: not request.redelivered and request.run is None
+        )
         self._give_back([request.delivery for request in taken])
 
     def _make_room(self, request: Request) -> None:
@@ -412,8 +440,8 @@ class Worker:
     def _begin_epoch(self, epoch: int) -> None:
         """Deliveries of the old channel are void: what waits is dropped, what runs becomes an orphan."""
         alive = [*self.dispatcher.running.values(), *self.finisher.confirming.values()]
-        orphans = [request for request in alive if request.delivery.epoch == self.ledger.epoch]
-        waiting = self.dispatcher.clear() + self.intake.clear()
+        orphans = [delivered(request) for request in alive if request.delivery.epoch == self.ledger.epoch]
+        waiting = [delivered(request) for request in self.dispatcher.clear() + self.intake.clear()]
         self.answered.adopt(orphans, waiting)
         self.ledger.begin(epoch)
 

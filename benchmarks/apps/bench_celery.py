@@ -70,7 +70,7 @@ if __name__ == "__main__":
             "fill": fill,
             "group": lambda n: clients.flow(run_group, n),
             "chord": lambda n: clients.flow(run_chord, n),
-            "chain": lambda n: clients.flow(run_chain, n),
+            "chain": lambda n: clients.flow(run_chain, n, 15),
             "roundtrip": lambda n: clients.roundtrip(lambda: noop.delay().get(timeout=10), n),
             "burst": lambda n: clients.burst(noop.delay, lambda result: result.get(timeout=60), n),
             "publish": lambda n: clients.publishing(publish, n),

@@ -28,6 +28,7 @@ from amqtask.backends.contract import ResultBackend
 from amqtask.exceptions import BackendNotConfigured, BackendUnreachable, EncodeError, TimeoutError
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
+from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult, ResultSet
 
@@ -165,6 +166,17 @@ class BackendSuite:
         assert found.children == [child]
         assert found.date_done is not None
         assert abs(datetime.fromisoformat(found.date_done) - datetime.now(timezone.utc)).total_seconds() < 60
+
+    def test_a_store_that_says_so_tells_the_runs_of_a_chain_apart(self, backend: ResultBackend) -> None:
+        if not getattr(backend, "keeps_runs", False):
+            pytest.skip("it does not say so: each step of a chain goes through the broker")
+        result = ResultMessage(_id(), states.SUCCESS, 1, date_done=now_iso(), extra={RUN_HEADER: "run-1"})
+
+        self.keep(backend, result)
+
+        found = backend.get(result.task_id)
+        assert found is not None
+        assert (found.status, found.result, found.extra) == (states.SUCCESS, 1, {RUN_HEADER: "run-1"})
 
     def test_a_failure_is_kept_whatever_is_in_its_traceback(self, backend: ResultBackend) -> None:
         task_id = _id()

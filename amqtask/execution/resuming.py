@@ -1,0 +1,84 @@
+"""Resuming a chain: what a redelivered message need not run again, because the result store knows how it ended.
+
+A worker goes on with a chain by itself for a moment (worker.steps): the message that it got stays unanswered, and each step's
+result is stored before the next one begins. When the worker is lost the broker gives that first message to somebody else, who
+finds here how far the chain has come, and publishes the step after that.
+
+Only results that bear the message's own run (RUN_HEADER) count: ids may be used twice, by a signature that is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.protocol.task import RUN_HEADER
+
+if TYPE_CHECKING:
+    from amqtask.execution.chords import Aftermath
+    from amqtask.execution.context import Context
+    from amqtask.execution.contract import Composer
+    from amqtask.execution.request import Request
+    from amqtask.execution.results import Results
+    from amqtask.message import Message
+
+logger = logging.getLogger("amqtask.execution")
+_COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
+
+
+class Resuming:
+    """With a store of which `keeps_runs` is true."""
+
+    def __init__(self, results: Results, composer: Composer) -> None:
+        self._results = results
+        self._composer = composer
+
+    def covers(self, request: Request, context: Context, after: Aftermath) -> bool:
+        """Whether all that follows from this task, whose result is stored, could be found again by `messages`."""
+        rest = context.embed.get("chain")
+        return bool(
+            rest
+            and len(after.publish) == 1
+            and not after.parts
+            and RUN_HEADER in request.headers
+            and _is_plain(rest[-1])
+        )
+
+    def messages(self, request: Request, context: Context) -> tuple[Message, ...] | None:
+        """What is to be published in place of running it: the first step that has not run, or nothing when all have.
+
+        None: it is to run. Raises: BackendUnreachable, and what composing raises."""
+        run, embed = request.headers.get(RUN_HEADER), context.embed
+        if not run or embed.get("callbacks") or embed.get("chord"):
+            return None
+        last = self._results.of_step(request.id, run)
+        if last is None:
+            return None
+        rest, steps = list(embed.get("chain") or ()), 1
+        while rest and _is_plain(rest[-1]):
+            found = self._results.of_step(rest[-1]["options"]["task_id"], run)
+            if found is None:
+                break
+            last, steps = found, steps + 1
+            rest.pop()
+        logger.info(
+            "Task %s[%s] has run already, and %d steps of its chain after it: %s",
+            request.task, request.id, steps - 1, "the chain goes on" if rest else "the chain has ended",
+            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+        )  # fmt: skip
+        if not rest:
+            return ()
+        context.id = last.task_id
+        return tuple(self._composer.compose_next(rest[-1], last.result, context, rest[:-1]))
+
+
+def _is_plain(step: Mapping[str, Any]) -> bool:
+    """A task of which nothing but the next step follows."""
+    options = step.get("options") or {}
+    return bool(
+        options.get("task_id")
+        and step.get("task") not in _COMPOSITIONS
+        and not options.get("link")
+        and not options.get("chord")
+    )
