@@ -40,7 +40,7 @@ def worked(request: pytest.FixtureRequest, broker_url: str) -> Iterator[Tasks]:
     queue = f"flows-{request.param}"
     environment = {"FLOWS_BACKEND": backend_url(store, request), "FLOWS_QUEUE": queue}
     app = define(AmqTask("client", broker=broker_url, backend=environment["FLOWS_BACKEND"]))
-    app.conf.task_default_queue = queue
+    app.conf.update(task_default_queue=queue, broker_publish_timeout=60.0)
     with WorkerProcess(APP, "-Q", queue, "-P", pool, "-c", "4", environment=environment):
         yield Tasks(app)
     app.close()

@@ -10,6 +10,8 @@ from celery import Celery
 app = Celery("peer", broker=os.environ["PEER_BROKER"], backend=os.environ["PEER_BACKEND"])
 app.conf.task_default_queue = os.environ["PEER_QUEUE"]
 app.conf.broker_connection_retry_on_startup = True
+# Four seconds otherwise, which a machine that stands still uses up.
+app.conf.broker_connection_timeout = 60
 # Our worker has declared the queue as it likes it: quorum, with a dead-letter queue.
 app.conf.task_create_missing_queues = True
 
