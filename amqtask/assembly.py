@@ -17,6 +17,7 @@ from amqtask.clock import LamportClock
 from amqtask.discovery import uses_django
 from amqtask.entities import Queue
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
+from amqtask.execution.steps import SlotSteps
 from amqtask.execution.switch import SharedSwitch
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.registry import BUILT_IN
@@ -262,6 +263,9 @@ class _Builder:
         )
         self.clock = LamportClock()
         self.executor = app.make_executor(hostname, verbose=self.describes.state, around=_around())
+        self.slot_steps = SharedSwitch(is_on=False)
+        if self.executor.resumes_chains and self.conf.worker_chain_seconds:
+            self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
         most, least = options.autoscale or (0, 0)
         self.most_slots = most or None
         self.slots = max(1, least) if most else self.conf.worker_concurrency or os.cpu_count() or 1
@@ -300,6 +304,7 @@ class _Builder:
             soft_time_limit=conf.task_soft_time_limit,
             rate_limits=self.rate_limits(),
             chain_seconds=conf.worker_chain_seconds,
+            slot_steps=self.slot_steps,
             shutdown_timeout=conf.worker_shutdown_timeout,
             soft_shutdown_timeout=conf.worker_soft_shutdown_timeout or 0.0,
             soft_shutdown_on_idle=bool(conf.worker_enable_soft_shutdown_on_idle),

@@ -44,6 +44,7 @@ from amqtask.protocol.task import saferepr
 if TYPE_CHECKING:
     from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
     from amqtask.execution.request import Request
+    from amqtask.execution.steps import SlotSteps
     from amqtask.execution.switch import Switch
 
 logger = logging.getLogger("amqtask.execution")
@@ -82,6 +83,8 @@ class Executor(Endings):
         self._chord_store = chord_store
         self._resuming = Resuming(results, composer) if results is not None and results.keeps_runs else None
         self.run_coroutine: RunCoroutine = CoroutineRunner()
+        # For slots that are processes; the worker's assembly sets it.
+        self.steps: SlotSteps | None = None
         self._composer = composer
         # A store in AMQP, or in this process, only makes messages.
         self._store_blocks = bool(getattr(store, "blocks", False))
@@ -89,6 +92,11 @@ class Executor(Endings):
         self._verbose = verbose
         self._around = around
         self._plans: dict[str, TaskPlan] = {}
+
+    @property
+    def resumes_chains(self) -> bool:
+        """Whether the result store lets a lost worker's chain be resumed, so that steps may run without the broker."""
+        return self._resuming is not None
 
     def is_async(self, name: str) -> bool:
         """Whether `aexecute` is the better way to run requests of this task."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amqtask import states
 
 if TYPE_CHECKING:
+    from amqtask.execution.request import Request
     from amqtask.message import Message
     from amqtask.protocol.chord import ChordPart
 
@@ -46,3 +47,5 @@ class Outcome(NamedTuple):
     parts: tuple[ChordPart, ...] = ()
     # `publish` is the next step of a chain and nothing else, and a redelivery could be resumed from the stored result.
     is_step: bool = False
+    # The request of that step, where the slot has gone on with it by itself.
+    going_on: Request | None = None

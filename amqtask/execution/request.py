@@ -108,5 +108,9 @@ class Request:
         self.delivery = self.run = None
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `to_frame` writes it, also within an outcome."""
+        return Request.from_frame, (self.to_frame(),)
+
     def __repr__(self) -> str:
         return f"<Request {self.task}[{self.id}] #{self.number}>"

@@ -27,3 +27,6 @@ class SharedSwitch:
 
     def turn_on(self) -> None:
         self._page[0] = 1
+
+    def turn_off(self) -> None:
+        self._page[0] = 0

@@ -80,6 +80,7 @@ class Lifecycle:
             faulthandler.register(signal.SIGUSR1, all_threads=True)
         for name, limit in setup.rate_limits.items():
             worker.throttle.set_rate(name, limit)
+        worker.steps.look()
         worker.publisher.start()
         for queue, dead_letter in setup.queues:
             self.consume(queue, dead_letter)

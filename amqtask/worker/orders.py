@@ -57,6 +57,7 @@ class Orders:
 
     def _stop_waiting(self) -> list[Request]:
         worker = self._worker
+        worker.steps.look()
         covers = worker.revoked.covers
         stopped = [request for request in self.waiting() if covers(request.id, request.headers)]
         worker.dispatcher.watched.update((request.number, NEVER) for request in stopped)
@@ -77,6 +78,7 @@ class Orders:
         """Raises: NotRegistered, ConfigurationError."""
         self._known(task_name)
         self._worker.throttle.set_rate(task_name, limit)
+        self._worker.steps.look()
         self._worker.wake()
 
     def set_time_limits(self, task_name: str, *, soft: float | None, hard: float | None) -> None:
@@ -87,6 +89,7 @@ class Orders:
                 raise ConfigurationError(f"the {self._worker.pool.name} pool has no {name} time limits")
         strategy = self._worker.strategies[task_name]
         strategy.soft_limit, strategy.hard_limit = soft, hard
+        self._worker.steps.look(limits_changed=True)
 
     def resize(self, slots: int) -> int:
         """Another number of slots (at least one); the prefetch windows follow. Returns the number."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
+    from amqtask.execution.switch import SharedSwitch
     from amqtask.message import Message
 
 
@@ -75,6 +76,8 @@ class WorkerSetup:
     rate_limits: Mapping[str, str | float] = field(default_factory=dict)
     # How long a worker goes on with the steps of a chain by itself; 0: each goes through the broker.
     chain_seconds: float = 0.0
+    # Turned on while slots that are processes may do so themselves.
+    slot_steps: SharedSwitch | None = None
     shutdown_timeout: float | None = None
     soft_shutdown_timeout: float = 0.0
     soft_shutdown_on_idle: bool = False

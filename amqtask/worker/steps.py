@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
+from amqtask.execution.steps import needs_no_broker
 from amqtask.message import Delivery
 from amqtask.worker.strategy import read_request
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
+    from amqtask.execution.switch import SharedSwitch
     from amqtask.message import Message
+    from amqtask.worker.revoked import Revocations
     from amqtask.worker.strategies import Strategies
     from amqtask.worker.throttle import Throttle
 
@@ -41,7 +44,8 @@ def delivered(request: Request) -> Request:
 
 
 class Steps:
-    """Makes requests of next steps. `consumed` are the names of the queues that this worker takes from."""
+    """Makes requests of next steps. `consumed` are the names of the queues that this worker takes from, `switch` tells slots that
+    are processes whether they may go on by themselves."""
 
     def __init__(
         self,
@@ -49,13 +53,18 @@ class Steps:
         *,
         strategies: Strategies,
         throttle: Throttle,
+        revoked: Revocations,
         consumed: Container[str],
+        switch: SharedSwitch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds = seconds
         self._strategies = strategies
         self._throttle = throttle
+        self._revoked = revoked
         self._consumed = consumed
+        self._switch = switch
+        self._limits_changed = False
         self._clock = clock
 
     def request(self, before: Request, message: Message, number: int) -> Request | None:
@@ -63,24 +72,36 @@ class Steps:
         now, run = self._clock(), before.run
         if now >= run.until if run is not None else not self._seconds or before.redelivered:
             return None
-        properties = message.properties
-        headers = properties.headers
-        name = headers["task"]
+        name = message.properties.headers["task"]
         strategy = self._strategies[name]
         if (
-            message.exchange
-            or message.routing_key != before.queue
+            not strategy.is_plain
             or before.queue not in self._consumed
-            or (properties.priority or 0) != (before.priority or 0)
-            or headers.get("eta") is not None
-            or headers.get("expires") is not None
-            or not strategy.is_plain
             or self._throttle.limits(name)
+            or not needs_no_broker(before, message)
         ):
             return None
-        first = delivered(before)
-        origin = first.delivery
-        delivery = Delivery(message.body, properties, "", before.queue, False, before.queue, origin.tag, origin.epoch)
-        request = read_request(delivery, number, name, strategy)
-        request.run = run or Run(first, now + self._seconds)
+        request = read_request(_as_delivered(before, message), number, name, strategy)
+        request.run = run or Run(before, now + self._seconds)
         return request
+
+    def gone_on(self, before: Request, message: Message, step: Request) -> None:
+        """A slot has begun with the next step by itself: give its request what only this process knows."""
+        step.delivery = _as_delivered(before, message)
+        step.run = before.run or Run(before, self._clock() + self._seconds)
+
+    def look(self, *, is_quiet: bool = False, limits_changed: bool = False) -> None:
+        """Let slots go on by themselves, or not: they do not know what is revoked, and which limits were changed."""
+        if self._switch is None:
+            return
+        self._limits_changed |= limits_changed
+        if self._seconds and not (is_quiet or self._limits_changed or self._throttle or self._revoked):
+            self._switch.turn_on()
+        else:
+            self._switch.turn_off()
+
+
+def _as_delivered(before: Request, message: Message) -> Delivery:
+    origin = delivered(before).delivery
+    queue = before.queue
+    return Delivery(message.body, message.properties, "", queue, False, queue, origin.tag, origin.epoch)

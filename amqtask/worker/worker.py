@@ -116,7 +116,9 @@ class Worker:
             setup.chain_seconds,
             strategies=self.strategies,
             throttle=self.throttle,
+            revoked=self.revoked,
             consumed=self.windows.by_queue,
+            switch=setup.slot_steps,
             clock=clock,
         )
         self.dispatcher = Dispatcher(
@@ -266,6 +268,9 @@ class Worker:
             self.strategies[request.task].count += 1
             if report.sees_success or outcome.state != states.SUCCESS:
                 report.ended(request, outcome)
+            if outcome.going_on is not None:
+                self._gone_on(request, outcome.publish[0], outcome.going_on)
+                continue
             delivery = request.delivery
             if (
                 outcome.result is None
@@ -298,6 +303,15 @@ class Worker:
         else:
             self.dispatcher.add(step)
         return True
+
+    def _gone_on(self, request: Request, message: Message, step: Request) -> None:
+        """A slot runs the next step already."""
+        self.steps.gone_on(request, message, step)
+        self.dispatcher.running[step.number] = step
+        if self.report.sees_received:
+            self.report.received(step)
+        if self.report.sees_started:
+            self.report.started(step)
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
         if outcome.answer is Answer.REQUEUE:
@@ -396,6 +410,7 @@ class Worker:
         if self.is_quiet:
             return
         self.is_quiet = True
+        self.steps.look(is_quiet=True)
         self.consumer.pause()
         waiting = self.dispatcher.clear() + self.intake.clear()
         self._give_back([request.delivery for request in waiting])

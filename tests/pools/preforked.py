@@ -16,6 +16,7 @@ from typing import Any
 
 from amqtask import states
 from amqtask.exceptions import SoftTimeLimitExceeded
+from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
 from amqtask.pool import PoolOptions
@@ -121,14 +122,24 @@ TASKS = (
 class Prefork:
     """`with Prefork(slots) as pool: …`; fed as the worker's dispatcher feeds it, only while `free` > 0."""
 
-    def __init__(self, slots: int = 2, *, tasks: Sequence[PlainTask] = TASKS, **options: Any) -> None:
+    def __init__(
+        self,
+        slots: int = 2,
+        *,
+        tasks: Sequence[PlainTask] = TASKS,
+        executor: Executor | None = None,
+        **options: Any,
+    ) -> None:
         self.loop = PlainLoop()
         self.outcomes: dict[int, Outcome] = {}
         self.order: list[int] = []
         self._waiting: list[Request] = []
         self._numbers = 0
         self.pool = PreforkPool(
-            make_executor(*tasks), self.loop, self._take, PoolOptions(slots=slots, hostname="tests@here", **options)
+            executor or make_executor(*tasks),
+            self.loop,
+            self._take,
+            PoolOptions(slots=slots, hostname="tests@here", **options),
         )
         self.pool.start()
 
@@ -150,9 +161,12 @@ class Prefork:
 
     def submit(self, task: str, *args: Any, **options: Any) -> int:
         self._numbers += 1
-        self._waiting.append(request(self._numbers, task, *args, **options))
+        return self.submit_request(request(self._numbers, task, *args, **options))
+
+    def submit_request(self, found: Request) -> int:
+        self._waiting.append(found)
         self.loop.call_soon(self._feed)
-        return self._numbers
+        return found.number
 
     def _feed(self) -> None:
         while self._waiting and self.pool.free > 0:

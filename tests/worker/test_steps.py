@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from amqtask import states
 from amqtask.exceptions import Unroutable
 from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Request
+from amqtask.execution.switch import SharedSwitch
 from amqtask.message import Message, Properties
 from amqtask.protocol.task import RUN_HEADER
 from tests.worker.bench import Bench, result
@@ -243,3 +246,87 @@ def test_a_step_that_cannot_be_published_keeps_the_message(bench: Bench) -> None
     bench.loop.advance(6.0)
 
     assert bench.frames == [("reject", 1, True)]
+
+
+# -- slots that go on by themselves
+
+
+def by_itself(task_id: str, number: int) -> Request:
+    """The request of a step that a slot has begun."""
+    return Request(number=number, id=task_id, task="t", headers={"task": "t", "id": task_id, **RUN}, queue="q")
+
+
+def go_on_by_itself(bench: Bench, ended: str, begun: str, number: int) -> None:
+    """What a pool tells of such a step, and then has."""
+    found = by_itself(begun, number)
+    bench.pool.running[number] = found
+    bench.end(ended, publish=(step(begun),), is_step=True, going_on=found)
+    bench.loop.turn()
+
+
+def test_a_chain_that_a_slot_runs_is_answered_by_its_last_step(bench: Bench) -> None:
+    bench.deliver("a", **RUN)
+    go_on_by_itself(bench, "a", "b", -101)
+    go_on_by_itself(bench, "b", "c", -102)
+    assert [request.id for request in bench.orders.running()] == ["c"]
+    assert bench.frames == []
+
+    bench.end("c")
+
+    assert bench.publisher.sent == []
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.worker.ended == 3
+
+
+def test_a_step_of_a_slot_that_is_dead_lettered_goes_there_itself(bench: Bench) -> None:
+    bench.deliver("a", **RUN)
+    go_on_by_itself(bench, "a", "b", -101)
+    bench.end("b", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected")
+    (dead,) = bench.publisher.sent
+    assert (dead.routing_key, dead.properties.headers["id"], dead.body) == ("q.dead", "b", b"[[], {}, {}]")
+
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_step_that_a_slot_leaves_to_the_worker_runs_here_until_the_time_is_over(bench: Bench) -> None:
+    bench.deliver("a", **RUN)
+    go_on_by_itself(bench, "a", "b", -101)
+    go_on(bench, "b", step("c"))
+    assert bench.started == ["a", "c"]
+    bench.pass_time(1.5)
+    go_on(bench, "c", step("d"))
+
+    assert [message.properties.headers["id"] for message in bench.publisher.sent] == ["d"]
+
+
+def test_the_redelivery_of_a_chain_that_a_slot_still_runs_waits_for_it(bench: Bench) -> None:
+    bench.deliver("a", **RUN)
+    go_on_by_itself(bench, "a", "b", -101)
+    bench.lose_connection()
+    bench.deliver("a", redelivered=True, **RUN)
+    go_on_by_itself(bench, "b", "c", -102)
+    assert bench.frames == []
+
+    bench.end("c")
+
+    assert bench.started == ["a"]
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_slots_go_on_while_there_is_nothing_that_they_do_not_know() -> None:
+    def switched(change: Callable[[Bench], object]) -> list[bool]:
+        switch = SharedSwitch(is_on=False)
+        bench = Bench(chain_seconds=1.0, slot_steps=switch)
+        bench.worker.steps.look()
+        before = switch.state[0]
+        change(bench)
+        return [bool(before), bool(switch.state[0])]
+
+    assert switched(lambda bench: bench.orders.revoke(["x"])) == [True, False]
+    assert switched(lambda bench: bench.orders.learn_revoked({"x": 1.0}, {})) == [True, False]
+    assert switched(lambda bench: bench.orders.set_rate_limit("t", "1/s")) == [True, False]
+    assert switched(lambda bench: bench.orders.set_time_limits("t", soft=None, hard=None)) == [True, False]
+    assert switched(lambda bench: bench.worker.lifecycle.shutdown.warm()) == [True, False]
+    assert switched(lambda bench: bench.deliver("a")) == [True, True]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
+    from amqtask.execution.steps import SlotSteps
     from amqtask.pool import PoolOptions
 
 logger = logging.getLogger("amqtask.pools")
@@ -110,6 +111,7 @@ class Child:
         self._view = memoryview(self._buffer)
         self._joiner = Joiner()
         self._execute = executor.execute
+        self._steps = executor.steps
         self._parent = parent
         self._outcomes: list[Outcome] = []
         self._since = 0.0
@@ -164,6 +166,8 @@ class Child:
             if not self._outcomes:
                 self._since = perf_counter()
             outcome = self._execute(request)
+            if outcome.is_step and self._steps is not None and self._wear is None:
+                outcome = self._go_on(request, outcome, self._steps)
             self._outcomes.append(outcome)
             self._mean += (outcome.runtime - self._mean) * 0.2
             return
@@ -176,6 +180,15 @@ class Child:
                 outcome = self._execute(request)
             self._outcomes.append(outcome)
         self._flush()
+
+    def _go_on(self, request: Request, outcome: Outcome, steps: SlotSteps) -> Outcome:
+        """Run the steps that follow; the parent is told of each before it begins. The outcome of the last one."""
+        while (step := steps.after(request, outcome)) is not None:
+            self._outcomes.append(outcome._replace(going_on=step))
+            self._flush()
+            request = step
+            outcome = self._execute(request)
+        return outcome
 
     # -- out
 

@@ -170,7 +170,10 @@ class ChildProcess:
             if message is not None:
                 for fields in decode_outcomes(message):
                     if given.pop(fields[0], None) is not None:
-                        outcomes.append(_make_outcome(fields))
+                        outcome = _make_outcome(fields)
+                        outcomes.append(outcome)
+                        if outcome.going_on is not None:
+                            self._goes_on(outcome.going_on)
             if not given:  # so there is nothing more to come
                 break
         if outcomes:
@@ -180,6 +183,13 @@ class ChildProcess:
             else:
                 self.is_full = False
         return outcomes
+
+    def _goes_on(self, step: Request) -> None:
+        """Outcomes come in the order of `given`, so what it runs now is the first of them."""
+        behind = list(self.given.items())
+        self.given.clear()
+        self.given[step.number] = step
+        self.given.update(behind)
 
     def _message(self, size: int) -> bytes | memoryview | None:
         kind = self._view[0]

@@ -73,13 +73,15 @@ class Roster:
 
     def answered(self, child: ChildProcess, outcomes: Sequence[Outcome]) -> None:
         """Its requests ended with these."""
-        mean = self._mean
+        mean, ended = self._mean, len(outcomes)
         for outcome in outcomes:
             mean += (outcome.runtime - mean) * 0.1
+            if outcome.going_on is not None:
+                ended -= 1
         self._mean = mean
         self.slow.discard(child)
         if not child.is_leaving:
-            self.in_flight -= len(outcomes)
+            self.in_flight -= ended
             if not child.given:
                 self.idle.append(child)
 

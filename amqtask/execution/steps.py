@@ -1,0 +1,91 @@
+"""Steps of a chain one after the other: when the next one may run where the last one ran, and its request.
+
+A slot that is a process of its own goes on by itself (SlotSteps) and only tells the worker, which would otherwise hand it the
+next step over two sockets; what the worker alone knows (what was revoked, limits that were changed, that it stops) reaches the
+slot as a switch. For all other slots the worker does the same itself (amqtask.worker.steps).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from amqtask.execution.request import Request
+
+if TYPE_CHECKING:
+    from amqtask.execution.contract import TaskLike
+    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.switch import Switch
+    from amqtask.message import Message
+
+_NO_LIMITS = (None, [None, None], (None, None))
+
+
+def needs_no_broker(before: Request, message: Message) -> bool:
+    """Whether the message would come back from the queue that `before` came from, at once and with the same rank."""
+    headers, properties = message.properties.headers, message.properties
+    return (
+        not message.exchange
+        and message.routing_key == before.queue
+        and (properties.priority or 0) == (before.priority or 0)
+        and headers.get("eta") is None
+        and headers.get("expires") is None
+    )
+
+
+class SlotSteps:
+    """For the process of a slot: goes on for up to `seconds` after the first step, while `is_allowed` is on."""
+
+    def __init__(self, tasks: Mapping[str, TaskLike], seconds: float, is_allowed: Switch) -> None:
+        self._tasks = tasks
+        self._seconds = seconds
+        self._is_allowed = is_allowed
+        self._until = 0.0
+
+    def after(self, before: Request, outcome: Outcome) -> Request | None:
+        """The request of the next step, to be run now; None: the worker decides.
+
+        It has a number of its own, which no request of the worker's has.
+        """
+        if not (outcome.is_step and self._is_allowed[0]) or before.redelivered:
+            return None
+        now = time.monotonic()
+        if before.number >= 0:
+            self._until = now + self._seconds
+        elif now >= self._until:
+            return None
+        message = outcome.publish[0]
+        headers = message.properties.headers
+        task = self._tasks.get(headers["task"])
+        if (
+            task is None
+            or not task.acks_late
+            or task.time_limit is not None
+            or task.soft_time_limit is not None
+            or headers.get("timelimit") not in _NO_LIMITS
+            or before.hard_limit is not None
+            or before.soft_limit is not None
+            or not needs_no_broker(before, message)
+        ):
+            return None
+        return _request(before, message)
+
+
+def _request(before: Request, message: Message) -> Request:
+    properties = message.properties
+    headers = properties.headers
+    return Request(
+        number=before.number - 1 if before.number < 0 else -(before.number << 32) - 1,
+        id=headers["id"],
+        task=headers["task"],
+        headers=headers,
+        body=message.body,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        routing_key=message.routing_key,
+        queue=before.queue,
+        priority=properties.priority,
+    )
