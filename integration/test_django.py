@@ -75,6 +75,7 @@ def site(postgres_server: Postgres, redis_url: str, broker_url: str) -> Iterator
         from django.db import connections
 
         django.setup()
+        made.app.conf.broker_publish_timeout = 60.0
         call_command("migrate", verbosity=0)
         connections.close_all()
         yield made

@@ -28,7 +28,7 @@ class Held:
     """The producer's end of the held tasks: start them, see them run, let them go."""
 
     def __init__(self, url: str, queue: str, folder: Path) -> None:
-        self.app = AmqTask("client", broker=url, backend="rpc://")
+        self.app = AmqTask("client", broker=url, backend="rpc://", broker_publish_timeout=60.0)
         self.queue = queue
         self.folder = folder
 
