@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from integration.waiting import LONG, Patience
 
@@ -87,7 +88,7 @@ def program(name: str, package: str, hint: str = "") -> str:
     return found
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
+def kill_session(process: subprocess.Popen[Any]) -> None:
     """SIGKILL to a process that began a session, and to what it started there; it may have ended long ago."""
     # Once it has been waited for, the number may be another's. While some of its session are left, nobody else gets it.
     if process.returncode is None or not _exists(process.pid):

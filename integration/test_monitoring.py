@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from amqtask import AmqTask
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import free_port
-from integration.workers import ROOT, WorkerProcess, eventually
+from integration.workers import WorkerProcess, eventually, run_session
 
 SAMPLE = "integration.apps.sample"
 HELD = "integration.apps.held"
@@ -185,16 +183,9 @@ WARNING shop.ship packed order 7
 
 def test_the_example_prints_what_the_page_promises(rabbit: Broker) -> None:
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "examples.monitoring"],
-            cwd=ROOT,
-            env={**os.environ, "AMQTASK_BROKER_URL": rabbit.url},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert (done.stdout, done.returncode) == (PRINTED, 0), done.stderr
+        command = [sys.executable, "-m", "examples.monitoring"]
+        code, printed, said = run_session(command, AMQTASK_BROKER_URL=rabbit.url)
+        assert (printed, code) == (PRINTED, 0), said
     finally:
         for name in ("monitoring-example", "monitoring-example.dead"):
             rabbit.channel().queue_delete(name)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 
 from integration.conftest import Broker
-from integration.workers import ROOT, run_cli
+from integration.workers import run_cli, run_session
 
 PRINTED = """\
 the first beat sends what is due after 0 s, 1 s, 2 s
@@ -20,12 +19,10 @@ def test_the_example_prints_what_it_should(rabbit: Broker) -> None:
     rabbit.channel().queue_delete("periodic-example")
     rabbit.channel().queue_delete("amqtask.beat.periodic-example.periodic-example")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.periodic"], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
-    )
+    code, printed, said = run_session([sys.executable, "-m", "examples.periodic"])
 
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == PRINTED
+    assert code == 0, said
+    assert printed == PRINTED
 
 
 def test_its_entries_are_listed_and_tried(broker_url: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from integration.machine import PORTS, free_port, is_running, kill_session
 from integration.nodes import RabbitNode
 from integration.waiting import NeverHappened, Patience, eventually
-from integration.workers import LoggedProcess
+from integration.workers import LoggedProcess, run_session
 
 
 class Clock:
@@ -135,6 +135,16 @@ def test_killing_a_process_ends_what_it_started_and_left() -> None:
 
     with os.fdopen(reader, "rb") as pipe:
         assert pipe.read() == b""  # its last writer has gone
+
+
+def test_what_a_program_started_and_left_ends_with_it() -> None:
+    code = """
+        import subprocess
+        left = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        print(left.pid)
+    """
+    _, printed, _ = run_session([sys.executable, "-c", textwrap.dedent(code)])
+    eventually(lambda: not is_running(int(printed)))
 
 
 def test_killing_a_process_that_was_waited_for_does_not_hit_the_next_one_of_its_number() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from integration.conftest import Broker
-from integration.workers import ROOT, run_cli
+from integration.workers import run_cli, run_session
 
 PRINTED = """\
 ping: {'example@here': {'ok': 'pong'}}
@@ -34,17 +32,11 @@ def cleaned(rabbit: Broker) -> Iterator[None]:
 
 @pytest.mark.usefixtures("cleaned")
 def test_the_example_prints_what_the_page_promises(broker_url: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.remote_control"],
-        cwd=ROOT,
-        env={**os.environ, "AMQTASK_BROKER_URL": broker_url},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-m", "examples.remote_control"]
 
-    assert (done.stdout, done.returncode) == (PRINTED, 0), done.stderr
+    code, printed, said = run_session(command, AMQTASK_BROKER_URL=broker_url)
+
+    assert (printed, code) == (PRINTED, 0), said
 
 
 def test_the_command_line_lists_its_commands() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from integration.conftest import Broker
-from integration.workers import ROOT
+from integration.workers import run_session
 
 PRINTED = """\
 chain: 5 words
@@ -21,9 +20,7 @@ error: KeyError('four')
 
 
 def test_the_example_prints_what_it_should(rabbit: Broker) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.workflows"], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
-    )
+    code, printed, said = run_session([sys.executable, "-m", "examples.workflows"])
 
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == PRINTED
+    assert code == 0, said
+    assert printed == PRINTED

@@ -206,6 +206,23 @@ def run_cli(*arguments: str, environment: dict[str, str] | None = None, timeout:
     return done.returncode, done.stdout
 
 
+def run_session(command: Sequence[str], *, timeout: float = 120.0, **environment: str) -> tuple[int, str, str]:
+    """Run a program to its end: exit code, standard output, standard error.
+
+    What it started and left ends with it: a beat that outlives its example would go on sending to the other tests' broker.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    with process:
+        try:
+            printed, said = process.communicate(timeout=timeout)
+        finally:
+            kill_session(process)
+    return process.returncode, printed, said
+
+
 def python(code: str, environment: dict[str, str] | None = None, timeout: float = LONG) -> str:
     """What a piece of Python prints in an interpreter of its own (monkey-patching, forks …)."""
     command: Sequence[str] = [sys.executable, "-c", code]
@@ -224,5 +241,5 @@ def python(code: str, environment: dict[str, str] | None = None, timeout: float 
 
 __all__ = [
     "READY", "ROOT", "BeatProcess", "LoggedProcess", "NeverHappened", "WorkerProcess", "describe", "eventually",
-    "python", "run_cli",
+    "python", "run_cli", "run_session",
 ]  # fmt: skip
