@@ -8,16 +8,14 @@ Prints how many bodies ran, and how many ran more than once.
 from __future__ import annotations
 
 import argparse
-import os
-import random
-import signal
+import contextlib
 import tempfile
-import threading
 import uuid
 from pathlib import Path
 from typing import NamedTuple
 
 from amqtask import AmqTask, chord
+from integration.killing import killed_at_random
 from integration.nodes import broker
 from integration.servers import redis_server
 from integration.workers import WorkerProcess, eventually
@@ -47,7 +45,6 @@ def under_fire(
     seed: int | None = None,
 ) -> Outcome:
     """Run it: `pause` is the range of seconds between two kills of a worker's main process (its children die with it)."""
-    chance = random.Random(seed)
     queue = f"chords-{uuid.uuid4().hex[:8]}"
     environment = {"FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "AMQTASK_BROKER_URL": broker_url}
     app = AmqTask("fire", broker=broker_url, backend=backend)
@@ -57,34 +54,14 @@ def under_fire(
         WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)
         for number in range(WORKERS)
     ]
-    for worker in workers:
-        worker.start()
-    is_over, kills = threading.Event(), []
-
-    def kill_now_and_then() -> None:
-        while not is_over.wait(chance.uniform(*pause)):
-            worker = chance.choice(workers)
-            os.kill(worker.pid, signal.SIGKILL)
-            worker.process.wait()
-            kills.append(worker.pid)
-            worker.start(wait=False)
-
-    killer = threading.Thread(target=kill_now_and_then)
-    killer.start()
-    try:
+    with killed_at_random(workers, pause=pause, seed=seed) as kills:
         for number in range(chords):
             header = [app.signature("slow_same", (value, 0.01)) for value in range(size)]
             body = app.signature("leave_total", (), {"folder": str(folder), "name": f"{number}"})
             chord(header, body, app=app).apply_async()
-        eventually(lambda: len(list(folder.iterdir())) >= chords, timeout, what="bodies that never ran", every=0.2)
-    except AssertionError:
-        pass  # the figures say how many
-    finally:
-        is_over.set()
-        killer.join()
-        for worker in workers:
-            worker.stop()
-        app.close()
+        with contextlib.suppress(AssertionError):  # the figures say how many
+            eventually(lambda: len(list(folder.iterdir())) >= chords, timeout, what="bodies that never ran", every=0.2)
+    app.close()
     return _counted(folder, chords, sum(range(size)), len(kills))
 
 

@@ -13,6 +13,7 @@ import pytest
 from amqtask import AmqTask, chain
 from amqtask.exceptions import TaskRevokedError
 from amqtask.result import AsyncResult
+from integration.chains import under_fire
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import free_port
@@ -239,3 +240,9 @@ def test_workers_that_are_killed_again_and_again_lose_nothing(scene: Scene) -> N
     twice = [name for name, count in Counter(scene.runs).items() if count > 1]
     assert set(scene.runs) == {name for each in names for name in each}
     assert len(twice) <= kills
+
+
+def test_chains_under_fire_come_to_their_end(rabbit: Broker, redis_url: str) -> None:
+    outcome = under_fire(rabbit.url, redis_url, chains=20, size=20, pause=(0.2, 1.0))
+
+    assert (outcome.ended, outcome.missing) == (20, 0)

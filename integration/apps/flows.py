@@ -12,6 +12,8 @@ from amqtask.testing.suites.compositions import define
 app = define(AmqTask("flows", backend=os.environ.get("FLOWS_BACKEND", "rpc://")))
 app.conf.task_default_queue = os.environ.get("FLOWS_QUEUE", "flows")
 app.conf.result_chord_expires = 600
+if "FLOWS_CHAIN_SECONDS" in os.environ:
+    app.conf.worker_chain_seconds = float(os.environ["FLOWS_CHAIN_SECONDS"])
 
 
 @app.task(name="slow_same")
@@ -19,6 +21,15 @@ def slow_same(value: int, seconds: float) -> int:
     """Gives chaos the time to happen."""
     time.sleep(seconds)
     return value
+
+
+@app.task(name="leave_step")
+def leave_step(steps: int, folder: str, name: str) -> int:
+    """A step whose runs can be counted; it gives how many there have been with it."""
+    with (Path(folder) / name).open("a") as file:
+        file.write(f"{steps}\n")
+    time.sleep(0.01)
+    return steps + 1
 
 
 @app.task(name="leave_total", ignore_result=True)
