@@ -42,15 +42,18 @@ def under_fire(
     seconds: float = 0.1,
     pause: tuple[float, float] = (0.5, 2.0),
     timeout: float = 240.0,
+    delivery_limit: int = 5,
     seed: int | None = None,
 ) -> Outcome:
     """Run it; workers go on with a chain by themselves for `seconds`. Raises: TimeoutError for a chain without an end."""
     queue = f"chains-{uuid.uuid4().hex[:8]}"
     environment = {
-        "FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "FLOWS_CHAIN_SECONDS": str(seconds), "AMQTASK_BROKER_URL": broker_url,
+        "FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "FLOWS_CHAIN_SECONDS": str(seconds),
+        "FLOWS_DELIVERY_LIMIT": str(delivery_limit), "AMQTASK_BROKER_URL": broker_url,
     }  # fmt: skip
     app = AmqTask("fire", broker=broker_url, backend=backend)
     app.conf.task_default_queue = queue
+    app.conf.task_delivery_limit = delivery_limit
     folder = Path(tempfile.mkdtemp(prefix="chains-"))
     workers = [
         WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)

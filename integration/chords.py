@@ -42,13 +42,18 @@ def under_fire(
     size: int,
     pause: tuple[float, float] = (0.5, 2.0),
     timeout: float = 240.0,
+    delivery_limit: int = 5,
     seed: int | None = None,
 ) -> Outcome:
     """Run it: `pause` is the range of seconds between two kills of a worker's main process (its children die with it)."""
     queue = f"chords-{uuid.uuid4().hex[:8]}"
-    environment = {"FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "AMQTASK_BROKER_URL": broker_url}
+    environment = {
+        "FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "AMQTASK_BROKER_URL": broker_url,
+        "FLOWS_DELIVERY_LIMIT": str(delivery_limit),
+    }  # fmt: skip
     app = AmqTask("fire", broker=broker_url, backend=backend)
     app.conf.task_default_queue = queue
+    app.conf.task_delivery_limit = delivery_limit
     folder = Path(tempfile.mkdtemp(prefix="chords-"))
     workers = [
         WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)

@@ -12,6 +12,8 @@ from amqtask.testing.suites.compositions import define
 app = define(AmqTask("flows", backend=os.environ.get("FLOWS_BACKEND", "rpc://")))
 app.conf.task_default_queue = os.environ.get("FLOWS_QUEUE", "flows")
 app.conf.result_chord_expires = 600
+if "FLOWS_DELIVERY_LIMIT" in os.environ:
+    app.conf.task_delivery_limit = int(os.environ["FLOWS_DELIVERY_LIMIT"])
 if "FLOWS_CHAIN_SECONDS" in os.environ:
     app.conf.worker_chain_seconds = float(os.environ["FLOWS_CHAIN_SECONDS"])
 
