@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import uuid
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from amqtask import AmqTask, chain
-from integration.killing import killed_at_random
+from amqtask import chain
+from integration.killing import workers_under_fire
 from integration.nodes import broker
 from integration.servers import redis_server
-from integration.workers import WorkerProcess
-
-APP = "integration.apps.flows"
-WORKERS = 2
 
 
 class Outcome(NamedTuple):
@@ -46,27 +41,16 @@ def under_fire(
     seed: int | None = None,
 ) -> Outcome:
     """Run it; workers go on with a chain by themselves for `seconds`. Raises: TimeoutError for a chain without an end."""
-    queue = f"chains-{uuid.uuid4().hex[:8]}"
-    environment = {
-        "FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "FLOWS_CHAIN_SECONDS": str(seconds),
-        "FLOWS_DELIVERY_LIMIT": str(delivery_limit), "AMQTASK_BROKER_URL": broker_url,
-    }  # fmt: skip
-    app = AmqTask("fire", broker=broker_url, backend=backend)
-    app.conf.task_default_queue = queue
-    app.conf.task_delivery_limit = delivery_limit
     folder = Path(tempfile.mkdtemp(prefix="chains-"))
-    workers = [
-        WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)
-        for number in range(WORKERS)
-    ]
-    with killed_at_random(workers, pause=pause, seed=seed) as kills:
+    with workers_under_fire(
+        broker_url, backend, pause=pause, delivery_limit=delivery_limit, seed=seed, chain_seconds=seconds
+    ) as (app, kills):
         results = []
         for number in range(chains):
             where = (str(folder), f"{number}")
             steps = [app.signature("leave_step", where if step else (0, *where)) for step in range(size)]
             results.append(chain(*steps).apply_async())
         ended = sum(result.get(timeout=timeout) == size for result in results)
-    app.close()
     runs = Counter((path.name, line) for path in folder.iterdir() for line in path.read_text().split())
     again = sum(1 for times in runs.values() if times > 1)
     return Outcome(ended, again, chains * size - len(runs), len(kills))

@@ -10,18 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
-import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from amqtask import AmqTask, chord
-from integration.killing import killed_at_random
+from amqtask import chord
+from integration.killing import workers_under_fire
 from integration.nodes import broker
 from integration.servers import redis_server
-from integration.workers import WorkerProcess, eventually
-
-APP = "integration.apps.flows"
-WORKERS = 2
+from integration.workers import eventually
 
 
 class Outcome(NamedTuple):
@@ -46,27 +42,14 @@ def under_fire(
     seed: int | None = None,
 ) -> Outcome:
     """Run it: `pause` is the range of seconds between two kills of a worker's main process (its children die with it)."""
-    queue = f"chords-{uuid.uuid4().hex[:8]}"
-    environment = {
-        "FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "AMQTASK_BROKER_URL": broker_url,
-        "FLOWS_DELIVERY_LIMIT": str(delivery_limit),
-    }  # fmt: skip
-    app = AmqTask("fire", broker=broker_url, backend=backend)
-    app.conf.task_default_queue = queue
-    app.conf.task_delivery_limit = delivery_limit
     folder = Path(tempfile.mkdtemp(prefix="chords-"))
-    workers = [
-        WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)
-        for number in range(WORKERS)
-    ]
-    with killed_at_random(workers, pause=pause, seed=seed) as kills:
+    with workers_under_fire(broker_url, backend, pause=pause, delivery_limit=delivery_limit, seed=seed) as (app, kills):
         for number in range(chords):
             header = [app.signature("slow_same", (value, 0.01)) for value in range(size)]
             body = app.signature("leave_total", (), {"folder": str(folder), "name": f"{number}"})
             chord(header, body, app=app).apply_async()
         with contextlib.suppress(AssertionError):  # the figures say how many
             eventually(lambda: len(list(folder.iterdir())) >= chords, timeout, what="bodies that never ran", every=0.2)
-    app.close()
     return _counted(folder, chords, sum(range(size)), len(kills))
 
 

@@ -6,21 +6,53 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+from amqtask import AmqTask
 from integration.workers import WorkerProcess
+
+APP = "integration.apps.flows"
+WORKERS = 2
+
+
+class Fire(NamedTuple):
+    """A client, and the processes that were killed so far."""
+
+    app: AmqTask
+    kills: list[int]
 
 
 @contextmanager
-def killed_at_random(
-    workers: Sequence[WorkerProcess], *, pause: tuple[float, float], seed: int | None = None
-) -> Iterator[list[int]]:
-    """Starts them; every now and then (`pause` is the range of seconds in between) the main process of one is killed, its
-    children die with it, and it is started again. Yields the process ids that were killed; at the end all are stopped."""
+def workers_under_fire(
+    broker_url: str,
+    backend: str,
+    *,
+    pause: tuple[float, float],
+    delivery_limit: int,
+    seed: int | None = None,
+    chain_seconds: float = 0.1,
+) -> Iterator[Fire]:
+    """Two workers of four processes each with the tasks of integration.apps.flows, and a client whose calls they get.
+
+    Every now and then (`pause` is the range of seconds in between) the main process of one is killed, its children die with
+    it, and it is started again. At the end they are stopped.
+    """
+    queue = f"fire-{uuid.uuid4().hex[:8]}"
+    environment = {
+        "FLOWS_BACKEND": backend, "FLOWS_QUEUE": queue, "FLOWS_CHAIN_SECONDS": str(chain_seconds),
+        "FLOWS_DELIVERY_LIMIT": str(delivery_limit), "AMQTASK_BROKER_URL": broker_url,
+    }  # fmt: skip
+    workers = [
+        WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)
+        for number in range(WORKERS)
+    ]
+    app = AmqTask("fire", broker=broker_url, backend=backend)
+    app.conf.task_default_queue = queue
+    app.conf.task_delivery_limit = delivery_limit
     chance = random.Random(seed)
-    for worker in workers:
-        worker.start()
     is_over, kills = threading.Event(), []
 
     def kill_now_and_then() -> None:
@@ -31,12 +63,15 @@ def killed_at_random(
             kills.append(worker.pid)
             worker.start(wait=False)
 
+    for worker in workers:
+        worker.start()
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     try:
-        yield kills
+        yield Fire(app, kills)
     finally:
         is_over.set()
         killer.join()
         for worker in workers:
             worker.stop()
+        app.close()
