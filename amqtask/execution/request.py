@@ -14,8 +14,9 @@ class Request:
     `soft_limit` and `hard_limit` are seconds or None. `decoded` is (args, kwargs, embed) when the body
     needs no decoding (inline calls, protocol v1); otherwise the slot decodes `body`.
     `attempts` is how often the broker has delivered the message before (0 at first).
-    `delivery` stays in the worker's main process and never travels; nor does `run`: the run of a chain that this is a step
-    of (worker.steps), None for what the broker delivered.
+    Of a step of a chain that the broker did not deliver (worker.steps), `first` is the request that it did, and no step
+    begins after `until` (time.monotonic; 0.0 for what was delivered).
+    `delivery` and `first` stay in the worker's main process and never travel.
     """
 
     __slots__ = (
@@ -27,6 +28,7 @@ class Request:
         "decoded",
         "delivery",
         "exchange",
+        "first",
         "hard_limit",
         "headers",
         "id",
@@ -37,9 +39,9 @@ class Request:
         "redelivered",
         "reply_to",
         "routing_key",
-        "run",
         "soft_limit",
         "task",
+        "until",
     )  # fmt: skip
 
     def __init__(
@@ -86,14 +88,15 @@ class Request:
         self.decoded = decoded
         self.is_eager = is_eager
         self.delivery = delivery
-        self.run: Any = None
+        self.first: Request | None = None
+        self.until = 0.0
 
     def to_frame(self) -> tuple[Any, ...]:
-        """Everything but the delivery, for another process."""
+        """Everything that travels, for another process."""
         return (
             self.number, self.id, self.task, self.headers, self.body, self.content_type, self.content_encoding,
             self.correlation_id, self.reply_to, self.exchange, self.routing_key, self.queue, self.priority,
-            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager,
+            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager, self.until,
         )  # fmt: skip
 
     @classmethod
@@ -103,9 +106,9 @@ class Request:
         (
             self.number, self.id, self.task, self.headers, self.body, self.content_type, self.content_encoding,
             self.correlation_id, self.reply_to, self.exchange, self.routing_key, self.queue, self.priority,
-            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager,
+            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager, self.until,
         ) = frame  # fmt: skip
-        self.delivery = self.run = None
+        self.delivery = self.first = None
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

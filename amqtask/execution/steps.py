@@ -41,7 +41,6 @@ class SlotSteps:
         self._tasks = tasks
         self._seconds = seconds
         self._is_allowed = is_allowed
-        self._until = 0.0
 
     def after(self, before: Request, outcome: Outcome) -> Request | None:
         """The request of the next step, to be run now; None: the worker decides.
@@ -51,9 +50,8 @@ class SlotSteps:
         if not (outcome.is_step and self._is_allowed[0]) or before.redelivered:
             return None
         now = time.monotonic()
-        if before.number >= 0:
-            self._until = now + self._seconds
-        elif now >= self._until:
+        until = before.until or now + self._seconds
+        if now >= until:
             return None
         message = outcome.publish[0]
         headers = message.properties.headers
@@ -69,7 +67,9 @@ class SlotSteps:
             or not needs_no_broker(before, message)
         ):
             return None
-        return _request(before, message)
+        step = _request(before, message)
+        step.until = until
+        return step
 
 
 def _request(before: Request, message: Message) -> Request:

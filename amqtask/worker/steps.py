@@ -27,20 +27,9 @@ if TYPE_CHECKING:
     from amqtask.worker.throttle import Throttle
 
 
-class Run:
-    """The steps that run here on behalf of `first`, the request that was delivered; none begins after `until`."""
-
-    __slots__ = ("first", "until")
-
-    def __init__(self, first: Request, until: float) -> None:
-        self.first = first
-        self.until = until
-
-
 def delivered(request: Request) -> Request:
-    """The request whose message the broker waits to hear of."""
-    run: Run | None = request.run
-    return request if run is None else run.first
+    """The request whose message the broker waits to hear of: it stands for all steps that run here on its behalf."""
+    return request.first or request
 
 
 class Steps:
@@ -69,8 +58,9 @@ class Steps:
 
     def request(self, before: Request, message: Message, number: int) -> Request | None:
         """The request of the step after `before`; None: it must be published."""
-        now, run = self._clock(), before.run
-        if now >= run.until if run is not None else not self._seconds or before.redelivered:
+        now = self._clock()
+        until = before.until or now + self._seconds
+        if now >= until or before.redelivered:
             return None
         name = message.properties.headers["task"]
         strategy = self._strategies[name]
@@ -82,13 +72,13 @@ class Steps:
         ):
             return None
         request = read_request(_as_delivered(before, message), number, name, strategy)
-        request.run = run or Run(before, now + self._seconds)
+        request.first, request.until = delivered(before), until
         return request
 
     def gone_on(self, before: Request, message: Message, step: Request) -> None:
         """A slot has begun with the next step by itself: give its request what only this process knows."""
         step.delivery = _as_delivered(before, message)
-        step.run = before.run or Run(before, self._clock() + self._seconds)
+        step.first = delivered(before)
 
     def look(self, *, is_quiet: bool = False, limits_changed: bool = False) -> None:
         """Let slots go on by themselves, or not: they do not know what is revoked, and which limits were changed."""

@@ -105,7 +105,8 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.decoded = None
     request.is_eager = False
     request.delivery = delivery
-    request.run = None
+    request.first = None
+    request.until = 0.0
     limits = headers.get("timelimit")
     if limits is None or limits == [None, None]:
         request.hard_limit = strategy.hard_limit

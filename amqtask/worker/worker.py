@@ -279,7 +279,7 @@ class Worker:
                 and not outcome.parts
                 and delivery.epoch == ledger.epoch
                 and not self.dispatcher.early
-                and request.run is None
+                and request.first is None
             ):
                 ledger.finish(delivery.tag)
                 acked(request.headers)
@@ -395,7 +395,7 @@ class Worker:
         Only first deliveries: older brokers count this as a failed one, and that must not bury a message. Not what has
         begun: steps of a chain."""
         taken = self.dispatcher.take_line(
-            queue, allowed=lambda request: not request.redelivered and request.run is None
+            queue, allowed=lambda request: not request.redelivered and request.first is None
         )
         self._give_back([request.delivery for request in taken])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,15 @@ def test_a_child_goes_on_for_a_while_only() -> None:
 
         assert len(outcomes) == 2
         assert outcomes[-1].is_step
+
+
+def test_a_step_that_the_worker_handed_over_brings_the_chains_deadline_along() -> None:
+    with Prefork(1, executor=executor(seconds=60.0)) as prefork:
+        late, early = chain_of(1, step("b", "add", 1, 1)), chain_of(2, step("b", "add", 1, 1))
+        late.until, early.until = time.monotonic() - 0.001, time.monotonic() + 60.0
+
+        assert prefork.outcome(prefork.submit_request(late)).going_on is None
+        assert going_on(prefork.outcome(prefork.submit_request(early))).until == early.until
 
 
 def test_children_that_are_replaced_after_some_tasks_leave_each_step_to_the_worker() -> None:

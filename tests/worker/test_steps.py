@@ -301,6 +301,17 @@ def test_a_step_that_a_slot_leaves_to_the_worker_runs_here_until_the_time_is_ove
     assert [message.properties.headers["id"] for message in bench.publisher.sent] == ["d"]
 
 
+def test_a_slot_says_until_when_a_chain_may_go_on(bench: Bench) -> None:
+    bench.deliver("a", **RUN)
+    begun = by_itself("b", -101)
+    begun.until = bench.loop.now - 0.001
+    bench.pool.running[begun.number] = begun
+    bench.end("a", publish=(step("b"),), is_step=True, going_on=begun)
+    go_on(bench, "b", step("c"))
+
+    assert [message.properties.headers["id"] for message in bench.publisher.sent] == ["c"]
+
+
 def test_the_redelivery_of_a_chain_that_a_slot_still_runs_waits_for_it(bench: Bench) -> None:
     bench.deliver("a", **RUN)
     go_on_by_itself(bench, "a", "b", -101)
