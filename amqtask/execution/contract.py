@@ -112,9 +112,7 @@ class ResultStore(Protocol):
 
     A store whose `store` waits for a server has the attribute `blocks = True`: event loops then call it in a thread. One that
     may try for ever when its server is away (`result_backend_always_retry`) has `store_briefly` too, which gives up after
-    seconds: for what a worker stores on its I/O loop, and for states on the way. One that outlives the worker and gives back
-    all that it was given, `extra` too, may say `keeps_runs = True`; then it has `get(task_id)`, and a chain whose worker was
-    lost is resumed after the last step that it knows.
+    seconds: for what a worker stores on its I/O loop, and for states on the way. One with `keeps_runs = True` is a ChainStore.
     """
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
@@ -124,3 +122,11 @@ class ResultStore(Protocol):
         """Store it now, in this thread; does nothing for stores that live in AMQP.
 
         Raises: EncodeError (the value cannot be written), BackendUnreachable."""
+
+
+class ChainStore(ResultStore, Protocol):
+    """A result store that outlives the worker and gives back all that it was given, `extra` too: a chain whose worker was
+    lost is resumed after the last step that it knows. It says `keeps_runs = True`."""
+
+    def get(self, task_id: str) -> ResultMessage | None:
+        """What is stored. Raises: BackendUnreachable."""

@@ -34,7 +34,7 @@ from amqtask.execution.follow_ups import FollowUps
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.plan import Around, TaskPlan, plan_for
-from amqtask.execution.results import Results, is_wanted
+from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.resuming import Resuming
 from amqtask.execution.retries import retry_options, wants_retry
 from amqtask.execution.switch import OFF
@@ -81,7 +81,7 @@ class Executor(Endings):
             hostname=hostname,
         )
         self._chord_store = chord_store
-        self._resuming = Resuming(results, composer) if results is not None and results.keeps_runs else None
+        self._resuming = Resuming(store, composer) if store is not None and keeps_runs(store) else None
         self.run_coroutine: RunCoroutine = CoroutineRunner()
         # For slots that are processes; the worker's assembly sets it.
         self.steps: SlotSteps | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, EncodeError
@@ -18,7 +18,7 @@ from amqtask.protocol.task import RUN_HEADER, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
-    from amqtask.execution.contract import ResultStore
+    from amqtask.execution.contract import ChainStore, ResultStore
     from amqtask.execution.plan import TaskPlan
     from amqtask.execution.request import Request
     from amqtask.message import Message
@@ -35,21 +35,13 @@ class Results:
     def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
         self._store = store
         self._briefly: Store = getattr(store, "store_briefly", store.store)
-        self._get: Callable[[str], ResultMessage | None] = getattr(store, "get", _nothing)
         self._hostname = hostname
         self._extended = extended
-        # Whether a chain can be resumed from what the store knows.
-        self.keeps_runs = bool(getattr(store, "keeps_runs", False))
+        self._keeps_runs = keeps_runs(store)
 
     def success(self, request: Request, context: Context, value: Any) -> Message | None:
         """Raises: EncodeError, BackendUnreachable."""
         return self._keep(request, self._result(request, states.SUCCESS, value, context))
-
-    def of_step(self, task_id: str, run: str) -> ResultMessage | None:
-        """The stored result of a step that ended well in this run of its chain. Raises: BackendUnreachable."""
-        found: ResultMessage | None = self._get(task_id)
-        is_of_run = found is not None and found.status == states.SUCCESS and found.extra.get(RUN_HEADER) == run
-        return found if is_of_run else None
 
     def started(self, request: Request) -> None:
         """Worth storing now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
@@ -118,7 +110,7 @@ class Results:
             if names:
                 stamps = headers.get("stamps") or {}
                 meta.extra |= {"stamped_headers": names, **{name: stamps.get(name) for name in names}}
-        if self.keeps_runs and RUN_HEADER in headers:
+        if self._keeps_runs and RUN_HEADER in headers:
             meta.extra[RUN_HEADER] = headers[RUN_HEADER]
         return meta
 
@@ -140,8 +132,9 @@ class Results:
         return message
 
 
-def _nothing(task_id: str) -> None:
-    """A store that cannot be asked."""
+def keeps_runs(store: ResultStore) -> TypeGuard[ChainStore]:
+    """Whether a chain can be resumed from what the store knows."""
+    return bool(getattr(store, "keeps_runs", False))
 
 
 def is_wanted(plan: TaskPlan, request: Request) -> bool:

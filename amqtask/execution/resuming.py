@@ -13,25 +13,26 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from amqtask import states
 from amqtask.protocol.task import RUN_HEADER
 
 if TYPE_CHECKING:
     from amqtask.execution.chords import Aftermath
     from amqtask.execution.context import Context
-    from amqtask.execution.contract import Composer
+    from amqtask.execution.contract import ChainStore, Composer
     from amqtask.execution.request import Request
-    from amqtask.execution.results import Results
     from amqtask.message import Message
+    from amqtask.protocol.result import ResultMessage
 
 logger = logging.getLogger("amqtask.execution")
 _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
 class Resuming:
-    """With a store of which `keeps_runs` is true."""
+    """With a store that keeps runs."""
 
-    def __init__(self, results: Results, composer: Composer) -> None:
-        self._results = results
+    def __init__(self, store: ChainStore, composer: Composer) -> None:
+        self._store = store
         self._composer = composer
 
     def covers(self, request: Request, context: Context, after: Aftermath) -> bool:
@@ -52,12 +53,12 @@ class Resuming:
         run, embed = request.headers.get(RUN_HEADER), context.embed
         if not run or embed.get("callbacks") or embed.get("chord"):
             return None
-        last = self._results.of_step(request.id, run)
+        last = self._success(request.id, run)
         if last is None:
             return None
         rest, steps = list(embed.get("chain") or ()), 1
         while rest and _is_plain(rest[-1]):
-            found = self._results.of_step(rest[-1]["options"]["task_id"], run)
+            found = self._success(rest[-1]["options"]["task_id"], run)
             if found is None:
                 break
             last, steps = found, steps + 1
@@ -71,6 +72,12 @@ class Resuming:
             return ()
         context.id = last.task_id
         return tuple(self._composer.compose_next(rest[-1], last.result, context, rest[:-1]))
+
+    def _success(self, task_id: str, run: str) -> ResultMessage | None:
+        """The stored result of a step that ended well in this run of its chain."""
+        found = self._store.get(task_id)
+        is_of_run = found is not None and found.status == states.SUCCESS and found.extra.get(RUN_HEADER) == run
+        return found if is_of_run else None
 
 
 def _is_plain(step: Mapping[str, Any]) -> bool:
