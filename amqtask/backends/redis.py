@@ -216,7 +216,7 @@ class RedisBackend(RedisChords):
         if waiters is None:
             waiters = self._waiters[loop] = AsyncWaiters(self._place, self._decode, self._retry_for)
         try:
-            return await asyncio.wait_for(waiters.wait(self._result_key(task_id)), timeout)
+            return await waiters.wait(self._result_key(task_id), timeout)
         except asyncio.TimeoutError:
             raise too_late([task_id], 1, timeout) from None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from amqtask.backends.redis_places import Place
@@ -15,6 +15,8 @@ from amqtask.backends.redis_server import ERRORS, FIRST_PAUSE, LONGEST_PAUSE, is
 from amqtask.protocol.result import ResultMessage
 
 SLICE = 15.0
+# Seconds after which a task that was cancelled and goes on is cancelled again.
+CANCEL_AGAIN = 0.1
 
 
 class AsyncWaiters:
@@ -26,20 +28,24 @@ class AsyncWaiters:
         self._retry_for = retry_for
         self._futures: dict[str, set[asyncio.Future[ResultMessage]]] = {}
         self._pubsub: Any = None
-        self._writing = asyncio.Lock()
+        self._wanted: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
 
-    async def wait(self, key: str) -> ResultMessage:
-        """The result, when the key holds a final one. Raises: BackendUnreachable."""
+    async def wait(self, key: str, timeout: float | None) -> ResultMessage:
+        """The result, when the key holds a final one. Raises: asyncio.TimeoutError, BackendUnreachable.
+
+        What talks to Redis are tasks of their own: the client has `asyncio.wait_for` in it, which before Python 3.12 may
+        swallow the cancellation of whoever awaits it, and with it this call's end (python/cpython#86296)."""
         future: asyncio.Future[ResultMessage] = asyncio.get_running_loop().create_future()
         self._futures.setdefault(key, set()).add(future)
         try:
             if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._read(), name="amqtask results")
-                self._reader.add_done_callback(self._read_on_failed)
+                self._reader.add_done_callback(self._on_ended)
             else:
-                await self._subscribe([key])
-            return await future
+                self._subscribe([key])
+            return await asyncio.wait_for(future, timeout)
         finally:
             waiting = self._futures.get(key, set())
             waiting.discard(future)
@@ -49,21 +55,31 @@ class AsyncWaiters:
                 await self._end()
 
     async def _end(self) -> None:
-        reader, self._reader, self._pubsub = self._reader, None, None
-        if reader is not None:
-            reader.cancel()
-            await asyncio.wait([reader])
+        tasks = {task for task in (self._reader, self._writer) if task is not None}
+        self._reader = self._writer = self._pubsub = None
+        self._wanted.clear()
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN)
 
-    async def _subscribe(self, keys: list[str]) -> None:
+    def _subscribe(self, keys: list[str]) -> None:
         """The reader does it by itself when it connects."""
-        pubsub = self._pubsub
-        if pubsub is None or not keys:
+        if self._pubsub is None or not keys:
             return
-        try:
-            async with self._writing:
+        self._wanted.update(keys)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write(), name="amqtask subscriptions")
+            self._writer.add_done_callback(self._on_ended)
+
+    async def _write(self) -> None:
+        while self._wanted and (pubsub := self._pubsub) is not None:
+            keys = list(self._wanted)
+            self._wanted.clear()
+            try:
                 await pubsub.subscribe(*keys)
-        except ERRORS:
-            pass  # the reader's connection is broken: it sees that too, and subscribes to all again
+            except ERRORS:
+                continue  # the connection is broken: the reader sees that too, and subscribes to all again
 
     async def _read(self) -> None:
         give_up_at, pause = time.monotonic() + self._retry_for, FIRST_PAUSE
@@ -79,29 +95,30 @@ class AsyncWaiters:
                     raise unreachable(self._place.name, error) from error
             finally:
                 if client is not None:
-                    await client.aclose()
+                    await _to_its_end(client.aclose())
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _read_from(self, client: Any) -> None:
-        async with client.pubsub() as pubsub:
+        pubsub = client.pubsub()
+        try:
             keys = list(self._futures)
             await pubsub.subscribe(*keys)
             self._pubsub = pubsub
-            try:
-                await self._subscribe([key for key in self._futures if key not in keys])
-                while True:
-                    found = await pubsub.get_message(timeout=SLICE)
-                    if found is None or found["type"] not in ("message", "subscribe"):
-                        continue
-                    key = found["channel"].decode()
-                    # A confirmed subscription: look at what was stored before it.
-                    value = found["data"] if found["type"] == "message" else await client.get(key)
-                    if value is not None:
-                        self._arrived(key, value)
-            finally:
-                if self._pubsub is pubsub:
-                    self._pubsub = None
+            self._subscribe([key for key in self._futures if key not in keys])
+            while True:
+                found = await pubsub.get_message(timeout=SLICE)
+                if found is None or found["type"] not in ("message", "subscribe"):
+                    continue
+                key = found["channel"].decode()
+                # A confirmed subscription: look at what was stored before it.
+                value = found["data"] if found["type"] == "message" else await client.get(key)
+                if value is not None:
+                    self._arrived(key, value)
+        finally:
+            if self._pubsub is pubsub:
+                self._pubsub = None
+            await _to_its_end(pubsub.aclose())
 
     def _arrived(self, key: str, value: bytes) -> None:
         futures = self._futures.get(key, set())
@@ -117,10 +134,21 @@ class AsyncWaiters:
                 if not future.done():
                     future.set_result(result)
 
-    def _read_on_failed(self, reader: asyncio.Task[None]) -> None:
-        """Whoever waits must not wait for a reader that is gone."""
-        error = None if reader.cancelled() else reader.exception()
+    def _on_ended(self, task: asyncio.Task[None]) -> None:
+        """Whoever waits must not wait for a reader or a writer that has failed."""
+        error = None if task.cancelled() else task.exception()
         if error is not None:
             for future in [future for futures in self._futures.values() for future in futures]:
                 if not future.done():
                     future.set_exception(error)
+
+
+async def _to_its_end(closing: Coroutine[Any, Any, None]) -> None:
+    """Await it, however often we are cancelled meanwhile."""
+    task = asyncio.ensure_future(closing)
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:  # `_end` cancels again those that go on
+            continue
+    task.result()

@@ -444,6 +444,19 @@ class BackendSuite:
 
         assert asyncio.run(main()) == "late"
 
+    def test_awaiting_may_end_at_any_moment(self, backend: ResultBackend) -> None:
+        """In the midst of connecting and subscribing too, where a store's client may take a cancellation for itself."""
+
+        async def main() -> int:
+            ended = 0
+            for step in range(100):
+                waiting = asyncio.ensure_future(AsyncResult[Any](_id(), backend).aget(timeout=step * 0.0002))
+                await asyncio.wait({waiting}, timeout=PATIENCE)
+                ended += waiting.done() and isinstance(waiting.exception(), TimeoutError)
+            return ended
+
+        assert asyncio.run(main()) == 100
+
 
 def _id() -> str:
     return str(uuid.uuid4())
