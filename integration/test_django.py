@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -51,11 +52,15 @@ class Site:
 
         return Group.objects
 
-    def worker(self, pool: str, *options: str, concurrency: int = 2, **environment: str) -> WorkerProcess:
-        return WorkerProcess(
+    @contextmanager
+    def worker(self, pool: str, *options: str, concurrency: int = 2, **environment: str) -> Iterator[WorkerProcess]:
+        """A worker that is shut down warmly: all tests have one queue, and what one leaves there the next one gets."""
+        with WorkerProcess(
             "integration.apps.django_site.celery", "-P", pool, "-c", str(concurrency), *options,
             environment={**self.environment, **environment},
-        )  # fmt: skip
+        ) as worker:  # fmt: skip
+            yield worker
+            worker.stop()
 
     def call(self, task: str, *args: Any) -> Any:
         return self.app.send_task(f"{SHOP}.{task}", args)
