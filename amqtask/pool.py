@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -142,30 +143,45 @@ def restarter_of(pool: Pool) -> Callable[[], None] | None:
 
 
 GROUP = "amqtask.pools"
+# Ours by name, so that a worker does not pay for importlib.metadata (20 ms); the entry points say the same.
+OURS = {
+    "solo": "amqtask_pools.solo:SoloPool",
+    "prefork": "amqtask_pools.prefork:PreforkPool",
+    "processes": "amqtask_pools.prefork:PreforkPool",
+    "threads": "amqtask_pools.threads:ThreadsPool",
+    "eventlet": "amqtask_pools.eventlet:EventletPool",
+    "gevent": "amqtask_pools.gevent:GeventPool",
+    "asyncio": "amqtask_pools.asyncio:AsyncioPool",
+}
 
 
 def find_pool(name: str) -> type[Pool]:
     """The pool class of that name, by entry point. Raises: PoolNotFound (unknown, or its library is not installed)."""
-    # Not imported above: importlib.metadata costs 20 ms and brings threading and socket, which green pools patch first.
-    metadata: Any = importlib.import_module("importlib.metadata")
-    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
-    if name not in points:
-        raise PoolNotFound(_unknown(name, sorted(points)))
+    path = OURS.get(name) or _plugin(name)
+    module, _, attributes = path.partition(":")
     try:
-        found: type[Pool] = points[name].load()
+        found: type[Pool] = operator.attrgetter(attributes)(importlib.import_module(module))
     except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] in ("amqtask", "amqtask_pools"):
+        library = (error.name or "").partition(".")[0]
+        if error.name == "amqtask_pools":
+            raise PoolNotFound("no pool is there. Is amqtask installed (pip install -e . in a checkout)?") from error
+        if library in ("", "amqtask", "amqtask_pools"):
             raise
-        library = error.name.partition(".")[0]
-        of_ours = str(points[name].value).startswith("amqtask_pools.")
-        wanted = f"amqtask[{name}]" if of_ours else library
+        wanted = f"amqtask[{name}]" if name in OURS else library
         raise PoolNotFound(f'pool {name!r} needs {library}, which is not installed: pip install "{wanted}"') from error
     return found
 
 
+def _plugin(name: str) -> str:
+    # Not imported above: it brings threading and socket too, which green pools patch first.
+    metadata: Any = importlib.import_module("importlib.metadata")
+    found = {point.name: str(point.value) for point in metadata.entry_points(group=GROUP)}
+    if name not in found:
+        raise PoolNotFound(_unknown(name, sorted({*OURS, *found})))
+    return found[name]
+
+
 def _unknown(name: str, known: list[str]) -> str:
-    if not known:
-        return f"no pool {name!r}: none is registered. Is amqtask installed (pip install -e . in a checkout)?"
     near = difflib.get_close_matches(name, known, n=2)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"no pool {name!r}.{hint} There are: {', '.join(known)}."

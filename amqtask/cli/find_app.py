@@ -15,11 +15,6 @@ from amqtask.app import AmqTask
 from amqtask.discovery import app_of_flask
 from amqtask.exceptions import AppNotFound
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 USUAL_ATTRIBUTES = ("app", "amqtask_app", "celery", "celery_app", "application")
 USUAL_MODULES = ("tasks", "amqtask_app")
 USUAL_SUBMODULES = ("amqtask", "celery", "app")
@@ -33,13 +28,12 @@ def find_app(told: str | None, folder: Path | None = None) -> AmqTask:
     here = folder or Path.cwd()
     if str(here) not in sys.path:
         sys.path.insert(0, str(here))
-    for source, name in (
-        ("-A", told),
-        ("AMQTASK_APP", os.environ.get("AMQTASK_APP")),
-        ("[tool.amqtask] app in pyproject.toml", _configured(here)),
-    ):
-        if name:
-            return load_app(name, source)
+    if told:
+        return load_app(told, "-A")
+    if name := os.environ.get("AMQTASK_APP"):
+        return load_app(name, "AMQTASK_APP")
+    if name := _configured(here):
+        return load_app(name, "[tool.amqtask] app in pyproject.toml")
     return _search(here)
 
 
@@ -121,6 +115,8 @@ def _configured(folder: Path) -> str | None:
     file = folder / "pyproject.toml"
     if not file.is_file():
         return None
+    # Not imported above: most workers are told their app, and it costs as much as a small module of ours.
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     with file.open("rb") as stream:
         table = tomllib.load(stream)
     name = table.get("tool", {}).get("amqtask", {}).get("app")

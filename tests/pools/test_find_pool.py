@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,31 @@ from pathlib import Path
 import pytest
 
 from amqtask.exceptions import PoolNotFound
-from amqtask.pool import find_pool, limits_of
+from amqtask.pool import GROUP, OURS, find_pool, limits_of
 
 
-def test_a_pool_is_found_by_its_entry_point() -> None:
+def test_a_pool_is_found_by_its_name() -> None:
     assert find_pool("threads").name == "threads"
     assert find_pool("processes").name == "prefork"
+
+
+def test_the_entry_points_say_the_same_as_the_module() -> None:
+    declared = {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
+
+    assert {name: declared.get(name) for name in OURS} == OURS
+
+
+def test_a_pool_of_another_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    about = tmp_path / "mine-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[amqtask.pools]\nmine = mine:Pools.Mine\n")
+    (tmp_path / "mine.py").write_text("class Pools:\n    class Mine:\n        name = 'mine'\n")
+    program = "from amqtask.pool import find_pool; print(find_pool('mine').name)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+
+    assert done.stdout == "mine\n"
 
 
 def test_an_unknown_name_gets_near_ones_and_the_list() -> None:
