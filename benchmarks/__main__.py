@@ -76,6 +76,22 @@ def forget(*queues: str) -> None:
     connection.close()
 
 
+def await_consumer(queue: str) -> None:
+    """Until somebody consumes it (RabbitMQ 3.10 closes one of two connections that declare a quorum queue in one moment)."""
+    connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQTASK_BROKER_URL"]))
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if connection.channel().queue_declare(queue, passive=True).method.consumer_count:
+                connection.close()
+                return
+        except pika.exceptions.ChannelClosedByBroker:
+            pass  # there is no such queue yet
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody consumes {queue}")
+        time.sleep(0.05)
+
+
 def drain_ours(pool: str, *more: str) -> Drained:
     """Fill, then drain with one of our pools (and more options)."""
     forget("bench_amqtask")
@@ -188,6 +204,7 @@ def roundtrips(with_peers: bool) -> list[Row]:
     for kind in ("classic", "quorum"):
         forget("bench_echo")
         with measure.worker([sys.executable, "-m", BARE, "echo"], {"BENCH_QUEUE_TYPE": kind}):
+            await_consumer("bench_echo")
             bare[kind] = measure.client(sys.executable, BARE, "roundtrip", 1000, BENCH_QUEUE_TYPE=kind)
     found = {f"bare SelectConnection, both ends, {kind} queue": times for kind, times in bare.items()}
     for pool in ("prefork", "solo", "threads", "eventlet"):

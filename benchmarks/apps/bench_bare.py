@@ -102,7 +102,6 @@ class Caller:
 
     def _ready(self, channel: Any) -> None:
         self._channel = channel
-        channel.queue_declare(**ECHO_QUEUE)
         channel.queue_declare("", exclusive=True, callback=self._declared)
 
     def _declared(self, frame: Any) -> None:
