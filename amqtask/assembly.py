@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__, signals
+from amqtask.canvas import maybe_signature
 from amqtask.clock import LamportClock
 from amqtask.discovery import uses_django
 from amqtask.entities import Queue
@@ -25,6 +26,7 @@ from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control, masked
+from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
@@ -410,7 +412,8 @@ class _Builder:
         events = self.events(worker)
         found.append(events)
         if self.conf.worker_enable_remote_control:
-            found.append(self.panel(worker, orders, autoscale, events))
+            elections = self.elections()
+            found += [elections, self.panel(worker, orders, autoscale, events, elections)]
         if self.conf.outbox_relay:
             found.append(build_relaying(self.app))
         if self.options.beat:
@@ -457,7 +460,22 @@ class _Builder:
         which is busy in its own thread (solo) does not have to connect before it can answer."""
         return self.publisher("events and replies")
 
-    def panel(self, worker: Worker, orders: Orders, autoscale: Autoscale | None, events: EventSender) -> Panel:
+    def elections(self) -> Elections:
+        return Elections(
+            loop=self.loop,
+            make_consumer=lambda listener: self.consumer(listener, "election", no_ack=True),
+            call=lambda action: maybe_signature(action, self.app).apply_async(),
+            prefix=self.conf.control_exchange,
+        )
+
+    def panel(
+        self,
+        worker: Worker,
+        orders: Orders,
+        autoscale: Autoscale | None,
+        events: EventSender,
+        elections: Elections,
+    ) -> Panel:
         control = Control(
             worker=worker,
             orders=orders,
@@ -471,6 +489,7 @@ class _Builder:
             reload=self.reload if self.conf.worker_pool_restarts else None,
             events=events,
             lamport=self.clock,
+            elections=elections,
         )
         return Panel(
             control,

@@ -104,7 +104,7 @@ BUILTIN: Mapping[str, CommandInfo] = {
               args=(("max", int), ("min", int))),
         _tell("cancel_consumer", "Stop consuming a queue.", signature="<queue>", args=(("queue", str),)),
         _tell("disable_events", "Send no task events any more."),
-        _tell("election", "Hold an election among workers (Celery's workers only).",
+        _tell("election", "Have one of the workers call a task.",
               signature="<id> <topic> [action]", args=(("id", str), ("topic", str), ("action", str))),
         _tell("enable_events", "Send task events."),
         _tell("heartbeat", "Send a heartbeat event now."),

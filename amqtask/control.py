@@ -312,7 +312,9 @@ class Control:
         return self.broadcast("pool_restart", arguments, destination, **kw)
 
     def election(self, id: str, topic: str, action: Any = None, connection: Any = None) -> None:
-        """Hold an election among Celery's workers (ours take no part, see docs/remote-control.md)."""
+        """Have exactly one of the workers call a task: `action` is its signature, `topic` "task", `id` made up for the occasion.
+
+        See docs/remote-control.md for how Celery's workers differ."""
         self.broadcast("election", {"id": id, "topic": topic, "action": action})
 
     def purge(self, connection: Any = None) -> int:

@@ -25,6 +25,7 @@ from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.services.autoscale import Autoscale
+    from amqtask.services.elections import Elections
     from amqtask.services.events import EventSender
     from amqtask.worker.orders import Orders
     from amqtask.worker.worker import Worker
@@ -53,6 +54,7 @@ class Control:
     accept: frozenset[str] = frozenset({"application/json"})
     report: Callable[[], str] = str
     reload: Callable[[Iterable[str] | None, bool], set[str]] | None = None
+    elections: Elections | None = None
     # What custom commands are given as `state.app`.
     app: Any = None
     memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
@@ -257,9 +259,15 @@ def pool_restart(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def election(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """Celery's workers elect over the events that they send each other (celery/worker/consumer/gossip.py)."""
-    logger.warning("control: election %r is not ours: amqtask's workers do not gossip", arguments.get("id"))
-    return {"error": "workers of amqtask take no part in elections: they do not listen to each other's events"}
+    if control.elections is None:
+        return {"error": "this worker takes no part in elections"}
+    election_id, topic = str(arguments.get("id") or ""), str(arguments.get("topic"))
+    try:
+        control.elections.hold(election_id, topic, arguments.get("action"))
+    except ValueError as error:
+        logger.error("control: election %r: %s", election_id, error)  # nobody asks for an answer, as a rule
+        return {"error": str(error)}
+    return {"ok": f"standing for election {election_id}"}
 
 
 COMMANDS: dict[str, Command] = {

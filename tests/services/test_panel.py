@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import signal
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from amqtask.message import Delivery
 from amqtask.protocol.control import Command, command_message
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import COMMANDS, Control, masked
+from amqtask.services.elections import Elections
 from amqtask.services.events import EventSender
 from amqtask.services.panel import Panel
 from tests.worker.bench import Bench
@@ -34,6 +36,10 @@ class Remote:
         worker, orders = self.bench.worker, self.bench.orders
         self.told = HandPublisher()
         clock = LamportClock()
+        self.called: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # The queue, the consumer and its listener of each election.
+        self.stood: list[tuple[str, ToldConsumer, Any]] = []
+        self.elections = Elections(loop=self.bench.loop, make_consumer=self.make_candidate, call=self.called.put)
         self.control = control = Control(
             worker=worker,
             orders=orders,
@@ -50,6 +56,7 @@ class Remote:
                 task_events=False,
             ),
             lamport=clock,
+            elections=self.elections,
         )
         self.panel = Panel(
             control,
@@ -64,6 +71,15 @@ class Remote:
     def make_consumer(self, listener: Any) -> ToldConsumer:
         self.consumers.append(ToldConsumer())
         return self.consumers[-1]
+
+    def make_candidate(self, listener: Any) -> ToldConsumer:
+        stood = self.stood
+
+        class Candidate(ToldConsumer):
+            def add_queue(self, queue: Queue, *, prefetch: int, dead_letter: Queue | None = None) -> None:
+                stood.append((queue.name, self, listener))
+
+        return Candidate()
 
     def tell(self, command: Command, body: bytes | None = None) -> list[Any]:
         """Deliver a command; the payloads of the replies to it."""
@@ -332,11 +348,69 @@ def test_memory_is_sampled_and_dumped() -> None:
     assert "sample" not in remote.ask("memdump")
 
 
-def test_questions_that_need_a_missing_library_and_elections_are_refused() -> None:
-    remote = Remote()
+def test_a_question_that_needs_a_missing_library_says_so() -> None:
+    assert "pip install objgraph" in Remote().ask("objgraph", num=1)["error"]
 
-    assert "pip install objgraph" in remote.ask("objgraph", num=1)["error"]
-    assert "take no part" in remote.ask("election", id="1", topic="task")["error"]
+
+class TestElections:
+    def hold(self, remote: Remote, election_id: str = "e1", topic: str = "task", action: Any = None) -> Any:
+        return remote.ask("election", id=election_id, topic=topic, action=action or {"task": "t", "args": [1]})
+
+    def test_who_gets_the_queue_calls_the_action_once(self) -> None:
+        remote = Remote()
+        assert self.hold(remote) == {"ok": "standing for election e1"}
+        self.hold(remote)
+        ((queue, consumer, listener),) = remote.stood
+
+        listener.on_consuming(1)
+        listener.on_connection_lost(OSError("gone"))
+        listener.on_consuming(2)
+
+        assert queue == "e1.celery.election"
+        assert remote.called.get(timeout=30) == {"task": "t", "args": [1]}
+        assert remote.called.empty()
+        assert "stop" not in consumer.words  # it keeps the queue, for those that hear of the election later
+
+    def test_who_does_not_get_it_calls_nothing_and_leaves(self) -> None:
+        remote = Remote()
+        self.hold(remote)
+        ((_, consumer, listener),) = remote.stood
+
+        listener.on_fatal(OSError("locked"))
+
+        assert consumer.words == ["start", "stop"]
+        assert remote.called.empty()
+
+    def test_an_election_is_forgotten_after_a_minute(self) -> None:
+        remote = Remote()
+        self.hold(remote)
+        remote.stood[0][2].on_consuming(1)
+        remote.bench.loop.advance(61)
+        self.hold(remote)
+
+        assert [consumer.words for _, consumer, _ in remote.stood] == [["start", "stop"], ["start"]]
+
+    def test_the_end_of_the_worker_gives_the_queue_up(self) -> None:
+        remote = Remote()
+        self.hold(remote)
+        remote.elections.stop()
+
+        assert remote.stood[0][1].words == ["start", "stop"]
+
+    @pytest.mark.parametrize(
+        ("wrong", "words"),
+        [
+            ({"topic": "cake"}, "topic 'task', not 'cake'"),
+            ({"action": "sample.add"}, "a task's signature, not 'sample.add'"),
+            ({"election_id": ""}, "1 to 200 bytes"),
+            ({"election_id": "x" * 300}, "1 to 200 bytes"),
+        ],
+    )
+    def test_what_cannot_be_elected_is_refused(self, wrong: dict[str, Any], words: str) -> None:
+        remote = Remote()
+
+        assert words in self.hold(remote, **wrong)["error"]
+        assert remote.stood == []
 
 
 @pytest.fixture
