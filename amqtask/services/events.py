@@ -97,6 +97,8 @@ class EventSender(Observer):
         self._waiting: deque[str] = deque(maxlen=MOST_WAITING)
         self._on_their_way = 0
         self._timer: Timer | None = None
+        # What running requests are being ended with, by number.
+        self._signums: dict[int, int] = {}
         self._dropped = 0
         self._is_refused = False
         self._beat_is_on_its_way = False
@@ -146,6 +148,7 @@ class EventSender(Observer):
             return False
         self.is_enabled = False
         self._worker.unobserve(self)
+        self._signums.clear()
         return True
 
     def beat_now(self) -> None:
@@ -171,10 +174,13 @@ class EventSender(Observer):
     def on_started(self, request: Request) -> None:
         self._note("task-started", request.id, request.task, "")
 
+    def on_terminating(self, request: Request, signum: int) -> None:
+        self._signums[request.number] = int(signum)
+
     def on_ended(self, request: Request, outcome: Outcome) -> None:
         if self._sent_events and outcome.publish:
             self._note_sent(outcome.publish)  # before the end, so that a retry is not PENDING but RETRY for monitors
-        for kind, fields in _ending(outcome):
+        for kind, fields in _ending(outcome, self._signums.pop(request.number, None)):
             self._note(kind, request.id, request.task, fields)
 
     def _note_sent(self, messages: Iterable[Message]) -> None:
@@ -284,7 +290,7 @@ class EventSender(Observer):
         self._beat_is_on_its_way = False
 
 
-def _ending(outcome: Outcome) -> tuple[tuple[str, str], ...]:
+def _ending(outcome: Outcome, signum: int | None) -> tuple[tuple[str, str], ...]:
     """The events of an outcome, and their fields."""
     state = outcome.state
     if state == states.SUCCESS:
@@ -296,7 +302,7 @@ def _ending(outcome: Outcome) -> tuple[tuple[str, str], ...]:
         cause = outcome.reason or outcome.summary
         return (("task-retried", fields_text({"exception": cause, "traceback": outcome.traceback})),)
     if state == states.REVOKED:
-        return (("task-revoked", _revocation(outcome)),)
+        return (("task-revoked", _revocation(outcome, signum)),)
     if outcome.answer is Answer.REQUEUE:
         return (("task-rejected", fields_text({"requeue": True})),)
     if state == states.FAILURE:
@@ -311,11 +317,11 @@ def _error(outcome: Outcome) -> str:
     return fields_text({"exception": outcome.summary or outcome.reason, "traceback": outcome.traceback})
 
 
-def _revocation(outcome: Outcome) -> str:
+def _revocation(outcome: Outcome, signum: int | None) -> str:
     """As Celery words it; the reasons are those of execution/endings.py, anything else ended a running task."""
     expired = outcome.reason == "expired"
     terminated = outcome.reason not in ("expired", "revoked")
-    return fields_text({"terminated": terminated, "signum": None, "expired": expired})
+    return fields_text({"terminated": terminated, "signum": signum if terminated else None, "expired": expired})
 
 
 def _load_average() -> list[float]:

@@ -25,6 +25,9 @@ class Observer:
     def on_ended(self, request: Request, outcome: Outcome) -> None:
         """It has an outcome: it ran, or was refused, revoked, expired or lost. The broker has not been answered yet."""
 
+    def on_terminating(self, request: Request, signum: int) -> None:
+        """Somebody wants it ended while it runs, in the way of this signal; a pool that cannot do that lets it run on."""
+
     def on_dead_lettered(self, request: Request) -> None:
         """The broker has confirmed its copy in the dead-letter queue."""
 

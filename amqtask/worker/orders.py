@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,10 +68,12 @@ class Orders:
     def terminate(self, meant: Callable[[Request], bool], signum: int | None = None) -> Terminated:
         """End those that run and are meant; prefork sends this signal (TERM), and KILL after a second."""
         worker = self._worker
-        found = [request for request in self.running() if meant(request)]
-        ended = [request for request in found if worker.pool.terminate(request.number, "terminated", signum)]
-        for request in ended:
-            worker.report.revoked(request, terminated=True, signum=signum)
+        found, ended = [request for request in self.running() if meant(request)], []
+        for request in found:
+            worker.report.terminating(request, signum or signal.SIGTERM)
+            if worker.pool.terminate(request.number, "terminated", signum):
+                ended.append(request)
+                worker.report.revoked(request, terminated=True, signum=signum or signal.SIGTERM)
         worker.wake()
         return Terminated(ended, [request for request in found if request not in ended])
 

@@ -46,6 +46,7 @@ class Report:
         self._on_received = seen_by(self._observers, "on_received")
         self._on_started = seen_by(self._observers, "on_started")
         self._on_ended = seen_by(self._observers, "on_ended")
+        self._on_terminating = seen_by(self._observers, "on_terminating")
         self._on_dead_lettered = seen_by(self._observers, "on_dead_lettered")
         self._on_consuming = seen_by(self._observers, "on_consuming")
         self.sees_received = self._info or bool(signals.task_received) or bool(self._on_received)
@@ -103,6 +104,9 @@ class Report:
         else:
             trace = f"\n{outcome.traceback}" if outcome.traceback else ""
             logger.error("Task %s[%s] raised unexpected: %s%s", name, task_id, outcome.summary, trace, extra=extra)
+
+    def terminating(self, request: Request, signum: int) -> None:
+        _tell(self._on_terminating, request, signum)
 
     def revoked(
         self, request: Request, *, terminated: bool = False, expired: bool = False, signum: int | None = None

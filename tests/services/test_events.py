@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -166,6 +167,28 @@ def test_a_task_that_is_revoked_or_expired_before_it_runs_is_told() -> None:
 
     assert (revoked["uuid"], revoked["terminated"], revoked["expired"]) == ("a", False, False)
     assert (expired["uuid"], expired["terminated"], expired["expired"]) == ("b", False, True)
+
+
+@pytest.mark.parametrize(("asked", "told"), [(signal.SIGKILL, 9), (None, 15)])
+def test_a_task_that_is_terminated_is_told_with_the_signal(asked: int | None, told: int) -> None:
+    watched = Watched()
+    watched.bench.pool.can_terminate = True
+    watched.bench.deliver("a")
+    watched.bench.orders.terminate(lambda request: request.id == "a", asked)
+
+    revoked = watched.events[-1]
+
+    assert (revoked["type"], revoked["terminated"], revoked["signum"]) == ("task-revoked", True, told)
+
+
+def test_a_task_that_could_not_be_terminated_says_nothing_of_a_signal() -> None:
+    watched = Watched()
+    watched.bench.deliver("a")
+    watched.bench.orders.terminate(lambda request: request.id == "a", signal.SIGKILL)
+    watched.bench.end("a", summary="3", runtime=0.25)
+
+    assert watched.types[-1] == "task-succeeded"
+    assert "signum" not in watched.events[-1]
 
 
 def test_an_unknown_task_fails() -> None:
