@@ -1,11 +1,10 @@
-"""The current app: one per context over a process default, and the shared tasks that wait for apps."""
+"""The current app, and the shared tasks that wait for apps."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import AppNotFound
@@ -13,7 +12,6 @@ from amqtask.exceptions import AppNotFound
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
-_here: ContextVar[Any] = ContextVar("amqtask_current_app", default=None)
 _default: list[Any] = []
 # What `shared_task` noted: each makes one task in an app. Apps that exist and those to come take them.
 _shared: list[Callable[[Any], Any]] = []
@@ -21,7 +19,7 @@ _apps: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class CurrentApp:
-    """The app of this context, else the one made last with `set_as_current`: `current_app()`, or `current_app.conf` and the like.
+    """The app that the command line runs, else the one made last: `current_app()`, or `current_app.conf` and the like.
 
     Raises: AppNotFound when there is none.
     """
@@ -47,8 +45,7 @@ current_app = CurrentApp()
 
 def find_current_app() -> AmqTask | None:
     """The same, or None."""
-    app: AmqTask | None = _here.get() or (_default[-1] if _default else None)
-    return app
+    return _default[-1] if _default else None
 
 
 def set_current(app: AmqTask) -> None:

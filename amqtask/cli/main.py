@@ -79,6 +79,7 @@ class Globals:
             if self.result_backend:
                 app.conf.result_backend = self.result_backend
                 os.environ.pop("CELERY_RESULT_BACKEND", None)
+            app.set_current()  # whatever else its modules made: shared tasks and `current_app` are this one's
             self._loaded, self._is_told = app, True
         loaded: AmqTask = self._loaded
         return loaded

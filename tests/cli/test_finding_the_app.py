@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from amqtask import AmqTask, current_app
 from amqtask.cli.find_app import find_app
+from amqtask.cli.main import Globals
 from amqtask.cli.nodename import expand, node_name
+from amqtask.current import replaced
 from amqtask.exceptions import AppNotFound
 
 APP = "from amqtask import AmqTask\n{name} = AmqTask('{main}', set_as_current=False)\n"
@@ -40,6 +43,16 @@ def test_a_module_and_attribute(folder: Path) -> None:
     assert find_app("elsewhere:queue_app", folder).main == "found"
     assert find_app("elsewhere", folder).main == "found"
     assert find_app("elsewhere.queue_app", folder).main == "found"
+
+
+def test_the_app_that_a_command_runs_is_the_current_one(folder: Path) -> None:
+    (folder / "elsewhere.py").write_text(
+        "from amqtask import AmqTask\nmine, other = AmqTask('mine'), AmqTask('other')\n"
+    )
+    with replaced(AmqTask("before", set_as_current=False)):
+        loaded = Globals(app="elsewhere:mine").load()
+
+        assert (loaded.main, current_app.main) == ("mine", "mine")
 
 
 def test_a_package_with_a_celery_module(folder: Path) -> None:
