@@ -163,6 +163,19 @@ def test_what_happens_to_tasks_is_told(app: AmqTask, queue: str, pool: str, tmp_
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_cold_shutdown_tells_of_what_it_ends(app: AmqTask, queue: str, pool: str, tmp_path: Path) -> None:
+    name, started = node(), tmp_path / "started"
+    with Listening(app) as heard, our_worker(queue, name, "-E", "-P", pool) as worker:
+        running = app.send_task("sample.wait_for", (str(started), str(tmp_path / "never")))
+        eventually(started.exists)
+        worker.signal(signal.SIGQUIT)
+        worker.wait()
+        heard.await_type("worker-offline", hostname=name)
+
+        assert heard.types(running.id) == ["task-received", "task-started", "task-cancelled"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_without_E_tells_only_that_it_lives_until_somebody_wants_more(
     app: AmqTask, queue: str, pool: str
 ) -> None:

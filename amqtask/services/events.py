@@ -177,6 +177,9 @@ class EventSender(Observer):
     def on_terminating(self, request: Request, signum: int) -> None:
         self._signums[request.number] = int(signum)
 
+    def on_cancelled(self, request: Request) -> None:
+        self._note("task-cancelled", request.id, request.task, "")
+
     def on_ended(self, request: Request, outcome: Outcome) -> None:
         if self._sent_events and outcome.publish:
             self._note_sent(outcome.publish)  # before the end, so that a retry is not PENDING but RETRY for monitors

@@ -28,6 +28,9 @@ class Observer:
     def on_terminating(self, request: Request, signum: int) -> None:
         """Somebody wants it ended while it runs, in the way of this signal; a pool that cannot do that lets it run on."""
 
+    def on_cancelled(self, request: Request) -> None:
+        """The worker ends at once and takes this one, which ran, with it: it has no outcome here."""
+
     def on_dead_lettered(self, request: Request) -> None:
         """The broker has confirmed its copy in the dead-letter queue."""
 

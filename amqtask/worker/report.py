@@ -47,6 +47,7 @@ class Report:
         self._on_started = seen_by(self._observers, "on_started")
         self._on_ended = seen_by(self._observers, "on_ended")
         self._on_terminating = seen_by(self._observers, "on_terminating")
+        self._on_cancelled = seen_by(self._observers, "on_cancelled")
         self._on_dead_lettered = seen_by(self._observers, "on_dead_lettered")
         self._on_consuming = seen_by(self._observers, "on_consuming")
         self.sees_received = self._info or bool(signals.task_received) or bool(self._on_received)
@@ -64,6 +65,12 @@ class Report:
     def started(self, request: Request) -> None:
         """Called only while `sees_started`."""
         _tell(self._on_started, request)
+
+    def cancelled(self, request: Request, *, is_lost: bool) -> None:
+        """A shutdown ended it; lost is what was acked when it began."""
+        word = "lost: it was acked when it started (acks_late=False)" if is_lost else "requeued"
+        logger.warning("Task %s[%s] was ended by the shutdown and is %s", request.task, request.id, word)
+        _tell(self._on_cancelled, request)
 
     def dead_lettered(self, request: Request) -> None:
         _tell(self._on_dead_lettered, request)

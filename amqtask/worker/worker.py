@@ -423,8 +423,7 @@ class Worker:
         self.dispatcher.running.clear()
         late = [request for request in unfinished if request.number not in self.dispatcher.early]
         for request in unfinished:
-            word = "requeued" if request in late else "lost: it was acked when it started (acks_late=False)"
-            logger.warning("Task %s[%s] was ended by the shutdown and is %s", request.task, request.id, word)
+            self.report.cancelled(request, is_lost=request not in late)
         self._give_back([request.delivery for request in late] + [each.delivery for each in self.answered.give_up()])
         self.flush()
 

@@ -181,6 +181,14 @@ def test_a_task_that_is_terminated_is_told_with_the_signal(asked: int | None, to
     assert (revoked["type"], revoked["terminated"], revoked["signum"]) == ("task-revoked", True, told)
 
 
+def test_tasks_that_a_cold_shutdown_ends_are_told() -> None:
+    watched = Watched()
+    watched.bench.deliver("a")
+    watched.bench.worker.abandon()
+
+    assert watched.types == ["task-received", "task-started", "task-cancelled"]
+
+
 def test_a_task_that_could_not_be_terminated_says_nothing_of_a_signal() -> None:
     watched = Watched()
     watched.bench.deliver("a")
