@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from amqtask.testing.suites.backend import PATIENCE
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.servers import MemcachedServer, PostgresServer, Sentinel, postgres_programs
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 
@@ -134,7 +136,7 @@ def test_no_result_is_lost_when_the_database_is_away(
 ) -> None:
     queue, backend = rabbit.queue("stored"), f"db+{own_postgres.url}"
     environment = {"STORED_BACKEND": backend, "STORED_QUEUE": queue, "STORED_ALWAYS_RETRY": "1" if always else ""}
-    app = AmqTask("caller", broker=rabbit.url, backend=backend)
+    app = AmqTask("caller", broker=rabbit.url, backend=backend, **PATIENT)
     app.conf.result_backend_transport_options = {"retry_for": 0.5}
     leave = app.signature("stored.leave", queue=queue)
     with WorkerProcess("integration.apps.stored", "-Q", queue, "-c", "1", environment=environment) as worker:
@@ -208,6 +210,20 @@ def test_a_result_that_is_kept_for_longer_than_a_month_does_not_expire_at_once(m
     store.store(result)
 
     assert store.wait(result.task_id, timeout=PATIENCE).result == 1
+    store.close()
+
+
+def test_memcached_keeps_a_result_for_all_of_its_time(memcached_address: str) -> None:
+    store = opened(f"cache+memcached://{memcached_address}", expires=1.0)
+    result = success(1)
+    store.store(result)
+    stored_at = time.monotonic()
+
+    while True:
+        is_there = store.get(result.task_id) is not None
+        if time.monotonic() - stored_at >= 1.0:
+            break
+        assert is_there, f"it has gone after {time.monotonic() - stored_at:.3f} s"
     store.close()
 
 

@@ -5,6 +5,7 @@ memcached forgets by itself: when a result expires, and earlier when its memory 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,8 @@ class MemcachedBackend(ValueBackend):
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         self._servers = servers_of(options.url)
-        self._expires = max(1, int(options.expires)) if options.expires else 0
+        # memcached counts the ticks of its clock, one a second, and the first may come at once.
+        self._expires = math.ceil(options.expires) + 1 if options.expires else 0
         self._arguments = {
             "connect_timeout": options.connect_timeout,
             "timeout": max(options.connect_timeout, 5.0),
