@@ -297,10 +297,13 @@ class BackendSuite:
         if backend is None:
             pytest.skip("its results are kept as long as somebody holds them")
         done, started = _id(), _id()
+        began = time.monotonic()
         self.store(backend, done, value=1)
         self.store(backend, started, states.STARTED, {"pid": 1})
         backend.cleanup()
-        assert backend.get(done) is not None, "it is not old yet"
+        is_there = backend.get(done) is not None
+        # A machine that stood still meanwhile is no failure.
+        assert is_there or time.monotonic() - began >= 1.0, "it is not old yet"
 
         def is_gone() -> bool:
             if not backend.supports_autoexpire:
@@ -353,6 +356,7 @@ class BackendSuite:
     def test_results_that_are_missing_at_the_timeout_are_counted(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(3)]
         self.store(backend, ids[1], value=1)
+        eventually(lambda: backend.get(ids[1]))
         arriving = backend.iter_ready(ids, timeout=0.3)
 
         assert next(arriving)[0] == ids[1]
