@@ -131,9 +131,11 @@ class Broker:
 
     def channel(self) -> pika.adapters.blocking_connection.BlockingChannel:
         """A channel of its own, on a live connection."""
-        if not self._connection.is_open:
+        try:
+            self._connection.process_data_events(0)
+        except pika.exceptions.AMQPError:
+            # Nothing was said over it for two heartbeats: a test may take long, or the machine may have stood still.
             self._connection = pika.BlockingConnection(pika.URLParameters(self.url))
-        self._connection.process_data_events(0)
         return self._connection.channel()
 
     def queue(self, prefix: str = "q") -> str:
@@ -146,9 +148,12 @@ class Broker:
         """Ready messages; 0 for a queue that is not there."""
         channel = self.channel()
         try:
-            return int(channel.queue_declare(queue, passive=True).method.message_count)
+            found = int(channel.queue_declare(queue, passive=True).method.message_count)
         except pika.exceptions.ChannelClosedByBroker:
             return 0
+        # It may be asked every 20 ms for minutes, and a connection has 2,047 channels.
+        channel.close()
+        return found
 
     def exists(self, queue: str) -> bool:
         """Whether there is such a queue."""

@@ -91,7 +91,7 @@ def test_a_queue_stops_while_another_one_is_being_declared(
 
     consumer.add_queue(other, prefetch=1)
     consumer.cancel_queue(queue.name)
-    looped.until(lambda: rabbit_has(rabbit, other))
+    looped.until(lambda: rabbit.exists(other.name))
     fill(rabbit, queue, b"not for us")
     fill(rabbit, other, b"for us")
     looped.until(lambda: listener.deliveries)
@@ -192,21 +192,12 @@ def test_after_the_broker_cancelled_a_queue_its_window_is_whole_again(
     consumer.set_prefetch(queue.name, 5)  # two consumers: 2 and 3
 
     rabbit.channel().queue_delete(queue.name)
-    looped.until(lambda: rabbit_has(rabbit, queue))
+    looped.until(lambda: rabbit.exists(queue.name))
     fill(rabbit, queue, *[b"x"] * 8)
     looped.until(lambda: len(listener.deliveries) == 5)
 
     assert listener.cancelled == [queue.name]
     assert rabbit.count(queue.name) == 3
-
-
-def rabbit_has(rabbit: Broker, queue: Queue) -> bool:
-    """Whether the queue exists."""
-    try:
-        rabbit.channel().queue_declare(queue.name, passive=True)
-    except pika.exceptions.ChannelClosedByBroker:
-        return False
-    return True
 
 
 # -- what exists, what does not
@@ -236,7 +227,7 @@ def test_a_queue_that_differed_and_was_deleted_is_made_as_it_was_asked_for(
     assert len(listener.warnings) == 1
 
     rabbit.channel().queue_delete(queue.name)
-    looped.until(lambda: rabbit_has(rabbit, queue))
+    looped.until(lambda: rabbit.exists(queue.name))
     fill(rabbit, queue, b"again")
     looped.until(lambda: listener.deliveries)
 
@@ -249,7 +240,7 @@ def test_a_queue_that_cannot_be_made_does_not_keep_the_others_waiting(
 ) -> None:
     absent = Queue(rabbit.queue("absent"), arguments=QUORUM, passive=True)
     listener, consumer = looped.consumer(absent, queue)
-    looped.until(lambda: rabbit_has(rabbit, queue))
+    looped.until(lambda: rabbit.exists(queue.name))
     fill(rabbit, queue, b"served")
     looped.until(lambda: listener.deliveries and listener.warnings)
 

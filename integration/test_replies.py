@@ -59,7 +59,7 @@ def link(broker_url: str) -> Iterator[Forwarder]:
 def inbox(link: Forwarder, queue: str) -> Iterator[Inbox]:
     """A consumer that consumes."""
     made = Inbox(link.url, queue)
-    made.replies.ensure(20)
+    made.replies.ensure(60)
     yield made
     made.replies.close()
 
@@ -68,15 +68,6 @@ def send(rabbit: Broker, queue: str, *bodies: bytes) -> None:
     """Replies, as a worker publishes them."""
     for body in bodies:
         rabbit.publish(queue, body, pika.BasicProperties(delivery_mode=2))
-
-
-def exists(rabbit: Broker, queue: str) -> bool:
-    """Whether the broker has the queue."""
-    try:
-        rabbit.channel().queue_declare(queue, passive=True)
-    except pika.exceptions.ChannelClosedByBroker:
-        return False
-    return True
 
 
 def test_whoever_waits_gets_the_reply(rabbit: Broker, inbox: Inbox, queue: str) -> None:
@@ -153,7 +144,7 @@ def test_a_queue_that_somebody_deleted_is_made_again(rabbit: Broker, inbox: Inbo
         waiting = pool.submit(inbox.await_body, b"1")
         rabbit.channel().queue_delete(queue)
         deadline = time.monotonic() + 90
-        while not exists(rabbit, queue) and time.monotonic() < deadline:
+        while not rabbit.exists(queue) and time.monotonic() < deadline:
             pass
         send(rabbit, queue, b"1")
 
@@ -201,7 +192,7 @@ def test_waiting_inside_a_replys_callback_is_refused_instead_of_hanging(
         seen.append(str(caught.value))
 
     replies = ReplyConsumer(parse_broker_urls(broker_url), Queue(queue), on_reply)
-    replies.ensure(20)
+    replies.ensure(60)
     send(rabbit, queue, b"1")
 
     assert replies.drive(lambda: bool(seen), time.monotonic() + 90)
@@ -226,7 +217,7 @@ def test_closing_deletes_the_queue_and_ends_all_waiting(rabbit: Broker, inbox: I
         waiting.result(timeout=90)
 
     inbox.replies.close()
-    assert not exists(rabbit, queue)
+    assert not rabbit.exists(queue)
 
 
 def test_a_forked_child_leaves_its_parents_consumer_alone(
