@@ -47,7 +47,7 @@ class Flower:
         return f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Flower:
-        options = ["flower", f"--port={self._port}", "--address=127.0.0.1", "--inspect_timeout=2000"]
+        options = ["flower", f"--port={self._port}", "--address=127.0.0.1", "--inspect_timeout=20000"]
         options += [f"--broker={url}" for name, url in self._environment.items() if name == "AMQTASK_BROKER_URL"]
         environment = {
             **os.environ,
@@ -95,6 +95,16 @@ class Flower:
     def get(self, path: str) -> Any:
         """The JSON of a GET. Raises: AssertionError with what it said instead."""
         return self._ask(urllib.request.Request(f"{self.url}{path}"))
+
+    def find(self, path: str) -> Any:
+        """The JSON of a GET; None for what Flower does not know (404)."""
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=90) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+            return None
 
     def post(self, path: str, **fields: str) -> Any:
         """The JSON of a POST of form fields, as its buttons send them."""
