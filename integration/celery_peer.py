@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from integration.machine import kill_session
 from integration.workers import ROOT, eventually
 
 FOLDER = ROOT / ".venv-celery"
@@ -73,16 +74,27 @@ class CeleryWorker:
             *options,
         ]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def __enter__(self) -> CeleryWorker:
-        eventually(
-            lambda: " ready." in self._log.read_text(),
-            what=lambda: f"Celery is not ready:\n{self._log.read_text()}",
-        )
+        try:
+            eventually(lambda: " ready." in self.log, what=lambda: f"Celery is not ready:\n{self.log}")
+        except BaseException:
+            kill_session(self._process)  # it would answer other tests' questions
+            raise
         return self
 
+    @property
+    def log(self) -> str:
+        """Everything it printed."""
+        return self._log.read_text()
+
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(90)
-        self._log.unlink()
+        try:
+            self._process.terminate()
+            self._process.wait(90)
+        finally:
+            kill_session(self._process)
+            self._log.unlink()

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from amqtask import AmqTask
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 
@@ -55,7 +56,7 @@ def memory(worker: WorkerProcess) -> int:
 def run(broker: str, queue: str, *, tasks: int, ahead: float, spread: float) -> Lateness:
     """Publish `tasks` whose ETAs begin `ahead` seconds from now and spread over `spread` seconds."""
     file = Path(tempfile.mkstemp(prefix="amqtask-delayed-")[1])
-    app = AmqTask("delayed", broker=broker)
+    app = AmqTask("delayed", broker=broker, **PATIENT)
     app.conf.task_default_queue = queue
     environment = {"SOAK_FILE": str(file), "SOAK_QUEUE": queue, "AMQTASK_BROKER_URL": broker}
     options = ("-P", "prefork", "-c", "2")

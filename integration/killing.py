@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from amqtask import AmqTask
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 APP = "integration.apps.flows"
@@ -49,7 +50,7 @@ def workers_under_fire(
         WorkerProcess(APP, "-Q", queue, "-P", "prefork", "-c", "4", "-n", f"w{number}@%h", environment=environment)
         for number in range(WORKERS)
     ]
-    app = AmqTask("fire", broker=broker_url, backend=backend)
+    app = AmqTask("fire", broker=broker_url, backend=backend, **PATIENT)
     app.conf.task_default_queue = queue
     app.conf.task_delivery_limit = delivery_limit
     chance = random.Random(seed)

@@ -24,6 +24,7 @@ from pathlib import Path
 from amqtask import AmqTask
 from amqtask.exceptions import PublishError
 from integration.nodes import RabbitNode, apt_install, rabbitmq_installed
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 APP = "integration.apps.numbered"
@@ -61,7 +62,7 @@ class Soak:
         self.tasks = tasks
         self.file = Path(tempfile.mkstemp(prefix="amqtask-soak-")[1])
         self.queue = f"soak-{self.file.name}"
-        self.app = AmqTask("soak", broker=node.url)
+        self.app = AmqTask("soak", broker=node.url, **PATIENT)
         self.app.conf.task_default_queue = self.queue
         self.worker = WorkerProcess(
             APP, "-P", pool, "-c", str(concurrency),

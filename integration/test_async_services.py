@@ -20,6 +20,7 @@ from amqtask.contrib.asgi import connected
 from amqtask.exceptions import BrokerUnreachable, PublishError
 from integration.conftest import Broker
 from integration.nodes import free_port
+from integration.waiting import PATIENT
 from integration.workers import LoggedProcess, WorkerProcess, eventually
 
 Start = Callable[..., str]
@@ -155,7 +156,7 @@ def test_a_service_may_start_before_its_broker(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_service_that_ends_leaves_nothing_in_the_broker(broker_url: str, rabbit: Broker) -> None:
-    app = AmqTask("shop", broker=broker_url, backend="rpc://", set_as_current=False)
+    app = AmqTask("shop", broker=broker_url, backend="rpc://", **PATIENT, set_as_current=False)
 
     async def serve() -> str:
         async with connected(app):

@@ -26,6 +26,7 @@ from amqtask.exceptions import (
 )
 from integration.conftest import Broker
 from integration.nodes import RabbitNode, free_port
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually, run_cli
 
 SAMPLE = "integration.apps.limited"
@@ -34,7 +35,7 @@ SAMPLE = "integration.apps.limited"
 @pytest.fixture
 def client(rabbit: Broker) -> Iterator[AmqTask]:
     """A producer with results."""
-    app = AmqTask("client", broker=rabbit.url, backend="rpc://")
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT)
     yield app
     app.close()
 
@@ -111,7 +112,7 @@ def test_a_refused_content_type_is_kept_and_never_loaded(rabbit: Broker, queue: 
 
 
 def test_wrong_arguments_are_an_error_before_publishing(rabbit: Broker, queue: str) -> None:
-    app = AmqTask("typed", broker=rabbit.url)
+    app = AmqTask("typed", broker=rabbit.url, **PATIENT)
 
     @app.task
     def add(x: int, y: int) -> int:
@@ -201,7 +202,7 @@ def test_a_queue_with_other_arguments_is_used_as_it_is_found(rabbit: Broker, cli
 
 
 def test_a_refused_login_is_said_at_once(rabbit: Broker) -> None:
-    app = AmqTask("client", broker=rabbit.url.replace("guest:guest", "guest:wrong"))
+    app = AmqTask("client", broker=rabbit.url.replace("guest:guest", "guest:wrong"), **PATIENT)
 
     with pytest.raises(AccessRefused, match=r"(?i)user.*guest|guest.*password") as caught:
         app.send_task("sample.add", (1, 2))
@@ -221,7 +222,7 @@ def test_a_worker_with_a_refused_login_ends_with_an_error(rabbit: Broker) -> Non
 
 def test_a_wrong_vhost_is_said_at_once(rabbit: Broker) -> None:
     address, _, _ = rabbit.url.rpartition("/")
-    app = AmqTask("client", broker=f"{address}/nosuchvhost")
+    app = AmqTask("client", broker=f"{address}/nosuchvhost", **PATIENT)
 
     with pytest.raises(AccessRefused, match="nosuchvhost"):
         app.send_task("sample.add", (1, 2))
@@ -245,7 +246,7 @@ def test_a_worker_waits_for_a_broker_that_is_not_there_yet(hurt_node: RabbitNode
     try:
         process.await_log("127.0.0.1")
         hurt_node.start()
-        app = AmqTask("client", broker=hurt_node.url, backend="rpc://")
+        app = AmqTask("client", broker=hurt_node.url, backend="rpc://", **PATIENT)
         assert app.send_task("sample.add", (1, 2), queue="late").get(timeout=90) == 3
         hurt_node.stop()
         hurt_node.start()
@@ -264,7 +265,7 @@ def test_an_unroutable_message_is_an_error_of_its_own_call(rabbit: Broker, clien
 
 
 def test_a_message_over_the_brokers_limit_is_named_so(hurt_node: RabbitNode) -> None:
-    app = AmqTask("client", broker=hurt_node.url)
+    app = AmqTask("client", broker=hurt_node.url, **PATIENT)
 
     with pytest.raises(MessageTooLarge, match=r"1048576|1 ?MiB"):
         app.send_task("sample.fail", ("x" * 2_000_000,), queue="large")
@@ -273,9 +274,9 @@ def test_a_message_over_the_brokers_limit_is_named_so(hurt_node: RabbitNode) -> 
 
 
 def test_a_blocked_connection_is_named_so(hurt_node: RabbitNode) -> None:
-    app = AmqTask("client", broker=hurt_node.url)
-    app.conf.broker_publish_timeout = 2.0
+    app = AmqTask("client", broker=hurt_node.url, **PATIENT)
     app.send_task("sample.add", (1, 2), queue="alarm")
+    app.conf.broker_publish_timeout = 5.0
     hurt_node.ctl("set_vm_memory_high_watermark", "0.00001")
     try:
         # The broker blocks a connection at its first publish after the alarm, and takes that one.
@@ -285,7 +286,7 @@ def test_a_blocked_connection_is_named_so(hurt_node: RabbitNode) -> None:
             app.send_task("sample.add", (1, 2), queue="alarm")
     finally:
         hurt_node.ctl("set_vm_memory_high_watermark", "0.6")
-    app.conf.broker_publish_timeout = 20.0
+    app.conf.broker_publish_timeout = 60.0
     app.send_task("sample.add", (1, 2), queue="alarm")
     app.close()
 
@@ -294,7 +295,7 @@ def test_consumer_timeout_costs_no_task(hurt_node: RabbitNode, tmp_path: Path) -
     started, release = tmp_path / "started", tmp_path / "release"
     hurt_node.ctl("eval", "application:set_env(rabbit, consumer_timeout, 2000).")
     environment = {"AMQTASK_BROKER_URL": hurt_node.url}
-    app = AmqTask("client", broker=hurt_node.url, backend="rpc://")
+    app = AmqTask("client", broker=hurt_node.url, backend="rpc://", **PATIENT)
     try:
         with WorkerProcess(SAMPLE, "-Q", "lease", "-c", "1", environment=environment) as worker:
             result = app.send_task("sample.wait_for", (str(started), str(release)), queue="lease")

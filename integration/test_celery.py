@@ -12,6 +12,7 @@ from amqtask import AmqTask, chain
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 OURS = "integration.apps.sample"
@@ -94,7 +95,7 @@ def test_a_celery_producers_countdown_waits_in_the_broker(rabbit: Broker, redis_
 
 def test_a_celery_worker_runs_our_task_and_we_read_the_result(rabbit: Broker, backend: str, classic: str) -> None:
     environment = celery_peer.environment(rabbit.url, backend, classic)
-    app = AmqTask("client", broker=rabbit.url, backend=backend)
+    app = AmqTask("client", broker=rabbit.url, backend=backend, **PATIENT)
     app.conf.task_default_queue = classic
 
     with CeleryWorker(environment, classic):
@@ -110,7 +111,7 @@ def test_a_celery_worker_runs_our_task_and_we_read_the_result(rabbit: Broker, ba
 
 def test_our_countdown_reaches_a_celery_worker_on_time(rabbit: Broker, redis_url: str, classic: str) -> None:
     environment = celery_peer.environment(rabbit.url, redis_url, classic)
-    app = AmqTask("client", broker=rabbit.url, backend=redis_url)
+    app = AmqTask("client", broker=rabbit.url, backend=redis_url, **PATIENT)
     app.conf.task_default_queue = classic
 
     with CeleryWorker(environment, classic):

@@ -14,6 +14,7 @@ from amqtask.testing.suites.compositions import COMPOSITIONS, ERRORS, Tasks, def
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 OURS, THEIRS = "integration.apps.flows", "integration.apps.celery_flows"
@@ -65,7 +66,7 @@ def _is_right(name: str, found: dict[str, Any]) -> bool:
 
 
 def test_what_we_publish_gives_its_values(rabbit: Broker, redis_url: str, queue: str, workers: str) -> None:
-    app = define(AmqTask("client", broker=rabbit.url, backend=redis_url))
+    app = define(AmqTask("client", broker=rabbit.url, backend=redis_url, **PATIENT))
     app.conf.task_default_queue = queue
     tasks = Tasks(app)
     wrong: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import free_port
 from integration.test_monitoring import Scraped
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 STEPS = "integration.apps.steps"
@@ -31,7 +32,7 @@ class Scene:
     def __init__(self, rabbit: Broker, redis_url: str, folder: Path) -> None:
         self.rabbit, self.redis_url, self.folder = rabbit, redis_url, folder
         self.queue = rabbit.queue("steps")
-        self.app = AmqTask("client", broker=rabbit.url, backend=redis_url)
+        self.app = AmqTask("client", broker=rabbit.url, backend=redis_url, **PATIENT)
 
     def worker(self, pool: str, *options: str, seconds: float = 30.0, broker: str | None = None) -> WorkerProcess:
         """A worker with one slot that goes on with a chain for so long."""

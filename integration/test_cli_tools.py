@@ -15,6 +15,7 @@ from amqtask import AmqTask, Exchange, Queue
 from amqtask.cli.main import run
 from integration.conftest import Broker
 from integration.nodes import RabbitNode, free_port, rabbitmq_installed
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 Cli = Callable[..., Any]
@@ -29,7 +30,7 @@ def queue(rabbit: Broker) -> str:
 @pytest.fixture
 def app(rabbit: Broker, queue: str) -> Iterator[AmqTask]:
     """An application with one queue."""
-    made = AmqTask("tools", broker=rabbit.url, task_default_queue=queue, set_as_current=False)
+    made = AmqTask("tools", broker=rabbit.url, **PATIENT, task_default_queue=queue, set_as_current=False)
 
     @made.task(name="add")
     def add(x: int, y: int) -> int:
@@ -157,17 +158,20 @@ def test_a_result_that_another_process_stored(
     rabbit: Broker, queue: str, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment = {"SAMPLE_QUEUE": queue, "SAMPLE_BACKEND": redis_url}
-    client = AmqTask("client", broker=rabbit.url, backend=redis_url, task_default_queue=queue, set_as_current=False)
-    with WorkerProcess("integration.apps.sample", "-P", "solo", environment=environment):
+    client = AmqTask(
+        "client", broker=rabbit.url, backend=redis_url, **PATIENT, task_default_queue=queue, set_as_current=False
+    )
+    node = f"w{uuid.uuid4().hex[:8]}@here"
+    with WorkerProcess("integration.apps.sample", "-P", "solo", "-n", node, environment=environment):
         good, bad = client.send_task("sample.add", (1, 2)).id, client.send_task("sample.add", (1, None)).id
 
-        assert run(["result", good, "--wait", "20", "--json"], client) == 0
+        assert run(["result", good, "--wait", "60", "--json"], client) == 0
         found = json.loads(capsys.readouterr().out)
         assert (found["id"], found["state"], found["result"]) == (good, "SUCCESS", 3)
-        assert run(["result", bad, "--wait", "20", "--traceback"], client) == 0
+        assert run(["result", bad, "--wait", "60", "--traceback"], client) == 0
         assert "TypeError" in capsys.readouterr().out
-        assert run(["graph", "workers"], client) == 0
-        assert f'"queue {queue}" -> "worker celery@' in capsys.readouterr().out
+        assert run(["graph", "workers", "-d", node, "-t", "60"], client) == 0
+        assert f'"queue {queue}" -> "worker {node}' in capsys.readouterr().out
     client.close()
 
 
@@ -271,7 +275,7 @@ def test_a_user_without_rights_is_told_so(hurt_node: RabbitNode, cli: Cli, capsy
     hurt_node.ctl("add_user", "onlooker", "secret")
     hurt_node.ctl("set_permissions", "-p", "/", "onlooker", "^$", "^$", ".*")
     url = hurt_node.url.replace("guest:guest", "onlooker:secret")
-    onlooker = AmqTask("onlooker", broker=url, task_default_queue="unseen", set_as_current=False)
+    onlooker = AmqTask("onlooker", broker=url, **PATIENT, task_default_queue="unseen", set_as_current=False)
     try:
         findings = cli("topology", "declare", app=onlooker, code=1)
         assert [found["status"] for found in findings] == ["refused", "refused"]
@@ -330,7 +334,7 @@ def managed() -> Iterator[tuple[RabbitNode, str]]:
 @pytest.fixture
 def elsewhere(managed: tuple[RabbitNode, str]) -> Iterator[AmqTask]:
     """An application on the node with the plugin, with a topic exchange."""
-    made = AmqTask("managed", broker=managed[0].url, set_as_current=False)
+    made = AmqTask("managed", broker=managed[0].url, **PATIENT, set_as_current=False)
     media = Exchange("media", type="topic")
     made.conf.task_queues = [Queue("images", exchange=media, routing_key="image.*")]
     yield made

@@ -12,6 +12,7 @@ from amqtask.protocol.chord import queue_name
 from amqtask.testing.suites.compositions import COMPOSITIONS, ERRORS, Tasks, define
 from integration.chords import under_fire
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 APP = "integration.apps.flows"
@@ -39,7 +40,7 @@ def worked(request: pytest.FixtureRequest, broker_url: str) -> Iterator[Tasks]:
     store, pool = request.param.split("-")
     queue = f"flows-{request.param}"
     environment = {"FLOWS_BACKEND": backend_url(store, request), "FLOWS_QUEUE": queue}
-    app = define(AmqTask("client", broker=broker_url, backend=environment["FLOWS_BACKEND"]))
+    app = define(AmqTask("client", broker=broker_url, backend=environment["FLOWS_BACKEND"], **PATIENT))
     app.conf.update(task_default_queue=queue, broker_publish_timeout=60.0)
     with WorkerProcess(APP, "-Q", queue, "-P", pool, "-c", "4", environment=environment):
         yield Tasks(app)

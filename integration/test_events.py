@@ -23,6 +23,7 @@ from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import RabbitNode
+from integration.waiting import PATIENT
 from integration.workers import ROOT, WorkerProcess, eventually, run_cli
 
 APP = "integration.apps.sample"
@@ -105,7 +106,9 @@ def queue(rabbit: Broker) -> str:
 
 @pytest.fixture
 def app(rabbit: Broker, queue: str) -> Iterator[AmqTask]:
-    made = AmqTask("producer", broker=rabbit.url, backend="rpc://", task_default_queue=queue, set_as_current=False)
+    made = AmqTask(
+        "producer", broker=rabbit.url, backend="rpc://", **PATIENT, task_default_queue=queue, set_as_current=False
+    )
     yield made
     made.close()
 
@@ -295,7 +298,7 @@ def test_calls_do_not_mind_what_becomes_of_their_events(
 ) -> None:
     """Nobody may publish to the exchange of events, and their connection is cut, then hangs; each call is stored."""
     with Forwarder(rabbit.url) as forwarder:
-        app = AmqTask("telling", broker=rabbit.url, task_default_queue=queue, set_as_current=False)
+        app = AmqTask("telling", broker=rabbit.url, **PATIENT, task_default_queue=queue, set_as_current=False)
         app.conf.update(task_send_sent_event=True, event_exchange="amq.rabbitmq.trace")  # an internal one
         far = AmqTask("far", broker=forwarder.url, set_as_current=False)
         app.__dict__["teller"] = far.teller
@@ -315,7 +318,7 @@ def test_calls_do_not_mind_what_becomes_of_their_events(
 
 def test_tasks_run_on_while_the_broker_takes_no_events(hurt_node: RabbitNode) -> None:
     """An alarm blocks who publishes, and lets who consumes go on."""
-    app = AmqTask("blocked", broker=hurt_node.url, task_default_queue="blocked", set_as_current=False)
+    app = AmqTask("blocked", broker=hurt_node.url, **PATIENT, task_default_queue="blocked", set_as_current=False)
     for number in range(300):
         app.send_task("sample.add", (number, 0), ignore_result=True)
     app.close()

@@ -11,6 +11,7 @@ import pytest
 
 from amqtask import AmqTask
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 LOGGED = "integration.apps.logged"
@@ -20,7 +21,7 @@ POOLS = ["solo", "threads", "prefork", "eventlet", "gevent", "asyncio"]
 @pytest.fixture
 def app(rabbit: Broker) -> Iterator[AmqTask]:
     """The producer's end."""
-    with AmqTask("client", broker=rabbit.url, backend="rpc://") as made:
+    with AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT) as made:
         yield made
 
 

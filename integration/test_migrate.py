@@ -19,6 +19,7 @@ from amqtask import AmqTask
 from amqtask.cli.main import run
 from integration.conftest import Broker
 from integration.nodes import RabbitNode
+from integration.waiting import PATIENT
 from integration.workers import ROOT, eventually
 
 Cli = Callable[..., Any]
@@ -27,7 +28,7 @@ Cli = Callable[..., Any]
 @pytest.fixture
 def app(rabbit: Broker) -> Iterator[AmqTask]:
     """An application on the broker."""
-    made = AmqTask("migrate", broker=rabbit.url, set_as_current=False)
+    made = AmqTask("migrate", broker=rabbit.url, **PATIENT, set_as_current=False)
     yield made
     made.close()
 

@@ -15,6 +15,7 @@ from amqtask import AmqTask
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import free_port
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually, run_session
 
 SAMPLE = "integration.apps.sample"
@@ -51,7 +52,7 @@ class Scraped:
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_tasks_did_is_on_the_page(rabbit: Broker, pool: str) -> None:
     queue, port = rabbit.queue("metrics"), free_port()
-    app = AmqTask("client", broker=rabbit.url, backend="rpc://", task_send_timestamp=True)
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT, task_send_timestamp=True)
     ports = ("--metrics-port", str(port), "--health-port", str(port))
     with WorkerProcess(SAMPLE, "-Q", queue, "-P", pool, "-c", "2", *ports, "--http-host", "127.0.0.1"):
         results = [app.send_task("sample.add", (n, n), queue=queue) for n in range(20)]
@@ -80,7 +81,7 @@ def test_what_tasks_did_is_on_the_page(rabbit: Broker, pool: str) -> None:
 @pytest.mark.parametrize("pool", ["solo", "prefork", "gevent"])
 def test_a_worker_that_drains_is_live_and_not_ready(rabbit: Broker, tmp_path: Path, pool: str) -> None:
     queue, port = rabbit.queue("drain"), free_port()
-    app = AmqTask("client", broker=rabbit.url, backend="rpc://")
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT)
     with WorkerProcess(HELD, "-Q", queue, "-P", pool, "-c", "1", "--health-port", str(port)) as worker:
         app.send_task("held.hold", (str(tmp_path), "a"), queue=queue)
         eventually((tmp_path / "runs").exists, what="the task runs")
@@ -149,7 +150,7 @@ def test_a_cut_connection_is_seen_as_a_reconnect_and_a_redelivery(rabbit: Broker
     queue, port = rabbit.queue("cut"), free_port()
     ports = ("--metrics-port", str(port), "--health-port", str(port))
     with (
-        AmqTask("client", broker=rabbit.url, backend="rpc://") as app,
+        AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT) as app,
         Forwarder(rabbit.url) as link,
         WorkerProcess(HELD, "-Q", queue, "-c", "1", *ports, environment={"AMQTASK_BROKER_URL": link.url}),
     ):

@@ -27,6 +27,7 @@ from amqtask.outbox.contract import OutboxUnreachable, StoredRow, Verdict
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.machine import free_port
+from integration.waiting import PATIENT
 from integration.workers import ROOT, WorkerProcess, eventually, run_cli
 
 
@@ -42,7 +43,7 @@ class Shop:
         self.metadata.create_all(self.engine)
         self.sessions = sessionmaker(self.engine)
         self.queue = queue
-        self.app = AmqTask("shop", broker=broker, task_default_queue=queue, set_as_current=False)
+        self.app = AmqTask("shop", broker=broker, **PATIENT, task_default_queue=queue, set_as_current=False)
         self.outbox = SqlAlchemyOutbox(self.app, self.table, sessions=self.sessions)
 
     def call(self, *args: Any, **options: Any) -> str:

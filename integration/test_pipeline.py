@@ -10,6 +10,7 @@ from amqtask import AmqTask, signals
 from amqtask.exceptions import BrokerUnreachable, Unroutable
 from integration.conftest import Broker
 from integration.nodes import free_port
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 SAMPLE = "integration.apps.sample"
@@ -18,7 +19,7 @@ SAMPLE = "integration.apps.sample"
 @pytest.fixture
 def app(rabbit: Broker) -> Iterator[AmqTask]:
     """A producer."""
-    with AmqTask("client", broker=rabbit.url, backend="rpc://") as made:
+    with AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT) as made:
         yield made
 
 

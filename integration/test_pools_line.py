@@ -8,6 +8,7 @@ import pytest
 
 from amqtask import AmqTask
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 POOLS = ("prefork", "threads", "solo", "eventlet", "gevent", "asyncio")
@@ -16,7 +17,7 @@ POOLS = ("prefork", "threads", "solo", "eventlet", "gevent", "asyncio")
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_runs_its_queue_and_leaves_others_alone(pool: str, rabbit: Broker) -> None:
     mine, other = rabbit.queue("cma_queue"), rabbit.queue("other")
-    app = AmqTask("client", broker=rabbit.url, backend="rpc://")
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT)
     app.conf.task_routes = {"sample.pid": {"queue": other}, "sample.*": {"queue": mine}}
     for_others = [app.send_task("sample.pid") for _ in range(3)]
 
@@ -36,7 +37,7 @@ def test_a_worker_runs_its_queue_and_leaves_others_alone(pool: str, rabbit: Brok
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_failing_task_gives_its_own_exception_back(pool: str, rabbit: Broker) -> None:
     queue = rabbit.queue()
-    app = AmqTask("client", broker=rabbit.url, backend="rpc://")
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT)
 
     with WorkerProcess("integration.apps.sample", "-Q", queue, "-P", pool, "-c", "2") as worker:
         result = app.send_task("sample.fail", ("as told",), queue=queue)
@@ -53,7 +54,7 @@ def test_a_failing_task_gives_its_own_exception_back(pool: str, rabbit: Broker) 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_retry_waits_in_the_broker_and_runs_again(pool: str, rabbit: Broker, tmp_path: Path) -> None:
     queue, file = rabbit.queue(), tmp_path / "runs"
-    app = AmqTask("client", broker=rabbit.url, backend="rpc://")
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT)
 
     with WorkerProcess("integration.apps.sample", "-Q", queue, "-P", pool, "-c", "2") as worker:
         result = app.send_task("sample.retry", (str(file), 2), queue=queue)

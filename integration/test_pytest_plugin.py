@@ -12,7 +12,7 @@ PROJECT = """
 import os
 from amqtask import AmqTask, chain
 
-app = AmqTask("proj", backend="rpc://")
+app = AmqTask("proj", backend="rpc://", broker_publish_timeout=60, broker_connection_timeout=60)
 
 @app.task
 def add(x, y):

@@ -19,6 +19,7 @@ from amqtask.result import AsyncResult, GroupResult
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 EXTENDED = {"name": "shop.pay", "args": [1, "two"], "kwargs": {"by": "card"}, "worker": "w@host", "retries": 2,
@@ -124,7 +125,7 @@ def test_workers_of_both_systems_leave_results_in_one_database(rabbit: Broker, p
     channel.queue_declare(queue, durable=True)
     channel.close()
     environment = celery_peer.environment(rabbit.url, backend, queue)
-    app = AmqTask("client", broker=rabbit.url, backend=backend)
+    app = AmqTask("client", broker=rabbit.url, backend=backend, **PATIENT)
     app.conf.task_default_queue = queue
 
     with CeleryWorker(environment, queue):

@@ -14,6 +14,7 @@ import trustme
 from amqtask import AmqTask
 from amqtask.exceptions import BrokerUnreachable, ConfigurationError
 from integration.nodes import RabbitNode, free_port, rabbitmq_installed
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
 
 SAMPLE = "integration.apps.sample"
@@ -70,7 +71,14 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 
 def app_at(url: str) -> AmqTask:
-    return AmqTask("tls", broker=url, backend="rpc://", broker_publish_timeout=3, set_as_current=False)
+    return AmqTask("tls", broker=url, backend="rpc://", **PATIENT, set_as_current=False)
+
+
+def refused_at(url: str) -> AmqTask:
+    """An application whose calls fail: each takes all the time it is given, as a broker may come back."""
+    app = app_at(url)
+    app.conf.broker_publish_timeout = 6.0
+    return app
 
 
 def test_producer_worker_and_results_speak_tls(secured: Secured) -> None:
@@ -103,6 +111,7 @@ def test_celery_s_broker_use_ssl_is_taken(secured: Secured) -> None:
         "tls",
         broker=f"amqp://guest:guest@localhost:{secured.port}//",
         broker_use_ssl=options,
+        **PATIENT,
         set_as_current=False,
     )
     with app:
@@ -111,18 +120,21 @@ def test_celery_s_broker_use_ssl_is_taken(secured: Secured) -> None:
 
 def test_a_broker_of_another_authority_is_not_trusted(secured: Secured) -> None:
     url = secured.url(cafile=secured.strange_cafile, certfile=secured.certfile, keyfile=secured.keyfile)
-    with app_at(url) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate verify failed"):
+    with refused_at(url) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate verify failed"):
         app.send_task("any.task")
 
 
 def test_a_broker_with_another_name_is_not_trusted(secured: Secured) -> None:
     url = secured.good_url.replace("@localhost:", "@127.0.0.1:")
-    with app_at(url) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
+    with refused_at(url) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
         app.send_task("any.task")
 
 
 def test_without_a_client_certificate_the_broker_hangs_up_and_the_error_says_so(secured: Secured) -> None:
-    with app_at(secured.url(cafile=secured.cafile)) as app, pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
+    with (
+        refused_at(secured.url(cafile=secured.cafile)) as app,
+        pytest.raises(BrokerUnreachable, match=r"(?i)certificate"),
+    ):
         app.send_task("any.task")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from amqtask import AmqTask
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 TRACED = "integration.apps.traced"
@@ -23,7 +24,7 @@ CALLER = "b7ad6b7169203331"
 @pytest.fixture
 def app(rabbit: Broker) -> Iterator[AmqTask]:
     """A producer of another kind, which writes the W3C header by itself."""
-    with AmqTask("client", broker=rabbit.url, backend="rpc://") as made:
+    with AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT) as made:
         yield made
 
 

@@ -18,6 +18,7 @@ from amqtask import AmqTask, Broadcast, Queue
 from amqtask.exceptions import TaskRevokedError, Unroutable
 from integration.conftest import Broker
 from integration.nodes import RabbitNode
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually, run_cli
 
 HELD = "integration.apps.held"
@@ -28,7 +29,7 @@ class Held:
     """The producer's end of the held tasks: start them, see them run, let them go."""
 
     def __init__(self, url: str, queue: str, folder: Path) -> None:
-        self.app = AmqTask("client", broker=url, backend="rpc://", broker_publish_timeout=60.0)
+        self.app = AmqTask("client", broker=url, backend="rpc://", **PATIENT)
         self.queue = queue
         self.folder = folder
 
@@ -134,10 +135,13 @@ def test_stacks_are_shown_on_request(held: Held) -> None:
 
 
 def test_late_acks_survive_the_workers_death_and_early_ones_do_not(rabbit: Broker, held: Held) -> None:
-    with worker_of(held, "-c", "2") as worker:
+    node = f"acks-{uuid.uuid4().hex[:8]}@here"
+    with worker_of(held, "-c", "2", "-n", node) as worker:
         held.send("hold", "late")
         held.send("hold_early", "early")
         held.await_run("late", "early")
+        # The early ack is written soon after its task has begun; behind the answer the broker has it.
+        assert held.app.control.ask("ping", {}, destination=[node], timeout=90)
         worker.kill()
 
     eventually(lambda: rabbit.count(held.queue) == 1)
@@ -320,7 +324,8 @@ def test_the_pool_grows_with_the_work(held: Held) -> None:
 
 def test_a_remote_shutdown_is_warm(held: Held) -> None:
     with worker_of(held, "-P", "solo", "-n", "stopped@here") as worker:
-        held.app.control.ask("shutdown", {}, destination=["stopped@here"], timeout=0.2)
+        # No answer is asked for; the order is good for so long.
+        held.app.control.shutdown(destination=["stopped@here"], timeout=90)
         assert worker.wait() == 0
 
 
@@ -334,7 +339,7 @@ def test_a_broadcast_runs_in_every_worker(rabbit: Broker, tmp_path: Path) -> Non
         WorkerProcess(SAMPLE, "-Q", news, "-P", "solo", "-n", f"w{number}@%h", environment=environment)
         for number in range(2)
     ]
-    app = AmqTask("client", broker=rabbit.url, task_queues=[Broadcast(news), Queue(work)])
+    app = AmqTask("client", broker=rabbit.url, **PATIENT, task_queues=[Broadcast(news), Queue(work)])
     with workers[0], workers[1], app:
         app.send_task("sample.leave", (str(tmp_path / "ran"),), queue=news)
         eventually(lambda: (tmp_path / "ran").exists() and (tmp_path / "ran").read_text().count("ran") == 2)
@@ -347,7 +352,7 @@ def test_a_broadcast_runs_in_every_worker(rabbit: Broker, tmp_path: Path) -> Non
 def test_a_worker_is_reached_by_its_name(rabbit: Broker, tmp_path: Path) -> None:
     work, node = rabbit.queue("work"), f"direct-{uuid.uuid4().hex[:8]}@here"
     environment = {"SAMPLE_QUEUE": work, "SAMPLE_DIRECT": "1"}
-    app = AmqTask("client", broker=rabbit.url)
+    app = AmqTask("client", broker=rabbit.url, **PATIENT)
     with WorkerProcess(SAMPLE, "-P", "solo", "-n", node, environment=environment), app:
         app.send_task("sample.leave", (str(tmp_path / "ran"),), exchange="C.dq2", routing_key=node)
         eventually((tmp_path / "ran").exists)

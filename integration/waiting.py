@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 # Seconds for what must happen, unless said otherwise. A test that passes does not wait for them.
 LONG = 90.0
 # A sleep that takes so many seconds longer than it was told to: nothing ran meanwhile, what is awaited neither.
 STALL = 1.0
+# Settings of a test's own client, which does not give up while the machine stands still: `AmqTask("client", **PATIENT)`.
+PATIENT: dict[str, Any] = {"broker_publish_timeout": 60.0, "broker_connection_timeout": 60.0}
 
 
 class NeverHappened(AssertionError):

@@ -11,6 +11,8 @@ from celery import Celery
 app = Celery("peer", broker=os.environ["PEER_BROKER"], backend=os.environ["PEER_BACKEND"])
 app.conf.task_default_queue = os.environ["PEER_QUEUE"]
 app.conf.broker_connection_retry_on_startup = True
+# Four seconds otherwise, which a machine that stands still uses up.
+app.conf.broker_connection_timeout = 60
 
 SUITE = Path(__file__).resolve().parents[2] / "amqtask" / "testing" / "suites" / "compositions.py"
 suite: dict[str, Any] = {"__name__": "celery_compositions"}
@@ -29,7 +31,7 @@ def run_all(names: list[str]) -> None:
     for name in names:
         build = (suite["COMPOSITIONS"].get(name) or suite["ERRORS"].get(name))[0]
         try:
-            found: Any = {"value": build(tasks).apply_async().get(timeout=10)}
+            found: Any = {"value": build(tasks).apply_async().get(timeout=60)}
         except Exception as error:
             found = {"error": type(error).__name__, "text": str(error)}
         print(json.dumps([name, found]))
