@@ -17,6 +17,7 @@ from amqtask.exceptions import DuplicateNodenameWarning, TaskRevokedError
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually, run_cli
 
 OURS = "integration.apps.sample"
@@ -41,7 +42,7 @@ def peer(rabbit: Broker, redis_url: str, queue: str) -> dict[str, str]:
 @pytest.fixture
 def app(rabbit: Broker, redis_url: str, queue: str) -> Iterator[AmqTask]:
     """Our application on the same broker and result store."""
-    with AmqTask("client", broker=rabbit.url, backend=redis_url) as made:
+    with AmqTask("client", broker=rabbit.url, backend=redis_url, **PATIENT) as made:
         made.conf.task_default_queue = queue
         yield made
 
@@ -145,7 +146,9 @@ def test_celery_terminates_a_task_in_our_worker(
     found = celery_says(peer, node, "inspect", "query_task", result.id)
     assert found[result.id][0] == "active"
 
-    celery_peer.call(f"app.control.revoke({result.id!r}, terminate=True, signal='SIGKILL')", peer)
+    # The order is good for as long as an answer is waited for: one second otherwise.
+    options = f"terminate=True, signal='SIGKILL', destination=[{node!r}], reply=True, timeout=60"
+    celery_peer.call(f"app.control.revoke({result.id!r}, {options})", peer)
 
     with pytest.raises(TaskRevokedError):
         result.get(timeout=90)
@@ -200,8 +203,15 @@ def test_our_command_line_asks_celery_s_worker(node: str, queue: str) -> None:
     assert we_say(node, "inspect", "stats")["pool"]["max-concurrency"] == 2
     assert "software -> celery" in we_say(node, "inspect", "report")["ok"]
     assert we_say(node, "inspect", "query_task", "nobody") == {}
-    code, text = run_cli("-A", OURS, "inspect", "ping", "--pattern", f"{node[:5]}*", "-j", "-t", "2")
-    assert (code, json.loads(text)) == (0, {node: {"ok": "pong"}})
+    by_pattern = ("-A", OURS, "inspect", "ping", "--pattern", f"{node[:5]}*", "-j", "-t", "2")
+    answers: list[Any] = []
+
+    def is_answered() -> bool:
+        answers.append(run_cli(*by_pattern))
+        return bool(answers[-1][0] == 0)
+
+    eventually(is_answered, what="it never answered within two seconds")
+    assert json.loads(answers[-1][1]) == {node: {"ok": "pong"}}
     code, text = run_cli("-A", OURS, "inspect", "ping", "-d", node, "-t", "60")
     assert code == 0
     assert text == f"->  {node}: OK\n        pong\n\n1 node online.\n"
@@ -232,8 +242,11 @@ def test_we_terminate_a_task_in_celery_s_worker(app: AmqTask, node: str, tmp_pat
     assert active is not None
     assert [task["id"] for task in active[node]] == [result.id]
 
-    result.revoke(terminate=True)
+    def is_gone() -> bool:
+        result.revoke(terminate=True)  # Celery's worker takes no notice of what came more than a second ago
+        return result.ready()
 
+    eventually(is_gone, every=1.0)
     with pytest.raises(TaskRevokedError):
         result.get(timeout=90)
 
