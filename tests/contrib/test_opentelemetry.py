@@ -157,7 +157,7 @@ def test_a_delayed_message_is_named_by_where_it_goes(traced: Traced) -> None:
 
 def test_a_failure_is_an_error_with_its_exception(traced: Traced) -> None:
     with start_worker(traced.app):
-        traced.fail.delay().get(timeout=10, propagate=False)
+        traced.fail.delay().get(timeout=60, propagate=False)
 
     process = traced.one("process work")
     assert (process.status.status_code, process.status.description) == (StatusCode.ERROR, "no")
@@ -168,7 +168,7 @@ def test_a_failure_is_an_error_with_its_exception(traced: Traced) -> None:
 
 def test_an_expected_exception_is_told_and_is_no_error(traced: Traced) -> None:
     with start_worker(traced.app):
-        traced.fail_as_expected.delay().get(timeout=10, propagate=False)
+        traced.fail_as_expected.delay().get(timeout=60, propagate=False)
 
     process = traced.one("process work")
     assert process.status.status_code is StatusCode.UNSET

@@ -80,7 +80,13 @@ def test_handlers_get_the_events_they_are_for(app: AmqTask) -> None:
 
 def test_a_state_is_fed_by_a_receiver(app: AmqTask) -> None:
     state = app.events.State()
-    receiver = receiver_of(app, handlers={"*": state.event})
+    alive: list[bool] = []
+
+    def take(event: dict[str, Any]) -> None:
+        state.event(event)
+        alive.extend(worker.alive for worker in state.workers.values())
+
+    receiver = receiver_of(app, handlers={"*": take})
 
     def work() -> None:
         with start_worker(app):
@@ -89,7 +95,8 @@ def test_a_state_is_fed_by_a_receiver(app: AmqTask) -> None:
     captured(receiver, work, "task-succeeded")
 
     assert state.tasks["sum"].state == "SUCCESS"
-    assert [worker.alive for worker in state.workers.values()] == [True]
+    assert len(state.workers) == 1
+    assert any(alive)
 
 
 def test_bad_messages_are_skipped(app: AmqTask, caplog: pytest.LogCaptureFixture) -> None:

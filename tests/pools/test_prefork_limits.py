@@ -15,20 +15,20 @@ from tests.pools.preforked import Prefork
 
 def test_the_hard_limit_ends_a_task_that_swallows_its_soft_limit(tmp_path: Path) -> None:
     with Prefork(1) as prefork:
-        outcome = prefork.outcome(prefork.submit("swallow_soft_limit", str(tmp_path), soft_limit=0.1, hard_limit=0.5))
+        outcome = prefork.outcome(prefork.submit("swallow_soft_limit", str(tmp_path), soft_limit=0.5, hard_limit=3.0))
 
         assert (tmp_path / "swallowed").exists()
         assert outcome.state == states.FAILURE
-        assert "ran longer than its time limit of 0.5 s" in outcome.summary
+        assert "ran longer than its time limit of 3 s" in outcome.summary
         assert prefork.value(prefork.submit("add", 1, 1)) == 2
 
 
 def test_a_hard_limit_counts_from_the_start_of_the_task_not_from_its_submission() -> None:
     with Prefork(1) as prefork:
         prefork.look_ahead()
-        numbers = [prefork.submit("pause", 0.2, hard_limit=0.7) for _ in range(6)]
+        numbers = [prefork.submit("pause", 0.5, hard_limit=2.8) for _ in range(6)]
 
-        assert [prefork.value(number) for number in numbers] == [0.2] * 6
+        assert [prefork.value(number) for number in numbers] == [0.5] * 6
 
 
 def test_only_the_task_over_its_limit_is_lost(tmp_path: Path) -> None:

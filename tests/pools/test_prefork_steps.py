@@ -137,8 +137,8 @@ def test_a_child_goes_on_only_while_it_is_allowed_to() -> None:
 
 
 def test_a_child_goes_on_for_a_while_only() -> None:
-    with Prefork(1, executor=executor(seconds=0.05)) as prefork:
-        steps = (step("b", "pause", 0.1), step("c", "add", 1, 1), step("d", "add", 1, 1))
+    with Prefork(1, executor=executor(seconds=2.0)) as prefork:
+        steps = (step("b", "pause", 2.1), step("c", "add", 1, 1), step("d", "add", 1, 1))
         outcomes = followed(prefork, prefork.submit_request(chain_of(1, *steps)))
 
         assert len(outcomes) == 2

@@ -82,7 +82,7 @@ def test_what_is_known_already_is_all_there_is(shop: Shop) -> None:
 def test_the_first_state_is_known_before_a_worker_has_it_and_time_is_limited(shop: Shop) -> None:
     async def watch() -> list[Any]:
         seen: list[Any] = []
-        states = (await shop.fail.adelay()).astates(timeout=0.1, interval=0.01)
+        states = (await shop.fail.adelay()).astates(timeout=2.0, interval=0.01)
         try:
             async for entry in states:
                 seen.append(entry)

@@ -63,12 +63,15 @@ def test_what_the_end_of_a_turn_asks_for_last_is_still_done_in_that_turn(loop: P
         seen.append("write")
         loop.call_last(lambda: seen.append("flush"))
 
+    def end() -> None:
+        seen.append("next turn")
+        loop.stop()
+
     def work() -> None:
-        loop.call_soon(lambda: seen.append("next turn"))
+        loop.call_soon(end)
         loop.call_last(write)
 
     loop.call_soon(work)
-    loop.call_later(0.001, loop.stop)
     loop.run()
 
     assert seen == ["write", "flush", "next turn"]
