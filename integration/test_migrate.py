@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pika
@@ -18,6 +19,7 @@ import pytest
 from amqtask import AmqTask
 from amqtask.cli.main import run
 from integration.conftest import Broker
+from integration.faults import Forwarder
 from integration.nodes import RabbitNode
 from integration.waiting import PATIENT
 from integration.workers import ROOT, eventually
@@ -208,7 +210,8 @@ def test_delayed_tasks_wait_for_the_rest_of_their_time_on_the_other_broker(
 ) -> None:
     there = Broker(hurt_node.url)
     began = time.time()
-    soon = app.send_task("add", (1, 2), queue=old, countdown=6).id
+    # It must not be due before it has moved, and the machine may stand still.
+    soon = app.send_task("add", (1, 2), queue=old, countdown=15).id
     late = app.send_task("add", (1, 2), queue=old, countdown=3600).id
     now = app.send_task("add", (1, 2), queue=old).id
 
@@ -217,7 +220,7 @@ def test_delayed_tasks_wait_for_the_rest_of_their_time_on_the_other_broker(
     assert sum(way["moved"] for way in answer["queues"]) == 3
     assert ids_in(there, old) == [now]
     eventually(lambda: there.count(old) == 1, what="the delayed task never came out")
-    assert time.time() - began >= 6
+    assert time.time() - began >= 15
     assert ids_in(there, old) == [soon]
     # Back again: it waits there now, and this time only it.
     back = migrate(hurt_node.url, rabbit.url, "-Q", old, "--delayed")
@@ -244,9 +247,9 @@ def test_a_queue_that_is_not_there_stops_it_before_anything_moves(
     assert rabbit.count(old) == 3
 
 
-def start(old: str, new: str, *more: str) -> subprocess.Popen[str]:
+def start(url: str, old: str, new: str, *more: str) -> subprocess.Popen[str]:
     """`amqtask migrate` in a process of its own."""
-    command = [sys.executable, "-m", "amqtask", "-A", "integration.apps.sample", "migrate", "-f", "--json"]
+    command = [sys.executable, "-m", "amqtask", "-A", "integration.apps.sample", "-b", url, "migrate", "-f", "--json"]
     return subprocess.Popen(
         [*command, "-Q", f"{old}:{new}", *more],
         cwd=ROOT,
@@ -256,12 +259,24 @@ def start(old: str, new: str, *more: str) -> subprocess.Popen[str]:
     )
 
 
+@contextmanager
+def in_the_middle(rabbit: Broker, old: str, new: str, middle: str) -> Iterator[tuple[subprocess.Popen[str], Forwarder]]:
+    """A process that waits for the confirm of this message, which its way to the broker holds back."""
+    with Forwarder(rabbit.url) as way:
+        way.hold_after(middle.encode())
+        process = start(way.url, old, new)
+        try:
+            assert way.sprung.wait(90), "the message did not move"
+            yield process, way
+        finally:
+            process.kill()
+            process.communicate()
+
+
 def test_killed_in_the_middle_nothing_is_lost(rabbit: Broker, old: str, new: str, migrate: Cli) -> None:
     ids = fill(rabbit, old, 1500)
-    process = start(old, new)
-    eventually(lambda: rabbit.count(new) >= 100, what="nothing moved", every=0.005)
-    process.kill()
-    process.communicate()
+    with in_the_middle(rabbit, old, new, ids[700]):
+        pass
     assert 0 < rabbit.count(new) < 1500, "it was killed before or after its work"
     eventually(lambda: rabbit.count(old) + rabbit.count(new) >= 1500, what="what was on its way did not come back")
 
@@ -276,10 +291,10 @@ def test_killed_in_the_middle_nothing_is_lost(rabbit: Broker, old: str, new: str
 
 def test_terminated_in_the_middle_nothing_is_there_twice(rabbit: Broker, old: str, new: str) -> None:
     ids = fill(rabbit, old, 1500)
-    process = start(old, new)
-    eventually(lambda: rabbit.count(new) >= 100, what="nothing moved", every=0.005)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=90)
+    with in_the_middle(rabbit, old, new, ids[700]) as (process, way):
+        process.send_signal(signal.SIGTERM)
+        way.heal()
+        said, _ = process.communicate(timeout=90)
 
     answer = json.loads(said)
     assert process.returncode == 0
@@ -289,7 +304,7 @@ def test_terminated_in_the_middle_nothing_is_there_twice(rabbit: Broker, old: st
 
 
 def test_for_ever_takes_what_comes_later(rabbit: Broker, old: str, new: str) -> None:
-    process = start(old, new, "--forever", "--timeout", "0.05")
+    process = start(rabbit.url, old, new, "--forever", "--timeout", "0.05")
     try:
         for number in (10, 20):
             fill(rabbit, old, 10)

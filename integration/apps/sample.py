@@ -13,8 +13,10 @@ from typing import Any
 
 from amqtask import AmqTask, Broadcast, Queue
 from amqtask.exceptions import Reject
+from integration.waiting import PATIENT
 
 app = AmqTask("sample", backend=os.environ.get("SAMPLE_BACKEND", "rpc://"))
+app.conf.update(PATIENT)
 app.conf.task_default_queue = os.environ.get("SAMPLE_QUEUE", "sample")
 app.conf.worker_direct = bool(os.environ.get("SAMPLE_DIRECT"))
 app.conf.worker_pool_restarts = bool(os.environ.get("SAMPLE_POOL_RESTARTS"))
