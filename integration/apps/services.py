@@ -12,8 +12,12 @@ from fastapi import FastAPI
 from amqtask import AmqTask
 from amqtask.contrib.aiohttp import cleanup_ctx
 from amqtask.contrib.asgi import lifespan
+from integration.waiting import PATIENT
 
 app = AmqTask("services", backend="rpc://", task_default_queue=os.environ.get("SERVICES_QUEUE", "services"))
+app.conf.update(PATIENT)
+if "SERVICES_TIMEOUT" in os.environ:
+    app.conf.broker_publish_timeout = float(os.environ["SERVICES_TIMEOUT"])
 
 
 @app.task
