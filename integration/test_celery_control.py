@@ -146,9 +146,7 @@ def test_celery_terminates_a_task_in_our_worker(
     found = celery_says(peer, node, "inspect", "query_task", result.id)
     assert found[result.id][0] == "active"
 
-    # The order is good for as long as an answer is waited for: one second otherwise.
-    options = f"terminate=True, signal='SIGKILL', destination=[{node!r}], reply=True, timeout=60"
-    celery_peer.call(f"app.control.revoke({result.id!r}, {options})", peer)
+    celery_peer.call(f"app.control.revoke({result.id!r}, terminate=True, signal='SIGKILL')", peer)
 
     with pytest.raises(TaskRevokedError):
         result.get(timeout=90)

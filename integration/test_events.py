@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -212,9 +213,10 @@ def test_celerys_receiver_and_state_understand_our_worker(rabbit: Broker, queue:
     name = node()
     code = f"""
 import json
-state, sent = app.events.State(), []
+state, sent, alive = app.events.State(), [], []
 def on_event(event):
     state.event(event)
+    alive.extend(worker.alive for worker in state.workers.values() if worker.hostname == {name!r})
     if event["hostname"] == {name!r} and not sent:
         sent.append(add.delay(2, 3))  # our worker answered the receiver's call for heartbeats
     if event["type"] == "task-succeeded" and event["uuid"] == sent[0].id:
@@ -223,7 +225,7 @@ with app.connection() as connection:
     receiver = app.events.Receiver(connection, handlers={{"*": on_event}})
     receiver.capture(limit=None, timeout=60, wakeup=True)
 task, worker = state.tasks[sent[0].id], state.workers[{name!r}]
-print(json.dumps([task.state, task.name, task.args, task.result, task.worker.hostname, worker.alive, worker.sw_ident]))
+print(json.dumps([task.state, task.name, task.args, task.result, task.worker.hostname, any(alive), worker.sw_ident]))
 """
     with our_worker(queue, name, "-E") as worker:
         told = celery_peer.call(code, environment)
@@ -244,7 +246,7 @@ def test_our_receiver_understands_celerys_worker(rabbit: Broker, app: AmqTask, q
         task = heard.state.tasks[result.id]
         assert heard.types(result.id) == ["task-received", "task-started", "task-succeeded"]
         assert (task.state, task.name, task.result) == ("SUCCESS", "sample.add", "5")
-        assert heard.state.workers[found["hostname"]].alive
+        eventually(lambda: heard.state.workers[found["hostname"]].alive, what="its heartbeats are not heard")
 
 
 def test_a_workers_events_go_on_when_its_connections_were_lost(rabbit: Broker, app: AmqTask, queue: str) -> None:
@@ -358,18 +360,26 @@ class Cli:
         """Until all of these have been shown."""
 
         def look() -> bool:
-            try:
-                self.shown += os.read(self._fd, 1 << 20).decode(errors="replace")
-            except BlockingIOError:
-                pass
+            self._read()
             assert self._process.poll() is None, self.shown
             return all(text in self.shown for text in texts)
 
         eventually(look, every=0.05, what=lambda: f"{texts} not in:\n{self.shown[-3000:]}")
 
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # nothing there; or nobody is at the other end any more
+            self.shown += os.read(self._fd, 1 << 20).decode(errors="replace")
+
     def interrupt(self) -> int:
+        """Its exit code. It writes on until it has ended, and waits for who reads that."""
         self._process.send_signal(signal.SIGINT)
-        return self._process.wait(90)
+
+        def has_ended() -> bool:
+            self._read()
+            return self._process.poll() is not None
+
+        eventually(has_ended, what=lambda: f"it did not end:\n{self.shown[-3000:]}")
+        return self._process.returncode
 
     def __enter__(self) -> Cli:
         return self
@@ -421,6 +431,6 @@ def test_a_camera_runs_in_the_background_until_term(rabbit: Broker, queue: str, 
         assert (code, text) == (0, "")
         eventually(lambda: pictures.exists() and f"alive: {name}" in pictures.read_text())
         os.kill(int(pidfile.read_text()), signal.SIGTERM)
-        eventually(lambda: not pidfile.exists())
+        eventually(lambda: not pidfile.exists(), what="the camera goes on")
 
     assert pictures.read_text().endswith("the last one\n")

@@ -86,10 +86,7 @@ class Scene:
         return int(self.worker(name)["stats"]["pool"]["max-concurrency"])
 
     def press(self, path: str, has_effect: Callable[[], object] | None = None, **fields: str) -> int:
-        """Press a button until the worker said yes, or until it took effect; how often that was.
-
-        Flower gives a worker one second to hear of it, and again to say yes.
-        """
+        """Press a button until it takes effect (or the worker says yes, for which Flower gives it a second); how often."""
         said: list[str] = []
 
         def once() -> object:

@@ -324,8 +324,7 @@ def test_the_pool_grows_with_the_work(held: Held) -> None:
 
 def test_a_remote_shutdown_is_warm(held: Held) -> None:
     with worker_of(held, "-P", "solo", "-n", "stopped@here") as worker:
-        # No answer is asked for; the order is good for so long.
-        held.app.control.shutdown(destination=["stopped@here"], timeout=90)
+        held.app.control.shutdown(destination=["stopped@here"])
         assert worker.wait() == 0
 
 
