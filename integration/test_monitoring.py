@@ -185,7 +185,7 @@ WARNING shop.ship packed order 7
 def test_the_example_prints_what_the_page_promises(rabbit: Broker) -> None:
     try:
         command = [sys.executable, "-m", "examples.monitoring"]
-        code, printed, said = run_session(command, AMQTASK_BROKER_URL=rabbit.url)
+        code, printed, said = run_session(command, AMQTASK_BROKER_URL=rabbit.url, MONITORING_PORT=str(free_port()))
         assert (printed, code) == (PRINTED, 0), said
     finally:
         for name in ("monitoring-example", "monitoring-example.dead"):

@@ -103,7 +103,7 @@ def test_a_package_with_imports_and_periodic_tasks(project: Callable[..., Projec
     with wedo.start("amqtask -A wedo worker -B --loglevel=INFO") as worker:
         worker.await_log("this is celery peroid task")
         task_id = wedo.run("amqtask -A wedo call wedo.tasks.add -a '[2, 3]'").strip()
-        eventually(lambda: wedo.run(f"amqtask -A wedo result {task_id}").strip() == "5")
+        assert wedo.run(f"amqtask -A wedo result {task_id} --wait 60").strip() == "5"
 
     listed = wedo.run("amqtask -A wedo beat --list")
     assert "to_string" in listed
@@ -126,7 +126,7 @@ def test_the_long_worker_line(project: Callable[..., Project], name: str) -> Non
         divided, failed = cma.run("python add_tasks.py").split()
         worker.await_log("6 / 3 = 2, at most 500/m")
         worker.await_log("rolled back tasks.cma.task.my_task(6, 0): integer division")
-        assert f"{node}: OK" in cma.run("amqtask -A tasks.cma.task status")
+        assert f"{node}: OK" in cma.run(f"amqtask -A tasks.cma.task status -d {node} -t 60")
         assert worker.stop() == 0
         log = worker.log
 
@@ -242,4 +242,4 @@ def test_a_flask_app_that_keeps_in_step_with_a_chain(
         http("POST", f"{node}/transfers", [{"to": "bob", "amount": 10}])
         eventually(lambda: balance("bob") == (11, 3))
         task_id = http("POST", f"{web}/sync")["task"]
-        eventually(lambda: wallet.run(f"flask --app wallet amqtask result {task_id}").strip() == "0")
+        assert wallet.run(f"flask --app wallet amqtask result {task_id} --wait 60").strip() == "0"

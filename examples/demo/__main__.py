@@ -75,7 +75,7 @@ def main() -> int:
         report(result.get(timeout=60), seconds)
     finally:
         worker.send_signal(signal.SIGTERM)
-        code = worker.wait(timeout=30)
+        code = worker.wait(timeout=60)
         pages.shutdown()
         app.close()
     print(f"the worker finished warmly, exit code {code}")

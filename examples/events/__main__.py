@@ -30,7 +30,7 @@ def watch(state: State, listening: threading.Event) -> None:
     handlers = {"worker-online": on_other, "worker-heartbeat": on_other, "*": on_task}
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, handlers=handlers)
-        for _ in receiver.itercapture(timeout=10.0, wakeup=True):
+        for _ in receiver.itercapture(timeout=60.0, wakeup=True):
             if len(state.tasks) == 2 and all(task.ready for task in state.tasks.values()):
                 return
 
@@ -42,7 +42,7 @@ def main() -> None:
     with start_worker(app):
         watcher = threading.Thread(target=watch, args=(state, listening))
         watcher.start()
-        listening.wait(10.0)
+        listening.wait(60.0)
         print("events:")
         resize.apply_async((2,), task_id="resize")
         upload.apply_async(("cat.jpg",), task_id="upload")

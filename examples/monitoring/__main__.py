@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from examples.monitoring.tasks import app, ship
 
-PORT = 9123
+PORT = int(os.environ.get("MONITORING_PORT", "9123"))
 WORKER = ["worker", "-c", "2", "-l", "INFO", "--log-format", "json"]
 PORTS = ["--metrics-port", str(PORT), "--health-port", str(PORT), "--http-host", "127.0.0.1"]
 SHOWN = ("amqtask_tasks_total", "amqtask_task_queue_wait_seconds_count", "amqtask_pool_slots")
@@ -23,7 +24,7 @@ SHOWN = ("amqtask_tasks_total", "amqtask_task_queue_wait_seconds_count", "amqtas
 def get(path: str) -> str:
     """What Prometheus or Kubernetes would read; an empty text while nobody listens."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=5) as page:
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=60) as page:
             return str(page.read().decode())
     except urllib.error.HTTPError as error:
         return f"{error.code} {error.read().decode()}"
@@ -58,7 +59,7 @@ def show(log: Path) -> None:
     print("/live:", get("/live").strip())
     print("/ready:", get("/ready").strip())
     results = [ship.delay(order) for order in (7, 13)]
-    print("results:", [str(result.get(timeout=20, propagate=False)) for result in results])
+    print("results:", [str(result.get(timeout=60, propagate=False)) for result in results])
     for line in get("/metrics").splitlines():
         if line.startswith(SHOWN):
             print(line)
@@ -76,7 +77,7 @@ def main() -> int:
             show(log)
         finally:
             worker.send_signal(signal.SIGTERM)
-            code = worker.wait(timeout=30)
+            code = worker.wait(timeout=60)
             app.close()
     return code
 

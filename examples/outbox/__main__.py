@@ -45,12 +45,12 @@ def main() -> int:
         subprocess.run([*AMQTASK, "relay", "--once"], check=True)
         worker = subprocess.Popen([*AMQTASK, "worker", "-P", "solo", "-l", "CRITICAL"], start_new_session=True)
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while len(shipped(shop)) < 2 and time.monotonic() < deadline:
                 time.sleep(0.05)
             print("shipped:", ", ".join(shipped(shop)))
             worker.send_signal(signal.SIGTERM)
-            return worker.wait(timeout=30)
+            return worker.wait(timeout=60)
         finally:
             if worker.poll() is None:
                 worker.kill()

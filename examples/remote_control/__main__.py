@@ -26,7 +26,7 @@ def start_worker() -> subprocess.Popen[bytes]:
 
 def ask_and_tell() -> None:
     """What a program says; on the command line it is `amqtask -A examples.remote_control.tasks inspect ping`, …"""
-    inspect = app.control.inspect([NODE], timeout=10)
+    inspect = app.control.inspect([NODE], timeout=60)
     print("ping:", inspect.ping())
     print("registered:", inspect.registered())
 
@@ -36,15 +36,15 @@ def ask_and_tell() -> None:
     print("active:", [(task["name"], task["args"]) for task in active[NODE]])
     running.revoke(terminate=True)
     try:
-        running.get(timeout=20)
+        running.get(timeout=60)
     except TaskRevokedError as error:
         print("revoked:", error)
 
-    ask = partial(app.control.broadcast, destination=[NODE], reply=True, timeout=10)
+    ask = partial(app.control.broadcast, destination=[NODE], reply=True, timeout=60)
     print("before:", ask("current_prefetch_count"))
     print("our own order:", ask("increase_prefetch_count", {"n": 5}))
     print("after:", ask("current_prefetch_count"))
-    print("pattern:", app.control.broadcast("ping", pattern="example@*", reply=True, limit=1, timeout=10))
+    print("pattern:", app.control.broadcast("ping", pattern="example@*", reply=True, limit=1, timeout=60))
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
     try:
         ask_and_tell()
         app.control.shutdown(destination=[NODE])
-        return worker.wait(timeout=30)
+        return worker.wait(timeout=60)
     finally:
         if worker.poll() is None:
             worker.send_signal(signal.SIGTERM)

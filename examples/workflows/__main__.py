@@ -15,19 +15,19 @@ QUEUE = "workflows-example"
 
 def compose() -> None:
     """Each of the compositions of docs/workflows.md."""
-    print("chain:", (fetch.s("one") | count.s() | describe.s()).delay().get(timeout=20))
-    print("group:", group(fetch.s(page) | count.s() for page in PAGES).delay().get(timeout=20))
+    print("chain:", (fetch.s("one") | count.s() | describe.s()).delay().get(timeout=60))
+    print("group:", group(fetch.s(page) | count.s() for page in PAGES).delay().get(timeout=60))
     counted = chord([fetch.s(page) | count.s() for page in PAGES], total.s())
-    print("chord:", counted.delay().get(timeout=20))
+    print("chord:", counted.delay().get(timeout=60))
     both = group(fetch.s(page) | count.s() for page in PAGES) | total.s() | group(describe.s(), describe.s("mots"))
-    print("group, task, group:", both.delay().get(timeout=20))
-    print("map:", count.map(list(PAGES.values())).delay().get(timeout=20))
-    print("chunks:", count.chunks([(text,) for text in PAGES.values()], 2)().get(timeout=20))
-    print("replaced:", chain(report.s(["one", "two"]), describe.s()).delay().get(timeout=20))
+    print("group, task, group:", both.delay().get(timeout=60))
+    print("map:", count.map(list(PAGES.values())).delay().get(timeout=60))
+    print("chunks:", count.chunks([(text,) for text in PAGES.values()], 2)().get(timeout=60))
+    print("replaced:", chain(report.s(["one", "two"]), describe.s()).delay().get(timeout=60))
 
     failing = chord([fetch.s("one"), fetch.s("four")], total.s()).on_error(tell.s())
     try:
-        failing.delay().get(timeout=20)
+        failing.delay().get(timeout=60)
     except ChordError as error:
         print("error:", error.args[0].partition(" raised ")[2])
 
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         compose()
         worker.send_signal(signal.SIGTERM)
-        return worker.wait(timeout=30)
+        return worker.wait(timeout=60)
     finally:
         if worker.poll() is None:
             worker.kill()

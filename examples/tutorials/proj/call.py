@@ -1,3 +1,3 @@
 from proj.tasks import add
 
-print(add.delay(2, 3).get(timeout=10))
+print(add.delay(2, 3).get(timeout=60))
