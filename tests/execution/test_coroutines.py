@@ -71,18 +71,30 @@ def test_a_signal_in_the_loop_itself_is_raised_in_the_coroutine() -> None:
         runner.close()
 
 
-async def interrupted(waiting: Any, error: BaseException) -> Any:
+def interrupted(waiting: Any, error: BaseException) -> Any:
     """Run a coroutine and raise `error` in it once it waits."""
+    value, ended = asyncio.run(_interrupted(waiting, error))
+    if ended is not None:
+        raise ended
+    return value
+
+
+async def _interrupted(waiting: Any, error: BaseException) -> tuple[Any, BaseException | None]:
     running = Interruptible(waiting)
 
-    async def drive(awaitable: Awaitable[Any]) -> Any:
-        return await awaitable
+    async def drive(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+        # A value, as in the pools: before Python 3.11 a task keeps nothing of the cancellation that ends it.
+        try:
+            return await awaitable, None
+        except BaseException as ended:
+            return None, ended
 
     running.task = asyncio.ensure_future(drive(running))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     running.interrupt(error)
-    return await running.task
+    found: tuple[Any, BaseException | None] = await running.task
+    return found
 
 
 def test_an_interruption_is_the_error_itself() -> None:
@@ -93,7 +105,7 @@ def test_an_interruption_is_the_error_itself() -> None:
             return str(error.args[0])
         return "not interrupted"
 
-    assert asyncio.run(interrupted(wait(), SoftTimeLimitExceeded(3.0))) == "3.0"
+    assert interrupted(wait(), SoftTimeLimitExceeded(3.0)) == "3.0"
 
 
 def test_an_interruption_cancels_what_the_coroutine_waits_for() -> None:
@@ -104,7 +116,7 @@ def test_an_interruption_cancels_what_the_coroutine_waits_for() -> None:
         await asyncio.gather(*children)
 
     with pytest.raises(SoftTimeLimitExceeded):
-        asyncio.run(interrupted(wait(), SoftTimeLimitExceeded(3.0)))
+        interrupted(wait(), SoftTimeLimitExceeded(3.0))
     assert all(child.cancelled() for child in children)
 
 
@@ -117,7 +129,7 @@ def test_except_exception_does_not_hold_a_termination() -> None:
         return "not interrupted"
 
     with pytest.raises(Terminated):
-        asyncio.run(interrupted(wait(), Terminated("now")))
+        interrupted(wait(), Terminated("now"))
 
 
 def test_a_task_may_go_on_after_an_interruption() -> None:
@@ -128,4 +140,4 @@ def test_a_task_may_go_on_after_an_interruption() -> None:
             await asyncio.wait_for(asyncio.sleep(0), 10)
         return "went on"
 
-    assert asyncio.run(interrupted(wait(), SoftTimeLimitExceeded(3.0))) == "went on"
+    assert interrupted(wait(), SoftTimeLimitExceeded(3.0)) == "went on"

@@ -33,6 +33,7 @@ class Shop:
         self.app = AmqTask("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
         self.app.task(name="ship")(lambda *args: None)
         self.outbox = SqlAlchemyOutbox(self.app, self.table, sessions=self.sessions)
+        self._relays: list[Relay] = []
 
     @property
     def broker(self) -> MemoryBroker:
@@ -49,14 +50,12 @@ class Shop:
 
     def relay(self, **options: Any) -> Relay:
         relay = build_relay(self.app)
-        return Relay(relay.store, self.app.publisher, self.app.delays, **{"timeout": 0.05, **options})
+        made = Relay(relay.store, self.app.publisher, self.app.delays, **{"timeout": 0.05, **options})
+        self._relays.append(made)
+        return made
 
     def relayed(self) -> Step:
-        relay = self.relay()
-        try:
-            return relay.drain()
-        finally:
-            relay.store.close()
+        return self.relay().drain()
 
     @property
     def rows(self) -> int:
@@ -70,6 +69,8 @@ class Shop:
         return [properties.headers["id"] for properties, _ in self.broker.messages(queue)]
 
     def close(self) -> None:
+        for relay in self._relays:
+            relay.store.close()
         self.app.close()
         self.engine.dispose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from datetime import datetime, timezone
 from typing import Any
 
@@ -132,6 +133,8 @@ def test_the_same_call_gives_the_same_body(name: str) -> None:
             {},
             NOTHING,
         )
+    elif name.startswith("pickle"):  # later Pythons write the same values in another way
+        assert pickle.loads(body) == pickle.loads(one("task", name).body)
     else:
         assert body == one("task", name).body
 
