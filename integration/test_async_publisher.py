@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
+import socket
+import ssl
+import threading
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import (
@@ -50,6 +57,13 @@ def using(urls: str | list[str], act: Callable[[AioPikaPublisher], Awaitable[Any
             await publisher.close()
 
     return asyncio.run(main())
+
+
+def collect_sockets() -> None:
+    """Of a loop that ended before its connection could: nobody else closes them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_a_published_message_is_in_its_queue_as_it_was_given(rabbit: Broker, broker_url: str, queue: str) -> None:
@@ -264,6 +278,115 @@ def test_a_publish_that_is_cancelled_troubles_no_other(rabbit: Broker, broker_ur
         using(link.url, act)
 
     assert everything_in(rabbit, queue) == [b"1", b"the-marker", b"2"]
+
+
+def test_a_cancellation_is_never_lost(broker_url: str, queue: str) -> None:
+    async def act(publisher: AioPikaPublisher) -> int:
+        went_on = 0
+        for step in range(300):
+            publishing = asyncio.ensure_future(publisher.publish(to(queue)))
+            await asyncio.sleep(step % 60 * 0.0001)
+            was_done = publishing.done()
+            publishing.cancel()
+            await asyncio.wait({publishing})
+            went_on += not was_done and not publishing.cancelled()
+            if step % 3 == 0:
+                await publisher.close()
+        return went_on
+
+    assert using(broker_url, act) == 0
+
+
+def test_those_who_wait_to_write_when_the_connection_is_lost_write_to_the_next(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    async def act(publisher: AioPikaPublisher) -> list[BaseException | None]:
+        await publisher.publish(to(queue))
+        link.stall()
+        waiting = [asyncio.ensure_future(publisher.publish(to(queue, bytes(100_000)))) for _ in range(200)]
+        with pytest.raises(PublishTimeout):  # by now all that can be written is
+            await publisher.publish(to(queue), timeout=0.3)
+        link.cut()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    with Forwarder(broker_url) as link:
+        assert set(using(link.url, act)) == {None}
+
+    assert rabbit.count(queue) >= 201
+
+
+def test_closing_does_not_keep_those_who_publish_waiting(rabbit: Broker, broker_url: str, queue: str) -> None:
+    async def act(publisher: AioPikaPublisher) -> list[BaseException | None]:
+        await publisher.publish(to(queue))
+        waiting = [asyncio.ensure_future(publisher.publish(to(queue, bytes(100_000)))) for _ in range(50)]
+        await asyncio.sleep(0)
+        await publisher.close()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert set(using(broker_url, act)) == {None}
+    assert rabbit.count(queue) >= 51
+
+
+def test_closing_waits_for_nobody_who_does_not_read(broker_url: str, queue: str) -> None:
+    async def act(publisher: AioPikaPublisher) -> bool:
+        await publisher.publish(to(queue))
+        link.stall()
+        large = [to(queue, bytes(2_000_000)) for _ in range(10)]
+        assert [type(error) for error in await publisher.publish_many(large, timeout=0.3)] == [PublishTimeout] * 10
+        closing = asyncio.ensure_future(publisher.close())
+        await asyncio.wait({closing}, timeout=30.0)
+        return closing.done()
+
+    with Forwarder(broker_url) as link:
+        assert using(link.url, act)
+    collect_sockets()
+
+
+def test_the_deadline_is_kept_with_a_host_that_is_silent_after_the_tls_handshake(tmp_path: Path) -> None:
+    authority, trusted = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(trusted)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                kept.append(context.wrap_socket(listener.accept()[0], server_side=True))
+
+    async def main(url: str) -> BaseException | None:
+        addresses = parse_broker_urls(url, use_ssl={"ca_certs": str(trusted)})
+        publishing = asyncio.ensure_future(AioPikaPublisher(addresses, timeout=1.0).publish(to("any")))
+        await asyncio.wait({publishing}, timeout=20.0)
+        return publishing.exception()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        error = asyncio.run(main(f"amqps://localhost:{listener.getsockname()[1]}/"))
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(30)
+    for each in kept:
+        each.close()
+    collect_sockets()
+
+    assert isinstance(error, BrokerUnreachable)
+    assert len(kept) >= 1
+
+
+def test_event_loops_that_have_ended_are_forgotten(broker_url: str, queue: str) -> None:
+    publisher = AioPikaPublisher(parse_broker_urls(broker_url), timeout=20.0)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def publish() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await publisher.publish(to(queue))
+
+    for _ in range(4):
+        asyncio.run(publish())
+    collect_sockets()
+
+    assert [loop() for loop in loops[:-1]] == [None] * 3
 
 
 def test_each_event_loop_has_its_own_connection(rabbit: Broker, broker_url: str, queue: str) -> None:

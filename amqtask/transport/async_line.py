@@ -18,6 +18,7 @@ from pamqp import commands
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
+from amqtask.in_time import ended, leave_behind
 from amqtask.message import Message, Properties
 from amqtask.topology.plan import describe_difference, is_declarable
 from amqtask.transport.errors import (
@@ -103,24 +104,35 @@ class Line:
         # aiormq finds a returned message by its id alone, so an id is under way once at a time.
         self._ids: dict[str, asyncio.Future[None]] = {}
         self._number = 0
+        # What would go on to wait when nobody reads the connection any more: aiormq first writes all that it has (for
+        # three heartbeats at most, to a peer that has only closed its end), and leaves whoever waits for room in its queue.
+        self._under_way: set[asyncio.Future[Any]] = set()
+        self._reader = connection.transport.connection._reader_task
+        self._reader.add_done_callback(self._on_gone)
 
     @property
     def is_open(self) -> bool:
         """Whether the connection is open, as far as we have heard."""
-        return self._connection.transport is not None and not self._connection.transport.connection.is_closed
+        transport = self._connection.transport
+        return transport is not None and not transport.connection.is_closed and not self._reader.done()
 
     async def close(self) -> None:
         """Say goodbye, but wait for nobody longer than a second."""
         try:
-            await asyncio.wait_for(self._connection.close(), 1.0)
-        except (asyncio.TimeoutError, OSError, aio_errors.AMQPError):
-            pass  # gone is what was asked for
+            closing = await ended(self._connection.close(), 1.0)
+        finally:
+            self._on_gone()
+        error = None if closing is None or closing.cancelled() else closing.exception()
+        if error is not None and not isinstance(error, (OSError, aio_errors.AMQPError, asyncio.TimeoutError)):
+            raise error  # else: gone is what was asked for
 
     def abandon(self) -> None:
         """Close in the background."""
-        task = asyncio.ensure_future(self.close())
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        leave_behind(self.close())
+
+    def _on_gone(self, _: Any = None) -> None:
+        for waiting in self._under_way:
+            waiting.cancel()
 
     # -- publishing
 
@@ -157,8 +169,7 @@ class Line:
         except aio_errors.ChannelClosed as error:
             raise channel_error(closing_of(error), message) from error
         finally:
-            if not channel.is_closed:
-                await self._wait(channel.close(), deadline, "closing a channel")
+            _abandon(channel)
 
     async def _send(self, channel: Any, message: Message, deadline: float) -> None:
         try:
@@ -179,7 +190,7 @@ class Line:
 
     async def _shared_channel(self, deadline: float) -> _Shared:
         if self._shared is None or self._shared.channel.is_closed:
-            await self._wait(self._turn.acquire(), deadline, "waiting for a channel")
+            await self._have_turn(deadline, "waiting for a channel")
             try:
                 if self._shared is None or self._shared.channel.is_closed:
                     self._shared = _Shared(await self._open_channel(deadline))
@@ -189,7 +200,10 @@ class Line:
 
     async def _open_channel(self, deadline: float, *, confirms: bool = True) -> Any:
         """aiormq's channel under one of aio-pika's, which has the methods of the protocol."""
-        return await self._wait(_channel(self._connection, confirms), deadline, "opening a channel")
+        return await self._wait(_channel(self._connection, confirms), deadline, "opening a channel", _abandon)
+
+    async def _have_turn(self, deadline: float, doing: str) -> None:
+        await self._wait(self._turn.acquire(), deadline, doing, lambda _: self._turn.release())
 
     # -- declaring
 
@@ -197,7 +211,7 @@ class Line:
         """Make sure that entities exist, each once per connection; what exists with other arguments is used as found."""
         if self._declared.issuperset(entities):
             return
-        await self._wait(self._turn.acquire(), deadline, "waiting for another task's declarations")
+        await self._have_turn(deadline, "waiting for another task's declarations")
         try:
             for entity in entities:
                 if entity not in self._declared and (not isinstance(entity, Exchange) or is_declarable(entity)):
@@ -228,25 +242,40 @@ class Line:
             await self._wait(declaration(channel, entity, passive=passive), deadline, doing)
         except aio_errors.ChannelClosed as error:
             return closing_of(error)
+        except BaseException:
+            _abandon(channel)
+            raise
         await self._wait(channel.close(), deadline, doing)
         return None
 
     # -- waiting
 
-    async def _wait(self, awaitable: Any, deadline: float, doing: str) -> Any:
+    async def _wait(
+        self, awaitable: Any, deadline: float, doing: str, give_back: Callable[[Any], object] | None = None
+    ) -> Any:
         """Its result before the deadline. Raises: LineLost, ConnectionBlocked, PublishTimeout."""
         left = deadline - asyncio.get_running_loop().time()
+        waiting = asyncio.ensure_future(awaitable)
+        self._under_way.add(waiting)
         try:
-            return await asyncio.wait_for(awaitable, max(0.0, left))
-        except asyncio.TimeoutError:
+            done = await ended(waiting, left, give_back)
+        finally:
+            self._under_way.discard(waiting)
+        if done is None:
             if await self._is_blocked():
-                raise blocked(self.address, "the broker said so") from None
-            raise PublishTimeout(f"the deadline passed while {doing} at {self.address.safe_url}") from None
+                raise blocked(self.address, "the broker said so")
+            raise PublishTimeout(f"the deadline passed while {doing} at {self.address.safe_url}")
+        try:
+            return done.result()
         except (PublishError, aio_errors.ChannelClosed, aio_errors.DeliveryError):
             raise
-        except Exception as error:
-            # A connection that ends tears its waiters out with what it was told, even a bare Exception.
-            if self.is_open and not isinstance(error, aio_errors.ChannelInvalidStateError):
+        except (Exception, asyncio.CancelledError) as error:
+            # A connection that ends tears its waiters out with what it was told, a bare Exception or a cancellation, which is
+            # not ours.
+            is_lost = not self.is_open or isinstance(
+                error, (aio_errors.ChannelInvalidStateError, asyncio.CancelledError)
+            )
+            if not is_lost:
                 raise
             raise LineLost(error) from error
 
@@ -254,14 +283,13 @@ class Line:
         transport = self._connection.transport
         if transport is None:
             return False
-        ready = asyncio.ensure_future(transport.connection.ready())
-        await asyncio.wait({ready}, timeout=0.01)
-        is_blocked = not ready.done()
-        ready.cancel()
-        return is_blocked
+        return await ended(transport.connection.ready(), 0.01) is None
 
 
-_closing: set[asyncio.Future[None]] = set()
+def _abandon(channel: Any) -> None:
+    """Close it in the background: nobody waits for the broker's word on that."""
+    if not channel.is_closed:
+        leave_behind(channel.close())
 
 
 def closing_of(error: aio_errors.ChannelClosed) -> Closing:
@@ -339,13 +367,15 @@ async def connect(
     while True:
         for index, address in enumerate(addresses):
             share = max(0.05, min(connect_timeout, (deadline - now()) / (len(addresses) - index)))
-            try:
-                return await asyncio.wait_for(_open(address, heartbeat, name), share)
-            except asyncio.TimeoutError:
+            opening = await ended(_open(address, heartbeat, name), share, Line.abandon)
+            if opening is None:
                 # One that the deadline cut short knows less than the one before it.
                 if last is None or share == connect_timeout:
                     last = BrokerUnreachable(f"{address.safe_url} did not answer in time")
-            except (OSError, aio_errors.AMQPError) as error:
+                continue
+            try:
+                return opening.result()
+            except (OSError, aio_errors.AMQPError, asyncio.CancelledError) as error:
                 last = _unreachable(error, address)
         if deadline - now() <= pause:
             raise BrokerUnreachable(f"{last} (tried until the deadline)") from last

@@ -7,6 +7,7 @@ publish has one total deadline, and reconnects within it. See amqtask.transport.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import warnings
@@ -15,6 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from amqtask.exceptions import PublishError, PublishTimeout
+from amqtask.in_time import cancel_all, ended
 from amqtask.message import Message
 from amqtask.transport.async_line import Line, LineLost, Suspected, connect
 from amqtask.transport.url import BrokerAddress
@@ -154,6 +156,10 @@ class AioPikaPublisher:
         loop = asyncio.get_running_loop()
         home = self._homes.get(loop)
         if home is None:
+            # A line knows its loop, so one that ended without `close` would be kept here, and the loop with it.
+            for over in [each for each in self._homes if each.is_closed()]:
+                del self._homes[over]
+                _silence(over)
             home = self._homes[loop] = _Home()
         return home
 
@@ -161,10 +167,9 @@ class AioPikaPublisher:
         home = self._home()
         if home.line is not None and home.line.is_open:
             return home.line
-        try:
-            await asyncio.wait_for(home.connecting.acquire(), max(0.0, deadline - _now()))
-        except asyncio.TimeoutError:
-            raise PublishTimeout("the deadline passed while another task was connecting to the broker") from None
+        release = home.connecting.release
+        if await ended(home.connecting.acquire(), deadline - _now(), lambda _: release()) is None:
+            raise PublishTimeout("the deadline passed while another task was connecting to the broker")
         try:
             if home.line is None or not home.line.is_open:
                 home.line = await connect(
@@ -178,7 +183,7 @@ class AioPikaPublisher:
                 self._addresses = self._addresses[at:] + self._addresses[:at]
             return home.line
         finally:
-            home.connecting.release()
+            release()
 
     def _drop(self, line: Line) -> None:
         home = self._home()
@@ -193,8 +198,17 @@ async def _together(workers: list[Coroutine[Any, Any, None]]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
+        await cancel_all(tasks)
+
+
+def _silence(loop: asyncio.AbstractEventLoop) -> None:
+    """What aio-pika began when the loop ended, to say that the connection is closed, would complain when it is collected."""
+    for task in asyncio.all_tasks(loop):
+        coroutine = task.get_coro()
+        if getattr(coroutine, "__qualname__", "").startswith("OneShotCallback."):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            with contextlib.suppress(RuntimeError):  # it asks the loop for one more turn
+                coroutine.close()
 
 
 def _now() -> float:

@@ -1,0 +1,90 @@
+"""Awaiting that ends in time, and keeps no cancellation to itself.
+
+`asyncio.wait_for` waits until what it cancels has ended, however long that takes; and before Python 3.12 it may swallow the
+cancellation of whoever awaits it (python/cpython#81839, #86296). Here a deadline is kept, and a cancellation passed on, even
+when a library does neither: what does not end is left behind, cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+# What is cancelled and goes on is cancelled again after so many seconds, and so often, before nobody waits for it any more.
+GRACE, ATTEMPTS = 0.1, 3
+# Event loops hold tasks by weak references only.
+_left_behind: set[asyncio.Future[Any]] = set()
+
+
+async def arrival(future: asyncio.Future[T], timeout: float | None) -> T:
+    """The result of a bare future, one that somebody sets. Raises: asyncio.TimeoutError after `timeout` seconds."""
+    if timeout is None:
+        return await future
+    timer = future.get_loop().call_later(max(0.0, timeout), _expire, future)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
+def _expire(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(asyncio.TimeoutError())
+
+
+async def ended(
+    awaitable: Awaitable[T], seconds: float, give_back: Callable[[T], object] | None = None
+) -> asyncio.Future[T] | None:
+    """The future of a coroutine that has ended, well or not; None when it has not within so many seconds, and was cancelled.
+
+    `give_back(result)` is called if it succeeds all the same, after the deadline or our caller's cancellation."""
+    if seconds <= 0 and asyncio.iscoroutine(awaitable):
+        awaitable.close()
+        return None
+    task = asyncio.ensure_future(awaitable)
+    try:
+        await asyncio.wait({task}, timeout=max(0.0, seconds))
+        if task.done():
+            return task
+        await _cancelled({task})
+    except asyncio.CancelledError:
+        leave_behind(task, give_back)
+        await _cancelled({task})
+        raise
+    if task.done() and not task.cancelled() and task.exception() is None:
+        return task
+    leave_behind(task, give_back)
+    return None
+
+
+def leave_behind(awaitable: Awaitable[T], give_back: Callable[[T], object] | None = None) -> None:
+    """Let it end without anybody who waits for it."""
+
+    def on_ended(task: asyncio.Future[T]) -> None:
+        _left_behind.discard(task)
+        if not task.cancelled() and task.exception() is None and give_back is not None:
+            give_back(task.result())
+
+    task = asyncio.ensure_future(awaitable)
+    _left_behind.add(task)
+    task.add_done_callback(on_ended)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks and let them end, so that nothing of them is left when their loop stops now."""
+    found = set(tasks)
+    for task in found:
+        leave_behind(task)
+    await _cancelled(found)
+
+
+async def _cancelled(tasks: set[asyncio.Future[Any]]) -> None:
+    for _ in range(ATTEMPTS):
+        for task in tasks:
+            task.cancel()
+        tasks = {task for task in tasks if not task.done()}
+        if not tasks:
+            return
+        await asyncio.wait(tasks, timeout=GRACE)
