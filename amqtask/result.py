@@ -13,6 +13,7 @@ from amqtask import states
 from amqtask.current import find_current_app
 from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
 from amqtask.graph import DependencyGraph
+from amqtask.in_time import cancel_all
 from amqtask.joining import allow_join_result as allow_join_result
 from amqtask.joining import check_not_in_task
 from amqtask.pipeline import flush_open
@@ -156,7 +157,7 @@ class AsyncResult(Generic[R]):
             final = self._final = await end
             yield final.status, self._info(final)
         finally:
-            end.cancel()
+            await cancel_all((end,))
 
     def _ancestors(self) -> dict[str, AsyncResult[Any]]:
         """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
@@ -207,8 +208,7 @@ class AsyncResult(Generic[R]):
         except TimeoutError as late:
             raise self._too_late(ancestors, timeout) from late
         finally:
-            for future in waiting:
-                future.cancel()
+            await cancel_all(waiting)
 
     def _too_late(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> TimeoutError:
         unfinished = [task_id for task_id, ancestor in ancestors.items() if ancestor._final is None]

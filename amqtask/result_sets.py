@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from amqtask import states
 from amqtask.current import current_app
 from amqtask.exceptions import BackendNotConfigured, TimeoutError
+from amqtask.in_time import cancel_all
 from amqtask.joining import check_not_in_task
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ class ResultSet:
         try:
             return list(await asyncio.gather(*tasks))
         finally:
-            for task in tasks:
-                task.cancel()
+            await cancel_all(tasks)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return self.aget().__await__()

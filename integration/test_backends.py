@@ -357,6 +357,23 @@ def test_waiting_again_and_again_uses_one_connection(store: RedisBackend, forwar
     client.close()
 
 
+def test_coroutines_leave_no_subscriptions_behind_while_others_wait(store: RedisBackend, seen: Any) -> None:
+    async def main() -> int:
+        longest = asyncio.ensure_future(store.await_result(success(0).task_id, timeout=PATIENCE))
+        for _ in range(15):
+            results = [success(number) for number in range(100)]
+            for result in results:
+                await asyncio.to_thread(store.store, result)
+            await asyncio.gather(*(store.await_result(result.task_id, timeout=PATIENCE) for result in results))
+        found = len(seen.pubsub_channels("celery-task-meta-*"))
+        longest.cancel()
+        await asyncio.wait({longest})
+        return found
+
+    assert asyncio.run(main()) < 1100
+    eventually(lambda: not seen.pubsub_channels("celery-task-meta-*"))
+
+
 def test_no_redis_is_a_named_error_without_the_password() -> None:
     port = free_port()
     client = redis_backend(f"redis://:secret@127.0.0.1:{port}/1", transport_options=(("retry_for", 0.2),))

@@ -6,6 +6,7 @@ happens while servers come and go is in test_stores_faults.py, what Celery makes
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,3 +115,9 @@ class TestCluster(StoreSuite):
 
     def unreachable_url(self) -> str:
         return f"redis+cluster://:secret@127.0.0.1:{free_port()}"
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_awaiting_leaves_nothing_behind_however_it_is_cancelled(self, backend: ResultBackend) -> None:
+        """But for the nodes that redis-py was learning of when it was cancelled: those it leaves to the collector."""
+        super().test_awaiting_leaves_nothing_behind_however_it_is_cancelled(backend)
+        gc.collect()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from amqtask.backends.waiting import too_late
+from amqtask.in_time import arrival
 from amqtask.protocol.result import ResultMessage
 
 OnResult = Callable[[ResultMessage], None]
@@ -44,7 +45,7 @@ async def await_arrival(
 
     cancel = subscribe(arrived)
     try:
-        return await asyncio.wait_for(future, timeout)
+        return await arrival(future, timeout)
     except asyncio.TimeoutError:
         raise too_late([task_id], 1, timeout) from None
     finally:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from amqtask.backends.redis_places import Place
 from amqtask.backends.redis_server import ERRORS, FIRST_PAUSE, LONGEST_PAUSE, is_hopeless, unreachable
+from amqtask.in_time import arrival
 from amqtask.protocol.result import ResultMessage
 
 SLICE = 15.0
 # Seconds after which a task that was cancelled and goes on is cancelled again.
 CANCEL_AGAIN = 0.1
+# Subscriptions that nobody needs any more are ended so many at once.
+MOST_STALE = 500
 
 
 class AsyncWaiters:
@@ -29,6 +32,7 @@ class AsyncWaiters:
         self._futures: dict[str, set[asyncio.Future[ResultMessage]]] = {}
         self._pubsub: Any = None
         self._wanted: set[str] = set()
+        self._stale: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
 
@@ -45,27 +49,37 @@ class AsyncWaiters:
                 self._reader.add_done_callback(self._on_ended)
             else:
                 self._subscribe([key])
-            return await asyncio.wait_for(future, timeout)
+            return await arrival(future, timeout)
         finally:
             waiting = self._futures.get(key, set())
             waiting.discard(future)
             if not waiting:
                 self._futures.pop(key, None)
+                self._stale.add(key)
             if not self._futures:
                 await self._end()
+            elif len(self._stale) >= MOST_STALE:
+                self._subscribe(())
 
     async def _end(self) -> None:
         tasks = {task for task in (self._reader, self._writer) if task is not None}
         self._reader = self._writer = self._pubsub = None
         self._wanted.clear()
+        self._stale.clear()
+        interrupted: asyncio.CancelledError | None = None
         while tasks:
             for task in tasks:
                 task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN)
+            try:
+                _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN)
+            except asyncio.CancelledError as error:  # they must not be left as they are: one may go on for ever
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
-    def _subscribe(self, keys: list[str]) -> None:
+    def _subscribe(self, keys: Iterable[str]) -> None:
         """The reader does it by itself when it connects."""
-        if self._pubsub is None or not keys:
+        if self._pubsub is None:
             return
         self._wanted.update(keys)
         if self._writer is None or self._writer.done():
@@ -73,13 +87,23 @@ class AsyncWaiters:
             self._writer.add_done_callback(self._on_ended)
 
     async def _write(self) -> None:
-        while self._wanted and (pubsub := self._pubsub) is not None:
-            keys = list(self._wanted)
-            self._wanted.clear()
+        while (pubsub := self._pubsub) is not None:
+            wanted, self._wanted = self._wanted, set()
             try:
-                await pubsub.subscribe(*keys)
+                if wanted:
+                    await pubsub.subscribe(*wanted)
+                elif len(self._stale) >= MOST_STALE:
+                    # Whoever wants one of these again from now on is in `_wanted`, whose turn is next.
+                    stale, self._stale = self._stale.difference(self._futures), set()
+                    if stale:
+                        await pubsub.unsubscribe(*stale)
+                else:
+                    return
             except ERRORS:
-                continue  # the connection is broken: the reader sees that too, and subscribes to all again
+                # The connection is broken. The reader sees that too and subscribes to all again, unless the client has
+                # connected anew before it looked.
+                self._wanted |= wanted
+                await asyncio.sleep(FIRST_PAUSE)
 
     async def _read(self) -> None:
         give_up_at, pause = time.monotonic() + self._retry_for, FIRST_PAUSE
@@ -105,7 +129,8 @@ class AsyncWaiters:
             keys = list(self._futures)
             await pubsub.subscribe(*keys)
             self._pubsub = pubsub
-            self._subscribe([key for key in self._futures if key not in keys])
+            self._stale.clear()
+            self._subscribe(key for key in self._futures if key not in keys)
             while True:
                 found = await pubsub.get_message(timeout=SLICE)
                 if found is None or found["type"] not in ("message", "subscribe"):

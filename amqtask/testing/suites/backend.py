@@ -461,6 +461,35 @@ class BackendSuite:
 
         assert asyncio.run(main()) == 100
 
+    def test_awaiting_leaves_nothing_behind_however_it_is_cancelled(self, backend: ResultBackend) -> None:
+        """At its own end too, which may take a store's client some time."""
+
+        async def main() -> set[asyncio.Task[Any]]:
+            here = asyncio.all_tasks()
+            for step in range(150):
+                seconds = step % 30 * 0.0003
+                waiting = asyncio.ensure_future(AsyncResult[Any](_id(), backend).aget(timeout=seconds))
+                await asyncio.sleep(seconds + step % 4 * 0.0003)
+                waiting.cancel()
+                await asyncio.wait({waiting}, timeout=PATIENCE)
+                assert waiting.done()
+            return asyncio.all_tasks() - here
+
+        assert asyncio.run(main()) == set()
+
+    def test_awaiting_a_chain_or_a_group_leaves_nothing_behind(self, backend: ResultBackend) -> None:
+        async def main() -> tuple[set[asyncio.Task[Any]], list[str]]:
+            said: list[str] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context)))
+            here = asyncio.all_tasks()
+            first = AsyncResult[Any](_id(), backend)
+            for waits in (AsyncResult[Any](_id(), backend, parent=first), ResultSet([first, first])):
+                with pytest.raises(TimeoutError):
+                    await waits.aget(timeout=0.01)
+            return asyncio.all_tasks() - here, said
+
+        assert asyncio.run(main()) == (set(), [])
+
 
 def _id() -> str:
     return str(uuid.uuid4())
