@@ -7,11 +7,16 @@ limit, the end of the worker) at the `await` where the coroutine waits.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Coroutine, Generator
 from typing import Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
+
+logger = logging.getLogger("amqtask.execution")
+# Seconds that what a coroutine left running may take to end, when it is cancelled and then once more.
+GRACE = 5.0
 
 
 class Interruptible:
@@ -93,8 +98,10 @@ class CoroutineRunner:
         try:
             value, error = _run(loop, Interruptible(coroutine))
         finally:
-            _cancel_the_rest(loop)
-            self._idle.append(loop)
+            if _cancel_the_rest(loop):
+                self._idle.append(loop)
+            else:
+                loop.close()
         if error is not None:
             raise error
         return value
@@ -127,9 +134,21 @@ def _run(loop: asyncio.AbstractEventLoop, coroutine: Interruptible) -> tuple[Any
             coroutine.interrupt(signalled)
 
 
-def _cancel_the_rest(loop: asyncio.AbstractEventLoop) -> None:
+def _cancel_the_rest(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether all ended. Before Python 3.12 `asyncio.wait_for` may swallow a cancellation (python/cpython#86296): so twice."""
+    for _ in range(2):
+        left = asyncio.all_tasks(loop)
+        if not left:
+            return True
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(_ends_of(left))
     left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
     if left:
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        logger.error("what a task left running does not end when it is cancelled, and is left behind: %s", left)
+    return not left
+
+
+async def _ends_of(tasks: set[asyncio.Task[Any]]) -> None:
+    done, _ = await asyncio.wait(tasks, timeout=GRACE)
+    await asyncio.gather(*done, return_exceptions=True)  # whatever became of them

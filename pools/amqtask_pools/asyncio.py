@@ -145,9 +145,21 @@ class AsyncioPool(SlotPool):
         assert self._aloop is not None
         loop, done, context = self._aloop, self._aloop.create_future(), contextvars.copy_context()
 
+        def settle(outcome: Any, error: BaseException | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(outcome)
+            else:
+                done.set_exception(error)
+
         def call() -> None:
-            outcome = context.run(function, *arguments)
-            loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(outcome))
+            outcome, error = None, None
+            try:
+                outcome = context.run(function, *arguments)
+            except BaseException as raised:  # noqa: BLE001 - whoever awaits it must not wait for ever
+                error = raised
+            loop.call_soon_threadsafe(settle, outcome, error)
 
         self._storing_now += 1
         self._storing.call(call, busy=self._storing_now)

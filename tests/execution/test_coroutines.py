@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
+from amqtask.execution import coroutines
 from amqtask.execution.coroutines import CoroutineRunner, Interruptible
 
 
@@ -33,6 +34,57 @@ def test_what_a_task_leaves_running_is_cancelled() -> None:
     runner(start())
     assert left[0].cancelled()
     runner.close()
+
+
+def test_what_a_task_leaves_running_is_cancelled_again_when_it_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def misses_one() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(60)
+
+    async def start() -> int:
+        left.append(asyncio.create_task(misses_one()))
+        await asyncio.sleep(0)
+        return id(asyncio.get_running_loop())
+
+    monkeypatch.setattr(coroutines, "GRACE", 0.05)
+    left: list[asyncio.Task[Any]] = []
+    runner = CoroutineRunner()
+    assert runner(start()) == runner(start())
+    assert all(task.cancelled() for task in left)
+    runner.close()
+
+
+def test_what_never_ends_is_left_behind_with_its_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def never_ends() -> None:
+        while not is_over:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                continue
+
+    async def start() -> asyncio.AbstractEventLoop:
+        left.append(asyncio.create_task(never_ends()))
+        await asyncio.sleep(0)
+        return asyncio.get_running_loop()
+
+    monkeypatch.setattr(coroutines, "GRACE", 0.05)
+    is_over: list[bool] = []
+    left: list[asyncio.Task[Any]] = []
+    runner = CoroutineRunner()
+    first = runner(start())
+    assert first.is_closed()
+    assert "never_ends" in caplog.text
+
+    is_over.append(True)
+    assert runner(start()) is not first
+    runner.close()
+    # What asyncio says of a task that it cannot end is the runner's word too.
+    left[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+    left[0].get_coro().close()
 
 
 def test_a_forked_child_makes_its_own_loop() -> None:

@@ -15,8 +15,10 @@ import pytest
 from amqtask import states
 from amqtask.execution.outcome import Outcome
 from amqtask.pool import PoolOptions
+from amqtask.protocol.result import ResultMessage
+from amqtask.protocol.task import RUN_HEADER
 from amqtask.testing.loop import PlainLoop
-from amqtask.testing.tasks import PlainTask, add, make_executor, request
+from amqtask.testing.tasks import PlainTask, add, add_async, make_executor, request
 from amqtask_pools import asyncio as asyncio_pool
 from amqtask_pools._hub_watch import HubWatch
 
@@ -50,6 +52,37 @@ def test_a_coroutine_that_swallows_its_hard_limit_is_given_up(
 
     assert [(each.number, each.state) for each in outcomes] == [(1, states.FAILURE), (2, states.SUCCESS)]
     assert "task deaf[id-1] does not end" in caplog.text
+
+
+class Broken:
+    """A result store with a server of its own, whose answers nobody can read."""
+
+    blocks = True
+    keeps_runs = True
+
+    def message_for(self, *_: Any) -> None:
+        return None
+
+    def store(self, result: ResultMessage) -> None:
+        """Gone."""
+
+    def get(self, task_id: str) -> ResultMessage:
+        raise ValueError(f"what is stored of {task_id} is no result")
+
+
+def test_a_coroutine_whose_store_fails_in_an_unforeseen_way_ends_and_its_slot_is_free() -> None:
+    loop, outcomes = PlainLoop(), list[Outcome]()
+    executor = make_executor(PlainTask(add_async), store=Broken())
+    pool = asyncio_pool.AsyncioPool(executor, loop, outcomes.extend, PoolOptions(slots=1))
+    pool.start()
+    pool.submit(request(1, "add_async", 1, 1, redelivered=True, headers={RUN_HEADER: "run"}))
+    loop.run_until(lambda: outcomes, 20.0)
+    pool.stop()
+    loop.close()
+
+    assert [(each.state, each.summary) for each in outcomes] == [
+        (states.FAILURE, "ValueError('what is stored of id-1 is no result')")
+    ]
 
 
 class NativeHub:
