@@ -177,7 +177,7 @@ def test_a_window_that_changes_all_the_time_loses_and_repeats_nothing(
                 consumer.set_prefetch(queue.name, windows[answered // 50 % len(windows)])
         return answered >= len(bodies)
 
-    looped.until(answer, 40)
+    looped.until(answer)
 
     assert Counter(listener.bodies) == Counter(bodies)
     # Some come as redelivered: what is between the queue and our channel when a consumer is cancelled, RabbitMQ takes back.
@@ -317,14 +317,14 @@ def test_a_host_that_takes_connections_and_says_nothing_is_left_for_the_next(
     way.stall(new_ones=True)
     hosts = [f"amqp://guest:guest@127.0.0.1:{free_port()}/", way.url, rabbit.url]
 
-    listener, _ = looped.consuming(queue, url=hosts, connect_timeout=0.3)
+    listener, _ = looped.consuming(queue, url=hosts, connect_timeout=5.0)
 
     assert listener.warnings == []
 
 
 def test_a_broker_that_is_not_there_is_tried_until_it_is(looped: Looped, queue: Queue, way: Forwarder) -> None:
     way.stall(new_ones=True)
-    listener, _ = looped.consumer(queue, url=way.url, connect_timeout=0.1)
+    listener, _ = looped.consumer(queue, url=way.url, connect_timeout=1.0)
     looped.until(lambda: len(listener.warnings) >= 2)
 
     way.heal()
@@ -341,11 +341,13 @@ def test_a_connection_that_fell_silent_is_given_up_after_its_heartbeats(
     listener, _ = looped.consuming(queue, url=way.url, heartbeat=1)
 
     way.stall()
-    looped.until(lambda: len(listener.consuming) == 2)
+    before = len(listener.consuming)  # heartbeats of a second: a machine that stood still lost some connections already
+    looped.until(lambda: len(listener.consuming) > before)
     fill(rabbit, queue, b"after")
     looped.until(lambda: b"after" in listener.bodies)
 
-    assert len(listener.lost) == 1
+    assert listener.lost
+    assert len(listener.lost) == len(listener.consuming) - 1
 
 
 def test_all_queues_are_consumed_again_with_their_windows_after_a_lost_connection(
@@ -435,7 +437,7 @@ def test_a_refusal_by_a_broker_that_had_accepted_us_is_waited_out(
     looped.until(lambda: listener.lost and listener.warnings)
     assert vhost in listener.warnings[0]
     hurt_node.add_vhost(vhost)
-    looped.until(lambda: consumer.is_consuming, 40)
+    looped.until(lambda: consumer.is_consuming)
 
     assert not listener.fatal
 

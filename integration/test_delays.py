@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pika
 import pytest
@@ -70,7 +71,13 @@ class Place:
         )
         self.channel.basic_publish(message.exchange, message.routing_key, message.body, properties, mandatory=True)
 
-    def arrivals(self, count: int) -> list[tuple[float, str, dict[str, object]]]:
+    def waited(self, headers: dict[str, Any]) -> float:
+        """For how long the queues that a message passed have held it, in seconds."""
+        lives = {entity.name: entity.argument_map["x-message-ttl"] for entity in self._made
+                 if isinstance(entity, Queue) and entity.name.startswith(self.plan.prefix)}  # fmt: skip
+        return float(sum(lives[death["queue"]] * death["count"] for death in headers["x-death"])) / 1000
+
+    def arrivals(self, count: int) -> list[tuple[float, str, dict[str, Any]]]:
         """The next arrivals in the work queue: when, which, and their headers."""
         found = []
         for method, properties, body in self.channel.consume(self.queue.name, inactivity_timeout=90):
@@ -111,20 +118,20 @@ def quorum(broker_url: str) -> Iterator[Place]:
         place.close()
 
 
-def test_messages_with_different_delays_arrive_on_time(place: Place) -> None:
+def test_messages_with_different_delays_wait_for_as_long_and_no_longer(place: Place) -> None:
     # One, two and three levels, both ends of a level, and the smallest wait there is.
-    waits = [4.3, 0.125, 1.875, 2.0, 0.5, 2.125, 3.0]
-    due, due_at_most = {}, {}
+    waits = [4.25, 0.125, 1.875, 2.0, 0.5, 2.125, 3.0]
+    due = {}
     for wait in waits:
         due[str(wait)] = time.monotonic() + wait
         place.publish(place.plan.delayed(place.message(str(wait)), wait))
-        due_at_most[str(wait)] = time.monotonic() + wait
 
     arrived = place.arrivals(len(waits))
 
     assert sorted(name for _, name, _ in arrived) == sorted(due)
     assert min(when - due[name] for when, name, _ in arrived) > -0.1, (arrived, due)
-    assert max(when - due_at_most[name] for when, name, _ in arrived) < 1.5, (arrived, due_at_most)
+    # How late they are is the machine's affair; the queues that they passed are ours.
+    assert {name: place.waited(headers) for _, name, headers in arrived} == {name: float(name) for name in due}
 
 
 def test_no_long_delay_holds_a_short_one_up(place: Place) -> None:

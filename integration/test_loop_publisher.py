@@ -279,7 +279,7 @@ def test_what_is_published_while_there_is_no_connection_goes_when_there_is(
     rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder
 ) -> None:
     way.stall(new_ones=True)
-    publisher = looped.publisher(way.url, connect_timeout=0.1)
+    publisher = looped.publisher(way.url, connect_timeout=1.0)
     sent = Sent(publisher)
     sent.publish(b"patient", queue.name, declare=(queue,))
     looped.until(lambda: way.accepted >= 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def multi(rabbit: Broker, tmp_path: Path) -> Iterator[Multi]:
     ask("kill", "one", "two")
 
 
+def is_ready(tmp_path: Path, name: str) -> bool:
+    """Whether it says so: its log comes some time after its pid file."""
+    log = tmp_path / "log" / f"{name}.log"
+    return log.exists() and " ready." in log.read_text()
+
+
 def states(multi: Multi) -> dict[str, Any]:
     """Short node name → process id."""
     code, said = multi("show", "--json", "one", "two")
@@ -43,7 +50,7 @@ def test_the_life_of_two_workers(multi: Multi, tmp_path: Path) -> None:
     before = states(multi)
     assert all(before.values())
     for name in ("one", "two"):
-        eventually(lambda log=tmp_path / "log" / f"{name}.log": " ready." in log.read_text(), what=f"{name} not ready")  # type: ignore[misc]
+        eventually(partial(is_ready, tmp_path, name), what=f"{name} not ready")
 
     code, said = multi("start", "one")
     assert code == 1
@@ -64,7 +71,7 @@ def test_the_life_of_two_workers(multi: Multi, tmp_path: Path) -> None:
 
 def test_another_signal_and_a_kill(multi: Multi, tmp_path: Path) -> None:
     multi("start", "one", "two")
-    eventually(lambda: "ready." in (tmp_path / "log" / "one.log").read_text(), what="one not ready")
+    eventually(partial(is_ready, tmp_path, "one"), what="one not ready")
     pid = states(multi)["one"]
 
     code, said = multi("stop", "one", "-QUIT")

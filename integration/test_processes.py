@@ -112,6 +112,7 @@ def test_a_process_that_is_stuck_tells_where() -> None:
     """
     with program(code).start(wait=False) as process:
         process.await_log("here")
+        eventually(lambda: "S (sleeping)" in Path(f"/proc/{process.pid}/status").read_text())
         with pytest.raises(NeverHappened, match=r"(?s)State:\s+S.*exit code -6.*here.*in stuck"):
             process.await_log("there", 0.1)
 

@@ -21,7 +21,7 @@ def test_each_postgres_database_is_new(postgres: str, postgres_server: Postgres)
 def test_the_sentinel_knows_master_and_replica(sentinel: Sentinel) -> None:
     sentinel.master.ask("set", "a", "1")
 
-    assert sentinel.master.ask("wait", "1", "10000").strip() == "1"
+    assert sentinel.master.ask("wait", "1", "90000").strip() == "1"
     assert sentinel.replica.ask("get", "a").strip() == "1"
 
 

@@ -29,8 +29,8 @@ def app(rabbit: Broker) -> Iterator[AmqTask]:
 
 
 def spans_in(path: Path) -> dict[str, dict[str, Any]]:
-    """By name, and by task where several have the same."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
+    """By name, and by task where several have the same; of several tries the last, whichever process wrote first."""
+    found = sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda span: span["start_time"])
     return {f"{span['name']} {span['attributes'].get('amqtask.task.name', '')}".strip(): span for span in found}
 
 
