@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from integration.waiting import LONG, Patience
+from integration.waiting import LONG, Patience, eventually
 
 # Above the ports of well-known servers. Below those from which connections go out (Linux begins at 32,768), so that no
 # connection takes a port between the question and its use; and 10,000 above each there is room for a Redis cluster's bus.
@@ -97,6 +97,24 @@ def kill_session(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
+def kill_all(process: subprocess.Popen[Any]) -> None:
+    """The same, and to those of its children that began sessions of their own; returns when all have ended.
+
+    PostgreSQL's do, and a server does not start again while one of the last one's is left.
+    """
+    children: list[int] = []
+    if process.poll() is None:
+        process.send_signal(signal.SIGSTOP)  # it makes no more of them
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, text=True, check=True).stdout
+        pairs = (map(int, line.split()) for line in listed.splitlines())
+        children = [pid for pid, parent in pairs if parent == process.pid]
+    kill_session(process)
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not any(map(is_running, children)), what=lambda: f"processes that do not end: {children}")
+
+
 def is_running(pid: int) -> bool:
     """Whether there is such a process; one that only waits to be waited for is none."""
     try:
@@ -169,7 +187,7 @@ class Server:
     def kill(self) -> None:
         """SIGKILL to it and all of its processes: what a power cut looks like."""
         if self._process is not None:
-            kill_session(self._process)
+            kill_all(self._process)
             self._process = None
 
     def remove(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.machine import PORTS, free_port, is_running, kill_session
+from integration.machine import PORTS, Server, free_port, is_running, kill_session
 from integration.nodes import RabbitNode
 from integration.waiting import NeverHappened, Patience, eventually
 from integration.workers import LoggedProcess, run_session
@@ -146,6 +146,23 @@ def test_what_a_program_started_and_left_ends_with_it() -> None:
     """
     _, printed, _ = run_session([sys.executable, "-c", textwrap.dedent(code)])
     eventually(lambda: not is_running(int(printed)))
+
+
+def test_killing_a_server_ends_its_processes_that_began_sessions_of_their_own() -> None:
+    code = """
+        import subprocess
+        backend = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # as PostgreSQL's do
+        print(backend.pid, flush=True)
+        backend.wait()
+    """
+    server = Server("postmaster")
+    log = server.folder / "log"
+    server.run([sys.executable, "-c", textwrap.dedent(code)], lambda: log.read_text().endswith("\n"))
+
+    server.kill()
+
+    assert not is_running(int(log.read_text()))
+    server.remove()
 
 
 def test_killing_a_process_that_was_waited_for_does_not_hit_the_next_one_of_its_number() -> None:
