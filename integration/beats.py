@@ -131,17 +131,17 @@ class Beats:
 
     def kill_leader(self) -> None:
         """SIGKILL; another one takes its place among the waiting."""
-        leader = self._await_leader()
+        leader = self.await_leader()
         self.beats.remove(leader)
         started = time.monotonic()
         leader[0].signal(signal.SIGKILL)
-        self._await_leader()
+        self.await_leader()
         self.takeovers.append(("killed", time.monotonic() - started))
         self.add()
 
     def cut_leader(self) -> None:
         """Nothing passes any more, and nobody is told."""
-        leader = self._await_leader()
+        leader = self.await_leader()
         started = time.monotonic()
         leader[1].stall(new_ones=True)
         others = [each for each in self.beats if each is not leader]
@@ -152,15 +152,16 @@ class Beats:
 
     def lose_confirm(self) -> None:
         """The broker gets what is due, and its answers do not come back any more."""
-        leader = self._await_leader()
+        leader = self.await_leader()
         started = time.monotonic()
         leader[1].hold_after(b"celery_beat_task")
         eventually(lambda: not leader[0].is_leading, what="the leader still leads")
-        self._await_leader()
+        self.await_leader()
         leader[1].heal()
         self.takeovers.append(("unconfirmed", time.monotonic() - started))
 
-    def _await_leader(self) -> tuple[BeatProcess, Forwarder]:
+    def await_leader(self) -> tuple[BeatProcess, Forwarder]:
+        """Who leads, once somebody does."""
         eventually(lambda: self.leader is not None, what="nobody leads")
         found = self.leader
         assert found is not None

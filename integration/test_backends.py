@@ -58,13 +58,14 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 @pytest.fixture
 def publisher(broker_url: str) -> Iterator[PikaPublisher]:
-    made = PikaPublisher(parse_broker_urls(broker_url))
+    made = PikaPublisher(parse_broker_urls(broker_url), timeout=60.0)
     yield made
     made.close()
 
 
 def rpc(url: str, **options: Any) -> RpcBackend:
-    return RpcBackend(BackendOptions(url="rpc://", brokers=parse_broker_urls(url), expires=60.0, **options))
+    given = {"expires": 60.0, "connect_timeout": 60.0, **options}
+    return RpcBackend(BackendOptions(url="rpc://", brokers=parse_broker_urls(url), **given))
 
 
 class TestRpc(BackendSuite):

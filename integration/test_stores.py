@@ -38,7 +38,7 @@ class StoreSuite(BackendSuite):
 
     def opened(self, url: str, **options: Any) -> ResultBackend:
         given = {"transport_options": tuple(self.transport_options.items()), "settings": self.settings, **options}
-        made = open_backend(url, BackendOptions(url=url, connect_timeout=2.0, **given))
+        made = open_backend(url, BackendOptions(url=url, **{"connect_timeout": 30.0, **given}))
         assert made is not None
         return made
 
@@ -50,7 +50,7 @@ class StoreSuite(BackendSuite):
 
     def make_unreachable(self) -> ResultBackend | None:
         self.transport_options["retry_for"] = 0.1
-        return self.opened(self.unreachable_url())
+        return self.opened(self.unreachable_url(), connect_timeout=2.0)
 
 
 @pytest.fixture(scope="module")

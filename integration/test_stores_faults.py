@@ -165,7 +165,7 @@ def test_results_are_kept_and_waited_for_while_sentinels_change_the_master(senti
     worker, caller = opened(sentinel.url, **options), opened(sentinel.url, **options)
     before, waited, awaited = success("before"), success("waited"), success("awaited")
     worker.store(before)
-    assert sentinel.master.ask("wait", "1", "10000").strip() == "1"
+    assert sentinel.master.ask("wait", "1", "90000").strip() == "1"
     outcomes: dict[str, Any] = {}
 
     def wait() -> None:

@@ -10,6 +10,8 @@ from amqtask import AmqTask
 app = AmqTask(
     os.environ.get("BEATS_NAME", "beaten"),
     task_default_queue=os.environ.get("BEATS_QUEUE", "beaten"),
+    # Not 30 seconds: a slow machine may take longer until a broker that was killed is back, or another beat leads.
+    beat_catch_up_window=600.0,
     beat_schedule={
         "every second": {
             "task": "beaten.tick",
