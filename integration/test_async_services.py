@@ -37,7 +37,8 @@ def start(environment: dict[str, str]) -> Iterator[Start]:
     """Start a service; its URL. `{port}` stands for one that is free."""
     with ExitStack() as stack:
 
-        def begin(line: str, ready: str = "Application startup complete") -> str:
+        def begin(line: str, ready: str = "Uvicorn running on") -> str:
+            # Before that it has started the application, and does not listen yet.
             port = free_port()
             command = [sys.executable, "-m", *line.format(port=port).split()]
             stack.enter_context(LoggedProcess(command, ready=ready, environment=environment).start())
