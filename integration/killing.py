@@ -8,7 +8,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from amqtask import AmqTask
@@ -64,15 +64,17 @@ def workers_under_fire(
             kills.append(worker.pid)
             worker.start(wait=False)
 
-    for worker in workers:
-        worker.start()
-    killer = threading.Thread(target=kill_now_and_then)
-    killer.start()
-    try:
-        yield Fire(app, kills)
-    finally:
-        is_over.set()
-        killer.join()
+    with ExitStack() as stack:
+        stack.callback(app.close)
+        for worker in workers:
+            stack.callback(worker.kill)
+            worker.start()
+        killer = threading.Thread(target=kill_now_and_then)
+        killer.start()
+        try:
+            yield Fire(app, kills)
+        finally:
+            is_over.set()
+            killer.join()
         for worker in workers:
             worker.stop()
-        app.close()

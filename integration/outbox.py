@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,7 +37,6 @@ from integration.workers import ROOT, eventually
 
 TASKS = 1000
 SHOPS = {"django": "integration.apps.outbox_django", "sqlalchemy": "integration.apps.outbox_sqlalchemy"}
-QUEUE = "shop"
 # Seconds to the first kill of broker and database, so that a short run has one of each.
 SOON = (0.5, 3.0)
 
@@ -121,10 +121,14 @@ class Run:
         self.server = server
         self._tasks = tasks
         self._random = random.Random(seed)
+        # Each thread has its own, so that one seed is one run.
+        self._chances = [random.Random(self._random.random()) for _ in range(2)]
         self.folder = Path(tempfile.mkdtemp(prefix="amqtask-outbox-"))
         self.journal = Journal(self.folder / "journal")
+        # What an earlier run's relay published last may still be on its way.
+        self._queue = f"shop-{uuid.uuid4().hex[:8]}"
         self._environment = {
-            "SHOP_DATABASE": database, "SHOP_QUEUE": QUEUE, "AMQTASK_BROKER_URL": node.url, "DJANGO_SETTINGS_MODULE": "",
+            "SHOP_DATABASE": database, "SHOP_QUEUE": self._queue, "AMQTASK_BROKER_URL": node.url, "DJANGO_SETTINGS_MODULE": "",
         }  # fmt: skip
         module = SHOPS[shop]
         told = [module, str(self.folder / "journal"), str(tasks), str(pause)]
@@ -135,7 +139,11 @@ class Run:
             self._program("worker", [*amqtask, "worker", "-Q", "idle", "-P", "solo", "--relay", "-l", "INFO"]),
         ]
         self.kills: Counter[str] = Counter()
+        # Ends of the web process that no outage of the database explains; and whether there was one since its start.
         self._crashes = 0
+        self._state = threading.Lock()
+        self._is_away = False
+        self._outages = self._outages_at_start = 0
         self._over = threading.Event()
 
     def _program(self, name: str, command: list[str]) -> Program:
@@ -147,7 +155,7 @@ class Run:
         module = SHOPS[self.shop]
         self._python(f"import {module} as shop; shop.prepare()")
         # Otherwise the first kill may come so soon after a queue's declaration that RabbitMQ forgets it.
-        self._amqtask("topology", "declare", "-Q", f"{QUEUE},idle")
+        self._amqtask("topology", "declare", "-Q", f"{self._queue},idle")
         self.node.settle()
         programs = [self.web, *self.relays]
         others = [threading.Thread(target=hurt) for hurt in (self._hurt_broker, self._hurt_database)]
@@ -160,8 +168,10 @@ class Run:
             stack.callback(self._over.set)
             for other in others:
                 other.start()
-            while self._is_running():
-                self._hurt(self._random.choice(programs))
+            for program in self._victims(programs):
+                if not self._is_running():
+                    break
+                self._hurt(program)
                 time.sleep(self._random.uniform(0.2, 1.5))
             self._over.set()
             for other in others:
@@ -180,10 +190,18 @@ class Run:
         if code in (None, 0):
             return code is None
         # Its database was killed, as a rule. It is started again as its supervisor would.
-        self._crashes += 1
-        assert self._crashes <= 2 + 3 * self.kills["database"], f"the web process ended with {code}:\n{self.web.log}"
+        with self._state:
+            was_there = not self._is_away and self._outages == self._outages_at_start
+            self._outages_at_start = -1 if self._is_away else self._outages
+        self._crashes += was_there
+        assert self._crashes <= 2, f"the web process ended with {code}:\n{self.web.log}"
         self.web.start()
         return True
+
+    def _victims(self, programs: list[Program]) -> Iterator[Program]:
+        """For ever, in any order; each has its turn among the first."""
+        while True:
+            yield from self._random.sample(programs, len(programs))
 
     def _hurt(self, program: Program) -> None:
         if program.kill():
@@ -191,7 +209,7 @@ class Run:
             program.start()
 
     def _hurt_broker(self) -> None:
-        chance = random.Random(self._random.random())
+        chance = self._chances[0]
         pause = chance.uniform(*SOON)
         while not self._over.wait(pause):
             self.node.kill()
@@ -201,13 +219,18 @@ class Run:
             pause = chance.uniform(2.0, 6.0)
 
     def _hurt_database(self) -> None:
-        chance = random.Random(self._random.random())
+        chance = self._chances[1]
         pause = chance.uniform(*SOON)
         while not self._over.wait(pause):
+            with self._state:
+                self._is_away = True
+                self._outages += 1
             self.server.kill()
             self.kills["database"] += 1
             self._over.wait(chance.uniform(0.0, 1.0))
             self.server.start()
+            with self._state:
+                self._is_away = False
             pause = chance.uniform(3.0, 10.0)
 
     # -- what came of it
@@ -235,7 +258,7 @@ class Run:
         found = []
         with pika.BlockingConnection(pika.URLParameters(self.node.url)) as connection:
             channel = connection.channel()
-            while (taken := channel.basic_get(QUEUE, auto_ack=True))[0] is not None:
+            while (taken := channel.basic_get(self._queue, auto_ack=True))[0] is not None:
                 found.append(taken[1].headers["id"])
         return found
 

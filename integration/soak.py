@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,8 @@ class Soak:
         """Publish half before and half during the fault; wait until everything ran and nothing waits."""
         started = time.monotonic()
         self.publish(range(self.tasks // 2))
-        producer = threading.Thread(target=self.publish, args=(range(self.tasks // 2, self.tasks),))
+        # A daemon: when the test fails its broker goes, and nothing would ever be published again.
+        producer = threading.Thread(target=self.publish, args=(range(self.tasks // 2, self.tasks),), daemon=True)
         with self.worker.start():
             producer.start()
             self.progress(self.tasks // 10)
@@ -138,7 +139,8 @@ def kill_children(soak: Soak) -> None:
     for _ in range(10):
         children = soak.worker.children
         if children:
-            os.kill(children[-1], signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the one that was killed before, buried since
+                os.kill(children[-1], signal.SIGKILL)
         soak.progress(soak.tasks // 25)
 
 

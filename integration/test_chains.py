@@ -175,7 +175,7 @@ def test_a_step_that_was_revoked_ends_the_chain(scene: Scene) -> None:
         scene.await_run("s1")
         step = last.parent
         assert step is not None
-        scene.app.control.revoke(step.id, destination=[node], reply=True, timeout=20)
+        scene.app.control.revoke(step.id, destination=[node], reply=True, timeout=90)
         hold.unlink()
         with pytest.raises(TaskRevokedError):
             last.get(timeout=60)
@@ -191,7 +191,7 @@ def test_a_step_that_runs_can_be_terminated(scene: Scene) -> None:
         scene.await_run("s1")
         step = last.parent
         assert step is not None
-        scene.app.control.revoke(step.id, terminate=True, destination=[node], reply=True, timeout=20)
+        scene.app.control.revoke(step.id, terminate=True, destination=[node], reply=True, timeout=90)
         with pytest.raises(TaskRevokedError):
             last.get(timeout=60)
         assert worker.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -38,7 +39,7 @@ def backend_url(store: str, request: pytest.FixtureRequest) -> str:
 def worked(request: pytest.FixtureRequest, broker_url: str) -> Iterator[Tasks]:
     """Tasks that a worker process runs, with one store and one pool."""
     store, pool = request.param.split("-")
-    queue = f"flows-{request.param}"
+    queue = f"flows-{request.param}-{uuid.uuid4().hex[:8]}"
     environment = {"FLOWS_BACKEND": backend_url(store, request), "FLOWS_QUEUE": queue}
     app = define(AmqTask("client", broker=broker_url, backend=environment["FLOWS_BACKEND"], **PATIENT))
     app.conf.update(task_default_queue=queue, broker_publish_timeout=60.0)

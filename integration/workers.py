@@ -109,7 +109,7 @@ class LoggedProcess:
             self.process.send_signal(signal.SIGABRT)
             self.process.send_signal(signal.SIGCONT)
             try:
-                self.process.wait(10)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 state += "\nit takes no notice of SIGABRT"
             raise NeverHappened(f"{error}\n{state}\nafter SIGABRT, {self._ending()}") from None

@@ -18,7 +18,8 @@ def ignore_soft_limit() -> None:
             continue
 
 
-@app.task(name="sample.heed_soft_limit", soft_time_limit=0.5, time_limit=20)
+# Long enough to reach the `try`, even when the machine stands still in front of it.
+@app.task(name="sample.heed_soft_limit", soft_time_limit=3, time_limit=60)
 def heed_soft_limit() -> str:
     """Cleans up at its soft limit."""
     try:
