@@ -112,26 +112,28 @@ def test_a_service_that_needs_its_broker_does_not_start_without(environment: dic
 
 
 def test_the_loop_goes_on_while_a_call_waits_for_a_broker_that_is_silent() -> None:
-    async def others(call: asyncio.Future[Any]) -> bool:
-        for _ in range(50):
-            await asyncio.sleep(0)
-        return call.done()
-
-    async def main(app: AmqTask) -> None:
-        call = asyncio.ensure_future(app.asend_task("any"))
-        assert not await others(call)
-        app.conf.broker_publish_timeout = 1.0
-        call.cancel()
+    async def call(app: AmqTask, order: list[str]) -> None:
         with pytest.raises(PublishError):
             await app.asend_task("any")
+        order.append("call")
+
+    async def others(order: list[str]) -> None:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        order.append("others")
+
+    async def main(app: AmqTask) -> list[str]:
+        order: list[str] = []
+        await asyncio.gather(call(app, order), others(order))
         await app.aclose()
+        return order
 
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections come, and nobody answers
         app = AmqTask(
             "shop", broker="amqp://{}:{}//".format(*silent.getsockname()), backend="rpc://", set_as_current=False
         )
-        app.conf.update(PATIENT)
-        asyncio.run(main(app))
+        app.conf.update(broker_connection_timeout=4, broker_publish_timeout=4)
+        assert asyncio.run(main(app)) == ["others", "call"]
 
 
 def test_connecting_early_says_what_is_wrong() -> None:

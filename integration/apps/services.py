@@ -17,7 +17,8 @@ from integration.waiting import PATIENT
 app = AmqTask("services", backend="rpc://", task_default_queue=os.environ.get("SERVICES_QUEUE", "services"))
 app.conf.update(PATIENT)
 if "SERVICES_TIMEOUT" in os.environ:
-    app.conf.broker_publish_timeout = float(os.environ["SERVICES_TIMEOUT"])
+    seconds = float(os.environ["SERVICES_TIMEOUT"])
+    app.conf.update(broker_publish_timeout=seconds, broker_connection_timeout=seconds)
 
 
 @app.task
