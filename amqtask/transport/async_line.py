@@ -31,6 +31,7 @@ from amqtask.transport.errors import (
     culprits,
     declare_error,
     refused,
+    unreachable,
     unroutable,
     unwritable,
 )
@@ -412,7 +413,4 @@ def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreacha
         # connection.open, the step that names the virtual host, was answered with connection.close; aiormq
         # reports what it expected there, and drops the broker's words.
         raise access_refused(address, "it closed the connection there", is_login=False) from error
-    return BrokerUnreachable(
-        f"no broker answers at {address.safe_url}: {type(error).__name__}: {text}. Is RabbitMQ running there, "
-        "and is broker_url right?"
-    )
+    return unreachable(error, [address])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -67,11 +68,25 @@ def is_refusal(error: BaseException) -> bool:
 def connection_error(error: BaseException, addresses: Sequence[BrokerAddress]) -> PublishError:
     """Our error for a connection that could not be made to any of these."""
     cause = unwrap(error)
-    where = ", ".join(address.safe_url for address in addresses)
     if is_refusal(error):
         return _refusal(cause, addresses[-1])
+    return unreachable(cause, addresses)
+
+
+def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> BrokerUnreachable:
+    """The error for an attempt that nobody answered as a broker does.
+
+    With TLS 1.3 a broker that demands a certificate hangs up after the client's handshake, and whether its reason is read before
+    the end of the connection is a matter of microseconds."""
+    where = ", ".join(address.safe_url for address in addresses)
+    has_hung_up = not isinstance(cause, (ConnectionRefusedError, TimeoutError, socket.gaierror))
+    lacks_certificate = any(address.tls is not None and address.tls.certfile is None for address in addresses)
+    hint = ""
+    if has_hung_up and lacks_certificate and "certificate" not in str(cause).lower():
+        hint = " Perhaps it wants a client certificate (certfile and keyfile, see docs/tls.md)."
     return BrokerUnreachable(
         f"no broker answers at {where}: {type(cause).__name__}: {cause}. Is RabbitMQ running there, and is broker_url right?"
+        f"{hint}"
     )
 
 

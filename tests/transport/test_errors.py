@@ -110,3 +110,18 @@ def test_no_answer_is_no_refusal_and_names_the_hosts() -> None:
     assert "@two:" in str(error)
     assert "Connection refused" in str(error)
     assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "cause", "hints"),
+    [
+        ("amqps://one//", pika_errors.StreamLostError("EOF occurred in violation of protocol"), True),
+        ("amqps://one//", ConnectionRefusedError(111, "Connection refused"), False),
+        ("amqps://one//?certfile=mine.pem", pika_errors.StreamLostError("EOF occurred"), False),
+        ("amqp://one//", pika_errors.StreamLostError("EOF occurred"), False),
+    ],
+)
+def test_a_tls_broker_that_hangs_up_may_want_a_certificate(url: str, cause: Exception, hints: bool) -> None:
+    error = connection_error(AMQPConnectorAMQPHandshakeError(cause), parse_broker_urls(url))
+
+    assert ("Perhaps it wants a client certificate (certfile" in str(error)) is hints
