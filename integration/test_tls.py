@@ -77,7 +77,7 @@ def app_at(url: str) -> AmqTask:
 def refused_at(url: str) -> AmqTask:
     """An application whose calls fail: each takes all the time it is given, as a broker may come back."""
     app = app_at(url)
-    app.conf.broker_publish_timeout = 6.0
+    app.conf.broker_publish_timeout = app.conf.broker_connection_timeout = 6.0
     return app
 
 
