@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
@@ -34,6 +34,16 @@ class Interruptible:
         if self.task is not None and not self.task.done():
             self._pending = error
             self.task.cancel()
+
+    def interrupt_soon(self, error: BaseException, on_interrupted: Callable[[], object]) -> None:
+        """The same from a signal handler, with the loop's next turn."""
+
+        def interrupt() -> None:
+            on_interrupted()
+            self.interrupt(error)
+
+        if self.task is not None:
+            self.task.get_loop().call_soon_threadsafe(interrupt)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
@@ -96,9 +106,9 @@ class CoroutineRunner:
         except IndexError:
             loop = asyncio.new_event_loop()
         try:
-            value, error = _run(loop, Interruptible(coroutine))
+            value, error = drive(loop, Interruptible(coroutine))
         finally:
-            if _cancel_the_rest(loop):
+            if clear(loop):
                 self._idle.append(loop)
             else:
                 loop.close()
@@ -122,20 +132,22 @@ async def _caught(running: Interruptible) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _run(loop: asyncio.AbstractEventLoop, coroutine: Interruptible) -> tuple[Any, BaseException | None]:
-    task = loop.create_task(_caught(coroutine))
-    coroutine.task = task
+def drive(loop: asyncio.AbstractEventLoop, running: Interruptible) -> tuple[Any, BaseException | None]:
+    """Its value, or the error that it raised."""
+    task = loop.create_task(_caught(running))
+    running.task = task
     while True:
         try:
             loop.run_until_complete(task)
             return task.result()
         except (SoftTimeLimitExceeded, Terminated) as signalled:
             # A signal handler raised it in the loop's own code: it is meant for the task.
-            coroutine.interrupt(signalled)
+            running.interrupt(signalled)
 
 
-def _cancel_the_rest(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether all ended. Before Python 3.12 `asyncio.wait_for` may swallow a cancellation (python/cpython#86296): so twice."""
+def clear(loop: asyncio.AbstractEventLoop) -> bool:
+    """Cancel what was left on a loop; whether all ended. Twice, because before Python 3.12 `asyncio.wait_for` may swallow a
+    cancellation (python/cpython#86296)."""
     for _ in range(2):
         left = asyncio.all_tasks(loop)
         if not left:

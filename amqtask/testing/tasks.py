@@ -216,6 +216,22 @@ async def clean_up_async(folder: str) -> str:
     return "not limited"
 
 
+async def clean_up_beside_async(folder: str) -> str:
+    """The same while other tasks of its loop are at work, which is when a limit mostly strikes."""
+
+    async def work() -> None:
+        while True:
+            sum(range(20_000))
+            await asyncio.sleep(0)
+
+    others = [asyncio.create_task(work()) for _ in range(3)]
+    try:
+        return await clean_up_async(folder)
+    finally:
+        for other in others:
+            other.cancel()
+
+
 def who_am_i(folder: str, name: str, until: str) -> list[Any]:
     """The id in `task.request` before and after it waited."""
     before = current_context()
@@ -281,7 +297,7 @@ async def use_asyncio(word: str) -> list[str]:
 POOL_TASKS = tuple(
     PlainTask(function)
     for function in (
-        add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async, who_am_i,
-        share_a_lock, share_a_lock_async, run_a_loop, use_asyncio,
+        add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async,
+        clean_up_beside_async, who_am_i, share_a_lock, share_a_lock_async, run_a_loop, use_asyncio,
     )
 )  # fmt: skip

@@ -19,11 +19,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
-from amqtask.execution.executor import Executor
 from amqtask.execution.interrupts import Abandoned
+from amqtask.execution.striking import Strike
 from amqtask.pool import Running
 
 if TYPE_CHECKING:
+    from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
@@ -54,7 +55,7 @@ class SoloPool:
         self._total = 0
         self._is_due = False
         # What the next alarm raises in the task.
-        self._interruption: BaseException | None = None
+        self._interruption: Strike | None = None
         self._main: int | None = None
         self._handler_before: Any = None
         self._stopped = threading.Event()
@@ -122,34 +123,32 @@ class SoloPool:
         finally:
             self._loop_lock.acquire()
             self._running = None
-            self._interruption = None
+            if self._interruption is not None:
+                self._interruption.end()
+                self._interruption = None
 
     def _run_limited(self, request: Request) -> Outcome:
         limit = request.soft_limit
         if limit is None or self._main is None:
             logger.warning("the soft limit of %s is not enforced: the worker has not the main thread", request.task)
             return self._executor.execute(request)
-        self._interruption = SoftTimeLimitExceeded(limit)
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        self._interruption = Strike(SoftTimeLimitExceeded(limit), _set_timer)
+        _set_timer(limit)
         try:
             return self._executor.execute(request)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_timer(0)
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
         """Raise in the task, and nowhere else: not in our own code just before or after it."""
-        error = self._interruption
-        while error is not None and frame is not None:
-            if frame.f_code is _EXECUTE:
-                self._interruption = None
-                raise error
-            frame = frame.f_back
+        if self._interruption is not None:
+            self._interruption(frame)
 
     def _interrupt(self, error: BaseException) -> bool:
         """From the helper, while it serves the loop."""
         if self._main is None:
             return False
-        self._interruption = error
+        self._interruption = Strike(error, _set_timer)
         signal.pthread_kill(self._main, signal.SIGALRM)
         return True
 
@@ -198,4 +197,5 @@ class SoloPool:
         return {"max-concurrency": 1, "running": int(self._running is not None), "total": self._total}
 
 
-_EXECUTE = Executor.execute.__code__
+def _set_timer(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import faulthandler
 import json
@@ -78,6 +79,19 @@ def swallow_soft_limit(folder: str) -> None:
             (Path(folder) / "swallowed").touch()
 
 
+async def block_the_loop() -> list[str]:
+    """Coroutines that call what blocks, as people do."""
+
+    async def blocks() -> str:
+        time.sleep(60)
+        return "slept"
+
+    try:
+        return await asyncio.gather(blocks(), blocks())
+    except SoftTimeLimitExceeded:
+        return ["cleaned up"]
+
+
 def leave_a_process_behind(folder: str) -> None:
     """A daemon that inherits every descriptor, and then the end."""
     if os.fork() == 0:
@@ -113,7 +127,7 @@ TASKS = (
         PlainTask(function)
         for function in (
             note_signals, pid, kill_self, exit_hard, segfault, echo, pause, use_memory, fill_memory, swallow_soft_limit,
-            leave_a_process_behind, ignore_sigterm,
+            leave_a_process_behind, ignore_sigterm, block_the_loop,
         )
     ),
 )  # fmt: skip

@@ -23,6 +23,11 @@ def test_the_hard_limit_ends_a_task_that_swallows_its_soft_limit(tmp_path: Path)
         assert prefork.value(prefork.submit("add", 1, 1)) == 2
 
 
+def test_the_soft_limit_reaches_a_coroutine_though_another_blocks_the_loop() -> None:
+    with Prefork(1) as prefork:
+        assert prefork.value(prefork.submit("block_the_loop", soft_limit=0.1)) == ["cleaned up"]
+
+
 def test_a_hard_limit_counts_from_the_start_of_the_task_not_from_its_submission() -> None:
     with Prefork(1) as prefork:
         prefork.look_ahead()

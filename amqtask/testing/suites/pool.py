@@ -242,7 +242,7 @@ class PoolSuite:
 
     # -- limits
 
-    @pytest.mark.parametrize("task", ["clean_up", "clean_up_async"])
+    @pytest.mark.parametrize("task", ["clean_up", "clean_up_async", "clean_up_beside_async"])
     def test_the_soft_limit_is_raised_in_the_task(self, bench: Bench, tmp_path: Path, task: str) -> None:
         needs_limit(bench, "soft", task)
         assert bench.value(bench.submit(task, str(tmp_path), soft_limit=0.3)) == "cleaned up"

@@ -5,18 +5,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import SoftTimeLimitExceeded
-from amqtask.execution.executor import Executor
+from amqtask.execution.striking import Strike
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
 
 # The limit may strike in our own code, just before or after the task; it is tried again so often (seconds).
 TRY_AGAIN = 0.01
-_EXECUTE = Executor.execute.__code__
 
 
 class SoftLimit:
@@ -25,22 +23,20 @@ class SoftLimit:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._before: object = None
+        self._strike = Strike(SoftTimeLimitExceeded(seconds), _set_timer)
 
     def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGALRM, self._strike)
-        signal.setitimer(signal.ITIMER_REAL, max(self._seconds, 1e-6), TRY_AGAIN)
+        self._before = signal.signal(signal.SIGALRM, lambda _, frame: self._strike(frame))
+        _set_timer(max(self._seconds, 1e-6))
 
     def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._strike.end()
+        _set_timer(0)
         signal.signal(signal.SIGALRM, self._before)  # type: ignore[arg-type] # what signal.signal returned
 
-    def _strike(self, signum: int, frame: FrameType | None) -> None:
-        """Raise once, in the task and nowhere else."""
-        while frame is not None:
-            if frame.f_code is _EXECUTE:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                raise SoftTimeLimitExceeded(self._seconds)
-            frame = frame.f_back
+
+def _set_timer(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds, TRY_AGAIN)
 
 
 class HardLimits:
