@@ -419,6 +419,38 @@ def test_a_fork_leaves_both_sides_with_a_working_publisher(
     assert link.accepted == 2  # the parent went on with its own, the child made one
 
 
+def test_threads_that_come_first_in_a_forked_child_share_its_connections(
+    rabbit: Broker, queue: str, make: MakePublisher
+) -> None:
+    publisher = make(pool_limit=3)
+    publisher.publish(to(queue))
+
+    def child() -> None:
+        signal.alarm(90)
+        sys.setswitchinterval(1e-6)
+        barrier = threading.Barrier(16)
+
+        def publish(_: int) -> None:
+            barrier.wait()
+            publisher.publish(to(queue))
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(publish, range(16)))
+
+    for _ in range(15):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                child()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    assert rabbit.count(queue) == 1 + 15 * 16
+
+
 def test_closing_twice_and_publishing_after_it_is_fine(rabbit: Broker, queue: str, make: MakePublisher) -> None:
     publisher = make()
     publisher.publish(to(queue))

@@ -216,8 +216,8 @@ class RpcBackend:
         if own is None:
             # Of two threads that come here at once, one finds the other's.
             own = self._owns.setdefault(pid, _Own(self._options))
-            for other in [other for other in self._owns if other != pid]:
-                inherited = self._owns.pop(other, None)
+            for other in list(self._owns):
+                inherited = self._owns.pop(other, None) if other != pid else None
                 if inherited is not None:
                     inherited.replies.close()  # of another process: only our copy of its socket is closed
         return own

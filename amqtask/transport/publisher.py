@@ -142,6 +142,24 @@ class PublishingLink(Link):
         return None if acked else refused(message)
 
 
+class _Links:
+    """The links of one process, and who may have one."""
+
+    def __init__(self, owner: PikaPublisher, pid: int) -> None:
+        # Idle links, the last used at the end; and all that exist, for a forked child to close its copies of.
+        self.idle: list[PublishingLink] = []
+        self.all: set[PublishingLink] = set()
+        self.in_use = 0
+        self.freed = threading.Condition(threading.Lock())
+        self.goodbye = weakref.finalize(owner, _close_all, self.idle, pid)
+
+    def discard(self) -> None:
+        """In a forked child: the parent goes on with its links; we only close our copies of their sockets."""
+        self.goodbye.detach()
+        for link in self.all:
+            link.discard()
+
+
 class PikaPublisher:
     """Publishes with confirms; see amqtask.transport.contract.Publisher.
 
@@ -170,17 +188,8 @@ class PikaPublisher:
         self._stale_after = stale_after
         self._warn = on_warning or _warn
         self._numbers = itertools.count(1)
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        # Idle links, the last used at the end; and all that exist, for a forked child to close its copies of.
-        self._idle: list[PublishingLink] = []
-        self._links: set[PublishingLink] = set()
-        self._in_use = 0
-        self._lock = threading.Lock()
-        self._freed = threading.Condition(self._lock)
-        self._goodbye = weakref.finalize(self, _close_all, self._idle, self._pid)
+        # By process: of the threads that come first in a forked child, each finds the same one.
+        self._own: dict[int, _Links] = {}
 
     # -- the contract
 
@@ -228,12 +237,11 @@ class PikaPublisher:
 
     def close(self) -> None:
         """Close idle connections; the publisher opens new ones when it is used again."""
-        if self._pid != os.getpid():
-            self._forget()
-        with self._lock:
-            idle = self._idle[:]
-            self._idle.clear()
-            self._links.difference_update(idle)
+        own = self._links
+        with own.freed:
+            idle = own.idle[:]
+            own.idle.clear()
+            own.all.difference_update(idle)
         for link in idle:
             link.close()
 
@@ -322,17 +330,17 @@ class PikaPublisher:
         return time.monotonic() + (NO_DEADLINE if seconds is None else seconds)
 
     def _take(self, deadline: float) -> PublishingLink:
-        if self._pid != os.getpid():
-            self._forget()
-        with self._freed:
-            while not self._idle and self._in_use >= self._pool_limit:
-                if not self._freed.wait(max(0.0, deadline - time.monotonic())):
+        own = self._links
+        with own.freed:
+            while not own.idle and own.in_use >= self._pool_limit:
+                if not own.freed.wait(max(0.0, deadline - time.monotonic())):
+                    own.freed.notify()  # one may come back in the very moment in which we give up, and only we were told
                     raise PublishTimeout(
                         f"all {self._pool_limit} connections of the publisher are in use, and the deadline passed "
                         "(broker_pool_limit)"
                     )
-            self._in_use += 1
-            link = self._idle.pop() if self._idle else None
+            own.in_use += 1
+            link = own.idle.pop() if own.idle else None
         try:
             if link is not None and link.is_usable():
                 return link
@@ -342,9 +350,9 @@ class PikaPublisher:
         except BaseException:
             if link is not None:
                 self._drop(link)
-            with self._freed:
-                self._in_use -= 1
-                self._freed.notify()
+            with own.freed:
+                own.in_use -= 1
+                own.freed.notify()
             raise
 
     def _connect(self, deadline: float) -> PublishingLink:
@@ -360,41 +368,51 @@ class PikaPublisher:
         # The next connection begins with the host that answers.
         at = addresses.index(link.address)
         self._addresses = addresses[at:] + addresses[:at]
-        with self._lock:
-            self._links.add(link)
+        own = self._links
+        with own.freed:
+            own.all.add(link)
         return link
 
     def _give_back(self, link: PublishingLink) -> None:
-        is_open = link.is_open
-        with self._freed:
-            self._in_use -= 1
+        own, is_open = self._links, link.is_open
+        with own.freed:
+            own.in_use -= 1
             if is_open:
-                self._idle.append(link)
-            self._freed.notify()
+                own.idle.append(link)
+            own.freed.notify()
         if not is_open:
             self._drop(link)
 
     def _distrust(self, link: PublishingLink) -> None:
         """This idle link leads nowhere, so those that have been idle for longer do not either."""
-        with self._lock:
-            doubtful = [idle for idle in self._idle if time.monotonic() - idle.used_at > self._stale_after]
+        own = self._links
+        with own.freed:
+            doubtful = [idle for idle in own.idle if time.monotonic() - idle.used_at > self._stale_after]
             for idle in doubtful:
-                self._idle.remove(idle)
+                own.idle.remove(idle)
         for each in (link, *doubtful):
             self._drop(each)
 
     def _drop(self, link: PublishingLink) -> None:
-        with self._lock:
-            self._links.discard(link)
+        own = self._links
+        with own.freed:
+            own.all.discard(link)
         link.discard()
 
-    def _forget(self) -> None:
-        """In a forked child: the parent goes on with its links; we only close our copies of their sockets."""
-        links = self._links
-        self._goodbye.detach()
-        self._reset()
-        for link in links:
-            link.discard()
+    @property
+    def _links(self) -> _Links:
+        pid = os.getpid()
+        own = self._own.get(pid)
+        if own is None:
+            made = _Links(self, pid)
+            own = self._own.setdefault(pid, made)
+            if own is not made:
+                made.goodbye.detach()
+            for other in list(self._own):
+                inherited = self._own.pop(other, None) if other != pid else None
+                if inherited is not None:
+                    inherited.discard()
+        return own
 
 
 def _fail(errors: list[Any], error: PublishError) -> None:

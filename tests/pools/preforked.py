@@ -87,7 +87,7 @@ async def block_the_loop() -> list[str]:
         return "slept"
 
     try:
-        return await asyncio.gather(blocks(), blocks())
+        return list(await asyncio.gather(blocks(), blocks()))
     except SoftTimeLimitExceeded:
         return ["cleaned up"]
 
