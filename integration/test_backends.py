@@ -174,6 +174,18 @@ def test_results_that_come_while_the_connection_is_cut_are_not_lost(broker_url: 
         client.close()
 
 
+def test_a_coroutine_is_told_that_the_application_was_closed(client: RpcBackend) -> None:
+    async def main() -> BaseException | None:
+        waiting = asyncio.ensure_future(client.await_result("it", timeout=None))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(client.close)
+        await asyncio.wait({waiting}, timeout=PATIENCE)
+        return waiting.exception()
+
+    with pytest.raises(BackendUnreachable, match="is closed"):
+        raise asyncio.run(main()) or AssertionError("it has a result")
+
+
 def test_a_reply_that_cannot_be_read_is_that_tasks_failure(client: RpcBackend, publisher: PikaPublisher) -> None:
     bad, good = AsyncResult[Any]("bad", client), success("good")
     publisher.publish(

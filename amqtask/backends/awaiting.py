@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -41,7 +42,8 @@ async def await_arrival(
             future.set_result(found)
 
     def arrived(found: ResultMessage | Exception) -> None:
-        loop.call_soon_threadsafe(settle, found)
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and nobody waits there any more
+            loop.call_soon_threadsafe(settle, found)
 
     cancel = subscribe(arrived)
     try:

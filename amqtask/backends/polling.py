@@ -28,6 +28,7 @@ Read = Callable[[Sequence[str]], Iterable[ResultMessage]]
 # Seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 GROWTH = 1.5
+CLOSED = "the result store was closed while its results were waited for"
 
 
 class PollingBackend:
@@ -195,12 +196,16 @@ class Poller:
                 self._waiting.pop(task_id, None)
 
     def close(self) -> None:
-        """End the thread; nobody is called any more."""
+        """End the thread; nobody is called any more, but those that want to hear of errors hear of this one."""
         with self._lock:
             self._is_closed = True
-            self._waiting.clear()
+            given_up, self._waiting = self._waiting, {}
             thread = self._thread
         self._woken.set()
+        for task_id, waiting in given_up.items():
+            for waiter in waiting:
+                if waiter.on_error is not None:
+                    _call(waiter.on_error, BackendUnreachable(CLOSED), task_id)
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5.0)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from amqtask import states
-from amqtask.backends.awaiting import await_callback
+from amqtask.backends.awaiting import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.waiting import CAPACITY, Arrivals, Mailbox, too_late
 from amqtask.entities import Queue, arguments
@@ -23,7 +23,7 @@ from amqtask.exceptions import BackendUnreachable, MessageError, PublishError
 from amqtask.message import Delivery, Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
 from amqtask.serialization import compress, content_types, decompress
-from amqtask.transport.replies import ReplyConsumer
+from amqtask.transport.replies import CLOSED, ReplyConsumer
 
 logger = logging.getLogger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.
@@ -41,6 +41,8 @@ class _Own:
         self.queue = Queue(str(uuid.uuid4()), arguments=arguments(given))
         self.mailbox = Mailbox(int(dict(options.transport_options).get("unread_results") or CAPACITY))
         self.read_again_at = 0.0
+        # The coroutines that wait, which nobody else would tell that there will be no more results.
+        self.awaiting: set[Arrived] = set()
         self._accept = content_types(options.accept)
         self.replies = ReplyConsumer(
             options.brokers, self.queue, self._on_reply, connect_timeout=options.connect_timeout
@@ -167,7 +169,19 @@ class RpcBackend:
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop; the queue is read by a background thread from now on."""
-        return await await_callback(self, task_id, timeout)
+        own = self._own()
+
+        def subscribe(arrived: Arrived) -> Callable[[], None]:
+            def cancel() -> None:
+                own.awaiting.discard(arrived)
+                own.mailbox.cancel(task_id, arrived)
+
+            own.awaiting.add(arrived)
+            own.mailbox.when_ready(task_id, arrived)
+            own.replies.start_thread()
+            return cancel
+
+        return await await_arrival(task_id, timeout, subscribe)
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each as it comes."""
@@ -192,10 +206,6 @@ class RpcBackend:
         own.mailbox.when_ready(task_id, callback)
         own.replies.start_thread()
 
-    def cancel_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
-        """Do not call it any more."""
-        self._own().mailbox.cancel(task_id, callback)
-
     def forget(self, task_id: str) -> None:
         """Drop what is known of it."""
         self._own().mailbox.forget(task_id)
@@ -207,7 +217,11 @@ class RpcBackend:
         """Delete the queue."""
         own = self._owns.pop(os.getpid(), None)
         if own is not None:
-            own.replies.close()
+            try:
+                own.replies.close()
+            finally:
+                for arrived in list(own.awaiting):
+                    arrived(BackendUnreachable(CLOSED))
 
     def _own(self) -> _Own:
         """A forked child has a queue of its own."""

@@ -116,3 +116,16 @@ def test_a_closed_store_calls_nobody(store: Store) -> None:
 
     assert not threads()
     assert not called.is_set()
+
+
+def test_a_coroutine_is_told_that_the_store_was_closed(store: Store) -> None:
+    async def main() -> BaseException | None:
+        waiting = asyncio.ensure_future(store.await_result("it", timeout=None))
+        while not store.asked:
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(store.close)
+        await asyncio.wait({waiting}, timeout=PATIENCE)
+        return waiting.exception()
+
+    with pytest.raises(BackendUnreachable, match="was closed"):
+        raise asyncio.run(main()) or AssertionError("it has a result")
