@@ -127,7 +127,7 @@ class Calling(Parts):
         """The same over the async publisher."""
         if self._is_eager:
             return self._eager(name, args, kwargs, options)
-        await self._aprepare()
+        await self._aprepare(_timeout(options))
         message = self._compose(name, args, kwargs, options, task)
         transaction = self._transaction
         if transaction is not None:
@@ -194,7 +194,7 @@ class Calling(Parts):
         found = [maybe_signature(call, self._app) for call in calls]
         if self._is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
-        await self._aprepare()
+        await self._aprepare(timeout)
         results: list[AsyncResult[Any]] = []
         for calls_of_burst in _bursts(found):
             messages = self._compose_many(calls_of_burst)
@@ -271,7 +271,7 @@ class Calling(Parts):
         if backend is not None and not _ignores(options, task):
             reply_to = backend.reply_to()
             if self._transaction is None:
-                backend.prepare(())
+                backend.prepare((), _timeout(options))
             else:
                 self._keep_reading()
         message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
@@ -352,14 +352,14 @@ class Calling(Parts):
         """The same over the async publisher."""
         if self._is_eager:
             return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
-        await self._aprepare()
+        await self._aprepare(_timeout(options))
         begun, result = self.workflows.prepared(found, args, kwargs, options)
         for burst in _bursts(self._composition_messages(begun)):
             limit = _many_timeout(self.conf, _timeout(options), len(burst))
             self._all_announced(burst, await self._apublish_burst(burst, limit))
         return self._noted(result)
 
-    async def _aprepare(self) -> None:
+    async def _aprepare(self, timeout: float | None) -> None:
         """Have the store of results ready before a call is composed on an event loop, which must not wait for it."""
         if not self.is_finalized:
             self.finalize()
@@ -370,13 +370,13 @@ class Calling(Parts):
             return
         prepare = getattr(self.backend, "aprepare", None)
         if prepare is not None:
-            await prepare()
+            await prepare(timeout)
 
     async def aconnect(self, *, timeout: float | None = None) -> None:
         """Connect now what `adelay` and `aget` would connect when they are used first: the publisher, and for `rpc://` the queue
         of results. `timeout` is seconds, default: those of a publish. Raises: PublishError (BrokerUnreachable, AccessRefused …).
         """
-        await self._aprepare()
+        await self._aprepare(timeout)
         await self.async_publisher.connect(timeout=timeout)
 
     async def aclose(self) -> None:

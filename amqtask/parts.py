@@ -301,6 +301,7 @@ class Parts:
             extended=bool(conf.result_extended),
             brokers=self.broker_addresses,
             connect_timeout=conf.broker_connection_timeout,
+            publish_timeout=conf.broker_publish_timeout,
             transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
             always_retry=self._always_retry(),
             settings={name: conf[name] for name in _STORE_SETTINGS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Iterator
@@ -235,6 +236,20 @@ def test_no_broker_is_an_error_within_the_deadline() -> None:
 
     with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1"):
         app.send_task("sample.add", (1, 2))
+    app.close()
+
+
+@pytest.mark.parametrize("is_told_by_the_call", [True, False])
+def test_the_deadline_covers_the_connection_for_results(is_told_by_the_call: bool) -> None:
+    app = AmqTask("client", broker=f"amqp://guest:guest@127.0.0.1:{free_port()}//", backend="rpc://")
+    app.conf.broker_connection_timeout = 3600.0
+    app.conf.broker_publish_timeout = 3600.0 if is_told_by_the_call else 0.5
+    told: dict[str, Any] = {"timeout": 0.5} if is_told_by_the_call else {}
+
+    with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1"):
+        app.send_task("sample.add", (1, 2), **told)
+    with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1"):
+        asyncio.run(app.asend_task("sample.add", (1, 2), **told))
     app.close()
 
 

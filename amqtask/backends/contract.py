@@ -29,6 +29,8 @@ class BackendOptions:
     # The broker's addresses, for the backend that lives in the broker (rpc).
     brokers: tuple[BrokerAddress, ...] = ()
     connect_timeout: float = 5.0
+    # The deadline of a call (seconds) that does not say its own. Another one is no reason to open the store anew.
+    publish_timeout: float | None = field(default=None, compare=False)
     transport_options: tuple[tuple[str, Any], ...] = ()
     # How long a worker goes on when the store is away (`result_backend_always_retry`); None: a few seconds.
     always_retry: RetryPolicy | None = None
@@ -61,8 +63,8 @@ class ResultBackend(Protocol):
     def reply_to(self) -> str:
         """What goes into the `reply_to` property of a task message ("" for stores that need none)."""
 
-    def prepare(self, task_ids: Sequence[str]) -> None:
-        """Called before the tasks are published, so that no result can be missed."""
+    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
+        """Called before the tasks are published, so that no result can be missed. `timeout` is the call's own (seconds)."""
 
     def hold(self, task_id: str, holder: object) -> None:
         """Somebody wants this result for as long as `holder` (an AsyncResult, weakly referenced) lives."""

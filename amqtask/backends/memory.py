@@ -44,7 +44,7 @@ class MemoryBackend(MemoryChords):
         """None needed."""
         return ""
 
-    def prepare(self, task_ids: Sequence[str]) -> None:
+    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
         """Nothing to prepare."""
 
     def hold(self, task_id: str, holder: object) -> None:

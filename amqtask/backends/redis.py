@@ -132,7 +132,7 @@ class RedisBackend(RedisChords):
         """None needed."""
         return ""
 
-    def prepare(self, task_ids: Sequence[str]) -> None:
+    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
         """Nothing: a waiter subscribes first and looks at the key then, so no result is missed."""
 
     def hold(self, task_id: str, holder: object) -> None:

@@ -113,9 +113,11 @@ class RpcBackend:
         """The name of this process's queue."""
         return self._own().queue.name
 
-    def prepare(self, task_ids: Sequence[str]) -> None:
-        """Make sure that the queue exists before a worker may answer; read it now and then, even if nobody waits."""
-        self._own().replies.ensure(self._options.connect_timeout)
+    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
+        """Make sure that the queue exists before a worker may answer; read it now and then, even if nobody waits.
+
+        Raises: BrokerUnreachable, AccessRefused."""
+        self._own().replies.ensure(self._patience(timeout))
         self.keep_reading()
 
     @property
@@ -135,12 +137,16 @@ class RpcBackend:
         """The same for an event loop: in a thread, and without waiting for it."""
         self._own().replies.start_thread()
 
-    async def aprepare(self) -> None:
+    async def aprepare(self, timeout: float | None = None) -> None:
         """The same for an event loop: a thread of its own reads the queue from now on, and `prepare` finds it consumed."""
         own = self._own()
         if not own.replies.is_consuming:
-            await asyncio.to_thread(own.replies.ensure, self._options.connect_timeout)
+            await asyncio.to_thread(own.replies.ensure, self._patience(timeout))
         own.replies.start_thread()
+
+    def _patience(self, timeout: float | None) -> float:
+        limits = (self._options.connect_timeout, self._options.publish_timeout if timeout is None else timeout)
+        return min(limit for limit in limits if limit is not None)
 
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result while `holder` lives."""
