@@ -11,6 +11,7 @@ import pytest
 
 from amqtask import AmqTask
 from integration.conftest import Broker
+from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 SAMPLE = "integration.apps.sample"
@@ -19,7 +20,7 @@ POOLS = ["solo", "threads", "gevent"]
 
 @pytest.fixture
 def app(rabbit: Broker) -> Iterator[AmqTask]:
-    with AmqTask("client", broker=rabbit.url) as made:
+    with AmqTask("client", broker=rabbit.url, **PATIENT) as made:
         made.conf.task_default_queue = rabbit.queue("elections")
         yield made
 
