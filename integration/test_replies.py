@@ -126,6 +126,19 @@ def test_a_reply_that_was_on_its_way_when_the_connection_broke_is_got(
     assert inbox.await_body(b"1", b"2")
 
 
+def test_short_waits_end_at_their_time_while_the_connection_is_looked_at(
+    inbox: Inbox, link: Forwarder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amqtask.transport.replies.CHECK_AFTER", 0.0)
+    link.stall()
+
+    assert [inbox.replies.drive(lambda: False, time.monotonic() + 0.05) for _ in range(3)] == [False] * 3
+
+    assert inbox.replies.drive(
+        lambda: link.accepted == 2, time.monotonic() + 90
+    )  # it was not forgotten that it owes an answer
+
+
 def test_somebody_who_only_looks_gets_the_connection_back(
     rabbit: Broker, inbox: Inbox, link: Forwarder, queue: str
 ) -> None:

@@ -70,6 +70,8 @@ class ReplyConsumer:
         self._last_tag = 0
         self._thread: threading.Thread | None = None
         self._retry_at = 0.0
+        # Since when the connection owes us the answer that shows that it is alive.
+        self._asked_at: float | None = None
         self._is_closed = False
 
     @property
@@ -239,7 +241,7 @@ class ReplyConsumer:
         if self._is_closed:
             raise BrokerUnreachable(CLOSED)
         link = self._link
-        if link is not None and (not link.is_open or not self._is_alive(link)):
+        if link is not None and (not link.is_open or not self._is_alive(link, deadline)):
             self._drop()
         if self._link is None:
             self._last_tag = 0
@@ -268,15 +270,23 @@ class ReplyConsumer:
             self._retry_at = time.monotonic() + 1.0 + RETRY_PAUSE
             self._connected(time.monotonic() + 1.0).turn()
 
-    def _is_alive(self, link: Link) -> bool:
-        if time.monotonic() - link.used_at < CHECK_AFTER:
-            return True
-        answers: list[Any] = []
+    def _is_alive(self, link: Link, deadline: float) -> bool:
+        """False when it does not answer for CHECK_TIMEOUT; who has less time leaves it to the next one to see that."""
         try:
-            link.channel.basic_qos(prefetch_count=0, callback=answers.append)
-            return link.run(lambda: bool(answers), time.monotonic() + CHECK_TIMEOUT)
+            if self._asked_at is None:
+                if time.monotonic() - link.used_at < CHECK_AFTER:
+                    return True
+                self._asked_at = time.monotonic()
+                link.channel.basic_qos(prefetch_count=0, callback=self._on_answer)
+            give_up_at = self._asked_at + CHECK_TIMEOUT
+            link.turn()  # what has come since it was asked
+            link.run(lambda: self._asked_at is None, min(give_up_at, deadline))
         except (LinkLost, AMQPError):
             return False
+        return self._asked_at is None or time.monotonic() < give_up_at
+
+    def _on_answer(self, _: Any) -> None:
+        self._asked_at = None
 
     def _consume(self, link: Link, deadline: float) -> None:
         link.declare(consumption(self.queue), deadline, logger.warning)
@@ -317,6 +327,7 @@ class ReplyConsumer:
     def _drop(self) -> None:
         link, self._link = self._link, None
         self._last_tag = 0  # what was not acknowledged comes again
+        self._asked_at = None
         if link is not None:
             link.discard()
 
