@@ -22,18 +22,20 @@ GRACE = 5.0
 class Interruptible:
     """Await it once, in the asyncio `task` that is set here. `interrupt` is called on that task's loop."""
 
-    __slots__ = ("_coroutine", "_pending", "task")
+    __slots__ = ("_coroutine", "_has_begun", "_pending", "task")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._coroutine = coroutine
         self._pending: BaseException | None = None
+        self._has_begun = False
         self.task: asyncio.Task[Any] | None = None
 
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` in the coroutine; it is a CancelledError too, so that task groups and the like clean up."""
-        if self.task is not None and not self.task.done():
+        if self.task is None or not self.task.done():
             self._pending = error
-            self.task.cancel()
+            if self.task is not None and self._has_begun:
+                self.task.cancel()
 
     def interrupt_soon(self, error: BaseException, on_interrupted: Callable[[], object]) -> None:
         """The same from a signal handler, with the loop's next turn."""
@@ -48,6 +50,9 @@ class Interruptible:
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
         error: BaseException | None = None
+        self._has_begun = True
+        if self._pending is not None and self.task is not None:
+            self.task.cancel()  # where it first waits; a task that is cancelled before it begins never does
         while True:
             try:
                 waited_for = coroutine.send(None) if error is None else coroutine.throw(error)

@@ -160,6 +160,30 @@ def test_an_interruption_is_the_error_itself() -> None:
     assert interrupted(wait(), SoftTimeLimitExceeded(3.0)) == "3.0"
 
 
+@pytest.mark.parametrize("has_task", [True, False])
+def test_an_interruption_before_it_begins_comes_where_it_first_waits(has_task: bool) -> None:
+    async def wait() -> str:
+        try:
+            await asyncio.sleep(60)
+        except SoftTimeLimitExceeded as error:
+            return str(error.args[0])
+        return "not interrupted"
+
+    async def main() -> Any:
+        async def drive() -> Any:
+            return await running
+
+        running = Interruptible(wait())
+        task = asyncio.ensure_future(drive())
+        if has_task:
+            running.task = task
+        running.interrupt(SoftTimeLimitExceeded(3.0))
+        running.task = task
+        return await task
+
+    assert asyncio.run(main()) == "3.0"
+
+
 def test_an_interruption_cancels_what_the_coroutine_waits_for() -> None:
     children: list[asyncio.Task[Any]] = []
 
