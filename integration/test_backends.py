@@ -9,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from amqtask import states
 from amqtask.backends.contract import BackendOptions, ResultBackend
 from amqtask.backends.redis import RedisBackend
 from amqtask.backends.rpc import RpcBackend
-from amqtask.exceptions import BackendUnreachable, Undecodable
+from amqtask.exceptions import BackendUnreachable, TimeoutError, Undecodable
 from amqtask.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
 from amqtask.result import AsyncResult
@@ -385,6 +386,30 @@ def test_coroutines_leave_no_subscriptions_behind_while_others_wait(store: Redis
 
     assert asyncio.run(main()) < 1100
     eventually(lambda: not seen.pubsub_channels("celery-task-meta-*"))
+
+
+def test_threads_that_wait_go_on_when_the_store_is_closed(redis_url: str) -> None:
+    """It opens again when it is needed; redis-py trips over what is left of a connection that another thread closes."""
+    store = RedisBackend(BackendOptions(url=redis_url))
+    ends: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            store.wait(str(uuid.uuid4()), timeout=0.2)
+        except BaseException as error:
+            ends.append(error)
+
+    for step in range(10):
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(step * 0.004)  # at another moment each time
+        store.close()
+        for thread in threads:
+            thread.join(PATIENCE)
+    store.close()
+
+    assert [type(end) for end in ends] == [TimeoutError] * 30, ends
 
 
 def test_no_redis_is_a_named_error_without_the_password() -> None:

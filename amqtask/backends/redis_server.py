@@ -46,6 +46,17 @@ def unreachable(place: str, error: BaseException) -> BackendUnreachable:
     return BackendUnreachable(f"Redis at {place} refused: {error}")
 
 
+def whole(work: Callable[[Any], T], connected: Any) -> T:
+    """`work(connected)`, where a connection that another thread has closed meanwhile is a lost one: redis-py then trips over what
+    is left of it. Raises: redis.ConnectionError."""
+    try:
+        return work(connected)
+    except (ValueError, AttributeError) as error:
+        if "closed file" in str(error) or "'NoneType' object" in str(error):
+            raise redis.ConnectionError("the connection was closed while it was used") from error
+        raise
+
+
 class Event(NamedTuple):
     """What a subscription says: `value` None means that the server has confirmed the channel, so look at the key now."""
 
@@ -65,17 +76,19 @@ class Subscription:
         names = list(keys)
         self.most = max(self.most, len(names))
         for start in range(0, len(names), 1_000):
-            self._pubsub.subscribe(*names[start : start + 1_000])
+            some = names[start : start + 1_000]
+            whole(lambda pubsub, some=some: pubsub.subscribe(*some), self._pubsub)  # type: ignore[misc]
 
     def remove(self, *keys: str) -> None:
         """Unsubscribe; without keys from all."""
-        self._pubsub.unsubscribe(*keys)
+        whole(lambda pubsub: pubsub.unsubscribe(*keys), self._pubsub)
 
     def next(self, timeout: float) -> Event | None:
         """The next event within so many seconds. Raises: redis.ConnectionError."""
         deadline = time.monotonic() + timeout
         while True:
-            found = self._pubsub.get_message(timeout=max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            found: Any = whole(lambda pubsub, left=left: pubsub.get_message(timeout=left), self._pubsub)  # type: ignore[misc]
             if found is not None and found["type"] in ("message", "subscribe"):
                 return Event(found["channel"].decode(), found["data"] if found["type"] == "message" else None)
             if time.monotonic() >= deadline:
@@ -105,7 +118,7 @@ class RedisServer:
     def retrying(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
         """`work(client)`, again while the server is away. Raises: BackendUnreachable when the policy's time is over."""
         return retrying(
-            lambda: work(self.client),
+            lambda: whole(work, self.client),
             policy or self._patience,
             errors=ERRORS,
             is_transient=lambda error: not is_hopeless(error),

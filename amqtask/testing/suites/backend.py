@@ -288,7 +288,7 @@ class BackendSuite:
             assert backend.wait(here, timeout=PATIENCE).result == "from the parent"
             self.store(backend, there, value="from the child")
 
-        assert _in_a_child(child) == 0
+        assert in_a_child(child) == 0
         assert backend.wait(there, timeout=PATIENCE).result == "from the child"
         self.store(backend, _id(), value="the parent's connections still work")
 
@@ -495,7 +495,7 @@ def _id() -> str:
     return str(uuid.uuid4())
 
 
-def _in_a_child(work: Callable[[], None]) -> int:
+def in_a_child(work: Callable[[], None]) -> int:
     """Fork, run it there; the exit code."""
     with warnings.catch_warnings():
         # Python 3.12 and later warn of threads beside a fork; clients of stores have some, and that is what this is about.
