@@ -12,7 +12,7 @@ import ssl
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,18 @@ from integration.faults import Forwarder, hangs_up_once
 from integration.nodes import free_port
 from integration.test_publisher import everything_in, to
 
-# aiormq logs what it raises, and what it does not.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# Of a loop that ends before its connection has, aio-pika leaves callbacks behind that complain when they are collected.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Here, and not in the midst of another module's test, which would fail for it."""
+    yield
+    collect_sockets()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pytest
 
 from amqtask import AmqTask
 from amqtask.events import EventReceiver
+from amqtask.result import AsyncResult
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
@@ -276,6 +277,12 @@ def test_a_receiver_goes_on_when_the_connection_was_lost(rabbit: Broker) -> None
             app.close()
 
 
+async def call_and_close(app: AmqTask) -> AsyncResult[Any]:
+    result = await app.asend_task("sample.add", (3, 4))
+    await app.async_publisher.close()
+    return result
+
+
 def test_producers_tell_of_their_calls(rabbit: Broker, queue: str) -> None:
     app = AmqTask(
         "telling", broker=rabbit.url, task_default_queue=queue, task_send_sent_event=True, set_as_current=False
@@ -285,7 +292,7 @@ def test_producers_tell_of_their_calls(rabbit: Broker, queue: str) -> None:
             one = app.send_task("sample.add", (1, 2))
             with app.pipeline():
                 several = [app.send_task("sample.add", (number, 0)) for number in range(150)]
-            awaited = asyncio.run(app.asend_task("sample.add", (3, 4)))
+            awaited = asyncio.run(call_and_close(app))
             for result in (one, several[0], several[-1], awaited):
                 event = heard.await_type("task-sent", uuid=result.id)
                 assert (event["name"], event["queue"]) == ("sample.add", queue)
