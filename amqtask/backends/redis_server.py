@@ -46,11 +46,11 @@ def unreachable(place: str, error: BaseException) -> BackendUnreachable:
     return BackendUnreachable(f"Redis at {place} refused: {error}")
 
 
-def whole(work: Callable[[Any], T], connected: Any) -> T:
-    """`work(connected)`, where a connection that another thread has closed meanwhile is a lost one: redis-py then trips over what
-    is left of it. Raises: redis.ConnectionError."""
+def whole(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """What `work` returns; a connection that another thread has closed meanwhile is a lost one (redis-py trips over what is left
+    of it). Raises: redis.ConnectionError."""
     try:
-        return work(connected)
+        return work(*args, **kwargs)
     except (ValueError, AttributeError) as error:
         if "closed file" in str(error) or "'NoneType' object" in str(error):
             raise redis.ConnectionError("the connection was closed while it was used") from error
@@ -76,19 +76,17 @@ class Subscription:
         names = list(keys)
         self.most = max(self.most, len(names))
         for start in range(0, len(names), 1_000):
-            some = names[start : start + 1_000]
-            whole(lambda pubsub, some=some: pubsub.subscribe(*some), self._pubsub)  # type: ignore[misc]
+            whole(self._pubsub.subscribe, *names[start : start + 1_000])
 
     def remove(self, *keys: str) -> None:
         """Unsubscribe; without keys from all."""
-        whole(lambda pubsub: pubsub.unsubscribe(*keys), self._pubsub)
+        whole(self._pubsub.unsubscribe, *keys)
 
     def next(self, timeout: float) -> Event | None:
         """The next event within so many seconds. Raises: redis.ConnectionError."""
         deadline = time.monotonic() + timeout
         while True:
-            left = max(0.0, deadline - time.monotonic())
-            found: Any = whole(lambda pubsub, left=left: pubsub.get_message(timeout=left), self._pubsub)  # type: ignore[misc]
+            found = whole(self._pubsub.get_message, timeout=max(0.0, deadline - time.monotonic()))
             if found is not None and found["type"] in ("message", "subscribe"):
                 return Event(found["channel"].decode(), found["data"] if found["type"] == "message" else None)
             if time.monotonic() >= deadline:

@@ -149,31 +149,25 @@ async def _interrupted(waiting: Any, error: BaseException) -> tuple[Any, BaseExc
     return found
 
 
-def test_an_interruption_is_the_error_itself() -> None:
-    async def wait() -> str:
-        try:
-            await asyncio.sleep(60)
-        except SoftTimeLimitExceeded as error:
-            return str(error.args[0])
-        return "not interrupted"
+async def say_the_limit() -> str:
+    try:
+        await asyncio.sleep(60)
+    except SoftTimeLimitExceeded as error:
+        return str(error.args[0])
+    return "not interrupted"
 
-    assert interrupted(wait(), SoftTimeLimitExceeded(3.0)) == "3.0"
+
+def test_an_interruption_is_the_error_itself() -> None:
+    assert interrupted(say_the_limit(), SoftTimeLimitExceeded(3.0)) == "3.0"
 
 
 @pytest.mark.parametrize("has_task", [True, False])
 def test_an_interruption_before_it_begins_comes_where_it_first_waits(has_task: bool) -> None:
-    async def wait() -> str:
-        try:
-            await asyncio.sleep(60)
-        except SoftTimeLimitExceeded as error:
-            return str(error.args[0])
-        return "not interrupted"
-
     async def main() -> Any:
         async def drive() -> Any:
             return await running
 
-        running = Interruptible(wait())
+        running = Interruptible(say_the_limit())
         task = asyncio.ensure_future(drive())
         if has_task:
             running.task = task
