@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
@@ -15,7 +16,7 @@ from amqtask import current, signals
 from amqtask.builtins import BUILTINS
 from amqtask.calling import Calling
 from amqtask.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
-from amqtask.exceptions import BackendNotConfigured, ConfigurationError
+from amqtask.exceptions import BackendNotConfigured, ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.switch import OFF
@@ -153,7 +154,7 @@ class AmqTask(Calling):
     ) -> TaskBase[..., Any]:
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
         if task_name in self.tasks:
-            return self.tasks[task_name]
+            return _known(self.tasks[task_name], function)
         wanted = base or self._task_class
         if base is None and wanted is TaskBase and inspect.iscoroutinefunction(function):
             wanted = AsyncTask
@@ -349,3 +350,25 @@ class AmqTask(Calling):
 
 # Under Celery's name, for programs that only change what they import.
 Celery = AmqTask
+
+
+def _known(task: TaskBase[..., Any], function: Callable[..., Any]) -> TaskBase[..., Any]:
+    """The task that has the name already. A module that is imported twice makes the same task again; another function's task
+    would never run, so that is said."""
+    first, second = _place(getattr(type(task), "__wrapped__", type(task).run)), _place(function)
+    if first != second:
+        warnings.warn(
+            f"two tasks are named {task.name!r}: that of {first} is used, that of {second} never runs. Give one of them a name "
+            "of its own (name=…)",
+            DuplicateTaskNameWarning,
+            stacklevel=4,
+        )
+    return task
+
+
+def _place(function: Any) -> str:
+    found = inspect.unwrap(function)
+    code = getattr(found, "__code__", None)
+    if code is None:
+        return f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', found)}"
+    return f"{found.__qualname__} in {os.path.realpath(code.co_filename)}, line {code.co_firstlineno}"

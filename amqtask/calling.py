@@ -295,11 +295,12 @@ class Calling(Parts):
 
     def _result_of(self, message: Message) -> AsyncResult[Any]:
         headers = message.properties.headers
-        result: AsyncResult[Any] = self._noted(self._result(headers["id"], headers["task"]))
+        ignored = bool(headers["ignore_result"])
+        result: AsyncResult[Any] = self._noted(self._result(headers["id"], headers["task"], ignored=ignored))
         return result
 
-    def _result(self, task_id: str, name: str | None = None) -> AsyncResult[Any]:
-        return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name)
+    def _result(self, task_id: str, name: str | None = None, *, ignored: bool = False) -> AsyncResult[Any]:
+        return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name, ignored=ignored)
 
     def revoke_call(
         self,

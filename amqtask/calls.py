@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
@@ -33,7 +33,7 @@ _CALL = frozenset(
         "task_id", "eta", "countdown", "expires", "retries", "time_limit", "soft_time_limit", "group_id", "group_index",
         "root_id", "parent_id", "shadow", "ignore_result", "reply_to", "priority", "delivery_mode", "serializer",
         "compression", "headers", "link", "link_error", "chain", "chord", "replaced_task_nesting", "stamped_headers",
-        "stamps", "origin",
+        "stamps", "origin", "argsrepr", "kwargsrepr",
     }
 )  # fmt: skip
 _PROPERTIES = frozenset(
@@ -46,8 +46,10 @@ KNOWN = PUBLISHING | _IGNORED | _ROUTING | _CALL | _PROPERTIES
 class Calls:
     """Composes task messages for one app."""
 
-    def __init__(self, conf: Settings, router: Router, delays: DelayPlan) -> None:
+    def __init__(self, conf: Settings, router: Router, delays: DelayPlan, zone: Callable[[], tzinfo]) -> None:
         self._conf = conf
+        # The time zone that times without one are in.
+        self._zone = zone
         self._router = router
         self._delays = delays
         self._serializer: str = conf.task_serializer
@@ -121,7 +123,7 @@ class Calls:
         ignore = get("ignore_result")
         if ignore is None and task is not None:
             ignore = task.ignore_result
-        moment, seconds = _expiry(expires)
+        moment, seconds = _expiry(expires, self._zone)
         call = TaskCall(
             get("task_id") or str(uuid.uuid4()),
             name,
@@ -142,7 +144,7 @@ class Calls:
     ) -> None:
         """The options that few calls have."""
         get = options.get
-        call.eta = eta_of(get("eta"), get("countdown"))
+        call.eta = eta_of(get("eta"), get("countdown"), self._zone)
         call.retries = get("retries") or 0
         call.time_limit, call.soft_time_limit = get("time_limit"), get("soft_time_limit")
         call.group, call.group_index = get("group_id"), get("group_index")
@@ -162,6 +164,7 @@ class Calls:
                 name: options[name] if name in options else (get("stamps") or {}).get(name) for name in names
             }
         call.origin = get("origin")
+        call.argsrepr, call.kwargsrepr = get("argsrepr"), get("kwargsrepr")
         call.headers = get("headers")
         if call.chain and RUN_HEADER not in (call.headers or {}):
             call.headers = {**(call.headers or {}), RUN_HEADER: uuid.uuid4().hex}
@@ -198,8 +201,8 @@ class Calls:
         again: Mapping[str, Any] = sig or {}
         options = dict(again.get("options") or {})
         headers = strip_death_headers(request.headers)
-        eta = when if isinstance(when, datetime) else eta_of(None, when)
-        moment, seconds = _expiry(options.get("expires"))
+        eta = eta_of(when, None, self._zone) if isinstance(when, datetime) else eta_of(None, when)
+        moment, seconds = _expiry(options.get("expires"), self._zone)
         limits = headers.get("timelimit") or (None, None)
         call = TaskCall(
             request.id,
@@ -231,6 +234,8 @@ class Calls:
             chord=context.chord,
             headers={**_own_headers(headers), **(options.get("headers") or {})} or None,
         )
+        if call.chain or call.chord:
+            call.expires_seconds = None  # as in `_rest`
         message = self._retry_message(call, request, options)
         if seconds is None and headers.get("expires"):
             message.properties.headers["expires"] = headers["expires"]
@@ -288,7 +293,7 @@ def _own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in headers.items() if key not in _PROTOCOL}
 
 
-def _expiry(expires: Any) -> tuple[datetime | None, float | None]:
+def _expiry(expires: Any, zone: Callable[[], tzinfo]) -> tuple[datetime | None, float | None]:
     """The moment and the seconds from now of `expires`: seconds, a timedelta, a datetime or ISO-8601 text."""
     if expires is None:
         return None, None
@@ -297,7 +302,7 @@ def _expiry(expires: Any) -> tuple[datetime | None, float | None]:
         expires = expires.total_seconds()
     if isinstance(expires, (int, float)) and not isinstance(expires, bool):
         return now + timedelta(seconds=expires), float(expires)
-    moment = eta_of(expires, None)
+    moment = eta_of(expires, None, zone)
     if moment is None:
         raise ConfigurationError(f"expires is {expires!r}: seconds or a datetime is wanted")
     return moment, (moment - now).total_seconds()

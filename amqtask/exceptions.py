@@ -229,6 +229,10 @@ class DuplicateNodenameWarning(UserWarning):
     """Several workers answered under one name."""
 
 
+class DuplicateTaskNameWarning(UserWarning):
+    """Two functions are tasks under one name; the first one is used."""
+
+
 # -- ends that come from outside ----------------------------------------------------------------------
 
 

@@ -163,6 +163,8 @@ class Parts:
         Raises: ConfigurationError for one that is not known.
         """
         name = self.conf.timezone or django_time_zone() or "UTC"
+        if isinstance(name, tzinfo):
+            return name
         found: tzinfo = importlib.import_module("amqtask.schedules").zone_named(name)
         return found
 
@@ -219,7 +221,7 @@ class Parts:
     @cached_property
     def calls(self) -> Calls:
         """Composes messages."""
-        return Calls(self.conf, self.router, self.delays)
+        return Calls(self.conf, self.router, self.delays, lambda: self.timezone)
 
     @cached_property
     def workflows(self) -> Workflows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -60,6 +61,7 @@ class AsyncResult(Generic[R]):
         parent: AsyncResult[Any] | GroupResult | None = None,
         revoke: Revoke | None = None,
         task_name: str | None = None,
+        ignored: bool = False,
     ) -> None:
         if backend is _FROM_APP:
             backend, found = None, _application(app)
@@ -71,7 +73,9 @@ class AsyncResult(Generic[R]):
         self._revoke = revoke
         self._task_name = task_name
         self._final: ResultMessage | None = None
-        if backend is not None:
+        # Whether the call was made with ignore_result: nothing will ever be stored, so nothing waits for it.
+        self.ignored = ignored
+        if backend is not None and not ignored:
             backend.hold(id, self)
 
     # -- waiting
@@ -91,9 +95,13 @@ class AsyncResult(Generic[R]):
         """Wait for the result, `timeout` seconds at most, and return it.
 
         A failed task's exception is raised (with the worker's traceback as its cause) unless `propagate` is False, when it
-        is returned. `interval`, `no_ack`, `on_message` and `on_interval` are accepted for Celery's sake: nothing polls.
+        is returned. `on_message` is called with the meta of each state that is seen, `interval` seconds apart at the most, the
+        final one last; without it nothing polls. A call with ignore_result has no result: None, at once. `no_ack` is accepted
+        for Celery's sake.
         Raises: TimeoutError, TaskRevokedError, BackendUnreachable, BackendNotConfigured; RuntimeError within a task.
         """
+        if self.ignored:
+            return cast("R", None)
         check_not_in_task(disable_sync_subtasks)
         final = self._final
         if final is None:
@@ -101,6 +109,8 @@ class AsyncResult(Generic[R]):
             ancestors = self._ancestors() if follow_parents and propagate else {}
             if ancestors:
                 final = self._final = self._first_end(ancestors, _left(deadline))
+            elif on_message is not None:
+                final = self._final = self._watch(on_message, on_interval, interval, deadline)
             else:
                 final = self._final = self._store.wait(self.id, timeout=_left(deadline), on_interval=on_interval)
         value = self._value(final, propagate)
@@ -119,6 +129,8 @@ class AsyncResult(Generic[R]):
         disable_sync_subtasks: bool = True,
     ) -> R:
         """`await` the result; the same as `get`."""
+        if self.ignored:
+            return cast("R", None)
         check_not_in_task(disable_sync_subtasks)
         final = self._final
         if final is None:
@@ -158,6 +170,32 @@ class AsyncResult(Generic[R]):
             yield final.status, self._info(final)
         finally:
             await cancel_all((end,))
+
+    def _watch(
+        self,
+        on_message: Callable[[Any], None],
+        on_interval: Callable[[], None] | None,
+        interval: float,
+        deadline: float | None,
+    ) -> ResultMessage:
+        """Wait as `get` does, and tell of each state on the way."""
+        seen: ResultMessage | None = None
+        while True:
+            left = _left(deadline)
+            try:
+                final = self._store.wait(
+                    self.id, timeout=interval if left is None else min(interval, left), on_interval=on_interval
+                )
+            except TimeoutError:
+                if left is not None and left <= interval:
+                    raise
+                found = self._store.get(self.id)
+                if found is not None and not found.is_ready and found != seen:
+                    seen = found
+                    on_message(found.as_meta())
+            else:
+                on_message(final.as_meta())
+                return final
 
     def _ancestors(self) -> dict[str, AsyncResult[Any]]:
         """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
@@ -394,6 +432,9 @@ class AsyncResult(Generic[R]):
         """`((id, parent), None)`, as Celery writes it."""
         return (self.id, self.parent.as_tuple() if self.parent else None), None
 
+    # A task that returns a result, or takes one as an argument: the JSON serializer asks for it (kombu's protocol).
+    __json__ = as_tuple
+
     def as_list(self) -> list[str]:
         """Its id and those of its parents."""
         return [self.id, *(self.parent.as_list() if self.parent else [])]
@@ -433,10 +474,28 @@ class AsyncResult(Generic[R]):
         return [value for _, value in self.collect(timeout)][-1]
 
     def __eq__(self, other: object) -> bool:
-        return self.id == other.id if isinstance(other, AsyncResult) else NotImplemented
+        if isinstance(other, AsyncResult):
+            return self.id == other.id
+        return self.id == other if isinstance(other, str) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without its store: where it is read the current application's is asked."""
+        return _unpickled, (type(self), self.id, self.parent, self._task_name, self._final, self.ignored)
+
+    def __copy__(self) -> AsyncResult[R]:
+        return self._copied(self.parent)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncResult[R]:
+        return self._copied(copy.deepcopy(self.parent, memo))
+
+    def _copied(self, parent: Any) -> AsyncResult[R]:
+        """The same result, of the same store."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__, parent=parent)
+        return made
 
     def __str__(self) -> str:
         return self.id
@@ -460,6 +519,11 @@ class EagerResult(AsyncResult[R]):
 
     wait = get
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        final = self._final
+        assert final is not None
+        return EagerResult, (self.id, self._eager_value, final.status, final.traceback, self._task_name)
+
     def _exception(self, final: ResultMessage) -> BaseException:
         value = self._eager_value
         return value if isinstance(value, BaseException) else super()._exception(final)
@@ -471,8 +535,26 @@ class EagerResult(AsyncResult[R]):
         """It has run already."""
 
 
-def result_from_tuple(found: Any, backend: ResultBackend | None, revoke: Revoke | None = None) -> Any:
-    """The result that `as_tuple` described (lists from JSON too)."""
+def _unpickled(
+    kind: type[AsyncResult[Any]], id: str, parent: Any, name: str | None, final: ResultMessage | None, ignored: bool
+) -> AsyncResult[Any]:
+    made = kind.__new__(kind)
+    AsyncResult.__init__(made, id, parent=parent, task_name=name, ignored=ignored)
+    made._final = final
+    return made
+
+
+def result_from_tuple(
+    found: Any, backend: ResultBackend | None = _FROM_APP, revoke: Revoke | None = None, *, app: Any = None
+) -> Any:
+    """The result that `as_tuple` described (lists from JSON too), in `backend`, else that of `app`, else of the current app."""
+    if isinstance(found, (AsyncResult, ResultSet)):
+        return found
+    if backend is _FROM_APP:
+        application = _application(app)
+        backend, revoke = (None, None) if application is None else (application.backend, application.revoke_call)
+    if isinstance(found, str):
+        return AsyncResult(found, backend, revoke=revoke)
     (task_id, parent), children = found
     parent_result = result_from_tuple(parent, backend, revoke) if parent else None
     if children is not None:

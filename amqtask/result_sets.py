@@ -21,9 +21,17 @@ if TYPE_CHECKING:
 class ResultSet:
     """Several results at once."""
 
-    def __init__(self, results: Iterable[Any] = (), backend: ResultBackend | None = None) -> None:
+    def __init__(
+        self,
+        results: Iterable[Any] = (),
+        backend: ResultBackend | None = None,
+        *,
+        app: Any = None,
+        ready_barrier: Any = None,
+    ) -> None:
+        """`app` gives the store when `backend` does not; `ready_barrier` is accepted for Celery's sake."""
         self.results: list[Any] = list(results)
-        self._backend = backend
+        self._backend = backend if backend is not None or app is None else app.backend
 
     def add(self, result: Any) -> None:
         """One more."""
@@ -65,7 +73,7 @@ class ResultSet:
         Raises: TimeoutError when the rest does not come within `timeout` seconds."""
         waiting: dict[str, AsyncResult[Any]] = {}
         for result in self._by_id().values():
-            if result._final is None:
+            if result._final is None and not result.ignored:
                 waiting[result.id] = result
             else:
                 yield result
@@ -252,6 +260,8 @@ class GroupResult(ResultSet):
         return (self.id, self.parent.as_tuple() if self.parent else None), [
             result.as_tuple() for result in self.results
         ]
+
+    __json__ = as_tuple
 
     def __str__(self) -> str:
         return self.id

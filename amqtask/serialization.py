@@ -55,6 +55,14 @@ def _json_default(value: Any) -> Any:
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
+def _own_form(value: Any) -> Any:
+    """What an object says that it is as data (`__json__`, kombu's protocol)."""
+    own = getattr(value, "__json__", None)
+    if own is None:
+        raise TypeError(f"{type(value).__name__} objects have no form there")
+    return own()
+
+
 def _encode_bytes(value: bytes) -> dict[str, Any]:
     try:
         return _wrap("bytes", value.decode("utf-8"))
@@ -112,7 +120,13 @@ def _load_json(body: bytes, encoding: str) -> Any:
 def _dump_yaml(value: Any) -> bytes:
     import yaml  # noqa: PLC0415 - optional library
 
-    return yaml.safe_dump(value).encode("utf-8")
+    class Dumper(yaml.SafeDumper):
+        """Signatures are dictionaries, and are written as such; results say by themselves what they are as data."""
+
+    Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
+    Dumper.add_multi_representer(object, lambda dumper, item: dumper.represent_data(_own_form(item)))
+    text: str = yaml.dump(value, Dumper=Dumper)
+    return text.encode("utf-8")
 
 
 def _load_yaml(body: bytes, encoding: str) -> Any:
@@ -124,7 +138,7 @@ def _load_yaml(body: bytes, encoding: str) -> Any:
 def _dump_msgpack(value: Any) -> bytes:
     import msgpack  # noqa: PLC0415 - optional library
 
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    packed: bytes = msgpack.packb(value, use_bin_type=True, default=_own_form)
     return packed
 
 

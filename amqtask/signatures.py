@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,6 +62,22 @@ class Signature(dict[str, Any]):
             subtask_type=subtask_type,
             immutable=immutable,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without its application: where it is read it belongs to the current one."""
+        return type(self)._unpickled, (dict(self),)
+
+    @classmethod
+    def _unpickled(cls, fields: dict[str, Any]) -> Signature:
+        made = cls.__new__(cls)
+        dict.__init__(made, fields)
+        made._app = None
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
+        copied = self._unpickled({key: copy.deepcopy(value, memo) for key, value in self.items()})
+        copied._app = self._app
+        return copied
 
     # -- fields
 

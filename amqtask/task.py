@@ -7,7 +7,7 @@ import inspect
 import types
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
@@ -270,7 +270,8 @@ class Task(Generic[P, R]):
         max_retries: int | None = None,
         **options: Any,
     ) -> Any:
-        """Ask for another run: raises Retry (returns it with `throw=False`), which the worker publishes.
+        """Ask for another run, which the worker publishes when this one has ended: raises Retry (returns it with `throw=False`,
+        and this run goes on).
 
         `countdown` (seconds) or `eta` says when, else `default_retry_delay`. Past `max_retries` the cause `exc` is raised,
         else MaxRetriesExceededError. Called directly, it raises the cause.
@@ -292,6 +293,11 @@ class Task(Generic[P, R]):
         verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=again)
         if throw:
             raise verdict from exc
+        if request.is_eager:
+            call = request.args if args is None else args, request.kwargs if kwargs is None else kwargs
+            self.apply(*call, **{"task_id": request.id, "retries": request.retries + 1, **options})
+        else:
+            request.ask_for_retry(verdict)
         return verdict
 
     def replace(self, sig: Signature) -> Any:
@@ -485,11 +491,15 @@ def _by_name(name: str) -> Any:
     return current_app().tasks[name]
 
 
-def eta_of(eta: Any, countdown: float | None) -> datetime | None:
-    """The aware datetime of an `eta` or `countdown`; a naive one is local time, as Python means it."""
+def eta_of(eta: Any, countdown: float | None, zone: Callable[[], tzinfo] = lambda: timezone.utc) -> datetime | None:
+    """The aware datetime of an `eta` or `countdown`; a naive one is in the application's time zone, `zone()`, as in Celery.
+
+    Raises: TypeError, ValueError for what is no time."""
     if countdown is not None:
         return datetime.now(timezone.utc) + timedelta(seconds=countdown)
     if eta is None:
         return None
     found = datetime.fromisoformat(eta.replace("Z", "+00:00")) if isinstance(eta, str) else eta
-    return found.astimezone(timezone.utc) if found.tzinfo is None else found
+    if not isinstance(found, datetime):
+        raise TypeError(f"a datetime or an ISO 8601 text is wanted, not {eta!r} (seconds from now: countdown={eta!r})")
+    return found.replace(tzinfo=zone()) if found.tzinfo is None else found

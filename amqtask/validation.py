@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -27,16 +28,13 @@ def pydantic_wrapper(
     except ImportError as error:
         raise ConfigurationError('pydantic=True needs a library: pip install "amqtask[pydantic]"') from error
     parameters = inspect.signature(function)
-    models = {
-        name: kind
-        for name, kind in typing.get_type_hints(function).items()
-        if name != "return" and isinstance(kind, type) and issubclass(kind, BaseModel)
-    }
+    hints = {name: kind for name, kind in typing.get_type_hints(function).items() if name != "return"}
+    models = {name: model for name, kind in hints.items() if (model := _model_of(kind, BaseModel)) is not None}
 
     def validated(args: Any, kwargs: Any) -> inspect.BoundArguments:
         bound = parameters.bind(*args, **kwargs)
         for name, model in models.items():
-            if name in bound.arguments and not isinstance(bound.arguments[name], model):
+            if bound.arguments.get(name) is not None and not isinstance(bound.arguments[name], model):
                 bound.arguments[name] = model.model_validate(bound.arguments[name], strict=strict, context=context)
         return bound
 
@@ -58,3 +56,11 @@ def pydantic_wrapper(
         return dumped(function(*bound.args, **bound.kwargs))
 
     return call
+
+
+def _model_of(kind: Any, base: type) -> Any:
+    """The model that an annotation names, alone or beside None; None where it names none."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        others = [part for part in typing.get_args(kind) if part is not type(None)]
+        kind = others[0] if len(others) == 1 else None
+    return kind if isinstance(kind, type) and issubclass(kind, base) else None

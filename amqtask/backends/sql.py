@@ -155,7 +155,8 @@ class SqlBackend(PollingBackend):
                 stamps = codec.read(row["stamps"])
                 result.extra |= {"stamped_headers": stamps["stamped_headers"], **stamps["stamps"]}
             return result
-        except MessageError:
+        except MessageError as unread:
+            error: Exception = unread
             if (row["result"] or b"").startswith(_PICKLED):
                 error = Undecodable(
                     f"the result of task {row['task_id']} is pickled: by a Celery before 5.7, whatever its result_serializer "

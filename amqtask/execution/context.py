@@ -6,8 +6,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amqtask.exceptions import Retry
     from amqtask.execution.request import Request
 
+# Where a context keeps what `ask_for_retry` was told.
+ASKED_RETRIES = "asked_retries"
 _NOTHING: dict[str, Any] = {}
 _EMBEDDED = {"callbacks": "callbacks", "errbacks": "errbacks", "chain": "chain", "chord": "chord"}
 _HEADERS = frozenset(
@@ -97,6 +100,10 @@ class Context:
     def clear(self) -> None:
         """Forget the fields that were set."""
         self.__dict__.clear()
+
+    def ask_for_retry(self, retry: Retry) -> None:
+        """Have another run published, although this one goes on to its own end."""
+        self.__dict__.setdefault(ASKED_RETRIES, []).append(retry)
 
     @property
     def request(self) -> Request | None:

@@ -21,6 +21,8 @@ class ErrorInfo:
 
 def _format(error: BaseException) -> str:
     try:
-        return "".join(tracebacks.format_exception(type(error), error, error.__traceback__))
+        text = "".join(tracebacks.format_exception(type(error), error, error.__traceback__))
+        # What os.fsdecode makes of odd bytes is text that no database takes.
+        return text.encode("utf-8", "backslashreplace").decode()
     except Exception as broken:  # noqa: BLE001 - a user's __str__ or __cause__; what it raised is in the text
         return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__name__})\n"

@@ -25,8 +25,8 @@ from amqtask.exceptions import (
     Terminated,
     TimeLimitExceeded,
 )
-from amqtask.execution.chords import NOTHING
-from amqtask.execution.context import Context, current
+from amqtask.execution.chords import NOTHING, Aftermath
+from amqtask.execution.context import ASKED_RETRIES, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.einfo import ErrorInfo
 from amqtask.execution.endings import Endings, not_stored, requeued
@@ -228,6 +228,8 @@ class Executor(Endings):
         try:
             if embed and (embed.get("callbacks") or embed.get("chain") or embed.get("chord")):
                 after = self._follow_ups.of_success(context, value)
+            if ASKED_RETRIES in context.__dict__:
+                after += self._asked_retries(request, context)
             if self._results is not None and is_wanted(plan, request):
                 result = self._results.success(request, context, value)
                 is_step = (
@@ -356,6 +358,8 @@ class Executor(Endings):
             if self._results is not None and (is_wanted(plan, request) or task.store_errors_even_if_ignored):
                 result = self._results.failure(request, context, error, info.traceback)
             after = self._follow_ups.of_failure(context, error, info.traceback)
+            if ASKED_RETRIES in context.__dict__:
+                after += self._asked_retries(request, context)
         except BackendUnreachable as unreachable:
             return not_stored(request, unreachable, runtime)
         if CHORD_HEADER in request.headers:
@@ -376,6 +380,13 @@ class Executor(Endings):
             info.traceback,
             isinstance(error, tuple(task.throws or ())),
             parts=after.parts,
+        )
+
+    def _asked_retries(self, request: Request, context: Context) -> Aftermath:
+        """The runs that `retry(throw=False)` asked for; asked once, so that one which cannot be encoded fails the task once."""
+        asked = context.__dict__.pop(ASKED_RETRIES)
+        return Aftermath(
+            tuple(self._composer.compose_retry(request, context, when=retry.when, sig=retry.sig) for retry in asked)
         )
 
     def _replaced(

@@ -139,7 +139,7 @@ def exception_as_dict(error: BaseException, serializer: str = "json") -> dict[st
     kind = type(error)
     return {
         "exc_type": kind.__qualname__,
-        "exc_message": [_writable(argument, serializer) for argument in error.args],
+        "exc_message": [_writable(argument, serializer) for argument in _arguments(error)],
         "exc_module": _module_of(kind),
     }
 
@@ -150,7 +150,21 @@ def _module_of(kind: type[BaseException]) -> str:
     return "celery.exceptions" if is_twin else kind.__module__
 
 
+def _arguments(error: BaseException) -> tuple[Any, ...]:
+    """What the exception was made with; its text where it keeps that elsewhere (pydantic's ValidationError)."""
+    if error.args:
+        return error.args
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a user's __str__
+        return ()
+    return (text,) if text else ()
+
+
 def _writable(value: Any, serializer: str) -> Any:
+    if isinstance(value, str):
+        # Lone surrogates, which os.fsdecode makes, are no UTF-8.
+        return value.encode("utf-8", "backslashreplace").decode()
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     try:

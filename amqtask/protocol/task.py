@@ -21,6 +21,8 @@ PUBLISHED_AT = "timestamp_in_ms"
 # itself bear it too, so that a redelivery can tell them from those of another run under the same ids.
 RUN_HEADER = "amqtask-run"
 _SMALL = (int, float, bool, type(None))
+# JSON writes a signature as the dictionary that it is.
+_WRITES_SIGNATURES = frozenset({"json", "application/json"})
 _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -81,7 +83,10 @@ def encode_task(
     call: TaskCall, *, serializer: str = "json", compression: str | None = None
 ) -> tuple[bytes, Properties]:
     """The body and properties of a protocol v2 message. Raises: EncodeError, ConfigurationError."""
-    body, content_type, content_encoding = dumps((tuple(call.args), call.kwargs, call.embed), serializer)
+    embed = call.embed
+    if embed is not _EMPTY_EMBED and serializer not in _WRITES_SIGNATURES:
+        embed = plain(embed)
+    body, content_type, content_encoding = dumps((tuple(call.args), call.kwargs, embed), serializer)
     headers = task_headers(call)
     if compression:
         body, headers["compression"] = compress(body, compression)
@@ -98,6 +103,15 @@ def encode_task(
     for name, value in (call.extra_properties or {}).items():
         setattr(properties, name, value)
     return body, properties
+
+
+def plain(value: Any) -> Any:
+    """Signatures as the plain dictionaries that every serializer writes, and every worker reads."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    return value
 
 
 def task_headers(call: TaskCall) -> dict[str, Any]:

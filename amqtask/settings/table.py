@@ -510,7 +510,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("task_time_limit", None, "float", "CELERYD_TASK_TIME_LIMIT", "Seconds after which a task is ended."),
     Setting("task_track_started", False, "bool", "CELERY_TRACK_STARTED", "Store the state STARTED."),
-    Setting("timezone", None, "str", "CELERY_TIMEZONE", "Time zone of schedules, such as Europe/Berlin; None: UTC."),
+    Setting(
+        "timezone",
+        None,
+        "any",
+        "CELERY_TIMEZONE",
+        "Time zone of schedules and of times without one, such as Europe/Berlin, or a tzinfo; None: UTC.",
+    ),
     Setting("worker_agent", None, "str", "CELERYD_AGENT", ""),
     Setting("worker_autoscaler", None, "str", "CELERYD_AUTOSCALER", ""),
     Setting(

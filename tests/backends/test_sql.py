@@ -179,3 +179,17 @@ def test_an_engine_callback_that_is_not_there_is_an_error(path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="nowhere"):
         store.get("it")
+
+
+def test_a_row_that_cannot_be_read_is_a_failure_that_says_so(path: Path) -> None:
+    store = backend(path)
+    store.store(ResultMessage("it", states.SUCCESS, 1))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE celery_taskmeta SET result = ?", (b"{not json",))
+        connection.commit()
+
+    (found,) = store.read(["it"])
+
+    assert found.status == states.FAILURE
+    assert "no valid application/json" in str(found.result)
+    store.close()
