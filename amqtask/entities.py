@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 Arguments: TypeAlias = tuple[tuple[str, Any], ...]
@@ -86,3 +86,50 @@ def Broadcast(name: str, *, exchange: Exchange | None = None) -> Queue:
 
 
 Declaration: TypeAlias = Exchange | Queue | Binding
+
+
+# -- as plain data, for outboxes and pipes
+
+_KINDS: dict[str, type[Exchange] | type[Queue] | type[Binding]] = {
+    "exchange": Exchange,
+    "queue": Queue,
+    "binding": Binding,
+}
+
+
+def changed_fields(value: Any, default: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from another one's."""
+    values = {each.name: getattr(value, each.name) for each in fields(value)}
+    return {name: found for name, found in values.items() if found != getattr(default, name)}
+
+
+def as_document(entity: Declaration) -> dict[str, Any]:
+    """An entity as tables and lists; what has its default is left out."""
+    if isinstance(entity, Binding):
+        found = changed_fields(entity, Binding(Exchange(), ""))
+        found["source"], found["destination"] = as_document(entity.source), entity.destination
+        return {"is": "binding", **found}
+    if isinstance(entity, Exchange):
+        return {"is": "exchange", **changed_fields(entity, Exchange())}
+    found = changed_fields(entity, Queue(""))
+    if entity.exchange is not None:
+        found["exchange"] = as_document(entity.exchange)
+    if entity.bindings:
+        found["bindings"] = [as_document(binding) for binding in entity.bindings]
+    return {"is": "queue", "name": entity.name, **found}
+
+
+def from_document(document: Mapping[str, Any]) -> Any:
+    """The entity that `as_document` wrote. Raises: KeyError, TypeError, ValueError, AttributeError for what is none."""
+    found = dict(document)
+    kind = _KINDS[found.pop("is")]
+    for name in ("source", "exchange"):
+        if name in found:
+            found[name] = from_document(found[name])
+    if "bindings" in found:
+        found["bindings"] = tuple(from_document(binding) for binding in found["bindings"])
+    made = kind(**found)
+    if made.arguments:
+        made = replace(made, arguments=tuple((name, value) for name, value in made.arguments))
+    hash(made)  # publishers remember what they have declared
+    return made

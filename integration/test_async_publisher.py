@@ -29,6 +29,7 @@ from amqtask.exceptions import (
     Unroutable,
 )
 from amqtask.message import Message, Properties
+from amqtask.testing.suites.transport import UNWRITABLE_HEADERS
 from amqtask.transport.async_publisher import AioPikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
@@ -121,6 +122,19 @@ def test_in_a_batch_each_message_has_its_own_outcome(rabbit: Broker, broker_url:
     assert kinds == [none, Unroutable, Unroutable, Unroutable, PublishError, Unroutable, none]
     assert "no-such-exchange" in str(errors[3])
     assert rabbit.count(queue) >= 2
+
+
+def test_headers_that_the_broker_would_close_the_connection_for_fail_alone(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    batch = []
+    for headers in UNWRITABLE_HEADERS.values():
+        batch += [to(queue, b"good"), to(queue, b"bad", headers=headers)]
+
+    errors = using(broker_url, lambda publisher: publisher.publish_many(batch))
+
+    assert [isinstance(error, PublishError) for error in errors] == [False, True] * len(UNWRITABLE_HEADERS)
+    assert everything_in(rabbit, queue) == [b"good"] * len(UNWRITABLE_HEADERS)
 
 
 def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, insert
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, func, insert, update
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
@@ -138,6 +138,26 @@ def test_a_message_for_an_exchange_that_is_not_there_stays_and_says_so(shop: Sho
     (failing,) = relay.store.failing(1)
     assert failing.task_id == lost
     assert "nowhere-to-be-found" in failing.error
+    relay.store.close()
+
+
+def test_a_row_whose_headers_fit_no_frame_stays_alone(shop: Shop, rabbit: Broker) -> None:
+    with shop.sessions.begin():
+        good = [shop.call(1)]
+        large = shop.call(2, headers={"large": "to be"})
+        good.append(shop.call(3))
+    with shop.engine.begin() as connection:
+        text = func.replace(shop.table.c.message, "to be", "x" * 200_000)
+        connection.execute(update(shop.table).where(shop.table.c.task_id == large).values(message=text))
+    relay = build_relay(shop.app)
+
+    step = relay.drain()
+
+    assert (step.sent, step.failed) == (2, 1)
+    assert ids(rabbit, shop.queue) == good
+    (failing,) = relay.store.failing(1)
+    assert failing.task_id == large
+    assert "frame_max" in failing.error
     relay.store.close()
 
 

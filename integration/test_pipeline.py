@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from amqtask import AmqTask, signals
-from amqtask.exceptions import BrokerUnreachable, Unroutable
+from amqtask.exceptions import BrokerUnreachable, MessageTooLarge, Unroutable
 from integration.conftest import Broker
 from integration.nodes import free_port
 from integration.waiting import PATIENT
@@ -55,6 +55,19 @@ def test_a_call_that_cannot_be_stored_is_named_and_the_others_are_stored(rabbit:
         app.send_task("any.task", queue=queue)
     assert list(pipeline.failed) == [lost.id]
     assert rabbit.count(queue) == 2
+
+
+def test_headers_that_fit_no_frame_fail_their_call_and_no_other(rabbit: Broker, app: AmqTask) -> None:
+    queue = rabbit.queue("piped")
+    pipeline = app.pipeline()
+    with pytest.raises(MessageTooLarge, match="frame_max"), pipeline:  # noqa: PT012 - the block's end raises
+        for _ in range(20):
+            app.send_task("any.task", queue=queue)
+        large = app.send_task("any.task", queue=queue, headers={"large": "x" * 200_000})
+        for _ in range(20):
+            app.send_task("any.task", queue=queue)
+    assert list(pipeline.failed) == [large.id]
+    assert rabbit.count(queue) == 40
 
 
 def test_a_broker_that_is_not_there_is_said_at_the_end() -> None:

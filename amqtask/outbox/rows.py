@@ -12,21 +12,20 @@ worked out when it is published, from the moment in its header.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.entities import as_document, changed_fields, from_document
 from amqtask.exceptions import AmqTaskError, EncodeError
 from amqtask.message import Message, Properties
 from amqtask.outbox.contract import NewRow
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.delays import DelayPlan
+from amqtask.transport.content import encode_properties
 
 VERSION = 1
 
@@ -36,7 +35,8 @@ class RowUnreadable(AmqTaskError):
 
 
 def as_row(message: Message, delays: DelayPlan) -> NewRow:
-    """The row of a message that would be published now. Raises: EncodeError (a header that AMQP has no form for)."""
+    """The row of a message that would be published now. Raises: EncodeError and PublishError, for what AMQP has no form for: a
+    relay would find that out when the transaction is over."""
     message = delays.undelayed(message)
     headers = message.properties.headers
     document = {
@@ -44,10 +44,11 @@ def as_row(message: Message, delays: DelayPlan) -> NewRow:
         "exchange": message.exchange,
         "routing_key": message.routing_key,
         "mandatory": message.mandatory,
-        "properties": dict(_given(message.properties, Properties())),
-        "declare": [_declaration(entity) for entity in message.declare],
+        "properties": changed_fields(message.properties, Properties()),
+        "declare": [as_document(entity) for entity in message.declare],
     }
     text = json.dumps(_plain(document), separators=(",", ":"))
+    encode_properties(message)
     task_id = headers.get("id") or message.properties.correlation_id or ""
     return NewRow(str(task_id), str(headers.get("task") or ""), text, bytes(message.body))
 
@@ -80,14 +81,29 @@ def _read(text: str, body: bytes) -> Message:
         document = _rich(document)
         return Message(
             bytes(body),
-            Properties(**document["properties"]),
-            document["exchange"],
-            document["routing_key"],
-            tuple(_entity(entity) for entity in document["declare"]),
-            mandatory=document["mandatory"],
+            Properties(**{name: _checked(name, value) for name, value in document["properties"].items()}),
+            _checked("exchange", document["exchange"]),
+            _checked("routing_key", document["routing_key"]),
+            tuple(from_document(entity) for entity in document["declare"]),
+            mandatory=document["mandatory"] is not False,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise RowUnreadable(f"the row is no message: {type(error).__name__}: {error}") from error
+
+
+_KIND: dict[str, type | tuple[type, ...]] = {
+    "headers": dict,
+    "delivery_mode": int,
+    "priority": int,
+    "timestamp": (int, datetime),
+}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A property, or where the message goes. Raises: TypeError for a value of another kind."""
+    if value is not None and not isinstance(value, _KIND.get(name, str)):
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    return value
 
 
 def _moment(text: str) -> float:
@@ -142,47 +158,3 @@ def _rich(value: Any) -> Any:
         if name.startswith("$"):
             return _RICH[name](item)
     return {name: _rich(item) for name, item in value.items()}
-
-
-# -- entities
-
-_KINDS: dict[str, type[Exchange] | type[Queue] | type[Binding]] = {
-    "exchange": Exchange,
-    "queue": Queue,
-    "binding": Binding,
-}
-
-
-def _given(value: Any, default: Any) -> Iterator[tuple[str, Any]]:
-    """The fields that differ from another one's."""
-    for each in fields(value):
-        found = getattr(value, each.name)
-        if found != getattr(default, each.name):
-            yield each.name, found
-
-
-def _declaration(entity: Declaration) -> dict[str, Any]:
-    if isinstance(entity, Binding):
-        found = dict(_given(entity, Binding(Exchange(), "")))
-        found["source"], found["destination"] = _declaration(entity.source), entity.destination
-        return {"is": "binding", **found}
-    if isinstance(entity, Exchange):
-        return {"is": "exchange", **dict(_given(entity, Exchange()))}
-    found = dict(_given(entity, Queue("")))
-    if entity.exchange is not None:
-        found["exchange"] = _declaration(entity.exchange)
-    if entity.bindings:
-        found["bindings"] = [_declaration(binding) for binding in entity.bindings]
-    return {"is": "queue", "name": entity.name, **found}
-
-
-def _entity(document: Mapping[str, Any]) -> Any:
-    found = dict(document)
-    kind = _KINDS[found.pop("is")]
-    for name in ("source", "exchange"):
-        if name in found:
-            found[name] = _entity(found[name])
-    if "bindings" in found:
-        found["bindings"] = tuple(_entity(binding) for binding in found["bindings"])
-    made = kind(**found)
-    return replace(made, arguments=tuple((name, value) for name, value in made.arguments)) if made.arguments else made

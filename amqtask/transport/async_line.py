@@ -6,9 +6,7 @@ A channel that the broker closed is replaced; a connection that ended ends the l
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import aio_pika
@@ -19,8 +17,9 @@ from pamqp import commands
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.in_time import ended, leave_behind
-from amqtask.message import Message, Properties
+from amqtask.message import Message
 from amqtask.topology.plan import describe_difference, is_declarable
+from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
 from amqtask.transport.errors import (
     ACCESS_REFUSED,
     NOT_FOUND,
@@ -33,7 +32,6 @@ from amqtask.transport.errors import (
     refused,
     unreachable,
     unroutable,
-    unwritable,
 )
 from amqtask.transport.names import entity_name
 from amqtask.transport.url import BrokerAddress
@@ -71,6 +69,17 @@ class _Connection(aio_pika.Connection):
         # warning of a coroutine that was never awaited.
         if self.transport is not None and asyncio._get_running_loop() is self.loop:
             super().__del__()
+
+
+class _Encoded(commands.Basic.Properties):
+    """Properties as they were encoded before aiormq had a part in it: one that fails on the way has counted a publish."""
+
+    def __init__(self, encoded: bytes, message_id: str | None) -> None:
+        super().__init__(message_id=message_id)
+        self._encoded = encoded
+
+    def marshal(self) -> bytes:
+        return self._encoded
 
 
 class _Shared:
@@ -173,12 +182,14 @@ class Line:
             _abandon(channel)
 
     async def _send(self, channel: Any, message: Message, deadline: float) -> None:
+        frame_max = self._connection.transport.connection.connection_tune.frame_max if self.is_open else FRAME_MAX
+        encoded = _Encoded(encode_properties(message, frame_max), message.properties.message_id)
         try:
             publishing = channel.basic_publish(
                 message.body,
                 exchange=message.exchange,
                 routing_key=message.routing_key,
-                properties=basic_properties(message.properties),
+                properties=encoded,
                 mandatory=message.mandatory,
                 wait=False,
             )
@@ -186,7 +197,7 @@ class Line:
         except aio_errors.DeliveryError as error:
             returned = isinstance(error.frame, commands.Basic.Return)
             raise (unroutable(message) if returned else refused(message)) from error
-        except (TypeError, ValueError, struct.error) as error:
+        except UNWRITABLE as error:
             raise unwritable(message, error) from error
 
     async def _shared_channel(self, deadline: float) -> _Shared:
@@ -297,26 +308,6 @@ def closing_of(error: aio_errors.ChannelClosed) -> Closing:
     """The broker's code (0 for one that we do not tell apart) and words."""
     text = str(error.args[-1]) if error.args else ""
     return Closing(_CODES.get(text.partition(" ")[0], 0), text)
-
-
-def basic_properties(properties: Properties) -> commands.Basic.Properties:
-    """pamqp's form of our properties."""
-    when = properties.timestamp
-    return commands.Basic.Properties(
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        headers=properties.headers,
-        delivery_mode=properties.delivery_mode,
-        priority=properties.priority,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        expiration=properties.expiration,
-        message_id=properties.message_id,
-        timestamp=datetime.fromtimestamp(when, timezone.utc) if isinstance(when, int) else when,
-        message_type=properties.type,
-        user_id=properties.user_id,
-        app_id=properties.app_id,
-    )
 
 
 async def _channel(connection: Any, confirms: bool) -> Any:

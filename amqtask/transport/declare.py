@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.entities import Binding, Declaration, Exchange
 from amqtask.exceptions import OperationalError, PublishError
 from amqtask.topology.plan import describe_difference, is_declarable
+from amqtask.transport.content import UNWRITABLE
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, declare_error
 from amqtask.transport.link import send_declaration
 from amqtask.transport.names import entity_name
@@ -92,7 +93,7 @@ class Declarer:
         passive = entity in self._found or run.refusal is not None
         try:
             send_declaration(self._channel, entity, lambda _: self._declared(run, entity), passive=passive)
-        except (AMQPError, TypeError, ValueError) as error:
+        except UNWRITABLE as error:
             what = entity_name(entity)
             self._end(run, PublishError(f"{what} cannot be declared: {type(error).__name__}: {error}"))
 

@@ -139,14 +139,6 @@ def blocked(address: BrokerAddress, reason: str) -> ConnectionBlocked:
     )
 
 
-def unwritable(message: Message, error: BaseException) -> PublishError:
-    """The error for headers or properties that AMQP has no form for; nothing was sent."""
-    return PublishError(
-        f"the message for routing key {message.routing_key!r} cannot be written as AMQP: {type(error).__name__}: {error} "
-        "(names and routing keys have at most 255 bytes; headers hold text, numbers, dates, lists and tables)"
-    )
-
-
 def culprit(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> int | None:
     """The message that the broker closed the channel for, where its words tell."""
     found = culprits(cause, messages, candidates)

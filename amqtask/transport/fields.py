@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Final
 
 import pika.data
@@ -196,6 +197,8 @@ def _name(name: str) -> bytes:
 
 
 def _write_float(pieces: list[bytes], value: float) -> int:
+    if not isfinite(value):
+        raise UnsupportedAMQPFieldException(pieces, value)  # the broker cannot read it, and closes the connection
     pieces.append(struct.pack(">cd", b"d", value))
     return 9
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pika.adapters.select_connection import IOLoop
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.topology.plan import describe_difference, is_declarable
+from amqtask.transport.content import UNWRITABLE
 from amqtask.transport.errors import ACCESS_REFUSED as ACCESS_REFUSED
 from amqtask.transport.errors import PRECONDITION_FAILED as PRECONDITION_FAILED
 from amqtask.transport.errors import blocked, connection_error, declare_error
@@ -299,7 +300,7 @@ class Link:
         answers: list[Any] = []
         try:
             send_declaration(self.channel, entity, answers.append, passive=passive)
-        except (AMQPError, TypeError, ValueError) as error:
+        except UNWRITABLE as error:
             raise PublishError(f"{entity_name(entity)} cannot be declared: {type(error).__name__}: {error}") from error
         try:
             self.demand(lambda: bool(answers), deadline, f"declaring {entity_name(entity)}")

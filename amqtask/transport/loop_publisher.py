@@ -7,32 +7,29 @@ channel is lost, what was outstanding goes to the front of the line again: it ma
 from __future__ import annotations
 
 import os
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pika
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.entities import Declaration
 from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
 from amqtask.message import Message
 from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.connection import Backoff, LoopConnection
+from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.declare import Declarer
-from amqtask.transport.errors import channel_error, culprits, refused, unroutable, unwritable
+from amqtask.transport.errors import channel_error, culprits, refused, unroutable
 from amqtask.transport.link import MOST_DECLARED
 from amqtask.transport.loop import LoopTimer, PikaLoop
-from amqtask.transport.publisher import basic_properties
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 
 OnDone = Callable[["PublishError | None"], None]
 # Unconfirmed messages at most; more wait here, where they cost no broker anything.
 WINDOW = 2000
-# What pika raises for a message that AMQP has no form for.
-UNWRITABLE = (AMQPError, struct.error, TypeError, ValueError, AssertionError, AttributeError)
 
 
 class _Pending:

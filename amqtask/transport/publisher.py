@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import struct
 import threading
 import time
 import warnings
@@ -22,15 +21,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pika
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.entities import Declaration
 from amqtask.exceptions import ConnectionBlocked, PublishError, PublishTimeout
-from amqtask.message import Message, Properties
+from amqtask.message import Message
 from amqtask.transport.confirms import Confirms, Returns
+from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.errors import channel_error as channel_error
 from amqtask.transport.errors import culprit as culprit
-from amqtask.transport.errors import culprits, unwritable
+from amqtask.transport.errors import culprits
 from amqtask.transport.errors import refused as refused
 from amqtask.transport.errors import unroutable as unroutable
 from amqtask.transport.link import Link, LinkLost, connect
@@ -44,25 +44,6 @@ NO_DEADLINE = 365 * 86400.0
 # Pause before going on over a new connection when one has just been lost twice in a row (seconds).
 LOST_PAUSE = 0.1
 _UNSETTLED = object()
-
-
-def basic_properties(properties: Properties) -> pika.BasicProperties:
-    """pika's form of our properties."""
-    return pika.BasicProperties(
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        headers=properties.headers,
-        delivery_mode=properties.delivery_mode,
-        priority=properties.priority,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        expiration=properties.expiration,
-        message_id=properties.message_id,
-        timestamp=properties.timestamp,
-        type=properties.type,
-        user_id=properties.user_id,
-        app_id=properties.app_id,
-    )
 
 
 class _Batch:
@@ -118,7 +99,7 @@ class PublishingLink(Link):
                 basic_properties(message.properties),
                 mandatory=message.mandatory,
             )
-        except (AMQPError, struct.error, TypeError, ValueError, AssertionError, AttributeError) as error:
+        except UNWRITABLE as error:
             if not self.channel.is_open:
                 raise LinkLost(error) from error
             batch.settled(index, unwritable(message, error))  # pika encodes all before it writes anything

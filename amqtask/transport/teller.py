@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 
-from pika.exceptions import AMQPError
-
 from amqtask.exceptions import PublishError
 from amqtask.message import Message
+from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.link import Link, LinkLost, connect
-from amqtask.transport.publisher import basic_properties
 from amqtask.transport.url import BrokerAddress
 
 logger = logging.getLogger("amqtask.transport")
@@ -29,7 +26,7 @@ logger = logging.getLogger("amqtask.transport")
 # Seconds that connecting or declaring may take, once in a while; the caller waits.
 PATIENCE = 0.5
 PAUSE = 30.0
-_TROUBLE = (LinkLost, PublishError, AMQPError, struct.error, TypeError, ValueError, AssertionError, AttributeError)
+_TROUBLE = (LinkLost, PublishError, *UNWRITABLE)
 
 
 class PikaTeller:
@@ -90,13 +87,18 @@ class PikaTeller:
                 return  # the broker is not reading; what we keep for it must not grow
         for message in messages:
             link.declare(message.declare, deadline, self._warn)
-            link.channel.basic_publish(
-                message.exchange,
-                message.routing_key,
-                message.body,
-                basic_properties(message.properties),
-                mandatory=False,
-            )
+            try:
+                link.channel.basic_publish(
+                    message.exchange,
+                    message.routing_key,
+                    message.body,
+                    basic_properties(message.properties),
+                    mandatory=False,
+                )
+            except UNWRITABLE as error:
+                if not link.channel.is_open:
+                    raise
+                logger.info("%s", unwritable(message, error))
         link.used_at = time.monotonic()
         if link.is_writing:
             link.turn()

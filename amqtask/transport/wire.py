@@ -2,7 +2,7 @@
 
 Writing: pika hands each frame to the socket with a call of its own, and only after it has asked the poller whether the
 socket takes writes: four system calls for each. A socket nearly always takes them, so what a burst says is one write, made at
-once.
+once. A frame that is larger than the broker takes fails before anything of its message is written.
 
 Reading: a delivery is three frames, which pika takes one by one through eleven calls each. Where all three are there
 (they nearly always are), they are decoded together with pika's own decoders and handed to pika's channel; all else, and
@@ -17,6 +17,8 @@ from typing import Any
 from pika import frame, spec
 from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
+
+from amqtask.transport.content import check_frame
 
 # Bytes gathered before they are handed to the socket.
 BURST = 65536
@@ -45,6 +47,12 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
         gathered, self._gathered = self._gathered, None
         if gathered and not self.is_closed:
             self._write(bytes(gathered))
+
+    def _output_marshaled_frames(self, marshaled_frames: list[bytes]) -> None:
+        frame_max = self.params.frame_max
+        for marshaled in marshaled_frames:
+            check_frame(len(marshaled), frame_max)
+        super()._output_marshaled_frames(marshaled_frames)
 
     def _adapter_emit_data(self, data: bytes) -> None:
         gathered = self._gathered

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from amqtask import AmqTask
 from amqtask.entities import Binding, Exchange, Queue, arguments
-from amqtask.exceptions import EncodeError
+from amqtask.exceptions import EncodeError, PublishError
 from amqtask.message import Message, Properties
 from amqtask.outbox.rows import RowUnreadable, as_message, as_row
 from amqtask.topology.delays import DelayPlan
@@ -42,15 +45,16 @@ def call(**headers: Any) -> Message:
 scalars = (
     st.none()
     | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text()
     | st.binary()
-    | st.decimals(allow_nan=False, allow_infinity=False)
-    | st.datetimes(timezones=st.just(timezone.utc))
+    | st.decimals(-(10**6), 10**6, places=3)
+    | st.datetimes(datetime(1970, 1, 2), timezones=st.just(timezone.utc))
 )
+names = st.text(max_size=60)
 headers = st.dictionaries(
-    st.text(), st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)), max_size=4
+    names, st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(names, inner)), max_size=4
 )
 
 
@@ -80,6 +84,12 @@ def test_names_that_look_like_ours_are_only_names() -> None:
 def test_a_header_that_amqp_has_no_form_for_is_refused_at_the_call() -> None:
     with pytest.raises(EncodeError, match="headers hold text"):
         as_row(call(mine=object()), DELAYS)
+
+
+@pytest.mark.parametrize("value", [math.nan, 2**70, Decimal("1e20"), "x" * 200_000])
+def test_a_header_that_the_broker_does_not_take_is_refused_at_the_call(value: Any) -> None:
+    with pytest.raises(PublishError):
+        as_row(call(mine=value), DELAYS)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 3.0, 100.0, 90_000.0])
@@ -124,10 +134,50 @@ def test_a_format_of_tomorrow_is_named() -> None:
         as_message(newer, row.body, DELAYS)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"v": 1}', '{"v": 1, "properties": {"colour": 1}}', "null"])
+NO_ROWS = ["", "{}", "[]", '{"v": 1}', '{"v": 1, "properties": {"colour": 1}}', "null", '{"v":' * 10_000]
+
+
+@pytest.mark.parametrize("text", NO_ROWS)
 def test_what_is_no_row_is_said_to_be_none(text: str) -> None:
     with pytest.raises(RowUnreadable):
         as_message(text, b"", DELAYS)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["$time", "$bytes", "$decimal", "$table", "$what"]), inner, max_size=1)
+    ),
+    max_leaves=5,
+)
+
+
+def places(document: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a document, as its container and the name or index in it."""
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for name, value in list(items):
+        yield document, name
+        yield from places(value)
+
+
+@given(st.data())
+def test_a_row_with_anything_anywhere_is_a_message_or_no_message(data: st.DataObject) -> None:
+    document = json.loads(as_row(call(eta=moment(60), list=[1, {"a": Decimal("1.5")}]), DELAYS).message)
+    container, name = data.draw(st.sampled_from(list(places(document))))
+    container[name] = data.draw(JSON)
+
+    try:
+        message = as_message(json.dumps(document), b"", DELAYS, now=NOW)
+    except RowUnreadable:
+        return
+    assert isinstance(message.properties.headers, dict)
+    assert isinstance(message.exchange, str)
+    assert isinstance(message.routing_key, str)
+    hash(message.declare)
 
 
 def test_a_call_with_an_eta_goes_to_its_queue_when_that_is_over() -> None:

@@ -17,17 +17,40 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any, Protocol
 
 import pytest
 
 from amqtask.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
-from amqtask.exceptions import PublishError, PublishRefused, Unroutable
+from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
 from amqtask.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 
 PATIENCE = 60.0
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for _ in range(depth):
+        table = {"inner": table}
+    return table
+
+
+# What a broker would close the connection for, or what cannot be written at all.
+UNWRITABLE_HEADERS: dict[str, dict[str, Any]] = {
+    "an object": {"what": object()},
+    "larger than a frame": {"large": "x" * 200_000},
+    "no number": {"limit": float("nan")},
+    "infinite": {"limits": [1.5, float("-inf")]},
+    "a decimal that is no number": {"limit": Decimal("sNaN")},
+    "a large integer": {"count": 2**70},
+    "half a character": {"text": "\ud800"},
+    "an early date": {"when": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))},
+    "nested without end": _nested(5000),
+}
 
 
 class TurningLoop(Protocol):
@@ -197,6 +220,14 @@ class TransportSuite:
         self._consumers.remove(consumer)
         self.until(lambda: stopped)
 
+    def stored(self, queue: Queue) -> int:
+        """How many messages it holds; takes them."""
+        listener, consumer = self.consume(queue, acks=True)
+        self.publish(queue, b"the last")
+        self.until(lambda: b"the last" in listener.bodies)
+        self.stop(consumer)
+        return len(listener.deliveries) - 1
+
     def work_queue(self, **more: Any) -> tuple[Queue, Queue]:
         """A quorum queue and the queue of its dead letters."""
         name = self.name("work")
@@ -278,15 +309,37 @@ class TransportSuite:
         with pytest.raises(PublishRefused, match="full"):
             self.publish(queue, b"3")
 
-    def test_headers_that_amqp_cannot_write_are_refused_and_do_no_harm(self) -> None:
+    @pytest.mark.parametrize("headers", UNWRITABLE_HEADERS.values(), ids=UNWRITABLE_HEADERS)
+    def test_headers_that_amqp_cannot_write_are_refused_and_do_no_harm(self, headers: dict[str, Any]) -> None:
         queue = Queue(self.name(), arguments=CLASSIC)
         good = Message(b"good", Properties(), "", queue.name, (queue,))
-        bad = Message(b"bad", Properties(headers={"what": object()}), "", queue.name)
+        bad = Message(b"bad", Properties(headers=headers), "", queue.name)
 
         errors = self.publisher.publish_many([good, bad, good])
 
         assert errors[0] is errors[2] is None
         assert isinstance(errors[1], PublishError)
+        assert len(str(errors[1])) < 1000
+        assert self.stored(queue) == 2
+
+    def test_a_loop_publisher_refuses_headers_that_amqp_cannot_write_and_sends_the_others_once(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        publisher = self.loop_publisher()
+        answers: list[PublishError | None] = []
+        for headers in UNWRITABLE_HEADERS.values():
+            publisher.publish(Message(b"good", Properties(), "", queue.name, (queue,)), answers.append)
+            publisher.publish(Message(b"bad", Properties(headers=headers), "", queue.name), answers.append)
+
+        self.until(lambda: len(answers) == 2 * len(UNWRITABLE_HEADERS))
+
+        assert sum(isinstance(error, PublishError) for error in answers) == len(UNWRITABLE_HEADERS)
+        assert self.stored(queue) == len(UNWRITABLE_HEADERS)
+
+    def test_the_error_of_headers_larger_than_a_frame_names_the_limit(self) -> None:
+        message = Message(b"", Properties(headers={"large": "x" * 200_000}), "", self.name())
+
+        with pytest.raises(MessageTooLarge, match=r"200,\d\d\d bytes.*frame_max"):
+            self.publisher.publish(message)
 
     # -- routing
 

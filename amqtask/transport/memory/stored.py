@@ -9,9 +9,7 @@ from typing import Any
 import pika
 
 from amqtask.message import Message
-from amqtask.transport.errors import unwritable
-from amqtask.transport.fields import install
-from amqtask.transport.publisher import basic_properties
+from amqtask.transport.content import encode_properties
 
 REJECTED, EXPIRED, MAXLEN, DELIVERY_LIMIT = "rejected", "expired", "maxlen", "delivery_limit"
 
@@ -45,15 +43,7 @@ class Stored:
 
 def received(message: Message) -> Stored:
     """What the broker gets of a message. Raises: PublishError for what AMQP has no form for."""
-    install()
-    try:
-        encoded = b"".join(basic_properties(message.properties).encode())
-        message.routing_key.encode()
-        if len(message.routing_key.encode()) > 255 or len(message.exchange.encode()) > 255:
-            raise ValueError("longer than 255 bytes")
-    except Exception as error:
-        raise unwritable(message, error) from error
-    return _stored(message.body, encoded, message.exchange, message.routing_key)
+    return _stored(message.body, encode_properties(message), message.exchange, message.routing_key)
 
 
 def _stored(body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Stored:
