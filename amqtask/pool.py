@@ -110,6 +110,10 @@ class Pool(Protocol):
     def resize(self, slots: int) -> None:
         """Grow or shrink; slots that are busy end when their task does."""
 
+    def take_back(self) -> list[Request]:
+        """Requests that were submitted and have not begun: from now on they are the caller's, and no outcome follows. A pool
+        that begins each at once has none."""
+
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """End one running request from outside (outcome REVOKED); False if this pool cannot, or it does not run.
 

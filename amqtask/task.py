@@ -292,7 +292,10 @@ class Task(Generic[P, R]):
         again = {"args": args, "kwargs": kwargs, "options": options}
         verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=again)
         if throw:
-            raise verdict from exc
+            try:
+                raise verdict from exc
+            finally:
+                del verdict  # or this frame, in its own traceback, keeps all that the task has until a full collection
         if request.is_eager:
             call = request.args if args is None else args, request.kwargs if kwargs is None else kwargs
             self.apply(*call, **{"task_id": request.id, "retries": request.retries + 1, **options})

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.execution.context import Context, current_context
+from amqtask.execution.context import AT_END, Context, current_context
 
 # Celery's celery.redirected.
 LOGGER = "amqtask.redirected"
@@ -40,6 +40,37 @@ class LoggedStream(io.TextIOBase):
     @property
     def buffer(self) -> Any:
         return self._original.buffer
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._original.errors
+
+    @property
+    def newlines(self) -> Any:  # type: ignore[override]
+        return self._original.newlines
+
+    @property
+    def line_buffering(self) -> bool:
+        return True
+
+    @property
+    def write_through(self) -> bool:
+        return False
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self._original, "name", "<logged>"))
+
+    @property
+    def mode(self) -> str:
+        return "w"
+
+    def reconfigure(self, **_: Any) -> None:
+        """Accepted: lines are logged as they come, in the log's encoding."""
+
+    def close(self) -> None:
+        """Programs close it (and open it again); what is printed later must still be logged."""
+        self.flush()
 
     def fileno(self) -> int:
         return self._original.fileno()
@@ -95,10 +126,14 @@ def redirected(level: str | int) -> Iterator[None]:
     if not isinstance(number, int):
         raise ConfigurationError(f"worker_redirect_stdouts_level is {level!r}, which is no log level")
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (LoggedStream(number, stream) for stream in before)
+    streams = [LoggedStream(number, stream) for stream in before]
+    sys.stdout, sys.stderr = streams
+    flushes = [stream.flush for stream in streams]
+    AT_END.extend(flushes)
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for flush in flushes:
+            AT_END.remove(flush)
+            flush()
         sys.stdout, sys.stderr = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.request import Request
 
+# Called in each task's context when it has ended (what it printed without a newline is written then).
+AT_END: list[Callable[[], None]] = []
 # Where a context keeps what `ask_for_retry` was told.
 ASKED_RETRIES = "asked_retries"
 _NOTHING: dict[str, Any] = {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import copy_context
+from os import getpid
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -26,11 +28,12 @@ from amqtask.exceptions import (
     TimeLimitExceeded,
 )
 from amqtask.execution.chords import NOTHING, Aftermath
-from amqtask.execution.context import ASKED_RETRIES, Context, current
+from amqtask.execution.context import ASKED_RETRIES, AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.einfo import ErrorInfo
 from amqtask.execution.endings import Endings, not_stored, requeued
 from amqtask.execution.follow_ups import FollowUps
+from amqtask.execution.forked import end_forked
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.plan import Around, TaskPlan, plan_for
@@ -108,7 +111,11 @@ class Executor(Endings):
     # -- the pipeline
 
     def execute(self, request: Request) -> Outcome:
-        """Run a request to its end. Never raises: whatever happens is an outcome."""
+        """Run a request to its end. Never raises: whatever happens is an outcome. Context variables that the task sets are its
+        own, and gone with it."""
+        return copy_context().run(self._execute, request)
+
+    def _execute(self, request: Request) -> Outcome:
         started = perf_counter()
         try:
             plan = self._plans.get(request.task) or self._plan(request.task)
@@ -116,7 +123,8 @@ class Executor(Endings):
         except Exception as error:  # noqa: BLE001 - mostly a MessageError, but never the end of the slot
             return self.refused(request, error)
         context = Context.of(request, args, kwargs, embed, self.hostname)
-        token = current.set(context)
+        current.set(context)
+        process = getpid()
         try:
             try:
                 if request.redelivered and (resumed := self._resumed(request, context)) is not None:
@@ -128,12 +136,17 @@ class Executor(Endings):
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = self.run_coroutine(value)
             except BaseException as error:  # noqa: BLE001 - the border to user code; every kind is classified
+                if getpid() != process:
+                    end_forked(error)
                 return self._raised(plan, request, context, error, started)
+            if getpid() != process:
+                end_forked(None)
             return self._returned(plan, request, context, value, started)
         except BaseException as error:  # noqa: BLE001 - a limit that came late, or a bug of ours or of the store
             return self._late(plan, request, context, error, started)
         finally:
-            current.reset(token)
+            for call in AT_END:
+                call()
 
     async def aexecute(self, request: Request, run_blocking: RunBlocking) -> Outcome:
         """The same on an event loop, for tasks of which `is_async` is true.
@@ -149,6 +162,7 @@ class Executor(Endings):
             return self.refused(request, error)
         context = Context.of(request, args, kwargs, embed, self.hostname)
         token = current.set(context)
+        process = getpid()
         try:
             try:
                 if request.redelivered and self._resuming is not None:
@@ -165,15 +179,21 @@ class Executor(Endings):
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = await value
             except BaseException as error:  # noqa: BLE001 - see execute
+                if getpid() != process:
+                    end_forked(error)
                 if self._store_blocks:
                     return await self._elsewhere(run_blocking, self._raised, plan, request, context, error, started)
                 return self._raised(plan, request, context, error, started)
+            if getpid() != process:
+                end_forked(None)
             if self._store_blocks and (is_wanted(plan, request) or any(embed.values())):
                 return await self._elsewhere(run_blocking, self._returned, plan, request, context, value, started)
             return self._returned(plan, request, context, value, started)
         except BaseException as error:  # noqa: BLE001 - see execute
             return self._late(plan, request, context, error, started)
         finally:
+            for call in AT_END:
+                call()
             current.reset(token)
 
     async def _elsewhere(self, run_blocking: RunBlocking, *arguments: Any) -> Outcome:

@@ -9,7 +9,9 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -294,10 +296,40 @@ async def use_asyncio(word: str) -> list[str]:
     raise AssertionError("wait_for did not end a long sleep")
 
 
+VARIABLE: ContextVar[str] = ContextVar("amqtask_testing_variable", default="not set")
+
+
+def set_a_context_variable() -> str:
+    """What it was before."""
+    before = VARIABLE.get()
+    VARIABLE.set("set")
+    return before
+
+
+async def set_a_context_variable_async() -> str:
+    """The same in a coroutine."""
+    return set_a_context_variable()
+
+
+def fork_and_return(how: str) -> int:
+    """Fork, and let the child run out of the task; its exit code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads: the child does nothing but end
+        child = os.fork()
+    if child == 0:
+        if how == "raise":
+            raise ValueError("in the forked process")
+        if how == "exit":
+            sys.exit(3)
+        return 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 POOL_TASKS = tuple(
     PlainTask(function)
     for function in (
         add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async,
         clean_up_beside_async, who_am_i, share_a_lock, share_a_lock_async, run_a_loop, use_asyncio,
+        set_a_context_variable, set_a_context_variable_async, fork_and_return,
     )
 )  # fmt: skip

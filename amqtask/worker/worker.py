@@ -394,10 +394,29 @@ class Worker:
 
         Only first deliveries: older brokers count this as a failed one, and that must not bury a message. Not what has
         begun: steps of a chain."""
-        taken = self.dispatcher.take_line(
-            queue, allowed=lambda request: not request.redelivered and request.first is None
-        )
+
+        def allowed(request: Request) -> bool:
+            return request.queue == queue and not request.redelivered and self._is_unanswered(request)
+
+        taken = self._take_from_pool(allowed) + self.dispatcher.take_line(queue, allowed=allowed)
         self._give_back([request.delivery for request in taken])
+
+    def _is_unanswered(self, request: Request) -> bool:
+        """Whether it can be given back whole: it was not acked early, and is no step of a chain that has begun."""
+        return request.first is None and request.number not in self.dispatcher.early
+
+    def _take_from_pool(self, allowed: Callable[[Request], bool]) -> list[Request]:
+        """What the pool was given and has not begun, as far as `allowed`; the rest goes back to the pool."""
+        taken = []
+        for request in self.pool.take_back():
+            if allowed(request):
+                del self.dispatcher.running[request.number]
+                taken.append(request)
+            else:
+                self.pool.submit(request)
+        if taken:
+            self.wake()
+        return taken
 
     def _make_room(self, request: Request) -> None:
         """A task over its rate limit waits: that must not narrow the window for the other tasks of its queue."""
@@ -412,7 +431,7 @@ class Worker:
         self.is_quiet = True
         self.steps.look(is_quiet=True)
         self.consumer.pause()
-        waiting = self.dispatcher.clear() + self.intake.clear()
+        waiting = self._take_from_pool(self._is_unanswered) + self.dispatcher.clear() + self.intake.clear()
         self._give_back([request.delivery for request in waiting])
         self.flush()
 

@@ -35,6 +35,22 @@ class Crew:
             threading.Thread(target=self._work, name=f"{self._name}-{self._size}", daemon=True).start()
         self._calls.put((function, arguments))
 
+    def take_back(self) -> list[tuple[Any, ...]]:
+        """The arguments of the calls that no thread has taken yet; they will not be made."""
+        taken: list[tuple[Any, ...]] = []
+        words_to_go = 0
+        try:
+            while True:
+                call = self._calls.get_nowait()
+                if call is None:
+                    words_to_go += 1
+                else:
+                    taken.append(call[1])
+        except queue.Empty:
+            for _ in range(words_to_go):
+                self._calls.put(None)
+        return taken
+
     def resize(self, limit: int) -> None:
         """Surplus threads go when they have nothing else to do."""
         self.limit = limit

@@ -47,6 +47,10 @@ class SlotPool:
         """How many more may run now (negative after shrinking)."""
         return self._slots - len(self._running)
 
+    def take_back(self) -> list[Request]:
+        """Nothing waits here: each begins at once."""
+        return []
+
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""
         return {"max-concurrency": self._slots, "running": len(self._running), "total": self._total}

@@ -169,6 +169,12 @@ class SoloPool:
     def resize(self, slots: int) -> None:
         """One slot is all there is."""
 
+    def take_back(self) -> list[Request]:
+        """What waits for the one that runs."""
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Possible while the helper serves the loop: once the task runs longer than PATIENCE."""
         running = self._running

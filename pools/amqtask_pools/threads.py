@@ -65,6 +65,13 @@ class ThreadsPool(SlotPool):
         self._slots = slots
         self._crew.resize(slots)
 
+    def take_back(self) -> list[Request]:
+        """What no thread has taken yet."""
+        taken = [arguments[0] for arguments in self._crew.take_back()]
+        for request in taken:
+            del self._running[request.number]
+        return taken
+
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Nobody can end a thread from outside."""
         return False

@@ -80,7 +80,7 @@ def test_terminate_revokes_what_has_not_begun_without_killing_anybody(tmp_path: 
         assert prefork.value(running) == "a"
 
 
-@pytest.mark.parametrize(("asked_for", "sent"), [(None, signal.SIGTERM), (signal.SIGUSR1, signal.SIGUSR1)])
+@pytest.mark.parametrize(("asked_for", "sent"), [(None, signal.SIGTERM), (signal.SIGQUIT, signal.SIGQUIT)])
 def test_a_task_is_ended_by_the_signal_that_was_asked_for(tmp_path: Path, asked_for: int | None, sent: int) -> None:
     with Prefork(1) as prefork:
         number = prefork.submit("note_signals", str(tmp_path))

@@ -90,6 +90,8 @@ class HandPool:
         self.inline = inline
         self.running: dict[int, Request] = {}
         self.started: list[Request] = []
+        # Numbers of those in `running` that have not begun.
+        self.unbegun: list[int] = []
         self.can_terminate = False
         self.signals: list[int | None] = []
         self.on_outcomes: Callable[[list[Outcome]], None] = lambda outcomes: None
@@ -116,6 +118,11 @@ class HandPool:
 
     def resize(self, slots: int) -> None:
         self.slots = slots
+
+    def take_back(self) -> list[Request]:
+        taken = [self.running.pop(number) for number in self.unbegun if number in self.running]
+        self.unbegun.clear()
+        return taken
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         if self.can_terminate and number in self.running:

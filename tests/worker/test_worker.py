@@ -400,6 +400,20 @@ def test_long_tasks_close_the_window_and_what_waits_is_given_back() -> None:
     assert bench.started[-1] == "e"
 
 
+def test_long_tasks_have_what_the_pool_has_not_begun_given_back() -> None:
+    bench = Bench(slots=3)
+    bench.deliver("a")
+    bench.end("a", runtime=0.0001)
+    bench.pass_time(0.1)
+    bench.deliver("b", "c", "d")
+    bench.pool.unbegun = [4]
+    bench.pass_time(2.0)
+    bench.end("b", runtime=2.0)
+    bench.pass_time(0.1)
+
+    assert ("nack", 4, True) in bench.frames
+
+
 def test_a_pinned_window_does_not_change() -> None:
     bench = Bench(slots=1, prefetch=4)
     bench.deliver("a")
@@ -428,6 +442,17 @@ def test_a_warm_stop_gives_back_what_waits_and_acks_what_ends() -> None:
     assert bench.consumer.words == ["pause", "stop"]
     assert bench.loop.stopped
     assert bench.worker.lifecycle.shutdown.exit_code == 0
+
+
+def test_a_warm_stop_gives_back_what_the_pool_has_not_begun() -> None:
+    bench = Bench(slots=3)
+    bench.deliver("a", "b")
+    bench.deliver("c", task="early")
+    bench.pool.unbegun = [2, 3]
+    bench.worker.lifecycle.shutdown.warm()
+
+    assert ("nack", 2, True) in bench.frames
+    assert [request.id for request in bench.pool.running.values()] == ["a", "c"]  # c was acked when it was accepted
 
 
 def test_a_cold_stop_gives_back_what_runs() -> None:

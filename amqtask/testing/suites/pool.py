@@ -132,6 +132,32 @@ class PoolSuite:
         assert [bench.value(number) for number in numbers] == [n + n for n in range(500)]
         assert sorted(bench.order) == numbers
 
+    def test_what_is_taken_back_has_no_outcome_before_it_is_submitted_again(self, bench: Bench) -> None:
+        numbers = [bench.submit("add", n, n) for n in range(200)]
+        taken: list[Request] = []
+
+        def take_back() -> None:
+            taken.extend(bench.pool.take_back())
+            bench._wake()
+
+        bench.loop.call_soon(take_back)
+        bench.until(lambda: len(bench.outcomes) + len(taken) == len(numbers))
+
+        assert not bench.outcomes.keys() & {found.number for found in taken}
+        for found in taken:
+            bench.pool.submit(found)
+        assert [bench.value(number) for number in numbers] == [n + n for n in range(200)]
+
+    def test_context_variables_that_a_task_sets_are_gone_with_it(self, bench: Bench) -> None:
+        for task in ("set_a_context_variable", "set_a_context_variable_async") * 3:
+            assert bench.value(bench.submit(task)) == "not set"
+
+    def test_a_process_that_a_task_forks_does_not_go_on_as_a_slot(self, bench: Bench) -> None:
+        numbers = [bench.submit("fork_and_return", way) for way in ("return", "raise", "exit")]
+
+        assert [bench.value(number) for number in numbers] == [0, 1, 3]
+        assert bench.value(bench.submit("add", 1, 1)) == 2
+
     def test_all_slots_are_free_when_nothing_runs(self, bench: Bench) -> None:
         for n in range(10):
             bench.outcome(bench.submit("add", n, n))

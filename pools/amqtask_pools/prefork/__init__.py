@@ -23,7 +23,7 @@ import billiard
 from amqtask import signals
 from amqtask.exceptions import TimeLimitExceeded, WorkerLostError
 from amqtask.pool import Running
-from amqtask_pools.prefork.child import RETIRED
+from amqtask_pools.prefork.child import RETIRED, SOFT_LIMIT
 from amqtask_pools.prefork.frames import PIECE
 from amqtask_pools.prefork.limits import HardLimits
 from amqtask_pools.prefork.process import ChildProcess
@@ -41,6 +41,8 @@ logger = logging.getLogger("amqtask.pools")
 EXPECTED, CHECK = 0.008, 0.008
 # Seconds between SIGTERM and SIGKILL: of a terminated task's child, and of all at the end.
 GRACE, END_GRACE = 1.0, 0.5
+# What a child is given to start at the most, when others took too long (seconds).
+LONGEST_START = 120.0
 
 
 class PreforkPool:
@@ -68,6 +70,8 @@ class PreforkPool:
             on_late=self._filled,
         )
         self._buffer = bytearray(PIECE + 1)
+        # How long a child may take to start; longer after one that took too long.
+        self._patience = options.start_timeout
         self._total = 0
         self._is_stopped = False
         # While the pool restarts: old children that are still to go, and those that go when their task has ended.
@@ -125,6 +129,9 @@ class PreforkPool:
         is_ended = False
         if number not in child.given:  # just ended, or had not begun
             is_ended = self._revoke_waiting(number, reason)
+        elif signum == SOFT_LIMIT:
+            is_ended = True  # or not: the task decides
+            child.kill(signum)
         elif child.condemned is None and number == next(reversed(child.given)):  # else its outcome is on the way
             is_ended = True
             self._condemn(child, number, reason)
@@ -132,6 +139,14 @@ class PreforkPool:
             self._loop.call_later(GRACE, child.kill)
         self._give_line()
         return is_ended
+
+    def take_back(self) -> list[Request]:
+        """What no child has begun: unread by the child that it was given to, or waiting for one."""
+        for child in self._roster.children:
+            self._take_back(child)
+        taken = list(self._line)
+        self._line.clear()
+        return taken
 
     def restart(self) -> None:
         """Replace all children: busy ones when their task has ended, idle ones one after the other."""
@@ -285,7 +300,8 @@ class PreforkPool:
         self._roster.joins(child)
         self._loop.add_reader(child.fd, lambda: self._readable(child))
         self._loop.add_reader(child.sentinel, lambda: self._ended(child))
-        child.patience = self._loop.call_later(self._options.start_timeout, lambda: self._is_late(child))
+        patience = self._patience
+        child.patience = self._loop.call_later(patience, lambda: self._is_late(child, patience))
 
     def _filled(self) -> None:
         """There is a child again, after a pause."""
@@ -299,8 +315,17 @@ class PreforkPool:
         self._roster.is_ready(child)
         self._watch_head(child)
 
-    def _is_late(self, child: ChildProcess) -> None:
-        logger.error("process %d is not ready after %g s and is killed", child.pid, self._options.start_timeout)
+    def _is_late(self, child: ChildProcess, seconds: float) -> None:
+        self._patience = max(self._patience, min(2 * seconds, LONGEST_START))
+        why = " (receivers of the signal worker_process_init run in it first)" if signals.worker_process_init else ""
+        logger.error(
+            "process %d of the pool is not ready after %g s and is killed%s; the next one gets %g s. If starting takes that "
+            "long, raise worker_proc_alive_timeout",
+            child.pid,
+            seconds,
+            why,
+            self._patience,
+        )
         child.kill()
 
     # -- children go
@@ -350,6 +375,8 @@ class PreforkPool:
         self._roster.retires(child)
         self._roster.children.remove(child)
         child.is_leaving = True
+        if child.exit_code != RETIRED:
+            child.kill_programs()
         unread = child.take_back()
         lost = list(child.given.values())
         outcomes = [self._end(child, request) for request in lost]
@@ -405,4 +432,6 @@ def _bury(children: list[ChildProcess]) -> None:
         if not child.wait(deadline - time.monotonic()):
             child.kill()
             child.wait(GRACE)
+        if child.given:
+            child.kill_programs()
         child.close()

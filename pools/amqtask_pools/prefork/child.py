@@ -12,9 +12,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from time import perf_counter
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import billiard
+
 from amqtask import signals
+from amqtask.exceptions import SoftTimeLimitExceeded
+from amqtask.execution.striking import Strike
 from amqtask_pools.prefork.frames import (
     IS_READY,
     PICKLE,
@@ -25,7 +30,7 @@ from amqtask_pools.prefork.frames import (
     decode_request,
     encode_outcomes,
 )
-from amqtask_pools.prefork.limits import SoftLimit
+from amqtask_pools.prefork.limits import SoftLimit, set_timer
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -41,6 +46,8 @@ RETIRED, FAILED_TO_START, FAILED = 0, 71, 70
 SHORT, BATCH, BATCH_TIME = 0.001, 16, 0.001
 # "Send what you hold back": of all signals the one that does nothing to a process that does not expect it.
 NUDGE = signal.SIGURG
+# As in Celery: the task that runs is to end as at its soft time limit.
+SOFT_LIMIT = signal.SIGUSR1
 # What a child must not inherit from the worker's main process.
 _TO_DEFAULT = ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD")
 _PR_SET_PDEATHSIG = 1
@@ -81,6 +88,10 @@ def _settle(inherited: Sequence[Any], options: PoolOptions, parent: int, mask: s
     for other in inherited:
         other.close()
     _die_with(parent)
+    # A group of its own: what a task starts is ended with it, when it is killed.
+    os.setpgid(0, 0)
+    # Tasks may have children too, whatever multiprocessing says of daemons: they are ended as its programs are.
+    billiard.current_process()._config["daemon"] = False
     random.seed()
     if options.on_child_start is not None:
         options.on_child_start()
@@ -95,6 +106,11 @@ def _die_with(parent: int) -> None:
 
 
 def _leave(code: int) -> None:
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.terminate()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
@@ -118,6 +134,7 @@ class Child:
         self._mean = 1.0
         self._wear = Wear.of(options)
         signal.signal(NUDGE, self._nudged)
+        signal.signal(SOFT_LIMIT, _raise_soft_limit)
 
     def run(self) -> int:
         """Until the parent says so or is gone, or it is time to be replaced; the exit code."""
@@ -210,6 +227,13 @@ class Child:
         """The present task takes long, and earlier outcomes wait for it. Runs within the task."""
         self._mean = max(self._mean, 10 * SHORT)
         self._flush()
+
+
+def _raise_soft_limit(signum: int, frame: FrameType | None) -> None:
+    strike = Strike(SoftTimeLimitExceeded(f"by {signal.Signals(signum).name}"), set_timer)
+    # A coroutine is not struck at once: the alarm asks again.
+    signal.signal(signal.SIGALRM, lambda _, later: strike(later))
+    strike(frame)
 
 
 class Wear:

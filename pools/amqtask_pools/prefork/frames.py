@@ -88,6 +88,7 @@ def socket_pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
             kind = socket.SOCK_DGRAM
     ends = socket.socketpair(socket.AF_UNIX, kind)
     for end in ends:
+        end.settimeout(None)  # whatever a user's module says with socket.setdefaulttimeout
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
     if kind == socket.SOCK_DGRAM:

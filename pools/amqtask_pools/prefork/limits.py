@@ -23,19 +23,20 @@ class SoftLimit:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._before: object = None
-        self._strike = Strike(SoftTimeLimitExceeded(seconds), _set_timer)
+        self._strike = Strike(SoftTimeLimitExceeded(seconds), set_timer)
 
     def __enter__(self) -> None:
         self._before = signal.signal(signal.SIGALRM, lambda _, frame: self._strike(frame))
-        _set_timer(max(self._seconds, 1e-6))
+        set_timer(max(self._seconds, 1e-6))
 
     def __exit__(self, *_: object) -> None:
         self._strike.end()
-        _set_timer(0)
+        set_timer(0)
         signal.signal(signal.SIGALRM, self._before)  # type: ignore[arg-type] # what signal.signal returned
 
 
-def _set_timer(seconds: float) -> None:
+def set_timer(seconds: float) -> None:
+    """Have SIGALRM come in so many seconds, and again until it is turned off (0)."""
     signal.setitimer(signal.ITIMER_REAL, seconds, TRY_AGAIN)
 
 

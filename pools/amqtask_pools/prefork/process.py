@@ -78,7 +78,12 @@ class ChildProcess:
         self.fd = self._sock.fileno()
         # A child must not keep the parent's ends open: nobody would see the parent go.
         inherited = [end for sibling in siblings for end in (sibling._sock, sibling._child_end)]
-        self.process = self._fork(context, executor, options, [self._sock, *inherited])
+        try:
+            self.process = self._fork(context, executor, options, [self._sock, *inherited])
+        except BaseException:
+            self._sock.close()
+            self._child_end.close()
+            raise
         self.pid = int(self.process.pid)
         self._pidfd = _open_pidfd(self.pid)
         # Readable once the process has ended. A pidfd, because a pipe stays open in what a task has started.
@@ -227,6 +232,13 @@ class ChildProcess:
                 os.kill(self.pid, signum)
         except ProcessLookupError:
             pass  # gone already
+
+    def kill_programs(self) -> None:
+        """End what its task has started and left behind: the rest of its process group."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # there is none, or it became another user's
 
     @property
     def exit_code(self) -> int | None:

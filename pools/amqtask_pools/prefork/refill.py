@@ -25,6 +25,8 @@ class Refill:
         self._missing = missing
         self._on_late = on_late
         self._deaths = 0
+        # How often in a row the system refused to fork.
+        self._refusals = 0
         self._timer: Timer | None = None
 
     def works(self) -> None:
@@ -41,7 +43,8 @@ class Refill:
             return
         if self._deaths < QUICK_DEATHS:
             for _ in range(self._missing()):
-                self._fork()
+                if not self._forked():
+                    return
         elif self._missing() > 0:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._deaths - QUICK_DEATHS, 16))
             logger.error(
@@ -57,9 +60,21 @@ class Refill:
             self._timer.cancel()
             self._timer = None
 
+    def _forked(self) -> bool:
+        """Whether the system had a process left; if not another attempt follows."""
+        try:
+            self._fork()
+        except OSError as error:
+            self._refusals += 1
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._refusals - 1, 16))
+            logger.error("no pool process can be started (%s); the next attempt is in %g s", error, pause)
+            self._timer = self._loop.call_later(pause, self._try_one)
+            return False
+        self._refusals = 0
+        return True
+
     def _try_one(self) -> None:
         self._timer = None
-        if self._missing() > 0:
-            self._fork()
+        if self._missing() > 0 and self._forked():
             self.fill()
             self._on_late()
