@@ -21,7 +21,7 @@ import pytest
 
 from amqtask.transport import fields
 from integration.looped import Looped
-from integration.nodes import NodeError, RabbitNode, broker, rabbitmq_installed
+from integration.nodes import Cluster, NodeError, RabbitNode, broker, rabbitmq_installed
 from integration.servers import (
     Postgres,
     Sentinel,
@@ -119,6 +119,22 @@ def hurt_node() -> Iterator[RabbitNode]:
         yield node.start()
     finally:
         node.remove()
+
+
+@pytest.fixture(scope="session")
+def three_nodes() -> Iterator[Cluster]:
+    """The nodes of `cluster`."""
+    if not rabbitmq_installed():
+        pytest.skip("rabbitmq-server is not installed")
+    with Cluster() as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def cluster(three_nodes: Cluster) -> Iterator[Cluster]:
+    """Three nodes that are one broker, which a test may hurt; they run together again after it."""
+    yield three_nodes
+    three_nodes.mend()
 
 
 class Broker:

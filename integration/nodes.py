@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -52,6 +53,12 @@ def speaks_amqp(host: str, port: int, timeout: float = 2.0) -> bool:
         return False
 
 
+def within(root: Path) -> list[str]:
+    """What to put before a command that runs in a chroot. Its /proc and /dev are mounted for this command alone."""
+    mounts = 'for each in proc dev; do mount --bind "/$each" "$0/$each" || exit; done; exec chroot "$0" "$@"'
+    return ["unshare", "--mount", "sh", "-c", mounts, str(root)]
+
+
 class RabbitNode:
     """One private RabbitMQ node: no root, no configuration file, everything in a folder of its own.
 
@@ -66,7 +73,7 @@ class RabbitNode:
         inside = Path("/") / self.folder.relative_to(self._root) if self._root else self.folder
         self.node = f"{name}-{os.getpid()}-{free_port()}@localhost"
         self.port = free_port()
-        self._prefix = ["chroot", str(self._root)] if self._root else []
+        self._prefix = within(self._root) if self._root else []
         home = self.folder / "home"
         home.mkdir()
         secret = home / ".erlang.cookie"
@@ -102,9 +109,17 @@ class RabbitNode:
 
     def start(self, timeout: float = 2 * LONG) -> RabbitNode:
         """Start (again) and return once it answers AMQP."""
+        self.launch()
+        return self.await_start(timeout)
+
+    def launch(self) -> None:
+        """Start (again), and do not wait for it."""
         subprocess.run(
             [*self._prefix, f"/{LIBEXEC}/rabbitmq-server", "-detached"], env=self._environment, check=True, cwd="/"
         )
+
+    def await_start(self, timeout: float = 2 * LONG) -> RabbitNode:
+        """Return once it answers AMQP."""
         patience = Patience(timeout)
         while not speaks_amqp("127.0.0.1", self.port):
             if patience.is_over:
@@ -143,13 +158,21 @@ class RabbitNode:
 
     def kill(self) -> None:
         """SIGKILL: what a power cut looks like."""
-        self._signal(signal.SIGKILL)
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """SIGSTOP: its connections stay and it says nothing, until `resume`."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on; also when it was never paused."""
+        self._send(signal.SIGCONT)
 
     def stop(self) -> None:
         """An orderly stop; `start` brings it back with its data."""
         with contextlib.suppress(NodeError):
             self.ctl("stop")
-        self._signal(signal.SIGKILL)
+        self._end(signal.SIGKILL)
 
     def remove(self) -> None:
         """Kill it and delete its folder."""
@@ -162,15 +185,133 @@ class RabbitNode:
         logs = sorted((self.folder / "log").glob("*.log"))
         return "\n".join(logs[0].read_text(errors="replace").splitlines()[-lines:]) if logs else "(no log)"
 
-    def _signal(self, signum: int) -> None:
+    def _send(self, signum: int) -> None:
+        pid = self.pid
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    def _end(self, signum: int) -> None:
         pid = self.pid
         if pid is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)
+        self._send(signum)
         eventually(lambda: not is_running(pid), what=f"{self.node} does not end")
         # Later the number is another process's.
         (self.folder / "pid").unlink(missing_ok=True)
+
+
+# The minority of a partition stops serving, and joins again by itself: what RabbitMQ recommends for three nodes.
+CLUSTERED = """\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_partition_handling = pause_minority
+"""
+
+
+class Cluster:
+    """Private nodes that are one broker, on 127.0.0.1; a context manager that starts and removes them.
+
+    Its nodes are hurt one by one (`kill`, `pause`, `stop`, and `isolate` here); `mend` makes all of them run together again.
+    """
+
+    def __init__(self, size: int = 3, *, root: str = "") -> None:
+        # The first is in everybody's list of nodes: who starts finds it, and those that already joined it.
+        self.nodes = [RabbitNode(f"amqtask{number}", root=root) for number in range(size)]
+        members = [f"cluster_formation.classic_config.nodes.{n} = {each.node}" for n, each in enumerate(self.nodes, 1)]
+        for each in self.nodes:
+            each.configure(CLUSTERED + "\n".join(members))
+        self._isolated: list[RabbitNode] = []
+
+    def __enter__(self) -> Cluster:
+        try:
+            return self.start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    @property
+    def urls(self) -> list[str]:
+        """The AMQP URL of each node."""
+        return [each.url for each in self.nodes]
+
+    @property
+    def url(self) -> str:
+        """All of them, as `broker_url` takes several."""
+        return ";".join(self.urls)
+
+    def start(self) -> Cluster:
+        """The first node, then the others, which join it; return once all are one."""
+        self.nodes[0].start()
+        for each in self.nodes[1:]:
+            each.launch()
+        for each in self.nodes[1:]:
+            each.await_start()
+        self.await_whole()
+        return self
+
+    def mend(self) -> None:
+        """Whatever was done to its nodes: all run again, as one."""
+        for each in self.nodes:
+            each.resume()
+        missing = [each for each in self.nodes if each.pid is None]
+        for each in missing:
+            each.launch()
+        for each in missing:
+            each.await_start()
+        self.heal()
+        self.await_whole()
+
+    def await_whole(self) -> None:
+        """Return once they see each other."""
+        eventually(lambda: len(self.running()) == len(self.nodes), 2 * LONG, what="no cluster", every=0.5)
+
+    def running(self) -> list[str]:
+        """The nodes that the first one that answers sees at work."""
+        with contextlib.suppress(NodeError):
+            found = json.loads(self.alive().ctl("cluster_status", "--formatter", "json"))
+            return [str(name) for name in found["running_nodes"]]
+        return []
+
+    def leader_of(self, queue: str, vhost: str = "/") -> RabbitNode:
+        """The node that leads a quorum queue, or holds a classic one. Raises: NodeError."""
+        for line in self.alive().ctl("list_queues", "-p", vhost, "name", "leader", "pid").splitlines():
+            name, _, place = line.partition("\t")
+            if name == queue:
+                return next(each for each in self.nodes if each.node in place)
+        raise NodeError(f"there is no queue {queue!r} in {vhost!r}")
+
+    def alive(self, *but: RabbitNode) -> RabbitNode:
+        """A node that runs, none of those; one that is paused counts as running."""
+        return next(each for each in self.nodes if each.pid is not None and each not in but)
+
+    def others(self, node: RabbitNode) -> list[RabbitNode]:
+        """All but that one."""
+        return [each for each in self.nodes if each is not node]
+
+    def isolate(self, node: RabbitNode) -> None:
+        """Cut it off from the other nodes, not from clients, until `heal`: it refuses their cookie, and they its own."""
+        self._isolated.append(node)
+        # Both at once: a node that sees only one of two others go makes everybody part with everybody (OTP 25's `global`).
+        refuse = "[erlang:set_cookie(Node, wrong) || Node <- Others], [erlang:disconnect_node(Node) || Node <- Others]"
+        node.ctl("eval", f"Others = {self._names(self.others(node))}, {refuse}.")
+
+    def heal(self) -> None:
+        """End each isolation."""
+        for node in self._isolated:
+            others = self._names(self.others(node))
+            node.ctl("eval", f"[erlang:set_cookie(Node, erlang:get_cookie()) || Node <- {others}].")
+        self._isolated.clear()
+
+    def _names(self, nodes: Sequence[RabbitNode]) -> str:
+        return "[" + ", ".join(f"'{each.node}'" for each in nodes) + "]"
+
+    def remove(self) -> None:
+        """Kill all nodes and delete their folders."""
+        for each in self.nodes:
+            each.remove()
 
 
 def rabbitmq_installed() -> bool:
@@ -233,7 +374,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-__all__ = ["NodeError", "RabbitNode", "apt_install", "broker", "free_port", "rabbitmq_installed", "speaks_amqp"]
+__all__ = [
+    "Cluster",
+    "NodeError",
+    "RabbitNode",
+    "apt_install",
+    "broker",
+    "free_port",
+    "rabbitmq_installed",
+    "speaks_amqp",
+]
 
 if __name__ == "__main__":
     sys.exit(main())
