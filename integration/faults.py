@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from urllib.parse import urlsplit
+
+# How many bytes a connection lives at most, while they are frayed: a handshake has about 900; some get to work.
+FRAYED = (1000, 100_000)
 
 
 class _Pair:
@@ -18,6 +23,8 @@ class _Pair:
         self._owner = owner
         self._client = client
         self._server = server
+        # How many bytes pass, both ways together, until it ends.
+        self._left = owner.lifetime()
         # One for each direction: whether bytes pass.
         self.up, self.down = threading.Event(), threading.Event()
         self.up.set()
@@ -33,6 +40,10 @@ class _Pair:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 flows.wait()
+                self._left -= len(data)
+                if self._left < 0:
+                    target.sendall(data[: self._left])
+                    break
                 trap = self._owner.sprung_by(data) if is_up else None
                 if trap is not None:
                     self.down.clear()  # the broker gets it, and its answer comes too late
@@ -76,6 +87,7 @@ class Forwarder:
         self._lock = threading.Lock()
         self._trap: tuple[bytes, str] | None = None
         self._is_deaf = False
+        self._chance: random.Random | None = None
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Forwarder:
@@ -107,10 +119,23 @@ class Forwarder:
                 pair.up.clear()
                 pair.down.clear()
 
+    def fray(self, seed: int) -> None:
+        """End all present connections, and each new one after some bytes, half of them in the handshake, until `heal`."""
+        with self._lock:
+            self._chance = random.Random(seed)
+        self.cut()
+
+    def lifetime(self) -> int:
+        """After how many bytes the next connection ends."""
+        if self._chance is None:
+            return sys.maxsize
+        return self._chance.randrange(self._chance.choice(FRAYED))
+
     def heal(self) -> None:
         """Let everything pass again, what was held back too."""
         with self._lock:
             self._is_deaf = False
+            self._chance = None
             for pair in self._pairs:
                 pair.up.set()
                 pair.down.set()
