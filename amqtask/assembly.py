@@ -40,6 +40,7 @@ from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.worker.joins import Joins
 from amqtask.worker.orders import Orders
 from amqtask.worker.prefetch import MAX_WINDOW
+from amqtask.worker.processors import usable_processors
 from amqtask.worker.report import Report
 from amqtask.worker.revoked import MAX_IDS
 from amqtask.worker.setup import WorkerSetup, WorkQueue
@@ -270,7 +271,7 @@ class _Builder:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
         most, least = options.autoscale or (0, 0)
         self.most_slots = most or None
-        self.slots = max(1, least) if most else self.conf.worker_concurrency or os.cpu_count() or 1
+        self.slots = max(1, least) if most else self.conf.worker_concurrency or usable_processors()
 
     def build(self) -> Worker:
         report = Report()

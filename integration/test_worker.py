@@ -124,6 +124,23 @@ def test_term_is_quit_when_remapped(rabbit: Broker, held: Held) -> None:
     eventually(lambda: rabbit.count(held.queue) == 1)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_hup_restarts_the_worker_when_what_runs_has_ended(held: Held, pool: str) -> None:
+    with worker_of(held, "-P", pool, "-c", "1").start() as worker:
+        before = worker.log.count(" ready.")
+        result = held.send("hold", "a")
+        held.await_run("a")
+        worker.signal(signal.SIGHUP)
+        worker.await_log("it starts anew")
+        held.release("a")
+        result.get(timeout=60)
+        eventually(lambda: worker.log.count(" ready.") > before, what="the worker is not ready again")
+
+        again = held.send("hold", "b")
+        held.release("b")
+        again.get(timeout=60)
+
+
 def test_stacks_are_shown_on_request(held: Held) -> None:
     with worker_of(held, "-P", "solo") as worker:
         worker.signal(signal.SIGUSR1)

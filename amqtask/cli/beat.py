@@ -16,6 +16,7 @@ from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.options import BeatOptions
 from amqtask.cli import daemon
 from amqtask.cli.log_options import LEVELS, set_up
+from amqtask.cli.logs import check_logfile
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import json_option, print_json, print_table
@@ -92,6 +93,8 @@ def command(settings: Globals, /, **given: Any) -> int:
         _show_what_would_be_sent(app, options, given["dry_run"], as_json=given["as_json"])
         return 0
     logfile, pidfile = (expand(given[key], node) if given[key] else None for key in ("logfile", "pidfile"))
+    if logfile:
+        check_logfile(logfile)
     daemon.become(
         pidfile=pidfile, in_background=given["detach"], uid=given["uid"], gid=given["gid"], umask=given["umask"]
     )

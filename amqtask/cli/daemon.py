@@ -9,8 +9,12 @@ import os
 import pwd
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
+
+# Says to a command that it is in the background already: the process that started anew.
+RESTARTED = "_AMQTASK_RESTARTED"
 
 
 def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: str | None, umask: str | None) -> None:
@@ -18,7 +22,7 @@ def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: st
     path = Path(pidfile).absolute() if pidfile else None
     if path is not None:
         check_pidfile(path)
-    if in_background:
+    if in_background and os.environ.pop(RESTARTED, None) != str(os.getpid()):
         detach()
     drop_privileges(uid, gid, umask)
     if path is not None:
@@ -37,6 +41,15 @@ def detach() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
+
+
+def start_anew() -> NoReturn:
+    """Be this command once more, in the same process: the same pid, pid file and parent, other code and configuration."""
+    os.environ[RESTARTED] = str(os.getpid())
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def drop_privileges(uid: str | None, gid: str | None, umask: str | None) -> None:
@@ -61,6 +74,9 @@ def check_pidfile(path: Path) -> None:
         return
     except ValueError:
         raise click.UsageError(f"the pid file {path} holds no process id; remove it if no worker runs.") from None
+    if pid == os.getpid():  # a container's processes have the same numbers at each start
+        path.unlink(missing_ok=True)
+        return
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from amqtask import signals
-from amqtask.cli.logs import LogStyle, setup_logging
+from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
 from amqtask.cli.stdouts import redirected
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ def set_up(
         signals.setup_logging.send(
             sender=None, loglevel=logging.getLevelName(level), logfile=logfile, format=None, colorize=None
         )
+        enable_own_loggers()
         return nullcontext()
+    enable_own_loggers()
     is_json = log_format == "json" or bool(conf.worker_log_json)
     style = LogStyle(
         format=conf.worker_log_format if is_json or log_format is None else log_format,

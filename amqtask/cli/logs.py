@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amqtask import signals
+from amqtask.exceptions import ConfigurationError
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
 
@@ -97,7 +98,34 @@ def setup_logging(
 def _handler(file: str | None) -> logging.Handler:
     if file is None:
         return logging.StreamHandler(sys.stderr)
-    # Opens the file again when logrotate has moved it.
     handlers: Any = importlib.import_module("logging.handlers")
-    made: logging.Handler = handlers.WatchedFileHandler(file, encoding="utf-8", delay=True)
+
+    class RotatedFileHandler(handlers.WatchedFileHandler):  # type: ignore[misc]
+        """Opens the file again when logrotate has moved it. While it cannot be opened lines go to standard error: a log that
+        is gone must not end the worker."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                super().emit(record)
+            except OSError as error:
+                self.stream = None  # the next line tries again
+                sys.__stderr__ and sys.__stderr__.write(f"{self.format(record)} (not in the log file: {error})\n")
+
+    made: logging.Handler = RotatedFileHandler(file, encoding="utf-8", delay=True)
     return made
+
+
+def check_logfile(file: str) -> None:
+    """Raises: ConfigurationError when the log cannot be written, while somebody still sees it."""
+    try:
+        with open(file, "a"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"the log file {file} cannot be written: {error.strerror}") from error
+
+
+def enable_own_loggers() -> None:
+    """`logging.config.dictConfig` turns all loggers off that it does not name (disable_existing_loggers): not ours."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ("amqtask", "amqtask_pools"):
+            logger.disabled = False

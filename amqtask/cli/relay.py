@@ -13,6 +13,7 @@ import click
 from amqtask.assembly import build_relay
 from amqtask.cli import daemon
 from amqtask.cli.log_options import LEVELS, set_up
+from amqtask.cli.logs import check_logfile
 from amqtask.cli.main import Globals
 from amqtask.cli.output import count, json_option, print_json
 from amqtask.outbox.contract import Failing, Waiting
@@ -66,6 +67,8 @@ def command(
             said = f"{count(done.sent, 'message')} published, {done.failed} failed"
             _say({"sent": done.sent, "failed": done.failed}, said, as_json=as_json)
             return 1 if done.failed else 0
+        if logfile:
+            check_logfile(logfile)
         daemon.become(pidfile=pidfile, in_background=detach, uid=None, gid=None, umask=None)
         prints = set_up(
             app.conf, loglevel=loglevel.upper(), logfile=logfile, log_format=log_format, color=settings.color

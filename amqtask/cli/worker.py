@@ -12,18 +12,39 @@ from amqtask.assembly import build_worker
 from amqtask.cli import complete, daemon
 from amqtask.cli.banner import banner
 from amqtask.cli.log_options import LEVELS, set_up
+from amqtask.cli.logs import check_logfile, enable_own_loggers
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
-from amqtask.pool import GREEN_POOLS, find_pool
+from amqtask.pool import GREEN_POOLS, OURS, find_pool
 from amqtask.worker.options import WorkerOptions
+from amqtask.worker.processors import usable_processors
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
 F = TypeVar("F", bound=Callable[..., Any])
-PORT = click.IntRange(1, 65535)
+
+HAVE_CHILDREN = frozenset({"prefork", "processes"})
+
+
+class Port(click.IntRange):
+    """A port. Kubernetes sets <NAME>_PORT=tcp://… for each Service: one named amqtask-worker-metrics means no port of ours."""
+
+    name = "port"
+
+    def __init__(self) -> None:
+        super().__init__(1, 65535)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        told = str(value)
+        if told.startswith(("tcp://", "udp://", "sctp://")) and told in os.environ.values():
+            return None
+        return super().convert(value, param, ctx)
+
+
+PORT = Port()
 
 
 class Autoscale(ParamType):
@@ -50,7 +71,7 @@ class Concurrency(ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "auto":
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return usable_processors()
         try:
             number = int(value)
         except ValueError:
@@ -111,7 +132,7 @@ POOL: list[Any] = [
     click.option("--max-tasks-per-child", type=click.IntRange(min=1), help="Replace a child after so many tasks."),
     click.option("--max-memory-per-child", type=click.IntRange(min=1), help="Replace a child above so many KiB."),
     click.option(
-        "--pool-start-method", type=click.Choice(["fork", "spawn"]), help="Accepted; children are forked."
+        "--pool-start-method", type=click.Choice(["fork", "spawn"]), help="fork, which is the only way."
     ),
     click.option("--autoscale", type=Autoscale(), help="Grow and shrink the pool with the backlog."),
 ]  # fmt: skip
@@ -164,6 +185,9 @@ def command(settings: Globals, /, **given: Any) -> int:
         raise click.UsageError("--schedule and --scheduler are for the embedded scheduler: say -B too.")
     app = settings.load(given["told_app"])
     options = _worker_options(app, given)
+    _check_pool_options(str(options.pool), given)
+    if options.logfile:
+        check_logfile(options.logfile)
     daemon.become(
         pidfile=options.pidfile,
         in_background=given["detach"],
@@ -179,10 +203,27 @@ def command(settings: Globals, /, **given: Any) -> int:
         color=settings.color,
     )
     worker = build_worker(app, options)
+    enable_own_loggers()  # its modules may have set logging up, too
     if not settings.quiet:
         click.echo(_banner(app, options, worker))
     with prints:
-        return worker.run()
+        exit_code = worker.run()
+    if worker.lifecycle.shutdown.restarts:
+        daemon.start_anew()
+    return exit_code
+
+
+def _check_pool_options(pool: str, given: dict[str, Any]) -> None:
+    """Options that would have no effect. Raises: UsageError."""
+    if given["pool_start_method"] == "spawn":
+        raise click.UsageError("--pool-start-method spawn: prefork's children are forked; there is no other way.")
+    useless = [
+        f"--{name.replace('_', '-')}"
+        for name in ("max_tasks_per_child", "max_memory_per_child")
+        if given[name] and pool not in HAVE_CHILDREN and pool in OURS
+    ]
+    if useless:
+        click.echo(f"{' and '.join(useless)}: no effect, the {pool} pool has no child processes.", err=True)
 
 
 def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:

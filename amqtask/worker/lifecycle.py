@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amqtask import signals
+from amqtask.worker.orphans import LOOK_EVERY, Orphans
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
 from amqtask.worker.statefile import StateFile
 from amqtask.worker.ticker import Ticker
@@ -49,6 +51,7 @@ class Lifecycle:
         )
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self._look_at_long_tasks)
+        self._orphans = Ticker(worker.loop, LOOK_EVERY, Orphans().reap) if os.getpid() == 1 else None
         self._ended_before = 0
         self._idle_since = time.monotonic()
         # Unix time at which a running request was first seen running, to half a second: measuring each start would
@@ -86,6 +89,8 @@ class Lifecycle:
             self.consume(queue, dead_letter)
         worker.consumer.start()
         self._busy_check.start()
+        if self._orphans is not None:
+            self._orphans.start()
         for service in self.services:
             service.start()
 
@@ -108,6 +113,8 @@ class Lifecycle:
         for service in self.services:
             service.stop()
         self._busy_check.stop()
+        if self._orphans is not None:
+            self._orphans.stop()
         self._worker.pool.stop()
         self._handlers.restore()
         if self._state is not None:

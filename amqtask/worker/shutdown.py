@@ -6,6 +6,9 @@
                     │        ▼
                     └─────► cold: what runs is ended and requeued; exit code 1; the next signal exits on the spot
 
+HUP is warm, too, and then the worker starts anew (`restarts`), with the code and the configuration that it finds; one that has a
+terminal has lost it, and does not. A program that was started with HUP ignored (nohup) goes on ignoring it.
+
 `REMAP_SIGTERM=SIGQUIT` makes TERM mean QUIT, as in Celery.
 """
 
@@ -87,10 +90,15 @@ class Shutdown:
         self._timer: Timer | None = None
         self.degree = Degree.RUNNING
         self.exit_code = EX_OK
+        # Whether the worker is to start again once it has stopped.
+        self.restarts = False
 
     def on_signal(self, signum: int) -> None:
-        """TERM, INT or QUIT came."""
+        """TERM, INT, QUIT or HUP came."""
         name = signal.Signals(signum).name
+        if signum == signal.SIGHUP:
+            self._hang_up()
+            return
         wants_quit = signum == signal.SIGQUIT or (signum == signal.SIGTERM and self._term_is_quit)
         if self.degree >= Degree.COLD:
             self._worker.halt()
@@ -100,6 +108,16 @@ class Shutdown:
             self.warm(name)
         else:
             self.quit(name)
+
+    def _hang_up(self) -> None:
+        if self.degree is Degree.RUNNING:
+            self.restarts = not _has_terminal()
+            logger.warning(
+                "worker: SIGHUP: it starts anew when what runs has ended"
+                if self.restarts
+                else "worker: SIGHUP: its terminal is gone"
+            )
+        self.warm("SIGHUP")
 
     def warm(self, why: str | None = None) -> None:
         """Let what runs end."""
@@ -168,9 +186,9 @@ class Shutdown:
 
 
 class SignalHandlers:
-    """TERM, INT and QUIT to `on_signal` on the loop; USR1 prints all stacks. `restore` puts the old ones back."""
+    """TERM, INT, QUIT and HUP to `on_signal` on the loop; USR1 prints all stacks. `restore` puts the old ones back."""
 
-    SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
+    SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
 
     def __init__(self, loop: Loop, on_signal: Callable[[int], None]) -> None:
         self._loop = loop
@@ -186,7 +204,7 @@ class SignalHandlers:
         self._process = os.getpid()
         for name in self.SIGNALS:
             signum = getattr(signal, name, None)
-            if signum is not None:
+            if signum is not None and not (name == "SIGHUP" and signal.getsignal(signum) == signal.SIG_IGN):
                 try:
                     self._previous[signum] = signal.signal(signum, self._note)
                 except ValueError:
@@ -208,3 +226,7 @@ class SignalHandlers:
     def _tell(self) -> None:
         while self._came:
             self._on_signal(self._came.pop(0))
+
+
+def _has_terminal() -> bool:
+    return any(os.isatty(number) for number in (0, 1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from amqtask import signals
-from amqtask.cli.logs import LogStyle, setup_logging
+from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
 from amqtask.execution.context import Context, current
 from amqtask.log import TASK_LOGGER, TaskFields, TaskFormatter, get_task_logger
 from amqtask.utils.log import get_task_logger as as_in_celery
@@ -184,3 +185,27 @@ def test_a_file_that_was_moved_away_is_made_again(tmp_path: Path) -> None:
 
     assert log.lines == ["after"]
     assert (tmp_path / "log.1").read_text() == "before\n"
+
+
+def test_a_log_whose_folder_is_gone_ends_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = LogFile(folder)
+    logging.getLogger("amqtask.worker").info("before")
+    folder.rename(tmp_path / "old")
+    logging.getLogger("amqtask.worker").info("while it is gone")
+    folder.mkdir()
+    logging.getLogger("amqtask.worker").info("after")
+
+    assert [line.rpartition("] ")[2] for line in log.lines] == ["after"]
+    assert "while it is gone (not in the log file" in capfd.readouterr().err
+
+
+def test_a_configuration_that_turns_loggers_off_leaves_ours_on() -> None:
+    logger = logging.getLogger("amqtask.worker")
+    logging.config.dictConfig({"version": 1})
+    assert logger.disabled
+
+    enable_own_loggers()
+
+    assert not logger.disabled

@@ -1,0 +1,78 @@
+"""Options of `amqtask worker` as environments and people give them, without a broker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from amqtask import AmqTask
+from amqtask.cli.daemon import check_pidfile
+from amqtask.cli.main import run
+from amqtask.cli.worker import command
+from amqtask.worker.processors import usable_processors
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQTASK_WORKER_METRICS_PORT", "tcp://10.96.0.12:9100")
+    monkeypatch.setenv("AMQTASK_WORKER_HEALTH_PORT", "8080")
+
+    with command.make_context("worker", [], auto_envvar_prefix="AMQTASK_WORKER") as context:
+        assert context.params["metrics_port"] is None
+        assert context.params["health_port"] == 8080
+
+
+def test_a_wrong_port_on_the_command_line_is_refused() -> None:
+    with pytest.raises(click.BadParameter):
+        command.make_context("worker", ["--metrics-port", "tcp://10.96.0.12:9100"])
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+    ],
+)
+def test_a_container_s_quota_of_processors_is_heeded(tmp_path: Path, files: dict[str, str], most: int) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert 1 <= usable_processors(tmp_path) <= most
+
+
+@pytest.mark.parametrize("files", [{}, {"cpu.max": "max 100000\n"}, {"cpu/cpu.cfs_quota_us": "-1\n"}])
+def test_without_a_quota_all_processors_count(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert usable_processors(tmp_path) == usable_processors(tmp_path / "nowhere")
+
+
+def test_spawned_children_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    app = AmqTask("tests", broker="memory://", set_as_current=False)
+
+    assert run(["worker", "-P", "prefork", "--pool-start-method", "spawn"], app) == 2
+    assert "children are forked" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_written_is_said_before_the_worker_goes_to_the_background(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = AmqTask("tests", broker="memory://", set_as_current=False)
+
+    assert run(["worker", "-D", "-f", "/nonexistent/worker.log"], app) == 1
+    assert "the log file /nonexistent/worker.log cannot be written" in capsys.readouterr().err
+
+
+def test_a_pid_file_with_our_own_number_is_a_stale_one(tmp_path: Path) -> None:
+    pidfile = tmp_path / "worker.pid"
+    pidfile.write_text(f"{os.getpid()}\n")
+    check_pidfile(pidfile)
+
+    assert not pidfile.exists()
