@@ -6,8 +6,13 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from amqtask.log import TASK_LOGGER
+
+# A machine with other work is no failure.
+settings.register_profile("amqtask", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("amqtask")
 
 
 @pytest.fixture
