@@ -21,6 +21,7 @@ from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFou
 from amqtask.execution.steps import SlotSteps
 from amqtask.execution.switch import SharedSwitch
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
+from amqtask.printable import bounded_logger
 from amqtask.registry import BUILT_IN
 from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from amqtask.worker.options import WorkerOptions
     from amqtask.worker.service import Service
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 # RabbitMQ's default consumer_timeout: a delivery that stays unanswered for longer closes the consumer's channel.
 CONSUMER_TIMEOUT_SECONDS = 1800.0

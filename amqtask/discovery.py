@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 VARIABLE = "DJANGO_SETTINGS_MODULE"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-logger = logging.getLogger("amqtask.signals")
+from amqtask.printable import bounded_logger
+
+logger = bounded_logger("amqtask.signals")
 F = TypeVar("F", bound=Callable[..., Any])
 
 

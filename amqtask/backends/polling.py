@@ -7,7 +7,6 @@ is never shorter than what the last question took, so that a slow store is not a
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -19,9 +18,10 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.backends.waiting import too_late
 from amqtask.exceptions import BackendUnreachable
 from amqtask.message import Message
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
-logger = logging.getLogger("amqtask.backends")
+logger = bounded_logger("amqtask.backends")
 OnResult = Callable[[ResultMessage], None]
 OnError = Callable[[BackendUnreachable], None]
 Read = Callable[[Sequence[str]], Iterable[ResultMessage]]

@@ -6,16 +6,16 @@ other thread touches its connection.
 
 from __future__ import annotations
 
-import logging
 import threading
 import uuid
 from collections.abc import Callable
 
 from amqtask.backends.redis_server import ERRORS, LONGEST_PAUSE, RedisServer, Subscription
 from amqtask.exceptions import BackendUnreachable
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
-logger = logging.getLogger("amqtask.backends")
+logger = bounded_logger("amqtask.backends")
 OnResult = Callable[[ResultMessage], None]
 # Seconds between looks at a silent connection (a dead one answers no ping).
 SLICE = 15.0

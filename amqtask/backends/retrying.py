@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from amqtask.backoff import exponential_backoff
+from amqtask.printable import bounded_logger
 
-logger = logging.getLogger("amqtask.backends")
+logger = bounded_logger("amqtask.backends")
 T = TypeVar("T")
 
 

@@ -6,13 +6,14 @@ serializer wrote, `date_done` is naive UTC.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
-logger = logging.getLogger("amqtask.backends")
+from amqtask.printable import bounded_logger
+
+logger = bounded_logger("amqtask.backends")
 # What the columns take.
 NAME_LENGTH, STATUS_LENGTH = 155, 50
 _KEY = sa.Integer().with_variant(sa.BigInteger, "mssql")

@@ -7,7 +7,6 @@ for ever and looks at few of its results does not grow for ever.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +15,10 @@ from weakref import WeakValueDictionary
 
 from amqtask import states
 from amqtask.exceptions import TimeoutError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
-logger = logging.getLogger("amqtask.backends")
+logger = bounded_logger("amqtask.backends")
 OnResult = Callable[[ResultMessage], None]
 CAPACITY = 100_000
 RECENT = 1_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from amqtask.beat.process import BeatProcess
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.sender import AppSender
 from amqtask.beat.service import Beat
+from amqtask.printable import bounded_logger
 from amqtask.serialization import content_types
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from amqtask.beat.options import BeatOptions
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 
 # Short, so that a leader that is cut off is soon followed by another: the broker gives a connection up after two to three
 # of them (https://www.rabbitmq.com/docs/heartbeats).

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from amqtask.printable import bounded_logger
+
 if TYPE_CHECKING:
     from amqtask.beat.contract import ScheduleStore
     from amqtask.pool import Loop
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 T = TypeVar("T")
 CLOSE_SECONDS = 5.0
 

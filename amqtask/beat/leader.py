@@ -21,7 +21,6 @@ unanswered. That one leads. When its connection ends, for whatever reason, the b
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask.entities import Queue, arguments
 from amqtask.exceptions import PublishTimeout
 from amqtask.message import Message, Properties
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 
 # Two states, seeds of beats that come at once, and room.
 PREFETCH = 100

@@ -5,11 +5,11 @@ It lives on beat's own loop, so that it answers is a sign that beat turns.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import MessageError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.control import PREFIX, mailbox, read_command, reply_message
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 
 RETRY_SECONDS = 30.0
 

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, tzinfo
 from typing import NamedTuple
 
 from amqtask.beat.contract import Entry
 from amqtask.beat.positions import Position, merged
+from amqtask.printable import bounded_logger
 from amqtask.schedules import clocked, crontab, schedule
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 
 # What entries of other beats' versions stand at is kept for so long: a deployment goes from one to the other.
 FOREIGN_KEPT = timedelta(days=1)

@@ -7,7 +7,6 @@ Nothing is taken while something is on its way, and nothing while another beat l
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.positions import decode, encode
 from amqtask.exceptions import AmqTaskError, PublishError
+from amqtask.printable import bounded_logger
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
     from amqtask.transport.contract import LoopPublisher
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 
 # The state is stored anew at least this often: see leader.py.
 REFRESH_SECONDS = 60.0

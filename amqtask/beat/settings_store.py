@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from amqtask.beat.contract import Entry, Run, StoreOptions
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 from amqtask.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 
 DEFAULT_FILENAME = "amqtaskbeat-schedule"
 EXTENSION = ".sqlite3"

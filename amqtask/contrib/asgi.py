@@ -7,15 +7,15 @@ or inside a lifespan of one's own: `async with connected(app): …`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from amqtask.app import AmqTask
 from amqtask.exceptions import PublishError
+from amqtask.printable import bounded_logger
 
-logger = logging.getLogger("amqtask.publisher")
+logger = bounded_logger("amqtask.publisher")
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ or used a transaction in this thread or asyncio task, while that lasts. None of 
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import time
 import weakref
@@ -57,13 +56,14 @@ from sqlalchemy.util import greenlet_spawn
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, StoredRow, Waiting
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
 
     from amqtask.app import AmqTask
 
-logger = logging.getLogger("amqtask.outbox")
+logger = bounded_logger("amqtask.outbox")
 
 # Databases whose rows a relay can lock and others pass over.
 LOCKING = frozenset({"postgresql", "mysql", "mariadb", "oracle"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections import deque
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from amqtask.clock import LamportClock
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, MessageError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.event import read_events, receiver_queue
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
     from amqtask.message import Delivery
 
-logger = logging.getLogger(__name__)
+logger = bounded_logger(__name__)
 
 Handler = Callable[[dict[str, Any]], object]
 # How long a wait goes on before `should_stop` is looked at, in seconds.

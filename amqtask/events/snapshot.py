@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,12 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 from amqtask.signals import Signal
 
 if TYPE_CHECKING:
     from amqtask.events.state import State
 
-logger = logging.getLogger(__name__)
+logger = bounded_logger(__name__)
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 

@@ -9,7 +9,6 @@ Timestamps are Unix times and taken as they are; `local_received` is the receive
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,8 +16,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from amqtask import states
+from amqtask.printable import bounded_logger
 
-logger = logging.getLogger(__name__)
+logger = bounded_logger(__name__)
 
 T = TypeVar("T")
 Event = Mapping[str, Any]

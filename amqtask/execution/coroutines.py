@@ -7,14 +7,14 @@ limit, the end of the worker) at the `await` where the coroutine waits.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
+from amqtask.printable import bounded_logger
 
-logger = logging.getLogger("amqtask.execution")
+logger = bounded_logger("amqtask.execution")
 # Seconds that what a coroutine left running may take to end, when it is cancelled and then once more.
 GRACE = 5.0
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.execution.chords import NOTHING, Aftermath, Chords
 from amqtask.execution.context import current_context
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amqtask.execution.results import Results
     from amqtask.message import Message
 
-logger = logging.getLogger("amqtask.execution")
+logger = bounded_logger("amqtask.execution")
 
 
 class FollowUps:

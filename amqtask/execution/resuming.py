@@ -9,11 +9,11 @@ Only results that bear the message's own run (RUN_HEADER) count: ids may be used
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
+from amqtask.printable import bounded_logger
 from amqtask.protocol.task import RUN_HEADER
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amqtask.message import Message
     from amqtask.protocol.result import ResultMessage
 
-logger = logging.getLogger("amqtask.execution")
+logger = bounded_logger("amqtask.execution")
 _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 

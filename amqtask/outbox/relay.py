@@ -18,7 +18,6 @@ Invariants, and why:
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,13 +28,14 @@ from amqtask.backoff import exponential_backoff
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.outbox.contract import FailedRow, OutboxUnreachable, Store, StoredRow, Verdict
 from amqtask.outbox.rows import RowUnreadable, as_message
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.message import Message
     from amqtask.topology.delays import DelayPlan
     from amqtask.transport.contract import Publisher
 
-logger = logging.getLogger("amqtask.relay")
+logger = bounded_logger("amqtask.relay")
 
 BATCH = 500
 INTERVAL_SECONDS = 0.5

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from amqtask.printable import bounded_logger
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
     from amqtask.worker.orders import Orders
     from amqtask.worker.worker import Worker
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 CHECK_SECONDS = 1.0
 # How long slots must have been idle before they are taken away (Celery's AUTOSCALE_KEEPALIVE).

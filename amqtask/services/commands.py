@@ -6,7 +6,6 @@ reply; None: nothing is replied. What it raises of ours is answered as `{"error"
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.clock import LamportClock
 from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.printable import bounded_logger
 from amqtask.registry import BUILT_IN
 from amqtask.services.answers import queue_info, registered_info, rusage, scheduled_info, task_info
 from amqtask.services.memory import draw_references, dump_samples, resident_memory
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from amqtask.worker.orders import Orders
     from amqtask.worker.worker import Worker
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 _SECRET_NAME = re.compile(r"passw|secret|token|credential|private|security_key|api_?key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"(?P<start>[\w+.-]+://[^/\s:@]*:)[^@/\s]*@")
 

@@ -8,19 +8,19 @@ the election later does not win it once more.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.entities import Queue, arguments
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.message import Delivery
     from amqtask.pool import Loop, Timer
     from amqtask.transport.contract import Consumer, ConsumerListener
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 KEEP_SECONDS = 60.0
 # Of 255 bytes that a queue's name may have.

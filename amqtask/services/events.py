@@ -11,7 +11,6 @@ said once.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
@@ -24,6 +23,7 @@ from amqtask import __version__, signals, states
 from amqtask.events.sent import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer
+from amqtask.printable import bounded_logger
 from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
 from amqtask.worker.observer import Observer
 from amqtask.worker.report import name_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import LoopPublisher
     from amqtask.worker.worker import Worker
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 # What is kept while the broker takes no events.
 MOST_WAITING = 10_000

@@ -7,17 +7,17 @@ One request per connection, GET and HEAD only; whoever is slow or sends much is 
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 TEXT = "text/plain; charset=utf-8"
 MOST_HEAD_BYTES = 16_384

@@ -7,12 +7,12 @@ has not noticed yet, comes free by itself; hence the new try now and then).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.commands import find_custom
 from amqtask.exceptions import AmqTaskError, EncodeError, MessageError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
 from amqtask.services.commands import COMMANDS, Control
 from amqtask.services.mingle import Mingle
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 RETRY_SECONDS = 30.0
 PREFETCH = 100

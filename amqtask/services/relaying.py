@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 
 from amqtask.outbox.relay import Relay
+from amqtask.printable import bounded_logger
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 STOP_SECONDS = 10.0
 PAUSE_SECONDS = 5.0

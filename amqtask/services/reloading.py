@@ -7,18 +7,18 @@ When that fails they are put back, and the worker goes on with the old code.
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 
 def import_again(app: AmqTask, modules: Iterable[str], *, reload: bool) -> set[str]:

@@ -3,20 +3,20 @@ each other (celery/worker/control.py)."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 from amqtask.worker.revoked import Revocations, Stamp, stamps_in
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.services.commands import Control
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 
 def revoked(control: Control, arguments: Mapping[str, Any]) -> Any:

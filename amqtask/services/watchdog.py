@@ -7,17 +7,17 @@ still has every message.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from amqtask.printable import bounded_logger
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
     from amqtask.worker.worker import Worker
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 STUCK_SECONDS = 60.0
 CHECK_SECONDS = 5.0

@@ -14,7 +14,6 @@ cheap round trip before it is trusted.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -26,12 +25,13 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from amqtask.entities import Queue
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.message import Delivery
+from amqtask.printable import bounded_logger
 from amqtask.topology.plan import consumption
 from amqtask.transport.errors import ACCESS_REFUSED
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.url import BrokerAddress
 
-logger = logging.getLogger("amqtask.transport")
+logger = bounded_logger("amqtask.transport")
 # Seconds of silence after which the connection is checked, and how long the answer may take.
 CHECK_AFTER, CHECK_TIMEOUT = 30.0, 2.0
 # Seconds between attempts to get a lost connection back.

@@ -8,7 +8,6 @@ Safe across threads (one tells at a time, and telling is short) and forks.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -17,11 +16,12 @@ from collections.abc import Callable, Sequence
 
 from amqtask.exceptions import PublishError
 from amqtask.message import Message
+from amqtask.printable import bounded_logger
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.url import BrokerAddress
 
-logger = logging.getLogger("amqtask.transport")
+logger = bounded_logger("amqtask.transport")
 
 # Seconds that connecting or declaring may take, once in a while; the caller waits.
 PATIENCE = 0.5

@@ -6,12 +6,12 @@ is confirmed: whoever dies before that leaves it to be delivered again, and its 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import ChordError, MessageError, Unroutable
+from amqtask.printable import bounded_logger
 from amqtask.protocol.chord import Gathered, gather, queue_name
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.chord import ChordPart
     from amqtask.transport.contract import Gatherer, LoopPublisher
 
-logger = logging.getLogger(__name__)
+logger = bounded_logger(__name__)
 
 OnDone = Callable[[], None]
 

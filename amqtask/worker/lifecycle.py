@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amqtask import signals
+from amqtask.printable import bounded_logger
 from amqtask.worker.orphans import LOOK_EVERY, Orphans
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
 from amqtask.worker.statefile import StateFile
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amqtask.worker.service import Service
     from amqtask.worker.worker import Worker
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 BUSY_CHECK_SECONDS = 0.5
 # A connection that does not close by then is left to the operating system.

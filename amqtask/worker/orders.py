@@ -5,7 +5,6 @@ Everything here is called on the worker's loop.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.pool import restarter_of
+from amqtask.printable import bounded_logger
 from amqtask.worker.intake import NEVER
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amqtask.worker.revoked import Stamp
     from amqtask.worker.worker import Worker
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 
 class Terminated(NamedTuple):

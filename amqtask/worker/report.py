@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals, states
 from amqtask.execution.outcome import Answer
+from amqtask.printable import Lines, bounded_logger
 from amqtask.worker.observer import Observer, seen_by
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 
 class Report:
@@ -109,8 +110,13 @@ class Report:
         if outcome.expected:
             logger.info("Task %s[%s] raised expected: %s", name, task_id, outcome.summary, extra=extra)
         else:
-            trace = f"\n{outcome.traceback}" if outcome.traceback else ""
-            logger.error("Task %s[%s] raised unexpected: %s%s", name, task_id, outcome.summary, trace, extra=extra)
+            if outcome.traceback:
+                trace = Lines(outcome.traceback)
+                logger.error(
+                    "Task %s[%s] raised unexpected: %s\n%s", name, task_id, outcome.summary, trace, extra=extra
+                )
+            else:
+                logger.error("Task %s[%s] raised unexpected: %s", name, task_id, outcome.summary, extra=extra)
 
     def terminating(self, request: Request, signum: int) -> None:
         _tell(self._on_terminating, request, signum)

@@ -14,17 +14,18 @@ terminal has lost it, and does not. A program that was started with HUP ignored 
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amqtask.printable import bounded_logger
+
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
 
-logger = logging.getLogger(__name__)
+logger = bounded_logger(__name__)
 
 EX_OK = 0
 EX_FAILURE = 1

@@ -7,7 +7,6 @@ whoever reads it finds one or the other. A file that cannot be read is kept asid
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.worker.revoked import Revocations
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 
 class StateFile:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger("amqtask.pools")
+from amqtask.printable import bounded_logger
+
+logger = bounded_logger("amqtask.pools")
 
 
 class Crew:

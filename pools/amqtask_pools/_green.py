@@ -12,11 +12,11 @@ This module imports neither library and nothing that must be patched before it i
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from amqtask.printable import bounded_logger
 from amqtask_pools._slots import SlotPool
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from amqtask_pools._green_loop import GreenLoop
     from amqtask_pools._hub_watch import HubWatch
 
-logger = logging.getLogger("amqtask.pools")
+logger = bounded_logger("amqtask.pools")
 
 # Seconds that an interrupted task may take to end, and all of them together when the pool stops.
 GRACE = 5.0

@@ -9,11 +9,13 @@ import traceback
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
+from amqtask.printable import bounded_logger
+
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
     from amqtask_pools._green import Hub
 
-logger = logging.getLogger("amqtask.pools")
+logger = bounded_logger("amqtask.pools")
 
 # Seconds without a turn of the loop before it is reported; how often the loop says that it turns, and that is looked at.
 BLOCKED = 10.0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
 from amqtask.execution.coroutines import Interruptible
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
+from amqtask.printable import bounded_logger
 from amqtask_pools._crew import Crew
 from amqtask_pools._slots import SlotPool
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
-logger = logging.getLogger("amqtask.pools")
+logger = bounded_logger("amqtask.pools")
 
 # Seconds that an interrupted coroutine may take to end.
 GRACE = 5.0

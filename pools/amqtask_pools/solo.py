@@ -9,7 +9,6 @@ The soft limit and the end from outside are a signal whose handler raises in the
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -22,6 +21,7 @@ from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.interrupts import Abandoned
 from amqtask.execution.striking import Strike
 from amqtask.pool import Running
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
-logger = logging.getLogger("amqtask.pools")
+logger = bounded_logger("amqtask.pools")
 
 # Seconds that a task may keep the loop before the helper serves it, and between two such services.
 PATIENCE, SERVICE_EVERY = 0.5, 0.1

@@ -11,7 +11,6 @@ their sockets. Tasks that run inline (task_always_eager, apply) are part of a re
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -23,8 +22,9 @@ from django.utils import timezone, translation
 
 from amqtask import signals
 from amqtask.contrib.django.connections import close_old_connections
+from amqtask.printable import bounded_logger
 
-logger = logging.getLogger("amqtask.django")
+logger = bounded_logger("amqtask.django")
 
 
 class AroundTasks:

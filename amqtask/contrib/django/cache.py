@@ -6,7 +6,6 @@ but it can say "unless it is there": a SUCCESS is kept under a second key too, w
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,10 @@ from amqtask.backends.codec import Codec, key_prefix
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict
 
-logger = logging.getLogger("amqtask.backends")
+logger = bounded_logger("amqtask.backends")
 RESULT, GROUP = "celery-task-meta-", "celery-taskset-meta-"
 SUCCESS = "-success"
 

@@ -13,7 +13,6 @@ A row that cannot be read (arguments that are no JSON, a solar event without the
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,12 +26,13 @@ from amqtask.contrib.django.connections import close_broken_connections
 from amqtask.contrib.django.sending import NAME_HEADER, options_of
 from amqtask.contrib.django.times import aware, stored
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 from amqtask.schedules import clocked, crontab, schedule, solar
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
-logger = logging.getLogger("amqtask.beat")
+logger = bounded_logger("amqtask.beat")
 # Seconds after which the tasks are read again although nothing was said to have changed.
 READ_AGAIN = 60.0
 # Of a periodic task, what an entry of the settings says.

@@ -1,0 +1,99 @@
+"""Text that others wrote, as it may stand in logs, reasons and on terminals: in one line, without control characters, bounded."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+# Characters of one text.
+LONGEST = 1000
+# Characters of a traceback in a log; what is more is left out in its middle.
+_HEAD, _TAIL = 1500, 3500
+_LONGEST_LINE = 500
+_ENOUGH = 50_000
+# Characters of one argument of a log line.
+_LONGEST_ARGUMENT = 600
+_PLAIN = (int, float, bool, type(None))
+
+
+def printable(text: str, most: int = LONGEST) -> str:
+    """The text with escapes for what moves a cursor or ends a line; at most `most` characters of it, and how many there are."""
+    if text.isprintable() and len(text) <= most:
+        return text
+    shown = text[:most]
+    if not shown.isprintable():
+        shown = "".join(map(_escaped, shown))[:most]
+    return f"{shown}… ({len(text)} characters)" if len(text) > most else shown
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+class Lines(str):
+    """Text of several lines that stays so in a log: a traceback. Its lines are indented, so none looks like another record."""
+
+    __slots__ = ()
+
+
+def _indented(text: str) -> str:
+    # Most of a text without an end is not looked at.
+    halves = [text] if len(text) <= 2 * _ENOUGH else [text[:_ENOUGH], text[-_ENOUGH:]]
+    shown = "\n".join(f"    {printable(line, _LONGEST_LINE)}" for half in halves for line in half.split("\n") if line)
+    if len(halves) == 1 and len(shown) <= _HEAD + _TAIL:
+        return shown
+    return f"{shown[:_HEAD]}\n    … (the middle of {len(text)} characters is left out)\n    {shown[-_TAIL:]}"
+
+
+class _Shown:
+    """An argument of a log line."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return printable(str(self._value), _LONGEST_ARGUMENT)
+
+    def __repr__(self) -> str:
+        return printable(repr(self._value), _LONGEST_ARGUMENT)
+
+
+def _argument(value: Any) -> Any:
+    kind = value.__class__
+    if kind is str:
+        return value if value.isprintable() and len(value) <= _LONGEST_ARGUMENT else _Shown(value)
+    if kind in _PLAIN:
+        return value
+    return _indented(value) if kind is Lines else _Shown(value)
+
+
+class _Guard(logging.Filter):
+    """What others wrote (names, ids, errors) forges no line of ours, and makes none without an end."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args
+        if isinstance(arguments, tuple):
+            record.args = tuple(map(_argument, arguments))
+        elif arguments:
+            record.args = (_Shown(arguments),)
+        if not arguments:
+            record.msg = printable(str(record.msg))
+        if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
+            record.exc_text = _indented("".join(traceback.format_exception(*record.exc_info)))
+        return True
+
+
+_GUARD = _Guard()
+
+
+def bounded_logger(name: str) -> logging.Logger:
+    """A logger of ours: its arguments are made printable and bounded, whoever's handlers write them."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_GUARD)
+    return logger
+
+
+__all__ = ["LONGEST", "Lines", "bounded_logger", "printable"]
