@@ -29,6 +29,24 @@ class PropertiesLike(Protocol):
     app_id: Any
 
 
+# Headers of more bytes are not taken; a frame, which holds all of them, has 131,072 (RabbitMQ's frame_max).
+LARGEST_HEADERS = 65_536
+
+
+class OddHeaders(dict[str, Any]):
+    """Headers that cannot be taken as they were written; `problem` says why. Their values are harmless: texts, some of them."""
+
+    __slots__ = ("problem",)
+
+    def __init__(self, problem: str, values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(values or {})
+        self.problem = problem
+
+    def note(self, problem: str) -> None:
+        """One more; the first is told."""
+        self.problem = self.problem or problem
+
+
 # What a broker or an earlier delay wrote on a message for that one journey.
 _TRANSIT_HEADERS = (
     "x-death",

@@ -21,6 +21,7 @@ from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 from amqtask.entities import Declaration, Queue
 from amqtask.exceptions import AccessRefused, OperationalError
 from amqtask.message import Delivery
+from amqtask.printable import bounded_logger
 from amqtask.topology.plan import consumption
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
@@ -29,6 +30,8 @@ from amqtask.transport.errors import ACCESS_REFUSED
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
+
+logger = bounded_logger("amqtask.transport")
 
 
 @dataclass(slots=True, eq=False)
@@ -377,18 +380,21 @@ def _deliver_to(on_delivery: Callable[[Delivery], None], queue: str, epoch: int)
     """pika's callback for one consumer: the hot path."""
 
     def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        on_delivery(
-            Delivery(
-                body,
-                properties,
-                method.exchange,
-                method.routing_key,
-                method.redelivered,
-                queue,
-                method.delivery_tag,
-                epoch,
-            )
+        delivery = Delivery(
+            body,
+            properties,
+            method.exchange,
+            method.routing_key,
+            method.redelivered,
+            queue,
+            method.delivery_tag,
+            epoch,
         )
+        try:
+            on_delivery(delivery)
+        except Exception:
+            # pika would take it for a broken connection, and with it all other messages on their way.
+            logger.exception("a message on %s could not be handled", queue)
 
     return on_message
 

@@ -1,10 +1,15 @@
-"""AMQP field tables (headers and arguments) for pika: floats as what they are, and in half the time.
+"""AMQP field tables (headers and arguments) for pika: floats as what they are, in half the time, and whatever they hold.
 
 pika up to 1.4.4 refuses to write a float (UnsupportedAMQPFieldException) and cuts the fraction off when it reads one:
 a Celery producer's `soft_time_limit=0.5` would arrive as 0. It has no hook for that, so `install` puts these
 functions in the place of its own, which is also where a consumer's time per message goes first: a task message
 has twenty headers. The types are those of https://www.rabbitmq.com/amqp-0-9-1-errata (section 3); what pika wrote
 before, it writes the same.
+
+Reading never raises: pika would close the connection, and the broker then counts a failed delivery for each message that
+was delivered over it. A table that cannot be taken as it is becomes an OddHeaders, whose values are harmless; who takes
+deliveries refuses that one message. So there are two readers: the strict one, which is fast and raises, and the patient one,
+which is asked only after that.
 """
 
 from __future__ import annotations
@@ -18,14 +23,23 @@ from math import isfinite
 from typing import Any, Final
 
 import pika.data
-from pika.exceptions import InvalidFieldTypeException, UnsupportedAMQPFieldException
+from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
+
+from amqtask.message import LARGEST_HEADERS, OddHeaders
+from amqtask.printable import printable
+
+# Tables and arrays within each other; a task message has three (its stamps).
+MOST_DEEP = 32
+# A property is a short string, of 255 bytes at most; so many characters always fit.
+_SAFE_LENGTH = 63
 
 _read_size = struct.Struct(">I").unpack_from
 _read_int = struct.Struct(">i").unpack_from
 _write_size = struct.Struct(">I").pack
 _write_string = struct.Struct(">cI").pack
 
-Reader = Callable[[bytes, int], "tuple[Any, int]"]
+# (encoded, offset, depth) to the value and where it ends.
+Reader = Callable[[bytes, int, int], "tuple[Any, int]"]
 Writer = Callable[[list[bytes], Any], int]
 
 _STRING, _VOID, _INT, _TRUTH = b"SVIt"
@@ -35,8 +49,50 @@ _LONG_STRING: Final = b"S"
 # -- reading
 
 
+class _Unreadable(ValueError):
+    """Something in a table that is not to be taken as it is."""
+
+
+# What the strict reader raises.
+_TROUBLE = (ValueError, IndexError, OverflowError, OSError, struct.error)
+
+
 def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
-    """A table and where it ends; the four kinds that task headers are made of are read in place."""
+    """A table and where it ends; see OddHeaders for one that is odd. Never raises."""
+    try:
+        (size,) = _read_size(encoded, offset)
+    except struct.error:
+        return OddHeaders("the table of headers ends too early"), len(encoded)
+    try:
+        found, end = _read_table(encoded, offset, 0)
+    except _TROUBLE:
+        end = min(offset + 4 + size, len(encoded))
+        return _patiently(encoded, offset + 4, end), end
+    if size > LARGEST_HEADERS:
+        return OddHeaders(f"the headers have {size} bytes, and {LARGEST_HEADERS} at most are taken", found), end
+    return found, end
+
+
+def decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
+    """One value with its kind in front, and where it ends."""
+    return _read_value(encoded, offset, 0)
+
+
+def decode_short_string(encoded: bytes, offset: int) -> tuple[str, int]:
+    """A property or name, and where it ends; what is no UTF-8 is told in escapes, and cut, so that it can be written again."""
+    begin = offset + 1
+    end = begin + encoded[offset]
+    raw = encoded[begin:end]
+    try:
+        return raw.decode("utf-8"), end
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "backslashreplace")[:_SAFE_LENGTH], end
+
+
+def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[dict[str, Any], int]:
+    """The strict reader; the four kinds that task headers are made of are read in place."""
+    if depth > MOST_DEEP:
+        raise _Unreadable(f"tables or arrays within each other, more than {MOST_DEEP}")
     found: dict[str, Any] = {}
     (size,) = _read_size(encoded, offset)
     offset += 4
@@ -44,7 +100,7 @@ def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
     while offset < end:
         begin = offset + 1
         offset = begin + encoded[offset]
-        name = encoded[begin:offset].decode("utf-8", "surrogateescape")
+        name = encoded[begin:offset].decode("utf-8")
         kind = encoded[offset]
         offset += 1
         if kind == _STRING:
@@ -57,20 +113,21 @@ def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
             (found[name],) = _read_int(encoded, offset)
             offset += 4
         else:
-            found[name], offset = _reader(kind)(encoded, offset)
+            found[name], offset = _reader(kind)(encoded, offset, depth + 1)
+    if offset != end or end > len(encoded):
+        raise _Unreadable("a field is longer than its table")
     return found, offset
 
 
-def decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
-    """One value with its kind in front, and where it ends."""
-    return _reader(encoded[offset])(encoded, offset + 1)
+def _read_value(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
+    return _reader(encoded[offset])(encoded, offset + 1, depth)
 
 
 def _reader(kind: int) -> Reader:
     try:
         return _READERS[kind]
     except KeyError:
-        raise InvalidFieldTypeException(bytes([kind])) from None
+        raise _Unreadable(f"a field of the unknown type {bytes([kind])!r}") from None
 
 
 def _text(raw: bytes) -> str | bytes:
@@ -84,45 +141,52 @@ def _fixed(form: str, convert: Callable[[Any], Any] | None = None) -> Reader:
     packed = struct.Struct(f">{form}")
     size, unpack = packed.size, packed.unpack_from
 
-    def read(encoded: bytes, offset: int) -> tuple[Any, int]:
+    def read(encoded: bytes, offset: int, _depth: int) -> tuple[Any, int]:
         value = unpack(encoded, offset)[0]
         return (value if convert is None else convert(value)), offset + size
 
     return read
 
 
-def _read_text(encoded: bytes, offset: int) -> tuple[Any, int]:
-    raw, offset = _read_bytes(encoded, offset)
+def _read_text(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
+    raw, offset = _read_bytes(encoded, offset, depth)
     return _text(raw), offset
 
 
-def _read_bytes(encoded: bytes, offset: int) -> tuple[bytes, int]:
+def _read_bytes(encoded: bytes, offset: int, _depth: int) -> tuple[bytes, int]:
     begin = offset + 4
     end = begin + _read_size(encoded, offset)[0]
     return encoded[begin:end], end
 
 
-def _read_array(encoded: bytes, offset: int) -> tuple[Any, int]:
+def _read_array(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
+    if depth > MOST_DEEP:
+        raise _Unreadable(f"tables or arrays within each other, more than {MOST_DEEP}")
     end = offset + 4 + _read_size(encoded, offset)[0]
     offset += 4
     found = []
     while offset < end:
-        value, offset = decode_value(encoded, offset)
+        value, offset = _read_value(encoded, offset, depth + 1)
         found.append(value)
+    if offset != end:
+        raise _Unreadable("a field is longer than its array")
     return found, offset
 
 
-def _read_decimal(encoded: bytes, offset: int) -> tuple[Any, int]:
+def _read_decimal(encoded: bytes, offset: int, _depth: int) -> tuple[Any, int]:
     (raw,) = _read_int(encoded, offset + 1)
     return Decimal(raw).scaleb(-encoded[offset]), offset + 5
 
 
-def _read_void(_encoded: bytes, offset: int) -> tuple[Any, int]:
+def _read_void(_encoded: bytes, offset: int, _depth: int) -> tuple[Any, int]:
     return None, offset
 
 
 def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, timezone.utc)
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        raise _Unreadable(f"a time beyond the calendar, {seconds} s") from None
 
 
 _READERS: dict[int, Reader] = {
@@ -145,10 +209,50 @@ _READERS: dict[int, Reader] = {
         "S": _read_text,
         "x": _read_bytes,
         "A": _read_array,
-        "F": decode_table,
+        "F": _read_table,
         "V": _read_void,
     }.items()
 }
+# How many bytes a value has; the others begin with how many follow.
+_SIZES = dict(zip(b"VtbBsUuIilLfdTD", (0, 1, 1, 1, 2, 2, 2, 4, 4, 8, 8, 4, 8, 8, 5), strict=True))
+
+
+# -- reading what the strict reader does not take
+
+
+def _patiently(encoded: bytes, offset: int, end: int) -> OddHeaders:
+    """Field by field: one that cannot be read is told as a text, the others are what they are."""
+    found = OddHeaders("")
+    while offset < end:
+        try:
+            name, offset = _odd_name(encoded, offset, found)
+            kind = encoded[offset]
+            offset += 1
+            size = _SIZES[kind] if kind in _SIZES else 4 + _read_size(encoded, offset)[0]
+            if kind not in _READERS or offset + size > end:
+                found.note(f"the header {printable(name)!r} is of an unknown type or has no end")
+                break
+        except (IndexError, struct.error):
+            found.note("the table of headers ends too early")
+            break
+        try:
+            found[name], _ = _READERS[kind](encoded, offset, 1)
+        except _TROUBLE as error:
+            found.note(f"the header {printable(name)!r}: {error}")
+            found[name] = f"<{printable(str(error))}>"
+        offset += size
+    return found
+
+
+def _odd_name(encoded: bytes, offset: int, found: OddHeaders) -> tuple[str, int]:
+    begin = offset + 1
+    end = begin + encoded[offset]
+    try:
+        return encoded[begin:end].decode("utf-8"), end
+    except UnicodeDecodeError:
+        name = encoded[begin:end].decode("utf-8", "backslashreplace")[:_SAFE_LENGTH]
+        found.note(f"the header name {printable(name)} is no UTF-8")
+        return name, end
 
 
 # -- writing
@@ -156,6 +260,13 @@ _READERS: dict[int, Reader] = {
 
 def encode_table(pieces: list[bytes], table: dict[str, Any] | None) -> int:
     """Append a table to the pieces; its size in bytes. Raises: UnsupportedAMQPFieldException."""
+    try:
+        return _write_fields(pieces, table)
+    except RecursionError:
+        raise UnsupportedAMQPFieldException([], "tables or lists within each other, too many") from None
+
+
+def _write_fields(pieces: list[bytes], table: dict[str, Any] | None) -> int:
     place = len(pieces)
     pieces.append(b"")
     size = 0
@@ -187,10 +298,18 @@ def encode_value(pieces: list[bytes], value: Any) -> int:
     return size
 
 
+def field_size(name: str, value: Any) -> int | None:
+    """How many bytes a header takes in its table; None: it cannot be written."""
+    try:
+        return len(_name(name)) + encode_value([], value)
+    except (AMQPError, struct.error, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        return None
+
+
 # Header names are few and always the same.
 @lru_cache(maxsize=1024)
 def _name(name: str) -> bytes:
-    raw = name.encode("utf-8", "surrogateescape")
+    raw = name.encode("utf-8")
     if len(raw) > 255:
         raise UnsupportedAMQPFieldException([], name)
     return bytes((len(raw),)) + raw
@@ -208,7 +327,7 @@ def _write_int(pieces: list[bytes], value: int) -> int:
         pieces.append(struct.pack(">ci", b"I", value))
         return 5
     if not -(2**63) <= value < 2**63:
-        raise UnsupportedAMQPFieldException(pieces, value)
+        raise UnsupportedAMQPFieldException([], value)
     pieces.append(struct.pack(">cq", b"l", value))
     return 9
 
@@ -229,7 +348,7 @@ def _write_void(pieces: list[bytes], _value: None) -> int:
 
 def _write_table(pieces: list[bytes], value: dict[str, Any]) -> int:
     pieces.append(b"F")
-    return 1 + encode_table(pieces, value)
+    return 1 + _write_fields(pieces, value)
 
 
 _WRITERS: dict[type, Writer] = {
@@ -238,6 +357,7 @@ _WRITERS: dict[type, Writer] = {
     list: _write_array,
     tuple: _write_array,
     dict: _write_table,
+    OddHeaders: _write_table,
     type(None): _write_void,
 }
 _pikas_encode_value = pika.data.encode_value
@@ -247,5 +367,6 @@ def install() -> None:
     """Let pika use these functions; may be called often. For every process that publishes or consumes."""
     pika.data.decode_table = decode_table
     pika.data.decode_value = decode_value
+    pika.data.decode_short_string = decode_short_string
     pika.data.encode_table = encode_table
     pika.data.encode_value = encode_value
