@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import logging
 import os
 import sys
 import warnings
@@ -20,6 +19,7 @@ from amqtask.exceptions import BackendNotConfigured, ConfigurationError, Duplica
 from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.switch import OFF
+from amqtask.printable import bounded_logger
 from amqtask.registry import TaskRegistry
 from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult, ResultSet
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from amqtask.execution.switch import Switch
     from amqtask.protocol.result import ResultMessage
 
-logger = logging.getLogger("amqtask.publisher")
+logger = bounded_logger("amqtask.publisher")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -296,6 +296,7 @@ class AmqTask(Calling):
             verbose=verbose,
             extended=bool(self.conf.result_extended),
             around=around,
+            largest_body=self.conf.worker_max_body_size,
         )
 
     def store_state(self, result: ResultMessage, context: Context) -> None:

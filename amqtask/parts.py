@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from amqtask.calls import Calls
 from amqtask.discovery import django_time_zone
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import bounded_logger
 from amqtask.queues import configured, default_exchange
 from amqtask.registry import TaskRegistry
 from amqtask.serialization import content_types
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
 
-logger = logging.getLogger("amqtask.publisher")
+logger = bounded_logger("amqtask.publisher")
 MEMORY_URL = "memory://"
 # What only one kind of result store has.
 _STORE_SETTINGS = (
@@ -306,6 +306,7 @@ class Parts:
             publish_timeout=conf.broker_publish_timeout,
             transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
             always_retry=self._always_retry(),
+            largest_body=conf.worker_max_body_size,
             settings={name: conf[name] for name in _STORE_SETTINGS},
         )
         if self._opened_backend is None or self._opened_backend[0] != options:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import bz2
-import gzip
 import json
 import lzma
 import pickle
@@ -17,6 +16,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
+from amqtask.printable import printable
 
 JSON = "application/json"
 PICKLE = "application/x-python-serialize"
@@ -24,6 +24,17 @@ YAML = "application/x-yaml"
 MSGPACK = "application/x-msgpack"
 
 _BY_NAME = {"json": JSON, "pickle": PICKLE, "yaml": YAML, "msgpack": MSGPACK}
+# Bytes that a body may have once it is unpacked, where nobody says less.
+LARGEST_BODY = 128 * 1024 * 1024
+# How text is written in bodies. Python knows many more, of which some take quadratic time.
+_TEXTS = {"": "utf-8", "binary": "utf-8", "utf-8": "utf-8", "utf8": "utf-8", "us-ascii": "ascii", "ascii": "ascii"} | {
+    name: name for name in ("utf-16", "utf-32", "latin-1", "iso-8859-1")
+}
+# A window that a packed body may ask for, and how many packed streams may stand in a row.
+_MOST_MEMORY = 128 * 1024 * 1024
+_MOST_STREAMS = 100
+# One byte of zstd becomes some tens of kilobytes at most; it is unpacked in pieces of so many.
+_ZSTD_PIECE = 256
 _ENCODING = {JSON: "utf-8", YAML: "utf-8", PICKLE: "binary", MSGPACK: "binary"}
 
 
@@ -110,7 +121,7 @@ def _dump_json(value: Any) -> bytes:
 
 
 def _load_json(body: bytes, encoding: str) -> Any:
-    text = body.decode("utf-8" if encoding in ("", "binary") else encoding)
+    text = body.decode(encoding)
     return _json_typed(text) if "__type__" in text else _json_plain(text)
 
 
@@ -132,7 +143,7 @@ def _dump_yaml(value: Any) -> bytes:
 def _load_yaml(body: bytes, encoding: str) -> Any:
     import yaml  # noqa: PLC0415 - optional library
 
-    return yaml.safe_load(body.decode(encoding or "utf-8"))
+    return yaml.safe_load(body.decode(encoding))
 
 
 def _dump_msgpack(value: Any) -> bytes:
@@ -203,13 +214,16 @@ def loads(body: bytes, content_type: str | None, content_encoding: str | None, a
     Raises: ContentDisallowed before anything is read, Undecodable.
     """
     kind = content_type or JSON
-    if kind not in accept:
+    if not isinstance(kind, str) or kind not in accept:
         raise ContentDisallowed(
-            f"content type {kind!r} is not accepted (accept_content allows {', '.join(sorted(accept))}); "
+            f"content type {printable(repr(kind), 200)} is not accepted (accept_content allows {', '.join(sorted(accept))}); "
             "add its serializer to accept_content only if you trust every producer"
         )
+    encoding = _TEXTS.get(content_encoding.lower().replace("_", "-")) if isinstance(content_encoding, str) else None
+    if encoding is None and content_encoding is not None:
+        raise Undecodable(f"content encoding {content_encoding!r} is none that a message here can have (utf-8, binary)")
     try:
-        return _LOAD[kind](body, content_encoding or "")
+        return _LOAD[kind](body, encoding or "utf-8")
     except ImportError as error:
         raise Undecodable(f"the library that reads {kind} is not installed: {error}") from error
     except Exception as error:
@@ -229,20 +243,72 @@ def _zstd_compress(body: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(body)
 
 
-def _zstd_decompress(body: bytes) -> bytes:
+class _Unpacked:
+    """What has been unpacked so far, and how much more there may be."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._pieces: list[bytes] = []
+
+    @property
+    def room(self) -> int:
+        """To ask for one byte too many tells whether there is one."""
+        return self._limit - self._size + 1
+
+    def add(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise _too_large(self._limit)
+        self._pieces.append(piece)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
+
+
+def _zstd_decompress(body: bytes, found: _Unpacked) -> None:
     import zstandard  # noqa: PLC0415 - optional library
 
     # A stream may come without its size, which only this interface reads; a torn end looks like a pause to it.
-    stream = zstandard.ZstdDecompressor().decompressobj()
-    found = stream.decompress(body)
-    if not stream.eof:
-        raise ValueError("the stream ends too early")
-    return found
+    stream = zstandard.ZstdDecompressor(max_window_size=_MOST_MEMORY).decompressobj()
+    for start in range(0, len(body), _ZSTD_PIECE):
+        found.add(stream.decompress(body[start : start + _ZSTD_PIECE]))
+        if stream.eof:
+            return
+    raise ValueError(_TORN)
 
 
-def _gunzip(body: bytes) -> bytes:
-    # kombu writes zlib streams under the gzip content type; other producers write real gzip.
-    return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else zlib.decompress(body)
+def _gunzip(body: bytes, found: _Unpacked) -> None:
+    # kombu writes zlib streams under the gzip content type; other producers write real gzip. 32: either.
+    stream = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    packed = body
+    while not stream.eof:
+        piece = stream.decompress(packed, found.room)
+        packed = stream.unconsumed_tail
+        if not piece and not packed and not stream.eof:
+            raise ValueError(_TORN)
+        found.add(piece)
+
+
+def _unpack(open_stream: Callable[[], Any]) -> Callable[[bytes, _Unpacked], None]:
+    def unpack(body: bytes, found: _Unpacked) -> None:
+        packed = body
+        for _ in range(_MOST_STREAMS):
+            stream = open_stream()
+            while not stream.eof:
+                found.add(stream.decompress(packed, found.room))
+                if stream.needs_input:
+                    raise ValueError(_TORN)
+                packed = b""
+            packed = stream.unused_data
+            if not packed:
+                return
+        raise ValueError("too many streams after each other")
+
+    return unpack
+
+
+_TORN = "the stream ends too early"
 
 
 _COMPRESSION_NAMES = {
@@ -256,10 +322,10 @@ _COMPRESSION_NAMES = {
     "zstd": "application/zstd",
     "zstandard": "application/zstd",
 }
-_COMPRESS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+_COMPRESS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes, _Unpacked], None]]] = {
     "application/x-gzip": (zlib.compress, _gunzip),
-    "application/x-bz2": (bz2.compress, bz2.decompress),
-    "application/x-lzma": (lzma.compress, lzma.decompress),
+    "application/x-bz2": (bz2.compress, _unpack(bz2.BZ2Decompressor)),
+    "application/x-lzma": (lzma.compress, _unpack(lambda: lzma.LZMADecompressor(memlimit=_MOST_MEMORY))),
     "application/zstd": (_zstd_compress, _zstd_decompress),
 }
 
@@ -275,12 +341,29 @@ def compress(body: bytes, method: str) -> tuple[bytes, str]:
         raise _missing("zstd") from error
 
 
-def decompress(body: bytes, header_value: str) -> bytes:
-    """The body as it was before `compress`. Raises: Undecodable."""
-    kind = _COMPRESSION_NAMES.get(header_value, header_value)
+def decompress(body: bytes, header_value: Any, limit: int = LARGEST_BODY) -> bytes:
+    """The body as it was before `compress`, if that has at most `limit` bytes. Raises: Undecodable."""
+    kind = _COMPRESSION_NAMES.get(header_value, header_value) if isinstance(header_value, str) else ""
     if kind not in _COMPRESS:
-        raise Undecodable(f"the body is compressed with {header_value!r}, which is not known here")
+        raise Undecodable(f"the body is compressed with {printable(repr(header_value), 200)}, which is not known here")
+    found = _Unpacked(limit)
     try:
-        return _COMPRESS[kind][1](body)
+        _COMPRESS[kind][1](body, found)
+    except Undecodable:
+        raise
     except Exception as error:
         raise Undecodable(f"the body is no valid {kind}: {error}") from error
+    return bytes(found)
+
+
+def check_size(body: bytes, limit: int) -> None:
+    """Raises: Undecodable."""
+    if len(body) > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> Undecodable:
+    return Undecodable(
+        f"the body has more than {limit} bytes, unpacked, and is not read (worker_max_body_size). Store large data elsewhere and "
+        "pass where it is."
+    )

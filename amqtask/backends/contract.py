@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amqtask.serialization import LARGEST_BODY
+
 if TYPE_CHECKING:
     from amqtask.backends.retrying import RetryPolicy
     from amqtask.message import Message
@@ -34,6 +36,8 @@ class BackendOptions:
     transport_options: tuple[tuple[str, Any], ...] = ()
     # How long a worker goes on when the store is away (`result_backend_always_retry`); None: a few seconds.
     always_retry: RetryPolicy | None = None
+    # Bytes that a result may have once it is unpacked.
+    largest_body: int = LARGEST_BODY
     # The settings that only one kind of store has, by name: `database_…`, `mongodb_backend_settings` …
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -7,7 +7,6 @@ for it. Only the process that published a task can read its result.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 import uuid
@@ -21,11 +20,12 @@ from amqtask.backends.waiting import CAPACITY, Arrivals, Mailbox, too_late
 from amqtask.entities import Queue, arguments
 from amqtask.exceptions import BackendUnreachable, MessageError, PublishError
 from amqtask.message import Delivery, Message, Properties
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
 from amqtask.serialization import compress, content_types, decompress
 from amqtask.transport.replies import CLOSED, ReplyConsumer
 
-logger = logging.getLogger("amqtask.backends")
+logger = bounded_logger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.
 READ_EVERY = 0.1
 
@@ -44,6 +44,7 @@ class _Own:
         # The coroutines that wait, which nobody else would tell that there will be no more results.
         self.awaiting: set[Arrived] = set()
         self._accept = content_types(options.accept)
+        self._largest_body = options.largest_body
         self.replies = ReplyConsumer(
             options.brokers, self.queue, self._on_reply, connect_timeout=options.connect_timeout
         )
@@ -52,7 +53,7 @@ class _Own:
         properties, body = delivery.properties, delivery.body
         try:
             if properties.headers and properties.headers.get("compression"):
-                body = decompress(body, properties.headers["compression"])
+                body = decompress(body, properties.headers["compression"], self._largest_body)
             result = decode_result(body, properties.content_type, properties.content_encoding, self._accept)
         except MessageError as error:
             logger.error("a result message (%s) cannot be read: %s", properties.correlation_id, error)

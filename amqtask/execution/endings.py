@@ -6,7 +6,6 @@ back to the broker's delay levels for `STORE_PAUSE` seconds and the task runs ag
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,9 @@ from amqtask.exceptions import (
 from amqtask.execution.chords import NOTHING, Aftermath, Chords
 from amqtask.execution.context import Context
 from amqtask.execution.outcome import Answer, Outcome
-from amqtask.protocol.task import decode_body, saferepr
+from amqtask.printable import bounded_logger, printable
+from amqtask.protocol.task import decode_body, light_limit, saferepr
+from amqtask.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
@@ -29,13 +30,18 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.execution.results import Results
 
-logger = logging.getLogger("amqtask.execution")
+logger = bounded_logger("amqtask.execution")
 
 STORE_PAUSE = 5.0
+# Characters of a reason: it goes into headers, which have to fit into one frame.
+LONGEST_REASON = 1000
 
 
 class Endings:
-    """Runs no task and, but for storing results, does no I/O: the worker calls it on its I/O loop."""
+    """Runs no task and, but for storing results, does no I/O: the worker calls it on its I/O loop.
+
+    There large bodies are not read: what was to follow such a message is then not told. `largest_body` (bytes) is for slots.
+    """
 
     def __init__(
         self,
@@ -45,7 +51,9 @@ class Endings:
         follow_ups: FollowUps,
         results: Results | None,
         hostname: str,
+        largest_body: int = LARGEST_BODY,
     ) -> None:
+        self._largest_body = largest_body
         self.tasks = tasks
         self.hostname = hostname
         self._accept = accept
@@ -70,9 +78,9 @@ class Endings:
             return requeued(request, str(error))._replace(summary=repr(error))
         return self._ended(request, states.FAILURE, error, Answer.ACK)
 
-    def refused(self, request: Request, error: Exception) -> Outcome:
+    def refused(self, request: Request, error: Exception, *, in_slot: bool = False) -> Outcome:
         """It can't or must not be run: dead-lettered with the reason, and FAILURE for whoever waits."""
-        return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER)
+        return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER, in_slot=in_slot)
 
     def revoked(self, request: Request, reason: str) -> Outcome:
         """Revoked before it ran, or terminated while it did."""
@@ -82,30 +90,43 @@ class Endings:
         """Its `expires` passed before it could run."""
         return self._ended(request, states.REVOKED, TaskRevokedError("expired"), Answer.ACK)
 
-    def _ended(self, request: Request, state: str, error: Exception, answer: Answer) -> Outcome:
+    def _ended(
+        self, request: Request, state: str, error: Exception, answer: Answer, *, in_slot: bool = False
+    ) -> Outcome:
         summary = saferepr(error, 500)
         after, result = NOTHING, None
         try:
             if self._results is not None and request.id and request.headers.get("ignore_result") is not True:
                 result = self._results.ended(request, state, error)
-            after = self._after(request, state, error, summary)
+            after = self._after(request, state, error, summary, in_slot=in_slot)
         except Exception as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
             logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
         return Outcome(
-            request.number, state, answer, str(error), after.publish, result, summary=summary, parts=after.parts
+            request.number,
+            state,
+            answer,
+            printable(str(error), LONGEST_REASON),
+            after.publish,
+            result,
+            summary=summary,
+            parts=after.parts,
         )
 
-    def _after(self, request: Request, state: str, error: Exception, trace: str) -> Aftermath:
+    def _after(self, request: Request, state: str, error: Exception, trace: str, *, in_slot: bool) -> Aftermath:
         """What was to follow it does not; whoever waits for that is told."""
+        limit = self._largest_body if in_slot else min(self._largest_body, light_limit(request.content_type))
         try:
-            args, kwargs, embed = request.decoded or self._decode(request)
-        except MessageError:
+            args, kwargs, embed = request.decoded or self._decode(request, limit)
+        except MessageError as trouble:
+            logger.info("What was to follow task %s[%s] is not known: %s", request.task, request.id, trouble)
             return NOTHING
         context = Context.of(request, args, kwargs, embed, self.hostname)
         return self._follow_ups.of_failure(context, error, trace, state=state, with_errbacks=state == states.FAILURE)
 
-    def _decode(self, request: Request) -> tuple[Any, Any, dict[str, Any]]:
-        return decode_body(request.body, request.content_type, request.content_encoding, request.headers, self._accept)
+    def _decode(self, request: Request, limit: int) -> tuple[Any, Any, dict[str, Any]]:
+        return decode_body(
+            request.body, request.content_type, request.content_encoding, request.headers, self._accept, limit
+        )
 
 
 def requeued(request: Request, reason: str, runtime: float = 0.0) -> Outcome:

@@ -6,7 +6,6 @@ that want it from the slot (Redis). What has to be published afterwards leaves i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
 from os import getpid
@@ -41,8 +40,10 @@ from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.resuming import Resuming
 from amqtask.execution.retries import retry_options, wants_retry
 from amqtask.execution.switch import OFF
+from amqtask.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER
 from amqtask.protocol.task import saferepr
+from amqtask.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from amqtask.execution.steps import SlotSteps
     from amqtask.execution.switch import Switch
 
-logger = logging.getLogger("amqtask.execution")
+logger = bounded_logger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 RunBlocking = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -74,6 +75,7 @@ class Executor(Endings):
         verbose: Switch = OFF,
         extended: bool = False,
         around: Around | None = None,
+        largest_body: int = LARGEST_BODY,
     ) -> None:
         results = Results(store, hostname=hostname, extended=extended) if store is not None else None
         super().__init__(
@@ -82,6 +84,7 @@ class Executor(Endings):
             follow_ups=FollowUps(tasks, composer, results=results, chord_store=chord_store, serializer=serializer),
             results=results,
             hostname=hostname,
+            largest_body=largest_body,
         )
         self._chord_store = chord_store
         self._resuming = Resuming(store, composer) if store is not None and keeps_runs(store) else None
@@ -119,9 +122,9 @@ class Executor(Endings):
         started = perf_counter()
         try:
             plan = self._plans.get(request.task) or self._plan(request.task)
-            args, kwargs, embed = request.decoded or self._decode(request)
+            args, kwargs, embed = request.decoded or self._decode(request, self._largest_body)
         except Exception as error:  # noqa: BLE001 - mostly a MessageError, but never the end of the slot
-            return self.refused(request, error)
+            return self.refused(request, error, in_slot=True)
         context = Context.of(request, args, kwargs, embed, self.hostname)
         current.set(context)
         process = getpid()
@@ -157,9 +160,9 @@ class Executor(Endings):
         started = perf_counter()
         try:
             plan = self._plans.get(request.task) or self._plan(request.task)
-            args, kwargs, embed = request.decoded or self._decode(request)
+            args, kwargs, embed = request.decoded or self._decode(request, self._largest_body)
         except Exception as error:  # noqa: BLE001 - see execute
-            return self.refused(request, error)
+            return self.refused(request, error, in_slot=True)
         context = Context.of(request, args, kwargs, embed, self.hostname)
         token = current.set(context)
         process = getpid()

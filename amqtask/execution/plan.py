@@ -8,10 +8,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import NotRegistered
+from amqtask.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
 
+# No name that is longer is compared with others, which takes its time.
+LONGEST_COMPARED = 200
 # Takes the coroutine of a task and gives one that awaits it.
 Around = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 
@@ -39,10 +42,11 @@ def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, aroun
     """Raises: NotRegistered, with the name that was probably meant."""
     task = tasks.get(name)
     if task is None:
-        near = difflib.get_close_matches(name, tasks, n=1)
+        near = difflib.get_close_matches(name, tasks, n=1) if len(name) <= LONGEST_COMPARED else ()
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        shown = printable(name, LONGEST_COMPARED)
         raise NotRegistered(
-            f"no task {name!r} is registered in this worker.{hint} Is the module that defines it imported "
+            f"no task {shown!r} is registered in this worker.{hint} Is the module that defines it imported "
             "(include, autodiscover_tasks)?"
         )
     return TaskPlan(task, has_store=has_store, around=around)

@@ -6,13 +6,13 @@ for the outcome, and the worker publishes it.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, EncodeError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.protocol.task import RUN_HEADER, saferepr
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.message import Message
 
-logger = logging.getLogger("amqtask.execution")
+logger = bounded_logger("amqtask.execution")
 Store = Callable[["ResultMessage"], None]
 # The header by which a result tells what periodic task it is of (django_celery_beat/schedulers.py).
 PERIODIC = "periodic_task_name"
@@ -69,7 +69,10 @@ class Results:
         """The end of a request that no slot ran to its end. Raises: BackendUnreachable."""
         headers = request.headers
         meta = ResultMessage(request.id, state, exception_as_dict(error), date_done=now_iso())
-        meta.group_id, meta.parent_id = headers.get("group"), headers.get("parent_id")
+        # Anybody may have written the headers of what is refused.
+        group, parent = headers.get("group"), headers.get("parent_id")
+        meta.group_id = group if isinstance(group, str) else None
+        meta.parent_id = parent if isinstance(parent, str) else None
         return self._keep(request, meta, self._briefly)
 
     def never_ran(self, result: ResultMessage, options: Mapping[str, Any]) -> Message | None:

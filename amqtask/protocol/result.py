@@ -15,6 +15,14 @@ from amqtask.protocol.task import saferepr
 from amqtask.serialization import Encoded, dumps, loads
 
 _FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
+# What these are in a result that can be read.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "task_id": (str,),
+    "status": (str, type(None)),
+    "children": (list, tuple, type(None)),
+    "traceback": (str, type(None)),
+    "date_done": (str, datetime, type(None)),
+}
 
 
 @dataclass(slots=True)
@@ -98,6 +106,9 @@ def decode_result(
     meta = loads(body, content_type, content_encoding, accept)
     if not isinstance(meta, Mapping) or "task_id" not in meta:
         raise Undecodable(f"the body is a {type(meta).__name__}, not a result message")
+    for name, kind in _KINDS.items():
+        if not isinstance(meta.get(name), kind):
+            raise Undecodable(f"the body is no result message: its {name} is a {type(meta.get(name)).__name__}")
     return ResultMessage.from_meta(meta)
 
 

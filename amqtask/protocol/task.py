@@ -11,7 +11,8 @@ from typing import Any
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.message import Properties, strip_transit_headers
-from amqtask.serialization import compress, decompress, dumps, loads
+from amqtask.printable import printable
+from amqtask.serialization import JSON, LARGEST_BODY, MSGPACK, PICKLE, check_size, compress, decompress, dumps, loads
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
 # When a message was published, Unix time in milliseconds; RabbitMQ writes this header too, when it is told to
@@ -20,9 +21,21 @@ PUBLISHED_AT = "timestamp_in_ms"
 # Ours, on messages that carry the rest of a chain: which run of it this is. Results of steps that a worker went on with by
 # itself bear it too, so that a redelivery can tell them from those of another run under the same ids.
 RUN_HEADER = "amqtask-run"
-_SMALL = (int, float, bool, type(None))
 # JSON writes a signature as the dictionary that it is.
 _WRITES_SIGNATURES = frozenset({"json", "application/json"})
+_SMALL = (float, bool, type(None))
+_LONG_NUMBER = 10_000
+# Of a task's id; as a correlation id, which it is too, it has no room for more.
+LONGEST_ID = 255
+_LONGEST_NAME, _LONGEST_TIME = 1000, 100
+# Bytes of a body, unpacked, that are read where others wait meanwhile (a worker's I/O loop); YAML is slow.
+_LIGHT = {JSON: 4 * 1024 * 1024, MSGPACK: 4 * 1024 * 1024, PICKLE: 4 * 1024 * 1024}
+_LIGHT_ELSE = 64 * 1024
+# The headers that the worker works with are of these types, or absent.
+_TEXT_HEADERS = ("group", "root_id", "parent_id", "shadow", "x-amqtask-chord", RUN_HEADER)
+_TEXT_OR_NONE = (str, type(None))
+_NUMBER_HEADERS = ("retries", "group_index", "replaced_task_nesting")
+_NUMBER_OR_NONE = (int, type(None))
 _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -163,14 +176,17 @@ def decode_body(
     content_encoding: str | None,
     headers: Mapping[str, Any],
     accept: frozenset[str],
+    limit: int = LARGEST_BODY,
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """The (args, kwargs, embed) of a protocol v2 body.
+    """The (args, kwargs, embed) of a body of protocol v2 or v1, which may have `limit` bytes.
 
-    Raises: ContentDisallowed, Undecodable, InvalidTaskError (it decodes, but to something else).
+    Raises: ContentDisallowed, Undecodable, InvalidTaskError (it decodes, but to something else, or its headers do).
     """
-    if headers.get("compression"):
-        body = decompress(body, headers["compression"])
-    found = loads(body, content_type, content_encoding, accept)
+    _check_headers(headers)
+    found = loads(_unpacked(body, headers.get("compression"), limit), content_type, content_encoding, accept)
+    if isinstance(found, dict) and "task" in found and "id" in found:
+        embed = {name: found.get(name) for name in _EMPTY_EMBED}
+        return _checked(found.get("args") or [], found.get("kwargs") or {}, embed)
     try:
         args, kwargs, embed = found
     except (TypeError, ValueError):
@@ -178,6 +194,47 @@ def decode_body(
             f"the body is a {type(found).__name__}, not the [args, kwargs, embed] of a task message"
         ) from None
     return _checked(args, kwargs, {} if embed is None else embed)
+
+
+def _unpacked(body: bytes, compression: Any, limit: int) -> bytes:
+    if compression:
+        return decompress(body, compression, limit)
+    check_size(body, limit)
+    return body
+
+
+def _check_headers(headers: Mapping[str, Any]) -> None:
+    for name in _TEXT_HEADERS:
+        if headers.get(name).__class__ not in _TEXT_OR_NONE:
+            raise InvalidTaskError(f"the header `{name}` is a {type(headers[name]).__name__}, not a text")
+    for name in _NUMBER_HEADERS:
+        if headers.get(name).__class__ not in _NUMBER_OR_NONE:
+            raise InvalidTaskError(f"the header `{name}` is a {type(headers[name]).__name__}, not a whole number")
+    if (headers.get("retries") or 0) < 0:
+        raise InvalidTaskError(f"the header `retries` is {headers['retries']}")
+    stamped = headers.get("stamped_headers")
+    if stamped and not (isinstance(stamped, (list, tuple)) and all(isinstance(name, str) for name in stamped)):
+        raise InvalidTaskError("the header `stamped_headers` is no list of names")
+    if not isinstance(headers.get("stamps") or {}, dict):
+        raise InvalidTaskError("the header `stamps` is no mapping")
+
+
+def light_limit(content_type: str | None) -> int:
+    """How many bytes of a body, unpacked, may be read where others wait meanwhile."""
+    return _LIGHT.get(content_type or JSON, _LIGHT_ELSE)
+
+
+def checked_id(task_id: Any) -> str:
+    """A task's id as it may stand in logs, keys and properties. Raises: InvalidTaskError."""
+    if task_id.__class__ is int:
+        task_id = saferepr(task_id)
+    if not isinstance(task_id, str):
+        raise InvalidTaskError(f"the id of the task is a {type(task_id).__name__}, not a text")
+    if len(task_id) > LONGEST_ID or not task_id.isprintable():
+        raise InvalidTaskError(
+            f"the id of the task is no line of at most {LONGEST_ID} characters: {printable(task_id, 60)}"
+        )
+    return task_id
 
 
 def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -188,34 +245,50 @@ def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, An
 
 
 def read_v1(
-    body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]
-) -> tuple[dict[str, Any], tuple[Any, Any, dict[str, Any]]]:
-    """The v2 headers and the (args, kwargs, embed) of a protocol v1 message, which has everything in its body.
+    body: bytes,
+    content_type: str | None,
+    content_encoding: str | None,
+    accept: frozenset[str],
+    *,
+    compression: Any = None,
+) -> dict[str, Any]:
+    """The v2 headers of a protocol v1 message, which has everything in its body (`decode_body` reads the rest of it).
 
     Raises: ContentDisallowed, Undecodable, InvalidTaskError.
     """
-    found = loads(body, content_type, content_encoding, accept)
+    limit = light_limit(content_type)
+    if not compression and len(body) > limit:
+        raise InvalidTaskError(
+            f"no `task` header (protocol v2), and {len(body)} bytes: as a protocol v1 message {limit} at most are read"
+        )
+    found = loads(_unpacked(body, compression, limit), content_type, content_encoding, accept)
     if not isinstance(found, dict) or not (isinstance(found.get("task"), str) and isinstance(found.get("id"), str)):
         raise InvalidTaskError("no task message: no `task` header (protocol v2), no mapping with `task` and `id` (v1)")
-    timelimit = found.get("timelimit") or (None, None)
+    if len(found["task"]) > _LONGEST_NAME:
+        raise InvalidTaskError(f"the name of the task has {len(found['task'])} characters")
+    for name in ("eta", "expires"):
+        if not isinstance(found.get(name) or "", str) or len(found.get(name) or "") > _LONGEST_TIME:
+            raise InvalidTaskError(f"`{name}` is no ISO 8601 time: {printable(saferepr(found[name], 200))}")
+    timelimit = found.get("timelimit")
     headers = {
         "lang": "py",
         "task": found["task"],
-        "id": found["id"],
+        "id": checked_id(found["id"]),
         "shadow": None,
         "eta": found.get("eta"),
         "expires": found.get("expires"),
         "group": found.get("group") or found.get("taskset"),
         "group_index": found.get("group_index"),
         "retries": found.get("retries") or 0,
-        "timelimit": list(timelimit),
+        "timelimit": timelimit if isinstance(timelimit, (list, tuple)) and len(timelimit) == 2 else [None, None],
         "root_id": found["id"],
         "parent_id": None,
         "origin": None,
         "ignore_result": None,
+        "compression": compression or None,
     }
-    embed = {name: found.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
-    return headers, _checked(found.get("args") or [], found.get("kwargs") or {}, embed)
+    _check_headers(headers)
+    return headers
 
 
 def strip_death_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,6 +301,9 @@ def saferepr(value: Any, limit: int = _REPR_LENGTH) -> str:
     kind = type(value)
     if kind in _SMALL:
         return repr(value)
+    if kind is int:
+        # Python writes no number of more than some thousand digits.
+        return _cut(repr(value), limit) if value.bit_length() < _LONG_NUMBER else f"<int of {value.bit_length()} bits>"
     if kind is str or kind is bytes:
         return repr(value) if len(value) <= limit else _cut(repr(value[:limit]), limit)
     if kind is tuple or kind is list or kind is dict:

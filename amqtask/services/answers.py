@@ -62,7 +62,7 @@ def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, 
     try:
         accept = control.accept & _PLAIN
         args, kwargs, _ = request.decoded or decode_body(
-            request.body, request.content_type, request.content_encoding, headers, accept
+            request.body, request.content_type, request.content_encoding, headers, accept, LARGE
         )
         dumps([args, kwargs], "json")
     except (AmqTaskError, TypeError, ValueError):

@@ -568,6 +568,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("worker_log_json", False, "bool", None, "Logs as JSON lines."),
     Setting("worker_lost_wait", 10.0, "float", "CELERYD_WORKER_LOST_WAIT", ""),
     Setting(
+        "worker_max_body_size",
+        134_217_728,
+        "int",
+        None,
+        "Bytes that a message's body, or a result, may have once it is unpacked; a larger one is dead-lettered unread.",
+    ),
+    Setting(
         "worker_max_memory_per_child",
         None,
         "int",

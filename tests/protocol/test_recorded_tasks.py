@@ -178,7 +178,8 @@ def test_what_is_not_accepted_is_not_even_read(name: str) -> None:
 def test_protocol_v1_is_read_as_v2() -> None:
     message = one("task", "v1_eta")
 
-    headers, (args, kwargs, embed) = read_v1(message.body, "application/json", "utf-8", ALL)
+    headers = read_v1(message.body, "application/json", "utf-8", ALL)
+    args, kwargs, embed = decode_body(message.body, "application/json", "utf-8", headers, ALL)
 
     assert (headers["task"], headers["id"], headers["root_id"]) == ("recorded.add", "id-1", "id-1")
     assert headers["eta"] == headers["expires"] == "2030-01-01T00:00:00+00:00"

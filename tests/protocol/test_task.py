@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from typing import Any
 
 import pytest
@@ -47,6 +48,33 @@ def test_a_body_of_another_shape_is_no_task(body: bytes) -> None:
 def test_a_broken_body_is_undecodable(body: bytes) -> None:
     with pytest.raises(Undecodable):
         decode_body(body, "application/json", "utf-8", {}, JSON)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"group": ["g"]},
+        {"root_id": 5},
+        {"parent_id": {"a": 1}},
+        {"shadow": ["s"]},
+        {"retries": "1"},
+        {"retries": -1},
+        {"group_index": 1.5},
+        {"stamped_headers": 5},
+        {"stamped_headers": [["a"]]},
+        {"stamps": ["a"]},
+        {"compression": ["zlib"]},
+        {"compression": {"zlib": 1}},
+    ],
+)
+def test_headers_of_other_types_are_a_message_error(headers: dict[str, Any]) -> None:
+    with pytest.raises(MessageError):
+        decode_body(b"[[], {}, {}]", "application/json", "utf-8", headers, JSON)
+
+
+def test_a_body_that_is_larger_than_the_limit_is_not_read() -> None:
+    with pytest.raises(Undecodable, match="worker_max_body_size"):
+        decode_body(b"[[], {}, {}]", "application/json", "utf-8", {}, JSON, limit=5)
 
 
 @pytest.mark.parametrize("header", ["application/x-gzip", "application/zstd", "gzip", "application/x-nothing"])
@@ -114,6 +142,16 @@ def test_what_a_broker_wrote_is_not_sent_again() -> None:
 )
 def test_small_values_have_their_own_repr(value: Any, text: str) -> None:
     assert saferepr(value) == text
+
+
+@pytest.mark.parametrize(
+    "value", [math.factorial(2000), [math.factorial(2000)], {"n": -(10**9999)}, {10**9999}], ids=range(4)
+)
+def test_a_number_of_too_many_digits_is_told_by_its_size(value: Any) -> None:
+    text = saferepr(value)
+
+    assert len(text) <= 1024
+    assert "bits" in text or "repr() raised" in text
 
 
 def test_a_repr_that_raises_is_said_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+import tracemalloc
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
-from amqtask.serialization import compress, content_types, decompress, dumps, loads
+from amqtask.serialization import JSON, MSGPACK, PICKLE, YAML, compress, content_types, decompress, dumps, loads
 
 ALL = content_types(["json", "yaml", "msgpack", "pickle"])
 
@@ -162,6 +163,66 @@ def test_a_body_that_was_cut_off_is_undecodable(method: str) -> None:
 
     with pytest.raises(Undecodable):
         decompress(compressed[:-1], header)
+
+
+MEGABYTE = 1024 * 1024
+
+
+@pytest.mark.parametrize("method", ["zlib", "bz2", "lzma", "zstd"])
+def test_a_body_that_unpacks_past_the_limit_is_not_unpacked(method: str) -> None:
+    body, header = compress(bytes(64 * MEGABYTE), method)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Undecodable, match="worker_max_body_size"):
+            decompress(body, header, limit=MEGABYTE)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert most < 24 * MEGABYTE
+
+
+@pytest.mark.parametrize("method", ["zlib", "bz2", "lzma", "zstd"])
+def test_a_body_of_just_the_limit_is_unpacked(method: str) -> None:
+    body, header = compress(b"x" * 70_000, method)
+
+    assert decompress(body, header, limit=70_000) == b"x" * 70_000
+    with pytest.raises(Undecodable):
+        decompress(body, header, limit=69_999)
+
+
+def test_streams_after_each_other_are_unpacked_but_not_without_end() -> None:
+    one = compress(b"one", "bz2")[0]
+
+    assert decompress(one * 3, "bz2") == b"one" * 3
+    with pytest.raises(Undecodable, match="streams"):
+        decompress(one * 1000, "bz2")
+
+
+@pytest.mark.parametrize("header", [["zlib"], {"zlib": 1}, 5, b"zlib", True])
+def test_a_compression_that_is_no_name_is_undecodable(header: Any) -> None:
+    with pytest.raises(Undecodable, match="not known"):
+        decompress(b"x", header)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["punycode", "idna", "rot13", "hex", "zlib", "utf-7", "nonsense", "x" * 255, ["utf-8"]]
+)
+@pytest.mark.parametrize("kind", [JSON, YAML, PICKLE, MSGPACK])
+def test_an_encoding_that_no_message_has_is_undecodable(kind: str, encoding: Any) -> None:
+    with pytest.raises(Undecodable, match="content encoding"):
+        loads(b"-" * 400_000, kind, encoding, frozenset({kind}))
+
+
+@pytest.mark.parametrize("encoding", [None, "", "utf-8", "UTF-8", "utf_8", "utf8", "binary", "us-ascii"])
+def test_the_encodings_of_task_messages_are_read(encoding: str | None) -> None:
+    assert loads(b"[1]", JSON, encoding, frozenset({JSON})) == [1]
+
+
+@pytest.mark.parametrize("kind", [["application/json"], 5, b"application/json"])
+def test_a_content_type_that_is_no_text_is_not_accepted(kind: Any) -> None:
+    with pytest.raises(ContentDisallowed):
+        loads(b"[1]", kind, "utf-8", frozenset({JSON}))
 
 
 def test_an_unknown_compression_is_an_error_of_its_own_on_each_side() -> None:
