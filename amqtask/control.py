@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, QueueNotFound
-from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
+from amqtask.printable import printable
+from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.questions import MATCHERS, Inspect, Whom
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.replies import ReplyConsumer
@@ -371,11 +372,12 @@ def _matcher(whom: Whom) -> str | None:
         return None
     if whom.matcher not in (None, *MATCHERS):
         raise ConfigurationError(f"there is no matcher {whom.matcher!r}: it is {' or '.join(MATCHERS)}")
-    if whom.matcher == "pcre":
-        try:
-            re.compile(whom.pattern)
-        except re.error as error:
-            raise ConfigurationError(f"the pattern {whom.pattern!r} is no regular expression: {error}") from error
+    try:
+        check_pattern(whom.pattern, whom.matcher)
+    except re.error as error:
+        raise ConfigurationError(f"the pattern {whom.pattern!r} is no regular expression: {error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"workers do not try the pattern {printable(whom.pattern, 100)!r}: {error}") from error
     return whom.matcher or "glob"
 
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from amqtask.entities import Exchange, Queue, arguments
 from amqtask.exceptions import Undecodable
 from amqtask.message import Message, Properties
-from amqtask.serialization import dumps, loads
+from amqtask.printable import printable
+from amqtask.serialization import check_size, dumps, loads
+
+# How re reads an expression; Python 3.11 moved it.
+re_parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
+Kind = TypeVar("Kind")
 
 PREFIX = "celery"  # the setting control_exchange
+# Bytes of a command's body, and characters of a pattern.
+LARGEST_COMMAND = 16 * 1024 * 1024
+LONGEST_PATTERN = 200
+# Of a name's parts that a regular expression may try, at most; more take longer than a worker's loop may stand still.
+_MOST_TRIES = 10**7
+# Characters that one node name may have, as far as it matters here.
+_NAME = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,35 +133,96 @@ def read_command(
     accept: frozenset[str],
 ) -> Command:
     """Read a command. Raises: ContentDisallowed, Undecodable."""
+    check_size(body, LARGEST_COMMAND)
     found = loads(body, content_type, content_encoding, accept)
     if not isinstance(found, dict) or not isinstance(found.get("method"), str):
         raise Undecodable("not a control command: no mapping with a `method`")
     try:
         return _command(found, headers or {})
-    except (AttributeError, TypeError, ValueError, re.error) as error:
-        raise Undecodable(f"the control command {found['method']!r} is malformed: {error}") from error
+    except (TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
+        raise Undecodable(
+            f"the control command {printable(found['method'], 100)!r} is malformed: {printable(str(error), 200)}"
+        ) from error
 
 
 def _command(found: dict[str, Any], headers: Mapping[str, Any]) -> Command:
-    reply_to = found.get("reply_to") or {}
-    destination, pattern = found.get("destination"), found.get("pattern")
-    if pattern and found.get("matcher") == "pcre":
-        re.compile(pattern)
+    reply_to = _of_kind(dict, found, "reply_to") or {}
+    arguments = _of_kind(dict, found, "arguments") or {}
+    if not all(isinstance(name, str) for name in arguments):
+        raise TypeError("the names of arguments are texts")
+    destination = found.get("destination")
+    pattern, matcher = _of_kind(str, found, "pattern"), _of_kind(str, found, "matcher")
+    if pattern:
+        check_pattern(pattern, matcher)
     return Command(
         method=found["method"],
-        arguments=dict(found.get("arguments") or {}),
+        arguments=arguments,
         destination=None if destination is None else _names(destination),
         pattern=pattern,
-        matcher=found.get("matcher"),
-        ticket=found.get("ticket"),
-        reply_exchange=reply_to.get("exchange", ""),
-        reply_key=reply_to.get("routing_key", ""),
+        matcher=matcher,
+        ticket=_of_kind(str, found, "ticket"),
+        reply_exchange=_of_kind(str, reply_to, "exchange") or "",
+        reply_key=_of_kind(str, reply_to, "routing_key") or "",
         expires=float(headers.get("expires") or 0.0),
     )
 
 
-def _names(destination: str | Sequence[str]) -> tuple[str, ...]:
-    return (destination,) if isinstance(destination, str) else tuple(destination)
+def _of_kind(kind: type[Kind], found: Mapping[str, Any], name: str) -> Kind | None:
+    value = found.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"`{name}` is a {type(value).__name__}")
+    return value
+
+
+def _names(destination: Any) -> tuple[str, ...]:
+    if isinstance(destination, str):
+        return (destination,)
+    if isinstance(destination, (list, tuple)) and all(isinstance(name, str) for name in destination):
+        return tuple(destination)
+    raise TypeError("`destination` is a name, or a list of names")
+
+
+def check_pattern(pattern: str, matcher: str | None) -> None:
+    """Whether a pattern of node names can be tried on a worker's loop. Raises: re.error, ValueError (what is wrong with it).
+
+    A regular expression may take for ever: no repetition stands in another one, and only a few stand after each other.
+    """
+    if len(pattern) > LONGEST_PATTERN:
+        raise ValueError(f"the pattern has {len(pattern)} characters; {LONGEST_PATTERN} at most")
+    if matcher == "pcre":
+        tries = _tries(re_parser.parse(pattern))
+        if tries > _MOST_TRIES:
+            raise ValueError(
+                "the regular expression has too many repetitions or choices; take a glob, or name the nodes"
+            )
+
+
+def _tries(items: Iterable[tuple[Any, Any]]) -> int:
+    """How many ways there are at most to lay the parts of an expression over a name."""
+    total = 1
+    for kind, what in items:
+        inner = max((_tries(part) for part in _parts(what)), default=1)
+        if kind is re_parser.BRANCH:
+            inner = sum(_tries(part) for part in what[1])
+        elif kind in _REPEATS:
+            least, most, _ = what
+            ways = min(int(most), _NAME) - min(int(least), _NAME) + 1
+            # Each round may go each way.
+            inner = ways if inner == 1 else _MOST_TRIES + 1 if most > 1 else ways * inner
+        total = min(total * inner, _MOST_TRIES + 1)
+    return total
+
+
+_REPEATS = (re_parser.MAX_REPEAT, re_parser.MIN_REPEAT)
+
+
+def _parts(what: Any) -> list[Any]:
+    """The expressions within a part of one, however it holds them."""
+    if isinstance(what, re_parser.SubPattern):
+        return [what]
+    if isinstance(what, (tuple, list)):
+        return [part for each in what for part in _parts(each)]
+    return []
 
 
 def reply_message(
@@ -167,10 +242,13 @@ def read_reply(
     accept: frozenset[str],
 ) -> Reply:
     """Read a reply. Raises: ContentDisallowed, Undecodable."""
+    check_size(body, LARGEST_COMMAND)
     found = loads(body, content_type, content_encoding, accept)
     if not isinstance(found, dict) or len(found) != 1:
         raise Undecodable("not a reply: no mapping of one node name")
     ((nodename, payload),) = found.items()
+    if not isinstance(nodename, str):
+        raise Undecodable("not a reply: the name of its node is no text")
     return Reply(nodename, payload, (headers or {}).get("ticket"))
 
 

@@ -11,12 +11,12 @@ each other at once, and their lists may be long.
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AmqTaskError, PublishError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.services.revoking import learn_revoked, revoked_state
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amqtask.services.commands import Control
     from amqtask.transport.contract import Consumer
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 QUIET_SECONDS = 0.03
 HOLD_SECONDS = 0.3
@@ -121,7 +121,7 @@ class Mingle:
                 return
             self._control.lamport.adjust(reply.payload.get("clock"))
             learn_revoked(self._control, reply.payload)
-        except (AmqTaskError, TypeError, ValueError) as error:
+        except (AmqTaskError, TypeError, ValueError, OverflowError) as error:
             logger.warning("mingle: an answer that cannot be read: %s", error)
             return
         self._neighbours += 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from amqtask.exceptions import Undecodable
 from amqtask.message import Message
 from amqtask.protocol.control import (
     Command,
+    check_pattern,
     command_message,
     mailbox,
     read_command,
@@ -80,6 +84,51 @@ def test_a_reply_goes_where_the_command_said() -> None:
 def test_other_bodies_are_no_commands(body: bytes) -> None:
     with pytest.raises(Undecodable):
         read_command(body, "application/json", "utf-8", {}, JSON)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pattern": 5},
+        {"pattern": ["a"]},
+        {"pattern": "a", "matcher": 5},
+        {"pattern": "x" * 1000, "matcher": "glob"},
+        {"pattern": "(", "matcher": "pcre"},
+        {"pattern": "(" * 150, "matcher": "pcre"},
+        {"pattern": "(a+)+(a+)+(a+)+(a+)+(a+)+b", "matcher": "pcre"},
+        {"pattern": "(a|a)*b", "matcher": "pcre"},
+        {"pattern": "(?=(a+)+b)", "matcher": "pcre"},
+        {"pattern": ".*.*.*.*.*.*.*b", "matcher": "pcre"},
+        {"pattern": "a?" * 60 + "a" * 60, "matcher": "pcre"},
+        {"destination": 5},
+        {"destination": [5]},
+        {"destination": {"w@h": 1}},
+        {"arguments": 5},
+        {"arguments": [1]},
+        {"ticket": ["t"]},
+        {"reply_to": "q"},
+        {"reply_to": {"exchange": 5}},
+        {"reply_to": {"routing_key": ["k"]}},
+    ],
+)
+def test_a_malformed_command_is_undecodable(fields: dict[str, Any]) -> None:
+    body = json.dumps({"method": "ping", "arguments": {}, **fields}).encode()
+
+    with pytest.raises(Undecodable, match="malformed"):
+        read_command(body, "application/json", "utf-8", {}, JSON)
+
+
+@pytest.mark.parametrize("expires", ["soon", [1], 10**400])
+def test_headers_of_a_command_that_make_no_sense_are_undecodable(expires: Any) -> None:
+    with pytest.raises(Undecodable, match="malformed"):
+        read_command(b'{"method": "ping"}', "application/json", "utf-8", {"expires": expires}, JSON)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"w\d+@.*", r"(web|mail)-\d+@h", r"^w.@h$", r"[a-z]+@(h|host)(\.example)?", "(?i)W1@H"]
+)
+def test_simple_regular_expressions_are_tried(pattern: str) -> None:
+    check_pattern(pattern, "pcre")
 
 
 def test_mailboxes_have_celerys_names_and_flags() -> None:

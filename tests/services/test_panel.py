@@ -538,6 +538,17 @@ def test_commands_and_events_share_one_clock() -> None:
     assert remote.ask("clock")["clock"] > 43
 
 
+@pytest.mark.parametrize(
+    "fields", [{"pattern": 5}, {"destination": 5}, {"arguments": 5}, {"reply_to": 5}, {"method": 5}]
+)
+def test_a_malformed_command_does_no_harm(fields: dict[str, Any]) -> None:
+    remote = Remote()
+
+    remote.tell(Command("ping"), json.dumps({"method": "ping", "ticket": "t", **fields}).encode())
+
+    assert remote.ask("ping") == {"ok": "pong"}
+
+
 def test_an_unknown_command_or_bad_arguments_get_an_error_and_do_no_harm() -> None:
     remote = Remote()
 
