@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.message import Message, Properties, strip_transit_headers
+from amqtask.printable import printable
+from amqtask.worker.fitting import fitted
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
@@ -13,23 +14,26 @@ if TYPE_CHECKING:
 
 # They would be routed once more (https://www.rabbitmq.com/docs/sender-selected).
 _NOT_COPIED = frozenset({"CC", "BCC"})
+# Characters of what a dead letter tells.
+_LONGEST_REASON, _LONGEST_EXCEPTION = 1000, 4000
 
 
-def copied_properties(properties: PropertiesLike, more_headers: Mapping[str, Any] | None = None) -> Properties:
-    """The properties of a message that goes out again.
+def copied_headers(properties: PropertiesLike) -> dict[str, Any]:
+    """The headers of a message that goes out again, without those of its last journey."""
+    found = strip_transit_headers(properties.headers or {})
+    return {name: value for name, value in found.items() if name not in _NOT_COPIED}
+
+
+def copied_properties(properties: PropertiesLike, headers: dict[str, Any] | None = None) -> Properties:
+    """The properties of a message that goes out again, with these headers or its own.
 
     `expiration` is left out (its time in the work queue is over; `expires` in the headers still counts), and so
     is `user_id`, which the broker lets only that user's connections send.
     """
-    headers = {
-        key: value for key, value in strip_transit_headers(properties.headers or {}).items() if key not in _NOT_COPIED
-    }
-    if more_headers:
-        headers.update(more_headers)
     return Properties(
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,
-        headers=headers,
+        headers=copied_headers(properties) if headers is None else headers,
         delivery_mode=2,
         priority=properties.priority,
         correlation_id=properties.correlation_id,
@@ -48,14 +52,24 @@ def back_to_its_queue(request: Request) -> Message:
 
 
 def dead_letter(request: Request, *, to: str, reason: str, exception: str, hostname: str, died_at: str) -> Message:
-    """The copy for the dead-letter queue; its headers say why, where, when and after how many attempts."""
-    more = {
-        "x-amqtask-reason": reason,
-        "x-amqtask-exception": exception[:4000],
+    """The copy for the dead-letter queue; its headers say why, where, when and after how many attempts.
+
+    The body is whole. Headers that do not fit, or that cannot be written again, are told as far as there is room.
+    """
+    delivery = request.delivery
+    headers = fitted(copied_headers(delivery.properties))
+    headers |= {
+        "x-amqtask-reason": printable(reason, _LONGEST_REASON),
+        "x-amqtask-exception": printable(exception, _LONGEST_EXCEPTION),
         "x-amqtask-host": hostname,
         "x-amqtask-attempts": request.attempts + 1,
         "x-amqtask-queue": request.queue,
         "x-amqtask-died-at": died_at,
     }
-    delivery = request.delivery
-    return Message(delivery.body, copied_properties(delivery.properties, more), exchange="", routing_key=to)
+    return Message(delivery.body, copied_properties(delivery.properties, headers), exchange="", routing_key=to)
+
+
+def bare_dead_letter(dead: Message) -> Message:
+    """The same with nothing in its headers but why it died, for a broker that does not take the rest."""
+    headers = {name: value for name, value in dead.properties.headers.items() if name.startswith("x-amqtask-")}
+    return Message(dead.body, Properties(headers=headers), dead.exchange, dead.routing_key, dead.declare)

@@ -12,9 +12,10 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import PublishError, Unroutable
+from amqtask.exceptions import MessageTooLarge, PublishError, Unroutable
 from amqtask.execution.outcome import Answer
-from amqtask.worker.copies import back_to_its_queue, dead_letter
+from amqtask.printable import bounded_logger
+from amqtask.worker.copies import back_to_its_queue, bare_dead_letter, dead_letter
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.chord import ChordPart
     from amqtask.transport.contract import LoopPublisher
 
-logger = logging.getLogger(__name__)
+logger = bounded_logger(__name__)
 
 # How long a message that could not be moved stays with this worker before it goes back to its queue.
 KEEP_SECONDS = 5.0
@@ -110,6 +111,9 @@ class Finisher:
             if isinstance(error, Unroutable) and queue is not None:
                 dead.declare = (queue,)
                 self._publisher.publish(dead, pending.dead_letter_done)
+            elif type(error) is PublishError or isinstance(error, MessageTooLarge):
+                # Something in it that this broker does not take (its frames are smaller than others').
+                self._publisher.publish(bare_dead_letter(dead), pending.dead_letter_done)
             else:
                 pending.dead_letter_done(error)
 

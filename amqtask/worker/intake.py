@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from amqtask.protocol.task import light_limit
 from amqtask.worker.copies import back_to_its_queue
 from amqtask.worker.strategy import Kind, Verdict, judge
 
@@ -70,8 +71,7 @@ class Intake:
             self._revoke(request)
             return False
         if strategy.task is None:
-            self.refuse_unknown(request, strategy)
-            return False
+            return self._refuse_unknown(request, strategy)
         verdict = judge(request, self._wall_clock, delivery_limit=self._delivery_limit(request.queue))
         if verdict.deadline is not None and verdict.kind is Kind.RUN:
             watched[request.number] = verdict.deadline
@@ -122,11 +122,14 @@ class Intake:
         self._report.rejected(request, error)
         self._end(request, self._endings.refused(request, error))
 
-    def refuse_unknown(self, request: Request, strategy: TaskStrategy) -> None:
-        """No task of that name: dead-lettered with the reason."""
+    def _refuse_unknown(self, request: Request, strategy: TaskStrategy) -> bool:
+        """No task of that name: dead-lettered with the reason. True: a slot does that, which may take longer to read the body."""
         error = NotRegistered(strategy.problem)
         self._report.unknown(request, error)
+        if request.headers.get("compression") or len(request.body) > light_limit(request.content_type):
+            return True
         self._end(request, self._endings.refused(request, error))
+        return False
 
     def _revoke(self, request: Request) -> None:
         self._report.revoked(request)

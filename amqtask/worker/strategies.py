@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from amqtask.execution.plan import LONGEST_COMPARED
+from amqtask.printable import printable
 from amqtask.worker.strategy import TaskStrategy
 
 if TYPE_CHECKING:
@@ -29,10 +31,10 @@ class Strategies(dict[str, TaskStrategy]):
         task = self._tasks.get(name)
         if task is not None:  # registered after the worker started
             return self._compile(name, task)
-        near = difflib.get_close_matches(name, self._tasks, n=1)
+        near = difflib.get_close_matches(name, self._tasks, n=1) if len(name) <= LONGEST_COMPARED else ()
         hint = f" Did the sender mean {near[0]!r}?" if near else ""
         problem = (
-            f"no task {name!r} is registered in this worker.{hint} "
+            f"no task {printable(name, LONGEST_COMPARED)!r} is registered in this worker.{hint} "
             "Is its module imported (include=, imports, autodiscover_tasks)?"
         )
         return TaskStrategy(name, None, problem=problem)

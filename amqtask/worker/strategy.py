@@ -13,6 +13,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.execution.request import Request
+from amqtask.printable import printable
+from amqtask.protocol.task import LONGEST_ID, checked_id
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # An ETA nearer than this is waited for here; a later one goes to the delay levels.
 NEAR_SECONDS = 0.1
+# A limit in seconds that nobody sees the end of (31 years) is none; timers take no more than some centuries.
+ENDLESS = 1e9
 
 
 class Kind(IntEnum):
@@ -65,19 +69,22 @@ class TaskStrategy:
         # Why there is no task.
         self.problem = problem
         self.acks_late = True
-        self.hard_limit = hard_limit
-        self.soft_limit = soft_limit
+        self.hard_limit = as_limit(hard_limit)
+        self.soft_limit = as_limit(soft_limit)
         self.count = 0
         if task is not None:
             self.acks_late = task.acks_late
-            self.hard_limit = task.time_limit if task.time_limit is not None else hard_limit
-            self.soft_limit = task.soft_time_limit if task.soft_time_limit is not None else soft_limit
+            # A task's own 0 says that it has none, whatever the worker's is.
+            if task.time_limit is not None:
+                self.hard_limit = as_limit(task.time_limit)
+            if task.soft_time_limit is not None:
+                self.soft_limit = as_limit(task.soft_time_limit)
         # Nothing about this task needs a look at each message.
         self.is_plain = task is not None and self.acks_late
 
 
 def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrategy) -> Request:
-    """The request of a protocol v2 message; nothing of the body is looked at.
+    """The request of a protocol v2 message; nothing of the body is looked at. Raises: InvalidTaskError.
 
     Written out attribute by attribute: this runs for every message, and a call with twenty keywords costs
     as much again.
@@ -90,7 +97,9 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.headers = headers
     request.body = delivery.body
     task_id = headers.get("id") or properties.correlation_id or ""
-    request.id = task_id if task_id.__class__ is str else str(task_id)
+    if task_id.__class__ is not str or len(task_id) > LONGEST_ID or not task_id.isprintable():
+        task_id = checked_id(task_id)
+    request.id = task_id
     request.content_type = properties.content_type
     request.content_encoding = properties.content_encoding
     request.correlation_id = properties.correlation_id
@@ -101,7 +110,7 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.priority = properties.priority
     request.redelivered = delivery.redelivered
     # Only the broker writes it, on what it delivers again; a sender's own means nothing.
-    request.attempts = headers.get("x-delivery-count") or 0 if delivery.redelivered else 0
+    request.attempts = attempts_in(headers) if delivery.redelivered else 0
     request.decoded = None
     request.is_eager = False
     request.delivery = delivery
@@ -129,8 +138,8 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
     try:
         deadline = timestamp(expires) if expires else None
         start = timestamp(eta) if eta else 0.0
-    except (TypeError, ValueError, AttributeError) as exc:
-        return Verdict(Kind.REFUSE, reason=f"eta or expires is no ISO 8601 time: {exc}")
+    except (TypeError, ValueError, AttributeError, OverflowError) as exc:
+        return Verdict(Kind.REFUSE, reason=f"eta or expires is no ISO 8601 time: {printable(str(exc), 200)}")
     clock = now()
     if deadline is not None and clock >= deadline:
         return Verdict(Kind.EXPIRED, deadline=deadline)
@@ -155,7 +164,18 @@ def limits_in(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
     if not isinstance(limits, (list, tuple)) or len(limits) != 2:
         return None, None
     hard, soft = limits
-    return (
-        hard if isinstance(hard, (int, float)) else None,
-        soft if isinstance(soft, (int, float)) else None,
-    )
+    return as_limit(hard), as_limit(soft)
+
+
+def as_limit(seconds: Any) -> float | None:
+    """A time limit as pools get it: a finite number above 0, or None for no limit, which 0 and all else mean too."""
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        return None
+    # Not a number compares as false.
+    return seconds if 0 < seconds < ENDLESS else None
+
+
+def attempts_in(headers: Mapping[str, Any]) -> int:
+    """How often the broker says that the message was delivered before."""
+    count = headers.get("x-delivery-count")
+    return count if count.__class__ is int and count > 0 else 0

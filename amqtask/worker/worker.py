@@ -13,20 +13,20 @@ what is to be done; `_turn` fills the slots, sends the acks and looks at the pre
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from amqtask import states
-from amqtask.exceptions import InvalidTaskError
+from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.outcome import Answer
+from amqtask.printable import bounded_logger
 from amqtask.worker.answered import Answered, LostAttempts
+from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.finish import Finisher
 from amqtask.worker.intake import Intake
 from amqtask.worker.ledger import Ledger
-from amqtask.worker.legacy import bare_request, read_legacy
 from amqtask.worker.lifecycle import Lifecycle
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from amqtask.worker.service import Service
     from amqtask.worker.setup import Endings, RunnableLoop, WorkerSetup
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 # The epoch of no channel: nothing that came on a channel has it.
 NO_EPOCH = -1
@@ -184,7 +184,7 @@ class Worker:
         self._number += 1
         try:
             headers = delivery.properties.headers
-            name = headers.get("task") if headers else None
+            name = headers.get("task") if headers.__class__ is dict else None
             if name.__class__ is not str or self.is_quiet:
                 self._take_strange(delivery)
                 return
@@ -202,6 +202,9 @@ class Worker:
                 return
             if not strategy.acks_late:
                 self.dispatcher.early.add(request.number)
+        except MessageError as error:
+            self.intake.refuse(bare_request(delivery, self._number), error)
+            return
         except Exception as exc:
             logger.exception("a message on %s cannot be read", delivery.queue)
             self.intake.refuse(bare_request(delivery, self._number), InvalidTaskError(repr(exc)))
@@ -216,7 +219,7 @@ class Worker:
         if self.is_quiet:
             self._give_back([delivery])
             return
-        request, error = read_legacy(delivery, self._number, self.setup.accept)
+        request, error = read_strange(delivery, self._number, self.setup.accept)
         if error is not None:
             self.intake.refuse(request, error)
             return

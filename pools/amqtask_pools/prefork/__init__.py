@@ -12,7 +12,6 @@ outcomes of the others are on their way.
 from __future__ import annotations
 
 import gc
-import logging
 import signal
 import time
 from collections import deque
@@ -21,10 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import billiard
 
 from amqtask import signals
-from amqtask.exceptions import TimeLimitExceeded, WorkerLostError
+from amqtask.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerLostError
 from amqtask.pool import Running
+from amqtask.printable import bounded_logger
 from amqtask_pools.prefork.child import RETIRED, SOFT_LIMIT
-from amqtask_pools.prefork.frames import PIECE
+from amqtask_pools.prefork.frames import PIECE, encode_request
 from amqtask_pools.prefork.limits import HardLimits
 from amqtask_pools.prefork.process import ChildProcess
 from amqtask_pools.prefork.refill import Refill
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
 
-logger = logging.getLogger("amqtask.pools")
+logger = bounded_logger("amqtask.pools")
 # A child that is at one task for so long gives back what it has not read; how often that is looked at (seconds).
 EXPECTED, CHECK = 0.008, 0.008
 # Seconds between SIGTERM and SIGKILL: of a terminated task's child, and of all at the end.
@@ -206,8 +206,14 @@ class PreforkPool:
     # -- requests go
 
     def _give(self, child: ChildProcess, request: Request) -> None:
+        try:
+            message = encode_request(request)
+        except InvalidTaskError as error:
+            outcome = self._executor.refused(request, error)
+            self._loop.call_soon(lambda: self._deliver([outcome]))
+            return
         self._roster.took(child)
-        if not child.give(request):
+        if not child.give(request, message):
             self._loop.add_writer(child.fd, lambda: self._writable(child))
         if request.hard_limit is not None:
             self._watch_head(child)

@@ -20,6 +20,7 @@ import billiard
 from amqtask import signals
 from amqtask.exceptions import SoftTimeLimitExceeded
 from amqtask.execution.striking import Strike
+from amqtask.printable import bounded_logger
 from amqtask_pools.prefork.frames import (
     IS_READY,
     PICKLE,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from amqtask.execution.steps import SlotSteps
     from amqtask.pool import PoolOptions
 
-logger = logging.getLogger("amqtask.pools")
+logger = bounded_logger("amqtask.pools")
 # Exit codes: it went of its own accord, it could not start, our own code failed (EX_OSERR, EX_SOFTWARE).
 RETIRED, FAILED_TO_START, FAILED = 0, 71, 70
 # While tasks take less than SHORT on average, outcomes are held back up to so many or so long (times in seconds).

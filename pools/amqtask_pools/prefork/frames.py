@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from amqtask.exceptions import InvalidTaskError
 from amqtask.execution.request import Request
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ _PROTOCOL = pickle.HIGHEST_PROTOCOL
 
 
 def encode_request(request: Request) -> bytes:
-    """One message; cut it when it is longer than PIECE."""
-    return pickle.dumps(request.to_frame(), _PROTOCOL)
+    """One message; cut it when it is longer than PIECE. Raises: InvalidTaskError for headers that no process can be handed."""
+    try:
+        return pickle.dumps(request.to_frame(), _PROTOCOL)
+    except (RecursionError, pickle.PicklingError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidTaskError(
+            f"the message cannot be handed to a child process: {type(error).__name__}: {error}"
+        ) from error
 
 
 def encode_outcomes(outcomes: Iterable[Outcome]) -> bytes:

@@ -22,7 +22,6 @@ from amqtask_pools.prefork.frames import (
     Joiner,
     cut,
     decode_outcomes,
-    encode_request,
     number_of,
     socket_pair,
 )
@@ -106,13 +105,12 @@ class ChildProcess:
 
     # -- requests go
 
-    def give(self, request: Request) -> bool:
-        """Hand a request over without ever waiting; False when a part of it must wait for room (see `send_more`)."""
+    def give(self, request: Request, message: bytes) -> bool:
+        """Hand a request over (encoded: `message`) without waiting; False when a part of it must wait for room (`send_more`)."""
         given = self.given
         if not given:
             self.head_since = time.monotonic()
         given[request.number] = request
-        message = encode_request(request)
         if len(message) <= PIECE:
             try:
                 self._send(message)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
 
-logger = logging.getLogger("amqtask.pools")
+logger = bounded_logger("amqtask.pools")
 # So many may die in a row before they have answered anything, until there is a pause; the first and longest (seconds).
 QUICK_DEATHS, FIRST_PAUSE, LONGEST_PAUSE = 10, 0.5, 30.0
 
