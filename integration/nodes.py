@@ -27,6 +27,7 @@ from integration.machine import NodeError, apt_install, free_port, is_running
 from integration.servers import postgres, redis_server
 from integration.waiting import LONG, Patience, eventually
 
+LOCAL_URL = "amqp://guest:guest@127.0.0.1:5672/"
 LIBEXEC = "usr/lib/rabbitmq/bin"
 HOWTO = """\
 amqtask needs a RabbitMQ broker, and found none:
@@ -327,7 +328,7 @@ def broker() -> Iterator[str]:
         yield configured
         return
     if speaks_amqp("127.0.0.1", 5672):
-        yield "amqp://guest:guest@127.0.0.1:5672/"
+        yield LOCAL_URL
         return
     if not rabbitmq_installed() and not apt_install("rabbitmq-server"):
         raise NodeError(HOWTO)
@@ -342,6 +343,8 @@ def broker() -> Iterator[str]:
 def _run(command: Sequence[str], *, with_redis: bool, with_postgres: bool) -> int:
     with contextlib.ExitStack() as stack:
         environment = {**os.environ, "AMQTASK_BROKER_URL": stack.enter_context(broker())}
+        if environment["AMQTASK_BROKER_URL"] not in (os.environ.get("AMQTASK_BROKER_URL"), LOCAL_URL):
+            environment["AMQTASK_BROKER_IS_PRIVATE"] = "1"
         if with_redis:
             environment["AMQTASK_REDIS_URL"] = stack.enter_context(redis_server())
         if with_postgres:

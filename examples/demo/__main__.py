@@ -11,11 +11,16 @@ from collections.abc import Sequence
 
 import click
 
-from amqtask import GroupResult, group
-from examples.demo import server
-from examples.demo.tasks import app, fetch
+if not os.environ.get("AMQTASK_BROKER_IS_PRIVATE"):
+    # Other people's messages stay where they are, and ours go where nobody else looks.
+    os.environ["AMQTASK_DEMO_QUEUE"] = f"cma_queue.demo-{os.getpid()}"
 
-WORKER = ["worker", "-Q", "cma_queue", "-P", "eventlet", "-c", "5"]
+from amqtask import GroupResult, group
+from amqtask.transport.admin import QueueAdmin
+from examples.demo import server
+from examples.demo.tasks import QUEUE, app, fetch
+
+WORKER = ["worker", "-Q", QUEUE, "-P", "eventlet", "-c", "5"]
 TASKS = 300
 
 
@@ -32,6 +37,7 @@ def start_worker() -> subprocess.Popen[bytes]:
         "examples.demo.tasks",
         *WORKER,
     ]
+    print("the worker starts …", flush=True)
     # A group of its own: Ctrl+C reaches the demo, which then stops the worker warmly.
     return subprocess.Popen(command, start_new_session=True)
 
@@ -42,7 +48,7 @@ def publish(base: str, worker: subprocess.Popen[bytes]) -> tuple[GroupResult, fl
     result = group(fetch.s(f"{base}/{1000 + n}") for n in range(TASKS)).apply_async()
     published = time.perf_counter() - started
     print(
-        f"published {TASKS} tasks to cma_queue in {published * 1000:.0f} ms, each confirmed by the broker",
+        f"published {TASKS} tasks to {QUEUE} in {published * 1000:.0f} ms, each confirmed by the broker",
         flush=True,
     )
     with click.progressbar(length=TASKS, label="fetching") as bar:
@@ -66,20 +72,34 @@ def report(sizes: Sequence[int], seconds: float) -> None:
         raise SystemExit(1)
 
 
+def clean_up() -> None:
+    """Leave nothing behind on the broker."""
+    with QueueAdmin(app.broker_addresses) as admin:
+        for queue in (QUEUE, f"{QUEUE}.dead"):
+            admin.delete(queue)
+
+
 def main() -> int:
-    """The whole demo; the exit code is the worker's when it did not end warmly."""
+    """The whole demo; the exit code is the worker's when it did not end warmly, 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     pages = server.start()
     worker = start_worker()
+    is_interrupted = False
     try:
         result, seconds = publish(f"http://127.0.0.1:{pages.server_port}", worker)
         report(result.get(timeout=60), seconds)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        print("\ninterrupted: the worker ends what it runs …", flush=True)
     finally:
         worker.send_signal(signal.SIGTERM)
         code = worker.wait(timeout=60)
         pages.shutdown()
+        clean_up()
         app.close()
-    print(f"the worker finished warmly, exit code {code}")
-    return code
+    how = "finished warmly" if code == 0 else f"ended with exit code {code}"
+    print(f"the worker {how}; nothing is left on the broker")
+    return 130 if is_interrupted else code
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import urllib.request
 
 from amqtask import AmqTask
 
+# On a broker that others use the demo takes a queue of its own; see __main__.
+QUEUE = os.environ.get("AMQTASK_DEMO_QUEUE", "cma_queue")
+
 # The broker comes from AMQTASK_BROKER_URL; results travel back over it (rpc://).
 app = AmqTask("demo", backend="rpc://")
-app.conf.task_routes = {"examples.demo.tasks.*": {"queue": "cma_queue"}}
+app.conf.task_routes = {"examples.demo.tasks.*": {"queue": QUEUE}}
 
 
 @app.task
