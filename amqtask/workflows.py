@@ -82,8 +82,8 @@ class Workflows:
                 store.set_chord_size(group_id, size)
                 continue
             queue = chord_queue(group_id, app.conf.result_chord_expires)
-            # In a burst it is there with the first message. Several relays of an outbox may change the order.
-            for message in found[:1] if app.outbox is None else found:
+            # With each: the async publisher and the relays of an outbox keep no order, and no member may end before it is there.
+            for message in found:
                 message.declare = (*message.declare, queue)
 
     def _composed(self, begun: Begun) -> list[Message]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, Signature, chain, chord, group, signature
+from amqtask import AmqTask, Queue, Signature, chain, chord, group, signature
 from amqtask.exceptions import ChordError, ConfigurationError, Ignore, Reject, TaskRevokedError
 from amqtask.testing.suites.compositions import COMPOSITIONS, ERRORS, Tasks, define
 from amqtask.testing.worker import start_worker
@@ -322,6 +322,17 @@ def test_a_chord_that_is_counted_in_the_broker_says_its_size() -> None:
     begun, _ = app.workflows.prepared(chord([tasks.add.s(1, 1), tasks.add.s(2, 2)], tasks.total.s()), (), {}, {})
 
     assert begun.calls[0].options["chord"]["chord_size"] == 2
+
+
+def test_no_member_of_a_chord_is_published_before_the_queue_of_its_parts_is_there() -> None:
+    app = define(AmqTask("flows", broker="amqp://"))
+    tasks = Tasks(app)
+    begun, _ = app.workflows.prepared(chord([tasks.add.s(n, n) for n in range(3)], tasks.total.s()), (), {}, {})
+
+    messages = app.workflows.messages(begun)
+
+    queues = [entity.name for message in messages for entity in message.declare if isinstance(entity, Queue)]
+    assert queues.count(f"amqtask.chord.{begun.calls[0].options['group_id']}") == 3
 
 
 def test_an_empty_chain_is_refused(inline: Tasks) -> None:
