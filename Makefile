@@ -8,7 +8,7 @@ WITH_BROKER := $(PYTHON) -m integration.nodes run
 EXTRAS_STAMP := $(VENV)/.amqtask-all
 DEV_STAMP := $(VENV)/.amqtask-dev
 
-.PHONY: help demo test unit integration check lint format bench soak docs clean
+.PHONY: help demo test unit integration check lint format bench soak cluster docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench: $(DEV_STAMP)  ## Ours beside bare pika, Celery, Dramatiq and Taskiq, in o
 
 soak: $(DEV_STAMP)  ## Nothing lost: 2,000 tasks under each fault (SOAK_ARGS="--root DIR" for another RabbitMQ)
 	@$(BIN)/python -m integration.soak $(SOAK_ARGS)
+
+cluster: $(DEV_STAMP)  ## Nothing lost on three nodes that fail (VERSIONS="3.10 4.0 4.3", CLUSTER_ARGS="--scenario NAME")
+	@$(BIN)/python -m integration.cluster $(if $(VERSIONS),--versions $(VERSIONS)) $(CLUSTER_ARGS)
 
 docs: $(DEV_STAMP)  ## Write docs/settings.md, check the links of all pages
 	@$(BIN)/python docs/make_settings.py

@@ -41,12 +41,14 @@ def _make(version: str, root: Path) -> None:
         raise NodeError(f"RabbitMQ {version} is not in {root}, and only root can put it there")
     release, script = RELEASES[version]
     print(f"installing RabbitMQ {version} of Debian {release} into {root} …", file=sys.stderr, flush=True)
-    root.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(root, ignore_errors=True)  # of an attempt that failed
+    root.mkdir(parents=True)
     debootstrap = program("debootstrap", "debootstrap")
     known = Path("/usr/share/debootstrap/scripts") / script
     _run(debootstrap, "--variant=minbase", release, str(root), _mirror(), str(known))
     shutil.copy("/etc/hosts", root / "etc/hosts")  # else a node's name does not resolve
-    _run(*within(root), "apt-get", "-qq", "update")
+    # A mirror may be a snapshot, older than a release in the making says that it may be.
+    _run(*within(root), "apt-get", "-qq", "-o", "Acquire::Check-Valid-Until=false", "update")
     # Without an init system the package's last step, starting the server, may fail: that is none of our business.
     install = [*within(root), "apt-get", "-qq", "install", "-y", "--no-install-recommends", "rabbitmq-server"]
     subprocess.run(install, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)

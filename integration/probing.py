@@ -1,0 +1,82 @@
+"""When a cluster worked, as seen by a bare client: what our own clients' pauses are measured against."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from types import TracebackType
+
+import pika
+
+# A round through all probe queues that takes longer: the cluster does not work well enough to blame anybody.
+SLOW = 1.0
+PAUSE = 0.25
+Stretch = tuple[float, float]
+
+
+class Probe:
+    """Publishes to a quorum queue of each node over each node, and gets it back, again and again."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = list(urls)
+        self._rounds: list[list[Stretch]] = [[] for _ in self._urls]
+        self._over = threading.Event()
+        # Daemons: a node that is paused keeps them.
+        self._threads = [
+            threading.Thread(target=self._watch, args=(number,), daemon=True) for number in range(len(self._urls))
+        ]
+
+    def __enter__(self) -> Probe:
+        for number, url in enumerate(self._urls):
+            with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+                arguments = {"x-queue-type": "quorum", "x-queue-leader-locator": "client-local"}
+                connection.channel().queue_declare(_name(number), durable=True, arguments=arguments)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(2)
+
+    def stretches(self, begin: float, end: float) -> list[Stretch]:
+        """From when to when at least one node worked, within these times (of time.time)."""
+        good = sorted(found for rounds in self._rounds for found in _joined(list(rounds)))
+        merged: list[Stretch] = []
+        for start, stop in good:
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+            else:
+                merged.append((start, stop))
+        return [(max(start, begin), min(stop, end)) for start, stop in merged if start < end and stop > begin]
+
+    def _watch(self, number: int) -> None:
+        while not self._over.is_set():
+            try:
+                with pika.BlockingConnection(pika.URLParameters(self._urls[number] + "?heartbeat=600")) as connection:
+                    self._rounds_on(connection.channel(), number)
+            except (pika.exceptions.AMQPError, OSError):
+                self._over.wait(PAUSE)
+
+    def _rounds_on(self, channel: pika.adapters.blocking_connection.BlockingChannel, number: int) -> None:
+        channel.confirm_delivery()
+        while not self._over.wait(PAUSE):
+            begun = time.time()
+            for queue in range(len(self._urls)):
+                channel.basic_publish("", _name(queue), b"", mandatory=True)
+                channel.basic_get(_name(queue), auto_ack=True)
+            ended = time.time()
+            if ended - begun < SLOW:
+                self._rounds[number].append((begun, ended))
+
+
+def _joined(rounds: list[Stretch]) -> list[Stretch]:
+    """From one good round to the next it worked, when they are close."""
+    return [(one[0], other[1]) for one, other in pairwise(rounds) if other[0] - one[1] < PAUSE + SLOW]
+
+
+def _name(number: int) -> str:
+    return f"probe-{number}"

@@ -1,0 +1,45 @@
+"""What the cluster suite makes of the lines that it counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from integration.tally import Row, Tally
+
+WORKS = [(100.0, 110.0), (125.0, 200.0)]
+
+
+def row(folder: Path, calls: list[str], runs: list[str], **left: int) -> Row:
+    (folder / "calls").write_text("".join(f"one\t{line}\n".replace(" ", "\t") for line in calls))
+    (folder / "runs").write_text("".join(f"one\t{line}\n".replace(" ", "\t") for line in runs))
+    return Tally(folder, "one").row("a scenario", WORKS, (100.0, 150.0), left=left)
+
+
+def test_what_was_accepted_and_never_ran_is_lost(tmp_path: Path) -> None:
+    found = row(
+        tmp_path,
+        ["plain 1 accepted 101 101 sync ", "plain 2 accepted 102 102 sync ", "plain 3 refused 103 104 sync no"],
+        ["plain 1 101.5 prefork", "plain 1 101.6 eventlet"],
+    )
+    assert (found.accepted, found.refused, found.twice, found.lost, found.stuck) == (2, 1, 1, 1, 0)
+
+
+def test_what_still_waits_in_a_queue_is_stuck(tmp_path: Path) -> None:
+    found = row(tmp_path, ["plain 1 accepted 101 101 sync "], [], clustered=1)
+    assert (found.lost, found.stuck) == (0, 1)
+
+
+def test_a_call_that_is_refused_while_the_cluster_works_all_the_time_is_wronged(tmp_path: Path) -> None:
+    found = row(tmp_path, ["plain 1 refused 101 106 sync no", "plain 2 refused 108 113 sync no"], [])
+    assert (found.refused, found.wronged) == (2, 1)
+
+
+def test_pauses_count_only_while_the_cluster_works(tmp_path: Path) -> None:
+    runs = [f"plain {second} {second}.0 prefork" for second in (*range(100, 108), *range(129, 150))]
+    found = row(tmp_path, [], runs)
+    assert (found.idle, found.idle_once_back) == (3.0, 4.0)
+
+
+def test_a_delayed_task_is_late_by_the_seconds_in_which_the_cluster_worked(tmp_path: Path) -> None:
+    found = row(tmp_path, ["delayed 1 accepted 101 101 delayed 108"], ["delayed 1 126.5 prefork"])
+    assert found.late == 3.5
