@@ -60,7 +60,7 @@ class Unroutable(PublishError):
 
 
 class PublishRefused(PublishError):
-    """The broker answered with a nack: a queue is full (reject-publish) or failed."""
+    """Every host of the broker answered with a nack, for which it gives no reason."""
 
 
 class MessageTooLarge(PublishError):

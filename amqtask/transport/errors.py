@@ -21,9 +21,18 @@ from amqtask.exceptions import (
 from amqtask.message import Message
 from amqtask.transport.url import BrokerAddress
 
-NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED = 404, 406, 403
+NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED, NOT_ALLOWED = 404, 406, 403, 530
 # "PRECONDITION_FAILED - message size 1048577 is larger than configured max size 1048576"
 _TOO_LARGE = re.compile(r"message size (\d+) is larger than")
+# "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (1) is reached"
+_LIMIT = re.compile(r"limit \(\d+\) is reached")
+# pika's guesses, which keep the form of what they were made from: "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - …'".
+_GUESSES = (
+    pika_errors.ProbableAuthenticationError,
+    pika_errors.ProbableAccessDeniedError,
+    pika_errors.IncompatibleProtocolError,
+)
+_TOLD = re.compile(r"ConnectionClosedByBroker: \((\d+)\) ['\"](.*)['\"]", re.DOTALL)
 
 
 class ChannelClosing(Protocol):
@@ -50,27 +59,39 @@ def unwrap(error: BaseException) -> BaseException:
         seen = inner
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether trying again cannot help: wrong password, wrong virtual host, no permission."""
+def refusal(error: BaseException) -> tuple[int, str] | None:
+    """The broker's own words (code, text) when it refused the login or the virtual host, so that trying again cannot help; else
+    None.
+
+    pika guesses a refusal from how far the handshake had come when the connection ended (its Probable… errors). Only what the
+    broker said counts: RabbitMQ answers a wrong login with connection.close (403) to clients with the capability
+    authentication_failure_close, and a virtual host that is not there or not the user's with 530. That a limit of connections
+    is reached is told with 530, too, and passes.
+    """
     cause = unwrap(error)
-    if isinstance(
-        cause,
-        (
-            pika_errors.ProbableAuthenticationError,
-            pika_errors.ProbableAccessDeniedError,
-            pika_errors.AuthenticationError,
-        ),
-    ):
-        return True
-    return isinstance(cause, pika_errors.ConnectionClosedByBroker) and cause.reply_code in (403, 530)
+    if isinstance(cause, pika_errors.ConnectionClosedByBroker):
+        said = cause.reply_code, cause.reply_text
+    elif isinstance(cause, pika_errors.AuthenticationError):
+        said = ACCESS_REFUSED, f"no way to log in that both know: {cause}"
+    else:
+        told = _TOLD.search(str(cause)) if isinstance(cause, _GUESSES) else None
+        if told is None:
+            return None
+        said = int(told[1]), told[2]
+    return said if said[0] in (ACCESS_REFUSED, NOT_ALLOWED) and not _LIMIT.search(said[1]) else None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the broker refused the login or the virtual host."""
+    return refusal(error) is not None
 
 
 def connection_error(error: BaseException, addresses: Sequence[BrokerAddress]) -> PublishError:
     """Our error for a connection that could not be made to any of these."""
-    cause = unwrap(error)
-    if is_refusal(error):
-        return _refusal(cause, addresses[-1])
-    return unreachable(cause, addresses)
+    said = refusal(error)
+    if said is not None:
+        return access_refused(addresses[-1], said[1], is_login=said[0] == ACCESS_REFUSED)
+    return unreachable(unwrap(error), addresses)
 
 
 def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> BrokerUnreachable:
@@ -84,9 +105,13 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
     hint = ""
     if has_hung_up and lacks_certificate and "certificate" not in str(cause).lower():
         hint = " Perhaps it wants a client certificate (certfile and keyfile, see docs/tls.md)."
+    what = (
+        f"the connection was lost in the handshake: {cause}"
+        if isinstance(cause, _GUESSES)
+        else f"{type(cause).__name__}: {cause}"
+    )
     return BrokerUnreachable(
-        f"no broker answers at {where}: {type(cause).__name__}: {cause}. Is RabbitMQ running there, and is broker_url right?"
-        f"{hint}"
+        f"no broker answers at {where}: {what}. Is RabbitMQ running there, and is broker_url right?{hint}"
     )
 
 
@@ -103,14 +128,6 @@ def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> Acce
     )
 
 
-def _refusal(cause: BaseException, address: BrokerAddress) -> AccessRefused:
-    text = str(cause)
-    is_vhost = isinstance(cause, pika_errors.ProbableAccessDeniedError) or "vhost" in text
-    if isinstance(cause, pika_errors.ConnectionClosedByBroker) and cause.reply_code == ACCESS_REFUSED:
-        is_vhost = False
-    return access_refused(address, text, is_login=not is_vhost)
-
-
 # -- publishing
 
 
@@ -123,11 +140,15 @@ def unroutable(message: Message) -> Unroutable:
     )
 
 
-def refused(message: Message) -> PublishRefused:
-    """The error for a nack."""
+def refused(message: Message, hosts: Sequence[str] = ()) -> PublishRefused:
+    """The error for a nack, said by each of `hosts`. The protocol has no room for a reason, so none is told."""
+    where = f" at {', '.join(hosts)}" if hosts else ""
+    queue = f"queue {message.routing_key!r}"
+    target = f"exchange {message.exchange!r} with routing key {message.routing_key!r}" if message.exchange else queue
     return PublishRefused(
-        f"the broker refused the message for routing key {message.routing_key!r}: the queue is full (x-max-length with "
-        "reject-publish) or has no majority of its nodes; nothing was stored"
+        f"the broker{where} refused the message for {target} (basic.nack), and gives no reason. Look at the queue: is it full "
+        "(x-max-length with reject-publish), has it a leader and a majority of its nodes (rabbitmq-queues quorum_status)? And at "
+        "the broker's log. Another queue of the same exchange may have it"
     )
 
 

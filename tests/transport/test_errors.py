@@ -17,7 +17,7 @@ from amqtask.exceptions import (
     Unroutable,
 )
 from amqtask.message import Message, Properties
-from amqtask.transport.errors import channel_error, connection_error, culprit, culprits, is_refusal
+from amqtask.transport.errors import channel_error, connection_error, culprit, culprits, is_refusal, refused
 from amqtask.transport.url import parse_broker_urls
 
 ADDRESSES = parse_broker_urls("amqp://user:secret@one/shop;amqp://user:secret@two/shop")
@@ -82,9 +82,19 @@ def test_words_that_name_nobody_leave_it_open() -> None:
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
-        (pika_errors.ProbableAuthenticationError("…"), "password"),
+        (
+            pika_errors.ProbableAuthenticationError(
+                repr(pika_errors.ConnectionClosedByBroker(403, "ACCESS_REFUSED - Login was refused"))
+            ),
+            "password",
+        ),
         (pika_errors.ConnectionClosedByBroker(403, "ACCESS_REFUSED - Login was refused"), "password"),
-        (pika_errors.ProbableAccessDeniedError("…"), "virtual host 'shop'"),
+        (
+            pika_errors.ProbableAccessDeniedError(
+                repr(pika_errors.ConnectionClosedByBroker(530, "NOT_ALLOWED - vhost shop not found"))
+            ),
+            "virtual host 'shop'",
+        ),
         (pika_errors.ConnectionClosedByBroker(530, "NOT_ALLOWED - vhost shop not found"), "virtual host 'shop'"),
     ],
 )
@@ -97,6 +107,35 @@ def test_a_refused_login_says_what_to_check(cause: BaseException, expected: str)
     assert isinstance(error, AccessRefused)
     assert expected in str(error)
     assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        pika_errors.ProbableAuthenticationError(repr(pika_errors.StreamLostError("ConnectionResetError"))),
+        pika_errors.ProbableAccessDeniedError(repr(pika_errors.StreamLostError("EOF"))),
+        pika_errors.ConnectionClosedByBroker(541, "INTERNAL_ERROR - vhost 'shop' is down"),
+        pika_errors.ConnectionClosedByBroker(
+            530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'user': connection limit (9) is reached"
+        ),
+    ],
+)
+def test_a_connection_that_is_lost_in_the_handshake_is_no_refusal(cause: BaseException) -> None:
+    wrapped = AMQPConnectorAMQPHandshakeError(cause)
+
+    error = connection_error(wrapped, ADDRESSES)
+
+    assert not is_refusal(wrapped)
+    assert type(error) is BrokerUnreachable
+    assert "Probable" not in str(error)
+
+
+def test_a_nack_is_told_without_a_guess_why() -> None:
+    error = refused(message(), ["one:5672", "two:5672"])
+
+    assert "one:5672, two:5672" in str(error)
+    assert "queue 'key'" in str(error)
+    assert "gives no reason" in str(error)
 
 
 def test_no_answer_is_no_refusal_and_names_the_hosts() -> None:
