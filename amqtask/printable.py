@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 # Characters of one text.
@@ -55,10 +56,16 @@ class _Shown:
         self._value = value
 
     def __str__(self) -> str:
-        return printable(str(self._value), _LONGEST_ARGUMENT)
+        return self._written(str)
 
     def __repr__(self) -> str:
-        return printable(repr(self._value), _LONGEST_ARGUMENT)
+        return self._written(repr)
+
+    def _written(self, how: Callable[[Any], str]) -> str:
+        try:
+            return printable(how(self._value), _LONGEST_ARGUMENT)
+        except Exception as error:  # noqa: BLE001 - a user's __str__; what it raised is in the text
+            return f"<{type(self._value).__name__}: {how.__name__}() raised {type(error).__name__}>"
 
 
 def _argument(value: Any) -> Any:

@@ -81,3 +81,14 @@ def test_no_line_is_long(lines: Any) -> None:
     written = stream.getvalue().splitlines()
     assert max(map(len, written)) < 8000
     assert "ValueError" in json.loads(written[-1])["exception"]
+
+
+def test_an_argument_that_cannot_be_written_is_said_so(lines: Any) -> None:
+    class Hostile:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    logger, _, stream = lines
+    logger.error("%s", Hostile())
+
+    assert "str() raised RuntimeError" in stream.getvalue()

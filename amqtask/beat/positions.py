@@ -36,7 +36,15 @@ def decode(body: bytes) -> dict[str, Position]:
     try:
         found = json.loads(body)
         return {str(name): _position(*given[:3]) for name, given in found["entries"].items()}
-    except (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        UnicodeDecodeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"no state of a beat: {error!r}") from error
 
 

@@ -239,9 +239,30 @@ def checked_id(task_id: Any) -> str:
 
 def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, Any]]:
     if isinstance(args, (list, tuple)) and isinstance(kwargs, dict) and isinstance(embed, dict):
+        if any(embed.values()):
+            _check_embed(embed)
         return args, kwargs, embed
     kinds = ", ".join(type(part).__name__ for part in (args, kwargs, embed))
     raise InvalidTaskError(f"args, kwargs and embed of a task message are a list and two mappings, not {kinds}")
+
+
+def _check_embed(embed: Mapping[str, Any]) -> None:
+    for name in ("callbacks", "errbacks", "chain"):
+        found = embed.get(name)
+        if found and not (isinstance(found, (list, tuple)) and all(map(_is_signature, found))):
+            raise InvalidTaskError(f"`{name}` of the message is no list of signatures")
+    if embed.get("chord") and not _is_signature(embed["chord"]):
+        raise InvalidTaskError("`chord` of the message is no signature")
+
+
+def _is_signature(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and isinstance(found.get("task"), str)
+        and isinstance(found.get("args") or (), (list, tuple))
+        and isinstance(found.get("kwargs") or {}, Mapping)
+        and isinstance(found.get("options") or {}, Mapping)
+    )
 
 
 def read_v1(

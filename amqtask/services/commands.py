@@ -21,6 +21,7 @@ from amqtask.registry import BUILT_IN
 from amqtask.services.answers import queue_info, registered_info, rusage, scheduled_info, task_info
 from amqtask.services.memory import draw_references, dump_samples, resident_memory
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
+from amqtask.worker.strategy import as_limit
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
@@ -197,10 +198,10 @@ def _limit(arguments: Mapping[str, Any], kind: str) -> float | None:
     if given is None:
         return None
     try:
-        seconds = float(given)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if seconds <= 0:
+        seconds = as_limit(float(given))
+    except (TypeError, ValueError, OverflowError):
+        seconds = None
+    if seconds is None:
         raise ConfigurationError(f"a {kind} time limit is a number of seconds above 0, not {given!r}")
     return seconds
 

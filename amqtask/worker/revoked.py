@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_IDS = 50_000
+# Characters of an id or of a stamp's value; no message that is taken has longer ones.
+LONGEST = 1000
 Stamp = tuple[str, Any]
 
 
@@ -51,7 +53,7 @@ class Revocations:
         self._renew(self._stamps, stamps, now)
 
     def _renew(self, times: OrderedDict[Any, float], keys: Iterable[Any], now: float) -> None:
-        for key in keys:
+        for key in filter(_is_short, keys):
             times[key] = now
             times.move_to_end(key)
             self.version += 1
@@ -91,8 +93,13 @@ class Revocations:
 
 
 def _merged(known: Mapping[Any, float], others: Mapping[Any, float], now: float) -> OrderedDict[Any, float]:
-    together = {key: min(now, since) for key, since in others.items()} | dict(known)
+    together = {key: min(now, since) for key, since in others.items() if _is_short(key)} | dict(known)
     return OrderedDict(sorted(together.items(), key=lambda item: item[1]))
+
+
+def _is_short(key: str | Stamp) -> bool:
+    parts = (key,) if isinstance(key, str) else key
+    return all(len(part) <= LONGEST for part in parts if isinstance(part, str))
 
 
 def _stamps_of(headers: Mapping[str, Any]) -> Iterable[Stamp]:

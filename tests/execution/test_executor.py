@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -124,6 +125,14 @@ def test_a_value_that_cannot_be_written_fails_the_task_by_name() -> None:
     assert stored(outcome)["result"]["exc_type"] == "EncodeError"
     assert "set" in outcome.summary
     assert "json" in outcome.summary
+
+
+def test_a_number_of_too_many_digits_is_a_return_value_like_any_other() -> None:
+    task = PlainTask(lambda: math.factorial(2000), "t")
+    outcome = make_executor(task, store=None, verbose=[True]).execute(request(1, "t"))
+
+    assert (outcome.state, outcome.answer) == (states.SUCCESS, Answer.ACK)
+    assert "bits" in outcome.summary
 
 
 def test_an_async_task_is_awaited_also_without_a_loop() -> None:

@@ -7,10 +7,12 @@ import signal
 import socket
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from amqtask import states
+from amqtask.execution.outcome import Answer
 from amqtask_pools.prefork import process
 from amqtask_pools.prefork.frames import socket_pair
 from tests.pools.preforked import Prefork
@@ -146,3 +148,21 @@ def test_stats_count_what_ended_and_name_the_processes() -> None:
 
         assert (stats["total"], stats["max-concurrency"], stats["max-tasks-per-child"]) == (10, 2, 50)
         assert len(stats["processes"]) == 2
+
+
+def test_a_request_that_no_process_can_be_handed_is_refused_and_the_others_run() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(5000):
+        nested = {"n": nested}
+    with Prefork(1) as prefork:
+        before, bad, after = (
+            prefork.submit("add", 1, 1),
+            prefork.submit("add", 1, 1, headers=nested),
+            prefork.submit("add", 2, 2),
+        )
+
+        assert (prefork.value(before), prefork.value(after)) == (2, 4)
+        refused = prefork.outcome(bad)
+        assert (refused.state, refused.answer) == (states.FAILURE, Answer.DEAD_LETTER)
+        assert "RecursionError" in refused.reason
+        assert prefork.value(prefork.submit("add", 3, 3)) == 6

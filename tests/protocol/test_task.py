@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 from typing import Any
 
@@ -70,6 +71,27 @@ def test_a_broken_body_is_undecodable(body: bytes) -> None:
 def test_headers_of_other_types_are_a_message_error(headers: dict[str, Any]) -> None:
     with pytest.raises(MessageError):
         decode_body(b"[[], {}, {}]", "application/json", "utf-8", headers, JSON)
+
+
+@pytest.mark.parametrize(
+    "embed",
+    [
+        {"callbacks": 5},
+        {"callbacks": "abc"},
+        {"callbacks": [5]},
+        {"errbacks": {"task": "t"}},
+        {"chain": [{"task": 5}]},
+        {"chain": [{"task": "t", "options": 5}]},
+        {"chain": [{"task": "t", "kwargs": [1]}]},
+        {"chord": [1]},
+        {"chord": {"task": None}},
+    ],
+)
+def test_what_follows_must_be_signatures(embed: dict[str, Any]) -> None:
+    body = json.dumps([[], {}, embed]).encode()
+
+    with pytest.raises(InvalidTaskError, match="signature"):
+        decode_body(body, "application/json", "utf-8", {}, JSON)
 
 
 def test_a_body_that_is_larger_than_the_limit_is_not_read() -> None:

@@ -465,6 +465,24 @@ def test_rate_limits_and_time_limits_are_set_or_refused() -> None:
     assert "no hard time limits" in remote.ask("time_limit", task_name="t", hard=5.0)["error"]
 
 
+@pytest.mark.parametrize("limit", ["nan", "inf", float("inf"), 1e300, 0, -5, "soon", [1], 10**400])
+def test_a_time_limit_that_is_no_time_is_refused(limit: Any) -> None:
+    remote = Remote()
+
+    assert "time limit" in remote.ask("time_limit", task_name="t", soft=limit)["error"]
+
+
+def test_ids_and_stamps_that_no_task_can_have_are_not_remembered() -> None:
+    remote = Remote()
+
+    remote.ask("revoke", task_id=["x" * 100_000, "short"])
+    remote.ask("revoke_by_stamped_headers", headers={"s": ["y" * 100_000, "z"], "n" * 100_000: 1})
+    remote.ask("hello", from_node="other@h", revoked=["v" * 100_000, "w"])
+
+    assert list(remote.bench.worker.revoked.ids) == ["short", "w"]
+    assert list(remote.bench.worker.revoked.stamps) == [("s", "z")]
+
+
 def test_the_pool_grows_and_shrinks_but_keeps_one_slot() -> None:
     remote = Remote(slots=2)
     assert remote.ask("pool_grow", n=3) == {"ok": "pool will grow"}

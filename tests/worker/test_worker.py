@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from amqtask import states
-from amqtask.exceptions import PublishRefused, Unroutable
+from amqtask.exceptions import MessageTooLarge, PublishRefused, Unroutable
 from amqtask.execution.outcome import Answer
-from amqtask.message import Delivery, Properties
+from amqtask.message import Delivery, OddHeaders, Properties
 from tests.worker.bench import DEAD, Bench, result
 
 DIED_BEFORE: dict[str, Any] = {"x-death": [{}]}
@@ -230,6 +230,59 @@ def test_headers_that_break_the_reading_do_not_break_the_worker() -> None:
     bench.publisher.confirm_all()
 
     assert bench.frames == [("ack", 1, False)]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"eta": "9" * 50_000},
+        {"id": ["i"]},
+        {"id": "a\nb"},
+        {"shadow": {}, "task": 7},
+        {"timelimit": [-5, float("nan")]},
+    ],
+)
+def test_a_message_that_cannot_be_taken_is_answered_like_any_other(headers: dict[str, Any]) -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.worker.on_delivery(
+        Delivery(b"[[], {}, {}]", Properties(headers={"task": "t", "id": "b", **headers}), "", "q", False, "q", 2, 1)
+    )
+    bench.deliver("c")
+    bench.publisher.confirm_all()
+
+    assert {"a", "c"} <= {request.id for request in [*bench.pool.started, *bench.worker.dispatcher]}
+
+
+def test_odd_headers_are_refused_with_what_is_odd_about_them() -> None:
+    bench = Bench()
+    odd = OddHeaders("the header 'w': a time beyond the calendar", {"task": "t", "id": "a"})
+    bench.worker.on_delivery(Delivery(b"[]", Properties(headers=odd), "", "q", False, "q", 1, 1))
+    _, dead = bench.publisher.sent
+
+    assert dead.properties.headers["x-amqtask-exception"] == odd.problem
+    assert bench.started == []
+
+
+def test_a_slot_reads_the_large_body_of_an_unknown_task() -> None:
+    bench = Bench()
+    bench.deliver("large", task="no.such", body=b" " * 5_000_000)
+    bench.deliver("packed", task="no.such", compression="zlib")
+
+    assert bench.started == ["large", "packed"]
+    assert bench.publisher.sent == []
+
+
+def test_a_dead_letter_that_the_broker_does_not_take_goes_without_its_headers() -> None:
+    bench = Bench()
+    bench.deliver("a", task="no.such", own="header")
+    dead = bench.publisher.sent[-1]
+    bench.publisher.confirm()
+    bench.publisher.confirm(MessageTooLarge("a frame that is too large"))
+    bare = bench.publisher.sent[-1]
+
+    assert set(bare.properties.headers) == {name for name in dead.properties.headers if name.startswith("x-amqtask-")}
+    assert (bare.body, bare.routing_key) == (dead.body, "q.dead")
 
 
 def test_a_protocol_v1_task_runs() -> None:
