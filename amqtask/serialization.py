@@ -27,9 +27,15 @@ _BY_NAME = {"json": JSON, "pickle": PICKLE, "yaml": YAML, "msgpack": MSGPACK}
 # Bytes that a body may have once it is unpacked, where nobody says less.
 LARGEST_BODY = 128 * 1024 * 1024
 # How text is written in bodies. Python knows many more, of which some take quadratic time.
-_TEXTS = {"": "utf-8", "binary": "utf-8", "utf-8": "utf-8", "utf8": "utf-8", "us-ascii": "ascii", "ascii": "ascii"} | {
-    name: name for name in ("utf-16", "utf-32", "latin-1", "iso-8859-1")
-}
+_TEXTS: dict[str | None, str] = {
+    None: "utf-8",
+    "": "utf-8",
+    "binary": "utf-8",
+    "utf-8": "utf-8",
+    "utf8": "utf-8",
+    "us-ascii": "ascii",
+    "ascii": "ascii",
+} | {name: name for name in ("utf-16", "utf-32", "latin-1", "iso-8859-1")}
 # A window that a packed body may ask for, and how many packed streams may stand in a row.
 _MOST_MEMORY = 128 * 1024 * 1024
 _MOST_STREAMS = 100
@@ -219,15 +225,25 @@ def loads(body: bytes, content_type: str | None, content_encoding: str | None, a
             f"content type {printable(repr(kind), 200)} is not accepted (accept_content allows {', '.join(sorted(accept))}); "
             "add its serializer to accept_content only if you trust every producer"
         )
-    encoding = _TEXTS.get(content_encoding.lower().replace("_", "-")) if isinstance(content_encoding, str) else None
-    if encoding is None and content_encoding is not None:
-        raise Undecodable(f"content encoding {content_encoding!r} is none that a message here can have (utf-8, binary)")
     try:
-        return _LOAD[kind](body, encoding or "utf-8")
+        encoding = _TEXTS[content_encoding]
+    except (KeyError, TypeError):
+        encoding = _encoding(content_encoding)
+    try:
+        return _LOAD[kind](body, encoding)
     except ImportError as error:
         raise Undecodable(f"the library that reads {kind} is not installed: {error}") from error
     except Exception as error:
         raise Undecodable(f"the body is no valid {kind} ({len(body)} bytes): {error}") from error
+
+
+def _encoding(told: Any) -> str:
+    known = _TEXTS.get(told.lower().replace("_", "-")) if isinstance(told, str) else None
+    if known is None:
+        raise Undecodable(
+            f"content encoding {printable(repr(told), 100)} is none that a message here can have (utf-8, binary)"
+        )
+    return known
 
 
 def _missing(serializer: str) -> ConfigurationError:

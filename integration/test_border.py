@@ -68,7 +68,7 @@ def raw_messages() -> dict[str, tuple[bytes, pika.BasicProperties]]:
         "a long time": (BODY, Raw(named + text("eta", b"9" * 50_000))),
         "a number of retries that is a text": (BODY, Raw(named + text("retries", b"many"))),
         "a group that is a list": (BODY, Raw(named + b"\x05groupA\x00\x00\x00\x00")),
-        "stamps that are a text": (BODY, Raw(named + text("stamps", b"s"))),
+        "stamps that are a text": (BODY, Raw(named + text("stamped_headers", b"s"))),
         "an unknown compression": (BODY, Raw(named + b"\x0bcompressionA\x00\x00\x00\x01V")),
         "a bomb": (
             bz2.compress(bytes(50_000_000)),

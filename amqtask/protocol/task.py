@@ -33,9 +33,7 @@ _LIGHT = {JSON: 4 * 1024 * 1024, MSGPACK: 4 * 1024 * 1024, PICKLE: 4 * 1024 * 10
 _LIGHT_ELSE = 64 * 1024
 # The headers that the worker works with are of these types, or absent.
 _TEXT_HEADERS = ("group", "root_id", "parent_id", "shadow", "x-amqtask-chord", RUN_HEADER)
-_TEXT_OR_NONE = (str, type(None))
 _NUMBER_HEADERS = ("retries", "group_index", "replaced_task_nesting")
-_NUMBER_OR_NONE = (int, type(None))
 _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -183,8 +181,11 @@ def decode_body(
     Raises: ContentDisallowed, Undecodable, InvalidTaskError (it decodes, but to something else, or its headers do).
     """
     _check_headers(headers)
-    found = loads(_unpacked(body, headers.get("compression"), limit), content_type, content_encoding, accept)
-    if isinstance(found, dict) and "task" in found and "id" in found:
+    compression = headers.get("compression")
+    if compression or len(body) > limit:
+        body = _unpacked(body, compression, limit)
+    found = loads(body, content_type, content_encoding, accept)
+    if found.__class__ is dict and "task" in found and "id" in found:
         embed = {name: found.get(name) for name in _EMPTY_EMBED}
         return _checked(found.get("args") or [], found.get("kwargs") or {}, embed)
     try:
@@ -204,16 +205,29 @@ def _unpacked(body: bytes, compression: Any, limit: int) -> bytes:
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
-    for name in _TEXT_HEADERS:
-        if headers.get(name).__class__ not in _TEXT_OR_NONE:
-            raise InvalidTaskError(f"the header `{name}` is a {type(headers[name]).__name__}, not a text")
-    for name in _NUMBER_HEADERS:
-        if headers.get(name).__class__ not in _NUMBER_OR_NONE:
-            raise InvalidTaskError(f"the header `{name}` is a {type(headers[name]).__name__}, not a whole number")
-    if (headers.get("retries") or 0) < 0:
-        raise InvalidTaskError(f"the header `retries` is {headers['retries']}")
-    stamped = headers.get("stamped_headers")
-    if stamped and not (isinstance(stamped, (list, tuple)) and all(isinstance(name, str) for name in stamped)):
+    get = headers.get
+    for value in map(get, _TEXT_HEADERS):
+        if value is not None and value.__class__ is not str:
+            raise _wrong_kind(headers, _TEXT_HEADERS, str)
+    for value in map(get, _NUMBER_HEADERS):
+        if value is not None and (value.__class__ is not int or value < 0):
+            raise _wrong_kind(headers, _NUMBER_HEADERS, int)
+    if get("stamped_headers"):
+        _check_stamps(headers)
+
+
+def _wrong_kind(headers: Mapping[str, Any], names: Sequence[str], kind: type) -> InvalidTaskError:
+    wrong = next(
+        (name for name in names if headers.get(name) is not None and headers[name].__class__ is not kind), None
+    )
+    if wrong is None:
+        return InvalidTaskError(f"a header of the message is below 0: {', '.join(names)}")
+    return InvalidTaskError(f"the header `{wrong}` is a {type(headers[wrong]).__name__}, not a {kind.__name__}")
+
+
+def _check_stamps(headers: Mapping[str, Any]) -> None:
+    names = headers["stamped_headers"]
+    if not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
         raise InvalidTaskError("the header `stamped_headers` is no list of names")
     if not isinstance(headers.get("stamps") or {}, dict):
         raise InvalidTaskError("the header `stamps` is no mapping")

@@ -63,7 +63,7 @@ def test_a_broken_body_is_undecodable(body: bytes) -> None:
         {"group_index": 1.5},
         {"stamped_headers": 5},
         {"stamped_headers": [["a"]]},
-        {"stamps": ["a"]},
+        {"stamped_headers": ["a"], "stamps": ["a"]},
         {"compression": ["zlib"]},
         {"compression": {"zlib": 1}},
     ],
