@@ -28,6 +28,8 @@ logger = bounded_logger("amqtask.beat")
 
 # What entries of other beats' versions stand at is kept for so long: a deployment goes from one to the other.
 FOREIGN_KEPT = timedelta(days=1)
+# Clocks of several hosts differ by less than this; a last run that is further ahead is none.
+CLOCKS_DIFFER = timedelta(seconds=30)
 _INSTANT = timedelta(microseconds=1)
 
 
@@ -124,6 +126,7 @@ class Scheduler:
 
     def take(self, now: datetime) -> list[Due]:
         """What is due at or before `now`, in order; the same again until `advance` is told."""
+        self._pull_back(now)
         names = set()
         while self._heap and self._heap[0][0] <= now:
             due_at, _, name = heapq.heappop(self._heap)
@@ -138,6 +141,18 @@ class Scheduler:
             else:
                 self._plan(name)  # too late for it: its position has moved on
         return sorted(found, key=lambda due: (due.due_at, due.entry.name))
+
+    def _pull_back(self, now: datetime) -> None:
+        """A clock that was ahead has left positions in the future: nothing would be due before that time came."""
+        for name, position in self._positions.items():
+            if position.since - now > CLOCKS_DIFFER:
+                logger.warning(
+                    "beat: %s ran last at %s, which is in the future: a clock was wrong. It goes on from now",
+                    name,
+                    position.since,
+                )
+                self._positions[name] = position._replace(since=now)
+                self._plan(name)
 
     def advance(self, due: Due) -> int:
         """It was sent, or cannot be; how often the entry ran in all."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +16,7 @@ from typing import Any
 from amqtask.exceptions import ConfigurationError, SettingUnknown
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 
+logger = logging.getLogger("amqtask.settings")
 _TABLE: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
 _OLD: dict[str, str] = {setting.old: setting.name for setting in SETTINGS if setting.old}
 # Names that the tutorials use and that are in no table of Celery's.
@@ -185,12 +188,27 @@ class Settings(MutableMapping[str, Any]):
         """Take the settings of a module, object, class or mapping; see `config_from_object`."""
         if isinstance(source, str):
             source = _import(source)
-        for name, value in _items(source):
-            found = _wanted(name, namespace)
+        follow_django(source, self, namespace)
+        for name in _names(source):
+            found = self.wanted(name, namespace)
             if found is not None:
+                # Only now: Django's settings refuse to give some that are not set (SECRET_KEY).
+                value = source[name] if isinstance(source, Mapping) else getattr(source, name)
                 setting = _TABLE.get(found)
                 self._values[found] = value if setting is None else _coerce(setting, value)
         self._changed()
+
+    def wanted(self, name: str, namespace: str | None) -> str | None:
+        """The setting that a configuration's entry sets; None for entries that are none of ours. Raises: SettingUnknown."""
+        try:
+            return _wanted(name, namespace)
+        except SettingUnknown as error:
+            bare = name.lower().removeprefix(f"{(namespace or '').lower().rstrip('_')}_")
+            if not namespace or difflib.get_close_matches(bare, _TABLE, n=1, cutoff=0.8):
+                raise
+            # Other libraries have settings that begin like ours.
+            logger.warning("%s is no setting of amqtask's and is left to others (%s)", name, error)
+            return None
 
     # -- for people
 
@@ -225,13 +243,21 @@ def _import(path: str) -> Any:
     return found
 
 
-def _items(source: Any) -> Iterator[tuple[str, Any]]:
+def follow_django(source: Any, conf: Settings, namespace: str | None) -> None:
+    """Have changes of Django's settings (`override_settings` in tests) take effect in `conf`, too."""
+    django = sys.modules.get("django.conf")
+    if django is not None and source is django.settings:
+        # Stands above this module, and needs Django.
+        importlib.import_module("amqtask.contrib.django.changes").follow(conf, namespace)
+
+
+def _names(source: Any) -> Iterator[str]:
     if isinstance(source, Mapping):
-        yield from source.items()
+        yield from source
         return
     for name in dir(source):  # Django's settings object answers dir() with its settings
         if not name.startswith("_"):
-            yield name, getattr(source, name)
+            yield name
 
 
 def _wanted(name: str, namespace: str | None) -> str | None:

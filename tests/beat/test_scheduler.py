@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,3 +249,12 @@ def test_whatever_leaders_die_each_due_time_is_sent_and_only_unsaved_ones_again(
 def test_the_count_of_runs_goes_on_from_what_the_store_remembers() -> None:
     made = scheduler(entry(10, total_run_count=7))
     assert [made.advance(due) for due in made.take(after(20))] == [8, 9]
+
+
+def test_a_clock_that_was_ahead_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+    made = scheduler(entry(10.0))
+    assert send(made, after(86_400))
+
+    assert send(made, after(5)) == []
+    assert "in the future: a clock was wrong" in caplog.text
+    assert send(made, after(15)) == [("tick", 15.0)]

@@ -105,8 +105,8 @@ class DatabaseScheduler:
             if not isinstance(args, list) or not isinstance(kwargs, dict):
                 raise ValueError("args must be a JSON list, and kwargs a JSON object")
             timing, options = row.schedule, options_of(row)
-        except (ConfigurationError, ValueError, AttributeError) as error:
-            logger.error("periodic task %r is left out: %s", row.name, error)
+        except Exception as error:  # noqa: BLE001 - rows are written by many; whatever one holds, the others go on
+            logger.error("periodic task %r is left out: %s", row.name, error or type(error).__name__)
             return None
         if row.name in self._relative and isinstance(timing, schedule):
             timing.relative = True

@@ -23,6 +23,16 @@ else:
     CharField = models.CharField  # takes no type arguments when it runs
 
 
+class UnknownZone:
+    """A name in the database that is no time zone here (another program's, or a machine without zone data): shown, never used."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __str__(self) -> str:
+        return self.key
+
+
 class TimeZoneField(CharField):
     """Takes a ZoneInfo or the name of one; an unknown name is a ValidationError."""
 
@@ -30,15 +40,18 @@ class TimeZoneField(CharField):
         options.setdefault("max_length", MAX_LENGTH)
         super().__init__(*args, **options)
 
-    def to_python(self, value: Any) -> ZoneInfo | None:
+    def to_python(self, value: Any) -> ZoneInfo | UnknownZone | None:
         """The zone of a name; an empty name is None."""
-        if value is None or isinstance(value, ZoneInfo):
+        if value is None or isinstance(value, (ZoneInfo, UnknownZone)):
             return value
         return zone(str(value)) if value else None
 
-    def from_db_value(self, value: Any, *_: Any) -> ZoneInfo | None:
-        """What the database has as a zone."""
-        return self.to_python(value)
+    def from_db_value(self, value: Any, *_: Any) -> ZoneInfo | UnknownZone | None:
+        """What the database has as a zone. One bad row must not keep the others from being read."""
+        try:
+            return self.to_python(value)
+        except ValidationError:
+            return UnknownZone(str(value))
 
     def get_prep_value(self, value: Any) -> str | None:
         """The name."""
@@ -68,7 +81,7 @@ class _ZoneChoice(forms.TypedChoiceField):
         super().__init__(choices=_choices, coerce=zone, **options)
 
     def prepare_value(self, value: Any) -> Any:
-        return value.key if isinstance(value, ZoneInfo) else value
+        return value.key if isinstance(value, (ZoneInfo, UnknownZone)) else value
 
 
 def _choices() -> list[tuple[str, str]]:

@@ -222,3 +222,43 @@ def test_who_may_only_look_has_no_actions(models: Any, app: Any, every: Any) -> 
     client.post(PERIODIC, {"action": "run_now", "_selected_action": [task.pk]})
 
     assert app.memory_broker.queue_names() == []
+
+
+def test_a_row_that_cannot_be_used_is_shown_as_broken_beside_the_others(browser: Any, models: Any, every: Any) -> None:
+    from django.db import connection
+
+    models.PeriodicTask.objects.create(name="good", task=f"{SHOP}.session", interval=every)
+    nightly = models.CrontabSchedule.objects.create(minute="0", hour="4", timezone="UTC")
+    models.PeriodicTask.objects.create(name="on mars", task=f"{SHOP}.session", crontab=nightly)
+    fortnight = models.IntervalSchedule.objects.create(every=1, period="fortnights")
+    models.PeriodicTask.objects.create(name="fortnightly", task=f"{SHOP}.session", interval=fortnight)
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {nightly._meta.db_table} SET timezone = 'Mars/Olympus'")
+
+    page = browser.get(PERIODIC)
+
+    assert page.status_code == 200
+    text = page.content.decode()
+    assert "⚠" in text
+    assert "Mars/Olympus" in text
+    assert "there is no period" in text
+    assert browser.get("/admin/amqtask/crontabschedule/").status_code == 200
+    assert browser.get(f"/admin/amqtask/crontabschedule/{nightly.pk}/change/").status_code == 200
+
+
+def test_a_slip_in_a_task_s_name_is_refused_unless_it_is_meant(browser: Any, models: Any, every: Any) -> None:
+    form = {
+        "name": "slip",
+        "task": f"{SHOP}.sesion",
+        "interval": every.pk,
+        "args": "[]",
+        "kwargs": "{}",
+        "headers": "{}",
+    }
+
+    refused = browser.post(f"{PERIODIC}add/", form)
+    assert f"{SHOP}.session" in refused.content.decode()
+    assert not models.PeriodicTask.objects.exists()
+
+    browser.post(f"{PERIODIC}add/", {**form, "is_elsewhere": "on"})
+    assert models.PeriodicTask.objects.get().task == f"{SHOP}.sesion"

@@ -207,3 +207,25 @@ def test_who_only_looks_changes_nothing(app: AmqTask, models: Any, every: Any) -
 
 def test_the_time_zone_of_the_project_is_that_of_its_schedules(app: AmqTask, store: Any) -> None:
     assert str(app.timezone) == "Europe/Berlin"
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_named(
+    store: Any, models: Any, every: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    models.PeriodicTask.objects.create(name="good", task="t.a", interval=every)
+    fortnight = models.IntervalSchedule.objects.create(every=1, period="fortnights")
+    models.PeriodicTask.objects.create(name="fortnightly", task="t.b", interval=fortnight)
+    endless = models.IntervalSchedule.objects.create(every=2_000_000_000, period="days")
+    models.PeriodicTask.objects.create(name="endless", task="t.b", interval=endless)
+    nightly = models.CrontabSchedule.objects.create(minute="0", hour="4", timezone="UTC")
+    models.PeriodicTask.objects.create(name="on mars", task="t.c", crontab=nightly)
+    models.CrontabSchedule.objects.filter(pk=nightly.pk).update(hour="4")
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {nightly._meta.db_table} SET timezone = 'Mars/Olympus'")
+
+    assert names(store) == ["good"]
+    for name in ("fortnightly", "endless", "on mars"):
+        assert f"periodic task '{name}' is left out" in caplog.text
+    assert "no time zone 'Mars/Olympus'" in caplog.text

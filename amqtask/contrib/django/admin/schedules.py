@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,13 @@ class NameOrOther(forms.TextInput):
 
 
 class PeriodicTaskForm(_Form):
-    """A periodic task; names of tasks are proposed."""
+    """A periodic task; names of tasks are proposed, and one that is nearly one of them is taken for a slip."""
+
+    is_elsewhere = forms.BooleanField(
+        label=_("registered elsewhere"),
+        required=False,
+        help_text=_("Tick it when only other programs know this task"),
+    )
 
     class Meta:
         model = PeriodicTask
@@ -62,6 +69,17 @@ class PeriodicTaskForm(_Form):
             "headers": forms.Textarea(attrs={"rows": 2, "cols": 60}),
             "description": forms.Textarea(attrs={"rows": 3, "cols": 60}),
         }
+
+    def clean(self) -> dict[str, Any]:
+        """Raises: ValidationError."""
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        name, names = cleaned.get("task"), registered_tasks()
+        if name and name not in names and not cleaned.get("is_elsewhere"):
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+            if near:
+                text = _("No task %(name)r is registered. Is %(near)r meant? (Or tick “registered elsewhere”.)")
+                self.add_error("task", text % {"name": name, "near": near[0]})
+        return cleaned
 
 
 @admin.register(PeriodicTask)
@@ -76,7 +94,7 @@ class PeriodicTaskAdmin(_Admin):
     actions = ("enable", "disable", "run_now")
     readonly_fields = ("last_run", "total_run_count", "last_change")
     fieldsets = (
-        (None, {"fields": ("name", "task", "enabled", "description")}),
+        (None, {"fields": ("name", "task", "is_elsewhere", "enabled", "description")}),
         (
             _("When: choose one"),
             {"fields": ("interval", "crontab", "solar", "clocked", "one_off", "start_time", "expires")},
@@ -94,8 +112,9 @@ class PeriodicTaskAdmin(_Admin):
 
     @admin.display(description=_("schedule"))
     def timing(self, periodic: PeriodicTask) -> str:
-        """Its interval, crontab, solar event or clocked time."""
-        return str(periodic.scheduler or "-")
+        """Its interval, crontab, solar event or clocked time; what keeps beat from using it."""
+        found = str(periodic.scheduler or "-")
+        return f"⚠ {found}: {problem}" if (problem := periodic.problem) else found
 
     @admin.display(description=_("last run"), ordering="last_run_at")
     def last_run(self, periodic: PeriodicTask) -> SafeString:

@@ -20,7 +20,8 @@ from django.utils.translation import gettext_lazy as _
 
 from amqtask import cronfields, schedules
 from amqtask.contrib.django.times import aware, stored
-from amqtask.contrib.django.zones import TimeZoneField, default_zone
+from amqtask.contrib.django.zones import TimeZoneField, UnknownZone, default_zone
+from amqtask.exceptions import ConfigurationError
 from amqtask.schedules import ParseException
 
 DAYS, HOURS, MINUTES, SECONDS, MICROSECONDS = "days", "hours", "minutes", "seconds", "microseconds"
@@ -92,8 +93,13 @@ class IntervalSchedule(models.Model):
 
     @property
     def schedule(self) -> schedules.schedule:
-        """As beat takes it."""
-        return schedules.schedule(timedelta(**{self.period: self.every}))
+        """As beat takes it. Raises: ConfigurationError for a period that there is not."""
+        if self.period not in dict(PERIOD_CHOICES):
+            raise ConfigurationError(f"there is no period {self.period!r}; there are {', '.join(dict(PERIOD_CHOICES))}")
+        try:
+            return schedules.schedule(timedelta(**{self.period: self.every}))
+        except (OverflowError, ValueError) as error:
+            raise ConfigurationError(f"every {self.every} {self.period}: {error}") from error
 
     @classmethod
     def from_schedule(cls, found: schedules.schedule, period: str | None = None) -> IntervalSchedule:
@@ -136,7 +142,9 @@ class CrontabSchedule(models.Model):
 
     @property
     def schedule(self) -> schedules.crontab:
-        """As beat takes it, in its own time zone. Raises: ParseException."""
+        """As beat takes it, in its own time zone. Raises: ParseException, ConfigurationError for an unknown zone."""
+        if isinstance(self.timezone, UnknownZone):
+            raise ConfigurationError(f"there is no time zone {self.timezone.key!r}")
         return schedules.crontab(
             self.minute, self.hour, self.day_of_week, self.day_of_month, self.month_of_year, tz=self.timezone
         )
@@ -311,8 +319,22 @@ class PeriodicTask(models.Model):
     @property
     def schedule(self) -> schedules.BaseSchedule:
         """As beat takes it. Raises: ConfigurationError (ParseException)."""
+        if self.scheduler is None:
+            raise ConfigurationError("it has no schedule")
         found: schedules.BaseSchedule = self.scheduler.schedule
         return found
+
+    @property
+    def problem(self) -> str:
+        """Why beat leaves it out; empty when it does not."""
+        try:
+            _ = self.schedule
+            for field, kind in (("args", list), ("kwargs", dict), ("headers", dict)):
+                if not isinstance(json.loads(getattr(self, field) or repr(kind())), kind):
+                    return f"{field} is no JSON {'list' if kind is list else 'object'}"
+        except Exception as error:  # noqa: BLE001 - rows are written by many; whatever one holds is told, and the others go on
+            return str(error) or type(error).__name__
+        return ""
 
     def clean(self) -> None:
         """For forms: arguments and headers are JSON of the right kind. Raises: ValidationError."""

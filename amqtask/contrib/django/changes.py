@@ -1,0 +1,27 @@
+"""Changes of Django's settings at run time, as `override_settings` makes them in tests, reach the application's settings."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from django.core.signals import setting_changed
+
+from amqtask.settings import Settings
+
+
+def follow(conf: Settings, namespace: str | None) -> None:
+    """From now on; an application that is gone hears of nothing."""
+    reference = weakref.ref(conf)
+
+    def changed(*, setting: str, value: Any, **_: Any) -> None:
+        found = reference()
+        name = None if found is None else found.wanted(setting, namespace)
+        if found is None or name is None:
+            return
+        if value is None:  # it was none of Django's settings before
+            del found[name]
+        else:
+            found[name] = value
+
+    setting_changed.connect(changed, weak=False, dispatch_uid=("amqtask", id(conf), namespace))
