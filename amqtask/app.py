@@ -16,6 +16,7 @@ from amqtask.builtins import BUILTINS
 from amqtask.calling import Calling
 from amqtask.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError, DuplicateTaskNameWarning
+from amqtask.execution.bounds import Bounds
 from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.switch import OFF
@@ -297,6 +298,7 @@ class AmqTask(Calling):
             extended=bool(self.conf.result_extended),
             around=around,
             largest_body=self.conf.worker_max_body_size,
+            bounds=Bounds(self.conf.worker_max_follow_ups, self.conf.worker_max_new_queues, self.queues),
         )
 
     def store_state(self, result: ResultMessage, context: Context) -> None:

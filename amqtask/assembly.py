@@ -287,7 +287,7 @@ class _Builder:
             report=report,
             make_pool=self.pool,
             make_consumer=lambda listener: self.consumer(listener, "consumer"),
-            joins=self.joins(results),
+            joins=self.joins(),
             services=lambda worker: self.services(worker, monitoring),
         )
         report.sender = worker
@@ -385,7 +385,7 @@ class _Builder:
             on_warning=lambda text: logger.warning("%s", text),
         )
 
-    def joins(self, publisher: LoopPublisher) -> Joins | None:
+    def joins(self) -> Joins | None:
         """Chords are joined in the broker where no store counts their parts."""
         if self.app.chord_store is not None:
             return None
@@ -398,7 +398,7 @@ class _Builder:
             on_warning=lambda text: logger.warning("%s", text),
         )
         accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
-        return Joins(gatherer, publisher, self.executor.chords, accept | content_types([self.conf.result_serializer]))
+        return Joins(gatherer, self.executor.chords, accept | content_types([self.conf.result_serializer]))
 
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         orders = Orders(worker)

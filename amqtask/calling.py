@@ -425,12 +425,16 @@ class Calling(Parts):
         return result
 
     def add_to_chord(self, group_id: str, found: Signature) -> None:
-        """Say that a chord has one more member, before that is published. Raises: PublishError, BackendUnreachable."""
+        """Say that a chord, which `found` carries, has one more member, before that is published.
+
+        Raises: PublishError, BackendUnreachable."""
         store, task_id = self.chord_store, str(found.id)
         if store is not None:
             store.add_to_chord(group_id, task_id)
             return
-        more: Message = importlib.import_module("amqtask.protocol.chord").more_message(group_id, task_id)
+        parts = importlib.import_module("amqtask.protocol.chord")
+        queue = parts.queue_name(group_id, parts.token_of(found.options.get("chord") or {}))
+        more: Message = parts.more_message(queue, task_id)
         transaction = self._transaction
         if transaction is not None:
             transaction.write(self._rows((more,)))

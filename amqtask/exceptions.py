@@ -63,6 +63,10 @@ class PublishRefused(PublishError):
     """Every host of the broker answered with a nack, for which it gives no reason."""
 
 
+class MessageRefused(PublishRefused):
+    """The broker takes this message from nobody: it closed the channel, or the connection, because of it."""
+
+
 class MessageTooLarge(PublishError):
     """The message is over the broker's `max_message_size`."""
 

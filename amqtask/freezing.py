@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from amqtask.canvas import ACCUMULATE, chain, chord, group, listed, maybe_signature, piped
 from amqtask.exceptions import ConfigurationError
+from amqtask.protocol.chord import SIZE, TOKEN, new_token
 from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult
 from amqtask.signatures import Signature
@@ -36,6 +37,8 @@ class Begun(NamedTuple):
     calls: list[Signature]
     chords: dict[str, int]
     says_size: bool
+    # Of chords that the broker counts: group id → what the name of its queue ends in.
+    tokens: dict[str, str]
 
 
 # -- options where they belong
@@ -298,9 +301,10 @@ def begin(
 ) -> Begun:
     """The calls that a settled, frozen signature begins with. `continuation` is what follows it, reversed as in a message.
 
-    `says_size`: bodies carry the size of their header (not where a store knows it: Celery takes it for an option of a chord).
+    `says_size`: the broker counts parts, and bodies carry the size of their header and a token (not where a store counts:
+    Celery takes the size for an option of a chord).
     """
-    begun = Begun([], {}, says_size)
+    begun = Begun([], {}, says_size, {})
     _begin(sig, tuple(args), dict(kwargs or {}), continuation or [], begun)
     return begun
 
@@ -347,7 +351,8 @@ def _begin_chord(sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], rest
     begun.chords[group_id] = len(members)
     carried = dict(_led_by_a_task(body))
     if begun.says_size:
-        carried["chord_size"] = len(members)
+        carried[SIZE] = len(members)
+        carried[TOKEN] = begun.tokens[group_id] = new_token()
     for index, member in enumerate(members):
         place = {"chord": carried, "group_id": group_id, "group_index": index}
         end_of(member, lambda end, place=place: end.options.update(place))  # type: ignore[misc]

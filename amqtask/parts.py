@@ -58,6 +58,7 @@ _STORE_SETTINGS = (
     "redis_host",
     "redis_max_connections",
     "redis_password",
+    "result_reply_queues",
     "redis_port",
     "redis_socket_connect_timeout",
     "redis_socket_timeout",

@@ -14,7 +14,7 @@ from amqtask.execution.context import Context, current_context
 from amqtask.execution.request import Request
 from amqtask.freezing import Begun, Freezer, Result, begin, end_of, settle, single
 from amqtask.message import Message
-from amqtask.protocol.chord import CHORD_HEADER, chord_queue
+from amqtask.protocol.chord import CHORD_HEADER, chord_queue, without_places
 from amqtask.protocol.result import exception_as_dict
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
@@ -81,7 +81,7 @@ class Workflows:
             if store is not None:
                 store.set_chord_size(group_id, size)
                 continue
-            queue = chord_queue(group_id, app.conf.result_chord_expires)
+            queue = chord_queue(group_id, begun.tokens.get(group_id, ""), app.conf.result_chord_expires)
             # With each: the async publisher and the relays of an outbox keep no order, and no member may end before it is there.
             for message in found:
                 message.declare = (*message.declare, queue)
@@ -116,7 +116,7 @@ class Workflows:
         self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The messages of a chord's body."""
-        sig = maybe_signature({key: value for key, value in body.items() if key != "chord_size"}, self._app)
+        sig = maybe_signature(without_places(body), self._app)
         # Whoever runs the body's first task may forget what the store knows of the chord.
         headers = {CHORD_HEADER: group_id}
         context = Context(id=parent_id, root_id=_root_of(sig))

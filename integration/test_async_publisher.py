@@ -23,8 +23,8 @@ from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
+    MessageRefused,
     PublishError,
-    PublishRefused,
     PublishTimeout,
     Unroutable,
 )
@@ -144,7 +144,7 @@ def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(
 
     errors = using(broker_url, lambda publisher: publisher.publish_many(batch))
 
-    assert [type(error) for error in errors] == [type(None), PublishRefused, type(None)]
+    assert [type(error) for error in errors] == [type(None), MessageRefused, type(None)]
     assert {b"1", b"2"} == set(everything_in(rabbit, queue))
 
 

@@ -20,6 +20,7 @@ from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
+    MessageRefused,
     PublishError,
     PublishRefused,
     PublishTimeout,
@@ -201,7 +202,7 @@ def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(
 
     errors = make().publish_many([to(queue, b"1"), wrong, to(queue, b"2")])
 
-    assert [type(error) for error in errors] == [type(None), PublishRefused, type(None)]
+    assert [type(error) for error in errors] == [type(None), MessageRefused, type(None)]
     assert "user_id" in str(errors[1])
     assert {b"1", b"2"} == set(everything_in(rabbit, queue))
 

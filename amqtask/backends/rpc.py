@@ -21,13 +21,14 @@ from amqtask.entities import Queue, arguments
 from amqtask.exceptions import BackendUnreachable, MessageError, PublishError
 from amqtask.message import Delivery, Message, Properties
 from amqtask.printable import bounded_logger
-from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
+from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict, is_reply_queue
 from amqtask.serialization import compress, content_types, decompress
 from amqtask.transport.replies import CLOSED, ReplyConsumer
 
 logger = bounded_logger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.
 READ_EVERY = 0.1
+MOST_KNOWN = 1000
 
 
 class _Own:
@@ -77,12 +78,16 @@ class RpcBackend:
         self._options = options
         self._expiration = str(max(1, int(options.expires * 1000))) if options.expires else None
         self._owns: dict[int, _Own] = {}
+        # Names that passed for reply queues, so that each is looked at once.
+        self._reply_queues: set[str] = set()
 
     # -- the worker's end
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """The message to the caller's queue; None when nobody asked. A caller that is gone loses only its own result."""
         if not reply_to:
+            return None
+        if reply_to not in self._reply_queues and not self._takes(reply_to, result.task_id):
             return None
         body, content_type, content_encoding = encode_result(result, self._options.serializer)
         headers: dict[str, Any] = {}
@@ -104,6 +109,20 @@ class RpcBackend:
             reply_to,
             mandatory=False,
         )
+
+    def _takes(self, reply_to: str, task_id: str) -> bool:
+        """Whether it is a reply queue: whoever publishes a task says where its result goes, and must not reach a worker's
+        mailbox with it, or any queue."""
+        if not is_reply_queue(reply_to, self._options.settings.get("result_reply_queues") or ()):
+            logger.warning(
+                "The result of task %s is not sent: its reply_to, %.60r, is no reply queue (a UUID, or see result_reply_queues)",
+                task_id, reply_to,
+            )  # fmt: skip
+            return False
+        if len(self._reply_queues) >= MOST_KNOWN:
+            self._reply_queues.clear()
+        self._reply_queues.add(reply_to)
+        return True
 
     def store(self, result: ResultMessage) -> None:
         """Nothing: the worker publishes what `message_for` returned."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, ChordError
 from amqtask.execution.context import Context
-from amqtask.protocol.chord import ChordPart, part_message, values_of
+from amqtask.protocol.chord import ChordPart, part_message, queue_name, size_of, token_of, values_of
 from amqtask.protocol.result import ResultMessage, exception_as_dict
 
 if TYPE_CHECKING:
@@ -66,11 +66,20 @@ class Chords:
         if not group_id:
             return NOTHING
         if self._store is None:
-            size = int(body.get("chord_size") or 0)
-            message = part_message(group_id, index, part, self._serializer)
+            size = size_of(body)
+            if size is None:
+                return NOTHING  # a Celery program's: its task celery.chord_unlock counts the results
+            queue = queue_name(group_id, token_of(body))
+            message = part_message(queue, index, part, self._serializer)
             return Aftermath((), (ChordPart(group_id, part.task_id, size, body, message),))
         everything = self._store.add_chord_part(group_id, index, part)
         return NOTHING if everything is None else self.joined(body, group_id, everything, part.task_id)
+
+    def broken(self, part: ChordPart, error: BaseException) -> ChordPart:
+        """What is said in place of a part that the broker does not take: its member has failed."""
+        told = _ended(part.task_id, states.FAILURE, error, "")
+        message = part_message(part.queue, None, told, self._serializer)
+        return part._replace(message=message, is_broken=True)
 
     def joined(self, body: Mapping[str, Any], group_id: str, parts: list[Any], parent_id: str) -> Aftermath:
         """All parts are there, in order: the body, or its failure."""

@@ -25,6 +25,7 @@ from amqtask.protocol.task import decode_body, light_limit, saferepr
 from amqtask.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
+    from amqtask.execution.bounds import Bounds
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.follow_ups import FollowUps
     from amqtask.execution.request import Request
@@ -51,9 +52,11 @@ class Endings:
         follow_ups: FollowUps,
         results: Results | None,
         hostname: str,
+        bounds: Bounds,
         largest_body: int = LARGEST_BODY,
     ) -> None:
         self._largest_body = largest_body
+        self._bounds = bounds
         self.tasks = tasks
         self.hostname = hostname
         self._accept = accept
@@ -124,9 +127,11 @@ class Endings:
         return self._follow_ups.of_failure(context, error, trace, state=state, with_errbacks=state == states.FAILURE)
 
     def _decode(self, request: Request, limit: int) -> tuple[Any, Any, dict[str, Any]]:
-        return decode_body(
+        found = decode_body(
             request.body, request.content_type, request.content_encoding, request.headers, self._accept, limit
         )
+        self._bounds.check(found[2])
+        return found
 
 
 def requeued(request: Request, reason: str, runtime: float = 0.0) -> Outcome:

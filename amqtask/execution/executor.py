@@ -26,6 +26,7 @@ from amqtask.exceptions import (
     Terminated,
     TimeLimitExceeded,
 )
+from amqtask.execution.bounds import DEFAULT, Bounds
 from amqtask.execution.chords import NOTHING, Aftermath
 from amqtask.execution.context import ASKED_RETRIES, AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
@@ -76,6 +77,7 @@ class Executor(Endings):
         extended: bool = False,
         around: Around | None = None,
         largest_body: int = LARGEST_BODY,
+        bounds: Bounds = DEFAULT,
     ) -> None:
         results = Results(store, hostname=hostname, extended=extended) if store is not None else None
         super().__init__(
@@ -85,6 +87,7 @@ class Executor(Endings):
             results=results,
             hostname=hostname,
             largest_body=largest_body,
+            bounds=bounds,
         )
         self._chord_store = chord_store
         self._resuming = Resuming(store, composer) if store is not None and keeps_runs(store) else None

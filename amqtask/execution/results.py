@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, EncodeError
 from amqtask.printable import bounded_logger
-from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
+from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso, stamps_in_result
 from amqtask.protocol.task import RUN_HEADER, saferepr
 
 if TYPE_CHECKING:
@@ -109,10 +109,8 @@ class Results:
             }
             if PERIODIC in headers:
                 meta.extra[PERIODIC] = headers[PERIODIC]
-            names = headers.get("stamped_headers")
-            if names:
-                stamps = headers.get("stamps") or {}
-                meta.extra |= {"stamped_headers": names, **{name: stamps.get(name) for name in names}}
+            if headers.get("stamped_headers"):
+                meta.extra |= stamps_in_result(headers["stamped_headers"], headers.get("stamps"))
         if self._keeps_runs and RUN_HEADER in headers:
             meta.extra[RUN_HEADER] = headers[RUN_HEADER]
         return meta

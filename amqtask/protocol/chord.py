@@ -3,16 +3,20 @@
 Celery has no chords without a result store that can count; this format is ours. A part is a result message (protocol.result)
 whose header `group_index` says which member it is; `more` is how many members a task has added to the chord (`add_to_chord`).
 A member that ran twice has two parts with one task id, of which one counts.
+
+Who may send parts is who was given the chord: its queue's name ends in a token that only the bodies of its members' messages
+hold. A group's id alone, which headers, events and results tell, leads nowhere.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from amqtask import states
 from amqtask.entities import Queue, arguments
-from amqtask.exceptions import ChordError
+from amqtask.exceptions import ChordError, InvalidTaskError
 from amqtask.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_from_dict
 from amqtask.protocol.task import saferepr
@@ -21,21 +25,56 @@ from amqtask.protocol.task import saferepr
 CHORD_HEADER = "x-amqtask-chord"
 # A queue that nobody looks at for so many seconds belongs to a chord that was given up (a week).
 EXPIRES_SECONDS = 7 * 86400.0
+# Members of a header at most.
+LARGEST = 10_000_000
 _LAST = float("inf")
 
 
-def chord_queue(group_id: str, expires: float | None = None) -> Queue:
+# What the broker's part of a chord is called in the signature of its body, where Celery's workers hand it on untouched.
+SIZE, TOKEN = "chord_size", "chord_token"
+
+
+def chord_queue(group_id: str, token: str = "", expires: float | None = None) -> Queue:
     """Where the parts of a chord are gathered; `expires` (seconds, default a week) after the last part it is deleted.
 
     Classic: one short-lived queue per chord, which a quorum queue's start would cost more than the chord itself.
     """
     limit = int((expires or EXPIRES_SECONDS) * 1000)
-    return Queue(queue_name(group_id), arguments=arguments({"x-queue-type": "classic", "x-expires": max(1, limit)}))
+    given = arguments({"x-queue-type": "classic", "x-expires": max(1, limit)})
+    return Queue(queue_name(group_id, token), arguments=given)
 
 
-def queue_name(group_id: str) -> str:
-    """The name of a chord's queue."""
-    return f"amqtask.chord.{group_id}"
+def queue_name(group_id: str, token: str = "") -> str:
+    """The name of a chord's queue; without a token, of one that an older version of this library has begun."""
+    return f"amqtask.chord.{group_id}.{token}" if token else f"amqtask.chord.{group_id}"
+
+
+def new_token() -> str:
+    """What nobody can guess."""
+    return secrets.token_urlsafe(16)
+
+
+def token_of(body: Mapping[str, Any]) -> str:
+    """The token of the chord whose body this is."""
+    token = body.get(TOKEN)
+    return token if isinstance(token, str) else ""
+
+
+def size_of(body: Mapping[str, Any]) -> int | None:
+    """With how many members the header was published; None where the broker does not count them (Celery's database backend).
+
+    Raises: InvalidTaskError."""
+    size = body.get(SIZE)
+    if size is None:
+        return None
+    if size.__class__ is not int or not 0 < size <= LARGEST:
+        raise InvalidTaskError(f"{SIZE} of a chord is {saferepr(size, 50)}, not a number from 1 to {LARGEST}")
+    return int(size)
+
+
+def without_places(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body as the signature that its author wrote."""
+    return {key: value for key, value in body.items() if key not in (SIZE, TOKEN)}
 
 
 class ChordPart(NamedTuple):
@@ -49,9 +88,16 @@ class ChordPart(NamedTuple):
     size: int
     body: Mapping[str, Any]
     message: Message
+    # It says only that the real one could not be published.
+    is_broken: bool = False
+
+    @property
+    def queue(self) -> str:
+        """Where the chord's parts are."""
+        return self.message.routing_key
 
 
-def part_message(group_id: str, index: int | None, part: ResultMessage, serializer: str) -> Message:
+def part_message(queue: str, index: int | None, part: ResultMessage, serializer: str) -> Message:
     """The message of one part. Raises: EncodeError."""
     body, content_type, content_encoding = encode_result(part, serializer)
     properties = Properties(
@@ -60,13 +106,13 @@ def part_message(group_id: str, index: int | None, part: ResultMessage, serializ
         headers={"group_index": index},
         correlation_id=part.task_id,
     )
-    return Message(body, properties, "", queue_name(group_id))
+    return Message(body, properties, "", queue)
 
 
-def more_message(group_id: str, task_id: str) -> Message:
+def more_message(queue: str, task_id: str) -> Message:
     """Says that a member was added to a chord."""
     properties = Properties(content_type="application/octet-stream", headers={"more": task_id}, correlation_id=task_id)
-    return Message(b"", properties, "", queue_name(group_id))
+    return Message(b"", properties, "", queue)
 
 
 class Gathered(NamedTuple):
@@ -92,14 +138,15 @@ def gather(
     added: set[str] = set()
     for body, content_type, content_encoding, headers in found:
         known = headers or {}
-        if known.get("more"):
-            added.add(str(known["more"]))
+        more = known.get("more")
+        if isinstance(more, str) and more:
+            added.add(more)
             continue
         part = decode_result(body, content_type, content_encoding, accept)
         index = known.get("group_index")
         # Of two runs of one member the success counts.
         if part.task_id not in parts or part.status == states.SUCCESS:
-            parts[part.task_id] = (index if isinstance(index, (int, float)) else _LAST, part)
+            parts[part.task_id] = (index if index.__class__ is int else _LAST, part)
     return Gathered(parts, frozenset(added))
 
 
@@ -122,12 +169,18 @@ def values_of(parts: Iterable[Any]) -> list[Any]:
 
 __all__ = [
     "CHORD_HEADER",
+    "SIZE",
+    "TOKEN",
     "ChordPart",
     "Gathered",
     "chord_queue",
     "gather",
     "more_message",
+    "new_token",
     "part_message",
     "queue_name",
+    "size_of",
+    "token_of",
     "values_of",
+    "without_places",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from amqtask import states
 from amqtask.exceptions import EncodeError, Undecodable
@@ -67,18 +70,54 @@ class ResultMessage:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> ResultMessage:
-        """The message of a mapping as `as_meta` writes it (Celery's has the same fields)."""
+        """The message of a mapping as `as_meta` writes it (Celery's has the same fields). Raises: Undecodable."""
+        task_id, status, children = meta["task_id"], meta.get("status", states.PENDING), meta.get("children") or ()
+        if not isinstance(task_id, (str, int, UUID)):
+            raise Undecodable(f"the task_id of the result is a {type(task_id).__name__}, not a text")
+        if not isinstance(status, str) or not isinstance(children, (list, tuple)):
+            raise Undecodable("the status of the result is no text, or its children are no list")
         return cls(
-            task_id=meta["task_id"],
-            status=meta.get("status", states.PENDING),
+            task_id=str(task_id),
+            status=status,
             result=meta.get("result"),
             traceback=meta.get("traceback"),
-            children=list(meta.get("children") or ()),
+            children=list(children),
             date_done=meta.get("date_done"),
             group_id=meta.get("group_id"),
             parent_id=meta.get("parent_id"),
             extra={name: value for name, value in meta.items() if name not in _FIELDS},
         )
+
+
+# What a stamp may not be called in a result: the result's own fields, and the words by which other readers know their messages (a
+# control command, a task of protocol v1, an event), so that a result can be taken for none of them.
+_TAKEN = frozenset(
+    {
+        *_FIELDS, "name", "args", "kwargs", "worker", "retries", "queue",
+        "method", "arguments", "destination", "pattern", "matcher", "ticket", "reply_to",
+        "task", "id", "type", "hostname", "uuid", "exc_type", "stamped_headers", "stamps",
+    }
+)  # fmt: skip
+
+
+def stamps_in_result(names: Any, stamps: Any) -> dict[str, Any]:
+    """A task's stamps as fields of its result, where Celery's readers look for them, but for names that mean something else."""
+    if not isinstance(names, (list, tuple)) or not isinstance(stamps, Mapping):
+        return {}
+    kept = [name for name in names if isinstance(name, str) and name not in _TAKEN]
+    return {"stamped_headers": kept, **{name: stamps.get(name) for name in kept}} if kept else {}
+
+
+# Celery and amqtask name the reply queue of a process by a UUID; the others are names that a broker gives.
+_REPLY_QUEUE = re.compile(
+    r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}|amq\.gen-[\w-]+|amq\.rabbitmq\.reply-to\.[\w+/=.-]+",
+    re.IGNORECASE,
+)
+
+
+def is_reply_queue(name: str, more: Iterable[str] = ()) -> bool:
+    """Whether results may be sent to a queue of that name, which only the message says; `more` are globs."""
+    return _REPLY_QUEUE.fullmatch(name) is not None or any(fnmatch.fnmatchcase(name, glob) for glob in more)
 
 
 def now_iso() -> str:
@@ -130,6 +169,7 @@ class RemoteTraceback(Exception):
         return f"\n\n{self.text}"
 
 
+_LONGEST_NAME = 200
 OURS = "amqtask.exceptions"
 # What celery.exceptions has under the same names.
 TWINS = frozenset(
@@ -228,7 +268,8 @@ def _construct(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseExc
 # One class per name, so that two such errors are of one type.
 @lru_cache(maxsize=256)
 def _stand_in(name: str, module: str) -> type[RemoteError]:
-    return type(name.rpartition(".")[2], (RemoteError,), {"__module__": module})
+    kind = name.rpartition(".")[2].encode("ascii", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]
+    return type(kind or "RemoteError", (RemoteError,), {"__module__": module[:_LONGEST_NAME]})
 
 
 def _find(qualified: str, module: Any) -> type[BaseException] | None:
@@ -237,7 +278,14 @@ def _find(qualified: str, module: Any) -> type[BaseException] | None:
     for place in (OURS if is_celerys else None, module, "builtins"):
         value: Any = sys.modules.get(str(place)) if place else None
         for part in qualified.split("."):
-            value = getattr(value, part, None)
+            value = _attribute(value, part)
         if isinstance(value, type) and issubclass(value, BaseException) and not issubclass(value, _ENDS):
             return value
     return None
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    try:
+        return getattr(holder, name, None)
+    except Exception:  # noqa: BLE001 - a module's own __getattr__, under a name that the message chose
+        return None

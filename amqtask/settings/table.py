@@ -320,6 +320,13 @@ SETTINGS: tuple[Setting, ...] = (
         "CELERY_RESULT_PERSISTENT",
         "Results of rpc:// survive a restart of the broker.",
     ),
+    Setting(
+        "result_reply_queues",
+        [],
+        "list",
+        None,
+        "Queues (globs) to which rpc:// results go when a message says so, besides reply queues, whose names are UUIDs.",
+    ),
     Setting("result_serializer", "json", "str", "CELERY_RESULT_SERIALIZER", "How results are written."),
     Setting("security_cert_store", None, "str", "CELERY_SECURITY_CERT_STORE", ""),
     Setting("security_certificate", None, "str", "CELERY_SECURITY_CERTIFICATE", ""),
@@ -575,6 +582,13 @@ SETTINGS: tuple[Setting, ...] = (
         "Bytes that a message's body, or a result, may have once it is unpacked; a larger one is dead-lettered unread.",
     ),
     Setting(
+        "worker_max_follow_ups",
+        100_000,
+        "int",
+        None,
+        "Tasks that one message may have published when it has run; one that asks for more is dead-lettered.",
+    ),
+    Setting(
         "worker_max_memory_per_child",
         None,
         "int",
@@ -587,6 +601,13 @@ SETTINGS: tuple[Setting, ...] = (
         "int",
         "CELERYD_MAX_TASKS_PER_CHILD",
         "Tasks after which a child process is replaced.",
+    ),
+    Setting(
+        "worker_max_new_queues",
+        10,
+        "int",
+        None,
+        "Queues unknown here that the follow-ups of one message may name, and so make; one that asks for more is dead-lettered.",
     ),
     Setting(
         "worker_pool",

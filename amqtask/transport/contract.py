@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.exceptions import PublishError
@@ -133,6 +134,14 @@ class Consumer(Protocol):
     def is_consuming(self) -> bool: ...
 
 
+class Seen(Enum):
+    """What a look at a queue has found: it is there (perhaps with somebody else), it is gone, or it cannot be reached now."""
+
+    THERE = auto()
+    GONE = auto()
+    AWAY = auto()
+
+
 class Gatherer(Protocol):
     """Takes all messages of a queue once it holds so many; never blocks, on a worker's I/O loop."""
 
@@ -141,13 +150,13 @@ class Gatherer(Protocol):
         queue: str,
         size: int,
         *,
-        take: Callable[[Sequence[Delivery], Callable[[], None]], bool],
-        on_done: Callable[[], None],
+        take: Callable[[Sequence[Delivery], Callable[[bool], None]], bool],
+        on_done: Callable[[Seen], None],
     ) -> None:
         """Look whether `queue` holds `size` messages; if so offer all of them, which nobody else has meanwhile.
 
-        `take(messages, finished)` returns False to give them back; `finished()` deletes the queue. `on_done()` follows in
-        any case."""
+        `take(messages, finished)` returns False to give them back; `finished(True)` deletes the queue, `finished(False)` gives
+        them back after all. `on_done(…)` follows in any case."""
 
     def stop(self) -> None: ...
 

@@ -13,6 +13,7 @@ from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
     ConnectionBlocked,
+    MessageRefused,
     MessageTooLarge,
     PublishError,
     PublishRefused,
@@ -194,7 +195,7 @@ def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
             f"exchange {message.exchange!r} does not exist: {cause.reply_text}. "
             "Declare it (task_queues), or publish to a queue."
         )
-    return PublishRefused(
+    return MessageRefused(
         f"the broker does not take the message for routing key {message.routing_key!r}: "
         f"{cause.reply_code} {cause.reply_text}"
     )
@@ -203,8 +204,19 @@ def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
 # -- declaring
 
 
+# "NOT_FOUND - home node 'rabbit@b' of durable queue 'jobs' in vhost '/' is down or inaccessible"
+_AWAY = re.compile(r"is down or inaccessible|process is stopped|due to timeout")
+
+
+def is_away(cause: ChannelClosing) -> bool:
+    """Whether a queue exists and cannot be reached for now: the node that holds it is down."""
+    return _AWAY.search(cause.reply_text) is not None
+
+
 def declare_error(name: str, cause: ChannelClosing) -> PublishError:
     """The error for an entity that the broker refuses to declare."""
+    if is_away(cause):
+        return PublishRefused(f"{name} cannot be reached: {cause.reply_code} {cause.reply_text}")
     if cause.reply_code == ACCESS_REFUSED:
         return AccessRefused(
             f"the broker's user may not declare {name}: {cause.reply_text} (rabbitmqctl set_permissions)"

@@ -7,6 +7,9 @@ the others were back, so one of the two counts sees all of them.
 
 A look costs one passive declare on a channel that all looks share. Looks at one queue that are asked for while one is
 under way share the next. The count of a classic queue is exact (its process has every message that was confirmed).
+
+A queue whose node is down is there again when that comes back: who asks is told that it is away, which is not gone. So is
+what does not answer.
 """
 
 from __future__ import annotations
@@ -16,13 +19,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pika.exceptions import ChannelClosedByBroker
+
 from amqtask.message import Delivery
 from amqtask.transport.connection import LoopConnection
-from amqtask.transport.loop import PikaLoop
+from amqtask.transport.contract import Seen
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
+from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
 
-OnDone = Callable[[], None]
+OnDone = Callable[[Seen], None]
 Found = Sequence[Delivery]
+Take = Callable[[Found, Callable[[bool], None]], bool]
+# A node that takes longer to count, or to hand over what it has counted, is none to wait for.
+LOOK_SECONDS, READ_SECONDS = 10.0, 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +41,7 @@ class _Look:
 
     queue: str
     size: int
-    take: Callable[[Found, OnDone], bool]
+    take: Take
     asked: list[OnDone] = field(default_factory=list)
     again: list[OnDone] = field(default_factory=list)
     # Dealt with: all that is left is to delete it.
@@ -52,6 +62,7 @@ class PikaGatherer:
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._warn = on_warning
+        self._loop = loop
         self._connection = LoopConnection(
             addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
@@ -60,21 +71,15 @@ class PikaGatherer:
         self._looks: dict[str, _Look] = {}
         self._line: deque[_Look] = deque()
         self._current: _Look | None = None
+        self._timer: LoopTimer | None = None
         self._is_stopped = False
 
-    def gather(
-        self,
-        queue: str,
-        size: int,
-        *,
-        take: Callable[[Found, OnDone], bool],
-        on_done: OnDone,
-    ) -> None:
+    def gather(self, queue: str, size: int, *, take: Take, on_done: OnDone) -> None:
         """Look whether `queue` holds `size` messages; if so offer them: `take(messages, finished)` returns False to give
-        them back, else it calls `finished()` some time, which deletes the queue.
+        them back, else it calls `finished(True)` some time, which deletes the queue, or `finished(False)`, which gives them back.
 
-        `on_done()` follows when this queue needs nothing more from the caller: it is not full, somebody else has it, or it is
-        dealt with and deleted. It does not come while the broker is away.
+        `on_done(seen)` follows: THERE when the queue needs nothing more from the caller (it is not full, or somebody else has
+        it), GONE when it is dealt with and deleted, AWAY when it cannot be reached. It does not come while the broker is away.
         """
         look = self._looks.get(queue)
         if look is not None:
@@ -98,6 +103,7 @@ class PikaGatherer:
         if self._current is not None or not self._line or channel is None or not channel.is_open:
             return
         look = self._current = self._line.popleft()
+        self._timer = self._loop.call_later(LOOK_SECONDS, self._is_late)
         if look.is_over:
             channel.queue_delete(look.queue, callback=lambda _: self._counted(look, 0))
         else:
@@ -106,33 +112,62 @@ class PikaGatherer:
     def _counted(self, look: _Look, count: int) -> None:
         if look is not self._current:
             return
-        self._current = None
-        if count < look.size or look.is_over:
-            self._settle(look)
+        self._take_current()
+        if count < max(1, look.size) or look.is_over:
+            self.settle(look, Seen.THERE)
         else:
             _Reader(self, look, count)
         self._next()
 
-    def _settle(self, look: _Look) -> None:
+    def _take_current(self) -> _Look | None:
+        look, self._current = self._current, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return look
+
+    def _is_late(self) -> None:
+        """One queue that does not answer must not hold up the others."""
+        self._timer = None
+        look, channel = self._take_current(), self._channel
+        self._channel = None
+        if channel is not None and channel.is_open:
+            channel.close()
+        self._open_channel()
+        if look is not None:
+            self.settle(look, Seen.AWAY)
+
+    def settle(self, look: _Look, seen: Seen) -> None:
+        """Tell who has asked; the others look again, where there may be something to see."""
+        seen = Seen.GONE if look.is_over else seen
         done, look.asked, look.again = look.asked, look.again, []
-        if look.asked and not look.is_over:
+        if look.asked and seen is Seen.THERE:
             self._line.append(look)
         else:
             done += look.asked
             self._looks.pop(look.queue, None)
         for on_done in done:
-            on_done()
+            on_done(seen)
         self._next()
 
-    def _look_again(self, look: _Look) -> None:
+    def look_again(self, look: _Look) -> None:
         """Its reader has lost its channel."""
         self._line.append(look)
         self._next()
 
+    @property
+    def connection(self) -> Any:
+        """The open connection, else None."""
+        return self._pika if self._pika is not None and self._pika.is_open else None
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> LoopTimer:
+        """On the loop."""
+        return self._loop.call_later(seconds, callback)
+
     # -- the channel that counts
 
     def _open_channel(self) -> None:
-        if self._pika is not None and self._pika.is_open:
+        if self.connection is not None:
             self._channel = self._pika.channel(on_open_callback=lambda _: self._next())
             self._channel.add_on_close_callback(self._on_channel_closed)
 
@@ -140,14 +175,14 @@ class PikaGatherer:
         if channel is not self._channel:
             return
         self._channel = None
-        look, self._current = self._current, None
-        if self._pika is None or not self._pika.is_open:
+        look = self._take_current()
+        if self.connection is None:
             if look is not None:
-                self._line.appendleft(look)  # the connection is gone: again on the next
+                self._line.appendleft(look)  # again on the next
             return
         self._open_channel()
         if look is not None:
-            self._settle(look)  # 404: somebody has dealt with it
+            self.settle(look, _seen(error))
 
     # -- the connection's events
 
@@ -159,9 +194,9 @@ class PikaGatherer:
     def on_lost(self, error: Exception) -> None:
         """Looks begin again on the next connection."""
         self._pika = self._channel = None
-        if self._current is not None:
-            self._line.appendleft(self._current)
-            self._current = None
+        look = self._take_current()
+        if look is not None:
+            self._line.appendleft(look)
 
     def on_unreachable(self, error: Exception) -> None:
         """The consumer on the same broker says so already."""
@@ -186,13 +221,13 @@ class _Reader:
         self._is_decided = False
         self._is_completing = False
         self._is_over = False
-        self._channel = owner._pika.channel(on_open_callback=self._opened)
+        self._timer = owner.call_later(READ_SECONDS, lambda: self._end(Seen.AWAY))
+        self._channel = owner.connection.channel(on_open_callback=lambda _: self._consume())
         self._channel.add_on_close_callback(self._closed)
+        # The broker's word that the queue is gone, or its node.
+        self._channel.add_on_cancel_callback(self._cancelled)
 
     # -- taking
-
-    def _opened(self, channel: Any) -> None:
-        self._consume()
 
     def _consume(self) -> None:
         self._is_decided = False
@@ -211,8 +246,10 @@ class _Reader:
 
     def _decide(self) -> None:
         self._is_completing = True
+        self._timer.cancel()
         if not self._look.take(self._found, self._finished):
             self._is_completing = False
+            self._timer = self._owner.call_later(READ_SECONDS, lambda: self._end(Seen.AWAY))
             self._channel.basic_cancel(self._tag, callback=self._give_back)
 
     def _give_back(self, _: Any) -> None:
@@ -228,30 +265,51 @@ class _Reader:
             self._expected = count
             self._consume()
         else:
-            self._end()
+            self._end(Seen.THERE)
 
-    def _finished(self) -> None:
-        self._look.is_over = True
+    def _finished(self, is_dealt_with: bool) -> None:
         self._is_completing = False
+        if not is_dealt_with:
+            self._end(Seen.AWAY)
+            return
+        self._look.is_over = True
         if self._channel.is_open:
-            self._channel.queue_delete(self._look.queue, callback=lambda _: self._end())
+            self._channel.queue_delete(self._look.queue, callback=lambda _: self._end(Seen.GONE))
         else:
-            self._owner._look_again(self._look)  # which only deletes it
+            self._owner.look_again(self._look)  # which only deletes it
 
-    def _end(self) -> None:
+    def _end(self, seen: Seen) -> None:
+        """Closing gives back what it still has."""
+        if self._is_over:
+            return
         self._is_over = True
-        self._channel.close()
-        self._owner._settle(self._look)
+        self._timer.cancel()
+        if self._channel.is_open:
+            self._channel.close()
+        self._owner.settle(self._look, seen)
+
+    def _cancelled(self, frame: Any) -> None:
+        if not self._is_completing:
+            self._end(Seen.AWAY)
 
     def _closed(self, channel: Any, error: Exception) -> None:
         if self._is_over or self._is_completing:
             return  # in the latter case it goes on when it has finished
-        self._is_over = True
-        if self._owner._pika is None or not self._owner._pika.is_open:
-            self._owner._look_again(self._look)
+        if self._owner.connection is None:
+            self._is_over = True
+            self._timer.cancel()
+            self._owner.look_again(self._look)
         else:
-            # 403: another has it; 404: another has dealt with it.
-            self._owner._settle(self._look)
+            self._end(_seen(error))
+
+
+def _seen(error: Exception) -> Seen:
+    """What the broker's refusal of a look means: another has the queue, or has dealt with it, or it is away."""
+    if not isinstance(error, ChannelClosedByBroker) or is_away(error):
+        return Seen.AWAY
+    if error.reply_code == ACCESS_REFUSED and "exclusive" in error.reply_text:
+        return Seen.THERE
+    return Seen.GONE if error.reply_code == NOT_FOUND else Seen.AWAY
 
 
 def _count(frame: Any) -> int:

@@ -1,92 +1,96 @@
-"""What comes between an outcome and its answer: everything it says is published and confirmed first.
+"""What comes between an outcome and its answer: everything it says is published and confirmed first (worker.following).
 
-Every road through this file ends in one call of `answer(request, …)`; a delivery whose publishes cannot be
-confirmed now stays unanswered until they are (the publisher keeps them over a reconnect).
+Every road through this file ends in one call of `answer(request, …)`, or of `keep(request)` when the worker stops before
+everything is confirmed; a delivery whose publishes cannot be confirmed now stays unanswered until they are.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import MessageTooLarge, PublishError, Unroutable
+from amqtask import states
+from amqtask.exceptions import Unroutable
 from amqtask.execution.outcome import Answer
 from amqtask.printable import bounded_logger
+from amqtask.protocol.task import saferepr
 from amqtask.worker.copies import back_to_its_queue, bare_dead_letter, dead_letter
+from amqtask.worker.following import NEVER, never_fits
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
+    from amqtask.exceptions import PublishError
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.message import Message
-    from amqtask.pool import Loop
-    from amqtask.protocol.chord import ChordPart
-    from amqtask.transport.contract import LoopPublisher
+    from amqtask.worker.following import Following
 
 logger = bounded_logger(__name__)
 
-# How long a message that could not be moved stays with this worker before it goes back to its queue.
-KEEP_SECONDS = 5.0
+
+def _patience(error: PublishError) -> float:
+    """A dead letter waits for its queue; the message is with the broker meanwhile, in the queue that it came from."""
+    return 0.0 if never_fits(error) else NEVER
 
 
 class Finisher:
     """Publishes what outcomes say and reports the answer once all of it is confirmed.
 
     `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none; `dead_lettered` is told when
-    the copy in it is confirmed.
+    the copy in it is confirmed. `keep` gives back what cannot be finished before the worker has stopped.
     """
 
     def __init__(
         self,
         *,
-        publisher: LoopPublisher,
-        loop: Loop,
+        following: Following,
         answer: Callable[[Request, Answer], None],
+        keep: Callable[[Request], None],
         dead_queue: Callable[[str], Queue | None],
         dead_lettered: Callable[[Request], None],
-        join: Callable[[ChordPart, Callable[[], None]], None],
         hostname: str,
     ) -> None:
-        self._publisher = publisher
-        self._loop = loop
+        self._following = following
         self._answer = answer
+        self._keep = keep
         self._dead_queue = dead_queue
         self.dead_lettered = dead_lettered
-        self._join = join
         self._hostname = hostname
         # Requests that wait for confirms, by number: they are answered later, unless their channel dies.
         self.confirming: dict[int, Request] = {}
 
     def finish(self, request: Request, outcome: Outcome) -> None:
         """Publish what the outcome says; answer when it is confirmed."""
-        answer = outcome.answer
-        dead = self._dead_copy(request, outcome) if answer is Answer.DEAD_LETTER else None
-        if answer is Answer.DEAD_LETTER and dead is None:
-            answer = Answer.DROP
-        steps = len(outcome.publish) + len(outcome.parts) + (outcome.result is not None) + (dead is not None)
-        if not steps:
-            self._answer(request, answer)
+        if not (outcome.publish or outcome.parts or outcome.result is not None or outcome.answer is Answer.DEAD_LETTER):
+            self._answer(request, outcome.answer)
             return
         self.confirming[request.number] = request
-        pending = _Pending(self, request, answer, steps)
-        for message in outcome.publish:
-            self._publisher.publish(message, pending.follow_up_done)
-        for part in outcome.parts:
-            self._publisher.publish(part.message, partial(pending.part_done, part))
-        if outcome.result is not None:
-            self._publisher.publish(outcome.result, pending.result_done)
-        if dead is not None:
-            self._bury(dead, request, pending)
+        end = _End(self, request, outcome)
+        self._following.follow(
+            outcome.publish, outcome.parts, outcome.result, end.followed,
+            request=request, on_failed=end.failed, is_final=outcome.state in states.READY_STATES,
+        )  # fmt: skip
+        if outcome.answer is Answer.DEAD_LETTER:
+            end.bury()
 
-    def forward(self, request: Request, message: Message) -> None:
-        """Publish `message` in place of the delivery (a delay), confirm, then ack."""
+    def forward(self, request: Request, message: Message, on_refused: Callable[[PublishError], None]) -> None:
+        """Publish `message` in place of the delivery (a delay), confirm, then ack. `on_refused` when it never will be."""
         self.confirming[request.number] = request
-        self._publisher.publish(message, _Pending(self, request, Answer.ACK, 1).follow_up_done)
 
-    def _dead_copy(self, request: Request, outcome: Outcome) -> Message | None:
+        def ended(error: PublishError | None) -> None:
+            if self.confirming.pop(request.number, None) is None:
+                return
+            if error is None:
+                self._answer(request, Answer.ACK)
+            else:
+                on_refused(error)
+
+        self._following.store(message, ended, on_kept=partial(self.kept, request))
+
+    def bury(self, request: Request, outcome: Outcome, on_end: Callable[[Answer | None], None]) -> None:
+        """Publish a copy to the dead-letter queue. `on_end` is told the answer, None when the worker stops first."""
         queue = self._dead_queue(request.queue)
         if queue is None:
             logger.error(
@@ -94,113 +98,106 @@ class Finisher:
                 request.task, request.id, request.queue, outcome.reason,
                 extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
             )  # fmt: skip
-            return None
-        died_at = datetime.now(timezone.utc).isoformat()
-        return dead_letter(
+            on_end(Answer.DROP)
+            return
+        dead = dead_letter(
             request,
             to=queue.name,
             reason=outcome.reason,
             exception=outcome.summary or outcome.reason,
             hostname=self._hostname,
-            died_at=died_at,
+            died_at=datetime.now(timezone.utc).isoformat(),
         )
+        self._following.publisher.publish(dead, partial(self._buried, request, dead, queue, on_end))
 
-    def _bury(self, dead: Message, request: Request, pending: _Pending) -> None:
-        def declare_and_try_again(error: PublishError | None) -> None:
-            queue = self._dead_queue(request.queue)
-            if isinstance(error, Unroutable) and queue is not None:
-                dead.declare = (queue,)
-                self._publisher.publish(dead, pending.dead_letter_done)
-            elif type(error) is PublishError or isinstance(error, MessageTooLarge):
-                # Something in it that this broker does not take (its frames are smaller than others').
-                self._publisher.publish(bare_dead_letter(dead), pending.dead_letter_done)
-            else:
-                pending.dead_letter_done(error)
+    def _buried(
+        self,
+        request: Request,
+        dead: Message,
+        queue: Queue,
+        on_end: Callable[[Answer | None], None],
+        error: PublishError | None,
+    ) -> None:
+        """Where the queue is not there yet it is declared."""
+        ended, kept = partial(self._burial_ended, request, on_end), partial(on_end, None)
+        if error is None:
+            ended(None)
+        elif isinstance(error, Unroutable):
+            dead.declare = (queue,)
+            self._following.store(dead, ended, on_kept=kept, patience=_patience)
+        elif never_fits(error):
+            # Something in it that this broker does not take (its frames are smaller than others').
+            self._following.store(bare_dead_letter(dead), ended, on_kept=kept, patience=_patience)
+        else:
+            self._following.again(dead, error, ended, on_kept=kept, patience=_patience)
 
-        self._publisher.publish(dead, declare_and_try_again)
-
-    def all_done(self, pending: _Pending) -> None:
-        """Every publish of the request has been confirmed or refused."""
-        request = pending.request
-        if not pending.keep:
-            if pending.parts:
-                # Their chords first: who completes one is not answered before its body is stored.
-                part = pending.parts.pop()
-                self._join(part, lambda: self.all_done(pending))
-                return
-            self._settle(request, pending.answer)
+    def _burial_ended(
+        self, request: Request, on_end: Callable[[Answer | None], None], error: PublishError | None
+    ) -> None:
+        if error is None:
+            self.dead_lettered(request)
+            on_end(Answer.DEAD_LETTER)
             return
-        # Given back at once it would come again at once; the pause keeps a full or forbidden queue from being hammered.
-        self._loop.call_later(KEEP_SECONDS, lambda: self._settle(request, Answer.REQUEUE))
+        logger.error(
+            "The copy of task %s[%s] for the dead-letter queue of %s cannot be published; the queue's own policy decides: %s",
+            request.task, request.id, request.queue, error,
+            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+        )  # fmt: skip
+        on_end(Answer.DROP)
 
-    def _settle(self, request: Request, answer: Answer) -> None:
+    def settle(self, request: Request, answer: Answer) -> None:
+        """All is confirmed."""
         if self.confirming.pop(request.number, None) is not None:
             self._answer(request, answer)
 
-    def give_up(self) -> list[Request]:
-        """The worker stops before all is confirmed: these stay unanswered (so the broker keeps them)."""
-        requests = list(self.confirming.values())
-        self.confirming.clear()
-        return requests
+    def kept(self, request: Request) -> None:
+        """The worker stops before all is confirmed."""
+        if self.confirming.pop(request.number, None) is not None:
+            self._keep(request)
 
 
-class _Pending:
-    """The publishes of one request that are not confirmed yet."""
+class _End:
+    """How one request ends: what follows from it is published, and the copy of a dead letter."""
 
-    __slots__ = ("answer", "finisher", "keep", "parts", "remaining", "request")
+    __slots__ = ("_answer", "_finisher", "_has_followed", "_is_burying", "_is_kept", "_outcome", "_request")
 
-    def __init__(self, finisher: Finisher, request: Request, answer: Answer, remaining: int) -> None:
-        self.finisher = finisher
-        self.request = request
-        self.answer = answer
-        self.remaining = remaining
-        self.keep = False
-        # Parts of chords that are stored, so that their chords are to be looked at.
-        self.parts: list[ChordPart] = []
+    def __init__(self, finisher: Finisher, request: Request, outcome: Outcome) -> None:
+        self._finisher = finisher
+        self._request = request
+        self._outcome = outcome
+        self._answer = outcome.answer
+        self._is_burying = outcome.answer is Answer.DEAD_LETTER
+        self._has_followed = self._is_kept = False
 
-    def part_done(self, part: ChordPart, error: PublishError | None) -> None:
-        """A part of a chord; where nobody takes it the chord is over: this member has run before."""
-        if error is None:
-            self.parts.append(part)
-        elif not isinstance(error, Unroutable):
-            self.follow_up_done(error)
+    def failed(self, message: Message, error: PublishError) -> None:
+        """A follow-up will never be published. A retry, or what replaces the task, was this task's own end."""
+        if message.properties.headers["id"] == self._request.id and not self._is_burying:
+            reason = f"what was to go on in its place cannot be published: {error}"
+            self._outcome = self._outcome._replace(reason=reason, summary=saferepr(error, 500))
+            self.bury()
+
+    def bury(self) -> None:
+        self._is_burying = True
+        self._finisher.bury(self._request, self._outcome, self._buried)
+
+    def _buried(self, answer: Answer | None) -> None:
+        self._is_burying = False
+        self._is_kept |= answer is None
+        self._answer = answer or self._answer
+        self._look()
+
+    def followed(self, is_dealt_with: bool) -> None:
+        self._has_followed = True
+        self._is_kept |= not is_dealt_with
+        self._look()
+
+    def _look(self) -> None:
+        if self._is_burying or not self._has_followed:
             return
-        self._one_done()
-
-    def result_done(self, error: PublishError | None) -> None:
-        """A result that nobody takes is lost with its reader: an `rpc` caller that has gone away."""
-        if error is not None:
-            level = logging.DEBUG if isinstance(error, Unroutable) else logging.ERROR
-            logger.log(level, "Result of task %s[%s] was not stored: %s", self.request.task, self.request.id, error)
-        self._one_done()
-
-    def follow_up_done(self, error: PublishError | None) -> None:
-        """A retry, next step or delayed copy; without it the message must stay."""
-        if error is not None:
-            self.keep = True
-            logger.error(
-                "Task %s[%s] goes back to %s: what follows from it could not be published: %s",
-                self.request.task, self.request.id, self.request.queue, error,
-                extra={"task_id": self.request.id, "task_name": self.request.task, "queue": self.request.queue},
-            )  # fmt: skip
-        self._one_done()
-
-    def dead_letter_done(self, error: PublishError | None) -> None:
-        if error is None:
-            self.finisher.dead_lettered(self.request)
+        if self._is_kept:
+            self._finisher.kept(self._request)
         else:
-            self.keep = True
-            logger.error(
-                "Task %s[%s] could not be moved to the dead-letter queue of %s and stays there: %s",
-                self.request.task, self.request.id, self.request.queue, error,
-                extra={"task_id": self.request.id, "task_name": self.request.task, "queue": self.request.queue},
-            )  # fmt: skip
-        self._one_done()
-
-    def _one_done(self) -> None:
-        self.remaining -= 1
-        if not self.remaining:
-            self.finisher.all_done(self)
+            self._finisher.settle(self._request, self._answer)
 
 
 __all__ = ["Finisher", "back_to_its_queue"]

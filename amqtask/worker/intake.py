@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
@@ -115,7 +116,8 @@ class Intake:
 
     def delay(self, request: Request, seconds: float) -> None:
         """To the broker's delay levels, from where it comes back to its queue."""
-        self._finisher.forward(request, self._delays.delayed(back_to_its_queue(request), seconds))
+        message = self._delays.delayed(back_to_its_queue(request), seconds)
+        self._finisher.forward(request, message, partial(self.refuse, request))
 
     def refuse(self, request: Request, error: Exception) -> None:
         """Not a task message: dead-lettered with the reason."""

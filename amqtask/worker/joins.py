@@ -2,53 +2,68 @@
 
 A part is confirmed before anybody looks. The member whose look finds the chord complete stays unanswered until the body
 is confirmed: whoever dies before that leaves it to be delivered again, and its new part makes for a new look.
+
+A queue that is gone belongs to a chord that is over. One that is away, with the node that holds it, comes back: its members
+stay unanswered, and their parts are published and looked at again until it does, or until it has been away for AWAY_SECONDS.
+Then the body fails, so that whoever waits for it is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import ChordError, MessageError, Unroutable
+from amqtask.exceptions import (
+    AccessRefused,
+    BackendUnreachable,
+    ChordError,
+    MessageError,
+    PublishError,
+    Unroutable,
+)
+from amqtask.execution.endings import STORE_PAUSE
 from amqtask.printable import bounded_logger
-from amqtask.protocol.chord import Gathered, gather, queue_name
+from amqtask.protocol.chord import Gathered, gather
+from amqtask.transport.contract import Seen
+from amqtask.worker.following import ACCESS_REFUSED_SECONDS, Pauses, never_fits
 
 if TYPE_CHECKING:
-    from amqtask.exceptions import PublishError
     from amqtask.execution.chords import Aftermath, Chords
     from amqtask.message import Delivery
     from amqtask.protocol.chord import ChordPart
-    from amqtask.transport.contract import Gatherer, LoopPublisher
+    from amqtask.transport.contract import Gatherer
+    from amqtask.worker.following import Following, OnDone
 
 logger = bounded_logger(__name__)
 
-OnDone = Callable[[], None]
+AWAY_SECONDS = 120.0
+
+
+def _patience(error: PublishError) -> float:
+    """Whether a chord's queue is gone, or away, is looked at, not waited for."""
+    if isinstance(error, AccessRefused):
+        return ACCESS_REFUSED_SECONDS
+    return 0.0 if isinstance(error, Unroutable) or never_fits(error) else AWAY_SECONDS
 
 
 class Joins:
     """Looks after chords for one worker. `accept` are the content types of results."""
 
-    def __init__(self, gatherer: Gatherer, publisher: LoopPublisher, chords: Chords, accept: frozenset[str]) -> None:
-        self._gatherer = gatherer
-        self._publisher = publisher
-        self._chords = chords
+    def __init__(self, gatherer: Gatherer, chords: Chords, accept: frozenset[str]) -> None:
+        self.gatherer = gatherer
+        self.chords = chords
         self._accept = accept
 
-    def join(self, part: ChordPart, on_done: OnDone) -> None:
-        """A part was stored: publish the chord's body if it was the last. `on_done` when that is confirmed, or not ours."""
-        self._gatherer.gather(
-            queue_name(part.group_id),
-            part.size,
-            take=lambda found, finished: self._take(part, found, finished),
-            on_done=on_done,
-        )
+    def add(self, part: ChordPart, following: Following, on_done: OnDone) -> None:
+        """Publish a part, and the chord's body if it was the last. `on_done` when that is confirmed, or not ours."""
+        _Member(self, part, following, on_done).store()
 
     def stop(self) -> None:
         """Close the connection."""
-        self._gatherer.stop()
+        self.gatherer.stop()
 
-    def _read(self, found: Sequence[Delivery]) -> Gathered:
+    def read(self, found: Sequence[Delivery]) -> Gathered:
+        """Raises: ContentDisallowed, Undecodable."""
         return gather(
             (
                 (each.body, each.properties.content_type, each.properties.content_encoding, each.properties.headers)
@@ -57,71 +72,87 @@ class Joins:
             self._accept,
         )
 
-    def _take(self, part: ChordPart, found: Sequence[Delivery], finished: OnDone) -> bool:
+
+class _Member:
+    """One part on its way: stored, then looked at with the others."""
+
+    def __init__(self, joins: Joins, part: ChordPart, following: Following, on_done: OnDone) -> None:
+        self._joins = joins
+        self._part = part
+        self._following = following
+        self._on_done = on_done
+        self._pauses = Pauses()
+        self._is_stored = False
+
+    def store(self) -> None:
+        self._following.store(self._part.message, self._stored, on_kept=self._kept, patience=_patience)
+
+    def _kept(self) -> None:
+        self._on_done(False)
+
+    def _stored(self, error: PublishError | None) -> None:
+        if error is None:
+            self._is_stored = True
+            self._look()
+        elif isinstance(error, Unroutable):
+            self._look()
+        elif never_fits(error) and not self._part.is_broken:
+            logger.error("the part of task %s cannot be published, so its chord fails: %s", self._part.task_id, error)
+            self._part = self._joins.chords.broken(self._part, error)
+            self.store()
+        else:
+            self._give_up(f"a part cannot be published: {error}")
+
+    def _look(self) -> None:
+        part = self._part
+        self._joins.gatherer.gather(part.queue, part.size, take=self._take, on_done=self._looked)
+
+    def _looked(self, seen: Seen) -> None:
+        if seen is Seen.GONE or (seen is Seen.THERE and self._is_stored):
+            self._on_done(True)
+        elif self._following.is_stopping():
+            self._on_done(False)
+        elif self._pauses.waited >= AWAY_SECONDS:
+            self._give_up("its parts are in a queue that cannot be reached")
+        else:
+            if not self._pauses.waited:
+                logger.warning("the parts of chord %s cannot be reached now; tried again", self._part.group_id)
+            self._following.later(self._pauses.next(), self._look if self._is_stored else self.store)
+
+    # -- the body
+
+    def _take(self, found: Sequence[Delivery], finished: OnDone) -> bool:
         """Publish the body if all parts are there."""
+        part, chords = self._part, self._joins.chords
         try:
-            gathered = self._read(found)
+            gathered = self._joins.read(found)
             if not gathered.is_complete(part.size):
                 return False
             parts = gathered.in_order()
-        except MessageError as error:
-            # It cannot get better.
-            after = self._chords.failed(
-                part.body, ChordError(f"a part of chord {part.group_id} is unreadable: {error}")
-            )
+        except MessageError as error:  # it cannot get better
+            unreadable = ChordError(f"a part of chord {part.group_id} is unreadable: {error}")
+            self._end(lambda: chords.failed(part.body, unreadable), finished)
         else:
-            after = self._chords.joined(part.body, part.group_id, parts, part.task_id)
-        _Publishing(self, after, finished, lambda error: self._refused(part, error, finished)).start(self._publisher)
+            self._end(lambda: chords.joined(part.body, part.group_id, parts, part.task_id), finished)
         return True
 
-    def _refused(self, part: ChordPart, error: PublishError, finished: OnDone) -> None:
-        """The body was not stored: it ends as a failure."""
-        logger.error("the body of chord %s could not be published: %s", part.group_id, error)
-        after = self._chords.failed(part.body, ChordError(f"Callback error: {error!r}"))
-        _Publishing(self, after, finished, lambda _: finished()).start(self._publisher)
+    def _give_up(self, reason: str) -> None:
+        error = ChordError(f"chord {self._part.group_id} fails: {reason}")
+        logger.error("%s", error)
+        self._end(lambda: self._joins.chords.failed(self._part.body, error), self._on_done)
 
-
-class _Publishing:
-    """The messages of one body, or of its failure, until all are confirmed; then the chords that it was a part of."""
-
-    def __init__(
-        self, joins: Joins, after: Aftermath, finished: OnDone, refused: Callable[[PublishError], None]
-    ) -> None:
-        self._joins = joins
-        self._after = after
-        self._finished = finished
-        self._on_refused = refused
-        self._left = len(after.publish) + len(after.parts)
-        self._stored: list[ChordPart] = []
-        self._refused: PublishError | None = None
-
-    def start(self, publisher: LoopPublisher) -> None:
-        for message in self._after.publish:
-            publisher.publish(message, self._one_done)
-        for part in self._after.parts:
-            publisher.publish(part.message, partial(self._part_done, part))
-        if not self._left:
-            self._finished()
-
-    def _part_done(self, part: ChordPart, error: PublishError | None) -> None:
-        if error is None:
-            self._stored.append(part)
-        elif not isinstance(error, Unroutable):
-            logger.error("a part of chord %s could not be published: %s", part.group_id, error)
-        self._one_done(None)
-
-    def _one_done(self, error: PublishError | None) -> None:
-        self._refused = self._refused or error
-        self._left -= 1
-        if self._left:
+    def _end(self, make: Callable[[], Aftermath], on_done: OnDone) -> None:
+        try:
+            after = make()
+        except BackendUnreachable as error:
+            logger.warning("the body of chord %s waits for the result store: %s", self._part.group_id, error)
+            if self._following.is_stopping():
+                on_done(False)
+            else:
+                self._following.later(STORE_PAUSE, lambda: self._end(make, on_done))
             return
-        if self._refused is not None:
-            self._on_refused(self._refused)
-        else:
-            self._go_on()
+        self._following.follow(after.publish, after.parts, None, on_done, told_as=_callback_error)
 
-    def _go_on(self) -> None:
-        if self._stored:
-            self._joins.join(self._stored.pop(), self._go_on)
-        else:
-            self._finished()
+
+def _callback_error(error: PublishError) -> ChordError:
+    return ChordError(f"Callback error: {error!r}")

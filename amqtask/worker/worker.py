@@ -25,6 +25,7 @@ from amqtask.worker.answered import Answered, LostAttempts
 from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.finish import Finisher
+from amqtask.worker.following import Following
 from amqtask.worker.intake import Intake
 from amqtask.worker.ledger import Ledger
 from amqtask.worker.lifecycle import Lifecycle
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from amqtask.pool import OnOutcomes, Pool
     from amqtask.protocol.chord import ChordPart
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.worker.following import OnDone
     from amqtask.worker.joins import Joins
     from amqtask.worker.observer import Observer
     from amqtask.worker.report import Report
@@ -89,13 +91,13 @@ class Worker:
         self.answered = Answered()
         self.losses = LostAttempts()
         self.ledger = Ledger(NO_EPOCH)
+        self.following = Following(publisher, loop, endings, add_part=self._add_part, is_stopping=lambda: self.is_quiet)
         self.finisher = Finisher(
-            publisher=publisher,
-            loop=loop,
+            following=self.following,
             answer=self._answer,
+            keep=self._keep,
             dead_queue=self._dead_queue,
             dead_lettered=report.dead_lettered,
-            join=self._join,
             hostname=setup.hostname,
         )
         self.intake = Intake(
@@ -326,10 +328,21 @@ class Worker:
                 return
         self.finisher.finish(request, outcome)
 
-    def _join(self, part: ChordPart, on_done: Callable[[], None]) -> None:
+    def _add_part(self, part: ChordPart, on_done: OnDone) -> None:
         if self.joins is None:
             raise AssertionError("parts of chords that are counted in the broker, and nobody to join them")
-        self.joins.join(part, on_done)
+        self.joins.add(part, self.following, on_done)
+
+    def _keep(self, request: Request) -> None:
+        """The worker stops before all is confirmed that follows from it: its message goes back."""
+        logger.warning(
+            "Task %s[%s] goes back to %s: what follows from it could not be published before the worker stops",
+            request.task, request.id, request.queue,
+            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+        )  # fmt: skip
+        if request.number not in self.dispatcher.early:
+            self._give_back([delivered(request).delivery])
+        self.wake()
 
     # -- the answer
 

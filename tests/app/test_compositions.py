@@ -332,7 +332,7 @@ def test_no_member_of_a_chord_is_published_before_the_queue_of_its_parts_is_ther
     messages = app.workflows.messages(begun)
 
     queues = [entity.name for message in messages for entity in message.declare if isinstance(entity, Queue)]
-    assert queues.count(f"amqtask.chord.{begun.calls[0].options['group_id']}") == 3
+    assert sum(name.startswith("amqtask.chord.") for name in queues) == 3
 
 
 def test_an_empty_chain_is_refused(inline: Tasks) -> None:

@@ -190,7 +190,7 @@ def test_what_a_chord_is_told_is_no_call_to_monitors(shop: Shop) -> None:
         shop.ship()
         transaction = shop.outbox.transaction()
         assert transaction is not None
-        transaction.write([as_row(more_message("group", "added"), shop.app.delays)])
+        transaction.write([as_row(more_message(chord_queue("group").name, "added"), shop.app.delays)])
     shop.app.publisher.declare([chord_queue("group")])
 
     assert build_relay(shop.app).drain().sent == 2

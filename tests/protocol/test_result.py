@@ -23,6 +23,8 @@ from amqtask.protocol.result import (
     encode_result,
     exception_as_dict,
     exception_from_dict,
+    is_reply_queue,
+    stamps_in_result,
 )
 from amqtask.serialization import content_types
 
@@ -128,3 +130,60 @@ def test_a_result_that_cannot_be_written_is_named() -> None:
 def test_what_is_no_result_is_undecodable(body: bytes) -> None:
     with pytest.raises(Undecodable):
         decode_result(body, "application/json", "utf-8", JSON)
+
+
+# -- where results go, and what they may be taken for
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "0b5f0d8e-5a1c-3b56-9a3c-0f9b1f0a7c11", "0B5F0D8E-5A1C-3B56-9A3C-0F9B1F0A7C11", "0b5f0d8e5a1c3b569a3c0f9b1f0a7c11",
+        "amq.gen-JzTY20BRgKO-HjmUJj0wLg", "amq.rabbitmq.reply-to.g2dkAA5yYWJiaXRAbG9jYWwAAAF.x+/Q==",
+    ],
+)  # fmt: skip
+def test_reply_queues_are_named_by_uuids_and_by_brokers(name: str) -> None:
+    assert is_reply_queue(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "w1@host.celery.pidbox", "0b5f0d8e-5a1c-3b56-9a3c-0f9b1f0a7c11.reply.celery.pidbox", "celery", "amqtask", "amqtask.dead",
+        "amqtask.chord.0b5f0d8e-5a1c-3b56-9a3c-0f9b1f0a7c11", "celeryev.0b5f0d8e-5a1c-3b56-9a3c-0f9b1f0a7c11", "bcast.x",
+        "", "0b5f0d8e-5a1c-3b56-9a3c-0f9b1f0a7c1", "0b5f0d8e-5a1c-3b56-9a3c-0f9b1f0a7c11\n", "amq.direct", "amq.gen-",
+    ],
+)  # fmt: skip
+def test_no_other_queue_is_a_reply_queue(name: str) -> None:
+    assert not is_reply_queue(name)
+
+
+def test_an_operator_may_name_more_reply_queues() -> None:
+    assert is_reply_queue("replies.web1", ["replies.*"])
+    assert not is_reply_queue("web1", ["replies.*"])
+
+
+def test_stamps_are_fields_of_a_result_unless_they_mean_something_else() -> None:
+    stamps = {"customer": "7", "method": "shutdown", "destination": None, "task": "t", "status": "SUCCESS"}
+
+    assert stamps_in_result(list(stamps), stamps) == {"stamped_headers": ["customer"], "customer": "7"}
+
+
+@pytest.mark.parametrize(
+    ("names", "stamps"),
+    [(5, {}), ("customer", {"customer": 1}), ([["x"]], {}), (["x"], 5), (["method"], {"method": 1})],
+)
+def test_stamps_that_are_none_are_left_out(names: Any, stamps: Any) -> None:
+    assert stamps_in_result(names, stamps) == {}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"exc_type": "a\0b"}, {"exc_type": "\ud800"}, {"exc_type": ""}, {"exc_type": "x" * 10_000}, {"exc_type": ["x"]},
+        {"exc_type": "x", "exc_module": ["x"]}, {"exc_type": "settings.X", "exc_module": "django.conf"},
+        {"exc_type": "x", "exc_module": "m" * 10_000}, {"exc_type": "x", "exc_message": {"a": 1}}, 5, None,
+    ],
+)  # fmt: skip
+def test_whatever_describes_an_exception_an_exception_comes_of_it(found: Any) -> None:
+    assert isinstance(exception_from_dict(found), BaseException)

@@ -11,9 +11,9 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorAMQPHandshakeEr
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
+    MessageRefused,
     MessageTooLarge,
     PublishError,
-    PublishRefused,
     Unroutable,
 )
 from amqtask.message import Message, Properties
@@ -47,7 +47,7 @@ def message(exchange: str = "", size: int = 1) -> Message:
         (NO_EXCHANGE, Unroutable),
         (NOT_ALLOWED, AccessRefused),
         (TOO_LARGE, MessageTooLarge),
-        (INVALID, PublishRefused),
+        (INVALID, MessageRefused),
     ],
 )
 def test_a_closed_channel_has_a_named_error(closing: Closing, kind: type[PublishError]) -> None:

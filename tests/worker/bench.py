@@ -52,6 +52,11 @@ def result() -> Message:
     return Message(b"{}", Properties(), routing_key="reply-queue")
 
 
+def follow_up(task_id: str = "next") -> Message:
+    headers = {"task": "t", "id": task_id}
+    return Message(b"[[], {}, {}]", Properties("application/json", "utf-8", headers), routing_key="q")
+
+
 class Bench:
     """A worker with everything around it in the test's hands."""
 

@@ -238,14 +238,19 @@ def test_tasks_that_become_long_do_not_send_a_begun_chain_away() -> None:
     assert bench.started[-1] == "b"
 
 
-def test_a_step_that_cannot_be_published_keeps_the_message(bench: Bench) -> None:
+def test_a_step_that_cannot_be_published_fails_and_those_before_it_do_not_run_again(bench: Bench) -> None:
     bench.deliver("a", **RUN)
     go_on(bench, "a", step("b"))
     go_on(bench, "b", step("c", queue="gone"))
-    bench.publisher.confirm(Unroutable("no queue"))
-    bench.loop.advance(6.0)
+    for _ in range(5):
+        bench.publisher.confirm(Unroutable("no queue"))
+        bench.loop.advance(5.0)
+    assert bench.frames == []
+    assert bench.publisher.sent[-1].routing_key == "reply-queue"
+    bench.publisher.confirm_all()
 
-    assert bench.frames == [("reject", 1, True)]
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a", "b"]
 
 
 # -- slots that go on by themselves

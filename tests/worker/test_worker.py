@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amqtask import states
-from amqtask.exceptions import MessageTooLarge, PublishRefused, Unroutable
+from amqtask.exceptions import MessageTooLarge, Unroutable
 from amqtask.execution.outcome import Answer
 from amqtask.message import Delivery, OddHeaders, Properties
 from tests.worker.bench import DEAD, Bench, result
@@ -57,18 +57,6 @@ def test_a_retry_is_confirmed_before_the_ack() -> None:
     bench.publisher.confirm()
 
     assert bench.frames == [("ack", 1, False)]
-
-
-def test_a_follow_up_that_is_refused_keeps_the_message() -> None:
-    bench = Bench()
-    bench.deliver("a")
-    bench.end("a", state=states.RETRY, publish=(result(),))
-    bench.publisher.confirm(PublishRefused("full"))
-    assert bench.frames == []
-
-    bench.loop.advance(6.0)
-
-    assert bench.frames == [("reject", 1, True)]
 
 
 def test_a_result_that_nobody_waits_for_any_more_is_no_error() -> None:
@@ -124,16 +112,6 @@ def test_a_missing_dead_letter_queue_is_declared() -> None:
     bench.publisher.confirm()
 
     assert bench.frames == [("ack", 1, False)]
-
-
-def test_a_dead_letter_that_cannot_be_stored_stays_in_its_queue() -> None:
-    bench = Bench()
-    bench.deliver("a")
-    bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected")
-    bench.publisher.confirm(PublishRefused("full"))
-    bench.loop.advance(6.0)
-
-    assert bench.frames == [("reject", 1, True)]
 
 
 def test_without_a_dead_letter_queue_the_queues_own_policy_decides() -> None:

@@ -1,0 +1,94 @@
+"""What one message may ask for: its follow-ups have the form of signatures, and there are not too many of them.
+
+Only what is published when this message has run counts: of a chain that is its next step, of a group its members. What comes
+after those is looked at in their own messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from amqtask.exceptions import InvalidTaskError
+from amqtask.protocol.chord import size_of
+from amqtask.protocol.task import saferepr
+
+FOLLOW_UPS, NEW_QUEUES = 100_000, 10
+_COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
+
+
+class Bounds(NamedTuple):
+    """`known` are the queues that count as there: those of the configuration, and those that were used before."""
+
+    follow_ups: int = FOLLOW_UPS
+    new_queues: int = NEW_QUEUES
+    known: Container[str] = frozenset()
+
+    def check(self, embed: Mapping[str, Any]) -> None:
+        """Raises: InvalidTaskError for the third element of a body that asks for too much, or for what is no signature."""
+        if not any(embed.values()):
+            return
+        found = [*_listed(embed, "callbacks"), *_listed(embed, "errbacks"), *_listed(embed, "chain")[-1:]]
+        chord = embed.get("chord")
+        if chord:
+            found.append(chord)
+            if isinstance(chord, Mapping):
+                size_of(chord)
+        if found:
+            self._count(found)
+
+    def _count(self, found: list[Any]) -> None:
+        queues = set()
+        for count, call in enumerate(_published(found), 1):
+            if count > self.follow_ups:
+                raise InvalidTaskError(
+                    f"the message asks for more than {self.follow_ups} follow-ups (worker_max_follow_ups)"
+                )
+            queue = call.get("queue")
+            if isinstance(queue, str) and queue not in self.known:
+                queues.add(queue)
+                if len(queues) > self.new_queues:
+                    raise InvalidTaskError(
+                        f"the follow-ups of the message name more than {self.new_queues} queues that this worker does not "
+                        "know (worker_max_new_queues); task_queues makes them known"
+                    )
+
+
+DEFAULT = Bounds()
+
+
+def _listed(embed: Mapping[str, Any], name: str) -> list[Any]:
+    found = embed.get(name)
+    if not found:
+        return []
+    if isinstance(found, Mapping):
+        return [found]
+    if not isinstance(found, (list, tuple)):
+        raise InvalidTaskError(f"`{name}` of the message is a {type(found).__name__}, not a list of signatures")
+    return list(found)
+
+
+def _published(found: list[Any]) -> Iterator[Mapping[str, Any]]:
+    """The options of each call that is published for these signatures."""
+    while found:
+        sig = found.pop()
+        if not isinstance(sig, Mapping) or not isinstance(sig.get("task"), str):
+            raise InvalidTaskError(f"a follow-up of the message is no signature: {saferepr(sig, 100)}")
+        kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
+        if not isinstance(kwargs, Mapping) or not isinstance(options, Mapping):
+            raise InvalidTaskError(
+                f"a follow-up of the message has no mapping as kwargs or options: {saferepr(sig, 100)}"
+            )
+        if sig["task"] in _COMPOSITIONS:
+            found += _members(sig["task"], kwargs)
+        else:
+            yield options
+
+
+def _members(task: str, kwargs: Mapping[str, Any]) -> list[Any]:
+    tasks = kwargs.get("header" if task == "celery.chord" else "tasks") or []
+    if isinstance(tasks, Mapping):  # a header that is a group, or one task
+        return [tasks]
+    if not isinstance(tasks, (list, tuple)):
+        raise InvalidTaskError(f"the tasks of a {task} are a {type(tasks).__name__}, not a list")
+    return list(tasks[:1] if task == "celery.chain" else tasks)

@@ -1,0 +1,192 @@
+"""What follows from a task: published until the broker has it, or told as failed; the task is not run again for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from amqtask import states
+from amqtask.exceptions import (
+    AccessRefused,
+    ConnectionBlocked,
+    MessageRefused,
+    MessageTooLarge,
+    PublishError,
+    PublishRefused,
+    Unroutable,
+)
+from amqtask.execution.outcome import Answer
+from tests.worker.bench import Bench, follow_up, result
+
+FULL = PublishRefused("the queue is full")
+TOO_LARGE = MessageTooLarge("too large")
+NO_QUEUE = Unroutable("no queue")
+
+
+def refuse(bench: Bench, error: PublishError, seconds: float) -> int:
+    """Refuse every publish for so many seconds; how many there were."""
+    before = len(bench.publisher.sent)
+    until = bench.loop.now + seconds
+    while bench.loop.now < until:
+        while bench.publisher.outstanding:
+            bench.publisher.confirm(error)
+        bench.loop.advance(0.25)
+    return len(bench.publisher.sent) - before
+
+
+def accept(bench: Bench) -> None:
+    """Confirm the next attempt."""
+    bench.loop.advance(5.0)
+    bench.publisher.confirm_all()
+
+
+@pytest.mark.parametrize("error", [FULL, ConnectionBlocked("alarm")])
+def test_what_is_refused_for_now_is_published_again_and_its_task_is_not(error: PublishError) -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up(),))
+
+    tries = refuse(bench, error, 3600.0)
+    assert bench.frames == []
+    assert 700 < tries < 800
+    accept(bench)
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a"]
+    assert bench.worker.following.held == 0
+
+
+@pytest.mark.parametrize("error", [TOO_LARGE, PublishError("priority 300"), MessageRefused("user_id")])
+def test_a_follow_up_that_never_can_be_published_fails_and_its_task_is_acked(error: PublishError) -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up("next"),), result=result())
+    bench.publisher.confirm(error)
+    step, own, failed = bench.publisher.sent
+    assert (step.properties.headers["id"], own.routing_key, failed.routing_key) == (
+        "next",
+        "reply-queue",
+        "reply-queue",
+    )
+    assert bench.frames == []
+
+    bench.publisher.confirm_all()
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a"]
+
+
+@pytest.mark.parametrize(("error", "seconds"), [(NO_QUEUE, 8), (AccessRefused("no right"), 40)])
+def test_a_queue_or_a_right_that_is_missing_may_come_back_for_some_seconds(error: PublishError, seconds: float) -> None:
+    bench = Bench()
+    bench.deliver("a", "b")
+    bench.end("a", publish=(follow_up(),))
+    refuse(bench, error, 3.0)
+    accept(bench)
+    assert bench.frames == [("ack", 1, False)]
+
+    bench.end("b", publish=(follow_up(),))
+    refuse(bench, error, seconds)
+    bench.publisher.confirm_all()
+
+    assert bench.frames[1:] == [("ack", 2, False)]
+
+
+def test_a_retry_that_never_can_be_published_is_its_tasks_failure_and_a_dead_letter() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.RETRY, publish=(follow_up("a"),))
+    bench.publisher.confirm(TOO_LARGE)
+    dead = next(message for message in bench.publisher.sent if message.routing_key == "q.dead")
+    assert "too large" in dead.properties.headers["x-amqtask-reason"]
+    assert [message.routing_key for message in bench.publisher.sent].count("reply-queue") == 1
+    bench.publisher.confirm_all()
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a"]
+
+
+def test_a_dead_letter_that_is_refused_for_now_waits_and_its_message_stays_where_it_is() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected")
+    refuse(bench, FULL, 600.0)
+    assert bench.frames == []
+    accept(bench)
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_dead_letter_that_never_can_be_copied_is_left_to_the_queues_own_policy() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", state=states.FAILURE, answer=Answer.DEAD_LETTER, reason="rejected")
+    bench.publisher.confirm(TOO_LARGE)
+    bench.publisher.confirm(TOO_LARGE)
+
+    assert bench.frames == [("reject", 1, False)]
+
+
+def test_a_result_that_is_refused_for_a_minute_is_given_up() -> None:
+    bench = Bench()
+    bench.deliver("a", "b")
+    bench.end("a", result=result())
+    refuse(bench, FULL, 30.0)
+    assert bench.frames == []
+    accept(bench)
+    assert bench.frames == [("ack", 1, False)]
+
+    bench.end("b", result=result())
+    refuse(bench, FULL, 70.0)
+
+    assert bench.frames[1:] == [("ack", 2, False)]
+
+
+def test_who_waits_for_a_result_that_is_too_large_is_told() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", result=result())
+    bench.publisher.confirm(TOO_LARGE)
+    assert len(bench.publisher.sent) == 2
+    assert bench.frames == []
+    bench.publisher.confirm(TOO_LARGE)
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_an_eta_whose_delayed_copy_never_can_be_published_is_a_dead_letter() -> None:
+    bench = Bench()
+    bench.deliver("a", eta="2999-01-01T00:00:00+00:00")
+    bench.publisher.confirm(TOO_LARGE)
+    assert [message.routing_key for message in bench.publisher.sent[1:]] == ["reply-queue", "q.dead"]
+    bench.publisher.confirm_all()
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == []
+
+
+def test_a_worker_that_stops_gives_back_what_it_cannot_finish_without_counting_it_as_failed() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up(),))
+    refuse(bench, FULL, 1.0)
+    bench.worker.lifecycle.shutdown.warm()
+    assert bench.frames == []
+    refuse(bench, FULL, 20.0)
+
+    assert bench.frames == [("nack", 1, True)]
+    assert bench.worker.lifecycle.is_settled
+
+
+def test_the_redelivery_of_a_task_whose_follow_up_is_held_is_answered_with_it() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up(),))
+    refuse(bench, FULL, 2.0)
+    bench.lose_connection()
+    bench.deliver("a", redelivered=True)
+    assert bench.frames == []
+    refuse(bench, FULL, 2.0)
+    accept(bench)
+
+    assert bench.frames == [("ack", 1, False)]
+    assert bench.started == ["a"]

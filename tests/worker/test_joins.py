@@ -1,0 +1,225 @@
+"""Chords that are joined in the broker, when its queues and nodes come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask, states
+from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
+from amqtask.execution.chords import Chords
+from amqtask.execution.executor import Executor
+from amqtask.message import Delivery, Message
+from amqtask.protocol.chord import ChordPart
+from amqtask.protocol.result import ResultMessage, decode_result
+from amqtask.transport.contract import Seen
+from amqtask.worker.following import Following
+from amqtask.worker.joins import Joins
+from tests.worker.fakes import HandLoop, HandPublisher
+
+GROUP, QUEUE = "g", "amqtask.chord.g.secret"
+JSON = frozenset({"application/json"})
+
+
+class HandGatherer:
+    """Looks end as the test says: with what is seen, or with all messages of a queue."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self._take: Any = None
+        self._on_done: Any = None
+
+    def gather(
+        self,
+        queue: str,
+        size: int,
+        *,
+        take: Callable[[Sequence[Delivery], Callable[[bool], None]], bool],
+        on_done: Callable[[Seen], None],
+    ) -> None:
+        self.asked.append((queue, size))
+        self._take, self._on_done = take, on_done
+
+    def sees(self, seen: Seen) -> None:
+        self._on_done(seen)
+
+    def has(self, messages: Sequence[Message]) -> bool:
+        found = [
+            Delivery(each.body, each.properties, "", QUEUE, False, QUEUE, tag, 0) for tag, each in enumerate(messages)
+        ]
+        taken: bool = self._take(found, lambda is_over: self._on_done(Seen.GONE if is_over else Seen.AWAY))
+        return taken
+
+    def stop(self) -> None: ...
+
+
+class Table:
+    """A worker's joins, with the broker in the test's hands."""
+
+    def __init__(self) -> None:
+        app = AmqTask("joins", broker="amqp://", backend="rpc://", set_as_current=False)
+
+        @app.task(name="total")
+        def total(values: list[int]) -> int:
+            return sum(values)
+
+        executor: Executor = app.make_executor("w@h")
+        self.chords: Chords = executor.chords
+        self.loop, self.publisher, self.gatherer = HandLoop(), HandPublisher(), HandGatherer()
+        self.joins = Joins(self.gatherer, self.chords, JSON)
+        self.is_stopping = False
+        self.following = Following(
+            self.publisher, self.loop, executor, add_part=self.add, is_stopping=lambda: self.is_stopping
+        )
+        self.done: list[bool] = []
+        self.body = {
+            "task": "total", "args": [], "kwargs": {}, "chord_size": 2, "chord_token": "secret",
+            "options": {"task_id": "body", "reply_to": "7c1fd0b6-2d3d-4e0b-a7a5-7f4b6a6a1c11"},
+        }  # fmt: skip
+
+    def add(self, part: ChordPart, on_done: Callable[[bool], None]) -> None:
+        self.joins.add(part, self.following, on_done)
+
+    def part(self, task_id: str, value: Any = 1) -> ChordPart:
+        (part,) = self.chords.part(self.body, GROUP, 0, ResultMessage(task_id, states.SUCCESS, value)).parts
+        return part
+
+    def ended(self, task_id: str = "a") -> None:
+        self.add(self.part(task_id), self.done.append)
+
+    def confirm(self, error: PublishError | None = None) -> None:
+        self.publisher.confirm(error)
+
+    def result_of_the_body(self) -> ResultMessage:
+        (message,) = [each for each in self.publisher.sent if each.routing_key.startswith("7c1f")]
+        return decode_result(message.body, "application/json", "utf-8", JSON)
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+def test_the_last_part_has_the_body_published_before_its_member_is_answered(table: Table) -> None:
+    table.ended("b")
+    table.confirm()
+    assert table.gatherer.asked == [(QUEUE, 2)]
+
+    assert table.gatherer.has([table.part("a", 1).message, table.part("b", 2).message])
+    body = table.publisher.sent[-1]
+    assert body.properties.headers["task"] == "total"
+    assert table.done == []
+    table.confirm()
+
+    assert table.done == [True]
+
+
+def test_a_part_that_is_alone_is_given_back(table: Table) -> None:
+    table.ended("a")
+    table.confirm()
+
+    assert not table.gatherer.has([table.part("a").message, table.part("a").message])
+
+
+def test_a_part_that_nobody_takes_belongs_to_a_chord_that_is_over(table: Table) -> None:
+    table.ended()
+    table.confirm(Unroutable("no queue"))
+    table.gatherer.sees(Seen.GONE)
+
+    assert table.done == [True]
+    assert len(table.publisher.sent) == 1
+
+
+def test_a_part_whose_queue_is_away_with_its_node_is_published_again_when_that_is_back(table: Table) -> None:
+    table.ended()
+    for _ in range(5):
+        table.confirm(Unroutable("no queue"))
+        table.gatherer.sees(Seen.AWAY)
+        assert table.done == []
+        table.loop.advance(5.0)
+    table.confirm()
+    table.gatherer.sees(Seen.THERE)
+
+    assert table.done == [True]
+
+
+def test_a_stored_part_is_looked_at_again_when_its_node_is_back(table: Table) -> None:
+    table.ended("b")
+    table.confirm()
+    table.gatherer.sees(Seen.AWAY)
+    table.loop.advance(1.0)
+    assert len(table.gatherer.asked) == 2
+    table.gatherer.has([table.part("a").message, table.part("b").message])
+    table.confirm()
+
+    assert table.done == [True]
+
+
+def test_a_chord_whose_queue_does_not_come_back_fails_and_its_owner_is_told(table: Table) -> None:
+    table.ended()
+    table.confirm()
+    for _ in range(40):
+        if table.gatherer.asked:
+            table.gatherer.asked.clear()
+            table.gatherer.sees(Seen.AWAY)
+        table.loop.advance(5.0)
+    assert table.done == []
+    told = table.result_of_the_body()
+    assert (told.task_id, told.status, told.result["exc_type"]) == ("body", states.FAILURE, "ChordError")
+    table.confirm()
+
+    assert table.done == [True]
+
+
+def test_a_part_that_is_too_large_fails_its_chord(table: Table) -> None:
+    table.ended()
+    table.confirm(MessageTooLarge("too large"))
+    broken = table.publisher.sent[-1]
+    table.confirm()
+    assert table.gatherer.has([broken, table.part("b").message])
+
+    told = table.result_of_the_body()
+    assert (told.task_id, told.status) == ("body", states.FAILURE)
+    assert "too large" in str(told.result["exc_message"])
+
+
+def test_a_body_that_is_refused_for_now_is_published_again(table: Table) -> None:
+    table.ended("b")
+    table.confirm()
+    table.gatherer.has([table.part("a").message, table.part("b").message])
+    for _ in range(10):
+        table.confirm(PublishRefused("full"))
+        assert table.done == []
+        table.loop.advance(5.0)
+    table.confirm()
+
+    assert table.done == [True]
+
+
+def test_a_body_that_nobody_takes_fails(table: Table) -> None:
+    table.ended("b")
+    table.confirm()
+    table.gatherer.has([table.part("a").message, table.part("b").message])
+    for _ in range(5):
+        table.confirm(Unroutable("no such queue"))
+        table.loop.advance(5.0)
+        if any(each.routing_key.startswith("7c1f") for each in table.publisher.sent):
+            break
+    told = table.result_of_the_body()
+    assert (told.task_id, told.status, told.result["exc_type"]) == ("body", states.FAILURE, "ChordError")
+    table.confirm()
+
+    assert table.done == [True]
+
+
+def test_a_worker_that_stops_leaves_a_chord_that_is_away_to_others(table: Table) -> None:
+    table.ended()
+    table.confirm()
+    table.gatherer.sees(Seen.AWAY)
+    table.is_stopping = True
+    table.loop.advance(1.0)
+    table.gatherer.sees(Seen.AWAY)
+
+    assert table.done == [False]
