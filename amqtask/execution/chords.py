@@ -18,6 +18,7 @@ from amqtask.exceptions import BackendUnreachable, ChordError
 from amqtask.execution.context import Context
 from amqtask.protocol.chord import ChordPart, part_message, queue_name, size_of, token_of, values_of
 from amqtask.protocol.result import ResultMessage, exception_as_dict
+from amqtask.protocol.task import is_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,11 +119,13 @@ class Chords:
 
     def never(self, sig: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
         """A signature that will never run ends as what stopped it did, and so does all that hangs on it."""
+        if not is_signature(sig):
+            return NOTHING  # nobody could have published it
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
         found, hanging_on_it = NOTHING, list(reversed(options.get("chain") or ()))
         match sig["task"]:
             case "celery.chain" | "celery.group":
-                hanging_on_it = [*kwargs["tasks"], *hanging_on_it]
+                hanging_on_it = [*(kwargs.get("tasks") or ()), *hanging_on_it]
             case "celery.chord":
                 hanging_on_it = [kwargs["body"], *hanging_on_it] if kwargs.get("body") else hanging_on_it
             case _:
@@ -153,7 +156,7 @@ def first_task(sig: Mapping[str, Any]) -> Mapping[str, Any]:
     """The first task of a signature (of a chord: of its body), or the signature when it has none."""
     kwargs = sig.get("kwargs") or {}
     if sig["task"] in ("celery.chain", "celery.group"):
-        tasks = list(kwargs["tasks"])
+        tasks = list(kwargs.get("tasks") or ())
         return first_task(tasks[0]) if tasks else sig
     if sig["task"] == "celery.chord":
         return first_task(kwargs["body"]) if kwargs.get("body") else sig

@@ -254,29 +254,44 @@ def checked_id(task_id: Any) -> str:
 def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, Any]]:
     if isinstance(args, (list, tuple)) and isinstance(kwargs, dict) and isinstance(embed, dict):
         if any(embed.values()):
-            _check_embed(embed)
+            try:
+                _check_embed(embed)
+            except RecursionError:
+                raise InvalidTaskError("what is to follow the task stands in itself, too deep") from None
         return args, kwargs, embed
     kinds = ", ".join(type(part).__name__ for part in (args, kwargs, embed))
     raise InvalidTaskError(f"args, kwargs and embed of a task message are a list and two mappings, not {kinds}")
 
 
 def _check_embed(embed: Mapping[str, Any]) -> None:
-    for name in ("callbacks", "errbacks", "chain"):
+    for name in ("callbacks", "errbacks"):
         found = embed.get(name)
-        if found and not (isinstance(found, (list, tuple)) and all(map(_is_signature, found))):
+        if found and not (isinstance(found, (list, tuple)) and all(map(is_signature, found))):
             raise InvalidTaskError(f"`{name}` of the message is no list of signatures")
-    if embed.get("chord") and not _is_signature(embed["chord"]):
+    chain = embed.get("chain")
+    # Of a long chain each message has the rest: the next step is looked at (it is the last), the others in their turn.
+    if chain and not (isinstance(chain, (list, tuple)) and is_signature(chain[-1])):
+        raise InvalidTaskError("`chain` of the message is no list of signatures")
+    if embed.get("chord") and not is_signature(embed["chord"]):
         raise InvalidTaskError("`chord` of the message is no signature")
 
 
-def _is_signature(found: Any) -> bool:
-    return (
-        isinstance(found, Mapping)
-        and isinstance(found.get("task"), str)
-        and isinstance(found.get("args") or (), (list, tuple))
-        and isinstance(found.get("kwargs") or {}, Mapping)
-        and isinstance(found.get("options") or {}, Mapping)
-    )
+def is_signature(found: Any) -> bool:
+    """Whether it looks like a signature that can be published; what its parts hold is looked at when they are."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("task"), str):
+        return False
+    args, kwargs, options = found.get("args") or (), found.get("kwargs") or {}, found.get("options") or {}
+    if not (isinstance(args, (list, tuple)) and isinstance(kwargs, Mapping) and isinstance(options, Mapping)):
+        return False
+    if not all(isinstance(options.get(name) or (), (list, tuple, Mapping)) for name in ("chain", "link_error")):
+        return False
+    match found["task"]:
+        case "celery.chain" | "celery.group":
+            tasks = kwargs.get("tasks") or ()
+            return isinstance(tasks, (list, tuple)) and all(map(is_signature, tasks))
+        case "celery.chord":
+            return not kwargs.get("body") or is_signature(kwargs["body"])
+    return True
 
 
 def read_v1(

@@ -167,6 +167,27 @@ def test_callbacks_and_the_next_step_of_a_chain_leave_as_messages() -> None:
     assert json.loads(outcome.publish[1].body) == {"args": [5], "chain": [{"task": "last"}]}
 
 
+@pytest.mark.parametrize(
+    "embed",
+    [{"chord": 5}, {"chord": "x"}, {"chain": 5}, {"chain": ["x"]}, {"callbacks": ["x"]}, {"errbacks": [{"task": 1}]}],
+    ids=str,
+)
+def test_a_task_whose_follow_ups_are_none_does_not_run(embed: dict[str, Any]) -> None:
+    ran: list[int] = []
+    outcome = run(lambda: ran.append(1), embed=embed)
+
+    assert (outcome.state, outcome.answer, ran) == (states.FAILURE, Answer.DEAD_LETTER, [])
+    assert "signature" in outcome.reason
+
+
+def test_steps_that_are_none_do_not_hide_how_a_task_failed() -> None:
+    step = {"task": "t", "options": {"task_id": "next"}}
+    outcome = run(raising(ValueError("no")), embed={"chain": ["x", {"task": 5}, step]})
+
+    assert (outcome.state, outcome.answer) == (states.FAILURE, Answer.ACK)
+    assert stored(outcome)["result"]["exc_type"] == "ValueError"
+
+
 def test_a_callback_that_cannot_be_written_fails_the_task() -> None:
     outcome = run(lambda: {1}, embed={"callbacks": [{"task": "told"}]}, ignore_result=True)
 

@@ -85,6 +85,10 @@ def test_headers_of_other_types_are_a_message_error(headers: dict[str, Any]) -> 
         {"chain": [{"task": "t", "kwargs": [1]}]},
         {"chord": [1]},
         {"chord": {"task": None}},
+        {"chord": {"task": "celery.chord", "kwargs": {"body": 5}}},
+        {"chain": [{"task": "celery.group", "kwargs": {"tasks": 5}}]},
+        {"chain": [{"task": "celery.chain", "kwargs": {"tasks": ["x"]}}]},
+        {"errbacks": [{"task": "t", "options": {"link_error": 5}}]},
     ],
 )
 def test_what_follows_must_be_signatures(embed: dict[str, Any]) -> None:
