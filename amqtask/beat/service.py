@@ -7,13 +7,14 @@ Nothing is taken while something is on its way, and nothing while another beat l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.positions import decode, encode
-from amqtask.exceptions import AmqTaskError, PublishError
+from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
 from amqtask.printable import bounded_logger
 from amqtask.worker.ticker import Ticker
 
@@ -33,6 +34,10 @@ logger = bounded_logger("amqtask.beat")
 REFRESH_SECONDS = 60.0
 # What a beat stored so long ago it does not tell to others any more.
 KNOWN_SECONDS = 300.0
+# What may pass: a due time that the broker does not take for one of these stays due, and is published again so much later.
+PASSING = (ConnectionBlocked, PublishRefused, PublishTimeout)
+AGAIN_SECONDS = 1.0
+LAST = datetime.max.replace(tzinfo=timezone.utc)
 # The longest sleep, so that a clock that was set is noticed.
 LONGEST_SLEEP = 5.0
 
@@ -92,6 +97,9 @@ class Beat:
         # Whether something is on its way to the broker.
         self.is_busy = False
         self._is_dirty = False
+        # Entries that the broker does not take; and whether it just refused one, so that the next attempt has time.
+        self._refused: set[str] = set()
+        self._is_refused = False
         self._saved_at: datetime | None = None
         # What the broker last confirmed.
         self._saved: bytes = encode({})
@@ -219,6 +227,10 @@ class Beat:
             self._timer = None
         if not self.is_leading or self.is_busy or self._is_stopped:
             return
+        if self._is_refused:
+            self._is_refused = False
+            self._timer = self._loop.call_later(AGAIN_SECONDS, self._tick)
+            return
         now = self._now()
         dues = self.scheduler.take(now)
         if dues:
@@ -255,12 +267,23 @@ class Beat:
         def on_published(error: PublishError | None) -> None:
             if batch.term != self._term:
                 return
+            passes = isinstance(error, PASSING)
             if error is not None:
-                logger.error("beat: %s (%s) is not sent: %s", due.entry.name, due.entry.task, error)
+                self._complain(due, error, passes=passes)
+            else:
+                self._refused.discard(due.entry.name)
             self._sender.settled(message, error)
-            batch.done(due, message if error is None else None)
+            batch.done(due, message if error is None else None, is_still_due=passes)
 
         return on_published
+
+    def _complain(self, due: Due, error: PublishError, *, passes: bool) -> None:
+        """Once until it is taken: what stays due is tried again every second."""
+        level = logging.DEBUG if due.entry.name in self._refused else logging.ERROR
+        then = "is tried again" if passes else "goes on with its next due time"
+        logger.log(level, "beat: %s (%s) is not sent, and %s: %s", due.entry.name, due.entry.task, then, error)
+        if passes:
+            self._refused.add(due.entry.name)
 
     def _sent(self, batch: _Batch) -> None:
         """All of a batch are confirmed or given up."""
@@ -268,11 +291,14 @@ class Beat:
             return
         runs, messages, now = [], [], self._now()
         for due, message in sorted(batch.ended, key=lambda each: each[0].due_at):
+            if due.due_at >= batch.still_due.get(due.entry.name, LAST):
+                continue  # one that was taken after one that was not goes again too, under its id
             count = self.scheduler.advance(due)
             if message is not None:
                 task_id = self._sender.task_id(due)
                 runs.append(Run(due.entry.name, due.due_at, now, task_id, count, due.entry.one_off))
                 messages.append(message)
+        self._is_refused = bool(batch.still_due)
         self._save(runs)
         self._clerk.ask(lambda store: self._sender.published(messages), lambda _: None, self._not_told)
 
@@ -304,11 +330,16 @@ class _Batch:
     def __init__(self, term: int, size: int, on_ended: Callable[[_Batch], None]) -> None:
         self.term = term
         self.ended: list[tuple[Due, Message | None]] = []
+        # Entries that the broker may take later, each with the first of its due times.
+        self.still_due: dict[str, datetime] = {}
         self._size = size
         self._on_ended = on_ended
 
-    def done(self, due: Due, stored: Message | None) -> None:
-        """One more has ended: the broker has its message, or there is none."""
+    def done(self, due: Due, stored: Message | None, *, is_still_due: bool = False) -> None:
+        """One more has ended: the broker has its message, or there is none, or it may have it later."""
+        if is_still_due:
+            name = due.entry.name
+            self.still_due[name] = min(due.due_at, self.still_due.get(name, LAST))
         self.ended.append((due, stored))
         if len(self.ended) == self._size:
             self._on_ended(self)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
+from amqtask import Queue
 from amqtask.beat import BeatLazyFunc
 from amqtask.beat.contract import Entry
 from amqtask.beat.scheduler import Due
 from amqtask.beat.sender import AppSender
+from amqtask.entities import arguments
+from amqtask.transport.memory.broker import MemoryBroker
 from tests.beat.bench import QUEUE, Bench, ListStore, entry
 
 
@@ -181,6 +184,36 @@ def test_an_entry_that_cannot_be_sent_is_said_and_the_others_go_on(
         assert f"{name} (tasks.tick)" in caplog.text
     assert [run.name for run in store.runs] == ["right"]
     beat.stop()
+
+
+def test_what_the_broker_refuses_stays_due_and_holds_up_nobody(bench: Bench) -> None:
+    full = Queue("full", arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"}))
+    bench.app.conf.task_queues = [full]
+    store = ListStore(entry("refused", 4, options={"queue": "full"}), entry("taken", 5))
+    beat = bench.beat(store)
+    beat.start()
+    bench.leading(beat)
+    bench.until(13)
+    assert bench.broker.count("full") == 1
+    assert len(bench.dues) == 2
+
+    due = [datetime.fromisoformat(take_due(bench.broker))]
+    for second in range(14, 22):
+        bench.until(second)
+        due += [datetime.fromisoformat(each) for each in [take_due(bench.broker)] if each]
+
+    assert [round((each - due[0]).total_seconds()) for each in due[:4]] == [0, 4, 8, 12]
+    assert len(bench.dues) == 4
+    beat.stop()
+
+
+def take_due(broker: MemoryBroker) -> str:
+    """When the one message of the full queue was due; there is room for one more then."""
+    if not broker.count("full"):
+        return ""
+    ((properties, _),) = broker.messages("full")
+    broker.purge("full")
+    return str(properties.headers["periodic_task_due"])
 
 
 def test_a_lazy_argument_is_worked_out_when_the_task_is_sent(bench: Bench) -> None:
