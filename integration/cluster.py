@@ -378,6 +378,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m integration.cluster")
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only these")
     parser.add_argument("--short", action="store_true", help="less of everything, and only what the tests run")
+    parser.add_argument("--delayed", type=int, help="how many delayed tasks; fewer on a busy machine")
     parser.add_argument("--versions", nargs="*", choices=sorted(RELEASES), help="default: this machine's RabbitMQ")
     parser.add_argument("--roots", type=Path, default=Path(".roots"), help="where other versions are, or are put")
     parser.add_argument("--table", type=Path, help="a file that gets the tables, in Markdown")
@@ -386,11 +387,14 @@ def main() -> int:
     if not options.versions and not rabbitmq_installed():
         apt_install("rabbitmq-server")
     names = options.scenario or (SHORTEST if options.short else list(SCENARIOS))
+    sizes = SHORT if options.short else Sizes()
+    if options.delayed is not None:
+        sizes = replace(sizes, delayed=options.delayed)
     is_good, tables = True, []
     for version in options.versions or ["installed"]:
         root = "" if version == "installed" else root_of(version, options.roots.resolve())
         folder = Path(tempfile.mkdtemp(prefix="amqtask-cluster-"))
-        rows = run(root, names, SHORT if options.short else Sizes(), folder, lambda text: print(text, flush=True))
+        rows = run(root, names, sizes, folder, lambda text: print(text, flush=True))
         tables.append(table(version, rows))
         print(f"\n{tables[-1]}\n{LIMITS}", flush=True)
         is_good = is_good and all(row.is_good for row in rows)

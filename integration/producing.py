@@ -157,7 +157,7 @@ async def _produce_async(producer: Producer) -> None:
 
 
 def _produce_forked(make: Callable[[str], Producer]) -> None:
-    make("parent").call("plain", "parent-0")
+    make("parent").call("first", "parent-0")
     children = []
     for number in range(2):
         pid = os.fork()

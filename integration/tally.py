@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -119,8 +120,9 @@ class Tally:
             for call in accepted
             if call.kind == "delayed" and (call.kind, call.number) in ran_at
         ]
-        published = _by((call.producer, call.ended) for call in accepted if call.kind != "delayed")
+        published = _by((call.producer, call.ended) for call in accepted if call.kind not in ("delayed", "first"))
         worked = _by((worker, when) for _, _, when, worker in runs)
+        given = sorted(call.ended for call in accepted if call.kind == "plain")
         stuck = min(len(missing), waiting)
         return Row(
             name,
@@ -134,8 +136,8 @@ class Tally:
             told=len(told),
             slowest=max((call.ended - call.started for call in calls if call.kind != "delayed"), default=0.0),
             unpublished=max(_idle(published, works, during), default=0.0),
-            idle=max(_idle(worked, works, during, after_fault=True), default=0.0),
-            idle_once_back=max(_idle(worked, works, during, after_fault=False), default=0.0),
+            idle=max(_idle(worked, works, during, given, after_fault=True), default=0.0),
+            idle_once_back=max(_idle(worked, works, during, given, after_fault=False), default=0.0),
             late=max(late, default=0.0),
             missed=self._missed(during),
             notes=[
@@ -187,15 +189,24 @@ def _by(lines: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
 
 
 def _idle(
-    times: dict[str, list[float]], works: Sequence[Stretch], during: Stretch, *, after_fault: bool | None = None
+    times: dict[str, list[float]],
+    works: Sequence[Stretch],
+    during: Stretch,
+    given: Sequence[float] | None = None,
+    *,
+    after_fault: bool | None = None,
 ) -> Iterator[float]:
-    """For how long it worked without a sign of each of these; `after_fault`: only while it still did, or did again."""
+    """For how long the cluster worked without a sign of each of these; `after_fault`: only while it still did, or did again.
+
+    `given` is when there was something to do: who has nothing to do is not idle.
+    """
     begin, end = during
     for found in times.values():
         for last, following in pairwise([begin, *(each for each in found if begin < each < end), end]):
+            since = last if given is None else given[bisect(given, last)] if bisect(given, last) < len(given) else end
             for start, stop in works:
                 if after_fault is None or after_fault == (start <= last):
-                    yield min(stop, following) - max(start, last)
+                    yield min(stop, following) - max(start, since)
 
 
 def _overlap(works: Sequence[Stretch], begin: float, end: float) -> float:

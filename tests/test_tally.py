@@ -36,10 +36,17 @@ def test_a_call_that_is_refused_while_the_cluster_works_all_the_time_is_wronged(
 
 def test_pauses_count_only_while_the_cluster_works(tmp_path: Path) -> None:
     runs = [f"plain {second} {second}.0 prefork" for second in (*range(100, 108), *range(129, 150))]
-    found = row(tmp_path, [], runs)
-    assert (found.idle, found.idle_once_back) == (3.0, 4.0)
+    calls = [f"plain {second} accepted {second} {second}.0 sync " for second in range(100, 150)]
+    found = row(tmp_path, calls, runs)
+    assert (found.idle, found.idle_once_back) == (2.0, 4.0)
 
 
 def test_a_delayed_task_is_late_by_the_seconds_in_which_the_cluster_worked(tmp_path: Path) -> None:
     found = row(tmp_path, ["delayed 1 accepted 101 101 delayed 108"], ["delayed 1 126.5 prefork"])
     assert found.late == 3.5
+
+
+def test_a_worker_that_nobody_gives_anything_is_not_idle(tmp_path: Path) -> None:
+    calls = ["plain 1 accepted 100 100 sync ", "plain 2 accepted 108 108 sync "]
+    found = row(tmp_path, calls, ["plain 1 100.5 prefork", "plain 2 109 prefork"])
+    assert found.idle == 1.0
