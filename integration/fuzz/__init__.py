@@ -1,0 +1,1 @@
+"""Hostile messages to a live worker: see `python -m integration.fuzz --help`."""
