@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 # How many bytes a connection lives at most, while they are frayed: a handshake has about 900; some get to work.
 FRAYED = (1000, 100_000)
+# What a client says in the middle of the handshake: its login (connection.start-ok), and the virtual host (connection.open).
+LOGIN, VIRTUAL_HOST = b"PLAIN", b"\x00\x0a\x00\x28"
 
 
 class _Pair:
@@ -45,6 +47,8 @@ class _Pair:
                     target.sendall(data[: self._left])
                     break
                 trap = self._owner.sprung_by(data) if is_up else None
+                if trap == "drop":
+                    break
                 if trap is not None:
                     self.down.clear()  # the broker gets it, and its answer comes too late
                 target.sendall(data)
@@ -86,6 +90,7 @@ class Forwarder:
         self._pairs: list[_Pair] = []
         self._lock = threading.Lock()
         self._trap: tuple[bytes, str] | None = None
+        self._banned: bytes | None = None
         self._is_deaf = False
         self._chance: random.Random | None = None
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -144,6 +149,11 @@ class Forwarder:
         """Once: when a client sends these bytes, the broker gets them, and the connection ends before its answer passes."""
         self._arm(marker, "cut")
 
+    def ban(self, marker: bytes) -> None:
+        """From now on: every connection on which a client says this ends, and the broker never gets it."""
+        with self._lock:
+            self._banned = marker
+
     def hold_after(self, marker: bytes) -> None:
         """The same, but the connection stays and the answer waits for `heal`."""
         self._arm(marker, "hold")
@@ -155,6 +165,8 @@ class Forwarder:
     def sprung_by(self, data: bytes) -> str | None:
         """What these bytes set off."""
         with self._lock:
+            if self._banned is not None and self._banned in data:
+                return "drop"
             if self._trap is None or self._trap[0] not in data:
                 return None
             effect, self._trap = self._trap[1], None

@@ -198,6 +198,7 @@ class Leadership:
     def on_fatal(self, error: Exception) -> None:
         """No further attempt is made."""
         self._follow(str(error))
+        self.stop()
         self._listener.on_failed(error)
 
     def on_warning(self, text: str) -> None:

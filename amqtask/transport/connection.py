@@ -2,6 +2,9 @@
 
 idle ─start─► connecting ─open─► open ─lost─► waiting ─timer─► connecting …
                    └─failed─────────────────────┘        stop ─► closing ─► closed (from any state)
+
+A host that says nothing is left for the next one (see vigil.py), one that closed the connection itself likewise: it shuts
+down, or does not like us. After a mere cut the same host is tried first.
 """
 
 from __future__ import annotations
@@ -11,31 +14,43 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
+
 from amqtask.transport.errors import connection_error, is_refusal
 from amqtask.transport.fields import install
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
+from amqtask.transport.vigil import Vigil
 from amqtask.transport.wire import Wire
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+# Seconds between attempts: the longest while nobody takes connections, and while they are taken and do not last.
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_IF_TAKEN = 0.1, 2.0, 1.0
+# What lasted so long was no failed attempt.
+CALM_SECONDS = 1.0
+# With several hosts, what each gets to answer in the first round after a lost connection; later ones give them all their time.
+FIRST_ROUND_SECONDS = 2.0
+# pika has no time limit for resolving a name; an attempt that takes so much longer than it may is left behind.
+OVERTIME_SECONDS = 1.0
 
 
 class Backoff:
-    """Pauses that double from FIRST_PAUSE to LONGEST_PAUSE seconds, with jitter; again from the start after a calm time."""
+    """Pauses that double from FIRST_PAUSE seconds on, with jitter; again from the start after what lasted."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._pause = FIRST_PAUSE
         self._well_since: float | None = None
 
     def well(self) -> None:
-        """It works now. One that breaks again soon does not start over."""
-        self._well_since = time.monotonic()
+        """It works now."""
+        self._well_since = self._clock()
 
     def next(self) -> float:
         """How long to wait before the next attempt."""
         since, self._well_since = self._well_since, None
-        if since is not None and time.monotonic() - since > LONGEST_PAUSE:
-            self._pause = FIRST_PAUSE
+        if since is not None:
+            is_calm = self._clock() - since > CALM_SECONDS
+            self._pause = FIRST_PAUSE if is_calm else min(self._pause, LONGEST_PAUSE_IF_TAKEN)
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
         return pause * random.uniform(0.5, 1.0)
 
@@ -52,8 +67,9 @@ class ConnectionListener(Protocol):
         """No host of a whole round could be reached; another round follows by itself."""
 
     def on_refused(self, error: Exception) -> None:
-        """Login or virtual host refused, and never accepted before: no further attempt is made. (Of a broker that did
-        accept us, a refusal is no last word: it may be importing its users, or its directory may be down.)"""
+        """The broker refused the login or the virtual host, and never accepted it before. Another attempt follows unless
+        the owner stops. (Of a broker that did accept us, a refusal is no last word: it may be importing its users, or its
+        directory may be down.)"""
 
     def on_blocked(self, reason: str | None) -> None:
         """The broker blocks publishing (an alarm), or does not any more (None)."""
@@ -92,11 +108,15 @@ class LoopConnection:
         self._connect_timeout = connect_timeout
         self._name = name
         self._next = 0
+        # How many attempts have failed since a connection was open.
+        self._failures = 0
         self._backoff = Backoff()
+        self._vigil = Vigil(loop, has_other_hosts=len(self._addresses) > 1, on_silent=self._give_up)
         self._connection: Any = None
         self._is_open = False
         self._was_open = False
         self._timer: LoopTimer | None = None
+        self._overtime: LoopTimer | None = None
         self._is_running = False
         self._on_stopped: list[Callable[[], None]] = []
 
@@ -119,9 +139,8 @@ class LoopConnection:
     def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
         """Close, flushing what was written; `on_stopped` follows once it is closed."""
         self._is_running = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._vigil.end()
+        self._forget_timers()
         connection = self._connection
         if connection is None or connection.is_closed or not (connection.is_open or connection.is_closing):
             self._connection = None  # one that still connects is closed when it opens
@@ -133,6 +152,20 @@ class LoopConnection:
         if connection.is_open:
             connection.close()
 
+    @property
+    def has_other_hosts(self) -> bool:
+        """Whether `leave` leads anywhere."""
+        return len(self._addresses) > 1
+
+    def leave(self, why: str) -> None:
+        """Take this connection for lost, and go on with the next host."""
+        if self._is_open:
+            self._give_up(why)
+
+    def _give_up(self, why: str) -> None:
+        """Not a word more is said to it: what leads nowhere cannot be closed."""
+        self._connection._terminate_stream(AMQPHeartbeatTimeout(why))
+
     # -- connecting
 
     @property
@@ -143,52 +176,66 @@ class LoopConnection:
         self._timer = None
         if not self._is_running:
             return
-        parameters = self._address.parameters(
-            heartbeat=self._heartbeat, connect_timeout=self._connect_timeout, name=self._name
-        )
-        self._connection = _Connection(
+        seconds = self._connect_timeout
+        if self.has_other_hosts and self._failures < len(self._addresses):
+            seconds = min(seconds, FIRST_ROUND_SECONDS)
+        parameters = self._address.parameters(heartbeat=self._heartbeat, connect_timeout=seconds, name=self._name)
+        self._connection = connection = _Connection(
             parameters,
             on_open_callback=self._opened,
             on_open_error_callback=self._failed,
             on_close_callback=self._closed,
             custom_ioloop=self._loop.pika,
         )
-        self._connection._turns = self._loop
-        self._connection.add_on_connection_blocked_callback(
-            lambda _, frame: self._listener.on_blocked(frame.method.reason or "no reason given")
+        connection._turns = self._loop
+        connection.add_on_connection_blocked_callback(
+            lambda _, frame: self._blocked(frame.method.reason or "no reason given")
         )
-        self._connection.add_on_connection_unblocked_callback(lambda _, __: self._listener.on_blocked(None))
+        connection.add_on_connection_unblocked_callback(lambda _, __: self._blocked(None))
+        self._overtime = self._loop.call_later(
+            seconds + OVERTIME_SECONDS,
+            lambda: self._failed(connection, TimeoutError(f"it did not answer within {seconds:g} s")),
+        )
+
+    def _blocked(self, reason: str | None) -> None:
+        self._vigil.is_suspended = reason is not None
+        self._listener.on_blocked(reason)
 
     def _opened(self, connection: Any) -> None:
         if connection is not self._connection or not self._is_running:
             connection.close()
             return
+        self._forget_timers()
         self._is_open = self._was_open = True
+        self._failures = 0
         self._backoff.well()
+        self._vigil.begin(connection)
         self._listener.on_open(connection)
 
     def _failed(self, connection: Any, error: Exception) -> None:
         if connection is not self._connection or not self._is_running:
             return
         self._connection = None
+        self._forget_timers()
         refused = is_refusal(error)
-        if refused and not self._was_open:
-            self._is_running = False
-            self._listener.on_refused(connection_error(error, [self._address]))
-            return
         tried = [self._address] if refused else self._addresses
         self._next += 1
-        if self._next % len(self._addresses) == 0:
+        self._failures += 1
+        is_round = self._failures % len(self._addresses) == 0
+        if refused and not self._was_open:
+            self._listener.on_refused(connection_error(error, tried))
+        elif is_round:
             self._listener.on_unreachable(connection_error(error, tried))
-            self._again(self._backoff.next())
-        else:
-            self._again(0)
+        self._again(self._backoff.next() if is_round else 0)
 
     def _closed(self, connection: Any, error: Exception) -> None:
         if connection is not self._connection:
             return
         self._is_open = False
         self._connection = None
+        self._vigil.end()
+        if isinstance(error, (AMQPHeartbeatTimeout, ConnectionClosedByBroker)):
+            self._next += 1
         on_stopped, self._on_stopped = self._on_stopped, []
         for callback in on_stopped:
             callback()
@@ -199,3 +246,9 @@ class LoopConnection:
     def _again(self, pause: float) -> None:
         if self._is_running and self._timer is None:
             self._timer = self._loop.call_later(pause, self._connect)
+
+    def _forget_timers(self) -> None:
+        for timer in (self._timer, self._overtime):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._overtime = None

@@ -87,6 +87,8 @@ class PikaConsumer:
         self._is_consuming = False
         self._was_consuming = False
         self._complaints: set[str] = set()
+        # What was said since there was a connection.
+        self._unreachable: set[str] = set()
         self._backoff = Backoff()
         self._timer: LoopTimer | None = None
         self._consumer_number = 0
@@ -182,6 +184,7 @@ class PikaConsumer:
     def on_open(self, connection: Any) -> None:
         """A connection: open the channel."""
         self._forget_timer()
+        self._unreachable.clear()
         self._pika = connection
         self._declarer.connected(connection)
         self._open_channel()
@@ -197,11 +200,14 @@ class PikaConsumer:
         self._listener.on_connection_lost(error)
 
     def on_unreachable(self, error: Exception) -> None:
-        """A whole round of hosts failed; said, and tried again."""
-        self._listener.on_warning(f"{error} Trying again.")
+        """A whole round of hosts failed; said, once for each reason, and tried again."""
+        if str(error) not in self._unreachable:
+            self._unreachable.add(str(error))
+            self._listener.on_warning(f"{error} Trying again until it does.")
 
     def on_refused(self, error: Exception) -> None:
         """No further attempt makes sense."""
+        self.stop()
         self._listener.on_fatal(error)
 
     def on_blocked(self, reason: str | None) -> None:

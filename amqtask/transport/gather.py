@@ -63,6 +63,7 @@ class PikaGatherer:
     ) -> None:
         self._warn = on_warning
         self._loop = loop
+        self._refusals: set[str] = set()
         self._connection = LoopConnection(
             addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
@@ -202,8 +203,10 @@ class PikaGatherer:
         """The consumer on the same broker says so already."""
 
     def on_refused(self, error: Exception) -> None:
-        """Said once; nobody hears that he is done, so nothing is acknowledged."""
-        self._warn(str(error))
+        """Said once; nobody hears that he is done, so nothing is acknowledged, until the broker takes us."""
+        if str(error) not in self._refusals:
+            self._refusals.add(str(error))
+            self._warn(f"chords wait: {error}")
 
     def on_blocked(self, reason: str | None) -> None:
         """Nothing is published here."""

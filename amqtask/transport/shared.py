@@ -113,6 +113,14 @@ class ConnectionUse:
         """Whether it was started and not stopped."""
         return self._is_running
 
+    @property
+    def has_other_hosts(self) -> bool:
+        """One user does not take the connection from the other."""
+        return False
+
+    def leave(self, why: str) -> None:
+        """The same."""
+
     def start(self) -> None:
         """Connect, unless that is done already."""
         if not self._is_running:

@@ -1,0 +1,115 @@
+"""Vigil: whether a connection on a loop still leads to a broker that answers.
+
+A host that is gone without a word (it lost its power, a firewall forgot us, its node stands still) closes nothing. AMQP's
+heartbeats notice that after a minute; shorter ones would end the connections of everybody whose loop is busy for that
+long, such as a worker that runs its tasks on it. So we ask: when nothing came for a second, `channel.flow(active=true)`, which
+changes nothing and which every RabbitMQ answers at once, on a channel of its own. An idle connection costs one such question
+every two seconds.
+
+* What comes counts, not only the answer; so does what goes out of a long line, because an answer waits until we are read.
+* Time is counted in turns of the loop: while we stand still ourselves, nobody else is to blame.
+* A broker that blocks publishing (an alarm) reads nothing, so nothing is asked.
+* One that holds us back because a queue cannot follow does not answer either. It looks the same, so after each connection
+  that was given up the next one is given twice the time, until one answers.
+* Without another host there is nowhere to go, and a node that stands still for some seconds would only have its deliveries
+  taken back: there it takes longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import struct
+import termios
+from collections.abc import Callable
+from typing import Any
+
+from pika.exceptions import AMQPError
+
+from amqtask.transport.loop import LoopTimer, PikaLoop
+
+TICK_SECONDS = 1.0
+# How long a question may stay without an answer (seconds).
+PATIENCE_SECONDS, LONE_PATIENCE_SECONDS, MOST_PATIENCE_SECONDS = 2, 9, 60
+# So many bytes that wait to be sent keep an answer waiting.
+LONG_LINE = 65536
+
+
+class Vigil:
+    """Watches one connection after the other; `on_silent(why)` when the present one is to be given up."""
+
+    def __init__(self, loop: PikaLoop, *, has_other_hosts: bool, on_silent: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._on_silent = on_silent
+        self._least_patience = PATIENCE_SECONDS if has_other_hosts else LONE_PATIENCE_SECONDS
+        self._patience = self._least_patience
+        self._connection: Any = None
+        self._channel: Any = None
+        self._timer: LoopTimer | None = None
+        self._heard = (0, 0)
+        self._unsent = 0
+        self._quiet = 0
+        # While it is, nothing is asked and nobody given up.
+        self.is_suspended = False
+
+    def begin(self, connection: Any) -> None:
+        """Watch this connection."""
+        self.end()
+        self._connection = connection
+        self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
+
+    def end(self) -> None:
+        """Watch it no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._connection = self._channel = None
+        self._quiet = 0
+        self.is_suspended = False
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
+        if not self._connection.is_open:
+            return  # it closes
+        if self._has_moved() or self.is_suspended:
+            self._quiet = 0
+            return
+        self._quiet += 1
+        if self._quiet == 1:
+            self._ask()
+        elif self._quiet > self._patience:
+            seconds = self._quiet * TICK_SECONDS
+            self._patience = min(self._patience * 2, MOST_PATIENCE_SECONDS)
+            self._on_silent(f"the broker has not answered for {seconds:g} s")
+
+    def _has_moved(self) -> bool:
+        connection = self._connection
+        heard, unsent = (connection.bytes_received, len(connection._frame_buffer)), _unsent(connection)
+        has_moved = heard != self._heard or (unsent < self._unsent and self._unsent >= LONG_LINE)
+        self._heard, self._unsent = heard, unsent
+        return has_moved
+
+    def _ask(self) -> None:
+        channel = self._channel
+        # A connection that has no channel left to give, or is about to close, is asked by nobody, and watched all the same.
+        with contextlib.suppress(AMQPError):
+            if channel is None or channel.is_closed:
+                self._channel = self._connection.channel(on_open_callback=self._answered)
+            elif channel.is_open:
+                channel.flow(True, callback=self._answered)
+
+    def _answered(self, _: Any) -> None:
+        self._patience = self._least_patience
+
+
+def _unsent(connection: Any) -> int:
+    """How many bytes the other end has not acknowledged yet."""
+    sock = getattr(connection._transport, "_sock", None)
+    waiting = int(connection._get_write_buffer_size())
+    if sock is None:
+        return waiting
+    try:
+        raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return waiting
+    return waiting + int(struct.unpack("i", raw)[0])
