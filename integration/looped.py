@@ -56,7 +56,7 @@ class Looped:
         self.until(lambda: listener.consuming, what=f"not consuming: {listener}")
         return listener, consumer
 
-    def publisher(self, url: str = "", **options: Any) -> PikaLoopPublisher:
+    def publisher(self, url: str | list[str] = "", **options: Any) -> PikaLoopPublisher:
         """Not started."""
         made = PikaLoopPublisher(
             parse_broker_urls(url or self.url), self.loop, on_warning=self.warnings.append, **options

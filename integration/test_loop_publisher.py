@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from amqtask.entities import Exchange, Queue, arguments
+from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
 from integration.conftest import Broker
-from integration.faults import Forwarder
+from integration.faults import LOGIN, VIRTUAL_HOST, Forwarder
 from integration.looped import Looped, Sent
 from integration.nodes import RabbitNode
 from integration.workers import eventually
@@ -176,7 +176,7 @@ def test_each_of_two_unroutable_messages_with_one_id_is_told(looped: Looped, rab
 def test_a_full_queue_refuses_what_is_too_much_and_keeps_the_rest(rabbit: Broker, looped: Looped) -> None:
     limits = {"x-queue-type": "classic", "x-max-length": 3, "x-overflow": "reject-publish"}
     full = Queue(rabbit.queue("full"), arguments=arguments(limits))
-    sent = Sent(looped.publisher())
+    sent = Sent(looped.publisher(nack_patience=0.5))
     for body in numbered(10):
         sent.publish(body, full.name, declare=(full,))
 
@@ -203,6 +203,93 @@ def test_a_message_that_amqp_cannot_write_fails_alone(rabbit: Broker, looped: Lo
         b"nowhere": Unroutable,
     }
     assert everything_in(rabbit, queue.name) == [b"1", b"2"]
+
+
+def test_arguments_that_would_close_the_connection_fail_the_message_that_needs_them(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder
+) -> None:
+    large = Queue("too-much", arguments=arguments({"x-queue-type": "classic", "note": "x" * 200_000}))
+    sent = Sent(looped.publisher(way.url))
+    sent.publish(b"bad", large.name, declare=(large,))
+    sent.publish(b"1", queue.name, declare=(queue,))
+
+    looped.until(lambda: len(sent.done) == 2)
+
+    assert list(sent.errors) == [b"bad"]
+    assert way.accepted == 1
+
+
+def test_a_message_with_which_no_connection_lasts_fails_and_the_others_are_stored(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder
+) -> None:
+    sent = Sent(looped.publisher(way.url))
+    sent.publish(b"first", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+    way.ban(b"the-culprit")
+    for body in (b"before", b"the-culprit", b"after"):
+        sent.publish(body, queue.name)
+
+    looped.until(lambda: len(sent.done) == 4)
+
+    assert list(sent.errors) == [b"the-culprit"]
+    assert "with it on its way" in str(sent.errors[b"the-culprit"])
+    assert set(everything_in(rabbit, queue.name)) == {b"first", b"before", b"after"}
+
+
+def test_an_exchange_that_was_deleted_since_is_declared_again(rabbit: Broker, looped: Looped, queue: Queue) -> None:
+    exchange = Exchange(f"{queue.name}.x", type="direct", auto_delete=True)
+    declare = (exchange, queue, Binding(exchange, queue.name, "k"))
+    sent = Sent(looped.publisher())
+    sent.publish(b"1", "k", exchange=exchange.name, declare=declare)
+    looped.until(lambda: sent.done)
+
+    rabbit.channel().exchange_delete(exchange.name)
+    sent.publish(b"2", "k", exchange=exchange.name, declare=declare)
+    looped.until(lambda: len(sent.done) == 2)
+
+    assert sent.errors == {}
+    assert everything_in(rabbit, queue.name) == [b"1", b"2"]
+
+
+def test_a_refused_message_goes_again_and_is_stored_when_there_is_room(
+    rabbit: Broker, looped: Looped, other: Queue, queue: Queue
+) -> None:
+    limits = {"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "reject-publish"}
+    full = Queue(rabbit.queue("full"), arguments=arguments(limits))
+    publisher = looped.publisher(nack_patience=60.0)
+    sent = Sent(publisher)
+    sent.publish(b"1", full.name, declare=(full,))
+    looped.until(lambda: sent.done)
+    sent.publish(b"2", full.name)
+    sent.publish(b"3", queue.name, declare=(queue,))
+    looped.until(lambda: len(sent.done) == 2)  # nobody else waits for it
+    assert publisher.outstanding == 1
+
+    assert everything_in(rabbit, full.name) == [b"1"]
+    looped.until(lambda: len(sent.done) == 3)
+
+    assert sent.errors == {}
+    assert everything_in(rabbit, full.name) == [b"2"]
+
+
+def test_a_queue_that_stays_full_is_believed_and_costs_others_no_connection(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder
+) -> None:
+    limits = {"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "reject-publish"}
+    full = Queue(rabbit.queue("full"), arguments=arguments(limits))
+    sent = Sent(looped.publisher(way.url, nack_patience=0.5))
+    for body in numbered(50):
+        sent.publish(body, full.name, declare=(full,))
+    looped.until(lambda: len(sent.done) == 50)
+    assert len(sent.errors) == 49
+
+    sent.publish(b"more", full.name)
+    sent.publish(b"other", queue.name, declare=(queue,))
+    looped.until(lambda: len(sent.done) == 52)
+
+    assert isinstance(sent.errors[b"more"], PublishRefused)
+    assert everything_in(rabbit, queue.name) == [b"other"]
+    assert way.accepted == 1
 
 
 def test_all_messages_for_an_exchange_that_is_not_there_fail_and_no_other(
@@ -305,6 +392,50 @@ def test_declarations_are_made_again_on_a_new_connection(
 
     assert sent.errors == {}
     assert everything_in(rabbit, queue.name) == [b"2"]
+
+
+@pytest.mark.parametrize("said", [LOGIN, VIRTUAL_HOST], ids=["login", "virtual host"])
+def test_a_connection_lost_in_the_handshake_is_made_again(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder, said: bytes
+) -> None:
+    way.cut_after(said)
+    sent = Sent(looped.publisher(way.url))
+
+    sent.publish(b"1", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+
+    assert way.sprung.is_set()
+    assert everything_in(rabbit, queue.name) == [b"1"]
+
+
+def test_a_login_that_was_refused_is_tried_until_it_is_accepted(hurt_node: RabbitNode, looped: Looped) -> None:
+    url = hurt_node.url.replace("guest:guest", "latecomer:secret")
+    sent = Sent(looped.publisher(url))
+    sent.publish(b"1", "loop-late", declare=(Queue("loop-late", arguments=CLASSIC),))
+    looped.until(lambda: looped.warnings)
+
+    hurt_node.ctl("add_user", "latecomer", "secret")
+    hurt_node.ctl("set_permissions", "latecomer", ".*", ".*", ".*")
+    looped.until(lambda: sent.done)
+
+    assert sent.errors == {}
+    assert len(looped.warnings) <= 2  # the login, and perhaps the virtual host
+    hurt_node.ctl("delete_user", "latecomer")
+
+
+def test_what_a_silent_host_does_not_confirm_goes_to_the_next_long_before_its_heartbeats(
+    rabbit: Broker, looped: Looped, queue: Queue, way: Forwarder, broker_url: str
+) -> None:
+    sent = Sent(looped.publisher([way.url, broker_url], heartbeat=600))
+    sent.publish(b"1", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+
+    way.stall(new_ones=True)
+    sent.publish(b"2", queue.name)
+    looped.until(lambda: len(sent.done) == 2, timeout=30)
+
+    assert sent.errors == {}
+    assert everything_in(rabbit, queue.name) == [b"1", b"2"]
 
 
 def test_a_blocked_broker_is_waited_for(hurt_node: RabbitNode, looped: Looped) -> None:

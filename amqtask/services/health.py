@@ -1,7 +1,8 @@
 """Health: two pages for Kubernetes and load balancers, `/live` and `/ready`, each 200 or 503 with a line that says why.
 
 Live means: the I/O loop turns (it answers) and the watchdog sees no standstill; the broker being away is no reason to
-restart a worker. Ready means: it consumes and is not shutting down.
+restart a worker. Ready means: it consumes and is not shutting down. Neither holds for one whose results, retries or dead letters
+the broker does not confirm, though it is connected.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ if TYPE_CHECKING:
 
 # The watchdog ends the worker after a minute; who asks may know earlier.
 STUCK_SECONDS = 30.0
+# A queue that gets a new leader confirms nothing for some seconds.
+UNCONFIRMED_SECONDS = 15.0
 
 
 class Health:
-    """`stuck_for()` is the watchdog's: seconds for which tasks wait, slots are free and nothing moves."""
+    """`stuck_for()` is the watchdog's: seconds for which tasks wait, slots are free and nothing moves; `unconfirmed_for()`
+    too: seconds for which a message waits for its confirm."""
 
-    def __init__(self, worker: Worker, stuck_for: Callable[[], float]) -> None:
+    def __init__(
+        self, worker: Worker, stuck_for: Callable[[], float], unconfirmed_for: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._worker = worker
         self._stuck_for = stuck_for
+        self._unconfirmed_for = unconfirmed_for
 
     @property
     def pages(self) -> dict[str, Page]:
@@ -34,7 +41,16 @@ class Health:
         if stuck >= STUCK_SECONDS:
             waiting = self._worker.dispatcher.waiting
             return text(503, f"stuck: {waiting} tasks wait, slots are free, and nothing has moved for {stuck:.0f} s")
-        return text(200, "live")
+        return self._unconfirmed(2 * STUCK_SECONDS) or text(200, "live")
+
+    def _unconfirmed(self, longest: float) -> Reply | None:
+        seconds = self._unconfirmed_for()
+        if seconds < longest:
+            return None
+        count = self._worker.publisher.outstanding
+        return text(
+            503, f"publishing is stuck: {count} messages wait, and the oldest was not confirmed for {seconds:.0f} s"
+        )
 
     def ready(self, headers: Mapping[str, str]) -> Reply:
         worker = self._worker
@@ -42,4 +58,6 @@ class Health:
             return text(503, f"shutting down: {len(worker.dispatcher.running)} tasks still run")
         if not worker.consumer.is_consuming:
             return text(503, "reconnecting to the broker" if worker.lifecycle.is_ready else "connecting to the broker")
-        return text(200, f"ready: consuming {', '.join(sorted(worker.work_queues))}")
+        return self._unconfirmed(UNCONFIRMED_SECONDS) or text(
+            200, f"ready: consuming {', '.join(sorted(worker.work_queues))}"
+        )

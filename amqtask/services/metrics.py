@@ -80,6 +80,11 @@ class CountedPublisher:
         """See LoopPublisher."""
         return self._publisher.outstanding
 
+    @property
+    def oldest(self) -> Message | None:
+        """See LoopPublisher."""
+        return self._publisher.oldest
+
     def start(self) -> None:
         self._publisher.start()
 

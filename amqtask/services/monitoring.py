@@ -36,7 +36,8 @@ class Monitoring:
             found.append(metrics)
             pages.setdefault(options.metrics_port, {}).update(metrics.pages)
         if options.health_port is not None:
-            pages.setdefault(options.health_port, {}).update(Health(worker, watchdog.stuck_for).pages)
+            health = Health(worker, watchdog.stuck_for, watchdog.unconfirmed_for)
+            pages.setdefault(options.health_port, {}).update(health.pages)
         for port, served in pages.items():
             found.append(HttpServer(self._loop, host=options.http_host, port=port, pages=served))
         return found

@@ -3,6 +3,9 @@
 It bites when requests wait, slots are free and for a whole minute nothing was started and nothing ended. That can
 only be a fault of ours (or of a pool), which is why it ends the process and does not try to mend it: the broker
 still has every message.
+
+A publisher whose oldest message gets no confirm for as long, though the connection is open, is told: in the log, and by
+`/ready` and `/live`. As a rule its queue lacks a majority of its nodes, and another process would fare no better.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from amqtask.printable import bounded_logger
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
+    from amqtask.message import Message
     from amqtask.worker.worker import Worker
 
 logger = bounded_logger("amqtask.worker")
@@ -45,6 +49,10 @@ class Watchdog:
         self._clock = clock
         self._seen = (0, 0)
         self._since = clock()
+        # The message that waited longest for its confirm at the last look, since when, and whether that was said.
+        self._oldest: Message | None = None
+        self._oldest_since = clock()
+        self._is_told = False
         self._ticker = Ticker(worker.loop, check_every, self.check)
 
     def start(self) -> None:
@@ -58,10 +66,30 @@ class Watchdog:
         """Seconds for which tasks wait, slots are free and nothing moves; a few seconds while all is well."""
         return self._clock() - self._since
 
+    def unconfirmed_for(self) -> float:
+        """Seconds for which the broker, though connected, has not confirmed the publisher's oldest message; else 0."""
+        oldest = self._worker.publisher.oldest
+        return self._clock() - self._oldest_since if oldest is not None and oldest is self._oldest else 0.0
+
+    def _look_at_publisher(self, now: float) -> None:
+        oldest = self._worker.publisher.oldest
+        if oldest is None or oldest is not self._oldest:
+            if self._is_told:
+                logger.warning("publisher: the broker confirms again")
+            self._oldest, self._oldest_since, self._is_told = oldest, now, False
+        elif now - self._oldest_since >= self._stuck_after and not self._is_told:
+            self._is_told = True
+            logger.error(
+                "publisher: %d results, retries or dead letters wait for the broker's confirm, the oldest (to exchange %r, "
+                "routing key %r) for %.0f s. Has its queue a majority of its nodes? The tasks behind them stay unacknowledged.",
+                self._worker.publisher.outstanding, oldest.exchange, oldest.routing_key, now - self._oldest_since,
+            )  # fmt: skip
+
     def check(self) -> None:
         """Look once."""
         worker = self._worker
         now = self._clock()
+        self._look_at_publisher(now)
         moved = (worker.ended, len(worker.dispatcher.running))
         if moved != self._seen or not worker.dispatcher.waiting or worker.pool.free <= 0:
             self._seen, self._since = moved, now

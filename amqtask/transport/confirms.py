@@ -27,6 +27,11 @@ class Confirms(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def settled(self) -> int:
+        """How many have been."""
+        return self._last - len(self._items)
+
     def published(self, item: T) -> int:
         """Note one publish; its number."""
         self._last += 1

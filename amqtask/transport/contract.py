@@ -71,6 +71,10 @@ class LoopPublisher(Protocol):
     def outstanding(self) -> int:
         """How many messages still wait for their confirm."""
 
+    @property
+    def oldest(self) -> Message | None:
+        """The message that waits longest, while the broker could take it (connected, not blocked); else None."""
+
     def start(self) -> None: ...
 
     def stop(self) -> None: ...

@@ -2,17 +2,27 @@
 
 Messages wait in order, are written at the end of a loop turn, and are outstanding until the broker's ack or nack. When the
 channel is lost, what was outstanding goes to the front of the line again: it may then be stored twice, never not at all.
+
+What keeps one message, one channel or one host from holding up all others:
+
+* A message that the broker closes the channel or the connection for fails alone. Where the broker's words do not tell which
+  one it was, those under way go one at a time. A connection that is cut again and again with one message alone on its way
+  counts too.
+* A nack means another channel, then another host (see nacks.py). The old channel stays until all on it is confirmed.
+* When not one confirm comes for some seconds and there is another host, that is where all goes.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pika
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.entities import Declaration
 from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
@@ -21,33 +31,67 @@ from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.declare import Declarer
-from amqtask.transport.errors import channel_error, culprits, refused, unroutable
+from amqtask.transport.errors import (
+    NOT_FOUND,
+    channel_error,
+    connection_closed_for,
+    culprits,
+    refused,
+    unroutable,
+)
 from amqtask.transport.link import MOST_DECLARED
 from amqtask.transport.loop import LoopTimer, PikaLoop
+from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 
 OnDone = Callable[["PublishError | None"], None]
 # Unconfirmed messages at most; more wait here, where they cost no broker anything.
 WINDOW = 2000
+# Codes with which a broker closes the connection of somebody who wrote nonsense
+# (https://www.rabbitmq.com/amqp-0-9-1-reference#constants); and the one of a broker that shuts down.
+NONSENSE = range(501, 506)
+CONNECTION_FORCED = 320
+# A message that was on its way so often when the connection was cut goes alone, and after so many times alone fails.
+SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
+# With another host: so long without one confirm (doubled each time, up to the most), and that is where all goes.
+CONFIRM_SECONDS, MOST_CONFIRM_SECONDS = 4, 64
+LOOK_SECONDS = 1.0
+# Channels are not changed more often than once in this time; before a host is left, confirms may come for as long.
+SETTLE_SECONDS = 1.0
 
 
 class _Pending:
     """A message that is not confirmed yet."""
 
-    __slots__ = ("is_second_try", "message", "on_done")
+    __slots__ = ("give_up_at", "is_second_try", "losses", "message", "nacks", "on_done")
 
     def __init__(self, message: Message, on_done: OnDone) -> None:
         self.message = message
         self.on_done = on_done
         self.is_second_try = False
+        self.nacks = 0
+        self.losses = 0
+        self.give_up_at = 0.0
+
+
+class _Way:
+    """A channel in confirm mode, and what is on its way over it."""
+
+    __slots__ = ("channel", "confirms", "returns")
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.confirms: Confirms[_Pending] = Confirms()
+        self.returns = Returns()
 
 
 class PikaLoopPublisher:
     """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish.
 
     With `shared` it uses that connection, and what is unconfirmed when that is lost is not sent again: it fails with
-    PublishTimeout (it may or may not be stored), and whoever holds the next connection decides.
+    PublishTimeout (it may or may not be stored), and whoever holds the next connection decides. `nack_patience` is how many
+    seconds a message that the broker refuses is tried again.
     """
 
     def __init__(
@@ -60,9 +104,11 @@ class PikaLoopPublisher:
         client_name: str = "",
         on_warning: Callable[[str], None] = lambda text: None,
         shared: SharedConnection | None = None,
+        nack_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._loop = loop
         self._warn = on_warning
+        self._nack_patience = nack_patience
         # What was said with a connection that one holds something by must not be said again without it.
         self._resends = shared is None
         self._connection: LoopConnection | ConnectionUse = (
@@ -74,12 +120,17 @@ class PikaLoopPublisher:
         )
         self._declarer = Declarer(on_warning)
         self._pika: Any = None
-        # The present channel, once it confirms; and one that is being opened.
-        self._channel: Any = None
+        # The present channel, once it confirms; one that is being opened; and those left behind with unconfirmed messages.
+        self._way: _Way | None = None
         self._opening: Any = None
-        self._confirms: Confirms[_Pending] = Confirms()
-        self._returns = Returns()
+        self._old: list[_Way] = []
         self._waiting: deque[_Pending] = deque()
+        # Refused ones that go again after a pause, in order.
+        self._held: dict[_Pending, LoopTimer] = {}
+        self._refusing = Refusing()
+        self._renewed_at = self._left_at = float("-inf")
+        self._is_leaving = False
+        self._leaving: LoopTimer | None = None
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
         self._is_declaring = False
@@ -88,15 +139,32 @@ class PikaLoopPublisher:
         self._suspects = 0
         self._is_due = False
         self._is_stopped = False
+        self._is_blocked = False
+        self._refusals: set[str] = set()
         self._backoff = Backoff()
         self._timer: LoopTimer | None = None
+        # Whether confirms come: how many there were at the last look, and for how many looks there was none.
+        self._watch: LoopTimer | None = None
+        self._confirmed = 0
+        self._silent_looks = 0
+        self._confirm_seconds = CONFIRM_SECONDS
 
     # -- the contract
 
     @property
     def outstanding(self) -> int:
         """How many messages are not confirmed yet."""
-        return len(self._waiting) + len(self._confirms)
+        return len(self._waiting) + len(self._held) + sum(len(way.confirms) for way in self._ways)
+
+    @property
+    def oldest(self) -> Message | None:
+        """The message that waits longest for its confirm, while the broker could give it."""
+        if not self._connection.is_open or self._is_blocked:
+            return None
+        pending = next(self._unconfirmed(), None) or next(iter(self._held), None)
+        if pending is None and self._waiting:
+            pending = self._waiting[0]
+        return None if pending is None else pending.message
 
     @property
     def is_connected(self) -> bool:
@@ -123,10 +191,17 @@ class PikaLoopPublisher:
         `outstanding` to be 0 first."""
         self._flush()
         self._is_stopped = True
-        self._forget_timer()
+        self._forget_timers()
         self._connection.stop()
 
     # -- publishing
+
+    @property
+    def _ways(self) -> list[_Way]:
+        return self._old if self._way is None else [*self._old, self._way]
+
+    def _unconfirmed(self) -> Iterator[_Pending]:
+        return (pending for way in self._ways for pending in way.confirms.outstanding())
 
     def _flush(self) -> None:
         self._is_due = False
@@ -134,10 +209,10 @@ class PikaLoopPublisher:
             return
         if not self._connection.is_running:
             self._connection.start()
-        channel = self._channel
-        if channel is None or not channel.is_open or self._is_declaring:
+        way = self._way
+        if way is None or not way.channel.is_open or self._is_declaring or self._is_leaving:
             return
-        waiting, confirms = self._waiting, self._confirms
+        waiting, confirms = self._waiting, way.confirms
         window = 1 if self._suspects else WINDOW
         while waiting and len(confirms) < window:
             pending = waiting[0]
@@ -146,12 +221,14 @@ class PikaLoopPublisher:
                 self._declare(declare)
                 return
             waiting.popleft()
-            self._send(channel, pending)
+            self._send(way, pending)
+        if self._watch is None and confirms:
+            self._look_on()
 
-    def _send(self, channel: Any, pending: _Pending) -> None:
+    def _send(self, way: _Way, pending: _Pending) -> None:
         message = pending.message
         try:
-            channel.basic_publish(
+            way.channel.basic_publish(
                 message.exchange,
                 message.routing_key,
                 message.body,
@@ -161,39 +238,114 @@ class PikaLoopPublisher:
         except UNWRITABLE as error:  # pika encodes all before it writes anything
             self._settled(pending, unwritable(message, error))
         else:
-            self._confirms.published(pending)
+            way.confirms.published(pending)
 
-    def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._returns.returned(properties.message_id, method.exchange, method.routing_key)
-
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm(self, way: _Way, frame: Any) -> None:
         method = frame.method
         acked = isinstance(method, pika.spec.Basic.Ack)
-        returns = self._returns
-        for pending in self._confirms.settle(method.delivery_tag, method.multiple):
+        returns = way.returns
+        for pending in way.confirms.settle(method.delivery_tag, method.multiple):
             message = pending.message
             if len(returns) and returns.claim(message.properties.message_id, message.exchange, message.routing_key):
-                self._returned(pending)
+                if not self._goes_again(pending):
+                    self._settled(pending, unroutable(message))
+            elif acked:
+                self._settled(pending, None)
             else:
-                self._settled(pending, None if acked else refused(message))
+                self._nacked(way, pending)
+        if way is not self._way and not way.confirms:
+            self._close_old(way)
+        if self._is_leaving and not any(self._unconfirmed()):
+            self._leave()
         if self._waiting and not self._is_due:
             self._flush()
 
-    def _returned(self, pending: _Pending) -> None:
-        """No queue takes it. What was declared for it may have been deleted since: once more, with everything."""
+    def _goes_again(self, pending: _Pending) -> bool:
+        """Whether it does: what was declared for it may have been deleted since. Once more, with everything."""
         declare = pending.message.declare
         if not declare or pending.is_second_try:
-            self._settled(pending, unroutable(pending.message))
-            return
+            return False
         pending.is_second_try = True
         self._declared.difference_update(declare)
         self._declared_tuples.clear()
         self._waiting.appendleft(pending)
+        return True
 
     def _settled(self, pending: _Pending, error: PublishError | None) -> None:
         if self._suspects:
             self._suspects -= 1
         pending.on_done(error)
+
+    # -- nacks, and confirms that do not come
+
+    def _nacked(self, way: _Way, pending: _Pending) -> None:
+        now = time.monotonic()
+        message = pending.message
+        if not pending.nacks:
+            pending.give_up_at = now + self._nack_patience
+        pending.nacks += 1
+        pause = pause_after(pending.nacks)
+        if self._refusing.believes(message, now):
+            self._settled(pending, refused(message))
+        elif now + pause > pending.give_up_at:
+            self._refusing.note(message, now)
+            self._settled(pending, refused(message))
+        else:
+            self._held[pending] = self._loop.call_later(pause, partial(self._again, pending))
+            self._change(way, now, is_first=pending.nacks == 1)
+
+    def _again(self, pending: _Pending) -> None:
+        del self._held[pending]
+        self._waiting.append(pending)
+        self._flush()
+
+    def _change(self, way: _Way, now: float, *, is_first: bool) -> None:
+        """Another channel; and where that did not help, another host."""
+        if not is_first and self._connection.has_other_hosts and now - self._left_at > self._nack_patience:
+            self._begin_leaving()
+        elif way is self._way and now - self._renewed_at >= SETTLE_SECONDS:
+            self._renewed_at = now
+            self._old.append(way)
+            self._way = None
+            self._open_channel()
+
+    def _begin_leaving(self) -> None:
+        if not self._is_leaving:
+            self._is_leaving = True
+            self._left_at = time.monotonic()
+            self._leaving = self._loop.call_later(SETTLE_SECONDS, self._leave)
+
+    def _leave(self) -> None:
+        self._connection.leave("another host is to be tried")
+
+    def _close_old(self, way: _Way) -> None:
+        if way in self._old:
+            self._old.remove(way)
+            if way.channel.is_open:
+                way.channel.close()
+
+    def _look(self) -> None:
+        """Do confirms come? (Declarations are awaited likewise: what waits for one is not confirmed.)"""
+        self._watch = None
+        confirmed = sum(way.confirms.settled for way in self._ways)
+        has_moved = confirmed != self._confirmed
+        self._confirmed = confirmed
+        if has_moved:
+            self._confirm_seconds = CONFIRM_SECONDS
+        if not self._waiting and not any(self._unconfirmed()):
+            self._silent_looks = 0
+            return
+        is_silent = self._connection.is_open and not self._is_blocked and not has_moved
+        self._silent_looks = self._silent_looks + 1 if is_silent else 0
+        if self._silent_looks * LOOK_SECONDS >= self._confirm_seconds:
+            self._silent_looks = 0
+            self._confirm_seconds = min(self._confirm_seconds * 2, MOST_CONFIRM_SECONDS)
+            self._connection.leave("the broker confirms nothing")
+        self._watch = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look_on(self) -> None:
+        if self._watch is None and self._connection.has_other_hosts:
+            self._watch = self._loop.call_later(LOOK_SECONDS, self._look)
 
     # -- declaring
 
@@ -209,6 +361,7 @@ class PikaLoopPublisher:
     def _declare(self, declare: tuple[Declaration, ...]) -> None:
         missing = [entity for entity in declare if entity not in self._declared]
         self._is_declaring = True
+        self._look_on()
         self._declarer.declare(missing, lambda error: self._on_declared(missing, error))
 
     def _on_declared(self, entities: Sequence[Declaration], error: OperationalError | None) -> None:
@@ -238,27 +391,36 @@ class PikaLoopPublisher:
         self._forget_timer()
         self._pika = None
         self._declarer.lost()
-        self._is_declaring = False
+        self._is_declaring = self._is_leaving = self._is_blocked = False
         self._declared.clear()
         self._declared_tuples.clear()
-        self._drop_channel()
+        unconfirmed = list(self._unconfirmed())
+        self._way = self._opening = None
+        self._old.clear()
+        self._waiting.extendleft(reversed(unconfirmed))
+        self._blame_for_connection(error, unconfirmed)
         if not self._resends:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for pending in waiting:
+        lost = [*self._waiting, *self._held]
+        self._waiting.clear()
+        self._forget_held()
+        for pending in lost:
             pending.on_done(PublishTimeout(f"the connection was lost before the broker's confirm: {error}"))
 
     def on_unreachable(self, error: Exception) -> None:
         """The consumer on the same broker says so already."""
 
     def on_refused(self, error: Exception) -> None:
-        """Said once; the messages stay outstanding, so nothing is acknowledged."""
-        self._warn(str(error))
+        """Said once; the messages stay outstanding, so nothing is acknowledged, until the broker takes us."""
+        if str(error) not in self._refusals:
+            self._refusals.add(str(error))
+            self._warn(f"results, retries and dead letters wait: {error}")
 
     def on_blocked(self, reason: str | None) -> None:
         """An alarm: the broker stops reading; messages wait, nothing is lost."""
+        self._is_blocked = reason is not None
         if reason is not None:
             self._warn(f"the broker blocks publishing ({reason}); results and retries wait until it goes on")
 
@@ -266,40 +428,46 @@ class PikaLoopPublisher:
 
     def _open_channel(self) -> None:
         self._timer = None
-        if self._pika is not None and self._pika.is_open and self._opening is None and self._channel is None:
+        if self._pika is not None and self._pika.is_open and self._opening is None and self._way is None:
             self._opening = self._pika.channel(on_open_callback=self._on_channel)
             self._opening.add_on_close_callback(self._on_channel_closed)
 
     def _on_channel(self, channel: Any) -> None:
-        channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._ready(channel))
+        way = _Way(channel)
+        channel.add_on_return_callback(partial(self._on_return, way))
+        channel.confirm_delivery(partial(self._on_confirm, way), callback=lambda _: self._ready(way))
 
-    def _ready(self, channel: Any) -> None:
-        if channel is not self._opening:
+    def _on_return(self, way: _Way, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        way.returns.returned(properties.message_id, method.exchange, method.routing_key)
+
+    def _ready(self, way: _Way) -> None:
+        if way.channel is not self._opening:
             return
-        self._opening, self._channel = None, channel
+        self._opening, self._way = None, way
         self._backoff.well()
         self._flush()
 
-    def _drop_channel(self) -> None:
-        self._channel = self._opening = None
-        self._waiting.extendleft(reversed(list(self._confirms.outstanding())))
-        self._confirms = Confirms()
-        self._returns = Returns()
-
     def _on_channel_closed(self, channel: Any, error: Exception) -> None:
-        if channel not in (self._channel, self._opening):
-            return
-        unconfirmed = list(self._confirms.outstanding())
-        self._drop_channel()
         if self._pika is None or not self._pika.is_open or self._is_stopped:
             return  # the connection's own end follows
-        if isinstance(error, ChannelClosedByBroker) and self._blame(error, unconfirmed):
+        way = next((way for way in self._ways if way.channel is channel), None)
+        if way is None and channel is not self._opening:
+            return
+        unconfirmed = [] if way is None else list(way.confirms.outstanding())
+        self._waiting.extendleft(reversed(unconfirmed))
+        if way in self._old:
+            self._old.remove(way)
+        else:
+            self._way = self._opening = None
+        if isinstance(error, ChannelClosedByBroker) and self._blame_for_channel(error, unconfirmed):
             self._open_channel()
+            self._flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(self._backoff.next(), self._open_channel)
 
-    def _blame(self, error: ChannelClosedByBroker, unconfirmed: list[_Pending]) -> bool:
+    # -- who is to blame
+
+    def _blame_for_channel(self, error: ChannelClosedByBroker, unconfirmed: list[_Pending]) -> bool:
         """The broker closed the channel because of one message: that one fails, the others go again. When its words do
         not tell which, they go one at a time. False when it was none of them."""
         if not unconfirmed:
@@ -309,13 +477,44 @@ class PikaLoopPublisher:
         guilty = culprits(error, messages, list(range(len(messages))))
         if not guilty:
             self._suspects = len(unconfirmed)
-        for index in guilty:
+        for index in reversed(guilty):
             pending = unconfirmed[index]
             self._waiting.remove(pending)
-            self._settled(pending, channel_error(error, pending.message))
+            if error.reply_code != NOT_FOUND or not self._goes_again(pending):
+                self._settled(pending, channel_error(error, pending.message))
         return True
 
+    def _blame_for_connection(self, error: Exception, unconfirmed: list[_Pending]) -> None:
+        """The connection was closed or cut with these on their way: is it one of them that nobody can take?"""
+        code = error.reply_code if isinstance(error, ConnectionClosedByBroker) else None
+        if not unconfirmed or code == CONNECTION_FORCED or isinstance(error, AMQPHeartbeatTimeout):
+            return
+        for pending in unconfirmed:
+            pending.losses += 1
+        first = unconfirmed[0]
+        is_alone = len(unconfirmed) == 1
+        if is_alone and (code in NONSENSE or first.losses >= MOST_LOSSES):
+            self._waiting.remove(first)
+            self._settled(first, connection_closed_for(first.message, error))
+        elif code in NONSENSE or first.losses >= SUSPICIOUS_LOSSES:
+            self._suspects = len(unconfirmed)
+
+    # -- timers
+
     def _forget_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._leaving):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._leaving = None
+
+    def _forget_timers(self) -> None:
+        self._forget_timer()
+        self._forget_held()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _forget_held(self) -> None:
+        for timer in self._held.values():
+            timer.cancel()
+        self._held.clear()

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from amqtask import signals
@@ -27,13 +27,18 @@ logger = bounded_logger("amqtask.worker")
 BUSY_CHECK_SECONDS = 0.5
 # A connection that does not close by then is left to the operating system.
 CLOSE_SECONDS = 2.0
+# So long without one confirm, and a worker that stops waits for them no longer.
+CONFIRM_SECONDS = 15.0
 
 
 class Lifecycle:
     """Starts and stops one worker; `services` start after it and stop before its connections do."""
 
-    def __init__(self, worker: Worker, services: Sequence[Service]) -> None:
+    def __init__(
+        self, worker: Worker, services: Sequence[Service], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         setup = worker.setup
+        self._clock = clock
         self._worker = worker
         self._setup = setup
         self._loop = worker.loop
@@ -54,6 +59,9 @@ class Lifecycle:
         self._orphans = Ticker(worker.loop, LOOK_EVERY, Orphans().reap) if os.getpid() == 1 else None
         self._ended_before = 0
         self._idle_since = time.monotonic()
+        # What was unconfirmed when a worker that stops last looked, and since when.
+        self._unconfirmed = (0, 0)
+        self._unconfirmed_since: float | None = None
         # Unix time at which a running request was first seen running, to half a second: measuring each start would
         # cost every task something for a question that is rarely asked.
         self.running_since: dict[int, float] = {}
@@ -148,7 +156,25 @@ class Lifecycle:
     @property
     def is_settled(self) -> bool:
         worker = self._worker
-        return not (worker.dispatcher.running or worker.finisher.confirming or worker.publisher.outstanding)
+        if worker.dispatcher.running:
+            return False
+        unconfirmed = len(worker.finisher.confirming), worker.publisher.outstanding
+        return not any(unconfirmed) or self._has_waited_enough(unconfirmed)
+
+    def _has_waited_enough(self, unconfirmed: tuple[int, int]) -> bool:
+        """Whether a worker that stops, and in which nothing runs any more, has waited long enough for the broker."""
+        now = self._clock()
+        if unconfirmed != self._unconfirmed or self._unconfirmed_since is None:
+            self._unconfirmed, self._unconfirmed_since = unconfirmed, now
+        if self.shutdown.degree < Degree.WARM or now - self._unconfirmed_since < CONFIRM_SECONDS:
+            return False
+        requests, messages = unconfirmed
+        logger.error(
+            "worker: stops although the broker has confirmed none of %d results, retries or dead letters for %.0f s; the %d "
+            "tasks behind them go back to their queues",
+            messages, now - self._unconfirmed_since, requests,
+        )  # fmt: skip
+        return True
 
     def quiet(self) -> None:
         self._worker.quiet()

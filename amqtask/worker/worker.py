@@ -137,7 +137,7 @@ class Worker:
         self._clock = clock
         self._number = 0
         self._turn_is_due = False
-        self.lifecycle = Lifecycle(self, services(self))
+        self.lifecycle = Lifecycle(self, services(self), clock)
 
     @property
     def queues(self) -> tuple[Queue, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from amqtask.message import Message, Properties
 from amqtask.services.health import Health
 from amqtask.services.watchdog import Watchdog
 from tests.worker.bench import Bench
@@ -14,7 +17,7 @@ class Patient:
         self.bench = Bench(slots=1)
         self.watchdog = Watchdog(self.bench.worker, clock=lambda: self.bench.loop.now)
         self.watchdog.start()
-        self.health = Health(self.bench.worker, self.watchdog.stuck_for)
+        self.health = Health(self.bench.worker, self.watchdog.stuck_for, self.watchdog.unconfirmed_for)
 
     def live(self) -> tuple[int, str]:
         reply = self.health.live({})
@@ -70,3 +73,24 @@ def test_a_worker_that_could_work_and_does_not_is_not_live() -> None:
     status, reason = patient.live()
     assert status == 503
     assert reason.startswith("stuck: 1 tasks wait, slots are free, and nothing has moved for ")
+
+
+def test_a_worker_whose_results_are_not_confirmed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    patient = Patient()
+    bench = patient.bench
+    bench.worker.publisher.publish(Message(b"", Properties(), "", "nobody-confirms"), lambda error: None)
+    bench.loop.advance(6)
+    assert (patient.ready()[0], patient.live()[0]) == (200, 200)
+
+    bench.loop.advance(20)
+    assert (patient.ready()[0], patient.live()[0]) == (503, 200)
+
+    bench.loop.advance(50)
+    assert patient.live()[0] == 503
+    assert "publishing is stuck: 1 messages wait" in patient.live()[1]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 1
+    assert "'nobody-confirms'" in told[0]
+
+    bench.publisher.confirm_all()
+    assert (patient.ready()[0], patient.live()[0]) == (200, 200)

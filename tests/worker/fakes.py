@@ -191,15 +191,15 @@ class HandPublisher:
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
-        self._pending: list[Callable[[PublishError | None], None]] = []
+        self._pending: list[tuple[Message, Callable[[PublishError | None], None]]] = []
 
     def publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
         self.sent.append(message)
-        self._pending.append(on_done)
+        self._pending.append((message, on_done))
 
     def confirm(self, error: PublishError | None = None) -> None:
         """Confirm (or refuse) the oldest message."""
-        self._pending.pop(0)(error)
+        self._pending.pop(0)[1](error)
 
     def confirm_all(self) -> None:
         while self._pending:
@@ -208,6 +208,10 @@ class HandPublisher:
     @property
     def outstanding(self) -> int:
         return len(self._pending)
+
+    @property
+    def oldest(self) -> Message | None:
+        return self._pending[0][0] if self._pending else None
 
     def start(self) -> None: ...
 

@@ -549,3 +549,36 @@ def test_a_window_with_rate_limited_tasks_has_room_for_them() -> None:
     bench.pass_time(0.1)
 
     assert bench.consumer.windows["q"] == 5
+
+
+def test_a_worker_that_stops_does_not_wait_for_ever_for_a_confirm() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a")
+    bench.end("a", result=result())
+    bench.loop.turn()
+    bench.worker.lifecycle.shutdown.warm("TERM")
+    bench.pass_time(10)
+    assert not bench.loop.stopped
+
+    bench.pass_time(10)
+    bench.loop.advance(3)
+
+    assert bench.loop.stopped
+    assert bench.frames == []  # the broker gives it to somebody else
+
+
+def test_a_worker_that_stops_waits_as_long_as_confirms_come() -> None:
+    bench = Bench(slots=1)
+    for task_id in "abc":
+        bench.deliver(task_id)
+        bench.end(task_id, result=result())
+        bench.loop.turn()
+    bench.worker.lifecycle.shutdown.warm("TERM")
+    for _ in range(3):
+        bench.pass_time(10)
+        assert not bench.loop.stopped
+        bench.publisher.confirm()
+    bench.pass_time(0)
+    bench.loop.advance(3)
+
+    assert bench.loop.stopped

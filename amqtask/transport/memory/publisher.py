@@ -199,6 +199,12 @@ class MemoryLoopPublisher:
         """How many messages are not confirmed yet."""
         return len(self._waiting) + len(self._confirmed)
 
+    @property
+    def oldest(self) -> Message | None:
+        """What waits for a broker that could take it."""
+        is_able = self._broker.is_up and self._broker.blocked_reason is None
+        return self._waiting[0][0] if self._waiting and is_able else None
+
     def start(self) -> None:
         """Nothing to connect."""
         self._is_stopped = False
