@@ -33,7 +33,7 @@ from amqtask.testing.suites.transport import UNWRITABLE_HEADERS
 from amqtask.transport.async_publisher import AioPikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
-from integration.faults import Forwarder, hangs_up_once
+from integration.faults import LOGIN, VIRTUAL_HOST, Forwarder, hangs_up_once
 from integration.nodes import free_port
 from integration.test_publisher import everything_in, to
 
@@ -152,7 +152,7 @@ def test_a_full_queue_refuses(rabbit: Broker, broker_url: str, queue: str) -> No
     full = (Queue(queue, arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"})),)
     batch = [Message(b"body", Properties(), "", queue, full) for _ in range(3)]
 
-    errors = using(broker_url, lambda publisher: publisher.publish_many(batch))
+    errors = using(broker_url, lambda publisher: publisher.publish_many(batch), nack_patience=0.5)
 
     assert sorted(type(error).__name__ for error in errors) == ["NoneType", "PublishRefused", "PublishRefused"]
 
@@ -262,9 +262,98 @@ def test_a_connection_that_a_firewall_forgot_is_replaced_without_a_word(
         await publisher.publish(to(queue, b"2"))
 
     with Forwarder(broker_url) as link:
-        using(link.url, act, timeout=12.0, stale_after=0.0)
+        using(link.url, act, timeout=12.0)
 
     assert everything_in(rabbit, queue) == [b"1", b"2"]
+
+
+def test_a_host_that_falls_silent_is_left_within_one_publish(rabbit: Broker, broker_url: str, queue: str) -> None:
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(to(queue, b"1"))
+        link.stall(new_ones=True)
+        await publisher.publish(to(queue, b"2"), timeout=20.0)
+        await publisher.publish(to(queue, b"3"), timeout=20.0)
+
+    with Forwarder(broker_url) as link:
+        using([link.url, broker_url], act)
+
+    assert everything_in(rabbit, queue) == [b"1", b"2", b"3"]
+
+
+def test_after_a_publish_that_was_too_late_the_next_one_finds_another_host(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(to(queue, b"1"))
+        link.stall(new_ones=True)
+        with pytest.raises(PublishTimeout):
+            await publisher.publish(to(queue, b"2"), timeout=0.3)
+        await publisher.publish(to(queue, b"3"), timeout=20.0)
+
+    with Forwarder(broker_url) as link:
+        using([link.url, broker_url], act)
+
+    assert everything_in(rabbit, queue) == [b"1", b"3"]
+
+
+@pytest.mark.parametrize("said", [LOGIN, VIRTUAL_HOST], ids=["login", "virtual host"])
+def test_a_connection_lost_in_the_handshake_is_no_refusal(
+    rabbit: Broker, broker_url: str, queue: str, said: bytes
+) -> None:
+    with Forwarder(broker_url) as link:
+        link.cut_after(said)
+        using(link.url, lambda publisher: publisher.publish(to(queue)))
+        assert link.sprung.is_set()
+
+    assert rabbit.count(queue) == 1
+
+
+def test_a_message_with_which_no_connection_lasts_fails_alone(rabbit: Broker, broker_url: str, queue: str) -> None:
+    batch = [to(queue, body) for body in (b"1", b"the-culprit", b"2")]
+
+    with Forwarder(broker_url) as link:
+        link.ban(b"the-culprit")
+        errors = using(link.url, lambda publisher: publisher.publish_many(batch))
+
+    assert [type(error) for error in errors] == [type(None), PublishRefused, type(None)]
+    assert set(everything_in(rabbit, queue)) == {b"1", b"2"}
+
+
+@pytest.mark.parametrize("deleted", ["queue", "exchange"])
+def test_what_was_deleted_since_is_declared_again(rabbit: Broker, broker_url: str, queue: str, deleted: str) -> None:
+    exchange = Exchange(f"{queue}.x", type="direct", auto_delete=True)
+    declare = (exchange, Queue(queue), Binding(exchange, queue, "k"))
+
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(Message(b"1", Properties(), exchange.name, "k", declare))
+        channel = rabbit.channel()
+        if deleted == "queue":
+            channel.queue_delete(queue)
+        else:
+            channel.exchange_delete(exchange.name)
+        await publisher.publish(Message(b"2", Properties(), exchange.name, "k", declare))
+
+    using(broker_url, act)
+
+    assert everything_in(rabbit, queue)[-1] == b"2"
+
+
+def test_a_refused_message_goes_again_and_is_stored_when_there_is_room(
+    rabbit: Broker, broker_url: str, queue: str
+) -> None:
+    full = (Queue(queue, arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"})),)
+
+    async def act(publisher: AioPikaPublisher) -> None:
+        await publisher.publish(Message(b"1", Properties(), "", queue, full))
+        refused = asyncio.ensure_future(publisher.publish(Message(b"2", Properties(), "", queue, full)))
+        await asyncio.wait({refused}, timeout=0.3)
+        assert not refused.done()
+        assert everything_in(rabbit, queue) == [b"1"]
+        await refused
+
+    using(broker_url, act, nack_patience=60.0)
+
+    assert everything_in(rabbit, queue) == [b"2"]
 
 
 def test_a_batch_survives_a_cut_in_its_middle(rabbit: Broker, broker_url: str, queue: str) -> None:

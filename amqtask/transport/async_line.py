@@ -1,6 +1,10 @@
 """One aio-pika connection with a confirming channel: connect, declare, publish, each with a deadline and a named error.
 
 A channel that the broker closed is replaced; a connection that ended ends the line. Times are those of the event loop.
+
+A connection may lead nowhere without a word of anybody: the host lost its power, a firewall forgot us. So where something is
+awaited and nothing has come for two looks, the broker is asked for a channel; if it does not give one, the line is dead, and
+what waited on it may go over another one.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import Any, NamedTuple
 import aio_pika
 from aio_pika import exceptions as aio_errors
 from aio_pika.abc import ConnectionParameter
+from aiormq import exceptions as wire_errors
 from pamqp import commands
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue
@@ -22,6 +27,7 @@ from amqtask.topology.plan import describe_difference, is_declarable
 from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
 from amqtask.transport.errors import (
     ACCESS_REFUSED,
+    NOT_ALLOWED,
     NOT_FOUND,
     PRECONDITION_FAILED,
     access_refused,
@@ -37,6 +43,23 @@ from amqtask.transport.names import entity_name
 from amqtask.transport.url import BrokerAddress
 
 Warn = Callable[[str], None]
+# What a broker closes the connection of somebody with who wrote nonsense.
+_NONSENSE = (
+    wire_errors.ConnectionFrameError,
+    wire_errors.ConnectionSyntaxError,
+    wire_errors.ConnectionCommandInvalid,
+    wire_errors.ConnectionChannelError,
+    wire_errors.ConnectionUnexpectedFrame,
+)
+# Seconds between two looks at a line on which something is awaited, at most; and how long a channel may take.
+LOOK_SECONDS, LEAST_LOOK_SECONDS = 1.0, 0.1
+ANSWER_SECONDS, LEAST_ANSWER_SECONDS = 1.0, 0.4
+# After a standstill of our own, what has come meanwhile is read before anybody is given up.
+LAST_CHANCE_SECONDS = 0.3
+# A channel is replaced not more often than that.
+RENEW_SECONDS = 1.0
+# What a line left for another one may still get confirmed.
+RETIRE_SECONDS = 10.0
 # aiormq's exceptions differ between its versions; the broker's words begin with the name of the code.
 _CODES = {"NOT_FOUND": NOT_FOUND, "PRECONDITION_FAILED": PRECONDITION_FAILED, "ACCESS_REFUSED": ACCESS_REFUSED}
 
@@ -46,6 +69,14 @@ class LineLost(Exception):
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause) or type(cause).__name__)
+
+
+class Nacked(Exception):
+    """The broker refuses the message, and gives no reason: `error` says so."""
+
+    def __init__(self, error: PublishError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Suspected(Exception):
@@ -106,9 +137,9 @@ class Line:
 
     def __init__(self, address: BrokerAddress, connection: Any) -> None:
         self.address = address
-        self.used_at = asyncio.get_running_loop().time()
         self._connection = connection
         self._shared: _Shared | None = None
+        self._renewed_at = float("-inf")
         self._declared: set[Declaration] = set()
         self._turn = asyncio.Lock()
         # aiormq finds a returned message by its id alone, so an id is under way once at a time.
@@ -117,6 +148,12 @@ class Line:
         # What would go on to wait when nobody reads the connection any more: aiormq first writes all that it has (for
         # three heartbeats at most, to a peer that has only closed its end), and leaves whoever waits for room in its queue.
         self._under_way: set[asyncio.Future[Any]] = set()
+        # Whether anything came since the last look, and for how many looks nothing did.
+        self._looking: asyncio.TimerHandle | None = None
+        self._has_heard = False
+        self._silent_looks = 0
+        self._is_asking = False
+        self._is_dead = False
         self._reader = connection.transport.connection._reader_task
         self._reader.add_done_callback(self._on_gone)
 
@@ -124,7 +161,19 @@ class Line:
     def is_open(self) -> bool:
         """Whether the connection is open, as far as we have heard."""
         transport = self._connection.transport
-        return transport is not None and not transport.connection.is_closed and not self._reader.done()
+        is_read = transport is not None and not transport.connection.is_closed and not self._reader.done()
+        return is_read and not self._is_dead
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the broker did not answer any more."""
+        return self._is_dead
+
+    @property
+    def was_nonsense(self) -> bool:
+        """Whether the broker closed the connection because of something that we wrote."""
+        reader = self._reader
+        return reader.done() and not reader.cancelled() and isinstance(reader.exception(), _NONSENSE)
 
     async def close(self) -> None:
         """Say goodbye, but wait for nobody longer than a second."""
@@ -140,9 +189,59 @@ class Line:
         """Close in the background."""
         leave_behind(self.close())
 
+    def retire(self) -> None:
+        """Close in the background once nothing is on its way any more."""
+        leave_behind(self._retire())
+
+    async def _retire(self) -> None:
+        for _ in range(int(RETIRE_SECONDS / LOOK_SECONDS)):
+            if not self._under_way:
+                break
+            await asyncio.wait(set(self._under_way), timeout=LOOK_SECONDS)
+        await self.close()
+
     def _on_gone(self, _: Any = None) -> None:
         for waiting in self._under_way:
             waiting.cancel()
+
+    # -- whether it leads anywhere
+
+    def _look_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        pause = max(LEAST_LOOK_SECONDS, min(LOOK_SECONDS, seconds / 4))
+        self._looking = loop.call_later(pause, self._look, pause)
+
+    def _look(self, pause: float) -> None:
+        self._looking = None
+        self._silent_looks = 0 if self._has_heard or not self._under_way else self._silent_looks + 1
+        self._has_heard = False
+        if self._silent_looks >= 2:
+            self._ask(pause)
+        if self._under_way and self.is_open:
+            self._look_in(4 * pause)
+
+    def _ask(self, seconds: float) -> None:
+        if not self._is_asking and self.is_open:
+            self._is_asking = True
+            leave_behind(self._asked(max(LEAST_ANSWER_SECONDS, min(ANSWER_SECONDS, seconds))))
+
+    async def _asked(self, seconds: float) -> None:
+        try:
+            if await self._is_blocked():
+                return
+            asking = asyncio.ensure_future(_channel(self._connection, False))
+            await asyncio.wait({asking}, timeout=seconds)
+            if not asking.done():
+                await asyncio.wait({asking}, timeout=LAST_CHANCE_SECONDS)
+            has_answered = asking.done()
+            leave_behind(asking, _abandon)
+            if not has_answered:
+                asking.cancel()
+                self._is_dead = True
+                self._on_gone()
+        finally:
+            self._is_asking = False
+            self._silent_looks = 0
 
     # -- publishing
 
@@ -168,8 +267,19 @@ class Line:
             await self._send(shared.channel, message, deadline)
         except aio_errors.ChannelClosed as error:
             raise shared.verdict(error, message) from error
+        except Nacked:
+            self._renew(shared)
+            raise
         finally:
             del shared.flying[number]
+            if shared is not self._shared and not shared.flying:
+                _abandon(shared.channel)
+
+    def _renew(self, shared: _Shared) -> None:
+        """A channel whose queue has lost its leader refuses for as long as it lives; a full queue is no reason for many."""
+        now = asyncio.get_running_loop().time()
+        if shared is self._shared and now - self._renewed_at >= RENEW_SECONDS:
+            self._shared, self._renewed_at = None, now
 
     async def publish_alone(self, message: Message, deadline: float) -> None:
         """The same on a channel of its own, so that its end has one meaning. Raises: LineLost, and PublishErrors."""
@@ -196,7 +306,7 @@ class Line:
             await self._wait(publishing, deadline, "waiting for the broker's confirm")
         except aio_errors.DeliveryError as error:
             returned = isinstance(error.frame, commands.Basic.Return)
-            raise (unroutable(message) if returned else refused(message)) from error
+            raise (unroutable(message) if returned else Nacked(refused(message))) from error
         except UNWRITABLE as error:
             raise unwritable(message, error) from error
 
@@ -218,6 +328,10 @@ class Line:
         await self._wait(self._turn.acquire(), deadline, doing, lambda _: self._turn.release())
 
     # -- declaring
+
+    def forget(self, entities: Sequence[Declaration]) -> None:
+        """Declare them again when they are needed again: somebody may have deleted them."""
+        self._declared.difference_update(entities)
 
     async def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
         """Make sure that entities exist, each once per connection; what exists with other arguments is used as found."""
@@ -269,6 +383,8 @@ class Line:
         left = deadline - asyncio.get_running_loop().time()
         waiting = asyncio.ensure_future(awaitable)
         self._under_way.add(waiting)
+        if self._looking is None:
+            self._look_in(left)
         try:
             done = await ended(waiting, left, give_back)
         finally:
@@ -276,7 +392,9 @@ class Line:
         if done is None:
             if await self._is_blocked():
                 raise blocked(self.address, "the broker said so")
+            self._ask(ANSWER_SECONDS)
             raise PublishTimeout(f"the deadline passed while {doing} at {self.address.safe_url}")
+        self._has_heard = True
         try:
             return done.result()
         except (PublishError, aio_errors.ChannelClosed, aio_errors.DeliveryError):
@@ -396,12 +514,23 @@ async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Lin
 
 
 def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreachable:
-    """Ours for a failed attempt; a refusal is raised at once. aiormq tells some of them by their words only."""
-    text = str(error)
-    if isinstance(error, aio_errors.ProbableAuthenticationError) or "ACCESS_REFUSED" in text:
+    """Ours for a failed attempt; a refusal, the broker's own word, is raised at once."""
+    closing = _closing_of_handshake(error)
+    code, text = (closing.reply_code, closing.reply_text or "") if closing is not None else (0, str(error))
+    if isinstance(error, aio_errors.ProbableAuthenticationError) or code == ACCESS_REFUSED:
         raise access_refused(address, text, is_login="vhost" not in text) from error
-    if "NOT_ALLOWED" in text or ("Connection.OpenOk" in text and "Connection.Close" in text):
-        # connection.open, the step that names the virtual host, was answered with connection.close; aiormq
-        # reports what it expected there, and drops the broker's words.
-        raise access_refused(address, "it closed the connection there", is_login=False) from error
-    return unreachable(error, [address])
+    if code == NOT_ALLOWED and "limit" not in text:
+        raise access_refused(address, text, is_login=False) from error
+    return unreachable(error if closing is None else ConnectionError(f"{code} {text}"), [address])
+
+
+def _closing_of_handshake(error: BaseException) -> commands.Connection.Close | None:
+    """The broker's connection.close in answer to connection.open, the step that names the virtual host. aiormq reports what it
+    expected there and drops the broker's words; the frame is still where it was looked at."""
+    at = error.__traceback__
+    while at is not None:
+        found = at.tb_frame.f_locals.get("frame")
+        if isinstance(found, commands.Connection.Close):
+            return found
+        at = at.tb_next
+    return None

@@ -2,6 +2,9 @@
 
 Not aio-pika's robust connection: that one reconnects by itself and leaves a publish waiting meanwhile. Here each
 publish has one total deadline, and reconnects within it. See amqtask.transport.async_line for the connection.
+
+A line that is dead, and one whose fresh channel refuses a message too (see nacks.py), is left for the next host. A message with
+which connections end goes alone, over a line of its own, until it is known whether it is to blame.
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from amqtask.exceptions import PublishError, PublishTimeout
+from amqtask.exceptions import PublishError, PublishTimeout, Unroutable
 from amqtask.in_time import cancel_all, ended
 from amqtask.message import Message
-from amqtask.transport.async_line import Line, LineLost, Suspected, connect
+from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
+from amqtask.transport.errors import connection_closed_for
+from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.url import BrokerAddress
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 500
-# A line that was idle for so long is not trusted to be alive (seconds).
-STALE_AFTER = 10.0
+# What was on its way so often when a connection ended goes alone; so often alone, and it is to blame.
+SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
 NO_DEADLINE = 365 * 86400.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 
@@ -35,13 +40,30 @@ class _Home:
     def __init__(self) -> None:
         self.line: Line | None = None
         self.connecting = asyncio.Lock()
+        # One suspect at a time.
+        self.suspecting = asyncio.Lock()
+        self.left_at = float("-inf")
+
+
+class _Sending:
+    """One message on its way: what has come in between so far."""
+
+    def __init__(self, message: Message, deadline: float) -> None:
+        self.message = message
+        self.deadline = deadline
+        self.pause = FIRST_PAUSE
+        # The broker closed the channel with it on its way, or the connection.
+        self.is_suspect = self.is_alone = False
+        self.is_declared_anew = False
+        self.losses = 0
+        self.nacks = 0
+        self.give_up_at = 0.0
 
 
 class AioPikaPublisher:
     """Publishes with confirms; see amqtask.transport.contract.AsyncPublisher.
 
-    `timeout` is seconds for a whole publish (None: no deadline); a line that was idle for longer than `stale_after` seconds is
-    not trusted to be alive.
+    `timeout` is seconds for a whole publish (None: no deadline), of which a refused one is tried again for `nack_patience`.
     """
 
     def __init__(
@@ -52,7 +74,7 @@ class AioPikaPublisher:
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
         client_name: str = "",
-        stale_after: float = STALE_AFTER,
+        nack_patience: float = PATIENCE_SECONDS,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self._addresses = tuple(addresses)
@@ -60,7 +82,8 @@ class AioPikaPublisher:
         self._heartbeat = heartbeat
         self._connect_timeout = connect_timeout
         self._client_name = client_name
-        self._stale_after = stale_after
+        self._nack_patience = nack_patience
+        self._refusing = Refusing()
         self._warn = on_warning or _warn
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
@@ -108,39 +131,89 @@ class AioPikaPublisher:
     async def _publish(self, message: Message, deadline: float) -> None:
         if message.mandatory and not message.properties.message_id:
             message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
-        pause = FIRST_PAUSE
-        is_suspect = False
-        while True:
-            line = await self._line(deadline)
-            try:
-                if await self._over(line, message, deadline, is_suspect):
-                    return
-            except Suspected:
-                is_suspect = True
-            except LineLost as lost:
-                if not line.is_open:
-                    self._drop(line)
-                if _now() + pause >= deadline:
-                    raise PublishTimeout(f"the connection was lost ({lost}) and the deadline passed") from lost
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
+        sending = _Sending(message, deadline)
+        while not await self._is_sent(sending):
+            if sending.is_alone:
+                await self._send_alone(sending)
+                return
 
-    async def _over(self, line: Line, message: Message, deadline: float, is_suspect: bool) -> bool:
-        """Over this line; False when it was idle for long and did not answer in half the time."""
-        now = _now()
-        was_idle = now - line.used_at > self._stale_after
-        line.used_at = now
-        patience = (now + deadline) / 2 if was_idle else deadline
-        publish = line.publish_alone if is_suspect else line.publish
+    async def _is_sent(self, sending: _Sending) -> bool:
+        """One attempt. Raises: PublishErrors."""
+        message, deadline = sending.message, sending.deadline
+        line = await self._line(deadline)
         try:
-            await line.declare(message.declare, patience, self._warn)
-            await publish(message, patience)
-        except PublishTimeout:
-            if was_idle and patience < deadline:
+            await line.declare(message.declare, deadline, self._warn)
+            await (line.publish_alone if sending.is_suspect else line.publish)(message, deadline)
+        except Suspected:
+            sending.is_suspect = True
+        except Unroutable:
+            # What was declared for it may have been deleted since: once more, with everything.
+            if not message.declare or sending.is_declared_anew:
+                raise
+            sending.is_declared_anew = True
+            line.forget(message.declare)
+        except Nacked as nacked:
+            await self._after_nack(sending, line, nacked.error)
+        except LineLost as lost:
+            if not line.is_open:
                 self._drop(line)
-                return False
-            raise
-        return True
+                sending.losses += not line.is_dead
+                sending.is_alone = line.was_nonsense or sending.losses >= SUSPICIOUS_LOSSES
+            await self._pause_after(sending, lost)
+        else:
+            return True
+        return False
+
+    async def _pause_after(self, sending: _Sending, lost: LineLost) -> None:
+        if _now() + sending.pause >= sending.deadline:
+            raise PublishTimeout(f"the connection was lost ({lost}) and the deadline passed") from lost
+        await asyncio.sleep(sending.pause)
+        sending.pause = min(sending.pause * 2, LONGEST_PAUSE)
+
+    async def _after_nack(self, sending: _Sending, line: Line, error: PublishError) -> None:
+        """The line has a new channel; when that does not help either, another host."""
+        now = _now()
+        if not sending.nacks:
+            sending.give_up_at = min(sending.deadline, now + self._nack_patience)
+        sending.nacks += 1
+        pause = pause_after(sending.nacks)
+        if self._refusing.believes(sending.message, now):
+            raise error
+        if now + pause >= sending.give_up_at:
+            self._refusing.note(sending.message, now)
+            raise error
+        home = self._home()
+        is_due = sending.nacks > 1 and len(self._addresses) > 1 and now - home.left_at > self._nack_patience
+        if is_due and home.line is line:
+            home.left_at = now
+            home.line = None
+            self._begin_after(line)
+            line.retire()
+        await asyncio.sleep(pause)
+
+    async def _send_alone(self, sending: _Sending) -> None:
+        """Connections end with this message on its way: over a line of its own nothing else can be the reason."""
+        lock = self._home().suspecting
+        if await ended(lock.acquire(), sending.deadline - _now(), lambda _: lock.release()) is None:
+            raise PublishTimeout("the deadline passed while another message was tried on a connection of its own")
+        try:
+            for losses in itertools.count(1):
+                line = await self._connect(sending.deadline)
+                try:
+                    await line.declare(sending.message.declare, sending.deadline, self._warn)
+                    await line.publish_alone(sending.message, sending.deadline)
+                except Nacked as nacked:
+                    raise nacked.error from nacked
+                except LineLost as lost:
+                    if line.was_nonsense or losses >= MOST_LOSSES:
+                        raise connection_closed_for(sending.message, lost) from lost
+                    await self._pause_after(sending, lost)
+                else:
+                    return
+                finally:
+                    line.abandon()
+        finally:
+            lock.release()
 
     # -- the line of this event loop
 
@@ -172,23 +245,33 @@ class AioPikaPublisher:
             raise PublishTimeout("the deadline passed while another task was connecting to the broker")
         try:
             if home.line is None or not home.line.is_open:
-                home.line = await connect(
-                    self._addresses,
-                    deadline,
-                    heartbeat=self._heartbeat,
-                    connect_timeout=self._connect_timeout,
-                    name=self._client_name,
-                )
+                home.line = await self._connect(deadline)
                 at = self._addresses.index(home.line.address)
                 self._addresses = self._addresses[at:] + self._addresses[:at]
             return home.line
         finally:
             release()
 
+    async def _connect(self, deadline: float) -> Line:
+        return await connect(
+            self._addresses,
+            deadline,
+            heartbeat=self._heartbeat,
+            connect_timeout=self._connect_timeout,
+            name=self._client_name,
+        )
+
+    def _begin_after(self, line: Line) -> None:
+        """Have the next line go to another host first."""
+        if self._addresses[0] == line.address:
+            self._addresses = self._addresses[1:] + self._addresses[:1]
+
     def _drop(self, line: Line) -> None:
         home = self._home()
         if home.line is line:
             home.line = None
+            if line.is_dead:
+                self._begin_after(line)
         line.abandon()
 
 
