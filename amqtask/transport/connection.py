@@ -141,16 +141,13 @@ class LoopConnection:
         self._is_running = False
         self._vigil.end()
         self._forget_timers()
-        connection = self._connection
-        if connection is None or connection.is_closed or not (connection.is_open or connection.is_closing):
-            self._connection = None  # one that still connects is closed when it opens
+        if self._connection is None:
             if on_stopped is not None:
                 self._loop.call_soon(on_stopped)
             return
         if on_stopped is not None:
             self._on_stopped.append(on_stopped)
-        if connection.is_open:
-            connection.close()
+        _close(self._connection)
 
     @property
     def has_other_hosts(self) -> bool:
@@ -193,9 +190,12 @@ class LoopConnection:
         )
         connection.add_on_connection_unblocked_callback(lambda _, __: self._blocked(None))
         self._overtime = self._loop.call_later(
-            seconds + OVERTIME_SECONDS,
-            lambda: self._failed(connection, TimeoutError(f"it did not answer within {seconds:g} s")),
+            seconds + OVERTIME_SECONDS, lambda: self._took_too_long(connection, seconds)
         )
+
+    def _took_too_long(self, connection: Any, seconds: float) -> None:
+        self._failed(connection, TimeoutError(f"it did not answer within {seconds:g} s"))
+        _close(connection)
 
     def _blocked(self, reason: str | None) -> None:
         self._vigil.is_suspended = reason is not None
@@ -203,7 +203,7 @@ class LoopConnection:
 
     def _opened(self, connection: Any) -> None:
         if connection is not self._connection or not self._is_running:
-            connection.close()
+            _close(connection)
             return
         self._forget_timers()
         self._is_open = self._was_open = True
@@ -213,10 +213,13 @@ class LoopConnection:
         self._listener.on_open(connection)
 
     def _failed(self, connection: Any, error: Exception) -> None:
-        if connection is not self._connection or not self._is_running:
+        if connection is not self._connection:
             return
         self._connection = None
         self._forget_timers()
+        self._tell_stopped()
+        if not self._is_running:
+            return
         refused = is_refusal(error)
         tried = [self._address] if refused else self._addresses
         self._next += 1
@@ -236,12 +239,15 @@ class LoopConnection:
         self._vigil.end()
         if isinstance(error, (AMQPHeartbeatTimeout, ConnectionClosedByBroker)):
             self._next += 1
-        on_stopped, self._on_stopped = self._on_stopped, []
-        for callback in on_stopped:
-            callback()
+        self._tell_stopped()
         if self._is_running:
             self._listener.on_lost(error)
             self._again(self._backoff.next())
+
+    def _tell_stopped(self) -> None:
+        on_stopped, self._on_stopped = self._on_stopped, []
+        for callback in on_stopped:
+            callback()
 
     def _again(self, pause: float) -> None:
         if self._is_running and self._timer is None:
@@ -252,3 +258,9 @@ class LoopConnection:
             if timer is not None:
                 timer.cancel()
         self._timer = self._overtime = None
+
+
+def _close(connection: Any) -> None:
+    """Also one that still connects: pika then gives up the attempt."""
+    if not (connection.is_closing or connection.is_closed):
+        connection.close()
