@@ -201,9 +201,9 @@ def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
     )
 
 
-def connection_closed_for(message: Message, cause: BaseException) -> PublishRefused:
+def connection_closed_for(message: Message, cause: BaseException) -> MessageRefused:
     """The error of a message with which no connection lasts."""
-    return PublishRefused(
+    return MessageRefused(
         f"the message for routing key {message.routing_key!r} cannot be published: with it on its way the connection to the "
         f"broker ends ({cause})"
     )
