@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -96,14 +97,29 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    where = _WHERE.get(name)
-    if where is None:
-        raise AttributeError(f"module 'amqtask' has no attribute {name!r}")
     import importlib  # noqa: PLC0415 - `import amqtask` alone imports nothing
 
+    where = _WHERE.get(name)
+    if where is None:
+        return importlib.import_module("amqtask.compat").lookup(__name__, name)
     value = getattr(importlib.import_module(f"amqtask.{where}"), name)
     globals()[name] = value
     return value
+
+
+class _Elsewhere:
+    """Modules that are only at Celery's places are found in amqtask.compat."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: Any = None, target: Any = None) -> Any:
+        if not fullname.startswith("amqtask.") or fullname.startswith("amqtask.compat"):
+            return None
+        from amqtask.compat import Finder  # noqa: PLC0415 - asked for a name that nothing of ours has
+
+        return Finder.find_spec(fullname)
+
+
+sys.meta_path.append(_Elsewhere)
 
 
 def __dir__() -> list[str]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from amqtask.execution.switch import Switch
     from amqtask.protocol.result import ResultMessage
 
+# `amqtask.app.task` and the like are found in amqtask.compat, as if this were a package.
+__path__: list[str] = []
 logger = bounded_logger("amqtask.publisher")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -375,3 +377,7 @@ def _place(function: Any) -> str:
     if code is None:
         return f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', found)}"
     return f"{found.__qualname__} in {os.path.realpath(code.co_filename)}, line {code.co_firstlineno}"
+
+
+def __getattr__(name: str) -> Any:
+    return importlib.import_module("amqtask.compat").lookup(__name__, name)

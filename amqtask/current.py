@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-from amqtask.exceptions import AppNotFound
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -19,17 +18,13 @@ _apps: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class CurrentApp:
-    """The app that the command line runs, else the one made last: `current_app()`, or `current_app.conf` and the like.
-
-    Raises: AppNotFound when there is none.
+    """The app that the command line runs, else the one made last: `current_app()`, or `current_app.conf` and the like. Before
+    there is any, as in Celery, one named `default` with default settings, which the first real one replaces.
     """
 
     def __call__(self) -> AmqTask:
         """The app itself."""
-        app = find_current_app()
-        if app is None:
-            raise AppNotFound("there is no application yet: make one with AmqTask(…) before a shared task is used")
-        return app
+        return find_current_app() or _make_default()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -41,6 +36,13 @@ class CurrentApp:
 
 
 current_app = CurrentApp()
+
+
+def _make_default() -> AmqTask:
+    # Stands above this module.
+    made: AmqTask = importlib.import_module("amqtask.app").AmqTask("default", set_as_current=False)
+    set_current(made)
+    return made
 
 
 def find_current_app() -> AmqTask | None:

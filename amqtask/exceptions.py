@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -257,3 +258,7 @@ class SoftTimeLimitExceeded(AmqTaskError):
 
 class Terminated(BaseException):
     """Raised inside a task that is terminated; derives from BaseException so that `except Exception` lets it pass."""
+
+
+def __getattr__(name: str) -> Any:
+    return importlib.import_module("amqtask.compat").lookup(__name__, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import importlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -564,3 +565,7 @@ def result_from_tuple(
 
 
 GroupResult.rebuilt = staticmethod(result_from_tuple)
+
+
+def __getattr__(name: str) -> Any:
+    return importlib.import_module("amqtask.compat").lookup(__name__, name)

@@ -1,6 +1,9 @@
 """Task states, under Celery's names."""
 
-from typing import Final
+from __future__ import annotations
+
+import importlib
+from typing import Any, Final
 
 PENDING: Final = "PENDING"
 RECEIVED: Final = "RECEIVED"
@@ -17,3 +20,7 @@ UNREADY_STATES: Final = frozenset({PENDING, RECEIVED, STARTED, REJECTED, RETRY})
 EXCEPTION_STATES: Final = frozenset({RETRY, FAILURE, REVOKED})
 PROPAGATE_STATES: Final = frozenset({FAILURE, REVOKED})
 ALL_STATES: Final = frozenset({PENDING, RECEIVED, STARTED, SUCCESS, FAILURE, RETRY, REVOKED})
+
+
+def __getattr__(name: str) -> Any:
+    return importlib.import_module("amqtask.compat").lookup(__name__, name)

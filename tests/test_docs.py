@@ -94,9 +94,9 @@ def importable(name: str) -> bool:
 
 APP = AmqTask("docs", broker="memory://", backend="cache+memory://", set_as_current=False)
 # What instances have, or reach in another way.
-OF_RESULTS = frozenset({"app", "backend", "id", "task_id", "parent", "results"})
+OF_RESULTS = frozenset({"app", "ignored", "backend", "id", "task_id", "parent", "results"})
 PLACES: dict[str, tuple[Callable[[str], bool], str]] = {
-    "celery": (lambda name: name in amqtask.__all__, ""),
+    "celery": (lambda name: hasattr(amqtask, name), ""),
     "app": (lambda name: name in dir(APP), "app."),
     "task": (lambda name: hasattr(amqtask.Task, name) or name == "app", "task."),
     "AsyncResult": (lambda name: hasattr(amqtask.AsyncResult, name) or name in OF_RESULTS, "result."),

@@ -9,9 +9,11 @@ the key only then: a result is stored before or after that, and seen either way.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
@@ -254,3 +256,7 @@ class RedisBackend(RedisChords):
             server = RedisServer(self._place, self._patience)
             own = self._owns.setdefault(pid, (server, Callbacks(server, self._decode)))
         return own
+
+
+def __getattr__(name: str) -> Any:
+    return importlib.import_module("amqtask.compat").lookup(__name__, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
 
@@ -52,19 +52,23 @@ def open_backend(url: str | None, options: BackendOptions) -> ResultBackend | No
     scheme = (url or "").partition("://")[0].lower()
     if scheme in DISABLED:
         return None
+    backend: ResultBackend = find_backend(scheme)(options)
+    return backend
+
+
+def find_backend(scheme: str) -> Any:
+    """The class of a scheme. Raises: ConfigurationError for an unknown one or a missing library."""
     # What follows db+ is SQLAlchemy's: db+postgresql://, db+mysql+pymysql://.
     scheme = "db" if scheme.startswith("db+") else scheme
     path = OURS.get(scheme) or _plugin(scheme)
     module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
         extra = EXTRAS.get(scheme, scheme)
         raise ConfigurationError(
             f'the result backend {scheme}:// needs a library that is not installed: pip install "amqtask[{extra}]" ({error})'
         ) from error
-    backend: ResultBackend = found(options)
-    return backend
 
 
 def _plugin(scheme: str) -> str:

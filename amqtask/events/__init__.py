@@ -29,5 +29,5 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module("amqtask.compat").lookup(__name__, name)
     return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

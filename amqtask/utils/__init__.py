@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid as _uuid
+from typing import Any
 
 
 def uuid() -> str:
     """A new task id."""
     return str(_uuid.uuid4())
+
+
+def __getattr__(name: str) -> Any:
+    return importlib.import_module("amqtask.compat").lookup(__name__, name)

@@ -9,7 +9,7 @@ import pytest
 
 import amqtask
 from amqtask import AmqTask, Task, current, current_app, current_task
-from amqtask.exceptions import AppNotFound, SettingUnknown
+from amqtask.exceptions import SettingUnknown
 from amqtask.testing.worker import start_worker
 
 
@@ -33,11 +33,13 @@ def test_the_current_application_is_used_as_one_or_asked_for(app: AmqTask) -> No
 
 
 @pytest.mark.usefixtures("app")
-def test_without_an_application_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_application_there_is_a_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(current, "_default", [])
 
-    with pytest.raises(AppNotFound, match="there is no application yet"):
-        _ = current_app.conf
+    assert current_app.main == "default"
+    assert current_app.conf.task_default_queue == "amqtask"
+    made = AmqTask("mine")
+    assert current_app() is made
 
 
 def test_the_current_task_is_the_one_that_runs(app: AmqTask) -> None:

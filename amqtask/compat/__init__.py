@@ -1,0 +1,125 @@
+"""Names that only Celery's users look for, at Celery's places: nothing of ours imports what is in here.
+
+`amqtask.utils.time` is `compat/utils/time.py`: a module of that name which is nowhere else is looked for here (see `Finder`).
+A module that is there already asks `lookup` for the names that it has not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+PACKAGE = "amqtask."
+# Names of modules that exist: module → name → where it is.
+NAMES: dict[str, dict[str, str]] = {
+    "amqtask": {
+        "VERSION": "amqtask.compat.versions:VERSION",
+        "bugreport": "amqtask.compat.apps:bugreport",
+        "subtask": "amqtask.canvas:signature",
+        "version_info": "amqtask.compat.versions:VERSION",
+    },
+    "amqtask.app": {
+        "app_or_default": "amqtask.compat.apps:app_or_default",
+        "bugreport": "amqtask.compat.apps:bugreport",
+        "default_app": "amqtask.current:current_app",
+        "shared_task": "amqtask.shared:shared_task",
+    },
+    "amqtask.backends.redis": {"SentinelBackend": "amqtask.backends.redis:RedisBackend"},
+    "amqtask.contrib.pytest": {
+        name: f"amqtask.testing.celery_fixtures:{name}"
+        for name in (
+            "celery_app",
+            "celery_config",
+            "celery_enable_logging",
+            "celery_includes",
+            "celery_parameters",
+            "celery_worker",
+            "celery_session_app",
+            "celery_session_worker",
+            "celery_worker_parameters",
+            "celery_worker_pool",
+            "depends_on_current_app",
+            "use_celery_app_trap",
+        )
+    },
+    "amqtask.exceptions": {
+        "BackendError": "amqtask.exceptions:ResultError",
+        "BackendGetMetaError": "amqtask.exceptions:BackendUnreachable",
+        "BackendStoreError": "amqtask.exceptions:BackendUnreachable",
+        "CeleryError": "amqtask.exceptions:AmqTaskError",
+        "ImproperlyConfigured": "amqtask.exceptions:ConfigurationError",
+        **{
+            name: f"amqtask.compat.errors:{name}"
+            for name in (
+                "AlreadyRegistered",
+                "AlwaysEagerIgnored",
+                "CDeprecationWarning",
+                "CPendingDeprecationWarning",
+                "CeleryCommandException",
+                "CeleryWarning",
+                "FixupWarning",
+                "IncompleteStream",
+                "NotConfigured",
+                "SecurityError",
+                "SecurityWarning",
+                "TaskError",
+                "WorkerShutdown",
+                "WorkerTerminate",
+                "reraise",
+            )
+        },
+    },
+    "amqtask.result": {"ResultBase": "amqtask.compat.results:ResultBase"},
+    "amqtask.states": {name: f"amqtask.compat.results:{name}" for name in ("precedence", "state")},
+    "amqtask.utils.log": {
+        "LOG_LEVELS": "amqtask.compat.utils.levels:LOG_LEVELS",
+        "mlevel": "amqtask.compat.utils.levels:mlevel",
+        "base_logger": "amqtask.compat.utils.levels:base_logger",
+    },
+    "amqtask.worker": {"WorkController": "amqtask.worker.worker:Worker"},
+    "amqtask.events": {
+        name: f"amqtask.compat.events.event:{name}"
+        for name in ("Event", "event_exchange", "get_exchange", "group_from")
+    },
+    "amqtask.utils": {
+        "cached_property": "functools:cached_property",
+        "chunks": "amqtask.compat.utils.functional:chunks",
+        "gen_task_name": "amqtask.compat.utils.imports:gen_task_name",
+        "gen_unique_id": "amqtask.utils:uuid",
+        "get_cls_by_name": "amqtask.compat.utils.imports:symbol_by_name",
+        "get_full_cls_name": "amqtask.compat.utils.imports:qualname",
+        "import_from_cwd": "amqtask.compat.utils.imports:import_from_cwd",
+        "instantiate": "amqtask.compat.utils.imports:instantiate",
+        "memoize": "amqtask.compat.utils.functional:memoize",
+        "nodename": "amqtask.compat.utils.nodenames:nodename",
+        "nodesplit": "amqtask.compat.utils.nodenames:nodesplit",
+        "noop": "amqtask.compat.utils.functional:noop",
+        "worker_direct": "amqtask.compat.utils.nodenames:worker_direct",
+    },
+}
+
+
+def lookup(module: str, name: str) -> Any:
+    """A name that the module has only for others' sake. Raises: AttributeError."""
+    where = NAMES.get(module, {}).get(name)
+    if where is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    source, _, attribute = where.partition(":")
+    return getattr(importlib.import_module(source), attribute)
+
+
+class Finder:
+    """Finds `amqtask.<place>` in this folder, where the package itself has no such module."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """As the import system asks."""
+        place = FOLDER.joinpath(*fullname.removeprefix(PACKAGE).split("."))
+        for file, folders in ((place / "__init__.py", [str(place)]), (place.with_suffix(".py"), None)):
+            if file.is_file():
+                return importlib.util.spec_from_file_location(fullname, file, submodule_search_locations=folders)
+        return None

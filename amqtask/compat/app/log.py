@@ -1,0 +1,5 @@
+"""`celery.app.log`."""
+
+from amqtask.log import TaskFormatter
+
+__all__ = ["TaskFormatter"]

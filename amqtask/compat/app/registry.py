@@ -1,0 +1,5 @@
+"""`celery.app.registry`."""
+
+from amqtask.registry import TaskRegistry
+
+__all__ = ["TaskRegistry"]

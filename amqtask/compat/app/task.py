@@ -1,0 +1,6 @@
+"""`celery.app.task`."""
+
+from amqtask.execution.context import Context
+from amqtask.task import Task
+
+__all__ = ["Context", "Task"]

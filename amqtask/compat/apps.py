@@ -1,0 +1,24 @@
+"""Functions of `celery.app`."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from amqtask import __version__
+from amqtask.current import current_app
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+
+def app_or_default(app: AmqTask | None = None) -> AmqTask:
+    """The application that is given, else the current one."""
+    return current_app() if app is None else app
+
+
+def bugreport(app: AmqTask | None = None) -> str:
+    """Versions, and the settings without secrets; `amqtask report` says more."""
+    settings = app_or_default(app).conf.humanize()
+    lines = [f"software -> amqtask:{__version__} py:{platform.python_version()}", f"platform -> {platform.platform()}"]
+    return "\n".join([*lines, "", *(f"{name}: {value!r}" for name, value in sorted(settings.items()))])

@@ -1,0 +1,1 @@
+"""`celery.bin`; ours is `amqtask.cli`."""

@@ -1,0 +1,1 @@
+"""`celery.contrib.testing`; ours is `amqtask.testing`."""

@@ -1,0 +1,9 @@
+"""`celery.contrib.testing.tasks`."""
+
+from amqtask.shared import shared_task
+
+
+@shared_task(name="celery.ping")
+def ping() -> str:
+    """Answers."""
+    return "pong"

@@ -1,0 +1,5 @@
+"""`celery.utils.dispatch`."""
+
+from amqtask.signals import Signal
+
+__all__ = ["Signal"]

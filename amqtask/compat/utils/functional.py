@@ -1,0 +1,123 @@
+"""`celery.utils.functional`."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import chain as _chain
+from itertools import islice
+from typing import Any
+
+__all__ = [
+    "LRUCache", "chunks", "dictfilter", "first", "firstmethod", "fun_accepts_kwargs", "is_list", "lazy", "maybe", "maybe_list",
+    "memoize", "noop", "padlist", "regen", "uniq",
+]  # fmt: skip
+
+
+def noop(*args: Any, **kwargs: Any) -> None:
+    """Nothing."""
+
+
+def is_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str), iters: tuple[type, ...] = (Iterable,)) -> bool:
+    """Whether it is a list of things, and no text or dictionary."""
+    return isinstance(obj, iters) and not isinstance(obj, scalars or ())
+
+
+def maybe_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str)) -> Any:
+    """One thing as a list."""
+    return obj if obj is None or is_list(obj, scalars) else [obj]
+
+
+def maybe(typ: Callable[[Any], Any], val: Any) -> Any:
+    """Converted, unless it is None."""
+    return typ(val) if val is not None else val
+
+
+def first(predicate: Callable[[Any], Any] | None, it: Iterable[Any]) -> Any:
+    """The first that fits (or that is not None); None when none does."""
+    wanted = predicate or (lambda item: item is not None)
+    return next((item for item in it if wanted(item)), None)
+
+
+def firstmethod(method: str, on_call: Any = None) -> Callable[..., Any]:
+    """A function that calls the method of each in turn until one answers."""
+
+    def call(it: Iterable[Any], *args: Any, **kwargs: Any) -> Any:
+        for item in it:
+            answer = getattr(item, method)(*args, **kwargs)
+            if answer is not None:
+                return answer
+        return None
+
+    return call
+
+
+def chunks(it: Iterable[Any], n: int) -> Iterator[list[Any]]:
+    """Lists of `n` items."""
+    rest = iter(it)
+    for item in rest:
+        yield [item, *islice(rest, n - 1)]
+
+
+def padlist(container: Iterable[Any], size: int, default: Any = None) -> list[Any]:
+    """The first `size` items, filled up."""
+    found = list(container)[:size]
+    return found + [default] * (size - len(found))
+
+
+def uniq(it: Iterable[Any]) -> Iterator[Any]:
+    """Each item once, in order."""
+    return iter(dict.fromkeys(it))
+
+
+def regen(it: Iterable[Any]) -> list[Any]:
+    """Something that can be gone through again."""
+    return it if isinstance(it, list) else list(it)
+
+
+def dictfilter(d: Mapping[Any, Any] | None = None, **kw: Any) -> dict[Any, Any]:
+    """Without what is None."""
+    return {key: value for key, value in _chain((d or {}).items(), kw.items()) if value is not None}
+
+
+def fun_accepts_kwargs(fun: Callable[..., Any]) -> bool:
+    """Whether it takes any keyword."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(fun).parameters.values())
+
+
+def memoize(maxsize: int | None = None, keyfun: Any = None, Cache: Any = None) -> Callable[[Callable[..., Any]], Any]:
+    """Remember what a function returned."""
+    return lru_cache(maxsize=maxsize)
+
+
+class lazy:
+    """A call that is made when its value is wanted: `lazy(f, 1)()`."""
+
+    def __init__(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._fun, self._args, self._kwargs = fun, args, kwargs
+
+    def __call__(self) -> Any:
+        return self.evaluate()
+
+    def evaluate(self) -> Any:
+        """Make the call."""
+        return self._fun(*self._args, **self._kwargs)
+
+
+class LRUCache(OrderedDict[Any, Any]):
+    """A dictionary that forgets what was used longest ago."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __getitem__(self, key: Any) -> Any:
+        self.move_to_end(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        if self.limit and len(self) > self.limit:
+            self.popitem(last=False)

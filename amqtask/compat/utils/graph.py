@@ -1,0 +1,5 @@
+"""`celery.utils.graph`."""
+
+from amqtask.graph import DependencyGraph
+
+__all__ = ["DependencyGraph"]

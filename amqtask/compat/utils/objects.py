@@ -1,0 +1,18 @@
+"""`celery.utils.objects`."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace as Bunch
+from typing import Any
+
+__all__ = ["Bunch", "mro_lookup"]
+
+
+def mro_lookup(cls: type, attr: str, stop: Any = None, monkey_patched: Any = None) -> type | None:
+    """The class that defines an attribute."""
+    for kind in cls.mro():
+        if stop and kind in stop:
+            return None
+        if attr in kind.__dict__:
+            return kind
+    return None

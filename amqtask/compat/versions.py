@@ -1,0 +1,20 @@
+"""The version as Celery's users compare it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from amqtask import __version__
+
+
+class VersionInfo(NamedTuple):
+    """`amqtask.VERSION >= (0, 1)`."""
+
+    major: int
+    minor: int
+    micro: int
+    releaselevel: str = ""
+    serial: str = ""
+
+
+VERSION = VersionInfo(*map(int, __version__.split(".")[:3]))  # type: ignore[arg-type] # three numbers
