@@ -30,6 +30,13 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise NotRegistered(f"no task {name!r} is registered.{hint}") from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks  # without looking for near names
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The task of that name, or the default."""
+        return self._tasks.get(name, default)
+
     @property
     def own(self) -> list[str]:
         """The names of the user's tasks, sorted: without those that every worker has."""

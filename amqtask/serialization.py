@@ -15,6 +15,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from amqtask.asynchronous import is_own
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
 from amqtask.printable import printable
 
@@ -211,6 +212,8 @@ def dumps(value: Any, serializer: str) -> Encoded:
     except ImportError as error:
         raise _missing(serializer) from error
     except Exception as error:  # the value's own methods may raise anything
+        if not is_own(error, lambda: _DUMP[kind](value)):
+            raise
         raise EncodeError(f"{serializer} cannot write this {type(value).__name__}: {error}") from error
 
 
@@ -234,6 +237,8 @@ def loads(body: bytes, content_type: str | None, content_encoding: str | None, a
     except ImportError as error:
         raise Undecodable(f"the library that reads {kind} is not installed: {error}") from error
     except Exception as error:
+        if not is_own(error, lambda: _LOAD[kind](body, encoding or "utf-8")):
+            raise
         raise Undecodable(f"the body is no valid {kind} ({len(body)} bytes): {error}") from error
 
 
@@ -368,6 +373,8 @@ def decompress(body: bytes, header_value: Any, limit: int = LARGEST_BODY) -> byt
     except Undecodable:
         raise
     except Exception as error:
+        if not is_own(error, lambda: _COMPRESS[kind][1](body, _Unpacked(limit))):
+            raise
         raise Undecodable(f"the body is no valid {kind}: {error}") from error
     return bytes(found)
 

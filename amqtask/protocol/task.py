@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from amqtask.asynchronous import is_own
 from amqtask.exceptions import InvalidTaskError
 from amqtask.message import Properties, strip_transit_headers
 from amqtask.printable import printable
@@ -360,7 +361,9 @@ def saferepr(value: Any, limit: int = _REPR_LENGTH) -> str:
         return _cut(_container(value, limit, 3), limit)
     try:
         return _cut(repr(value), limit)
-    except Exception as error:  # noqa: BLE001 - a user's __repr__; what it raised is in the text
+    except Exception as error:  # a user's __repr__; what it raised is in the text
+        if not is_own(error, lambda: repr(value)):
+            raise
         return f"<{kind.__name__}: repr() raised {type(error).__name__}>"
 
 

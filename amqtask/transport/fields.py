@@ -25,6 +25,7 @@ from typing import Any, Final
 import pika.data
 from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
 
+from amqtask.asynchronous import is_own
 from amqtask.message import LARGEST_HEADERS, OddHeaders
 from amqtask.printable import printable
 
@@ -53,8 +54,10 @@ class _Unreadable(ValueError):
     """Something in a table that is not to be taken as it is."""
 
 
+# The calendar's last (year 9999).
+_LAST_SECOND = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc).timestamp())
 # What the strict reader raises.
-_TROUBLE = (ValueError, IndexError, OverflowError, OSError, struct.error)
+_TROUBLE = (ValueError, IndexError, OverflowError, struct.error)
 
 
 def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
@@ -65,7 +68,9 @@ def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
         return OddHeaders("the table of headers ends too early"), len(encoded)
     try:
         found, end = _read_table(encoded, offset, 0)
-    except _TROUBLE:
+    except _TROUBLE as error:
+        if not is_own(error, lambda: _read_table(encoded, offset, 0)):
+            raise
         end = min(offset + 4 + size, len(encoded))
         return _patiently(encoded, offset + 4, end), end
     if size > LARGEST_HEADERS:
@@ -183,10 +188,9 @@ def _read_void(_encoded: bytes, offset: int, _depth: int) -> tuple[Any, int]:
 
 
 def _moment(seconds: int) -> datetime:
-    try:
-        return datetime.fromtimestamp(seconds, timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        raise _Unreadable(f"a time beyond the calendar, {seconds} s") from None
+    if seconds > _LAST_SECOND:
+        raise _Unreadable(f"a time beyond the calendar, {seconds} s")
+    return datetime.fromtimestamp(seconds, timezone.utc)
 
 
 _READERS: dict[int, Reader] = {
