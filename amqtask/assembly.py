@@ -9,7 +9,6 @@ import platform
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from amqtask import __version__, signals
@@ -20,6 +19,7 @@ from amqtask.entities import Queue
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.steps import SlotSteps
 from amqtask.execution.switch import SharedSwitch
+from amqtask.lazy import lazy
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.printable import bounded_logger
 from amqtask.registry import BUILT_IN
@@ -456,7 +456,7 @@ class _Builder:
             on_enabled=self.describes.turn_on,
         )
 
-    @cached_property
+    @lazy
     def telling(self) -> LoopPublisher:
         """One connection for events and for replies to remote commands: with heartbeats it is open, so that a worker
         which is busy in its own thread (solo) does not have to connect before it can answer."""

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from amqtask import signals
@@ -15,6 +14,7 @@ from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.eager import InlineRunner
 from amqtask.exceptions import PublishError
 from amqtask.execution.context import current_context
+from amqtask.lazy import lazy
 from amqtask.message import Message
 from amqtask.parts import Parts
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
@@ -269,15 +269,21 @@ class Calling(Parts):
         backend = self.backend
         reply_to = ""
         if backend is not None and not _ignores(options, task):
+            self._prepare_results(_timeout(options))
             reply_to = backend.reply_to()
-            if self._transaction is None:
-                backend.prepare((), _timeout(options))
-            else:
-                self._keep_reading()
         message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
         if signals.before_task_publish:
             tell_composed(message)
         return message
+
+    def _prepare_results(self, timeout: float | None) -> None:
+        """Before the store is asked where results come to: a queue on a node that is away is replaced here."""
+        if self.backend is None:
+            return
+        if self._transaction is None:
+            self.backend.prepare((), timeout)
+        else:
+            self._keep_reading()
 
     def _keep_reading(self) -> None:
         """A call in a transaction needs no broker: its row says which queue of results must exist."""
@@ -332,6 +338,7 @@ class Calling(Parts):
         """
         if self._is_eager:
             return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+        self._prepare_results(_timeout(options))
         begun, result = self.workflows.prepared(found, args, kwargs, options)
         messages = self._composition_messages(begun)
         pipeline = find_pipeline(self)
@@ -459,7 +466,7 @@ class Calling(Parts):
             return self._memory_chords
         return cast("ChordStore | None", self.backend if hasattr(self.backend, "add_chord_part") else None)
 
-    @cached_property
+    @lazy
     def _memory_chords(self) -> ChordStore:
         """With the in-memory broker and no result store, chords are counted in this process."""
         made: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords(self.conf.result_serializer)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import threading
 import time
 import uuid
 import warnings
@@ -15,7 +15,7 @@ from amqtask.printable import printable
 from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.questions import MATCHERS, Inspect, Whom
 from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.replies import ReplyConsumer
+from amqtask.transport.replies import ReplyConsumer, guarded
 
 if TYPE_CHECKING:
     from amqtask.message import Delivery
@@ -45,8 +45,7 @@ class Control:
         self._prefix = prefix
         self._accept = accept
         self._queues = queues
-        self._clock = 0
-        self._lock = threading.Lock()
+        self._clock = itertools.count(1)
 
     # -- the two roads
 
@@ -144,7 +143,9 @@ class Control:
             if whom.callback is not None:
                 whom.callback({answer.nodename: answer.payload})
 
-        replies = ReplyConsumer(self._addresses, reply_queue(oid, self._prefix), on_reply, name="amqtask control")
+        replies = ReplyConsumer(
+            self._addresses, reply_queue(oid, self._prefix), guarded(on_reply), name="amqtask control"
+        )
         try:
             replies.ensure(timeout=CONNECT_SECONDS)
             self._send(command, arguments, whom, ticket=ticket, reply_to=oid)
@@ -172,9 +173,7 @@ class Control:
         ticket: str | None = None,
         reply_to: str | None = None,
     ) -> None:
-        with self._lock:
-            self._clock += 1
-            clock = self._clock
+        clock = next(self._clock)
         message = command_message(
             Command(
                 method=command,

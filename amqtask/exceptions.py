@@ -143,6 +143,10 @@ class BackendUnreachable(ResultError, OperationalError):
     """The result backend does not answer."""
 
 
+class ResultLost(ResultError):
+    """A result will not come, because what it was sent over is gone; the task itself may have run."""
+
+
 class BackendNotConfigured(ResultError, ConfigurationError):
     """A result was asked for, but the application has no result backend."""
 

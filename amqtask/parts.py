@@ -8,13 +8,13 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from amqtask.calls import Calls
 from amqtask.discovery import django_time_zone
 from amqtask.exceptions import ConfigurationError
+from amqtask.lazy import lazy
 from amqtask.printable import bounded_logger
 from amqtask.queues import configured, default_exchange
 from amqtask.registry import TaskRegistry
@@ -92,7 +92,6 @@ class Parts:
     is_finalized: bool
 
     def __init__(self) -> None:
-        self._memory_broker: MemoryBroker | None = None
         self._opened_backend: tuple[Any, ResultBackend] | None = None
         self._installed_outbox: Outbox | None = None
 
@@ -120,7 +119,7 @@ class Parts:
         told = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
         return told or _url_of_parts(self.conf) or os.environ.get("AMQTASK_BROKER_URL")
 
-    @cached_property
+    @lazy
     def broker_addresses(self) -> tuple[BrokerAddress, ...]:
         """The hosts to connect to: CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else localhost.
 
@@ -152,10 +151,12 @@ class Parts:
         """With `broker_url = "memory://"` this app's own broker in this process, for tests; else None."""
         if self._broker_urls not in (MEMORY_URL, [MEMORY_URL], (MEMORY_URL,)):
             return None
-        if self._memory_broker is None:
-            module = importlib.import_module("amqtask.transport.memory.broker")
-            self._memory_broker = module.MemoryBroker()
-        return self._memory_broker
+        return self._made_memory_broker
+
+    @lazy
+    def _made_memory_broker(self) -> MemoryBroker:
+        made: MemoryBroker = importlib.import_module("amqtask.transport.memory.broker").MemoryBroker()
+        return made
 
     @property
     def timezone(self) -> tzinfo:
@@ -173,7 +174,7 @@ class Parts:
         """The present time in that zone."""
         return datetime.now(self.timezone)
 
-    @cached_property
+    @lazy
     def queue_defaults(self) -> QueueDefaults:
         """How missing queues are declared."""
         conf = self.conf
@@ -185,7 +186,7 @@ class Parts:
             max_priority=conf.task_queue_max_priority,
         )
 
-    @cached_property
+    @lazy
     def queues(self) -> Queues:
         """The queues of `task_queues`, and those created because they were named."""
         conf = self.conf
@@ -201,7 +202,7 @@ class Parts:
             create_missing_exchange_type=conf.task_create_missing_queue_exchange_type,
         )
 
-    @cached_property
+    @lazy
     def router(self) -> Router:
         """Applies `task_routes`, then the tasks' own queue, exchange and routing_key."""
         return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
@@ -213,23 +214,23 @@ class Parts:
         own = {key: getattr(found, key) for key in ("queue", "exchange", "routing_key")}
         return {key: value for key, value in own.items() if value is not None} or None
 
-    @cached_property
+    @lazy
     def delays(self) -> DelayPlan:
         """The broker's delay levels."""
         kind = "quorum" if self.conf.task_default_queue_type == "quorum" else "classic"
         return DelayPlan(self.conf.task_delay_prefix, kind)
 
-    @cached_property
+    @lazy
     def calls(self) -> Calls:
         """Composes messages."""
         return Calls(self.conf, self.router, self.delays, lambda: self.timezone)
 
-    @cached_property
+    @lazy
     def workflows(self) -> Workflows:
         """Composes chains, groups and callbacks."""
         return Workflows(self._app)
 
-    @cached_property
+    @lazy
     def publisher(self) -> Publisher:
         """Publishes with confirms; made at the first publish."""
         made: Publisher
@@ -250,7 +251,7 @@ class Parts:
         )
         return made
 
-    @cached_property
+    @lazy
     def async_publisher(self) -> AsyncPublisher:
         """The same over aio-pika, for event loops."""
         made: AsyncPublisher
@@ -280,7 +281,7 @@ class Parts:
         told = os.environ.get("CELERY_RESULT_BACKEND") or self.conf.result_backend
         return told or os.environ.get("AMQTASK_RESULT_BACKEND") or None
 
-    @cached_property
+    @lazy
     def backend(self) -> ResultBackend | None:
         """The result store, None when results are not kept."""
         conf = self.conf
@@ -328,7 +329,7 @@ class Parts:
         )
         return made
 
-    @cached_property
+    @lazy
     def outbox(self) -> Outbox | None:
         """Where calls go that are made in a database transaction: what was installed, else what the setting names."""
         if self._installed_outbox is not None or not self.conf.outbox:
@@ -341,7 +342,7 @@ class Parts:
         self._installed_outbox = outbox
         self.__dict__.pop("outbox", None)
 
-    @cached_property
+    @lazy
     def control(self) -> Control:
         """Remote control of workers."""
         module = importlib.import_module("amqtask.control")
@@ -354,7 +355,7 @@ class Parts:
         )
         return made
 
-    @cached_property
+    @lazy
     def events(self) -> Events:
         """Receive events, and send one's own."""
         module = importlib.import_module("amqtask.events")
@@ -375,11 +376,11 @@ class Parts:
         )
         return made
 
-    @cached_property
+    @lazy
     def _tells_sent(self) -> bool:
         return bool(self.conf.task_send_sent_event)
 
-    @cached_property
+    @lazy
     def teller(self) -> Teller:
         """Publishes events about calls; made with the first one."""
         made: Teller
@@ -396,7 +397,7 @@ class Parts:
         )
         return made
 
-    @cached_property
+    @lazy
     def sent_events(self) -> SentEvents:
         """Tells monitors of calls (task_send_sent_event)."""
         module = importlib.import_module("amqtask.events.sent")
@@ -418,7 +419,7 @@ class Parts:
         made = module.ReplyConsumer(
             self.broker_addresses,
             queue,
-            on_delivery,
+            module.guarded(on_delivery),
             connect_timeout=self.conf.broker_connection_timeout,
             name="amqtask events",
         )
@@ -435,7 +436,7 @@ class Parts:
     def clear_memory(self) -> None:
         """With `memory://` forget the broker and all that is in it, and stored results; for the next test."""
         self.close()
-        self._memory_broker = None
+        self.__dict__.pop("_made_memory_broker", None)
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""

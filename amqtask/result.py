@@ -19,6 +19,7 @@ from amqtask.in_time import cancel_all
 from amqtask.joining import allow_join_result as allow_join_result
 from amqtask.joining import check_not_in_task
 from amqtask.pipeline import flush_open
+from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_from_dict
 from amqtask.result_sets import GroupResult as GroupResult
 from amqtask.result_sets import ResultSet as ResultSet
@@ -26,6 +27,7 @@ from amqtask.result_sets import ResultSet as ResultSet
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
 
+logger = bounded_logger("amqtask.backends")
 R = TypeVar("R")
 Revoke = Callable[..., None]
 # No backend was given, which is not the same as None: an application that keeps no results.
@@ -385,7 +387,10 @@ class AsyncResult(Generic[R]):
         def arrived(final: ResultMessage) -> None:
             self._final = final
             failed = final.status in states.PROPAGATE_STATES
-            (on_error if failed and on_error is not None else callback)(self)
+            try:
+                (on_error if failed and on_error is not None else callback)(self)
+            except Exception:
+                logger.exception("a callback for the result of task %s failed", self.id)
 
         self._store.add_callback(self.id, arrived)
         return self

@@ -16,7 +16,7 @@ import pytest
 from amqtask.entities import Queue, arguments
 from amqtask.exceptions import BrokerUnreachable
 from amqtask.message import Delivery
-from amqtask.transport.replies import ReplyConsumer
+from amqtask.transport.replies import ReplyConsumer, guarded
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder
@@ -31,7 +31,7 @@ class Inbox:
     def __init__(self, url: str, queue: str) -> None:
         self.bodies: list[bytes] = []
         self.queue = Queue(queue, arguments=arguments({"x-expires": 60_000}))
-        self.replies = ReplyConsumer(parse_broker_urls(url), self.queue, self.on_reply)
+        self.replies = ReplyConsumer(parse_broker_urls(url), self.queue, guarded(self.on_reply))
 
     def on_reply(self, delivery: Delivery) -> None:
         if delivery.body == b"broken":

@@ -7,7 +7,6 @@ for it. Only the process that published a task can read its result.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +17,12 @@ from amqtask.backends.awaiting import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.waiting import CAPACITY, Arrivals, Mailbox, too_late
 from amqtask.entities import Queue, arguments
-from amqtask.exceptions import BackendUnreachable, MessageError, PublishError
+from amqtask.exceptions import BackendUnreachable, MessageError, PublishError, ResultLost
 from amqtask.message import Delivery, Message, Properties
 from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict, is_reply_queue
 from amqtask.serialization import compress, content_types, decompress
+from amqtask.transport.links import ByProcess
 from amqtask.transport.replies import CLOSED, ReplyConsumer
 
 logger = bounded_logger("amqtask.backends")
@@ -35,20 +35,51 @@ class _Own:
     """What belongs to one process: its reply queue, who reads it, and what has come."""
 
     def __init__(self, options: BackendOptions) -> None:
-        # Classic: one reader and short messages; three copies of each result would cost more than it is worth.
-        given: dict[str, Any] = {"x-queue-type": "classic"}
-        if options.expires:
-            given["x-expires"] = max(1, int(options.expires * 1000))
-        self.queue = Queue(str(uuid.uuid4()), arguments=arguments(given))
-        self.mailbox = Mailbox(int(dict(options.transport_options).get("unread_results") or CAPACITY))
+        given = dict(options.transport_options)
+        self._kind = str(given.get("queue_type") or "classic")
+        self._expires = options.expires
+        self.mailbox = Mailbox(int(given.get("unread_results") or CAPACITY))
         self.read_again_at = 0.0
         # The coroutines that wait, which nobody else would tell that there will be no more results.
         self.awaiting: set[Arrived] = set()
         self._accept = content_types(options.accept)
         self._largest_body = options.largest_body
         self.replies = ReplyConsumer(
-            options.brokers, self.queue, self._on_reply, connect_timeout=options.connect_timeout
+            options.brokers,
+            self._new_queue(),
+            self._on_reply,
+            connect_timeout=options.connect_timeout,
+            on_queue_lost=self._on_queue_lost,
         )
+
+    @property
+    def queue(self) -> Queue:
+        """Where results come now."""
+        return self.replies.queue
+
+    def _new_queue(self) -> Queue:
+        # Classic by default: one reader and short messages; three copies of each result cost more than they are worth to most.
+        given: dict[str, Any] = {"x-queue-type": self._kind}
+        if self._expires:
+            given["x-expires"] = max(1, int(self._expires * 1000))
+        return Queue(str(uuid.uuid4()), arguments=arguments(given))
+
+    def _on_queue_lost(self, error: PublishError) -> Queue:
+        """The queue is on a node that is away, and with it what was in it and what is still sent there: a new one, on a node
+        that works. Who waits for a result is told."""
+        lost, queue = self.queue, self._new_queue()
+        missing = self.mailbox.expected()
+        logger.warning(
+            "the queue of results %s is on a node that is away (%s); results come to %s from now on, %d are lost",
+            lost.name, error, queue.name, len(missing),
+        )  # fmt: skip
+        for task_id in missing:
+            reason = ResultLost(
+                f"the result of task {task_id} is lost: the queue of results {lost.name} was on a node that is away. "
+                "The task itself may have run, or run yet"
+            )
+            self.mailbox.put(ResultMessage(task_id, states.FAILURE, exception_as_dict(reason)))
+        return queue
 
     def _on_reply(self, delivery: Delivery) -> None:
         properties, body = delivery.properties, delivery.body
@@ -68,7 +99,8 @@ class _Own:
 class RpcBackend:
     """See amqtask.backends.contract.ResultBackend.
 
-    `transport_options`: `unread_results`, how many results that nobody holds or has read are kept (100,000).
+    `transport_options`: `unread_results`, how many results that nobody holds or has read are kept (100,000); `queue_type`, of the
+    queues of results ("classic"; "quorum" for ones that survive the loss of a node).
     """
 
     # The broker drops messages and queues.
@@ -77,9 +109,9 @@ class RpcBackend:
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
         self._expiration = str(max(1, int(options.expires * 1000))) if options.expires else None
-        self._owns: dict[int, _Own] = {}
         # Names that passed for reply queues, so that each is looked at once.
         self._reply_queues: set[str] = set()
+        self._owns = ByProcess(lambda: _Own(options), lambda own: own.replies.close())
 
     # -- the worker's end
 
@@ -241,7 +273,7 @@ class RpcBackend:
 
     def close(self) -> None:
         """Delete the queue."""
-        own = self._owns.pop(os.getpid(), None)
+        own = self._owns.pop()
         if own is not None:
             try:
                 own.replies.close()
@@ -250,17 +282,8 @@ class RpcBackend:
                     arrived(BackendUnreachable(CLOSED))
 
     def _own(self) -> _Own:
-        """A forked child has a queue of its own."""
-        pid = os.getpid()
-        own = self._owns.get(pid)
-        if own is None:
-            # Of two threads that come here at once, one finds the other's.
-            own = self._owns.setdefault(pid, _Own(self._options))
-            for other in list(self._owns):
-                inherited = self._owns.pop(other, None) if other != pid else None
-                if inherited is not None:
-                    inherited.replies.close()  # of another process: only our copy of its socket is closed
-        return own
+        """A forked child has a queue of its own; of its parent's consumer it closes the copy of the socket."""
+        return self._owns.get()
 
     def _drive(self, own: _Own, done: Callable[[], bool], deadline: float | None) -> bool:
         try:

@@ -7,36 +7,38 @@ for ever and looks at few of its results does not grow for ever.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from amqtask import states
 from amqtask.exceptions import TimeoutError
-from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
-logger = bounded_logger("amqtask.backends")
 OnResult = Callable[[ResultMessage], None]
 CAPACITY = 100_000
 RECENT = 1_000
 
 
 class Mailbox:
-    """The newest result per task; callbacks run once, when a result is ready. Safe across threads."""
+    """The newest result per task; callbacks run once, when a result is ready.
+
+    Safe across threads, and in signal handlers that interrupt one: there is no lock. Each step is one of a dictionary's own, and
+    at no time between two of them is a result that was known in no place. Dead holders are swept, not reported: a weak
+    reference's callback would swallow an exception that strikes in it.
+    """
 
     def __init__(self, capacity: int = CAPACITY, recent: int = RECENT) -> None:
         self._capacity = capacity
         self._recent = recent
-        self._lock = threading.Lock()
         self._unread: OrderedDict[str, ResultMessage] = OrderedDict()
         self._read: OrderedDict[str, ResultMessage] = OrderedDict()
-        # Past the limits, but somebody holds (or held) them; swept when it has doubled.
+        # Past the limits, but somebody holds (or held) them; swept when it has doubled, as the holders are.
         self._held: dict[str, ResultMessage] = {}
         self._sweep_at = 1_000
-        self._holders: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._holders: dict[str, ref[Any]] = {}
+        self._sweep_holders_at = 1_000
         self._callbacks: dict[str, list[OnResult]] = {}
 
     def __len__(self) -> int:
@@ -44,79 +46,89 @@ class Mailbox:
 
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result for as long as `holder` lives."""
-        self._holders[task_id] = holder
+        self._holders[task_id] = ref(holder)
+        if len(self._holders) > self._sweep_holders_at:
+            for each, reference in list(self._holders.items()):
+                if reference() is None:
+                    self._holders.pop(each, None)
+            self._sweep_holders_at = max(1_000, 2 * len(self._holders))
+
+    def _is_held(self, task_id: str) -> bool:
+        reference = self._holders.get(task_id)
+        return reference is not None and reference() is not None
+
+    def expected(self) -> list[str]:
+        """The tasks whose results somebody holds or waits for, and that have not come."""
+        held = [task_id for task_id in list(self._holders) if self._is_held(task_id)]
+        return [task_id for task_id in dict.fromkeys([*held, *self._callbacks]) if not self.is_ready(task_id)]
 
     def put(self, result: ResultMessage) -> None:
         """Note a result; a final one is never overwritten by an earlier state, nor SUCCESS by anything."""
         task_id = result.task_id
-        with self._lock:
-            known = self._find(task_id)
-            if known is not None and _outranks(known, result):
-                return
-            self._drop(task_id)
-            self._unread[task_id] = result
-            self._trim(self._unread, self._capacity)
-            callbacks = self._callbacks.pop(task_id, ()) if result.is_ready else ()
-        for callback in callbacks:
-            _call(callback, result)
+        known = self._find(task_id)
+        if known is not None and _outranks(known, result):
+            return
+        self._unread[task_id] = result
+        self._unread.move_to_end(task_id)
+        self._read.pop(task_id, None)
+        self._held.pop(task_id, None)
+        self._trim(self._unread, self._capacity)
+        if result.is_ready:
+            waiting = self._callbacks.pop(task_id, [])
+            for callback in list(waiting):
+                if _taken(waiting, callback):
+                    callback(result)
 
     def get(self, task_id: str) -> ResultMessage | None:
         """What is known."""
-        with self._lock:
-            return self._find(task_id)
+        return self._find(task_id)
 
     def is_ready(self, task_id: str) -> bool:
         """Whether the final result is known."""
-        known = self._unread.get(task_id) or self._read.get(task_id) or self._held.get(task_id)
+        known = self._find(task_id)
         return known is not None and known.is_ready
 
     def take(self, task_id: str) -> ResultMessage | None:
         """The same as `get`, for somebody who keeps a final result."""
-        with self._lock:
-            known = self._find(task_id)
-            if known is not None and known.is_ready and self._unread.pop(task_id, None) is not None:
-                self._read[task_id] = known
-                self._trim(self._read, self._recent)
-            return known
+        known = self._find(task_id)
+        if known is not None and known.is_ready and task_id in self._unread:
+            self._read[task_id] = known
+            self._unread.pop(task_id, None)
+            self._trim(self._read, self._recent)
+        return known
 
     def forget(self, task_id: str) -> None:
         """Drop it."""
-        with self._lock:
-            self._drop(task_id)
+        for place in (self._unread, self._read, self._held):
+            place.pop(task_id, None)
 
     def when_ready(self, task_id: str, callback: OnResult) -> None:
         """Call once, now or when the result comes."""
-        with self._lock:
-            known = self._find(task_id)
-            if known is None or not known.is_ready:
-                self._callbacks.setdefault(task_id, []).append(callback)
-                return
-        _call(callback, known)
+        waiting = self._callbacks.setdefault(task_id, [])
+        waiting.append(callback)
+        known = self._find(task_id)
+        if known is not None and known.is_ready and _taken(waiting, callback):
+            callback(known)  # it has come between the two
 
     def cancel(self, task_id: str, callback: OnResult) -> None:
         """Do not call it any more."""
-        with self._lock:
-            waiting = self._callbacks.get(task_id)
-            if waiting is not None and callback in waiting:
-                waiting.remove(callback)
-                if not waiting:
-                    del self._callbacks[task_id]
+        waiting = self._callbacks.get(task_id, [])
+        if _taken(waiting, callback) and not waiting:
+            self._callbacks.pop(task_id, None)
 
     def _find(self, task_id: str) -> ResultMessage | None:
         return self._unread.get(task_id) or self._read.get(task_id) or self._held.get(task_id)
 
-    def _drop(self, task_id: str) -> None:
-        for place in (self._unread, self._read, self._held):
-            if place.pop(task_id, None) is not None:
-                return
-
     def _trim(self, place: OrderedDict[str, ResultMessage], limit: int) -> None:
         while len(place) > limit:
-            task_id, result = place.popitem(last=False)
-            if task_id in self._holders:
+            task_id, result = next(iter(place.items()))
+            if self._is_held(task_id):
                 self._held[task_id] = result
+            place.pop(task_id, None)
         if len(self._held) > self._sweep_at:
-            self._held = {task_id: result for task_id, result in self._held.items() if task_id in self._holders}
+            for each in list(self._held):
+                if not self._is_held(each):
+                    self._held.pop(each, None)
             self._sweep_at = max(1_000, 2 * len(self._held))
 
 
@@ -124,11 +136,13 @@ def _outranks(known: ResultMessage, new: ResultMessage) -> bool:
     return known.status == states.SUCCESS or (known.is_ready and not new.is_ready)
 
 
-def _call(callback: OnResult, result: ResultMessage) -> None:
+def _taken(waiting: list[OnResult], callback: OnResult) -> bool:
+    """Take a callback off the list; whoever succeeds calls it."""
     try:
-        callback(result)
-    except Exception:
-        logger.exception("a callback for the result of task %s failed", result.task_id)
+        waiting.remove(callback)
+    except ValueError:
+        return False
+    return True
 
 
 class Arrivals:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import (
@@ -55,6 +54,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.lazy import lazy
 from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, StoredRow, Waiting
 from amqtask.printable import bounded_logger
 
@@ -168,7 +168,7 @@ class SqlAlchemyOutbox:
         """Raises: ConfigurationError (no engine is known)."""
         return SqlAlchemyStore(self._relay_engine, self.table)
 
-    @cached_property
+    @lazy
     def _relay_engine(self) -> Engine:
         told = self._engine
         if isinstance(told, str):

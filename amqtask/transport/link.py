@@ -1,45 +1,72 @@
 """One connection that the calling thread drives: no background thread, so it works after a fork and under green threads.
 
-A Link is a pika SelectConnection with an I/O loop of its own. `run` turns that loop until a condition holds or the
-deadline passes; between calls nobody turns it, so heartbeats stop and the broker may close the connection. The
+A Link speaks AMQP on one channel. What is said waits in `_said` until `run` or `flush` write it; `run` reads until a condition
+holds or the deadline passes. Between calls nobody reads, so heartbeats stop and the broker may close the connection. The
 owner therefore asks `is_usable()` first, which notices a closed one without a round trip.
 
-After a fork the child holds copies of the parent's descriptors: it may close them, and must neither speak on them nor
-touch the poller, which the two share (see `discard`).
+Any exception may strike at any line. `is_whole` tells whether the link can be used after it: it was waiting, and not in the
+midst of reading or writing. Nothing here catches what it did not cause.
+
+After a fork the child holds copies of the parent's descriptors: it may close them, and does not speak on them.
 """
 
 from __future__ import annotations
 
 import os
-import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from pika.adapters.select_connection import IOLoop
-from pika.exceptions import ChannelClosedByBroker
+from pika import spec
+from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
+from amqtask.message import Message
 from amqtask.topology.plan import describe_difference, is_declarable
-from amqtask.transport.content import UNWRITABLE
+from amqtask.transport.content import FRAME_MAX, unwritable
 from amqtask.transport.errors import ACCESS_REFUSED as ACCESS_REFUSED
 from amqtask.transport.errors import PRECONDITION_FAILED as PRECONDITION_FAILED
 from amqtask.transport.errors import blocked, connection_error, declare_error
 from amqtask.transport.fields import install
+from amqtask.transport.frames import (
+    CHANNEL,
+    GREETING,
+    HEARTBEAT,
+    Frames,
+    Unreadable,
+    attempt,
+    content_size,
+    decode_method,
+    decode_properties,
+    encode_method,
+    encode_publish,
+)
 from amqtask.transport.names import entity_name as entity_name
-from amqtask.transport.url import BrokerAddress
-from amqtask.transport.wire import Wire
+from amqtask.transport.stream import Stream, is_failure
+from amqtask.transport.url import BrokerAddress, client_properties
 
 Warn = Callable[[str], None]
-# A link used so recently (seconds) is looked at with one system call; its heartbeat timers can wait.
-FRESH = 1.0
 # What a connection remembers as declared, at most.
 MOST_DECLARED = 10_000
+# One wait of `run` (seconds); after each it looks at its condition, which another thread may have changed.
+SLICE = 0.5
+# A peer that says nothing for so many heartbeats is gone, and ours are sent so many times in one.
+MISSED, OFTEN = 2.0, 3.0
+_CAPABILITIES = {
+    "authentication_failure_close": True,
+    "basic.nack": True,
+    "connection.blocked": True,
+    "consumer_cancel_notify": True,
+    "exchange_exchange_bindings": True,
+    "publisher_confirms": True,
+}
+_WITH_CONTENT = (spec.Basic.Deliver, spec.Basic.Return)
 
 
 class LinkLost(Exception):
-    """The connection or channel ended while it was needed; `cause` is pika's word on it."""
+    """The connection or channel ended while it was needed; `cause` is why, in pika's classes where the broker said so."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
@@ -49,199 +76,176 @@ class LinkLost(Exception):
 class Link:
     """A connection with one channel. Not safe for two threads at once: its owner hands it to one at a time."""
 
-    def __init__(self, address: BrokerAddress, *, heartbeat: int | None, connect_timeout: float, name: str) -> None:
+    def __init__(self, *, heartbeat: int | None, name: str) -> None:
         install()
-        self.address = address
         self.pid = os.getpid()
-        self.channel: Any = None
-        self.blocked_reason: str | None = None
         self.used_at = time.monotonic()
         self._heartbeat = heartbeat
-        self._connect_timeout = connect_timeout
         self._name = name
-        self._loop: Any = None
-        self._connection: Any = None
-        self._error: BaseException | None = None
+        self._stream: Stream | None = None
+        self._error: BaseException | None = ConnectionError("the link is not open")
+        self._reset()
+
+    def _reset(self) -> None:
+        self.address = BrokerAddress()
+        self.blocked_reason: str | None = None
+        self.is_whole = True
+        self._has_channel = False
+        self._beat = 0.0
+        self._frames = Frames()
+        self._frame_max = FRAME_MAX
+        self._said: list[bytes] = []
+        # What was joined for a write that took only a part.
+        self._unwritten = b""
+        self._answers: list[Any] = []
+        self._is_asked = False
+        # The method whose content is coming, its properties, how much of the body is missing, the body so far.
+        self._content: list[Any] = []
         self._declared: set[Declaration] = set()
-        # When the loop's one alarm for deadlines goes off; it is left standing between calls.
-        self._alarm_at: float | None = None
+        self._wrote_at = self._heard_at = time.monotonic()
 
     # -- opening and closing
 
-    def open(self, deadline: float) -> None:
+    def open(self, address: BrokerAddress, deadline: float) -> None:
         """Connect and open a channel before the deadline (monotonic seconds).
 
         Raises: AccessRefused at once, BrokerUnreachable; ConfigurationError for a certificate that cannot be read.
         """
-        parameters = self.address.parameters(
-            heartbeat=self._heartbeat,
-            connect_timeout=max(0.1, min(self._connect_timeout, deadline - time.monotonic())),
-            name=self._name,
-        )
-        self._loop = IOLoop()
-        self._loop.activate_poller()
-        self._connection = Wire(
-            parameters,
-            on_open_callback=self._on_open,
-            on_open_error_callback=self._on_failure,
-            on_close_callback=self._on_failure,
-            custom_ioloop=self._loop,
-        )
-        self._connection.add_on_connection_blocked_callback(self._on_blocked)
-        self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._reset()
+        self.address = address
+        stream = self._stream = Stream(address.host, address.port, address.ssl_options())
+        self._error = None
         try:
-            done = self.run(self._is_ready, deadline)
+            stream.open(deadline)
+            self._shake_hands(deadline)
+            self._open_channel(deadline)
         except LinkLost as lost:
             self.discard()
-            raise connection_error(lost.cause, [self.address]) from lost.cause
-        if not done:
+            raise connection_error(lost.cause, [address]) from lost.cause
+        except (PublishTimeout, TimeoutError) as error:
             self.discard()
-            raise BrokerUnreachable(f"{self.address.safe_url} did not answer in time")
+            if isinstance(error, TimeoutError) and not is_failure(error):
+                raise
+            raise BrokerUnreachable(f"{address.safe_url} did not answer in time") from error
+        except OSError as error:
+            self.discard()
+            if not is_failure(error):
+                raise
+            raise connection_error(error, [address]) from error
+        except BaseException:
+            self.discard()
+            raise
 
-    def _is_ready(self) -> bool:
-        return self.channel is not None and bool(self.channel.is_open)
+    def _shake_hands(self, deadline: float) -> None:
+        doing = "connecting"
+        self._said.append(GREETING)
+        start = self._answer(spec.Connection.Start, deadline, doing)
+        credentials = self.address.credentials
+        mechanism, response = credentials.response_for(start)
+        if response is None:
+            raise LinkLost(AuthenticationError(credentials.TYPE))
+        about = {
+            "platform": f"Python {sys.version.split()[0]}",
+            "capabilities": _CAPABILITIES,
+            **client_properties(self._name),
+        }
+        self.put(spec.Connection.StartOk(about, mechanism, response, "en_US"), 0)
+        tune = self._answer(spec.Connection.Tune, deadline, doing)
+        self._frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
+        asked = self.address.beat(self._heartbeat)
+        beat = tune.heartbeat if asked is None else asked
+        self.put(spec.Connection.TuneOk(tune.channel_max, self._frame_max, beat), 0)
+        self._beat = float(beat)
+        self.put(spec.Connection.Open(self.address.vhost), 0)
+        self._answer(spec.Connection.OpenOk, deadline, doing)
 
-    def _on_open(self, connection: Any) -> None:
-        connection.channel(on_open_callback=self._on_channel)
-
-    def _on_channel(self, channel: Any) -> None:
-        self.channel = channel
-        channel.add_on_close_callback(self._on_channel_closed)
-
-    def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
-        if channel is self.channel:
-            self._error = self._error or reason
-
-    def _on_failure(self, connection: Any, reason: BaseException) -> None:
-        self._error = reason
-
-    def _on_blocked(self, connection: Any, frame: Any) -> None:
-        self.blocked_reason = frame.method.reason or "no reason given"
-
-    def _on_unblocked(self, connection: Any, frame: Any) -> None:
-        self.blocked_reason = None
+    def _open_channel(self, deadline: float) -> None:
+        self.call(spec.Channel.Open(), spec.Channel.OpenOk, deadline, "opening a channel")
+        self._has_channel = True
 
     def reopen_channel(self, deadline: float) -> None:
         """A new channel after the broker closed the old one. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
-        if self._connection is None or not self._connection.is_open:
+        if not isinstance(self._error, ChannelClosedByBroker):
             raise LinkLost(self._error or ConnectionError("the connection is closed"))
         self._error = None
-        self.channel = None
-        self._connection.channel(on_open_callback=self._on_channel)
-        self.demand(self._is_ready, deadline, "opening a channel")
+        self._answers.clear()
+        self._open_channel(deadline)
 
     def close(self, timeout: float = 1.0) -> None:
         """Say goodbye; wait for the broker's goodbye no longer than `timeout` seconds."""
-        if self._connection is not None and self._connection.is_open and self.pid == os.getpid():
+        connected = self._error is None or isinstance(self._error, ChannelClosedByBroker)
+        if connected and self.is_whole and self.pid == os.getpid():
             self._error = None
-            self._connection.close()
             try:
-                self.run(lambda: self._connection.is_closed, time.monotonic() + timeout)
-            except LinkLost:
+                self.put(spec.Connection.Close(200, "goodbye", 0, 0), 0)
+                self._answer(spec.Connection.CloseOk, time.monotonic() + timeout, "closing")
+            except (LinkLost, PublishError):
                 pass  # closed is what was asked for
         self.discard()
 
     def discard(self) -> None:
         """Drop the connection without a word."""
-        connection, self._connection = self._connection, None
-        loop, self._loop = self._loop, None
-        self.channel = None
         self._error = self._error or ConnectionError("the link was discarded")
-        if connection is None or loop is None:
-            return
-        if self.pid == os.getpid():
-            # pika's own way to abort needs turns of the loop, and fails while it connects. Nothing is left to turn it.
-            loop.close()
-        # A forked child leaves the poller alone: the parent, who goes on, shares it.
-        for sock in _sockets_of(connection):
-            sock.close()
+        self._has_channel = False
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     # -- driving
 
     @property
     def is_open(self) -> bool:
         """Whether both connection and channel are open, as far as we have heard."""
-        return (
-            self._error is None
-            and self._connection is not None
-            and self._connection.is_open
-            and self.channel is not None
-            and self.channel.is_open
-        )
+        return self._error is None and self._has_channel
 
     @property
     def is_writing(self) -> bool:
-        """Whether something waits to be written with the next turn."""
-        return bool(self._connection._get_write_buffer_size())
+        """Whether something waits to be written, because the broker does not read."""
+        return bool(self._said or self._unwritten)
 
     def is_usable(self) -> bool:
         """Whether it is still open after reading what the broker may have said in the meantime."""
         if not self.is_open:
             return False
-        if time.monotonic() - self.used_at < FRESH and self._is_silent():
-            return True
         try:
             self.turn()
         except LinkLost:
             return False
         return self.is_open
 
-    def _is_silent(self) -> bool:
-        """Whether the socket has neither bytes nor an end for us; only a plain one tells without a loop turn."""
-        if self.address.tls is not None:
-            return False
-        sock = _socket_of(self._connection)
-        if sock is None:
-            return False
-        try:
-            sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
-
     def turn(self) -> None:
-        """One loop turn that waits for nothing. Raises: LinkLost."""
-        self._loop.call_later(0, _nothing)
-        self._poll()
-
-    def run(self, condition: Callable[[], bool], deadline: float | None) -> bool:
-        """Turn the loop until `condition()` or the deadline; whether it holds. Raises: LinkLost."""
+        """Write and read what can be without waiting. Raises: LinkLost."""
         if self._error is not None:
             raise LinkLost(self._error)
+        self.flush()
+        self._read()
+
+    def run(self, condition: Callable[[], bool], deadline: float | None) -> bool:
+        """Write and read until `condition()` or the deadline; whether it holds. Raises: LinkLost."""
+        if self._error is not None:
+            raise LinkLost(self._error)
+        began = time.monotonic()
         try:
             while not condition():
-                if deadline is not None:
-                    now = time.monotonic()
-                    if now >= deadline:
-                        return False
-                    if self._alarm_at is None or self._alarm_at > deadline:
-                        self._alarm_at = deadline
-                        self._loop.call_later(deadline - now, self._on_alarm)
-                self._poll()
+                now = time.monotonic()
+                left = SLICE if deadline is None else min(SLICE, deadline - now)
+                if left <= 0:
+                    return False
+                if self._beat:
+                    self._keep_alive(now, began)
+                self.flush()
+                stream = self._usable_stream()
+                if stream.keeps_bytes or stream.wait(left, writable=self.is_writing):
+                    self._read()
         finally:
             self.used_at = time.monotonic()
         return True
 
-    def _on_alarm(self) -> None:
-        self._alarm_at = None
-
-    def _poll(self) -> None:
-        self._loop.poll()
-        self._loop.process_timeouts()
-        if self._error is not None:
-            raise LinkLost(self._error)
-
-    def wake(self) -> None:
-        """Make `run` look at its condition again; from any thread."""
-        loop = self._loop
-        if loop is not None:
-            loop.add_callback_threadsafe(_nothing)
-
-    def fail(self, error: BaseException) -> None:
-        """Take it for lost: whoever waits gets LinkLost; only from a callback of this link's loop."""
-        self._error = self._error or error
+    def _keep_alive(self, now: float, began: float) -> None:
+        if now - self._wrote_at > self._beat / OFTEN:
+            self._said.append(HEARTBEAT)
+        if now - max(self._heard_at, began) > MISSED * self._beat:
+            self._fail(ConnectionError(f"the broker said nothing for {MISSED * self._beat:g} s"))
 
     def demand(self, condition: Callable[[], bool], deadline: float, doing: str) -> None:
         """`run`, or the named error when the deadline passes. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
@@ -254,14 +258,183 @@ class Link:
             return blocked(self.address, self.blocked_reason)
         return PublishTimeout(f"the deadline passed while {doing} at {self.address.safe_url}")
 
-    def gather(self) -> None:
-        """Keep what is published until `flush`, to write it in large pieces."""
-        self._connection.gather()
+    def fail(self, error: BaseException) -> None:
+        """Take it for lost: whoever waits gets LinkLost."""
+        self._error = self._error or error
+
+    def _fail(self, error: BaseException) -> None:
+        self.fail(error)
+        assert self._error is not None
+        raise LinkLost(self._error)
+
+    def _usable_stream(self) -> Stream:
+        if self._stream is None or self.pid != os.getpid():
+            self._fail(ConnectionError("the link is not open in this process"))
+        assert self._stream is not None
+        return self._stream
+
+    # -- saying
+
+    def put(self, method: Any, channel: int = CHANNEL) -> None:
+        """Say this with the next `run` or `flush`."""
+        self._said.append(encode_method(method, channel))
+
+    def put_message(self, message: Message) -> int:
+        """Publish with the next `run` or `flush`; how many bytes that are.
+
+        Raises: PublishError for a message that cannot be written; nothing is said."""
+        encoded, error = attempt(lambda: encode_publish(message, self._frame_max))
+        if encoded is None:
+            assert error is not None
+            raise unwritable(message, error)
+        self._said.append(encoded)
+        return len(encoded)
 
     def flush(self) -> None:
-        """Write what was kept."""
-        if self._connection is not None:
-            self._connection.flush()
+        """Write what the socket takes now. Raises: LinkLost."""
+        if not self.is_writing:
+            return
+        stream = self._usable_stream()
+        self.is_whole = False
+        said, self._said = self._said, []
+        waiting = self._unwritten + b"".join(said)
+        try:
+            taken = stream.write(memoryview(waiting))
+        except OSError as error:
+            if not is_failure(error):
+                raise
+            self._read()  # the broker may have said why
+            self._fail(error)
+        self._unwritten = waiting[taken:]
+        self._wrote_at = time.monotonic()
+        self.is_whole = True
+
+    def call(self, method: Any, answer: type[Any], deadline: float, doing: str) -> Any:
+        """Ask the broker; its answer. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
+        self.put(method)
+        return self._answer(answer, deadline, doing)
+
+    def _answer(self, kind: type[Any], deadline: float, doing: str) -> Any:
+        answers = self._answers
+        self.demand(lambda: bool(answers), deadline, doing)
+        answer = answers.pop(0)
+        if not isinstance(answer, kind):
+            self._fail(Unreadable(f"{kind.NAME} was expected, and {answer.NAME} came"))
+        return answer
+
+    def ask(self) -> None:
+        """Say something that whoever is there answers at once; `is_asked` holds until then."""
+        if not self._is_asked:
+            self._is_asked = True
+            self.put(spec.Basic.Qos(0, 0, False))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether an answer to `ask` is missing."""
+        return self._is_asked
+
+    # -- hearing
+
+    def _read(self) -> None:
+        stream = self._usable_stream()
+        self.is_whole = False
+        while True:
+            try:
+                data = stream.read()
+            except OSError as error:
+                if not is_failure(error):
+                    raise
+                self._fail(error)
+            if data is None:
+                break
+            self._heard_at = time.monotonic()
+            if not data:
+                self._fail(ConnectionError("the broker ended the connection"))
+            self._take(data)
+            if self._error is not None:
+                raise LinkLost(self._error)
+            if not stream.keeps_bytes:
+                break
+        self.is_whole = True
+
+    def _take(self, data: bytes) -> None:
+        try:
+            for kind, _, payload in self._frames.feed(data):
+                if kind == spec.FRAME_METHOD:
+                    self._hear(decode_method(payload))
+                elif kind == spec.FRAME_HEADER:
+                    self._begin_content(payload)
+                elif kind == spec.FRAME_BODY:
+                    self._add_content(payload)
+        except Unreadable as error:
+            self._fail(error)
+
+    def _hear(self, method: Any) -> None:
+        kind = type(method)
+        if kind is spec.Basic.Ack:
+            self.on_confirm(method.delivery_tag, method.multiple, is_ack=True)
+        elif kind in _WITH_CONTENT:
+            self._content = [method]
+        elif kind is spec.Basic.Nack:
+            self.on_confirm(method.delivery_tag, method.multiple, is_ack=False)
+        elif kind is spec.Basic.QosOk:
+            self._is_asked = False
+        elif kind is spec.Channel.Close:
+            self._on_channel_closed(method)
+        elif kind is spec.Connection.Close:
+            self.fail(ConnectionClosedByBroker(method.reply_code, method.reply_text))
+            self.put(spec.Connection.CloseOk(), 0)
+            self.flush()
+        elif kind is spec.Connection.Blocked:
+            self.blocked_reason = method.reason or "no reason given"
+        elif kind is spec.Connection.Unblocked:
+            self.blocked_reason = None
+        elif kind is spec.Basic.Cancel:
+            self.on_cancelled(method.consumer_tag)
+        else:
+            self._answers.append(method)
+
+    def _on_channel_closed(self, method: Any) -> None:
+        self._has_channel = False
+        self._is_asked = False
+        self._content = []
+        self.put(spec.Channel.CloseOk())
+        self.fail(ChannelClosedByBroker(method.reply_code, method.reply_text))
+
+    def _begin_content(self, payload: bytes) -> None:
+        if len(self._content) != 1:
+            self._fail(Unreadable("a content header without its method"))
+        self._content += [decode_properties(payload), content_size(payload), b""]
+        self._end_content()
+
+    def _add_content(self, payload: bytes) -> None:
+        if len(self._content) < 4:
+            self._fail(Unreadable("a body without its header"))
+        self._content[2] -= len(payload)
+        self._content[3] += payload
+        self._end_content()
+
+    def _end_content(self) -> None:
+        method, (properties, error), missing, body = self._content
+        if missing > 0:
+            return
+        self._content = []
+        if isinstance(method, spec.Basic.Return):
+            self.on_return(method, properties)
+        else:
+            self.on_delivery(method, properties, body, error)
+
+    def on_confirm(self, number: int, multiple: bool, *, is_ack: bool) -> None:
+        """basic.ack or basic.nack."""
+
+    def on_return(self, method: Any, properties: Any) -> None:
+        """basic.return."""
+
+    def on_delivery(self, method: Any, properties: Any, body: bytes, error: Exception | None) -> None:
+        """basic.deliver; `error` is why the properties cannot be read."""
+
+    def on_cancelled(self, consumer: str) -> None:
+        """basic.cancel: the queue is gone, or its node."""
 
     # -- declaring
 
@@ -278,10 +451,14 @@ class Link:
             if error is not None and not isinstance(entity, Binding):
                 error = self._use_as_found(entity, error, deadline, warn)
             if error is not None:
-                raise declare_error(entity_name(entity), error)
+                raise declare_error(entity_name(entity), error) from error
             if len(self._declared) > MOST_DECLARED:
                 self._declared.clear()  # chords' queues come and go; the others are declared once more
             self._declared.add(entity)
+
+    def forget(self, entities: Sequence[Declaration]) -> None:
+        """They may be gone: declare them anew."""
+        self._declared.difference_update(entities)
 
     def _use_as_found(
         self, entity: Exchange | Queue, error: ChannelClosedByBroker, deadline: float, warn: Warn
@@ -297,13 +474,13 @@ class Link:
         return None
 
     def _declare_one(self, entity: Declaration, deadline: float, *, passive: bool) -> ChannelClosedByBroker | None:
-        answers: list[Any] = []
-        try:
-            send_declaration(self.channel, entity, answers.append, passive=passive)
-        except UNWRITABLE as error:
+        method, answer = _declaration(entity, passive=passive)
+        encoded, error = attempt(lambda: encode_method(method))
+        if encoded is None:
             raise PublishError(f"{entity_name(entity)} cannot be declared: {type(error).__name__}: {error}") from error
+        self._said.append(encoded)
         try:
-            self.demand(lambda: bool(answers), deadline, f"declaring {entity_name(entity)}")
+            self._answer(answer, deadline, f"declaring {entity_name(entity)}")
         except LinkLost as lost:
             if not isinstance(lost.cause, ChannelClosedByBroker):
                 raise
@@ -312,19 +489,31 @@ class Link:
         return None
 
 
-def _nothing() -> None:
-    """For a timer that only ends a wait."""
-
-
-def _socket_of(connection: Any) -> Any:
-    return getattr(getattr(connection, "_transport", None), "_sock", None)
-
-
-def _sockets_of(connection: Any) -> list[Any]:
-    """The socket, wherever pika keeps it at this stage of connecting."""
-    connector = getattr(getattr(connection, "_connection_workflow", None), "_connector", None)
-    found = (_socket_of(connection), getattr(connector, "_sock", None))
-    return [sock for sock in found if sock is not None]
+def _declaration(entity: Declaration, *, passive: bool) -> tuple[Any, type[Any]]:
+    """The method that declares or binds an entity, and its answer's kind."""
+    if isinstance(entity, Queue):
+        return spec.Queue.Declare(
+            queue=entity.name,
+            passive=passive or entity.passive,
+            durable=entity.durable,
+            exclusive=entity.exclusive,
+            auto_delete=entity.auto_delete,
+            arguments=entity.argument_map,
+        ), spec.Queue.DeclareOk
+    if isinstance(entity, Exchange):
+        return spec.Exchange.Declare(
+            exchange=entity.name,
+            type=entity.type,
+            passive=passive or entity.passive,
+            durable=entity.durable,
+            auto_delete=entity.auto_delete,
+            arguments=dict(entity.arguments),
+        ), spec.Exchange.DeclareOk
+    binding = {"source" if entity.to_exchange else "exchange": entity.source.name}
+    details = {"routing_key": entity.routing_key, "arguments": dict(entity.arguments), **binding}
+    if entity.to_exchange:
+        return spec.Exchange.Bind(destination=entity.destination, **details), spec.Exchange.BindOk
+    return spec.Queue.Bind(queue=entity.destination, **details), spec.Queue.BindOk
 
 
 def send_declaration(channel: Any, entity: Declaration, callback: Callable[[Any], None], *, passive: bool) -> None:
@@ -359,19 +548,8 @@ def send_declaration(channel: Any, entity: Declaration, callback: Callable[[Any]
         )
 
 
-L = TypeVar("L", bound=Link)
-
-
-def connect(
-    addresses: Sequence[BrokerAddress],
-    deadline: float,
-    *,
-    heartbeat: int | None,
-    connect_timeout: float,
-    name: str,
-    kind: type[L],
-) -> L:
-    """The first of the addresses that answers before the deadline, in turn and again.
+def connect(link: Link, addresses: Sequence[BrokerAddress], deadline: float, connect_timeout: float) -> None:
+    """Open the link to the first of the addresses that answers before the deadline, in turn and again.
 
     No host may use up the time of those after it. Raises: AccessRefused at once, BrokerUnreachable.
     """
@@ -380,10 +558,9 @@ def connect(
     while True:
         for index, address in enumerate(addresses):
             now = time.monotonic()
-            share = min(connect_timeout, (deadline - now) / (len(addresses) - index))
-            link = kind(address, heartbeat=heartbeat, connect_timeout=share, name=name)
+            share = max(0.05, min(connect_timeout, (deadline - now) / (len(addresses) - index)))
             try:
-                link.open(now + share)
+                link.open(address, now + share)
             except AccessRefused:
                 raise
             except BrokerUnreachable as error:
@@ -391,7 +568,7 @@ def connect(
                 if last is None or share == connect_timeout or time.monotonic() < now + share:
                     last = error
             else:
-                return link
+                return
         if deadline - time.monotonic() <= pause:
             raise BrokerUnreachable(f"{last} (tried until the deadline)") from last
         time.sleep(pause)

@@ -1,151 +1,190 @@
 """Publisher: confirmed and mandatory publishes from the caller's thread, within one total deadline.
 
-Safe across threads (each publish has a link of its own from a small pool), forks (a child forgets its parent's links),
-eventlet and gevent (nothing here blocks but pika's loop, on a socket and a select that they patch).
+Safe wherever a program may publish: in threads, signal handlers, finalizers and forked children (each publish has a link of
+its own from a small pool that has no lock, see `links`), under eventlet and gevent (nothing here blocks but a socket's poll
+and sleeping, which they patch), and with an exception raised into it at any line (the link that it was using is dropped).
 
-An idle link that the broker or a firewall dropped is replaced without an error to the caller: closed ones are noticed
-before use; one that was idle and gives no confirm for half of the deadline is given up for a fresh one, and the
-message is published again there (at least once: the same task id).
+A message goes to another host, within the deadline, when a host refuses it (basic.nack), does not answer (a connection may lead
+nowhere without a word) or is lost. So it may be stored twice, under the same task id, and is not lost.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import threading
+import sys
 import time
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from types import FrameType
 
-import pika
+from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.entities import Declaration
-from amqtask.exceptions import ConnectionBlocked, PublishError, PublishTimeout
+from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.message import Message
 from amqtask.transport.confirms import Confirms, Returns
-from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
+from amqtask.transport.errors import NOT_FOUND, culprits
 from amqtask.transport.errors import channel_error as channel_error
 from amqtask.transport.errors import culprit as culprit
-from amqtask.transport.errors import culprits
 from amqtask.transport.errors import refused as refused
 from amqtask.transport.errors import unroutable as unroutable
 from amqtask.transport.link import Link, LinkLost, connect
+from amqtask.transport.links import ByProcess, Links, say_goodbye
 from amqtask.transport.url import BrokerAddress
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 2000
-# A link that was idle for so long is not trusted to be alive (seconds).
-STALE_AFTER = 10.0
+# Bytes that are gathered before they are written.
+BURST = 65536
 NO_DEADLINE = 365 * 86400.0
 # Pause before going on over a new connection when one has just been lost twice in a row (seconds).
 LOST_PAUSE = 0.1
-_UNSETTLED = object()
+# A link that gives no confirm for this part of the time that is left is asked for a sign of life, and has as long for that; in
+# seconds at least and at most.
+PATIENCE, SHORTEST, LONGEST = 0.25, 0.25, 10.0
+# A refusal that every host has confirmed is believed at once for so long (seconds).
+BELIEVED = 1.0
+
+
+class _Work:
+    """The messages of one call: what has become of each."""
+
+    def __init__(self, messages: Sequence[Message], deadline: float) -> None:
+        self.messages = messages
+        self.deadline = deadline
+        self.errors: list[PublishError | None] = [None] * len(messages)
+        self._open = dict.fromkeys(range(len(messages)))
+        # Messages whose declarations are made anew, because the broker had no place for them.
+        self.renewed: set[int] = set()
+        # Hosts that refused over a connection that was made for this, and those that did not answer.
+        self.refusing: list[BrokerAddress] = []
+        self.silent: list[BrokerAddress] = []
+        # Whether some host has refused a message, be it over an old connection.
+        self.is_refused = False
+        self.is_one_by_one = False
+        self.is_written = False
+        self.losses = 0
+
+    @property
+    def left(self) -> list[int]:
+        """The indices of messages that have no answer yet."""
+        return list(self._open)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have their answer."""
+        return not self._open
+
+    def settle(self, index: int, error: PublishError | None) -> None:
+        """A message has its answer; the first one counts."""
+        if index in self._open:
+            self.errors[index] = error
+            self._open.pop(index, None)
+
+    def fail(self, error: PublishError) -> None:
+        """All that have no answer get this one."""
+        if self.is_written and type(error) is BrokerUnreachable:
+            error = PublishTimeout(f"the message was published, but no confirm came before the deadline: {error}")
+        for index in self.left:
+            self.settle(index, error)
+
+    def renew(self, index: int) -> bool:
+        """Whether there is a point in declaring anew what the message needs: once, when it says what that is."""
+        if index in self.renewed or not self.messages[index].declare:
+            return False
+        self.renewed.add(index)
+        return True
 
 
 class _Batch:
-    """Messages on their way over one link: what is published, what is settled, how."""
+    """Messages of a call on their way over one link."""
 
-    def __init__(self, link: PublishingLink, messages: Sequence[Message], errors: list[Any], todo: list[int]) -> None:
-        self.link = link
-        self.messages = messages
-        self.errors = errors
-        self.todo = deque(todo)
-        self.left = len(todo)
+    def __init__(self, link: PublishingLink, work: _Work, todo: list[int]) -> None:
+        self._link = link
+        self.work = work
+        self._todo = deque(todo)
+        self._waiting = 0
+        self.nacked: list[int] = []
 
     def is_done(self) -> bool:
-        """Publish as many as the window allows; whether all have their answer."""
-        if self.todo and len(self.link.confirms) < WINDOW:
-            self.link.gather()
-            try:
-                while self.todo and len(self.link.confirms) < WINDOW:
-                    self.link.send(self, self.todo.popleft())
-            finally:
-                self.link.flush()
-        return not self.left
+        """Say as many as the window allows; whether all have the broker's answer."""
+        if self._todo and self._waiting < WINDOW:
+            self._say_more()
+        return not self._waiting and not self._todo
 
-    def settled(self, index: int, error: PublishError | None) -> None:
-        """One message has its answer."""
-        if self.errors[index] is _UNSETTLED:
-            self.errors[index] = error
-        self.left -= 1
+    def _say_more(self) -> None:
+        size = 0
+        while self._todo and self._waiting < WINDOW:
+            index = self._todo.popleft()
+            try:
+                size += self._link.publish(self, index)
+            except PublishError as error:
+                self.work.settle(index, error)
+                continue
+            self._waiting += 1
+            if size >= BURST:
+                size = 0
+                self._link.flush()
+                if self._link.is_writing:
+                    break  # the broker reads more slowly than we write
+        self.work.is_written = True
+
+    def confirmed(self, index: int, *, is_ack: bool, is_returned: bool) -> None:
+        """The broker's answer."""
+        self._waiting -= 1
+        message = self.work.messages[index]
+        if is_returned:
+            if not self.work.renew(index):
+                self.work.settle(index, unroutable(message))
+        elif is_ack:
+            self.work.settle(index, None)
+        else:
+            self.nacked.append(index)
 
 
 class PublishingLink(Link):
     """A link whose channel is in confirm mode."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.confirms: Confirms[tuple[_Batch, int]] = Confirms()
+    def _open_channel(self, deadline: float) -> None:
+        self._confirms: Confirms[tuple[_Batch, int]] = Confirms()
         self._returns = Returns()
+        super()._open_channel(deadline)
+        self.call(spec.Confirm.Select(), spec.Confirm.SelectOk, deadline, "opening a channel")
 
-    def _on_channel(self, channel: Any) -> None:
-        self.confirms = Confirms()
-        self._returns = Returns()
-        channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=lambda _: super(PublishingLink, self)._on_channel(channel))
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing that was said waits for its answer."""
+        return self.is_open and self.is_whole and not self._confirms and not self.is_writing
 
-    def send(self, batch: _Batch, index: int) -> None:
-        """Publish one message of a batch."""
-        message = batch.messages[index]
-        try:
-            self.channel.basic_publish(
-                message.exchange,
-                message.routing_key,
-                message.body,
-                basic_properties(message.properties),
-                mandatory=message.mandatory,
-            )
-        except UNWRITABLE as error:
-            if not self.channel.is_open:
-                raise LinkLost(error) from error
-            batch.settled(index, unwritable(message, error))  # pika encodes all before it writes anything
-        else:
-            self.confirms.published((batch, index))
+    def publish(self, batch: _Batch, index: int) -> int:
+        """Publish a message of a batch; how many bytes that are. Raises: PublishError when it cannot be written."""
+        size = self.put_message(batch.work.messages[index])
+        self._confirms.published((batch, index))
+        return size
 
-    def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+    def on_return(self, method: spec.Basic.Return, properties: spec.BasicProperties) -> None:
+        """A message that no queue takes; its ack follows."""
         self._returns.returned(properties.message_id, method.exchange, method.routing_key)
 
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
-        acked = isinstance(method, pika.spec.Basic.Ack)
-        for batch, index in self.confirms.settle(method.delivery_tag, method.multiple):
-            batch.settled(index, self._verdict(batch.messages[index], acked))
-
-    def _verdict(self, message: Message, acked: bool) -> PublishError | None:
-        if len(self._returns) and self._returns.claim(
-            message.properties.message_id, message.exchange, message.routing_key
-        ):
-            return unroutable(message)
-        return None if acked else refused(message)
-
-
-class _Links:
-    """The links of one process, and who may have one."""
-
-    def __init__(self, owner: PikaPublisher, pid: int) -> None:
-        # Idle links, the last used at the end; and all that exist, for a forked child to close its copies of.
-        self.idle: list[PublishingLink] = []
-        self.all: set[PublishingLink] = set()
-        self.in_use = 0
-        self.freed = threading.Condition(threading.Lock())
-        self.goodbye = weakref.finalize(owner, _close_all, self.idle, pid)
-
-    def discard(self) -> None:
-        """In a forked child: the parent goes on with its links; we only close our copies of their sockets."""
-        self.goodbye.detach()
-        for link in self.all:
-            link.discard()
+    def on_confirm(self, number: int, multiple: bool, *, is_ack: bool) -> None:
+        """The answer to one message, or to all up to it."""
+        for batch, index in self._confirms.settle(number, multiple):
+            message = batch.work.messages[index]
+            is_returned = len(self._returns) > 0 and self._returns.claim(
+                message.properties.message_id, message.exchange, message.routing_key
+            )
+            batch.confirmed(index, is_ack=is_ack, is_returned=is_returned)
 
 
 class PikaPublisher:
     """Publishes with confirms; see amqtask.transport.contract.Publisher.
 
-    `timeout` is seconds for a whole publish (None: no deadline), `pool_limit` how many connections at most; a link that was idle
-    for longer than `stale_after` seconds is not trusted to be alive.
+    `timeout` is seconds for a whole publish (None: no deadline), `pool_limit` how many connections at most.
     """
 
     def __init__(
@@ -157,20 +196,19 @@ class PikaPublisher:
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
         client_name: str = "",
-        stale_after: float = STALE_AFTER,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self._addresses = tuple(addresses)
         self._timeout = timeout
         self._pool_limit = pool_limit or 1_000_000
-        self._heartbeat = heartbeat
         self._connect_timeout = connect_timeout
-        self._client_name = client_name
-        self._stale_after = stale_after
         self._warn = on_warning or _warn
         self._numbers = itertools.count(1)
-        # By process: of the threads that come first in a forked child, each finds the same one.
-        self._own: dict[int, _Links] = {}
+        make = partial(PublishingLink, heartbeat=heartbeat, name=client_name)
+        self._own = ByProcess(partial(Links, self._pool_limit, make), Links[PublishingLink].forget)
+        weakref.finalize(self, say_goodbye, self._own, 1.0)
+        # Until when a refusal for this exchange and routing key is believed, because every host has confirmed it.
+        self._refused: dict[tuple[str, str], float] = {}
 
     # -- the contract
 
@@ -182,90 +220,128 @@ class PikaPublisher:
 
     def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
         """All before the first confirm is awaited; one entry per message, None for a stored one."""
-        deadline = self._deadline(timeout)
         for message in messages:
             if message.mandatory and not message.properties.message_id:
                 message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
-        errors: list[Any] = [_UNSETTLED] * len(messages)
-        one_by_one = False
-        losses = 0
-        while todo := [index for index, error in enumerate(errors) if error is _UNSETTLED]:
+        work = _Work(messages, self._deadline(timeout))
+        while not work.is_over:
             try:
-                self._attempt(messages, errors, todo[:1] if one_by_one else todo, deadline)
+                self._attempt(work)
             except PublishError as error:
-                _fail(errors, error)
+                work.fail(error)
             except LinkLost as lost:
-                # The broker does not like one of these, and not even its words tell which: find it.
-                one_by_one = one_by_one or isinstance(lost.cause, ChannelClosedByBroker)
-                losses += 1
-                self._lost(lost, errors, deadline, losses)
-        return errors
+                self._lost(lost, work)
+        return work.errors
 
     def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None:
         """Declare entities now, for whoever wants to see the error at once."""
         deadline = self._deadline(timeout)
         while True:
-            link = self._take(deadline)
             try:
-                link.declare(entities, deadline, self._warn)
+                self._declare(entities, deadline)
             except LinkLost:
                 if time.monotonic() >= deadline:
                     raise PublishTimeout("the connection was lost while declaring, and the deadline passed") from None
             else:
                 return
-            finally:
-                self._give_back(link)
 
     def close(self) -> None:
         """Close idle connections; the publisher opens new ones when it is used again."""
-        own = self._links
-        with own.freed:
-            idle = own.idle[:]
-            own.idle.clear()
-            own.all.difference_update(idle)
-        for link in idle:
-            link.close()
+        self._own.get().close(1.0)
 
     # -- one attempt over one link
 
-    def _attempt(self, messages: Sequence[Message], errors: list[Any], todo: list[int], deadline: float) -> None:
-        link = self._take(deadline)
-        started = time.monotonic()
-        was_idle = started - link.used_at > self._stale_after
+    def _attempt(self, work: _Work) -> None:
+        """Publish what is left over one link. Raises: LinkLost, PublishError for all that is left."""
+        links = self._own.get()
+        link, is_new = self._take(links, sys._getframe(), work)
         try:
-            todo = self._declare_all(link, messages, errors, todo, deadline)
-            if link.blocked_reason is not None:
-                # Nothing is sent into a blocked connection, so nothing of it can be stored later.
-                link.demand(lambda: link.blocked_reason is None, deadline, "waiting to publish")
-            batch = _Batch(link, messages, errors, todo)
-            # A link that nobody has used for a while may lead nowhere; leave time for another try.
-            patience = (started + deadline) / 2 if was_idle else deadline
-            if link.run(batch.is_done, patience):
-                return
-            if was_idle and link.blocked_reason is None and time.monotonic() < deadline:
-                self._distrust(link)
-                return
-            link.demand(batch.is_done, deadline, "waiting for the broker's confirm")
-        except LinkLost as lost:
-            self._explain(lost, link, messages, errors, todo, deadline)
-        except PublishTimeout:
-            link.discard()
+            self._publish_over(link, work, is_new)
+        except PublishError:
+            if link.is_at_rest:
+                links.give_back(link)
+            else:
+                links.drop(link)
             raise
-        finally:
-            self._give_back(link)
+        except BaseException:
+            links.drop(link)
+            raise
+        if link.is_at_rest:
+            links.give_back(link)
+        else:
+            links.drop(link)
 
-    def _declare_all(
-        self, link: PublishingLink, messages: Sequence[Message], errors: list[Any], todo: list[int], deadline: float
-    ) -> list[int]:
+    def _publish_over(self, link: PublishingLink, work: _Work, is_new: bool) -> None:
+        """Raises: LinkLost, PublishError."""
+        todo = work.left[:1] if work.is_one_by_one else work.left
+        try:
+            self._publish_these(link, work, todo, is_new)
+        except LinkLost as lost:
+            if not isinstance(lost.cause, ChannelClosedByBroker):
+                raise
+            self._explain(lost.cause, work, todo)
+            link.reopen_channel(work.deadline)
+
+    def _publish_these(self, link: PublishingLink, work: _Work, todo: list[int], is_new: bool) -> None:
+        todo = self._declare_all(link, work, todo)
+        if link.blocked_reason is not None:
+            # Nothing is sent into a blocked connection, so nothing of it can be stored later.
+            link.demand(lambda: link.blocked_reason is None, work.deadline, "waiting to publish")
+        batch = _Batch(link, work, todo)
+        if not self._is_answered(link, batch):
+            work.silent.append(link.address)
+            self._leave(link)
+        elif batch.nacked and not self._is_believed(link, batch, is_new):
+            self._leave(link)
+
+    def _is_answered(self, link: PublishingLink, batch: _Batch) -> bool:
+        """False when nobody is at the other end. Raises: LinkLost, and PublishTimeout of one that lives."""
+        deadline = batch.work.deadline
+        began = time.monotonic()
+        patience = min(max((deadline - began) * PATIENCE, SHORTEST), LONGEST)
+        if link.run(batch.is_done, min(began + patience, deadline)):
+            return True
+        if link.blocked_reason is None and time.monotonic() < deadline:
+            link.ask()
+            answered_by = min(time.monotonic() + patience, deadline)
+            link.run(lambda: not link.is_asked or batch.is_done(), answered_by)
+            if link.is_asked and link.blocked_reason is None and time.monotonic() < deadline and not batch.is_done():
+                return False
+        link.demand(batch.is_done, deadline, "waiting for the broker's confirm")
+        return True
+
+    def _is_believed(self, link: PublishingLink, batch: _Batch, is_new: bool) -> bool:
+        """Whether a refusal is final: the other hosts that can be reached have refused, too, or did so a moment ago.
+
+        A channel that was there before a queue's leader was lost may refuse until that is back; a new one does not."""
+        work, now = batch.work, time.monotonic()
+        keys = {(work.messages[index].exchange, work.messages[index].routing_key) for index in batch.nacked}
+        is_known = all(self._refused.get(key, 0.0) > now for key in keys)
+        is_second = is_new and link.address in work.refusing
+        work.is_refused = True
+        if is_new and not is_second:
+            work.refusing.append(link.address)
+        if not is_known and not is_second and not set(self._addresses) <= set(work.refusing):
+            return False
+        self._refused = {key: until for key, until in self._refused.items() if until > now}
+        self._refused.update(dict.fromkeys(keys, now + BELIEVED))
+        hosts = [f"{address.host}:{address.port}" for address in work.refusing or [link.address]]
+        for index in batch.nacked:
+            work.settle(index, refused(work.messages[index], hosts))
+        return True
+
+    def _declare_all(self, link: PublishingLink, work: _Work, todo: list[int]) -> list[int]:
         """Declare what the messages need; those whose declarations succeeded."""
         failed: dict[int, PublishError | None] = {}
         for index in todo:
-            declare = messages[index].declare
+            declare = work.messages[index].declare
             if not declare or id(declare) in failed:
                 continue
             failed[id(declare)] = None
+            if index in work.renewed:
+                link.forget(declare)
             try:
-                link.declare(declare, deadline, self._warn)
+                link.declare(declare, work.deadline, self._warn)
             except (PublishTimeout, ConnectionBlocked):
                 raise
             except PublishError as error:
@@ -273,139 +349,93 @@ class PikaPublisher:
         if not any(failed.values()):
             return todo
         for index in todo:
-            errors[index] = failed.get(id(messages[index].declare)) or errors[index]
-        return [index for index in todo if errors[index] is _UNSETTLED]
+            error_of_it = failed.get(id(work.messages[index].declare))
+            if error_of_it is not None:
+                work.settle(index, error_of_it)
+        return [index for index in todo if not failed.get(id(work.messages[index].declare))]
 
-    def _explain(
-        self,
-        lost: LinkLost,
-        link: PublishingLink,
-        messages: Sequence[Message],
-        errors: list[Any],
-        todo: list[int],
-        deadline: float,
-    ) -> None:
+    def _explain(self, cause: ChannelClosedByBroker, work: _Work, todo: list[int]) -> None:
         """A channel that the broker closed because of some of our messages: those get the error, the rest go again."""
-        cause = lost.cause
-        if not isinstance(cause, ChannelClosedByBroker):
-            raise lost
-        guilty = culprits(cause, messages, [index for index in todo if errors[index] is _UNSETTLED])
+        guilty = culprits(cause, work.messages, [index for index in todo if index in work.left])
         for index in guilty:
-            errors[index] = channel_error(cause, messages[index])
-        link.reopen_channel(deadline)
+            if cause.reply_code != NOT_FOUND or not work.renew(index):
+                work.settle(index, channel_error(cause, work.messages[index]))
         if not guilty:
-            raise lost
+            # The broker does not like one of these, and not even its words tell which: find it.
+            work.is_one_by_one = True
 
-    def _lost(self, lost: LinkLost, errors: list[Any], deadline: float, losses: int) -> None:
+    def _lost(self, lost: LinkLost, work: _Work) -> None:
         """Before the next attempt: is there time for one, and is the broker worth a pause?"""
-        left = deadline - time.monotonic()
+        work.losses += 1
+        left = work.deadline - time.monotonic()
         if left <= 0:
-            _fail(errors, PublishTimeout(f"the connection was lost ({lost.cause}) and the deadline passed"))
-        elif losses > 1 and not isinstance(lost.cause, ChannelClosedByBroker):
+            work.fail(PublishTimeout(f"the connection was lost ({lost.cause}) and the deadline passed"))
+        elif work.losses > 1:
             time.sleep(min(LOST_PAUSE, left))
 
-    # -- the pool of links
+    def _declare(self, entities: Sequence[Declaration], deadline: float) -> None:
+        links = self._own.get()
+        link, _ = self._take(links, sys._getframe(), _Work((), deadline))
+        try:
+            link.declare(entities, deadline, self._warn)
+        except LinkLost:
+            links.drop(link)
+            raise
+        except PublishError:
+            if link.is_at_rest:
+                links.give_back(link)
+            else:
+                links.drop(link)
+            raise
+        links.give_back(link)
+
+    # -- the links
 
     def _deadline(self, timeout: float | None) -> float:
         seconds = self._timeout if timeout is None else timeout
         return time.monotonic() + (NO_DEADLINE if seconds is None else seconds)
 
-    def _take(self, deadline: float) -> PublishingLink:
-        own = self._links
-        with own.freed:
-            while not own.idle and own.in_use >= self._pool_limit:
-                if not own.freed.wait(max(0.0, deadline - time.monotonic())):
-                    own.freed.notify()  # one may come back in the very moment in which we give up, and only we were told
-                    raise PublishTimeout(
-                        f"all {self._pool_limit} connections of the publisher are in use, and the deadline passed "
-                        "(broker_pool_limit)"
-                    )
-            own.in_use += 1
-            link = own.idle.pop() if own.idle else None
+    def _take(self, links: Links[PublishingLink], frame: FrameType, work: _Work) -> tuple[PublishingLink, bool]:
+        """A link for the call of this frame, and whether it is new."""
+        link = links.take(frame, work.deadline, lambda link: self._suits(link, work))
+        if link is None:
+            raise PublishTimeout(
+                f"all {self._pool_limit} connections of the publisher are in use, and the deadline passed "
+                "(broker_pool_limit)"
+            )
+        if link.is_open:
+            return link, False
         try:
-            if link is not None and link.is_usable():
-                return link
-            if link is not None:
-                self._drop(link)
-            return self._connect(deadline)
+            self._connect(link, work)
         except BaseException:
-            if link is not None:
-                self._drop(link)
-            with own.freed:
-                own.in_use -= 1
-                own.freed.notify()
+            links.drop(link)
             raise
+        return link, True
 
-    def _connect(self, deadline: float) -> PublishingLink:
+    def _suits(self, link: PublishingLink, work: _Work) -> bool:
+        """Whether this free link may be used: not an old one for what was refused, nor one to a host that does not answer."""
+        return not work.is_refused and link.address not in work.silent and link.is_usable()
+
+    def _connect(self, link: PublishingLink, work: _Work) -> None:
         addresses = self._addresses
-        link = connect(
-            addresses,
-            deadline,
-            heartbeat=self._heartbeat,
-            connect_timeout=self._connect_timeout,
-            name=self._client_name,
-            kind=PublishingLink,
-        )
+        if len(addresses) > 1:
+            last = (*work.silent, *work.refusing)
+            addresses = tuple(sorted(addresses, key=lambda address: address in last))
+        connect(link, addresses, work.deadline, self._connect_timeout)
         # The next connection begins with the host that answers.
-        at = addresses.index(link.address)
+        self._begin_with(link.address)
+
+    def _begin_with(self, address: BrokerAddress) -> None:
+        addresses = self._addresses
+        at = addresses.index(address)
         self._addresses = addresses[at:] + addresses[:at]
-        own = self._links
-        with own.freed:
-            own.all.add(link)
-        return link
 
-    def _give_back(self, link: PublishingLink) -> None:
-        own, is_open = self._links, link.is_open
-        with own.freed:
-            own.in_use -= 1
-            if is_open:
-                own.idle.append(link)
-            own.freed.notify()
-        if not is_open:
-            self._drop(link)
-
-    def _distrust(self, link: PublishingLink) -> None:
-        """This idle link leads nowhere, so those that have been idle for longer do not either."""
-        own = self._links
-        with own.freed:
-            doubtful = [idle for idle in own.idle if time.monotonic() - idle.used_at > self._stale_after]
-            for idle in doubtful:
-                own.idle.remove(idle)
-        for each in (link, *doubtful):
-            self._drop(each)
-
-    def _drop(self, link: PublishingLink) -> None:
-        own = self._links
-        with own.freed:
-            own.all.discard(link)
+    def _leave(self, link: PublishingLink) -> None:
+        """The next connection begins with another host than this link's, which is dropped."""
         link.discard()
-
-    @property
-    def _links(self) -> _Links:
-        pid = os.getpid()
-        own = self._own.get(pid)
-        if own is None:
-            made = _Links(self, pid)
-            own = self._own.setdefault(pid, made)
-            if own is not made:
-                made.goodbye.detach()
-            for other in list(self._own):
-                inherited = self._own.pop(other, None) if other != pid else None
-                if inherited is not None:
-                    inherited.discard()
-        return own
-
-
-def _fail(errors: list[Any], error: PublishError) -> None:
-    errors[:] = [error if known is _UNSETTLED else known for known in errors]
-
-
-def _close_all(links: list[PublishingLink], pid: int) -> None:
-    """At the end of the program: leave the broker properly, so that it does not log a lost client."""
-    if pid == os.getpid():
-        deadline = time.monotonic() + 1.0
-        for link in links:
-            link.close(deadline - time.monotonic())
+        addresses = self._addresses
+        at = addresses.index(link.address) + 1
+        self._addresses = addresses[at:] + addresses[:at]
 
 
 def _warn(text: str) -> None:

@@ -1,37 +1,41 @@
 """ReplyConsumer: one queue of replies, consumed by whichever thread waits for one.
 
-Leader and followers: the first thread that waits turns the connection's loop for all; the others sleep on a condition
-that is notified when something has come, and one of them takes over when the leader has what it wanted. No background thread
-runs unless somebody asked for callbacks (`start_thread`), and no reply costs a round trip of its own: a burst is read in one
-turn, and acknowledged with one frame.
+Leader and followers: whoever has the one link of `Links` leads, and turns the connection for all; the others wait, each on a
+lock of its own, and are told when something has come, and one of them takes over when the leader has what it wanted, or has
+been struck by an exception. No background thread runs unless somebody asked for callbacks (`start_thread`), and no reply costs
+a round trip of its own: a burst is read in one turn, and acknowledged with one frame.
 
 A reply is acknowledged after it was handed over. What the broker had sent into a connection that then broke comes again
 on the next one, so a reply may come twice, and none is lost.
 
-Nobody turns the loop between waits, so the connection has no AMQP heartbeat but TCP keepalive; after a pause it is checked with a
+Nobody turns the connection between waits, so it has no AMQP heartbeat but TCP keepalive; after a pause it is checked with a
 cheap round trip before it is trusted.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika import spec
+from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.entities import Queue
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.message import Delivery
 from amqtask.printable import bounded_logger
 from amqtask.topology.plan import consumption
-from amqtask.transport.errors import ACCESS_REFUSED
-from amqtask.transport.link import Link, LinkLost, connect
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND
+from amqtask.transport.link import SLICE, Link, LinkLost, connect
+from amqtask.transport.links import Links
 from amqtask.transport.url import BrokerAddress
 
 logger = bounded_logger("amqtask.transport")
+OnReply = Callable[[Delivery], None]
 # Seconds of silence after which the connection is checked, and how long the answer may take.
 CHECK_AFTER, CHECK_TIMEOUT = 30.0, 2.0
 # Seconds between attempts to get a lost connection back.
@@ -41,38 +45,86 @@ LONG = 3600.0
 CLOSED = "the application is closed, and so is its queue of replies"
 
 
+def guarded(on_reply: OnReply) -> OnReply:
+    """For a user's callback: it is his error that is logged, and the replies go on."""
+
+    def call(delivery: Delivery) -> None:
+        try:
+            on_reply(delivery)
+        except Exception:
+            logger.exception("a reply on %s could not be handled", delivery.queue)
+
+    return call
+
+
+class _ReplyLink(Link):
+    """Consumes; `last_tag` is not acknowledged yet."""
+
+    def __init__(self, owner: ReplyConsumer, name: str) -> None:
+        super().__init__(heartbeat=0, name=name)
+        self._owner = owner
+        self.last_tag = 0
+        # Since when the broker owes us the answer that shows that it is there.
+        self.asked_at: float | None = None
+
+    def on_delivery(self, method: Any, properties: Any, body: bytes, error: Exception | None) -> None:
+        """A reply."""
+        self.last_tag = method.delivery_tag
+        if error is not None:
+            logger.error("a message on the queue of replies %s is dropped: %s", self._owner.queue.name, error)
+            return
+        self._owner.on_reply(
+            Delivery(
+                body,
+                properties,
+                method.exchange,
+                method.routing_key,
+                method.redelivered,
+                self._owner.queue.name,
+                method.delivery_tag,
+                0,
+            )
+        )
+
+    def on_cancelled(self, consumer: str) -> None:
+        """The queue is gone, or its node."""
+        self.fail(ConnectionError(f"the broker cancelled the consumer of {self._owner.queue.name!r}"))
+
+
 class ReplyConsumer:
     """Declares and consumes `queue` and hands each reply to `on_reply`, in the driving thread.
 
-    `pid` is the process it belongs to: after a fork its owner makes a new one.
+    An error of `on_reply` is one of whoever drives; see `guarded`. `on_queue_lost` returns the queue to go on with when this one
+    is on a node that is away. `pid` is the process it belongs to: after a fork its owner makes a new one.
     """
 
     def __init__(
         self,
         addresses: Sequence[BrokerAddress],
         queue: Queue,
-        on_reply: Callable[[Delivery], None],
+        on_reply: OnReply,
         *,
         connect_timeout: float = 4.0,
         name: str = "amqtask replies",
+        on_queue_lost: Callable[[PublishError], Queue] | None = None,
     ) -> None:
         self.pid = os.getpid()
         self.queue = queue
+        self.on_reply = on_reply
         self._addresses = tuple(addresses)
-        self._on_reply = on_reply
         self._connect_timeout = connect_timeout
         self._name = name
-        # Consumed from the moment it is set; only the leader sets or uses it.
-        self._link: Link | None = None
-        self._state = threading.Condition()
-        self._leader: int | None = None
-        self._turns = 0
-        self._last_tag = 0
+        self._on_queue_lost = on_queue_lost
+        self._links: Links[_ReplyLink] = Links(1, lambda: _ReplyLink(self, name))
+        # The one that consumes.
+        self._link: _ReplyLink | None = None
+        # Those who wait for news, each with a lock that is released once when there are some.
+        self._waiting: dict[Any, bool] = {}
         self._thread: threading.Thread | None = None
         self._retry_at = 0.0
-        # Since when the connection owes us the answer that shows that it is alive.
-        self._asked_at: float | None = None
         self._is_closed = False
+        # Whoever leads drops the link when it has seen that we are closed.
+        self._is_left = False
 
     @property
     def is_consuming(self) -> bool:
@@ -85,18 +137,24 @@ class ReplyConsumer:
         deadline = time.monotonic() + timeout
         while not self.is_consuming:
             left = deadline - time.monotonic()
-            if self._lead(wait=max(0.0, left), unless=lambda: self.is_consuming):
+            if self._links.is_held_here():
+                # A signal handler has interrupted the one that connects: it needs a queue, and nobody who reads it now.
+                self._declare_beside(deadline)
+                return
+            link = self._links.try_take(sys._getframe())
+            if link is not None:
                 try:
-                    self._connected(deadline)
+                    self._connect(link, deadline)
                 except LinkLost as lost:
-                    self._drop()
                     if left <= RETRY_PAUSE:
                         raise self._unreachable(lost) from lost
                     time.sleep(0.05)
                 finally:
-                    self._follow()
+                    self._release(link)
             elif left <= 0:
                 raise BrokerUnreachable(f"the deadline passed while connecting for replies to {self.queue.name!r}")
+            else:
+                self._await_news(left, lambda: self.is_consuming)
 
     def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until `done()` or the deadline (monotonic seconds, None: for ever); whether it is done.
@@ -104,7 +162,6 @@ class ReplyConsumer:
         Raises: BrokerUnreachable when the connection is lost and does not come back before the deadline, AccessRefused.
         """
         while True:
-            turns = self._turns
             if done():
                 return True
             left = LONG if deadline is None else deadline - time.monotonic()
@@ -112,95 +169,108 @@ class ReplyConsumer:
                 return False
             if self._is_closed:
                 raise BrokerUnreachable(CLOSED)
-            if self._lead(wait=left, unless=lambda turns=turns: self._turns != turns):  # type: ignore[misc]
-                try:
-                    self._drive(done, time.monotonic() + left, is_endless=deadline is None)
-                finally:
-                    self._follow()
+            if self._links.is_held_here():
+                raise RuntimeError(
+                    "waiting for a result inside a result's callback, or a signal handler that interrupted such a wait, would "
+                    "wait for ever"
+                )
+            link = self._links.try_take(sys._getframe())
+            if link is None:
+                self._await_news(left, done)
+                continue
+            try:
+                self._drive(link, done, time.monotonic() + left, is_endless=deadline is None)
+            finally:
+                self._release(link)
 
     def poll(self) -> None:
         """Read what is there without waiting for it; a lost connection is made anew."""
-        if self._is_closed or self._leader == threading.get_ident() or not self._lead(wait=0.0):
-            return  # closed, or somebody reads already: maybe we, and this is a reply's callback
+        if self._is_closed or self._links.is_held_here():
+            return  # closed, or we read already, and this is a reply's callback
+        link = self._links.try_take(sys._getframe())
+        if link is None:
+            return  # somebody reads
         try:
-            if self._link is None or not self._link.is_open:
-                self._reconnect_now_and_then()
+            if not link.is_open:
+                self._reconnect_now_and_then(link)
+            elif self._is_alive(link, time.monotonic()):
+                link.turn()
+                self._acknowledge(link)
             else:
-                self._connected(time.monotonic() + self._connect_timeout).turn()
+                link.discard()
         except (LinkLost, PublishError):
-            self._drop()
+            link.discard()
         finally:
-            self._settle()
-            self._follow()
+            self._release(link)
 
     def start_thread(self) -> None:
         """Drive from a daemon thread from now on, so that callbacks come without anybody waiting."""
-        with self._state:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._drive_for_ever, name=self._name, daemon=True)
-                self._thread.start()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._drive_for_ever, name=self._name, daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """Delete the queue and close the connection."""
         self._is_closed = True
-        link = self._link
         if self.pid != os.getpid():
-            if link is not None:
-                link.discard()
+            self._links.forget()
             return
-        if link is not None:
-            link.wake()
-        if self._leader == threading.get_ident() or not self._lead(wait=1.0):
-            return  # whoever leads drops the link when it sees that we are closed
-        try:
-            self._delete()
-        finally:
-            self._follow()
-
-    def _delete(self) -> None:
-        link, self._link = self._link, None
+        here = self._links.is_held_here()
+        link = None if here else self._links.take(sys._getframe(), time.monotonic() + 2 * SLICE)
         if link is None:
+            self._is_left = True
             return
         try:
-            if link.is_usable():
-                answers: list[Any] = []
-                link.channel.queue_delete(self.queue.name, callback=answers.append)
-                link.run(lambda: bool(answers), time.monotonic() + 1.0)
-        except (LinkLost, AMQPError):
-            pass  # x-expires deletes it later
+            self._delete(link)
         finally:
-            link.close()
+            self._release(link)
+
+    def _delete(self, link: _ReplyLink) -> None:
+        if link.is_usable():
+            try:
+                link.call(
+                    spec.Queue.Delete(queue=self.queue.name), spec.Queue.DeleteOk, time.monotonic() + 1.0, "deleting"
+                )
+            except (LinkLost, PublishError):
+                pass  # x-expires deletes it later
+        link.close()
 
     # -- who leads
 
-    def _lead(self, *, wait: float, unless: Callable[[], bool] | None = None) -> bool:
-        """Become the leader; else wait up to so many seconds until something has happened (`unless`), and False."""
-        me = threading.get_ident()
-        if self._leader == me:
-            raise RuntimeError("waiting for a result inside a result's callback would wait for ever")
-        deadline = time.monotonic() + wait
-        with self._state:
-            while self._leader is not None:
-                left = deadline - time.monotonic()
-                if left <= 0 or (unless is not None and unless()):
-                    return False
-                self._state.wait(left)
-            self._leader = me
-            return True
+    def _release(self, link: _ReplyLink) -> None:
+        """The leader goes, however it came to that."""
+        if link.is_open and link.is_whole and not self._is_left:
+            self._links.give_back(link)
+        else:
+            self._links.drop(link)
+        self._tell()
 
-    def _follow(self) -> None:
-        with self._state:
-            self._leader = None
-            self._turns += 1
-            self._state.notify_all()
+    def _tell(self) -> None:
+        """There may be news for those who wait."""
+        for lock in list(self._waiting):
+            if self._waiting.pop(lock, False):
+                lock.release()
+
+    def _await_news(self, seconds: float, done: Callable[[], bool]) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        self._waiting[lock] = True
+        try:
+            # What came before we were listed is nothing that we are told of. A leader that was struck down tells nobody.
+            if not done() and not self._is_closed:
+                lock.acquire(timeout=min(seconds, SLICE))
+        finally:
+            self._waiting.pop(lock, None)
 
     # -- the leader
 
-    def _drive(self, done: Callable[[], bool], deadline: float, *, is_endless: bool) -> None:
+    def _drive(self, link: _ReplyLink, done: Callable[[], bool], deadline: float, *, is_endless: bool) -> None:
         try:
-            self._connected(deadline).run(lambda: self._turned(done), deadline)
+            self._connect(link, deadline)
+            link.run(lambda: self._turned(link, done), deadline)
+            link.flush()
         except LinkLost as lost:
-            self._drop()
+            link.discard()
             if isinstance(lost.cause, ChannelClosedByBroker) and lost.cause.reply_code == ACCESS_REFUSED:
                 raise self._unreachable(lost) from lost
             # The caller's loop leads again, and connects.
@@ -208,113 +278,96 @@ class ReplyConsumer:
         except AccessRefused:
             raise
         except BrokerUnreachable:
-            self._drop()
+            link.discard()
             if not is_endless:
                 raise
-        finally:
-            self._settle()
 
-    def _turned(self, done: Callable[[], bool]) -> bool:
+    def _turned(self, link: _ReplyLink, done: Callable[[], bool]) -> bool:
         """After each turn: answer what came, tell the others; whether the leader may go."""
-        if self._last_tag:
-            self._acknowledge()
-            with self._state:
-                self._turns += 1
-                self._state.notify_all()
+        if self._acknowledge(link):
+            self._tell()
         return self._is_closed or done()
 
-    def _acknowledge(self) -> None:
-        tag, self._last_tag = self._last_tag, 0
-        if tag and self._link is not None and self._link.is_open:
-            self._link.channel.basic_ack(tag, multiple=True)
+    def _acknowledge(self, link: _ReplyLink) -> bool:
+        tag, link.last_tag = link.last_tag, 0
+        if tag:
+            link.put(spec.Basic.Ack(tag, multiple=True))
+            link.flush()
+        return bool(tag)
 
-    def _settle(self) -> None:
-        """Before the lead is given up: acknowledge, and if that could not be written at once, take the turn that writes it."""
-        self._acknowledge()
-        if self._link is not None and self._link.is_open and self._link.is_writing:
-            try:
-                self._link.turn()
-            except LinkLost:
-                self._drop()
-
-    def _connected(self, deadline: float) -> Link:
+    def _connect(self, link: _ReplyLink, deadline: float) -> None:
+        """Consume, if that is not done already. Raises: LinkLost, PublishError."""
         if self._is_closed:
             raise BrokerUnreachable(CLOSED)
-        link = self._link
-        if link is not None and (not link.is_open or not self._is_alive(link, deadline)):
-            self._drop()
-        if self._link is None:
-            self._last_tag = 0
-            link = connect(
-                self._addresses,
-                deadline,
-                heartbeat=0,
-                connect_timeout=self._connect_timeout,
-                name=self._name,
-                kind=Link,
-            )
-            try:
-                self._consume(link, deadline)
-            except (PublishTimeout, ConnectionBlocked) as error:
-                link.discard()
-                raise BrokerUnreachable(str(error)) from error
-            except BaseException:
-                link.discard()
-                raise
-            self._link = link
-        return self._link
+        if link.is_open and self._is_alive(link, deadline):
+            return
+        link.discard()
+        link.last_tag, link.asked_at = 0, None  # what was not acknowledged comes again
+        connect(link, self._addresses, deadline, self._connect_timeout)
+        try:
+            self._consume(link, deadline)
+        except (PublishTimeout, ConnectionBlocked) as error:
+            link.discard()
+            raise BrokerUnreachable(str(error)) from error
+        except PublishError:
+            link.discard()
+            raise
+        self._link = link
 
-    def _reconnect_now_and_then(self) -> None:
+    def _reconnect_now_and_then(self, link: _ReplyLink) -> None:
         """For somebody who only looks: not longer than a second, not more often than that."""
         if time.monotonic() >= self._retry_at:
             self._retry_at = time.monotonic() + 1.0 + RETRY_PAUSE
-            self._connected(time.monotonic() + 1.0).turn()
+            self._connect(link, time.monotonic() + 1.0)
+            link.turn()
+            self._acknowledge(link)
 
-    def _is_alive(self, link: Link, deadline: float) -> bool:
+    def _is_alive(self, link: _ReplyLink, deadline: float) -> bool:
         """False when it does not answer for CHECK_TIMEOUT; who has less time leaves it to the next one to see that."""
+        if link.asked_at is None:
+            if time.monotonic() - link.used_at < CHECK_AFTER:
+                return True
+            link.asked_at = time.monotonic()
+            link.ask()
+        give_up_at = link.asked_at + CHECK_TIMEOUT
         try:
-            if self._asked_at is None:
-                if time.monotonic() - link.used_at < CHECK_AFTER:
-                    return True
-                self._asked_at = time.monotonic()
-                link.channel.basic_qos(prefetch_count=0, callback=self._on_answer)
-            give_up_at = self._asked_at + CHECK_TIMEOUT
             link.turn()  # what has come since it was asked
-            link.run(lambda: self._asked_at is None, min(give_up_at, deadline))
-        except (LinkLost, AMQPError):
+            link.run(lambda: not link.is_asked, min(give_up_at, deadline))
+        except LinkLost:
             return False
-        return self._asked_at is None or time.monotonic() < give_up_at
+        if not link.is_asked:
+            link.asked_at = None
+        return link.asked_at is None or time.monotonic() < give_up_at
 
-    def _on_answer(self, _: Any) -> None:
-        self._asked_at = None
-
-    def _consume(self, link: Link, deadline: float) -> None:
-        link.declare(consumption(self.queue), deadline, logger.warning)
-        link.channel.add_on_cancel_callback(
-            lambda _: link.fail(ConnectionError(f"the broker cancelled the consumer of {self.queue.name!r}"))
+    def _consume(self, link: _ReplyLink, deadline: float) -> None:
+        self._declare(link, deadline)
+        link.call(
+            spec.Basic.Consume(queue=self.queue.name),
+            spec.Basic.ConsumeOk,
+            deadline,
+            f"subscribing to {self.queue.name!r}",
         )
-        answers: list[Any] = []
-        link.channel.basic_consume(self.queue.name, self._on_message, callback=answers.append)
-        if not link.run(lambda: bool(answers), deadline):
-            raise PublishTimeout(f"the deadline passed while subscribing to {self.queue.name!r}")
 
-    def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._last_tag = method.delivery_tag
-        delivery = Delivery(
-            body,
-            properties,
-            method.exchange,
-            method.routing_key,
-            method.redelivered,
-            self.queue.name,
-            method.delivery_tag,
-            0,
-        )
+    def _declare(self, link: Link, deadline: float) -> None:
         try:
-            self._on_reply(delivery)
-        except Exception:
-            # pika would take it for a broken connection.
-            logger.exception("a reply on %s could not be handled", self.queue.name)
+            link.declare(consumption(self.queue), deadline, logger.warning)
+        except PublishError as error:
+            cause = error.__cause__
+            is_away = isinstance(cause, ChannelClosedByBroker) and cause.reply_code == NOT_FOUND
+            if not is_away or self._on_queue_lost is None:
+                raise
+            self.queue = self._on_queue_lost(error)
+            link.declare(consumption(self.queue), deadline, logger.warning)
+
+    def _declare_beside(self, deadline: float) -> None:
+        link = Link(heartbeat=0, name=self._name)
+        try:
+            connect(link, self._addresses, deadline, self._connect_timeout)
+            self._declare(link, deadline)
+        except LinkLost as lost:
+            raise self._unreachable(lost) from lost
+        finally:
+            link.close()
 
     def _unreachable(self, lost: LinkLost) -> BrokerUnreachable:
         if isinstance(lost.cause, ChannelClosedByBroker) and lost.cause.reply_code == ACCESS_REFUSED:
@@ -323,13 +376,6 @@ class ReplyConsumer:
                 "(rabbitmqctl set_permissions)"
             )
         return BrokerUnreachable(f"the connection for replies to {self.queue.name!r} was lost: {lost}")
-
-    def _drop(self) -> None:
-        link, self._link = self._link, None
-        self._last_tag = 0  # what was not acknowledged comes again
-        self._asked_at = None
-        if link is not None:
-            link.discard()
 
     def _drive_for_ever(self) -> None:
         while not self._is_closed:

@@ -93,30 +93,41 @@ class BrokerAddress:
         blocked_timeout: float | None = None,
         name: str = "",
     ) -> pika.ConnectionParameters:
-        """pika's parameters; the URL's own heartbeat wins, but over a 0 (nobody will be there to keep it up)."""
-        beat = self.heartbeat if self.heartbeat is not None and heartbeat != 0 else heartbeat
-        properties: dict[str, Any] = {"product": "amqtask"}
-        if name:
-            properties["connection_name"] = name
+        """pika's parameters."""
         return pika.ConnectionParameters(
             host=self.host,
             port=self.port,
             virtual_host=self.vhost,
-            credentials=pika.PlainCredentials(self.user, self.password),
-            heartbeat=beat,
+            credentials=self.credentials,
+            heartbeat=self.beat(heartbeat),
             socket_timeout=connect_timeout,
             stack_timeout=connect_timeout,
             blocked_connection_timeout=blocked_timeout,
-            ssl_options=self._ssl_options(),
-            client_properties=properties,
+            ssl_options=self.ssl_options(),
+            client_properties=client_properties(name),
             tcp_options=TCP_OPTIONS,
             connection_attempts=1,
         )
 
-    def _ssl_options(self) -> pika.SSLOptions | None:
+    @property
+    def credentials(self) -> Any:
+        """pika's credentials."""
+        return pika.PlainCredentials(self.user, self.password)
+
+    def beat(self, heartbeat: int | None) -> int | None:
+        """The heartbeat to ask for: the URL's own wins, but over a 0 (nobody will be there to keep it up)."""
+        return self.heartbeat if self.heartbeat is not None and heartbeat != 0 else heartbeat
+
+    def ssl_options(self) -> pika.SSLOptions | None:
+        """pika's options for TLS. Raises: ConfigurationError for a certificate that cannot be read."""
         if self.tls is None:
             return None
         return pika.SSLOptions(self.tls.context(), self.tls.server_hostname or self.host)
+
+
+def client_properties(name: str) -> dict[str, Any]:
+    """What a connection tells the broker of itself."""
+    return {"product": "amqtask", **({"connection_name": name} if name else {})}
 
 
 # A peer that is silently gone is noticed after a minute of unanswered probes (seconds; USER_TIMEOUT milliseconds).

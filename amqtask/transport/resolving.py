@@ -1,0 +1,73 @@
+"""Host names to addresses, within a deadline: the system's resolver has none, and may hang for minutes.
+
+It runs in a thread that nobody waits for at the end of the process. Where no thread can be had (an interpreter that is ending)
+it runs in the caller's.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+# What socket.getaddrinfo returns for one address: family, kind, protocol, canonical name, address.
+Found: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
+Answer: TypeAlias = "Sequence[Found] | OSError"
+
+
+def resolve(host: str, port: int, deadline: float) -> Sequence[Found]:
+    """The addresses of a host, before `deadline` (monotonic seconds). Raises: OSError."""
+    if is_address(host):
+        return _look_up(host, port)
+    answers: list[Answer] = []
+    # A lock of this call's own: it is released when there is an answer, and waiting for that is one system call.
+    answered = threading.Lock()
+    answered.acquire()
+
+    def note(answer: Answer) -> None:
+        answers.append(answer)
+        answered.release()
+
+    look_up_in_thread(host, port, note)
+    if not answers and not answered.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not resolved in time")
+    answer = answers[0]
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def look_up_in_thread(host: str, port: int, on_answer: Callable[[Answer], None]) -> None:
+    """Call `on_answer` from a thread that ends with the process, hang as it may."""
+
+    def look_up() -> None:
+        try:
+            answer: Answer = _look_up(host, port)
+        except OSError as error:
+            answer = error
+        on_answer(answer)
+
+    try:
+        # threading.Thread would take the lock of all threads, which a signal handler may have interrupted the holder of.
+        _thread.start_new_thread(look_up, ())
+    except RuntimeError:
+        look_up()
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, which needs no looking up."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _look_up(host: str, port: int) -> Sequence[Found]:
+    if host.isascii():
+        # As bytes: Python would import and ask its codec for other scripts, which makes errors of its own of all that it meets.
+        return socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is no name of a host: {error}") from error

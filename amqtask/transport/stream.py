@@ -1,0 +1,164 @@
+"""Stream: bytes to and from a broker over a socket that never blocks; waiting is one call that anything may interrupt.
+
+Nothing here keeps an exception that did not come from a system call: what a signal handler raises, or another thread has
+raised in this one, passes through (see `is_failure`).
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from functools import lru_cache
+from types import FrameType
+from typing import Any
+
+from amqtask.transport.resolving import Found, resolve
+from amqtask.transport.url import TCP_OPTIONS
+
+# Bytes that are read at once.
+CHUNK = 65536
+# Where a system call's own error comes from: us, the modules around it, and those that green libraries put in their place.
+_MAKERS = ("amqtask", "socket", "ssl", "eventlet", "gevent")
+
+
+def is_failure(error: OSError) -> bool:
+    """Whether a system call failed with it. A signal handler's TimeoutError is an OSError too; but it has no number, or comes
+    from another module."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return error.errno is not None and (at is None or _module(at.tb_frame) in _MAKERS)
+
+
+@lru_cache(maxsize=4)
+def _socket_class(base: type[socket.socket]) -> Any:
+    """The sockets of this process (green libraries have their own). One that is lost when an exception strikes as it is made is
+    closed by the collector, which asks for its repr, and keeps to itself what strikes in that; so it is none of Python's code."""
+    return type("Socket", (base,), {"__repr__": object.__repr__}) if issubclass(base, _socket.socket) else base
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+class Stream:
+    """A connected socket, plain or TLS (`tls`: pika's SSLOptions)."""
+
+    def __init__(self, host: str, port: int, tls: Any = None) -> None:
+        self._host, self._port, self._tls = host, port, tls
+        self._sock: Any = None
+        self._poller: Any = None
+
+    # -- connecting
+
+    def open(self, deadline: float) -> None:
+        """Connect before the deadline (monotonic seconds). Raises: OSError."""
+        found = resolve(self._host, self._port, deadline)
+        for index, each in enumerate(found):
+            now = time.monotonic()
+            try:
+                self._connect(each, now + (deadline - now) / (len(found) - index))
+            except OSError as error:
+                if index == len(found) - 1 or not is_failure(error):
+                    raise
+                self.close()
+            else:
+                break
+        if self._tls is not None:
+            self._secure(deadline)
+
+    def _connect(self, found: Found, deadline: float) -> None:
+        family, kind, protocol, _, address = found
+        sock = self._use(_socket_class(socket.socket)(family, kind, protocol))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in TCP_OPTIONS.items():
+            if hasattr(socket, name):  # not every system has all
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            self._demand(deadline, writable=True)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code)) from None
+
+    def _secure(self, deadline: float) -> None:
+        sock = self._use(
+            self._tls.context.wrap_socket(
+                self._sock,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+                server_hostname=self._tls.server_hostname,
+            )
+        )
+        while True:
+            try:
+                sock.do_handshake()
+            except ssl.SSLWantReadError:
+                self._demand(deadline)
+            except ssl.SSLWantWriteError:
+                self._demand(deadline, writable=True)
+            else:
+                return
+
+    def _use(self, sock: Any) -> Any:
+        self._sock = sock
+        sock.setblocking(False)
+        # eventlet's select has no poll, and its select takes any descriptor.
+        if hasattr(select, "poll"):
+            self._poller = select.poll()
+            self._poller.register(sock.fileno(), select.POLLIN)
+        return sock
+
+    def _demand(self, deadline: float, *, writable: bool = False) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0 or not self.wait(left, writable=writable):
+            raise TimeoutError(errno.ETIMEDOUT, "no answer in time")
+
+    # -- using
+
+    def read(self) -> bytes | None:
+        """What has come; None when nothing has, b"" when no more will. Raises: OSError."""
+        try:
+            data: bytes = self._sock.recv(CHUNK)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except ssl.SSLEOFError:
+            return b""
+        return data
+
+    def write(self, data: memoryview) -> int:
+        """How many bytes were taken, now. Raises: OSError."""
+        try:
+            return int(self._sock.send(data))
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether bytes may have been taken off the socket that `read` has not returned yet, so that waiting would not end."""
+        return self._tls is not None and bool(self._sock.pending())
+
+    def wait(self, seconds: float, *, writable: bool = False) -> bool:
+        """Wait until there is something to read (or the end), or it takes writes; whether it came to that."""
+        if self._poller is None:
+            wanted = [self._sock]
+            return any(select.select(wanted, wanted if writable else [], [], seconds))
+        if not writable:
+            return bool(self._poller.poll(seconds * 1000))
+        both = select.poll()
+        both.register(self._sock.fileno(), select.POLLIN | select.POLLOUT)
+        return bool(both.poll(seconds * 1000))
+
+    def close(self) -> None:
+        """Without a word; may be called twice."""
+        sock, self._poller = self._sock, None
+        if sock is not None:
+            sock.close()
+            self._sock = None
