@@ -59,7 +59,7 @@ class Endings:
         self._bounds = bounds
         self.tasks = tasks
         self.hostname = hostname
-        self._accept = accept
+        self.accept = accept
         self._follow_ups = follow_ups
         self._results = results
 
@@ -128,7 +128,7 @@ class Endings:
 
     def _decode(self, request: Request, limit: int) -> tuple[Any, Any, dict[str, Any]]:
         found = decode_body(
-            request.body, request.content_type, request.content_encoding, request.headers, self._accept, limit
+            request.body, request.content_type, request.content_encoding, request.headers, self.accept, limit
         )
         self._bounds.check(found[2])
         return found

@@ -51,31 +51,36 @@ class SlotSteps:
             return None
         now = time.monotonic()
         until = before.until or now + self._seconds
-        if now >= until:
+        if now >= until or not self._may_follow(before, outcome.publish[0]):
             return None
-        message = outcome.publish[0]
+        return _request(before, outcome.publish[0], until)
+
+    def begun(self, before: Request, outcome: Outcome, until: float) -> Request:
+        """What `after` returned, for who is told of it. Raises: ValueError for what it would never return."""
+        if not outcome.is_step or not outcome.publish or not self._may_follow(before, outcome.publish[0]):
+            raise ValueError(f"a step that cannot follow {before.task}[{before.id}]")
+        return _request(before, outcome.publish[0], until)
+
+    def _may_follow(self, before: Request, message: Message) -> bool:
         headers = message.properties.headers
-        task = self._tasks.get(headers["task"])
-        if (
-            task is None
-            or not task.acks_late
-            or task.time_limit is not None
-            or task.soft_time_limit is not None
-            or headers.get("timelimit") not in _NO_LIMITS
-            or before.hard_limit is not None
-            or before.soft_limit is not None
-            or not needs_no_broker(before, message)
-        ):
-            return None
-        step = _request(before, message)
-        step.until = until
-        return step
+        task = self._tasks.get(headers.get("task"))  # type: ignore[arg-type]
+        return (
+            task is not None
+            and isinstance(headers.get("id"), str)
+            and task.acks_late
+            and task.time_limit is None
+            and task.soft_time_limit is None
+            and headers.get("timelimit") in _NO_LIMITS
+            and before.hard_limit is None
+            and before.soft_limit is None
+            and needs_no_broker(before, message)
+        )
 
 
-def _request(before: Request, message: Message) -> Request:
+def _request(before: Request, message: Message, until: float) -> Request:
     properties = message.properties
     headers = properties.headers
-    return Request(
+    step = Request(
         number=before.number - 1 if before.number < 0 else -(before.number << 32) - 1,
         id=headers["id"],
         task=headers["task"],
@@ -89,3 +94,5 @@ def _request(before: Request, message: Message) -> Request:
         queue=before.queue,
         priority=properties.priority,
     )
+    step.until = until
+    return step

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import faulthandler
 import json
 import mmap
 import os
+import pickle
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +95,28 @@ async def block_the_loop() -> list[str]:
         return ["cleaned up"]
 
 
+def write_rubbish(kind: str) -> None:
+    """To each packet socket that this process has."""
+    packets = {
+        "noise": [b"rubbish", pickle.dumps(Rubbish())],
+        "empty": [b""],
+        "pieces": [b"\x01some", b"\x02rubbish"],
+        "ready": [b"\x03", b"\x03"],
+        "answers": [b"\x05\x00\x00\x00\x04[[1]", b"\x05"],
+    }
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number))) as pipe:
+            if pipe.family == socket.AF_UNIX and pipe.type == socket.SOCK_SEQPACKET:
+                for packet in packets[kind]:
+                    pipe.send(packet)
+    time.sleep(60)
+
+
+class Rubbish:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (99,)
+
+
 def leave_a_process_behind(folder: str) -> None:
     """A daemon that inherits every descriptor, and then the end."""
     if os.fork() == 0:
@@ -126,8 +151,8 @@ TASKS = (
     *(
         PlainTask(function)
         for function in (
-            note_signals, pid, kill_self, exit_hard, segfault, echo, pause, use_memory, fill_memory, swallow_soft_limit,
-            leave_a_process_behind, ignore_sigterm, block_the_loop,
+            note_signals, pid, kill_self, write_rubbish, exit_hard, segfault, echo, pause, use_memory, fill_memory,
+            swallow_soft_limit, leave_a_process_behind, ignore_sigterm, block_the_loop,
         )
     ),
 )  # fmt: skip

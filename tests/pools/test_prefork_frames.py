@@ -2,25 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import pickle
 import socket
+import struct
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from amqtask.execution.outcome import Outcome
+from amqtask import states
+from amqtask.entities import Binding, Exchange, Queue, arguments
+from amqtask.exceptions import PublishError
+from amqtask.execution.outcome import Answer, Outcome
+from amqtask.message import Message, Properties
+from amqtask.protocol.chord import ChordPart
+from amqtask.serialization import JSON
+from amqtask.serialization import PICKLE as PICKLED
 from amqtask.testing.tasks import request
+from amqtask.transport.content import encode_properties
+from amqtask_pools.prefork import frames
 from amqtask_pools.prefork.frames import (
     LAST,
+    OUTCOMES,
     PICKLE,
     PIECE,
+    BrokenFrame,
     Joiner,
     cut,
-    decode_outcomes,
     decode_request,
-    encode_outcomes,
     encode_request,
     number_of,
     socket_pair,
 )
+from amqtask_pools.prefork.outcomes import decode_outcomes, encode_outcomes
+
+ACCEPT = frozenset({JSON})
+EVENTS = Exchange("events", type="topic", arguments=arguments({"alternate-exchange": "else"}))
+WORK = Queue("work", EVENTS, "a.#", arguments=arguments({"x-delivery-limit": 5}))
+MESSAGE = Message(
+    b"\x00\xffbody",
+    Properties(
+        "application/json",
+        "utf-8",
+        {
+            "id": "1", "task": "t", "limits": [1.5, None], "when": datetime(2030, 1, 1, tzinfo=timezone.utc), "raw": b"\xff",
+            "price": Decimal("1.50"), "deep": {"text": "\ud800ü"}, "yes": True,
+        },
+        priority=3,
+        message_id="m",
+        timestamp=5,
+    ),
+    "events",
+    "a.b",
+    (EVENTS, WORK, Binding(EVENTS, "work", "b.*")),
+    mandatory=False,
+)  # fmt: skip
 
 
 def test_a_request_travels_without_its_delivery() -> None:
@@ -32,14 +74,117 @@ def test_a_request_travels_without_its_delivery() -> None:
     assert number_of(encode_request(sent)) == 7
 
 
-def test_outcomes_travel_in_batches() -> None:
-    sent = [Outcome(1, runtime=0.5), Outcome(2, reason="lost")]
+def travelled(*sent: Outcome, accept: frozenset[str] = ACCEPT) -> list[Outcome]:
+    return decode_outcomes(encode_outcomes(sent, accept), accept)
 
-    assert [Outcome._make(fields) for fields in decode_outcomes(encode_outcomes(sent))] == sent
+
+def test_outcomes_travel_in_batches() -> None:
+    part = ChordPart("g", "t", 2, {"task": "body", "args": [1]}, MESSAGE)
+    sent = [
+        Outcome(1, runtime=0.5),
+        Outcome(
+            2, states.REJECTED, Answer.REQUEUE, "lost", pause=5.0, summary="ü\ud800", traceback="t" * 9, expected=True
+        ),
+        Outcome(3, publish=(MESSAGE, MESSAGE), result=MESSAGE, parts=(part,), is_step=True),
+    ]
+
+    assert travelled(*sent) == sent
+
+
+def test_the_body_of_a_chord_keeps_what_the_accepted_serializers_can_say() -> None:
+    part = ChordPart("g", "t", 2, {"task": "body", "args": ({1: {2}},)}, MESSAGE)
+
+    (outcome,) = travelled(Outcome(1, parts=(part,)), accept=frozenset({JSON, PICKLED}))
+
+    assert outcome.parts == (part,)
+
+
+@pytest.mark.parametrize("headers", [{"odd": object()}, {(1, 2): 3}, {"n": 2**70}], ids=["object", "name", "number"])
+def test_headers_that_cannot_be_published_do_not_keep_outcomes_back(headers: dict[Any, Any]) -> None:
+    odd = Message(b"", Properties(headers=headers))
+
+    first, second = travelled(Outcome(1), Outcome(2, result=odd))
+
+    assert (first.number, second.number) == (1, 2)
+    assert second.result is not None
+    with pytest.raises(PublishError):
+        encode_properties(second.result)
 
 
 def test_a_whole_message_is_told_from_pieces_and_words_by_its_first_byte() -> None:
-    assert encode_request(request(1, "add"))[0] == encode_outcomes([Outcome(1)])[0] == PICKLE
+    assert encode_request(request(1, "add"))[0] == PICKLE
+    assert encode_outcomes([Outcome(1)], ACCEPT)[0] == OUTCOMES
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EXECUTED.append, (1,)
+
+
+EXECUTED: list[int] = []
+ROW = json.loads(encode_outcomes([Outcome(1, reason="long")], ACCEPT)[5:])[0]
+
+
+def row(**fields: Any) -> bytes:
+    return text([[fields.get(name, value) for name, value in zip(Outcome._fields, ROW, strict=True)]])
+
+
+def text(document: Any) -> bytes:
+    raw = json.dumps(document).encode()
+    return struct.pack(">BI", OUTCOMES, len(raw)) + raw
+
+
+RUBBISH = {
+    "nothing": b"",
+    "noise": b"rubbish",
+    "a pickle": pickle.dumps(Evil()),
+    "a length without an end": struct.pack(">BI", OUTCOMES, 2**32 - 1),
+    "no list": text({"number": 1}),
+    "no rows": text([1, 2]),
+    "too few fields": text([[1, "SUCCESS"]]),
+    "a number that is text": row(number="1"),
+    "a state of its own": row(state="HACKED"),
+    "no answer": row(answer=9),
+    "no runtime": row(runtime=math.nan),
+    "endless": row(runtime=math.inf),
+    "a pause before": row(pause=-1.0),
+    "no message": row(result=[0]),
+    "a body elsewhere": row(result=[99, "", "", "", True, *[None] * 2, {}, *[None] * 10]),
+    "a body before": row(result=[-5, "", "", "", True, *[None] * 2, {}, *[None] * 10]),
+    "headers that are none": row(result=[0, "", "", "", True, *[None] * 13]),
+    "an entity of its own": row(result=[0, "", "", '[{"is": "os.system"}]', True, *[None] * 2, {}, *[None] * 10]),
+    "a chord that is pickled": row(parts=[["g", "t", 1, [0, "application/x-python-serialize", "binary"], []]]),
+    "nested without end": struct.pack(">BI", OUTCOMES, 100_000) + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("message", RUBBISH.values(), ids=RUBBISH)
+def test_what_is_no_outcome_is_a_broken_frame_and_executes_nothing(message: bytes) -> None:
+    with pytest.raises(BrokenFrame):
+        decode_outcomes(message, ACCEPT)
+    assert EXECUTED == []
+
+
+@given(st.data())
+def test_outcomes_with_anything_anywhere_are_outcomes_or_a_broken_frame(data: st.DataObject) -> None:
+    raw = bytearray(encode_outcomes([Outcome(1), Outcome(2, publish=(MESSAGE,), result=MESSAGE)], ACCEPT))
+    for _ in range(data.draw(st.integers(1, 5))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+
+    with contextlib.suppress(BrokenFrame):
+        for outcome in decode_outcomes(bytes(raw), ACCEPT):
+            assert isinstance(outcome.answer, Answer)
+
+
+def test_pieces_that_never_end_are_a_broken_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "LONGEST", 3 * PIECE)
+    joiner = Joiner()
+    piece = memoryview(b"\x01" + b"x" * PIECE)
+    for _ in range(3):
+        joiner.feed(piece)
+
+    with pytest.raises(BrokenFrame):
+        joiner.feed(piece)
 
 
 @pytest.mark.parametrize("size", [PIECE + 1, 2 * PIECE, 2 * PIECE + 1, 1_000_000])

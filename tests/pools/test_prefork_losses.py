@@ -45,6 +45,28 @@ def test_a_task_that_exits_hard_is_a_loss_with_the_exit_code(code: int) -> None:
         assert prefork.value(prefork.submit("add", 1, 1)) == 2
 
 
+@pytest.mark.parametrize("kind", ["noise", "empty", "pieces", "ready", "answers"])
+def test_a_child_that_writes_rubbish_to_its_pipe_is_lost_and_replaced(kind: str) -> None:
+    with Prefork(1) as prefork:
+        before = prefork.value(prefork.submit("pid"))
+        outcome = prefork.outcome(prefork.submit("write_rubbish", kind))
+
+        assert outcome.answer is Answer.REQUEUE
+        assert "wrote to its pipe what is no outcome" in outcome.summary
+        assert prefork.value(prefork.submit("pid")) != before
+        assert prefork.pool.free == 1
+
+
+def test_what_waits_behind_a_task_that_writes_rubbish_runs_elsewhere() -> None:
+    with Prefork(1) as prefork:
+        prefork.look_ahead()
+        lost = prefork.submit("write_rubbish", "noise")
+        behind = [prefork.submit("add", n, n) for n in range(10)]
+
+        assert prefork.outcome(lost).answer is Answer.REQUEUE
+        assert [prefork.value(number) for number in behind] == [n + n for n in range(10)]
+
+
 def test_a_process_that_a_task_leaves_behind_does_not_hide_the_end_of_the_child(tmp_path: Path) -> None:
     with Prefork(1) as prefork:
         outcome = prefork.outcome(prefork.submit("leave_a_process_behind", str(tmp_path)))

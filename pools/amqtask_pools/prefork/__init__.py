@@ -282,6 +282,11 @@ class PreforkPool:
             self._refill.works()
             self._roster.answered(child, outcomes)
             self._watch_head(child)
+        if child.broken is not None:
+            self._loop.remove_reader(child.fd)
+            self._roster.retires(child)
+            child.is_leaving = True
+        if outcomes:
             if self._line:
                 self._give_line()
             self._on_outcomes(outcomes)
@@ -376,7 +381,7 @@ class PreforkPool:
         if child not in self._roster.children:
             return  # stopped, meanwhile
         self._unwatch(child)
-        was_told_to_go = child.is_leaving
+        was_told_to_go = child.is_leaving and child.broken is None
         self._finishing.discard(child)
         self._roster.retires(child)
         self._roster.children.remove(child)

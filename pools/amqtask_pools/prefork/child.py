@@ -29,9 +29,9 @@ from amqtask_pools.prefork.frames import (
     Joiner,
     cut,
     decode_request,
-    encode_outcomes,
 )
 from amqtask_pools.prefork.limits import SoftLimit, set_timer
+from amqtask_pools.prefork.outcomes import encode_outcomes
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -129,6 +129,7 @@ class Child:
         self._joiner = Joiner()
         self._execute = executor.execute
         self._steps = executor.steps
+        self._accept = executor.accept
         self._parent = parent
         self._outcomes: list[Outcome] = []
         self._since = 0.0
@@ -214,7 +215,7 @@ class Child:
         outcomes, self._outcomes = self._outcomes, []
         if not outcomes:
             return
-        message = encode_outcomes(outcomes)
+        message = encode_outcomes(outcomes, self._accept)
         try:
             if len(message) <= PIECE:
                 self._sock.send(message)

@@ -4,6 +4,10 @@ SOCK_SEQPACKET keeps packet borders and gives each packet to exactly one reader,
 reading end asks first: that lets the parent take back what a child has not read yet (see process.py).
 
 The first byte says what a packet is. A pickle begins with PICKLE (the opcode PROTO), so a whole message needs no frame.
+
+Requests are pickles: only the parent writes them. What children write is read by the parent, and a child's socket is open to
+whatever runs there: outcomes are therefore in a format whose reading executes nothing (see outcomes.py), and everything else that
+comes is a BrokenFrame.
 """
 
 from __future__ import annotations
@@ -11,20 +15,17 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.execution.request import Request
 
-if TYPE_CHECKING:
-    from amqtask.execution.outcome import Outcome
-
-PICKLE, PART, LAST, READY, STOP = 0x80, 0x01, 0x02, 0x03, 0x04
+PICKLE, PART, LAST, READY, STOP, OUTCOMES = 0x80, 0x01, 0x02, 0x03, 0x04, 0x05
 IS_READY, GO = bytes([READY]), bytes([STOP])
 # A packet must fit into the socket's send buffer whole.
 PIECE = 60 * 1024
 BUFFER = 1024 * 1024
+# The longest message that is put together from pieces: no broker takes half as much (its `max_message_size`).
+LONGEST = 1 << 30
 # Where the end of the parent closes nothing (datagram sockets), children look for it so often (seconds).
 LOOK_FOR_PARENT = 1
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
@@ -40,11 +41,6 @@ def encode_request(request: Request) -> bytes:
         ) from error
 
 
-def encode_outcomes(outcomes: Iterable[Outcome]) -> bytes:
-    """One message; cut it when it is longer than PIECE."""
-    return pickle.dumps([tuple(outcome) for outcome in outcomes], _PROTOCOL)
-
-
 def decode_request(message: bytes | memoryview) -> Request:
     """What `encode_request` wrote."""
     return Request.from_frame(pickle.loads(message))
@@ -56,12 +52,6 @@ def number_of(message: bytes | memoryview) -> int:
     return number
 
 
-def decode_outcomes(message: bytes | memoryview) -> list[tuple[Any, ...]]:
-    """The fields of each outcome that `encode_outcomes` wrote."""
-    fields: list[tuple[Any, ...]] = pickle.loads(message)
-    return fields
-
-
 def cut(message: bytes) -> list[bytes]:
     """The packets of a long message."""
     pieces = [message[start : start + PIECE] for start in range(0, len(message), PIECE)]
@@ -69,19 +59,30 @@ def cut(message: bytes) -> list[bytes]:
     return [bytes([kind]) + piece for kind, piece in zip(kinds, pieces, strict=True)]
 
 
+class BrokenFrame(Exception):
+    """What came is not what the other end writes."""
+
+
 class Joiner:
     """Puts the pieces of one direction together."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
+        self._size = 0
 
     def feed(self, packet: memoryview) -> bytes | None:
-        """The message, when this packet was its last piece."""
+        """The message, when this packet was its last piece. Raises: BrokenFrame."""
+        if len(packet) == 0 or packet[0] not in (PART, LAST):
+            raise BrokenFrame(f"a packet that begins with {bytes(packet[:20])!r}")
+        self._size += len(packet) - 1
+        if self._size > LONGEST:
+            raise BrokenFrame(f"a message of more than {LONGEST:,} bytes")
         self._pieces.append(bytes(packet[1:]))
         if packet[0] == PART:
             return None
         message = b"".join(self._pieces)
         self._pieces.clear()
+        self._size = 0
         return message
 
 

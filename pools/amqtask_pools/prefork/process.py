@@ -16,15 +16,17 @@ from amqtask_pools.prefork.child import NUDGE, main
 from amqtask_pools.prefork.frames import (
     GO,
     LAST,
+    OUTCOMES,
     PICKLE,
     PIECE,
     READY,
+    BrokenFrame,
     Joiner,
     cut,
-    decode_outcomes,
     number_of,
     socket_pair,
 )
+from amqtask_pools.prefork.outcomes import decode_outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     from amqtask.pool import PoolOptions, Timer
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS)
-_make_outcome = Outcome._make
+# Read of one child before others have their turn; more than there is room for in its socket.
+PACKETS = 1024
 
 
 class ChildProcess:
@@ -63,11 +66,15 @@ class ChildProcess:
         self.answered = 0
         # Runs out when it should be ready.
         self.patience: Timer | None = None
+        # Why nothing more is read of what it writes; it is killed for that.
+        self.broken: str | None = None
         # The request that it is killed for, and why.
         self.condemned: tuple[int, Exception | str] | None = None
         # Not empty only while `is_full` or `is_leaving`.
         self._unsent: deque[bytes] = deque()
         self._joiner = Joiner()
+        self._steps = executor.steps
+        self._accept = executor.accept
         self._buffer = buffer
         self._view = memoryview(buffer)
         self._exit_code: int | None = None
@@ -159,46 +166,64 @@ class ChildProcess:
     # -- outcomes come
 
     def receive(self) -> list[Outcome]:
-        """The outcomes that came; each ends one of `given`."""
+        """The outcomes that came; each ends one of `given`. What is none breaks the child: it is killed, and heard no more."""
         outcomes: list[Outcome] = []
-        given = self.given
-        while True:
-            try:
-                size = self._sock.recv_into(self._buffer)
-            except OSError:  # nothing more for now, or for ever: the sentinel tells
-                break
-            if not size:
-                break
-            message = self._message(size)
-            if message is not None:
-                for fields in decode_outcomes(message):
-                    if given.pop(fields[0], None) is not None:
-                        outcome = _make_outcome(fields)
-                        outcomes.append(outcome)
-                        if outcome.going_on is not None:
-                            self._goes_on(outcome.going_on)
-            if not given:  # so there is nothing more to come
-                break
+        try:
+            self._receive(outcomes)
+        except BrokenFrame as error:
+            self.broken = str(error)
+            self.kill()
         if outcomes:
             self.answered += len(outcomes)
-            if given:
+            if self.given:
                 self.head_since = time.monotonic()
             else:
                 self.is_full = False
         return outcomes
 
-    def _goes_on(self, step: Request) -> None:
-        """Outcomes come in the order of `given`, so what it runs now is the first of them."""
+    def _receive(self, outcomes: list[Outcome]) -> None:
+        given = self.given
+        for _ in range(PACKETS):
+            if self.broken is not None:
+                return
+            try:
+                size = self._sock.recv_into(self._buffer)
+            except OSError:  # nothing more for now, or for ever: the sentinel tells
+                return
+            message = self._message(size)
+            if message is not None:
+                for outcome in decode_outcomes(message, self._accept):
+                    request = given.pop(outcome.number, None)
+                    if request is None:
+                        continue
+                    if outcome.going_on is not None:
+                        outcome = self._goes_on(request, outcome)
+                    outcomes.append(outcome)
+            if not given:  # so there is nothing more to come
+                return
+
+    def _goes_on(self, request: Request, outcome: Outcome) -> Outcome:
+        """With the request of the step, which its child runs already."""
+        until: Any = outcome.going_on
+        try:
+            if self._steps is None:
+                raise ValueError("a step, and there are none")
+            step = self._steps.begun(request, outcome, until)
+        except (ValueError, TypeError) as error:
+            self.given[request.number] = request
+            raise BrokenFrame(str(error)) from error
+        # Outcomes come in the order of `given`, so what it runs now is the first of them.
         behind = list(self.given.items())
         self.given.clear()
         self.given[step.number] = step
         self.given.update(behind)
+        return outcome._replace(going_on=step)
 
     def _message(self, size: int) -> bytes | memoryview | None:
-        kind = self._view[0]
-        if kind == PICKLE:
+        kind = self._view[0] if size else None
+        if kind == OUTCOMES:
             return self._view[:size]
-        if kind == READY:
+        if kind == READY and not self.is_ready:
             self.is_ready = True
             self.head_since = time.monotonic()
             return None
@@ -269,6 +294,8 @@ class ChildProcess:
     @property
     def ending(self) -> str:
         """How it ended, in words."""
+        if self.broken is not None:
+            return f"wrote to its pipe what is no outcome ({self.broken}), and was killed"
         code = self.exit_code
         if code is None:
             return "ended (somebody else took its exit code)"

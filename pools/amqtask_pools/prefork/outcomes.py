@@ -1,0 +1,275 @@
+"""Outcomes as bytes, from a child to its parent: JSON for what is text and numbers, and the bodies of messages behind it.
+
+The parent reads what any code in the child may have written. So reading makes nothing but plain data and our own
+dataclasses, each field of which is looked at, and whatever is wrong with it is a BrokenFrame. The one thing that holds a task's
+own values, the signature of a chord's body, is written by a serializer that the application accepts from its producers,
+too (`accept`).
+
+    OUTCOMES, the length of the text, the text: a list of rows, then the bodies of their messages, one after the other
+
+A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents. That of a task
+which has ended well has three fields, number, runtime and summary, and a fourth if there is a result to be published.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+from amqtask import states
+from amqtask.entities import Declaration, as_document, from_document
+from amqtask.exceptions import EncodeError
+from amqtask.execution.outcome import Answer, Outcome
+from amqtask.message import Message, Properties
+from amqtask.protocol.chord import ChordPart
+from amqtask.protocol.task import saferepr
+from amqtask.serialization import JSON, MSGPACK, PICKLE, YAML, dumps, loads
+from amqtask_pools.prefork.frames import OUTCOMES, BrokenFrame
+
+_HEAD = struct.Struct(">BI")
+# What JSON has no form for is a table with one of these names; no header begins like that.
+_TIME, _BYTES, _DECIMAL, _NONE = "\0time", "\0bytes", "\0decimal", "\0none"
+_STATES = states.ALL_STATES | {states.REJECTED, states.IGNORED}
+_FIELDS = Outcome._fields
+_PUBLISH, _RESULT, _PARTS, _GOING_ON = (_FIELDS.index(name) for name in ("publish", "result", "parts", "going_on"))
+# The kinds of the other fields, by their defaults; an Answer is written as its number.
+_KINDS = tuple(
+    (at, int if name in ("number", "answer") else type(Outcome._field_defaults[name]))
+    for at, name in enumerate(_FIELDS)
+    if at not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON)
+)
+_ANSWER, _STATE, _RUNTIME, _PAUSE = (_FIELDS.index(name) for name in ("answer", "state", "runtime", "pause"))
+# What is not in a short row: all but the number, and the result, runtime and summary, which follow each other.
+_REST = _RUNTIME + 2
+_BARE = Outcome(0)
+_BEFORE, _BEHIND = _BARE[1:_RESULT], _BARE[_REST:]
+assert _FIELDS[_RESULT:_REST] == ("result", "runtime", "summary")
+# Longer than a task runs, or an outcome waits (seconds).
+_FOR_EVER = 1e10
+# A part's body keeps its kinds best in these.
+_SERIALIZERS = ((PICKLE, "pickle"), (MSGPACK, "msgpack"), (YAML, "yaml"), (JSON, "json"))
+
+
+# What a property may be; whether that is right, the publisher says.
+_SCALARS = frozenset({type(None), str, int, float, bool, datetime, Decimal, bytes})
+
+
+class _Formless:
+    """A header's value that is no AMQP: the publisher refuses it, and says what it was."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+# -- writing
+
+
+def encode_outcomes(outcomes: Sequence[Outcome], accept: frozenset[str]) -> bytes:
+    """One message; cut it when it is longer than PIECE. `accept` are the content types that the application reads."""
+    writer = _Writer(accept)
+    rows = [writer.row(outcome) for outcome in outcomes]
+    try:
+        text = _dump(rows).encode()
+    except (TypeError, ValueError, RecursionError):
+        writer = _Writer(accept, headers=_writable)
+        text = _dump([writer.row(outcome) for outcome in outcomes]).encode()
+    return b"".join((_HEAD.pack(OUTCOMES, len(text)), text, *writer.bodies))
+
+
+def _special(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return {_TIME: value.isoformat()}
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {_BYTES: base64.b64encode(bytes(value)).decode()}
+    if isinstance(value, Decimal):
+        return {_DECIMAL: str(value)}
+    return {_NONE: saferepr(value)}
+
+
+_dump = json.JSONEncoder(default=_special, separators=(",", ":")).encode
+
+
+class _Writer:
+    def __init__(self, accept: frozenset[str], headers: Callable[[Any], Any] = lambda table: table) -> None:
+        self.bodies: list[bytes] = []
+        self._accept = accept
+        self._headers = headers
+
+    def row(self, outcome: Outcome) -> Sequence[Any]:
+        if outcome[1:_RESULT] == _BEFORE and outcome[_REST:] == _BEHIND:
+            if outcome.result is None:
+                return outcome.number, outcome.runtime, outcome.summary
+            return outcome.number, outcome.runtime, outcome.summary, self._message(outcome.result)
+        row: list[Any] = [*outcome]
+        row[_PUBLISH] = [self._message(message) for message in outcome.publish]
+        if outcome.result is not None:
+            row[_RESULT] = self._message(outcome.result)
+        row[_PARTS] = [self._part(part) for part in outcome.parts]
+        if outcome.going_on is not None:
+            row[_GOING_ON] = outcome.going_on.until
+        return row
+
+    def _message(self, message: Message) -> list[Any]:
+        _, properties = message.properties.__reduce__()
+        self.bodies.append(message.body)
+        return [
+            len(message.body),
+            str(message.exchange),
+            str(message.routing_key),
+            _declare_text(message.declare) if message.declare else "",
+            bool(message.mandatory),
+            *properties[:2],
+            self._headers(properties[2]),
+            *properties[3:],
+        ]
+
+    def _part(self, part: ChordPart) -> list[Any]:
+        for kind, name in _SERIALIZERS:
+            if kind not in self._accept:
+                continue
+            try:
+                body = dumps(part.body, name)
+            except EncodeError:
+                continue
+            self.bodies.append(body.body)
+            document = [len(body.body), body.content_type, body.content_encoding]
+            return [*part._replace(body=document, message=self._message(part.message))]  # type: ignore[arg-type]
+        raise EncodeError(f"the body of chord {part.group_id} cannot be written by any serializer of accept_content")
+
+
+def _writable(headers: Any) -> Any:
+    """Headers that JSON writes: others are no AMQP either, which their publisher says."""
+    try:
+        _dump(headers)
+    except (TypeError, ValueError, RecursionError) as error:
+        return {"headers": _Formless(f"{saferepr(headers)} ({error})")}
+    return headers
+
+
+@lru_cache(maxsize=256)
+def _declare_text(declare: tuple[Declaration, ...]) -> str:
+    return _dump([as_document(entity) for entity in declare])
+
+
+# -- reading
+
+
+def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list[Outcome]:
+    """What `encode_outcomes` wrote, but that `going_on` is only the step's `until`. Raises: BrokenFrame."""
+    try:
+        _, size = _HEAD.unpack_from(message)
+        text = str(message[_HEAD.size : _HEAD.size + size], "ascii")
+        reader = _Reader(memoryview(message)[_HEAD.size + size :], accept)
+        return [reader.outcome(row) for row in _load(text)]
+    except BrokenFrame:
+        raise
+    except Exception as error:
+        raise BrokenFrame(f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _rich(table: dict[str, Any]) -> Any:
+    if len(table) == 1:
+        ((name, value),) = table.items()
+        match name:
+            case "\0time":
+                return datetime.fromisoformat(value)
+            case "\0bytes":
+                return base64.b64decode(value)
+            case "\0decimal":
+                return Decimal(value)
+            case "\0none":
+                return _Formless(str(value))
+    return table
+
+
+_load_plain = json.JSONDecoder().decode
+_load_rich = json.JSONDecoder(object_hook=_rich).decode
+
+
+def _load(text: str) -> Any:
+    return _load_rich(text) if "\\u0000" in text else _load_plain(text)
+
+
+class _Reader:
+    def __init__(self, bodies: memoryview, accept: frozenset[str]) -> None:
+        self._bodies = bodies
+        self._at = 0
+        self._accept = accept
+
+    def outcome(self, row: list[Any]) -> Outcome:
+        if len(row) <= 4:
+            number, runtime, summary, *results = row
+            if type(number) is int and type(runtime) is float and 0 <= runtime < _FOR_EVER and type(summary) is str:
+                result = self._message(results[0]) if results else None
+                return Outcome(number, result=result, runtime=runtime, summary=summary)
+        if len(row) != len(_FIELDS):
+            raise BrokenFrame(f"an outcome of {len(row)} fields")
+        for at, kind in _KINDS:
+            if type(row[at]) is not kind:
+                _check(_FIELDS[at], row[at], kind)
+        if row[_STATE] not in _STATES or not (0 <= row[_RUNTIME] < _FOR_EVER and 0 <= row[_PAUSE] < _FOR_EVER):
+            raise BrokenFrame(f"an outcome {row[_STATE]!r} of {row[_RUNTIME]!r} s, with a pause of {row[_PAUSE]!r} s")
+        row[_ANSWER] = Answer(row[_ANSWER])
+        row[_PUBLISH] = tuple([self._message(each) for each in row[_PUBLISH]]) if row[_PUBLISH] else ()
+        if row[_RESULT] is not None:
+            row[_RESULT] = self._message(row[_RESULT])
+        row[_PARTS] = tuple([self._part(each) for each in row[_PARTS]]) if row[_PARTS] else ()
+        until = row[_GOING_ON]
+        if until is not None and not (isinstance(until, float) and isfinite(until)):
+            raise BrokenFrame(f"a step until {until!r}")
+        return Outcome._make(row)
+
+    def _message(self, document: list[Any]) -> Message:
+        size, exchange, routing_key, declare, mandatory, content_type, content_encoding, headers, *others = document
+        if not type(exchange) is type(routing_key) is str or type(mandatory) is not bool or type(headers) is not dict:
+            raise BrokenFrame("a message that goes nowhere")
+        if not _SCALARS.issuperset(map(type, others)):
+            others = [value if type(value) in _SCALARS else _Formless(saferepr(value)) for value in others]
+        return Message(
+            self._body(size),
+            Properties(content_type, content_encoding, headers, *others),
+            exchange,
+            routing_key,
+            _declare(declare) if declare else (),
+            mandatory,
+        )
+
+    def _part(self, document: list[Any]) -> ChordPart:
+        part = ChordPart(*document)
+        place: Any = part.body
+        size, content_type, content_encoding = place
+        body = loads(self._body(size), content_type, content_encoding, self._accept)
+        _check("the body of a chord", body, dict)
+        for name in ("group_id", "task_id"):
+            _check(name, getattr(part, name), str)
+        _check("size", part.size, int)
+        return part._replace(body=body, message=self._message(part.message))  # type: ignore[arg-type]
+
+    def _body(self, size: int) -> bytes:
+        at = self._at
+        if type(size) is not int or not 0 <= size <= len(self._bodies) - at:
+            raise BrokenFrame("a body that is not there")
+        self._at = end = at + size
+        return bytes(self._bodies[at:end])
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    if kind is float and type(value) is int:
+        return
+    if not isinstance(value, kind) or (type(value) is bool and kind is not bool):
+        raise BrokenFrame(f"{name} is a {type(value).__name__}")
+
+
+@lru_cache(maxsize=256)
+def _declare(text: str) -> tuple[Declaration, ...]:
+    return tuple(from_document(document) for document in _load(text))
