@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import select
 import signal
 import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from amqtask import AmqTask
+from amqtask.services.http import MOST_CONNECTIONS, HttpServer, text
+from amqtask.testing.loop import PlainLoop
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import free_port
@@ -47,6 +51,23 @@ class Scraped:
         return sum(
             sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+
+def test_sockets_that_say_nothing_do_not_keep_probes_out() -> None:
+    with closing(PlainLoop()) as loop:
+        server = HttpServer(loop, host="127.0.0.1", port=0, pages={"/live": lambda headers: text(200, "live")})
+        server.start()
+        silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2 * MOST_CONNECTIONS)]
+        probe = socket.create_connection(("127.0.0.1", server.port))
+        probe.sendall(b"GET /live HTTP/1.1\r\n\r\n")
+        probe.setblocking(False)
+
+        loop.run_until(lambda: select.select([probe], [], [], 0)[0], 60.0)
+
+        assert probe.recv(1000).endswith(b"live\n")
+        server.stop()
+        for each in (probe, *silent):
+            each.close()
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -2,11 +2,13 @@
 
 On the loop, not in a thread, for three reasons: what it tells is read where it changes, without locks; it is the same
 under eventlet and gevent, where a thread is none; and a worker whose loop stands still gives no answer, which is the answer.
-One request per connection, GET and HEAD only; whoever is slow or sends much is cut off.
+One request per connection, GET and HEAD only; whoever is slow or sends much is cut off, and where all places are taken, the one
+that has taken the longest makes room for who comes.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +24,7 @@ logger = bounded_logger("amqtask.worker")
 TEXT = "text/plain; charset=utf-8"
 MOST_HEAD_BYTES = 16_384
 MOST_CONNECTIONS = 64
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 5.0
 _PHRASES = {
     200: "OK",
     400: "Bad Request",
@@ -129,13 +131,20 @@ class HttpServer:
         assert self._listener is not None
         try:
             accepted, _ = self._listener.accept()
-        except OSError:  # it has gone again
+        except OSError as error:  # it has gone again, or there are no more descriptors
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room()
             return
         accepted.setblocking(False)
         if len(self._open) >= MOST_CONNECTIONS:
-            accepted.close()
-            return
+            self._make_room()
         self._open[accepted.fileno()] = _Connection(self._loop, accepted, self.pages, self._forget)
+
+    def _make_room(self) -> None:
+        """Close the oldest: a probe is done in a moment."""
+        oldest = next(iter(self._open.values()), None)
+        if oldest is not None:
+            oldest.close()
 
     def _forget(self, fd: int) -> None:
         self._open.pop(fd, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from amqtask.worker.worker import Worker
 
 UNKNOWN = "unknown"
+# In an Accept header: a version that is no number such as 1.0.0.
+_no_version = re.compile(r"version=(?!\d{1,4}(\.\d{1,4}){0,3}\s*(;|,|$))").search
 # Upper bounds in seconds: from a cache look-up to an hour's report.
 BUCKETS = (0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
@@ -141,7 +144,9 @@ class Metrics(Observer):
 
     def page(self, headers: Mapping[str, str]) -> Reply:
         """In the text format, or as OpenMetrics if it is asked for."""
-        encode, content_type = self._exposition.choose_encoder(headers.get("accept", ""))
+        asked = headers.get("accept", "")
+        # The library takes any version that is asked for to be a number, and writes it into its answer.
+        encode, content_type = self._exposition.choose_encoder("" if _no_version(asked) else asked)
         return Reply(200, encode(self), content_type)
 
     # -- counting

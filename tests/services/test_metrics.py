@@ -56,6 +56,18 @@ def test_tasks_are_counted_by_name_queue_and_state() -> None:
     assert counted.value("amqtask_tasks_received_total", task="t", queue="q") == 3
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+@pytest.mark.parametrize("version", ["", "x", "1.", "1.0.x", "-1", "1\n2", "9" * 5000, "1.0.0\nX: y", "１"])
+def test_a_malformed_accept_header_gets_the_plain_page(kind: str, version: str) -> None:
+    counted = Counted()
+
+    reply = counted.metrics.page({"accept": f"{kind}; version={version}; q=0.5, */*"})
+
+    assert reply.status == 200
+    assert "\n" not in reply.content_type
+    assert "amqtask_build_info" in reply.body.decode()
+
+
 def test_run_times_make_a_histogram() -> None:
     counted = Counted(slots=3)
     counted.bench.deliver("a", "b", "c")
