@@ -28,6 +28,11 @@ def printable(text: str, most: int = LONGEST) -> str:
     return f"{shown}… ({len(text)} characters)" if len(text) > most else shown
 
 
+def printable_lines(text: str) -> str:
+    """The same for text of several lines, which keeps their ends and has no bound."""
+    return "\n".join(printable(line, 10 * len(line)) for line in text.expandtabs().split("\n"))
+
+
 def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
@@ -103,4 +108,4 @@ def bounded_logger(name: str) -> logging.Logger:
     return logger
 
 
-__all__ = ["LONGEST", "Lines", "bounded_logger", "printable"]
+__all__ = ["LONGEST", "Lines", "bounded_logger", "printable", "printable_lines"]

@@ -264,6 +264,44 @@ def test_all_dead_letter_queues_at_once(rabbit: Broker, app: AmqTask, queue: str
     assert rabbit.count(f"{other}.dead") == 0
 
 
+STRANGE: list[dict[str, Any]] = [
+    {"task": ["a", "list"], "id": {"a": "table"}, "x-death": "no deaths", "x-amqtask-queue": 5},
+    {"x-death": [1, {"queue": ["q"]}], "x-amqtask-reason": b"\xff", "expires": [1]},
+    {"task": "\x1b[2Jadd\nforged", "x-amqtask-reason": "\x1b]0;title\x07"},
+    {"large": "x" * 130_000},
+    {"x-amqtask-queue": "no-such-queue"},
+]
+
+
+def test_strange_messages_do_not_keep_the_others_from_being_seen_and_retried(
+    rabbit: Broker, app: AmqTask, queue: str, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli("topology", "declare")
+    good = []
+    for strange in STRANGE:
+        bury(rabbit, queue, **strange)
+        good.append(bury(rabbit, queue))
+
+    listed = cli("dead", "list")["messages"]
+    assert len(listed) == 2 * len(STRANGE)
+    assert {entry["id"] for entry in listed} >= set(good)
+    settled(rabbit, f"{queue}.dead", 2 * len(STRANGE))
+    assert sum(row["count"] for row in cli("dead", "list", "--by-reason")["reasons"]) == 2 * len(STRANGE)
+    settled(rabbit, f"{queue}.dead", 2 * len(STRANGE))
+    assert run(["dead", "list"], app) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert len(said.splitlines()) == 2 * len(STRANGE) + 1
+    settled(rabbit, f"{queue}.dead", 2 * len(STRANGE))
+
+    answer = cli("dead", "retry", "--all", code=1)
+
+    assert answer["failed"] == 1
+    assert "no-such-queue" in answer["error"]
+    assert rabbit.count(queue) == 2 * len(STRANGE) - 1
+    settled(rabbit, f"{queue}.dead", 1)
+
+
 def test_no_dead_letter_queue_is_an_error_that_names_it(
     app: AmqTask, queue: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

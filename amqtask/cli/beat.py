@@ -19,7 +19,7 @@ from amqtask.cli.log_options import LEVELS, set_up
 from amqtask.cli.logs import check_logfile
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
-from amqtask.cli.output import json_option, print_json, print_table
+from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -107,7 +107,7 @@ def command(settings: Globals, /, **given: Any) -> int:
     )
     process = build_beat(app, options)
     if not settings.quiet:
-        click.echo(_banner(app, options))
+        echo_text(_banner(app, options))
     relaying = importlib.import_module("amqtask.assembly").build_relaying(app) if given["relay"] else None
     with prints:
         if relaying is None:
@@ -200,7 +200,7 @@ def _show_what_would_be_sent(app: AmqTask, options: BeatOptions, span: timedelta
                 one_line=True,
             )  # fmt: skip
         else:
-            click.echo(f"{_local(due.due_at, zone)}  {entry.name}  {_call(entry)}")
+            echo(f"{_local(due.due_at, zone)}  {entry.name}  {_call(entry)}")
 
 
 def _call(entry: Entry) -> str:

@@ -11,7 +11,7 @@ import click
 from amqtask.cli import complete
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.main import Globals, ParamType
-from amqtask.cli.output import json_option, print_json
+from amqtask.cli.output import echo, json_option, print_json
 
 
 class Json(ParamType):
@@ -83,5 +83,5 @@ def command(
     if as_json:
         print_json({"id": result.id, "task": name})
     else:
-        click.echo(result.id)
+        echo(result.id)
     app.close()

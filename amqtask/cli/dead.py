@@ -13,10 +13,10 @@ from amqtask.cli import complete
 from amqtask.cli.broker import open_admin
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
-from amqtask.cli.output import count, json_option, print_json
+from amqtask.cli.output import count, echo, echo_text, json_option, print_json
 from amqtask.exceptions import QueueNotFound
 from amqtask.message import Delivery, Message
-from amqtask.protocol.task import PUBLISHED_AT
+from amqtask.protocol.task import PUBLISHED_AT, saferepr
 from amqtask.topology.plan import dead_letter_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.worker.copies import copied_properties
@@ -34,9 +34,20 @@ def reason(headers: Mapping[str, Any]) -> str:
     """Why a message died: our own words, else the broker's x-death entry."""
     if REASON in headers:
         return str(headers[REASON])
-    for death in headers.get("x-death") or ():
+    for death in _deaths(headers):
         return f"{death.get('reason')} in {death.get('queue')} ({death.get('count')}×)"
     return "unknown"
+
+
+def _deaths(headers: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The broker's entries. Whoever published the message may have written anything there."""
+    found = headers.get("x-death")
+    return [death for death in found if isinstance(death, Mapping)] if isinstance(found, list) else []
+
+
+def _text(value: Any) -> str | None:
+    """A header that should be text."""
+    return value if value is None or isinstance(value, str) else saferepr(value)
 
 
 def work_queue_of(delivery: Delivery, suffix: str) -> str:
@@ -44,8 +55,8 @@ def work_queue_of(delivery: Delivery, suffix: str) -> str:
     headers = delivery.properties.headers or {}
     told = headers.get(f"{OURS}queue")
     if told is None:
-        told = next((death.get("queue") for death in headers.get("x-death") or ()), None)
-    return str(told or delivery.queue.removesuffix(suffix))
+        told = next((death.get("queue") for death in _deaths(headers)), None)
+    return told if told and isinstance(told, str) else delivery.queue.removesuffix(suffix)
 
 
 def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False) -> Message:
@@ -67,7 +78,7 @@ def has_expired(headers: Mapping[str, Any], now: float) -> bool:
         return False
     try:
         return timestamp(expires) <= now
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
         return False  # a worker says so, with the message
 
 
@@ -75,8 +86,8 @@ def as_entry(delivery: Delivery) -> dict[str, Any]:
     """What `dead list --json` says about a message."""
     headers = delivery.properties.headers or {}
     return {
-        "id": headers.get("id"),
-        "task": headers.get("task"),
+        "id": _text(headers.get("id")),
+        "task": _text(headers.get("task")),
         "queue": delivery.queue,
         "reason": reason(headers),
         "exception": headers.get(f"{OURS}exception"),
@@ -89,7 +100,7 @@ def as_entry(delivery: Delivery) -> dict[str, Any]:
 def _matching(deliveries: Iterable[Delivery], task: str | None, ids: Sequence[str]) -> Iterator[Delivery]:
     for delivery in deliveries:
         headers = delivery.properties.headers or {}
-        if (task is None or headers.get("task") == task) and (not ids or headers.get("id") in ids):
+        if (task is None or _text(headers.get("task")) == task) and (not ids or _text(headers.get("id")) in ids):
             yield delivery
 
 
@@ -148,24 +159,28 @@ def list_(
     """One line a message: id, task, attempts, reason. They stay, but count as delivered once more."""
     app = settings.load()
     totals: dict[str, int] = {}
-    found: list[Delivery] = []
+    found: list[dict[str, Any]] = []
+    reasons: Counter[tuple[str, str | None, str]] = Counter()
     with open_admin(app) as admin:
         for name in _names(app, admin, queue, all_queues):
             totals[name] = admin.count(name)
-            found += _matching(admin.browse(name, ALL if by_reason else limit), task, ())
+            matching = _matching(admin.browse(name, ALL if by_reason else limit), task, ())
+            if by_reason:
+                reasons.update((delivery.queue, *_why(delivery)) for delivery in matching)
+            else:
+                found += map(as_entry, matching)
     if by_reason:
-        _print_reasons(found, totals, as_json)
+        _print_reasons(reasons, totals, as_json)
     elif as_json:
-        print_json({"queues": totals, "messages": [as_entry(delivery) for delivery in found]})
+        print_json({"queues": totals, "messages": found})
     else:
-        for entry in map(as_entry, found):
+        for entry in found:
             attempts = "-" if entry["attempts"] is None else entry["attempts"]
-            click.echo(f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}")
+            echo(f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}")
         _print_totals(totals)
 
 
-def _print_reasons(found: list[Delivery], totals: dict[str, int], as_json: bool) -> None:
-    counts = Counter((delivery.queue, *_why(delivery)) for delivery in found)
+def _print_reasons(counts: Counter[tuple[str, str | None, str]], totals: dict[str, int], as_json: bool) -> None:
     rows = [
         {"queue": name, "task": task, "reason": why, "count": number}
         for (name, task, why), number in counts.most_common()
@@ -174,20 +189,20 @@ def _print_reasons(found: list[Delivery], totals: dict[str, int], as_json: bool)
         print_json({"queues": totals, "reasons": rows})
         return
     for row in rows:
-        click.echo(f"{row['count']:>7}  {row['queue']}  {row['task'] or '?'}  {row['reason']}")
+        echo(f"{row['count']:>7}  {row['queue']}  {row['task'] or '?'}  {row['reason']}")
     _print_totals(totals)
 
 
 def _why(delivery: Delivery) -> tuple[str | None, str]:
     headers = delivery.properties.headers or {}
-    return headers.get("task"), reason(headers)
+    return _text(headers.get("task")), reason(headers)
 
 
 def _print_totals(totals: dict[str, int]) -> None:
     for name, number in totals.items():
-        click.echo(f"{number} in {name}")
+        echo(f"{number} in {name}")
     if not totals:
-        click.echo("no dead-letter queue exists yet")
+        echo("no dead-letter queue exists yet")
 
 
 @command.command("show")
@@ -208,7 +223,7 @@ def show(settings: Globals, task_id: str, queue: str | None, all_queues: bool, a
         return
     for delivery in found:
         print_json(delivery.properties.headers)
-        click.echo(delivery.body.decode(errors="replace"))
+        echo_text(delivery.body.decode(errors="replace"))
 
 
 def _whole(delivery: Delivery) -> dict[str, Any]:
@@ -254,21 +269,23 @@ def retry(
     expired: list[str] = []
     convert = _retrying(app, task, task_ids, to, None if drop_expiry else expired)
     moved: dict[str, int] = {}
+    failed = 0
     failure: Exception | None = None
     with open_admin(app) as admin:
         for name in _names(app, admin, queue, all_queues):
             done = admin.move(name, app.publisher, convert)
-            moved[name], failure = done.moved, failure or done.failure
+            moved[name], failed, failure = done.moved, failed + done.failed, failure or done.failure
     app.close()
     if as_json:
-        print_json({"retried": moved, "expired": expired, "error": str(failure) if failure else None})
+        print_json({"retried": moved, "expired": expired, "failed": failed, "error": str(failure) if failure else None})
     else:
         for name, number in moved.items():
-            click.echo(f"{number} back to work from {name}")
+            echo(f"{number} back to work from {name}")
         for task_id in expired:
-            click.echo(f"{task_id} has expired and stays; --drop-expiry runs it all the same", err=True)
+            echo(f"{task_id} has expired and stays; --drop-expiry runs it all the same", err=True)
         if failure is not None:
-            click.echo(f"amqtask: {failure} What failed is still in its dead-letter queue.", err=True)
+            what = f"{count(failed, 'message')} could not be published and stay where they were, the first because:"
+            echo(f"amqtask: {what} {failure}", err=True)
     return 1 if failure is not None or (not sum(moved.values()) and task_ids) else 0
 
 
@@ -311,4 +328,4 @@ def purge(settings: Globals, queue: str | None, all_queues: bool, force: bool, a
         print_json({"purged": purged})
         return
     for name, number in purged.items():
-        click.echo(f"Purged {count(number, 'message')} from {name}.")
+        echo(f"Purged {count(number, 'message')} from {name}.")

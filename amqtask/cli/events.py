@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli import daemon
-from amqtask.cli.events_screen import Screen, printable
+from amqtask.cli.events_screen import Screen
 from amqtask.cli.main import Globals
-from amqtask.cli.output import json_option, print_json
+from amqtask.cli.output import echo, json_option, print_json
 from amqtask.exceptions import AmqTaskError
+from amqtask.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -88,7 +89,7 @@ def _dump(app: AmqTask, *, as_json: bool) -> None:
         if as_json:
             print_json(event, one_line=True)
         else:
-            click.echo(_as_line(event))
+            echo(_as_line(event))
 
     app.events.Receiver(handlers={"*": tell}).capture()
 

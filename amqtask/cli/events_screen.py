@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from amqtask import states
+from amqtask.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.events.state import State, Task, Worker
@@ -18,11 +19,6 @@ COUNTED = (states.PENDING, states.RECEIVED, states.STARTED, states.RETRY, states
 # Seconds over which the rate of events is taken.
 RATE_OVER = 5.0
 QUIET = "(no task events yet; workers without -E send none: amqtask control enable_events)"
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would take for commands: events come from anybody."""
-    return "".join(character if character.isprintable() else "·" for character in text)
 
 
 class Screen:

@@ -11,6 +11,7 @@ import click
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.inventory import queues_option
 from amqtask.cli.main import Globals
+from amqtask.cli.output import echo
 from amqtask.cli.params import CommaList
 from amqtask.cli.remote import Unavailable
 from amqtask.cli.topology import planned
@@ -86,10 +87,11 @@ def consuming(replies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[st
 
 
 def _print(lines: Iterable[str]) -> None:
-    click.echo("digraph amqtask {\n  rankdir=LR;")
+    echo("digraph amqtask {")
+    echo("  rankdir=LR;")
     for line in lines:
-        click.echo(f"  {line}")
-    click.echo("}")
+        echo(f"  {line}")
+    echo("}")
 
 
 def _exchange(name: str, kind: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from amqtask.cli import complete
+from amqtask.cli.output import echo
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import ConfigurationError
 from amqtask.topology.plan import all_bindings
@@ -47,7 +48,7 @@ def _route(app: AmqTask, name: str) -> Route | None:
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - the user's route function, which may need the arguments of a call
-        click.echo(f"task_routes: no route for {name} without arguments: {type(error).__name__}: {error}", err=True)
+        echo(f"task_routes: no route for {name} without arguments: {type(error).__name__}: {error}", err=True)
         return None
 
 

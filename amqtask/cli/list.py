@@ -10,7 +10,7 @@ import click
 from amqtask.cli.broker import api_option, open_api
 from amqtask.cli.inventory import known_queues, task_routes
 from amqtask.cli.main import Globals
-from amqtask.cli.output import json_option, print_json, print_table
+from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.topology.plan import all_bindings
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def bindings(settings: Globals, api: str | None, as_json: bool) -> None:
     cells = [[row["destination"], _exchange(row["source"]), row["routing_key"]] for row in rows]
     print_table([name.replace("_", " ").upper() for name in columns], cells)
     if not api:
-        click.echo("These are planned; --api asks the broker's management plugin what is there.", err=True)
+        echo("These are planned; --api asks the broker's management plugin what is there.", err=True)
 
 
 def _planned(app: AmqTask) -> Iterator[dict[str, Any]]:

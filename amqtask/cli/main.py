@@ -14,7 +14,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from amqtask import __version__
+from amqtask.cli.output import echo, echo_text
 from amqtask.exceptions import AmqTaskError
+from amqtask.printable import printable_lines
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -175,12 +177,13 @@ def run(argv: Sequence[str], app: AmqTask | None = None) -> int:
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.Abort:
-        click.echo("Aborted.", err=True)
+        echo("Aborted.", err=True)
         return 1
     except click.ClickException as error:
+        error.message = printable_lines(error.message)  # type: ignore[misc]  # "final", and all that is shown
         error.show()
         return int(error.exit_code)
     except AmqTaskError as error:
-        click.echo(f"amqtask: {error}", err=True)
+        echo_text(f"amqtask: {error}", err=True)
         return 1
     return outcome if isinstance(outcome, int) else 0

@@ -17,7 +17,7 @@ from amqtask.cli.broker import api_option, refuse_memory
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
 from amqtask.cli.moving import as_sent, declare_queue, delayed_ways, is_wanted
-from amqtask.cli.output import count, json_option, print_json
+from amqtask.cli.output import count, echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.message import Delivery, Message
@@ -100,7 +100,7 @@ def command(
         what = ", ".join(map(str, ways)) + (" and what is delayed" if delayed else "")
         click.confirm(f"{'Copy' if copy else 'Move'} messages {where}: {what}?", abort=True, err=as_json)
     show = _show if sys.stderr.isatty() and not settings.quiet else None
-    publisher = PikaPublisher(targets, on_warning=lambda text: click.echo(text, err=True))
+    publisher = PikaPublisher(targets, on_warning=lambda text: echo(text, err=True))
     try:
         with QueueAdmin(sources) as admin, _stopping() as is_stopped:
             there = _existing(admin, ways, must_exist=bool(queues))
@@ -186,7 +186,7 @@ class _Migration:
         return sum(done.moved for done in self.done.values())
 
     def may_go_on(self, limit: int | None) -> bool:
-        """Nobody stopped it, nothing failed, and the limit is not reached."""
+        """Nobody stopped it, the brokers are there, and the limit is not reached."""
         return not self._is_stopped() and self.failure is None and (limit is None or self.moved < limit)
 
     def all(self, ways: Sequence[Way], limit: int | None) -> None:
@@ -204,7 +204,8 @@ class _Migration:
 
         def on_progress(now: Moved) -> None:
             self.done[way] = _sum(before, now)
-            self.failure = now.failure
+            if now.is_over:
+                self.failure = now.failure
             if self._show is not None:
                 self._show(way, self.done[way])
 
@@ -220,7 +221,13 @@ class _Migration:
 
 
 def _sum(one: Moved, other: Moved) -> Moved:
-    return Moved(one.moved + other.moved, one.repeated + other.repeated, one.kept + other.kept)
+    return Moved(
+        one.moved + other.moved,
+        one.repeated + other.repeated,
+        one.kept + other.kept,
+        other.failed,  # they stayed, and are counted again
+        one.failure or other.failure,
+    )
 
 
 def _ways(app: AmqTask, names: tuple[str, ...], tasks: Sequence[str]) -> list[Way]:
@@ -274,11 +281,14 @@ def _stopping() -> Iterator[Callable[[], bool]]:
 
 
 def _show(way: Way, done: Moved) -> None:
-    click.echo(f"\r{way.source} -> {way.destination}: {done.moved}", nl=False, err=True)
+    click.echo("\r", nl=False, err=True)
+    echo(f"{way.source} -> {way.destination}: {done.moved}", nl=False, err=True)
 
 
 def _tell(run: _Migration, copy: bool, stopped: bool, as_json: bool) -> int:
-    done, failure = run.done, run.failure
+    done = run.done
+    failed = sum(found.failed for found in done.values())
+    failure = run.failure or next((found.failure for found in done.values() if found.failed), None)
     if as_json:
         print_json(
             {
@@ -289,6 +299,7 @@ def _tell(run: _Migration, copy: bool, stopped: bool, as_json: bool) -> int:
                         "moved": found.moved,
                         "repeated": found.repeated,
                         "kept": found.kept,
+                        "failed": found.failed,
                     }
                     for way, found in done.items()
                 ],
@@ -299,7 +310,8 @@ def _tell(run: _Migration, copy: bool, stopped: bool, as_json: bool) -> int:
     else:
         _print(done, copy, stopped)
         if failure is not None:
-            click.echo(f"amqtask: {failure} What failed is still in its queue.", err=True)
+            what = f"{count(failed, 'message')} could not be published and stay where they were: " if failed else ""
+            echo(f"amqtask: {what}{failure}", err=True)
     return 1 if failure is not None else 0
 
 
@@ -309,12 +321,12 @@ def _print(done: dict[Way, Moved], copy: bool, stopped: bool) -> None:
     for way, found in done.items():
         kept = f", {found.kept} of other tasks stay" if found.kept else ""
         moved = count(found.moved, "message")
-        click.echo(f"{way.source} -> {way.destination}: {moved} {'copied' if copy else 'moved'}{kept}")
+        echo(f"{way.source} -> {way.destination}: {moved} {'copied' if copy else 'moved'}{kept}")
         if found.repeated:
-            click.echo(
+            echo(
                 f"  {found.repeated} of them had been delivered before. If an earlier migration was killed, up to {BATCH} may "
                 "be there twice.",
                 err=True,
             )
     if stopped:
-        click.echo("Stopped; run it again for the rest.", err=True)
+        echo("Stopped; run it again for the rest.", err=True)

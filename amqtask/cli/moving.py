@@ -102,7 +102,8 @@ class _Delayed:
 
     def __call__(self, delivery: Delivery) -> Message | None:
         headers = delivery.properties.headers or {}
-        exchange, key = str(headers.get(TO_HEADER) or ""), delivery.routing_key
+        told, key = headers.get(TO_HEADER), delivery.routing_key
+        exchange = told if isinstance(told, str) else ""
         if self._renames is not None:
             if exchange or key not in self._renames:
                 return None
@@ -119,8 +120,14 @@ class _Delayed:
         eta = headers.get("eta")
         try:
             return timestamp(eta) - time.time() if eta else longest_wait(headers, self._level)
-        except (TypeError, ValueError, AttributeError):  # no time that we can read
+        except (TypeError, ValueError, AttributeError, ArithmeticError):  # no time that we can read
+            return self._rest(headers)
+
+    def _rest(self, headers: Mapping[str, Any]) -> float:
+        try:
             return longest_wait(headers, self._level)
+        except (ValueError, ArithmeticError):  # no wait of ours either
+            return 0.0
 
     def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
         """What the target needs; of a named exchange the application's queues that hang on it."""

@@ -17,7 +17,7 @@ import click
 from amqtask.cli.main import Globals, cli
 from amqtask.cli.nodename import expand
 from amqtask.cli.nodes import Known, Node, Words, nodes, options_of, read
-from amqtask.cli.output import count, print_json
+from amqtask.cli.output import count, echo, echo_text, print_json
 from amqtask.cli.worker import command as worker_command
 
 EXAMPLES = """\
@@ -47,11 +47,11 @@ class Say:
 
     def note(self, text: str, *, nl: bool = True) -> None:
         if not self.quiet:
-            click.echo(text, nl=nl)
+            echo(text, nl=nl)
 
     def more(self, text: str) -> None:
         if self.verbose and not self.quiet:
-            click.echo(text)
+            echo(text)
 
 
 @click.command(
@@ -75,7 +75,7 @@ def command(ctx: click.Context, action: str, words: tuple[str, ...]) -> int:
     --json with show and names.
     """
     if action == "help":
-        click.echo(ctx.get_help())
+        echo_text(ctx.get_help())
         return 0
     chosen = _ACTIONS.get(action)
     if chosen is None:
@@ -268,7 +268,7 @@ def _show(found: list[Node], say: Say, signum: signal.Signals, given: str | None
         print_json([_as_data(node) for node in found])
         return 0
     for node in found:
-        click.echo(shlex.join(node.argv))
+        echo(shlex.join(node.argv))
     return 0
 
 
@@ -277,20 +277,20 @@ def _names(found: list[Node], say: Say, signum: signal.Signals, given: str | Non
         print_json([node.name for node in found])
         return 0
     for node in found:
-        click.echo(node.name)
+        echo(node.name)
     return 0
 
 
 def _expand(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
     for node in found:
-        click.echo(expand(given or "", node.name))
+        echo(expand(given or "", node.name))
     return 0
 
 
 def _get(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
     for node in found:
         if given in (node.name, node.name.partition("@")[0]):
-            click.echo(shlex.join(node.argv))
+            echo(shlex.join(node.argv))
             return 0
     raise click.ClickException(f"no node {given!r} among {', '.join(node.name for node in found)}")
 

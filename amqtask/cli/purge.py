@@ -7,7 +7,7 @@ import click
 from amqtask.cli import complete
 from amqtask.cli.broker import open_admin, refuse_memory
 from amqtask.cli.main import Globals
-from amqtask.cli.output import count, json_option, print_json
+from amqtask.cli.output import count, echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import QueueNotFound
 
@@ -39,8 +39,8 @@ def command(
             try:
                 purged[name] = admin.purge(name)
             except QueueNotFound as error:
-                click.echo(str(error), err=True)
+                echo(str(error), err=True)
     if as_json:
         print_json({"purged": purged})
         return
-    click.echo(f"Purged {count(sum(purged.values()), 'message')} from {count(len(purged), 'queue')}.")
+    echo(f"Purged {count(sum(purged.values()), 'message')} from {count(len(purged), 'queue')}.")

@@ -14,7 +14,7 @@ import click
 from amqtask.cli.broker import api_option, open_admin, open_api
 from amqtask.cli.inventory import chosen_queues, queues_option
 from amqtask.cli.main import Globals
-from amqtask.cli.output import json_option, print_json, print_table
+from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.plan import dead_letter_queue
@@ -104,7 +104,7 @@ def command(
         if not watch:
             _print(rows, as_json)
     if oldest and any(row.ready for row in rows) and not any(row.oldest_seconds is not None for row in rows):
-        click.echo(
+        echo(
             "The messages do not say when they were published, so their age is not known: see the setting task_send_timestamp.",
             err=True,
         )
@@ -207,9 +207,9 @@ def _print(rows: Sequence[Row], as_json: bool, *, one_line: bool = False) -> Non
     print_table([title for title, _ in known], [[entry[field] for _, field in known] for entry in data])
     for row in rows:
         if row.ready is None:
-            click.echo(f"there is no queue {row.queue!r} on this broker.", err=True)
+            echo(f"there is no queue {row.queue!r} on this broker.", err=True)
     if one_line:
-        click.echo()
+        echo()
 
 
 def _is_known(data: Sequence[Mapping[str, Any]], field: str) -> bool:

@@ -15,7 +15,7 @@ from amqtask.cli import daemon
 from amqtask.cli.log_options import LEVELS, set_up
 from amqtask.cli.logs import check_logfile
 from amqtask.cli.main import Globals
-from amqtask.cli.output import count, json_option, print_json
+from amqtask.cli.output import count, echo, json_option, print_json
 from amqtask.outbox.contract import Failing, Waiting
 from amqtask.outbox.relay import BATCH, Relay
 
@@ -102,7 +102,7 @@ def _status(relay: Relay, *, as_json: bool) -> int:
         print_json({"waiting": waiting.rows, "oldest": oldest, "failing": waiting.failing, "rows": rows})
     else:
         for line in _lines(relay.store.name, waiting, failing):
-            click.echo(line)
+            echo(line)
     return 1 if waiting.failing else 0
 
 
@@ -119,4 +119,4 @@ def _say(document: dict[str, Any], line: str, *, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        click.echo(line)
+        echo(line)

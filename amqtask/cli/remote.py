@@ -13,9 +13,11 @@ from typing import Any
 import click
 
 from amqtask.cli.main import Globals
+from amqtask.cli.output import echo, echo_text
 from amqtask.cli.params import CommaList
 from amqtask.commands import CommandInfo, Kind, commands_of, find_command
 from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
+from amqtask.printable import printable, printable_lines
 from amqtask.questions import MATCHERS
 
 # As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
@@ -81,13 +83,13 @@ def print_list(settings: Globals, kind: Kind) -> None:
     try:
         settings.load().import_modules()
     except AppNotFound as error:
-        click.echo(f"(only the built-in ones: {error})", err=True)
+        echo(f"(only the built-in ones: {error})", err=True)
     formatter = click.HelpFormatter()
     with formatter.section(f"{kind.capitalize()} Commands"):
         formatter.write_dl(
             [(f"{name} {info.signature}".rstrip(), info.help) for name, info in commands_of(kind).items()]
         )
-    click.echo(formatter.getvalue(), nl=False)
+    echo_text(formatter.getvalue(), nl=False)
 
 
 def read_words(info: CommandInfo, words: Sequence[str]) -> dict[str, Any]:
@@ -138,19 +140,20 @@ def ask(
     if remote.as_json:
         # As Celery prints it: an object of a question's answers, a list of an order's.
         shown = replies if info.kind == "inspect" else [{node: answer} for node, answer in replies.items()]
-        click.echo(json.dumps(shown, default=repr))
+        echo(json.dumps(shown, default=repr))
     return len(replies)
 
 
 def print_count(count: int) -> None:
     """How many nodes answered."""
-    click.echo(f"\n{count} node{'' if count == 1 else 's'} online.")
+    echo()
+    echo(f"{count} node{'' if count == 1 else 's'} online.")
 
 
 def _told(node: str, answer: Any, *, with_replies: bool) -> str:
     is_error = isinstance(answer, Mapping) and "error" in answer and "ok" not in answer
     status = click.style("ERROR", fg="red", bold=True) if is_error else click.style("OK", fg="green", bold=True)
-    line = f"->  {click.style(f'{node}: ', fg='cyan', bold=True)}{status}"
+    line = f"->  {click.style(f'{printable(node)}: ', fg='cyan', bold=True)}{status}"
     return f"{line}\n{_indented(_readable(answer))}" if with_replies else line
 
 
@@ -161,8 +164,8 @@ def _readable(answer: Any) -> str:
                 return _indented(_readable(answer[word]))
         return json.dumps(answer, sort_keys=True, indent=4, default=repr)
     if isinstance(answer, list):
-        return "\n".join(f"* {item}" for item in answer) or "- empty -"
-    return answer if isinstance(answer, str) else pformat(answer)
+        return "\n".join(f"* {printable(str(item))}" for item in answer) or "- empty -"
+    return printable_lines(answer if isinstance(answer, str) else pformat(answer))
 
 
 def _indented(text: str) -> str:

@@ -11,7 +11,7 @@ import click
 from amqtask import __version__
 from amqtask.cli.broker import open_admin
 from amqtask.cli.main import Globals
-from amqtask.cli.output import json_option, print_json
+from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.worker import hide_password
 
 PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redis", "celery")
@@ -51,11 +51,11 @@ def _version(package: str) -> str | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    click.echo(f"amqtask {report['amqtask']}, Python {report['python']} on {report['platform']}")
+    echo(f"amqtask {report['amqtask']}, Python {report['python']} on {report['platform']}")
     for name, version in report["packages"].items():
-        click.echo(f"  {name:<10} {version or '-'}")
+        echo(f"  {name:<10} {version or '-'}")
     server = f" ({report['server']})" if report["server"] else ""
-    click.echo(f"broker {report['broker']}{server}")
-    click.echo(f"results {report['results'] or 'disabled'}")
+    echo(f"broker {report['broker']}{server}")
+    echo(f"results {report['results'] or 'disabled'}")
     for name, value in report["settings"].items():
-        click.echo(f"  {name} = {value!r}")
+        echo(f"  {name} = {value!r}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.output import json_option, print_json
+from amqtask.cli.output import echo_text, json_option, print_json
 from amqtask.exceptions import BackendNotConfigured
 
 
@@ -43,7 +43,7 @@ def command(
         return 0 if is_ready else 1
     if not is_ready:
         raise click.ClickException(f"task {task_id} is {result.state}")
-    click.echo(result.traceback or "" if traceback else repr(result.result))
+    echo_text(result.traceback or "" if traceback else repr(result.result))
     return 0
 
 

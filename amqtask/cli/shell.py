@@ -11,6 +11,7 @@ import click
 
 import amqtask
 from amqtask.cli.main import Globals
+from amqtask.cli.output import echo_text
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -81,7 +82,7 @@ def _library(name: str) -> Any:
 
 def _ipython(names: dict[str, Any], greeting: str) -> None:
     library = _library("IPython")
-    click.echo(greeting)
+    echo_text(greeting)
     library.start_ipython(argv=[], user_ns=names)
 
 

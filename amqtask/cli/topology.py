@@ -10,7 +10,7 @@ import click
 from amqtask.cli.broker import api_option, open_admin, open_api, refuse_memory
 from amqtask.cli.inventory import chosen_queues, queues_option
 from amqtask.cli.main import Globals
-from amqtask.cli.output import count, json_option, print_json
+from amqtask.cli.output import count, echo, json_option, print_json
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
 from amqtask.topology.delays import LEVELS, MAX_SECONDS, UNIT_MS
@@ -103,25 +103,26 @@ def _delays(app: AmqTask) -> dict[str, Any]:
 
 def _print_plan(app: AmqTask, entities: Sequence[Declaration], dead: set[str]) -> None:
     exchanges, queues, bindings = by_kind(entities)
-    click.echo("exchanges")
+    echo("exchanges")
     for exchange in exchanges:
-        click.echo(f"  {exchange.name}  {exchange.type}{_flags(exchange)}")
+        echo(f"  {exchange.name}  {exchange.type}{_flags(exchange)}")
     if not exchanges:
-        click.echo("  (only the default exchange)")
-    click.echo("queues")
+        echo("  (only the default exchange)")
+    echo("queues")
     for queue in queues:
         role = "  dead letters" if queue.name in dead else ""
-        click.echo(f"  {queue.name}{role}{_flags(queue)}")
+        echo(f"  {queue.name}{role}{_flags(queue)}")
         for name, value in queue.arguments:
-            click.echo(f"      {name} = {value!r}")
-    click.echo("bindings")
+            echo(f"      {name} = {value!r}")
+    echo("bindings")
     for binding in bindings:
         more = f"  {dict(binding.arguments)}" if binding.arguments else ""
-        click.echo(f"  {binding.source.name} -> {binding.destination}  key={binding.routing_key!r}{more}")
-    click.echo("  (and each queue by its own name, through the default exchange)")
+        echo(f"  {binding.source.name} -> {binding.destination}  key={binding.routing_key!r}{more}")
+    echo("  (and each queue by its own name, through the default exchange)")
     delays = _delays(app)
-    click.echo(
-        f"delays\n  {delays['prefix']}.<level>.<digit>  {delays['queue_type']}, {LEVELS} levels, steps of {UNIT_MS} ms, "
+    echo("delays")
+    echo(
+        f"  {delays['prefix']}.<level>.<digit>  {delays['queue_type']}, {LEVELS} levels, steps of {UNIT_MS} ms, "
         f"at most {MAX_SECONDS / 86400:.1f} days; declared when a delay first needs them"
     )
 
@@ -174,13 +175,11 @@ def _print_findings(findings: Sequence[Finding], as_json: bool) -> int:
         return 1 if wrong else 0
     for found in findings:
         if not _is_unasked(found):
-            click.echo(f"{found.status:<8} {entity_name(found.entity)}{': ' if found.detail else ''}{found.detail}")
+            echo(f"{found.status:<8} {entity_name(found.entity)}{': ' if found.detail else ''}{found.detail}")
     unasked = sum(map(_is_unasked, findings))
     if unasked:
-        click.echo(
-            f"{count(unasked, 'binding')} not checked: AMQP has no question for it; --api asks the management plugin"
-        )
-    click.echo(f"{count(len(wrong), 'difference')}")
+        echo(f"{count(unasked, 'binding')} not checked: AMQP has no question for it; --api asks the management plugin")
+    echo(f"{count(len(wrong), 'difference')}")
     return 1 if wrong else 0
 
 

@@ -15,6 +15,7 @@ from amqtask.cli.log_options import LEVELS, set_up
 from amqtask.cli.logs import check_logfile, enable_own_loggers
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
+from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
@@ -205,7 +206,7 @@ def command(settings: Globals, /, **given: Any) -> int:
     worker = build_worker(app, options)
     enable_own_loggers()  # its modules may have set logging up, too
     if not settings.quiet:
-        click.echo(_banner(app, options, worker))
+        echo_text(_banner(app, options, worker))
     with prints:
         exit_code = worker.run()
     if worker.lifecycle.shutdown.restarts:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from amqtask.exceptions import AccessRefused, OperationalError, PublishError, QueueNotFound
+from amqtask.exceptions import (
+    AccessRefused,
+    BrokerUnreachable,
+    ConnectionBlocked,
+    MessageTooLarge,
+    OperationalError,
+    PublishError,
+    PublishTimeout,
+    QueueNotFound,
+    Unroutable,
+)
 from amqtask.message import Delivery, Message
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error
 from amqtask.transport.fields import install
@@ -24,6 +34,9 @@ if TYPE_CHECKING:
 # soft limit), and forgets those of basic.get when the channel closes (3.10: 67 of 100 came back). Each basic.get waits for
 # all that came before it, so fewer than that at once are safe.
 BATCH = 25
+# What fails every message, and what surely fails only the one (a nack may be either).
+_NO_BROKER = (BrokerUnreachable, ConnectionBlocked, PublishTimeout)
+_ITS_OWN = (Unroutable, MessageTooLarge)
 
 
 class QueueState(NamedTuple):
@@ -38,13 +51,16 @@ class Moved:
     """What came of moving messages.
 
     `repeated` of the moved ones had been delivered before: an earlier move that was killed may have published them.
-    `kept` did not fit the filter. `failure` is why it ended early; what failed is still where it was.
+    `kept` did not fit the filter. `failed` could not be published, the first of them because of `failure`; they are still
+    where they were. `is_over`: it was no fault of theirs, so others would fail, too.
     """
 
     moved: int = 0
     repeated: int = 0
     kept: int = 0
+    failed: int = 0
     failure: PublishError | None = None
+    is_over: bool = False
 
 
 class QueueAdmin:
@@ -129,13 +145,13 @@ class QueueAdmin:
         """Publish `convert(delivery)` of each message that is ready now, at most `limit`; acknowledge the confirmed.
 
         `convert` returns None for a message that is to stay. A message is acknowledged after its confirm, never before:
-        whatever ends this, each message is there at least once. `acknowledge=False` copies. At the first message that
-        the broker refuses it ends, with the `failure`. `is_stopped` is asked between batches.
+        whatever ends this, each message is there at least once. `acknowledge=False` copies. A message that cannot be published
+        stays, and holds up no other; when it is the broker that takes nothing, it ends. `is_stopped` is asked between batches.
         """
         done = Moved()
         with self.channel(queue) as channel:
             left = int(channel.queue_declare(queue, passive=True).method.message_count)
-            while left > 0 and not is_stopped() and done.failure is None and (limit is None or done.moved < limit):
+            while left > 0 and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
                 wanted = min(BATCH, left, BATCH if limit is None else limit - done.moved)
                 taken = [delivery for _ in range(wanted) if (delivery := _get(channel, queue)) is not None]
                 left -= wanted if taken else left
@@ -198,15 +214,19 @@ def _publish(
     try:
         errors: Sequence[PublishError | None] = publisher.publish_many([message for _, message in pairs])
     except PublishError as error:
-        done.failure = error
-        return
+        errors = [error] * len(pairs)
     stored = [delivery for (delivery, _), error in zip(pairs, errors, strict=True) if error is None]
-    done.failure = next((error for error in errors if error is not None), None)
+    failures = [error for error in errors if error is not None]
+    done.failed += len(failures)
+    done.failure = done.failure or next(iter(failures), None)
+    done.is_over = any(isinstance(error, _NO_BROKER) for error in failures) or (
+        not stored and not all(isinstance(error, _ITS_OWN) or type(error) is PublishError for error in failures)
+    )
     done.moved += len(stored)
     done.repeated += sum(delivery.redelivered for delivery in stored)
     if not acknowledge or not stored:
         return
-    if done.failure is None and not done.kept:
+    if not done.failed and not done.kept:
         channel.basic_ack(stored[-1].tag, multiple=True)
     else:
         for delivery in stored:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from amqtask.cli.dead import back_to_work
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amqtask import AmqTask
+from amqtask.cli.dead import _matching, _retrying, _why, as_entry, back_to_work, has_expired, work_queue_of
+from amqtask.cli.moving import _Delayed, as_sent, is_wanted
+from amqtask.cli.output import print_json
+from amqtask.cli.queues import age
 from amqtask.message import Delivery, Properties
 
 
@@ -17,3 +27,40 @@ def test_a_message_goes_back_as_it_was_published_but_for_what_belongs_to_that_ti
 
     assert message.routing_key == "work"
     assert message.properties.headers == {"task": "t", "id": "a", "mine": 1}
+
+
+# Header values as they come off the wire.
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text() | st.binary()
+    | st.decimals() | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+NAMES = (
+    "task", "id", "x-death", "expires", "eta", "timestamp_in_ms", "x-amqtask-reason", "x-amqtask-queue", "x-amqtask-attempts",
+    "x-amqtask-exception", "x-amqtask-host", "x-amqtask-died-at", "amqtask-delay-to", "amqtask-delay-0", "amqtask-delay-3",
+)  # fmt: skip
+deaths = st.lists(
+    st.dictionaries(st.sampled_from(["queue", "reason", "count"]), values, max_size=3) | values, max_size=2
+)
+APP = AmqTask("tools", broker="memory://", set_as_current=False)
+headers = st.dictionaries(st.sampled_from(NAMES), values | deaths, max_size=6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(headers | st.none())
+def test_whatever_a_message_says_commands_can_list_show_retry_and_move_it(found: dict[str, Any] | None) -> None:
+    delivery = Delivery(b"\xff", Properties(headers=found), "", "work.dead", False, "work.dead", 1, 1)  # type: ignore[arg-type]
+
+    entry = as_entry(delivery)
+    hash(_why(delivery))
+    print_json({**entry, "headers": delivery.properties.headers})
+    list(_matching([delivery], "t", ("a",)))
+    assert isinstance(work_queue_of(delivery, ".dead"), str)
+    has_expired(found or {}, 0.0)
+    age(None, found or {}, 0.0)
+    is_wanted(delivery, ("t",))
+    _retrying(APP, None, (), None, [])(delivery)
+    as_sent(delivery, "other")
+    _Delayed(APP, 3, None, ())(delivery)
+    assert json.dumps(entry["id"]) != ""

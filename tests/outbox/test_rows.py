@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import AmqTask
@@ -164,6 +164,7 @@ def places(document: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(value)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_row_with_anything_anywhere_is_a_message_or_no_message(data: st.DataObject) -> None:
     document = json.loads(as_row(call(eta=moment(60), list=[1, {"a": Decimal("1.5")}]), DELAYS).message)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import states
@@ -165,6 +165,7 @@ def test_what_is_no_outcome_is_a_broken_frame_and_executes_nothing(message: byte
     assert EXECUTED == []
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_outcomes_with_anything_anywhere_are_outcomes_or_a_broken_frame(data: st.DataObject) -> None:
     raw = bytearray(encode_outcomes([Outcome(1), Outcome(2, publish=(MESSAGE,), result=MESSAGE)], ACCEPT))
