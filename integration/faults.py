@@ -58,6 +58,11 @@ class _Pair:
                     self._owner.sprung.set()
         self.end()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has ended it."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def end(self) -> None:
         """Both sides see the connection end."""
         for sock in (self._client, self._server):
@@ -107,6 +112,12 @@ class Forwarder:
         self.cut()
         for pair in self._pairs:
             pair.join()
+
+    @property
+    def open_connections(self) -> int:
+        """How many there are now."""
+        with self._lock:
+            return sum(pair.is_open for pair in self._pairs)
 
     # -- faults
 

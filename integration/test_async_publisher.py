@@ -32,6 +32,7 @@ from amqtask.message import Message, Properties
 from amqtask.testing.suites.transport import UNWRITABLE_HEADERS
 from amqtask.transport.async_publisher import AioPikaPublisher
 from amqtask.transport.url import parse_broker_urls
+from integration.cancelled import cancel, is_well
 from integration.conftest import Broker
 from integration.faults import LOGIN, VIRTUAL_HOST, Forwarder, hangs_up_once
 from integration.nodes import free_port
@@ -396,21 +397,10 @@ def test_a_publish_that_is_cancelled_troubles_no_other(rabbit: Broker, broker_ur
     assert everything_in(rabbit, queue) == [b"1", b"the-marker", b"2"]
 
 
-def test_a_cancellation_is_never_lost(broker_url: str, queue: str) -> None:
-    async def act(publisher: AioPikaPublisher) -> int:
-        went_on = 0
-        for step in range(300):
-            publishing = asyncio.ensure_future(publisher.publish(to(queue)))
-            await asyncio.sleep(step % 60 * 0.0001)
-            was_done = publishing.done()
-            publishing.cancel()
-            await asyncio.wait({publishing})
-            went_on += not was_done and not publishing.cancelled()
-            if step % 3 == 0:
-                await publisher.close()
-        return went_on
+def test_cancellations_at_random_moments_are_never_lost_and_leave_nothing_behind(broker_url: str) -> None:
+    ends = cancel(broker_url, 300, seed=1)
 
-    assert using(broker_url, act) == 0
+    assert is_well(ends), ends
 
 
 def test_those_who_wait_to_write_when_the_connection_is_lost_write_to_the_next(
