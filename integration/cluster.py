@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -384,6 +385,9 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="a file that gets the tables, in Markdown")
     parser.add_argument("--keep", type=Path, help="a folder for logs and what was counted")
     options = parser.parse_args()
+    # Whoever ends it, also where Ctrl+C is ignored (in the background): the nodes and all others end with it.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: sys.exit(130))
     if not options.versions and not rabbitmq_installed():
         apt_install("rabbitmq-server")
     names = options.scenario or (SHORTEST if options.short else list(SCENARIOS))

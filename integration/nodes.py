@@ -202,25 +202,25 @@ class RabbitNode:
         (self.folder / "pid").unlink(missing_ok=True)
 
 
-# The minority of a partition stops serving, and joins again by itself: what RabbitMQ recommends for three nodes.
-CLUSTERED = """\
-cluster_formation.peer_discovery_backend = classic_config
-cluster_partition_handling = pause_minority
-"""
+DISCOVERY = "cluster_formation.peer_discovery_backend = classic_config"
+PEERS = "cluster_formation.classic_config.nodes"
 
 
 class Cluster:
     """Private nodes that are one broker, on 127.0.0.1; a context manager that starts and removes them.
 
-    Its nodes are hurt one by one (`kill`, `pause`, `stop`, and `isolate` here); `mend` makes all of them run together again.
+    The minority of a partition stops serving, and joins again by itself (pause_minority). Its nodes are hurt one by one (`kill`,
+    `pause`, `stop`, and `isolate` here); `mend` makes all of them run together again.
     """
 
     def __init__(self, size: int = 3, *, root: str = "") -> None:
-        # The first is in everybody's list of nodes: who starts finds it, and those that already joined it.
         self.nodes = [RabbitNode(f"amqtask{number}", root=root) for number in range(size)]
-        members = [f"cluster_formation.classic_config.nodes.{n} = {each.node}" for n, each in enumerate(self.nodes, 1)]
+        first = self.nodes[0].node
+        # The first begins alone: RabbitMQ 4 waits a while for nodes that it is told of. The others join it on their first start.
         for each in self.nodes:
-            each.configure(CLUSTERED + "\n".join(members))
+            each.configure("cluster_partition_handling = pause_minority")
+        for each in self.nodes[1:]:
+            each.configure(f"{DISCOVERY}\n{PEERS}.1 = {first}\n{PEERS}.2 = {each.node}")
         self._isolated: list[RabbitNode] = []
 
     def __enter__(self) -> Cluster:
