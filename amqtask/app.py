@@ -24,7 +24,7 @@ from amqtask.printable import bounded_logger
 from amqtask.registry import TaskRegistry
 from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult, ResultSet
-from amqtask.serialization import content_types
+from amqtask.serialization import LARGEST_BODY, content_types
 from amqtask.settings import Settings
 from amqtask.signatures import Signature
 from amqtask.task import AsyncTask, make_task
@@ -299,7 +299,7 @@ class AmqTask(Calling):
             verbose=verbose,
             extended=bool(self.conf.result_extended),
             around=around,
-            largest_body=self.conf.worker_max_body_size,
+            largest_body=self.conf.worker_max_body_size or LARGEST_BODY,
             bounds=Bounds(self.conf.worker_max_follow_ups, self.conf.worker_max_new_queues, self.queues),
         )
 

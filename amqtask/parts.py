@@ -18,7 +18,7 @@ from amqtask.lazy import lazy
 from amqtask.printable import bounded_logger
 from amqtask.queues import configured, default_exchange
 from amqtask.registry import TaskRegistry
-from amqtask.serialization import content_types
+from amqtask.serialization import LARGEST_BODY, content_types
 from amqtask.settings import Settings
 from amqtask.topology.delays import DelayPlan
 from amqtask.topology.plan import QueueDefaults
@@ -308,7 +308,7 @@ class Parts:
             publish_timeout=conf.broker_publish_timeout,
             transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
             always_retry=self._always_retry(),
-            largest_body=conf.worker_max_body_size,
+            largest_body=conf.worker_max_body_size or LARGEST_BODY,
             settings={name: conf[name] for name in _STORE_SETTINGS},
         )
         if self._opened_backend is None or self._opened_backend[0] != options:

@@ -206,7 +206,10 @@ def _tries(items: Iterable[tuple[Any, Any]]) -> int:
             inner = sum(_tries(part) for part in what[1])
         elif kind in _REPEATS:
             least, most, _ = what
-            ways = min(int(most), _NAME) - min(int(least), _NAME) + 1
+            if int(least) > _NAME:
+                return _MOST_TRIES + 1
+            # Rounds of nothing take their time, too.
+            ways = max(int(least), min(int(most), _NAME) - int(least) + 1)
             # Each round may go each way.
             inner = ways if inner == 1 else _MOST_TRIES + 1 if most > 1 else ways * inner
         total = min(total * inner, _MOST_TRIES + 1)

@@ -72,4 +72,5 @@ def dead_letter(request: Request, *, to: str, reason: str, exception: str, hostn
 def bare_dead_letter(dead: Message) -> Message:
     """The same with nothing in its headers but why it died, for a broker that does not take the rest."""
     headers = {name: value for name, value in dead.properties.headers.items() if name.startswith("x-amqtask-")}
-    return Message(dead.body, Properties(headers=headers), dead.exchange, dead.routing_key, dead.declare)
+    properties = Properties(content_type=dead.properties.content_type, headers=headers)
+    return Message(dead.body, properties, dead.exchange, dead.routing_key, dead.declare)

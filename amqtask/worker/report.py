@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals, states
 from amqtask.execution.outcome import Answer
-from amqtask.printable import Lines, bounded_logger
+from amqtask.printable import Lines, bounded_logger, printable
+from amqtask.protocol.task import LONGEST_ID
 from amqtask.worker.observer import Observer, seen_by
 
 if TYPE_CHECKING:
@@ -162,4 +163,4 @@ def name_of(request: Request) -> str:
 
 def fields(request: Request) -> dict[str, Any]:
     """The fields of a log record about a request."""
-    return {"task_id": request.id, "task_name": request.task, "queue": request.queue}
+    return {"task_id": request.id, "task_name": printable(request.task, LONGEST_ID), "queue": request.queue}

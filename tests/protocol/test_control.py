@@ -100,6 +100,8 @@ def test_other_bodies_are_no_commands(body: bytes) -> None:
         {"pattern": "(?=(a+)+b)", "matcher": "pcre"},
         {"pattern": ".*.*.*.*.*.*.*b", "matcher": "pcre"},
         {"pattern": "a?" * 60 + "a" * 60, "matcher": "pcre"},
+        {"pattern": ".*($){4000000000}", "matcher": "pcre"},
+        {"pattern": "((($){100}){100}){100}", "matcher": "pcre"},
         {"destination": 5},
         {"destination": [5]},
         {"destination": {"w@h": 1}},

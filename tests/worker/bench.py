@@ -60,7 +60,7 @@ def follow_up(task_id: str = "next") -> Message:
 class Bench:
     """A worker with everything around it in the test's hands."""
 
-    def __init__(self, *, slots: int = 2, dead_letter: Queue | None = DEAD, **setup: Any) -> None:
+    def __init__(self, *, slots: int = 2, dead_letter: Queue | None = DEAD, endings: Any = None, **setup: Any) -> None:
         self.loop, self.pool, self.publisher, self.consumer = (
             HandLoop(),
             HandPool(slots),
@@ -79,7 +79,7 @@ class Bench:
             ),
             loop=self.loop,
             publisher=self.publisher,
-            endings=Endings(),
+            endings=endings or Endings(),
             report=Report(),
             make_pool=self.take_pool,
             make_consumer=lambda listener: self.consumer,

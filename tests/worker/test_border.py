@@ -1,0 +1,97 @@
+"""Whatever is delivered ends in one way, and what is delivered beside it is not touched."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amqtask.message import Delivery, Properties
+from amqtask.testing.tasks import PlainTask, make_executor
+from amqtask.transport.fields import decode_table
+from tests.worker.bench import Bench
+
+LONG = "long " * 20_000
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, default=repr).encode()
+
+
+leaves = st.sampled_from(
+    [None, True, -1, 0, 2**62, 1.5, float("nan"), float("-inf"), "", "a", "a\nb", "\x1b[2J", LONG, b"\xff", [], {}]
+)
+values = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["task", "id", "n"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+known = st.sampled_from(
+    [
+        "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id",
+        "argsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "lang", "compression",
+        "x-delivery-count", "x-death", "x-amqtask-chord", "amqtask-run", "timestamp_in_ms",
+    ]
+)  # fmt: skip
+signatures = st.fixed_dictionaries(
+    {"task": st.sampled_from(["t", "no.such", "celery.chain", "celery.group", "celery.chord", 5])},
+    optional={"args": values, "kwargs": values, "options": values},
+)
+embeds = st.dictionaries(
+    st.sampled_from(["callbacks", "errbacks", "chain", "chord"]), values | signatures | st.lists(signatures, max_size=2)
+)
+bodies = st.one_of(
+    st.binary(max_size=30),
+    st.builds(lambda embed: _json([[], {}, embed]), embeds),
+    values.map(_json),
+    st.builds(lambda fields: _json({"task": "t", "id": "v1", **fields}), st.dictionaries(known, values, max_size=3)),
+)
+properties = st.builds(
+    Properties,
+    content_type=st.sampled_from(["application/json", None, "text/plain", "\\xff"]),
+    content_encoding=st.sampled_from(["utf-8", None, "punycode", "binary"]),
+    headers=st.one_of(
+        st.none(),
+        st.dictionaries(known, values, max_size=6),
+        st.dictionaries(known, values, max_size=4).map(lambda more: {"task": "t", "id": "i", **more}),
+        st.binary(max_size=60).map(lambda raw: decode_table(len(raw).to_bytes(4, "big") + raw, 0)[0]),
+    ),
+    correlation_id=st.sampled_from([None, "c", "\\xff"]),
+    reply_to=st.sampled_from([None, "reply"]),
+)
+
+
+@settings(deadline=None)
+@given(properties, bodies, st.booleans())
+def test_each_message_is_answered_once_and_good_ones_run(found: Properties, body: bytes, redelivered: bool) -> None:
+    executor = make_executor(PlainTask(lambda *args, **kwargs: None, "t"))
+    bench = Bench(slots=10, endings=executor)
+    bench.deliver("good-1")
+    bench.worker.on_delivery(Delivery(body, found, "", "q", redelivered, "q", 2, 1))
+    bench.tag = 2
+    bench.deliver("good-2")
+    for number, request in list(bench.pool.running.items()):
+        outcome = executor.execute(request)
+        assert "internal error" not in outcome.reason
+        bench.pool.end(number, **{k: v for k, v in outcome._asdict().items() if k != "number"})
+    bench.loop.advance(1.0)
+    bench.publisher.confirm_all()
+    bench.loop.advance(1.0)
+
+    assert {"good-1", "good-2"} <= set(bench.started)
+    assert sorted(_acked(bench.frames)) == [1, 2, 3]
+    for message in bench.publisher.sent:
+        assert len(message.properties.headers.get("x-amqtask-reason", "")) < 1100
+
+
+def _acked(frames: list[tuple[Any, ...]]) -> list[int]:
+    """Tags that were answered, each as often as it was."""
+    done: list[int] = []
+    for frame in frames:
+        tags = range(max([0, *done]) + 1, frame[1] + 1) if frame[0] == "ack" and frame[2] else [frame[1]]
+        done += tags
+    return done
