@@ -20,7 +20,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, default=repr).encode()
 
 
-leaves = st.sampled_from(
+leaves: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, -1, 0, 2**62, 1.5, float("nan"), float("-inf"), "", "a", "a\nb", "\x1b[2J", LONG, b"\xff", [], {}]
 )
 values = st.recursive(
