@@ -141,6 +141,8 @@ class Line:
         self._shared: _Shared | None = None
         self._renewed_at = float("-inf")
         self._declared: set[Declaration] = set()
+        # What exists and was refused to us: an operator made it.
+        self._as_found: set[Declaration] = set()
         self._turn = asyncio.Lock()
         # aiormq finds a returned message by its id alone, so an id is under way once at a time.
         self._ids: dict[str, asyncio.Future[None]] = {}
@@ -350,9 +352,12 @@ class Line:
         refusal = await self._declare_on_its_own_channel(entity, deadline, passive=False)
         if refusal is None:
             return
+        if isinstance(entity, Binding) and refusal.reply_code == ACCESS_REFUSED and entity.source in self._as_found:
+            return  # in an operator's topology: what is published to the exchange tells whether it leads anywhere
         is_elsewhere = refusal.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED) and not isinstance(entity, Binding)
         if not is_elsewhere or await self._declare_on_its_own_channel(entity, deadline, passive=True) is not None:
             raise declare_error(entity_name(entity), refusal)
+        self._as_found.add(entity)
         if refusal.reply_code == ACCESS_REFUSED:
             warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
         elif not isinstance(entity, Binding):

@@ -137,7 +137,11 @@ class Declarer:
                 self._found.discard(entity)  # gone meanwhile: make it as we want it
                 return None
             return _error(entity, error)
-        if not isinstance(entity, Binding) and error.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED):
+        if isinstance(entity, Binding):
+            if error.reply_code == ACCESS_REFUSED and entity.source in self._found:
+                run.at += 1  # an operator's topology: what is published to the exchange tells whether it leads anywhere
+                return None
+        elif error.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED):
             run.refusal = error
             return None
         return _error(entity, error)

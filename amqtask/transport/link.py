@@ -102,6 +102,8 @@ class Link:
         # The method whose content is coming, its properties, how much of the body is missing, the body so far.
         self._content: list[Any] = []
         self._declared: set[Declaration] = set()
+        # What exists and was refused to us: an operator made it.
+        self._as_found: set[Declaration] = set()
         self._wrote_at = self._heard_at = time.monotonic()
 
     # -- opening and closing
@@ -448,7 +450,11 @@ class Link:
             if entity in self._declared or (isinstance(entity, Exchange) and not is_declarable(entity)):
                 continue
             error = self._declare_one(entity, deadline, passive=False)
-            if error is not None and not isinstance(entity, Binding):
+            if isinstance(entity, Binding):
+                # In an operator's topology: what is published to the exchange tells whether it leads anywhere.
+                if error is not None and error.reply_code == ACCESS_REFUSED and entity.source in self._as_found:
+                    error = None
+            elif error is not None:
                 error = self._use_as_found(entity, error, deadline, warn)
             if error is not None:
                 raise declare_error(entity_name(entity), error) from error
@@ -467,6 +473,7 @@ class Link:
             return error
         if self._declare_one(entity, deadline, passive=True) is not None:
             return error
+        self._as_found.add(entity)
         if error.reply_code == ACCESS_REFUSED:
             warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
         else:
