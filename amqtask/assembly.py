@@ -29,6 +29,7 @@ from amqtask.services.autoscale import Autoscale
 from amqtask.services.commands import Control, masked
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
+from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
@@ -38,6 +39,7 @@ from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.gather import PikaGatherer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
+from amqtask.transport.shared import SharedConnection
 from amqtask.worker.joins import Joins
 from amqtask.worker.orders import Orders
 from amqtask.worker.prefetch import MAX_WINDOW
@@ -403,7 +405,7 @@ class _Builder:
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         orders = Orders(worker)
         watchdog = Watchdog(worker)
-        found: list[Service] = [watchdog]
+        found: list[Service] = [watchdog, self.forwarder()]
         if monitoring is not None:
             found += monitoring.services(worker, watchdog)
         autoscale: Autoscale | None = None
@@ -421,6 +423,31 @@ class _Builder:
         if self.options.beat:
             found.append(self.beat())
         return found
+
+    def forwarder(self) -> Forwarder:
+        """Delayed messages; what it consumes and publishes shares a connection."""
+        role = "delays"
+        if self.app.memory_broker is not None:
+            return Forwarder(
+                loop=self.loop,
+                delays=self.app.delays,
+                make_consumer=lambda listener: self.consumer(listener, role),
+                make_publisher=lambda: self.publisher(role),
+            )
+        addresses, heartbeat, timeout = (
+            self.app.broker_addresses, self.conf.broker_heartbeat, self.conf.broker_connection_timeout
+        )  # fmt: skip
+        shared = SharedConnection(
+            addresses, self.loop, heartbeat=heartbeat, connect_timeout=timeout, name=f"{self.hostname} {role}"
+        )
+        return Forwarder(
+            loop=self.loop,
+            delays=self.app.delays,
+            make_consumer=lambda listener: PikaConsumer(addresses, self.loop, listener, shared=shared),
+            make_publisher=lambda: PikaLoopPublisher(
+                addresses, self.loop, on_warning=lambda text: logger.warning("%s", text), shared=shared
+            ),
+        )
 
     def beat(self) -> Service:
         """The scheduler; its modules are loaded only for -B."""

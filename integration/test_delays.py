@@ -1,22 +1,28 @@
-"""The delay levels on a real broker: on time, to any exchange, again and again, and nothing lost on the way."""
+"""Delayed messages on a real broker: without workers of ours, and with them."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from amqtask import AmqTask
 from amqtask.entities import Declaration, Exchange, Queue
 from amqtask.message import Message, Properties
-from amqtask.protocol.task import strip_death_headers
-from amqtask.topology.delays import DelayPlan
+from amqtask.topology.delays import MARGIN_SECONDS, STEP_SECONDS, DelayPlan
 from amqtask.topology.plan import QueueDefaults, declarations, work_queue
+from integration.conftest import Broker
+from integration.nodes import RabbitNode
+from integration.waiting import PATIENT, eventually
+from integration.workers import WorkerProcess, run_cli
 
 DEFAULTS = QueueDefaults()
 
@@ -118,8 +124,7 @@ def quorum(broker_url: str) -> Iterator[Place]:
         place.close()
 
 
-def test_messages_with_different_delays_wait_for_as_long_and_no_longer(place: Place) -> None:
-    # One, two and three levels, both ends of a level, and the smallest wait there is.
+def test_without_any_worker_of_ours_messages_come_some_seconds_late_and_never_early(place: Place) -> None:
     waits = [4.25, 0.125, 1.875, 2.0, 0.5, 2.125, 3.0]
     due = {}
     for wait in waits:
@@ -129,9 +134,10 @@ def test_messages_with_different_delays_wait_for_as_long_and_no_longer(place: Pl
     arrived = place.arrivals(len(waits))
 
     assert sorted(name for _, name, _ in arrived) == sorted(due)
-    assert min(when - due[name] for when, name, _ in arrived) > -0.1, (arrived, due)
+    assert min(when - due[name] for when, name, _ in arrived) > MARGIN_SECONDS - 0.1, (arrived, due)
     # How late they are is the machine's affair; the queues that they passed are ours.
-    assert {name: place.waited(headers) for _, name, headers in arrived} == {name: float(name) for name in due}
+    most = MARGIN_SECONDS + STEP_SECONDS
+    assert all(float(name) < place.waited(headers) <= float(name) + most for _, name, headers in arrived)
 
 
 def test_no_long_delay_holds_a_short_one_up(place: Place) -> None:
@@ -145,7 +151,7 @@ def test_no_long_delay_holds_a_short_one_up(place: Place) -> None:
 
 
 def test_a_delayed_message_goes_to_a_topic_exchange_under_its_own_key(place: Place) -> None:
-    wait = 2.2
+    wait = 0.2
     message = place.message("topic", place.topic.name, "feed.import")
     published = time.monotonic()
     place.publish(place.plan.delayed(message, wait))
@@ -155,17 +161,6 @@ def test_a_delayed_message_goes_to_a_topic_exchange_under_its_own_key(place: Pla
     assert name == "topic"
     assert when - published > wait - 0.1
     assert headers["task"] == "t"
-
-
-def test_the_same_message_is_delayed_again_and_again(place: Place) -> None:
-    message = place.message("again")
-    for _ in range(3):
-        place.publish(place.plan.delayed(message, 0.6))
-        ((_, name, headers),) = place.arrivals(1)
-        assert name == "again"
-        assert "x-death" in headers
-        # As a worker publishes it again: with what it got.
-        message = replace(message, properties=replace(message.properties, headers=strip_death_headers(headers)))
 
 
 def test_a_queue_that_is_declared_later_still_gets_the_message(quorum: Place) -> None:
@@ -181,22 +176,11 @@ def test_a_queue_that_is_declared_later_still_gets_the_message(quorum: Place) ->
 
 def test_a_message_that_expires_sooner_does_not_arrive_early(place: Place) -> None:
     published = time.monotonic()
-    place.publish(place.plan.delayed(place.message("expires", expiration="100"), 1.5))
+    place.publish(place.plan.delayed(place.message("expires", expiration="100"), 0.5))
 
     ((when, _, _),) = place.arrivals(1)
 
-    assert when - published > 1.4
-
-
-def test_many_at_once_all_arrive_once(quorum: Place) -> None:
-    names = {f"m{number}" for number in range(300)}
-    for number, name in enumerate(sorted(names)):
-        quorum.publish(quorum.plan.delayed(quorum.message(name), 0.2 + number % 23 / 8))
-
-    arrived = [name for _, name, _ in quorum.arrivals(len(names))]
-
-    assert len(arrived) == len(names)
-    assert set(arrived) == names
+    assert when - published > 0.4
 
 
 def test_the_work_queue_and_its_dead_letter_queue_are_what_a_broker_takes(quorum: Place) -> None:
@@ -212,3 +196,64 @@ def test_the_work_queue_and_its_dead_letter_queue_are_what_a_broker_takes(quorum
         assert properties.headers["x-first-death-reason"] == "rejected"
         break
     quorum.channel.cancel()
+
+
+# -- with workers of ours
+
+
+@pytest.fixture
+def nobody(hurt_node: RabbitNode) -> Iterator[RabbitNode]:
+    """A node with two users that may declare nothing: a worker and a producer of the queue "operated"."""
+    for user, write, read in (
+        ("worker", r"^(operated(\.dead)?|amqtask\.delay\..*|amq\.default)$", r"^(operated|amqtask\.delay\..*)$"),
+        ("producer", r"^(amqtask\.delay\..*|amq\.default)$", "^$"),
+    ):
+        hurt_node.ctl("add_user", user, "secret")
+        hurt_node.ctl("set_permissions", "-p", "/", user, "^$", write, read)
+    yield hurt_node
+    for user in ("worker", "producer"):
+        hurt_node.ctl("delete_user", user)
+
+
+def test_who_may_declare_nothing_delays_and_retries_on_an_operators_topology(
+    nobody: RabbitNode, tmp_path: Path
+) -> None:
+    def url(user: str) -> str:
+        return nobody.url.replace("guest:guest", f"{user}:secret")
+
+    assert run_cli("-A", "integration.apps.least", "-b", nobody.url, "topology", "declare")[0] == 0
+    asked = ("-P", "threads", "-c", "2", "--without-mingle", "--without-gossip", "--without-heartbeat")
+    environment = {"AMQTASK_BROKER_URL": url("worker"), "LEAST_FOLDER": str(tmp_path)}
+    producer = AmqTask(
+        "producer", broker=url("producer"), task_default_queue="operated", set_as_current=False, **PATIENT
+    )
+    began = time.time()
+    with WorkerProcess("integration.apps.least", *asked, environment=environment):
+        producer.send_task("least.retried", ("sync",), countdown=1)
+        asyncio.run(_send(producer, ("async",)))
+        eventually(lambda: len(list(tmp_path.iterdir())) == 2, what="the delayed tasks never ran, or not again")
+    producer.close()
+
+    assert time.time() - began > 2
+
+
+async def _send(app: AmqTask, args: tuple[str]) -> None:
+    await app.asend_task("least.retried", args, countdown=1)
+
+
+def test_a_worker_that_is_killed_leaves_what_it_held_to_the_next_one(rabbit: Broker, tmp_path: Path) -> None:
+    queue, file = rabbit.queue("held"), tmp_path / "ran"
+    file.touch()
+    app = AmqTask("held", broker=rabbit.url, task_default_queue=queue, set_as_current=False, **PATIENT)
+    environment = {"SOAK_QUEUE": queue, "SOAK_FILE": str(file), "AMQTASK_BROKER_URL": rabbit.url}
+    with WorkerProcess("integration.apps.numbered", "-P", "solo", environment=environment) as first:
+        for number in range(20):
+            app.send_task("numbered.due", (number, time.time() + 4), countdown=4)
+        first.kill()
+    with WorkerProcess("integration.apps.numbered", "-P", "solo", environment=environment):
+        eventually(lambda: file.read_text().count("\n") >= 20, what="not all of the delayed tasks ran")
+    app.close()
+
+    rows = [line.split() for line in file.read_text().splitlines()]
+    assert sorted(int(number) for number, _ in rows) == list(range(20))
+    assert min(float(late) for _, late in rows) >= 0

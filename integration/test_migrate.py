@@ -200,7 +200,7 @@ def delays(rabbit: Broker, app: AmqTask) -> Iterator[None]:
     channel = rabbit.channel()
     for _, name in app.delays.queue_names([0]):
         channel.queue_delete(name)
-    for level in range(-1, 6):
+    for level in range(-1, 9):
         channel.exchange_delete(app.delays.level_name(level))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.cli.inventory import known_queues
 from amqtask.exceptions import QueueNotFound
 from amqtask.message import Delivery, Message
-from amqtask.topology.delays import LEVELS, TO_HEADER, longest_wait
+from amqtask.topology.delays import TO_HEADER, left, waiting_priority
 from amqtask.topology.plan import declarations, work_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.management import ManagementApi
@@ -71,10 +71,9 @@ def _there(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None) -> list[t
         names = [str(queue["name"]) for queue in api.queues()]
         found = [(level, name) for name in names if (level := delays.level_of(name)) is not None]
         return sorted(found, reverse=True)
-    levels = {level for level in range(LEVELS) if admin.has_exchange(delays.level_name(level))}
-    return [
-        (level, name) for level, name in delays.queue_names(_priorities(app)) if level in levels and _holds(admin, name)
-    ]
+    places = list(delays.queue_names(_priorities(app)))
+    exchanges = {name for name in {delays.exchange_of(queue) for _, queue in places} if admin.has_exchange(name)}
+    return [(level, name) for level, name in places if delays.exchange_of(name) in exchanges and _holds(admin, name)]
 
 
 def _priorities(app: AmqTask) -> set[int | None]:
@@ -110,24 +109,17 @@ class _Delayed:
             key = self._renames[key]
         if not is_wanted(delivery, self._tasks):
             return None
-        message = Message(
-            delivery.body, copied_properties(delivery.properties), exchange, key, self._declare(exchange, key)
-        )
+        properties = replace(copied_properties(delivery.properties), priority=waiting_priority(delivery.properties))
+        message = Message(delivery.body, properties, exchange, key, self._declare(exchange, key))
         return self._app.delays.delayed(message, self._left(headers))
 
     def _left(self, headers: Mapping[str, Any]) -> float:
-        """Until its `eta`; a message without one waits for the rest of its levels again: late, but never early."""
+        """Until its `eta`, or until it was to leave the broker's queues."""
         eta = headers.get("eta")
         try:
-            return timestamp(eta) - time.time() if eta else longest_wait(headers, self._level)
+            return timestamp(eta) - time.time() if eta else left(headers, self._level, time.time())
         except (TypeError, ValueError, AttributeError, ArithmeticError):  # no time that we can read
-            return self._rest(headers)
-
-    def _rest(self, headers: Mapping[str, Any]) -> float:
-        try:
-            return longest_wait(headers, self._level)
-        except (ValueError, ArithmeticError):  # no wait of ours either
-            return 0.0
+            return left(headers, self._level, time.time())
 
     def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
         """What the target needs; of a named exchange the application's queues that hang on it."""

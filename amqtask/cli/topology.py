@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +13,8 @@ from amqtask.cli.main import Globals
 from amqtask.cli.output import count, echo, json_option, print_json
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
-from amqtask.topology.delays import LEVELS, MAX_SECONDS, UNIT_MS
-from amqtask.topology.plan import dead_letter_queue
+from amqtask.topology.delays import LEVELS, MAX_SECONDS, STEP_SECONDS
+from amqtask.topology.plan import all_bindings, dead_letter_queue
 from amqtask.transport.names import entity_name
 from amqtask.transport.survey import check as check_by_amqp
 from amqtask.transport.survey import declare as declare_by_amqp
@@ -29,6 +29,12 @@ def planned(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
     for queue in chosen_queues(app, names):
         found.update(dict.fromkeys(app.queues.declarations(queue)))
     return list(found)
+
+
+def planned_delays(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
+    """What delays and retries to the chosen queues need, in that order; their own exchanges are declared before."""
+    targets = {binding.source.name: None for queue in chosen_queues(app, names) for binding in all_bindings(queue)}
+    return list(app.delays.everything(targets))
 
 
 @click.group("topology")
@@ -48,13 +54,14 @@ def show(settings: Globals, queues: tuple[str, ...], as_json: bool) -> None:
         found.name for queue in chosen_queues(app, queues) if (found := dead_letter_queue(queue, app.queue_defaults))
     }
     if as_json:
-        print_json({**as_data(entities, dead), "delays": _delays(app)})
+        delays = as_data(planned_delays(app, queues), (), role="delay")
+        print_json({**as_data(entities, dead), "delays": {**_delays(app), **delays}})
     else:
-        _print_plan(app, entities, dead)
+        _print_plan(app, entities, dead, planned_delays(app, queues))
 
 
-def as_data(entities: Iterable[Declaration], dead: Iterable[str]) -> dict[str, Any]:
-    """The plan as plain data; `dead` names the dead-letter queues."""
+def as_data(entities: Iterable[Declaration], dead: Iterable[str], *, role: str = "work") -> dict[str, Any]:
+    """The plan as plain data; `dead` names the dead-letter queues, `role` says what the others are."""
     exchanges, queues, bindings = by_kind(entities)
     return {
         "exchanges": [
@@ -70,7 +77,7 @@ def as_data(entities: Iterable[Declaration], dead: Iterable[str]) -> dict[str, A
         "queues": [
             {
                 "name": found.name,
-                "role": "dead-letter" if found.name in set(dead) else "work",
+                "role": "dead-letter" if found.name in set(dead) else role,
                 "durable": found.durable,
                 "exclusive": found.exclusive,
                 "auto_delete": found.auto_delete,
@@ -96,12 +103,12 @@ def _delays(app: AmqTask) -> dict[str, Any]:
         "prefix": app.delays.prefix,
         "queue_type": app.delays.queue_type,
         "levels": LEVELS,
-        "step_ms": UNIT_MS,
+        "step_seconds": STEP_SECONDS,
         "longest_seconds": MAX_SECONDS,
     }
 
 
-def _print_plan(app: AmqTask, entities: Sequence[Declaration], dead: set[str]) -> None:
+def _print_plan(app: AmqTask, entities: Sequence[Declaration], dead: set[str], delays: Sequence[Declaration]) -> None:
     exchanges, queues, bindings = by_kind(entities)
     echo("exchanges")
     for exchange in exchanges:
@@ -119,12 +126,16 @@ def _print_plan(app: AmqTask, entities: Sequence[Declaration], dead: set[str]) -
         more = f"  {dict(binding.arguments)}" if binding.arguments else ""
         echo(f"  {binding.source.name} -> {binding.destination}  key={binding.routing_key!r}{more}")
     echo("  (and each queue by its own name, through the default exchange)")
-    delays = _delays(app)
-    echo("delays")
-    echo(
-        f"  {delays['prefix']}.<level>.<digit>  {delays['queue_type']}, {LEVELS} levels, steps of {UNIT_MS} ms, "
-        f"at most {MAX_SECONDS / 86400:.1f} days; declared when a delay first needs them"
-    )
+    _print_delays(app, delays)
+
+
+def _print_delays(app: AmqTask, entities: Sequence[Declaration]) -> None:
+    exchanges, queues, bindings = by_kind(entities)
+    echo(f"delays (at most {MAX_SECONDS / 86400:.0f} days)")
+    echo(f"  exchanges  {' '.join(exchange.name for exchange in exchanges)}")
+    echo(f"  queues     {app.delays.queue_type}: {' '.join(queue.name for queue in queues)}")
+    echo(f"  {count(len(bindings), 'binding')}, which --json shows")
+    echo("  whoever first needs one of them makes it, or `amqtask topology declare` makes all of them")
 
 
 def _flags(entity: Queue | Exchange) -> str:
@@ -142,7 +153,7 @@ def declare(settings: Globals, queues: tuple[str, ...], as_json: bool) -> int:
     """Declare the plan on the broker; what exists otherwise is left as it is. Exit code 1 when not all is as planned."""
     app = settings.load()
     with open_admin(app) as admin:
-        findings = list(declare_by_amqp(admin, planned(app, queues)))
+        findings = list(declare_by_amqp(admin, [*planned(app, queues), *planned_delays(app, queues)]))
     return _print_findings(findings, as_json)
 
 
@@ -158,14 +169,21 @@ def check(settings: Globals, queues: tuple[str, ...], api: str | None, as_json: 
     """
     app = settings.load()
     refuse_memory(app)
-    wanted = planned(app, queues)
+    wanted, delays = planned(app, queues), planned_delays(app, queues)
     if api:
         management = open_api(app, api)
-        findings = list(compare(wanted, management.queues(), management.exchanges(), management.bindings()))
+        found = (management.queues(), management.exchanges(), management.bindings())
+        findings = [*compare(wanted, *found), *_needed(compare(delays, *found))]
     else:
+        asked = [entity for entity in delays if not isinstance(entity, Binding)]
         with open_admin(app) as admin:
-            findings = list(check_by_amqp(admin, wanted))
+            findings = [*check_by_amqp(admin, wanted), *_needed(check_by_amqp(admin, asked))]
     return _print_findings(findings, as_json)
+
+
+def _needed(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Of what delays need; what is missing is made when it is first needed, so it is no difference."""
+    return (found for found in findings if found.status != "missing")
 
 
 def _print_findings(findings: Sequence[Finding], as_json: bool) -> int:

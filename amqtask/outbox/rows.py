@@ -61,7 +61,7 @@ def as_message(text: str, body: bytes, delays: DelayPlan, *, now: float | None =
     if PUBLISHED_AT in headers:
         headers[PUBLISHED_AT] = int(now * 1000)
     if headers.get("eta"):
-        return delays.delayed(message, _moment(headers["eta"]) - now)
+        return delays.delayed(message, _moment(headers["eta"]) - now, now=now)
     if message.properties.expiration is not None and headers.get("expires"):
         # Left over of its time. Once that is up it goes without: a worker tells then that it has expired.
         left = int((_moment(headers["expires"]) - now) * 1000)

@@ -1,119 +1,161 @@
-"""Delay levels: a message waits for any time in broker queues and then goes to where it was addressed.
+"""Delayed messages: where a message waits for any time in the broker, and how it goes on to where it was addressed.
 
-The model. The wait is rounded up to units of 125 ms and written in base 16. Each digit that is not zero is one
-queue, `<prefix>.<level>.<digit>`, whose message TTL is that digit's share of the wait; when it is over, the
-queue dead-letters the message to the exchange of the next lower level. Each level has one *headers* exchange,
-`<prefix>.<level>`, that looks at the header `amqtask-delay-<level>`: the digit's queue, or, for "0", the next level's
-exchange (exchange to exchange: no hop). Below the last level stands the headers exchange `<prefix>.out`, which
-looks at `amqtask-delay-to`, the name of the exchange that the message is for. A named exchange is bound to it
-directly. The default exchange cannot be bound, so its messages pass one more queue, `<prefix>.to`, with a TTL of 0
-and the default exchange as its dead-letter exchange.
+The model. A delayed message waits in one of 42 queues, which stand on nine levels. Level 0 has sixteen, `<prefix>.0s`,
+`<prefix>.4s` … `<prefix>.60s`; a message that has to wait for 20 to 24 s is in `<prefix>.20s`. The higher levels have three or
+five: 64, 128 and 192 s, 256 to 1,280 s, and so on. Each level has one *headers* exchange, `<prefix>.level.<n>`, that looks at the
+header `amqtask-delay-<n>`: the digit's queue, or, for "0", the next lower level's exchange (exchange to exchange: no hop). The
+moment at which the message is due is in the header `amqtask-delay-until`, milliseconds of Unix time.
+
+Workers take it from there (`services.forwarder`). They consume the queues of the levels 0 to 2, hold what is at their heads
+unacknowledged, and at its moment publish it to where it was addressed and acknowledge it once that is confirmed. Nearly every
+message needs one queue and one worker, whatever its digits; only what is more than workers may hold goes down level by level.
+
+The broker is the net under them. When a queue's time to live is over it dead-letters to the next lower level's exchange, and the
+last one to the headers exchange `<prefix>.out`, which looks at `amqtask-delay-to`, the name of the exchange that the message is
+for. A named exchange is bound to it directly. The default exchange cannot be bound, so its messages pass one more queue,
+`<prefix>.to`, with a TTL of 0 and the default exchange as its dead-letter exchange. So a fleet of Celery workers gets what our
+producers delay, 3 to 7 s late, and no worker of ours can lose anything.
+
+Why the broker does not do it alone: a queue dead-letters at least once through a process that sits beside the queue's leader.
+When a node dies that leads both the queue and the next one, the new leader's process asks the dead node first; RabbitMQ 3.10
+takes that for a refusal of the message, tries again 180 s later (`dead_letter_worker_publisher_confirm_timeout`), and hands on
+nothing meanwhile (rabbit_fifo_client:enqueue, rabbit_fifo_dlx_worker:redeliver_messages). At most once would lose it instead.
+A message in the hands of a worker does not expire, so as long as one works the broker has nothing to hand on.
 
 Invariants, and why:
 
 - The routing key is the target's all the way, so no queue has to know where a message goes; any exchange type and
   queues declared later work.
-- All messages of one queue have the same TTL and the same priority, so the one at the head is always the next to
-  expire: a queue expires from its head only, and since RabbitMQ 4 a quorum queue's head is its highest priority. So
-  messages with another priority than 0 have queues of their own, `<prefix>.<level>.<digit>.p<priority>`, by the header
-  `amqtask-delay-priority`. For the same reason the `expiration` property is taken off: RabbitMQ would use the smaller
-  of the two and the message would leave its level early. The `expires` header stays, and the worker keeps it.
-- Many messages that were published at once leave the queue of their longest digit at once too, and each hop is a wait of
-  its own: what a queue cannot hand on in time makes its messages late for good. One queue hands 14,000 messages per second
-  on and four hand 33,000 on (RabbitMQ 3.10, two cores). So the digits of half a minute and more have four queues each,
-  `<prefix>.<level>.<digit>.<lane>`, by the header `amqtask-delay-lane`.
+- A level 0 queue lives 3 s longer than its longest wait: so long a worker may need to come back after a node's death, before the
+  broker hands on. Those of level 1 and 2 are emptied 5 s before their time.
+- All messages of one queue have the same TTL and no priority, so the one at the head is always the next to expire: a queue
+  expires from its head only, and since RabbitMQ 4 a quorum queue's head is its highest priority. The priority waits in the header
+  `amqtask-delay-priority`; through the net it is lost. For the same reason the `expiration` property is taken off: RabbitMQ would
+  use the smaller of the two. The `expires` header stays, and the worker keeps it.
+- Longer waits than 23 minutes are left to the broker: nobody may hold a message for longer than `consumer_timeout` (30 min).
+  400 s of them, more than the broker's longest stop, are kept for the levels that workers look after.
+- Whatever messages ask for, there are 43 queues, and no others.
 - A message passes a queue at most once per publish, always downwards, so the broker's cycle detection (it drops a
   message that comes back to a queue by expiry alone, x-death tells it) has no reason to act; each republish
   strips what the last journey wrote.
 - The queues are quorum queues that dead-letter at least once: until the next queue has confirmed a message, the last
   one keeps it. `reject-publish` is what that asks for, and lets a publisher see a refusal.
-- Nothing is declared before it is needed, and everything may be declared again by anyone: names say what it is.
-- RabbitMQ takes TTLs below 2**32 ms. Six levels fit (24.3 days at most); who asks for more gets 24 days, and the
-  worker sends a message that is still early back here, by its `eta` header.
+- Everything may be declared again by anyone: names say what it is. `amqtask topology declare` makes all of it.
+- RabbitMQ takes TTLs below 2**32 ms; the levels have room for 47 days. Who asks for more comes out early, and goes in again.
+
+Clocks. A message is due by the clock of who published it, and leaves by the clock of the worker that holds it. One that a
+worker's clock finds early comes back here; `again` adds what the other's clock is ahead, so that it does not come back forever.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
-from zlib import crc32
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue, arguments
-from amqtask.message import Message, strip_transit_headers
+from amqtask.message import Message, Properties, strip_transit_headers
+from amqtask.topology import former_delays
 
-UNIT_MS = 125
-LEVELS = 6
-MAX_UNITS = 16**LEVELS - 1
-MAX_SECONDS = MAX_UNITS * UNIT_MS / 1000
+if TYPE_CHECKING:
+    from amqtask.message import Delivery, PropertiesLike
+
+# For how many seconds a digit of each level stands, and the highest digit.
+SIZES = (4, 64, 256, 1000, 4000, 16000, 64000, 256000, 1024000)
+HIGHEST = (15, 3, 5, 3, 3, 3, 3, 3, 3)
+LEVELS = len(SIZES)
+STEP_SECONDS = SIZES[0]
+# Levels whose queues workers consume, and what is left of a longer wait for them, at least.
+HELD_LEVELS = 3
+_FAR = SIZES[HELD_LEVELS]
+_SLACK_SECONDS = 400
+MAX_SECONDS = _FAR * 4 ** (LEVELS - HELD_LEVELS) - STEP_SECONDS
+# After the longest wait of a level 0 queue, until the broker takes over.
+MARGIN_SECONDS = 3
+# So long before the broker does, workers take messages out of a queue of a higher level.
+EARLY_SECONDS = 5
+# A due time that is no 64-bit number must not keep a message from being published.
+_LONGEST = 10 * 366 * 86400.0
+# A message that comes this early, at most, was forwarded by a clock that is ahead.
+_MOST_AHEAD = 60.0
 
 TO_HEADER = "amqtask-delay-to"
+UNTIL_HEADER = "amqtask-delay-until"
 _LEVEL_HEADER = "amqtask-delay-"
 _PRIORITY_HEADER = "amqtask-delay-priority"
-_LANE_HEADER = "amqtask-delay-lane"
-LANES = 4
-# The lowest level whose queues have lanes: 16 ** 2 units, 32 s.
-FIRST_LEVEL_WITH_LANES = 2
+
+Path = tuple[tuple[int, int], ...]
 
 
-def units(seconds: float) -> int:
-    """How many units of 125 ms a message waits: never less than asked for, but for the longest wait there is."""
-    if seconds <= 0:
-        return 0
-    exact = seconds * 1000 / UNIT_MS
-    # Half a microsecond of float noise must not cost a unit (0.1 + 0.2 is not 0.3).
-    return MAX_UNITS if exact >= MAX_UNITS else math.ceil(exact - 4e-6)
-
-
-def longest_wait(headers: Mapping[str, Any], level: int) -> float:
-    """The most, in seconds, that a message in a queue of that level has still to wait, by its delay headers."""
-    left = sum(int(str(headers.get(f"{_LEVEL_HEADER}{lower}") or "0"), 16) << (4 * lower) for lower in range(level + 1))
-    return left * UNIT_MS / 1000
-
-
-def digits(count: int) -> tuple[tuple[int, int], ...]:
-    """(level, digit) from the highest level in use down to 0; zeros in between are listed."""
+def digits(seconds: float) -> Path:
+    """(level, digit) from the highest level in use down to 0, for a wait above 0; zeros in between are listed."""
+    seconds = min(seconds, MAX_SECONDS)
+    far = max(0, int((seconds - _SLACK_SECONDS) // _FAR))
+    near = seconds - far * _FAR
     found: list[tuple[int, int]] = []
-    level = 0
-    while count:
-        count, digit = divmod(count, 16)
+    for level in range(LEVELS - 1, HELD_LEVELS - 1, -1):
+        found.append((level, far // (SIZES[level] // _FAR) % 4))
+    for level in range(HELD_LEVELS - 1, -1, -1):
+        digit = min(int(near // SIZES[level]), HIGHEST[level])
+        near -= digit * SIZES[level]
         found.append((level, digit))
-        level += 1
-    return tuple(reversed(found))
+    while len(found) > 1 and not found[0][1]:
+        del found[0]
+    return tuple(found)
+
+
+def again(headers: Mapping[str, Any], seconds: float) -> float:
+    """For how long a message with these headers, that arrived so early, is to be delayed once more.
+
+    One that a worker forwarded says by how much that worker's clock is ahead; if the same one has it again, it comes in time.
+    """
+    return seconds * 2 if UNTIL_HEADER in headers and seconds < _MOST_AHEAD else seconds
+
+
+class HeldQueue(NamedTuple):
+    """A queue that workers consume: its level, the longest wait that it is for, in seconds, and what it needs."""
+
+    queue: Queue
+    level: int
+    longest: float
+    declare: tuple[Declaration, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DelayPlan:
-    """Puts messages on the way through the delay levels. `queue_type` is "quorum" or "classic"."""
+    """Puts messages where they wait, and says how they go on. `queue_type` is "quorum" or "classic"."""
 
     prefix: str = "amqtask.delay"
     queue_type: str = "quorum"
+    clock: Callable[[], float] = time.time
 
-    def delayed(self, message: Message, seconds: float) -> Message:
-        """The message that arrives at this one's exchange after `seconds` (rounded up), under the same routing key.
+    # -- messages
 
-        With nothing to wait for it is the message itself. Longer than 24 days is cut to that.
+    def delayed(self, message: Message, seconds: float, *, now: float | None = None) -> Message:
+        """The message that arrives at this one's exchange `seconds` after `now`, under the same routing key.
+
+        With nothing to wait for it is the message itself.
         """
-        path = digits(units(seconds))
-        if not path:
+        if not seconds > 0:
             return message
         headers = strip_transit_headers(message.properties.headers or {})
-        priority = message.properties.priority
+        due = (self.clock() if now is None else now) + min(seconds, _LONGEST)
         headers[TO_HEADER] = message.exchange
-        headers[_PRIORITY_HEADER] = _class(priority)
-        lane = "0"
-        if path[0][0] >= FIRST_LEVEL_WITH_LANES:
-            headers[_LANE_HEADER] = lane = _lane(message)
+        headers[UNTIL_HEADER] = math.ceil(due * 1000)
+        if message.properties.priority is not None:
+            headers[_PRIORITY_HEADER] = message.properties.priority
+        path = digits(seconds)
         for level, digit in path:
             headers[f"{_LEVEL_HEADER}{level}"] = f"{digit:x}"
         return replace(
             message,
-            properties=replace(message.properties, headers=headers, expiration=None),
+            properties=replace(message.properties, headers=headers, expiration=None, priority=None),
             exchange=self.level_name(path[0][0]),
-            declare=(*message.declare, *self.declarations(path, message.exchange, priority, lane)),
+            declare=(*message.declare, *self.declarations(path, message.exchange)),
         )
 
     def undelayed(self, message: Message) -> Message:
@@ -121,44 +163,100 @@ class DelayPlan:
         headers = message.properties.headers or {}
         if TO_HEADER not in headers:
             return message
-        target, levels = headers[TO_HEADER], range(LEVELS - 1, -1, -1)
-        path = tuple(
-            (level, int(headers[f"{_LEVEL_HEADER}{level}"], 16))
-            for level in levels
-            if f"{_LEVEL_HEADER}{level}" in headers
-        )
-        added = self.declarations(path, target, message.properties.priority, headers.get(_LANE_HEADER, "0"))
+        added = self.declarations(_path(headers), headers[TO_HEADER])
         return replace(
             message,
-            properties=replace(message.properties, headers=strip_transit_headers(headers)),
-            exchange=target,
+            properties=replace(
+                message.properties, headers=strip_transit_headers(headers), priority=headers.get(_PRIORITY_HEADER)
+            ),
+            exchange=headers[TO_HEADER],
             declare=message.declare[: len(message.declare) - len(added)],
         )
 
+    def addressed(self, delivery: Delivery) -> Message:
+        """What waited, as it goes to where it was addressed.
+
+        To a named exchange it goes through the way out: who delayed it had the right to bind that, and whoever forwards it
+        needs no right to the exchange itself.
+        """
+        properties = delivery.properties
+        before = properties.headers or {}
+        target = _text(before.get(TO_HEADER))
+        headers = strip_transit_headers(before)
+        if UNTIL_HEADER in before:
+            headers[UNTIL_HEADER] = before[UNTIL_HEADER]
+        if target:
+            headers[TO_HEADER] = target
+        exchange = self.level_name(-1) if target else ""
+        return Message(delivery.body, _copied(properties, headers), exchange, delivery.routing_key)
+
+    def through_the_net(self, delivery: Delivery) -> Message:
+        """The same by the way out in any case, for whoever may not publish to the default exchange."""
+        message = self.addressed(delivery)
+        message.properties.headers[TO_HEADER] = _text((delivery.properties.headers or {}).get(TO_HEADER))
+        return replace(message, exchange=self.level_name(-1))
+
+    def delayed_on(self, delivery: Delivery, seconds: float, *, until: float | None = None) -> Message:
+        """What waited, as it waits on for `seconds`; due when it was, or at `until`."""
+        before = delivery.properties.headers or {}
+        message = replace(self.addressed(delivery), exchange=_text(before.get(TO_HEADER)))
+        later = self.delayed(message, seconds)
+        due = due_at(before) if until is None else until
+        if due is not None:
+            later.properties.headers[UNTIL_HEADER] = math.ceil(due * 1000)
+        return later
+
+    # -- entities
+
     def level_name(self, level: int) -> str:
         """The exchange of a level; level -1 is the way out."""
-        return f"{self.prefix}.{level}" if level >= 0 else f"{self.prefix}.out"
+        return f"{self.prefix}.level.{level}" if level >= 0 else f"{self.prefix}.out"
 
-    def declarations(
-        self, path: tuple[tuple[int, int], ...], target: str, priority: int | None = 0, lane: str = "0"
-    ) -> tuple[Declaration, ...]:
+    def declarations(self, path: Path, target: str) -> tuple[Declaration, ...]:
         """What a message on that path needs, lowest level first (a queue's way on exists before the queue)."""
-        return _path_declarations(self, path, target, _class(priority), lane)
+        return _path_declarations(self, path, target)
+
+    def held(self) -> Iterator[HeldQueue]:
+        """The queues that workers consume."""
+        for level, digit in _places(range(HELD_LEVELS)):
+            longest = (digit + 1) * SIZES[level]
+            yield HeldQueue(self._queue(level, digit), level, longest, self.declarations(_single(level, digit), ""))
+
+    def everything(self, targets: Iterable[str] = ()) -> tuple[Declaration, ...]:
+        """All that delays can ever need, for messages to the default exchange and to these."""
+        found: dict[Declaration, None] = {}
+        for level, digit in _places(range(LEVELS)):
+            found.update(dict.fromkeys(self.declarations(_single(level, digit), "")))
+        for target in targets:
+            found.update(dict.fromkeys(self._way_out(target)))
+        return tuple(found)
 
     def queue_names(self, priorities: Iterable[int | None]) -> Iterator[tuple[int, str]]:
-        """(level, queue) where messages of these priorities may wait, the longest waits first; not all of them exist."""
-        classes = list(dict.fromkeys(_class(priority) for priority in priorities))
-        for level in reversed(range(LEVELS)):
-            lanes = range(LANES) if level >= FIRST_LEVEL_WITH_LANES else (0,)
-            for digit in reversed(range(1, 16)):
-                for priority in classes:
-                    for lane in lanes:
-                        yield level, self._queue_name(level, digit, priority, str(lane))
+        """(level, queue) where messages may wait, the longest waits first; not all of them exist.
+
+        Among them those of earlier versions, which had queues of their own for each priority.
+        """
+        for level, digit in reversed(list(_places(range(LEVELS)))):
+            yield level, self.queue_name(level, digit)
+        yield from former_delays.queue_names(self.prefix, priorities)
 
     def level_of(self, queue: str) -> int | None:
         """The level whose queue this is; None for another queue."""
-        match = re.fullmatch(re.escape(self.prefix) + r"\.(\d+)\.[0-9a-f](\.p\w+)?(\.\d+)?", queue)
-        return int(match[1]) if match else None
+        found = (level for level, digit in _places(range(LEVELS)) if self.queue_name(level, digit) == queue)
+        return next(found, former_delays.level_of(self.prefix, queue))
+
+    def exchange_of(self, queue: str) -> str:
+        """The exchange that a delay queue hangs on."""
+        former = former_delays.level_of(self.prefix, queue)
+        return (
+            self.level_name(self.level_of(queue) or 0)
+            if former is None
+            else former_delays.exchange(self.prefix, former)
+        )
+
+    def queue_name(self, level: int, digit: int) -> str:
+        """The queue of a digit."""
+        return f"{self.prefix}.{digit * SIZES[level]}s"
 
     def _way_out(self, target: str) -> Iterator[Declaration]:
         out = self._exchange(-1)
@@ -168,30 +266,31 @@ class DelayPlan:
             yield Binding(out, target, arguments=match, to_exchange=True)
         else:
             release = f"{self.prefix}.to"
-            yield self._queue(release, ttl=0, onwards="")
+            yield Queue(release, arguments=self._arguments(0, ""))
             yield Binding(out, release, arguments=match)
 
-    def _level(self, level: int, digit: int, priority: str, lane: str) -> Iterator[Declaration]:
-        exchange, lower = self._exchange(level), self.level_name(level - 1)
+    def _level(self, level: int, digit: int) -> Iterator[Declaration]:
+        exchange = self._exchange(level)
         yield exchange
-        yield Binding(exchange, lower, arguments=_match(level, 0), to_exchange=True)
-        if digit:
-            chosen = {_PRIORITY_HEADER: priority}
-            name = self._queue_name(level, digit, priority, lane)
-            if level >= FIRST_LEVEL_WITH_LANES:
-                chosen[_LANE_HEADER] = lane
-            yield self._queue(name, ttl=digit * 16**level * UNIT_MS, onwards=lower)
-            yield Binding(exchange, name, arguments=_match(level, digit, chosen))
+        if level:
+            yield Binding(exchange, self.level_name(level - 1), arguments=_match(level, 0), to_exchange=True)
+        if digit or not level:
+            queue = self._queue(level, digit)
+            yield queue
+            yield Binding(exchange, queue.name, arguments=_match(level, digit))
 
-    def _queue_name(self, level: int, digit: int, priority: str, lane: str) -> str:
-        of_priority = "" if priority == "0" else f".p{priority}"
-        of_lane = f".{lane}" if level >= FIRST_LEVEL_WITH_LANES else ""
-        return f"{self.prefix}.{level}.{digit:x}{of_priority}{of_lane}"
+    def _queue(self, level: int, digit: int) -> Queue:
+        seconds = digit * SIZES[level] + (0 if level else STEP_SECONDS + MARGIN_SECONDS)
+        asked = self._arguments(seconds * 1000, self.level_name(level - 1))
+        if self.queue_type == "quorum":
+            # A worker that stops gives back what it holds; RabbitMQ 4 would dead-letter a message the twentieth time.
+            asked = arguments({**dict(asked), "x-delivery-limit": _NO_LIMIT})
+        return Queue(self.queue_name(level, digit), arguments=asked)
 
     def _exchange(self, level: int) -> Exchange:
         return Exchange(self.level_name(level), type="headers")
 
-    def _queue(self, name: str, *, ttl: int, onwards: str) -> Queue:
+    def _arguments(self, ttl: int, onwards: str) -> tuple[tuple[str, Any], ...]:
         asked: dict[str, Any] = {
             "x-queue-type": self.queue_type,
             "x-message-ttl": ttl,
@@ -200,29 +299,85 @@ class DelayPlan:
         if self.queue_type == "quorum":
             asked["x-overflow"] = "reject-publish"
             asked["x-dead-letter-strategy"] = "at-least-once"
-        return Queue(name, arguments=arguments(asked))
+        return arguments(asked)
 
 
-def _match(level: int, digit: int, also: Mapping[str, str] | None = None) -> tuple[tuple[str, Any], ...]:
-    return arguments({"x-match": "all", f"{_LEVEL_HEADER}{level}": f"{digit:x}", **(also or {})})
+_NO_LIMIT = 1_000_000
 
 
-def _lane(message: Message) -> str:
-    properties = message.properties
-    found = properties.correlation_id or properties.message_id or ""
-    return str(crc32(found.encode()) % LANES)
+def due_at(headers: Mapping[str, Any]) -> float | None:
+    """Unix time at which a waiting message goes on; None where nothing (that we can read) says so."""
+    found = headers.get(UNTIL_HEADER)
+    return found / 1000 if isinstance(found, int) and not isinstance(found, bool) else None
 
 
-def _class(priority: int | None) -> str:
-    return "none" if priority is None else str(priority)
+def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:
+    """Unix time at which a message is to leave a queue of that level for a lower one, if workers hold too many there."""
+    due = due_at(headers)
+    if due is None or not queue_level:
+        return due
+    lower = sum(digit * SIZES[level] for level, digit in _path(headers) if level < queue_level)
+    return due - lower - STEP_SECONDS - EARLY_SECONDS
+
+
+def left(headers: Mapping[str, Any], level: int, now: float) -> float:
+    """The most, in seconds, that a message in a queue of that level has still to wait, by its delay headers."""
+    due = due_at(headers)
+    return former_delays.longest_wait(headers, level) if due is None else due - now
+
+
+def _places(levels: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """(level, digit) of the queues on these levels: only level 0 has one for the digit 0."""
+    return ((level, digit) for level in levels for digit in range(1 if level else 0, HIGHEST[level] + 1))
+
+
+def _path(headers: Mapping[str, Any]) -> Path:
+    found = []
+    for level in reversed(range(LEVELS)):
+        digit = headers.get(f"{_LEVEL_HEADER}{level}")
+        if isinstance(digit, str) and re.fullmatch("[0-9a-f]", digit):
+            found.append((level, int(digit, 16)))
+    return tuple(found)
+
+
+def _single(level: int, digit: int) -> Path:
+    return ((level, digit), *((lower, 0) for lower in reversed(range(level))))
+
+
+def _match(level: int, digit: int) -> tuple[tuple[str, Any], ...]:
+    return arguments({"x-match": "all", f"{_LEVEL_HEADER}{level}": f"{digit:x}"})
+
+
+def _copied(properties: PropertiesLike, headers: dict[str, Any]) -> Properties:
+    return Properties(
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        headers=headers,
+        delivery_mode=2,
+        priority=waiting_priority(properties),
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        type=properties.type,
+        app_id=properties.app_id,
+    )
+
+
+def waiting_priority(properties: PropertiesLike) -> int | None:
+    """The priority that a waiting message will have again."""
+    found = (properties.headers or {}).get(_PRIORITY_HEADER, properties.priority)
+    return found if isinstance(found, int) and 0 <= found <= 255 else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 # Publishers publish one message after another with the same countdown; the tuple is the same then.
 @lru_cache(maxsize=1024)
-def _path_declarations(
-    plan: DelayPlan, path: tuple[tuple[int, int], ...], target: str, priority: str, lane: str
-) -> tuple[Declaration, ...]:
+def _path_declarations(plan: DelayPlan, path: Path, target: str) -> tuple[Declaration, ...]:
     found: list[Declaration] = list(plan._way_out(target))
     for level, digit in reversed(path):
-        found.extend(plan._level(level, digit, priority, lane))
+        found.extend(plan._level(level, digit))
     return tuple(found)

@@ -107,7 +107,15 @@ class Consumer(Protocol):
     def start(self) -> None:
         """Connect, declare, consume; the result is told to the listener."""
 
-    def add_queue(self, queue: Queue, *, prefetch: int, dead_letter: Queue | None = None) -> None: ...
+    def add_queue(
+        self,
+        queue: Queue,
+        *,
+        prefetch: int,
+        dead_letter: Queue | None = None,
+        declare: tuple[Declaration, ...] | None = None,
+    ) -> None:
+        """Consume a queue too; `declare` is what it needs, else the queue, its dead-letter queue and its bindings."""
 
     def cancel_queue(self, name: str) -> None:
         """Stop deliveries of one queue; what is unanswered stays ours to answer."""

@@ -81,7 +81,10 @@ def test_the_plan_names_exchanges_queues_bindings_and_delays(capsys: pytest.Capt
     assert [(found["source"], found["destination"], found["routing_key"]) for found in plan["bindings"]] == [
         ("media", "images", "image.*")
     ]
-    assert plan["delays"]["prefix"] == "amqtask.delay"
+    delays = plan["delays"]
+    assert delays["prefix"] == "amqtask.delay"
+    assert {(found["name"], found["role"]) for found in delays["queues"]} > {("amqtask.delay.0s", "delay")}
+    assert ("amqtask.delay.out", "media") in {(found["source"], found["destination"]) for found in delays["bindings"]}
 
 
 def test_the_plan_for_people_names_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +93,7 @@ def test_the_plan_for_people_names_the_same(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert "  cma_queue.dead  dead letters" in shown
     assert "      x-queue-type = 'quorum'" in shown
-    assert "amqtask.delay.<level>.<digit>" in shown
+    assert "amqtask.delay.0s amqtask.delay.4s" in shown
 
 
 def test_a_route_that_needs_arguments_is_said_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_a_late_row_waits_only_for_what_is_left() -> None:
     later = as_message(row.message, row.body, DELAYS, now=NOW + 90)
     too_late = as_message(row.message, row.body, DELAYS, now=NOW + 101)
 
-    assert later == DELAYS.delayed(message, 10)
+    assert later == DELAYS.delayed(message, 10, now=NOW + 90)
     assert too_late == message
 
 

@@ -76,7 +76,7 @@ class Remote:
         stood = self.stood
 
         class Candidate(ToldConsumer):
-            def add_queue(self, queue: Queue, *, prefetch: int, dead_letter: Queue | None = None) -> None:
+            def add_queue(self, queue: Queue, **_: Any) -> None:
                 stood.append((queue.name, self, listener))
 
         return Candidate()

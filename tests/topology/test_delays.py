@@ -1,4 +1,4 @@
-"""Delay levels: the path of a message, simulated over what the plan declares."""
+"""Delayed messages: where they wait and when they go on; the broker's own way, simulated over what is declared."""
 
 from __future__ import annotations
 
@@ -10,15 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amqtask.entities import Binding, Exchange, Queue
-from amqtask.message import Message, Properties
-from amqtask.topology.delays import MAX_SECONDS, DelayPlan, digits, longest_wait, units
+from amqtask.message import Delivery, Message, Properties
+from amqtask.topology import former_delays
+from amqtask.topology.delays import (
+    EARLY_SECONDS,
+    MARGIN_SECONDS,
+    MAX_SECONDS,
+    SIZES,
+    STEP_SECONDS,
+    UNTIL_HEADER,
+    DelayPlan,
+    again,
+    digits,
+    due_at,
+    leaves_at,
+    left,
+)
 
 waits = st.floats(min_value=0.001, max_value=MAX_SECONDS, allow_nan=False)
+NOW = 1_700_000_000.0
+PLAN = DelayPlan(clock=lambda: NOW)
 
 
 def task_message(exchange: str = "", routing_key: str = "work", priority: int | None = 3) -> Message:
-    properties = Properties(headers={"task": "t", "x-death": [1]}, expiration="5000", priority=priority)
+    properties = Properties(
+        headers={"task": "t", "x-death": [1]}, expiration="5000", priority=priority, correlation_id="id", app_id="a"
+    )
     return Message(b"body", properties, exchange, routing_key, declare=(Queue("work"),))
+
+
+def delivered(message: Message, queue: str = "q") -> Delivery:
+    return Delivery(message.body, message.properties, message.exchange, message.routing_key, False, queue, 1, 1)
 
 
 def journey(message: Message, target: str) -> tuple[list[str], Fraction]:
@@ -44,116 +66,164 @@ def journey(message: Message, target: str) -> tuple[list[str], Fraction]:
 
 
 @given(waits, st.sampled_from(["", "topics"]))
-def test_a_message_arrives_at_its_target_after_the_wait_and_never_before(seconds: float, target: str) -> None:
-    message = DelayPlan().delayed(task_message(target), seconds)
+def test_without_any_worker_a_message_arrives_some_seconds_late_and_never_early(seconds: float, target: str) -> None:
+    message = PLAN.delayed(task_message(target), seconds)
 
     passed, waited = journey(message, target)
 
-    assert Fraction(seconds) - Fraction(1, 10**6) <= waited < Fraction(seconds) + Fraction(125, 1000)
+    late = waited - Fraction(seconds)
+    assert late + Fraction(1, 10**6) >= MARGIN_SECONDS
+    assert late <= MARGIN_SECONDS + STEP_SECONDS
     assert len(passed) == len(set(passed)), "the broker drops what comes back to a queue"
-    assert len(passed) <= 7
     assert passed[-1].endswith(".to") == (target == "")
 
 
 @given(waits)
 def test_everything_is_declared_before_it_is_bound_or_led_to(seconds: float) -> None:
+    check_order(PLAN.delayed(task_message(), seconds).declare)
+
+
+def test_everything_that_delays_can_need_can_be_declared_in_its_order() -> None:
+    check_order((Exchange("topics"), *PLAN.everything(["topics"])))
+
+
+def check_order(declare: tuple[Binding | Queue | Exchange, ...]) -> None:
     known = {""}
-    for entity in DelayPlan().delayed(task_message(), seconds).declare:
+    for entity in declare:
         if isinstance(entity, Binding):
             assert {entity.source.name, entity.destination} <= known
         elif isinstance(entity, Queue):
-            onwards = entity.argument_map.get("x-dead-letter-exchange", "")
-            assert onwards in known
+            assert entity.argument_map.get("x-dead-letter-exchange", "") in known
             known.add(entity.name)
         else:
             known.add(entity.name)
 
 
-@given(st.integers(0, 16**6 - 1))
-def test_digits_say_the_number(count: int) -> None:
-    path = digits(count)
+@given(waits, st.integers(0, 255) | st.none())
+def test_no_message_asks_for_a_queue_that_is_not_among_the_forty_three(seconds: float, priority: int | None) -> None:
+    everything = PLAN.everything()
 
-    assert sum(digit * 16**level for level, digit in path) == count
+    declared = PLAN.delayed(task_message(priority=priority), seconds).declare
+
+    assert set(declared) - {Queue("work")} <= set(everything)
+    assert len([entity for entity in everything if isinstance(entity, Queue)]) == 43
+
+
+@given(waits)
+def test_digits_are_no_more_than_the_wait_and_less_than_a_step_below_it(seconds: float) -> None:
+    path = digits(seconds)
+
+    assert 0 <= seconds - sum(digit * SIZES[level] for level, digit in path) < STEP_SECONDS
     assert [level for level, _ in path] == list(range(len(path)))[::-1]
-    assert not path or path[0][1]
+    assert path[0][1] or len(path) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "count"),
-    [(-1, 0), (0, 0), (0.001, 1), (0.125, 1), (0.126, 2), (1, 8), (0.1 + 0.2, 3), (0.75, 6), (1e-9, 1)],
-)
-def test_a_wait_is_rounded_up_to_eighths_of_a_second(seconds: float, count: int) -> None:
-    assert units(seconds) == (count if seconds != 1e-9 else 0)
+@given(st.floats(min_value=1500, max_value=MAX_SECONDS, allow_nan=False))
+def test_of_a_long_wait_enough_is_left_for_the_levels_that_workers_look_after(seconds: float) -> None:
+    assert sum(digit * SIZES[level] for level, digit in digits(seconds) if level < 3) > 390
 
 
 @pytest.mark.parametrize("seconds", [MAX_SECONDS + 1, 1e12, math.inf])
 def test_the_longest_wait_is_cut_to_what_ttls_can_say(seconds: float) -> None:
-    message = DelayPlan().delayed(task_message(), seconds)
+    message = PLAN.delayed(task_message(), seconds)
 
-    assert journey(message, "")[1] == Fraction(MAX_SECONDS)
+    assert MAX_SECONDS <= journey(message, "")[1] <= MAX_SECONDS + STEP_SECONDS + MARGIN_SECONDS
     ttls = [entity.argument_map["x-message-ttl"] for entity in message.declare[1:] if isinstance(entity, Queue)]
     assert max(ttls) < 2**32
+    assert message.properties.headers[UNTIL_HEADER] < 2**63
 
 
-@pytest.mark.parametrize("seconds", [0, -5])
+@pytest.mark.parametrize("seconds", [0, -5, math.nan])
 def test_nothing_to_wait_for_is_the_message_itself(seconds: float) -> None:
     message = task_message()
 
-    assert DelayPlan().delayed(message, seconds) is message
+    assert PLAN.delayed(message, seconds) is message
 
 
 def test_what_the_target_needs_stays_declared_and_the_rest_untouched() -> None:
     before = task_message()
 
-    after = DelayPlan().delayed(before, 10)
+    after = PLAN.delayed(before, 10)
 
     assert after.declare[0] == Queue("work")
-    assert (after.routing_key, after.body, after.properties.priority) == ("work", b"body", 3)
+    assert (after.routing_key, after.body) == ("work", b"body")
     assert before.properties.headers == {"task": "t", "x-death": [1]}
 
 
-def test_a_message_does_not_leave_a_level_early_by_its_own_expiration() -> None:
-    assert DelayPlan().delayed(task_message(), 10).properties.expiration is None
-
-
-def test_long_waits_are_spread_over_lanes_and_short_ones_are_not() -> None:
-    def queues_of(seconds: float) -> set[str]:
-        ids = [f"task-{number}" for number in range(100)]
-        messages = [Message(b"", Properties(correlation_id=found), "", "work") for found in ids]
-        declared = [entity for message in messages for entity in DelayPlan().delayed(message, seconds).declare]
-        return {entity.name for entity in declared if isinstance(entity, Queue)} - {"amqtask.delay.to"}
-
-    assert queues_of(31.875) == {"amqtask.delay.1.f.pnone", "amqtask.delay.0.f.pnone"}
-    assert queues_of(32) == {f"amqtask.delay.2.1.pnone.{lane}" for lane in range(4)}
+def test_a_message_does_not_leave_a_queue_early_by_its_own_expiration() -> None:
+    assert PLAN.delayed(task_message(), 10).properties.expiration is None
 
 
 def test_a_second_journey_carries_nothing_of_the_first() -> None:
-    plan = DelayPlan()
-    first = plan.delayed(task_message(), 100_000)
+    first = PLAN.delayed(task_message(), 100_000)
 
-    second = plan.delayed(Message(b"", first.properties, "", "work"), 1)
+    second = PLAN.delayed(Message(b"", first.properties, "", "work"), 1)
 
     assert second.properties.headers == {
         "task": "t",
         "amqtask-delay-to": "",
-        "amqtask-delay-priority": "3",
-        "amqtask-delay-0": "8",
+        "amqtask-delay-until": int(NOW + 1) * 1000,
+        "amqtask-delay-0": "0",
     }
 
 
-def test_no_two_priorities_share_a_queue() -> None:
+def test_all_priorities_share_the_queues_and_get_their_priority_back() -> None:
     # The head of a quorum queue is its highest priority since RabbitMQ 4, and only the head expires.
-    passed = [
-        queue
-        for priority in (0, 3, 9, None)
-        for queue in journey(DelayPlan().delayed(task_message(priority=priority), 2), "")[0][:-1]
-    ]
+    for priority in (None, 0, 3, 255):
+        waiting = PLAN.delayed(task_message(priority=priority), 2)
+        assert waiting.properties.priority is None
+        assert PLAN.addressed(delivered(waiting)).properties.priority == priority
+        assert PLAN.undelayed(waiting).properties.priority == priority
 
-    assert len(set(passed)) == len(passed) == 4
+
+def test_what_waited_goes_to_the_default_exchange_as_it_was_published() -> None:
+    message = PLAN.addressed(delivered(PLAN.delayed(task_message(), 2)))
+
+    assert (message.exchange, message.routing_key, message.body) == ("", "work", b"body")
+    assert message.properties == Properties(
+        headers={"task": "t", "amqtask-delay-until": int(NOW + 2) * 1000}, priority=3, correlation_id="id", app_id="a"
+    )
+
+
+def test_what_waited_for_a_named_exchange_goes_by_the_way_out_which_is_bound_to_it() -> None:
+    waiting = PLAN.delayed(task_message("topics", "a.b"), 2)
+
+    message = PLAN.addressed(delivered(waiting))
+
+    way = [entity for entity in waiting.declare if isinstance(entity, Binding) and entity.destination == "topics"]
+    assert way[0].source.name == message.exchange
+    assert (message.routing_key, message.properties.headers["amqtask-delay-to"]) == ("a.b", "topics")
+
+
+@given(st.floats(min_value=64, max_value=1400, allow_nan=False))
+def test_a_message_of_a_higher_level_leaves_it_before_the_broker_hands_it_on(seconds: float) -> None:
+    waiting = PLAN.delayed(task_message(), seconds)
+    (level, digit), *_ = digits(seconds)
+
+    leaves = leaves_at(waiting.properties.headers, level)
+
+    assert leaves is not None
+    assert leaves - NOW <= digit * SIZES[level] - EARLY_SECONDS + 0.001
+
+
+def test_a_message_that_waits_on_is_due_when_it_was() -> None:
+    waiting = PLAN.delayed(task_message("topics", "a.b"), 100)
+
+    on = DelayPlan(clock=lambda: NOW + 70).delayed_on(delivered(waiting), 30)
+
+    assert due_at(on.properties.headers) == NOW + 100
+    assert (on.exchange, on.routing_key) == ("amqtask.delay.level.0", "a.b")
+    assert PLAN.addressed(delivered(on)) == PLAN.addressed(delivered(waiting))
+
+
+def test_a_message_that_a_fast_clock_forwarded_waits_for_what_that_clock_is_ahead() -> None:
+    assert again({"amqtask-delay-until": 1}, 2.0) == 4.0
+    assert again({}, 2.0) == 2.0
+    assert again({"amqtask-delay-until": 1}, 3600.0) == 3600.0
 
 
 def test_quorum_levels_keep_a_message_until_the_next_has_it() -> None:
-    for entity in DelayPlan().delayed(task_message(), 5).declare[1:]:
+    for entity in PLAN.delayed(task_message(), 5000).declare[1:]:
         if isinstance(entity, Queue):
             asked = entity.argument_map
             assert asked["x-queue-type"] == "quorum"
@@ -165,49 +235,44 @@ def test_quorum_levels_keep_a_message_until_the_next_has_it() -> None:
 def test_classic_levels_ask_for_nothing_that_classic_queues_refuse() -> None:
     message = DelayPlan("mine", "classic").delayed(task_message(priority=0), 1)
 
-    level = next(entity for entity in message.declare if isinstance(entity, Queue) and entity.name == "mine.0.8")
+    level = next(entity for entity in message.declare if isinstance(entity, Queue) and entity.name == "mine.0s")
     assert level.argument_map == {
         "x-queue-type": "classic",
-        "x-message-ttl": 1000,
+        "x-message-ttl": 7000,
         "x-dead-letter-exchange": "mine.out",
     }
 
 
 def test_the_same_wait_declares_the_same_things() -> None:
-    plan = DelayPlan()
-
-    assert plan.delayed(task_message(), 3).declare == plan.delayed(task_message(), 2.99).declare
-    assert all(isinstance(entity, (Exchange, Queue, Binding)) for entity in plan.delayed(task_message(), 3).declare)
-
-
-def test_all_queues_that_delayed_messages_of_a_priority_may_wait_in() -> None:
-    plan = DelayPlan("p")
-
-    for priority in (0, None, 7):
-        names = {name for _, name in plan.queue_names([priority])}
-        for seconds in (0.125, 1, 30, 40, 3600, 86400 * 20, MAX_SECONDS):
-            sent = plan.delayed(task_message(priority=priority), seconds)
-            declared = {
-                found.name
-                for found in sent.declare
-                if isinstance(found, Queue) and plan.level_of(found.name) is not None
-            }
-            assert declared <= names
-            assert declared
+    assert PLAN.delayed(task_message(), 3).declare == PLAN.delayed(task_message(), 2.99).declare
 
 
 def test_the_level_of_a_queue() -> None:
     plan = DelayPlan("p.q")
 
-    assert plan.level_of("p.q.3.f.p7.2") == 3
-    assert plan.level_of("p.q.0.1") == 0
+    assert {plan.level_of(found.queue.name) for found in plan.held() if found.level == 2} == {2}
+    assert plan.level_of("p.q.0s") == 0
+    assert plan.level_of("p.q.60s") == 0
+    assert plan.level_of("p.q.64s") == 1
+    assert plan.level_of("p.q.3000s") == 3
     assert plan.level_of("p.q.to") is None
     assert plan.level_of("images") is None
 
 
-def test_a_message_without_eta_waits_for_the_rest_of_its_levels() -> None:
-    headers = DelayPlan("p").delayed(task_message(), 100.0).properties.headers
+def test_messages_of_earlier_versions_are_found_in_their_queues() -> None:
+    plan = DelayPlan("p.q")
+    names = {name: level for level, name in plan.queue_names([0, 7, None])}
 
-    assert longest_wait(headers, 5) == 100.0
-    assert longest_wait(headers, 1) == 100.0 % 32
-    assert longest_wait({}, 5) == 0.0
+    for name, level in {"p.q.3.f.p7.2": 3, "p.q.0.1": 0, "p.q.1.a.pnone": 1}.items():
+        assert plan.level_of(name) == names[name] == level
+        assert plan.exchange_of(name) == f"p.q.{level}"
+    headers = {"amqtask-delay-2": "3", "amqtask-delay-1": "2", "amqtask-delay-0": "0"}
+    assert left(headers, 5, NOW) == 100.0
+    assert left(headers, 1, NOW) == 100.0 % 32
+    assert former_delays.longest_wait({"amqtask-delay-0": [1]}, 5) == 0.0
+
+
+def test_how_long_a_waiting_message_has_still_to_wait() -> None:
+    headers = PLAN.delayed(task_message(), 100.0).properties.headers
+
+    assert left(headers, 1, NOW + 40) == 60.0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from amqtask import states
-from amqtask.entities import Queue
+from amqtask.entities import Declaration, Queue
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
@@ -156,7 +156,14 @@ class ToldConsumer:
     def start(self) -> None:
         self.words.append("start")
 
-    def add_queue(self, queue: Queue, *, prefetch: int, dead_letter: Queue | None = None) -> None:
+    def add_queue(
+        self,
+        queue: Queue,
+        *,
+        prefetch: int,
+        dead_letter: Queue | None = None,
+        declare: tuple[Declaration, ...] | None = None,
+    ) -> None:
         self.windows[queue.name] = prefetch
 
     def cancel_queue(self, name: str) -> None:

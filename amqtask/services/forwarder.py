@@ -1,0 +1,322 @@
+"""The forwarder: takes delayed messages out of their queues at their time, to where they were addressed (`topology.delays`).
+
+Each worker consumes the queues in which messages wait for up to 23 minutes, on a connection of its own. What is at the head
+of a queue comes here long before its time and is held, unacknowledged, so the broker keeps it and gives it to another worker when
+this one goes. At its time it is published; the broker's confirm is followed by the acknowledgement.
+
+How many may be held is the queue's window. It grows while there is more in a queue than it has room for, and all windows
+together stop to grow at MOST_HELD. What has no room waits in the queue: for level 0 that makes it late by the 4 s between two
+queues at most. A message of a higher level whose window is half full goes to a lower queue in time, which makes room for others.
+
+Deliveries and publishes share one connection: when it is lost, what was not confirmed comes again, to this worker or another,
+and is forwarded then (a second time, if only its confirm was lost). A message that cannot be published is tried again, then it
+waits for some seconds more in the broker, so that others have its place.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import AccessRefused, PublishError, Unroutable
+from amqtask.topology.delays import TO_HEADER, DelayPlan, due_at, leaves_at
+
+if TYPE_CHECKING:
+    from amqtask.message import Delivery, Message
+    from amqtask.pool import Loop, Timer
+    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+
+logger = logging.getLogger("amqtask.worker")
+
+# A queue's window to begin with, and at most; and what all windows together may hold.
+WINDOW = 100
+MOST_IN_A_QUEUE = 4000
+MOST_HELD = 5000
+SHRINK_SECONDS = 10.0
+# A window grows while it is full of messages that go this soon, and not at once: later ones have time to come.
+AT_ONCE_SECONDS, SOON_SECONDS = 0.05, 8.0
+# What cannot be published is tried again after this long, so many times; then it waits in the broker.
+PAUSE_SECONDS = 0.4
+TRIES = 5
+LATER_SECONDS = 10.0
+# Different things that are said, at most.
+MOST_COMPLAINTS = 100
+# No queues, no rights: when to look again.
+RETRY_SECONDS = 60.0
+
+
+class _Held:
+    """A delivery that waits here, or is being published."""
+
+    __slots__ = ("at", "delivery", "due", "tries")
+
+    def __init__(self, delivery: Delivery, due: float, at: float) -> None:
+        self.delivery = delivery
+        self.due = due
+        # When to look at it next.
+        self.at = at
+        self.tries = 0
+
+
+class _Window:
+    """A queue's level and longest wait, how many of its messages may be held, and how many are."""
+
+    __slots__ = ("held", "level", "longest", "size")
+
+    def __init__(self, level: int, longest: float) -> None:
+        self.level = level
+        self.longest = longest
+        self.size = WINDOW
+        self.held = 0
+
+
+class Forwarder:
+    """Forwards delayed messages while the worker runs; all on its loop."""
+
+    name = "delays"
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        delays: DelayPlan,
+        make_consumer: Callable[[ConsumerListener], Consumer],
+        make_publisher: Callable[[], LoopPublisher],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._loop = loop
+        self._delays = delays
+        self._make_consumer = make_consumer
+        self._make_publisher = make_publisher
+        self._wall_clock = wall_clock
+        self._consumer: Consumer | None = None
+        self._publisher: LoopPublisher | None = None
+        self._windows: dict[str, _Window] = {}
+        self._epoch = -1
+        # Those that wait for their time: (when, number, held).
+        self._waiting: list[tuple[float, int, _Held]] = []
+        self._numbers = itertools.count()
+        self._timer: Timer | None = None
+        self._timer_at = float("inf")
+        # How many of the present channel's deliveries are being published.
+        self._publishing = 0
+        self._shrinking: Timer | None = None
+        self._again: Timer | None = None
+        self._complaints: set[str] = set()
+        self._is_stopped = False
+
+    # -- the service
+
+    def start(self) -> None:
+        """Consume; what comes of it is told to this object."""
+        if self._consumer is not None or self._is_stopped:
+            return
+        # The consumer first: it is the first to be told that their connection is lost.
+        self._consumer = self._make_consumer(self)
+        if self._publisher is None:
+            self._publisher = self._make_publisher()
+        for found in self._delays.held():
+            window = self._windows[found.queue.name] = _Window(found.level, found.longest)
+            self._consumer.add_queue(found.queue, prefetch=window.size, declare=found.declare)
+        self._consumer.start()
+        if self._shrinking is None:
+            self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
+
+    def stop(self) -> None:
+        """What waits here goes back; what is being published is acknowledged, if its confirm comes in time."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        self._waiting.clear()
+        for timer in (self._timer, self._shrinking, self._again):
+            if timer is not None:
+                timer.cancel()
+        if self._consumer is not None and self._publishing:
+            self._consumer.pause()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.stop()
+            self._consumer = None
+        if self._publisher is not None:
+            self._publisher.stop()
+            self._publisher = None
+
+    # -- what the consumer tells
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """Hold it, or forward it now."""
+        if delivery.epoch != self._epoch:
+            self._begin(delivery.epoch)
+        window = self._windows.get(delivery.queue)
+        if window is None or self._is_stopped:
+            return  # it goes back with the channel
+        headers = delivery.properties.headers or {}
+        if TO_HEADER not in headers:
+            self._drop(delivery)
+            return
+        now = self._wall_clock()
+        due, at = due_at(headers), leaves_at(headers, window.level)
+        # What claims to be due later than its queue is for must not take a place for ever.
+        due = min(now if due is None else due, now + window.longest)
+        held = _Held(delivery, due, due if at is None else min(at, due))
+        window.held += 1
+        if held.at <= now:
+            self._look(held, now)
+        else:
+            self._wait(held)
+        if window.held >= window.size and AT_ONCE_SECONDS < held.at - now < SOON_SECONDS:
+            self._grow(delivery.queue, window)
+
+    def _drop(self, delivery: Delivery) -> None:
+        """Not delayed by us: nothing says where it is to go, and back in its queue it would come here again."""
+        self._complain(
+            f"delays: a message in {delivery.queue} does not say where it is to go, and is dropped; no more is said of others"
+        )
+        if self._consumer is not None:
+            self._consumer.ack(delivery.tag)
+
+    def on_consuming(self, epoch: int) -> None:
+        """From now on."""
+        self._begin(epoch)
+        logger.debug("delays: waiting messages are forwarded by this worker")
+
+    def on_connection_lost(self, error: Exception) -> None:
+        """The broker has what waited here."""
+        self._begin(-1)
+
+    def on_cancelled(self, queue: str, reason: str) -> None:
+        """It is being set up again."""
+
+    def on_fatal(self, error: Exception) -> None:
+        """No such queues, and no right to make them; or no right to read them."""
+        self._complain(
+            f"delays: this worker does not forward delayed messages ({error}). The broker does, 3 to 7 s after their time, if "
+            "their queues exist: `amqtask topology declare` makes them, and the worker's user needs the right to read them"
+        )
+        self._begin(-1)
+        if self._consumer is not None:
+            self._consumer.stop()
+            self._consumer = None
+        if not self._is_stopped:
+            self._again = self._loop.call_later(RETRY_SECONDS, self.start)
+
+    def on_warning(self, text: str) -> None:
+        """Forty queues that are all the same make one line."""
+        if self._complaints:
+            logger.debug("delays: %s", text)
+        else:
+            self._complain(f"delays: {text}")
+
+    def _complain(self, text: str) -> None:
+        if text not in self._complaints and len(self._complaints) < MOST_COMPLAINTS:
+            self._complaints.add(text)
+            logger.warning("%s", text)
+
+    def _begin(self, epoch: int) -> None:
+        """Deliveries of another channel are void."""
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        self._publishing = 0
+        self._waiting.clear()
+        for window in self._windows.values():
+            window.held = 0
+
+    # -- until its time
+
+    def _wait(self, held: _Held) -> None:
+        heapq.heappush(self._waiting, (held.at, next(self._numbers), held))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if not self._waiting or self._waiting[0][0] >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._waiting[0][0]
+        # The wall clock may be set: an hour from now is looked at before.
+        seconds = min(max(0.0, self._timer_at - self._wall_clock()), SHRINK_SECONDS)
+        self._timer = self._loop.call_later(seconds, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer, self._timer_at = None, float("inf")
+        now = self._wall_clock()
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= now:
+            self._look(heapq.heappop(waiting)[2], now)
+        self._set_timer()
+
+    def _look(self, held: _Held, now: float) -> None:
+        """It is due, or it might make room for others."""
+        if held.due <= now:
+            self._publish(held, self._delays.addressed(held.delivery))
+            return
+        window = self._windows[held.delivery.queue]
+        if window.level and held.at < held.due and window.held * 2 > window.size:
+            self._publish(held, self._delays.delayed_on(held.delivery, held.due - now))
+        else:
+            held.at = held.due
+            self._wait(held)
+
+    # -- windows
+
+    def _grow(self, queue: str, window: _Window) -> None:
+        held = sum(each.held for each in self._windows.values())
+        size = min(window.size * 2, MOST_IN_A_QUEUE)
+        if not window.level and held < MOST_HELD and size > window.size and self._consumer is not None:
+            window.size = size
+            self._consumer.set_prefetch(queue, size)
+
+    def _shrink(self) -> None:
+        for queue, window in self._windows.items():
+            if window.size > WINDOW and window.held * 4 < window.size and self._consumer is not None:
+                window.size = max(WINDOW, window.size // 2)
+                self._consumer.set_prefetch(queue, window.size)
+        self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
+
+    # -- onwards
+
+    def _publish(self, held: _Held, message: Message) -> None:
+        self._publishing += 1
+        self._publish_again(held, message)
+
+    def _publish_again(self, held: _Held, message: Message) -> None:
+        if self._publisher is not None:
+            self._publisher.publish(message, lambda error: self._published(held, message, error))
+
+    def _published(self, held: _Held, message: Message, error: PublishError | None) -> None:
+        delivery = held.delivery
+        if delivery.epoch != self._epoch or self._consumer is None:
+            return  # its channel is gone: it comes again
+        if error is not None and not self._is_stopped:
+            self._loop.call_later(PAUSE_SECONDS, partial(self._publish_again, held, self._other(held, message, error)))
+            return
+        self._publishing -= 1
+        self._windows[delivery.queue].held -= 1
+        if error is None:
+            self._consumer.ack(delivery.tag)
+        if self._is_stopped and not self._publishing:
+            self._close()
+
+    def _other(self, held: _Held, message: Message, error: PublishError) -> Message:
+        """What to publish in its place."""
+        held.tries += 1
+        delivery = held.delivery
+        if isinstance(error, AccessRefused) and not message.exchange:
+            # The broker's own dead-lettering asks for no rights.
+            return self._delays.through_the_net(delivery)
+        if held.tries < TRIES and not isinstance(error, Unroutable):
+            return message
+        held.tries = 0
+        target = (delivery.properties.headers or {}).get(TO_HEADER)
+        to = f"exchange {target!r}" if target else f"queue {delivery.routing_key!r}"
+        self._complain(f"delays: a delayed message waits on, as it cannot be published to {to:.300}: {error}")
+        return self._delays.delayed_on(delivery, LATER_SECONDS, until=self._wall_clock() + LATER_SECONDS)

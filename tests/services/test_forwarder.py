@@ -1,0 +1,226 @@
+"""The forwarder: holds delayed messages until their time, then publishes them to where they were addressed."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from amqtask.exceptions import AccessRefused, PublishRefused, PublishTimeout, Unroutable
+from amqtask.message import Delivery, Message, Properties
+from amqtask.services import forwarder
+from amqtask.services.forwarder import Forwarder
+from amqtask.topology.delays import DelayPlan
+from tests.worker.fakes import HandLoop, HandPublisher, ToldConsumer
+
+
+class Place:
+    """A forwarder, its two ends, and a clock that is turned by hand."""
+
+    def __init__(self) -> None:
+        self.loop = HandLoop()
+        self.plan = DelayPlan(clock=self.now)
+        self.consumer = ToldConsumer()
+        self.publisher = HandPublisher()
+        self.tags = itertools.count(1)
+        self.forwarder = Forwarder(
+            loop=self.loop,
+            delays=self.plan,
+            make_consumer=lambda listener: self.consumer,
+            make_publisher=lambda: self.publisher,
+            wall_clock=self.now,
+        )
+        self.forwarder.start()
+
+    def now(self) -> float:
+        return 1_700_000_000 + self.loop.now
+
+    def message(self, seconds: float, *, to: str = "", body: bytes = b"") -> Message:
+        return self.plan.delayed(Message(body, Properties(headers={"task": "t"}), to, "work"), seconds)
+
+    def deliver(self, message: Message, queue: str | None = None, *, epoch: int = 1) -> int:
+        """As the broker does when the message is at the head of its queue; the tag."""
+        if queue is None:
+            headers = message.properties.headers
+            level = max(level for level in range(9) if f"amqtask-delay-{level}" in headers)
+            queue = self.plan.queue_name(level, int(headers[f"amqtask-delay-{level}"], 16))
+        tag = next(self.tags)
+        delivery = Delivery(
+            message.body, message.properties, message.exchange, message.routing_key, False, queue, tag, epoch
+        )
+        self.forwarder.on_delivery(delivery)
+        return tag
+
+    @property
+    def sent(self) -> list[tuple[str, str, bytes]]:
+        return [(message.exchange, message.routing_key, message.body) for message in self.publisher.sent]
+
+
+def test_a_message_is_held_until_its_time_then_published_then_acknowledged() -> None:
+    place = Place()
+    tag = place.deliver(place.message(10, body=b"b"))
+
+    place.loop.advance(9.9)
+    assert place.sent == []
+    place.loop.advance(0.2)
+    assert place.sent == [("", "work", b"b")]
+    assert place.consumer.frames == []
+    place.publisher.confirm()
+    assert place.consumer.frames == [("ack", tag, False)]
+
+
+def test_messages_go_in_the_order_of_their_times() -> None:
+    place = Place()
+    for seconds in (3, 1, 2):
+        place.deliver(place.message(seconds, body=b"%d" % seconds))
+
+    place.loop.advance(5)
+
+    assert [body for _, _, body in place.sent] == [b"1", b"2", b"3"]
+
+
+def test_what_comes_late_goes_at_once() -> None:
+    place = Place()
+    waiting = place.message(1, to="topics")
+    place.loop.advance(60)
+
+    place.deliver(waiting)
+
+    assert place.sent == [("amqtask.delay.out", "work", b"")]
+
+
+def test_what_was_held_on_a_lost_channel_is_forgotten_and_comes_again() -> None:
+    place = Place()
+    waiting = place.message(10)
+    place.deliver(waiting)
+    place.forwarder.on_connection_lost(ConnectionResetError())
+
+    place.loop.advance(20)
+    assert place.sent == []
+    tag = place.deliver(waiting, epoch=2)
+    place.publisher.confirm()
+
+    assert place.consumer.frames == [("ack", tag, False)]
+
+
+def test_a_publish_that_is_lost_with_the_connection_is_neither_repeated_nor_acknowledged() -> None:
+    place = Place()
+    place.deliver(place.message(1))
+    place.loop.advance(1)
+    place.forwarder.on_connection_lost(ConnectionResetError())
+
+    place.publisher.confirm(PublishTimeout("lost"))
+    place.loop.advance(60)
+
+    assert (len(place.sent), place.consumer.frames) == (1, [])
+
+
+def test_a_refused_message_is_tried_again_and_then_waits_in_the_broker_so_that_others_have_its_place() -> None:
+    place = Place()
+    tag = place.deliver(place.message(1))
+    place.loop.advance(1)
+
+    for _ in range(forwarder.TRIES):
+        place.publisher.confirm(PublishRefused("full"))
+        place.loop.advance(forwarder.PAUSE_SECONDS)
+
+    assert place.sent[:-1] == [("", "work", b"")] * forwarder.TRIES
+    assert place.sent[-1][0] == "amqtask.delay.level.0"
+    place.publisher.confirm()
+    assert place.consumer.frames == [("ack", tag, False)]
+
+
+def test_a_message_whose_queue_is_gone_waits_in_the_broker() -> None:
+    place = Place()
+    place.deliver(place.message(1))
+    place.loop.advance(1)
+
+    place.publisher.confirm(Unroutable("no queue"))
+    place.loop.advance(forwarder.PAUSE_SECONDS)
+
+    assert [exchange for exchange, _, _ in place.sent] == ["", "amqtask.delay.level.0"]
+
+
+def test_who_may_not_publish_to_the_default_exchange_lets_the_broker_do_it() -> None:
+    place = Place()
+    place.deliver(place.message(1))
+    place.loop.advance(1)
+
+    place.publisher.confirm(AccessRefused("no"))
+    place.loop.advance(forwarder.PAUSE_SECONDS)
+
+    assert [exchange for exchange, _, _ in place.sent] == ["", "amqtask.delay.out"]
+    assert place.publisher.sent[-1].properties.headers["amqtask-delay-to"] == ""
+
+
+def test_a_message_that_says_no_place_is_dropped_and_does_not_go_round() -> None:
+    place = Place()
+
+    tag = place.deliver(Message(b"", Properties(), "", "amqtask.delay.0s"), "amqtask.delay.0s")
+
+    assert (place.sent, place.consumer.frames) == ([], [("ack", tag, False)])
+
+
+def test_a_message_that_claims_a_time_beyond_its_queue_is_held_no_longer_than_the_queue_is_for() -> None:
+    place = Place()
+    message = place.message(6)
+    message.properties.headers["amqtask-delay-until"] = 2**60
+
+    place.deliver(message)
+    place.loop.advance(9)
+
+    assert len(place.sent) == 1
+
+
+def test_a_window_grows_while_messages_that_are_soon_due_fill_it() -> None:
+    place = Place()
+
+    for _ in range(forwarder.WINDOW):
+        place.deliver(place.message(3))
+
+    assert place.consumer.windows["amqtask.delay.0s"] == 2 * forwarder.WINDOW
+    place.loop.advance(3)
+    place.publisher.confirm_all()
+    place.loop.advance(forwarder.SHRINK_SECONDS)
+    assert place.consumer.windows["amqtask.delay.0s"] == forwarder.WINDOW
+
+
+def test_long_waits_are_held_to_their_end_while_there_is_room_and_go_down_a_level_when_there_is_not() -> None:
+    place = Place()
+    for _ in range(forwarder.WINDOW):
+        place.deliver(place.message(100))
+
+    place.loop.advance(100 - 36 - 9)
+    moved = len(place.sent)
+    place.publisher.confirm_all()
+    place.loop.advance(60)
+
+    assert 0 < moved <= forwarder.WINDOW
+    exchanges = [exchange for exchange, _, _ in place.sent]
+    assert set(exchanges[:moved]) == {"amqtask.delay.level.0"}
+    assert exchanges[moved:] == [""] * (forwarder.WINDOW - moved)
+
+
+def test_what_is_being_published_when_the_worker_stops_is_still_acknowledged() -> None:
+    place = Place()
+    tag = place.deliver(place.message(1))
+    place.deliver(place.message(30))
+    place.loop.advance(1)
+
+    place.forwarder.stop()
+    assert place.consumer.words[-1] == "pause"
+    place.publisher.confirm()
+
+    assert place.consumer.frames == [("ack", tag, False)]
+    assert place.consumer.words[-1] == "stop"
+    place.forwarder.stop()
+
+
+def test_without_the_right_to_the_queues_the_worker_says_so_once_and_looks_again(caplog: Any) -> None:
+    place = Place()
+
+    for _ in range(2):
+        place.forwarder.on_fatal(AccessRefused("no"))
+        place.loop.advance(forwarder.RETRY_SECONDS)
+
+    assert place.consumer.words.count("start") == 3
+    assert [record.message.count("topology declare") for record in caplog.records] == [1]
