@@ -296,7 +296,10 @@ class Forwarder:
         delivery = held.delivery
         if delivery.epoch != self._epoch or self._consumer is None:
             return  # its channel is gone: it comes again
-        if error is not None and not self._is_stopped:
+        if error is not None and held.tries > 2 * TRIES:
+            # Nothing that we can publish: the broker hands it on as it is, and whoever it is for has to deal with it.
+            self._consumer.reject(delivery.tag, requeue=False)
+        elif error is not None and not self._is_stopped:
             self._loop.call_later(PAUSE_SECONDS, partial(self._publish_again, held, self._other(held, message, error)))
             return
         self._publishing -= 1
@@ -315,7 +318,6 @@ class Forwarder:
             return self._delays.through_the_net(delivery)
         if held.tries < TRIES and not isinstance(error, Unroutable):
             return message
-        held.tries = 0
         target = (delivery.properties.headers or {}).get(TO_HEADER)
         to = f"exchange {target!r}" if target else f"queue {delivery.routing_key!r}"
         self._complain(f"delays: a delayed message waits on, as it cannot be published to {to:.300}: {error}")

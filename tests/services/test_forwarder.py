@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from amqtask.exceptions import AccessRefused, PublishRefused, PublishTimeout, Unroutable
+from amqtask.exceptions import AccessRefused, PublishError, PublishRefused, PublishTimeout, Unroutable
 from amqtask.message import Delivery, Message, Properties
 from amqtask.services import forwarder
 from amqtask.services.forwarder import Forwarder
@@ -138,6 +138,18 @@ def test_a_message_whose_queue_is_gone_waits_in_the_broker() -> None:
     place.loop.advance(forwarder.PAUSE_SECONDS)
 
     assert [exchange for exchange, _, _ in place.sent] == ["", "amqtask.delay.level.0"]
+
+
+def test_a_message_that_cannot_be_published_at_all_is_left_to_the_broker() -> None:
+    place = Place()
+    tag = place.deliver(place.message(1))
+    place.loop.advance(1)
+
+    while not place.consumer.frames:
+        place.publisher.confirm(PublishError("headers that nobody can write"))
+        place.loop.advance(forwarder.PAUSE_SECONDS)
+
+    assert place.consumer.frames == [("reject", tag, False)]
 
 
 def test_who_may_not_publish_to_the_default_exchange_lets_the_broker_do_it() -> None:
