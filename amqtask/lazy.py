@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
+# What is being made, by whose frame and thread. Making imports, and a child that is forked meanwhile would wait for the locks of
+# modules, which nobody holds there.
+_making: dict[FrameType, int] = {}
+_is_guarded: list[bool] = []
+# Seconds that a fork waits for it at most.
+PATIENCE = 5.0
 
 
 class lazy(Generic[T]):
@@ -31,5 +42,26 @@ class lazy(Generic[T]):
     def __get__(self, instance: object | None, owner: type[Any]) -> lazy[T] | T:
         if instance is None:
             return self
-        made: T = instance.__dict__.setdefault(self._name, self._make(instance))
+        frame = sys._getframe()
+        _making[frame] = threading.get_ident()
+        try:
+            if not _is_guarded:
+                _is_guarded.append(True)
+                os.register_at_fork(before=_finish_making)
+            made: T = instance.__dict__.setdefault(self._name, self._make(instance))
+        finally:
+            _making.pop(frame, None)
         return made
+
+
+def _finish_making() -> None:
+    """Before a fork: let other threads finish what they are making."""
+    until = time.monotonic() + PATIENCE
+    for frame, thread in list(_making.items()):
+        while frame in _making and thread != threading.get_ident() and time.monotonic() < until:
+            try:
+                frame.clear()
+            except RuntimeError:
+                time.sleep(0.001)  # it runs
+            else:
+                _making.pop(frame, None)  # an exception struck as it ended
