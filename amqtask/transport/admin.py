@@ -24,6 +24,7 @@ from amqtask.exceptions import (
 from amqtask.message import Delivery, Message
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error
 from amqtask.transport.fields import install
+from amqtask.transport.quiet import keep_quiet
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class QueueAdmin:
 
     def __enter__(self) -> QueueAdmin:
         install()
+        keep_quiet()
         parameters = [address.parameters(name="amqtask command line") for address in self._addresses]
         try:
             self._connection = pika.BlockingConnection(parameters)

@@ -12,13 +12,18 @@ everything out of the ordinary, goes pika's way. The frames are those of AMQP 0-
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from pika import frame, spec
 from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
+from pika.adapters.utils.nbio_interface import AbstractIOReference
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
 from amqtask.transport.content import check_frame
+from amqtask.transport.quiet import keep_quiet
+from amqtask.transport.resolving import Answer, look_up_in_thread
 
 # Bytes gathered before they are handed to the socket.
 BURST = 65536
@@ -32,10 +37,41 @@ _method_size, _header_size, _body_size = (struct.calcsize(form) for form in (">B
 _ENDS = (spec.FRAME_END,) * 3
 
 
+class _Lookup(AbstractIOReference):  # type: ignore[misc]  # pika is untyped here
+    """A host name that is being looked up."""
+
+    def __init__(self, loop: Any, host: str, port: int, on_done: Callable[[Answer], None]) -> None:
+        self._on_done: Callable[[Answer], None] | None = on_done
+        look_up_in_thread(host, port, lambda answer: loop.add_callback_threadsafe(lambda: self._done(answer)))
+
+    def _done(self, answer: Answer) -> None:
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done(answer)
+
+    def cancel(self) -> bool:
+        """Nobody wants to know any more; whether it was under way."""
+        was_wanted, self._on_done = self._on_done is not None, None
+        return was_wanted
+
+
+class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # pika is untyped here
+    """pika's threads that look up host names keep a process from ending for as long as the resolver hangs; ours do not."""
+
+    def getaddrinfo(
+        self, host: str, port: int, on_done: Callable[[Answer], None], *_: int, **__: int
+    ) -> AbstractIOReference:
+        return _Lookup(self.get_native_ioloop(), host, port, on_done)
+
+
 class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
     """Writes go out when they are made, unless they are gathered."""
 
     _gathered: bytearray | None = None
+
+    def __init__(self, *arguments: Any, custom_ioloop: Any, **options: Any) -> None:
+        keep_quiet()
+        super().__init__(*arguments, custom_ioloop=_Services(custom_ioloop), **options)
 
     def gather(self) -> None:
         """Keep what is written from now on, until `flush`."""
