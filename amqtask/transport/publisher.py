@@ -22,13 +22,13 @@ from functools import partial
 from types import FrameType
 
 from pika import spec
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.entities import Declaration
 from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.message import Message
 from amqtask.transport.confirms import Confirms, Returns
-from amqtask.transport.errors import NOT_FOUND, culprits
+from amqtask.transport.errors import NOT_FOUND, connection_closed_for, culprits
 from amqtask.transport.errors import channel_error as channel_error
 from amqtask.transport.errors import culprit as culprit
 from amqtask.transport.errors import refused as refused
@@ -47,6 +47,8 @@ LOST_PAUSE = 0.1
 # A link that gives no confirm for this part of the time that is left is asked for a sign of life, and has as long for that; in
 # seconds at least and at most.
 PATIENCE, SHORTEST, LONGEST = 0.25, 0.25, 10.0
+# The broker's word for a connection that an operator, or a node that stops, has closed.
+CONNECTION_FORCED = 320
 # A refusal that every host has confirmed is believed at once for so long (seconds).
 BELIEVED = 1.0
 
@@ -69,6 +71,8 @@ class _Work:
         self.is_one_by_one = False
         self.is_written = False
         self.losses = 0
+        # How often in a row the broker has closed the connection because of what it was told.
+        self.closings = 0
 
     @property
     def left(self) -> list[int]:
@@ -368,6 +372,14 @@ class PikaPublisher:
         """Before the next attempt: is there time for one, and is the broker worth a pause?"""
         work.losses += 1
         left = work.deadline - time.monotonic()
+        if isinstance(lost.cause, ConnectionClosedByBroker) and lost.cause.reply_code != CONNECTION_FORCED:
+            # It may be one of these messages that the broker closes the connection for: find it.
+            work.closings += 1
+            todo = work.left
+            if work.closings > 1 and (len(todo) == 1 or work.is_one_by_one):
+                work.settle(todo[0], connection_closed_for(work.messages[todo[0]], lost))
+                work.closings = 0
+            work.is_one_by_one |= work.closings > 1
         if left <= 0:
             work.fail(PublishTimeout(f"the connection was lost ({lost.cause}) and the deadline passed"))
         elif work.losses > 1:

@@ -36,10 +36,9 @@ def is_failure(error: OSError) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _socket_class(base: type[socket.socket]) -> Any:
-    """The sockets of this process (green libraries have their own). One that is lost when an exception strikes as it is made is
-    closed by the collector, which asks for its repr, and keeps to itself what strikes in that; so it is none of Python's code."""
-    return type("Socket", (base,), {"__repr__": object.__repr__}) if issubclass(base, _socket.socket) else base
+def _socket_class(base: Any) -> Any:
+    """The sockets of this process (green libraries have their own), of a kind that can be closed while it is being made."""
+    return type("Socket", (base,), {"_io_refs": 0, "_closed": False}) if issubclass(base, _socket.socket) else base
 
 
 def _module(frame: FrameType) -> str:
@@ -74,7 +73,11 @@ class Stream:
 
     def _connect(self, found: Found, deadline: float) -> None:
         family, kind, protocol, _, address = found
-        sock = self._use(_socket_class(socket.socket)(family, kind, protocol))
+        made = _socket_class(socket.socket)
+        # It is ours to close before it has a descriptor: whatever strikes meanwhile, none is left to the collector.
+        sock = self._sock = made.__new__(made)
+        sock.__init__(family, kind, protocol)
+        self._use(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in TCP_OPTIONS.items():
