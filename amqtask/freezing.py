@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from amqtask.canvas import ACCUMULATE, chain, chord, group, listed, maybe_signature, piped
 from amqtask.exceptions import ConfigurationError
+from amqtask.execution.chords import body_id
 from amqtask.protocol.chord import SIZE, TOKEN, new_token
 from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult
@@ -39,6 +40,8 @@ class Begun(NamedTuple):
     says_size: bool
     # Of chords that the broker counts: group id → what the name of its queue ends in.
     tokens: dict[str, str]
+    # Of all: group id → the id of its body.
+    body_ids: dict[str, str]
 
 
 # -- options where they belong
@@ -304,7 +307,7 @@ def begin(
     `says_size`: the broker counts parts, and bodies carry the size of their header and a token (not where a store counts:
     Celery takes the size for an option of a chord).
     """
-    begun = Begun([], {}, says_size, {})
+    begun = Begun([], {}, says_size, {}, {})
     _begin(sig, tuple(args), dict(kwargs or {}), continuation or [], begun)
     return begun
 
@@ -350,6 +353,7 @@ def _begin_chord(sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], rest
         return
     begun.chords[group_id] = len(members)
     carried = dict(_led_by_a_task(body))
+    begun.body_ids[group_id] = body_id(carried)
     if begun.says_size:
         carried[SIZE] = len(members)
         carried[TOKEN] = begun.tokens[group_id] = new_token()

@@ -10,11 +10,12 @@ from amqtask import signals
 from amqtask.builtins import ERRBACK
 from amqtask.calls import tell_composed
 from amqtask.canvas import CHAIN, CHORD, GROUP, listed, maybe_signature, routed
+from amqtask.execution.chords import body_id
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.request import Request
 from amqtask.freezing import Begun, Freezer, Result, begin, end_of, settle, single
 from amqtask.message import Message
-from amqtask.protocol.chord import CHORD_HEADER, chord_queue, without_places
+from amqtask.protocol.chord import CHORD_HEADER, chord_mark, chord_queue, without_places
 from amqtask.protocol.result import exception_as_dict
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
@@ -79,7 +80,7 @@ class Workflows:
         app, store = self._app, self._app.chord_store
         for group_id, size in begun.chords.items():
             if store is not None:
-                store.set_chord_size(group_id, size)
+                store.set_chord_size(group_id, size, begun.body_ids[group_id])
                 continue
             queue = chord_queue(group_id, begun.tokens.get(group_id, ""), app.conf.result_chord_expires)
             # With each: the async publisher and the relays of an outbox keep no order, and no member may end before it is there.
@@ -118,7 +119,7 @@ class Workflows:
         """The messages of a chord's body."""
         sig = maybe_signature(without_places(body), self._app)
         # Whoever runs the body's first task may forget what the store knows of the chord.
-        headers = {CHORD_HEADER: group_id}
+        headers = {CHORD_HEADER: chord_mark(group_id, body_id(body))}
         context = Context(id=parent_id, root_id=_root_of(sig))
         return self._following(sig, (values,), context, [], headers)
 

@@ -18,6 +18,7 @@ _LAST = float("inf")
 @dataclass
 class _Chord:
     size: int
+    body_id: str = ""
     parts: dict[str, tuple[float, ResultMessage]] = field(default_factory=dict)
     added: set[str] = field(default_factory=set)
 
@@ -30,19 +31,22 @@ class MemoryChords:
         self._chords: dict[str, _Chord] = {}
         self._lock = threading.Lock()
 
-    def set_chord_size(self, group_id: str, size: int) -> None:
+    def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
         """A header of so many members is about to be published."""
         with self._lock:
-            self._chords.setdefault(group_id, _Chord(size)).size = size
+            found = self._chords.setdefault(group_id, _Chord(size))
+            found.size, found.body_id = size, body_id
 
-    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[ResultMessage] | None:
+    def add_chord_part(
+        self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
+    ) -> list[ResultMessage] | None:
         """A member has ended; all parts, in order, when it completes the chord. Raises: EncodeError."""
         serializer, accept = self._how
         part = decode_result(*encode_result(part, serializer), accept)
         with self._lock:
             found = self._chords.get(group_id)
-            if found is None:
-                return None  # its body has run
+            if found is None or (found.body_id and found.body_id != body_id):
+                return None  # its body has run, or the part is of another chord
             known = found.parts.get(part.task_id)
             if known is None or part.status == states.SUCCESS:
                 found.parts[part.task_id] = (_LAST if index is None else index, part)
@@ -57,7 +61,9 @@ class MemoryChords:
             if found is not None:
                 found.added.add(task_id)
 
-    def end_chord(self, group_id: str) -> None:
+    def end_chord(self, group_id: str, body_id: str = "") -> None:
         """The body has run."""
         with self._lock:
-            self._chords.pop(group_id, None)
+            found = self._chords.get(group_id)
+            if found is not None and found.body_id in ("", body_id):
+                del self._chords[group_id]

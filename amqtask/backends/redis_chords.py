@@ -2,8 +2,8 @@
 
 `celery-taskset-meta-<group>` plus a suffix (celery/backends/redis.py): `.j` the parts (a sorted set by index; a list with
 `result_chord_ordered` False), `.t` how many members were added, `.s` how many were published, `.d` which members have
-ended, `.c` who publishes the body, then `done`. A part is `[1, task id, state, result]`. Without a suffix: the group's shape,
-where Celery saved it.
+ended, `.c` who publishes the body, then `done`; and ours alone: `.b` the id of the body, which our workers' parts must know.
+A part is `[1, task id, state, result]`. Without a suffix: the group's shape, where Celery saved it.
 
 The claim `.c` holds the id of the member that completed the chord, not a random token: that member's message is unanswered
 until the body is confirmed, so after a crash it comes again, finds its own claim, and publishes the body then.
@@ -18,22 +18,24 @@ from amqtask.exceptions import EncodeError
 from amqtask.protocol.result import ResultMessage
 from amqtask.serialization import dumps, loads
 
-# KEYS: j t s d c; ARGV: member, value, score ("" for a list), expiry of the parts, expiry of the claim, task id
+# KEYS: j t s d b c; ARGV: member, value, score ("" for a list), expiry of the parts, expiry of the claim, task id, body's id
 ADD_PART = """
-if redis.call('GET', KEYS[5]) == 'done' then return false end
+local body = redis.call('GET', KEYS[5])
+if body and body ~= ARGV[7] then return false end
+if redis.call('GET', KEYS[6]) == 'done' then return false end
 if redis.call('SADD', KEYS[4], ARGV[1]) == 1 then
   if ARGV[3] == '' then redis.call('RPUSH', KEYS[1], ARGV[2]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[2]) end
 end
 if tonumber(ARGV[4]) > 0 then
-  for i = 1, 4 do redis.call('EXPIRE', KEYS[i], ARGV[4]) end
+  for i = 1, 5 do redis.call('EXPIRE', KEYS[i], ARGV[4]) end
 end
 local size = redis.call('GET', KEYS[3])
 if not size then return false end
 local ended = redis.call('SCARD', KEYS[4])
 if ended < tonumber(size) + tonumber(redis.call('GET', KEYS[2]) or 0) then return false end
-local claim = redis.call('GET', KEYS[5])
+local claim = redis.call('GET', KEYS[6])
 if claim and claim ~= ARGV[6] then return false end
-redis.call('SET', KEYS[5], ARGV[6], 'EX', ARGV[5])
+redis.call('SET', KEYS[6], ARGV[6], 'EX', ARGV[5])
 if ARGV[3] == '' then return redis.call('LRANGE', KEYS[1], 0, -1) end
 return redis.call('ZRANGE', KEYS[1], 0, -1)
 """
@@ -77,18 +79,24 @@ class RedisChords:
         self._is_ordered = is_ordered
         self._is_tagged = is_tagged
 
-    def set_chord_size(self, group_id: str, size: int) -> None:
+    def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
         """A header of so many members is about to be published. Raises: BackendUnreachable."""
 
         def write(client: Any) -> None:
             pipeline = client.pipeline(transaction=False)
             pipeline.delete(self._key(group_id, ".c"))
             pipeline.set(self._key(group_id, ".s"), size, ex=self._expires or None)
+            if body_id:
+                pipeline.set(self._key(group_id, ".b"), body_id, ex=self._expires or None)
+            else:
+                pipeline.delete(self._key(group_id, ".b"))
             pipeline.execute()
 
         self._retrying(write)
 
-    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[Any] | None:
+    def add_chord_part(
+        self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
+    ) -> list[Any] | None:
         """A member has ended; all parts when it completes the chord. Raises: EncodeError, BackendUnreachable."""
         try:
             value = dumps([1, part.task_id, part.status, part.result], self._serializer).body
@@ -98,7 +106,7 @@ class RedisChords:
                 f"the result of task {part.task_id}, a {kind}, cannot go to its chord: {error}"
             ) from error
         score = "+inf" if index is None else str(index)
-        keys = [self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d", ".c")]
+        keys = [self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d", ".b", ".c")]
         arguments = [
             f"{part.task_id}:{score}",
             value,
@@ -106,6 +114,7 @@ class RedisChords:
             self._expires,
             CLAIM_SECONDS,
             part.task_id,
+            body_id,
         ]
         found = self._retrying(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
         if found is None:
@@ -118,12 +127,15 @@ class RedisChords:
         keys = [self._key(group_id, ".a"), self._key(group_id, ".t")]
         self._retrying(lambda client: client.eval(ADD_MEMBER, 2, *keys, task_id, self._expires))
 
-    def end_chord(self, group_id: str) -> None:
+    def end_chord(self, group_id: str, body_id: str = "") -> None:
         """The body has run: delete the parts. Raises: BackendUnreachable."""
 
         def write(client: Any) -> None:
+            known = client.get(self._key(group_id, ".b"))
+            if known is not None and known.decode() != body_id:
+                return  # some other message that bears this group's id
             pipeline = client.pipeline(transaction=False)
-            for suffix in (".j", ".t", ".s", ".d", ".a"):  # one by one: a cluster's pipeline takes no list
+            for suffix in (".j", ".t", ".s", ".d", ".a", ".b"):  # one by one: a cluster's pipeline takes no list
                 pipeline.delete(self._key(group_id, suffix))
             pipeline.set(self._key(group_id, ".c"), "done", ex=DONE_SECONDS)
             pipeline.execute()

@@ -73,7 +73,7 @@ class Chords:
             queue = queue_name(group_id, token_of(body))
             message = part_message(queue, index, part, self._serializer)
             return Aftermath((), (ChordPart(group_id, part.task_id, size, body, message),))
-        everything = self._store.add_chord_part(group_id, index, part)
+        everything = self._store.add_chord_part(group_id, index, part, body_id(body))
         return NOTHING if everything is None else self.joined(body, group_id, everything, part.task_id)
 
     def broken(self, part: ChordPart, error: BaseException) -> ChordPart:
@@ -150,6 +150,11 @@ class Chords:
 
 def _ended(task_id: str | None, state: str, error: BaseException, trace: str) -> ResultMessage:
     return ResultMessage(task_id or "", state, exception_as_dict(error), trace or None)
+
+
+def body_id(body: Mapping[str, Any]) -> str:
+    """What the members of a chord know of it and nobody else before it is joined: the id that its body will have."""
+    return str((first_task(body).get("options") or {}).get("task_id") or "")
 
 
 def first_task(sig: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -91,10 +91,13 @@ class Composer(Protocol):
 class ChordStore(Protocol):
     """A result store that counts the parts of chords (a ResultBackend may be one)."""
 
-    def set_chord_size(self, group_id: str, size: int) -> None:
-        """A header of so many members is about to be published. Raises: BackendUnreachable."""
+    def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
+        """A header of so many members is about to be published. Only who knows `body_id`, where it is given, may add parts
+        to it and end it. Raises: BackendUnreachable."""
 
-    def add_chord_part(self, group_id: str, index: int | None, part: ResultMessage) -> list[Any] | None:
+    def add_chord_part(
+        self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
+    ) -> list[Any] | None:
         """A member has ended; one that ends again counts once. Returns all parts in order when this completes the chord
         (for the same member again too, until `end_chord`: it may not have come to publishing the body), else None.
 
@@ -103,7 +106,7 @@ class ChordStore(Protocol):
     def add_to_chord(self, group_id: str, task_id: str) -> None:
         """One more member than was said. Raises: BackendUnreachable."""
 
-    def end_chord(self, group_id: str) -> None:
+    def end_chord(self, group_id: str, body_id: str = "") -> None:
         """The body has run: forget the parts. Raises: BackendUnreachable."""
 
 

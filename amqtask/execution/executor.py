@@ -42,7 +42,7 @@ from amqtask.execution.resuming import Resuming
 from amqtask.execution.retries import retry_options, wants_retry
 from amqtask.execution.switch import OFF
 from amqtask.printable import bounded_logger
-from amqtask.protocol.chord import CHORD_HEADER
+from amqtask.protocol.chord import CHORD_HEADER, read_mark
 from amqtask.protocol.task import saferepr
 from amqtask.serialization import LARGEST_BODY
 
@@ -431,10 +431,11 @@ class Executor(Endings):
         """This was a chord's body: its parts are not needed any more."""
         if self._chord_store is None:
             return
+        group_id, body_id = read_mark(request.headers[CHORD_HEADER])
         try:
-            self._chord_store.end_chord(request.headers[CHORD_HEADER])
+            self._chord_store.end_chord(group_id, body_id)
         except BackendUnreachable as error:
-            logger.warning("the parts of chord %s stay until they expire: %s", request.headers[CHORD_HEADER], error)
+            logger.warning("the parts of chord %s stay until they expire: %s", group_id, error)
 
     # -- hooks and signals
 

@@ -49,6 +49,17 @@ def queue_name(group_id: str, token: str = "") -> str:
     return f"amqtask.chord.{group_id}.{token}" if token else f"amqtask.chord.{group_id}"
 
 
+def chord_mark(group_id: str, body_id: str) -> str:
+    """The value of CHORD_HEADER."""
+    return f"{group_id} {body_id}"
+
+
+def read_mark(mark: str) -> tuple[str, str]:
+    """The group's id, and the body's, of a CHORD_HEADER."""
+    group_id, _, body_id = mark.rpartition(" ")
+    return (group_id, body_id) if group_id else (mark, "")
+
+
 def new_token() -> str:
     """What nobody can guess."""
     return secrets.token_urlsafe(16)
@@ -173,12 +184,14 @@ __all__ = [
     "TOKEN",
     "ChordPart",
     "Gathered",
+    "chord_mark",
     "chord_queue",
     "gather",
     "more_message",
     "new_token",
     "part_message",
     "queue_name",
+    "read_mark",
     "size_of",
     "token_of",
     "values_of",

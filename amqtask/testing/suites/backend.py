@@ -276,6 +276,28 @@ class BackendSuite:
         backend.end_chord(group_id)
         assert backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2)) is None
 
+    def test_who_does_not_know_a_chords_body_cannot_add_to_it_or_end_it(self, backend: Any) -> None:
+        if not hasattr(backend, "add_chord_part"):
+            pytest.skip("chords are joined in the broker")
+        group_id = _id()
+        backend.set_chord_size(group_id, 2, "body")
+        part = ResultMessage("first", states.SUCCESS, 1)
+        for stranger in ("", "other"):
+            assert (
+                backend.add_chord_part(group_id, 0, ResultMessage(f"thief {stranger}", states.SUCCESS), stranger)
+                is None
+            )
+            assert (
+                backend.add_chord_part(group_id, 1, ResultMessage(f"thief2 {stranger}", states.SUCCESS), stranger)
+                is None
+            )
+            backend.end_chord(group_id, stranger)
+        assert backend.add_chord_part(group_id, 0, part, "body") is None
+        everything = backend.add_chord_part(group_id, 1, ResultMessage("second", states.SUCCESS, 2), "body")
+        assert [each.result for each in everything or ()] == [1, 2]
+        backend.end_chord(group_id, "body")
+        assert backend.add_chord_part(group_id, 0, part, "body") is None
+
     # -- other processes, time, and servers that are away
 
     def test_another_process_reads_what_was_stored(self, backend: ResultBackend) -> None:
