@@ -25,6 +25,7 @@ HOPELESS: dict[str, dict[str, Any]] = {
     "priority": {"priority": 300},
     "routing key": {"exchange": "amq.direct", "routing_key": "k" * 256},
     "user": {"user_id": "somebody-else"},
+    "headers": {"headers": {"odd": "x" * 300_000}},
 }
 NOWHERE = {"exchange": "no-such-exchange", "routing_key": "k"}
 
