@@ -41,7 +41,8 @@ LONGEST_REASON = 1000
 class Endings:
     """Runs no task and, but for storing results, does no I/O: the worker calls it on its I/O loop.
 
-    There large bodies are not read: what was to follow such a message is then not told. `largest_body` (bytes) is for slots.
+    There large bodies of what did not run are not read: what was to follow such a message is then not told. `largest_body` is in
+    bytes.
     """
 
     def __init__(
@@ -79,29 +80,30 @@ class Endings:
             is_requeued = task.acks_late and task.reject_on_worker_lost
         if is_requeued:
             return requeued(request, str(error))._replace(summary=repr(error))
-        return self._ended(request, states.FAILURE, error, Answer.ACK)
+        # It did run, so its body can be read; that it can be large is what loses processes.
+        return self._ended(request, states.FAILURE, error, Answer.ACK, reads_all=True)
 
     def refused(self, request: Request, error: Exception, *, in_slot: bool = False) -> Outcome:
         """It can't or must not be run: dead-lettered with the reason, and FAILURE for whoever waits."""
-        return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER, in_slot=in_slot)
+        return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER, reads_all=in_slot)
 
-    def revoked(self, request: Request, reason: str) -> Outcome:
+    def revoked(self, request: Request, reason: str, *, in_slot: bool = False) -> Outcome:
         """Revoked before it ran, or terminated while it did."""
-        return self._ended(request, states.REVOKED, TaskRevokedError(reason), Answer.ACK)
+        return self._ended(request, states.REVOKED, TaskRevokedError(reason), Answer.ACK, reads_all=in_slot)
 
     def expired(self, request: Request) -> Outcome:
         """Its `expires` passed before it could run."""
         return self._ended(request, states.REVOKED, TaskRevokedError("expired"), Answer.ACK)
 
     def _ended(
-        self, request: Request, state: str, error: Exception, answer: Answer, *, in_slot: bool = False
+        self, request: Request, state: str, error: Exception, answer: Answer, *, reads_all: bool = False
     ) -> Outcome:
         summary = saferepr(error, 500)
         after, result = NOTHING, None
         try:
             if self._results is not None and request.id and request.headers.get("ignore_result") is not True:
                 result = self._results.ended(request, state, error)
-            after = self._after(request, state, error, summary, in_slot=in_slot)
+            after = self._after(request, state, error, summary, reads_all=reads_all)
         except Exception as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
             logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
         return Outcome(
@@ -115,9 +117,9 @@ class Endings:
             parts=after.parts,
         )
 
-    def _after(self, request: Request, state: str, error: Exception, trace: str, *, in_slot: bool) -> Aftermath:
+    def _after(self, request: Request, state: str, error: Exception, trace: str, *, reads_all: bool) -> Aftermath:
         """What was to follow it does not; whoever waits for that is told."""
-        limit = self._largest_body if in_slot else min(self._largest_body, light_limit(request.content_type))
+        limit = self._largest_body if reads_all else min(self._largest_body, light_limit(request.content_type))
         try:
             args, kwargs, embed = request.decoded or self._decode(request, limit)
         except MessageError as trouble:

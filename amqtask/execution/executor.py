@@ -319,7 +319,7 @@ class Executor(Endings):
             case HardLimitReached():
                 return self.lost(request, TimeLimitExceeded(str(error)))._replace(runtime=runtime)
             case Terminated():
-                return self.revoked(request, str(error) or "terminated")._replace(runtime=runtime)
+                return self.revoked(request, str(error) or "terminated", in_slot=True)._replace(runtime=runtime)
             case _:
                 return self._failed(plan, request, context, error, runtime)
 

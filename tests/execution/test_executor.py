@@ -640,3 +640,20 @@ def test_awaitables_that_are_no_coroutines_do_not_confuse_it() -> None:
         return asyncio.get_running_loop().create_future()
 
     assert arun(make_executor(PlainTask(plain, "t"))).state == states.FAILURE
+
+
+def test_what_hangs_on_a_lost_task_with_large_arguments_is_told() -> None:
+    embed = {"errbacks": [{"task": "err", "args": [], "kwargs": {}, "options": {}}]}
+    lost = request(1, "t", "x" * 5_000_000, embed=embed)
+    outcome = make_executor(PlainTask(lambda text: None, "t", acks_late=False)).lost(lost, WorkerLostError("gone"))
+
+    assert len(outcome.publish) == 1
+
+
+def test_large_arguments_of_what_did_not_run_are_not_read_on_the_loop() -> None:
+    embed = {"errbacks": [{"task": "err", "args": [], "kwargs": {}, "options": {}}]}
+    refused = request(1, "t", "x" * 5_000_000, embed=embed)
+    executor = make_executor(PlainTask(lambda text: None, "t"))
+
+    assert executor.refused(refused, ValueError("no")).publish == ()
+    assert len(executor.refused(refused, ValueError("no"), in_slot=True).publish) == 1
