@@ -303,7 +303,9 @@ class Cluster:
         """End each isolation."""
         for node in self._isolated:
             others = self._names(self.others(node))
-            node.ctl("eval", f"[erlang:set_cookie(Node, erlang:get_cookie()) || Node <- {others}].")
+            # Where nobody calls another node (RabbitMQ 4.3), they would not connect again by themselves.
+            again = "erlang:set_cookie(Node, erlang:get_cookie()), net_kernel:connect_node(Node)"
+            node.ctl("eval", f"[begin {again} end || Node <- {others}].")
         self._isolated.clear()
 
     def _names(self, nodes: Sequence[RabbitNode]) -> str:

@@ -218,6 +218,21 @@ def test_a_full_queue_refuses(rabbit: Broker, queue: str, make: MakePublisher) -
     assert [type(error) for error in errors] == [type(None), PublishRefused, PublishRefused]
 
 
+def test_what_was_refused_is_stored_once_the_queue_takes_it_within_the_deadline(
+    rabbit: Broker, queue: str, make: MakePublisher
+) -> None:
+    full = (Queue(queue, arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"})),)
+    publisher, channel = make(timeout=60.0), rabbit.channel()
+    publisher.publish(Message(b"first", Properties(), "", queue, full))
+    room = threading.Timer(1.5, lambda: channel.queue_purge(queue))
+    room.start()
+
+    publisher.publish(Message(b"second", Properties(), "", queue, full))
+
+    room.join()
+    assert everything_in(rabbit, queue) == [b"second"]
+
+
 def test_a_queue_that_cannot_be_declared_fails_its_own_messages_only(
     rabbit: Broker, queue: str, make: MakePublisher
 ) -> None:

@@ -35,6 +35,7 @@ from amqtask.transport.errors import refused as refused
 from amqtask.transport.errors import unroutable as unroutable
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.links import ByProcess, Links, say_goodbye
+from amqtask.transport.nacks import PATIENCE_SECONDS, pause_after
 from amqtask.transport.url import BrokerAddress
 
 # How many publishes of one batch may wait for their confirm at once.
@@ -49,7 +50,7 @@ LOST_PAUSE = 0.1
 PATIENCE, SHORTEST, LONGEST = 0.25, 0.25, 10.0
 # The broker's word for a connection that an operator, or a node that stops, has closed.
 CONNECTION_FORCED = 320
-# A refusal that every host has confirmed is believed at once for so long (seconds).
+# A refusal that no host has taken back is believed at once for so long (seconds).
 BELIEVED = 1.0
 
 
@@ -66,8 +67,11 @@ class _Work:
         # Hosts that refused over a connection that was made for this, and those that did not answer.
         self.refusing: list[BrokerAddress] = []
         self.silent: list[BrokerAddress] = []
-        # Whether some host has refused a message, be it over an old connection.
+        # Whether some host has refused a message, be it over an old connection; until when another is tried, and how soon.
         self.is_refused = False
+        self.refused_until = 0.0
+        self.pause = 0.0
+        self._refusals = 0
         self.is_one_by_one = False
         self.is_written = False
         self.losses = 0
@@ -96,6 +100,20 @@ class _Work:
             error = PublishTimeout(f"the message was published, but no confirm came before the deadline: {error}")
         for index in self.left:
             self.settle(index, error)
+
+    def is_worth_another(
+        self, address: BrokerAddress, is_new: bool, now: float, addresses: Sequence[BrokerAddress]
+    ) -> bool:
+        """Whether a message that this host has just refused is tried again; after a round through all hosts with a pause."""
+        if not self.is_refused:
+            self.is_refused, self.refused_until = True, min(self.deadline, now + PATIENCE_SECONDS)
+        if is_new:
+            if address in self.refusing or {*addresses} <= {*self.refusing, address}:
+                self._refusals += 1
+                self.pause = pause_after(self._refusals)
+            if address not in self.refusing:
+                self.refusing.append(address)
+        return now + self.pause < self.refused_until
 
     def renew(self, index: int) -> bool:
         """Whether there is a point in declaring anew what the message needs: once, when it says what that is."""
@@ -229,6 +247,9 @@ class PikaPublisher:
                 message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
         work = _Work(messages, self._deadline(timeout))
         while not work.is_over:
+            if work.pause:
+                time.sleep(work.pause)
+                work.pause = 0.0
             try:
                 self._attempt(work)
             except PublishError as error:
@@ -315,20 +336,17 @@ class PikaPublisher:
         return True
 
     def _is_believed(self, link: PublishingLink, batch: _Batch, is_new: bool) -> bool:
-        """Whether a refusal is final: the other hosts that can be reached have refused, too, or did so a moment ago.
+        """Whether a refusal is final: no host has taken it for as long as there is patience, or one was final a moment ago.
 
-        A channel that was there before a queue's leader was lost may refuse until that is back; a new one does not."""
+        A channel that was there before a queue's leader was lost may refuse until that is back; a new one does once there is
+        another leader, which takes some seconds."""
         work, now = batch.work, time.monotonic()
         keys = {(work.messages[index].exchange, work.messages[index].routing_key) for index in batch.nacked}
-        is_known = all(self._refused.get(key, 0.0) > now for key in keys)
-        is_second = is_new and link.address in work.refusing
-        work.is_refused = True
-        if is_new and not is_second:
-            work.refusing.append(link.address)
-        if not is_known and not is_second and not set(self._addresses) <= set(work.refusing):
-            return False
-        self._refused = {key: until for key, until in self._refused.items() if until > now}
-        self._refused.update(dict.fromkeys(keys, now + BELIEVED))
+        if not all(self._refused.get(key, 0.0) > now for key in keys):
+            if work.is_worth_another(link.address, is_new, now, self._addresses):
+                return False
+            self._refused = {key: until for key, until in self._refused.items() if until > now}
+            self._refused.update(dict.fromkeys(keys, now + BELIEVED))
         hosts = [f"{address.host}:{address.port}" for address in work.refusing or [link.address]]
         for index in batch.nacked:
             work.settle(index, refused(work.messages[index], hosts))
