@@ -33,7 +33,7 @@ from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
-from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue
+from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue, too_many
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.gather import PikaGatherer
@@ -89,6 +89,9 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
             "with --relay"
         )
     queues = _work_queues(app, options, hostname)
+    word = too_many(found for work in queues for found in work if found is not None)
+    if word:
+        logger.warning("this worker has %s", word)
     if options.purge:
         _purge(app, queues)
     worker = _Builder(app, options, hostname, pool_class, queues).build()

@@ -14,7 +14,7 @@ from amqtask.cli.output import count, echo, json_option, print_json
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
 from amqtask.topology.delays import LEVELS, MAX_SECONDS, STEP_SECONDS
-from amqtask.topology.plan import all_bindings, dead_letter_queue
+from amqtask.topology.plan import all_bindings, dead_letter_queue, too_many
 from amqtask.transport.names import entity_name
 from amqtask.transport.survey import check as check_by_amqp
 from amqtask.transport.survey import declare as declare_by_amqp
@@ -178,6 +178,9 @@ def check(settings: Globals, queues: tuple[str, ...], api: str | None, as_json: 
         asked = [entity for entity in delays if not isinstance(entity, Binding)]
         with open_admin(app) as admin:
             findings = [*check_by_amqp(admin, wanted), *_needed(check_by_amqp(admin, asked))]
+    word = too_many(found for found in wanted if isinstance(found, Queue))
+    if word:
+        echo(f"The plan has {word}.", err=True)
     return _print_findings(findings, as_json)
 
 

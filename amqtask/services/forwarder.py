@@ -35,8 +35,8 @@ logger = logging.getLogger("amqtask.worker")
 
 # A queue's window to begin with, and at most; and what all windows together may hold.
 WINDOW = 100
-MOST_IN_A_QUEUE = 4000
-MOST_HELD = 5000
+MOST_IN_A_QUEUE = 1000
+MOST_HELD = 2000
 SHRINK_SECONDS = 10.0
 # A window grows while it is full of messages that go this soon, and not at once: later ones have time to come.
 AT_ONCE_SECONDS, SOON_SECONDS = 0.05, 8.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -12,6 +12,9 @@ from amqtask.entities import Arguments, Binding, Declaration, Exchange, Queue, a
 
 QUORUM = "quorum"
 CLASSIC = "classic"
+
+# More than these are worth a word: 3.10 opens three files for each, and the usual limit is 1,024.
+MANY_QUORUM_QUEUES = 200
 
 # RabbitMQ 4 gives every quorum queue a delivery limit of 20; reading a dead-letter queue and giving the message
 # back must never count as a reason to drop it. (-1, 4.x's word for "none", is refused by 3.x.)
@@ -100,6 +103,18 @@ def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
     if kind != QUORUM:
         return Queue(target, arguments=arguments({"x-queue-type": kind}))
     return Queue(target, arguments=arguments({"x-queue-type": kind, "x-delivery-limit": _NO_LIMIT}))
+
+
+def too_many(queues: Iterable[Queue]) -> str:
+    """What so many quorum queues ask of a broker, in a sentence; empty when they are not many."""
+    number = sum(queue.argument_map.get("x-queue-type") == QUORUM for queue in queues)
+    if number <= MANY_QUORUM_QUEUES:
+        return ""
+    return (
+        f"{number} quorum queues, dead-letter queues among them: each is a process with files of its own on every node "
+        "(three on RabbitMQ 3.10), and a node that runs out of files takes no connections. Look at its limit (`ulimit -n`), let "
+        "tasks share queues, or declare some as classic"
+    )
 
 
 def as_consumed(queue: Queue) -> Queue:
