@@ -213,12 +213,13 @@ def connection_closed_for(message: Message, cause: BaseException) -> MessageRefu
 
 
 # "NOT_FOUND - home node 'rabbit@b' of durable queue 'jobs' in vhost '/' is down or inaccessible"
-_AWAY = re.compile(r"is down or inaccessible|process is stopped|due to timeout")
+_AWAY = re.compile(r"is down or inaccessible|process is stopped|due to timeout|timed out")
+RESOURCE_ERROR, INTERNAL_ERROR = 506, 541
 
 
 def is_away(cause: ChannelClosing) -> bool:
     """Whether a queue exists and cannot be reached for now: the node that holds it is down."""
-    return _AWAY.search(cause.reply_text) is not None
+    return cause.reply_code in (RESOURCE_ERROR, INTERNAL_ERROR) or _AWAY.search(cause.reply_text) is not None
 
 
 def declare_error(name: str, cause: ChannelClosing) -> PublishError:

@@ -67,6 +67,11 @@ class Finisher:
             self._answer(request, outcome.answer)
             return
         self.confirming[request.number] = request
+        result = outcome.result
+        if result is not None and outcome.answer is Answer.ACK and not outcome.publish and not outcome.parts:
+            # The hot path of results over AMQP.
+            self._following.publisher.publish(result, partial(self._result_published, request, outcome, result))
+            return
         end = _End(self, request, outcome)
         self._following.follow(
             outcome.publish, outcome.parts, outcome.result, end.followed,
@@ -74,6 +79,17 @@ class Finisher:
         )  # fmt: skip
         if outcome.answer is Answer.DEAD_LETTER:
             end.bury()
+
+    def _result_published(
+        self, request: Request, outcome: Outcome, result: Message, error: PublishError | None
+    ) -> None:
+        if error is None:
+            self.settle(request, Answer.ACK)
+        else:
+            end = _End(self, request, outcome)
+            self._following.result_refused(
+                result, error, end.followed, request=request, is_final=outcome.state in states.READY_STATES
+            )
 
     def forward(self, request: Request, message: Message, on_refused: Callable[[PublishError], None]) -> None:
         """Publish `message` in place of the delivery (a delay), confirm, then ack. `on_refused` when it never will be."""

@@ -111,6 +111,12 @@ class Following:
         never be published, which end with the error that `told_as` makes of what the broker said."""
         _Follow(self, on_done, request, on_failed, told_as).start(publish, parts, result, is_final=is_final)
 
+    def result_refused(
+        self, result: Message, error: PublishError, on_done: OnDone, *, request: Request, is_final: bool
+    ) -> None:
+        """What `follow` does for a result that has just been refused."""
+        _Follow(self, on_done, request, None, _itself).result_refused(result, error, is_final=is_final)
+
     def store(
         self,
         message: Message,
@@ -245,6 +251,10 @@ class _Follow:
         if result is not None:
             publisher.publish(result, partial(self._result_published, result, is_final))
         self._one_done(True)
+
+    def result_refused(self, result: Message, error: PublishError, *, is_final: bool) -> None:
+        self._left = 1
+        self._result_published(result, is_final, error)
 
     def _one_done(self, is_dealt_with: bool) -> None:
         if not is_dealt_with:

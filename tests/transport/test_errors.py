@@ -14,10 +14,20 @@ from amqtask.exceptions import (
     MessageRefused,
     MessageTooLarge,
     PublishError,
+    PublishRefused,
     Unroutable,
 )
 from amqtask.message import Message, Properties
-from amqtask.transport.errors import channel_error, connection_error, culprit, culprits, is_refusal, refused
+from amqtask.transport.errors import (
+    channel_error,
+    connection_error,
+    culprit,
+    culprits,
+    declare_error,
+    is_away,
+    is_refusal,
+    refused,
+)
 from amqtask.transport.url import parse_broker_urls
 
 ADDRESSES = parse_broker_urls("amqp://user:secret@one/shop;amqp://user:secret@two/shop")
@@ -164,3 +174,16 @@ def test_a_tls_broker_that_hangs_up_may_want_a_certificate(url: str, cause: Exce
     error = connection_error(AMQPConnectorAMQPHandshakeError(cause), parse_broker_urls(url))
 
     assert ("Perhaps it wants a client certificate (certfile" in str(error)) is hints
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [
+        Closing(404, "NOT_FOUND - home node 'rabbit@b' of durable queue 'jobs' in vhost '/' is down or inaccessible"),
+        Closing(541, "INTERNAL_ERROR"),
+    ],
+)
+def test_a_queue_that_is_away_with_its_node_is_no_queue_that_cannot_be_declared(closing: Closing) -> None:
+    assert is_away(closing)
+    assert type(declare_error("queue 'jobs'", closing)) is PublishRefused
+    assert not is_away(NO_EXCHANGE)
