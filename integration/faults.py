@@ -152,6 +152,7 @@ class Forwarder:
         with self._lock:
             self._is_deaf = False
             self._chance = None
+            self._banned = None
             for pair in self._pairs:
                 pair.up.set()
                 pair.down.set()
