@@ -78,7 +78,7 @@ class Looped:
             self.stop(consumer)
         for publisher in self._publishers:
             self.until(lambda publisher=publisher: not publisher.is_connected)  # type: ignore[misc]
-        self.loop.run_once()  # for attempts to connect that end now
+        self.loop.run_once(0.1)  # for attempts to connect that end now
         self.loop.close()
 
 
