@@ -23,6 +23,7 @@ from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.interrupted import KINDS
 from integration.nodes import free_port
+from integration.workers import LoggedProcess
 
 
 @pytest.fixture
@@ -248,3 +249,26 @@ def test_a_resolver_that_hangs_keeps_neither_a_call_nor_the_process(tmp_path: Pa
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "did not answer in time" in done.stdout
+
+
+HANGING_WORKER = """
+    import socket, time
+    from amqtask import AmqTask
+
+    def hang(*_, **__):
+        time.sleep(3600)
+
+    socket.getaddrinfo = hang
+    app = AmqTask("hanging", broker="amqp://somewhere.invalid/", broker_connection_timeout=1.0)
+    app.worker_main(["worker", "-P", "threads", "-c", "1"])
+"""
+
+
+def test_a_resolver_that_hangs_keeps_no_worker_from_ending(tmp_path: Path) -> None:
+    program = tmp_path / "hanging.py"
+    program.write_text(textwrap.dedent(HANGING_WORKER))
+    environment = {name: "" for name in os.environ if name.endswith("_BROKER_URL")}
+
+    with LoggedProcess([sys.executable, str(program)], ready="no broker answers", environment=environment) as worker:
+        assert worker.stop() == 0
+        assert "pika" not in worker.log

@@ -17,7 +17,7 @@ from amqtask.backends.awaiting import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.waiting import CAPACITY, Arrivals, Mailbox, too_late
 from amqtask.entities import Queue, arguments
-from amqtask.exceptions import BackendUnreachable, MessageError, PublishError, ResultLost
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
 from amqtask.message import Delivery, Message, Properties
 from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict, is_reply_queue
@@ -107,6 +107,11 @@ class RpcBackend:
     supports_autoexpire = True
 
     def __init__(self, options: BackendOptions) -> None:
+        kind = dict(options.transport_options).get("queue_type")
+        if kind not in (None, "classic", "quorum"):
+            raise ConfigurationError(
+                f"result_backend_transport_options: queue_type is 'classic' or 'quorum', not {kind!r}"
+            )
         self._options = options
         self._expiration = str(max(1, int(options.expires * 1000))) if options.expires else None
         # Names that passed for reply queues, so that each is looked at once.

@@ -65,3 +65,10 @@ def test_the_entry_points_say_what_the_table_says() -> None:
     declared = {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
 
     assert {name: declared.get(name) for name in OURS} == OURS
+
+
+def test_the_type_of_the_queues_of_results_is_one_that_keeps_them() -> None:
+    options = BackendOptions(url="rpc://", transport_options=(("queue_type", "stream"),))
+
+    with pytest.raises(ConfigurationError, match="'classic' or 'quorum', not 'stream'"):
+        open_backend("rpc://", options)
