@@ -47,6 +47,7 @@ from amqtask.worker.processors import usable_processors
 from amqtask.worker.report import Report
 from amqtask.worker.revoked import MAX_IDS
 from amqtask.worker.setup import WorkerSetup, WorkQueue
+from amqtask.worker.strategy import as_limit
 from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
     for name, task in app.tasks.items():
         if name.startswith(BUILT_IN):
             continue
-        for kind, limit in (("hard", task.time_limit), ("soft", task.soft_time_limit)):
+        for kind, limit in (("hard", as_limit(task.time_limit)), ("soft", as_limit(task.soft_time_limit))):
             if limit is None:
                 continue
             longest = max(longest, limit)

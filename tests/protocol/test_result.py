@@ -15,6 +15,7 @@ from amqtask.exceptions import (
     Undecodable,
     WorkerLostError,
 )
+from amqtask.protocol.chord import gather
 from amqtask.protocol.result import (
     RemoteError,
     RemoteTraceback,
@@ -126,7 +127,23 @@ def test_a_result_that_cannot_be_written_is_named() -> None:
         encode_result(ResultMessage("7", "SUCCESS", {1, 2}))
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{}", b"1", b'{"status": "SUCCESS"}'])
+ODD_RESULTS = [
+    b'{"task_id": ["i"]}',
+    b'{"task_id": {}}',
+    b'{"task_id": "i", "status": ["SUCCESS"]}',
+    b'{"task_id": "i", "children": 5}',
+    b'{"task_id": "i", "traceback": 5}',
+    b'{"task_id": "i", "date_done": [2020]}',
+]
+
+
+@pytest.mark.parametrize("body", ODD_RESULTS)
+def test_a_part_of_a_chord_that_is_no_result_is_undecodable(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        gather([(body, "application/json", "utf-8", {"group_index": 0})], frozenset({"application/json"}))
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"1", b'{"status": "SUCCESS"}', *ODD_RESULTS])
 def test_what_is_no_result_is_undecodable(body: bytes) -> None:
     with pytest.raises(Undecodable):
         decode_result(body, "application/json", "utf-8", JSON)
