@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
-from amqtask import current, signals
+from amqtask import current, kinds, signals
 from amqtask.builtins import BUILTINS
 from amqtask.calling import Calling
 from amqtask.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
@@ -155,6 +155,8 @@ class AmqTask(Calling):
         pydantic_dump_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> TaskBase[..., Any]:
+        if name is not None:
+            name = kinds.convert(f"task {function.__module__}.{function.__name__}: name", kinds.NAME, name)
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
         if task_name in self.tasks:
             return _known(self.tasks[task_name], function)
@@ -182,6 +184,7 @@ class AmqTask(Calling):
         made = task(**options) if isinstance(task, type) else task
         if not made.name:
             made.name = self.gen_task_name(type(made).__name__, type(made).__module__)
+        made.check_options()
         made.app = self
         self.tasks.register(made)
         if self.is_finalized:

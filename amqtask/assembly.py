@@ -20,13 +20,14 @@ from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFou
 from amqtask.execution.steps import SlotSteps
 from amqtask.execution.switch import SharedSwitch
 from amqtask.lazy import lazy
+from amqtask.masks import masked_plain
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.printable import bounded_logger
 from amqtask.registry import BUILT_IN
 from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
 from amqtask.services.autoscale import Autoscale
-from amqtask.services.commands import Control, masked
+from amqtask.services.commands import Control
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.forwarder import Forwarder
@@ -567,9 +568,9 @@ class _Builder:
             f"kernel version:{platform.release()} imp:{sys.implementation.name}",
             f"pool     -> {self.pool_class.name}:{self.slots}",
             f"settings -> transport:amqp broker:{self.app.broker_name} "
-            f"results:{masked('', self.app.backend_url or 'disabled')}",
+            f"results:{masked_plain('', self.app.backend_url or 'disabled')}",
             "",
-            *(f"{name}: {masked(name, value)!r}" for name, value in self.settings(False).items()),
+            *(f"{name}: {masked_plain(name, value)!r}" for name, value in self.settings(False).items()),
         ]
         return "\n".join(lines)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from amqtask import signals
+from amqtask import kinds, signals
 from amqtask.calls import tell_composed
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.eager import InlineRunner
@@ -519,8 +519,8 @@ def _described(message: Message) -> dict[str, Any]:
 
 
 def _timeout(options: Mapping[str, Any]) -> float | None:
-    found: float | None = options.get("timeout") or options.get("confirm_timeout")
-    return found
+    found = options.get("timeout") or options.get("confirm_timeout")
+    return None if found is None else float(kinds.convert("timeout", kinds.SECONDS, found))
 
 
 def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | None:

@@ -22,6 +22,10 @@ class ConfigurationError(AmqTaskError):
     """A setting, option or name is wrong; nothing was sent or run."""
 
 
+class WrongValue(ConfigurationError, ValueError, TypeError):
+    """A setting, or an option of a task or a call, has a value that it cannot have; nothing was sent or run."""
+
+
 class SettingUnknown(ConfigurationError, AttributeError):
     """A setting that does not exist."""
 

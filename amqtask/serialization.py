@@ -188,6 +188,9 @@ _LOAD: dict[str, Callable[[bytes, str], Any]] = {
 }
 
 
+SERIALIZERS = tuple(sorted(_BY_NAME))
+
+
 def content_type(name: str) -> str:
     """The content type of a serializer's name, or of itself. Raises: ConfigurationError."""
     found = _BY_NAME.get(name, name)
@@ -351,11 +354,20 @@ _COMPRESS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes, _Unpack
 }
 
 
-def compress(body: bytes, method: str) -> tuple[bytes, str]:
-    """The compressed body and the value of the `compression` header. Raises: ConfigurationError."""
+COMPRESSIONS = tuple(sorted(_COMPRESSION_NAMES))
+
+
+def compression_type(method: str) -> str:
+    """The value of the `compression` header for a method's name, or for itself. Raises: ConfigurationError."""
     kind = _COMPRESSION_NAMES.get(method, method)
     if kind not in _COMPRESS:
-        raise ConfigurationError(f"no compression {method!r}; there are: {', '.join(sorted(_COMPRESSION_NAMES))}")
+        raise ConfigurationError(f"no compression {method!r}; there are: {', '.join(COMPRESSIONS)}")
+    return kind
+
+
+def compress(body: bytes, method: str) -> tuple[bytes, str]:
+    """The compressed body and the value of the `compression` header. Raises: ConfigurationError."""
+    kind = compression_type(method)
     try:
         return _COMPRESS[kind][0](body), kind
     except ImportError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask.current import current_app
+from amqtask.options import of_call
 from amqtask.stamping import gathered
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class Signature(dict[str, Any]):
     partial = clone
 
     def set(self, immutable: bool | None = None, **options: Any) -> Signature:
-        """Add options, in place."""
+        """Add options, in place. Raises: WrongValue for one that cannot have its value."""
+        of_call(self.task, options)
         if immutable is not None:
             self["immutable"] = immutable
         self["options"] = {**self.options, **options}

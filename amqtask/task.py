@@ -14,6 +14,7 @@ from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
 from amqtask.current import current_app
 from amqtask.exceptions import ConfigurationError, MaxRetriesExceededError, OperationalError, Replaced, Retry
 from amqtask.execution.context import Context, current_context
+from amqtask.options import TASK, of_call, of_task
 from amqtask.protocol.result import ResultMessage
 from amqtask.signatures import Signature
 from amqtask.validation import pydantic_wrapper
@@ -234,7 +235,8 @@ class Task(Generic[P, R]):
     def signature(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Signature:
-        """A signature with options."""
+        """A signature with options. Raises: WrongValue for one that cannot have its value."""
+        of_call(self.name, options)
         return Signature(self.name, args, kwargs, options, app=self.app)
 
     subtask = signature
@@ -371,11 +373,20 @@ class Task(Generic[P, R]):
 
     # -- made by the app
 
+    def check_options(self) -> None:
+        """Bring what the class says into the form that is used. Raises: WrongValue."""
+        kind = type(self)
+        options = {name: getattr(kind, name) for name in TASK if getattr(kind, name) is not getattr(Task, name)}
+        plain = {name: value for name, value in options.items() if not hasattr(type(value), "__get__")}
+        for name, value in of_task(self.name, plain).items():
+            if value is not plain[name]:
+                setattr(kind, name, value)
+
     def bind(self, app: AmqTask) -> None:
         """Belong to an app: take its settings where an option is None, note which hooks are overridden."""
         self.app = app
         conf = app.conf
-        annotations = _annotations(conf.task_annotations, self.name)
+        annotations = of_task(self.name, _annotations(conf.task_annotations, self.name))
         for attribute in annotations.keys() - FROM_SETTINGS.keys():
             setattr(self, attribute, annotations[attribute])
         for attribute, setting in FROM_SETTINGS.items():

@@ -17,8 +17,9 @@ HEAD = """\
 
 `app.conf.name = value`, a module or object through `app.config_from_object`, or keyword arguments of `AmqTask`. Times are
 seconds (a `timedelta` is taken too), memory is KiB. Upper-case names and Celery's old names are accepted. An unknown name is an
-error that says which one is near. Celery's settings that are accepted without effect here are in [Coming from
-Celery](coming-from-celery.md#every-setting-of-celerys). Written by `python docs/make_settings.py`.
+error that says which one is near; a value that a
+setting cannot have is an error that says what is wanted. Celery's settings that are accepted without effect here are in
+[Coming from Celery](coming-from-celery.md#every-setting-of-celerys). Written by `python docs/make_settings.py`.
 
 | setting | default | what |
 | --- | --- | --- |

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import grp
 import os
 import pwd
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
+from amqtask.serialization import PICKLE, content_types
+
+# Celery's variable: it has always been asked for.
+FORCE_ROOT = "C_FORCE_ROOT"
 # Says to a command that it is in the background already: the process that started anew.
 RESTARTED = "_AMQTASK_RESTARTED"
 
 
 def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: str | None, umask: str | None) -> None:
-    """The process a command is to be: in the background, another user, with its pid file. Raises: UsageError."""
+    """The process a command is to be: in the background, another user, with its pid file. Raises: UsageError, before that."""
+    mask, group, user = _mask(umask), _group(gid), _user(uid)
     path = Path(pidfile).absolute() if pidfile else None
     if path is not None:
         check_pidfile(path)
     if in_background and os.environ.pop(RESTARTED, None) != str(os.getpid()):
         detach()
-    drop_privileges(uid, gid, umask)
+    drop_privileges(user, group, mask)
     if path is not None:
         write_pidfile(path)
 
@@ -52,45 +59,122 @@ def start_anew() -> NoReturn:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def drop_privileges(uid: str | None, gid: str | None, umask: str | None) -> None:
-    """Change umask, group and user, each by name or number."""
-    if umask is not None:
-        os.umask(int(umask, 8))
-    if gid is not None:
-        os.setgid(int(gid) if gid.isdigit() else grp.getgrnam(gid).gr_gid)
-    if uid is not None:
-        entry = pwd.getpwuid(int(uid)) if uid.isdigit() else pwd.getpwnam(uid)
-        if gid is None:
-            os.setgid(entry.pw_gid)
-        os.initgroups(entry.pw_name, os.getgid())
-        os.setuid(entry.pw_uid)
+def drop_privileges(user: pwd.struct_passwd | None, group: int | None, mask: int | None) -> None:
+    """Change umask, group and user. Raises: UsageError for somebody who may not."""
+    if mask is not None:
+        os.umask(mask)
+    try:
+        if group is not None:
+            os.setgid(group)
+        if user is not None:
+            if group is None:
+                os.setgid(user.pw_gid)
+            os.initgroups(user.pw_name, os.getgid())
+            os.setuid(user.pw_uid)
+    except PermissionError as error:
+        raise click.UsageError(f"--uid and --gid: {error.strerror}; only root may become another user.") from error
+
+
+def refuse_pickle_as_root(accept_content: Iterable[str]) -> None:
+    """Whoever may publish to a worker that reads pickles runs what they like, as the worker's user. Raises: UsageError."""
+    if os.geteuid() != 0 or PICKLE not in content_types(accept_content) or os.environ.get(FORCE_ROOT):
+        return
+    raise click.UsageError(
+        "this worker would read pickles (accept_content) as root: whoever may publish to its queues could do anything on this "
+        f"machine. Run it as another user (--uid), leave pickle out of accept_content, or set {FORCE_ROOT}=1 if you mean it."
+    )
+
+
+def _mask(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        found = int(text, 8)
+    except ValueError:
+        found = -1
+    if not 0 <= found <= 0o777:
+        raise click.UsageError(f"--umask wants an octal number from 0 to 777, such as 022, not {text!r}.")
+    return found
+
+
+def _group(name: str | None) -> int | None:
+    if name is None:
+        return None
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise click.UsageError(f"--gid: this system has no group {name!r}.") from None
+
+
+def _user(name: str | None) -> pwd.struct_passwd | None:
+    if name is None:
+        return None
+    try:
+        return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        raise click.UsageError(f"--uid: this system has no user {name!r}.") from None
+
+
+# -- pid files. Their folder may be others' to write in, so none is followed elsewhere or written over.
+
+
+def read_pidfile(path: Path) -> int | None:
+    """The process id in it; None where there is no file. Raises: ValueError for one that holds none, OSError."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    with open(number) as file:
+        pid = int(file.read(32))
+    if pid <= 0:  # to the kernel these are groups of processes
+        raise ValueError(f"{pid} is no process id")
+    return pid
 
 
 def check_pidfile(path: Path) -> None:
-    """Raises UsageError when the file names a process that runs; a stale file is removed."""
+    """Raises UsageError when the file names a process that runs, or is no pid file; a stale file is removed."""
     try:
-        pid = int(path.read_text())
-    except FileNotFoundError:
-        return
+        pid = read_pidfile(path)
     except ValueError:
         raise click.UsageError(f"the pid file {path} holds no process id; remove it if no worker runs.") from None
-    if pid == os.getpid():  # a container's processes have the same numbers at each start
-        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if pid is None:
         return
+    if pid != os.getpid():  # a container's processes have the same numbers at each start
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            pass
+        except PermissionError:
+            raise click.UsageError(f"the pid file {path} names the running process {pid}.") from None
+        else:
+            raise click.UsageError(
+                f"the pid file {path} names the running process {pid}: is this worker running already?"
+            )
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
         path.unlink(missing_ok=True)
-    except PermissionError:
-        raise click.UsageError(f"the pid file {path} names the running process {pid}.") from None
-    else:
-        raise click.UsageError(f"the pid file {path} names the running process {pid}: is this worker running already?")
+    except OSError as error:
+        raise _unusable(path, error) from error
 
 
 def write_pidfile(path: Path) -> None:
-    """Write our pid; the file is removed when this very process ends."""
-    path.write_text(f"{os.getpid()}\n")
+    """Write our pid; the file is removed when this very process ends. Raises: UsageError."""
+    try:
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    with open(number, "w") as file:
+        file.write(f"{os.getpid()}\n")
     atexit.register(_remove, path, os.getpid())
+
+
+def _unusable(path: Path, error: OSError) -> click.UsageError:
+    if error.errno == errno.ELOOP:
+        return click.UsageError(f"the pid file {path} is a symbolic link, which is not followed; remove it.")
+    if error.errno == errno.EEXIST:
+        return click.UsageError(f"the pid file {path} is there already: is this worker running already?")
+    return click.UsageError(f"the pid file {path} cannot be used: {error.strerror}.")
 
 
 def _remove(path: Path, pid: int) -> None:

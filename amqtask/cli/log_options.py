@@ -6,7 +6,7 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from amqtask import signals
+from amqtask import kinds, signals
 from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
 from amqtask.cli.stdouts import redirected
 
@@ -20,6 +20,8 @@ def set_up(
     conf: Settings, *, loglevel: str, logfile: str | None, log_format: str | None, color: bool
 ) -> AbstractContextManager[None]:
     """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
+    if log_format is not None and log_format != "json":
+        log_format = kinds.convert("--log-format", kinds.LOG_FORMAT, log_format)
     level = "CRITICAL" if loglevel == "FATAL" else loglevel
     if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
         signals.setup_logging.send(

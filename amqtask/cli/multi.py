@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from amqtask.cli import daemon
 from amqtask.cli.main import Globals, cli
 from amqtask.cli.nodename import expand
 from amqtask.cli.nodes import Known, Node, Words, nodes, options_of, read
@@ -151,9 +152,14 @@ def running(node: Node) -> int | None:
 def _pid(node: Node) -> int | None:
     """The process id in the pid file, if there is such a process."""
     try:
-        pid = int(Path(node.pidfile).read_text())
+        pid = daemon.read_pidfile(Path(node.pidfile))
+    except (ValueError, OSError):
+        return None  # the worker says what is wrong with it
+    if pid is None:
+        return None
+    try:
         os.kill(pid, 0)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
+    except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
         pass  # it lives, as another user's; whose it is tells its command

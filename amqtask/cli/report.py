@@ -12,7 +12,7 @@ from amqtask import __version__
 from amqtask.cli.broker import open_admin
 from amqtask.cli.main import Globals
 from amqtask.cli.output import echo, json_option, print_json
-from amqtask.cli.worker import hide_password
+from amqtask.masks import mask_urls
 
 PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redis", "celery")
 
@@ -31,7 +31,7 @@ def command(settings: Globals, server: bool, as_json: bool) -> None:
         "packages": {name: _version(name) for name in PACKAGES},
         "broker": app.broker_name,
         "server": None,
-        "results": hide_password(app.backend_url) if app.backend_url else None,
+        "results": mask_urls(app.backend_url, "**") if app.backend_url else None,
         "settings": dict(sorted(app.conf.humanize().items())),
     }
     if server:

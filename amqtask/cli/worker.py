@@ -18,6 +18,7 @@ from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
+from amqtask.masks import mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
 from amqtask.worker.options import WorkerOptions
 from amqtask.worker.processors import usable_processors
@@ -196,6 +197,7 @@ def command(settings: Globals, /, **given: Any) -> int:
         gid=given["gid"],
         umask=given["umask"],
     )
+    daemon.refuse_pickle_as_root(app.conf.accept_content)
     prints = set_up(
         app.conf,
         loglevel=options.loglevel,
@@ -281,7 +283,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
         node=options.hostname or "",
         app=f"{app.main or '__main__'} ({_count(len(app.tasks.own), 'task')})",
         broker=app.broker_name,
-        results=hide_password(backend) if backend else "disabled",
+        results=mask_urls(backend, "**") if backend else "disabled",
         pool=str(options.pool),
         concurrency=str(worker.concurrency),
         task_events=bool(app.conf.worker_send_task_events),
@@ -296,13 +298,3 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def hide_password(url: str) -> str:
-    """The URL with `**` for its password."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}{':**' if colon else ''}@{host}"

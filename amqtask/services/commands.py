@@ -7,7 +7,6 @@ reply; None: nothing is replied. What it raises of ours is answered as `{"error"
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.clock import LamportClock
 from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.masks import masked_plain
 from amqtask.printable import bounded_logger
 from amqtask.registry import BUILT_IN
 from amqtask.services.answers import queue_info, registered_info, rusage, scheduled_info, task_info
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from amqtask.worker.worker import Worker
 
 logger = bounded_logger("amqtask.worker")
-_SECRET_NAME = re.compile(r"passw|secret|token|credential|private|security_key|api_?key", re.IGNORECASE)
-_PASSWORD_IN_URL = re.compile(r"(?P<start>[\w+.-]+://[^/\s:@]*:)[^@/\s]*@")
 
 
 @dataclass(slots=True)
@@ -124,7 +122,7 @@ def active_queues(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 def conf(control: Control, arguments: Mapping[str, Any]) -> Any:
     found = control.settings(bool(arguments.get("with_defaults")))
-    return {name: masked(name, value) for name, value in found.items()}
+    return {name: masked_plain(name, value) for name, value in found.items()}
 
 
 def query_task(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -312,19 +310,6 @@ COMMANDS: dict[str, Command] = {
     "dump_schedule": scheduled,
     "dump_tasks": registered,
 }
-
-
-def masked(name: str, value: Any) -> Any:
-    """A setting's value with its secrets starred out, in a form that JSON can carry."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if _SECRET_NAME.search(name):
-        return "********"
-    if isinstance(value, Mapping):
-        return {str(key): masked(str(key), item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [masked("", item) for item in value]
-    return _PASSWORD_IN_URL.sub(r"\g<start>********@", value if isinstance(value, str) else repr(value))
 
 
 def _resized(control: Control, by: int) -> Any:

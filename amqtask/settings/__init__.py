@@ -6,14 +6,16 @@ import copy
 import difflib
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
-from amqtask.exceptions import ConfigurationError, SettingUnknown
+from amqtask import kinds
+from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
+from amqtask.kinds import Kind, convert
+from amqtask.masks import is_secret, masked
+from amqtask.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 
 logger = logging.getLogger("amqtask.settings")
@@ -42,7 +44,6 @@ _PREFIXES = (
     "accept_", "beat_", "broker_", "control_", "enable_utc", "event_", "imports", "include", "result_", "security_",
     "task_", "timezone", "worker_", "celery",
 )  # fmt: skip
-_SECRET = ("password", "secret", "key_password", "credential", "token")
 
 
 def find_name(name: str) -> str | None:
@@ -216,7 +217,7 @@ class Settings(MutableMapping[str, Any]):
         """The settings that were given (or all), secrets masked."""
         self._load()
         names = list(_TABLE) if with_defaults else list(self._values)
-        return {name: _masked(name, self._get(name)) for name in sorted(names)}
+        return {name: masked(name, self._get(name)) for name in sorted(names)}
 
     def humanize(self) -> dict[str, Any]:
         """The settings that were given, secrets masked."""
@@ -277,82 +278,71 @@ def _wanted(name: str, namespace: str | None) -> str | None:
     return found
 
 
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-
-
 def _coerce(setting: Setting, value: Any) -> Any:
-    """The value in the setting's type. Raises: ConfigurationError naming setting, type and value."""
+    """The value in the setting's kind. Raises: WrongValue naming setting, kind and value."""
     if value is None or setting.kind == "any":
         return value
-    try:
-        return _CONVERT[setting.kind](value)
-    except (TypeError, ValueError):
-        raise ConfigurationError(f"setting {setting.name} wants {_WANTS[setting.kind]}, not {value!r}") from None
+    kind = KINDS[setting.kind]
+    if is_secret(setting.name):  # or the error would show it
+        try:
+            return kind.convert(value)
+        except (ValueError, TypeError):
+            raise WrongValue(f"setting {setting.name} wants {kind.wants}, not a {type(value).__name__}") from None
+    return convert(f"setting {setting.name}", kind, value)
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)
+def _named(find: Callable[[str], str]) -> Callable[[Any], str]:
+    """For what the serialization knows by names, or by their content types."""
+
+    def known(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError
+        try:
+            find(value)
+        except ConfigurationError as error:
+            raise ValueError from error
+        return value
+
+    return known
 
 
-def _integer(value: Any) -> int | float:
-    number = _number(value)
-    return int(number) if number == int(number) else number
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, str):
-        if value.lower() not in _TRUE + _FALSE:
-            raise ValueError
-        return value.lower() in _TRUE
-    return bool(value)
-
-
-def _list(value: Any) -> Any:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError
-    return os.fspath(value)
-
-
-_CONVERT: dict[str, Callable[[Any], Any]] = {
-    "str": _text,
-    "int": _integer,
-    "float": _number,
-    "bool": _boolean,
-    "list": _list,
-    "dict": lambda value: value if isinstance(value, dict) else dict(value),
+# What the kinds of settings may be; see the table.
+KINDS: dict[str, Kind] = {
+    "str": kinds.TEXT,
+    "int": kinds.COUNT,
+    "float": kinds.SECONDS,
+    "bool": kinds.BOOLEAN,
+    "list": kinds.TEXTS,
+    "dict": kinds.MAPPING,
+    "any": kinds.ANY,
+    "name": kinds.NAME,
+    "key": kinds.KEY,
+    "pause": kinds.PAUSE,
+    "broker_seconds": kinds.BROKER_SECONDS,
+    "heartbeat": kinds.HEARTBEAT,
+    "port": kinds.PORT,
+    "positive": kinds.POSITIVE,
+    "attempts": kinds.ATTEMPTS,
+    "priority": kinds.PRIORITY,
+    "delivery_mode": kinds.DELIVERY_MODE,
+    "queue_type": kinds.QUEUE_TYPE,
+    "rate": kinds.RATE,
+    "level": kinds.LEVEL,
+    "log_format": kinds.LOG_FORMAT,
+    "slots": kinds.either("a whole number from 0 on, or 'auto'", kinds.COUNT, kinds.choice("auto")),
+    "prefetch": kinds.either(
+        "'auto', or a whole number from 0 to 65535",
+        kinds.choice("auto"),
+        kinds.number("", 0, 65535, whole=True),
+    ),
+    "serializer": Kind(f"one of {', '.join(SERIALIZERS)}", _named(content_type)),
+    "serializers": Kind("a list of serializers or content types", kinds.LIST.convert),
+    "compression": Kind(f"one of {', '.join(COMPRESSIONS)}", _named(compression_type)),
+    "queues": kinds.instance("a list of Queue, or a dictionary", Mapping, list, tuple, set, frozenset),
+    "routes": kinds.either(
+        "a dictionary, a list of routes, a function, or the path of one", Mapping, list, tuple, str, kinds.FUNCTION
+    ),
+    "annotations": kinds.instance("a dictionary, or a list of them", Mapping, list, tuple),
+    "urls": kinds.URLS,
+    "tls": kinds.either("True, or a dictionary (ca_certs, certfile, keyfile, cert_reqs)", Mapping, kinds.BOOLEAN),
 }
-_WANTS = {
-    "str": "text",
-    "int": "a whole number",
-    "float": "a number (of seconds) or a timedelta",
-    "bool": "True or False",
-    "list": "a list",
-    "dict": "a dictionary",
-}
-
-
-def _masked(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if any(word in name for word in _SECRET):
-        return "********"
-    if isinstance(value, str) and "://" in value:
-        scheme, _, rest = value.partition("://")
-        credentials, at, host = rest.rpartition("@")
-        user, colon, _ = credentials.partition(":")
-        return f"{scheme}://{user}{':********' if colon else ''}@{host}" if at else value
-    if isinstance(value, Mapping):
-        return {key: _masked(str(key), item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_masked(name, item) for item in value]
-    return value

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 class Setting(NamedTuple):
     """One setting. `doc` is empty for a name that is accepted for Celery's sake and has no effect here.
 
-    `kind` is one of str, int, float, bool, list, dict, any; times are seconds, memory is KiB.
+    `kind` says what it may be (settings.KINDS); `float` is a number of seconds, memory is KiB.
     """
 
     name: str
@@ -22,7 +22,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "accept_content",
         ("json",),
-        "any",
+        "serializers",
         "CELERY_ACCEPT_CONTENT",
         "Serializers (or content types) that a worker and a caller read.",
     ),
@@ -50,7 +50,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "beat_leader_queue",
         None,
-        "str",
+        "name",
         None,
         "The queue by which beats agree who schedules; None: amqtask.beat.<application>.<default queue>.",
     ),
@@ -90,8 +90,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("broker_connection_retry_on_startup", None, "bool", None, ""),
     Setting("broker_connection_timeout", 4, "float", None, "Seconds to open a connection."),
     Setting("broker_failover_strategy", None, "str", None, ""),
-    Setting("broker_heartbeat", 60, "int", None, "Seconds between AMQP heartbeats; 0 switches them off."),
-    Setting("broker_heartbeat_checkrate", 3.0, "int", None, ""),
+    Setting("broker_heartbeat", 60, "heartbeat", None, "Seconds between AMQP heartbeats; 0 switches them off."),
+    Setting("broker_heartbeat_checkrate", 3.0, "float", None, ""),
     Setting(
         "broker_host",
         None,
@@ -104,7 +104,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("broker_password", None, "str", None, "See broker_host."),
     Setting("broker_pool_acquire_timeout", None, "float", None, ""),
     Setting("broker_pool_limit", 10, "int", None, "Connections that one process publishes over, at most."),
-    Setting("broker_port", None, "int", None, "See broker_host."),
+    Setting("broker_port", None, "port", None, "See broker_host."),
     Setting(
         "broker_publish_timeout",
         5.0,
@@ -112,21 +112,23 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "Seconds for a whole publish: connect, declare, confirm; None: no limit.",
     ),
-    Setting("broker_read_url", None, "any", None, "Where workers consume, when that differs from broker_url."),
+    Setting("broker_read_url", None, "urls", None, "Where workers consume, when that differs from broker_url."),
     Setting("broker_transport", None, "str", None, "See broker_host; amqp."),
     Setting("broker_transport_options", {}, "dict", None, ""),
-    Setting("broker_url", None, "any", None, "amqp:// or amqps:// URL; several separated by ; or a list."),
-    Setting("broker_use_ssl", False, "any", None, "True, or a mapping (ca_certs, certfile, keyfile, cert_reqs)."),
+    Setting("broker_url", None, "urls", None, "amqp:// or amqps:// URL; several separated by ; or a list."),
+    Setting("broker_use_ssl", False, "tls", None, "True, or a mapping (ca_certs, certfile, keyfile, cert_reqs)."),
     Setting("broker_user", None, "str", None, "See broker_host."),
     Setting("broker_vhost", None, "str", None, "See broker_host."),
-    Setting("broker_write_url", None, "any", None, "Where messages are published, when that differs from broker_url."),
+    Setting("broker_write_url", None, "urls", None, "Where messages are published, when that differs from broker_url."),
     Setting("cache_backend", None, "str", None, "django-cache: which of Django's CACHES, instead of default."),
     Setting("cache_backend_options", {}, "dict", None, "cache+memcached://: of pymemcache's client."),
-    Setting("control_exchange", "celery", "str", None, "Prefix of the remote-control exchanges."),
+    Setting("control_exchange", "celery", "name", None, "Prefix of the remote-control exchanges."),
     Setting("control_queue_durable", False, "bool", None, ""),
     Setting("control_queue_exclusive", True, "bool", None, ""),
-    Setting("control_queue_expires", 10.0, "float", None, "Seconds after which an unused control queue is deleted."),
-    Setting("control_queue_ttl", 300.0, "float", None, "Seconds that a control message waits."),
+    Setting(
+        "control_queue_expires", 10.0, "broker_seconds", None, "Seconds after which an unused control queue is deleted."
+    ),
+    Setting("control_queue_ttl", 300.0, "broker_seconds", None, "Seconds that a control message waits."),
     Setting(
         "database_create_tables_at_setup",
         True,
@@ -160,25 +162,31 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("database_table_schemas", None, "dict", None, "db+…://: schemas of the tables `task` and `group`."),
     Setting("enable_utc", True, "bool", None, ""),
-    Setting("event_exchange", "celeryev", "str", "CELERY_EVENT_EXCHANGE", "The exchange of events."),
+    Setting("event_exchange", "celeryev", "name", "CELERY_EVENT_EXCHANGE", "The exchange of events."),
     Setting("event_queue_durable", False, "bool", "CELERY_EVENT_QUEUE_DURABLE", ""),
     Setting("event_queue_exclusive", True, "bool", "CELERY_EVENT_QUEUE_EXCLUSIVE", ""),
     Setting(
         "event_queue_expires",
         60.0,
-        "float",
+        "broker_seconds",
         "CELERY_EVENT_QUEUE_EXPIRES",
         "Seconds after which the broker deletes the queue of a receiver that is gone.",
     ),
     Setting(
         "event_queue_prefix",
         "celeryev",
-        "str",
+        "name",
         "CELERY_EVENT_QUEUE_PREFIX",
         "How the names of receivers' queues begin.",
     ),
-    Setting("event_queue_ttl", 5.0, "float", "CELERY_EVENT_QUEUE_TTL", "Seconds that an event waits for its receiver."),
-    Setting("event_serializer", "json", "str", "CELERY_EVENT_SERIALIZER", "How events are written."),
+    Setting(
+        "event_queue_ttl",
+        5.0,
+        "broker_seconds",
+        "CELERY_EVENT_QUEUE_TTL",
+        "Seconds that an event waits for its receiver.",
+    ),
+    Setting("event_serializer", "json", "serializer", "CELERY_EVENT_SERIALIZER", "How events are written."),
     Setting("imports", (), "list", "CELERY_IMPORTS", "Modules that a worker imports."),
     Setting("include", (), "list", "CELERY_INCLUDE", "More modules that a worker imports."),
     Setting(
@@ -203,7 +211,7 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "Django's alias of the database whose transactions the outbox follows.",
     ),
-    Setting("outbox_interval", 0.5, "float", None, "Seconds between two looks of a relay at an empty outbox."),
+    Setting("outbox_interval", 0.5, "pause", None, "Seconds between two looks of a relay at an empty outbox."),
     Setting("outbox_relay", False, "bool", None, "Let workers relay the outbox, in a thread (`worker --relay`)."),
     Setting(
         "redis_backend_use_ssl",
@@ -215,10 +223,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("redis_db", None, "int", "CELERY_REDIS_DB", "The database, for a result_backend redis:// without a host."),
     Setting("redis_host", None, "str", "CELERY_REDIS_HOST", "The host, for a result_backend redis:// without one."),
     Setting(
-        "redis_max_connections", None, "int", "CELERY_REDIS_MAX_CONNECTIONS", "redis://: connections of one process."
+        "redis_max_connections",
+        None,
+        "positive",
+        "CELERY_REDIS_MAX_CONNECTIONS",
+        "redis://: connections of one process.",
     ),
     Setting("redis_password", None, "str", "CELERY_REDIS_PASSWORD", "redis://: where the URL has none."),
-    Setting("redis_port", None, "int", "CELERY_REDIS_PORT", "The port, for a result_backend redis:// without a host."),
+    Setting("redis_port", None, "port", "CELERY_REDIS_PORT", "The port, for a result_backend redis:// without a host."),
     Setting("redis_retry_on_timeout", False, "bool", "CELERY_REDIS_RETRY_ON_TIMEOUT", ""),
     Setting(
         "redis_socket_connect_timeout",
@@ -236,7 +248,9 @@ SETTINGS: tuple[Setting, ...] = (
         "redis://: seconds to wait for an answer; None: 5.",
     ),
     Setting("redis_username", None, "str", "CELERY_REDIS_USERNAME", "redis://: where the URL has none."),
-    Setting("result_accept_content", None, "any", None, "What a caller reads results in; accept_content when None."),
+    Setting(
+        "result_accept_content", None, "serializers", None, "What a caller reads results in; accept_content when None."
+    ),
     Setting(
         "result_backend",
         None,
@@ -261,7 +275,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "result_backend_max_retries",
         float("inf"),
-        "float",
+        "attempts",
         "CELERY_RESULT_BACKEND_MAX_RETRIES",
         "Attempts after the first, with result_backend_always_retry.",
     ),
@@ -279,7 +293,7 @@ SETTINGS: tuple[Setting, ...] = (
         "CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS",
         "For the result store: global_keyprefix, master_name, retry_for, polling_interval and others (docs/results.md).",
     ),
-    Setting("result_cache_max", -1, "int", "CELERY_MAX_CACHED_RESULTS", ""),
+    Setting("result_cache_max", -1, "any", "CELERY_MAX_CACHED_RESULTS", ""),
     Setting(
         "result_chord_expires",
         None,
@@ -292,7 +306,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "result_compression",
         None,
-        "str",
+        "compression",
         "CELERY_RESULT_COMPRESSION",
         "Compression of rpc:// results: gzip, bz2, lzma, zstd.",
     ),
@@ -327,7 +341,7 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "Queues (globs) to which rpc:// results go when a message says so, besides reply queues, whose names are UUIDs.",
     ),
-    Setting("result_serializer", "json", "str", "CELERY_RESULT_SERIALIZER", "How results are written."),
+    Setting("result_serializer", "json", "serializer", "CELERY_RESULT_SERIALIZER", "How results are written."),
     Setting("security_cert_store", None, "str", "CELERY_SECURITY_CERT_STORE", ""),
     Setting("security_certificate", None, "str", "CELERY_SECURITY_CERTIFICATE", ""),
     Setting("security_digest", "sha256", "str", "CELERY_SECURITY_DIGEST", ""),
@@ -369,11 +383,13 @@ SETTINGS: tuple[Setting, ...] = (
         "`link_error` of a chord is for the members of its header as well as for its body.",
     ),
     Setting("task_always_eager", False, "bool", "CELERY_ALWAYS_EAGER", "Run tasks in the caller; for tests."),
-    Setting("task_annotations", None, "any", "CELERY_ANNOTATIONS", "Attributes put on tasks by name, or * for all."),
+    Setting(
+        "task_annotations", None, "annotations", "CELERY_ANNOTATIONS", "Attributes put on tasks by name, or * for all."
+    ),
     Setting(
         "task_compression",
         None,
-        "str",
+        "compression",
         "CELERY_MESSAGE_COMPRESSION",
         "Compression of task messages: gzip, bz2, lzma, zstd.",
     ),
@@ -387,7 +403,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "task_create_missing_queue_type",
         "quorum",
-        "str",
+        "queue_type",
         "CELERY_CREATE_MISSING_QUEUE_TYPE",
         "Type of queues that are created when named.",
     ),
@@ -399,34 +415,38 @@ SETTINGS: tuple[Setting, ...] = (
         "Create queues that task_queues does not have; False: an error.",
     ),
     Setting("task_dead_letter", True, "bool", None, "Work queues get a dead-letter queue."),
-    Setting("task_dead_letter_suffix", ".dead", "str", None, "Its name is the queue's with this."),
-    Setting("task_default_delivery_mode", 2, "int", "CELERY_DEFAULT_DELIVERY_MODE", "2 persistent, 1 transient."),
-    Setting("task_default_exchange", None, "str", "CELERY_DEFAULT_EXCHANGE", "Exchange of the default queue."),
+    Setting("task_dead_letter_suffix", ".dead", "key", None, "Its name is the queue's with this."),
+    Setting(
+        "task_default_delivery_mode", 2, "delivery_mode", "CELERY_DEFAULT_DELIVERY_MODE", "2 persistent, 1 transient."
+    ),
+    Setting("task_default_exchange", None, "key", "CELERY_DEFAULT_EXCHANGE", "Exchange of the default queue."),
     Setting("task_default_exchange_type", "direct", "str", "CELERY_DEFAULT_EXCHANGE_TYPE", "Its type."),
     Setting(
         "task_default_priority",
         None,
-        "int",
+        "priority",
         "CELERY_DEFAULT_PRIORITY",
         "Priority of messages; 0 as in Celery when None.",
     ),
-    Setting("task_default_queue", "amqtask", "str", "CELERY_DEFAULT_QUEUE", "Where tasks go that nothing else routes."),
+    Setting(
+        "task_default_queue", "amqtask", "name", "CELERY_DEFAULT_QUEUE", "Where tasks go that nothing else routes."
+    ),
     Setting(
         "task_default_queue_type",
         "quorum",
-        "str",
+        "queue_type",
         "CELERY_DEFAULT_QUEUE_TYPE",
         "Type of configured queues: quorum or classic.",
     ),
     Setting(
         "task_default_rate_limit",
         None,
-        "any",
+        "rate",
         "CELERY_DEFAULT_RATE_LIMIT",
         "Rate limit of all tasks: 10/s, 100/m, 5/h.",
     ),
-    Setting("task_default_routing_key", None, "str", "CELERY_DEFAULT_ROUTING_KEY", "Routing key of the default queue."),
-    Setting("task_delay_prefix", "amqtask.delay", "str", None, "Prefix of the delay queues and exchanges."),
+    Setting("task_default_routing_key", None, "key", "CELERY_DEFAULT_ROUTING_KEY", "Routing key of the default queue."),
+    Setting("task_delay_prefix", "amqtask.delay", "name", None, "Prefix of the delay queues and exchanges."),
     Setting(
         "task_delivery_limit",
         5,
@@ -466,8 +486,10 @@ SETTINGS: tuple[Setting, ...] = (
         "CELERY_TASK_PUBLISH_RETRY_POLICY",
         "",
     ),
-    Setting("task_queue_max_priority", None, "int", "CELERY_QUEUE_MAX_PRIORITY", "x-max-priority of classic queues."),
-    Setting("task_queues", None, "any", "CELERY_QUEUES", "The queues: a list of Queue, or a mapping of names."),
+    Setting(
+        "task_queue_max_priority", None, "priority", "CELERY_QUEUE_MAX_PRIORITY", "x-max-priority of classic queues."
+    ),
+    Setting("task_queues", None, "queues", "CELERY_QUEUES", "The queues: a list of Queue, or a mapping of names."),
     Setting(
         "task_reject_on_worker_lost",
         True,
@@ -478,7 +500,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("task_remote_tracebacks", False, "bool", "CELERY_REMOTE_TRACEBACKS", ""),
     Setting("task_repr_maxlevels", 3, "int", "CELERY_REPR_MAXLEVELS", ""),
     Setting("task_retry_on_worker_lost", False, "bool", "CELERY_RETRY_ON_WORKER_LOST", ""),
-    Setting("task_routes", None, "any", "CELERY_ROUTES", "Rules from task name to queue or exchange."),
+    Setting("task_routes", None, "routes", "CELERY_ROUTES", "Rules from task name to queue or exchange."),
     Setting(
         "task_send_timestamp",
         False,
@@ -496,7 +518,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "task_serializer",
         "json",
-        "str",
+        "serializer",
         "CELERY_TASK_SERIALIZER",
         "How task messages are written: json, msgpack, yaml, pickle.",
     ),
@@ -541,7 +563,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Seconds that a worker goes on with the steps of a chain by itself, where the result store lets a lost worker's chain "
         "be resumed; 0: each step goes through the broker.",
     ),
-    Setting("worker_concurrency", None, "any", "CELERYD_CONCURRENCY", "Slots; the number of processors when None."),
+    Setting("worker_concurrency", None, "slots", "CELERYD_CONCURRENCY", "Slots; the number of processors when None."),
     Setting("worker_consumer", None, "str", "CELERYD_CONSUMER", ""),
     Setting("worker_deduplicate_successful_tasks", False, "bool", "CELERYD_DEDUPLICATE_SUCCESSFUL_TASKS", ""),
     Setting("worker_detect_quorum_queues", True, "bool", "CELERYD_DETECT_QUORUM_QUEUES", ""),
@@ -568,7 +590,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "worker_log_format",
         "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
-        "str",
+        "log_format",
         "CELERYD_LOG_FORMAT",
         "Format of log lines.",
     ),
@@ -625,7 +647,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Let the remote command pool_restart replace prefork's processes and reload modules.",
     ),
     Setting("worker_pool_start_method", "fork", "str", "CELERYD_POOL_START_METHOD", ""),
-    Setting("worker_prefetch", "auto", "any", None, "auto, or the number of unanswered deliveries per queue."),
+    Setting("worker_prefetch", "auto", "prefetch", None, "auto, or the number of unanswered deliveries per queue."),
     Setting(
         "worker_prefetch_multiplier",
         None,
@@ -636,12 +658,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "worker_proc_alive_timeout",
         4.0,
-        "float",
+        "pause",
         "CELERYD_PROC_ALIVE_TIMEOUT",
         "Seconds a child process may take to start.",
     ),
     Setting("worker_redirect_stdouts", True, "bool", "CELERY_REDIRECT_STDOUTS", "What tasks print is logged."),
-    Setting("worker_redirect_stdouts_level", "WARNING", "str", "CELERY_REDIRECT_STDOUTS_LEVEL", "The level of that."),
+    Setting("worker_redirect_stdouts_level", "WARNING", "level", "CELERY_REDIRECT_STDOUTS_LEVEL", "The level of that."),
     Setting(
         "worker_send_task_events",
         False,
@@ -668,7 +690,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "worker_task_log_format",
         "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s",
-        "str",
+        "log_format",
         "CELERYD_TASK_LOG_FORMAT",
         "Format of the lines of tasks.",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import socket
+import ssl
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -95,13 +95,23 @@ def connection_error(error: BaseException, addresses: Sequence[BrokerAddress]) -
     return unreachable(unwrap(error), addresses)
 
 
+# The peer was there, spoke TLS, and ended the connection: not a wrong port, host or certificate.
+_HUNG_UP = (
+    ConnectionResetError,
+    BrokenPipeError,
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+    pika_errors.AMQPConnectionError,
+)
+
+
 def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> BrokerUnreachable:
     """The error for an attempt that nobody answered as a broker does.
 
     With TLS 1.3 a broker that demands a certificate hangs up after the client's handshake, and whether its reason is read before
     the end of the connection is a matter of microseconds."""
     where = ", ".join(address.safe_url for address in addresses)
-    has_hung_up = not isinstance(cause, (ConnectionRefusedError, TimeoutError, socket.gaierror))
+    has_hung_up = isinstance(cause, _HUNG_UP)
     lacks_certificate = any(address.tls is not None and address.tls.certfile is None for address in addresses)
     hint = ""
     if has_hung_up and lacks_certificate and "certificate" not in str(cause).lower():

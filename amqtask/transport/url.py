@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
 
+from amqtask import kinds
 from amqtask.exceptions import ConfigurationError
+from amqtask.printable import printable
 
 SCHEMES = {"amqp": False, "amqps": True, "pyamqp": False, "rabbitmq": False}
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672//"
@@ -25,7 +28,22 @@ _TLS_NAMES = {
     "verify": "verify",
     "server_hostname": "server_hostname",
     "server_name_indication": "server_hostname",
+    "sni": "server_hostname",
 }
+# What py-amqp takes as well: the defaults of Python's ssl module stand for these.
+_TLS_ELSEWHERE = frozenset(
+    {"ssl_version", "ciphers", "check_hostname", "do_handshake_on_connect", "suppress_ragged_eofs", "server_side"}
+)
+# In URLs for other clients (https://www.rabbitmq.com/docs/uri-query-parameters, pika's URLParameters): without effect here.
+_QUERY_ELSEWHERE = frozenset(
+    {
+        "auth_mechanism", "connection_timeout", "channel_max", "frame_max", "max_message_size", "backpressure_detection",
+        "blocked_connection_timeout", "client_properties", "connection_attempts", "locale", "retry_delay", "socket_timeout",
+        "stack_timeout", "ssl_options", "tcp_options", "depth", "name_indication", "password", "name",
+    }
+)  # fmt: skip
+_QUERY = frozenset({*_TLS_NAMES, "heartbeat", *_QUERY_ELSEWHERE})
+_ESCAPES = "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B, ] as %5D, ; as %3B, : as %3A, % as %25"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +161,9 @@ def parse_broker_urls(
     Raises: ConfigurationError.
     """
     given = [urls or DEFAULT_URL] if isinstance(urls, str) or urls is None else list(urls)
+    for url in given:
+        if not isinstance(url, str):
+            raise ConfigurationError(f"a broker URL is text, not a {type(url).__name__}")
     parts = [part.strip() for url in given for part in _split(url) if part.strip()]
     if not parts:
         raise ConfigurationError("broker_url is empty; it should look like amqp://user:password@host:5672/vhost")
@@ -151,23 +172,36 @@ def parse_broker_urls(
 
 def _split(url: str) -> list[str]:
     if ";" in url:
-        return url.split(";")
+        pieces = url.split(";")
+        if any("@" in after and "://" not in after for after in pieces[1:]) and "@" not in pieces[0]:
+            raise _unescaped()
+        return pieces
     pieces = url.split(",")
     return pieces if all("://" in piece for piece in pieces) else [url]
 
 
 def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None) -> BrokerAddress:
     text = url if "://" in url else f"amqp://{url}"
-    split = urlsplit(text)
+    try:
+        split = urlsplit(text)
+    except ValueError:
+        raise _unescaped() from None  # brackets that hold no address
     if split.scheme not in SCHEMES:
         raise ConfigurationError(
             f"broker URL scheme {split.scheme!r} is not AMQP; amqtask speaks to RabbitMQ: amqp://user:password@host/vhost"
         )
+    if "@" not in split.netloc and "@" in text:
+        raise _unescaped()
     try:
         port = split.port
-    except ValueError as error:
-        raise ConfigurationError(f"the broker URL's port is no number: {error}") from error
-    query = {name: values[-1] for name, values in parse_qs(split.query).items()}
+    except ValueError:  # its text shows what stands there, which may be of a password
+        raise ConfigurationError(
+            f"the broker URL's port is no number from 0 to 65535. If it is none: {_unescaped()}"
+        ) from None
+    query = {name: values[-1] for name, values in parse_qs(split.query, keep_blank_values=True).items()}
+    _refuse_unknown("the broker URL has no option", query, _QUERY)
+    if isinstance(use_ssl, Mapping):
+        _refuse_unknown("broker_use_ssl has no option", use_ssl, {*_TLS_NAMES, *_TLS_ELSEWHERE})
     secure = SCHEMES[split.scheme] or bool(use_ssl)
     tls = _tls({**(use_ssl if isinstance(use_ssl, Mapping) else {}), **query}) if secure else None
     return BrokerAddress(
@@ -181,11 +215,28 @@ def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None) -> BrokerAddress:
     )
 
 
+def _unescaped() -> ConfigurationError:
+    """For a login that ends too early. Nothing of it is shown."""
+    return ConfigurationError(
+        "the user or password in broker_url holds a character that ends it too early: such characters are percent-encoded "
+        f"({_ESCAPES}; urllib.parse.quote(password, safe='') does it)"
+    )
+
+
+def _refuse_unknown(what: str, given: Iterable[Any], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name)[:50].removeprefix("ssl_"), known, n=1)
+            hint = (
+                f" Did you mean {near[0]!r}?"
+                if near
+                else f" There are: {', '.join(sorted({*_TLS_NAMES, 'heartbeat'}))}."
+            )
+            raise ConfigurationError(f"{what} {printable(str(name), 50)!r}.{hint}")
+
+
 def _heartbeat(text: str | None) -> int | None:
-    try:
-        return None if text is None else int(float(text))
-    except ValueError as error:
-        raise ConfigurationError(f"heartbeat={text} in the broker URL is no number of seconds") from error
+    return None if text is None else int(kinds.convert("heartbeat in the broker URL", kinds.HEARTBEAT, text))
 
 
 def _vhost(path: str) -> str:

@@ -13,10 +13,11 @@ import pytest
 from amqtask.clock import LamportClock
 from amqtask.commands import BUILTIN, control_command, inspect_command
 from amqtask.entities import Queue
+from amqtask.masks import masked_plain
 from amqtask.message import Delivery
 from amqtask.protocol.control import Command, command_message
 from amqtask.services.autoscale import Autoscale
-from amqtask.services.commands import COMMANDS, Control, masked
+from amqtask.services.commands import COMMANDS, Control
 from amqtask.services.elections import Elections
 from amqtask.services.events import EventSender
 from amqtask.services.panel import Panel
@@ -182,7 +183,7 @@ def test_the_configuration_is_told_without_its_passwords() -> None:
     ],
 )
 def test_secrets_are_starred_out(name: str, value: Any, shown: Any) -> None:
-    assert masked(name, value) == shown
+    assert masked_plain(name, value) == shown
 
 
 def test_revoke_flags_one_or_many_ids() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import NamedTuple
 
 import pytest
@@ -165,7 +166,10 @@ def test_no_answer_is_no_refusal_and_names_the_hosts() -> None:
     ("url", "cause", "hints"),
     [
         ("amqps://one//", pika_errors.StreamLostError("EOF occurred in violation of protocol"), True),
+        ("amqps://one//", ConnectionResetError(104, "Connection reset by peer"), True),
         ("amqps://one//", ConnectionRefusedError(111, "Connection refused"), False),
+        ("amqps://one//", ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), False),
+        ("amqps://one//", OSError(113, "No route to host"), False),
         ("amqps://one//?certfile=mine.pem", pika_errors.StreamLostError("EOF occurred"), False),
         ("amqp://one//", pika_errors.StreamLostError("EOF occurred"), False),
     ],

@@ -89,6 +89,59 @@ def test_an_error_does_not_show_the_password_either() -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "login",
+    [
+        "user:sec/ret",
+        "user:sec#ret",
+        "user:sec?ret",
+        "user:sec[ret",
+        "user:sec]ret",
+        "user:sec;ret",
+        "user:5/secret",
+        "se/cret",
+    ],
+)
+def test_a_login_that_is_not_escaped_is_hinted_at_and_not_shown(login: str) -> None:
+    with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
+        parse_broker_urls(f"amqp://{login}@h:5672/v")
+
+    for part in ("sec", "ret"):
+        assert part not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("heartbeet=5", "'heartbeat'"),
+        ("cacertfle=/x", "'cacertfile'"),
+        ("colour=red", "There are"),
+        ("heartbeat=-1", "65535"),
+    ],
+)
+def test_an_option_that_a_url_has_not_is_named(query: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        parse(f"amqps://h/?{query}")
+
+
+def test_options_for_other_clients_are_taken() -> None:
+    assert parse("amqp://h/?connection_attempts=3&socket_timeout=5&channel_max=2047").host == "h"
+
+
+@pytest.mark.parametrize(
+    ("use_ssl", "said"),
+    [
+        ({"ca_cert": "x"}, "'ca_certs'"),
+        ({"ssl_ca_certs": "x"}, "'ca_certs'"),
+        ({"keyfil": "x"}, "'keyfile'"),
+        ({5: 1}, "'5'"),
+    ],
+)
+def test_a_key_that_broker_use_ssl_has_not_is_named(use_ssl: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        parse("amqps://h", use_ssl=use_ssl)
+
+
 # -- TLS
 
 

@@ -1,0 +1,92 @@
+"""The options of tasks and of calls: what each may be, once for decorators, classes, `apply_async` and signatures.
+
+None leaves an option to the task, and then to the settings. Options that are not here are not looked at: they belong to the
+application, or to a workflow, which has made them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amqtask import kinds
+from amqtask.entities import Exchange, Queue
+from amqtask.kinds import Kind, checked
+
+_BACKOFF = kinds.either("True, False, or a number of seconds from 0 on", kinds.instance("", bool), kinds.SECONDS)
+_QUEUE = kinds.either("the name of a queue, or a Queue", Queue, kinds.NAME)
+_EXCHANGE = kinds.either("the name of an exchange, or an Exchange", Exchange, kinds.KEY)
+_LINKS = kinds.Kind("a signature, or a list of them", kinds.signatures)
+_SERIALIZER = kinds.NAME  # by name or content type: who encodes knows which there are
+
+_SWITCHES = (
+    "typing", "retry_jitter", "store_errors_even_if_ignored", "store_eager_result", "track_started", "acks_late",
+    "acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout", "reject_on_worker_lost", "send_events", "trail",
+)  # fmt: skip
+_NAMES = (
+    "group_id", "root_id", "parent_id", "message_id", "type", "user_id", "app_id", "content_type", "content_encoding",
+    "correlation_id", "origin",
+)  # fmt: skip
+
+# What a task says for its calls, and a call may say otherwise.
+_BOTH: dict[str, Kind] = {
+    "expires": kinds.EXPIRY,
+    "priority": kinds.PRIORITY,
+    "serializer": _SERIALIZER,
+    "compression": kinds.NAME,
+    "queue": _QUEUE,
+    "exchange": _EXCHANGE,
+    "routing_key": kinds.KEY,
+    "time_limit": kinds.SECONDS,
+    "soft_time_limit": kinds.SECONDS,
+    "ignore_result": kinds.BOOLEAN,
+}
+# The attributes of Task.
+TASK: dict[str, Kind] = {
+    **_BOTH,
+    "name": kinds.NAME,
+    "max_retries": kinds.ATTEMPTS,
+    "default_retry_delay": kinds.SECONDS,
+    "autoretry_for": kinds.EXCEPTIONS,
+    "dont_autoretry_for": kinds.EXCEPTIONS,
+    "throws": kinds.EXCEPTIONS,
+    "retry_kwargs": kinds.TABLE,
+    "retry_backoff": _BACKOFF,
+    "retry_backoff_max": kinds.SECONDS,
+    "resultrepr_maxsize": kinds.COUNT,
+    "rate_limit": kinds.RATE,
+    **dict.fromkeys(_SWITCHES, kinds.BOOLEAN),
+}
+# What may be said to `apply_async`, and to a signature.
+CALL: dict[str, Kind] = {
+    **_BOTH,
+    "task_id": kinds.NAME,
+    "eta": kinds.MOMENT,
+    "countdown": kinds.FROM_NOW,
+    "retries": kinds.COUNT,
+    "shadow": kinds.TEXT,
+    "reply_to": kinds.KEY,
+    "delivery_mode": kinds.DELIVERY_MODE,
+    "headers": kinds.TABLE,
+    "link": _LINKS,
+    "link_error": _LINKS,
+    "timeout": kinds.SECONDS,
+    "confirm_timeout": kinds.SECONDS,
+    "retry": kinds.BOOLEAN,
+    "retry_policy": kinds.MAPPING,
+    "add_to_parent": kinds.BOOLEAN,
+    "exchange_type": kinds.NAME,
+    "argsrepr": kinds.TEXT,
+    "kwargsrepr": kinds.TEXT,
+    **dict.fromkeys(_NAMES, kinds.KEY),
+}
+
+
+def of_call(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a call as they are used. Raises: WrongValue, which names the task, the option and what is wanted."""
+    return checked(f"task {task}", CALL, options)
+
+
+def of_task(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same for a task's definition."""
+    return checked(f"task {task}", TASK, options)

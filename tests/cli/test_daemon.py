@@ -1,0 +1,89 @@
+"""What a command refuses before it becomes another process or user: clean errors, and no file but its own is touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from amqtask import AmqTask
+from amqtask.cli import daemon
+from amqtask.cli.main import run
+
+
+@pytest.fixture
+def app() -> AmqTask:
+    return AmqTask("daemon", broker="memory://", set_as_current=False)
+
+
+@pytest.mark.parametrize("program", ["worker", "beat"])
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--uid", "nosuchuser", "no user 'nosuchuser'"),
+        ("--uid", "4000000000", "no user"),
+        ("--uid", "9" * 30, "no user"),
+        ("--gid", "nosuchgroup", "no group 'nosuchgroup'"),
+        ("--umask", "99x", "octal"),
+        ("--umask", "7777", "octal"),
+        ("--umask", "-1", "octal"),
+        ("--pidfile", "/nonexistent/folder/pid", "cannot be used"),
+        ("--log-format", "%(nosuch", "format of Python's logging"),
+    ],
+)
+def test_a_value_that_cannot_be_is_an_error_and_no_traceback(
+    program: str, option: str, value: str, said: str, app: AmqTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([program, option, value], app) in (1, 2)
+
+    said_here = capsys.readouterr().err
+    assert said in said_here
+    assert "Traceback" not in said_here
+
+
+def test_a_pid_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "pid"
+    victim.write_text("1\n")
+    link.symlink_to(victim)
+
+    for use in (daemon.check_pidfile, daemon.write_pidfile):
+        with pytest.raises(click.UsageError, match="pid file"):
+            use(link)
+
+    assert victim.read_text() == "1\n"
+
+
+def test_a_dangling_link_makes_no_file_elsewhere(tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "pid"
+    link.symlink_to(elsewhere)
+
+    with pytest.raises(click.UsageError, match="pid file"):
+        daemon.write_pidfile(link)
+
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "no number", "", "9" * 40])
+def test_what_is_no_process_id_is_taken_for_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "pid"
+    path.write_text(text)
+
+    if text == "9" * 40:
+        daemon.check_pidfile(path)
+        assert not path.exists()
+    else:
+        with pytest.raises(click.UsageError, match="holds no process id"):
+            daemon.check_pidfile(path)
+
+
+@pytest.mark.parametrize(("accept", "refused"), [(["json"], False), (["json", "pickle"], True)])
+def test_pickles_are_not_read_as_root(monkeypatch: pytest.MonkeyPatch, accept: list[str], refused: bool) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.delenv(daemon.FORCE_ROOT, raising=False)
+    if refused:
+        with pytest.raises(click.UsageError, match="C_FORCE_ROOT"):
+            daemon.refuse_pickle_as_root(accept)
+        monkeypatch.setenv(daemon.FORCE_ROOT, "1")
+    daemon.refuse_pickle_as_root(accept)
