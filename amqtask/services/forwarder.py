@@ -10,7 +10,7 @@ queues at most. A message of a higher level whose window is half full goes to a 
 
 Deliveries and publishes share one connection: when it is lost, what was not confirmed comes again, to this worker or another,
 and is forwarded then (a second time, if only its confirm was lost). A message that cannot be published is tried again, then it
-waits for some seconds more in the broker, so that others have its place.
+waits in the broker once more, each time for longer, so that others have its place.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ AT_ONCE_SECONDS, SOON_SECONDS = 0.05, 8.0
 # What cannot be published is tried again after this long, so many times; then it waits in the broker.
 PAUSE_SECONDS = 0.4
 TRIES = 5
-LATER_SECONDS = 10.0
 # Different things that are said, at most.
 MOST_COMPLAINTS = 100
 # No queues, no rights: when to look again.
@@ -128,8 +127,9 @@ class Forwarder:
             self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
 
     def stop(self) -> None:
-        """What waits here goes back; what is being published is acknowledged, if its confirm comes in time."""
+        """What waits here goes back; what is being published is acknowledged, if its confirm comes before the second call."""
         if self._is_stopped:
+            self._close()
             return
         self._is_stopped = True
         self._waiting.clear()
@@ -321,4 +321,4 @@ class Forwarder:
         target = (delivery.properties.headers or {}).get(TO_HEADER)
         to = f"exchange {target!r}" if target else f"queue {delivery.routing_key!r}"
         self._complain(f"delays: a delayed message waits on, as it cannot be published to {to:.300}: {error}")
-        return self._delays.delayed_on(delivery, LATER_SECONDS, until=self._wall_clock() + LATER_SECONDS)
+        return self._delays.delayed_again(delivery)

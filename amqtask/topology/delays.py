@@ -85,6 +85,7 @@ _MOST_AHEAD = 60.0
 
 TO_HEADER = "amqtask-delay-to"
 UNTIL_HEADER = "amqtask-delay-until"
+TRIES_HEADER = "amqtask-delay-tries"
 _LEVEL_HEADER = "amqtask-delay-"
 _PRIORITY_HEADER = "amqtask-delay-priority"
 
@@ -196,14 +197,24 @@ class DelayPlan:
         message.properties.headers[TO_HEADER] = _text((delivery.properties.headers or {}).get(TO_HEADER))
         return replace(message, exchange=self.level_name(-1))
 
-    def delayed_on(self, delivery: Delivery, seconds: float, *, until: float | None = None) -> Message:
-        """What waited, as it waits on for `seconds`; due when it was, or at `until`."""
+    def delayed_on(self, delivery: Delivery, seconds: float) -> Message:
+        """What waited, as it waits on for `seconds`, due when it was."""
         before = delivery.properties.headers or {}
         message = replace(self.addressed(delivery), exchange=_text(before.get(TO_HEADER)))
         later = self.delayed(message, seconds)
-        due = due_at(before) if until is None else until
+        due = due_at(before)
         if due is not None:
             later.properties.headers[UNTIL_HEADER] = math.ceil(due * 1000)
+        return later
+
+    def delayed_again(self, delivery: Delivery) -> Message:
+        """What waited and found no place, as it waits for one: for 10 s, then each time for twice as long, an hour at most."""
+        before = delivery.properties.headers or {}
+        said = before.get(TRIES_HEADER)
+        tries = said if isinstance(said, int) and 0 <= said < 20 else 0
+        message = replace(self.addressed(delivery), exchange=_text(before.get(TO_HEADER)))
+        later = self.delayed(message, min(10.0 * 2**tries, 3600.0))
+        later.properties.headers[TRIES_HEADER] = tries + 1
         return later
 
     # -- entities

@@ -216,6 +216,19 @@ def test_a_message_that_waits_on_is_due_when_it_was() -> None:
     assert PLAN.addressed(delivered(on)) == PLAN.addressed(delivered(waiting))
 
 
+def test_a_message_that_finds_no_place_waits_each_time_for_longer_up_to_an_hour() -> None:
+    message, waits = PLAN.delayed(task_message(), 1), []
+    for _ in range(12):
+        message = PLAN.delayed_again(delivered(message))
+        due = due_at(message.properties.headers)
+        assert due is not None
+        waits.append(due - NOW)
+
+    assert waits[:3] == [10.0, 20.0, 40.0]
+    assert waits[-1] == 3600.0
+    assert PLAN.addressed(delivered(message)) == PLAN.addressed(delivered(PLAN.delayed(task_message(), 3600)))
+
+
 def test_a_message_that_a_fast_clock_forwarded_waits_for_what_that_clock_is_ahead() -> None:
     assert again({"amqtask-delay-until": 1}, 2.0) == 4.0
     assert again({}, 2.0) == 2.0
