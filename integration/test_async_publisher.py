@@ -268,6 +268,21 @@ def test_a_connection_that_a_firewall_forgot_is_replaced_without_a_word(
     assert everything_in(rabbit, queue) == [b"1", b"2"]
 
 
+def test_a_lost_connection_is_no_line_in_the_users_log(
+    broker_url: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def act(publisher: AioPikaPublisher) -> None:
+        for _ in range(3):
+            await publisher.publish(to(queue))
+            link.cut()
+        await publisher.publish(to(queue))
+
+    with Forwarder(broker_url) as link:
+        using(link.url, act)
+
+    assert [record for record in caplog.records if record.name.startswith(("aiormq", "aio_pika"))] == []
+
+
 def test_a_host_that_falls_silent_is_left_within_one_publish(rabbit: Broker, broker_url: str, queue: str) -> None:
     async def act(publisher: AioPikaPublisher) -> None:
         await publisher.publish(to(queue, b"1"))

@@ -10,7 +10,9 @@ what waited on it may go over another one.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import aio_pika
@@ -62,6 +64,21 @@ RENEW_SECONDS = 1.0
 RETIRE_SECONDS = 10.0
 # aiormq's exceptions differ between its versions; the broker's words begin with the name of the code.
 _CODES = {"NOT_FOUND": NOT_FOUND, "PRECONDITION_FAILED": PRECONDITION_FAILED, "ACCESS_REFUSED": ACCESS_REFUSED}
+
+
+# What a connection of ours runs (its reader, its writer, what it calls back) has this set: tasks inherit it.
+_is_ours: ContextVar[bool] = ContextVar("amqtask_async_line", default=False)
+_LOGGERS = ("aiormq.connection", "aiormq.channel", "aio_pika.connection", "aio_pika.channel", "aio_pika.tools")
+
+
+class _NotOurs(logging.Filter):
+    """The library's word on connections that end; of ours, errors tell it once. Who looks into the library sees all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _is_ours.get() or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+_not_ours = _NotOurs()
 
 
 class LineLost(Exception):
@@ -434,6 +451,7 @@ def closing_of(error: aio_errors.ChannelClosed) -> Closing:
 
 
 async def _channel(connection: Any, confirms: bool) -> Any:
+    _is_ours.set(True)  # of this task, which is ours
     channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
     await channel.initialize()
     return await channel.get_underlay_channel()
@@ -499,6 +517,9 @@ async def connect(
 
 
 async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Line:
+    _is_ours.set(True)  # of this task, which is ours
+    for each in _LOGGERS:
+        logging.getLogger(each).addFilter(_not_ours)
     tls = address.tls
     options: dict[str, Any] = {"heartbeat": address.heartbeat if address.heartbeat is not None else heartbeat}
     if tls is not None and tls.server_hostname:
