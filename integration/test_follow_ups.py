@@ -182,33 +182,28 @@ def test_a_result_goes_to_no_mailbox_whatever_the_message_says(over_rpc: Scene) 
 
 
 @pytest.mark.parametrize("size", [0, 1, None])
-def test_who_knows_a_groups_id_gets_no_values_of_its_chord(over_rpc: Scene, size: int | None) -> None:
-    header = [over_rpc.app.signature("slow_same", (value, 0.01)) for value in range(5)]
-    held = over_rpc.app.signature("slow_same", (5, 3.0))
-    with over_rpc.worker() as worker:
-        result = chord([*header, held], over_rpc.app.signature("same")).apply_async()
-        group_id = result.parent.id
-        for _ in range(3):
-            thief = {"task": "leave_total", "args": [], "kwargs": {"folder": str(over_rpc.folder), "name": "thief"},
-                     "options": {"queue": over_rpc.queue}, **({} if size is None else {"chord_size": size})}  # fmt: skip
+@pytest.mark.parametrize("scene", ["rpc://", "redis"], ids=["rpc", "redis"], indirect=True)
+def test_who_knows_a_groups_id_gets_no_values_of_its_chord(scene: Scene, size: int | None) -> None:
+    header = [scene.app.signature("slow_same", (value, 0.01)) for value in range(5)]
+    held = scene.app.signature("slow_same", (5, 3.0))
+    thief = {
+        "task": "leave_total", "args": [], "kwargs": {"folder": str(scene.folder), "name": "thief"},
+        "options": {"queue": scene.queue}, **({} if size is None else {"chord_size": size}),
+    }  # fmt: skip
+    with scene.worker() as worker:
+        result = chord([*header, held], scene.app.signature("same")).apply_async()
+        for number in range(10):
             task_id = str(uuid.uuid4())
-            body = json.dumps([[1, 0.0], {}, {"chord": thief}]).encode()
             headers = {
-                "lang": "py",
-                "task": "slow_same",
-                "id": task_id,
-                "group": group_id,
-                "group_index": 0,
-                "retries": 0,
-            }
-            over_rpc.rabbit.publish(
-                over_rpc.queue, body,
-                pika.BasicProperties("application/json", "utf-8", headers, 2, correlation_id=task_id),
-            )  # fmt: skip
+                "lang": "py", "task": "slow_same", "id": task_id, "group": result.parent.id, "group_index": number,
+                "retries": 0, "x-amqtask-chord": result.parent.id,
+            }  # fmt: skip
+            properties = pika.BasicProperties("application/json", "utf-8", headers, 2, correlation_id=task_id)
+            scene.rabbit.publish(scene.queue, json.dumps([[1, 0.0], {}, {"chord": thief}]).encode(), properties)
         assert result.get(timeout=60) == [0, 1, 2, 3, 4, 5]
         assert worker.stop() == 0
 
-    assert over_rpc.runs("thief") == 0
+    assert scene.runs("thief") == 0
 
 
 def test_a_group_of_more_than_all_bounds_allow_is_a_dead_letter(over_rpc: Scene) -> None:
