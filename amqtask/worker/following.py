@@ -84,13 +84,15 @@ class Following:
         *,
         add_part: Callable[[ChordPart, OnDone], None],
         is_stopping: Callable[[], bool],
+        on_held: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.publisher = publisher
         self.endings = endings
         self.add_part = add_part
         self.is_stopping = is_stopping
-        # How many messages were refused for now and are published again.
+        # How many messages were refused for now and are published again; told to `on_held` when it changes.
         self.held = 0
+        self._on_held = on_held
         self._loop = loop
 
     def follow(
@@ -140,6 +142,11 @@ class Following:
     ) -> None:
         """The same for one that has just been refused."""
         _Attempts(self, message, on_end, on_kept, patience).refused(error)
+
+    def holds(self, more: int) -> None:
+        """So many more, or fewer."""
+        self.held += more
+        self._on_held(self.held)
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call it after a pause."""
@@ -208,14 +215,14 @@ class _Attempts:
         if self._is_held:
             return
         self._is_held = True
-        self._following.held += 1
+        self._following.holds(1)
         if self._following.held == 1:  # one line, however many there are
             logger.warning("a message is refused for now, and published again until it is taken: %s", error)
 
     def _let_go(self) -> None:
         if self._is_held:
             self._is_held = False
-            self._following.held -= 1
+            self._following.holds(-1)
 
 
 class _Follow:

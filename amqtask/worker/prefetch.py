@@ -52,6 +52,7 @@ class Window:
         "count",
         "current",
         "extra",
+        "held",
         "pinned",
         "runtime",
         "total",
@@ -61,6 +62,8 @@ class Window:
         self.pinned = pinned
         self.current = pinned if pinned is not None else fitting_window(slots, None)
         self.extra = 0
+        # Room for deliveries whose follow-ups the broker refuses for now: they run no more, and must not keep others out.
+        self.held = 0
         self.runtime: float | None = None
         # What ended since the last look: the worker adds to these two for every task.
         self.total = 0.0
@@ -99,7 +102,7 @@ class Window:
             self._take_in()
         if self.pinned is not None or now < self._next_change:
             return None
-        wanted = max(1, fitting_window(self._slots, self.runtime, self.extra + self._shifted))
+        wanted = max(1, fitting_window(self._slots, self.runtime, self.extra + self.held + self._shifted))
         if not self._is_worth_it(wanted):
             return None
         pause = FIRST_PAUSE_SECONDS * 2**self._changes if self._changes < 8 else LONGEST_PAUSE_SECONDS
@@ -112,7 +115,7 @@ class Window:
         if wanted == self.current:
             return False
         smaller, larger = sorted((wanted, self.current))
-        return larger >= LEAST_FACTOR * smaller or wanted == self._slots + self.extra + self._shifted
+        return larger >= LEAST_FACTOR * smaller or wanted == self._slots + self.extra + self.held + self._shifted
 
     def _take_in(self) -> None:
         mean = self.total / self.count

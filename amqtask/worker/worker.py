@@ -91,7 +91,14 @@ class Worker:
         self.answered = Answered()
         self.losses = LostAttempts()
         self.ledger = Ledger(NO_EPOCH)
-        self.following = Following(publisher, loop, endings, add_part=self._add_part, is_stopping=lambda: self.is_quiet)
+        self.following = Following(
+            publisher,
+            loop,
+            endings,
+            add_part=self._add_part,
+            is_stopping=lambda: self.is_quiet,
+            on_held=self.windows.hold,
+        )
         self.finisher = Finisher(
             following=self.following,
             answer=self._answer,

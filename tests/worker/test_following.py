@@ -55,6 +55,22 @@ def test_what_is_refused_for_now_is_published_again_and_its_task_is_not(error: P
     assert bench.worker.following.held == 0
 
 
+def test_tasks_whose_follow_ups_are_refused_for_good_do_not_keep_others_out() -> None:
+    bench = Bench(slots=1)
+    for number in range(50):
+        bench.deliver(f"hostile-{number}")
+        bench.end(f"hostile-{number}", publish=(follow_up(),))
+        refuse(bench, FULL, 1.0)
+    bench.pass_time(1.0)
+    assert bench.worker.following.held == 50
+    assert bench.consumer.windows["q"] > 50
+
+    bench.deliver("good")
+    bench.end("good")
+
+    assert bench.frames == [("ack", 51, False)]
+
+
 @pytest.mark.parametrize("error", [TOO_LARGE, PublishError("priority 300"), MessageRefused("user_id")])
 def test_a_follow_up_that_never_can_be_published_fails_and_its_task_is_acked(error: PublishError) -> None:
     bench = Bench()
