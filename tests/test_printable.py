@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import amqtask
+import amqtask_pools
 from amqtask.cli.logs import JsonFormatter
 from amqtask.printable import LONGEST, Lines, bounded_logger, printable
 
@@ -92,3 +95,19 @@ def test_an_argument_that_cannot_be_written_is_said_so(lines: Any) -> None:
     logger.error("%s", Hostile())
 
     assert "str() raised RuntimeError" in stream.getvalue()
+
+
+# The users' own, and those whose lines are none of ours.
+OTHERS = {"printable.py", "log.py", "logs.py", "stdouts.py", "levels.py"}
+
+
+@pytest.mark.parametrize("package", [amqtask, amqtask_pools])
+def test_all_loggers_of_ours_are_bounded(package: Any) -> None:
+    (folder,) = package.__path__
+    found = [
+        path.name
+        for path in Path(folder).rglob("*.py")
+        if path.name not in OTHERS and "logger = logging.getLogger(" in path.read_text()
+    ]
+
+    assert found == []

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, PublishError, Unroutable
+from amqtask.printable import bounded_logger
 from amqtask.topology.delays import TO_HEADER, DelayPlan, due_at, leaves_at
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
-logger = logging.getLogger("amqtask.worker")
+logger = bounded_logger("amqtask.worker")
 
 # A queue's window to begin with, and at most; and what all windows together may hold.
 WINDOW = 100

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ from amqtask import kinds
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.kinds import Kind, convert
 from amqtask.masks import is_secret, masked
+from amqtask.printable import bounded_logger
 from amqtask.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 
-logger = logging.getLogger("amqtask.settings")
+logger = bounded_logger("amqtask.settings")
 _TABLE: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
 _OLD: dict[str, str] = {setting.old: setting.name for setting in SETTINGS if setting.old}
 # Names that the tutorials use and that are in no table of Celery's.
