@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.commands import find_custom
-from amqtask.exceptions import AmqTaskError, EncodeError, MessageError
+from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, MessageError
 from amqtask.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
 from amqtask.services.commands import COMMANDS, Control
 from amqtask.services.mingle import Mingle
 from amqtask.services.panel_state import PanelState
+from amqtask.transport.declare import QueueLocked
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
@@ -181,15 +182,22 @@ class Panel:
         """The mailbox is locked by its other owner, as a rule; the worker goes on without remote control."""
         if not self._has_warned:
             self._has_warned = True
-            logger.warning(
-                "another worker named %s is running: this one takes no remote control. Give each worker a name of its "
-                "own (-n w2@%%h). (%s)",
-                self._hostname,
-                error,
-            )
+            logger.warning("%s: this one takes no remote control. %s (%s)", *self._reason(error), error)
         self._drop_consumer()
         if not self._stopped:
             self._timer = self._loop.call_later(RETRY_SECONDS, self.start)
+
+    def _reason(self, error: Exception) -> tuple[str, str]:
+        """Why the mailbox is not ours, and what to do."""
+        if isinstance(error, QueueLocked):
+            return f"another worker named {self._hostname} is running", "Give each worker a name of its own (-n w2@%h)."
+        if isinstance(error, AccessRefused):
+            return (
+                f"the broker's user may not have the mailbox of worker {self._hostname}",
+                "It needs rights on queues and exchanges named *.celery.pidbox and *.reply.celery.pidbox; a worker that is not "
+                "to be asked says worker_enable_remote_control = False.",
+            )
+        return f"worker {self._hostname} cannot have its mailbox", "It tries again."
 
 
 def _note_reply(error: PublishError | None) -> None:

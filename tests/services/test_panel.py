@@ -13,6 +13,7 @@ import pytest
 from amqtask.clock import LamportClock
 from amqtask.commands import BUILTIN, control_command, inspect_command
 from amqtask.entities import Queue
+from amqtask.exceptions import AccessRefused
 from amqtask.masks import masked_plain
 from amqtask.message import Delivery
 from amqtask.protocol.control import Command, command_message
@@ -21,6 +22,7 @@ from amqtask.services.commands import COMMANDS, Control
 from amqtask.services.elections import Elections
 from amqtask.services.events import EventSender
 from amqtask.services.panel import Panel
+from amqtask.transport.declare import QueueLocked
 from tests.worker.bench import Bench
 from tests.worker.fakes import HandPublisher, ToldConsumer
 
@@ -577,11 +579,21 @@ def test_an_unknown_command_or_bad_arguments_get_an_error_and_do_no_harm() -> No
     assert remote.ask("ping") == {"ok": "pong"}
 
 
+def test_a_user_without_rights_on_the_mailbox_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    remote = Remote()
+
+    remote.panel.on_fatal(AccessRefused("access to queue 'w@h.celery.pidbox' refused"))
+
+    assert "another worker" not in caplog.text
+    assert "the broker's user may not have the mailbox of worker w@h" in caplog.text
+    remote.panel.stop()
+
+
 def test_a_second_worker_of_the_same_name_is_warned_once_and_tries_again(caplog: pytest.LogCaptureFixture) -> None:
     remote = Remote()
-    remote.panel.on_fatal(RuntimeError("RESOURCE_LOCKED"))
+    remote.panel.on_fatal(QueueLocked("RESOURCE_LOCKED"))
     remote.bench.loop.advance(31.0)
-    remote.panel.on_fatal(RuntimeError("RESOURCE_LOCKED"))
+    remote.panel.on_fatal(QueueLocked("RESOURCE_LOCKED"))
     remote.bench.loop.advance(31.0)
 
     assert caplog.text.count("another worker named w@h is running") == 1
