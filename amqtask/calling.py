@@ -16,6 +16,7 @@ from amqtask.exceptions import PublishError
 from amqtask.execution.context import current_context
 from amqtask.lazy import lazy
 from amqtask.message import Message
+from amqtask.options import of_call
 from amqtask.parts import Parts
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
 from amqtask.result import AsyncResult, EagerResult
@@ -264,6 +265,8 @@ class Calling(Parts):
     def _compose(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Message:
         if not self.is_finalized:
             self.finalize()
+        if options:
+            options = of_call(name, options)
         if task is None:
             task = self.tasks.get(name) if name in self.tasks else None
         backend = self.backend

@@ -13,7 +13,6 @@ from amqtask.canvas import listed
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
-from amqtask.options import of_call
 from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, encode_task, strip_death_headers
 from amqtask.task import eta_of
 from amqtask.topology.delays import DelayPlan
@@ -71,10 +70,8 @@ class Calls:
         reply_to: str = "",
     ) -> Message:
         """The message of a call. Raises: TypeError (unknown option), ValueError, EncodeError, QueueNotFound."""
-        if options:
-            if not KNOWN.issuperset(options):
-                self._refuse(name, options)
-            options = of_call(name, options)
+        if options and not KNOWN.issuperset(options):
+            self._refuse(name, options)
         route = self._route(name, args, kwargs, options, task)
         if route.options:
             options = {**route.options, **options}
