@@ -31,8 +31,9 @@ from amqtask.transport.url import BrokerAddress
 OnDone = Callable[[Seen], None]
 Found = Sequence[Delivery]
 Take = Callable[[Found, Callable[[bool], None]], bool]
-# A node that takes longer to count, or to hand over what it has counted, is none to wait for.
-LOOK_SECONDS, READ_SECONDS = 10.0, 30.0
+# A node that takes longer to count, or to hand over what it has counted, is none to wait for: RabbitMQ 4.3 tries for more than a
+# minute to reach a node that is down, and the other chords wait meanwhile.
+LOOK_SECONDS, READ_SECONDS = 3.0, 30.0
 
 
 @dataclass(slots=True, eq=False)
