@@ -149,11 +149,13 @@ def test_what_cannot_be_declared_fails_the_message_that_needs_it(
     sent.publish(b"1", queue.name, declare=(queue,))
     sent.publish(b"locked", other.name, declare=(Queue(other.name, durable=False, exclusive=True),))
     sent.publish(b"nonsense", "n", declare=(Queue("n", arguments=arguments({"x-queue-type": object})),))
+    sent.publish(b"two lines", "a\nb", declare=(Queue("a\nb"),))
     sent.publish(b"2", queue.name, declare=(queue,))
 
-    looped.until(lambda: len(sent.done) == 4)
+    looped.until(lambda: len(sent.done) == 5)
 
-    assert set(sent.errors) == {b"locked", b"nonsense"}
+    assert set(sent.errors) == {b"locked", b"nonsense", b"two lines"}
+    assert "line end" in str(sent.errors[b"two lines"])
     assert other.name in str(sent.errors[b"locked"])
     assert everything_in(rabbit, queue.name) == [b"1", b"2"]
 

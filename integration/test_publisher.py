@@ -239,10 +239,11 @@ def test_a_queue_that_cannot_be_declared_fails_its_own_messages_only(
     locked = rabbit.queue("locked")
     rabbit.channel().queue_declare(locked, exclusive=True)
 
-    errors = make().publish_many([to(locked), to(queue), to(locked)])
+    errors = make().publish_many([to(locked), to("two\r\nlines"), to(queue), to(locked)])
 
-    assert [type(error) for error in errors] == [PublishError, type(None), PublishError]
+    assert [type(error) for error in errors] == [PublishError, PublishError, type(None), PublishError]
     assert "RESOURCE_LOCKED" in str(errors[0])
+    assert "line end" in str(errors[1])
     assert rabbit.count(queue) == 1
 
 

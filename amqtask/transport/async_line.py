@@ -41,7 +41,7 @@ from amqtask.transport.errors import (
     unreachable,
     unroutable,
 )
-from amqtask.transport.names import entity_name
+from amqtask.transport.names import check_name, entity_name
 from amqtask.transport.url import BrokerAddress
 
 Warn = Callable[[str], None]
@@ -384,6 +384,7 @@ class Line:
         self, entity: Declaration, deadline: float, *, passive: bool
     ) -> Closing | None:
         """Why it was refused. A refusal closes the channel, and others publish on ours."""
+        check_name(entity)
         channel = await self._open_channel(deadline, confirms=False)
         doing = f"declaring {entity_name(entity)}"
         try:

@@ -19,7 +19,7 @@ from amqtask.topology.plan import describe_difference, is_declarable
 from amqtask.transport.content import UNWRITABLE
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, declare_error
 from amqtask.transport.link import send_declaration
-from amqtask.transport.names import entity_name
+from amqtask.transport.names import check_name, entity_name
 
 RESOURCE_LOCKED = 405
 
@@ -92,7 +92,10 @@ class Declarer:
             return
         passive = entity in self._found or run.refusal is not None
         try:
+            check_name(entity)
             send_declaration(self._channel, entity, lambda _: self._declared(run, entity), passive=passive)
+        except PublishError as error:
+            self._end(run, error)
         except UNWRITABLE as error:
             what = entity_name(entity)
             self._end(run, PublishError(f"{what} cannot be declared: {type(error).__name__}: {error}"))

@@ -26,6 +26,7 @@ from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import Seen
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
 from amqtask.transport.loop import LoopTimer, PikaLoop
+from amqtask.transport.names import has_line_end
 from amqtask.transport.url import BrokerAddress
 
 OnDone = Callable[[Seen], None]
@@ -83,6 +84,9 @@ class PikaGatherer:
         `on_done(seen)` follows: THERE when the queue needs nothing more from the caller (it is not full, or somebody else has
         it), GONE when it is dealt with and deleted, AWAY when it cannot be reached. It does not come while the broker is away.
         """
+        if has_line_end(queue):
+            self._loop.call_soon(lambda: on_done(Seen.GONE))  # nobody can have made it
+            return
         look = self._looks.get(queue)
         if look is not None:
             look.again.append(on_done)

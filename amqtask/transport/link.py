@@ -43,6 +43,7 @@ from amqtask.transport.frames import (
     encode_method,
     encode_publish,
 )
+from amqtask.transport.names import check_name
 from amqtask.transport.names import entity_name as entity_name
 from amqtask.transport.stream import Stream, is_failure
 from amqtask.transport.url import BrokerAddress, client_properties
@@ -481,6 +482,7 @@ class Link:
         return None
 
     def _declare_one(self, entity: Declaration, deadline: float, *, passive: bool) -> ChannelClosedByBroker | None:
+        check_name(entity)
         method, answer = _declaration(entity, passive=passive)
         encoded, error = attempt(lambda: encode_method(method))
         if encoded is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from amqtask.entities import Declaration, Exchange, Queue
+from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.exceptions import PublishError
 
 
 def entity_name(entity: Declaration) -> str:
@@ -12,3 +13,17 @@ def entity_name(entity: Declaration) -> str:
     if isinstance(entity, Exchange):
         return f"exchange {entity.name!r}"
     return f"the binding of {entity.destination!r} to {entity.source.name!r}"
+
+
+def has_line_end(name: str) -> bool:
+    """Whether RabbitMQ would take something out of a name (rabbit_channel:strip_cr_lf): it declares another queue or exchange
+    then, and who waits for the answer about this one waits for ever."""
+    return "\r" in name or "\n" in name
+
+
+def check_name(entity: Declaration) -> None:
+    """Raises: PublishError for a name that no queue or exchange can have."""
+    if not isinstance(entity, Binding) and has_line_end(entity.name):
+        raise PublishError(
+            f"{entity_name(entity)} cannot be declared: its name has a line end, which RabbitMQ takes out"
+        )
