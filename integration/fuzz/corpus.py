@@ -162,19 +162,21 @@ REPLIES = "replies"
 def _delay(number: int, chance: Chance) -> Hostile:
     """Into the delay levels, with headers that do not say what `DelayPlan` says."""
     draft = task_draft(number, chance)
-    level = chance.randint(0, 2)
-    for name in ("to", "priority", "lane", *range(level + 1)):
+    level = chance.randint(0, 3)
+    for name in ("to", "until", "priority", *range(level + 1)):
         if not chance.one_in(6):
-            draft.set(
-                f"amqtask-delay-{name}",
-                chance.field() if chance.one_in(4) else chance.choice(("", "0", "1", "f", "g", 1)),
-            )
+            own = UNTIL if name == "until" else ("", "0", "1", "f", "g", 1)
+            draft.set(f"amqtask-delay-{name}", chance.field() if chance.one_in(4) else chance.choice(own))
     if chance.one_in(2):
         draft.properties["priority"] = chance.choice((0, 1, 255))
     message = draft.message()
-    message.exchange = f"amqtask.delay.{level}"
+    message.exchange = chance.choice((f"amqtask.delay.level.{level}", "amqtask.delay.out"))
     # An exchange that no delay has made yet is not there.
     return Hostile(number, f"delay level {level}", message, ends=False, alone=True)
+
+
+# Moments in milliseconds: long ago, soon after the epoch's end, never.
+UNTIL = (0, -1, 1, 1_800_000_000_000, 4_000_000_000_000, 2**63 - 1, -(2**63), 1e300, "soon")
 
 
 def _elsewhere(number: int, kind: str, properties: dict[str, Any], body: bytes, exchange: str, key: str) -> Hostile:

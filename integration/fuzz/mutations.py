@@ -24,7 +24,7 @@ HEADERS = (
     "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "compression",
     "meth", "clock", "timestamp_in_ms", "traceparent", "amqtask-run", "x-amqtask-chord", "x-amqtask-reason", "x-amqtask-attempts",
     "x-delivery-count", "x-death", "x-first-death-queue", "periodic_task_name", "amqtask-delay-to", "amqtask-delay-0",
-    "amqtask-delay-5", "amqtask-delay-priority", "amqtask-delay-lane", "headers", "delivery_info", "more", "tenant",
+    "amqtask-delay-5", "amqtask-delay-priority", "amqtask-delay-until", "headers", "delivery_info", "more", "tenant",
 )  # fmt: skip
 # What a header's own meaning makes dangerous.
 SPECIFIC: dict[str, tuple[Any, ...]] = {
