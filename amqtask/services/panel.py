@@ -163,7 +163,7 @@ class Panel:
     def on_consuming(self, epoch: int) -> None:
         if self._has_warned:
             self._has_warned = False
-            logger.warning("control: the name %s is free; remote control works again", self._hostname)
+            logger.warning("control: remote control of %s works again", self._hostname)
         if self._mingle is not None and self._consumer is not None:
             self._mingle.ask(self._consumer)
 
@@ -180,7 +180,10 @@ class Panel:
 
     def on_fatal(self, error: Exception) -> None:
         """The mailbox is locked by its other owner, as a rule; the worker goes on without remote control."""
-        if not self._has_warned:
+        if not self._has_warned and isinstance(error, AccessRefused):
+            self._has_warned = True
+            logger.warning("control: this worker takes no remote control: %s", error)
+        elif not self._has_warned:
             self._has_warned = True
             logger.warning("%s: this one takes no remote control. %s (%s)", *self._reason(error), error)
         self._drop_consumer()

@@ -22,7 +22,7 @@ from amqtask.exceptions import (
     Unroutable,
 )
 from amqtask.message import Delivery, Message
-from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error, lacks
 from amqtask.transport.fields import install
 from amqtask.transport.quiet import keep_quiet
 from amqtask.transport.url import BrokerAddress
@@ -184,7 +184,7 @@ class QueueAdmin:
             if error.reply_code == NOT_FOUND:
                 raise QueueNotFound(f"there is no queue {what!r} on this broker.") from error
             if error.reply_code == ACCESS_REFUSED:
-                raise AccessRefused(f"the broker's user may not do this: {error.reply_text}") from error
+                raise AccessRefused(f"may not do this: {lacks('read', error.reply_text)}") from error
             raise OperationalError(f"queue {what!r}: {error.reply_text}") from error
         except AMQPError as error:
             raise _broken(error) from error

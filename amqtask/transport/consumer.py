@@ -26,7 +26,7 @@ from amqtask.topology.plan import consumption
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
-from amqtask.transport.errors import ACCESS_REFUSED
+from amqtask.transport.errors import ACCESS_REFUSED, lacks
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
@@ -410,9 +410,7 @@ def _refusal(error: Exception, consumed: _Consumed | None) -> OperationalError |
     if consumed is None or not isinstance(error, ChannelClosedByBroker):
         return None
     if error.reply_code == ACCESS_REFUSED:
-        return AccessRefused(
-            f"the broker's user may not consume queue {consumed.queue.name!r}: {error.reply_text} (rabbitmqctl set_permissions)"
-        )
+        return AccessRefused(f"may not consume queue {consumed.queue.name!r}: {lacks('read', error.reply_text)}")
     if error.reply_code == RESOURCE_LOCKED:
         return QueueLocked(f"queue {consumed.queue.name!r} belongs to another connection: {error.reply_text}")
     return None

@@ -199,7 +199,8 @@ def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
             "(max_message_size). Store large data elsewhere and pass where it is."
         )
     if cause.reply_code == ACCESS_REFUSED:
-        return AccessRefused(f"the broker's user may not publish to exchange {message.exchange!r}: {cause.reply_text}")
+        where = f"exchange {message.exchange!r}" if message.exchange else "the default exchange"
+        return AccessRefused(f"may not publish to {where}: {lacks('write', cause.reply_text)}")
     if cause.reply_code == NOT_FOUND:
         return Unroutable(
             f"exchange {message.exchange!r} does not exist: {cause.reply_text}. "
@@ -216,6 +217,32 @@ def connection_closed_for(message: Message, cause: BaseException) -> MessageRefu
     return MessageRefused(
         f"the message for routing key {message.routing_key!r} cannot be published: with it on its way the connection to the "
         f"broker ends ({cause})"
+    )
+
+
+# -- rights
+
+
+# "ACCESS_REFUSED - access to queue 'jobs' in vhost '/' refused for user 'app'"; from RabbitMQ 3.12 on "… - write access to …".
+_NO_ACCESS = re.compile(
+    r"(?:(?P<right>configure|write|read) )?access to (?P<kind>queue|exchange|topic) '(?P<name>[^']*)'.*"
+    r" in vhost '(?P<vhost>[^']*)' refused for user '(?P<user>[^']*)'"
+)
+_PLACES = {"configure": "CONF", "write": "WRITE", "read": "READ"}
+
+
+def lacks(right: str, text: str) -> str:
+    """Who lacks which right on what, and the command that gives it. `right` is what the operation asks for, where the broker's
+    own words (`text`) do not say it."""
+    match = _NO_ACCESS.search(text)
+    if match is None:
+        return f"{text} (rabbitmqctl set_permissions)"
+    right = match["right"] or right
+    user, vhost, name = match["user"], match["vhost"], match["name"]
+    return (
+        f"user {user!r} has no {right} permission on {match['kind']} {name!r} in virtual host {vhost!r}. Give it one: "
+        f"rabbitmqctl set_permissions -p {vhost} {user} CONF WRITE READ, three regular expressions, with a {_PLACES[right]} "
+        f"that matches {name!r} (docs/security.md has them for each role)"
     )
 
 
@@ -237,7 +264,12 @@ def declare_error(name: str, cause: ChannelClosing) -> PublishError:
     if is_away(cause):
         return PublishRefused(f"{name} cannot be reached: {cause.reply_code} {cause.reply_text}")
     if cause.reply_code == ACCESS_REFUSED:
-        return AccessRefused(
-            f"the broker's user may not declare {name}: {cause.reply_text} (rabbitmqctl set_permissions)"
-        )
+        return AccessRefused(f"may not declare {name}: {lacks(_asked_by(name, cause), cause.reply_text)}")
     return PublishError(f"declaring {name} failed: {cause.reply_code} {cause.reply_text}")
+
+
+def _asked_by(name: str, cause: ChannelClosing) -> str:
+    """The right that declaring asks for: a binding writes to its destination and reads from its source."""
+    if not name.startswith("the binding"):
+        return "configure"
+    return "write" if "access to queue" in cause.reply_text else "read"

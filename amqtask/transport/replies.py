@@ -29,7 +29,7 @@ from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlock
 from amqtask.message import Delivery
 from amqtask.printable import bounded_logger
 from amqtask.topology.plan import consumption
-from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks
 from amqtask.transport.link import SLICE, Link, LinkLost, connect
 from amqtask.transport.links import Links
 from amqtask.transport.url import BrokerAddress
@@ -371,10 +371,7 @@ class ReplyConsumer:
 
     def _unreachable(self, lost: LinkLost) -> BrokerUnreachable:
         if isinstance(lost.cause, ChannelClosedByBroker) and lost.cause.reply_code == ACCESS_REFUSED:
-            return AccessRefused(
-                f"the broker's user may not consume {self.queue.name!r}: {lost.cause.reply_text} "
-                "(rabbitmqctl set_permissions)"
-            )
+            return AccessRefused(f"may not consume queue {self.queue.name!r}: {lacks('read', lost.cause.reply_text)}")
         return BrokerUnreachable(f"the connection for replies to {self.queue.name!r} was lost: {lost}")
 
     def _drive_for_ever(self) -> None:

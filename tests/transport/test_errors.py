@@ -65,7 +65,22 @@ def test_a_closed_channel_has_a_named_error(closing: Closing, kind: type[Publish
     error = channel_error(closing, message())
 
     assert type(error) is kind
-    assert closing.reply_text in str(error)
+    if closing is not NOT_ALLOWED:
+        assert closing.reply_text in str(error)
+
+
+@pytest.mark.parametrize("words", ["access to", "write access to"])
+def test_a_missing_right_is_named_with_user_resource_and_command(words: str) -> None:
+    text = f"ACCESS_REFUSED - {words} exchange 'amq.default' in vhost 'shop' refused for user 'web'"
+
+    error = str(channel_error(Closing(403, text), message()))
+
+    assert "user 'web' has no write permission on exchange 'amq.default' in virtual host 'shop'" in error
+    assert "rabbitmqctl set_permissions -p shop web" in error
+
+
+def test_words_about_rights_that_are_not_known_are_told_as_they_are() -> None:
+    assert "something else" in str(channel_error(Closing(403, "ACCESS_REFUSED - something else"), message()))
 
 
 def test_all_messages_to_a_missing_exchange_are_meant() -> None:
