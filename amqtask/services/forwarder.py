@@ -38,8 +38,8 @@ WINDOW = 100
 MOST_IN_A_QUEUE = 1000
 MOST_HELD = 2000
 SHRINK_SECONDS = 10.0
-# A window grows while it is full of messages that go this soon, and not at once: later ones have time to come.
-AT_ONCE_SECONDS, SOON_SECONDS = 0.05, 8.0
+# A window grows while it is full of messages that go this soon: later ones have time to come.
+SOON_SECONDS = 8.0
 # What cannot be published is tried again after this long, so many times; then it waits in the broker.
 PAUSE_SECONDS = 0.4
 TRIES = 5
@@ -172,7 +172,7 @@ class Forwarder:
             self._look(held, now)
         else:
             self._wait(held)
-        if window.held >= window.size and AT_ONCE_SECONDS < held.at - now < SOON_SECONDS:
+        if window.held >= window.size and held.at - now < SOON_SECONDS:
             self._grow(delivery.queue, window)
 
     def _drop(self, delivery: Delivery) -> None:
