@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.worker")
 
+# A delayed message is published for so long before it makes room for others: queues may have no leader for some seconds.
+FORWARD_PATIENCE = 20.0
 # RabbitMQ's default consumer_timeout: a delivery that stays unanswered for longer closes the consumer's channel.
 CONSUMER_TIMEOUT_SECONDS = 1800.0
 
@@ -450,7 +452,11 @@ class _Builder:
             delays=self.app.delays,
             make_consumer=lambda listener: PikaConsumer(addresses, self.loop, listener, shared=shared),
             make_publisher=lambda: PikaLoopPublisher(
-                addresses, self.loop, on_warning=lambda text: logger.warning("%s", text), shared=shared
+                addresses,
+                self.loop,
+                on_warning=lambda text: logger.warning("%s", text),
+                shared=shared,
+                nack_patience=FORWARD_PATIENCE,
             ),
         )
 
