@@ -25,7 +25,7 @@ from pathlib import Path
 from integration.apps.clustered import QUEUE, RARE
 from integration.faults import Forwarder
 from integration.nodes import Cluster, NodeError, RabbitNode, apt_install, rabbitmq_installed
-from integration.probing import Probe
+from integration.probing import Probe, Stretch
 from integration.roots import RELEASES, root_of
 from integration.tally import COLUMNS, LIMITS, Row, Tally
 from integration.waiting import NeverHappened
@@ -53,7 +53,7 @@ class Sizes:
     patience: float = 60.0
 
 
-SHORT = Sizes(delayed=300, spread=10.0, fault=6.0, pause=8.0, closing=12.0)
+SHORT = Sizes(delayed=300, spread=10.0, fault=6.0, pause=8.0, closing=12.0, patience=40.0)
 
 
 class World:
@@ -322,7 +322,7 @@ class Suite:
             world.wait(5)
             (world.folder / f"over-{scenario}").touch()
             over = time.time()
-            stuck = self._drain(tally, producers, began + world.sizes.ahead + world.sizes.spread)
+            stuck = self._drain(tally, producers, (began, over), began + world.sizes.ahead + world.sizes.spread)
         dead = world.dead()
         row = tally.row(name, self._probe.stretches(began, time.time()), (began, over), left=world.left())
         world.heal()
@@ -330,12 +330,13 @@ class Suite:
             row, stuck=row.stuck + len(stuck) + len(dead), notes=[*row.notes, *stuck, *(f"{w} ended" for w in dead)]
         )
 
-    def _drain(self, tally: Tally, producers: dict[str, LoggedProcess], last_eta: float) -> list[str]:
+    def _drain(self, tally: Tally, producers: dict[str, LoggedProcess], during: Stretch, last_eta: float) -> list[str]:
         """Wait until all that was accepted has run and all results are there, or patience ends; who is stuck."""
         patience = self._world.sizes.patience + max(0.0, last_eta - time.time())
 
         def is_done() -> bool:
-            return all(each.process.poll() is not None for each in producers.values()) and not tally.missing()
+            have_ended = all(each.process.poll() is not None for each in producers.values())
+            return have_ended and not tally.missing() and not tally.missed(during)
 
         try:
             eventually(is_done, patience, every=0.5)

@@ -139,7 +139,7 @@ class Tally:
             idle=max(_idle(worked, works, during, given, after_fault=True), default=0.0),
             idle_once_back=max(_idle(worked, works, during, given, after_fault=False), default=0.0),
             late=max(late, default=0.0),
-            missed=self._missed(during),
+            missed=self.missed(during),
             notes=[
                 *_some("wrongly refused", [f"{call.kind} {call.number}: {call.more}" for call in wronged]),
                 *_some("never ran", [f"{kind} {number}" for kind, number in sorted(missing)]),
@@ -156,7 +156,7 @@ class Tally:
             ],
         )
 
-    def _missed(self, during: Stretch) -> int:
+    def missed(self, during: Stretch) -> int:
         """Due times in the middle of it without a run."""
         due = {round(datetime.fromisoformat(words[1]).timestamp()) for words in self._lines("ticks")}
         begin, end = max(round(during[0]) + 2, min(due, default=0)), round(during[1]) - 5
