@@ -228,7 +228,7 @@ def memory_alarm(world: World) -> None:
 
 def disk_alarm(world: World) -> None:
     """A node says that its disk is full: nobody may publish."""
-    world.ctl("set_disk_free_limit", "100TB")
+    world.ctl("set_disk_free_limit", "100000GB")
     world.wait(world.sizes.fault / 2)
     world.ctl("set_disk_free_limit", "50MB")
 
@@ -282,7 +282,7 @@ DIRECT: dict[str, Callable[[World], None]] = {
 ON_ROADS: dict[str, Callable[[World], None]] = {"black-hole": black_hole, "cut-anywhere": cut_anywhere}
 SCENARIOS = {**DIRECT, **ON_ROADS}
 # What the tests run.
-SHORTEST = ("leader-killed", "connections-closed", "queue-deleted", "cut-anywhere")
+SHORTEST = ("leader-killed", "connections-closed")
 
 
 class Suite:
