@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.worker")
 
-# A delayed message is published for so long before it makes room for others: queues may have no leader for some seconds.
-FORWARD_PATIENCE = 20.0
+# How long a nacked delayed message is tried on other channels, before the forwarder takes another connection.
+FORWARD_PATIENCE = 2.0
 # RabbitMQ's default consumer_timeout: a delivery that stays unanswered for longer closes the consumer's channel.
 CONSUMER_TIMEOUT_SECONDS = 1800.0
 
@@ -433,32 +433,29 @@ class _Builder:
 
     def forwarder(self) -> Forwarder:
         """Delayed messages; what it consumes and publishes shares a connection."""
-        role = "delays"
+        return Forwarder(loop=self.loop, delays=self.app.delays, make_ends=self.forwarding_ends)
+
+    def forwarding_ends(self, listener: ConsumerListener) -> tuple[Consumer, LoopPublisher]:
+        role, addresses = "delays", self.app.broker_addresses
         if self.app.memory_broker is not None:
-            return Forwarder(
-                loop=self.loop,
-                delays=self.app.delays,
-                make_consumer=lambda listener: self.consumer(listener, role),
-                make_publisher=lambda: self.publisher(role),
-            )
-        addresses, heartbeat, timeout = (
-            self.app.broker_addresses, self.conf.broker_heartbeat, self.conf.broker_connection_timeout
-        )  # fmt: skip
+            return self.consumer(listener, role), self.publisher(role)
         shared = SharedConnection(
-            addresses, self.loop, heartbeat=heartbeat, connect_timeout=timeout, name=f"{self.hostname} {role}"
+            addresses,
+            self.loop,
+            heartbeat=self.conf.broker_heartbeat,
+            connect_timeout=self.conf.broker_connection_timeout,
+            name=f"{self.hostname} {role}",
         )
-        return Forwarder(
-            loop=self.loop,
-            delays=self.app.delays,
-            make_consumer=lambda listener: PikaConsumer(addresses, self.loop, listener, shared=shared),
-            make_publisher=lambda: PikaLoopPublisher(
-                addresses,
-                self.loop,
-                on_warning=lambda text: logger.warning("%s", text),
-                shared=shared,
-                nack_patience=FORWARD_PATIENCE,
-            ),
+        # The consumer first: it is the first to be told that their connection is lost.
+        consumer = PikaConsumer(addresses, self.loop, listener, shared=shared)
+        publisher = PikaLoopPublisher(
+            addresses,
+            self.loop,
+            on_warning=lambda text: logger.warning("%s", text),
+            shared=shared,
+            nack_patience=FORWARD_PATIENCE,
         )
+        return consumer, publisher
 
     def beat(self) -> Service:
         """The scheduler; its modules are loaded only for -B."""

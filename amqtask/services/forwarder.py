@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import AccessRefused, PublishError, Unroutable
+from amqtask.exceptions import AccessRefused, PublishError, PublishRefused, Unroutable
 from amqtask.printable import bounded_logger
 from amqtask.topology.delays import TO_HEADER, DelayPlan, due_at, leaves_at
 
@@ -45,6 +45,8 @@ PAUSE_SECONDS = 0.4
 TRIES = 5
 # Different things that are said, at most.
 MOST_COMPLAINTS = 100
+# A publish that is not confirmed by then needs another connection; how often to look, and the longest pause between two.
+STUCK_SECONDS, WATCH_SECONDS, LONGEST_RENEWAL_PAUSE = 3.0, 1.0, 60.0
 # No queues, no rights: when to look again.
 RETRY_SECONDS = 60.0
 
@@ -52,10 +54,12 @@ RETRY_SECONDS = 60.0
 class _Held:
     """A delivery that waits here, or is being published."""
 
-    __slots__ = ("at", "delivery", "due", "tries")
+    __slots__ = ("at", "delivery", "due", "place", "tries")
 
-    def __init__(self, delivery: Delivery, due: float, at: float) -> None:
+    def __init__(self, delivery: Delivery, due: float, at: float, place: tuple[int, int]) -> None:
         self.delivery = delivery
+        # The connection and channel that it came on.
+        self.place = place
         self.due = due
         # When to look at it next.
         self.at = at
@@ -84,26 +88,30 @@ class Forwarder:
         *,
         loop: Loop,
         delays: DelayPlan,
-        make_consumer: Callable[[ConsumerListener], Consumer],
-        make_publisher: Callable[[], LoopPublisher],
+        make_ends: Callable[[ConsumerListener], tuple[Consumer, LoopPublisher]],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._loop = loop
         self._delays = delays
-        self._make_consumer = make_consumer
-        self._make_publisher = make_publisher
+        self._make_ends = make_ends
         self._wall_clock = wall_clock
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
         self._windows: dict[str, _Window] = {}
         self._epoch = -1
+        # Each consumer counts its epochs from the start.
+        self._connections = 0
         # Those that wait for their time: (when, number, held).
         self._waiting: list[tuple[float, int, _Held]] = []
         self._numbers = itertools.count()
         self._timer: Timer | None = None
         self._timer_at = float("inf")
-        # How many of the present channel's deliveries are being published.
+        # How many of the present channel's deliveries are being published; when each attempt began, the oldest first.
         self._publishing = 0
+        self._attempts: dict[_Held, float] = {}
+        self._watch: Timer | None = None
+        self._renewed_at = float("-inf")
+        self._renewal_pause = STUCK_SECONDS
         self._shrinking: Timer | None = None
         self._again: Timer | None = None
         self._complaints: set[str] = set()
@@ -115,10 +123,8 @@ class Forwarder:
         """Consume; what comes of it is told to this object."""
         if self._consumer is not None or self._is_stopped:
             return
-        # The consumer first: it is the first to be told that their connection is lost.
-        self._consumer = self._make_consumer(self)
-        if self._publisher is None:
-            self._publisher = self._make_publisher()
+        self._connections += 1
+        self._consumer, self._publisher = self._make_ends(self)
         for found in self._delays.held():
             window = self._windows[found.queue.name] = _Window(found.level, found.longest)
             self._consumer.add_queue(found.queue, prefetch=window.size, declare=found.declare)
@@ -133,7 +139,7 @@ class Forwarder:
             return
         self._is_stopped = True
         self._waiting.clear()
-        for timer in (self._timer, self._shrinking, self._again):
+        for timer in (self._timer, self._shrinking, self._again, self._watch):
             if timer is not None:
                 timer.cancel()
         if self._consumer is not None and self._publishing:
@@ -166,7 +172,7 @@ class Forwarder:
         due, at = due_at(headers), leaves_at(headers, window.level)
         # What claims to be due later than its queue is for must not take a place for ever.
         due = min(now if due is None else due, now + window.longest)
-        held = _Held(delivery, due, due if at is None else min(at, due))
+        held = _Held(delivery, due, due if at is None else min(at, due), self._place)
         window.held += 1
         if held.at <= now:
             self._look(held, now)
@@ -202,9 +208,7 @@ class Forwarder:
             "their queues exist: `amqtask topology declare` makes them, and the worker's user needs the right to read them"
         )
         self._begin(-1)
-        if self._consumer is not None:
-            self._consumer.stop()
-            self._consumer = None
+        self._close()
         if not self._is_stopped:
             self._again = self._loop.call_later(RETRY_SECONDS, self.start)
 
@@ -220,12 +224,17 @@ class Forwarder:
             self._complaints.add(text)
             logger.warning("%s", text)
 
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self._connections, self._epoch
+
     def _begin(self, epoch: int) -> None:
         """Deliveries of another channel are void."""
         if epoch == self._epoch:
             return
         self._epoch = epoch
         self._publishing = 0
+        self._attempts.clear()
         self._waiting.clear()
         for window in self._windows.values():
             window.held = 0
@@ -289,13 +298,19 @@ class Forwarder:
         self._publish_again(held, message)
 
     def _publish_again(self, held: _Held, message: Message) -> None:
-        if self._publisher is not None:
+        if self._publisher is not None and held.place == self._place:
+            self._attempts[held] = self._wall_clock()
+            if self._watch is None:
+                self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
             self._publisher.publish(message, lambda error: self._published(held, message, error))
 
     def _published(self, held: _Held, message: Message, error: PublishError | None) -> None:
         delivery = held.delivery
-        if delivery.epoch != self._epoch or self._consumer is None:
+        if held.place != self._place or self._consumer is None:
             return  # its channel is gone: it comes again
+        self._attempts.pop(held, None)
+        if isinstance(error, PublishRefused) and self._renew(f"a publish was refused: {error}"):
+            return
         if error is not None and held.tries > 2 * TRIES:
             # Nothing that we can publish: the broker hands it on as it is, and whoever it is for has to deal with it.
             self._consumer.reject(delivery.tag, requeue=False)
@@ -308,6 +323,31 @@ class Forwarder:
             self._consumer.ack(delivery.tag)
         if self._is_stopped and not self._publishing:
             self._close()
+
+    def _look_at_attempts(self) -> None:
+        """A channel whose queue lost its leader may wait for a confirm for ever, while others are confirmed."""
+        self._watch = None
+        oldest = next(iter(self._attempts.values()), None)
+        if oldest is None:
+            return
+        waited = self._wall_clock() - oldest
+        if waited > STUCK_SECONDS and self._renew(f"the broker did not confirm a publish for {waited:.0f} s"):
+            return
+        self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
+
+    def _renew(self, why: str) -> bool:
+        """Go on with another connection: all that is held comes again. Not too often: the fault may be elsewhere."""
+        now = self._wall_clock()
+        if self._is_stopped or now - self._renewed_at < self._renewal_pause:
+            return False
+        is_first = now - self._renewed_at > LONGEST_RENEWAL_PAUSE * 2
+        self._renewal_pause = STUCK_SECONDS if is_first else min(self._renewal_pause * 2, LONGEST_RENEWAL_PAUSE)
+        self._renewed_at = now
+        logger.warning("delays: %.500s; another connection is made", why)
+        self._begin(-1)
+        self._close()
+        self.start()
+        return True
 
     def _other(self, held: _Held, message: Message, error: PublishError) -> Message:
         """What to publish in its place."""

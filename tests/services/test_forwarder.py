@@ -25,8 +25,7 @@ class Place:
         self.forwarder = Forwarder(
             loop=self.loop,
             delays=self.plan,
-            make_consumer=lambda listener: self.consumer,
-            make_publisher=lambda: self.publisher,
+            make_ends=lambda listener: (self.consumer, self.publisher),
             wall_clock=self.now,
         )
         self.forwarder.start()
@@ -116,8 +115,13 @@ def test_a_publish_that_is_lost_with_the_connection_is_neither_repeated_nor_ackn
 
 def test_a_refused_message_is_tried_again_and_then_waits_in_the_broker_so_that_others_have_its_place() -> None:
     place = Place()
-    tag = place.deliver(place.message(1))
+    place.deliver(place.message(1))
     place.loop.advance(1)
+    place.publisher.confirm(PublishRefused("full"))
+    assert place.consumer.words == ["start", "stop", "start"], "first another connection is tried"
+    place.publisher.sent.clear()
+    tag = place.deliver(place.message(0.001), epoch=2)
+    place.loop.advance(0.1)
 
     for _ in range(forwarder.TRIES):
         place.publisher.confirm(PublishRefused("full"))
@@ -126,6 +130,23 @@ def test_a_refused_message_is_tried_again_and_then_waits_in_the_broker_so_that_o
     assert place.sent[:-1] == [("", "work", b"")] * forwarder.TRIES
     assert place.sent[-1][0] == "amqtask.delay.level.0"
     place.publisher.confirm()
+    assert place.consumer.frames == [("ack", tag, False)]
+
+
+def test_a_publish_that_is_not_confirmed_gets_another_connection() -> None:
+    place = Place()
+    waiting = place.message(1)
+    place.deliver(waiting)
+    place.loop.advance(1)
+
+    for _ in range(5):
+        place.loop.advance(forwarder.WATCH_SECONDS)
+    assert place.consumer.words == ["start", "stop", "start"]
+    tag = place.deliver(waiting)
+    place.publisher.confirm()  # of the old connection: it is void
+    assert place.consumer.frames == []
+    place.publisher.confirm()
+
     assert place.consumer.frames == [("ack", tag, False)]
 
 
