@@ -115,9 +115,12 @@ _REPLY_QUEUE = re.compile(
 )
 
 
-def is_reply_queue(name: str, more: Iterable[str] = ()) -> bool:
+def is_reply_queue(name: object, more: Iterable[str] = ()) -> bool:
     """Whether results may be sent to a queue of that name, which only the message says; `more` are globs."""
-    return _REPLY_QUEUE.fullmatch(name) is not None or any(fnmatch.fnmatchcase(name, glob) for glob in more)
+    # A follow-up's own reply_to may be anything that JSON can say.
+    return isinstance(name, str) and (
+        _REPLY_QUEUE.fullmatch(name) is not None or any(fnmatch.fnmatchcase(name, glob) for glob in more)
+    )
 
 
 def now_iso() -> str:

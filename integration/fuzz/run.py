@@ -33,7 +33,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 _TROUBLE = re.compile(r"^Traceback|internal error|goes back to|could not be moved")
 _LOST = re.compile(r"Trying to re-establish|connection lost|Connection to broker lost")
 _NAME = re.compile(r'"connection_name","([^"]*)"')
-_LIMITED = re.compile(r"\[(fz-\d+)\] raised unexpected: TimeLimitExceeded")
+_LIMITED = re.compile(r"\[(fz-\d+)\] raised unexpected: (?:Soft)?TimeLimitExceeded")
 _TAG = re.compile(r"(?:fz|good)-\d+")
 
 
@@ -50,22 +50,27 @@ class Report:
     dropped: int = 0
     delayed: int = 0
     refused: int = 0
+    doubled: int = 0
     growth: int = 0
     longest_line: int = 0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
 
-    HEAD = (
-        "| pool | seed | hostile | good | ran | dead-lettered | expired | still delayed | refused by the broker | memory | "
-        "longest line | seconds | failures |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
+    COLUMNS = (
+        "pool", "seed", "hostile", "good", "ran", "dead-lettered", "expired", "still delayed", "refused by the broker",
+        "copied twice", "memory", "longest line", "seconds", "failures",
+    )  # fmt: skip
+    HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
 
     def __str__(self) -> str:
-        return (
-            f"| {self.pool} | {self.seed} | {self.hostile:,} | {self.good:,} | {self.ran:,} | {self.dead:,} | {self.dropped:,} | "
-            f"{self.delayed:,} | {self.refused:,} | {self.growth / (1 << 20):+.0f} MB | {self.longest_line:,} B | "
-            f"{self.seconds:.0f} | {len(self.failures)} |"
-        )
+        counts = (
+            self.hostile, self.good, self.ran, self.dead, self.dropped, self.delayed, self.refused, self.doubled,
+        )  # fmt: skip
+        cells = (
+            self.pool, self.seed, *(f"{count:,}" for count in counts), f"{self.growth / (1 << 20):+.0f} MB",
+            f"{self.longest_line:,} B", f"{self.seconds:.0f}", len(self.failures),
+        )  # fmt: skip
+        return f"| {' | '.join(map(str, cells))} |"
 
 
 class Fuzzing:
@@ -247,11 +252,11 @@ class Fuzzing:
         return int(text.partition("VmRSS:")[2].split()[0]) * 1024
 
     def _connections(self) -> set[str]:
-        """The worker's, and those of the producer with results, too."""
+        """The worker's: idle ones of the producer have their own ends."""
         lines = self.node.ctl("list_connections", "vhost", "pid", "client_properties").splitlines()
         found = (line.split("\t") for line in lines)
         names = {pid: _NAME.search(told) for vhost, pid, told in found if vhost == self.vhost}
-        return {f"{pid} {name[1]}" for pid, name in names.items() if name and name[1] != "fuzz"}
+        return {f"{pid} {name[1]}" for pid, name in names.items() if name and name[1].startswith(NODE)}
 
     def _good_results(self, when: str, count: int) -> None:
         """A producer with results, a chord and a delayed task, beside all that."""
@@ -357,9 +362,10 @@ class Fuzzing:
                         and b"x-death" not in headers
                     ):
                         self._fail(f"{tag} is a dead letter without a reason")
-        for tag, count in Counter(found).items():
-            if count > 1 and _TAG.fullmatch(tag):
-                self._fail(f"{tag} is there {count} times")
+        # At least once: what is on its way goes again when the broker closes the channel for another message.
+        self.report.doubled += sum(
+            count > 1 and _TAG.fullmatch(tag) is not None for tag, count in Counter(found).items()
+        )
         return {tag for tag in found if _TAG.fullmatch(tag)}
 
     def _look_at_log(self) -> None:

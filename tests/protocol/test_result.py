@@ -177,6 +177,7 @@ def test_no_other_queue_is_a_reply_queue(name: str) -> None:
 
 def test_an_operator_may_name_more_reply_queues() -> None:
     assert is_reply_queue("replies.web1", ["replies.*"])
+    assert not is_reply_queue(5, ["*"])  # of a follow-up: whatever JSON can say
     assert not is_reply_queue("web1", ["replies.*"])
 
 
