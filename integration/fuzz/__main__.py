@@ -46,9 +46,8 @@ def main() -> int:
     if not options.root and not rabbitmq_installed():
         apt_install("rabbitmq-server")
     chosen = {int(number) for number in options.only.split(",") if number}
-    messages = corpus(options.seed, max(chosen, default=options.messages - 1) + 1)
+    messages = corpus(options.seed, sorted(chosen) or range(options.messages))
     if chosen:
-        messages = [message for message in messages if message.number in chosen]
         print("\n".join(map(str, messages)))
     reports = []
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +61,9 @@ def _shortened(value: Any, most: int = 120) -> Any:
     return value if len(text) <= most else f"{text[: most // 2]}…({len(text)} characters)"
 
 
-def corpus(seed: int, count: int) -> list[Hostile]:
-    """The first `count` messages of this seed; each depends on the seed and its own number alone."""
-    return [_hostile(seed, number) for number in range(count)]
+def corpus(seed: int, numbers: Iterable[int]) -> list[Hostile]:
+    """The messages of these numbers; each depends on the seed and its own number alone."""
+    return [_hostile(seed, number) for number in numbers]
 
 
 def _hostile(seed: int, number: int) -> Hostile:
