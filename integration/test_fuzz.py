@@ -15,6 +15,7 @@ SEED, MESSAGES = 7, 120
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that the broker closed
 def test_whatever_arrives_only_that_message_is_affected(hurt_node: RabbitNode) -> None:
     messages = corpus(SEED, range(MESSAGES))
 

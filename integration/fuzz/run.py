@@ -152,6 +152,7 @@ class Fuzzing:
                 connection.publish(mixed)
             except Refused as error:
                 self._note_refusal(batch, error)
+                connection.close()
                 connection = RawConnection(self.url)
                 continue
             if self.singly:
