@@ -180,10 +180,7 @@ class Panel:
 
     def on_fatal(self, error: Exception) -> None:
         """The mailbox is locked by its other owner, as a rule; the worker goes on without remote control."""
-        if not self._has_warned and isinstance(error, AccessRefused):
-            self._has_warned = True
-            logger.warning("control: this worker takes no remote control: %s", error)
-        elif not self._has_warned:
+        if not self._has_warned:
             self._has_warned = True
             logger.warning("%s: this one takes no remote control. %s (%s)", *self._reason(error), error)
         self._drop_consumer()
