@@ -36,6 +36,9 @@ from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import free_port
 
+# As a caller's queue of replies is named.
+CALLER = "8d0f7b1c-3c52-4b55-9a35-0f7a64e0f5d3"
+
 
 def success(value: Any = None) -> ResultMessage:
     return ResultMessage(str(uuid.uuid4()), states.SUCCESS, value)
@@ -101,10 +104,10 @@ def answer(backend: RpcBackend, publisher: PikaPublisher, result: ResultMessage,
 
 @pytest.mark.parametrize(("persistent", "mode"), [(True, 2), (False, 1)])
 def test_a_result_message_is_celerys(broker_url: str, persistent: bool, mode: int) -> None:
-    message = rpc(broker_url, persistent=persistent).message_for(success(1), "the-caller", "the-task")
+    message = rpc(broker_url, persistent=persistent).message_for(success(1), CALLER, "the-task")
 
     assert message is not None
-    assert (message.exchange, message.routing_key, message.mandatory) == ("", "the-caller", False)
+    assert (message.exchange, message.routing_key, message.mandatory) == ("", CALLER, False)
     assert (message.properties.correlation_id, message.properties.delivery_mode) == ("the-task", mode)
     assert (message.properties.content_type, message.properties.content_encoding) == ("application/json", "utf-8")
     assert message.properties.expiration == "60000"
