@@ -151,9 +151,10 @@ def test_a_limit_a_timeout_and_a_stop_end_the_capture(app: AmqTask) -> None:
 
 def test_wakeup_asks_the_workers_for_a_heartbeat(app: AmqTask) -> None:
     with start_worker(app):
-        (event,) = list(receiver_of(app, routing_key="worker.#").itercapture(limit=1, timeout=60.0, wakeup=True))
+        events = receiver_of(app, routing_key="worker.#").itercapture(limit=None, timeout=60.0, wakeup=True)
 
-    assert event["type"] == "worker-heartbeat"
+        # That it is online may come first.
+        assert any(event["type"] == "worker-heartbeat" for event in events)
 
 
 def test_own_events_carry_what_all_events_have(app: AmqTask) -> None:
