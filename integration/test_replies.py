@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pika
 import pytest
@@ -252,3 +253,27 @@ def test_a_forked_child_leaves_its_parents_consumer_alone(
 
     assert inbox.await_body(b"1")
     assert link.accepted == 1
+
+
+@pytest.mark.parametrize("moment", ["before it subscribes", "after it subscribed"])
+def test_whoever_is_struck_while_connecting_leaves_a_queue_that_the_next_one_reads(
+    rabbit: Broker, broker_url: str, queue: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    consume, strikes = ReplyConsumer._consume, [KeyboardInterrupt()]
+
+    def struck(self: ReplyConsumer, *arguments: Any) -> None:
+        if strikes and moment.startswith("before"):
+            raise strikes.pop()
+        consume(self, *arguments)
+        if strikes:
+            raise strikes.pop()
+
+    monkeypatch.setattr(ReplyConsumer, "_consume", struck)
+    inbox = Inbox(broker_url, queue)
+    with pytest.raises(KeyboardInterrupt):
+        inbox.replies.ensure(60)
+
+    inbox.replies.ensure(60)
+    send(rabbit, queue, b"1")
+    assert inbox.await_body(b"1")
+    inbox.replies.close()

@@ -64,6 +64,8 @@ class _ReplyLink(Link):
         super().__init__(heartbeat=0, name=name)
         self._owner = owner
         self.last_tag = 0
+        # Whether the broker has confirmed that it consumes; whoever opened it may have been struck before that.
+        self.is_consuming = False
         # Since when the broker owes us the answer that shows that it is there.
         self.asked_at: float | None = None
 
@@ -239,7 +241,7 @@ class ReplyConsumer:
 
     def _release(self, link: _ReplyLink) -> None:
         """The leader goes, however it came to that."""
-        if link.is_open and link.is_whole and not self._is_left:
+        if link.is_open and link.is_whole and link.is_consuming and not self._is_left:
             self._links.give_back(link)
         else:
             self._links.drop(link)
@@ -299,10 +301,11 @@ class ReplyConsumer:
         """Consume, if that is not done already. Raises: LinkLost, PublishError."""
         if self._is_closed:
             raise BrokerUnreachable(CLOSED)
-        if link.is_open and self._is_alive(link, deadline):
+        if link.is_open and link.is_consuming and self._is_alive(link, deadline):
+            self._link = link
             return
         link.discard()
-        link.last_tag, link.asked_at = 0, None  # what was not acknowledged comes again
+        link.last_tag, link.asked_at, link.is_consuming = 0, None, False  # what was not acknowledged comes again
         connect(link, self._addresses, deadline, self._connect_timeout)
         try:
             self._consume(link, deadline)
@@ -312,6 +315,7 @@ class ReplyConsumer:
         except PublishError:
             link.discard()
             raise
+        link.is_consuming = True
         self._link = link
 
     def _reconnect_now_and_then(self, link: _ReplyLink) -> None:
