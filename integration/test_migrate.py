@@ -122,7 +122,7 @@ def test_messages_move_in_their_order_as_they_are(rabbit: Broker, old: str, new:
 
     (way,) = migrate("-Q", f"{old}:{new}")["queues"]
 
-    assert way == {"source": old, "destination": new, "moved": 60, "repeated": 0, "kept": 0}
+    assert way == {"source": old, "destination": new, "moved": 60, "repeated": 0, "kept": 0, "failed": 0}
     assert rabbit.count(old) == 0
     assert rabbit.count(f"{new}.dead") == 0
     found = drain(rabbit, new)
