@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -57,8 +58,15 @@ def test_sockets_that_say_nothing_do_not_keep_probes_out() -> None:
     with closing(PlainLoop()) as loop:
         server = HttpServer(loop, host="127.0.0.1", port=0, pages={"/live": lambda headers: text(200, "live")})
         server.start()
-        silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2 * MOST_CONNECTIONS)]
-        probe = socket.create_connection(("127.0.0.1", server.port))
+
+        def connect(count: int) -> list[socket.socket]:
+            return [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+
+        # More than wait for an accept, so somebody has to turn the loop meanwhile.
+        with ThreadPoolExecutor(1) as client:
+            connecting = client.submit(connect, 2 * MOST_CONNECTIONS + 1)
+            loop.run_until(connecting.done, 60.0)
+        *silent, probe = connecting.result()
         probe.sendall(b"GET /live HTTP/1.1\r\n\r\n")
         probe.setblocking(False)
 
