@@ -203,6 +203,14 @@ class PublishingLink(Link):
             batch.confirmed(index, is_ack=is_ack, is_returned=is_returned)
 
 
+def _put_back(links: Links[PublishingLink], link: PublishingLink) -> None:
+    """After a call: what still waits for an answer would give it to the next one."""
+    if link.is_at_rest:
+        links.give_back(link)
+    else:
+        links.drop(link)
+
+
 class PikaPublisher:
     """Publishes with confirms; see amqtask.transport.contract.Publisher.
 
@@ -283,18 +291,12 @@ class PikaPublisher:
         try:
             self._publish_over(link, work, is_new)
         except PublishError:
-            if link.is_at_rest:
-                links.give_back(link)
-            else:
-                links.drop(link)
+            _put_back(links, link)
             raise
         except BaseException:
             links.drop(link)
             raise
-        if link.is_at_rest:
-            links.give_back(link)
-        else:
-            links.drop(link)
+        _put_back(links, link)
 
     def _publish_over(self, link: PublishingLink, work: _Work, is_new: bool) -> None:
         """Raises: LinkLost, PublishError."""
@@ -412,10 +414,7 @@ class PikaPublisher:
             links.drop(link)
             raise
         except PublishError:
-            if link.is_at_rest:
-                links.give_back(link)
-            else:
-                links.drop(link)
+            _put_back(links, link)
             raise
         links.give_back(link)
 
