@@ -237,7 +237,8 @@ def _duration(call: Callable[[], None]) -> float:
 def run(url: str, kind: str, number: int, seed: int) -> Count:
     """Throw `number` exceptions of a kind."""
     chance = random.Random(seed)
-    gc.collect()  # Python keeps to itself what strikes in a finalizer
+    gc.collect()
+    gc.disable()  # Python keeps to itself what strikes in a finalizer or in what others hung into the collector
     queue = f"interrupted-{uuid.uuid4().hex[:8]}"
     call = Calls(url, kind, queue)
     other = Calls(url, "signal", queue)
@@ -251,6 +252,7 @@ def run(url: str, kind: str, number: int, seed: int) -> Count:
             return by_thread(call, number, chance)
         return by_signal(call, number, chance, other if kind == "nested" else lambda: None)
     finally:
+        gc.enable()
         call.app.close()
         other.app.close()
         if kind == "result":
