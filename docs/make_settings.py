@@ -16,9 +16,10 @@ HEAD = """\
 # Settings
 
 `app.conf.name = value`, a module or object through `app.config_from_object`, or keyword arguments of `AmqTask`. Times are
-seconds (a `timedelta` is taken too), memory is KiB. Upper-case names and Celery's old names are accepted. An unknown name is an
-error that says which one is near; a value that a
-setting cannot have is an error that says what is wanted. Celery's settings that are accepted without effect here are in
+seconds (a `timedelta` is taken too), memory is KiB. Upper-case names and Celery's old names are accepted. A name that is no
+setting is kept and can be read (libraries have theirs in `app.conf`); a near miss is told in a warning, `amqtask report` lists
+all of them, and with `strict_settings` they are an error. A value that a setting cannot have is an error that says what is
+wanted. Celery's settings that are accepted without effect here are in
 [Coming from Celery](coming-from-celery.md#every-setting-of-celerys). Written by `python docs/make_settings.py`.
 
 | setting | default | what |

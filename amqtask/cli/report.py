@@ -33,6 +33,7 @@ def command(settings: Globals, server: bool, as_json: bool) -> None:
         "server": None,
         "results": mask_urls(app.backend_url, "**") if app.backend_url else None,
         "settings": dict(sorted(app.conf.humanize().items())),
+        "unknown_settings": app.conf.unknown_names(),
     }
     if server:
         with open_admin(app) as admin:
@@ -58,4 +59,11 @@ def _print(report: dict[str, Any]) -> None:
     echo(f"broker {report['broker']}{server}")
     echo(f"results {report['results'] or 'disabled'}")
     for name, value in report["settings"].items():
-        echo(f"  {name} = {value!r}")
+        echo(f"  {name} = {value!r}{_remark(name, report['unknown_settings'])}")
+
+
+def _remark(name: str, unknown: dict[str, str | None]) -> str:
+    if name not in unknown:
+        return ""
+    near = unknown[name]
+    return f"  (no setting of amqtask's{f'; did you mean {near}?' if near else ''})"

@@ -20,6 +20,7 @@ from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
 from amqtask.masks import mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
+from amqtask.printable import bounded_logger
 from amqtask.worker.options import WorkerOptions
 from amqtask.worker.processors import usable_processors
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
 F = TypeVar("F", bound=Callable[..., Any])
+logger = bounded_logger("amqtask.worker")
 
 HAVE_CHILDREN = frozenset({"prefork", "processes"})
 
@@ -207,6 +209,7 @@ def command(settings: Globals, /, **given: Any) -> int:
     )
     worker = build_worker(app, options)
     enable_own_loggers()  # its modules may have set logging up, too
+    logger.debug("names in the configuration that are no settings: %s", ", ".join(app.conf.unknown_names()) or "none")
     if not settings.quiet:
         echo_text(_banner(app, options, worker))
     with prints:

@@ -1,4 +1,4 @@
-"""Settings: one typed object from objects, modules, namespaces and Celery's old names; unknown names are errors."""
+"""Settings: one typed object from objects, modules, namespaces and Celery's old names; others' names are kept."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from amqtask.kinds import Kind, convert
 from amqtask.masks import is_secret, masked
 from amqtask.printable import bounded_logger
 from amqtask.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
+from amqtask.settings.others import Others
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 
 logger = bounded_logger("amqtask.settings")
@@ -39,6 +40,8 @@ _NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file"
     for program in ("worker", "beat", "events")
     for name in ("logfile", "pidfile", "uid", "gid", "umask", "executable")
 )
+# How alike a name must be to one of ours to be told as a slip. (Names of other libraries may begin as ours do.)
+_ALIKE = 0.8
 # What a name in a module must look like to count as a setting of ours when no namespace says so.
 _PREFIXES = (
     "accept_", "beat_", "broker_", "control_", "enable_utc", "event_", "imports", "include", "result_", "security_",
@@ -59,22 +62,23 @@ def find_name(name: str) -> str | None:
     return _OLD.get(name.upper())
 
 
-def unknown(name: str) -> SettingUnknown:
-    """The error for a name that is no setting."""
-    near = difflib.get_close_matches(name.lower().removeprefix("celery_"), _TABLE, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else " See docs/settings.md for all of them."
-    return SettingUnknown(f"there is no setting {name!r}.{hint}")
+def near_setting(name: str, alike: float = _ALIKE) -> str | None:
+    """The setting that was meant, if it is one."""
+    near = difflib.get_close_matches(name.lower().removeprefix("celery_"), _TABLE, n=1, cutoff=alike)
+    return near[0] if near else None
 
 
 class Settings(MutableMapping[str, Any]):
     """`conf.name`, `conf["name"]`, `conf.update(…)`; values that were not set are the table's defaults.
 
-    Raises: SettingUnknown (an AttributeError, so hasattr works), ConfigurationError for a value of the wrong type.
+    Names that are none of ours (a library's, the application's own) can be set and read, too. One that is like a setting is
+    told in a warning, or, with `strict_settings`, an error.
+    Raises: SettingUnknown (an AttributeError, so hasattr works) for a name that nobody has set, WrongValue.
     """
 
     def __init__(self) -> None:
         self.__dict__["_values"] = {}
-        self.__dict__["_defaults"] = {}
+        self.__dict__["_others"] = Others()
         # A configuration that is read when the first setting is asked for (lazy, as with Celery and Django).
         self.__dict__["_pending"] = []
         self.__dict__["on_change"] = None
@@ -102,23 +106,50 @@ class Settings(MutableMapping[str, Any]):
         self._load()
         found = find_name(name)
         if found is None:
-            raise unknown(name)
-        setting = _TABLE.get(found)
-        self._values[found] = value if setting is None else _coerce(setting, value)
+            self._set_other({name: value})
+        else:
+            self._set(found, value)
         self._changed()
 
+    def _set(self, name: str, value: Any) -> None:
+        setting = _TABLE.get(name)
+        self._values[name] = value if setting is None else _coerce(setting, value)
+
+    def _set_other(self, others: Mapping[str, Any]) -> None:
+        """Names that are none of ours, or were meant to be. Raises: SettingUnknown with `strict_settings`."""
+        if others and self.strict_settings:
+            raise self._unknown(*others)
+        new = [name for name in others if name not in self._others.told]
+        slips = [f"{name} (did you mean {near}?)" for name in new if (near := near_setting(self._others.bare(name)))]
+        if slips:
+            logger.warning("kept for whoever reads them, but no settings of amqtask's: %s", ", ".join(slips))
+        self._others.update(others)
+
+    def _unknown(self, *names: str) -> SettingUnknown:
+        near = [repr(found) for name in names if (found := near_setting(self._others.bare(name), 0.6))]
+        hint = f"Did you mean {', '.join(near)}?" if near else "See docs/settings.md for all of them."
+        return SettingUnknown(f"there is no setting {' and no '.join(map(repr, names))}. {hint}")
+
     def __delitem__(self, name: str) -> None:
-        self._values.pop(find_name(name) or name, None)
+        found = find_name(name)
+        if found is None:
+            self._others.pop(name, None)
+        else:
+            self._values.pop(found, None)
         self._changed()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_TABLE)
+        yield from _TABLE
+        yield from self._others
 
     def __len__(self) -> int:
-        return len(_TABLE)
+        return len(_TABLE) + len(self._others)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and find_name(name) is not None
+        if not isinstance(name, str):
+            return False
+        self._load()
+        return find_name(name) is not None or name in self._others
 
     def _get(self, name: str) -> Any:
         self._load()
@@ -127,7 +158,10 @@ class Settings(MutableMapping[str, Any]):
             return values[name]
         found = find_name(name)
         if found is None:
-            raise unknown(name)
+            try:
+                return self._others[name]
+            except KeyError:
+                raise self._unknown(name) from None
         if found in values:
             return values[found]
         setting = _TABLE.get(found)
@@ -139,28 +173,38 @@ class Settings(MutableMapping[str, Any]):
         return setting.default
 
     def update(self, *others: Any, **settings: Any) -> None:
-        """Set several. Of a whole configuration such as Flask's `app.config` the entries that are none of ours are left out.
-
-        Raises: SettingUnknown for a name that looks like a setting, or is not in capitals.
-        """
-        for other in others:
-            for name, value in dict(other).items():
-                if name.isupper() and _wanted(name, None) is None:
-                    continue
-                self[name] = value
-        for name, value in settings.items():
-            self[name] = value
+        """Set several, or take in a whole configuration such as Flask's `app.config`."""
+        self._load()
+        named: dict[str, Any] = {}
+        for name, value in (pair for other in others for pair in dict(other).items()):
+            if name.isupper() and self.wanted(name, None) is None:
+                self._others.keep(name, value)
+            else:
+                named[name] = value
+        named.update(settings)
+        for name in [*named]:
+            found = find_name(name)
+            if found is not None:
+                self._set(found, named.pop(name))
+        self._set_other(named)
+        self._changed()
 
     def is_set(self, name: str) -> bool:
         """Whether a value was given, by whatever spelling."""
         self._load()
-        return find_name(name) in self._values
+        found = find_name(name)
+        return name in self._others if found is None else found in self._values
+
+    def unknown_names(self) -> dict[str, str | None]:
+        """The names that were given as settings and are none of ours, each with the one that may have been meant."""
+        self._load()
+        return {name: near_setting(self._others.bare(name)) for name in sorted(self._others)}
 
     @contextmanager
     def overridden(self, values: Mapping[str, Any]) -> Iterator[None]:
         """Have these settings in the block; at its end all settings are what they were before it. For tests."""
         self._load()
-        before = dict(self._values)
+        before, others = dict(self._values), dict(self._others)
         try:
             for name, value in values.items():
                 self[name] = value
@@ -168,6 +212,7 @@ class Settings(MutableMapping[str, Any]):
         finally:
             self._values.clear()
             self._values.update(before)
+            self._others.replace(others)
             self._changed()
 
     # -- reading configurations
@@ -190,33 +235,39 @@ class Settings(MutableMapping[str, Any]):
         if isinstance(source, str):
             source = _import(source)
         follow_django(source, self, namespace)
+        self._others.add_source(source, namespace)
+        others = {}
         for name in _names(source):
             found = self.wanted(name, namespace)
             if found is not None:
                 # Only now: Django's settings refuse to give some that are not set (SECRET_KEY).
                 value = source[name] if isinstance(source, Mapping) else getattr(source, name)
-                setting = _TABLE.get(found)
-                self._values[found] = value if setting is None else _coerce(setting, value)
+                if find_name(found) is None:
+                    others[name] = value
+                else:
+                    self._set(found, value)
+        self._set_other(others)
         self._changed()
 
     def wanted(self, name: str, namespace: str | None) -> str | None:
-        """The setting that a configuration's entry sets; None for entries that are none of ours. Raises: SettingUnknown."""
-        try:
-            return _wanted(name, namespace)
-        except SettingUnknown as error:
-            bare = name.lower().removeprefix(f"{(namespace or '').lower().rstrip('_')}_")
-            if not namespace or difflib.get_close_matches(bare, _TABLE, n=1, cutoff=0.8):
-                raise
-            # Other libraries have settings that begin like ours.
-            logger.warning("%s is no setting of amqtask's and is left to others (%s)", name, error)
-            return None
+        """The setting that a configuration's entry is meant to be; None for entries that mean nobody here."""
+        if namespace:
+            prefix = f"{namespace.rstrip('_')}_"
+            if not name.startswith(prefix):
+                # The old names carry the prefix in their own way: CELERYD_CONCURRENCY, CELERYBEAT_SCHEDULE.
+                return _OLD.get(name) if namespace.upper() == "CELERY" and name.startswith("CELERY") else None
+            return find_name(name[len(prefix) :]) or find_name(name) or name
+        found = find_name(name)
+        if found is None and name.lower().startswith(_PREFIXES) and (name.islower() or name.isupper()):
+            return name
+        return found
 
     # -- for people
 
     def table(self, *, with_defaults: bool = False) -> dict[str, Any]:
         """The settings that were given (or all), secrets masked."""
         self._load()
-        names = list(_TABLE) if with_defaults else list(self._values)
+        names = [*(_TABLE if with_defaults else self._values), *self._others]
         return {name: masked(name, self._get(name)) for name in sorted(names)}
 
     def humanize(self) -> dict[str, Any]:
@@ -259,23 +310,6 @@ def _names(source: Any) -> Iterator[str]:
     for name in dir(source):  # Django's settings object answers dir() with its settings
         if not name.startswith("_"):
             yield name
-
-
-def _wanted(name: str, namespace: str | None) -> str | None:
-    """The setting that a configuration's entry sets; None for entries that are none of ours. Raises: SettingUnknown."""
-    if namespace:
-        prefix = namespace if namespace.endswith("_") else f"{namespace}_"
-        if not name.startswith(prefix):
-            # The old names carry the prefix in their own way: CELERYD_CONCURRENCY, CELERYBEAT_SCHEDULE.
-            return _OLD.get(name) if namespace.upper() == "CELERY" and name.startswith("CELERY") else None
-        found = find_name(name[len(prefix) :]) or find_name(name)
-        if found is None:
-            raise unknown(name)
-        return found
-    found = find_name(name)
-    if found is None and name.lower().startswith(_PREFIXES) and (name.islower() or name.isupper()):
-        raise unknown(name)
-    return found
 
 
 def _coerce(setting: Setting, value: Any) -> Any:

@@ -348,6 +348,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("security_key", None, "str", "CELERY_SECURITY_KEY", ""),
     Setting("security_key_password", None, "any", "CELERY_SECURITY_KEY_PASSWORD", ""),
     Setting(
+        "strict_settings",
+        False,
+        "bool",
+        None,
+        "A name that is no setting is an error; else it is kept for others, and a near miss is told in a warning.",
+    ),
+    Setting(
         "task_acks_late",
         True,
         "bool",
