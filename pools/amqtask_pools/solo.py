@@ -22,6 +22,7 @@ from amqtask.execution.interrupts import Abandoned
 from amqtask.execution.striking import Strike
 from amqtask.pool import Running
 from amqtask.printable import bounded_logger
+from amqtask_pools._alarm import Alarm
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -57,7 +58,9 @@ class SoloPool:
         # What the next alarm raises in the task.
         self._interruption: Strike | None = None
         self._main: int | None = None
-        self._handler_before: Any = None
+        self._alarm: Alarm | None = None
+        # Whether ITIMER_REAL is the tasks' alone: what they leave of it is cleared.
+        self._is_timer_free = False
         self._stopped = threading.Event()
         self._loop_lock = threading.Lock()
         self._helper: threading.Thread | None = None
@@ -73,7 +76,8 @@ class SoloPool:
         self._loop_lock.acquire()
         if threading.current_thread() is threading.main_thread():
             self._main = threading.get_ident()
-            self._handler_before = signal.signal(signal.SIGALRM, self._on_alarm)
+            self._is_timer_free = signal.getitimer(signal.ITIMER_REAL)[0] == 0
+            self._alarm = Alarm(self._on_alarm)
         self._helper = threading.Thread(target=self._serve_loop, name="amqtask-solo-helper", daemon=True)
         self._helper.start()
 
@@ -108,6 +112,8 @@ class SoloPool:
             outcomes.append(outcome)
             if time.perf_counter() - started > BATCH_TIME:
                 break
+        if self._is_timer_free:  # an alarm that a task has left would strike another, or us
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if waiting:
             self._call_work()
         if outcomes:
@@ -129,27 +135,24 @@ class SoloPool:
 
     def _run_limited(self, request: Request) -> Outcome:
         limit = request.soft_limit
-        if limit is None or self._main is None:
+        if limit is None or self._alarm is None:
             logger.warning("the soft limit of %s is not enforced: the worker has not the main thread", request.task)
             return self._executor.execute(request)
-        self._interruption = Strike(SoftTimeLimitExceeded(limit), _set_timer)
-        _set_timer(limit)
-        try:
-            return self._executor.execute(request)
-        finally:
-            _set_timer(0)
+        self._interruption = Strike(SoftTimeLimitExceeded(limit), self._alarm.set)
+        self._alarm.set(limit)
+        return self._executor.execute(request)
 
-    def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
+    def _on_alarm(self, frame: FrameType | None) -> None:
         """Raise in the task, and nowhere else: not in our own code just before or after it."""
         if self._interruption is not None:
             self._interruption(frame)
 
     def _interrupt(self, error: BaseException) -> bool:
         """From the helper, while it serves the loop."""
-        if self._main is None:
+        if self._main is None or self._alarm is None:
             return False
-        self._interruption = Strike(error, _set_timer)
-        signal.pthread_kill(self._main, signal.SIGALRM)
+        self._interruption = Strike(error, self._alarm.set)
+        signal.pthread_kill(self._main, self._alarm.signum)
         return True
 
     def _serve_loop(self) -> None:
@@ -193,15 +196,11 @@ class SoloPool:
         if self._running is not None:
             left.insert(0, self._running)
             self._interrupt(Abandoned())
-        elif self._main == threading.get_ident() and self._handler_before is not None:
-            signal.signal(signal.SIGALRM, self._handler_before)
-            self._handler_before = None
+        elif self._main == threading.get_ident() and self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
         return left
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""
         return {"max-concurrency": 1, "running": int(self._running is not None), "total": self._total}
-
-
-def _set_timer(seconds: float) -> None:
-    signal.setitimer(signal.ITIMER_REAL, seconds)

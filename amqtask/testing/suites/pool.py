@@ -23,7 +23,7 @@ from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
 from amqtask.pool import Pool, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop
-from amqtask.testing.tasks import POOL_TASKS, make_executor, request
+from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request
 
 # How long a condition may take to come true; a slow machine is no failure.
 PATIENCE = 60.0
@@ -32,7 +32,7 @@ PATIENCE = 60.0
 class Bench:
     """A pool on a loop, fed as the worker's dispatcher feeds it: only while `free` > 0, again after each outcome."""
 
-    def __init__(self, pool_class: type[Pool], slots: int) -> None:
+    def __init__(self, pool_class: type[Pool], slots: int, tasks: Sequence[PlainTask] = POOL_TASKS) -> None:
         self.loop = PlainLoop()
         self.outcomes: dict[int, Outcome] = {}
         self.order: list[int] = []
@@ -42,7 +42,7 @@ class Bench:
         self._is_due = False
         self._thread = threading.get_ident()
         options = PoolOptions(slots=slots, hostname="tests@here")
-        self.pool = pool_class(make_executor(*POOL_TASKS), self.loop, self._take, options)
+        self.pool = pool_class(make_executor(*tasks), self.loop, self._take, options)
         self.pool.start()
 
     def submit(self, task: str, *args: Any, **options: Any) -> int:

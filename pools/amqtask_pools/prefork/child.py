@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 import billiard
 
 from amqtask import signals
-from amqtask.exceptions import SoftTimeLimitExceeded
-from amqtask.execution.striking import Strike
 from amqtask.printable import bounded_logger
 from amqtask_pools.prefork.frames import (
     IS_READY,
@@ -30,7 +28,7 @@ from amqtask_pools.prefork.frames import (
     cut,
     decode_request,
 )
-from amqtask_pools.prefork.limits import SoftLimit, set_timer
+from amqtask_pools.prefork.limits import SoftLimits
 from amqtask_pools.prefork.outcomes import encode_outcomes
 
 if TYPE_CHECKING:
@@ -136,7 +134,8 @@ class Child:
         self._mean = 1.0
         self._wear = Wear.of(options)
         signal.signal(NUDGE, self._nudged)
-        signal.signal(SOFT_LIMIT, _raise_soft_limit)
+        self._soft_limits = SoftLimits()
+        signal.signal(SOFT_LIMIT, self._asked_to_end)
 
     def run(self) -> int:
         """Until the parent says so or is gone, or it is time to be replaced; the exit code."""
@@ -170,7 +169,7 @@ class Child:
                     return self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     pass
-            self._flush()
+            self._flush_between_tasks()
         while True:
             try:
                 return self._sock.recv_into(self._buffer)
@@ -185,6 +184,7 @@ class Child:
             if not self._outcomes:
                 self._since = perf_counter()
             outcome = self._execute(request)
+            self._soft_limits.end()
             if outcome.is_step and self._steps is not None and self._wear is None:
                 outcome = self._go_on(request, outcome, self._steps)
             self._outcomes.append(outcome)
@@ -192,13 +192,12 @@ class Child:
             return
         # The parent measures from one outcome to the next, so here none is held back.
         self._flush()
-        if request.soft_limit is None:
-            self._outcomes.append(self._execute(request))
-        else:
-            with SoftLimit(request.soft_limit):
-                outcome = self._execute(request)
-            self._outcomes.append(outcome)
-        self._flush()
+        if request.soft_limit is not None:
+            self._soft_limits.begin(request.soft_limit)
+        outcome = self._execute(request)
+        self._soft_limits.end()
+        self._outcomes.append(outcome)
+        self._flush_between_tasks()
 
     def _go_on(self, request: Request, outcome: Outcome, steps: SlotSteps) -> Outcome:
         """Run the steps that follow; the parent is told of each before it begins. The outcome of the last one."""
@@ -207,9 +206,14 @@ class Child:
             self._flush()
             request = step
             outcome = self._execute(request)
+            self._soft_limits.end()
         return outcome
 
     # -- out
+
+    def _flush_between_tasks(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that a task has left would strike another, or us
+        self._flush()
 
     def _flush(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
@@ -230,12 +234,8 @@ class Child:
         self._mean = max(self._mean, 10 * SHORT)
         self._flush()
 
-
-def _raise_soft_limit(signum: int, frame: FrameType | None) -> None:
-    strike = Strike(SoftTimeLimitExceeded(f"by {signal.Signals(signum).name}"), set_timer)
-    # A coroutine is not struck at once: the alarm asks again.
-    signal.signal(signal.SIGALRM, lambda _, later: strike(later))
-    strike(frame)
+    def _asked_to_end(self, signum: int, frame: FrameType | None) -> None:
+        self._soft_limits.strike_now(f"by {signal.Signals(signum).name}", frame)
 
 
 class Wear:

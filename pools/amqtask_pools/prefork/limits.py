@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import SoftTimeLimitExceeded
 from amqtask.execution.striking import Strike
+from amqtask_pools._alarm import Alarm
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
 
-# The limit may strike in our own code, just before or after the task; it is tried again so often (seconds).
-TRY_AGAIN = 0.01
 
+class SoftLimits:
+    """In a child's main thread: `begin` before a task that has a soft limit, `end` after each task."""
 
-class SoftLimit:
-    """`with SoftLimit(seconds): executor.execute(…)` in a child's main thread."""
+    def __init__(self) -> None:
+        # What is to be raised in the task that runs.
+        self._strike: Strike | None = None
+        # Made for the first task that needs it.
+        self._alarm: Alarm | None = None
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._before: object = None
-        self._strike = Strike(SoftTimeLimitExceeded(seconds), set_timer)
+    def begin(self, seconds: float) -> None:
+        """The task that begins now may run so long."""
+        self._strike = Strike(SoftTimeLimitExceeded(seconds), self._set_timer)
+        self._set_timer(max(seconds, 1e-6))
 
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGALRM, lambda _, frame: self._strike(frame))
-        set_timer(max(self._seconds, 1e-6))
+    def strike_now(self, reason: str, frame: FrameType | None) -> None:
+        """Whoever runs is at its limit. A coroutine is not struck at once: the alarm asks again."""
+        self._strike = Strike(SoftTimeLimitExceeded(reason), self._set_timer)
+        self._strike(frame)
 
-    def __exit__(self, *_: object) -> None:
-        self._strike.end()
-        set_timer(0)
-        signal.signal(signal.SIGALRM, self._before)  # type: ignore[arg-type] # what signal.signal returned
+    def end(self) -> None:
+        """The task has ended, so nothing may strike."""
+        if self._strike is not None:
+            self._strike.end()
+            self._strike = None
 
+    def _ring(self, frame: FrameType | None) -> None:
+        if self._strike is not None:
+            self._strike(frame)
 
-def set_timer(seconds: float) -> None:
-    """Have SIGALRM come in so many seconds, and again until it is turned off (0)."""
-    signal.setitimer(signal.ITIMER_REAL, seconds, TRY_AGAIN)
+    def _set_timer(self, seconds: float) -> None:
+        if self._alarm is None:
+            self._alarm = Alarm(self._ring)
+        self._alarm.set(seconds)
 
 
 class HardLimits:
