@@ -133,7 +133,8 @@ class AmqTask(Calling):
     def task(self, function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
         """Make a function a task: `@app.task` or `@app.task(name=…, bind=True, max_retries=5, …)`.
 
-        Options are the attributes of Task, and bind, base, name, shared, pydantic. Raises: TypeError for an unknown one.
+        Options are the attributes of Task, and bind, base, name, shared, pydantic. Others become attributes of the task, for
+        whoever reads them; a near miss is warned of.
         """
         if function is None:
             return lambda decorated: self._make(decorated, bind=bind, **options)

@@ -14,7 +14,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
 from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, encode_task, strip_death_headers
-from amqtask.task import eta_of
+from amqtask.task import Task, eta_of
 from amqtask.topology.delays import DelayPlan
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Calls:
     ) -> Message:
         """The message of a call. Raises: TypeError (unknown option), ValueError, EncodeError, QueueNotFound."""
         if options and not KNOWN.issuperset(options):
-            self._refuse(name, options)
+            self._refuse(name, options, task)
         route = self._route(name, args, kwargs, options, task)
         if route.options:
             options = {**route.options, **options}
@@ -94,6 +94,7 @@ class Calls:
     ) -> TaskCall:
         if not options and task is None:
             call = TaskCall(str(uuid.uuid4()), name, args, kwargs, reply_to=reply_to, priority=self._priority)
+            call.delivery_mode = self._delivery_mode
         else:
             call = self._with_options(name, args, kwargs, options, task, reply_to)
         parent = current_context()
@@ -134,6 +135,7 @@ class Calls:
             ignore_result=ignore,
             expires=moment,
             expires_seconds=seconds,
+            delivery_mode=get("delivery_mode") or getattr(task, "delivery_mode", None) or self._delivery_mode,
         )
         if options:
             self._rest(call, options, task, args, kwargs)
@@ -150,7 +152,6 @@ class Calls:
         call.group, call.group_index = get("group_id"), get("group_index")
         call.root_id, call.parent_id = get("root_id"), get("parent_id")
         call.shadow = get("shadow") or (task.shadow_name(args, kwargs, options) if task is not None else None)
-        call.delivery_mode = get("delivery_mode") or self._delivery_mode
         call.callbacks, call.errbacks = listed(get("link")) or None, listed(get("link_error")) or None
         call.chain, call.chord = get("chain"), get("chord")
         if call.chain or call.chord:
@@ -256,10 +257,13 @@ class Calls:
         assert call.eta is not None
         return self._delays.delayed(message, call.eta.timestamp() - time.time())
 
-    def _refuse(self, name: str, options: Mapping[str, Any]) -> None:
-        """Stamps are keyword arguments of their own; everything else unknown is a mistake."""
+    def _refuse(self, name: str, options: Mapping[str, Any], task: Any) -> None:
+        """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read
+        them before); everything else unknown is a mistake."""
         stamps = frozenset(options.get("stamped_headers") or ())
-        strange = sorted(set(options) - KNOWN - stamps)
+        strange = sorted(
+            option for option in set(options) - KNOWN - stamps if hasattr(Task, option) or not hasattr(task, option)
+        )
         if strange:
             raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, strange))}")
 

@@ -246,6 +246,10 @@ class DuplicateTaskNameWarning(UserWarning):
     """Two functions are tasks under one name; the first one is used."""
 
 
+class UnknownTaskOptionWarning(UserWarning):
+    """A task has an option that is no option of amqtask's, but nearly one."""
+
+
 # -- ends that come from outside ----------------------------------------------------------------------
 
 

@@ -1,11 +1,12 @@
 """The options of tasks and of calls: what each may be, once for decorators, classes, `apply_async` and signatures.
 
 None leaves an option to the task, and then to the settings. Options that are not here are not looked at: they belong to the
-application, or to a workflow, which has made them itself.
+application or to a library, which read them from the task, or to a workflow, which has made them itself.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ _BOTH: dict[str, Kind] = {
     "queue": _QUEUE,
     "exchange": _EXCHANGE,
     "routing_key": kinds.KEY,
+    "delivery_mode": kinds.DELIVERY_MODE,
     "time_limit": kinds.SECONDS,
     "soft_time_limit": kinds.SECONDS,
     "ignore_result": kinds.BOOLEAN,
@@ -66,7 +68,6 @@ CALL: dict[str, Kind] = {
     "retries": kinds.COUNT,
     "shadow": kinds.TEXT,
     "reply_to": kinds.KEY,
-    "delivery_mode": kinds.DELIVERY_MODE,
     "headers": kinds.TABLE,
     "link": _LINKS,
     "link_error": _LINKS,
@@ -90,3 +91,9 @@ def of_call(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 def of_task(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same for a task's definition."""
     return checked(f"task {task}", TASK, options)
+
+
+def near_option(name: str) -> str | None:
+    """The option of a task that was meant, if it is one: `max_retries` for `max_retires`."""
+    near = difflib.get_close_matches(name, (*TASK, "bind", "base", "pydantic"), n=1, cutoff=0.8)
+    return near[0] if near else None

@@ -6,15 +6,23 @@ import importlib
 import inspect
 import types
 import uuid
+import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
 from amqtask.current import current_app
-from amqtask.exceptions import ConfigurationError, MaxRetriesExceededError, OperationalError, Replaced, Retry
+from amqtask.exceptions import (
+    ConfigurationError,
+    MaxRetriesExceededError,
+    OperationalError,
+    Replaced,
+    Retry,
+    UnknownTaskOptionWarning,
+)
 from amqtask.execution.context import Context, current_context
-from amqtask.options import TASK, of_call, of_task
+from amqtask.options import TASK, near_option, of_call, of_task
 from amqtask.protocol.result import ResultMessage
 from amqtask.signatures import Signature
 from amqtask.validation import pydantic_wrapper
@@ -93,6 +101,7 @@ class Task(Generic[P, R]):
     queue: Any = None
     exchange: Any = None
     routing_key: Any = None
+    delivery_mode: Any = None
     send_events: bool = True
     trail: bool = True
     resultrepr_maxsize: int = 1024
@@ -449,7 +458,7 @@ def make_task(
     pydantic_options: dict[str, Any],
     options: Mapping[str, Any],
 ) -> Task[..., Any]:
-    """The task of a function. Raises: TypeError for an option that tasks do not have."""
+    """The task of a function; options that are none of ours are its attributes, as in Celery, and slips are told."""
     if inspect.isasyncgenfunction(function):
         raise TypeError(f"task {name} is an async generator; a task returns one value: use a plain `async def`")
     body = pydantic_wrapper(function, **pydantic_options) if pydantic else function
@@ -461,10 +470,15 @@ def make_task(
         "__wrapped__": staticmethod(function),
         "abstract": False,
     }
-    for option, value in options.items():
-        if not hasattr(base, option) and not option.startswith("x_"):
-            raise TypeError(f"task {name}: there is no task option {option!r}")
-        attributes[option] = value
+    attributes.update(options)
+    for option in options:
+        near = None if hasattr(base, option) else near_option(option)
+        if near is not None:
+            warnings.warn(
+                f"task {name}: {option!r} is no option of amqtask's; did you mean {near!r}?",
+                UnknownTaskOptionWarning,
+                stacklevel=4,
+            )
     made = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
     task: Task[..., Any] = made()
     return task

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from amqtask import AmqTask, Task, chain, group, shared_task, signals
-from amqtask.exceptions import MaxRetriesExceededError, Retry
+from amqtask.exceptions import MaxRetriesExceededError, Retry, UnknownTaskOptionWarning
 
 
 @pytest.fixture
@@ -251,11 +251,32 @@ def test_task_signals_are_sent_with_celerys_arguments(app: AmqTask) -> None:
     assert seen == [("prerun", "signalled"), ("SUCCESS", 7)]
 
 
-def test_an_unknown_task_option_is_an_error(app: AmqTask) -> None:
-    with pytest.raises(TypeError, match="max_retry"):
+def test_an_option_that_is_nearly_one_of_ours_is_warned_of(app: AmqTask) -> None:
+    with pytest.warns(UnknownTaskOptionWarning, match="'max_retry' is no option.*'max_retries'"):
 
         @app.task(max_retry=3)
         def task() -> None: ...
+
+
+def test_options_of_an_application_or_a_library_are_kept_on_the_task(app: AmqTask) -> None:
+    class Once(Task[..., Any]):
+        once: dict[str, Any] = {}  # noqa: RUF012
+
+        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            return super().apply_async(args, kwargs, **options), options.get("once", self.once)
+
+    @app.task(base=Once, bind=True, title="Sum", once={"timeout": 3})
+    def add(self: Any, x: int, y: int) -> str:
+        return f"{self.title} {x + y}"
+
+    @shared_task(description="shared")
+    def shared() -> None: ...
+
+    task: Any = add
+    assert (task.title, task.once) == ("Sum", {"timeout": 3})
+    result, once = task.apply_async((1, 1), once={"timeout": 4})
+    assert (result.get(), once) == ("Sum 2", {"timeout": 4})
+    assert getattr(app.tasks[shared.name], "description", None) == "shared"
 
 
 def test_names_come_from_module_and_function() -> None:
