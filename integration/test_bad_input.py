@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -153,18 +154,31 @@ def test_a_task_that_exits_fails_and_the_worker_goes_on(client: AmqTask, queue: 
     assert client.send_task("sample.add", (1, 1), queue=queue).get(timeout=90) == 2
 
 
-@pytest.mark.parametrize("task", ["sample.segfault", "sample.kill_self", "sample.exit_hard"])
-def test_a_message_that_kills_its_child_every_time_ends_in_the_dead_letter_queue(
-    rabbit: Broker, client: AmqTask, queue: str, worker: WorkerProcess, tmp_path: Path, task: str
+def test_a_message_that_kills_its_child_each_time_is_tried_later_and_later_and_says_in_the_end_how(
+    rabbit: Broker, client: AmqTask, queue: str, worker: WorkerProcess, tmp_path: Path
 ) -> None:
-    file = tmp_path / "runs"
-    result = client.send_task(task, (str(file),), queue=queue)
+    ends = {
+        "sample.segfault": "was killed by signal SIGSEGV (11)",
+        "sample.kill_self": "was killed by signal SIGKILL (9)",
+        "sample.exit_hard": "exited with code 3",
+    }
+    started = time.monotonic()
+    results = {task: client.send_task(task, (str(tmp_path / task),), queue=queue) for task in ends}
 
-    with pytest.raises(WorkerLostError):
-        result.get(timeout=90)
-    headers, _ = dead(rabbit, queue)
-    assert headers["x-amqtask-attempts"] == 5
-    assert len(file.read_text().split()) == 5
+    for task, how in ends.items():
+        with pytest.raises(WorkerLostError) as caught:
+            results[task].get(timeout=90)
+        assert str(caught.value).endswith(
+            f"delivered 5 times without an end: the process that ran {task}[{results[task].id}] {how}"
+        )
+        assert len((tmp_path / task).read_text().split()) == 5
+    assert time.monotonic() - started > 5.0
+    found: dict[str, str] = {}
+    while len(found) < 3:
+        headers, _ = dead(rabbit, queue)
+        assert headers["x-amqtask-attempts"] == 5
+        found[headers["task"]] = headers["x-amqtask-reason"]
+    assert all(found[task].endswith(how) for task, how in ends.items())
     assert client.send_task("sample.add", (1, 1), queue=queue).get(timeout=90) == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,8 +94,32 @@ def as_entry(delivery: Delivery) -> dict[str, Any]:
         "exception": headers.get(f"{OURS}exception"),
         "attempts": headers.get(f"{OURS}attempts"),
         "host": headers.get(f"{OURS}host"),
-        "died_at": headers.get(f"{OURS}died-at"),
+        "died_at": _died_at(headers),
     }
+
+
+def _died_at(headers: Mapping[str, Any]) -> str | None:
+    """An ISO 8601 time: our own note, else the broker's x-death entry."""
+    told = headers.get(f"{OURS}died-at")
+    if told is not None:
+        return _text(told)
+    times = (death.get("time") for death in _deaths(headers))
+    return next((when.isoformat() for when in times if isinstance(when, datetime)), None)
+
+
+def line_of(entry: Mapping[str, Any]) -> str:
+    """What `dead list` says about a message."""
+    attempts = "-" if entry["attempts"] is None else entry["attempts"]
+    what = f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}"
+    return f"{_when(entry['died_at'])}  {what}"
+
+
+def _when(died_at: str | None) -> str:
+    """For people: local time, to the second."""
+    try:
+        return f"{datetime.fromisoformat(died_at or '').astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, ArithmeticError, OSError):  # not told, or a year that the calendar here has not
+        return "-".ljust(19)
 
 
 def _matching(deliveries: Iterable[Delivery], task: str | None, ids: Sequence[str]) -> Iterator[Delivery]:
@@ -156,7 +181,7 @@ def list_(
     by_reason: bool,
     as_json: bool,
 ) -> None:
-    """One line a message: id, task, attempts, reason. They stay, but count as delivered once more."""
+    """One line a message: when it died, id, task, attempts, reason. They stay, but count as delivered once more."""
     app = settings.load()
     totals: dict[str, int] = {}
     found: list[dict[str, Any]] = []
@@ -175,8 +200,7 @@ def list_(
         print_json({"queues": totals, "messages": found})
     else:
         for entry in found:
-            attempts = "-" if entry["attempts"] is None else entry["attempts"]
-            echo(f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}")
+            echo(line_of(entry))
         _print_totals(totals)
 
 

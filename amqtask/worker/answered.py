@@ -112,23 +112,3 @@ class Answered:
     def parked(self) -> int:
         """How many redeliveries wait for an orphan."""
         return sum(map(len, self._parked.values()))
-
-
-class LostAttempts:
-    """How often a message without `x-delivery-count` (classic queue) took its process with it; the newest `limit`."""
-
-    def __init__(self, limit: int = 10_000) -> None:
-        self._limit = limit
-        self._counts: OrderedDict[str, int] = OrderedDict()
-
-    def count(self, task_id: str) -> int:
-        return self._counts.get(task_id, 0)
-
-    def add(self, task_id: str) -> None:
-        self._counts[task_id] = self._counts.get(task_id, 0) + 1
-        self._counts.move_to_end(task_id)
-        if len(self._counts) > self._limit:
-            self._counts.popitem(last=False)
-
-    def forget(self, task_id: str) -> None:
-        self._counts.pop(task_id, None)

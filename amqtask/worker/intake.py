@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amqtask.execution.outcome import Answer, Outcome
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, Timer
-    from amqtask.worker.answered import Answered, LostAttempts
+    from amqtask.worker.answered import Answered
     from amqtask.worker.finish import Finisher
     from amqtask.worker.report import Report
     from amqtask.worker.revoked import Revocations
@@ -41,7 +41,7 @@ class Intake:
         loop: Loop,
         finisher: Finisher,
         answered: Answered,
-        losses: LostAttempts,
+        losses: Callable[[str], int],
         revoked: Revocations,
         report: Report,
         delays: Delays,
@@ -95,8 +95,7 @@ class Intake:
             self._answer(request, answer)
             return True
         if not request.attempts:
-            # Only quorum queues count deliveries; for the others this worker's own memory has to do.
-            request.attempts = self._losses.count(request.id)
+            request.attempts = self._losses(request.id)
         return self._answered.park(request)
 
     def _divert(self, request: Request, verdict: Verdict) -> bool:
@@ -110,7 +109,7 @@ class Intake:
                 self._expire(request)
             case Kind.BURY:
                 request.attempts -= 1  # it is not going to run this time
-                self._end(request, self._endings.refused(request, WorkerLostError(verdict.reason)))
+                self.bury(request, verdict.reason)
             case _:
                 self.refuse(request, InvalidTaskError(verdict.reason))
         return False
@@ -124,6 +123,10 @@ class Intake:
         """Not a task message: dead-lettered with the reason."""
         self._report.rejected(request, error)
         self._end(request, self._endings.refused(request, error))
+
+    def bury(self, request: Request, reason: str) -> None:
+        """A task that ended with its process, or with its worker, each time."""
+        self._end(request, self._endings.refused(request, WorkerLostError(reason)))
 
     def _refuse_unknown(self, request: Request, strategy: TaskStrategy) -> bool:
         """No task of that name: dead-lettered with the reason. True: a slot does that, which may take longer to read the body."""

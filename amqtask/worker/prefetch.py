@@ -62,7 +62,7 @@ class Window:
         self.pinned = pinned
         self.current = pinned if pinned is not None else fitting_window(slots, None)
         self.extra = 0
-        # Room for deliveries whose follow-ups the broker refuses for now: they run no more, and must not keep others out.
+        # Room for deliveries that run no more, and whose answer waits.
         self.held = 0
         self.runtime: float | None = None
         # What ended since the last look: the worker adds to these two for every task.

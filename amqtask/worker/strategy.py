@@ -131,7 +131,8 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
     """What the headers say. `now` is the wall clock, asked only when a time is in the headers."""
     headers = request.headers
     if request.attempts and delivery_limit and request.attempts >= delivery_limit:
-        return Verdict(Kind.BURY, reason=f"delivered {request.attempts} times without an end")
+        how = "each time the worker that had it, or the process that ran it, was lost (the workers' logs say how)"
+        return Verdict(Kind.BURY, reason=without_end(request.attempts, how))
     eta, expires = headers.get("eta"), headers.get("expires")
     if not eta and not expires:
         return RUN
@@ -147,6 +148,11 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
         wait = start - clock
         return Verdict(Kind.DELAY if wait > NEAR_SECONDS else Kind.SOON, seconds=wait, deadline=deadline)
     return RUN if deadline is None else Verdict(Kind.RUN, deadline=deadline)
+
+
+def without_end(times: int, how: str) -> str:
+    """Why a message is delivered no more."""
+    return f"delivered {'once' if times == 1 else f'{times} times'} without an end: {how}"
 
 
 def timestamp(value: str | datetime) -> float:

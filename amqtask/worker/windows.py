@@ -46,7 +46,7 @@ class Windows:
             self._consumer.set_prefetch(queue, window.shift(by))
 
     def hold(self, count: int) -> None:
-        """So many messages wait for the broker to take them. In powers of two: a change costs a consumer."""
+        """So many deliveries run no more, and their answers wait. In powers of two: a change costs a consumer."""
         room = 1 << (count - 1).bit_length() if count else 0
         for window in self.by_queue.values():
             window.held = room

@@ -21,7 +21,7 @@ from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.outcome import Answer
 from amqtask.printable import bounded_logger
-from amqtask.worker.answered import Answered, LostAttempts
+from amqtask.worker.answered import Answered
 from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.finish import Finisher
@@ -29,11 +29,12 @@ from amqtask.worker.following import Following
 from amqtask.worker.intake import Intake
 from amqtask.worker.ledger import Ledger
 from amqtask.worker.lifecycle import Lifecycle
+from amqtask.worker.lost import Lost
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue
 from amqtask.worker.steps import Steps, delivered
 from amqtask.worker.strategies import Strategies
-from amqtask.worker.strategy import read_request
+from amqtask.worker.strategy import read_request, without_end
 from amqtask.worker.throttle import MOST_HELD, Throttle
 from amqtask.worker.windows import Windows
 
@@ -89,7 +90,12 @@ class Worker:
         )
         self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
         self.answered = Answered()
-        self.losses = LostAttempts()
+        self.lost = Lost(
+            loop,
+            give_back=lambda request: self._answer(request, Answer.REQUEUE),
+            delivery_limit=self._delivery_limit,
+            on_change=self._make_room_for_held,
+        )
         self.ledger = Ledger(NO_EPOCH)
         self.following = Following(
             publisher,
@@ -97,7 +103,7 @@ class Worker:
             endings,
             add_part=self._add_part,
             is_stopping=lambda: self.is_quiet,
-            on_held=self.windows.hold,
+            on_change=self._make_room_for_held,
         )
         self.finisher = Finisher(
             following=self.following,
@@ -111,7 +117,7 @@ class Worker:
             loop=loop,
             finisher=self.finisher,
             answered=self.answered,
-            losses=self.losses,
+            losses=self.lost.count,
             revoked=self.revoked,
             report=report,
             delays=setup.delays,
@@ -327,13 +333,24 @@ class Worker:
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
         if outcome.answer is Answer.REQUEUE:
-            # A summary says that something was raised: of requeued ones that is a lost process or a time limit.
-            if outcome.summary and "x-delivery-count" not in request.headers:
-                self.losses.add(request.id)
+            if outcome.summary:
+                # Something was raised: of requeued ones that is a lost process or a time limit.
+                self._is_lost(request, outcome)
+                return
             if outcome.pause > 0:
                 self.intake.delay(request, outcome.pause)
                 return
         self.finisher.finish(request, outcome)
+
+    def _is_lost(self, request: Request, outcome: Outcome) -> None:
+        """It took its process with it, or ran into its limit, and is to run again."""
+        first = delivered(request)
+        if self.lost.is_last(first) and request is first:
+            self.intake.bury(request, without_end(request.attempts + 1, outcome.reason))
+        elif self.is_quiet or request.delivery.epoch != self.ledger.epoch:
+            self._answer(request, Answer.REQUEUE)
+        else:
+            self.lost.hold(request)
 
     def _add_part(self, part: ChordPart, on_done: OnDone) -> None:
         if self.joins is None:
@@ -447,11 +464,16 @@ class Worker:
         if window is not None:
             window.extra = self.throttle.most_held
 
+    def _make_room_for_held(self) -> None:
+        """Deliveries that run no more, and are not answered yet, must not keep others out."""
+        self.windows.hold(self.following.held + len(self.lost))
+
     def quiet(self) -> None:
         """Take no more deliveries; give back what does not run yet."""
         if self.is_quiet:
             return
         self.is_quiet = True
+        self.lost.stop()
         self.steps.look(is_quiet=True)
         self.consumer.pause()
         waiting = self._take_from_pool(self._is_unanswered) + self.dispatcher.clear() + self.intake.clear()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import AmqTask
-from amqtask.cli.dead import _matching, _retrying, _why, as_entry, back_to_work, has_expired, work_queue_of
+from amqtask.cli.dead import _matching, _retrying, _why, as_entry, back_to_work, has_expired, line_of, work_queue_of
 from amqtask.cli.moving import _Delayed, as_sent, is_wanted
 from amqtask.cli.output import print_json
 from amqtask.cli.queues import age
@@ -41,7 +41,7 @@ NAMES = (
     "x-amqtask-exception", "x-amqtask-host", "x-amqtask-died-at", "amqtask-delay-to", "amqtask-delay-0", "amqtask-delay-3",
 )  # fmt: skip
 deaths = st.lists(
-    st.dictionaries(st.sampled_from(["queue", "reason", "count"]), values, max_size=3) | values, max_size=2
+    st.dictionaries(st.sampled_from(["queue", "reason", "count", "time"]), values, max_size=3) | values, max_size=2
 )
 APP = AmqTask("tools", broker="memory://", set_as_current=False)
 headers = st.dictionaries(st.sampled_from(NAMES), values | deaths, max_size=6)
@@ -59,6 +59,7 @@ def test_whatever_a_message_says_commands_can_list_show_retry_and_move_it(found:
     assert isinstance(work_queue_of(delivery, ".dead"), str)
     has_expired(found or {}, 0.0)
     age(None, found or {}, 0.0)
+    line_of(entry)
     is_wanted(delivery, ("t",))
     _retrying(APP, None, (), None, [])(delivery)
     as_sent(delivery, "other")

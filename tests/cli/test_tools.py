@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue
-from amqtask.cli.dead import back_to_work, has_expired, reason, work_queue_of
+from amqtask.cli.dead import as_entry, back_to_work, has_expired, line_of, reason, work_queue_of
 from amqtask.cli.main import COMMANDS, run
 from amqtask.cli.output import print_json, print_table
 from amqtask.cli.queues import age
@@ -116,6 +116,23 @@ def test_why_a_message_died() -> None:
         "delivery_limit in work (1×)"
     )
     assert reason({}) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("headers", "told", "shown"),
+    [
+        ({"x-amqtask-died-at": "2026-11-29T06:00:00+00:00"}, "2026-11-29T06:00:00+00:00", "2026-11-29 "),
+        ({"x-death": [{"time": datetime(2026, 11, 29, 12, tzinfo=timezone.utc)}]}, "2026-11-29T12:00:00+00:00", "2026-11-29 "),
+        ({"x-amqtask-died-at": "0001-01-01T00:00:00+14:00"}, "0001-01-01T00:00:00+14:00", "-  "),
+        ({"x-amqtask-died-at": True}, "True", "-  "),
+        ({}, None, "-  "),
+    ],
+)  # fmt: skip
+def test_when_a_message_died(headers: dict[str, Any], told: str | None, shown: str) -> None:
+    entry = as_entry(dead_letter({"task": "add", "id": "1", **headers}))
+
+    assert entry["died_at"] == told
+    assert line_of(entry).startswith(shown)
 
 
 def test_a_retried_message_carries_nothing_of_its_death() -> None:

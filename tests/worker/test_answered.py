@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amqtask.execution.outcome import Answer
 from amqtask.execution.request import Request
-from amqtask.worker.answered import Answered, LostAttempts
+from amqtask.worker.answered import Answered
 
 
 def request(number: int, task_id: str = "a", retries: int = 0) -> Request:
@@ -112,11 +112,3 @@ def test_only_the_newest_are_remembered() -> None:
 
     assert answered.recall(request(9, "id-0")) is None
     assert answered.recall(request(9, "id-2")) is Answer.ACK
-
-
-def test_lost_attempts_are_counted_per_task_id_within_bounds() -> None:
-    losses = LostAttempts(limit=2)
-    for task_id in ("a", "a", "b", "c"):
-        losses.add(task_id)
-
-    assert [losses.count(task_id) for task_id in "abc"] == [0, 1, 1]

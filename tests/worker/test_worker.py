@@ -387,16 +387,56 @@ def test_a_requeue_with_a_pause_waits_in_the_delay_levels() -> None:
     assert bench.frames == [("ack", 1, False)]
 
 
+LOST = {
+    "state": states.FAILURE,
+    "answer": Answer.REQUEUE,
+    "reason": "killed by SIGKILL",
+    "summary": "WorkerLostError()",
+}
+
+
 def test_lost_children_of_a_queue_without_delivery_counts_are_counted_here() -> None:
     bench = Bench(delivery_limit=2)
     bench.deliver("a")
-    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost", summary="WorkerLostError()")
+    bench.end("a", **LOST)
+    bench.pass_time(0.5)
     bench.deliver("a", redelivered=True)
-    bench.end("a", state=states.FAILURE, answer=Answer.REQUEUE, reason="lost", summary="WorkerLostError()")
-    bench.deliver("a", redelivered=True)
+    bench.end("a", **LOST)
 
     assert bench.started == ["a", "a"]
-    assert bench.publisher.sent[-1].properties.headers["x-amqtask-reason"] == "WorkerLostError"
+    headers = bench.publisher.sent[-1].properties.headers
+    assert headers["x-amqtask-attempts"] == 2
+    assert headers["x-amqtask-exception"] == "delivered 2 times without an end: killed by SIGKILL"
+
+
+def test_a_task_that_took_its_process_with_it_goes_back_after_a_pause_that_grows() -> None:
+    bench = Bench(delivery_limit=5)
+    pauses = []
+    for attempt in range(4):
+        counted: dict[str, Any] = {"x-delivery-count": attempt} if attempt else {}
+        bench.deliver("a", redelivered=attempt > 0, **counted)
+        bench.end("a", **LOST)
+        began = bench.loop.now
+        assert bench.frames == []
+        while not bench.frames:
+            bench.pass_time(0.25)
+        assert bench.frames == [("reject", bench.tag, True)]
+        bench.consumer.frames.clear()
+        pauses.append(bench.loop.now - began)
+
+    assert pauses == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_a_lost_task_that_waits_to_go_back_keeps_no_other_out_and_no_shutdown_waiting() -> None:
+    bench = Bench(slots=1, delivery_limit=5)
+    bench.deliver("a")
+    bench.end("a", **LOST)
+    bench.pass_time(0.1)
+    assert bench.worker.windows.by_queue["q"].current == 2
+
+    bench.worker.lifecycle.shutdown.warm()
+    assert ("reject", 1, True) in bench.frames
+    assert bench.worker.lifecycle.is_settled
 
 
 # -- prefetch

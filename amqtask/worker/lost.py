@@ -1,0 +1,79 @@
+"""Tasks that took their process with them: how often each may, and the pause before its message goes back to its queue.
+
+What kills a process may pass (memory that others use) and may not (a bug): so the message is tried again, later each time, and
+after the delivery limit it is a dead letter whose reason says how the process ended.
+
+Quorum queues count the deliveries of a message (`x-delivery-count`); for the others this worker's own memory has to do.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+    from amqtask.pool import Loop, Timer
+
+# Seconds before the second run; it doubles with each.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+
+
+class Lost:
+    """`give_back(request)` has the broker deliver it again; `on_change` is told when more or fewer wait for that here."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        give_back: Callable[[Request], None],
+        delivery_limit: Callable[[str], int | None],
+        on_change: Callable[[], None],
+        remembered: int = 10_000,
+    ) -> None:
+        self._loop = loop
+        self._give_back = give_back
+        self._delivery_limit = delivery_limit
+        self._on_change = on_change
+        self._remembered = remembered
+        self._counts: OrderedDict[str, int] = OrderedDict()
+        self._waiting: dict[int, tuple[Request, Timer]] = {}
+
+    def __len__(self) -> int:
+        """How many wait to go back."""
+        return len(self._waiting)
+
+    def count(self, task_id: str) -> int:
+        """How often a task of a queue that does not count took its process with it here."""
+        return self._counts.get(task_id, 0)
+
+    def is_last(self, request: Request) -> bool:
+        """Note that it was lost; whether it must not be delivered again."""
+        if "x-delivery-count" not in request.headers:
+            self._add(request.id)
+        limit = self._delivery_limit(request.queue)
+        return limit is not None and 0 < limit <= request.attempts + 1
+
+    def hold(self, request: Request) -> None:
+        """Give it back after a pause."""
+        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(request.attempts, 16))
+        self._waiting[request.number] = request, self._loop.call_later(seconds, lambda: self._is_time(request))
+        self._on_change()
+
+    def stop(self) -> None:
+        """Give all back now."""
+        for request, timer in list(self._waiting.values()):
+            timer.cancel()
+            self._is_time(request)
+
+    def _is_time(self, request: Request) -> None:
+        if self._waiting.pop(request.number, None) is not None:
+            self._on_change()
+            self._give_back(request)
+
+    def _add(self, task_id: str) -> None:
+        self._counts[task_id] = self._counts.get(task_id, 0) + 1
+        self._counts.move_to_end(task_id)
+        if len(self._counts) > self._remembered:
+            self._counts.popitem(last=False)
