@@ -557,7 +557,7 @@ class _Builder:
                 userid=address.user,
                 virtual_host=address.vhost,
                 ssl=address.tls is not None,
-                login_method="PLAIN",
+                login_method=address.login_method,
                 uri_prefix=None,
                 insist=False,
             )

@@ -136,7 +136,9 @@ class Parts:
 
     def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
         transport = importlib.import_module("amqtask.transport.url")
-        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(urls, use_ssl=self.conf.broker_use_ssl)
+        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(
+            urls, use_ssl=self.conf.broker_use_ssl, login_method=self.conf.broker_login_method
+        )
         return found
 
     @property

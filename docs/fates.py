@@ -16,7 +16,6 @@ WITHOUT_EFFECT = {
     "broker_connection_retry_on_startup": "workers try for ever, at the start too",
     "broker_failover_strategy": "all hosts are tried in turn, beginning with the one that worked last",
     "broker_heartbeat_checkrate": "the client library checks heartbeats by itself",
-    "broker_login_method": "PLAIN",
     "broker_native_delayed_delivery_queue_type": "queues for delays are of `task_default_queue_type`",
     "broker_pool_acquire_timeout": "part of `broker_publish_timeout`",
     "broker_transport_options": "publishes are always confirmed; what a connection needs is said in its URL",

@@ -108,6 +108,10 @@ class RabbitNode:
         with (self.folder / "rabbitmq.conf").open("a") as file:
             file.write(text.rstrip() + "\n")
 
+    def enable(self, *plugins: str) -> None:
+        """Plugins, before `start`."""
+        (self.folder / "plugins").write_text(f"[{','.join(plugins)}].\n")
+
     def start(self, timeout: float = 2 * LONG) -> RabbitNode:
         """Start (again) and return once it answers AMQP."""
         self.launch()

@@ -12,7 +12,8 @@ import pytest
 import trustme
 
 from amqtask import AmqTask
-from amqtask.exceptions import BrokerUnreachable, ConfigurationError
+from amqtask.cli.broker import open_admin
+from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConfigurationError
 from integration.nodes import RabbitNode, free_port, rabbitmq_installed
 from integration.waiting import PATIENT
 from integration.workers import WorkerProcess
@@ -29,10 +30,17 @@ class Secured:
     certfile: Path
     keyfile: Path
     strange_cafile: Path
+    node: RabbitNode
+    # The certificates of a user that the broker knows, and of one that it does not know.
+    users: dict[str, dict[str, Path]]
 
     def url(self, **options: Path | str) -> str:
         """Its URL with these TLS options."""
         return f"amqps://guest:guest@localhost:{self.port}/?{urlencode(options)}"
+
+    def external_url(self, user: str) -> str:
+        """For a login by this user's certificate."""
+        return f"amqps://localhost:{self.port}/?{urlencode({**self.users[user], 'auth_mechanism': 'external'})}"
 
     @property
     def good_url(self) -> str:
@@ -48,8 +56,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
     trustme.CA().cert_pem.write_to_path(folder / "strange.pem")
-    for name in ("localhost", "client"):
-        issued = authority.issue_cert(name)
+    for name in ("localhost", "client", "worker-1", "nobody"):
+        issued = authority.issue_cert(name, common_name=name)
         issued.private_key_pem.write_to_path(folder / f"{name}.key")
         issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
     node, port = RabbitNode("tls"), free_port()
@@ -61,11 +69,24 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         ssl_options.keyfile = {folder / "localhost.key"}
         ssl_options.verify = verify_peer
         ssl_options.fail_if_no_peer_cert = true
+        auth_mechanisms.1 = PLAIN
+        auth_mechanisms.2 = EXTERNAL
+        ssl_cert_login_from = common_name
         """
     )
+    node.enable("rabbitmq_auth_mechanism_ssl")
+    users = {
+        name: {"cafile": folder / "ca.pem", "certfile": folder / f"{name}.pem", "keyfile": folder / f"{name}.key"}
+        for name in ("worker-1", "nobody")
+    }
     try:
         node.start()
-        yield Secured(port, folder / "ca.pem", folder / "client.pem", folder / "client.key", folder / "strange.pem")
+        node.ctl("add_user", "worker-1", "unused")
+        node.ctl("clear_password", "worker-1")
+        node.ctl("set_permissions", "worker-1", ".*", ".*", ".*")
+        yield Secured(
+            port, folder / "ca.pem", folder / "client.pem", folder / "client.key", folder / "strange.pem", node, users
+        )
     finally:
         node.remove()
 
@@ -142,3 +163,73 @@ def test_a_certificate_that_cannot_be_read_is_named(secured: Secured) -> None:
     url = secured.url(cafile=secured.cafile.with_name("missing.pem"))
     with app_at(url) as app, pytest.raises(ConfigurationError, match=r"missing\.pem"):
         app.send_task("any.task")
+
+
+# -- login by certificate
+
+
+def test_producer_worker_and_results_log_in_by_certificate(secured: Secured) -> None:
+    url = secured.external_url("worker-1")
+    with (
+        app_at(url) as app,
+        WorkerProcess(SAMPLE, "-Q", "external", "-P", "solo", environment={"AMQTASK_BROKER_URL": url}) as worker,
+    ):
+        assert app.send_task("sample.add", (1, 2), queue="external").get(timeout=90) == 3
+        assert app.control.ping(timeout=10)
+        assert worker.stop() == 0
+
+
+def test_celery_s_setting_logs_in_by_certificate_in_coroutines_too(secured: Secured) -> None:
+    tls = {"ca_certs" if name == "cafile" else name: str(path) for name, path in secured.users["worker-1"].items()}
+    app = AmqTask(
+        "tls",
+        broker=f"amqp://localhost:{secured.port}//",
+        broker_use_ssl=tls,
+        broker_login_method="EXTERNAL",
+        **PATIENT,
+        set_as_current=False,
+    )
+
+    async def publish() -> str:
+        result = await app.asend_task("any.task", queue="tls-async")
+        await app.async_publisher.close()
+        return result.id
+
+    with app:
+        assert app.send_task("any.task", queue="tls-settings").id
+        assert asyncio.run(publish())
+        with open_admin(app) as admin:
+            assert admin.count("tls-settings") >= 1
+
+
+def call(app: AmqTask, *, is_async: bool) -> None:
+    async def publish() -> None:
+        try:
+            await app.asend_task("any.task")
+        finally:
+            await app.async_publisher.close()
+
+    if is_async:
+        asyncio.run(publish())
+    else:
+        app.send_task("any.task")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_certificate_of_nobody_is_refused_by_name(secured: Secured, is_async: bool) -> None:
+    said = r"certificate .*nobody\.pem.*ssl_cert_login_from"
+    with refused_at(secured.external_url("nobody")) as app, pytest.raises(AccessRefused, match=said):
+        call(app, is_async=is_async)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_broker_that_offers_no_login_by_certificate_is_told_what_it_lacks(secured: Secured, is_async: bool) -> None:
+    secured.node.ctl("eval", "application:set_env(rabbit, auth_mechanisms, ['PLAIN']).")
+    try:
+        with (
+            refused_at(secured.external_url("worker-1")) as app,
+            pytest.raises(AccessRefused, match="rabbitmq_auth_mechanism_ssl"),
+        ):
+            call(app, is_async=is_async)
+    finally:
+        secured.node.ctl("eval", "application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'EXTERNAL']).")

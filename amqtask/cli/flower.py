@@ -94,6 +94,7 @@ def celery_settings(app: AmqTask) -> dict[str, Any]:
     found["broker_url"] = ";".join(address.url for address in addresses)
     if addresses[0].tls is not None:
         found["broker_use_ssl"] = _ssl(addresses[0].tls)
+        found["broker_login_method"] = addresses[0].login_method
     if app.backend_url:
         found["result_backend"] = app.backend_url
     return {name: value for name, value in found.items() if value is not None}

@@ -99,7 +99,7 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "The broker's host, port, login and virtual host, for configurations that have no broker_url.",
     ),
-    Setting("broker_login_method", None, "str", None, ""),
+    Setting("broker_login_method", None, "str", None, "PLAIN, or EXTERNAL: log in by the client certificate."),
     Setting("broker_native_delayed_delivery_queue_type", None, "str", None, ""),
     Setting("broker_password", None, "str", None, "See broker_host."),
     Setting("broker_pool_acquire_timeout", None, "float", None, ""),

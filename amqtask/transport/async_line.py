@@ -31,6 +31,7 @@ from amqtask.transport.errors import (
     ACCESS_REFUSED,
     NOT_ALLOWED,
     NOT_FOUND,
+    NOT_OFFERED,
     PRECONDITION_FAILED,
     access_refused,
     blocked,
@@ -42,7 +43,7 @@ from amqtask.transport.errors import (
     unroutable,
 )
 from amqtask.transport.names import check_name, entity_name
-from amqtask.transport.url import BrokerAddress
+from amqtask.transport.url import EXTERNAL, BrokerAddress
 
 Warn = Callable[[str], None]
 # What a broker closes the connection of somebody with who wrote nonsense.
@@ -525,6 +526,8 @@ async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Lin
     options: dict[str, Any] = {"heartbeat": address.heartbeat if address.heartbeat is not None else heartbeat}
     if tls is not None and tls.server_hostname:
         options["server_hostname"] = tls.server_hostname
+    if address.login_method == EXTERNAL:
+        options["auth"] = EXTERNAL
     connection = await aio_pika.connect(
         host=address.host,
         port=address.port,
@@ -543,6 +546,8 @@ async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Lin
 def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreachable:
     """Ours for a failed attempt; a refusal, the broker's own word, is raised at once."""
     closing = _closing_of_handshake(error)
+    if isinstance(error, wire_errors.AuthenticationError):
+        raise access_refused(address, f"{NOT_OFFERED}: {error}", is_login=True) from error
     code, text = (closing.reply_code, closing.reply_text or "") if closing is not None else (0, str(error))
     if isinstance(error, aio_errors.ProbableAuthenticationError) or code == ACCESS_REFUSED:
         raise access_refused(address, text, is_login="vhost" not in text) from error

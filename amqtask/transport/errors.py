@@ -20,8 +20,9 @@ from amqtask.exceptions import (
     Unroutable,
 )
 from amqtask.message import Message
-from amqtask.transport.url import BrokerAddress
+from amqtask.transport.url import EXTERNAL, BrokerAddress
 
+NOT_OFFERED = "no way to log in that both know"
 NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED, NOT_ALLOWED = 404, 406, 403, 530
 # "PRECONDITION_FAILED - message size 1048577 is larger than configured max size 1048576"
 _TOO_LARGE = re.compile(r"message size (\d+) is larger than")
@@ -73,7 +74,7 @@ def refusal(error: BaseException) -> tuple[int, str] | None:
     if isinstance(cause, pika_errors.ConnectionClosedByBroker):
         said = cause.reply_code, cause.reply_text
     elif isinstance(cause, pika_errors.AuthenticationError):
-        said = ACCESS_REFUSED, f"no way to log in that both know: {cause}"
+        said = ACCESS_REFUSED, f"{NOT_OFFERED}: {cause}"
     else:
         told = _TOLD.search(str(cause)) if isinstance(cause, _GUESSES) else None
         if told is None:
@@ -128,6 +129,8 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
 
 def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:
     """The error for a refused login, or else a refused virtual host."""
+    if address.login_method == EXTERNAL:
+        return _certificate_refused(address, text, is_login=is_login)
     if is_login:
         return AccessRefused(
             f"the broker at {address.host}:{address.port} refused the login of user {address.user!r}: check the user and the "
@@ -136,6 +139,25 @@ def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> Acce
     return AccessRefused(
         f"the broker at {address.host}:{address.port} refused virtual host {address.vhost!r} to user {address.user!r}: "
         f"{text}. Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
+    )
+
+
+def _certificate_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:
+    where = f"the broker at {address.host}:{address.port}"
+    certificate = address.tls.certfile if address.tls is not None else None
+    if not is_login:
+        return AccessRefused(
+            f"{where} refused virtual host {address.vhost!r} to the user of certificate {certificate}: {text}. Does it exist "
+            "(rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
+        )
+    if text.startswith(NOT_OFFERED):
+        return AccessRefused(
+            f"{where} offers no login by certificate (EXTERNAL): enable the plugin rabbitmq_auth_mechanism_ssl there, and add "
+            "EXTERNAL to auth_mechanisms"
+        )
+    return AccessRefused(
+        f"{where} refused the login by certificate {certificate}: there must be a user with the certificate's name (its "
+        "subject, or its common name: see ssl_cert_login_from in rabbitmq.conf)"
     )
 
 

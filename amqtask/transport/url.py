@@ -17,6 +17,9 @@ from amqtask.printable import printable
 
 SCHEMES = {"amqp": False, "amqps": True, "pyamqp": False, "rabbitmq": False}
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672//"
+# How to log in: by user and password, or by the client's certificate. AMQPLAIN is PLAIN in another form.
+PLAIN, EXTERNAL = "PLAIN", "EXTERNAL"
+_LOGIN_METHODS = {"plain": PLAIN, "amqplain": PLAIN, "external": EXTERNAL}
 # Options of broker_use_ssl (Celery's names) and of the URL's query, and ours for both.
 _TLS_NAMES = {
     "ca_certs": "cafile",
@@ -37,12 +40,12 @@ _TLS_ELSEWHERE = frozenset(
 # In URLs for other clients (https://www.rabbitmq.com/docs/uri-query-parameters, pika's URLParameters): without effect here.
 _QUERY_ELSEWHERE = frozenset(
     {
-        "auth_mechanism", "connection_timeout", "channel_max", "frame_max", "max_message_size", "backpressure_detection",
+        "connection_timeout", "channel_max", "frame_max", "max_message_size", "backpressure_detection",
         "blocked_connection_timeout", "client_properties", "connection_attempts", "locale", "retry_delay", "socket_timeout",
         "stack_timeout", "ssl_options", "tcp_options", "depth", "name_indication", "password", "name",
     }
 )  # fmt: skip
-_QUERY = frozenset({*_TLS_NAMES, "heartbeat", *_QUERY_ELSEWHERE})
+_QUERY = frozenset({*_TLS_NAMES, "heartbeat", "auth_mechanism", *_QUERY_ELSEWHERE})
 _ESCAPES = "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B, ] as %5D, ; as %3B, : as %3A, % as %25"
 
 
@@ -82,11 +85,14 @@ class BrokerAddress:
     vhost: str = "/"
     tls: TlsOptions | None = None
     heartbeat: int | None = None
+    # EXTERNAL: the broker takes the user from the client's certificate; `user` and `password` say nothing then.
+    login_method: str = PLAIN
 
     @property
     def safe_url(self) -> str:
         """The URL with the password hidden."""
-        return f"{self._scheme}://{self.user}:**@{self._netloc}/{self.vhost}"
+        login = f"{self.user}:**@" if self.login_method == PLAIN else ""
+        return f"{self._scheme}://{login}{self._netloc}/{self.vhost}"
 
     @property
     def url(self) -> str:
@@ -130,6 +136,8 @@ class BrokerAddress:
     @property
     def credentials(self) -> Any:
         """pika's credentials."""
+        if self.login_method == EXTERNAL:
+            return pika.credentials.ExternalCredentials()
         return pika.PlainCredentials(self.user, self.password)
 
     def beat(self, heartbeat: int | None) -> int | None:
@@ -153,12 +161,15 @@ TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_U
 
 
 def parse_broker_urls(
-    urls: str | Sequence[str] | None, *, use_ssl: bool | Mapping[str, Any] | None = None
+    urls: str | Sequence[str] | None,
+    *,
+    use_ssl: bool | Mapping[str, Any] | None = None,
+    login_method: str | None = None,
 ) -> tuple[BrokerAddress, ...]:
     """The addresses of one URL, several separated by `;` or `,`, or a list of them, in order.
 
-    `use_ssl` is Celery's broker_use_ssl: True, or a mapping (keyfile, certfile, ca_certs, cert_reqs).
-    Raises: ConfigurationError.
+    `use_ssl` is Celery's broker_use_ssl: True, or a mapping (keyfile, certfile, ca_certs, cert_reqs); `login_method` its
+    broker_login_method, which a URL's own `auth_mechanism` overrides. Raises: ConfigurationError.
     """
     given = [urls or DEFAULT_URL] if isinstance(urls, str) or urls is None else list(urls)
     for url in given:
@@ -167,7 +178,7 @@ def parse_broker_urls(
     parts = [part.strip() for url in given for part in _split(url) if part.strip()]
     if not parts:
         raise ConfigurationError("broker_url is empty; it should look like amqp://user:password@host:5672/vhost")
-    return tuple(_parse(part, use_ssl) for part in parts)
+    return tuple(_parse(part, use_ssl, login_method) for part in parts)
 
 
 def _split(url: str) -> list[str]:
@@ -180,7 +191,7 @@ def _split(url: str) -> list[str]:
     return pieces if all("://" in piece for piece in pieces) else [url]
 
 
-def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None) -> BrokerAddress:
+def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None, login_method: str | None) -> BrokerAddress:
     text = url if "://" in url else f"amqp://{url}"
     try:
         split = urlsplit(text)
@@ -212,7 +223,20 @@ def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None) -> BrokerAddress:
         vhost=_vhost(split.path),
         tls=tls,
         heartbeat=_heartbeat(query.get("heartbeat")),
+        login_method=_login_method(query.get("auth_mechanism"), login_method, tls),
     )
+
+
+def _login_method(in_url: str | None, in_settings: str | None, tls: TlsOptions | None) -> str:
+    told, place = (in_url, "auth_mechanism in the broker URL") if in_url else (in_settings, "broker_login_method")
+    method = _LOGIN_METHODS.get((told or PLAIN).lower())
+    if method is None:
+        raise ConfigurationError(f"{place} is {printable(str(told), 50)!r}, and can be PLAIN, AMQPLAIN or EXTERNAL")
+    if method == EXTERNAL and (tls is None or not tls.certfile):
+        raise ConfigurationError(
+            f"{place} is EXTERNAL, a login by certificate: that needs amqps:// (or broker_use_ssl), certfile and keyfile"
+        )
+    return method
 
 
 def _unescaped() -> ConfigurationError:

@@ -225,3 +225,41 @@ def test_parameters_carry_the_address_and_a_name_for_the_operator() -> None:
 
     assert (parameters.host, parameters.port, parameters.virtual_host) == ("h", 5673, "shop")
     assert parameters.client_properties["connection_name"] == "me"
+
+
+# -- how to log in
+
+CERTIFICATES = "cafile=ca.pem&certfile=c.pem&keyfile=c.key"
+
+
+@pytest.mark.parametrize(
+    ("url", "setting", "method"),
+    [
+        ("amqp://h", None, "PLAIN"),
+        ("amqp://h", "AMQPLAIN", "PLAIN"),
+        ("amqp://h?auth_mechanism=plain", None, "PLAIN"),
+        (f"amqps://h?{CERTIFICATES}&auth_mechanism=external", None, "EXTERNAL"),
+        (f"amqps://h?{CERTIFICATES}", "EXTERNAL", "EXTERNAL"),
+        (f"amqps://h?{CERTIFICATES}&auth_mechanism=plain", "EXTERNAL", "PLAIN"),
+    ],
+)
+def test_the_url_or_the_setting_says_how_to_log_in(url: str, setting: str | None, method: str) -> None:
+    address = parse(url, login_method=setting)
+
+    assert address.login_method == method
+    assert method == address.credentials.TYPE
+    assert ("guest" in address.safe_url) == (method == "PLAIN")
+
+
+@pytest.mark.parametrize(
+    ("url", "setting", "said"),
+    [
+        ("amqp://h", "EXTERNAL", "broker_login_method is EXTERNAL.*certfile"),
+        ("amqps://h?cafile=ca.pem&auth_mechanism=external", None, "auth_mechanism in the broker URL.*certfile"),
+        ("amqp://h", "GSSAPI", "broker_login_method is 'GSSAPI', and can be PLAIN"),
+        ("amqp://h?auth_mechanism=kerberos", None, "'kerberos'"),
+    ],
+)
+def test_a_way_to_log_in_that_cannot_be_taken_is_an_error(url: str, setting: str | None, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        parse(url, login_method=setting)
