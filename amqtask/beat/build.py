@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.beat.clerk import Clerk
-from amqtask.beat.contract import StoreOptions
+from amqtask.beat.contract import BeatService, StoreOptions
 from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
 from amqtask.beat.pinged import Pinged
@@ -46,7 +46,7 @@ def build_beat(app: AmqTask, options: BeatOptions) -> BeatProcess:
     loop = PikaLoop()
     name = f"beat@{socket.gethostname()} {os.getpid()}"
 
-    def make(on_failed: Callable[[Exception], None]) -> Beat:
+    def make(on_failed: Callable[[Exception], None]) -> BeatService:
         return _beat(app, options, loop, name, on_failed=on_failed, on_start=_tell_started)
 
     return BeatProcess(loop, loop, make, _pinged(app, options, loop))
@@ -68,10 +68,10 @@ def _pinged(app: AmqTask, options: BeatOptions, loop: Any) -> Pinged | None:
     )
 
 
-def embedded_beat(app: AmqTask, options: BeatOptions, loop: Any, hostname: str) -> Beat:
+def embedded_beat(app: AmqTask, options: BeatOptions, loop: Any, hostname: str) -> BeatService:
     """A service for a worker's loop. Raises: ConfigurationError."""
 
-    def tell(beat: Beat) -> None:
+    def tell(beat: Any) -> None:
         _tell_started(beat)
         if signals.beat_embedded_init:
             signals.beat_embedded_init.send(sender=beat)
@@ -104,10 +104,13 @@ def _beat(
     client_name: str,
     *,
     on_failed: Callable[[Exception], None],
-    on_start: Callable[[Beat], None],
-) -> Beat:
+    on_start: Callable[[Any], None],
+) -> BeatService:
     conf = app.conf
     factory = find_store(options.scheduler or conf.beat_scheduler)
+    if hasattr(factory, "make_beat"):
+        own: BeatService = factory.make_beat(app, options, loop, on_start=on_start, on_failed=on_failed)
+        return own
     queue = leader_queue(leader_name(app, options.scheduler), queue_type=conf.task_default_queue_type)
     make_consumer, publisher = _transport(app, loop, client_name)
 
@@ -148,6 +151,6 @@ def _transport(
     return make_consumer, publisher
 
 
-def _tell_started(beat: Beat) -> None:
+def _tell_started(beat: Any) -> None:
     if signals.beat_init:
         signals.beat_init.send(sender=beat)

@@ -13,12 +13,17 @@ one can go on exactly where another ended. The later of the two counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from amqtask.schedules import BaseSchedule
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.beat.options import BeatOptions
+    from amqtask.pool import Loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +100,32 @@ class ScheduleStore(Protocol):
 
     def close(self) -> None:
         """Release what is open; called once, on the same thread as all else."""
+
+
+class KeepsTime(Protocol):
+    """A class in place of a store that sends what is due itself, as schedulers written for Celery do (amqtask.compat.beat).
+
+    It takes no part in the election of a leader: each beat that is told to use it does.
+    """
+
+    def make_beat(
+        self,
+        app: AmqTask,
+        options: BeatOptions,
+        loop: Loop,
+        *,
+        on_start: Callable[[Any], None],
+        on_failed: Callable[[Exception], None],
+    ) -> BeatService:
+        """What lives on the loop in beat's place."""
+
+
+class BeatService(Protocol):
+    """What a process for beat, or a worker with `-B`, starts and stops on its loop."""
+
+    name: str
+
+    def start(self) -> None: ...
+
+    def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
+        """`on_stopped` follows when nothing is on its way any more."""

@@ -31,8 +31,11 @@ def short_name(spec: str | None) -> str:
     return _CELERYS.get(wanted.replace(":", "."), wanted)
 
 
-def find_store(spec: str | None) -> StoreFactory:
-    """The store of that name. Raises: ConfigurationError saying what there is."""
+def find_store(spec: str | None) -> Any:
+    """The store of that name (a StoreFactory), or a class that keeps time itself (KeepsTime).
+
+    Raises: ConfigurationError saying what there is.
+    """
     wanted = short_name(spec)
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     try:
@@ -45,13 +48,12 @@ def find_store(spec: str | None) -> StoreFactory:
             raise ConfigurationError(f"no schedule store {wanted!r}: there are {known}; or say module:Class")
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"the schedule store {spec!r} cannot be loaded: {error}") from error
-    if not hasattr(found, "entries") or not hasattr(found, "record"):
+    if not hasattr(found, "make_beat") and not (hasattr(found, "entries") and hasattr(found, "record")):
         raise ConfigurationError(
-            f"{spec!r} is no schedule store (amqtask.beat.contract.ScheduleStore): it has no entries() and record(). "
-            "Scheduler classes written for Celery do not fit here."
+            f"{spec!r} is no schedule store (amqtask.beat.contract.ScheduleStore): it has no entries() and record(). A "
+            "scheduler class written for Celery must derive from amqtask.beat.Scheduler in place of celery.beat.Scheduler."
         )
-    factory: StoreFactory = found
-    return factory
+    return found
 
 
 def _by_path(path: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask.worker.shutdown import EX_FAILURE, EX_OK, SignalHandlers
 
 if TYPE_CHECKING:
-    from amqtask.beat.service import Beat
+    from amqtask.beat.contract import BeatService
     from amqtask.pool import Loop
 
 # What is on its way when it is told to end is waited for, so long.
@@ -41,7 +41,7 @@ class BeatProcess:
         self,
         loop: Loop,
         runner: RunnableLoop,
-        make_beat: Callable[[Callable[[Exception], None]], Beat],
+        make_beat: Callable[[Callable[[Exception], None]], BeatService],
         companion: Service | None = None,
     ) -> None:
         self._companion = companion

@@ -134,9 +134,11 @@ def _loaded(app: AmqTask, options: BeatOptions, now: datetime) -> Scheduler:
     """The schedule as its store remembers it; nothing is sent."""
     app.import_modules()
     app.finalize()
-    store = find_store(options.scheduler or app.conf.beat_scheduler)(
-        app, StoreOptions(filename=options.schedule, read_only=True)
-    )
+    scheduler_name = options.scheduler or app.conf.beat_scheduler
+    make_store = find_store(scheduler_name)
+    if hasattr(make_store, "make_beat"):
+        raise click.UsageError(f"{scheduler_name} keeps its entries and their times to itself: nothing can be listed.")
+    store = make_store(app, StoreOptions(filename=options.schedule, read_only=True))
     try:
         entries = list(store.entries())
     finally:

@@ -29,6 +29,18 @@ NAMES: dict[str, dict[str, str]] = {
         "shared_task": "amqtask.shared:shared_task",
     },
     "amqtask.backends.redis": {"SentinelBackend": "amqtask.backends.redis:RedisBackend"},
+    "amqtask.beat": {
+        name: f"amqtask.compat.beat:{name}"
+        for name in (
+            "DEFAULT_MAX_INTERVAL",
+            "PersistentScheduler",
+            "ScheduleEntry",
+            "Scheduler",
+            "SchedulingError",
+            "Service",
+            "event_t",
+        )
+    },
     "amqtask.contrib.pytest": {
         name: f"amqtask.testing.celery_fixtures:{name}"
         for name in (

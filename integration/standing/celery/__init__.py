@@ -1,0 +1,48 @@
+"""`celery` for programs that have this package's folder on their path: amqtask, module for module."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+class Standing:
+    """`celery.app.task` is the module `amqtask.app.task`, not a copy of it."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """As the import system asks."""
+        if not fullname.startswith("celery."):
+            return None
+        try:
+            found = importlib.import_module(_ours(fullname))
+        except ModuleNotFoundError as error:
+            if error.name is not None and (_ours(fullname) + ".").startswith(error.name + "."):
+                return None
+            raise
+        return importlib.util.spec_from_loader(fullname, _Loader(found), is_package=hasattr(found, "__path__"))
+
+
+class _Loader(Loader):
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._spec = module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has put its own there
+
+
+def _ours(name: str) -> str:
+    return "amqtask" + name.removeprefix("celery")
+
+
+sys.meta_path.insert(0, Standing)
+sys.modules["celery"] = importlib.import_module("amqtask")

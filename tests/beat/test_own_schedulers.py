@@ -1,0 +1,165 @@
+"""Schedulers in Celery's way, that keep time themselves, run in beat's place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from click.testing import CliRunner
+
+from amqtask import AmqTask, signals
+from amqtask.beat.build import build_beat
+from amqtask.beat.find_store import find_store
+from amqtask.beat.options import BeatOptions
+from amqtask.cli.main import Globals, cli
+from amqtask.compat.beat import PersistentScheduler, ScheduleEntry, Scheduler, Service
+from amqtask.exceptions import ConfigurationError
+from amqtask.schedules import crontab, schedule
+from amqtask.testing.suites.backend import eventually
+
+OFTEN = {"often": {"task": "t", "schedule": 0.01, "args": (1,), "options": {"queue": "beats"}}}
+LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+def app() -> Iterator[AmqTask]:
+    with AmqTask("beats", broker="memory://", beat_schedule=OFTEN) as made:
+        yield made
+
+
+def sent(app: AmqTask) -> list[Any]:
+    assert app.memory_broker is not None
+    try:
+        return [properties for properties, _ in app.memory_broker.messages("beats")]
+    except KeyError:  # nobody has published yet
+        return []
+
+
+@contextmanager
+def running(app: AmqTask, **options: Any) -> Iterator[Callable[[], int]]:
+    """Beat in a thread; what is yielded waits for its end and returns the exit code."""
+    process, codes = build_beat(app, BeatOptions(**options)), []
+    thread = threading.Thread(target=lambda: codes.append(process.run(install_signals=False)))
+    thread.start()
+
+    def ended() -> int:
+        thread.join(60)
+        (code,) = codes
+        return code
+
+    try:
+        yield ended
+    finally:
+        process.stop()
+        thread.join(60)
+
+
+class Rows(Scheduler):
+    """Its entries are in a table of its own."""
+
+    table: ClassVar[dict[str, Any]] = {}
+    synced: ClassVar[list[int]] = []
+    sync_every = 0
+
+    def setup_schedule(self) -> None:
+        self.update_from_dict(
+            {"row": {"task": "t", "schedule": 3600, "last_run_at": LONG_AGO, "options": {"queue": "beats"}}}
+        )
+
+    def sync(self) -> None:
+        Rows.table = {name: entry.total_run_count for name, entry in self.schedule.items()}
+
+    def close(self) -> None:
+        super().close()
+        Rows.table["closed"] = True
+
+
+def test_a_scheduler_with_a_store_of_its_own_starts_and_stops_with_beat(app: AmqTask) -> None:
+    begun: list[Any] = []
+
+    def note(sender: Any, **_: Any) -> None:
+        begun.append(sender.scheduler)
+
+    Rows.table = {}
+    signals.beat_init.connect(note)
+    try:
+        with running(app, scheduler=f"{__name__}:Rows", max_interval=7):
+            eventually(lambda: len(sent(app)) == 1)
+    finally:
+        signals.beat_init.disconnect(note)
+
+    (scheduler,) = begun
+    assert isinstance(scheduler, Rows)
+    assert (scheduler.max_interval, scheduler.app) == (7, app)
+    assert Rows.table == {"row": 1, "closed": True}
+    assert sent(app)[0].headers["celery_beat_task"] is True
+
+
+class Fails(Scheduler):
+    def tick(self, *_: Any, **__: Any) -> float:
+        raise RuntimeError("the lock is gone")
+
+
+def test_a_scheduler_that_raises_ends_beat(app: AmqTask, caplog: pytest.LogCaptureFixture) -> None:
+    app.conf.beat_scheduler = f"{__name__}:Fails"
+    with running(app) as ended:
+        assert ended() != 0
+    assert "the lock is gone" in caplog.text
+
+
+def test_one_entry_that_cannot_be_sent_leaves_the_others(app: AmqTask, caplog: pytest.LogCaptureFixture) -> None:
+    app.conf.beat_schedule = {**OFTEN, "wrong": {"task": "t", "schedule": 0.01, "options": {"queue": 3}}}
+    with running(app, scheduler="amqtask.beat:Scheduler"):
+        eventually(lambda: len(sent(app)) > 3 and "wrong" in caplog.text)
+
+
+def test_a_persistent_scheduler_goes_on_where_it_ended(app: AmqTask, tmp_path: Path) -> None:
+    file = str(tmp_path / "runs")
+    first: Any = Service(app, schedule_filename=file, scheduler_cls=PersistentScheduler).scheduler
+    first.apply_async(first.schedule["often"])
+    first.close()
+
+    second: Any = Service(app, schedule_filename=file, scheduler_cls=PersistentScheduler).scheduler
+    try:
+        assert second.schedule["often"].total_run_count == 1
+        app.conf.beat_schedule = {}
+        second.merge_inplace(app.conf.beat_schedule)
+        assert "often" not in second.schedule
+    finally:
+        second.close()
+
+
+def test_entries_as_in_celery(app: AmqTask) -> None:
+    entry = ScheduleEntry("e", "t", schedule=timedelta(seconds=10), last_run_at=LONG_AGO, args=(1,), app=app)
+
+    assert entry.schedule == schedule(10)
+    assert entry.is_due().is_due
+    following = next(entry)
+    assert (following.total_run_count, following.is_due().is_due) == (1, False)
+    assert following == entry != ScheduleEntry("e", "t", schedule=crontab(), app=app)
+    following.update(ScheduleEntry("e", "other", schedule=crontab(), app=app))
+    assert (following.task, following.total_run_count) == ("other", 1)
+
+
+def test_listing_a_scheduler_that_keeps_time_itself_is_refused(app: AmqTask) -> None:
+    done = CliRunner().invoke(cli, ["beat", "--list", "-S", f"{__name__}:Rows"], obj=Globals(_loaded=app))
+
+    assert done.exit_code == 2
+    assert "to itself" in done.output
+
+
+class Foreign:
+    """As a class that derives from the scheduler of an installed Celery."""
+
+    def tick(self) -> float:
+        return 1.0
+
+
+def test_a_scheduler_of_another_system_is_told_what_to_derive_from() -> None:
+    with pytest.raises(ConfigurationError, match=r"derive from amqtask\.beat\.Scheduler"):
+        find_store(f"{__name__}:Foreign")
