@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from amqtask.cli.streams import make_usable
+
 # Pools of ours whose `prepare_process` does nothing: looking them up would only cost every boot its 20 ms.
 _NEEDS_NO_PREPARATION = frozenset({"prefork", "processes", "threads", "solo", "asyncio"})
 
@@ -32,6 +34,7 @@ def chosen_pool(argv: Sequence[str]) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
+    make_usable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = chosen_pool(arguments)
     if name is not None and name not in _NEEDS_NO_PREPARATION:

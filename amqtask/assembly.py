@@ -22,7 +22,8 @@ from amqtask.execution.switch import SharedSwitch
 from amqtask.lazy import lazy
 from amqtask.masks import masked_plain
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
-from amqtask.printable import bounded_logger
+from amqtask.printable import bounded_logger, printable
+from amqtask.protocol.control import mailbox
 from amqtask.registry import BUILT_IN
 from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
@@ -40,6 +41,7 @@ from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.gather import PikaGatherer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
+from amqtask.transport.names import LONGEST_NAME, has_line_end
 from amqtask.transport.shared import SharedConnection
 from amqtask.worker.joins import Joins
 from amqtask.worker.orders import Orders
@@ -79,6 +81,7 @@ def run_command(app: AmqTask, argv: Sequence[str]) -> int:
 def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     """A worker that is ready to `run()`. Raises: ConfigurationError (LimitUnsupported, PoolNotFound, QueueNotFound)."""
     hostname = options.hostname or f"celery@{socket.gethostname()}"
+    _check_hostname(hostname, app.conf.control_exchange)
     _override_settings(app, options)
     if signals.celeryd_init:
         signals.celeryd_init.send(sender=hostname, instance=None, conf=app.conf, options=options)
@@ -211,6 +214,15 @@ def _outbox(app: AmqTask) -> Outbox:
             "that the application's `include` or `imports` names"
         )
     return app.outbox
+
+
+def _check_hostname(name: str, prefix: str) -> None:
+    """Raises: ConfigurationError for a node name whose queues cannot be declared."""
+    added = len(mailbox("", prefix).name)
+    size, most = len(name.encode()), LONGEST_NAME - added
+    if size > most or has_line_end(name):
+        what = f"it has {size} bytes, and can have {most}" if size > most else "it has a line end"
+        raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: {what} (-n, --hostname)")
 
 
 def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:

@@ -40,6 +40,7 @@ def find_app(told: str | None, folder: Path | None = None) -> AmqTask:
 def load_app(name: str, source: str = "-A") -> AmqTask:
     """`module`, `module:attribute` or `module.attribute`; a package is searched for `.amqtask`, `.celery`, `.app`."""
     module_name, _, attribute = name.partition(":")
+    _check_module(module_name, source)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -64,6 +65,20 @@ def load_app(name: str, source: str = "-A") -> AmqTask:
             f"Name it: -A {name}:<attribute>, or call it one of {', '.join(USUAL_ATTRIBUTES)}."
         )
     return app
+
+
+def _check_module(name: str, source: str) -> None:
+    """Raises: AppNotFound for what is no module's name, or our own."""
+    if "/" in name or os.sep in name or name.startswith(".") or (name.endswith(".py") and Path(name).is_file()):
+        meant = ".".join(part for part in Path(name.lstrip(".")).with_suffix("").parts if part.strip("./"))
+        raise AppNotFound(f"{source} says {name!r}, and wants a module, as `import` does: {meant or 'tasks'}")
+    if name == __package__.partition(".")[0]:
+        raise AppNotFound(f"{source} says {name!r}, which is this package. {_SHADOWED}")
+
+
+_SHADOWED = (
+    "A file amqtask.py of yours cannot be imported beside it, or is imported in its place: give it another name."
+)
 
 
 def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
@@ -130,7 +145,7 @@ def _search(folder: Path) -> AmqTask:
         for submodule in ("amqtask", "celery")
         for path in sorted(folder.glob(f"*/{submodule}.py"))
     ]
-    failures: list[str] = []
+    failures: list[str] = [_SHADOWED] if (folder / "amqtask.py").is_file() else []
     for name in candidates:
         try:
             app = _app_in(importlib.import_module(name))

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from amqtask import __version__
 from amqtask.cli.output import echo, echo_text
+from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
 from amqtask.printable import printable_lines
 
@@ -171,6 +172,7 @@ def cli(
 
 def run(argv: Sequence[str], app: AmqTask | None = None) -> int:
     """Run the command line and return its exit code; `app` when the caller already is the application."""
+    make_usable()
     try:
         preset = Globals(_loaded=app) if app is not None else None
         outcome = cli.main(args=list(argv), prog_name=PROGRAM, standalone_mode=False, obj=preset)

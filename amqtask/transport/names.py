@@ -5,6 +5,9 @@ from __future__ import annotations
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import PublishError
 
+# Of a queue, an exchange or a routing key: a short string of AMQP.
+LONGEST_NAME = 255
+
 
 def entity_name(entity: Declaration) -> str:
     """What it is and what it is called."""
@@ -23,7 +26,14 @@ def has_line_end(name: str) -> bool:
 
 def check_name(entity: Declaration) -> None:
     """Raises: PublishError for a name that no queue or exchange can have."""
-    if not isinstance(entity, Binding) and has_line_end(entity.name):
+    if isinstance(entity, Binding):
+        return
+    if has_line_end(entity.name):
         raise PublishError(
             f"{entity_name(entity)} cannot be declared: its name has a line end, which RabbitMQ takes out"
+        )
+    size = len(entity.name.encode(errors="replace"))
+    if size > LONGEST_NAME:
+        raise PublishError(
+            f"{entity_name(entity)} cannot be declared: its name has {size} bytes, and can have {LONGEST_NAME}"
         )

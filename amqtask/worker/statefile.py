@@ -45,6 +45,8 @@ class StateFile:
             stamps = {(str(name), value): float(since) for name, value, since in found.get("revoked_stamps", ())}
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise ConfigurationError(f"the state file {self._path} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self._put_aside(error)
             return

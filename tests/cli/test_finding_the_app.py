@@ -101,3 +101,23 @@ def test_node_names_and_their_fields() -> None:
     assert node_name("w1@box") == "w1@box"
     assert node_name(None).startswith("celery@")
     assert expand("%n-%d-%h-%%.log", "w1@box.example.org") == "w1-example.org-box.example.org-%.log"
+
+
+@pytest.mark.parametrize(
+    "told", ["./tasks", "tasks.py", "./tasks.py", ".tasks", "../x/tasks.py", "sub/tasks:app", "/tasks"]
+)
+def test_a_file_where_a_module_is_wanted_is_told_with_the_module_s_name(folder: Path, told: str) -> None:
+    write(folder / "tasks.py")
+
+    with pytest.raises(AppNotFound, match=r"wants a module, as `import` does: .*tasks$") as caught:
+        find_app(told, folder)
+    assert ".py" not in str(caught.value).rpartition(":")[2]
+
+
+def test_a_file_with_the_name_of_this_package_is_told(folder: Path) -> None:
+    write(folder / "amqtask.py")
+
+    with pytest.raises(AppNotFound, match=r"which is this package.*give it another name"):
+        find_app("amqtask", folder)
+    with pytest.raises(AppNotFound, match="give it another name"):
+        find_app(None, folder)
