@@ -121,8 +121,14 @@ class Tally:
             if call.kind == "delayed" and (call.kind, call.number) in ran_at
         ]
         published = _by((call.producer, call.ended) for call in accepted if call.kind not in ("delayed", "first"))
-        worked = _by((worker, when) for _, _, when, worker in runs)
-        given = sorted(call.ended for call in accepted if call.kind == "plain")
+        # A worker that is idle on one queue does not make up for it on the other.
+        worked = [
+            (
+                _by((worker, when) for kind, _, when, worker in runs if (kind == "rare") == is_rare),
+                sorted(call.ended for call in accepted if call.kind == ("rare" if is_rare else "plain")),
+            )
+            for is_rare in (False, True)
+        ]
         stuck = min(len(missing), waiting)
         return Row(
             name,
@@ -136,8 +142,8 @@ class Tally:
             told=len(told),
             slowest=max((call.ended - call.started for call in calls if call.kind != "delayed"), default=0.0),
             unpublished=max(_idle(published, works, during), default=0.0),
-            idle=max(_idle(worked, works, during, given, after_fault=True), default=0.0),
-            idle_once_back=max(_idle(worked, works, during, given, after_fault=False), default=0.0),
+            idle=max(_idles(worked, works, during, after_fault=True), default=0.0),
+            idle_once_back=max(_idles(worked, works, during, after_fault=False), default=0.0),
             late=max(late, default=0.0),
             missed=self.missed(during),
             notes=[
@@ -207,6 +213,17 @@ def _idle(
             for start, stop in works:
                 if after_fault is None or after_fault == (start <= last):
                     yield min(stop, following) - max(start, since)
+
+
+def _idles(
+    worked: Sequence[tuple[dict[str, list[float]], list[float]]],
+    works: Sequence[Stretch],
+    during: Stretch,
+    *,
+    after_fault: bool,
+) -> Iterator[float]:
+    for times, given in worked:
+        yield from _idle(times, works, during, given, after_fault=after_fault)
 
 
 def _overlap(works: Sequence[Stretch], begin: float, end: float) -> float:

@@ -60,6 +60,13 @@ class Finisher:
         self._hostname = hostname
         # Requests that wait for confirms, by number: they are answered later, unless their channel dies.
         self.confirming: dict[int, Request] = {}
+        self._seen_confirming: set[int] = set()
+
+    def look_for_long_waits(self) -> int:
+        """How many requests have waited for their confirms since the last look."""
+        waiting = self._seen_confirming.intersection(self.confirming)
+        self._seen_confirming = set(self.confirming)
+        return len(waiting)
 
     def finish(self, request: Request, outcome: Outcome) -> None:
         """Publish what the outcome says; answer when it is confirmed."""

@@ -84,15 +84,13 @@ class Following:
         *,
         add_part: Callable[[ChordPart, OnDone], None],
         is_stopping: Callable[[], bool],
-        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.publisher = publisher
         self.endings = endings
         self.add_part = add_part
         self.is_stopping = is_stopping
-        # How many messages were refused for now and are published again; `on_change` is told when that changes.
+        # How many messages were refused for now and are published again.
         self.held = 0
-        self._on_change = on_change
         self._loop = loop
 
     def follow(
@@ -146,7 +144,6 @@ class Following:
     def holds(self, more: int) -> None:
         """So many more, or fewer."""
         self.held += more
-        self._on_change()
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call it after a pause."""

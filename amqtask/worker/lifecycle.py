@@ -55,7 +55,7 @@ class Lifecycle:
             on_change=self._tell_shutting_down,
         )
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
-        self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self._look_at_long_tasks)
+        self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self.look_at_long_tasks)
         self._orphans = Ticker(worker.loop, LOOK_EVERY, Orphans().reap) if os.getpid() == 1 else None
         self._ended_before = 0
         self._idle_since = time.monotonic()
@@ -130,13 +130,15 @@ class Lifecycle:
         if signals.worker_shutdown:
             signals.worker_shutdown.send(sender=self._worker)
 
-    def _look_at_long_tasks(self) -> None:
+    def look_at_long_tasks(self) -> None:
+        """Every BUSY_CHECK_SECONDS."""
         worker, now = self._worker, time.monotonic()
         self.note_starts()
         if worker.ended != self._ended_before or worker.pool.free > 0:
             self._ended_before, self._idle_since = worker.ended, now
         else:
             worker.windows.nothing_ends(now - self._idle_since)
+        worker.windows.hold(worker.finisher.look_for_long_waits() + len(worker.lost))
         worker.revoked.purge(time.time())
         if self._state is not None:
             self._state.save_soon()

@@ -21,7 +21,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 
 
 class Lost:
-    """`give_back(request)` has the broker deliver it again; `on_change` is told when more or fewer wait for that here."""
+    """`give_back(request)` has the broker deliver it again."""
 
     def __init__(
         self,
@@ -29,13 +29,11 @@ class Lost:
         *,
         give_back: Callable[[Request], None],
         delivery_limit: Callable[[str], int | None],
-        on_change: Callable[[], None],
         remembered: int = 10_000,
     ) -> None:
         self._loop = loop
         self._give_back = give_back
         self._delivery_limit = delivery_limit
-        self._on_change = on_change
         self._remembered = remembered
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._waiting: dict[int, tuple[Request, Timer]] = {}
@@ -59,7 +57,6 @@ class Lost:
         """Give it back after a pause."""
         seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(request.attempts, 16))
         self._waiting[request.number] = request, self._loop.call_later(seconds, lambda: self._is_time(request))
-        self._on_change()
 
     def stop(self) -> None:
         """Give all back now."""
@@ -69,7 +66,6 @@ class Lost:
 
     def _is_time(self, request: Request) -> None:
         if self._waiting.pop(request.number, None) is not None:
-            self._on_change()
             self._give_back(request)
 
     def _add(self, task_id: str) -> None:

@@ -42,7 +42,7 @@ def fitting_window(slots: int, runtime: float | None, extra: int = 0) -> int:
 
 
 class Window:
-    """The window of one queue. `pinned` never changes; times are of one monotonic clock."""
+    """The window of one queue. `pinned` stays what it is, but for `held`; times are of one monotonic clock."""
 
     __slots__ = (
         "_changes",
@@ -62,7 +62,8 @@ class Window:
         self.pinned = pinned
         self.current = pinned if pinned is not None else fitting_window(slots, None)
         self.extra = 0
-        # Room for deliveries that run no more, and whose answer waits.
+        # Room for deliveries whose tasks have ended and whose follow-ups the broker has not taken yet: they must not keep
+        # others out.
         self.held = 0
         self.runtime: float | None = None
         # What ended since the last look: the worker adds to these two for every task.
@@ -82,7 +83,7 @@ class Window:
         self._shifted += by
         self.current = min(MAX_WINDOW, max(1, self.current + by))
         if self.pinned is not None:
-            self.pinned = self.current
+            self.pinned = max(1, self.pinned + by)
         return self.current
 
     def saw_nothing_end(self, seconds: float) -> None:
@@ -100,11 +101,16 @@ class Window:
         """Take in what ended; the new window if it should change now."""
         if self.count:
             self._take_in()
-        if self.pinned is not None or now < self._next_change:
+        if now < self._next_change:
             return None
-        wanted = max(1, fitting_window(self._slots, self.runtime, self.extra + self.held + self._shifted))
-        if not self._is_worth_it(wanted):
-            return None
+        if self.pinned is not None:
+            wanted = min(MAX_WINDOW, self.pinned + self.held)
+            if wanted == self.current:
+                return None
+        else:
+            wanted = max(1, fitting_window(self._slots, self.runtime, self.extra + self.held + self._shifted))
+            if not self._is_worth_it(wanted):
+                return None
         pause = FIRST_PAUSE_SECONDS * 2**self._changes if self._changes < 8 else LONGEST_PAUSE_SECONDS
         self._next_change = now + min(LONGEST_PAUSE_SECONDS, pause)
         self._changes += 1

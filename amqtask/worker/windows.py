@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # How often `look` really looks; it is called once per loop turn.
 LOOK_SECONDS = 0.01
+# While the broker takes nothing at all, no more than this runs on top of the windows.
+MOST_ROOM = 4096
 
 
 class Windows:
@@ -23,12 +25,14 @@ class Windows:
         self._pinned = pinned
         self._on_closed = on_closed
         self._next_look = 0.0
+        self._room = 0
         # The worker adds each ended task's runtime to these directly.
         self.by_queue: dict[str, Window] = {}
 
     def add(self, queue: str) -> Window:
         """A queue that is going to be consumed."""
         window = self.by_queue[queue] = Window(self._slots, self._pinned)
+        window.held = self._room
         return window
 
     def remove(self, queue: str) -> None:
@@ -46,10 +50,12 @@ class Windows:
             self._consumer.set_prefetch(queue, window.shift(by))
 
     def hold(self, count: int) -> None:
-        """So many deliveries run no more, and their answers wait. In powers of two: a change costs a consumer."""
-        room = 1 << (count - 1).bit_length() if count else 0
+        """So many ended tasks wait for the broker. In powers of two, and not down and up again: a change costs a consumer."""
+        if self._room >> 2 < count <= self._room:
+            return
+        self._room = min(MOST_ROOM, 1 << (count - 1).bit_length()) if count else 0
         for window in self.by_queue.values():
-            window.held = room
+            window.held = self._room
 
     def look(self, now: float) -> None:
         """Change what should change."""

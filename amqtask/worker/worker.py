@@ -94,7 +94,6 @@ class Worker:
             loop,
             give_back=lambda request: self._answer(request, Answer.REQUEUE),
             delivery_limit=self._delivery_limit,
-            on_change=self._make_room_for_held,
         )
         self.ledger = Ledger(NO_EPOCH)
         self.following = Following(
@@ -103,7 +102,6 @@ class Worker:
             endings,
             add_part=self._add_part,
             is_stopping=lambda: self.is_quiet,
-            on_change=self._make_room_for_held,
         )
         self.finisher = Finisher(
             following=self.following,
@@ -463,10 +461,6 @@ class Worker:
         window = self.windows.by_queue.get(request.queue)
         if window is not None:
             window.extra = self.throttle.most_held
-
-    def _make_room_for_held(self) -> None:
-        """Deliveries that run no more, and are not answered yet, must not keep others out."""
-        self.windows.hold(self.following.held + len(self.lost))
 
     def quiet(self) -> None:
         """Take no more deliveries; give back what does not run yet."""

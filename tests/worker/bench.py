@@ -116,6 +116,7 @@ class Bench:
 
     def pass_time(self, seconds: float) -> None:
         self.loop.advance(seconds)
+        self.worker.lifecycle.look_at_long_tasks()
         self.worker.wake()
         self.loop.turn()
 

@@ -62,6 +62,7 @@ def test_tasks_whose_follow_ups_are_refused_for_good_do_not_keep_others_out() ->
         bench.end(f"hostile-{number}", publish=(follow_up(),))
         refuse(bench, FULL, 1.0)
     bench.pass_time(1.0)
+    bench.pass_time(1.0)
     assert bench.worker.following.held == 50
     assert bench.consumer.windows["q"] > 50
 
@@ -69,6 +70,22 @@ def test_tasks_whose_follow_ups_are_refused_for_good_do_not_keep_others_out() ->
     bench.end("good")
 
     assert bench.frames == [("ack", 51, False)]
+
+
+@pytest.mark.parametrize("prefetch", [None, 2])
+def test_tasks_whose_results_are_not_confirmed_do_not_keep_others_out(prefetch: int | None) -> None:
+    bench = Bench(slots=1, prefetch=prefetch)
+    for number in range(8):
+        bench.deliver(f"mute-{number}")
+        bench.end(f"mute-{number}", result=result())
+    bench.pass_time(1.0)
+    bench.pass_time(1.0)
+    assert bench.consumer.windows["q"] > 8
+
+    accept(bench)
+    bench.pass_time(1.0)
+    bench.pass_time(1.0)
+    assert bench.consumer.windows["q"] <= 2
 
 
 @pytest.mark.parametrize("error", [TOO_LARGE, PublishError("priority 300"), MessageRefused("user_id")])

@@ -10,7 +10,6 @@ def test_lost_runs_are_counted_per_task_id_within_bounds() -> None:
         HandLoop(),
         give_back=lambda request: None,
         delivery_limit=lambda queue: 5,
-        on_change=lambda: None,
         remembered=2,
     )
     for task_id in ("a", "a", "b", "c"):
