@@ -98,9 +98,10 @@ class Tally:
         return sum(1 for _ in self._runs())
 
     def missing(self) -> set[tuple[str, str]]:
-        """Accepted calls (kind, number) whose last task has not run."""
+        """Accepted calls (kind, number) whose last task has not run, and whose caller was not told that it fails."""
         accepted = {(call.kind, call.number) for call in self._calls() if call.outcome == "accepted"}
-        return accepted - {(kind, number) for kind, number, _, _ in self._runs()}
+        failed = {(words[1], words[2]) for words in self._results() if words[4].startswith("ChordError")}
+        return accepted - {(kind, number) for kind, number, _, _ in self._runs()} - failed
 
     def row(self, name: str, works: Sequence[Stretch], during: Stretch, *, left: dict[str, int]) -> Row:
         """Count it all: `works` is when the cluster did, `during` when there were producers, `left` what is in its queues."""
@@ -110,7 +111,7 @@ class Tally:
         wronged = [call for call in refused if any(a <= call.started and call.ended <= b for a, b in works)]
         times = Counter((kind, number) for kind, number, _, _ in runs)
         missing = self.missing()
-        results = [words for words in self._lines("results") if words[0] == self.scenario]
+        results = self._results()
         never = [words for words in results if words[3] == "missing" and (words[1], words[2]) not in missing]
         told = [words for words in results if words[3] == "told"]
         waiting = sum(count for queue, count in left.items() if _holds_tasks(queue))
@@ -173,6 +174,9 @@ class Tally:
             if words[0] == self.scenario:
                 scenario, kind, number, outcome, started, ended, producer, more = words
                 yield Call(scenario, kind, number, outcome, float(started), float(ended), producer, more)
+
+    def _results(self) -> list[list[str]]:
+        return [words for words in self._lines("results") if words[0] == self.scenario]
 
     def _runs(self) -> Iterator[tuple[str, str, float, str]]:
         for words in self._lines("runs"):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = bounded_logger(__name__)
 
-AWAY_SECONDS = 120.0
+AWAY_SECONDS = 60.0
 
 
 def _patience(error: PublishError) -> float:
