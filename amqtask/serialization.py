@@ -119,8 +119,8 @@ def _json_object(found: dict[str, Any]) -> Any:
 
 
 _json_encoder = json.JSONEncoder(default=_json_default).encode
-_json_plain = json.JSONDecoder().decode
-_json_typed = json.JSONDecoder(object_hook=_json_object).decode
+_json_plain = json.JSONDecoder()
+_json_typed = json.JSONDecoder(object_hook=_json_object)
 
 
 def _dump_json(value: Any) -> bytes:
@@ -129,7 +129,13 @@ def _dump_json(value: Any) -> bytes:
 
 def _load_json(body: bytes, encoding: str) -> Any:
     text = body.decode(encoding)
-    return _json_typed(text) if "__type__" in text else _json_plain(text)
+    decoder = _json_typed if "__type__" in text else _json_plain
+    try:
+        found, end = decoder.scan_once(text, 0)
+    except StopIteration:
+        end = -1
+    # Nearly always it begins and ends with the value; `decode` looks for white space twice.
+    return found if end == len(text) else decoder.decode(text)
 
 
 # -- the others; their libraries are optional

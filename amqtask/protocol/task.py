@@ -35,6 +35,7 @@ _LIGHT_ELSE = 64 * 1024
 # The headers that the worker works with are of these types, or absent.
 _TEXT_HEADERS = ("group", "root_id", "parent_id", "shadow", "x-amqtask-chord", RUN_HEADER)
 _NUMBER_HEADERS = ("retries", "group_index", "replaced_task_nesting")
+_TEXT_KINDS, _NUMBER_KINDS = frozenset({type(None), str}), frozenset({type(None), int})
 _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -207,12 +208,11 @@ def _unpacked(body: bytes, compression: Any, limit: int) -> bytes:
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
     get = headers.get
-    for value in map(get, _TEXT_HEADERS):
-        if value is not None and value.__class__ is not str:
-            raise _wrong_kind(headers, _TEXT_HEADERS, str)
-    for value in map(get, _NUMBER_HEADERS):
-        if value is not None and (value.__class__ is not int or value < 0):
-            raise _wrong_kind(headers, _NUMBER_HEADERS, int)
+    if not _TEXT_KINDS.issuperset(map(type, map(get, _TEXT_HEADERS))):
+        raise _wrong_kind(headers, _TEXT_HEADERS, str)
+    numbers = [*map(get, _NUMBER_HEADERS)]
+    if not _NUMBER_KINDS.issuperset(map(type, numbers)) or (any(numbers) and min(filter(None, numbers)) < 0):
+        raise _wrong_kind(headers, _NUMBER_HEADERS, int)
     if get("stamped_headers"):
         _check_stamps(headers)
 

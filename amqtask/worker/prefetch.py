@@ -46,6 +46,7 @@ class Window:
 
     __slots__ = (
         "_changes",
+        "_held_in_current",
         "_next_change",
         "_shifted",
         "_slots",
@@ -65,6 +66,7 @@ class Window:
         # Room for deliveries whose tasks have ended and whose follow-ups the broker has not taken yet: they must not keep
         # others out.
         self.held = 0
+        self._held_in_current = 0
         self.runtime: float | None = None
         # What ended since the last look: the worker adds to these two for every task.
         self.total = 0.0
@@ -115,11 +117,14 @@ class Window:
         self._next_change = now + min(LONGEST_PAUSE_SECONDS, pause)
         self._changes += 1
         self.current = wanted
+        self._held_in_current = self.held
         return wanted
 
     def _is_worth_it(self, wanted: int) -> bool:
         if wanted == self.current:
             return False
+        if self.held != self._held_in_current:
+            return True
         smaller, larger = sorted((wanted, self.current))
         return larger >= LEAST_FACTOR * smaller or wanted == self._slots + self.extra + self.held + self._shifted
 
