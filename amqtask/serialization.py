@@ -131,7 +131,7 @@ def _load_json(body: bytes, encoding: str) -> Any:
     text = body.decode(encoding)
     decoder = _json_typed if "__type__" in text else _json_plain
     try:
-        found, end = decoder.scan_once(text, 0)
+        found, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
     except StopIteration:
         end = -1
     # Nearly always it begins and ends with the value; `decode` looks for white space twice.
