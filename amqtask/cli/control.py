@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.remote import Remote, ask, find, listing, print_list, read_words, remote_options
+from amqtask.cli.output import echo
+from amqtask.cli.remote import (
+    Remote,
+    Unavailable,
+    ask,
+    collect,
+    exit_code,
+    find,
+    listing,
+    print_list,
+    read_words,
+    remote_options,
+)
+from amqtask.commands import BUILTIN
+from amqtask.exceptions import PublishError
 
 # Those that --terminate and --signal are for.
 REVOKING = ("revoke", "revoke_by_stamped_headers")
@@ -31,22 +46,42 @@ def command(
     signal: str | None,
     reload: bool,
     remote: Remote,
-) -> None:
-    """Give all workers an order, or those of --destination. The exit code is 69 when none of them answers."""
+) -> int:
+    """Give all workers an order, or those of --destination.
+
+    The exit code is 69 when none answers, 1 when one refuses, or one of --destination does not answer.
+    """
     if only_list:
         print_list(settings, "control")
-        return
+        return 0
     info = find(settings, "control", order)
     arguments = {**read_words(info, words), **_options(info.name, terminate, signal, reload)}
     if info.name == "pool_restart" and not words:
         arguments.pop("modules")  # all of them, as when app.control.pool_restart() is told none
-    ask(
-        settings,
-        info,
-        arguments,
-        remote,
-        may_be_silent=info.name == "shutdown",  # who was told to shut down does not answer
-    )
+    if info is BUILTIN["shutdown"]:
+        return _shut_down(settings, remote)
+    return exit_code(remote, ask(settings, info, arguments, remote))
+
+
+def _shut_down(settings: Globals, remote: Remote) -> int:
+    """Who shuts down does not answer, so who is there is asked before."""
+    there = collect(settings, BUILTIN["ping"], {}, remote)
+    app = settings.load()
+    try:
+        # To all who are meant: one that is slow to answer hears it, too.
+        app.control.broadcast(
+            "shutdown", destination=remote.destination or None, pattern=remote.pattern, matcher=remote.matcher
+        )
+    except PublishError as error:
+        raise Unavailable(f"Could not tell them over the broker: {error}") from error
+    finally:
+        app.close()
+    told = {node: {"ok": "told to shut down"} for node in there}
+    if remote.as_json:
+        echo(json.dumps([{node: answer} for node, answer in told.items()]))
+    for node, answer in () if remote.as_json else told.items():
+        echo(f"->  {node}: {answer['ok']}")
+    return exit_code(remote, told)
 
 
 def _options(order: str, terminate: bool, signal: str | None, reload: bool) -> dict[str, Any]:

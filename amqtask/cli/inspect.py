@@ -5,7 +5,17 @@ from __future__ import annotations
 import click
 
 from amqtask.cli.main import Globals
-from amqtask.cli.remote import Remote, ask, find, listing, print_count, print_list, read_words, remote_options
+from amqtask.cli.remote import (
+    Remote,
+    ask,
+    exit_code,
+    find,
+    listing,
+    print_count,
+    print_list,
+    read_words,
+    remote_options,
+)
 
 
 @click.command("inspect", epilog=listing("inspect"))
@@ -20,13 +30,17 @@ def command(
     words: tuple[str, ...],
     only_list: bool,
     remote: Remote,
-) -> None:
-    """Ask all workers, or those of --destination. The exit code is 69 when none of them answers."""
+) -> int:
+    """Ask all workers, or those of --destination.
+
+    The exit code is 69 when none answers, 1 when one answers with an error, or one of --destination does not answer.
+    """
     if only_list:
         print_list(settings, "inspect")
-        return
+        return 0
     info = find(settings, "inspect", question)
     arguments = read_words(info, words)
-    count = ask(settings, info, arguments, remote)
+    replies = ask(settings, info, arguments, remote)
     if not remote.as_json and not settings.quiet:
-        print_count(count)
+        print_count(len(replies))
+    return exit_code(remote, replies)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import datetime
 from pprint import pformat
 from typing import Any
 
@@ -22,6 +23,8 @@ from amqtask.questions import MATCHERS
 
 # As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
 EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
+# The end of what `datetime` can show (seconds since 1970).
+_LAST_SECOND = 253_402_214_400
 REMOTE: tuple[Callable[[Any], Any], ...] = (
     click.option("-t", "--timeout", type=float, default=None, help="Seconds to wait for replies (default: 1)."),
     click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…)."),
@@ -101,24 +104,34 @@ def read_words(info: CommandInfo, words: Sequence[str]) -> dict[str, Any]:
 
 
 def ask(
-    settings: Globals,
-    info: CommandInfo,
-    arguments: Mapping[str, Any],
-    remote: Remote,
-    *,
-    with_replies: bool = True,
-    may_be_silent: bool = False,
-) -> int:
-    """Send a command and print each reply as it comes; how many there were.
+    settings: Globals, info: CommandInfo, arguments: Mapping[str, Any], remote: Remote, *, with_replies: bool = True
+) -> dict[str, Any]:
+    """Send a command and print each reply as it comes; the answers by node. Nodes that were named and do not answer are told.
 
-    Raises: Unavailable (exit code 69) when there were none (unless that `may_be`), or the broker cannot be reached.
+    Raises: Unavailable (exit code 69) when there were none, or the broker cannot be reached.
     """
-    app = settings.load()
 
     def say(reply: Mapping[str, Any]) -> None:
         ((node, answer),) = reply.items()
         click.echo(_told(node, answer, with_replies=with_replies))
 
+    replies = collect(settings, info, arguments, remote, None if remote.as_json else say)
+    if remote.as_json:
+        # As Celery prints it: an object of a question's answers, a list of an order's.
+        shown = replies if info.kind == "inspect" else [{node: answer} for node, answer in replies.items()]
+        echo(json.dumps(shown, default=repr))
+    return replies
+
+
+def collect(
+    settings: Globals,
+    info: CommandInfo,
+    arguments: Mapping[str, Any],
+    remote: Remote,
+    on_reply: Callable[[Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The same, without printing the replies."""
+    app = settings.load()
     try:
         replies = app.control.ask(
             info.name,
@@ -127,21 +140,31 @@ def ask(
             timeout=max(1.0, info.default_timeout) if remote.timeout is None else remote.timeout,
             pattern=remote.pattern,
             matcher=remote.matcher,
-            callback=None if remote.as_json else say,
+            callback=on_reply,
         )
     except PublishError as error:
         raise Unavailable(f"Could not ask over the broker: {error}") from error
     finally:
         app.close()
-    if not replies and may_be_silent:
-        return 0
     if not replies:
         raise Unavailable("No nodes replied within time constraint. Is a worker running on this broker?")
-    if remote.as_json:
-        # As Celery prints it: an object of a question's answers, a list of an order's.
-        shown = replies if info.kind == "inspect" else [{node: answer} for node, answer in replies.items()]
-        echo(json.dumps(shown, default=repr))
-    return len(replies)
+    missing = _missing(remote, replies)
+    if missing:
+        echo(f"No reply from {', '.join(missing)}.", err=True)
+    return replies
+
+
+def exit_code(remote: Remote, replies: Mapping[str, Any]) -> int:
+    """1 when a node refused, or one that was named did not answer."""
+    return int(any(map(_is_error, replies.values())) or bool(_missing(remote, replies)))
+
+
+def _missing(remote: Remote, replies: Mapping[str, Any]) -> list[str]:
+    return [node for node in remote.destination if node not in replies]
+
+
+def _is_error(answer: Any) -> bool:
+    return isinstance(answer, Mapping) and "error" in answer and "ok" not in answer
 
 
 def print_count(count: int) -> None:
@@ -151,8 +174,9 @@ def print_count(count: int) -> None:
 
 
 def _told(node: str, answer: Any, *, with_replies: bool) -> str:
-    is_error = isinstance(answer, Mapping) and "error" in answer and "ok" not in answer
-    status = click.style("ERROR", fg="red", bold=True) if is_error else click.style("OK", fg="green", bold=True)
+    status = (
+        click.style("ERROR", fg="red", bold=True) if _is_error(answer) else click.style("OK", fg="green", bold=True)
+    )
     line = f"->  {click.style(f'{printable(node)}: ', fg='cyan', bold=True)}{status}"
     return f"{line}\n{_indented(_readable(answer))}" if with_replies else line
 
@@ -164,8 +188,35 @@ def _readable(answer: Any) -> str:
                 return _indented(_readable(answer[word]))
         return json.dumps(answer, sort_keys=True, indent=4, default=repr)
     if isinstance(answer, list):
-        return "\n".join(f"* {printable(str(item))}" for item in answer) or "- empty -"
+        return "\n".join(f"* {printable(_item(item))}" for item in answer) or "- empty -"
     return printable_lines(answer if isinstance(answer, str) else pformat(answer))
+
+
+def _item(item: Any) -> str:
+    """A task or a queue of a worker in a line, anything else as Python shows it."""
+    if not isinstance(item, Mapping):
+        return str(item)
+    if isinstance(item.get("request"), Mapping):
+        return f"at {item.get('eta')}  {_item(item['request'])}"
+    if {"id", "name", "args", "kwargs"} <= item.keys():
+        return _task(item)
+    return str(item)
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    parts = [f"{task['name']}[{task['id']}]", f"args={task['args']}", f"kwargs={task['kwargs']}"]
+    since = task.get("time_start")
+    if isinstance(since, (int, float)) and 0 < since < _LAST_SECOND:
+        parts.append(f"since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}")
+    for name, value in (("pid", task.get("worker_pid")), ("queue", _queue(task))):
+        if value is not None:
+            parts.append(f"{name}={value}")
+    return "  ".join(parts)
+
+
+def _queue(task: Mapping[str, Any]) -> Any:
+    about = task.get("delivery_info")
+    return about.get("routing_key") if isinstance(about, Mapping) else None
 
 
 def _indented(text: str) -> str:

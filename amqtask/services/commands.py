@@ -117,7 +117,7 @@ def registered(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def active_queues(control: Control, arguments: Mapping[str, Any]) -> Any:
-    return [queue_info(queue) for queue in control.worker.queues if queue.name in control.worker.windows.by_queue]
+    return [queue_info(queue) for queue in control.worker.consumed]
 
 
 def conf(control: Control, arguments: Mapping[str, Any]) -> Any:

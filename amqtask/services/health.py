@@ -55,9 +55,11 @@ class Health:
     def ready(self, headers: Mapping[str, str]) -> Reply:
         worker = self._worker
         if worker.is_quiet:
-            return text(503, f"shutting down: {len(worker.dispatcher.running)} tasks still run")
+            running = len(worker.dispatcher.running)
+            return text(503, f"shutting down: {running} {'task still runs' if running == 1 else 'tasks still run'}")
         if not worker.consumer.is_consuming:
             return text(503, "reconnecting to the broker" if worker.lifecycle.is_ready else "connecting to the broker")
+        queues = ", ".join(sorted(queue.name for queue in worker.consumed))
         return self._unconfirmed(UNCONFIRMED_SECONDS) or text(
-            200, f"ready: consuming {', '.join(sorted(worker.work_queues))}"
+            200, f"ready: consuming {queues or 'nothing: all queues were cancelled (cancel_consumer)'}"
         )

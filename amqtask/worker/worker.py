@@ -152,8 +152,13 @@ class Worker:
 
     @property
     def queues(self) -> tuple[Queue, ...]:
-        """What is consumed."""
+        """What it was told to consume, at its start and since; also what it consumes no more, as that may still be running."""
         return tuple(work.queue for work in self.work_queues.values())
+
+    @property
+    def consumed(self) -> tuple[Queue, ...]:
+        """What it consumes now."""
+        return tuple(queue for queue in self.queues if queue.name in self.windows.by_queue)
 
     @property
     def concurrency(self) -> int:
@@ -490,7 +495,7 @@ class Worker:
     def on_consuming(self, epoch: int) -> None:
         if epoch != self.ledger.epoch:
             self._begin_epoch(epoch)
-        logger.info("worker: consuming from %s", ", ".join(self.work_queues))
+        logger.info("worker: consuming from %s", ", ".join(queue.name for queue in self.consumed) or "no queue")
         self.report.consuming(epoch)
         self.lifecycle.is_consuming()
 

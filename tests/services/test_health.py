@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from amqtask.entities import Queue
 from amqtask.message import Message, Properties
 from amqtask.services.health import Health
 from amqtask.services.watchdog import Watchdog
@@ -35,6 +36,17 @@ def test_a_worker_that_consumes_is_live_and_ready() -> None:
     assert patient.ready() == (200, "ready: consuming q")
 
 
+def test_a_queue_that_was_cancelled_is_not_told_as_consumed() -> None:
+    patient = Patient()
+    patient.bench.worker.lifecycle.consume(Queue("more"), None)
+    assert patient.ready() == (200, "ready: consuming more, q")
+
+    patient.bench.orders.cancel("q")
+    assert patient.ready() == (200, "ready: consuming more")
+    patient.bench.orders.cancel("more")
+    assert patient.ready() == (200, "ready: consuming nothing: all queues were cancelled (cancel_consumer)")
+
+
 def test_a_worker_without_its_broker_is_live_and_not_ready() -> None:
     patient = Patient()
     patient.bench.consumer.is_consuming = False
@@ -49,7 +61,7 @@ def test_a_worker_that_shuts_down_is_live_until_its_tasks_have_ended() -> None:
     patient.bench.worker.lifecycle.shutdown.warm("TERM")
 
     assert patient.live() == (200, "live")
-    assert patient.ready() == (503, "shutting down: 1 tasks still run")
+    assert patient.ready() == (503, "shutting down: 1 task still runs")
 
 
 def test_a_busy_worker_is_live_however_long_its_task_takes() -> None:
