@@ -53,6 +53,13 @@ class Joins:
         self.gatherer = gatherer
         self.chords = chords
         self._accept = accept
+        self._away = 0
+
+    def waits(self, more: int, group_id: str) -> None:
+        """So many more members, or fewer, wait for a queue that is away. One line, however many there are."""
+        if not self._away:
+            logger.warning("the parts of chord %s cannot be reached now; tried again, as others' if need be", group_id)
+        self._away += more
 
     def add(self, part: ChordPart, following: Following, on_done: OnDone) -> None:
         """Publish a part, and the chord's body if it was the last. `on_done` when that is confirmed, or not ours."""
@@ -83,6 +90,7 @@ class _Member:
         self._on_done = on_done
         self._pauses = Pauses()
         self._is_stored = False
+        self._is_away = False
 
     def store(self) -> None:
         self._following.store(self._part.message, self._stored, on_kept=self._kept, patience=_patience)
@@ -108,16 +116,21 @@ class _Member:
         self._joins.gatherer.gather(part.queue, part.size, take=self._take, on_done=self._looked)
 
     def _looked(self, seen: Seen) -> None:
-        if seen is Seen.GONE or (seen is Seen.THERE and self._is_stored):
-            self._on_done(True)
-        elif self._following.is_stopping():
-            self._on_done(False)
-        elif self._pauses.waited >= AWAY_SECONDS:
-            self._give_up("its parts are in a queue that cannot be reached")
-        else:
-            if not self._pauses.waited:
-                logger.warning("the parts of chord %s cannot be reached now; tried again", self._part.group_id)
+        is_dealt_with = seen is Seen.GONE or (seen is Seen.THERE and self._is_stored)
+        if not (is_dealt_with or self._following.is_stopping() or self._pauses.waited >= AWAY_SECONDS):
+            self._set_away(True)
             self._following.later(self._pauses.next(), self._look if self._is_stored else self.store)
+            return
+        self._set_away(False)
+        if is_dealt_with or self._following.is_stopping():
+            self._on_done(is_dealt_with)
+        else:
+            self._give_up("its parts are in a queue that cannot be reached")
+
+    def _set_away(self, is_away: bool) -> None:
+        if is_away != self._is_away:
+            self._is_away = is_away
+            self._joins.waits(1 if is_away else -1, self._part.group_id)
 
     # -- the body
 
