@@ -79,7 +79,7 @@ def _argument(value: Any) -> Any:
         return value if value.isprintable() and len(value) <= _LONGEST_ARGUMENT else _Shown(value)
     if kind in _PLAIN:
         return value
-    return _indented(value) if kind is Lines else _Shown(value)
+    return Lines(_indented(value)) if kind is Lines else _Shown(value)
 
 
 class _Guard(logging.Filter):

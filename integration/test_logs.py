@@ -57,6 +57,29 @@ def test_json_lines_of_tasks_carry_their_name_and_id(
         }
 
 
+def test_json_is_all_that_a_worker_prints(rabbit: Broker, app: AmqTask) -> None:
+    queue = rabbit.queue("json")
+    options = ("-P", "solo", "--max-tasks-per-child", "5", "--log-format", "json", "-n", "logs@here")
+    with WorkerProcess(LOGGED, "-Q", queue, *options) as worker:
+        with pytest.raises(ValueError, match="no"):
+            app.send_task("logged.fail", queue=queue).get(timeout=90)
+        worker.stop()
+        lines = [json.loads(line) for line in worker.log.splitlines()]
+
+    assert {line["hostname"] for line in lines} == {"logs@here"}
+    [starting] = [line for line in lines if line["message"] == "worker: starting"]
+    assert (starting["pool"], starting["queues"], "logged.talk" in starting["tasks"]) == ("solo", [queue], True)
+    [warned] = [line for line in lines if line["logger"] == "py.warnings"]
+    assert ("this is old" in warned["message"], warned["task_name"]) == (True, "logged.fail")
+    [failed] = [line for line in lines if line.get("state") == "FAILURE"]
+    assert (failed["task_name"], "Traceback" in failed["message"], failed["runtime"] > 0) == (
+        "logged.fail",
+        False,
+        True,
+    )
+    assert failed["exception"].splitlines()[-1] == "ValueError: no"
+
+
 def test_readable_lines_name_the_task_too(rabbit: Broker, app: AmqTask) -> None:
     queue = rabbit.queue("readable")
     with WorkerProcess(LOGGED, "-Q", queue, "-c", "1") as worker:

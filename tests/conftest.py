@@ -21,6 +21,7 @@ def loggers() -> Iterator[None]:
     touched = [logging.getLogger(name) for name in (None, TASK_LOGGER, "pika", "aio_pika", "aiormq", "asyncio")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in touched]
     yield
+    logging.captureWarnings(False)
     for logger, handlers, level, propagate in before:
         for handler in logger.handlers:
             if handler not in handlers:

@@ -15,16 +15,19 @@ from amqtask.beat.contract import StoreOptions
 from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.options import BeatOptions
 from amqtask.cli import daemon
-from amqtask.cli.log_options import LEVELS, set_up
+from amqtask.cli.log_options import LEVELS, is_in_json, set_up
 from amqtask.cli.logs import check_logfile
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
+from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.contract import Entry
     from amqtask.beat.scheduler import Scheduler
+
+logger = bounded_logger("amqtask.beat")
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -104,10 +107,14 @@ def command(settings: Globals, /, **given: Any) -> int:
         logfile=logfile,
         log_format=given["log_format"],
         color=settings.color,
+        hostname=node,
     )
     process = build_beat(app, options)
-    if not settings.quiet:
-        echo_text(_banner(app, options))
+    if is_in_json(app.conf, given["log_format"]):
+        about = {re.sub(r"\W+", "_", name): value for name, value in _about(app, options)}
+        logger.info("beat: starting", extra=about)
+    elif not settings.quiet:
+        echo_text(_banner(_about(app, options)))
     relaying = importlib.import_module("amqtask.assembly").build_relaying(app) if given["relay"] else None
     with prints:
         if relaying is None:
@@ -119,14 +126,17 @@ def command(settings: Globals, /, **given: Any) -> int:
             relaying.stop()
 
 
-def _banner(app: AmqTask, options: BeatOptions) -> str:
-    rows = [
+def _about(app: AmqTask, options: BeatOptions) -> list[tuple[str, str]]:
+    return [
         ("app", app.main or "__main__"),
         ("broker", app.broker_name),
         ("entries from", short_name(options.scheduler or app.conf.beat_scheduler)),
         ("time zone", str(app.timezone)),
         ("leaders' queue", leader_name(app, options.scheduler)),
     ]
+
+
+def _banner(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["", f" amqtask beat {__version__}", "", *(f"  {name:<14} {value}" for name, value in rows), ""])
 
 

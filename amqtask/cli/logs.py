@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,27 +16,45 @@ from amqtask import signals
 from amqtask.exceptions import ConfigurationError
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
+from amqtask.printable import Lines
 
 # What every LogRecord has; the rest are fields somebody gave in `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the fields that records carry in `extra` (queue …), and the task's name and id."""
+    """One JSON object a line, with the fields that records carry in `extra` (queue …), and the task's name and id. `hostname` is
+    the node's name."""
+
+    def __init__(self, hostname: str = "") -> None:
+        super().__init__()
+        self._hostname = hostname
 
     def format(self, record: logging.LogRecord) -> str:
         add_task_fields(record)
+        message, exception = _told(record)
         entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
             "process": record.process,
-            "message": record.getMessage(),
+            **({"hostname": self._hostname} if self._hostname else {}),
+            "message": message,
         }
         entry.update({key: value for key, value in vars(record).items() if key not in _STANDARD})
         if record.exc_info:
-            entry["exception"] = record.exc_text or self.formatException(record.exc_info)
+            exception = record.exc_text or self.formatException(record.exc_info)
+        if exception:
+            entry["exception"] = textwrap.dedent(exception)
         return json.dumps(entry, default=repr)
+
+
+def _told(record: logging.LogRecord) -> tuple[str, str | None]:
+    """The message, and the traceback that stands below it (of a task that failed in another process)."""
+    arguments = record.args
+    if not isinstance(arguments, tuple) or not arguments or not isinstance(arguments[-1], Lines):
+        return record.getMessage(), None
+    return str(record.msg).removesuffix("\n%s") % arguments[:-1], arguments[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +67,13 @@ class LogStyle:
     task_date_format: str | None = None
     json_lines: bool = False
     color: bool = True
+    # Of the node, for JSON.
+    hostname: str = ""
 
     def for_all(self, *, color: bool) -> logging.Formatter:
         """What the root logger's handler writes. Only a format that somebody chose leaves a task unnamed."""
         if self.json_lines:
-            return JsonFormatter()
+            return JsonFormatter(self.hostname)
         if self.format != FORMAT:
             return PlainFormatter(self.format, color, self.date_format)
         return WorkerFormatter(self.format, color, self.date_format, task_fmt=self.task_format)
@@ -60,7 +81,7 @@ class LogStyle:
     def for_tasks(self, *, color: bool) -> logging.Formatter:
         """What the task loggers' handler writes."""
         if self.json_lines:
-            return JsonFormatter()
+            return JsonFormatter(self.hostname)
         return TaskFormatter(self.task_format, color, self.task_date_format or self.date_format)
 
 
@@ -82,6 +103,8 @@ def setup_logging(
             logger.handlers[:] = [handler]
         logger.setLevel(level)
     tasks.propagate = False
+    if style.json_lines:
+        logging.captureWarnings(True)
     for chatty in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("pika").setLevel(logging.WARNING if root.level <= logging.DEBUG else logging.CRITICAL)

@@ -11,7 +11,7 @@ import click
 from amqtask.assembly import build_worker
 from amqtask.cli import complete, daemon
 from amqtask.cli.banner import banner
-from amqtask.cli.log_options import LEVELS, set_up
+from amqtask.cli.log_options import LEVELS, is_in_json, set_up
 from amqtask.cli.logs import check_logfile, enable_own_loggers
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
@@ -189,7 +189,7 @@ def command(settings: Globals, /, **given: Any) -> int:
         raise click.UsageError("--schedule and --scheduler are for the embedded scheduler: say -B too.")
     app = settings.load(given["told_app"])
     options = _worker_options(app, given)
-    _check_pool_options(str(options.pool), given)
+    _check_pool_options(given)
     if options.logfile:
         check_logfile(options.logfile)
     daemon.become(
@@ -206,11 +206,15 @@ def command(settings: Globals, /, **given: Any) -> int:
         logfile=options.logfile,
         log_format=options.log_format,
         color=settings.color,
+        hostname=options.hostname or "",
     )
+    _tell_useless(str(options.pool), given)
     worker = build_worker(app, options)
     enable_own_loggers()  # its modules may have set logging up, too
     logger.debug("names in the configuration that are no settings: %s", ", ".join(app.conf.unknown_names()) or "none")
-    if not settings.quiet:
+    if is_in_json(app.conf, options.log_format):
+        logger.info("worker: starting", extra=_about(app, options, worker))
+    elif not settings.quiet:
         echo_text(_banner(app, options, worker))
     with prints:
         exit_code = worker.run()
@@ -219,17 +223,20 @@ def command(settings: Globals, /, **given: Any) -> int:
     return exit_code
 
 
-def _check_pool_options(pool: str, given: dict[str, Any]) -> None:
-    """Options that would have no effect. Raises: UsageError."""
+def _check_pool_options(given: dict[str, Any]) -> None:
+    """Raises: UsageError."""
     if given["pool_start_method"] == "spawn":
         raise click.UsageError("--pool-start-method spawn: prefork's children are forked; there is no other way.")
+
+
+def _tell_useless(pool: str, given: dict[str, Any]) -> None:
     useless = [
         f"--{name.replace('_', '-')}"
         for name in ("max_tasks_per_child", "max_memory_per_child")
         if given[name] and pool not in HAVE_CHILDREN and pool in OURS
     ]
     if useless:
-        click.echo(f"{' and '.join(useless)}: no effect, the {pool} pool has no child processes.", err=True)
+        logger.warning("%s: no effect, the %s pool has no child processes.", " and ".join(useless), pool)
 
 
 def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
@@ -281,22 +288,37 @@ def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
 
 
 def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
-    backend = app.backend_url
+    about = _about(app, options, worker)
     return banner(
         node=options.hostname or "",
-        app=f"{app.main or '__main__'} ({_count(len(app.tasks.own), 'task')})",
-        broker=app.broker_name,
-        results=mask_urls(backend, "**") if backend else "disabled",
-        pool=str(options.pool),
-        concurrency=str(worker.concurrency),
-        task_events=bool(app.conf.worker_send_task_events),
+        app=f"{about['app']} ({_count(len(about['tasks']), 'task')})",
+        broker=about["broker"],
+        results=about["results"],
+        pool=about["pool"],
+        concurrency=str(about["concurrency"]),
+        task_events=about["task_events"],
         queues=[
             (queue.name, queue.exchange.name if queue.exchange else "", queue.routing_key or queue.name)
             for queue in worker.queues
         ],
-        tasks=app.tasks.own,
+        tasks=about["tasks"],
         show_tasks=options.loglevel in ("DEBUG", "INFO"),
     )
+
+
+def _about(app: AmqTask, options: WorkerOptions, worker: Any) -> dict[str, Any]:
+    """What a worker says of itself when it starts."""
+    backend = app.backend_url
+    return {
+        "app": app.main or "__main__",
+        "broker": app.broker_name,
+        "results": mask_urls(backend, "**") if backend else "disabled",
+        "pool": str(options.pool),
+        "concurrency": worker.concurrency,
+        "task_events": bool(app.conf.worker_send_task_events),
+        "queues": [queue.name for queue in worker.queues],
+        "tasks": sorted(app.tasks.own),
+    }
 
 
 def _count(number: int, noun: str) -> str:

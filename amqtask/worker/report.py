@@ -87,7 +87,9 @@ class Report:
         state = outcome.state
         if state == states.SUCCESS and not self._info:
             return
-        name, task_id, extra = name_of(request), request.id, fields(request)
+        name, task_id, extra = name_of(request), request.id, {**fields(request), "state": state}
+        if outcome.runtime > 0:
+            extra["runtime"] = outcome.runtime
         if state == states.SUCCESS:
             logger.info(
                 "Task %s[%s] succeeded in %.6gs: %s", name, task_id, outcome.runtime, outcome.summary, extra=extra

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 
 from amqtask import AmqTask
 from amqtask.log import get_task_logger
@@ -38,3 +39,10 @@ async def talk_async(word: str) -> None:
     await asyncio.sleep(0.01)
     print("in pieces")
     print("error", word, file=sys.stderr)
+
+
+@app.task(name="logged.fail")
+def fail() -> None:
+    """With a traceback, after a warning."""
+    warnings.warn("this is old", stacklevel=1)
+    raise ValueError("no")

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from amqtask import signals
+from amqtask import signals, states
 from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
 from amqtask.execution.context import Context, current
+from amqtask.execution.outcome import Outcome
+from amqtask.execution.request import Request
 from amqtask.log import TASK_LOGGER, TaskFields, TaskFormatter, get_task_logger
 from amqtask.utils.log import get_task_logger as as_in_celery
+from amqtask.worker.report import Report
 
 MODULE = "shop.orders"
 
@@ -101,6 +104,47 @@ def test_json_lines_have_the_fields_in_tasks_and_only_there(tmp_path: Path, in_t
     assert (first["task_id"], first["task_name"], first["order"]) == ("id1", "shop.order", 7)
     assert (second["task_id"], second["logger"]) == ("id1", MODULE)
     assert "task_id" not in third
+
+
+def test_a_failure_has_its_parts_in_fields_of_their_own(tmp_path: Path) -> None:
+    log = LogFile(tmp_path, json_lines=True, hostname="w1@h")
+    trace = 'Traceback (most recent call last):\n  File "t.py", line 1, in run\nValueError: no'
+    report = Report()
+    request = Request(number=1, id="id1", task="shop.order", headers={}, body=b"", queue="shop")
+    report.ended(request, Outcome(1, states.FAILURE, summary="ValueError('no')", traceback=trace, runtime=0.25))
+
+    [entry] = log.entries
+    assert entry["message"] == "Task shop.order[id1] raised unexpected: ValueError('no')"
+    assert entry["exception"] == trace
+    assert {name: entry[name] for name in ("state", "runtime", "hostname", "task_id", "task_name", "queue")} == {
+        "state": "FAILURE", "runtime": 0.25, "hostname": "w1@h", "task_id": "id1", "task_name": "shop.order", "queue": "shop",
+    }  # fmt: skip
+
+
+def test_a_failure_s_traceback_stands_below_its_readable_line(tmp_path: Path) -> None:
+    log = LogFile(tmp_path)
+    request = Request(number=1, id="id1", task="shop.order", headers={}, body=b"", queue="shop")
+    Report().ended(request, Outcome(1, states.FAILURE, summary="ValueError('no')", traceback="Traceback:\n  line"))
+
+    assert [log.lines[0].partition("] ")[2], *log.lines[1:]] == [
+        "Task shop.order[id1] raised unexpected: ValueError('no')",
+        "    Traceback:",
+        "      line",
+    ]
+
+
+def test_an_exception_that_was_logged_is_a_field(tmp_path: Path) -> None:
+    log = LogFile(tmp_path, json_lines=True)
+    try:
+        raise ValueError("no")
+    except ValueError:
+        logging.getLogger("amqtask.worker").exception("it failed")
+
+    [failed] = log.entries
+    assert (failed["message"], failed["exception"].splitlines()[0]) == (
+        "it failed",
+        "Traceback (most recent call last):",
+    )
 
 
 def test_what_a_record_says_itself_wins(tmp_path: Path, in_task: Context) -> None:
