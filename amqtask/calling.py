@@ -434,17 +434,20 @@ class Calling(Parts):
         found.update(frozen)
         return result
 
-    def add_to_chord(self, group_id: str, found: Signature) -> None:
-        """Say that a chord, which `found` carries, has one more member, before that is published.
+    def add_to_chord(
+        self, group_id: str, member: Signature, *, task_id: str | None = None, chord: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say that a chord has one more member, before that is published. `task_id` is that of the task that it ends in, `chord`
+        the chord's body as its members have it; a plain task has both itself.
 
         Raises: PublishError, BackendUnreachable."""
-        store, task_id = self.chord_store, str(found.id)
+        store, found = self.chord_store, task_id or str(member.id)
         if store is not None:
-            store.add_to_chord(group_id, task_id)
+            store.add_to_chord(group_id, found)
             return
         parts = importlib.import_module("amqtask.protocol.chord")
-        queue = parts.queue_name(group_id, parts.token_of(found.options.get("chord") or {}))
-        more: Message = parts.more_message(queue, task_id)
+        queue = parts.queue_name(group_id, parts.token_of(chord or member.options.get("chord") or {}))
+        more: Message = parts.more_message(queue, found)
         transaction = self._transaction
         if transaction is not None:
             transaction.write(self._rows((more,)))
@@ -505,6 +508,7 @@ class Calling(Parts):
         return InlineRunner(self._app).run_composition(sig, propagate=propagate)
 
     def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
+        self.finalize()
         return InlineRunner(self._app).run(
             self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
         )

@@ -9,11 +9,11 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
-from amqtask.canvas import listed
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
 from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, encode_task, strip_death_headers
+from amqtask.signatures import listed
 from amqtask.task import Task, eta_of
 from amqtask.topology.delays import DelayPlan
 

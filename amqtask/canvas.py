@@ -18,7 +18,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.signatures import Signature
+from amqtask.kinds import signature_of
+from amqtask.signatures import Signature, listed
 from amqtask.stamping import gathered
 
 if TYPE_CHECKING:
@@ -408,21 +409,14 @@ def _given(tasks: tuple[Any, ...]) -> Iterable[Any]:
 
 def _members(header: Any, app: AmqTask | None) -> list[Signature]:
     """The header of a chord: a list, a group, a chain (its steps) or one signature; dictionaries that came over the wire too."""
-    if isinstance(header, Mapping):
-        found = maybe_signature(header, app)
-        return found.tasks if isinstance(found, (group, chain)) else [found]
-    return [maybe_signature(member, app) for member in header]
+    if isinstance(header, Iterable) and not isinstance(header, Mapping):
+        return [maybe_signature(member, app) for member in header]
+    found = maybe_signature(header, app)
+    return found.tasks if isinstance(found, (group, chain)) else [found]
 
 
 def _body(body: Any, app: AmqTask | None) -> Signature | None:
     return None if body is None else maybe_signature(body, app)
-
-
-def listed(found: Any) -> list[Any]:
-    """The callbacks of an option that may be one, several or none."""
-    if not found:
-        return []
-    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 def _append(steps: list[Signature], other: Signature) -> None:
@@ -451,9 +445,10 @@ def _append(steps: list[Signature], other: Signature) -> None:
 
 def piped(left: Any, right: Any) -> Any:
     """`left | right`."""
-    if not isinstance(right, Mapping):
+    try:
+        one, other = maybe_signature(left), maybe_signature(right)
+    except TypeError:
         return NotImplemented
-    one, other = maybe_signature(left), maybe_signature(right)
     if isinstance(other, group) and not len(other):
         return one
     if isinstance(one, group):
@@ -501,13 +496,11 @@ def from_dict(found: Mapping[str, Any], app: AmqTask | None = None) -> Signature
 
 
 def maybe_signature(found: Any, app: AmqTask | None = None) -> Signature:
-    """The signature of a dictionary that came over the wire, or the one that it is already.
+    """The signature of a dictionary that came over the wire, or the one that it is already; of a task, `task.s()`.
 
     Raises: TypeError for something else.
     """
-    if not isinstance(found, Mapping):
-        raise TypeError(f"a signature is wanted (task.s(…)), not {found!r}")
-    return from_dict(found, app)
+    return from_dict(signature_of(found), app)
 
 
 def signature(
@@ -527,3 +520,4 @@ def signature(
 
 
 Signature.piped = staticmethod(piped)
+Signature.from_dict = staticmethod(from_dict)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
-from amqtask.canvas import chain, chord, group, listed, maybe_signature
+from amqtask.canvas import chain, chord, group, maybe_signature
 from amqtask.exceptions import ChordError
 from amqtask.execution.chords import first_task
 from amqtask.execution.context import Context
@@ -16,7 +16,7 @@ from amqtask.execution.inline import InlineExecutor
 from amqtask.execution.request import Request
 from amqtask.protocol.task import saferepr
 from amqtask.result import EagerResult
-from amqtask.signatures import Signature
+from amqtask.signatures import Signature, listed
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -18,13 +18,13 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from amqtask.canvas import ACCUMULATE, chain, chord, group, listed, maybe_signature, piped
+from amqtask.canvas import ACCUMULATE, chain, chord, group, maybe_signature, piped
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.chords import body_id
 from amqtask.protocol.chord import SIZE, TOKEN, new_token
 from amqtask.result import AsyncResult
 from amqtask.result_sets import GroupResult
-from amqtask.signatures import Signature
+from amqtask.signatures import Signature, listed
 
 Result = AsyncResult[Any] | GroupResult
 # Options that belong to one task of a composition and never to all.
@@ -251,6 +251,7 @@ class Freezer:
             )
         sig.tasks = steps
         found: Result = parent
+        sig.options["task_id"] = found.id
         return found
 
     def _group(

@@ -267,12 +267,23 @@ MAPPING = Kind("a dictionary", lambda value: value if isinstance(value, dict) el
 TABLE = Kind("a dictionary", _table)
 
 
+def signature_of(value: Any) -> Mapping[str, Any]:
+    """A signature is a mapping, and so is what JSON makes of one; a task stands for `task.s()`. Raises: TypeError."""
+    if isinstance(value, Mapping):
+        return value
+    make = getattr(value, "s", None)
+    if not callable(make):
+        raise TypeError(f"a signature is wanted (task.s(…)), not {value!r}")
+    made: Mapping[str, Any] = make()
+    return made
+
+
 def signatures(value: Any) -> Any:
-    """One signature, or several. A signature is a mapping, and so is what JSON makes of one."""
-    for each in [value] if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [None]:
-        if not isinstance(each, Mapping):
-            raise TypeError
-    return value
+    """One signature, or several."""
+    if not isinstance(value, (list, tuple)):
+        return signature_of(value)
+    found = [signature_of(each) for each in value]
+    return value if all(one is each for one, each in zip(found, value, strict=True)) else found
 
 
 def _exceptions(value: Any) -> tuple[type[BaseException], ...]:

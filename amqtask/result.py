@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
 from amqtask.current import find_current_app
-from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
+from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedError, TimeoutError
 from amqtask.graph import DependencyGraph
 from amqtask.in_time import cancel_all
 from amqtask.joining import allow_join_result as allow_join_result
@@ -98,25 +98,29 @@ class AsyncResult(Generic[R]):
         """Wait for the result, `timeout` seconds at most, and return it.
 
         A failed task's exception is raised (with the worker's traceback as its cause) unless `propagate` is False, when it
-        is returned. `on_message` is called with the meta of each state that is seen, `interval` seconds apart at the most, the
-        final one last; without it nothing polls. A call with ignore_result has no result: None, at once. `no_ack` is accepted
-        for Celery's sake.
+        is returned. Of a chord whose header failed the member's own exception is raised, where that is known, and the ChordError
+        that names the member is returned. `on_message` is called with the meta of each state that is seen, `interval` seconds
+        apart at the most, the final one last; without it nothing polls. A call with ignore_result has no result: None, at once.
+        `no_ack` is accepted for Celery's sake.
         Raises: TimeoutError, TaskRevokedError, BackendUnreachable, BackendNotConfigured; RuntimeError within a task.
         """
         if self.ignored:
             return cast("R", None)
         check_not_in_task(disable_sync_subtasks)
-        final = self._final
-        if final is None:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            ancestors = self._ancestors() if follow_parents and propagate else {}
-            if ancestors:
-                final = self._final = self._first_end(ancestors, _left(deadline))
-            elif on_message is not None:
-                final = self._final = self._watch(on_message, on_interval, interval, deadline)
-            else:
-                final = self._final = self._store.wait(self.id, timeout=_left(deadline), on_interval=on_interval)
-        value = self._value(final, propagate)
+        try:
+            final = self._final
+            if final is None:
+                deadline = None if timeout is None else time.monotonic() + timeout
+                ancestors = self._ancestors() if follow_parents and propagate else {}
+                if ancestors:
+                    final = self._final = self._first_end(ancestors, _left(deadline))
+                elif on_message is not None:
+                    final = self._final = self._watch(on_message, on_interval, interval, deadline)
+                else:
+                    final = self._final = self._store.wait(self.id, timeout=_left(deadline), on_interval=on_interval)
+            value = self._value(final, propagate)
+        except ChordError as error:
+            raise (self._error_in_header() if follow_parents else None) or error from None
         if callback is not None:
             callback(self.id, value)
         return value
@@ -135,15 +139,19 @@ class AsyncResult(Generic[R]):
         if self.ignored:
             return cast("R", None)
         check_not_in_task(disable_sync_subtasks)
-        final = self._final
-        if final is None:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            ancestors = self._ancestors() if follow_parents and propagate else {}
-            if ancestors:
-                final = self._final = await self._afirst_end(ancestors, _left(deadline))
-            else:
-                final = self._final = await self._store.await_result(self.id, timeout=_left(deadline))
-        return self._value(final, propagate)
+        try:
+            final = self._final
+            if final is None:
+                deadline = None if timeout is None else time.monotonic() + timeout
+                ancestors = self._ancestors() if follow_parents and propagate else {}
+                if ancestors:
+                    final = self._final = await self._afirst_end(ancestors, _left(deadline))
+                else:
+                    final = self._final = await self._store.await_result(self.id, timeout=_left(deadline))
+            return self._value(final, propagate)
+        except ChordError as error:
+            told = await asyncio.to_thread(self._error_in_header) if follow_parents else None
+            raise told or error from None
 
     def __await__(self) -> Generator[Any, None, R]:
         return self.aget().__await__()
@@ -264,6 +272,15 @@ class AsyncResult(Generic[R]):
             return cast("R", error)
         return cast("R", final.result)
 
+    def _error_in_header(self) -> BaseException | None:
+        """Why the chord before this one failed, if it is known: the error of its header's first member that did."""
+        node = self.parent
+        while node is not None:
+            if not isinstance(node, AsyncResult) and (error := node.first_error()) is not None:
+                return error
+            node = node.parent
+        return None
+
     def _exception(self, final: ResultMessage) -> BaseException:
         if final.status == states.REVOKED and not isinstance(final.result, dict):
             return TaskRevokedError(str(final.result or "revoked"))
@@ -370,7 +387,10 @@ class AsyncResult(Generic[R]):
     def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
         """Raise the error of a task that failed, else return what is known."""
         meta = self._meta()
-        value = self._value(meta, propagate) if meta.is_ready else meta.result
+        try:
+            value = self._value(meta, propagate) if meta.is_ready else meta.result
+        except ChordError as error:
+            raise self._error_in_header() or error from None
         if callback is not None:
             callback(self.id, value)
         return value

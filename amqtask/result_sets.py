@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from amqtask import states
 from amqtask.current import current_app
-from amqtask.exceptions import BackendNotConfigured, TimeoutError
+from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
 from amqtask.in_time import cancel_all
 from amqtask.joining import check_not_in_task
 
@@ -224,6 +224,18 @@ class GroupResult(ResultSet):
         super().__init__(results, backend)
         self.id = id or str(uuid.uuid4())
         self.parent = parent
+
+    def first_error(self) -> BaseException | None:
+        """Of the members that are known to have failed by themselves, the first one's; one look at the store."""
+        self._look()
+        for result in self._flat():
+            if result._final is None or result._final.status not in states.PROPAGATE_STATES:
+                continue
+            error = result._exception(result._final)
+            told = result._error_in_header() if isinstance(error, ChordError) else error
+            if told is not None:
+                return told
+        return None
 
     def as_list(self) -> list[str]:
         """Its id and those of its parents."""

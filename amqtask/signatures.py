@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from amqtask.current import current_app
+from amqtask.kinds import signature_of
 from amqtask.options import of_call
 from amqtask.stamping import gathered
 
@@ -16,14 +17,36 @@ if TYPE_CHECKING:
     from amqtask.stamping import StampingVisitor
 
 
+T = TypeVar("T")
+
+
+class _Field(Generic[T]):
+    """A field of the dictionary, as an attribute."""
+
+    def __init__(self, key: str, doc: str) -> None:
+        self._key = key
+        self.__doc__ = doc
+
+    @overload
+    def __get__(self, signature: None, owner: type[Any]) -> _Field[T]: ...
+    @overload
+    def __get__(self, signature: Signature, owner: type[Any]) -> T: ...
+    def __get__(self, signature: Signature | None, owner: type[Any]) -> Any:
+        return self if signature is None else signature[self._key]
+
+    def __set__(self, signature: Signature, value: T) -> None:
+        signature[self._key] = value
+
+
 class Signature(dict[str, Any]):
     """`task`, `args`, `kwargs`, `options`, `subtask_type`, `immutable`: Celery's canvas dictionary (celery/canvas.py).
 
     `app` decides where it is published; without one it is the current app.
     """
 
-    # `a | b`: set by amqtask.canvas, which stands above this module.
+    # `a | b`, and the signature of any kind that a dictionary describes: set by amqtask.canvas, which stands above this module.
     piped: ClassVar[Any]
+    from_dict: ClassVar[Any]
 
     def __or__(self, other: Any) -> Any:
         """This, then another: a chain, or a chord where this is a group."""
@@ -82,32 +105,22 @@ class Signature(dict[str, Any]):
 
     # -- fields
 
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        return str(self["task"])
+    task = _Field[str]("task", "The task's name.")
+    kwargs = _Field[dict[str, Any]]("kwargs", "Keyword arguments.")
+    options = _Field[dict[str, Any]]("options", "Options of `apply_async`.")
+    immutable = _Field[bool]("immutable", "Whether a parent's result is not prepended to the arguments.")
+    subtask_type = _Field[str | None](
+        "subtask_type", "chain, group, chord, chunks, xmap, xstarmap; None for a plain task."
+    )
 
     @property
     def args(self) -> tuple[Any, ...]:
         """Positional arguments."""
         return tuple(self["args"] or ())
 
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments."""
-        found: dict[str, Any] = self["kwargs"]
-        return found
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of `apply_async`."""
-        found: dict[str, Any] = self["options"]
-        return found
-
-    @property
-    def immutable(self) -> bool:
-        """Whether a parent's result is not prepended to the arguments."""
-        return bool(self["immutable"])
+    @args.setter
+    def args(self, args: Iterable[Any]) -> None:
+        self["args"] = tuple(args)
 
     @property
     def id(self) -> str | None:
@@ -115,20 +128,26 @@ class Signature(dict[str, Any]):
         return self.options.get("task_id")
 
     @property
+    def parent_id(self) -> str | None:
+        """The id of the task that it follows from, if that is fixed."""
+        return self.options.get("parent_id")
+
+    @property
+    def root_id(self) -> str | None:
+        """The id of the first task of all that belong together, if that is fixed."""
+        return self.options.get("root_id")
+
+    @property
     def name(self) -> str:
         """The same as `task`."""
         return self.task
 
     @property
-    def subtask_type(self) -> str | None:
-        """chain, group, chord, chunks, xmap, xstarmap; None for a plain task."""
-        found: str | None = self["subtask_type"]
-        return found
-
-    @property
     def type(self) -> Any:
         """The task itself. Raises: NotRegistered."""
-        return self.app.tasks[self.task]
+        app = self.app
+        app.finalize()  # shared tasks are registered by that
+        return app.tasks[self.task]
 
     @property
     def app(self) -> AmqTask:
@@ -161,10 +180,10 @@ class Signature(dict[str, Any]):
 
     def set(self, immutable: bool | None = None, **options: Any) -> Signature:
         """Add options, in place. Raises: WrongValue for one that cannot have its value."""
-        of_call(self.task, options)
+        used = of_call(self.task, options)
         if immutable is not None:
             self["immutable"] = immutable
-        self["options"] = {**self.options, **options}
+        self["options"] = {**self.options, **used}
         return self
 
     def set_immutable(self, immutable: bool) -> None:
@@ -219,12 +238,12 @@ class Signature(dict[str, Any]):
 
     def link(self, callback: Signature) -> Signature:
         """Publish `callback` with the result when this succeeded; returns `callback`."""
-        self.append_to_list_option("link", callback)
+        self.append_to_list_option("link", signature_of(callback))
         return callback
 
     def link_error(self, errback: Signature) -> Signature:
         """Publish `errback` when this failed; returns `errback`."""
-        self.append_to_list_option("link_error", errback)
+        self.append_to_list_option("link_error", signature_of(errback))
         return errback
 
     def on_error(self, errback: Signature) -> Signature:
@@ -242,7 +261,7 @@ class Signature(dict[str, Any]):
         """Stamp the callbacks and errbacks."""
         for key in ("link", "link_error"):
             stamped = []
-            for found in self.options.get(key) or ():
+            for found in listed(self.options.get(key)):
                 callback = found if isinstance(found, Signature) else Signature(found, app=self._app)
                 visited = None
                 if visitor is not None:
@@ -295,14 +314,21 @@ class Signature(dict[str, Any]):
     ) -> EagerResult[Any]:
         """Run it here and now."""
         signature = self.clone(args, kwargs, **options)
-        task = self.app.tasks[self.task]
-        return task.apply(signature.args, signature.kwargs, **signature.options)
+        found: EagerResult[Any] = self.type.apply(signature.args, signature.kwargs, **signature.options)
+        return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself."""
         signature = self.clone(args, kwargs)
-        return self.app.tasks[self.task](*signature.args, **signature.kwargs)
+        return self.type(*signature.args, **signature.kwargs)
 
     def __repr__(self) -> str:
         parts = [repr(value) for value in self.args] + [f"{key}={value!r}" for key, value in self.kwargs.items()]
         return f"{self.task}({', '.join(parts)})"
+
+
+def listed(found: Any) -> list[Any]:
+    """The callbacks of an option that may be one, several or none."""
+    if not found:
+        return []
+    return list(found) if isinstance(found, (list, tuple)) else [found]

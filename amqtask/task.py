@@ -245,8 +245,7 @@ class Task(Generic[P, R]):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Signature:
         """A signature with options. Raises: WrongValue for one that cannot have its value."""
-        of_call(self.name, options)
-        return Signature(self.name, args, kwargs, options, app=self.app)
+        return Signature(self.name, args, kwargs, of_call(self.name, options), app=self.app)
 
     subtask = signature
 
@@ -336,17 +335,19 @@ class Task(Generic[P, R]):
     def add_to_chord(self, sig: Signature, lazy: bool = False) -> Any:
         """One more member for the chord that this task is a member of; with `lazy` it is returned instead of published.
 
+        A composition is one member, however many tasks it has: a group's part is the list of its results.
         Raises: ValueError when this task is no member of a chord; PublishError.
         """
         request = self.request
         if not request.chord:
             raise ValueError(f"task {self.name}[{request.id}] is no member of a chord")
-        sig.set(group_id=request.group, group_index=request.group_index, chord=request.chord, root_id=request.root_id)
         # The same run again, after a crash, adds the same member: one more that never runs would hold the chord for ever.
         number = request.__dict__["added_to_chord"] = request.__dict__.get("added_to_chord", 0) + 1
-        sig.freeze(str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request.id} {request.retries} {number}")))
-        self.app.add_to_chord(request.group, sig)
-        return sig if lazy else sig.apply_async()
+        task_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request.id} {request.retries} {number}"))
+        place = {"group_id": request.group, "group_index": request.group_index, "chord": request.chord}
+        member = self.app.workflows.as_member(sig, {"task_id": task_id, "root_id": request.root_id, **place})
+        self.app.add_to_chord(request.group, member, task_id=task_id, chord=request.chord)
+        return member if lazy else member.apply_async()
 
     def add_trail(self, result: Any) -> Any:
         """Note a result as one of this task's children."""

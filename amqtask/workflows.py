@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import signals
 from amqtask.builtins import ERRBACK
 from amqtask.calls import tell_composed
-from amqtask.canvas import CHAIN, CHORD, GROUP, listed, maybe_signature, routed
+from amqtask.canvas import CHAIN, CHORD, GROUP, maybe_signature, routed
 from amqtask.execution.chords import body_id
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.request import Request
@@ -19,7 +19,7 @@ from amqtask.protocol.chord import CHORD_HEADER, chord_mark, chord_queue, withou
 from amqtask.protocol.result import exception_as_dict
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
-from amqtask.signatures import Signature
+from amqtask.signatures import Signature, listed
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -54,6 +54,14 @@ class Workflows:
             root_id, parent_id = root_id or running.root_id or running.id, parent_id or running.id
         result = self._freezer().freeze(sig, task_id=task_id, place=place, root_id=root_id, parent_id=parent_id)
         return sig, result
+
+    def as_member(self, found: Any, options: Mapping[str, Any]) -> Signature:
+        """What `found` becomes as one member of a chord that runs: its end has the id and the place that `options` say."""
+        member, _ = self.frozen(single(settle(found)), options)
+        if type(member) is type(found):  # a lazy one may be published by the name that its maker has for it
+            found.clear()
+            found.update(member)
+        return member
 
     def _freezer(self, reply_to: str | None = None) -> Freezer:
         app = self._app

@@ -12,7 +12,7 @@ import pika
 import pytest
 
 from amqtask import AmqTask, chain, chord, group
-from amqtask.exceptions import ChordError, PublishError
+from amqtask.exceptions import PublishError
 from amqtask.protocol.control import mailbox
 from integration.conftest import Broker
 from integration.waiting import PATIENT
@@ -110,7 +110,7 @@ def test_what_depends_on_a_follow_up_that_nobody_takes_ends_with_it(scene: Scene
         if scene.backend:
             with pytest.raises(PublishError):
                 steps.get(timeout=60)
-            with pytest.raises(ChordError, match="AMQP"):
+            with pytest.raises(PublishError, match="AMQP"):
                 joined.get(timeout=60)
         eventually(lambda: scene.runs("four") == 1)
         assert worker.stop() == 0

@@ -127,7 +127,8 @@ class Chords:
             case "celery.chain" | "celery.group":
                 hanging_on_it = [*(kwargs.get("tasks") or ()), *hanging_on_it]
             case "celery.chord":
-                hanging_on_it = [kwargs["body"], *hanging_on_it] if kwargs.get("body") else hanging_on_it
+                header, body = kwargs.get("header") or (), [kwargs["body"]] if kwargs.get("body") else []
+                hanging_on_it = [*([header] if is_signature(header) else header), *body, *hanging_on_it]
             case _:
                 found = self._never_ran(options, state, error, trace)
         for each in hanging_on_it:

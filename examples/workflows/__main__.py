@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 from amqtask import chain, chord, group
-from amqtask.exceptions import ChordError
 from examples.workflows.tasks import PAGES, app, count, describe, fetch, report, tell, total
 
 QUEUE = "workflows-example"
@@ -28,8 +27,8 @@ def compose() -> None:
     failing = chord([fetch.s("one"), fetch.s("four")], total.s()).on_error(tell.s())
     try:
         failing.delay().get(timeout=60)
-    except ChordError as error:
-        print("error:", error.args[0].partition(" raised ")[2])
+    except KeyError as error:
+        print("error:", repr(error))
 
 
 def main() -> int:
