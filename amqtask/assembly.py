@@ -424,7 +424,8 @@ class _Builder:
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         orders = Orders(worker)
         watchdog = Watchdog(worker)
-        found: list[Service] = [watchdog, self.forwarder()]
+        forwarder = self.forwarder()
+        found: list[Service] = [watchdog, forwarder]
         if monitoring is not None:
             found += monitoring.services(worker, watchdog)
         autoscale: Autoscale | None = None
@@ -436,7 +437,7 @@ class _Builder:
         found.append(events)
         if self.conf.worker_enable_remote_control:
             elections = self.elections()
-            found += [elections, self.panel(worker, orders, autoscale, events, elections)]
+            found += [elections, self.panel(worker, orders, autoscale, events, elections, forwarder)]
         if self.conf.outbox_relay:
             found.append(build_relaying(self.app))
         if self.options.beat:
@@ -524,6 +525,7 @@ class _Builder:
         autoscale: Autoscale | None,
         events: EventSender,
         elections: Elections,
+        forwarder: Forwarder,
     ) -> Panel:
         control = Control(
             worker=worker,
@@ -539,6 +541,7 @@ class _Builder:
             events=events,
             lamport=self.clock,
             elections=elections,
+            delayed=forwarder.soonest,
         )
         return Panel(
             control,

@@ -86,16 +86,32 @@ def test_depth_consumers_and_dead_letters(rabbit: Broker, app: AmqTask, queue: s
     channel.basic_consume(queue, lambda *_: None)
     eventually(lambda: rabbit.count(queue) == 2, what="nothing was delivered")
 
-    (row,) = cli("queues")
+    row, *_ = cli("queues")
 
     assert (row["queue"], row["ready"], row["consumers"], row["dead"]) == (queue, 2, 1, 1)
     assert row["unacked"] is None  # AMQP does not tell
 
 
+def test_delayed_tasks_are_a_line_of_their_own(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
+    def delayed() -> int:
+        found = [row["ready"] for row in cli("queues") if row["queue"] == "amqtask.delay.*"]
+        return found[0] if found else 0
+
+    app.send_task("add", (1, 2))
+    before = delayed()
+    for _ in range(3):
+        app.send_task("add", (1, 2), countdown=40 * 86400)
+
+    eventually(lambda: delayed() >= before + 3)
+    assert [row["queue"] for row in cli("queues", "-Q", queue)] == [queue]
+    assert cli("purge", "-f") == {"purged": {queue: 1}}
+    assert delayed() >= before + 3
+
+
 def test_two_looks_tell_how_fast_a_queue_grows(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
     app.send_task("add", (1, 2))
 
-    (row,) = cli("queues", "--interval", "0.2")
+    row, *_ = cli("queues", "--interval", "0.2")
 
     assert (row["ready"], row["change_per_second"]) == (1, 0.0)
 
@@ -109,7 +125,7 @@ def test_a_queue_that_is_not_there_is_said_with_exit_code_1(cli: Cli) -> None:
 def test_the_oldest_message_s_age_by_its_timestamp(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
     app.send_task("add", (1, 2), timestamp=1_000_000_000)
 
-    (row,) = cli("queues", "--oldest")
+    row, *_ = cli("queues", "--oldest")
 
     assert row["oldest_seconds"] > 700_000_000
     assert row["ready"] == 1

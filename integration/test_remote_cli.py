@@ -80,3 +80,16 @@ def test_tasks_are_shown_in_a_line_each(scene: Scene, tmp_path: Path) -> None:
         line,
     )
     go.touch()
+
+
+def test_a_delayed_task_is_shown_by_the_worker_that_holds_it(scene: Scene) -> None:
+    result = scene.app.send_task("sample.add", (1, 2), countdown=300)
+    shown: list[str] = []
+
+    def is_shown() -> bool:
+        code, out, _ = scene.says("inspect", "scheduled", "-d", scene.node)
+        shown[:] = [line for line in out.splitlines() if result.id in line]
+        return code == 0 and bool(shown)
+
+    eventually(is_shown, every=1.0)
+    assert re.match(rf" +\* at \d{{4}}-\S+  sample\.add\[{result.id}\]  args=\(1, 2\)  kwargs=\{{\}}  queue=", shown[0])

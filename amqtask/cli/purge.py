@@ -21,7 +21,11 @@ from amqtask.exceptions import QueueNotFound
 def command(
     settings: Globals, force: bool, queues: tuple[str, ...], exclude_queues: tuple[str, ...], as_json: bool
 ) -> None:
-    """Delete all messages that wait in the application's queues. They cannot be brought back."""
+    """Delete all messages that wait in the application's queues. They cannot be brought back.
+
+    Delayed tasks (eta, countdown, retries) wait elsewhere and stay: `amqtask queues` counts them, and
+    `amqtask control revoke ID` keeps one from running.
+    """
     app = settings.load()
     if queues:
         app.queues.select(queues)

@@ -18,7 +18,7 @@ from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.plan import dead_letter_queue
-from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.admin import QueueAdmin, QueueState
 from amqtask.transport.management import ManagementApi
 
 if TYPE_CHECKING:
@@ -85,6 +85,9 @@ def command(
 ) -> int:
     """Depth, consumers, rates and age of the application's queues (or of -Q). Exit code 1 when one is not there.
 
+    The last line has the delayed tasks (eta, countdown, retries) of all applications of the virtual host. Those that are
+    due within minutes are in the hands of workers: `amqtask inspect scheduled` shows them, --api counts them as UNACKED.
+
     Over AMQP the broker tells what is ready, and how many consume; the management plugin (--api) also what is delivered and not
     yet acknowledged, and the rates in and out.
     """
@@ -121,6 +124,9 @@ class _Look:
         dead = [dead_letter_queue(queue, app.queue_defaults) for queue in chosen]
         self._names = [(queue.name, found.name if found else None) for queue, found in zip(chosen, dead, strict=True)]
         self._admin = admin
+        # Where delayed tasks of all applications wait; whoever asks for some queues does not ask for these.
+        self._delays = [] if names else [name for _, name in app.delays.queue_names(())]
+        self._delays_name = f"{app.delays.prefix}.*"
         self._api = api
         self._oldest = oldest
         self.times = 0
@@ -132,9 +138,10 @@ class _Look:
         yield rows
         while seconds is not None:
             self._admin.wait(seconds)
-            last, before, at = rows, at, time.monotonic()
+            last, before, at = {row.queue: row for row in rows}, at, time.monotonic()
             rows = self._look()
-            for row, old in zip(rows, last, strict=True):
+            for row in rows:
+                old = last.get(row.queue, row)
                 if row.ready is not None and old.ready is not None:
                     row.change_per_second = round((row.ready - old.ready) / (at - before), 3)
             yield rows
@@ -142,23 +149,41 @@ class _Look:
     def _look(self) -> list[Row]:
         self.times += 1
         rows = [self._row(name, dead) for name, dead in self._names]
+        delayed = self._delayed()
         if self._api is not None:
             found = {str(queue["name"]): queue for queue in self._api.queues()}
             for row in rows:
                 _add(row, found.get(row.queue, {}))
+            if delayed is not None:
+                delayed.unacked = sum(found.get(name, {}).get("messages_unacknowledged") or 0 for name in self._delays)
         if self._oldest:
             for row in rows:
                 if row.ready:
                     row.oldest_seconds = self._age(row.queue)
-        return rows
+        return rows if delayed is None else [*rows, delayed]
+
+    def _delayed(self) -> Row | None:
+        """All delay queues in a row; None where none has been made yet."""
+        found = [state for name in self._delays if (state := self._state(name)) is not None]
+        if not found:
+            return None
+        return Row(
+            self._delays_name, sum(state.ready for state in found), consumers=max(state.consumers for state in found)
+        )
+
+    def _state(self, name: str) -> QueueState | None:
+        try:
+            return self._admin.state(name)
+        except QueueNotFound:
+            return None
 
     def _row(self, name: str, dead: str | None) -> Row:
-        row = Row(name)
-        try:
-            row.ready, row.consumers = self._admin.state(name)
-            row.dead = None if dead is None else self._admin.count(dead)
-        except QueueNotFound:
-            pass
+        row, state = Row(name), self._state(name)
+        if state is None:
+            return row
+        row.ready, row.consumers = state
+        dead_state = None if dead is None else self._state(dead)
+        row.dead = None if dead_state is None else dead_state.ready
         return row
 
     def _age(self, name: str) -> float | None:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import AmqTaskError
 from amqtask.protocol.task import decode_body, saferepr
 from amqtask.serialization import dumps
+from amqtask.topology.delays import TO_HEADER, waiting_priority
+from amqtask.worker.border import bare_request
 
 if TYPE_CHECKING:
     from amqtask.entities import Exchange, Queue
     from amqtask.execution.request import Request
+    from amqtask.message import Delivery
     from amqtask.services.commands import Control
 
 # What `registered` tells of each task when it is asked for nothing else.
@@ -86,6 +90,16 @@ def scheduled_info(control: Control, request: Request) -> dict[str, Any]:
         "priority": 6,  # Celery's timers have one; this is the one of its ETA tasks
         "request": task_info(control, request, safe=False),
     }
+
+
+def delayed_info(control: Control, delivery: Delivery, due: float) -> dict[str, Any]:
+    """One task that this worker holds for the broker until its time."""
+    request = bare_request(delivery, 0)
+    headers = request.headers
+    request.exchange = str(headers.get(TO_HEADER) or "")
+    request.priority = waiting_priority(delivery.properties)
+    eta = datetime.fromtimestamp(due, timezone.utc).isoformat()
+    return {"eta": headers.get("eta") or eta, "priority": 6, "request": task_info(control, request, safe=True)}
 
 
 def queue_info(queue: Queue) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,14 @@ from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.masks import masked_plain
 from amqtask.printable import bounded_logger
 from amqtask.registry import BUILT_IN
-from amqtask.services.answers import queue_info, registered_info, rusage, scheduled_info, task_info
+from amqtask.services.answers import delayed_info, queue_info, registered_info, rusage, scheduled_info, task_info
 from amqtask.services.memory import draw_references, dump_samples, resident_memory
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
 from amqtask.worker.strategy import as_limit
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
+    from amqtask.message import Delivery
     from amqtask.services.autoscale import Autoscale
     from amqtask.services.elections import Elections
     from amqtask.services.events import EventSender
@@ -54,6 +55,8 @@ class Control:
     report: Callable[[], str] = str
     reload: Callable[[Iterable[str] | None, bool], set[str]] | None = None
     elections: Elections | None = None
+    # Delayed messages that this worker holds until their time, the soonest first.
+    delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda most: ()
     # What custom commands are given as `state.app`.
     app: Any = None
     memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
@@ -64,6 +67,8 @@ class Control:
         return self.lamport.value
 
 
+# Delayed tasks in one answer.
+MOST_DELAYED = 500
 Command = Callable[[Control, Mapping[str, Any]], Any]
 
 
@@ -103,8 +108,9 @@ def reserved(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def scheduled(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """Those whose moment is near; all other tasks with an ETA wait in the broker."""
-    return [scheduled_info(control, request) for request in control.orders.soon()]
+    """Those whose moment is near; all other tasks with an ETA, a countdown or a retry to come wait in the broker."""
+    soon = [scheduled_info(control, request) for request in control.orders.soon()]
+    return soon + [delayed_info(control, delivery, due) for due, delivery in control.delayed(MOST_DELAYED)]
 
 
 def registered(control: Control, arguments: Mapping[str, Any]) -> Any:

@@ -117,6 +117,11 @@ class Forwarder:
         self._complaints: set[str] = set()
         self._is_stopped = False
 
+    def soonest(self, most: int) -> list[tuple[float, Delivery]]:
+        """What waits here, with its due time, the soonest first."""
+        first = heapq.nsmallest(most, self._waiting, key=lambda entry: entry[2].due)
+        return [(held.due, held.delivery) for _, _, held in first]
+
     # -- the service
 
     def start(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from amqtask import signals
 from amqtask.printable import bounded_logger
 from amqtask.worker.orphans import LOOK_EVERY, Orphans
+from amqtask.worker.report import name_of
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
 from amqtask.worker.statefile import StateFile
 from amqtask.worker.ticker import Ticker
@@ -29,6 +30,8 @@ BUSY_CHECK_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 # So long without one confirm, and a worker that stops waits for them no longer.
 CONFIRM_SECONDS = 15.0
+# Tasks in the line that says what a shutdown waits for.
+MOST_TOLD = 5
 
 
 class Lifecycle:
@@ -162,6 +165,22 @@ class Lifecycle:
             return False
         unconfirmed = len(worker.finisher.confirming), worker.publisher.outstanding
         return not any(unconfirmed) or self._has_waited_enough(unconfirmed)
+
+    @property
+    def waits_for(self) -> str:
+        worker = self._worker
+        running = list(worker.dispatcher.running.values())
+        if not running:
+            return f"the broker's confirms (results, retries, dead letters): {worker.publisher.outstanding} to come"
+        self.note_starts()
+        running.sort(key=lambda request: self.running_since[request.number])
+        now = time.time()
+        told = [
+            f"{name_of(request)}[{request.id}] ({max(0, now - self.running_since[request.number]):.0f} s)"
+            for request in running[:MOST_TOLD]
+        ]
+        more = f" and {len(running) - MOST_TOLD} more" if len(running) > MOST_TOLD else ""
+        return f"{len(running)} {'task' if len(running) == 1 else 'tasks'}: {', '.join(told)}{more}"
 
     def _has_waited_enough(self, unconfirmed: tuple[int, int]) -> bool:
         """Whether a worker that stops, and in which nothing runs any more, has waited long enough for the broker."""

@@ -54,6 +54,10 @@ class Stoppable(Protocol):
     def is_settled(self) -> bool:
         """Nothing runs, and nothing waits to be confirmed or acked."""
 
+    @property
+    def waits_for(self) -> str:
+        """What it is not settled for, in words."""
+
     def quiet(self) -> None:
         """Take no more deliveries, give back what waits."""
 
@@ -128,6 +132,8 @@ class Shutdown:
         self._worker.quiet()
         if self._grace is not None:
             self._timer = self._loop.call_later(self._grace, self._grace_is_over)
+        if not self._worker.is_settled:
+            logger.warning("worker: waits for %s", self._worker.waits_for)
         self.progress()
 
     def quit(self, why: str | None = None) -> None:

@@ -54,6 +54,17 @@ class Place:
         return [(message.exchange, message.routing_key, message.body) for message in self.publisher.sent]
 
 
+def test_what_it_holds_is_told_the_soonest_first() -> None:
+    place = Place()
+    for seconds in (100, 10, 50):
+        place.deliver(place.message(seconds, body=str(seconds).encode()))
+
+    assert [(due - place.now(), delivery.body) for due, delivery in place.forwarder.soonest(2)] == [
+        (10, b"10"),
+        (50, b"50"),
+    ]
+
+
 def test_a_message_is_held_until_its_time_then_published_then_acknowledged() -> None:
     place = Place()
     tag = place.deliver(place.message(10, body=b"b"))

@@ -23,6 +23,10 @@ class Told:
     def is_settled(self) -> bool:
         return not self.is_busy
 
+    @property
+    def waits_for(self) -> str:
+        return "a task"
+
     def quiet(self) -> None:
         self.words.append("quiet")
 

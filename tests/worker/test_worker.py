@@ -622,3 +622,14 @@ def test_a_worker_that_stops_waits_as_long_as_confirms_come() -> None:
     bench.loop.advance(3)
 
     assert bench.loop.stopped
+
+
+def test_a_warm_shutdown_says_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(slots=7)
+    bench.deliver(*"abcdefg")
+    bench.worker.lifecycle.shutdown.warm("SIGINT")
+
+    assert "waits for 7 tasks: t[a] (0 s), t[b] (0 s), t[c] (0 s), t[d] (0 s), t[e] (0 s) and 2 more" in caplog.text
+    for task_id in "abcdefg":
+        bench.end(task_id, result=result() if task_id == "g" else None)
+    assert bench.worker.lifecycle.waits_for == "the broker's confirms (results, retries, dead letters): 1 to come"
