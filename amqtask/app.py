@@ -15,6 +15,7 @@ from amqtask import current, kinds, signals
 from amqtask.builtins import BUILTINS
 from amqtask.calling import Calling
 from amqtask.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
+from amqtask.elsewhere import WithOthersNames
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.bounds import Bounds
 from amqtask.execution.context import Context
@@ -43,7 +44,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class AmqTask(Calling):
+class AmqTask(Calling, WithOthersNames):
     """An application: `app = AmqTask("tasks", broker="amqp://…", backend="rpc://")`.
 
     Nothing is read, imported or connected until it is needed. Settings are `app.conf`; keyword arguments that name

@@ -310,6 +310,7 @@ class _Builder:
             make_consumer=lambda listener: self.consumer(listener, "consumer"),
             joins=self.joins(),
             services=lambda worker: self.services(worker, monitoring),
+            app=self.app,
         )
         report.sender = worker
         return worker
@@ -442,6 +443,8 @@ class _Builder:
             found.append(build_relaying(self.app))
         if self.options.beat:
             found.append(self.beat())
+        if "steps" in vars(self.app):  # of a program that was written for Celery
+            found.append(importlib.import_module("amqtask.compat.bootsteps").service(self.app, worker, self.options))
         return found
 
     def forwarder(self) -> Forwarder:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, QueueNotFound
+from amqtask.lazy import lazy
 from amqtask.printable import printable
 from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.questions import MATCHERS, Inspect, Whom
@@ -26,6 +27,33 @@ if TYPE_CHECKING:
 # Seconds that connecting for the replies may take, on top of the time that they are waited for.
 CONNECT_SECONDS = 5.0
 Callback = Callable[[dict[str, Any]], object]
+
+
+class Inspection(Inspect):
+    """Asks workers of one application; `app` is another one, `connection` is taken for Celery's sake."""
+
+    control: Control
+
+    def __init__(
+        self,
+        destination: str | Sequence[str] | None = None,
+        timeout: float = 1.0,
+        callback: Callback | None = None,
+        connection: Any = None,
+        app: Any = None,
+        limit: int | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> None:
+        whom = Whom(
+            destination=destination,
+            timeout=timeout,
+            limit=limit,
+            pattern=pattern,
+            matcher=matcher,
+            callback=callback,
+        )
+        super().__init__(self.control if app is None else app.control, whom)
 
 
 class Control:
@@ -332,29 +360,10 @@ class Control:
 
     discard_all = purge
 
-    def inspect(
-        self,
-        destination: str | Sequence[str] | None = None,
-        timeout: float = 1.0,
-        callback: Callback | None = None,
-        connection: Any = None,
-        app: Any = None,
-        limit: int | None = None,
-        pattern: str | None = None,
-        matcher: str | None = None,
-    ) -> Inspect:
+    @lazy
+    def inspect(self) -> type[Inspection]:
         """Questions: `app.control.inspect().active()`; for the arguments see `broadcast`."""
-        return Inspect(
-            self,
-            Whom(
-                destination=destination,
-                timeout=timeout,
-                limit=limit,
-                pattern=pattern,
-                matcher=matcher,
-                callback=callback,
-            ),
-        )
+        return type("Inspect", (Inspection,), {"control": self})
 
     def close(self) -> None:
         """Nothing stays open."""

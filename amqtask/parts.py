@@ -427,10 +427,9 @@ class Parts:
         )
         return made
 
-    def connection(self) -> BrokerConnection:
-        """For `app.events.Receiver(connection)`, which connects by itself: this names the broker and opens nothing."""
-        module = importlib.import_module("amqtask.events.connection")
-        made: BrokerConnection = module.BrokerConnection(self.broker_name)
+    def connection(self, *_: Any, **__: Any) -> BrokerConnection:
+        """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
+        made: BrokerConnection = importlib.import_module("amqtask.compat.connections").Connection(self)
         return made
 
     connection_for_read = connection_for_write = connection

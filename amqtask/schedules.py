@@ -85,6 +85,11 @@ class BaseSchedule:
     its name, makes a schedule's clock its own instead of the application's.
     """
 
+    nowfun: Callable[[], datetime] | None = None
+    app: Any = None
+    relative: bool = False
+    _tz: tzinfo | None = None
+
     def __init__(
         self, nowfun: Callable[[], datetime] | None = None, app: Any = None, tz: str | tzinfo | None = None
     ) -> None:
@@ -133,6 +138,21 @@ class BaseSchedule:
             return self._tz
         zone: tzinfo = self.app.timezone if self.app is not None else timezone.utc
         return zone
+
+    @tz.setter
+    def tz(self, zone: str | tzinfo | None) -> None:
+        self._tz = zone_named(zone) if zone is not None else None
+
+    # Times are reckoned in UTC, whatever a schedule's clock shows.
+    utc_enabled = True
+
+    def maybe_make_aware(self, dt: datetime, naive_as_utc: bool = True) -> datetime:
+        """With a time zone: its own, or UTC (the schedule's without `naive_as_utc`) for one that has none."""
+        return dt if dt.tzinfo is not None else dt.replace(tzinfo=timezone.utc if naive_as_utc else self.tz)
+
+    def to_local(self, dt: datetime) -> datetime:
+        """In the time zone of this schedule."""
+        return _aware(dt).astimezone(self.tz)
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         """How long until it is due after a run at `last_run_at` (a naive one is UTC); negative when it is overdue."""
@@ -357,6 +377,8 @@ class solar(BaseSchedule):
     A day on which it does not happen (polar night) is left out. Needs `pip install amqtask[solar]`.
     Raises: ParseException; ConfigurationError when ephem is not installed.
     """
+
+    _all_events = frozenset(EVENTS)
 
     def __init__(
         self,

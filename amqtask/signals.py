@@ -132,6 +132,9 @@ heartbeat_sent = Signal("heartbeat_sent")
 beat_init = Signal("beat_init")
 beat_embedded_init = Signal("beat_embedded_init")
 
+# -- the command line; the sender is the command
+user_preload_options = Signal("user_preload_options", ("app", "options"))
+
 # -- logging
 setup_logging = Signal("setup_logging", ("loglevel", "logfile", "format", "colorize"))
 after_setup_logger = Signal("after_setup_logger", ("logger", "loglevel", "logfile", "format", "colorize"))

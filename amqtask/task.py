@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
 from amqtask.current import current_app
+from amqtask.elsewhere import WithOthersNames
 from amqtask.exceptions import (
     ConfigurationError,
     MaxRetriesExceededError,
@@ -64,7 +65,7 @@ _BOOLEANS = frozenset(
 )
 
 
-class Task(Generic[P, R]):
+class Task(WithOthersNames, Generic[P, R]):
     """A registered task. Subclass it (`base=`) for hooks; class-based tasks define `run` and a `name`.
 
     Options are class attributes; None means that the app's setting decides. Times are seconds.

@@ -130,6 +130,12 @@ class Bench:
     def _python(self, library: Library) -> Path:
         return self._folder / library.name / "venv" / "bin" / "python"
 
+    def known(self, library: Library, name: str) -> Run | None:
+        """What became of an earlier run in a folder that is kept."""
+        home = self._folder / library.name
+        report = home / f"{name}.xml"
+        return Run(dict(_fates(report)), home / f"{name}.log") if report.exists() else None
+
     def run(self, library: Library, name: str, paths: Sequence[Path]) -> Run:
         """Run its tests with these folders first on the path."""
         home = self._folder / library.name
@@ -199,7 +205,7 @@ def _try(bench: Bench, library: Library, verbose: bool) -> float | None:
     except subprocess.CalledProcessError as error:
         click.echo(f"{what:<45} cannot be fetched or installed: {error}")
         return None
-    theirs = bench.run(library, "celery", ())
+    theirs = bench.known(library, "celery") or bench.run(library, "celery", ())
     ours = bench.run(library, "amqtask", (ROOT / "integration" / "standing", ROOT, ROOT / "pools"))
     both = theirs.passed & ours.passed
     share = len(both) / len(theirs.passed) if theirs.passed else 0.0

@@ -93,12 +93,13 @@ def importable(name: str) -> bool:
 
 
 APP = AmqTask("docs", broker="memory://", backend="cache+memory://", set_as_current=False)
+TASK = APP.task(name="docs.task")(lambda: None)
 # What instances have, or reach in another way.
 OF_RESULTS = frozenset({"app", "ignored", "backend", "id", "task_id", "parent", "results"})
 PLACES: dict[str, tuple[Callable[[str], bool], str]] = {
     "celery": (lambda name: hasattr(amqtask, name), ""),
-    "app": (lambda name: name in dir(APP), "app."),
-    "task": (lambda name: hasattr(amqtask.Task, name) or name == "app", "task."),
+    "app": (lambda name: hasattr(APP, name), "app."),
+    "task": (lambda name: hasattr(TASK, name), "task."),
     "AsyncResult": (lambda name: hasattr(amqtask.AsyncResult, name) or name in OF_RESULTS, "result."),
     "GroupResult": (lambda name: hasattr(amqtask.GroupResult, name) or name in OF_RESULTS, "group_result."),
     "Signature": (lambda name: hasattr(amqtask.Signature, name), "signature."),

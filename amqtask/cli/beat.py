@@ -20,6 +20,7 @@ from amqtask.cli.logs import check_logfile
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
+from amqtask.cli.own_options import Extensible, own_options
 from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Duration(ParamType):
         return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
 
 
-@click.command("beat", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("beat", cls=Extensible, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-A", "--app", "told_app", metavar="MODULE[:ATTR]", help="The application (also before `beat`).")
 @click.option("--list", "lists", is_flag=True, help="List the entries with their last and next runs, then end.")
 @click.option("--dry-run", type=Duration(), metavar="DURATION", help="Print what would be sent (24h), then end.")
@@ -81,6 +82,7 @@ class Duration(ParamType):
 def command(settings: Globals, /, **given: Any) -> int:
     """Send periodic tasks: `amqtask -A tasks beat -l info`. Any number may run; one of them sends, the others wait."""
     app = settings.load(given["told_app"])
+    own_options(app, click.get_current_context(), given)
     node = node_name(given["hostname"] or "celerybeat@%h")
     options = BeatOptions(
         schedule=given["schedule"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +17,7 @@ from amqtask.cli.logs import check_logfile, enable_own_loggers
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo_text
+from amqtask.cli.own_options import Extensible, own_options
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
 from amqtask.masks import mask_urls
@@ -180,7 +182,7 @@ DAEMON: list[Any] = [
 ]
 
 
-@click.command("worker", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("worker", cls=Extensible, context_settings={"help_option_names": ["-h", "--help"]})
 @_options(WORKER, POOL, QUEUES, FEATURES, DAEMON)
 @click.pass_obj
 def command(settings: Globals, /, **given: Any) -> int:
@@ -188,7 +190,8 @@ def command(settings: Globals, /, **given: Any) -> int:
     if (given["schedule"] or given["scheduler"]) and not given["beat"]:
         raise click.UsageError("--schedule and --scheduler are for the embedded scheduler: say -B too.")
     app = settings.load(given["told_app"])
-    options = _worker_options(app, given)
+    of_app = own_options(app, click.get_current_context(), given)
+    options = replace(_worker_options(app, given), of_app=of_app)
     _check_pool_options(given)
     if options.logfile:
         check_logfile(options.logfile)

@@ -1,7 +1,7 @@
 """Names that only Celery's users look for, at Celery's places: nothing of ours imports what is in here.
 
 `amqtask.utils.time` is `compat/utils/time.py`: a module of that name which is nowhere else is looked for here (see `Finder`).
-A module that is there already asks `lookup` for the names that it has not.
+A module that is there already asks `lookup` for the names that it has not, an object `attribute`.
 """
 
 from __future__ import annotations
@@ -122,6 +122,27 @@ def lookup(module: str, name: str) -> Any:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     source, _, attribute = where.partition(":")
     return getattr(importlib.import_module(source), attribute)
+
+
+# Attributes that objects have only for others' sake: class → the class in whose place theirs are.
+ATTRIBUTES = {
+    "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
+    "amqtask.settings.Settings": "amqtask.compat.attributes.settings:OfSettings",
+    "amqtask.task.Task": "amqtask.compat.attributes.task:OfTask",
+    "amqtask.worker.worker.Worker": "amqtask.compat.attributes.worker:OfWorker",
+}
+
+
+def attribute(owner: Any, name: str) -> Any:
+    """An attribute that an object has only for others' sake, bound to it. Raises: AttributeError."""
+    for kind in type(owner).__mro__:
+        where = ATTRIBUTES.get(f"{kind.__module__}.{kind.__qualname__}")
+        if where is not None:
+            source, _, theirs = where.partition(":")
+            found = vars(getattr(importlib.import_module(source), theirs)).get(name)
+            if found is not None:
+                return found.__get__(owner, type(owner)) if hasattr(found, "__get__") else found
+    raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
 
 
 class Finder:

@@ -107,8 +107,8 @@ class Settings(MutableMapping[str, Any]):
         found = find_name(name)
         if found is None:
             self._set_other({name: value})
-        else:
-            self._set(found, value)
+            return
+        self._set(found, value)
         self._changed()
 
     def _set(self, name: str, value: Any) -> None:
@@ -125,6 +125,12 @@ class Settings(MutableMapping[str, Any]):
             logger.warning("kept for whoever reads them, but no settings of amqtask's: %s", ", ".join(slips))
         self._others.update(others)
 
+    def _of_celery(self, name: str) -> Any:
+        try:
+            return importlib.import_module("amqtask.compat").attribute(self, name)
+        except AttributeError:
+            raise self._unknown(name) from None
+
     def _unknown(self, *names: str) -> SettingUnknown:
         near = [repr(found) for name in names if (found := near_setting(self._others.bare(name), 0.6))]
         hint = f"Did you mean {', '.join(near)}?" if near else "See docs/settings.md for all of them."
@@ -133,17 +139,24 @@ class Settings(MutableMapping[str, Any]):
     def __delitem__(self, name: str) -> None:
         found = find_name(name)
         if found is None:
-            self._others.pop(name, None)
-        else:
-            self._values.pop(found, None)
+            self._others.told.pop(name, None)
+            return
+        self._values.pop(found, None)
+        self._changed()
+
+    def clear(self) -> None:
+        """Forget all that was set."""
+        self._load()
+        self._values.clear()
+        self._others.clear()
         self._changed()
 
     def __iter__(self) -> Iterator[str]:
         yield from _TABLE
-        yield from self._others
+        yield from (name for name in self._others if find_name(name) is None)
 
     def __len__(self) -> int:
-        return len(_TABLE) + len(self._others)
+        return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
@@ -161,7 +174,7 @@ class Settings(MutableMapping[str, Any]):
             try:
                 return self._others[name]
             except KeyError:
-                raise self._unknown(name) from None
+                return self._of_celery(name)
         if found in values:
             return values[found]
         setting = _TABLE.get(found)
@@ -198,13 +211,13 @@ class Settings(MutableMapping[str, Any]):
     def unknown_names(self) -> dict[str, str | None]:
         """The names that were given as settings and are none of ours, each with the one that may have been meant."""
         self._load()
-        return {name: near_setting(self._others.bare(name)) for name in sorted(self._others)}
+        return {name: near_setting(self._others.bare(name)) for name in sorted(self._others.told)}
 
     @contextmanager
     def overridden(self, values: Mapping[str, Any]) -> Iterator[None]:
         """Have these settings in the block; at its end all settings are what they were before it. For tests."""
         self._load()
-        before, others = dict(self._values), dict(self._others)
+        before, others = dict(self._values), dict(self._others.told)
         try:
             for name, value in values.items():
                 self[name] = value
@@ -267,7 +280,7 @@ class Settings(MutableMapping[str, Any]):
     def table(self, *, with_defaults: bool = False) -> dict[str, Any]:
         """The settings that were given (or all), secrets masked."""
         self._load()
-        names = [*(_TABLE if with_defaults else self._values), *self._others]
+        names = [*(_TABLE if with_defaults else self._values), *self._others.told]
         return {name: masked(name, self._get(name)) for name in sorted(names)}
 
     def humanize(self) -> dict[str, Any]:

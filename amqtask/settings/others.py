@@ -17,18 +17,20 @@ class Others(MutableMapping[str, Any]):
         # Set one by one, or in a namespace of ours.
         self.told: dict[str, Any] = {}
         self._kept: dict[str, Any] = {}
-        self._sources: list[Any] = [self.told, self._kept]
-        self._prefixes: list[str] = []
+        # What was read, each with the beginning of its names, the last one first.
+        self._sources: list[tuple[Any, str]] = []
 
     def add_source(self, source: Any, namespace: str | None) -> None:
-        """A module, object or mapping that was read; the last one counts first."""
-        self._sources.insert(2, source)
-        if namespace and f"{namespace.rstrip('_')}_" not in self._prefixes:
-            self._prefixes.insert(0, f"{namespace.rstrip('_')}_")
+        """A module, object or mapping that was read."""
+        self._sources.insert(0, (source, f"{namespace.rstrip('_')}_" if namespace else ""))
 
     def keep(self, name: str, value: Any) -> None:
         """Of a configuration that belongs to others."""
         self._kept[name] = value
+
+    @property
+    def _prefixes(self) -> list[str]:
+        return list(dict.fromkeys(prefix for _, prefix in self._sources if prefix))
 
     def bare(self, name: str) -> str:
         """The name in small letters, without a namespace of ours."""
@@ -41,8 +43,9 @@ class Others(MutableMapping[str, Any]):
         yield from (name.upper(), name.lower(), self.bare(name))
 
     def __getitem__(self, name: str) -> Any:
-        for spelling in self._spellings(name):
-            for source in self._sources:
+        sources = [self.told, self._kept, *(source for source, _ in self._sources)]
+        for spelling in dict.fromkeys(self._spellings(name)):
+            for source in sources:
                 found = source.get(spelling, _MISSING) if isinstance(source, Mapping) else _attribute(source, spelling)
                 if found is not _MISSING:
                     return found
@@ -55,15 +58,25 @@ class Others(MutableMapping[str, Any]):
         del self.told[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.told)
+        """With a namespace only the names in it: others of Django's settings may not be asked for."""
+        names = {**self.told, **self._kept}
+        for source, prefix in self._sources:
+            found = source if isinstance(source, Mapping) else dir(source)
+            names.update(dict.fromkeys(name for name in found if name.startswith(prefix) and not name.startswith("_")))
+        return iter(names)
 
     def __len__(self) -> int:
-        return len(self.told)
+        return sum(1 for _ in self)
 
     def replace(self, values: Mapping[str, Any]) -> None:
         """Have these set, and no more."""
         self.told.clear()
         self.told.update(values)
+
+    def clear(self) -> None:
+        """Forget all."""
+        for names in (self.told, self._kept, self._sources):
+            names.clear()
 
 
 def _attribute(source: Any, name: str) -> Any:

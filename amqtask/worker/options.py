@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +55,5 @@ class WorkerOptions:
     beat: bool = False
     schedule: str | None = None
     scheduler: str | None = None
+    # Options that the application has of its own (app.user_options).
+    of_app: Mapping[str, Any] = field(default_factory=dict)

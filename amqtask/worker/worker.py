@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from amqtask import states
+from amqtask.elsewhere import WithOthersNames
 from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.outcome import Answer
 from amqtask.printable import bounded_logger
@@ -59,7 +60,7 @@ logger = bounded_logger("amqtask.worker")
 NO_EPOCH = -1
 
 
-class Worker:
+class Worker(WithOthersNames):
     """Takes deliveries, has them run, answers them. Start and stop are in lifecycle.py, remote orders in orders.py."""
 
     def __init__(
@@ -75,7 +76,10 @@ class Worker:
         joins: Joins | None = None,
         services: Callable[[Worker], Sequence[Service]] = lambda worker: (),
         clock: Callable[[], float] = time.monotonic,
+        app: Any = None,
     ) -> None:
+        # For receivers of signals; the worker itself has no use for it.
+        self.app: Any = app
         self.setup = setup
         self.loop = loop
         self.publisher = publisher

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from amqtask.control import Control
-from amqtask.questions import Inspect
+from amqtask.control import Control, Inspection
+from amqtask.current import current_app
 
 __all__ = ["Control", "Inspect", "flatten_reply"]
 
@@ -17,3 +17,12 @@ def flatten_reply(reply: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for item in reply:
         found.update(item)
     return found
+
+
+class Inspect(Inspection):
+    """`Inspect(app=app)`; without one it asks the workers of the current application."""
+
+    @property
+    def control(self) -> Control:  # type: ignore[override] # in Celery a class attribute, too
+        """Of the current application."""
+        return current_app().control

@@ -1,0 +1,62 @@
+"""Options that an application has of its own (`app.user_options`), as programs written for Celery add them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqtask import signals
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+_FOUND = "amqtask.own_options"
+
+
+class Extensible(click.Command):
+    """A command that asks the application for its options when it meets one that it does not know."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Those of the application, too, once they are known."""
+        return [*super().get_params(ctx), *ctx.meta.get(_FOUND, ())]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; a second time when the application has options."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption:
+            ctx.meta[_FOUND] = _options(ctx.obj.load(_app_of(given)), self.name)
+            if not ctx.meta[_FOUND]:
+                raise
+        return super().parse_args(ctx, given)
+
+
+def own_options(app: AmqTask, ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """The application's own options with their values; receivers of `user_preload_options` are told of them."""
+    options = _options(app, ctx.command.name)
+    absent = [option for option in options if option.name not in given]
+    found = {
+        **{str(option.name): given.pop(str(option.name)) for option in options if option not in absent},
+        **click.Command("defaults", params=list(absent), add_help_option=False).make_context("defaults", []).params,
+    }
+    if options and signals.user_preload_options:
+        signals.user_preload_options.send(sender=ctx.command, app=app, options=found)
+    return found
+
+
+def _options(app: AmqTask, command: str | None) -> list[click.Option]:
+    if "user_options" not in vars(app):
+        return []
+    told: Any = vars(app)["user_options"]
+    return [*told.get(command, ()), *told.get("preload", ())]
+
+
+def _app_of(args: list[str]) -> str | None:
+    for word, following in zip(args, [*args[1:], None], strict=True):
+        if word in ("-A", "--app"):
+            return following
+        if word.startswith("--app="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,101 @@
+"""`celery.app.amqp`: queues and routes, as `app.amqp` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.entities import Queue
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.topology.routes import Router
+
+__all__ = ["AMQP", "Queues"]
+
+
+class Queues(Mapping[str, Queue]):
+    """`app.amqp.queues`: the queues by name. A name that is asked for and not there is made, if the settings allow it."""
+
+    def __init__(self, app: AmqTask) -> None:
+        self._app = app
+
+    def __getitem__(self, name: str) -> Queue:
+        return self._app.queues[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._app.queues
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._app.queues)
+
+    def __len__(self) -> int:
+        return len(self._app.queues)
+
+    @property
+    def consume_from(self) -> dict[str, Queue]:
+        """Those that a worker takes from."""
+        return {queue.name: queue for queue in self._app.queues.consumed}
+
+    def add(self, queue: Queue | str, **options: Any) -> Queue:
+        """One more."""
+        return self._app.queues.add(Queue(queue, **options) if isinstance(queue, str) else queue)
+
+    def select(self, include: str | Iterable[str]) -> None:
+        """Take from these only."""
+        self._app.queues.select([include] if isinstance(include, str) else include)
+
+    def deselect(self, exclude: str | Iterable[str]) -> None:
+        """Take from all but these."""
+        self._app.queues.deselect([exclude] if isinstance(exclude, str) else exclude)
+
+    def select_add(self, queue: str, **options: Any) -> Queue:
+        """Take from this one, too."""
+        made = self.add(queue, **options)
+        self._app.queues.select([*self.consume_from, made.name])
+        return made
+
+    def format(self, indent: int = 0, indent_first: bool = True) -> str:
+        """For people."""
+        lines = [
+            f".> {queue.name:<16} exchange={queue.exchange.name if queue.exchange else ''} key={queue.routing_key}"
+            for queue in self.consume_from.values()
+        ]
+        return "\n".join(" " * (indent if number or indent_first else 0) + line for number, line in enumerate(lines))
+
+
+class AMQP:
+    """`app.amqp`."""
+
+    def __init__(self, app: AmqTask) -> None:
+        self.app = app
+        self.queues = Queues(app)
+
+    @property
+    def router(self) -> Router:
+        """Finds the place of a call."""
+        return self.app.router
+
+    @property
+    def routes(self) -> Any:
+        """The setting task_routes, as a list."""
+        found = self.app.conf.task_routes or []
+        return list(found) if isinstance(found, (list, tuple)) else [found]
+
+    @property
+    def default_queue(self) -> Queue:
+        """Where calls go that no route names."""
+        return self.queues[self.app.conf.task_default_queue]
+
+    @property
+    def default_exchange(self) -> Any:
+        """Its exchange."""
+        return self.default_queue.exchange
+
+    @property
+    def producer_pool(self) -> Any:
+        """Producers to acquire."""
+        return self.app.producer_pool  # type: ignore[attr-defined] # of amqtask.compat.attributes.app
+
+    def flush_routes(self) -> None:
+        """Routes are read anew when settings change."""

@@ -1,0 +1,150 @@
+"""`app`: what Celery's application has besides."""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from amqtask.app import AmqTask
+from amqtask.compat.app.amqp import AMQP
+from amqtask.compat.apps import bugreport
+from amqtask.compat.connections import Connection, Producer, Producers
+from amqtask.compat.loaders import Loader
+from amqtask.current import current_app
+from amqtask.execution.context import current_context
+from amqtask.lazy import lazy
+
+if TYPE_CHECKING:
+    import click
+
+    from amqtask.compat.bootsteps import Step
+
+
+class OfApp(AmqTask):
+    """Bound to an application."""
+
+    # -- parts
+
+    @lazy
+    def amqp(self) -> AMQP:
+        """Queues and routes."""
+        return AMQP(self)
+
+    @lazy
+    def loader(self) -> Loader:
+        """Imports the modules with tasks."""
+        return Loader(self)
+
+    @lazy
+    def steps(self) -> dict[str, set[type[Step]]]:
+        """Parts of one's own for workers: `app.steps["worker"].add(…)`, `app.steps["consumer"].add(…)`."""
+        return defaultdict(set)
+
+    @lazy
+    def user_options(self) -> dict[str, set[click.Option]]:
+        """Options of one's own for commands: `app.user_options["worker"].add(click.Option(["--x"]))`."""
+        return defaultdict(set)
+
+    # -- connections
+
+    @property
+    def pool(self) -> Producers:
+        """Connections to acquire."""
+        return Producers(lambda: Connection(self))
+
+    @property
+    def producer_pool(self) -> Producers:
+        """Producers to acquire."""
+        return Producers(lambda: Producer(self))
+
+    @contextmanager
+    def connection_or_acquire(self, connection: Any = None, pool: bool = True, *_: Any, **__: Any) -> Iterator[Any]:
+        """The connection that is given, or one for the block."""
+        if connection is not None:
+            yield connection
+            return
+        with self.connection() as made:
+            yield made
+
+    default_connection = connection_or_acquire
+
+    @contextmanager
+    def producer_or_acquire(self, producer: Any = None) -> Iterator[Any]:
+        """The producer that is given, or one for the block."""
+        yield Producer(self) if producer is None else producer
+
+    default_producer = producer_or_acquire
+
+    def broker_connection(self, *_: Any, **__: Any) -> Any:
+        """A connection."""
+        return self.connection()
+
+    # -- settings
+
+    def add_defaults(self, fun: Any) -> None:
+        """Settings for what nothing else has set, read when they are needed."""
+        self.conf.later(lambda: self.conf.add_defaults(fun))
+
+    def either(self, default_key: str, *defaults: Any) -> Any:
+        """The first of `defaults` that is not None, else the setting."""
+        return next((value for value in defaults if value is not None), self.conf[default_key])
+
+    def select_queues(self, queues: Iterable[str] | None = None) -> None:
+        """Consume these only."""
+        self.queues.select(list(queues or ()))
+
+    def prepare_config(self, c: Any) -> Any:
+        """The configuration as it is."""
+        return c
+
+    # -- state
+
+    def _get_current_object(self) -> AmqTask:
+        """As if it were a proxy."""
+        return self
+
+    @property
+    def finalized(self) -> bool:
+        """Whether its tasks are finalised."""
+        return self.is_finalized
+
+    @property
+    def configured(self) -> bool:
+        """Whether settings were read."""
+        return self.is_finalized
+
+    @property
+    def current_task(self) -> Any:
+        """The task that runs here; None where none runs."""
+        context = current_context()
+        return None if context is None or context.task is None else self.tasks[context.task]
+
+    current_worker_task = current_task
+
+    def bugreport(self) -> str:
+        """Versions and settings."""
+        return bugreport(self)
+
+    @property
+    def uses_utc_timezone(self) -> bool:
+        """Whether the application's time zone is UTC."""
+        return str(self.timezone) == "UTC"
+
+    @lazy
+    def oid(self) -> str:
+        """An id of this application object."""
+        return str(importlib.import_module("uuid").uuid4())
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is the current application."""
+        return current_app() is self
+
+    @property
+    def annotations(self) -> list[Mapping[str, Any]]:
+        """The setting task_annotations as a list."""
+        found = self.conf.task_annotations or []
+        return list(found) if isinstance(found, (list, tuple)) else [found]

@@ -1,0 +1,306 @@
+"""`celery.bootsteps`: parts of one's own that start and stop with a worker: `app.steps["worker"].add(MyStep)`.
+
+A worker's steps start when its pool and connections do, and stop before them; those of `app.steps["consumer"]` start when the
+worker begins to consume. Consumers of a ConsumerStep are kombu's, on a connection and a thread of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from amqtask import signals
+from amqtask.compat.timers import Timer
+from amqtask.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.worker.worker import Worker
+
+__all__ = ["CLOSE", "RUN", "TERMINATE", "Blueprint", "ConsumerStep", "StartStopStep", "Step"]
+
+logger = bounded_logger("amqtask.worker")
+RUN, CLOSE, TERMINATE = 0x1, 0x2, 0x3
+
+
+class Step:
+    """Made when the worker starts; `requires` names steps that come before (those of Celery's own are always there)."""
+
+    name: str | None = None
+    label: str | None = None
+    conditional = False
+    requires: Any = ()
+    last = False
+    enabled = True
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        """`kwargs` are the worker's options, those of `app.user_options` too."""
+
+    def include_if(self, parent: Any) -> bool:
+        """Whether to take part."""
+        return self.enabled
+
+    def _should_include(self, parent: Any) -> tuple[bool, Any]:
+        return self.include_if(parent), None
+
+    def instantiate(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """An object of the class of that name."""
+        imports = importlib.import_module("amqtask.utils.imports")
+        return imports.symbol_by_name(name)(*args, **kwargs)
+
+    def include(self, parent: Any) -> bool:
+        """Take part, if `include_if` says so."""
+        if self.include_if(parent):
+            self.create(parent)
+            return True
+        return False
+
+    def create(self, parent: Any) -> Any:
+        """Make what the step is for."""
+
+    @property
+    def alias(self) -> str:
+        """A name for people."""
+        return self.label or (self.name or type(self).__qualname__).rsplit(".", 1)[-1]
+
+    def info(self, obj: Any) -> Any:
+        """For statistics."""
+
+    def __repr__(self) -> str:
+        return f"<step: {self.alias}>"
+
+
+class StartStopStep(Step):
+    """Starts and stops with its parent; by default what `create` returned."""
+
+    obj: Any = None
+
+    def start(self, parent: Any) -> Any:
+        """With the parent."""
+        return self.obj.start() if self.obj is not None else None
+
+    def stop(self, parent: Any) -> Any:
+        """With the parent."""
+        return self.obj.stop() if self.obj is not None else None
+
+    def close(self, parent: Any) -> Any:
+        """Before `stop`."""
+
+    def terminate(self, parent: Any) -> Any:
+        """In place of `stop`, when there is no time."""
+        return self.obj.terminate() if hasattr(self.obj, "terminate") else self.stop(parent)
+
+    def include(self, parent: Any) -> bool:
+        """Take part, if `include_if` says so."""
+        if self.include_if(parent):
+            self.obj = self.create(parent)
+            return True
+        return False
+
+
+class ConsumerStep(StartStopStep):
+    """`get_consumers(channel)` returns kombu's Consumers; messages come to them on a thread of their own."""
+
+    requires: Any = ("celery.worker.consumer:Connection",)
+    consumers: Any = None
+
+    def get_consumers(self, channel: Any) -> Iterable[Any]:
+        """Of kombu."""
+        raise NotImplementedError("missing get_consumers")
+
+    def start(self, parent: Any) -> None:
+        """Consume."""
+        self.consumers = self.get_consumers(parent.connection.channel())
+        for consumer in self.consumers or ():
+            consumer.consume()
+
+    def stop(self, parent: Any) -> None:
+        """Take nothing more."""
+        for consumer in self.consumers or ():
+            consumer.cancel()
+
+    def shutdown(self, parent: Any) -> None:
+        """Close the channels."""
+        self.stop(parent)
+
+
+class Blueprint:
+    """The steps of one kind of parent, in the order of their `requires`."""
+
+    def __init__(self, kinds: Iterable[type[Step]]) -> None:
+        self.order: list[Step] = []
+        self._kinds = tuple(kinds)
+        self._started: list[Step] = []
+
+    def apply(self, parent: Any, **options: Any) -> Blueprint:
+        """Make the steps that take part."""
+        for kind in ordered(self._kinds):
+            step = kind(parent, **options)
+            if step.include(parent):
+                self.order.append(step)
+        return self
+
+    def start(self, parent: Any) -> None:
+        """All, in order; what one raises is the worker's end."""
+        for step in self.order:
+            if isinstance(step, StartStopStep):
+                logger.debug("worker: starting %s", step.alias)
+                step.start(parent)
+                self._started.append(step)
+
+    def stop(self, parent: Any) -> None:
+        """All that have started, the last first; one that fails is told, and the others stop."""
+        started, self._started = self._started, []
+        for name in ("close", "stop"):
+            for step in reversed(started):
+                try:
+                    getattr(step, name)(parent)
+                except Exception:
+                    logger.exception("worker: %s of the step %s has failed", name, step.alias)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.order)
+
+
+def ordered(kinds: Iterable[type[Step]]) -> list[type[Step]]:
+    """Each after those that it requires, those that come last at the end."""
+    waiting = sorted(kinds, key=lambda kind: (kind.last, f"{kind.__module__}.{kind.__qualname__}"))
+    names = {kind: _names(kind) for kind in waiting}
+    found: list[type[Step]] = []
+    while waiting:
+        for kind in waiting:
+            needed = {_name(item) for item in kind.requires}
+            if not any(needed & names[other] for other in waiting if other is not kind):
+                break
+        else:
+            kind = waiting[0]  # they require each other in a circle
+        waiting.remove(kind)
+        found.append(kind)
+    return found
+
+
+def _names(kind: type[Step]) -> set[str]:
+    return {_name(kind), *([kind.name] if kind.name else [])}
+
+
+def _name(item: Any) -> str:
+    return item.replace(":", ".") if isinstance(item, str) else f"{item.__module__}.{item.__qualname__}"
+
+
+class ConsumerParent:
+    """What the steps of `app.steps["consumer"]` get: the consumer of Celery's worker, as far as there is one here."""
+
+    def __init__(self, worker: Worker, app: AmqTask) -> None:
+        self.controller = worker
+        self.app = app
+        self.hostname = worker.setup.hostname
+        self.pool = worker.pool
+        self.timer: Timer = worker.timer  # type: ignore[attr-defined] # of amqtask.compat.attributes.worker
+        self.restart_count = -1
+
+    @property
+    def connection(self) -> Any:
+        """That of kombu, for channels; opened when it is asked for. Raises: ImportError where kombu is not installed."""
+        made = self.__dict__.get("_connection")
+        if made is None:
+            kombu = importlib.import_module("kombu")
+            urls = [address.url for address in self.app.broker_addresses] or ["memory://"]
+            made = self.__dict__["_connection"] = kombu.Connection(
+                ";".join(urls), heartbeat=self.app.conf.broker_heartbeat
+            )
+        return made
+
+    @property
+    def has_connection(self) -> bool:
+        """Whether it was asked for."""
+        return "_connection" in self.__dict__
+
+    def close(self) -> None:
+        """Close it."""
+        made = self.__dict__.pop("_connection", None)
+        if made is not None:
+            made.release()
+
+
+class Steps:
+    """A worker's service: starts the steps of its application, and stops them."""
+
+    name = "steps"
+
+    def __init__(self, app: AmqTask, worker: Worker, kinds: Mapping[str, Iterable[type[Step]]], options: Any) -> None:
+        self._worker = worker
+        self._options = dict(options)
+        self._parent = ConsumerParent(worker, app)
+        self._of_worker = Blueprint(kinds["worker"])
+        self._of_consumer = Blueprint(kinds["consumer"])
+        self._is_started = False
+        self._draining: Draining | None = None
+
+    def start(self) -> None:
+        """The worker's own now, the consumer's when it consumes."""
+        if not self._is_started:
+            self._is_started = True
+            self._of_worker.apply(self._worker, **self._options).start(self._worker)
+            signals.worker_ready.connect(self._consume, sender=self._worker)
+
+    def _consume(self, **_: Any) -> None:
+        parent = self._parent
+        parent.restart_count += 1
+        self._of_consumer.apply(parent, **self._options).start(parent)
+        if parent.has_connection:
+            self._draining = Draining(parent.connection)
+            self._draining.start()
+
+    def stop(self) -> None:
+        """In the other order."""
+        if not self._is_started:
+            return
+        self._is_started = False
+        signals.worker_ready.disconnect(self._consume, sender=self._worker)
+        if self._draining is not None:
+            self._draining.stop()
+        self._of_consumer.stop(self._parent)
+        self._of_worker.stop(self._worker)
+        self._parent.close()
+
+
+class Draining:
+    """Hands kombu's consumers what comes, on a thread; a connection that is lost is opened again."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._is_stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="consumer steps", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; a callback that hangs is left behind."""
+        self._is_stopped.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        while not self._is_stopped.is_set():
+            try:
+                self._connection.drain_events(timeout=0.5)
+            except TimeoutError:
+                self._beat()
+            except self._connection.recoverable_connection_errors as error:
+                logger.warning("worker: the connection of consumer steps is lost (%s); it is opened again", error)
+                self._is_stopped.wait(1.0)
+                self._connection.ensure_connection(max_retries=None)
+
+    def _beat(self) -> None:
+        if self._connection.heartbeat:
+            self._connection.heartbeat_check()
+
+
+def service(app: AmqTask, worker: Worker, options: Any) -> Steps:
+    """For amqtask.assembly."""
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    return Steps(app, worker, app.steps, {**given, **given.pop("of_app")})  # type: ignore[attr-defined] # of attributes.app

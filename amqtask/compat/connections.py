@@ -1,0 +1,343 @@
+"""What `app.connection()`, `app.producer_pool` and `app.pool` return: kombu's words, for health checks and odd jobs on queues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from queue import Empty
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amqtask.events.connection import BrokerConnection
+from amqtask.exceptions import OperationalError
+from amqtask.message import Message, Properties
+from amqtask.serialization import compress, content_types, dumps, loads
+from amqtask.transport.admin import QueueAdmin
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+_PROPERTIES = frozenset(Properties.__dataclass_fields__)
+
+
+class queue_declare_ok_t(NamedTuple):
+    """What a broker says of a queue."""
+
+    queue: str
+    message_count: int
+    consumer_count: int
+
+
+class Connection(BrokerConnection):
+    """A connection to the application's broker, opened when something is asked of it."""
+
+    connection_errors = channel_errors = recoverable_connection_errors = (OperationalError, OSError)
+
+    def __init__(self, app: AmqTask) -> None:
+        super().__init__(app.broker_name)
+        self.app = app
+        self._admin: QueueAdmin | None = None
+
+    # -- opening
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is open."""
+        return self._admin is not None
+
+    def connect(self) -> Connection:
+        """Open it. Raises: OperationalError when no broker answers."""
+        if self._admin is None and self.app.memory_broker is None:
+            self._admin = QueueAdmin(self.app.broker_addresses).__enter__()
+        return self
+
+    def ensure_connection(
+        self,
+        errback: Callable[[Any, float], Any] | None = None,
+        max_retries: int | None = None,
+        interval_start: float = 2,
+        interval_step: float = 2,
+        interval_max: float = 30,
+        callback: Any = None,
+        reraise_as_library_errors: bool = True,
+        timeout: float | None = None,
+    ) -> Connection:
+        """Open it, if need be again and again: `max_retries` times, or until `timeout`; for ever without both."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        tried, pause = 0, interval_start
+        while True:
+            try:
+                return self.connect()
+            except OperationalError as error:
+                is_late = deadline is not None and time.monotonic() + pause > deadline
+                if is_late or (max_retries is not None and tried >= max_retries):
+                    raise
+                if errback is not None:
+                    errback(error, pause)
+            time.sleep(pause)
+            tried, pause = tried + 1, min(pause + interval_step, interval_max)
+
+    _ensure_connection = ensure_connection
+
+    def close(self) -> None:
+        """Close it."""
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.__exit__()
+
+    release = _close = close
+
+    def heartbeat_check(self, rate: int = 2) -> None:
+        """It is short-lived: there is nothing to look after."""
+
+    def info(self) -> dict[str, Any]:
+        """Where it leads, without a password."""
+        address = next(iter(self.app.broker_addresses), None)
+        return {} if address is None else {"hostname": address.host, "port": address.port, "uri": address.safe_url}
+
+    # -- using it
+
+    @property
+    def default_channel(self) -> Channel:
+        """A channel."""
+        return Channel(self)
+
+    def channel(self) -> Channel:
+        """A channel."""
+        return Channel(self)
+
+    def Producer(self, channel: Any = None, **options: Any) -> Producer:
+        """What publishes."""
+        return Producer(self.app, **options)
+
+    def SimpleQueue(self, name: Any, no_ack: bool | None = None, **_: Any) -> SimpleQueue:
+        """`get` and `put`."""
+        return SimpleQueue(self, getattr(name, "name", name))
+
+    @property
+    def admin(self) -> QueueAdmin:
+        """Odd jobs. Raises: OperationalError."""
+        self.connect()
+        assert self._admin is not None
+        return self._admin
+
+
+class Channel:
+    """Looks at queues, empties and deletes them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def queue_declare(self, queue: str, passive: bool = False, **_: Any) -> queue_declare_ok_t:
+        """How many messages and consumers it has. Raises: QueueNotFound; NotImplementedError for one that is not passive."""
+        memory = self.connection.app.memory_broker
+        if not passive:
+            raise NotImplementedError("queues are declared by amqtask.Queue and `amqtask topology declare`")
+        if memory is not None:
+            return queue_declare_ok_t(queue, memory.count(queue), 0)
+        state = self.connection.admin.state(queue)
+        return queue_declare_ok_t(queue, state.ready, state.consumers)
+
+    def queue_purge(self, queue: str, **_: Any) -> int:
+        """Delete what waits; how many messages that were."""
+        memory = self.connection.app.memory_broker
+        return memory.purge(queue) if memory is not None else self.connection.admin.purge(queue)
+
+    def queue_delete(self, queue: str, **_: Any) -> None:
+        """Delete it."""
+        memory = self.connection.app.memory_broker
+        if memory is not None:
+            memory.delete_queue(queue)
+        else:
+            self.connection.admin.delete(queue)
+
+    def close(self) -> None:
+        """Nothing of its own is open."""
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Producer:
+    """Publishes, with confirms, through the application's own connections."""
+
+    def __init__(
+        self, app: AmqTask, exchange: Any = "", routing_key: str = "", serializer: str | None = None, **_: Any
+    ) -> None:
+        self.app = app
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.serializer = serializer
+
+    def publish(
+        self,
+        body: Any,
+        routing_key: str | None = None,
+        delivery_mode: int | None = None,
+        mandatory: bool = False,
+        immediate: bool = False,
+        priority: int = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: Any = None,
+        compression: str | None = None,
+        exchange: Any = None,
+        retry: bool = False,
+        retry_policy: Any = None,
+        declare: Any = (),
+        expiration: float | None = None,
+        timeout: float | None = None,
+        **properties: Any,
+    ) -> None:
+        """One message. Raises: PublishError, EncodeError."""
+        headers = dict(headers or {})
+        if content_type is None:
+            body, content_type, content_encoding = dumps(
+                body, serializer or self.serializer or self.app.conf.task_serializer
+            )
+        if isinstance(body, str):
+            body = body.encode(content_encoding or "utf-8")
+        if compression:
+            body, headers["compression"] = compress(body, compression)
+        place = self.exchange if exchange is None else exchange
+        made = Properties(
+            content_type=content_type,
+            content_encoding=content_encoding or "binary",
+            headers=headers,
+            delivery_mode=delivery_mode or 2,
+            priority=priority,
+            expiration=None if expiration is None else str(int(expiration * 1000)),
+            **{name: value for name, value in properties.items() if name in _PROPERTIES},
+        )
+        key = self.routing_key if routing_key is None else routing_key
+        message = Message(body, made, str(getattr(place, "name", place) or ""), key, self._declared(declare))
+        self.app.publisher.publish(message, timeout=timeout)
+
+    def _declared(self, entities: Any) -> tuple[Any, ...]:
+        return tuple(
+            found for entity in entities or () for found in self.app.queues.declarations(self.app.queues.add(entity))
+        )
+
+    @property
+    def connection(self) -> Connection:
+        """A connection to the same broker."""
+        return Connection(self.app)
+
+    def release(self) -> None:
+        """The application keeps its connections."""
+
+    close = release
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Producers:
+    """A pool: `with pool.acquire(block=True) as producer`. The application limits its own connections (broker_pool_limit)."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
+        """One."""
+        return self._make()
+
+    def release(self, resource: Any) -> None:
+        """Give it back."""
+        resource.release()
+
+    def force_close_all(self) -> None:
+        """The application closes its connections itself."""
+
+
+class SimpleQueue:
+    """`put` and `get` of one queue."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self.name = name
+
+    def put(self, message: Any, **options: Any) -> None:
+        """Publish to it."""
+        Producer(self._connection.app).publish(message, routing_key=self.name, **options)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Received:
+        """The first message, which is gone then. Raises: queue.Empty."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            found = self._get()
+            if found is not None:
+                return found
+            if not block or (deadline is not None and time.monotonic() >= deadline):
+                raise Empty
+            time.sleep(0.05)
+
+    def get_nowait(self) -> Received:
+        """The same without waiting."""
+        return self.get(block=False)
+
+    def _get(self) -> Received | None:
+        memory = self._connection.app.memory_broker
+        if memory is not None:
+            with memory.lock:
+                found = memory.queue(self.name).pop() if memory.count(self.name) else None
+            return None if found is None else Received(found.decoded(), found.body)
+        with self._connection.admin.channel(self.name) as channel:
+            method, properties, body = channel.basic_get(self.name, auto_ack=True)
+        return None if method is None else Received(properties, body)
+
+    def qsize(self) -> int:
+        """How many messages wait."""
+        return self._connection.default_channel.queue_declare(self.name, passive=True).message_count
+
+    __len__ = qsize
+
+    def clear(self) -> int:
+        """Delete what waits."""
+        return self._connection.default_channel.queue_purge(self.name)
+
+    def close(self) -> None:
+        """Nothing of its own is open."""
+
+    def __enter__(self) -> SimpleQueue:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Received:
+    """A message that `get` took."""
+
+    def __init__(self, properties: Any, body: bytes) -> None:
+        self.properties = properties
+        self.headers: dict[str, Any] = properties.headers or {}
+        self.body = body
+
+    @property
+    def payload(self) -> Any:
+        """What was published."""
+        kind = self.properties.content_type
+        return loads(self.body, kind, self.properties.content_encoding, content_types([kind or "json"]))
+
+    def decode(self) -> Any:
+        """The same."""
+        return self.payload
+
+    def ack(self) -> None:
+        """It is gone already."""
+
+    reject = requeue = ack

@@ -1,0 +1,60 @@
+"""`app.loader`: imports the modules with tasks."""
+
+from __future__ import annotations
+
+import importlib
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+
+class Loader:
+    """One for each application."""
+
+    def __init__(self, app: AmqTask) -> None:
+        self.app = app
+        self.task_modules: set[str] = set()
+
+    def import_default_modules(self) -> None:
+        """All that `include`, `imports` and autodiscover_tasks name."""
+        self.app.import_modules()
+
+    def init_worker(self) -> None:
+        """The same."""
+        self.app.import_modules()
+
+    def import_task_module(self, module: str) -> Any:
+        """One."""
+        self.task_modules.add(module)
+        return importlib.import_module(module)
+
+    def import_module(self, module: str, package: str | None = None) -> Any:
+        """Any."""
+        return importlib.import_module(module, package)
+
+    import_from_cwd = import_module
+
+    def autodiscover_tasks(self, packages: Any, related_name: str = "tasks") -> None:
+        """As the application's."""
+        self.app.autodiscover_tasks(packages, related_name, force=True)
+
+    def now(self, utc: bool = True) -> datetime:
+        """The present time."""
+        return self.app.now()
+
+    @property
+    def conf(self) -> Any:
+        """The settings."""
+        return self.app.conf
+
+    @property
+    def default_modules(self) -> set[str]:
+        """The names of the modules that are imported."""
+        return {*self.app.conf.imports, *self.app.conf.include}
+
+
+def get_loader_cls(loader: Any) -> type[Loader]:
+    """There is one."""
+    return Loader

@@ -1,0 +1,126 @@
+"""What health checks, locks and tracing ask of an application, its tasks, settings and workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from queue import Empty
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask, Queue, signals
+from amqtask.control import Control
+from amqtask.exceptions import OperationalError
+from amqtask.testing.worker import start_worker
+
+
+@pytest.fixture
+def app() -> Iterator[Any]:
+    with AmqTask("names", broker="memory://", task_queues=[Queue("a"), Queue("b")], task_default_queue="a") as made:
+        yield made
+
+
+def test_the_queues_are_a_mapping(app: Any) -> None:
+    queues = app.amqp.queues
+
+    assert list(queues) == ["a", "b"]
+    assert {name: queue.name for name, queue in queues.items()} == {"a": "a", "b": "b"}
+    assert app.amqp.default_queue.name == "a"
+    queues.deselect("b")
+    queues.select_add("c")
+    assert list(queues.consume_from) == ["a", "c"]
+    assert "a" in queues.format()
+
+
+def test_a_health_check_connects_and_looks_at_a_queue(app: Any) -> None:
+    app.send_task("t")
+
+    with app.connection_or_acquire() as connection:
+        connection.ensure_connection(max_retries=1)
+        assert connection.default_channel.queue_declare("a", passive=True).message_count == 1
+        assert connection.SimpleQueue("a").get().payload[0] == []
+        with pytest.raises(Empty):
+            connection.SimpleQueue("a").get_nowait()
+    with app.connection_or_acquire(connection) as same:
+        assert same is connection
+
+
+def test_a_health_check_is_told_that_no_broker_answers() -> None:
+    away: Any = AmqTask("away", broker="amqp://127.0.0.1:9//", set_as_current=False)
+
+    with pytest.raises(OperationalError):
+        away.connection().ensure_connection(max_retries=0)
+
+
+def test_a_producer_publishes_what_is_no_task(app: Any) -> None:
+    with app.producer_pool.acquire(block=True) as producer:
+        producer.publish({"x": 1}, routing_key="b", declare=[Queue("b")], headers={"h": 2}, priority=3)
+    with app.producer_or_acquire() as producer:
+        producer.publish("plain", routing_key="b", content_type="text/plain", content_encoding="utf-8")
+
+    (first, body), (second, text) = app.memory_broker.messages("b")
+    assert (json.loads(body), first.headers, first.priority) == ({"x": 1}, {"h": 2}, 3)
+    assert (text, second.content_type) == (b"plain", "text/plain")
+
+
+def test_a_task_s_request_can_be_pushed(app: Any) -> None:
+    def identify(self: Any) -> Any:
+        return self.request.id
+
+    work = app.task(bind=True)(identify)
+
+    work.push_request(id="one", retries=2)
+    try:
+        assert (work(), work.request.retries, work.request_stack.top.id) == ("one", 2, "one")
+    finally:
+        work.pop_request()
+    assert (work(), work.request_stack.top) == (None, None)
+    assert work._get_app() is app
+
+
+def test_settings_are_found_by_parts_of_their_names(app: Any) -> None:
+    assert app.conf.find_value_for_key("default_queue", "task") == "a"
+    assert app.conf.find_value_for_key("broker_url") == "memory://"
+    assert app.conf.get_by_parts("task", "default", "queue") == "a"
+    assert app.conf.first("nothing", "TASK_DEFAULT_QUEUE") == "a"
+    app.conf.add_defaults({"redbeat_lock_timeout": 3, "task_default_queue": "not this"})
+    assert (app.conf.redbeat_lock_timeout, app.conf.task_default_queue) == (3, "a")
+    assert app.conf.find_option("default_queue", "task").default == "amqtask"
+    app.conf.clear()
+    assert not hasattr(app.conf, "redbeat_lock_timeout")
+
+
+def test_signals_of_workers_tell_the_application_and_the_name(app: Any) -> None:
+    told: list[Any] = []
+
+    def note(sender: Any, **_: Any) -> None:
+        told.append((sender.app, sender.hostname))
+
+    signals.worker_ready.connect(note)
+    try:
+        with start_worker(app):
+            pass
+    finally:
+        signals.worker_ready.disconnect(note)
+
+    ((seen, hostname),) = told
+    assert seen is app
+    assert "@" in hostname
+
+
+def test_inspect_is_a_class() -> None:
+    app: Any = AmqTask("asked", broker="amqp://127.0.0.1:9//", set_as_current=False)
+
+    class Mine(app.control.inspect):  # type: ignore[misc]
+        def ping(self, destination: Any = None) -> Any:
+            return {"w": {"ok": "pong"}}
+
+    assert Mine(timeout=3).ping() == {"w": {"ok": "pong"}}
+    assert isinstance(app.control.inspect(), app.control.inspect)
+    assert isinstance(app.control, Control)
+
+
+def test_what_nobody_has_is_still_an_attribute_error(app: Any) -> None:
+    with pytest.raises(AttributeError, match="'AmqTask' object has no attribute 'nothing'"):
+        _ = app.nothing
