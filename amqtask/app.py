@@ -66,8 +66,10 @@ class AmqTask(Calling, WithOthersNames):
     ) -> None:
         super().__init__()
         self.main = main
+        # Of the settings; None where their names have no beginning.
+        self.namespace = namespace
         self.conf = Settings()
-        self.tasks = TaskRegistry()
+        self.tasks = TaskRegistry(self.finalize)
         self.strict_typing = strict_typing
         self.is_finalized = False
         self.on_configure = signals.Signal("on_configure")
@@ -96,6 +98,8 @@ class AmqTask(Calling, WithOthersNames):
 
         With `namespace="CELERY"` (or any other) only names with that prefix count. Raises (then): SettingUnknown.
         """
+
+        self.namespace = namespace or self.namespace
 
         def read() -> None:
             try:
@@ -160,7 +164,7 @@ class AmqTask(Calling, WithOthersNames):
         if name is not None:
             name = kinds.convert(f"task {function.__module__}.{function.__name__}: name", kinds.NAME, name)
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
-        if task_name in self.tasks:
+        if self.tasks.has(task_name):
             return _known(self.tasks[task_name], function)
         wanted = base or self._task_class
         if base is None and wanted is TaskBase and inspect.iscoroutinefunction(function):

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from amqtask.calls import Calls
 from amqtask.discovery import django_time_zone
-from amqtask.exceptions import ConfigurationError
 from amqtask.lazy import lazy
 from amqtask.printable import bounded_logger
 from amqtask.queues import configured, default_exchange
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.publisher")
 MEMORY_URL = "memory://"
+MEMORY_RESULTS = "cache+memory://"
 # What only one kind of result store has.
 _STORE_SETTINGS = (
     "cache_backend",
@@ -151,9 +151,9 @@ class Parts:
     @property
     def memory_broker(self) -> MemoryBroker | None:
         """With `broker_url = "memory://"` this app's own broker in this process, for tests; else None."""
-        if self._broker_urls not in (MEMORY_URL, [MEMORY_URL], (MEMORY_URL,)):
-            return None
-        return self._made_memory_broker
+        urls = self._broker_urls
+        first = urls if isinstance(urls, str) else next(iter(urls or ()), "")
+        return self._made_memory_broker if first.startswith(MEMORY_URL) else None
 
     @lazy
     def _made_memory_broker(self) -> MemoryBroker:
@@ -291,9 +291,7 @@ class Parts:
         if not url:
             return None
         if self.memory_broker is not None and url.partition("://")[0] == "rpc":
-            raise ConfigurationError(
-                "results over rpc:// need RabbitMQ; with the broker memory:// say backend='cache+memory://'"
-            )
+            url = MEMORY_RESULTS  # replies stay in this process, too
         contract = importlib.import_module("amqtask.backends.contract")
         registry = importlib.import_module("amqtask.backends.registry")
         options = contract.BackendOptions(

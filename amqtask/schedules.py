@@ -95,7 +95,8 @@ class BaseSchedule:
     ) -> None:
         self.nowfun = nowfun
         self.app = app
-        self._tz = zone_named(tz) if tz is not None else None
+        if tz is not None:  # a class of one's own may have set it before
+            self.tz = tz
 
     # -- the question
 
@@ -262,12 +263,18 @@ class crontab(BaseSchedule):
         given = [_kept(spec) for spec in (minute, hour, day_of_week, day_of_month, month_of_year)]
         self._orig_minute, self._orig_hour, self._orig_day_of_week = given[:3]
         self._orig_day_of_month, self._orig_month_of_year = given[3:]
-        self.minute = MINUTE.parse(given[0])
-        self.hour = HOUR.parse(given[1])
-        self.day_of_week = DAY_OF_WEEK.parse(given[2])
-        self.day_of_month = DAY_OF_MONTH.parse(given[3])
-        self.month_of_year = MONTH_OF_YEAR.parse(given[4])
-        self._readings = Readings(self.minute, self.hour, self.day_of_week, self.day_of_month, self.month_of_year)
+        self.minute = set(MINUTE.parse(given[0]))
+        self.hour = set(HOUR.parse(given[1]))
+        self.day_of_week = set(DAY_OF_WEEK.parse(given[2]))
+        self.day_of_month = set(DAY_OF_MONTH.parse(given[3]))
+        self.month_of_year = set(MONTH_OF_YEAR.parse(given[4]))
+        self._readings = Readings(
+            frozenset(self.minute),
+            frozenset(self.hour),
+            frozenset(self.day_of_week),
+            frozenset(self.day_of_month),
+            frozenset(self.month_of_year),
+        )
         self._is_hourly = len(self.hour) == 24
         self._goes_on = self._is_hourly or (isinstance(given[0], str) and given[0].strip().startswith("*"))
 
@@ -306,6 +313,14 @@ class crontab(BaseSchedule):
                 return moments.again
         return None
 
+    def remaining_delta(
+        self, last_run_at: datetime, tz: tzinfo | None = None, ffwd: Any = None
+    ) -> tuple[datetime, timedelta, datetime]:
+        """That run in the schedule's time, how long after it the next one is due, and the present time."""
+        last = _aware(last_run_at).astimezone(tz or self.tz)
+        due = self.next_due(last, self.tz)
+        return last, (due or datetime.max.replace(tzinfo=timezone.utc)) - last, self.now().astimezone(tz or self.tz)
+
     def is_due(self, last_run_at: datetime) -> schedstate:
         """As for all schedules; what is overdue for more than `beat_cron_starting_deadline` seconds is left out."""
         found = super().is_due(last_run_at)
@@ -323,7 +338,8 @@ class crontab(BaseSchedule):
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.minute, self.hour, self.day_of_week, self.day_of_month, self.month_of_year, str(self._tz)
+        fields = (self.minute, self.hour, self.day_of_week, self.day_of_month, self.month_of_year)
+        return *map(frozenset, fields), str(self._tz)
 
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, crontab) else NotImplemented

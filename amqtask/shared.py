@@ -30,7 +30,7 @@ class SharedTask:
         note_shared(self._make)
 
     def _make(self, app: Any) -> Any:
-        if self._name in app.tasks:
+        if app.tasks.has(self._name):
             return app.tasks[self._name]
         return app.task(name=self._name, **self._options)(self.__wrapped__)
 

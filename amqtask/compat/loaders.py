@@ -20,6 +20,7 @@ class Loader:
     def import_default_modules(self) -> None:
         """All that `include`, `imports` and autodiscover_tasks name."""
         self.app.import_modules()
+        self.app.finalize()
 
     def init_worker(self) -> None:
         """The same."""

@@ -13,6 +13,7 @@ from amqtask.compat.app.amqp import AMQP
 from amqtask.compat.apps import bugreport
 from amqtask.compat.connections import Connection, Producer, Producers
 from amqtask.compat.loaders import Loader
+from amqtask.compat.workers import Beat, make_worker
 from amqtask.current import current_app
 from amqtask.execution.context import current_context
 from amqtask.lazy import lazy
@@ -81,6 +82,18 @@ class OfApp(AmqTask):
     def broker_connection(self, *_: Any, **__: Any) -> Any:
         """A connection."""
         return self.connection()
+
+    # -- processes
+
+    def Worker(self, app: Any = None, **options: Any) -> Any:
+        """A worker: `app.Worker(pool="solo", concurrency=1).start()`."""
+        return make_worker(self, **options)
+
+    WorkController = Worker
+
+    def Beat(self, app: Any = None, **options: Any) -> Beat:
+        """A beat: `app.Beat(scheduler="…").run()`."""
+        return Beat(self, **options)
 
     # -- settings
 

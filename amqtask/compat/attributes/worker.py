@@ -23,6 +23,10 @@ class OfWorker(Worker):
         """Calls functions later, on the worker's loop."""
         return Timer(self.loop)
 
+    def start(self) -> int:
+        """Run until `stop`; the exit code."""
+        return self.run()
+
     @property
     def pid(self) -> int:
         """This process."""
