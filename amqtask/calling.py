@@ -46,13 +46,13 @@ class Calling(Parts):
         self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
-        return self.publish_call(name, tuple(args or ()), dict(kwargs or {}), options)
+        return self.publish_call(name, *kinds.arguments(name, args, kwargs), options)
 
     async def asend_task(
         self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """`send_task` without blocking the event loop."""
-        return await self.apublish_call(name, tuple(args or ()), dict(kwargs or {}), options)
+        return await self.apublish_call(name, *kinds.arguments(name, args, kwargs), options)
 
     def signature(self, task: Any, *args: Any, **kwargs: Any) -> Signature:
         """A signature that belongs to this app."""
@@ -505,11 +505,11 @@ class Calling(Parts):
         sig, _ = self.workflows.frozen(
             found.clone(args, kwargs) if args or kwargs else found, {k: v for k, v in options.items() if k != "throw"}
         )
-        return InlineRunner(self._app).run_composition(sig, propagate=propagate)
+        return InlineRunner(self._app, in_place_of_publishing=self._is_eager).run_composition(sig, propagate=propagate)
 
     def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
         self.finalize()
-        return InlineRunner(self._app).run(
+        return InlineRunner(self._app, in_place_of_publishing=True).run(
             self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
         )
 

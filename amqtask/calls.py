@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
-from amqtask import signals
-from amqtask.exceptions import ConfigurationError
+from amqtask import kinds, signals
+from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
-from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, encode_task, strip_death_headers
+from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, decode_body, encode_task, strip_death_headers
+from amqtask.serialization import dumps
 from amqtask.signatures import listed
 from amqtask.task import Task, eta_of
 from amqtask.topology.delays import DelayPlan
@@ -124,7 +125,6 @@ class Calls:
         ignore = get("ignore_result")
         if ignore is None and task is not None:
             ignore = task.ignore_result
-        moment, seconds = _expiry(expires, self._zone)
         call = TaskCall(
             get("task_id") or str(uuid.uuid4()),
             name,
@@ -133,8 +133,7 @@ class Calls:
             reply_to=get("reply_to") or reply_to,
             priority=self._priority if priority is None else priority,
             ignore_result=ignore,
-            expires=moment,
-            expires_seconds=seconds,
+            expires=_expiry(expires, self._zone),
             delivery_mode=get("delivery_mode") or getattr(task, "delivery_mode", None) or self._delivery_mode,
         )
         if options:
@@ -154,9 +153,6 @@ class Calls:
         call.shadow = get("shadow") or (task.shadow_name(args, kwargs, options) if task is not None else None)
         call.callbacks, call.errbacks = listed(get("link")) or None, listed(get("link_error")) or None
         call.chain, call.chord = get("chain"), get("chord")
-        if call.chain or call.chord:
-            # Others wait for it: a worker must see that it has expired, or they would wait for ever.
-            call.expires_seconds = None
         call.replaced_task_nesting = get("replaced_task_nesting") or 0
         names = get("stamped_headers")
         if names:
@@ -192,10 +188,23 @@ class Calls:
         return message
 
     def _encode(self, call: TaskCall, serializer: str, compression: str | None) -> tuple[bytes, Properties]:
-        body, properties = encode_task(call, serializer=serializer, compression=compression)
+        try:
+            body, properties = encode_task(call, serializer=serializer, compression=compression)
+        except EncodeError as error:
+            raise _naming(call, serializer) or error from error.__cause__
         if self._says_when:
             properties.headers[PUBLISHED_AT] = int(time.time() * 1000)
         return body, properties
+
+    def travelled(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+    ) -> tuple[Any, Any]:
+        """The arguments as a worker would get them. Raises: EncodeError."""
+        serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
+        body, properties = self._encode(TaskCall("", name, args, kwargs), serializer, None)
+        kind = str(properties.content_type)
+        found = decode_body(body, kind, properties.content_encoding, properties.headers, frozenset({kind}))
+        return found[0], found[1]
 
     def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
         """The same task again: same id, workflow and place, `retries + 1` (celery-facts 1.8)."""
@@ -203,7 +212,7 @@ class Calls:
         options = dict(again.get("options") or {})
         headers = strip_death_headers(request.headers)
         eta = eta_of(when, None, self._zone) if isinstance(when, datetime) else eta_of(None, when)
-        moment, seconds = _expiry(options.get("expires"), self._zone)
+        expires = _expiry(options.get("expires"), self._zone)
         limits = headers.get("timelimit") or (None, None)
         call = TaskCall(
             request.id,
@@ -211,8 +220,7 @@ class Calls:
             context.args if again.get("args") is None else tuple(again["args"]),
             context.kwargs if again.get("kwargs") is None else dict(again["kwargs"]),
             eta=eta,
-            expires=moment,
-            expires_seconds=seconds,
+            expires=expires,
             retries=context.retries + 1,
             time_limit=options.get("time_limit", limits[0]),
             soft_time_limit=options.get("soft_time_limit", limits[1]),
@@ -235,10 +243,8 @@ class Calls:
             chord=context.chord,
             headers={**_own_headers(headers), **(options.get("headers") or {})} or None,
         )
-        if call.chain or call.chord:
-            call.expires_seconds = None  # as in `_rest`
         message = self._retry_message(call, request, options)
-        if seconds is None and headers.get("expires"):
+        if expires is None and headers.get("expires"):
             message.properties.headers["expires"] = headers["expires"]
         return message
 
@@ -266,6 +272,20 @@ class Calls:
         )
         if strange:
             raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, strange))}")
+
+
+def _naming(call: TaskCall, serializer: str) -> EncodeError | None:
+    """Which of a call's arguments it was."""
+    by_name = {f"argument {position}": value for position, value in enumerate(call.args, 1)}
+    for argument, value in {**by_name, **{f"argument {name!r}": value for name, value in call.kwargs.items()}}.items():
+        try:
+            dumps(value, serializer)
+        except EncodeError as error:
+            return EncodeError(
+                f"task {call.task}: {argument} is {kinds.shown(value)}, and {error}; "
+                "pass plain data, or choose another serializer"
+            )
+    return None
 
 
 def tell_composed(message: Message, *, follow_up: bool = False) -> None:
@@ -297,16 +317,15 @@ def _own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in headers.items() if key not in _PROTOCOL}
 
 
-def _expiry(expires: Any, zone: Callable[[], tzinfo]) -> tuple[datetime | None, float | None]:
-    """The moment and the seconds from now of `expires`: seconds, a timedelta, a datetime or ISO-8601 text."""
+def _expiry(expires: Any, zone: Callable[[], tzinfo]) -> datetime | None:
+    """The moment of `expires`: seconds from now, a timedelta, a datetime or ISO-8601 text."""
     if expires is None:
-        return None, None
-    now = datetime.now(timezone.utc)
+        return None
     if isinstance(expires, timedelta):
         expires = expires.total_seconds()
     if isinstance(expires, (int, float)) and not isinstance(expires, bool):
-        return now + timedelta(seconds=expires), float(expires)
+        return datetime.now(timezone.utc) + timedelta(seconds=expires)
     moment = eta_of(expires, None, zone)
     if moment is None:
         raise ConfigurationError(f"expires is {expires!r}: seconds or a datetime is wanted")
-    return moment, (moment - now).total_seconds()
+    return moment

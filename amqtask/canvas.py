@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.kinds import signature_of
+from amqtask.kinds import arguments, signature_of
 from amqtask.signatures import Signature, listed
 from amqtask.stamping import gathered
 
@@ -75,17 +75,17 @@ class Composition(Signature):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
         """Publish what it begins with; the rest travels with that. Raises: PublishError."""
-        return self.app.publish_composition(self, tuple(args or ()), dict(kwargs or {}), options)
+        return self.app.publish_composition(self, *arguments(self.task, args, kwargs), options)
 
     async def aapply_async(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
         """The same without blocking the event loop."""
-        return await self.app.apublish_composition(self, tuple(args or ()), dict(kwargs or {}), options)
+        return await self.app.apublish_composition(self, *arguments(self.task, args, kwargs), options)
 
     def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Run all of it here, one part after the other."""
-        return self.app.run_composition(self, tuple(args or ()), dict(kwargs or {}), options)
+        return self.app.run_composition(self, *arguments(self.task, args, kwargs), options)
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """Publish with more arguments."""

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 class InlineRunner:
     """One app's: runs a task through the executor, retries and callbacks included."""
 
-    def __init__(self, app: AmqTask) -> None:
+    def __init__(self, app: AmqTask, *, in_place_of_publishing: bool = False) -> None:
         self._app = app
+        # What is run in place of a publish gets its arguments as a worker would get them.
+        self._serializes = in_place_of_publishing
 
     def run(
         self,
@@ -40,6 +42,8 @@ class InlineRunner:
     ) -> EagerResult[Any]:
         """Run a task; with `propagate` (or the option `throw`) its exception is raised here."""
         self._app.finalize()
+        if self._serializes:
+            args, kwargs = self._app.calls.travelled(task.name, args, kwargs, options, task)
         task_id = options.get("task_id") or str(uuid.uuid4())
         propagate = bool(options.get("throw", propagate))
         embed = {

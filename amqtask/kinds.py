@@ -12,8 +12,9 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from amqtask.exceptions import WrongValue
@@ -262,6 +263,31 @@ def _table(value: Any) -> Any:
     return found
 
 
+_IN_HEADERS = (str, bytes, bytearray, bool, int, float, Decimal, datetime, type(None))
+
+
+def _header(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _header(item, f"{where}[{name!r}]")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _header(item, where)
+    elif not isinstance(value, _IN_HEADERS):
+        raise _Because(
+            f"{where} is {shown(value)}: headers hold text, numbers, times, lists and tables; str(…) makes text of it"
+        )
+
+
+def _headers(value: Any) -> Any:
+    found = _table(value)
+    for name, item in found.items():
+        _header(item, repr(name))
+    return found
+
+
+# What AMQP's headers can hold.
+HEADERS = Kind("a dictionary of headers", _headers)
 # Of settings: names are the application's business.
 MAPPING = Kind("a dictionary", lambda value: value if isinstance(value, dict) else dict(value))
 TABLE = Kind("a dictionary", _table)
@@ -329,6 +355,17 @@ def _function(value: Any) -> Any:
 FUNCTION = Kind("a function", _function)
 ANY = Kind("anything", lambda value: value)
 URLS = either("a URL, or a list of them", TEXT, TEXTS)
+
+
+def arguments(task: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call. Raises: TypeError, which names the task, for what are none."""
+    positional, keywords = args or (), kwargs or {}
+    if isinstance(positional, (str, bytes, Mapping, Set)) or not isinstance(positional, Iterable):
+        hint = f"; keyword arguments are kwargs={shown(args)}" if isinstance(args, Mapping) else ""
+        raise TypeError(f"task {task}: args is a list or a tuple of arguments, not {shown(args)}{hint}")
+    if not isinstance(keywords, Mapping):
+        raise TypeError(f"task {task}: kwargs is a dictionary of arguments by name, not {shown(kwargs)}")
+    return tuple(positional), dict(keywords)
 
 
 def checked(what: str, kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> Mapping[str, Any]:

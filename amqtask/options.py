@@ -68,7 +68,7 @@ CALL: dict[str, Kind] = {
     "retries": kinds.COUNT,
     "shadow": kinds.TEXT,
     "reply_to": kinds.KEY,
-    "headers": kinds.TABLE,
+    "headers": kinds.HEADERS,
     "link": _LINKS,
     "link_error": _LINKS,
     "timeout": kinds.SECONDS,

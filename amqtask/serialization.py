@@ -124,7 +124,25 @@ _json_typed = json.JSONDecoder(object_hook=_json_object)
 
 
 def _dump_json(value: Any) -> bytes:
-    return _json_encoder(value).encode("utf-8")
+    text = _json_encoder(value)
+    if '"__type__"' in text:
+        _check_typed(value)
+    return text.encode("utf-8")
+
+
+def _check_typed(value: Any) -> None:
+    """Raises: TypeError for a dictionary that every reader would take for a value of another kind."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__type__", "__value__"}:
+            raise TypeError(
+                "a dictionary with the keys '__type__' and '__value__' and no others stands for a date, bytes … in JSON "
+                "messages, and nobody could read it; give it one more key"
+            )
+        for item in value.values():
+            _check_typed(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_typed(item)
 
 
 def _load_json(body: bytes, encoding: str) -> Any:

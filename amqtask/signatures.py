@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from amqtask.current import current_app
+from amqtask.kinds import arguments as _arguments
 from amqtask.kinds import signature_of
 from amqtask.options import of_call
 from amqtask.stamping import gathered
@@ -78,10 +79,12 @@ class Signature(dict[str, Any]):
             self.setdefault("subtask_type", None)
             self.setdefault("immutable", False)
             return
+        name = getattr(task, "name", task)
+        arguments, keywords = _arguments(name, args, kwargs)
         super().__init__(
-            task=getattr(task, "name", task),
-            args=tuple(args or ()),
-            kwargs=dict(kwargs or {}),
+            task=name,
+            args=arguments,
+            kwargs=keywords,
             options={**(options or {}), **more_options},
             subtask_type=subtask_type,
             immutable=immutable,
@@ -164,8 +167,9 @@ class Signature(dict[str, Any]):
         dict.__init__(cloned, self)
         cloned._app = self._app
         if not self.immutable:
-            cloned["args"] = tuple(args or ()) + self.args
-            cloned["kwargs"] = {**self.kwargs, **(kwargs or {})}
+            arguments, keywords = _arguments(self.task, args, kwargs)
+            cloned["args"] = arguments + self.args
+            cloned["kwargs"] = {**self.kwargs, **keywords}
         # Links are added in place; the copy's are its own.
         lists = {key: list(value) for key, value in self.options.items() if isinstance(value, list)}
         cloned["options"] = {**self.options, **lists, **self._changeable(options)}

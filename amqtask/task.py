@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from amqtask import kinds
 from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
 from amqtask.current import current_app
 from amqtask.elsewhere import WithOthersNames
@@ -169,7 +170,7 @@ class Task(WithOthersNames, Generic[P, R]):
 
         Raises: TypeError (wrong arguments, unknown option), ValueError (soft limit above the hard one), PublishError.
         """
-        arguments, keywords = tuple(args or ()), dict(kwargs or {})
+        arguments, keywords = kinds.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return self.app.publish_call(self.name, arguments, keywords, options, task=self)
 
@@ -177,7 +178,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[R]:
         """`apply_async` without blocking the event loop."""
-        arguments, keywords = tuple(args or ()), dict(kwargs or {})
+        arguments, keywords = kinds.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return await self.app.apublish_call(self.name, arguments, keywords, options, task=self)
 
@@ -211,7 +212,7 @@ class Task(WithOthersNames, Generic[P, R]):
     def _call_later(
         self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
     ) -> Callable[[], Any]:
-        arguments, keywords = tuple(args or ()), dict(kwargs or {})
+        arguments, keywords = kinds.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return lambda: self.apply_async(arguments, keywords, **options)
 
@@ -219,7 +220,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> EagerResult[R]:
         """Run it here, as a worker would, and return what came of it."""
-        return self.app.run_inline(self, tuple(args or ()), dict(kwargs or {}), options)
+        return self.app.run_inline(self, *kinds.arguments(self.name, args, kwargs), options)
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raises: TypeError for arguments that the function does not take."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,9 @@ from amqtask.cli import complete
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.output import echo, json_option, print_json
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
 
 
 class Json(ParamType):
@@ -57,6 +61,24 @@ class Expiry(Moment):
             return super().convert(value, param, ctx)
 
 
+def check(app: AmqTask, name: str, arguments: list[Any], kwargs: dict[str, Any]) -> None:
+    """What the loaded application knows. Another one's task it need not know, unless it has one of nearly that name.
+
+    Raises: ClickException."""
+    app.import_modules()
+    app.finalize()
+    task = app.tasks.get(name)
+    if task is None:
+        near = difflib.get_close_matches(name, app.tasks.own, n=1, cutoff=0.8)
+        if near:
+            raise click.ClickException(f"no task {name!r} is registered. Did you mean {near[0]!r}?")
+        return
+    try:
+        task.check_arguments(tuple(arguments), kwargs)
+    except TypeError as error:
+        raise click.ClickException(str(error)) from error
+
+
 @click.command("call")
 @click.argument("name", shell_complete=complete.tasks)
 @click.option("-a", "--args", "arguments", type=Json(list, "JSON array"), default="[]", help="Positional arguments.")
@@ -78,6 +100,7 @@ def command(
     """Publish task NAME and print its id, once the broker has confirmed it."""
     app = settings.load()
     refuse_memory(app)
+    check(app, name, arguments, kwargs)
     given = {key: value for key, value in options.items() if value is not None}
     result = app.send_task(name, arguments, kwargs, **given)
     if as_json:

@@ -353,10 +353,7 @@ class Executor(Endings):
         result = None
         if self._results is not None and is_wanted(plan, request):
             result = self._results.retry(request, context, cause, info.traceback)
-        if "on_retry" in plan.hooks:
-            self._hook(plan.task.on_retry, cause, request.id, context.args, context.kwargs, info)
-        if signals.task_retry:
-            signals.task_retry.send(sender=plan.task, request=context, reason=retry, einfo=info)
+        self._tell_retry(plan, request, context, retry, info)
         return Outcome(
             request.number,
             states.RETRY,
@@ -452,6 +449,12 @@ class Executor(Endings):
             )  # fmt: skip
         if "after_return" in plan.hooks:
             self._hook(task.after_return, states.FAILURE, error, request.id, args, kwargs, info)
+
+    def _tell_retry(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, info: ErrorInfo) -> None:
+        if "on_retry" in plan.hooks:
+            self._hook(plan.task.on_retry, retry.exc or retry, request.id, context.args, context.kwargs, info)
+        if signals.task_retry:
+            signals.task_retry.send(sender=plan.task, request=context, reason=retry, einfo=info)
 
     def _tell_postrun(self, plan: TaskPlan, request: Request, context: Context, state: str, value: Any) -> None:
         signals.task_postrun.send(

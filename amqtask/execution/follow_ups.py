@@ -75,8 +75,8 @@ class FollowUps:
         return found
 
     def _errbacks(self, found: Any, context: Context, error: BaseException, trace: str) -> tuple[Message, ...]:
-        """Errbacks, as Celery calls them: one that takes more than one argument and is registered here is called with
-        (request, exc, traceback), any other is published with the failed task's id.
+        """Errbacks, as Celery calls them: one that takes (request, exc, traceback) before its own arguments and is registered
+        here is called with them, any other is published with the failed task's id before its own.
 
         Where no user code must run (the worker's I/O loop, known by no task running) the call becomes a message too.
         """
@@ -84,7 +84,7 @@ class FollowUps:
         for errback in found or ():
             try:
                 task = self._tasks.get(errback["task"])
-                if task is None or not _takes_the_error(task):
+                if task is None or not _takes_the_error(task, errback):
                     messages += self._composer.compose_next(errback, context.id, context, [])
                 elif current_context() is not None:
                     _call(task, errback, context, error, trace)
@@ -100,13 +100,26 @@ def _call(task: TaskLike, errback: Mapping[str, Any], context: Context, error: B
     task(*own, *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
 
 
-def _takes_the_error(task: TaskLike) -> bool:
+def _takes_the_error(task: TaskLike, errback: Mapping[str, Any]) -> bool:
     # Bound and async ones go by message, as in Celery: they may retry, or need a loop.
     if task.is_async or inspect.ismethod(task.run):
         return False
     try:
-        kinds = [parameter.kind for parameter in inspect.signature(task.run).parameters.values()]
+        signature = inspect.signature(task.run)
     except (TypeError, ValueError):
         return False
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return inspect.Parameter.VAR_POSITIONAL in kinds or sum(kind in positional for kind in kinds) > 1
+    if inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) < 2:
+        return False
+    # The others may be arguments of the errback's own, behind the id.
+    return _binds(signature, errback, 3) or not _binds(signature, errback, 1)
+
+
+def _binds(signature: inspect.Signature, errback: Mapping[str, Any], given: int) -> bool:
+    own = 0 if errback.get("immutable") else given
+    try:
+        signature.bind(*range(own), *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
+    except TypeError:
+        return False
+    return True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.execution.context import Context, current
+from amqtask.execution.einfo import ErrorInfo
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Outcome
 
@@ -92,6 +93,7 @@ class InlineExecutor(Executor):
 
     def _retried(self, plan: Any, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
         self.retry = retry
+        self._tell_retry(plan, request, context, retry, ErrorInfo(retry.exc or retry))
         return Outcome(request.number, "RETRY", runtime=runtime)
 
     def _failed(

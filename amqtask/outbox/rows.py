@@ -101,7 +101,7 @@ _KIND: dict[str, type | tuple[type, ...]] = {
 
 def _checked(name: str, value: Any) -> Any:
     """A property, or where the message goes. Raises: TypeError for a value of another kind."""
-    if value is not None and not isinstance(value, _KIND.get(name, str)):
+    if (value is not None or name == "headers") and not isinstance(value, _KIND.get(name, str)):
         raise TypeError(f"{name} is a {type(value).__name__}")
     return value
 

@@ -43,6 +43,7 @@ _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": Non
 class TaskCall:
     """One call of a task, before it is a message. `eta` and `expires` are aware datetimes; limits are seconds.
 
+    `expires` is in the headers only: a worker that sees it tells whoever waits, which the broker's own expiry would not.
     `chain` is stored reversed: the next step is the last element. `headers` are the caller's own.
     """
 
@@ -52,7 +53,6 @@ class TaskCall:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     eta: datetime | None = None
     expires: datetime | None = None
-    expires_seconds: float | None = None
     retries: int = 0
     time_limit: float | None = None
     soft_time_limit: float | None = None
@@ -111,7 +111,6 @@ def encode_task(
         priority=call.priority,
         correlation_id=call.correlation_id or call.id,
         reply_to=call.reply_to,
-        expiration=_expiration(call.expires_seconds),
     )
     for name, value in (call.extra_properties or {}).items():
         setattr(properties, name, value)
@@ -164,10 +163,6 @@ def origin() -> str:
 @lru_cache(maxsize=1)
 def _origin(pid: int) -> str:
     return f"gen{pid}@{os.uname().nodename}"
-
-
-def _expiration(seconds: float | None) -> str | None:
-    return None if seconds is None else str(max(0, int(seconds * 1000)))
 
 
 def decode_body(

@@ -15,11 +15,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from amqtask.entities import Declaration, Exchange, Queue
 from amqtask.exceptions import ConfigurationError, QueueNotFound
+from amqtask.options import CALL
+from amqtask.printable import bounded_logger
 from amqtask.topology.plan import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
 
 Target: TypeAlias = "str | Queue | Mapping[str, Any]"
 RouteFunction: TypeAlias = Callable[..., "Target | None"]
 
+logger = bounded_logger(__name__)
 _OWN_OPTIONS = ("queue", "exchange", "exchange_type", "routing_key")
 
 
@@ -66,6 +69,8 @@ class Queues:
         self._configured: set[str] = set()
         for queue in task_queues:
             self._configured.add(self.add(queue).name)
+        # Whether the configuration says which queues there are.
+        self._is_explicit = bool(self._configured)
         if not self._configured:
             self._configured.add(self.add(self._make(default_queue)).name)
 
@@ -79,7 +84,16 @@ class Queues:
     def __getitem__(self, name: str) -> Queue:
         """The queue of that name, created if it is missing. Raises: QueueNotFound when that is switched off."""
         found = self._queues.get(name)
-        return found if found is not None else self._create(name)
+        if found is not None:
+            return found
+        made = self._create(name)
+        if self._is_explicit and name != self.default_queue:
+            logger.warning(
+                "queue %r is not in task_queues, and is made: a worker reads it only with -Q%s "
+                "(task_create_missing_queues = False makes this an error)",
+                name, _near(name, self._configured),
+            )  # fmt: skip
+        return made
 
     def __contains__(self, name: object) -> bool:
         return name in self._queues
@@ -107,7 +121,7 @@ class Queues:
 
     def select(self, names: Iterable[str]) -> None:
         """Consume these only (-Q); missing ones are created. Raises: QueueNotFound."""
-        self._selected = {name: self[name] for name in names}
+        self._selected = {name: self._queues.get(name) or self._create(name) for name in names}
 
     def deselect(self, names: Iterable[str]) -> None:
         """Consume all but these (-X). Raises: QueueNotFound for a name that is not consumed anyway."""
@@ -147,6 +161,20 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 # -- task_routes
+
+
+def _known(name: str, target: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises: ConfigurationError for a key that is no option of a call."""
+    for key in target:
+        if key not in CALL:
+            near = difflib.get_close_matches(str(key), _OWN_OPTIONS, n=1) or difflib.get_close_matches(
+                str(key), CALL, n=1
+            )
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(
+                f"task_routes: the route of task {name!r} has {key!r}, which is no option of a call{hint}"
+            )
+    return target
 
 
 def compile_routes(routes: Any) -> tuple[RouteFunction, ...]:
@@ -205,6 +233,8 @@ class _MapRoute:
                 self._patterns.append((re.compile(fnmatch.translate(name)), target))
             else:
                 self._exact[name] = target
+            if isinstance(target, Mapping):
+                _known(getattr(name, "pattern", name), target)
 
     def __call__(self, name: str, *_args: Any, **_options: Any) -> Target | None:
         if name in self._exact:
@@ -257,7 +287,7 @@ class Router:
             if isinstance(found, (str, Queue)):
                 return {"queue": found}
             if isinstance(found, Mapping):
-                return {key: value for key, value in found.items() if value is not None}
+                return {key: value for key, value in _known(name, found).items() if value is not None}
             raise ConfigurationError(f"task_routes: the route of task {name!r} is {found!r}, no queue or mapping")
         return {}
 

@@ -52,6 +52,27 @@ def test_the_in_memory_broker_is_refused(argv: list[str], capsys: pytest.Capture
     assert "memory://" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["tools.ad"], "no task 'tools.ad' is registered. Did you mean 'tools.add'?"),
+        (["tools.add", "-a", "[1]"], "task tools.add cannot be called like that: missing a required argument: 'y'"),
+        (["tools.add", "-k", '{"z": 1}'], "task tools.add cannot be called like that"),
+    ],
+)
+def test_a_call_that_the_application_knows_to_be_wrong_is_not_sent(
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make_app()
+
+    @app.task(name="tools.add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    assert run(["call", *argv], app) == 1
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"], make_app()) == 0

@@ -233,7 +233,7 @@ def test_calls_as_programs_write_them(app: AmqTask) -> None:
     assert compose("t", (), {}, {"task_id": task_id}).properties.headers["id"] == str(task_id)
     assert compose("t", (), {}, {"countdown": timedelta(seconds=-3)}).properties.headers["eta"]
     assert compose("t", (), {}, {"countdown": "5"}).properties.headers["eta"]
-    assert compose("t", (), {}, {"expires": timedelta(hours=1)}).properties.expiration
+    assert compose("t", (), {}, {"expires": timedelta(hours=1)}).properties.headers["expires"]
     assert compose("t", (), {}, {"eta": "2030-01-01T00:00:00Z"}).properties.headers["eta"].startswith("2030")
     assert compose("t", (), {}, {"expires": datetime.now(timezone.utc), "priority": None}).properties.headers["expires"]
     assert compose("t", (), {}, {"priority": "7", "delivery_mode": "transient"}).properties.priority == 7
