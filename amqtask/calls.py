@@ -113,9 +113,12 @@ class Calls:
         reply_to: str,
     ) -> TaskCall:
         get = options.get
-        hard, soft = get("time_limit"), get("soft_time_limit")
+        hard = get("time_limit") or getattr(task, "time_limit", None)
+        soft = get("soft_time_limit") or getattr(task, "soft_time_limit", None)
         if hard is not None and soft is not None and soft > hard:
-            raise ValueError(f"task {name}: soft_time_limit {soft} is above time_limit {hard}")
+            raise ValueError(
+                f"task {name}: soft_time_limit must be less than or equal to time_limit, and {soft:g} is above {hard:g}"
+            )
         expires = get("expires")
         if expires is None and task is not None:
             expires = task.expires

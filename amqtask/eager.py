@@ -11,7 +11,7 @@ from amqtask import states
 from amqtask.canvas import chain, chord, group, maybe_signature
 from amqtask.exceptions import ChordError
 from amqtask.execution.chords import first_task
-from amqtask.execution.context import Context
+from amqtask.execution.context import Context, current_context
 from amqtask.execution.inline import InlineExecutor
 from amqtask.execution.request import Request
 from amqtask.protocol.task import saferepr
@@ -52,6 +52,7 @@ class InlineRunner:
         }
         embed["chain"] = options.get("chain")
         retries = int(options.get("retries") or 0)
+        family = _family(task_id, options)
         while True:
             executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
             headers = {
@@ -59,6 +60,7 @@ class InlineRunner:
                 "id": task_id,
                 "retries": retries,
                 "ignore_result": False,
+                **family,
                 **(options.get("headers") or {}),
             }
             request = Request(
@@ -156,6 +158,15 @@ class InlineRunner:
         following = self.run_composition(sig, (result,))
         if rest and following.successful():
             self._run_next(rest[-1], following.get(), rest[:-1])
+
+
+def _family(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Its root and its parent: those it was told, else those of the task that runs it, as for a call that is published."""
+    caller = current_context()
+    found: dict[str, Any] = {"root_id": task_id, "parent_id": None}
+    if caller is not None and caller.id is not None and caller.id != task_id:
+        found = {"root_id": caller.root_id or caller.id, "parent_id": caller.id}
+    return {key: options.get(key) or known for key, known in found.items()}
 
 
 def _eldest(result: Any) -> Any:

@@ -286,7 +286,8 @@ class Task(WithOthersNames, Generic[P, R]):
         and this run goes on).
 
         `countdown` (seconds) or `eta` says when, else `default_retry_delay`. Past `max_retries` the cause `exc` is raised,
-        else MaxRetriesExceededError. Called directly, it raises the cause.
+        else MaxRetriesExceededError. Called directly, it raises the cause. `args` and `kwargs` take the place of those of this
+        run, also where an argument was given by name and is given by position now, or the other way round.
         """
         request = self.request
         if request.called_directly:
@@ -301,6 +302,8 @@ class Task(WithOthersNames, Generic[P, R]):
                 task_kwargs=request.kwargs,
             )
         when: datetime | float = eta or (self.default_retry_delay if countdown is None else countdown)
+        if (args is None) != (kwargs is None):
+            args, kwargs = _in_their_place(self.run, request, args, kwargs)
         again = {"args": args, "kwargs": kwargs, "options": options}
         verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=again)
         if throw:
@@ -441,6 +444,25 @@ class AsyncTask(Task[P, R]):
         """The coroutine, for `await`."""
         coroutine: Coroutine[Any, Any, R] = self.run(*args, **kwargs)
         return coroutine
+
+
+def _in_their_place(
+    function: Callable[..., Any], request: Context, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None
+) -> tuple[Iterable[Any], Mapping[str, Any]]:
+    """New arguments of one kind with the old ones of the other kind, without those that they replace."""
+    old, old_by_name = tuple(request.args or ()), dict(request.kwargs or {})
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()  # type: ignore[assignment]
+    names = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if args is not None:
+        found = tuple(args)
+        return found, {name: value for name, value in old_by_name.items() if name not in names[: len(found)]}
+    given = dict(kwargs or {})
+    first = next((position for position, name in enumerate(names[: len(old)]) if name in given), len(old))
+    behind = {name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in given}
+    return old[:first], {**behind, **given}
 
 
 def argument_check(function: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -1,0 +1,88 @@
+"""Runs that ask for other runs: retries with other arguments, and calls that a task makes inline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask
+from amqtask.testing.worker import start_worker
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[AmqTask]:
+    """With a task that retries with what it is told, and a worker."""
+    app = AmqTask("again", broker="memory://", backend="cache+memory://")
+
+    @app.task(name="again", bind=True, default_retry_delay=0)
+    def again(self: Any, x: int, y: int = 2, *, told: Any = None) -> list[int]:
+        if not self.request.retries:
+            raise self.retry(**(self.request.headers.get("told") or {}))
+        return [x, y]
+
+    with start_worker(app, pool="threads", concurrency=1):
+        yield app
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize(
+    ("args", "kwargs", "told", "found"),
+    [
+        ((), {"x": 1}, {"args": [5]}, [5, 2]),
+        ((), {"x": 1, "y": 3}, {"args": [5]}, [5, 3]),
+        ((1,), {"y": 3}, {"args": [5, 6]}, [5, 6]),
+        ((1,), {}, {"kwargs": {"x": 5}}, [5, 2]),
+        ((1, 3), {}, {"kwargs": {"x": 5}}, [5, 3]),
+        ((1, 3), {}, {"kwargs": {"y": 6}}, [1, 6]),
+        ((1,), {"y": 3}, {"args": [5], "kwargs": {"y": 6}}, [5, 6]),
+        ((1,), {"y": 3}, {}, [1, 3]),
+    ],
+)
+def test_new_arguments_of_a_retry_take_the_place_of_the_old_ones(
+    app: AmqTask, args: Any, kwargs: Any, told: Any, found: list[int], inline: bool
+) -> None:
+    task = app.tasks["again"]
+    run = task.apply if inline else task.apply_async
+
+    assert run(args, kwargs, headers={"told": told}).get(timeout=60) == found
+
+
+def test_a_task_that_is_run_by_another_is_its_child() -> None:
+    app = AmqTask("families", broker="memory://")
+
+    @app.task(name="leaf", bind=True)
+    def leaf(self: Any) -> list[Any]:
+        return [self.request.id, self.request.parent_id, self.request.root_id]
+
+    @app.task(name="branch", bind=True)
+    def branch(self: Any) -> list[Any]:
+        return [*leaf.apply().get(), self.request.id, self.request.parent_id, self.request.root_id]
+
+    @app.task(name="root", bind=True)
+    def root(self: Any) -> list[Any]:
+        return [*branch.apply().get(), self.request.id, self.request.parent_id, self.request.root_id]
+
+    _, leafs_parent, leafs_root, branch_id, branchs_parent, branchs_root, root_id, parent, roots_root = (
+        root.apply().get()
+    )
+
+    assert (parent, roots_root) == (None, root_id)
+    assert (branchs_parent, branchs_root) == (root_id, root_id)
+    assert (leafs_parent, leafs_root) == (branch_id, root_id)
+
+
+def test_a_soft_limit_above_the_hard_one_is_refused_whoever_says_them() -> None:
+    app = AmqTask("limits", broker="memory://")
+
+    @app.task(name="limited", soft_time_limit=20, time_limit=10)
+    def limited() -> None: ...
+
+    @app.task(name="bounded", time_limit=10)
+    def bounded() -> None: ...
+
+    for call in (limited.delay, lambda: bounded.apply_async(soft_time_limit=11)):
+        with pytest.raises(ValueError, match="soft_time_limit must be less than or equal to time_limit"):
+            call()
+    limited.apply_async(time_limit=30)
