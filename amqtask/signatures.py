@@ -80,7 +80,7 @@ class Signature(dict[str, Any]):
             self.setdefault("immutable", False)
             return
         name = getattr(task, "name", task)
-        arguments, keywords = _arguments(name, args, kwargs)
+        arguments, keywords = _arguments(str(name), args, kwargs)
         super().__init__(
             task=name,
             args=arguments,

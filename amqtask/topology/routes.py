@@ -234,7 +234,7 @@ class _MapRoute:
             else:
                 self._exact[name] = target
             if isinstance(target, Mapping):
-                _known(getattr(name, "pattern", name), target)
+                _known(name if isinstance(name, str) else name.pattern, target)
 
     def __call__(self, name: str, *_args: Any, **_options: Any) -> Target | None:
         if name in self._exact:
