@@ -336,7 +336,13 @@ class Forwarder:
         if oldest is None:
             return
         waited = self._wall_clock() - oldest
-        if waited > STUCK_SECONDS and self._renew(f"the broker did not confirm a publish for {waited:.0f} s"):
+        # While an alarm blocks us, what was written waits in the broker's socket, and would be taken there a second time.
+        could_be = self._publisher is not None and self._publisher.oldest is not None
+        if (
+            waited > STUCK_SECONDS
+            and could_be
+            and self._renew(f"the broker did not confirm a publish for {waited:.0f} s")
+        ):
             return
         self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
 

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from amqtask.exceptions import PublishError, PublishTimeout, Unroutable
+from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unroutable
 from amqtask.in_time import cancel_all, ended
 from amqtask.message import Message
 from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
@@ -32,6 +32,8 @@ WINDOW = 500
 SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
 NO_DEADLINE = 365 * 86400.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
+# A queue whose node is away is declared again so much later.
+AWAY_PAUSE = 0.5
 
 
 class _Home:
@@ -154,6 +156,11 @@ class AioPikaPublisher:
             line.forget(message.declare)
         except Nacked as nacked:
             await self._after_nack(sending, line, nacked.error)
+        except PublishRefused:
+            # A queue whose node is away: it may be back before the deadline.
+            if _now() + AWAY_PAUSE >= deadline:
+                raise
+            await asyncio.sleep(AWAY_PAUSE)
         except LineLost as lost:
             if not line.is_open:
                 self._drop(line)

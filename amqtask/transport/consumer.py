@@ -73,7 +73,7 @@ class PikaConsumer:
                 addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
             )
         )
-        self._declarer = Declarer(listener.on_warning)
+        self._declarer = Declarer(loop, listener.on_warning)
         self._pika: Any = None
         # The present channel, once it is open; and one that is being opened.
         self._channel: Any = None

@@ -2,6 +2,9 @@
 
 A refused declaration closes its channel (403, 404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), and with it
 would go every unanswered delivery and unconfirmed publish. So declarations have a channel of their own.
+
+A broker may not answer one at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down. Then the others go on,
+over another channel.
 """
 
 from __future__ import annotations
@@ -14,14 +17,17 @@ from typing import Any
 from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.entities import Binding, Declaration, Exchange
-from amqtask.exceptions import OperationalError, PublishError
+from amqtask.exceptions import OperationalError, PublishError, PublishRefused
 from amqtask.topology.plan import describe_difference, is_declarable
 from amqtask.transport.content import UNWRITABLE
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, declare_error
 from amqtask.transport.link import send_declaration
+from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import check_name, entity_name
 
 RESOURCE_LOCKED = 405
+# Seconds for one entity; twice as many after each that took longer, until one is declared.
+PATIENCE, LONGEST_PATIENCE = 2.0, 60.0
 
 OnDeclared = Callable[["OperationalError | None"], None]
 
@@ -40,8 +46,11 @@ class _Run:
 class Declarer:
     """Declares one list after the other. Its owner says when there is a connection and when it is gone."""
 
-    def __init__(self, on_warning: Callable[[str], None]) -> None:
+    def __init__(self, loop: PikaLoop, on_warning: Callable[[str], None]) -> None:
+        self._loop = loop
         self._warn = on_warning
+        self._patience = PATIENCE
+        self._timer: LoopTimer | None = None
         # What is known to exist otherwise than asked for: looked for, not declared, on later connections too.
         self._found: set[Declaration] = set()
         self._runs: deque[_Run] = deque()
@@ -56,6 +65,7 @@ class Declarer:
         """The connection is gone: whoever waits for a list asks again on the next one."""
         self._connection = self._channel = None
         self._runs.clear()
+        self._set_timer()
 
     def declare(self, entities: Sequence[Declaration], on_done: OnDeclared) -> None:
         """Declare these in order; `on_done(None)` once all exist, `on_done(error)` for the first that cannot.
@@ -65,7 +75,27 @@ class Declarer:
         if len(self._runs) == 1:
             self._go_on()
 
+    def _set_timer(self) -> None:
+        """For the run that is at the front, from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._patience, self._too_late) if self._runs else None
+
+    def _too_late(self) -> None:
+        self._timer = None
+        run, channel, seconds = self._runs[0], self._channel, self._patience
+        self._channel = None
+        self._patience = min(self._patience * 2, LONGEST_PATIENCE)
+        if channel is not None and channel.is_open:
+            channel.close()
+        name = entity_name(run.entities[run.at]) if run.at < len(run.entities) else "an entity"
+        self._end(
+            run,
+            PublishRefused(f"{name} cannot be reached: the broker has not answered its declaration for {seconds:g} s"),
+        )
+
     def _go_on(self) -> None:
+        self._set_timer()
         if self._channel is None:
             self._open_channel()
         elif self._channel.is_open:
@@ -101,6 +131,8 @@ class Declarer:
             self._end(run, PublishError(f"{what} cannot be declared: {type(error).__name__}: {error}"))
 
     def _declared(self, run: _Run, entity: Declaration) -> None:
+        if not self._runs or self._runs[0] is not run:
+            return  # it took too long
         refusal, run.refusal = run.refusal, None
         if refusal is not None and not isinstance(entity, Binding):
             self._found.add(entity)
@@ -109,6 +141,8 @@ class Declarer:
             else:
                 self._warn(describe_difference(entity, refusal.reply_text))
         run.at += 1
+        self._patience = PATIENCE
+        self._set_timer()
         self._send()
 
     def _end(self, run: _Run, error: OperationalError | None) -> None:
@@ -116,6 +150,8 @@ class Declarer:
         # First the next one: its frames need not wait for what the owner does now.
         if self._runs:
             self._go_on()
+        else:
+            self._set_timer()
         run.on_done(error)
 
     def _on_channel_closed(self, channel: Any, error: Exception) -> None:

@@ -118,7 +118,7 @@ class PikaLoopPublisher:
                 addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
             )
         )
-        self._declarer = Declarer(on_warning)
+        self._declarer = Declarer(loop, on_warning)
         self._pika: Any = None
         # The present channel, once it confirms; one that is being opened; and those left behind with unconfirmed messages.
         self._way: _Way | None = None
@@ -133,7 +133,8 @@ class PikaLoopPublisher:
         self._leaving: LoopTimer | None = None
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
-        self._is_declaring = False
+        # What waits for its declarations, by these; all else goes on.
+        self._undeclared: dict[tuple[Declaration, ...], list[_Pending]] = {}
         self._number = 0
         # How many messages to publish one at a time, because one of them makes the broker close the channel.
         self._suspects = 0
@@ -154,7 +155,8 @@ class PikaLoopPublisher:
     @property
     def outstanding(self) -> int:
         """How many messages are not confirmed yet."""
-        return len(self._waiting) + len(self._held) + sum(len(way.confirms) for way in self._ways)
+        undeclared = sum(map(len, self._undeclared.values()))
+        return len(self._waiting) + undeclared + len(self._held) + sum(len(way.confirms) for way in self._ways)
 
     @property
     def oldest(self) -> Message | None:
@@ -162,8 +164,8 @@ class PikaLoopPublisher:
         if not self._connection.is_open or self._is_blocked:
             return None
         pending = next(self._unconfirmed(), None) or next(iter(self._held), None)
-        if pending is None and self._waiting:
-            pending = self._waiting[0]
+        if pending is None:
+            pending = next(iter(self._waiting), None) or next((some[0] for some in self._undeclared.values()), None)
         return None if pending is None else pending.message
 
     @property
@@ -210,18 +212,17 @@ class PikaLoopPublisher:
         if not self._connection.is_running:
             self._connection.start()
         way = self._way
-        if way is None or not way.channel.is_open or self._is_declaring or self._is_leaving:
+        if way is None or not way.channel.is_open or self._is_leaving:
             return
         waiting, confirms = self._waiting, way.confirms
         window = 1 if self._suspects else WINDOW
         while waiting and len(confirms) < window:
-            pending = waiting[0]
+            pending = waiting.popleft()
             declare = pending.message.declare
             if declare and self._declared_tuples.get(id(declare)) is not declare and not self._is_declared(declare):
-                self._declare(declare)
-                return
-            waiting.popleft()
-            self._send(way, pending)
+                self._declare(declare, pending)
+            else:
+                self._send(way, pending)
         if self._watch is None and confirms:
             self._look_on()
 
@@ -358,23 +359,28 @@ class PikaLoopPublisher:
         self._declared_tuples[id(declare)] = declare
         return True
 
-    def _declare(self, declare: tuple[Declaration, ...]) -> None:
+    def _declare(self, declare: tuple[Declaration, ...], pending: _Pending) -> None:
+        others = self._undeclared.get(declare)
+        if others is not None:
+            others.append(pending)
+            return
+        self._undeclared[declare] = [pending]
         missing = [entity for entity in declare if entity not in self._declared]
-        self._is_declaring = True
         self._look_on()
-        self._declarer.declare(missing, lambda error: self._on_declared(missing, error))
+        self._declarer.declare(missing, lambda error: self._on_declared(declare, error))
 
-    def _on_declared(self, entities: Sequence[Declaration], error: OperationalError | None) -> None:
-        self._is_declaring = False
+    def _on_declared(self, declare: tuple[Declaration, ...], error: OperationalError | None) -> None:
+        found = self._undeclared.pop(declare, [])
         if error is None:
             if len(self._declared) > MOST_DECLARED:
                 self._declared.clear()
                 self._declared_tuples.clear()
-            self._declared.update(entities)
-        elif self._waiting:
-            self._settled(
-                self._waiting.popleft(), error if isinstance(error, PublishError) else PublishError(str(error))
-            )
+            self._declared.update(declare)
+            self._waiting.extendleft(reversed(found))
+        else:
+            refused = error if isinstance(error, PublishError) else PublishError(str(error))
+            for pending in found:
+                self._settled(pending, refused)
         self._flush()
 
     # -- the connection's events
@@ -391,12 +397,15 @@ class PikaLoopPublisher:
         self._forget_timer()
         self._pika = None
         self._declarer.lost()
-        self._is_declaring = self._is_leaving = self._is_blocked = False
+        self._is_leaving = self._is_blocked = False
         self._declared.clear()
         self._declared_tuples.clear()
         unconfirmed = list(self._unconfirmed())
         self._way = self._opening = None
         self._old.clear()
+        for undeclared in self._undeclared.values():
+            self._waiting.extendleft(reversed(undeclared))
+        self._undeclared.clear()
         self._waiting.extendleft(reversed(unconfirmed))
         self._blame_for_connection(error, unconfirmed)
         if not self._resends:

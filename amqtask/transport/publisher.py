@@ -25,7 +25,7 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.entities import Declaration
-from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
+from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
 from amqtask.message import Message
 from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.errors import NOT_FOUND, connection_closed_for, culprits
@@ -50,6 +50,8 @@ LOST_PAUSE = 0.1
 PATIENCE, SHORTEST, LONGEST = 0.25, 0.25, 10.0
 # The broker's word for a connection that an operator, or a node that stops, has closed.
 CONNECTION_FORCED = 320
+# A queue whose node is away is declared again so much later (seconds).
+AWAY_PAUSE = 0.5
 # A refusal that no host has taken back is believed at once for so long (seconds).
 BELIEVED = 1.0
 
@@ -268,12 +270,12 @@ class PikaPublisher:
 
     def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None:
         """Declare entities now, for whoever wants to see the error at once."""
-        deadline = self._deadline(timeout)
+        work = _Work((), self._deadline(timeout))
         while True:
             try:
-                self._declare(entities, deadline)
+                self._declare(entities, work)
             except LinkLost:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= work.deadline:
                     raise PublishTimeout("the connection was lost while declaring, and the deadline passed") from None
             else:
                 return
@@ -365,10 +367,13 @@ class PikaPublisher:
             if index in work.renewed:
                 link.forget(declare)
             try:
-                link.declare(declare, work.deadline, self._warn)
+                self._declare_on(link, declare, work)
             except (PublishTimeout, ConnectionBlocked):
                 raise
             except PublishError as error:
+                if isinstance(error, PublishRefused) and time.monotonic() + AWAY_PAUSE < work.deadline:
+                    work.pause = AWAY_PAUSE
+                    return []
                 failed[id(declare)] = error
         if not any(failed.values()):
             return todo
@@ -377,6 +382,20 @@ class PikaPublisher:
             if error_of_it is not None:
                 work.settle(index, error_of_it)
         return [index for index in todo if not failed.get(id(work.messages[index].declare))]
+
+    def _declare_on(self, link: PublishingLink, entities: Sequence[Declaration], work: _Work) -> None:
+        """Declare on this host, in half of the time that is left if there is another one. Raises: LinkLost, PublishError."""
+        deadline = work.deadline
+        if {*self._addresses} > {*work.silent, link.address}:
+            deadline = (time.monotonic() + deadline) / 2
+        try:
+            link.declare(entities, deadline, self._warn)
+        except PublishTimeout as late:
+            if deadline == work.deadline:
+                raise
+            work.silent.append(link.address)
+            link.fail(late)
+            raise LinkLost(late) from late
 
     def _explain(self, cause: ChannelClosedByBroker, work: _Work, todo: list[int]) -> None:
         """A channel that the broker closed because of some of our messages: those get the error, the rest go again."""
@@ -405,11 +424,11 @@ class PikaPublisher:
         elif work.losses > 1:
             time.sleep(min(LOST_PAUSE, left))
 
-    def _declare(self, entities: Sequence[Declaration], deadline: float) -> None:
+    def _declare(self, entities: Sequence[Declaration], work: _Work) -> None:
         links = self._own.get()
-        link, _ = self._take(links, sys._getframe(), _Work((), deadline))
+        link, _ = self._take(links, sys._getframe(), work)
         try:
-            link.declare(entities, deadline, self._warn)
+            self._declare_on(link, entities, work)
         except LinkLost:
             links.drop(link)
             raise

@@ -40,6 +40,8 @@ OnReply = Callable[[Delivery], None]
 CHECK_AFTER, CHECK_TIMEOUT = 30.0, 2.0
 # Seconds between attempts to get a lost connection back.
 RETRY_PAUSE = 0.5
+# Who has less time than this does not share it between hosts (seconds).
+SHORTEST_SHARE = 1.0
 # A wait without an end is cut into pieces of so many seconds.
 LONG = 3600.0
 CLOSED = "the application is closed, and so is its queue of replies"
@@ -124,6 +126,9 @@ class ReplyConsumer:
         self._waiting: dict[Any, bool] = {}
         self._thread: threading.Thread | None = None
         self._retry_at = 0.0
+        # The host over which the queue was first consumed, and how often in a row it could not be in time since.
+        self._home: BrokerAddress | None = None
+        self._late = 0
         self._is_closed = False
         # Whoever leads drops the link when it has seen that we are closed.
         self._is_left = False
@@ -307,16 +312,39 @@ class ReplyConsumer:
         link.discard()
         link.last_tag, link.asked_at, link.is_consuming = 0, None, False  # what was not acknowledged comes again
         connect(link, self._addresses, deadline, self._connect_timeout)
+        now = time.monotonic()
+        has_others = len(self._addresses) > 1 and deadline - now > SHORTEST_SHARE
         try:
-            self._consume(link, deadline)
-        except (PublishTimeout, ConnectionBlocked) as error:
+            self._consume(link, min((now + deadline) / 2, now + self._connect_timeout) if has_others else deadline)
+        except ConnectionBlocked as error:
             link.discard()
+            raise BrokerUnreachable(str(error)) from error
+        except PublishTimeout as error:
+            link.discard()
+            self._is_late(link.address, error)
+            if has_others:
+                self._begin_after(link.address)
+                raise LinkLost(error) from error
             raise BrokerUnreachable(str(error)) from error
         except PublishError:
             link.discard()
             raise
         link.is_consuming = True
         self._link = link
+        self._late = 0
+        self._home = self._home or link.address
+
+    def _is_late(self, address: BrokerAddress, error: PublishError) -> None:
+        """RabbitMQ 4.0 does not say that a queue's node is down: it does not answer for a minute."""
+        self._late += 1
+        if self._on_queue_lost is not None and self._home is not None and (address != self._home or self._late > 1):
+            self.queue = self._on_queue_lost(error)
+            self._home, self._late = None, 0
+
+    def _begin_after(self, address: BrokerAddress) -> None:
+        """Another host has the next turn: this one answers too late."""
+        at = self._addresses.index(address) + 1
+        self._addresses = self._addresses[at:] + self._addresses[:at]
 
     def _reconnect_now_and_then(self, link: _ReplyLink) -> None:
         """For somebody who only looks: not longer than a second, not more often than that."""
@@ -360,7 +388,7 @@ class ReplyConsumer:
             is_away = isinstance(cause, ChannelClosedByBroker) and cause.reply_code == NOT_FOUND
             if not is_away or self._on_queue_lost is None:
                 raise
-            self.queue = self._on_queue_lost(error)
+            self.queue, self._home = self._on_queue_lost(error), None
             link.declare(consumption(self.queue), deadline, logger.warning)
 
     def _declare_beside(self, deadline: float) -> None:
