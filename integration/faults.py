@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 # How many bytes a connection lives at most, while they are frayed: a handshake has about 900; some get to work.
 FRAYED = (1000, 100_000)
 # What a client says in the middle of the handshake: its login (connection.start-ok), and the virtual host (connection.open).
+# What the broker says in front of the name of a queue that is declared (queue.declare-ok).
+DECLARED = b"\x00\x32\x00\x0b"
 LOGIN, VIRTUAL_HOST = b"PLAIN", b"\x00\x0a\x00\x28"
 
 
@@ -49,6 +51,8 @@ class _Pair:
                 trap = self._owner.sprung_by(data) if is_up else None
                 if trap == "drop":
                     break
+                if not is_up:
+                    data = self._owner.passes(data)
                 if trap is not None:
                     self.down.clear()  # the broker gets it, and its answer comes too late
                 target.sendall(data)
@@ -96,6 +100,7 @@ class Forwarder:
         self._lock = threading.Lock()
         self._trap: tuple[bytes, str] | None = None
         self._banned: bytes | None = None
+        self._kept_secret: bytes | None = None
         self._is_deaf = False
         self._chance: random.Random | None = None
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -152,7 +157,7 @@ class Forwarder:
         with self._lock:
             self._is_deaf = False
             self._chance = None
-            self._banned = None
+            self._banned = self._kept_secret = None
             for pair in self._pairs:
                 pair.up.set()
                 pair.down.set()
@@ -165,6 +170,24 @@ class Forwarder:
         """From now on: every connection on which a client says this ends, and the broker never gets it."""
         with self._lock:
             self._banned = marker
+
+    def keep_secret(self, queue: str) -> None:
+        """From now on: who declares this queue gets no answer, as on RabbitMQ 4.0 while the node of a classic queue is down."""
+        with self._lock:
+            self._kept_secret = DECLARED + bytes([len(queue)]) + queue.encode()
+
+    def passes(self, data: bytes) -> bytes:
+        """What of the broker's words a client gets; each piece begins with a frame."""
+        with self._lock:
+            secret = self._kept_secret
+        if secret is None or secret not in data:
+            return data
+        passed, at = b"", 0
+        while at < len(data):
+            end = at + 8 + int.from_bytes(data[at + 3 : at + 7], "big")
+            passed += data[at:end] if secret not in data[at:end] else b""
+            at = end
+        return passed
 
     def hold_after(self, marker: bytes) -> None:
         """The same, but the connection stays and the answer waits for `heal`."""

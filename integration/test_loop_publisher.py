@@ -440,6 +440,24 @@ def test_what_a_silent_host_does_not_confirm_goes_to_the_next_long_before_its_he
     assert everything_in(rabbit, queue.name) == [b"1", b"2"]
 
 
+def test_a_declaration_that_is_not_answered_fails_its_own_message_and_stops_no_other(
+    rabbit: Broker, looped: Looped, queue: Queue, other: Queue, way: Forwarder
+) -> None:
+    sent = Sent(looped.publisher([way.url]))
+    sent.publish(b"1", queue.name, declare=(queue,))
+    looped.until(lambda: sent.done)
+    way.keep_secret(other.name)
+
+    sent.publish(b"2", other.name, declare=(other,))
+    sent.publish(b"3", queue.name)
+    looped.until(lambda: b"3" in sent.done)
+    assert b"2" not in sent.done
+    looped.until(lambda: len(sent.done) == 3)
+
+    assert everything_in(rabbit, queue.name) == [b"1", b"3"]
+    assert isinstance(sent.errors[b"2"], PublishRefused)
+
+
 def test_a_blocked_broker_is_waited_for(hurt_node: RabbitNode, looped: Looped) -> None:
     queue = Queue("loop-blocked", arguments=CLASSIC)
     publisher = looped.publisher(hurt_node.url)

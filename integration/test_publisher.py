@@ -302,6 +302,21 @@ def test_the_next_host_has_its_share_of_the_deadline(
     assert rabbit.count(queue) == 2
 
 
+def test_a_declaration_that_is_not_answered_is_made_over_the_next_host(
+    rabbit: Broker, queue: str, broker_url: str, link: Forwarder, make: MakePublisher
+) -> None:
+    publisher = make(link.url, broker_url, timeout=12.0)
+    link.keep_secret(queue)
+
+    publisher.publish(
+        Message(
+            b"1", Properties(), "", queue, declare=(Queue(queue, arguments=arguments({"x-queue-type": "classic"})),)
+        )
+    )
+
+    assert everything_in(rabbit, queue) == [b"1"]
+
+
 def test_a_connection_that_was_cut_while_idle_is_replaced_without_a_word(
     rabbit: Broker, queue: str, link: Forwarder, make: MakePublisher
 ) -> None:

@@ -15,7 +15,7 @@ import pika
 import pytest
 
 from amqtask.entities import Queue, arguments
-from amqtask.exceptions import BrokerUnreachable
+from amqtask.exceptions import BrokerUnreachable, PublishError
 from amqtask.message import Delivery
 from amqtask.transport.replies import ReplyConsumer, guarded
 from amqtask.transport.url import parse_broker_urls
@@ -125,6 +125,32 @@ def test_a_reply_that_was_on_its_way_when_the_connection_broke_is_got(
     link.cut()
 
     assert inbox.await_body(b"1", b"2")
+
+
+def test_a_queue_whose_declaration_no_host_answers_any_more_is_given_up_for_another(
+    broker_url: str, link: Forwarder, queue: str
+) -> None:
+    lost: list[PublishError] = []
+
+    def go_on(error: PublishError) -> Queue:
+        lost.append(error)
+        return Queue(f"{queue}.2", arguments=arguments({"x-expires": 60_000}))
+
+    with Forwarder(broker_url) as other:
+        addresses = parse_broker_urls([link.url, other.url])
+        own = Queue(queue, arguments=arguments({"x-expires": 60_000}))
+        replies = ReplyConsumer(addresses, own, lambda delivery: None, on_queue_lost=go_on)
+        replies.ensure(60)
+        for host in (link, other):
+            host.keep_secret(queue)
+            host.cut()
+        with pytest.raises(BrokerUnreachable):
+            replies.drive(lambda: False, time.monotonic() + 0.5)
+
+        replies.ensure(60)
+        assert replies.is_consuming
+        assert (len(lost), replies.queue.name) == (1, f"{queue}.2")
+        replies.close()
 
 
 def test_short_waits_end_at_their_time_while_the_connection_is_looked_at(

@@ -59,6 +59,8 @@ CONFIRM_SECONDS, MOST_CONFIRM_SECONDS = 4, 64
 LOOK_SECONDS = 1.0
 # Channels are not changed more often than once in this time; before a host is left, confirms may come for as long.
 SETTLE_SECONDS = 1.0
+# For so long others wait for a declaration of one of them, because it may be theirs, too.
+IN_LINE_SECONDS = 0.3
 
 
 class _Pending:
@@ -133,8 +135,11 @@ class PikaLoopPublisher:
         self._leaving: LoopTimer | None = None
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
-        # What waits for its declarations, by these; all else goes on.
+        # What waits for its declarations, by these; all else goes on when one is late.
         self._undeclared: dict[tuple[Declaration, ...], list[_Pending]] = {}
+        # While it runs, everybody waits; once one was late, nobody does until all are declared.
+        self._in_line: LoopTimer | None = None
+        self._is_late = False
         self._number = 0
         # How many messages to publish one at a time, because one of them makes the broker close the channel.
         self._suspects = 0
@@ -212,7 +217,7 @@ class PikaLoopPublisher:
         if not self._connection.is_running:
             self._connection.start()
         way = self._way
-        if way is None or not way.channel.is_open or self._is_leaving:
+        if way is None or not way.channel.is_open or self._is_leaving or self._in_line:
             return
         waiting, confirms = self._waiting, way.confirms
         window = 1 if self._suspects else WINDOW
@@ -221,6 +226,8 @@ class PikaLoopPublisher:
             declare = pending.message.declare
             if declare and self._declared_tuples.get(id(declare)) is not declare and not self._is_declared(declare):
                 self._declare(declare, pending)
+                if self._in_line:
+                    return
             else:
                 self._send(way, pending)
         if self._watch is None and confirms:
@@ -367,10 +374,23 @@ class PikaLoopPublisher:
         self._undeclared[declare] = [pending]
         missing = [entity for entity in declare if entity not in self._declared]
         self._look_on()
+        if not self._is_late:
+            self._in_line = self._loop.call_later(IN_LINE_SECONDS, self._go_past)
         self._declarer.declare(missing, lambda error: self._on_declared(declare, error))
+
+    def _go_past(self) -> None:
+        self._let_pass(is_late=True)
+        self._flush()
+
+    def _let_pass(self, *, is_late: bool) -> None:
+        self._is_late = is_late
+        if self._in_line is not None:
+            self._in_line.cancel()
+            self._in_line = None
 
     def _on_declared(self, declare: tuple[Declaration, ...], error: OperationalError | None) -> None:
         found = self._undeclared.pop(declare, [])
+        self._let_pass(is_late=self._is_late and bool(self._undeclared))
         if error is None:
             if len(self._declared) > MOST_DECLARED:
                 self._declared.clear()
@@ -406,6 +426,7 @@ class PikaLoopPublisher:
         for undeclared in self._undeclared.values():
             self._waiting.extendleft(reversed(undeclared))
         self._undeclared.clear()
+        self._let_pass(is_late=False)
         self._waiting.extendleft(reversed(unconfirmed))
         self._blame_for_connection(error, unconfirmed)
         if not self._resends:
@@ -519,6 +540,7 @@ class PikaLoopPublisher:
     def _forget_timers(self) -> None:
         self._forget_timer()
         self._forget_held()
+        self._let_pass(is_late=False)
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None

@@ -313,7 +313,9 @@ class ReplyConsumer:
         link.last_tag, link.asked_at, link.is_consuming = 0, None, False  # what was not acknowledged comes again
         connect(link, self._addresses, deadline, self._connect_timeout)
         now = time.monotonic()
-        has_others = len(self._addresses) > 1 and deadline - now > SHORTEST_SHARE
+        # Somebody who only looks has a second, which says nothing about the queue.
+        is_patient = deadline - now > SHORTEST_SHARE
+        has_others = is_patient and len(self._addresses) > 1
         try:
             self._consume(link, min((now + deadline) / 2, now + self._connect_timeout) if has_others else deadline)
         except ConnectionBlocked as error:
@@ -321,7 +323,8 @@ class ReplyConsumer:
             raise BrokerUnreachable(str(error)) from error
         except PublishTimeout as error:
             link.discard()
-            self._is_late(link.address, error)
+            if is_patient:
+                self._is_late(link.address, error)
             if has_others:
                 self._begin_after(link.address)
                 raise LinkLost(error) from error
