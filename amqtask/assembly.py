@@ -43,6 +43,7 @@ from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.names import LONGEST_NAME, has_line_end
 from amqtask.transport.shared import SharedConnection
+from amqtask.wording import count
 from amqtask.worker.joins import Joins
 from amqtask.worker.orders import Orders
 from amqtask.worker.prefetch import MAX_WINDOW
@@ -242,10 +243,10 @@ def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
     with QueueAdmin(app.broker_addresses) as admin:
         for work in queues:
             try:
-                count = admin.purge(work.queue.name)
+                erased = admin.purge(work.queue.name)
             except QueueNotFound:
                 continue
-            logger.warning("purge: erased %d messages from %s", count, work.queue.name)
+            logger.warning("purge: erased %s from %s", count(erased, "message"), work.queue.name)
 
 
 def _from_environment(name: str) -> float | None:

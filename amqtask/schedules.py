@@ -35,6 +35,7 @@ from amqtask.cronfields import (
 from amqtask.exceptions import ConfigurationError
 from amqtask.sun import EVENTS, event_after, load_ephem
 from amqtask.walltime import moments_of, reading_at, second_showing
+from amqtask.wording import count
 
 __all__ = [
     "BaseSchedule",
@@ -284,7 +285,8 @@ class crontab(BaseSchedule):
         fields = crontab.split()
         if len(fields) != 5:
             raise ParseException(
-                f"crontab {crontab!r} has {len(fields)} fields, not 5: minute hour day_of_month month_of_year day_of_week"
+                f"crontab {crontab!r} has {count(len(fields), 'field')}, not 5: "
+                "minute hour day_of_month month_of_year day_of_week"
             )
         minute, hour, day_of_month, month_of_year, day_of_week = fields
         return cls(minute, hour, day_of_week, day_of_month, month_of_year)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from amqtask.printable import bounded_logger
+from amqtask.wording import count
 
 logger = bounded_logger("amqtask.signals")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,7 +28,7 @@ class Signal:
         return bool(self._receivers)
 
     def __repr__(self) -> str:
-        return f"<Signal {self.name}: {len(self._receivers)} receivers>"
+        return f"<Signal {self.name}: {count(len(self._receivers), 'receiver')}>"
 
     def connect(
         self, receiver: F | None = None, sender: Any = None, weak: bool = True, dispatch_uid: Any = None, **_: Any

@@ -10,6 +10,7 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.exceptions import EncodeError, MessageError
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
 from amqtask.serialization import content_type, content_types, dumps, loads
+from amqtask.wording import described
 
 
 class Codec:
@@ -41,7 +42,7 @@ class Codec:
         except EncodeError as error:
             reason = error.__cause__ or error
             raise EncodeError(
-                f"{what}, a {type(value).__name__}, cannot be written as {self.serializer} ({reason}); return plain data, "
+                f"{what}, {described(value)}, cannot be written as {self.serializer} ({reason}); return plain data, "
                 "or choose another result_serializer"
             ) from error
 

@@ -18,6 +18,7 @@ from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheSe
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.values import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
+from amqtask.wording import clause
 
 # memcached takes a longer expiry for a time on the clock (doc/protocol.txt, "Expiration times").
 _LONGEST_RELATIVE = 30 * 24 * 3600
@@ -81,7 +82,7 @@ class MemcachedBackend(ValueBackend):
         if isinstance(error, MemcacheUnknownError) or _is_refused(error):
             return BackendUnreachable(f"{place} refused: {error}")
         return BackendUnreachable(
-            f"{place} does not answer: {error}. Is it running there, and is result_backend right?"
+            f"{place} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
         )
 
     def close(self) -> None:

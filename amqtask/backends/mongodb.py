@@ -25,6 +25,7 @@ from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.protocol.result import ResultMessage
+from amqtask.wording import clause
 
 T = TypeVar("T")
 Document = Mapping[str, Any]
@@ -217,7 +218,7 @@ class MongoBackend(PollingBackend):
             return EncodeError(f"MongoDB at {self._place} does not take a result: {error}")
         if isinstance(error, errors.ConnectionFailure):
             return BackendUnreachable(
-                f"MongoDB at {self._place} does not answer: {error}. Is it running there, and is result_backend right?"
+                f"MongoDB at {self._place} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
             )
         return BackendUnreachable(f"MongoDB at {self._place} refused: {error}")
 

@@ -17,6 +17,7 @@ from typing import Any
 from amqtask.exceptions import EncodeError
 from amqtask.protocol.result import ResultMessage
 from amqtask.serialization import dumps, loads
+from amqtask.wording import described
 
 # KEYS: j t s d b c; ARGV: member, value, score ("" for a list), expiry of the parts, expiry of the claim, task id, body's id
 ADD_PART = """
@@ -101,9 +102,8 @@ class RedisChords:
         try:
             value = dumps([1, part.task_id, part.status, part.result], self._serializer).body
         except EncodeError as error:
-            kind = type(part.result).__name__
             raise EncodeError(
-                f"the result of task {part.task_id}, a {kind}, cannot go to its chord: {error}"
+                f"the result of task {part.task_id}, {described(part.result)}, cannot go to its chord: {error}"
             ) from error
         score = "+inf" if index is None else str(index)
         keys = [self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d", ".b", ".c")]

@@ -14,6 +14,7 @@ from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, R
 from amqtask.backends.redis_places import Place
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
+from amqtask.wording import clause
 
 T = TypeVar("T")
 # How long a server may be away before its callers are told, and the pauses between attempts (seconds).
@@ -38,10 +39,12 @@ def is_hopeless(error: Exception) -> bool:
 def unreachable(place: str, error: BaseException) -> BackendUnreachable:
     """Our error for a server that does not do what it is asked to; `place` is its name for people."""
     if isinstance(error, redis.AuthenticationError):
-        return BackendUnreachable(f"Redis at {place} refuses us: {error}. Is the password in result_backend right?")
+        return BackendUnreachable(
+            f"Redis at {place} refuses us: {clause(error)}. Is the password in result_backend right?"
+        )
     if isinstance(error, TRANSIENT):
         return BackendUnreachable(
-            f"Redis at {place} does not answer: {error}. Is it running there, and is result_backend right?"
+            f"Redis at {place} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
         )
     return BackendUnreachable(f"Redis at {place} refused: {error}")
 

@@ -23,6 +23,7 @@ from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
 from amqtask.protocol.result import ResultMessage
+from amqtask.wording import clause
 
 T = TypeVar("T")
 # Drivers for a URL that names none, in the order in which they are looked for.
@@ -246,7 +247,7 @@ class SqlBackend(PollingBackend):
             return EncodeError(f"{place} does not take a result: {cause}")
         if isinstance(error, _GONE):
             return BackendUnreachable(
-                f"{place} does not answer: {cause}. Is it running there, and is result_backend right?"
+                f"{place} does not answer: {clause(cause)}. Is it running there, and is result_backend right?"
             )
         return BackendUnreachable(f"{place} refused: {cause}")
 

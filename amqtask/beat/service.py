@@ -195,7 +195,7 @@ class Beat:
         self.is_busy = False
         self.scheduler.resume(_read([*states, self._known()]), self._now())
         self._is_dirty = True
-        logger.info("beat: leading; %d entries", len(self.scheduler.entries))
+        logger.info("beat: leading; entries: %d", len(self.scheduler.entries))
         self._tick()
 
     def on_states(self, states: Sequence[bytes]) -> None:

@@ -14,12 +14,13 @@ from amqtask.cli import complete
 from amqtask.cli.broker import open_admin
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
-from amqtask.cli.output import count, echo, echo_text, json_option, print_json
+from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import QueueNotFound
 from amqtask.message import Delivery, Message
 from amqtask.protocol.task import PUBLISHED_AT, saferepr
 from amqtask.topology.plan import dead_letter_queue
 from amqtask.transport.admin import QueueAdmin
+from amqtask.wording import count
 from amqtask.worker.copies import copied_properties
 from amqtask.worker.strategy import timestamp
 

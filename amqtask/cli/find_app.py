@@ -14,6 +14,7 @@ from typing import Any
 from amqtask.app import AmqTask
 from amqtask.discovery import app_of_flask
 from amqtask.exceptions import AppNotFound
+from amqtask.wording import described
 
 USUAL_ATTRIBUTES = ("app", "amqtask_app", "celery", "celery_app", "application")
 USUAL_MODULES = ("tasks", "amqtask_app")
@@ -96,9 +97,7 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
     if not isinstance(value, AmqTask):
         value = app_of_flask(value) or value
     if not isinstance(value, AmqTask):
-        raise AppNotFound(
-            f"{source}: {module.__name__}:{path} is a {type(value).__name__}, not an AmqTask application."
-        )
+        raise AppNotFound(f"{source}: {module.__name__}:{path} is {described(value)}, not an AmqTask application.")
     return value
 
 

@@ -17,7 +17,7 @@ from amqtask.cli.broker import api_option, refuse_memory
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
 from amqtask.cli.moving import as_sent, declare_queue, delayed_ways, is_wanted
-from amqtask.cli.output import count, echo, json_option, print_json
+from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.message import Delivery, Message
@@ -25,6 +25,7 @@ from amqtask.transport.admin import BATCH, Moved, QueueAdmin
 from amqtask.transport.management import ManagementApi
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import BrokerAddress, parse_broker_urls
+from amqtask.wording import count
 
 if TYPE_CHECKING:
     pass

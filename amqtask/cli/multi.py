@@ -18,8 +18,9 @@ from amqtask.cli import daemon
 from amqtask.cli.main import Globals, cli
 from amqtask.cli.nodename import expand
 from amqtask.cli.nodes import Known, Node, Words, nodes, options_of, read
-from amqtask.cli.output import count, echo, echo_text, print_json
+from amqtask.cli.output import echo, echo_text, print_json
 from amqtask.cli.worker import command as worker_command
+from amqtask.wording import count
 
 EXAMPLES = """\
   amqtask -A proj multi start 3 -c 3              celery1, celery2, celery3 with 3 slots each

@@ -10,7 +10,7 @@ import click
 from amqtask.cli.broker import api_option, open_admin, open_api, refuse_memory
 from amqtask.cli.inventory import chosen_queues, queues_option
 from amqtask.cli.main import Globals
-from amqtask.cli.output import count, echo, json_option, print_json
+from amqtask.cli.output import echo, json_option, print_json
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
 from amqtask.topology.delays import LEVELS, MAX_SECONDS, STEP_SECONDS
@@ -18,6 +18,7 @@ from amqtask.topology.plan import all_bindings, dead_letter_queue, too_many
 from amqtask.transport.names import entity_name
 from amqtask.transport.survey import check as check_by_amqp
 from amqtask.transport.survey import declare as declare_by_amqp
+from amqtask.wording import count
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -23,6 +23,7 @@ from amqtask.exceptions import PoolNotFound
 from amqtask.masks import mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
 from amqtask.printable import bounded_logger
+from amqtask.wording import count
 from amqtask.worker.options import WorkerOptions
 from amqtask.worker.processors import usable_processors
 
@@ -294,7 +295,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
     about = _about(app, options, worker)
     return banner(
         node=options.hostname or "",
-        app=f"{about['app']} ({_count(len(about['tasks']), 'task')})",
+        app=f"{about['app']} ({count(len(about['tasks']), 'task')})",
         broker=about["broker"],
         results=about["results"],
         pool=about["pool"],
@@ -322,7 +323,3 @@ def _about(app: AmqTask, options: WorkerOptions, worker: Any) -> dict[str, Any]:
         "queues": [queue.name for queue in worker.queues],
         "tasks": sorted(app.tasks.own),
     }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

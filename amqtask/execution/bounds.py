@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from amqtask.exceptions import InvalidTaskError
 from amqtask.protocol.chord import size_of
 from amqtask.protocol.task import saferepr
+from amqtask.wording import described
 
 FOLLOW_UPS, NEW_QUEUES = 100_000, 10
 _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
@@ -64,7 +65,7 @@ def _listed(embed: Mapping[str, Any], name: str) -> list[Any]:
     if isinstance(found, Mapping):
         return [found]
     if not isinstance(found, (list, tuple)):
-        raise InvalidTaskError(f"`{name}` of the message is a {type(found).__name__}, not a list of signatures")
+        raise InvalidTaskError(f"`{name}` of the message is {described(found)}, not a list of signatures")
     return list(found)
 
 
@@ -90,5 +91,5 @@ def _members(task: str, kwargs: Mapping[str, Any]) -> list[Any]:
     if isinstance(tasks, Mapping):  # a header that is a group, or one task
         return [tasks]
     if not isinstance(tasks, (list, tuple)):
-        raise InvalidTaskError(f"the tasks of a {task} are a {type(tasks).__name__}, not a list")
+        raise InvalidTaskError(f"the tasks of a {task} are {described(tasks)}, not a list")
     return list(tasks[:1] if task == "celery.chain" else tasks)

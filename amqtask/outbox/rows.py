@@ -26,6 +26,7 @@ from amqtask.outbox.contract import NewRow
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.content import encode_properties
+from amqtask.wording import described
 
 VERSION = 1
 
@@ -102,7 +103,7 @@ _KIND: dict[str, type | tuple[type, ...]] = {
 def _checked(name: str, value: Any) -> Any:
     """A property, or where the message goes. Raises: TypeError for a value of another kind."""
     if (value is not None or name == "headers") and not isinstance(value, _KIND.get(name, str)):
-        raise TypeError(f"{name} is a {type(value).__name__}")
+        raise TypeError(f"{name} is {described(value)}")
     return value
 
 

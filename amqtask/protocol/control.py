@@ -15,6 +15,7 @@ from amqtask.exceptions import Undecodable
 from amqtask.message import Message, Properties
 from amqtask.printable import printable
 from amqtask.serialization import check_size, dumps, loads
+from amqtask.wording import described
 
 # How re reads an expression; Python 3.11 moved it.
 re_parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
@@ -170,7 +171,7 @@ def _command(found: dict[str, Any], headers: Mapping[str, Any]) -> Command:
 def _of_kind(kind: type[Kind], found: Mapping[str, Any], name: str) -> Kind | None:
     value = found.get(name)
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"`{name}` is a {type(value).__name__}")
+        raise TypeError(f"`{name}` is {described(value)}")
     return value
 
 

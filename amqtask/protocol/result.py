@@ -16,6 +16,7 @@ from amqtask import states
 from amqtask.exceptions import EncodeError, Undecodable
 from amqtask.protocol.task import saferepr
 from amqtask.serialization import Encoded, dumps, loads
+from amqtask.wording import described
 
 _FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
 # What these are in a result that can be read.
@@ -73,7 +74,7 @@ class ResultMessage:
         """The message of a mapping as `as_meta` writes it (Celery's has the same fields). Raises: Undecodable."""
         task_id, status, children = meta["task_id"], meta.get("status", states.PENDING), meta.get("children") or ()
         if not isinstance(task_id, (str, int, UUID)):
-            raise Undecodable(f"the task_id of the result is a {type(task_id).__name__}, not a text")
+            raise Undecodable(f"the task_id of the result is {described(task_id)}, not a text")
         if not isinstance(status, str) or not isinstance(children, (list, tuple)):
             raise Undecodable("the status of the result is no text, or its children are no list")
         return cls(
@@ -133,11 +134,10 @@ def encode_result(result: ResultMessage, serializer: str = "json") -> Encoded:
     try:
         return dumps(result.as_meta(), serializer)
     except EncodeError as error:
-        kind = type(result.result).__name__
         reason = error.__cause__ or error
         raise EncodeError(
-            f"the result of task {result.task_id}, a {kind}, cannot be written as {serializer} ({reason}); return "
-            "plain data, or choose another result_serializer"
+            f"the result of task {result.task_id}, {described(result.result)}, cannot be written as {serializer} ({reason}); "
+            "return plain data, or choose another result_serializer"
         ) from error
 
 
@@ -147,10 +147,10 @@ def decode_result(
     """Read a result message. Raises: ContentDisallowed, Undecodable."""
     meta = loads(body, content_type, content_encoding, accept)
     if not isinstance(meta, Mapping) or "task_id" not in meta:
-        raise Undecodable(f"the body is a {type(meta).__name__}, not a result message")
+        raise Undecodable(f"the body is {described(meta)}, not a result message")
     for name, kind in _KINDS.items():
         if not isinstance(meta.get(name), kind):
-            raise Undecodable(f"the body is no result message: its {name} is a {type(meta.get(name)).__name__}")
+            raise Undecodable(f"the body is no result message: its {name} is {described(meta.get(name))}")
     return ResultMessage.from_meta(meta)
 
 

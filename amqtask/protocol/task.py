@@ -14,6 +14,7 @@ from amqtask.exceptions import InvalidTaskError
 from amqtask.message import Properties, strip_transit_headers
 from amqtask.printable import printable
 from amqtask.serialization import JSON, LARGEST_BODY, MSGPACK, PICKLE, check_size, compress, decompress, dumps, loads
+from amqtask.wording import described, with_article
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
 # When a message was published, Unix time in milliseconds; RabbitMQ writes this header too, when it is told to
@@ -189,7 +190,7 @@ def decode_body(
         args, kwargs, embed = found
     except (TypeError, ValueError):
         raise InvalidTaskError(
-            f"the body is a {type(found).__name__}, not the [args, kwargs, embed] of a task message"
+            f"the body is {described(found)}, not the [args, kwargs, embed] of a task message"
         ) from None
     return _checked(args, kwargs, {} if embed is None else embed)
 
@@ -218,7 +219,7 @@ def _wrong_kind(headers: Mapping[str, Any], names: Sequence[str], kind: type) ->
     )
     if wrong is None:
         return InvalidTaskError(f"a header of the message is below 0: {', '.join(names)}")
-    return InvalidTaskError(f"the header `{wrong}` is a {type(headers[wrong]).__name__}, not a {kind.__name__}")
+    return InvalidTaskError(f"the header `{wrong}` is {described(headers[wrong])}, not {with_article(kind.__name__)}")
 
 
 def _check_stamps(headers: Mapping[str, Any]) -> None:
@@ -239,7 +240,7 @@ def checked_id(task_id: Any) -> str:
     if task_id.__class__ is int:
         task_id = saferepr(task_id)
     if not isinstance(task_id, str):
-        raise InvalidTaskError(f"the id of the task is a {type(task_id).__name__}, not a text")
+        raise InvalidTaskError(f"the id of the task is {described(task_id)}, not a text")
     if len(task_id) > LONGEST_ID or not task_id.isprintable():
         raise InvalidTaskError(
             f"the id of the task is no line of at most {LONGEST_ID} characters: {printable(task_id, 60)}"

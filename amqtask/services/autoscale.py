@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.printable import bounded_logger
+from amqtask.wording import count
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -83,5 +84,5 @@ class Autoscale:
         return {"max": self.most, "min": self.least, "current": self._worker.pool.slots}
 
     def _scale(self, before: int, slots: int) -> None:
-        logger.info("Scaling %s to %d slots.", "up" if slots > before else "down", slots)
+        logger.info("Scaling %s to %s.", "up" if slots > before else "down", count(slots, "slot"))
         self._orders.scale(slots)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from amqtask.services.http import Page, Reply, text
+from amqtask.wording import count
 
 if TYPE_CHECKING:
     from amqtask.worker.worker import Worker
@@ -40,23 +41,25 @@ class Health:
         stuck = self._stuck_for()
         if stuck >= STUCK_SECONDS:
             waiting = self._worker.dispatcher.waiting
-            return text(503, f"stuck: {waiting} tasks wait, slots are free, and nothing has moved for {stuck:.0f} s")
+            return text(
+                503, f"stuck: {count(waiting, 'task')} waiting, slots are free, and nothing has moved for {stuck:.0f} s"
+            )
         return self._unconfirmed(2 * STUCK_SECONDS) or text(200, "live")
 
     def _unconfirmed(self, longest: float) -> Reply | None:
         seconds = self._unconfirmed_for()
         if seconds < longest:
             return None
-        count = self._worker.publisher.outstanding
+        waiting = count(self._worker.publisher.outstanding, "message")
         return text(
-            503, f"publishing is stuck: {count} messages wait, and the oldest was not confirmed for {seconds:.0f} s"
+            503, f"publishing is stuck: {waiting} waiting, and the oldest was not confirmed for {seconds:.0f} s"
         )
 
     def ready(self, headers: Mapping[str, str]) -> Reply:
         worker = self._worker
         if worker.is_quiet:
             running = len(worker.dispatcher.running)
-            return text(503, f"shutting down: {running} {'task still runs' if running == 1 else 'tasks still run'}")
+            return text(503, f"shutting down: {count(running, 'task')} still run{'s' if running == 1 else ''}")
         if not worker.consumer.is_consuming:
             return text(503, "reconnecting to the broker" if worker.lifecycle.is_ready else "connecting to the broker")
         queues = ", ".join(sorted(queue.name for queue in worker.consumed))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.printable import bounded_logger
+from amqtask.wording import clause
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
@@ -111,7 +112,7 @@ class HttpServer:
             listener = socket.create_server((self._host, self.port), family=family, backlog=MOST_CONNECTIONS)
         except OSError as error:
             raise ConfigurationError(
-                f"cannot listen on {self._host} port {self.port} for metrics or health: {error.strerror or error}. "
+                f"cannot listen on {self._host} port {self.port} for metrics or health: {clause(error.strerror or error)}. "
                 "Give each worker of a host a port of its own."
             ) from error
         listener.setblocking(False)

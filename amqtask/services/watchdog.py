@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.printable import bounded_logger
+from amqtask.wording import count
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ class Watchdog:
         elif now - self._oldest_since >= self._stuck_after and not self._is_told:
             self._is_told = True
             logger.error(
-                "publisher: %d results, retries or dead letters wait for the broker's confirm, the oldest (to exchange %r, "
+                "publisher: %s (results, retries, dead letters) not confirmed by the broker, the oldest (to exchange %r, "
                 "routing key %r) for %.0f s. Has its queue a majority of its nodes? The tasks behind them stay unacknowledged.",
-                self._worker.publisher.outstanding, oldest.exchange, oldest.routing_key, now - self._oldest_since,
+                count(self._worker.publisher.outstanding, "message"), oldest.exchange, oldest.routing_key,
+                now - self._oldest_since,
             )  # fmt: skip
 
     def check(self) -> None:
@@ -98,6 +100,6 @@ class Watchdog:
             waiting = worker.dispatcher.waiting
             worker.lifecycle.shutdown.fail(
                 WorkerStuck(
-                    f"{waiting} tasks wait, slots are free, and nothing has moved for {now - self._since:.0f} s"
+                    f"{count(waiting, 'task')} waiting, slots are free, and nothing has moved for {now - self._since:.0f} s"
                 )
             )

@@ -18,6 +18,7 @@ from amqtask.printable import bounded_logger
 from amqtask.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.others import Others
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
+from amqtask.wording import described
 
 logger = bounded_logger("amqtask.settings")
 _TABLE: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
@@ -334,7 +335,7 @@ def _coerce(setting: Setting, value: Any) -> Any:
         try:
             return kind.convert(value)
         except (ValueError, TypeError):
-            raise WrongValue(f"setting {setting.name} wants {kind.wants}, not a {type(value).__name__}") from None
+            raise WrongValue(f"setting {setting.name} wants {kind.wants}, not {described(value)}") from None
     return convert(f"setting {setting.name}", kind, value)
 
 

@@ -21,6 +21,7 @@ from amqtask.exceptions import (
 )
 from amqtask.message import Message
 from amqtask.transport.url import EXTERNAL, BrokerAddress
+from amqtask.wording import clause
 
 NOT_OFFERED = "no way to log in that both know"
 NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED, NOT_ALLOWED = 404, 406, 403, 530
@@ -123,7 +124,7 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
         else f"{type(cause).__name__}: {cause}"
     )
     return BrokerUnreachable(
-        f"no broker answers at {where}: {what}. Is RabbitMQ running there, and is broker_url right?{hint}"
+        f"no broker answers at {where}: {clause(what)}. Is RabbitMQ running there, and is broker_url right?{hint}"
     )
 
 
@@ -138,7 +139,7 @@ def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> Acce
         )
     return AccessRefused(
         f"the broker at {address.host}:{address.port} refused virtual host {address.vhost!r} to user {address.user!r}: "
-        f"{text}. Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
+        f"{clause(text)}. Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
     )
 
 
@@ -147,8 +148,8 @@ def _certificate_refused(address: BrokerAddress, text: str, *, is_login: bool) -
     certificate = address.tls.certfile if address.tls is not None else None
     if not is_login:
         return AccessRefused(
-            f"{where} refused virtual host {address.vhost!r} to the user of certificate {certificate}: {text}. Does it exist "
-            "(rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
+            f"{where} refused virtual host {address.vhost!r} to the user of certificate {certificate}: {clause(text)}. "
+            "Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
         )
     if text.startswith(NOT_OFFERED):
         return AccessRefused(
@@ -225,7 +226,7 @@ def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
         return AccessRefused(f"may not publish to {where}: {lacks('write', cause.reply_text)}")
     if cause.reply_code == NOT_FOUND:
         return Unroutable(
-            f"exchange {message.exchange!r} does not exist: {cause.reply_text}. "
+            f"exchange {message.exchange!r} does not exist: {clause(cause.reply_text)}. "
             "Declare it (task_queues), or publish to a queue."
         )
     return MessageRefused(

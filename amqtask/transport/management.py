@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from amqtask.exceptions import AccessRefused, ConfigurationError, OperationalError
 from amqtask.transport.url import BrokerAddress
+from amqtask.wording import clause
 
 TIMEOUT_SECONDS = 10.0
 
@@ -57,7 +58,7 @@ class ManagementApi:
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise OperationalError(
-                f"no management API answers at {self.safe_url}: {reason}. Is the plugin on "
+                f"no management API answers at {self.safe_url}: {clause(reason)}. Is the plugin on "
                 "(rabbitmq-plugins enable rabbitmq_management), and is the port right (15672)?"
             ) from error
         return found

@@ -14,6 +14,7 @@ import pika
 from amqtask import kinds
 from amqtask.exceptions import ConfigurationError
 from amqtask.printable import printable
+from amqtask.wording import described
 
 SCHEMES = {"amqp": False, "amqps": True, "pyamqp": False, "rabbitmq": False}
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672//"
@@ -174,7 +175,7 @@ def parse_broker_urls(
     given = [urls or DEFAULT_URL] if isinstance(urls, str) or urls is None else list(urls)
     for url in given:
         if not isinstance(url, str):
-            raise ConfigurationError(f"a broker URL is text, not a {type(url).__name__}")
+            raise ConfigurationError(f"a broker URL is text, not {described(url)}")
     parts = [part.strip() for url in given for part in _split(url) if part.strip()]
     if not parts:
         raise ConfigurationError("broker_url is empty; it should look like amqp://user:password@host:5672/vhost")

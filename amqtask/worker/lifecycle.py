@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from amqtask import signals
 from amqtask.printable import bounded_logger
+from amqtask.wording import count
 from amqtask.worker.orphans import LOOK_EVERY, Orphans
 from amqtask.worker.report import name_of
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
@@ -180,7 +181,7 @@ class Lifecycle:
             for request in running[:MOST_TOLD]
         ]
         more = f" and {len(running) - MOST_TOLD} more" if len(running) > MOST_TOLD else ""
-        return f"{len(running)} {'task' if len(running) == 1 else 'tasks'}: {', '.join(told)}{more}"
+        return f"{count(len(running), 'task')}: {', '.join(told)}{more}"
 
     def _has_waited_enough(self, unconfirmed: tuple[int, int]) -> bool:
         """Whether a worker that stops, and in which nothing runs any more, has waited long enough for the broker."""
@@ -191,9 +192,9 @@ class Lifecycle:
             return False
         requests, messages = unconfirmed
         logger.error(
-            "worker: stops although the broker has confirmed none of %d results, retries or dead letters for %.0f s; the %d "
-            "tasks behind them go back to their queues",
-            messages, now - self._unconfirmed_since, requests,
+            "worker: stops although the broker has confirmed no message (results, retries, dead letters) for %.0f s, and %s not "
+            "yet; what they follow from (%s) goes back to its queue",
+            now - self._unconfirmed_since, count(messages, "message"), count(requests, "task"),
         )  # fmt: skip
         return True
 

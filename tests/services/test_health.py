@@ -84,7 +84,7 @@ def test_a_worker_that_could_work_and_does_not_is_not_live() -> None:
 
     status, reason = patient.live()
     assert status == 503
-    assert reason.startswith("stuck: 1 tasks wait, slots are free, and nothing has moved for ")
+    assert reason.startswith("stuck: 1 task waiting, slots are free, and nothing has moved for ")
 
 
 def test_a_worker_whose_results_are_not_confirmed_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -99,7 +99,7 @@ def test_a_worker_whose_results_are_not_confirmed_is_told(caplog: pytest.LogCapt
 
     bench.loop.advance(50)
     assert patient.live()[0] == 503
-    assert "publishing is stuck: 1 messages wait" in patient.live()[1]
+    assert "publishing is stuck: 1 message waiting" in patient.live()[1]
     told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(told) == 1
     assert "'nobody-confirms'" in told[0]

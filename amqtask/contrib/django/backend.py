@@ -33,6 +33,7 @@ from amqtask.discovery import prepare_django
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.protocol.result import ResultMessage
 from amqtask.serialization import content_type, content_types, loads
+from amqtask.wording import clause
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -268,7 +269,7 @@ class DatabaseBackend(PollingBackend):
         if isinstance(error, db.DataError):
             return EncodeError(f"{place} does not take a result: {error}")
         if isinstance(error, db.ProgrammingError) or "no such table" in str(error):
-            return BackendUnreachable(f"{place} refused: {error}. Was `manage.py migrate` run?")
+            return BackendUnreachable(f"{place} refused: {clause(error)}. Was `manage.py migrate` run?")
         return BackendUnreachable(f"{place} does not answer: {error}")
 
 

@@ -28,6 +28,7 @@ from amqtask.contrib.django.times import aware, stored
 from amqtask.exceptions import ConfigurationError
 from amqtask.printable import bounded_logger
 from amqtask.schedules import clocked, crontab, schedule, solar
+from amqtask.wording import described
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -176,7 +177,7 @@ class DatabaseScheduler:
                     row.save()
                 return name, row
         raise ConfigurationError(
-            f"beat_schedule[{entry.name!r}]: a {type(entry.schedule).__name__} cannot be kept in Django's tables; "
+            f"beat_schedule[{entry.name!r}]: {described(entry.schedule)} cannot be kept in Django's tables; "
             "they have intervals, crontabs, solar events and clocked times"
         )
 

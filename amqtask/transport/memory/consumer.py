@@ -17,6 +17,7 @@ from amqtask.transport.memory.publisher import DeclarationRefused, Warnings, dec
 from amqtask.transport.memory.refusals import Refused
 from amqtask.transport.memory.session import Delivered, Session
 from amqtask.transport.names import entity_name
+from amqtask.wording import clause
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
@@ -148,7 +149,7 @@ class MemoryConsumer:
         try:
             session = self._broker.connect(lambda error: self._loop.call_soon_threadsafe(lambda: self._lost(error)))
         except ConnectionRefusedError as error:
-            self._listener.on_warning(f"{error}. Trying again.")
+            self._listener.on_warning(f"{clause(error)}. Trying again.")
             self._again()
             return
         self._session = session

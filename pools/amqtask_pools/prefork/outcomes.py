@@ -31,6 +31,7 @@ from amqtask.message import Message, Properties
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.task import saferepr
 from amqtask.serialization import JSON, MSGPACK, PICKLE, YAML, dumps, loads
+from amqtask.wording import described
 from amqtask_pools.prefork.frames import OUTCOMES, BrokenFrame
 
 _HEAD = struct.Struct(">BI")
@@ -267,7 +268,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
     if kind is float and type(value) is int:
         return
     if not isinstance(value, kind) or (type(value) is bool and kind is not bool):
-        raise BrokenFrame(f"{name} is a {type(value).__name__}")
+        raise BrokenFrame(f"{name} is {described(value)}")
 
 
 @lru_cache(maxsize=256)
