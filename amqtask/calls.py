@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from amqtask import kinds, signals
+from amqtask.entities import Exchange, Queue
 from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current_context
 from amqtask.message import Message, Properties
@@ -300,10 +302,15 @@ def tell_composed(message: Message, *, follow_up: bool = False) -> None:
         routing_key=message.routing_key,
         headers=message.properties.headers,
         properties=message.properties,
-        declare=message.declare,
+        declare=[_with_exchange(entity) for entity in message.declare if isinstance(entity, Queue)],
         retry_policy=None,
         follow_up=follow_up,
     )
+
+
+def _with_exchange(queue: Queue) -> Queue:
+    """Receivers look at the exchange of a queue, which the default one is, too."""
+    return queue if queue.exchange is not None else replace(queue, exchange=Exchange("", type="direct"))
 
 
 # Headers that encode_task writes itself; the others of a message are its caller's own.

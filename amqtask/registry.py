@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,13 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
         """Add a task under its name, in place of an earlier one."""
         self._tasks[task.name] = task
 
+    def __setitem__(self, name: str, task: Task[..., Any]) -> None:
+        self._tasks[name] = task
+
     def unregister(self, name: str) -> None:
         """Take a task out. Raises: NotRegistered."""
         del self._tasks[self[name].name]
+
+
+def __getattr__(name: str) -> Any:
+    return importlib.import_module("amqtask.compat").lookup(__name__, name)

@@ -289,6 +289,11 @@ class AsyncResult(Generic[R]):
     # -- looking
 
     @property
+    def backend(self) -> ResultBackend | None:
+        """Where it is kept; None where results are not kept."""
+        return self._backend
+
+    @property
     def _store(self) -> ResultBackend:
         flush_open()  # or the result of a call that still waits in a pipeline would never come
         if self._backend is None:

@@ -63,16 +63,12 @@ LIBRARIES = (
         (*PLAIN, "opentelemetry-test-utils==0.66b2", "opentelemetry-sdk"),
     ),
     Library("sqlalchemy-celery-beat", "0.9.1", ("tests",), (*PLAIN, "pytz", "SQLAlchemy>=2", "psycopg2-binary")),
-    Library("flower", "2.2.0", ("tests/unit",), PLAIN),
+    Library("flower", "2.2.0", ("tests/unit",), (*PLAIN, "redis")),
     Library(
         "sentry-sdk",
         "2.75.0",
         ("tests/integrations/celery",),
         (*PLAIN, "pytest-localserver", "pytest-forked", "jsonschema", "werkzeug", "executing", "pyyaml", "redis", "newrelic"),
-    ),
-    Library(
-        "celery-once", "3.0.1", ("tests/unit", "tests/integration/test_tasks.py", "tests/integration/backends"),
-        (*PLAIN, "redis", "fakeredis", "freezegun", "mock"), git="https://github.com/cameronmaske/celery-once",
     ),
     Library(
         "celery-singleton", "0.3.1", ("tests",), (*PLAIN, "redis", "fakeredis"),
@@ -151,7 +147,7 @@ class Bench:
         }
         command = [
             str(self._python(library)), "-m", "pytest", "-q", *library.tests, f"--junitxml={report}", "-o", "junit_family=xunit1",
-            "-p", "no:cacheprovider", f"--timeout={ONE_TEST}", *library.options,
+            "-p", "no:cacheprovider", "-o", "addopts=", f"--timeout={ONE_TEST}", *library.options,
         ]  # fmt: skip
         with log.open("wb") as output:
             subprocess.run(command, cwd=place, env=env, stdout=output, stderr=subprocess.STDOUT, check=False)

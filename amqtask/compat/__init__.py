@@ -85,6 +85,7 @@ NAMES: dict[str, dict[str, str]] = {
             )
         },
     },
+    "amqtask.registry": {"tasks": "amqtask.compat.registries:tasks"},
     "amqtask.result": {"ResultBase": "amqtask.compat.results:ResultBase"},
     "amqtask.states": {name: f"amqtask.compat.results:{name}" for name in ("precedence", "state")},
     "amqtask.utils.log": {

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _PROPERTIES = frozenset(Properties.__dataclass_fields__)
 
 
+class Transport(NamedTuple):
+    """How the broker is spoken to."""
+
+    driver_type: str
+    driver_name: str
+
+
 class queue_declare_ok_t(NamedTuple):
     """What a broker says of a queue."""
 
@@ -37,6 +44,11 @@ class Connection(BrokerConnection):
         super().__init__(app.broker_name)
         self.app = app
         self._admin: QueueAdmin | None = None
+
+    def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
+        """The first broker's URL; with the password for who asks for it."""
+        address = next(iter(self.app.broker_addresses), None)
+        return super().as_uri() if address is None or not include_password else address.url
 
     # -- opening
 
@@ -94,6 +106,11 @@ class Connection(BrokerConnection):
         """Where it leads, without a password."""
         address = next(iter(self.app.broker_addresses), None)
         return {} if address is None else {"hostname": address.host, "port": address.port, "uri": address.safe_url}
+
+    @property
+    def transport(self) -> Transport:
+        """AMQP, or this process's memory."""
+        return Transport("memory", "memory") if self.app.memory_broker is not None else Transport("amqp", "pika")
 
     # -- using it
 

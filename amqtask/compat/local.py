@@ -31,6 +31,18 @@ class Proxy:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._get_current_object()(*args, **kwargs)
 
+    def __getitem__(self, name: Any) -> Any:
+        return self._get_current_object()[name]
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._get_current_object()
+
+    def __iter__(self) -> Any:
+        return iter(self._get_current_object())
+
+    def __len__(self) -> int:
+        return len(self._get_current_object())
+
     def __bool__(self) -> bool:
         return bool(self._get_current_object())
 

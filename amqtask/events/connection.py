@@ -14,7 +14,7 @@ class BrokerConnection:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def as_uri(self) -> str:
+    def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
         """The broker's URLs, without passwords."""
         return self._name
 

@@ -56,6 +56,10 @@ def _rank(state: str) -> int:
 class Worker:
     """One worker, as its events describe it."""
 
+    _fields = (
+        "hostname", "pid", "freq", "heartbeats", "clock", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys",
+    )  # fmt: skip
+
     def __init__(self, hostname: str, pid: int | None = None, freq: float = 60, clock: int = 0, **fields: Any) -> None:
         self.hostname = hostname
         self.pid = pid
@@ -260,6 +264,12 @@ class TaskIndex(dict[str, set[Task]]):
                 del self[key]
 
 
+class Bounded(dict[str, "Task"]):
+    """Tasks by id; `limit` is how many are kept, for monitors that look."""
+
+    limit: int = 0
+
+
 class State:
     """The cluster as of the last event. Safe to read in one thread while another feeds it events.
 
@@ -283,7 +293,8 @@ class State:
         # Handlers of groups other than "task" and "worker": group → handler(subject, event).
         self.handlers: dict[str, Callable[[str, Event], Any]] = {}
         self.workers: dict[str, Worker] = {}
-        self.tasks: dict[str, Task] = {}
+        self.tasks = Bounded()
+        self.tasks.limit = max_tasks_in_memory
         self.tasks_by_type = TaskIndex(self.tasks_by_time)
         self.tasks_by_worker = TaskIndex(self.tasks_by_time)
         self.event_count = 0
@@ -291,6 +302,16 @@ class State:
         self._seen_types: set[str] = set()
         self._orphans: dict[str, set[str]] = {}
         self._lock = threading.RLock()
+
+    def __reduce__(self) -> Any:
+        """Monitors keep what they know in a file; whom to call they say again."""
+        with self._lock:
+            limits = (self.max_workers_in_memory, self.max_tasks_in_memory)
+            workers = [dict(vars(worker)) for worker in self.workers.values()]
+            tasks = [
+                {**vars(task), **_LINKS, "worker": task.worker and task.worker.hostname} for task in self.tasks.values()
+            ]
+            return _restored, (type(self), limits, workers, tasks, (self.event_count, self.task_count))
 
     # -- taking events in
 
@@ -486,3 +507,32 @@ def _settable(fields: Event, kind: type) -> dict[str, Any]:
         for name, value in fields.items()
         if name not in _OURS and not name.startswith("_") and not hasattr(kind, name)
     }
+
+
+# What ties a task to others, which is worked out anew.
+_LINKS: dict[str, Any] = {"cluster_state": None, "children": None}
+
+
+def _restored(
+    kind: type[State], limits: tuple[int, int], workers: list[Event], tasks: list[Event], counts: tuple[int, int]
+) -> State:
+    state = kind(max_workers_in_memory=limits[0], max_tasks_in_memory=limits[1])
+    state.event_count, state.task_count = counts
+    for fields in workers:
+        worker = state.workers[fields["hostname"]] = Worker(fields["hostname"])
+        worker.__dict__.update(fields)
+    for fields in tasks:
+        hostname = fields["worker"]
+        task = state.tasks[fields["uuid"]] = Task(fields["uuid"])
+        worker_of_it = None if hostname is None else state.workers.get(hostname) or Worker(hostname)
+        task.__dict__.update(fields, worker=worker_of_it, cluster_state=state, children=set())
+        if hostname is not None:
+            state.tasks_by_worker.add(hostname, task)
+        if task.name is not None:
+            state.tasks_by_type.add(task.name, task)
+            state._seen_types.add(task.name)
+    for task in state.tasks.values():
+        parent = state.tasks.get(task.parent_id or "")
+        if parent is not None:
+            parent.children.add(task)
+    return state

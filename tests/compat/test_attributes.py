@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pickle
 from collections.abc import Iterator
 from queue import Empty
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from amqtask import AmqTask, Queue, signals
 from amqtask.control import Control
+from amqtask.events import State
 from amqtask.exceptions import OperationalError
 from amqtask.testing.worker import start_worker
 
@@ -124,3 +127,54 @@ def test_inspect_is_a_class() -> None:
 def test_what_nobody_has_is_still_an_attribute_error(app: Any) -> None:
     with pytest.raises(AttributeError, match="'AmqTask' object has no attribute 'nothing'"):
         _ = app.nothing
+
+
+def test_the_tasks_of_the_current_application_are_in_the_registry(app: Any) -> None:
+    task = app.task(name="mine")(lambda: None)
+    registry = importlib.import_module("amqtask.registry")
+
+    assert registry.tasks.get("mine") is task
+    assert "celery.backend_cleanup" in registry.tasks
+    app.tasks["yours"] = task
+    assert registry.tasks["yours"] is task
+
+
+def test_receivers_of_a_publish_see_the_exchange_of_each_queue(app: Any) -> None:
+    told: list[Any] = []
+
+    def note(declare: Any, **_: Any) -> None:
+        told.extend((queue.name, queue.exchange.type) for queue in declare)
+
+    signals.before_task_publish.connect(note)
+    try:
+        app.send_task("t")
+    finally:
+        signals.before_task_publish.disconnect(note)
+
+    assert ("a", "direct") in told
+
+
+def test_a_monitor_s_state_can_be_kept_in_a_file() -> None:
+    state = State(callback=lambda *_: None, max_tasks_in_memory=3)
+    state.event({"type": "task-received", "uuid": "one", "hostname": "w", "timestamp": 1.0, "name": "t"})
+
+    kept = pickle.loads(pickle.dumps(state))
+    kept.event({"type": "task-received", "uuid": "two", "hostname": "w", "timestamp": 2.0, "name": "t"})
+
+    assert list(kept.tasks) == ["one", "two"]
+    assert kept.tasks.limit == 3
+
+
+def test_a_worker_and_a_beat_are_started_by_hand(app: Any) -> None:
+    worker = app.Worker(app=app, pool="solo", concurrency=1, hostname="by@hand", queues="a,b", of_mine=1)
+    worker.loop.close()
+
+    assert (worker.hostname, [queue.name for queue in worker.queues]) == ("by@hand", ["a", "b"])
+    assert callable(app.Beat(max_interval=1).run)
+
+
+def test_results_over_rpc_work_on_the_in_memory_broker() -> None:
+    with AmqTask("rpc", broker="memory:///", backend="rpc") as app:
+        task = app.task(name="one")(lambda: 1)
+        with start_worker(app):
+            assert task.delay().get(timeout=60) == 1

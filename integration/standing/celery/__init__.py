@@ -44,5 +44,8 @@ def _ours(name: str) -> str:
     return "amqtask" + name.removeprefix("celery")
 
 
+# The queue that docs/coming-from-celery.md names for those whose programs rely on Celery's.
+_table = vars(importlib.import_module("amqtask.settings"))["_TABLE"]
+_table["task_default_queue"] = _table["task_default_queue"]._replace(default="celery")
 sys.meta_path.insert(0, Standing)
 sys.modules["celery"] = importlib.import_module("amqtask")
