@@ -19,7 +19,7 @@ _EMBEDDED = {"callbacks": "callbacks", "errbacks": "errbacks", "chain": "chain",
 _HEADERS = frozenset(
     {
         "eta", "expires", "group", "group_index", "headers", "origin", "parent_id", "replaced_task_nesting", "root_id",
-        "shadow", "stamped_headers", "stamps", "timelimit", "ignore_result",
+        "shadow", "stamped_headers", "stamps", "ignore_result",
     }
 )  # fmt: skip
 
@@ -138,6 +138,7 @@ _FROM_REQUEST: dict[str, Any] = {
     "reply_to": lambda request: request.reply_to,
     "time_limit": lambda request: request.hard_limit,
     "soft_time_limit": lambda request: request.soft_limit,
+    "timelimit": lambda request: [request.hard_limit, request.soft_limit],
     "taskset": lambda request: request.headers.get("group"),
     "properties": lambda request: {
         "correlation_id": request.correlation_id,

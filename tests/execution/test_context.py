@@ -33,6 +33,7 @@ def test_fields_come_from_the_message() -> None:
 
     assert (running.id, running.args, running.kwargs) == ("id-1", [1], {"k": 2})
     assert (running.group, running.root_id, running.retries, running.reply_to) == ("g", "r", 2, "replies")
+    assert running.timelimit == [None, 3.0]
     assert (running.soft_time_limit, running.callbacks) == (3.0, [{"task": "next"}])
     assert running.delivery_info["routing_key"] == "q"
     assert (running.called_directly, Context().called_directly) == (False, True)
