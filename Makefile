@@ -19,7 +19,7 @@ demo: $(EXTRAS_STAMP)  ## Run the main job on a real RabbitMQ: worker -Q cma_que
 test: check  ## Checks, unit tests, integration tests, coverage
 	@$(WITH_BROKER) --redis -- $(BIN)/python -m integration.run
 
-unit: $(DEV_STAMP)  ## Unit tests only: no broker, under a minute
+unit: $(DEV_STAMP)  ## Unit tests only: no broker; about four minutes on two cores
 	@$(BIN)/python -m pytest tests -q
 
 integration: $(DEV_STAMP)  ## Integration tests only

@@ -202,8 +202,8 @@ def _tell_sent(app: AmqTask, messages: Sequence[Message]) -> None:
 def _check_relay(app: AmqTask, pool_class: type[Pool]) -> None:
     if pool_class.name in GREEN_POOLS:
         raise ConfigurationError(
-            f"a worker with the {pool_class.name} pool relays no outbox: its threads are none, so the database would hold it "
-            "up. Run `amqtask relay` beside it."
+            f"a worker with the {pool_class.name} pool cannot relay the outbox: the database would block all its green threads. "
+            "Run `amqtask relay` beside it."
         )
     _outbox(app)
 

@@ -383,7 +383,7 @@ def _matcher(whom: Whom) -> str | None:
     try:
         check_pattern(whom.pattern, whom.matcher)
     except re.error as error:
-        raise ConfigurationError(f"the pattern {whom.pattern!r} is no regular expression: {error}") from error
+        raise ConfigurationError(f"the pattern {whom.pattern!r} is not a regular expression: {error}") from error
     except ValueError as error:
         raise ConfigurationError(f"workers do not try the pattern {printable(whom.pattern, 100)!r}: {error}") from error
     return whom.matcher or "glob"

@@ -81,13 +81,13 @@ class Field(NamedTuple):
         for number, name in enumerate(self.words, self.low):
             if len(word) >= 3 and name.startswith(word.lower()):
                 return number
-        raise ParseException(f"crontab: {self.name} {spec!r}: {word or 'an empty part'!r} is no {self._allowed()}")
+        raise ParseException(f"crontab: {self.name} {spec!r}: {word or 'an empty part'!r} is not a {self._allowed()}")
 
     def _checked(self, number: object, spec: object) -> int:
         if isinstance(number, str):
             return self._number(number, number)
         if not isinstance(number, int) or not self.low <= number <= self.high:
-            raise ParseException(f"crontab: {self.name} {spec!r}: {number!r} is no {self._allowed()}")
+            raise ParseException(f"crontab: {self.name} {spec!r}: {number!r} is not a {self._allowed()}")
         return number
 
     def _allowed(self) -> str:

@@ -282,6 +282,6 @@ class GroupResult(ResultSet):
 def _group_store(backend: Any) -> Any:
     if backend is None or not hasattr(backend, "save_group"):
         raise BackendNotConfigured(
-            "this result backend keeps no groups: rpc:// (and none at all) does not, the other result stores do (docs/results.md)"
+            "this result backend does not keep groups: rpc:// does not, the other result stores do (docs/results.md)"
         )
     return backend

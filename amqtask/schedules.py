@@ -448,7 +448,7 @@ def maybe_schedule(given: Any, relative: bool = False, app: Any = None) -> Any:
         return schedule(given, relative, app=app)
     if not callable(getattr(given, "next_due", None)):
         raise ParseException(
-            f"{given!r} is no schedule: say seconds, a timedelta, schedule(), crontab() or solar() of amqtask.schedules"
+            f"{given!r} is not a schedule: say seconds, a timedelta, schedule(), crontab() or solar() of amqtask.schedules"
         )
     if app is not None:
         given.app = app
@@ -459,7 +459,7 @@ def _interval(given: Any) -> timedelta:
     try:
         found = given if isinstance(given, timedelta) else timedelta(seconds=given)
     except (TypeError, OverflowError, ValueError) as error:
-        raise ParseException(f"schedule: {given!r} is no interval: say seconds or a timedelta") from error
+        raise ParseException(f"schedule: {given!r} is not an interval: say seconds or a timedelta") from error
     if found <= timedelta(0):
         raise ParseException(f"schedule: an interval must be longer than nothing, not {given!r}")
     return found

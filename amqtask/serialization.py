@@ -266,7 +266,7 @@ def loads(body: bytes, content_type: str | None, content_encoding: str | None, a
     except Exception as error:
         if not is_own(error, lambda: _LOAD[kind](body, encoding or "utf-8")):
             raise
-        raise Undecodable(f"the body is no valid {kind} ({len(body)} bytes): {error}") from error
+        raise Undecodable(f"the body is not valid {kind} ({len(body)} bytes): {error}") from error
 
 
 def _encoding(told: Any) -> str:
@@ -411,7 +411,7 @@ def decompress(body: bytes, header_value: Any, limit: int = LARGEST_BODY) -> byt
     except Exception as error:
         if not is_own(error, lambda: _COMPRESS[kind][1](body, _Unpacked(limit))):
             raise
-        raise Undecodable(f"the body is no valid {kind}: {error}") from error
+        raise Undecodable(f"the body is not valid {kind}: {error}") from error
     return bytes(found)
 
 

@@ -345,7 +345,7 @@ class Task(WithOthersNames, Generic[P, R]):
         """
         request = self.request
         if not request.chord:
-            raise ValueError(f"task {self.name}[{request.id}] is no member of a chord")
+            raise ValueError(f"task {self.name}[{request.id}] is not a member of a chord")
         # The same run again, after a crash, adds the same member: one more that never runs would hold the chord for ever.
         number = request.__dict__["added_to_chord"] = request.__dict__.get("added_to_chord", 0) + 1
         task_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request.id} {request.retries} {number}"))
@@ -500,7 +500,7 @@ def make_task(
         near = None if hasattr(base, option) else near_option(option)
         if near is not None:
             warnings.warn(
-                f"task {name}: {option!r} is no option of amqtask's; did you mean {near!r}?",
+                f"task {name}: {option!r} is not an option of amqtask's; did you mean {near!r}?",
                 UnknownTaskOptionWarning,
                 stacklevel=4,
             )

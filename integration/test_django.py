@@ -116,11 +116,11 @@ class TestResults(BackendSuite):
     def make_expiring(self, seconds: float) -> ResultBackend | None:
         return self.opened(expires=seconds)
 
-    def test_a_thousand_results_are_read_one_after_the_other(self, backend: ResultBackend) -> None:
+    def test_hundreds_of_results_are_read_one_after_the_other(self, backend: ResultBackend) -> None:
         from django.db import connection
 
         connection.ensure_connection()  # as within a request: not one connection per result
-        super().test_a_thousand_results_are_read_one_after_the_other(backend)
+        super().test_hundreds_of_results_are_read_one_after_the_other(backend)
 
 
 class TestResultsInACache(BackendSuite):

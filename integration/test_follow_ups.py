@@ -172,7 +172,7 @@ def test_a_result_goes_to_no_mailbox_whatever_the_message_says(over_rpc: Scene) 
         for reply_to in (mailbox("target@here").name, over_rpc.queue, f"{over_rpc.queue}.dead"):
             sig = over_rpc.mark(f"to-{len(reply_to)}")
             sig.apply_async(reply_to=reply_to, headers={"stamped_headers": list(stamps), "stamps": stamps})
-            worker.await_log(f"{reply_to!r}, is no reply queue")
+            worker.await_log(f"{reply_to!r}, is not a reply queue")
         assert over_rpc.mark("later").apply_async().get(timeout=60) == "later"
         assert worker.process.poll() is None
         assert over_rpc.app.control.ping(destination=["target@here"], timeout=30)

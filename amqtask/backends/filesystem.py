@@ -37,7 +37,7 @@ class FileBackend(ValueBackend):
         self._folder = folder_of(options.url)
         if not self._folder.is_dir() or not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
             raise ConfigurationError(
-                f"result_backend {options.url}: {self._folder} is no folder that this process may write to; make it first"
+                f"result_backend {options.url}: {self._folder} is not a folder that this process may write to; make it first"
             )
 
     def get_values(self, keys: Sequence[str]) -> Mapping[str, bytes]:

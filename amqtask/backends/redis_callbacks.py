@@ -95,7 +95,7 @@ class Callbacks:
         try:
             result = self._decode(value)
         except Exception:
-            logger.exception("the value of %s in Redis is no result", key)
+            logger.exception("the value of %s in Redis is not a result", key)
             return
         if not result.is_ready:
             return

@@ -152,7 +152,7 @@ class RpcBackend:
         mailbox with it, or any queue."""
         if not is_reply_queue(reply_to, self._options.settings.get("result_reply_queues") or ()):
             logger.warning(
-                "The result of task %s is not sent: its reply_to, %.60r, is no reply queue (a UUID, or see result_reply_queues)",
+                "The result of task %s is not sent: its reply_to, %.60r, is not a reply queue (a UUID; see result_reply_queues)",
                 task_id, reply_to,
             )  # fmt: skip
             return False

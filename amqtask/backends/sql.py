@@ -292,7 +292,7 @@ def database_url(url: str) -> sa.URL:
         found = sa.make_url(url.partition("+")[2] if url.startswith("db+") else url)
     except sa.exc.ArgumentError as error:
         raise ConfigurationError(
-            "result_backend db+… is no database URL; it looks like db+postgresql://user:password@host/name or "
+            "result_backend db+… is not a database URL; it looks like db+postgresql://user:password@host/name or "
             "db+sqlite:///results.db"
         ) from error
     backend, _, driver = found.drivername.partition("+")

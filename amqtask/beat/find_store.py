@@ -50,7 +50,7 @@ def find_store(spec: str | None) -> Any:
         raise ConfigurationError(f"the schedule store {spec!r} cannot be loaded: {error}") from error
     if not hasattr(found, "make_beat") and not (hasattr(found, "entries") and hasattr(found, "record")):
         raise ConfigurationError(
-            f"{spec!r} is no schedule store (amqtask.beat.contract.ScheduleStore): it has no entries() and record(). A "
+            f"{spec!r} is not a schedule store (amqtask.beat.contract.ScheduleStore): it has no entries() and record(). A "
             "scheduler class written for Celery must derive from amqtask.beat.Scheduler in place of celery.beat.Scheduler."
         )
     return found

@@ -79,7 +79,7 @@ class Pinged:
                 delivery.body, properties.content_type, properties.content_encoding, properties.headers, self._accept
             )
         except MessageError as error:
-            logger.debug("beat: a message that is no command: %s", error)
+            logger.debug("beat: a message that is not a command: %s", error)
             return
         if command.method == "ping" and command.wants_reply and command.is_for(self.nodename) and self._publisher:
             self._publisher.publish(reply_message(command, self.nodename, {"ok": "pong"}), lambda error: None)

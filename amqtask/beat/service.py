@@ -303,7 +303,7 @@ class Beat:
         self._clerk.ask(lambda store: self._sender.published(messages), lambda _: None, self._not_told)
 
     def _not_told(self, error: Exception) -> None:
-        logger.warning("beat: monitors were not told of what was sent: %s", error)
+        logger.warning("beat: the events about sent tasks could not be published: %s", error)
 
     def _save(self, runs: Sequence[Run]) -> None:
         self.is_busy, self._is_dirty = True, False

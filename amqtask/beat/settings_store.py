@@ -191,7 +191,7 @@ def _snapshot(app: AmqTask) -> dict[str, Any]:
 def entry_of(app: AmqTask, name: str, given: Any) -> Entry:
     """One entry of beat_schedule. Raises: ConfigurationError."""
     if not isinstance(given, Mapping):
-        raise ConfigurationError(f"beat_schedule[{name!r}] is no mapping with task and schedule, but {given!r}")
+        raise ConfigurationError(f"beat_schedule[{name!r}] is not a mapping with task and schedule, but {given!r}")
     strange = sorted(set(map(str, given)) - _FIELDS - _IGNORED)
     if strange:
         raise ConfigurationError(

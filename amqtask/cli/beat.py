@@ -43,7 +43,7 @@ class Duration(ParamType):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", str(value).strip())
         if match is None or float(match[1]) <= 0:
-            self.fail(f"{value!r} is no duration such as 90, 30s, 10m, 24h or 7d", param, ctx)
+            self.fail(f"{value!r} is not a duration such as 90, 30s, 10m, 24h or 7d", param, ctx)
         return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
 
 

@@ -80,8 +80,9 @@ def refuse_pickle_as_root(accept_content: Iterable[str]) -> None:
     if os.geteuid() != 0 or PICKLE not in content_types(accept_content) or os.environ.get(FORCE_ROOT):
         return
     raise click.UsageError(
-        "this worker would read pickles (accept_content) as root: whoever may publish to its queues could do anything on this "
-        f"machine. Run it as another user (--uid), leave pickle out of accept_content, or set {FORCE_ROOT}=1 if you mean it."
+        "this worker would read pickles (accept_content) as root: every user who may publish to its queues could run any code "
+        "on this machine, as root. Run it as another user (--uid), leave pickle out of accept_content, or set "
+        f"{FORCE_ROOT}=1 if you mean it."
     )
 
 
@@ -127,7 +128,7 @@ def read_pidfile(path: Path) -> int | None:
     with open(number) as file:
         pid = int(file.read(32))
     if pid <= 0:  # to the kernel these are groups of processes
-        raise ValueError(f"{pid} is no process id")
+        raise ValueError(f"{pid} is not a process id")
     return pid
 
 

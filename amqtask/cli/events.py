@@ -63,7 +63,7 @@ def command(
     """
     app = settings.load()
     if app.memory_broker is not None:
-        raise click.ClickException("memory:// lives inside each process: nobody else's events can be seen")
+        raise click.ClickException("memory:// lives inside each process: the events of other processes cannot be seen")
     try:
         if camera is not None:
             kind = _find_camera(camera)

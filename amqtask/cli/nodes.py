@@ -146,7 +146,7 @@ def _names(given: Sequence[str], settings: Mapping[str, str | None]) -> list[str
     prefix = settings.get("--prefix") or ""
     if len(given) == 1 and given[0].isdigit():
         if given[0].strip("0") == "":
-            raise click.UsageError("0 nodes are none")
+            raise click.UsageError("0 nodes: say at least 1")
         prefix = settings.get("--range-prefix") or RANGE_PREFIX
         given = [str(number) for number in range(1, int(given[0]) + 1)]
     here = f"celery@{socket.gethostname()}"

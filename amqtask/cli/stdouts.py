@@ -124,7 +124,7 @@ def redirected(level: str | int) -> Iterator[None]:
     """Standard output and error are logged at `level` within the block. Raises: ConfigurationError (no such level)."""
     number = level if isinstance(level, int) else logging.getLevelName(level.upper())
     if not isinstance(number, int):
-        raise ConfigurationError(f"worker_redirect_stdouts_level is {level!r}, which is no log level")
+        raise ConfigurationError(f"worker_redirect_stdouts_level is {level!r}, which is not a log level")
     before = sys.stdout, sys.stderr
     streams = [LoggedStream(number, stream) for stream in before]
     sys.stdout, sys.stderr = streams

@@ -136,7 +136,7 @@ def _print_delays(app: AmqTask, entities: Sequence[Declaration]) -> None:
     echo(f"  exchanges  {' '.join(exchange.name for exchange in exchanges)}")
     echo(f"  queues     {app.delays.queue_type}: {' '.join(queue.name for queue in queues)}")
     echo(f"  {count(len(bindings), 'binding')}, which --json shows")
-    echo("  whoever first needs one of them makes it, or `amqtask topology declare` makes all of them")
+    echo("  the first program that needs one of them makes it; `amqtask topology declare` makes all of them")
 
 
 def _flags(entity: Queue | Exchange) -> str:

@@ -112,6 +112,6 @@ class Events:
 def _check(connection: Any) -> None:
     if connection is not None and not isinstance(connection, BrokerConnection):
         raise TypeError(
-            f"{type(connection).__module__}.{type(connection).__name__} is no connection of ours: "
+            f"{type(connection).__module__}.{type(connection).__name__} is not a connection of ours: "
             "say app.connection(), or nothing"
         )

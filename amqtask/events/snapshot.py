@@ -126,4 +126,4 @@ def _pause(rate: str | float | None) -> float:
     try:
         return _SECONDS[per] / float(number)
     except (KeyError, ValueError, ZeroDivisionError):
-        raise ConfigurationError(f"{rate!r} is no rate: say a number, or 10/s, 10/m, 10/h") from None
+        raise ConfigurationError(f"{rate!r} is not a rate: say a number, or 10/s, 10/m, 10/h") from None

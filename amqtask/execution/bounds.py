@@ -74,7 +74,7 @@ def _published(found: list[Any]) -> Iterator[Mapping[str, Any]]:
     while found:
         sig = found.pop()
         if not isinstance(sig, Mapping) or not isinstance(sig.get("task"), str):
-            raise InvalidTaskError(f"a follow-up of the message is no signature: {saferepr(sig, 100)}")
+            raise InvalidTaskError(f"a follow-up of the message is not a signature: {saferepr(sig, 100)}")
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
         if not isinstance(kwargs, Mapping) or not isinstance(options, Mapping):
             raise InvalidTaskError(

@@ -162,7 +162,9 @@ def clear(loop: asyncio.AbstractEventLoop) -> bool:
         loop.run_until_complete(_ends_of(left))
     left = asyncio.all_tasks(loop)
     if left:
-        logger.error("what a task left running does not end when it is cancelled, and is left behind: %s", left)
+        logger.error(
+            "a coroutine that a task left running does not end when it is cancelled, and is left behind: %s", left
+        )
     return not left
 
 

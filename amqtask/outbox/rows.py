@@ -89,7 +89,7 @@ def _read(text: str, body: bytes) -> Message:
             mandatory=document["mandatory"] is not False,
         )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise RowUnreadable(f"the row is no message: {type(error).__name__}: {error}") from error
+        raise RowUnreadable(f"the row is not a message: {type(error).__name__}: {error}") from error
 
 
 _KIND: dict[str, type | tuple[type, ...]] = {

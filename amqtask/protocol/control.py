@@ -252,7 +252,7 @@ def read_reply(
         raise Undecodable("not a reply: no mapping of one node name")
     ((nodename, payload),) = found.items()
     if not isinstance(nodename, str):
-        raise Undecodable("not a reply: the name of its node is no text")
+        raise Undecodable("not a reply: the name of its node is not text")
     return Reply(nodename, payload, (headers or {}).get("ticket"))
 
 

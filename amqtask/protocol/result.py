@@ -76,7 +76,7 @@ class ResultMessage:
         if not isinstance(task_id, (str, int, UUID)):
             raise Undecodable(f"the task_id of the result is {described(task_id)}, not a text")
         if not isinstance(status, str) or not isinstance(children, (list, tuple)):
-            raise Undecodable("the status of the result is no text, or its children are no list")
+            raise Undecodable("the status of the result is not text, or its children are not a list")
         return cls(
             task_id=str(task_id),
             status=status,
@@ -150,7 +150,7 @@ def decode_result(
         raise Undecodable(f"the body is {described(meta)}, not a result message")
     for name, kind in _KINDS.items():
         if not isinstance(meta.get(name), kind):
-            raise Undecodable(f"the body is no result message: its {name} is {described(meta.get(name))}")
+            raise Undecodable(f"the body is not a result message: its {name} is {described(meta.get(name))}")
     return ResultMessage.from_meta(meta)
 
 

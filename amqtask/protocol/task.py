@@ -225,9 +225,9 @@ def _wrong_kind(headers: Mapping[str, Any], names: Sequence[str], kind: type) ->
 def _check_stamps(headers: Mapping[str, Any]) -> None:
     names = headers["stamped_headers"]
     if not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
-        raise InvalidTaskError("the header `stamped_headers` is no list of names")
+        raise InvalidTaskError("the header `stamped_headers` is not a list of names")
     if not isinstance(headers.get("stamps") or {}, dict):
-        raise InvalidTaskError("the header `stamps` is no mapping")
+        raise InvalidTaskError("the header `stamps` is not a mapping")
 
 
 def light_limit(content_type: str | None) -> int:
@@ -243,7 +243,7 @@ def checked_id(task_id: Any) -> str:
         raise InvalidTaskError(f"the id of the task is {described(task_id)}, not a text")
     if len(task_id) > LONGEST_ID or not task_id.isprintable():
         raise InvalidTaskError(
-            f"the id of the task is no line of at most {LONGEST_ID} characters: {printable(task_id, 60)}"
+            f"the id of the task is not a line of at most {LONGEST_ID} characters: {printable(task_id, 60)}"
         )
     return task_id
 
@@ -254,7 +254,7 @@ def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, An
             try:
                 _check_embed(embed)
             except RecursionError:
-                raise InvalidTaskError("what is to follow the task stands in itself, too deep") from None
+                raise InvalidTaskError("the follow-ups of the task are nested too deep") from None
         return args, kwargs, embed
     kinds = ", ".join(type(part).__name__ for part in (args, kwargs, embed))
     raise InvalidTaskError(f"args, kwargs and embed of a task message are a list and two mappings, not {kinds}")
@@ -264,13 +264,13 @@ def _check_embed(embed: Mapping[str, Any]) -> None:
     for name in ("callbacks", "errbacks"):
         found = embed.get(name)
         if found and not (isinstance(found, (list, tuple)) and all(map(is_signature, found))):
-            raise InvalidTaskError(f"`{name}` of the message is no list of signatures")
+            raise InvalidTaskError(f"`{name}` of the message is not a list of signatures")
     chain = embed.get("chain")
     # Of a long chain each message has the rest: the next step is looked at (it is the last), the others in their turn.
     if chain and not (isinstance(chain, (list, tuple)) and is_signature(chain[-1])):
-        raise InvalidTaskError("`chain` of the message is no list of signatures")
+        raise InvalidTaskError("`chain` of the message is not a list of signatures")
     if embed.get("chord") and not is_signature(embed["chord"]):
-        raise InvalidTaskError("`chord` of the message is no signature")
+        raise InvalidTaskError("`chord` of the message is not a signature")
 
 
 def is_signature(found: Any) -> bool:

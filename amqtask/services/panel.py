@@ -113,7 +113,7 @@ class Panel:
                 self._accept,
             )
         except MessageError as error:
-            logger.warning("control: a message that is no command: %s", error)
+            logger.warning("control: a message that is not a command: %s", error)
             return
         self._control.lamport.adjust((properties.headers or {}).get("clock"))
         if self._mingle is not None and command.method == "hello":

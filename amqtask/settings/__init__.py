@@ -123,7 +123,7 @@ class Settings(MutableMapping[str, Any]):
         new = [name for name in others if name not in self._others.told]
         slips = [f"{name} (did you mean {near}?)" for name in new if (near := near_setting(self._others.bare(name)))]
         if slips:
-            logger.warning("kept for whoever reads them, but no settings of amqtask's: %s", ", ".join(slips))
+            logger.warning("kept for other libraries, but these are not settings of amqtask: %s", ", ".join(slips))
         self._others.update(others)
 
     def _of_celery(self, name: str) -> Any:

@@ -352,7 +352,7 @@ SETTINGS: tuple[Setting, ...] = (
         False,
         "bool",
         None,
-        "A name that is no setting is an error; else it is kept for others, and a near miss is told in a warning.",
+        "A name that is not a setting is an error; else it is kept for others, and a near miss is told in a warning.",
     ),
     Setting(
         "task_acks_late",

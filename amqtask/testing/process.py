@@ -129,7 +129,7 @@ def _source(settings: Mapping[str, Any]) -> str:
             is_plain = False
         if not is_plain:
             raise ConfigurationError(
-                f"setting {name} cannot be handed to a worker process: {value!r} is no plain value"
+                f"setting {name} cannot be handed to a worker process: {value!r} is not a plain value"
             )
     return "".join(f"{name} = {value!r}\n" for name, value in settings.items())
 

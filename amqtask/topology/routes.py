@@ -172,7 +172,7 @@ def _known(name: str, target: Mapping[str, Any]) -> Mapping[str, Any]:
             )
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigurationError(
-                f"task_routes: the route of task {name!r} has {key!r}, which is no option of a call{hint}"
+                f"task_routes: the route of task {name!r} has {key!r}, which is not an option of a call{hint}"
             )
     return target
 
@@ -209,7 +209,7 @@ def _compile(route: Any) -> RouteFunction:
     if callable(route):
         function: RouteFunction = route
         return function
-    raise ConfigurationError(f"task_routes: {route!r} is no mapping, function, router or dotted path to one")
+    raise ConfigurationError(f"task_routes: {route!r} is not a mapping, function, router or dotted path to one")
 
 
 def _imported(path: str) -> Any:

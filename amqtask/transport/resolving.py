@@ -70,4 +70,4 @@ def _look_up(host: str, port: int) -> Sequence[Found]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
-        raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is no name of a host: {error}") from error
+        raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a name of a host: {error}") from error

@@ -208,7 +208,7 @@ def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None, login_method: str
         port = split.port
     except ValueError:  # its text shows what stands there, which may be of a password
         raise ConfigurationError(
-            f"the broker URL's port is no number from 0 to 65535. If it is none: {_unescaped()}"
+            f"the broker URL's port is not a number from 0 to 65535. If you gave no port: {_unescaped()}"
         ) from None
     query = {name: values[-1] for name, values in parse_qs(split.query, keep_blank_values=True).items()}
     _refuse_unknown("the broker URL has no option", query, _QUERY)

@@ -192,8 +192,8 @@ class Lifecycle:
             return False
         requests, messages = unconfirmed
         logger.error(
-            "worker: stops although the broker has confirmed no message (results, retries, dead letters) for %.0f s, and %s not "
-            "yet; what they follow from (%s) goes back to its queue",
+            "worker: stops although the broker has confirmed no message (results, retries, dead letters) for %.0f s; "
+            "%s not confirmed, and the deliveries of %s go back to their queues",
             now - self._unconfirmed_since, count(messages, "message"), count(requests, "task"),
         )  # fmt: skip
         return True

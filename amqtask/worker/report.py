@@ -142,7 +142,7 @@ class Report:
             )
 
     def rejected(self, request: Request, error: Exception) -> None:
-        logger.error("Received a message that is no task, on %s: %s", request.queue, error, extra=fields(request))
+        logger.error("Received a message that is not a task, on %s: %s", request.queue, error, extra=fields(request))
         if signals.task_rejected:
             signals.task_rejected.send(sender=self.sender, message=request.delivery, exc=error)
 

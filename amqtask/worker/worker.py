@@ -367,7 +367,7 @@ class Worker(WithOthersNames):
     def _keep(self, request: Request) -> None:
         """The worker stops before all is confirmed that follows from it: its message goes back."""
         logger.warning(
-            "Task %s[%s] goes back to %s: what follows from it could not be published before the worker stops",
+            "Task %s[%s] goes back to %s: its result or its follow-ups could not be published before the worker stopped",
             request.task, request.id, request.queue,
             extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
         )  # fmt: skip

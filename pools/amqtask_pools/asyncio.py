@@ -178,7 +178,7 @@ class AsyncioPool(SlotPool):
         if request.soft_limit is not None and request.task not in self._unlimited:
             self._unlimited.add(request.task)
             logger.warning(
-                "task %s is no coroutine: the asyncio pool runs it in a thread, where its soft time limit is not enforced",
+                "task %s is not a coroutine: the asyncio pool runs it in a thread, where its soft time limit is not enforced",
                 request.task,
             )
 

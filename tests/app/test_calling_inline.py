@@ -252,7 +252,7 @@ def test_task_signals_are_sent_with_celerys_arguments(app: AmqTask) -> None:
 
 
 def test_an_option_that_is_nearly_one_of_ours_is_warned_of(app: AmqTask) -> None:
-    with pytest.warns(UnknownTaskOptionWarning, match="'max_retry' is no option.*'max_retries'"):
+    with pytest.warns(UnknownTaskOptionWarning, match="'max_retry' is not an option.*'max_retries'"):
 
         @app.task(max_retry=3)
         def task() -> None: ...

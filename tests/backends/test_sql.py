@@ -158,7 +158,7 @@ def test_short_lived_sessions_leave_no_connection_open(path: Path) -> None:
     [
         ("db+sqlite://", "one connection only"),
         ("db+sqlite:///:memory:", "one connection only"),
-        ("db+nonsense", "no database URL"),
+        ("db+nonsense", "not a database URL"),
         ("db+mysql://localhost/results", "pip install one of mysqldb"),
         ("db+mysql+nosuchdriver://localhost/results", "not installed"),
         ("db+postgresql+asyncpg://localhost/results", "for asyncio only"),
@@ -191,5 +191,5 @@ def test_a_row_that_cannot_be_read_is_a_failure_that_says_so(path: Path) -> None
     (found,) = store.read(["it"])
 
     assert found.status == states.FAILURE
-    assert "no valid application/json" in str(found.result)
+    assert "not valid application/json" in str(found.result)
     store.close()

@@ -55,10 +55,10 @@ def test_the_schedule_has_all_of_celerys_names(spelling: str) -> None:
     [
         ({"schedule": 5}, "needs a task"),
         ({"task": "tasks.add"}, "needs a task"),
-        ({"task": "tasks.add", "schedule": "daily"}, "is no schedule"),
+        ({"task": "tasks.add", "schedule": "daily"}, "is not a schedule"),
         ({"task": "tasks.add", "schedule": 0}, "longer than nothing"),
         ({"task": "tasks.add", "schedule": 5, "arg": [1]}, "no field 'arg'"),
-        (["tasks.add", 5], "is no mapping"),
+        (["tasks.add", 5], "is not a mapping"),
     ],
 )
 def test_an_entry_that_is_wrong_is_named(given: Any, says: str) -> None:
@@ -163,7 +163,7 @@ def test_a_store_is_found_by_name_or_path(spec: str | None, expected: Callable[.
         ("nothing", "there are .*file"),
         ("no.such.module:Class", "cannot be loaded"),
         ("amqtask.beat.settings_store:Nothing", "cannot be loaded"),
-        ("collections:OrderedDict", "is no schedule store"),
+        ("collections:OrderedDict", "is not a schedule store"),
     ],
 )
 def test_what_is_no_store_is_an_error_that_says_so(spec: str, says: str) -> None:

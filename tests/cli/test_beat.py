@@ -63,7 +63,7 @@ def test_dry_run_as_json_is_a_line_for_each(tmp_path: Path) -> None:
 def test_a_span_that_is_none_is_an_error(span: str) -> None:
     done = amqtask("beat", "--dry-run", span)
     assert done.exit_code == 2
-    assert "is no duration" in done.output
+    assert "is not a duration" in done.output
 
 
 def test_a_schedule_store_that_is_not_there_is_an_error() -> None:

@@ -67,7 +67,7 @@ class Broken:
         """Gone."""
 
     def get(self, task_id: str) -> ResultMessage:
-        raise ValueError(f"what is stored of {task_id} is no result")
+        raise ValueError(f"what is stored of {task_id} is not a result")
 
 
 def test_a_coroutine_whose_store_fails_in_an_unforeseen_way_ends_and_its_slot_is_free() -> None:
@@ -81,7 +81,7 @@ def test_a_coroutine_whose_store_fails_in_an_unforeseen_way_ends_and_its_slot_is
     loop.close()
 
     assert [(each.state, each.summary) for each in outcomes] == [
-        (states.FAILURE, "ValueError('what is stored of id-1 is no result')")
+        (states.FAILURE, "ValueError('what is stored of id-1 is not a result')")
     ]
 
 

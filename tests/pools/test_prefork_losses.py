@@ -52,7 +52,7 @@ def test_a_child_that_writes_rubbish_to_its_pipe_is_lost_and_replaced(kind: str)
         outcome = prefork.outcome(prefork.submit("write_rubbish", kind))
 
         assert outcome.answer is Answer.REQUEUE
-        assert "wrote to its pipe what is no outcome" in outcome.summary
+        assert "wrote to its pipe what is not an outcome" in outcome.summary
         assert prefork.value(prefork.submit("pid")) != before
         assert prefork.pool.free == 1
 

@@ -96,7 +96,7 @@ def test_maybe_schedule_takes_numbers_timedeltas_and_schedules() -> None:
     assert maybe_schedule(30) == schedule(30)
     assert maybe_schedule(timedelta(hours=1), True) == schedule(3600, relative=True)
     assert maybe_schedule(entry) is entry
-    with pytest.raises(ParseException, match="is no schedule"):
+    with pytest.raises(ParseException, match="is not a schedule"):
         maybe_schedule("* * * * *")
 
 

@@ -397,12 +397,12 @@ class BackendSuite:
         assert results.get(timeout=PATIENCE) == [1, 1, 1, 1]
         assert results.successful()
 
-    def test_a_thousand_results_are_read_one_after_the_other(self, backend: ResultBackend) -> None:
-        results = [AsyncResult[Any](_id(), backend) for _ in range(1000)]
+    def test_hundreds_of_results_are_read_one_after_the_other(self, backend: ResultBackend) -> None:
+        results = [AsyncResult[Any](_id(), backend) for _ in range(200)]
         for number, result in enumerate(results):
             self.store(backend, result.id, value=number)
 
-        assert [result.get(timeout=PATIENCE) for result in results] == list(range(1000))
+        assert [result.get(timeout=PATIENCE) for result in results] == list(range(200))
 
     def test_threads_wait_side_by_side(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(8)]

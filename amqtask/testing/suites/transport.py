@@ -45,7 +45,7 @@ UNWRITABLE_HEADERS: dict[str, dict[str, Any]] = {
     "larger than a frame": {"large": "x" * 200_000},
     "no number": {"limit": float("nan")},
     "infinite": {"limits": [1.5, float("-inf")]},
-    "a decimal that is no number": {"limit": Decimal("sNaN")},
+    "a decimal that is not a number": {"limit": Decimal("sNaN")},
     "a large integer": {"count": 2**70},
     "half a character": {"text": "\ud800"},
     "an early date": {"when": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))},

@@ -295,7 +295,7 @@ class ChildProcess:
     def ending(self) -> str:
         """How it ended, in words."""
         if self.broken is not None:
-            return f"wrote to its pipe what is no outcome ({self.broken}), and was killed"
+            return f"wrote to its pipe what is not an outcome ({self.broken}), and was killed"
         code = self.exit_code
         if code is None:
             return "ended (somebody else took its exit code)"
