@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from sqlalchemy import MetaData, create_engine
+from sqlalchemy.orm import Session
 
 from amqtask import AmqTask
+from amqtask.assembly import build_relay
+from amqtask.contrib.sqlalchemy import SqlAlchemyOutbox, outbox_table
 from amqtask.exceptions import AccessRefused
+from integration.flower_peer import Flower
 from integration.nodes import RabbitNode
 from integration.rights import EXCHANGES, NOTHING, OPERATED, Guarded, Rights
 from integration.waiting import LONG, PATIENT
@@ -107,6 +113,37 @@ def test_a_monitor_asks_workers_and_sees_events(urls: dict[str, str], worker: Wo
         receiver.capture(limit=1, timeout=LONG, wakeup=True)
     assert seen
     app.close()
+
+
+def test_a_relay_publishes_with_a_producers_rights(urls: dict[str, str], worker: WorkerProcess, tmp_path: Path) -> None:
+    engine, metadata = create_engine(f"sqlite:///{tmp_path / 'shop.db'}"), MetaData()
+    with AmqTask("shop", broker=urls["producer"], **PATIENT, set_as_current=False) as app:
+        outbox = SqlAlchemyOutbox(app, outbox_table(metadata), engine=engine)
+        metadata.create_all(engine)
+        with Session(engine) as session, session.begin(), outbox.using(session):
+            now = app.send_task("guarded.add", (1, 2), queue="jobs")
+            later = app.send_task("guarded.add", (3, 4), queue="jobs", countdown=1)
+
+        relay = build_relay(app)
+        done = relay.drain()
+        relay.store.close()
+
+    assert (done.sent, done.failed) == (2, 0)
+    worker.await_log(f"guarded.add[{now.id}] succeeded")
+    worker.await_log(f"guarded.add[{later.id}] succeeded")
+    engine.dispose()
+
+
+def test_flower_shows_workers_with_a_monitors_rights(urls: dict[str, str], worker: WorkerProcess) -> None:
+    with Flower(APP, environment={"AMQTASK_BROKER_URL": urls["monitor"]}) as flower:
+        eventually(
+            lambda: flower.get("/api/workers?status=1").get("w@guarded") is True,
+            every=0.5,
+            what="Flower does not show the worker",
+        )
+        found = flower.get("/api/workers?refresh=1&workername=w@guarded")["w@guarded"]
+
+    assert "guarded.add" in found["registered"]
 
 
 @pytest.mark.parametrize(
