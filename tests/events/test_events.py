@@ -227,5 +227,5 @@ def test_a_camera_keeps_its_rate(app: AmqTask) -> None:
     camera.shutter()
 
     assert seen == [1]
-    with pytest.raises(ConfigurationError, match="no rate"):
+    with pytest.raises(ConfigurationError, match="not a rate"):
         Camera(app.events.State(), maxrate="often")
