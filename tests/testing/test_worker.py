@@ -154,7 +154,8 @@ def test_a_real_broker_is_refused() -> None:
         pytest.fail("the worker must not start")
 
 
-def test_results_over_rpc_are_refused_with_what_to_say_instead() -> None:
+def test_results_over_rpc_stay_in_the_process_of_the_in_memory_broker() -> None:
     app = AmqTask("rpc", broker="memory://", backend="rpc://", set_as_current=False)
-    with pytest.raises(ConfigurationError, match=r"cache\+memory://"):
-        app.send_task("any.task")
+    app.task(name="double")(lambda number: 2 * number)
+    with start_worker(app):
+        assert app.send_task("double", (2,)).get(timeout=60) == 4
