@@ -90,7 +90,8 @@ def _settled_members(sig: group) -> list[Signature]:
     shared = {key: value for key, value in options.items() if key not in _OWN}
     members: list[Signature] = []
     for member in sig.tasks:
-        members += _flat(settle(member, shared))
+        if not isinstance(member, chain) or len(member):  # an empty chain has nothing to run
+            members += _flat(settle(member, shared))
     if members and callbacks:
         members[0].extend_list_option("link", [maybe_signature(each).clone().set(immutable=True) for each in callbacks])
     for member in members:

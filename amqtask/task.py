@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from amqtask import kinds
-from amqtask.canvas import ACCUMULATE, chord, chunks, group, xmap, xstarmap
+from amqtask.canvas import ACCUMULATE, chain, chord, chunks, group, xmap, xstarmap
 from amqtask.current import current_app
 from amqtask.elsewhere import WithOthersNames
 from amqtask.exceptions import (
@@ -329,6 +329,8 @@ class Task(WithOthersNames, Generic[P, R]):
             raise ConfigurationError(
                 f"task {self.name} cannot be replaced by a signature that belongs to a chord: {sig!r}"
             )
+        if isinstance(sig, chain) and not len(sig):
+            raise ConfigurationError(f"task {self.name}: Cannot replace with an empty chain")
         if self.request.is_eager:
             if isinstance(sig, group):
                 sig = chord(sig, Signature(ACCUMULATE, (), {"index": 0}, app=self.app))

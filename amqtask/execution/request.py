@@ -7,6 +7,18 @@ from typing import Any
 _NO_HEADERS: dict[str, Any] = {}
 
 
+# Fields of Celery's requests that are headers, with what they are where there is none; and names for ours.
+_IN_HEADERS: dict[str, Any] = {
+    "argsrepr": "", "kwargsrepr": "", "eta": None, "expires": None, "group": None, "group_index": None, "ignore_result": False,
+    "origin": None, "parent_id": None, "replaced_task_nesting": 0, "retries": 0, "root_id": None, "shadow": None,
+    "stamped_headers": [], "stamps": {},
+}  # fmt: skip
+_BY_OTHER_NAMES = {
+    "name": "task", "request_dict": "headers", "task_id": "id", "task_name": "task", "time_limit": "hard_limit",
+    "soft_time_limit": "soft_limit",
+}  # fmt: skip
+
+
 class Request:
     """A delivery that is going to be run.
 
@@ -90,6 +102,15 @@ class Request:
         self.delivery = delivery
         self.first: Request | None = None
         self.until = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """What receivers of signals (task_received, task_revoked) look for on Celery's requests."""
+        if name in _IN_HEADERS:
+            found = self.headers.get(name)
+            return _IN_HEADERS[name] if found is None else found
+        if name in _BY_OTHER_NAMES:
+            return getattr(self, _BY_OTHER_NAMES[name])
+        raise AttributeError(f"a request has no field {name!r}")
 
     def to_frame(self) -> tuple[Any, ...]:
         """Everything that travels, for another process."""

@@ -372,6 +372,21 @@ def test_no_member_of_a_chord_is_published_before_the_queue_of_its_parts_is_ther
     assert sum(name.startswith("amqtask.chord.") for name in queues) == 3
 
 
+def test_an_empty_chain_is_left_out_of_a_group_and_replaces_nothing() -> None:
+    app = make_app()
+    tasks = Tasks(app)
+
+    @app.task(name="becomes_nothing", bind=True)
+    def becomes_nothing(self: Any) -> Any:
+        return self.replace(chain())
+
+    with start_worker(app, pool="threads", concurrency=2):
+        assert group(tasks.same.s(1), chain()).apply_async().get(timeout=60) == [1]
+        assert chord([chain(), tasks.same.s(1)], tasks.total.s()).apply_async().get(timeout=60) == 1
+        with pytest.raises(ConfigurationError, match="Cannot replace with an empty chain"):
+            becomes_nothing.delay().get(timeout=60)
+
+
 def test_an_empty_chain_is_refused(inline: Tasks) -> None:
     with pytest.raises(ConfigurationError, match="at least one task"):
         chain().apply_async()

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, Signature, chain, chord, group, shared_task, signature
+from amqtask import AmqTask, Signature, chain, chord, group, shared_task, signals, signature
+from amqtask.stamping import StampingVisitor
 from amqtask.testing.suites.compositions import COMPOSITIONS, Tasks, define
+from amqtask.testing.worker import start_worker
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,56 @@ def test_a_shared_task_is_found_by_name_before_the_application_was_used() -> Non
     failing.link_error(signature("shared_errback"))
     failed = failing.apply()
     assert seen == [failed.id]
+
+
+def test_who_hears_of_received_tasks_sees_their_stamps_and_family() -> None:
+    app = define(AmqTask("heard", broker="memory://", backend="cache+memory://"))
+    named = Tasks(app)
+    heard: list[Any] = []
+
+    def note(request: Any, **_: Any) -> None:
+        heard.append(request)
+
+    signals.task_received.connect(note)
+    try:
+        with start_worker(app, pool="threads", concurrency=1):
+            stamped = named.add.s(1, 1)
+            stamped.stamp(shop="north")
+            result = stamped.apply_async()
+            assert result.get(timeout=60) == 2
+            assert named.replaced.delay(1).get(timeout=60) == 101
+    finally:
+        signals.task_received.disconnect(note)
+    first, *_, last = heard
+    assert (first.task_id, first.task_name, first.name) == (result.id, "add", "add")
+    assert (first.stamps, first.stamped_headers) == ({"shop": "north"}, ["shop"])
+    assert (first.replaced_task_nesting, last.replaced_task_nesting) == (0, 1)
+    assert (first.root_id, first.parent_id) == (first.id, None)
+    with pytest.raises(AttributeError, match="no field 'nonsense'"):
+        _ = first.nonsense
+
+
+@pytest.mark.parametrize("build", [lambda t: t.add.s(1, 1), lambda t: group(t.same.s(1), t.same.s(2))])
+def test_links_that_are_dictionaries_are_stamped(tasks: Tasks, build: Any) -> None:
+    class OnLinks(StampingVisitor):
+        def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
+            return {}
+
+        def on_callback(self, callback: Any, **headers: Any) -> dict[str, Any]:
+            return {"called": True}
+
+        def on_errback(self, errback: Any, **headers: Any) -> dict[str, Any]:
+            return {"failed": True}
+
+    composed = build(tasks)
+    composed.link(dict(tasks.same.s()))
+    composed.link_error(dict(tasks.same.s()))
+    alone = tasks.add.s(1, 1)
+    alone.options["link"] = dict(tasks.same.s())
+    for each in (composed, alone):
+        each.stamp(visitor=OnLinks())
+
+    first = composed.tasks[0] if isinstance(composed, group) else composed
+    assert first.options["link"][0]["options"]["called"] is True
+    assert first.options["link_error"][0]["options"]["failed"] is True
+    assert alone.options["link"][0]["options"]["called"] is True
