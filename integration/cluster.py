@@ -25,7 +25,7 @@ from pathlib import Path
 from integration.apps.clustered import QUEUE, RARE
 from integration.faults import Forwarder
 from integration.nodes import Cluster, RabbitNode, apt_install, rabbitmq_installed
-from integration.probing import Probe, Stretch
+from integration.probing import Probe, Stretch, without
 from integration.roots import RELEASES, root_of
 from integration.tally import COLUMNS, LIMITS, Row, Tally
 from integration.waiting import NeverHappened
@@ -67,6 +67,8 @@ class World:
         self.processes: dict[str, LoggedProcess] = {}
         # Messages that a scenario deleted: they are not lost by us.
         self.deleted = 0
+        # When the cluster worked, but not for us.
+        self.banned: list[Stretch] = []
         self._stack = ExitStack()
 
     def start(self, *, over_roads: bool) -> None:
@@ -246,10 +248,12 @@ def queue_deleted(world: World) -> None:
 
 def permission_taken(world: World) -> None:
     """The user may not use the virtual host any more, and is thrown out; then may again."""
+    began = time.time()
     world.ctl("clear_permissions", "-p", VHOST, "guest")
     world.ctl("close_all_connections", "--vhost", VHOST, "no permission")
     world.wait(world.sizes.fault / 2)
     world.ctl("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
+    world.banned.append((began, time.time()))
 
 
 def connections_closed(world: World) -> None:
@@ -320,7 +324,8 @@ class Suite:
             over = time.time()
             stuck = self._drain(tally, producers, (began, over), began + world.sizes.ahead + world.sizes.spread)
         dead = world.dead()
-        row = tally.row(name, self._probe.stretches(began, time.time()), (began, over), left=world.left())
+        works = without(self._probe.stretches(began, time.time()), world.banned)
+        row = tally.row(name, works, (began, over), left=world.left())
         world.heal()
         return replace(
             row, stuck=row.stuck + len(stuck) + len(dead), notes=[*row.notes, *stuck, *(f"{w} ended" for w in dead)]

@@ -80,6 +80,15 @@ class Probe:
                 self._rounds[number].append((begun, ended))
 
 
+def without(stretches: Sequence[Stretch], gaps: Sequence[Stretch]) -> list[Stretch]:
+    """The stretches, but for what is in gaps."""
+    found = list(stretches)
+    for begin, end in gaps:
+        parts = [part for start, stop in found for part in ((start, min(stop, begin)), (max(start, end), stop))]
+        found = [(start, stop) for start, stop in parts if start < stop]
+    return found
+
+
 def _joined(rounds: list[Stretch]) -> list[Stretch]:
     """From one good round to the next it worked, when they are close."""
     return [(one[0], other[1]) for one, other in pairwise(rounds) if other[0] - one[1] < PAUSE + SLOW]
