@@ -19,7 +19,7 @@ from typing import Any
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
 from amqtask.entities import Declaration, Queue
-from amqtask.exceptions import AccessRefused, OperationalError
+from amqtask.exceptions import AccessRefused, OperationalError, PublishRefused
 from amqtask.message import Delivery
 from amqtask.printable import bounded_logger
 from amqtask.topology.plan import consumption
@@ -279,7 +279,9 @@ class PikaConsumer:
         consumed.is_declaring = False
         if self._queues.get(consumed.queue.name) is not consumed:
             return
-        if error is not None:
+        # Where the broker does not say in time what is there: what was consumed before probably still is.
+        is_known = consumed.was_consumed and isinstance(error, PublishRefused) and self._is_open
+        if error is not None and not is_known:
             self._not_declared(consumed, error)
         elif self._is_open and not self._is_paused:
             self._consume(consumed, consumed.prefetch)

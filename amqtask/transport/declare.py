@@ -3,8 +3,8 @@
 A refused declaration closes its channel (403, 404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), and with it
 would go every unanswered delivery and unconfirmed publish. So declarations have a channel of their own.
 
-A broker may not answer one at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down. Then the others go on,
-over another channel.
+A broker may not answer one at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down. Then all
+that wait are told, and ask again, over another channel.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ class Declarer:
         self._timer = self._loop.call_later(self._patience, self._too_late) if self._runs else None
 
     def _too_late(self) -> None:
+        """What waits behind it has waited as long, and would wait on."""
         self._timer = None
-        run, channel, seconds = self._runs[0], self._channel, self._patience
+        runs, channel, seconds = list(self._runs), self._channel, self._patience
         self._channel = None
+        self._runs.clear()
         self._patience = min(self._patience * 2, LONGEST_PATIENCE)
         if channel is not None and channel.is_open:
             channel.close()
-        name = entity_name(run.entities[run.at]) if run.at < len(run.entities) else "an entity"
-        self._end(
-            run,
-            PublishRefused(f"{name} cannot be reached: the broker has not answered its declaration for {seconds:g} s"),
-        )
+        for run in runs:
+            what = entity_name(run.entities[run.at]) if run.at < len(run.entities) else "what was declared"
+            run.on_done(PublishRefused(f"{what} cannot be reached: the broker has declared nothing for {seconds:g} s"))
 
     def _go_on(self) -> None:
         self._set_timer()
