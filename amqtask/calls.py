@@ -73,6 +73,8 @@ class Calls:
         reply_to: str = "",
     ) -> Message:
         """The message of a call. Raises: TypeError (unknown option), ValueError, EncodeError, QueueNotFound."""
+        if task is not None and task.as_data is not None:
+            args, kwargs = task.as_data(args, kwargs)
         if options and not KNOWN.issuperset(options):
             self._refuse(name, options, task)
         route = self._route(name, args, kwargs, options, task)
@@ -205,6 +207,8 @@ class Calls:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
     ) -> tuple[Any, Any]:
         """The arguments as a worker would get them. Raises: EncodeError."""
+        if task.as_data is not None:
+            args, kwargs = task.as_data(args, kwargs)
         serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
         body, properties = self._encode(TaskCall("", name, args, kwargs), serializer, None)
         kind = str(properties.content_type)

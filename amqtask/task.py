@@ -116,6 +116,8 @@ class Task(WithOthersNames, Generic[P, R]):
 
     app: AmqTask
     _check: Callable[..., Any] | None = None
+    # Of a task with pydantic=True: the arguments of a call as what a serializer writes.
+    as_data: Callable[..., tuple[Any, Any]] | None = None
 
     # -- what the function or subclass is
 
@@ -497,6 +499,8 @@ def make_task(
         "__wrapped__": staticmethod(function),
         "abstract": False,
     }
+    if pydantic:
+        attributes["as_data"] = staticmethod(body.as_data)  # type: ignore[attr-defined]
     attributes.update(options)
     for option in options:
         near = None if hasattr(base, option) else near_option(option)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from amqtask.exceptions import ConfigurationError
@@ -41,6 +41,9 @@ def pydantic_wrapper(
     def dumped(value: Any) -> Any:
         return value.model_dump(**(dump_kwargs or {"mode": "json"})) if isinstance(value, BaseModel) else value
 
+    def as_data(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        return [dumped(value) for value in args], {name: dumped(value) for name, value in kwargs.items()}
+
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
@@ -48,6 +51,7 @@ def pydantic_wrapper(
             bound = validated(args, kwargs)
             return dumped(await function(*bound.args, **bound.kwargs))
 
+        call_async.as_data = as_data  # type: ignore[attr-defined]
         return call_async
 
     @functools.wraps(function)
@@ -55,6 +59,8 @@ def pydantic_wrapper(
         bound = validated(args, kwargs)
         return dumped(function(*bound.args, **bound.kwargs))
 
+    # What a caller does with its arguments, which may be models, too.
+    call.as_data = as_data  # type: ignore[attr-defined]
     return call
 
 

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from amqtask import AmqTask, Task, chain, group, shared_task, signals
-from amqtask.exceptions import MaxRetriesExceededError, Retry, UnknownTaskOptionWarning
+from amqtask.exceptions import EncodeError, MaxRetriesExceededError, Retry, UnknownTaskOptionWarning
+from amqtask.testing.worker import start_worker
 
 
 @pytest.fixture
@@ -286,6 +287,31 @@ def test_names_come_from_module_and_function() -> None:
     assert app.gen_task_name("f", "__main__") == "proj.f"
 
 
+class Box(BaseModel):
+    """A model."""
+
+    size: int
+
+
+def _grow(box: Box) -> Box:
+    return Box(size=box.size + 1)
+
+
+@pytest.mark.parametrize("call", [{"args": (Box(size=3),)}, {"kwargs": {"box": Box(size=3)}}])
+def test_a_call_of_a_pydantic_task_may_be_given_models(call: dict[str, Any]) -> None:
+    app = AmqTask("models", broker="memory://", backend="cache+memory://")
+    grow: Any = app.task(name="grow", pydantic=True)(_grow)
+    plain: Any = app.task(name="plain")(_grow)
+
+    with start_worker(app):
+        assert grow.apply_async(**call).get(timeout=60) == {"size": 4}
+        assert grow.signature(**call).apply_async().get(timeout=60) == {"size": 4}
+        with pytest.raises(EncodeError, match="task plain: argument"):
+            plain.apply_async(**call)
+    app.conf.task_always_eager = True
+    assert grow.apply_async(**call).get() == {"size": 4}
+
+
 def test_pydantic_models_are_validated_and_dumped(app: AmqTask) -> None:
     grow: Any = app.task(pydantic=True)(_grow)
 
@@ -301,13 +327,3 @@ def test_annotations_change_a_tasks_options() -> None:
     app.finalize()
 
     assert slow.rate_limit == "1/s"
-
-
-class Box(BaseModel):
-    """A model."""
-
-    size: int
-
-
-def _grow(box: Box) -> Box:
-    return Box(size=box.size + 1)
