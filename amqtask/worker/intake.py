@@ -109,7 +109,8 @@ class Intake:
                 self._expire(request)
             case Kind.BURY:
                 request.attempts -= 1  # it is not going to run this time
-                self.bury(request, verdict.reason)
+                # Reading its body may be what its workers died of.
+                self._end(request, self._endings.refused(request, WorkerLostError(verdict.reason)))
             case _:
                 self.refuse(request, InvalidTaskError(verdict.reason))
         return False
@@ -125,8 +126,8 @@ class Intake:
         self._end(request, self._endings.refused(request, error))
 
     def bury(self, request: Request, reason: str) -> None:
-        """A task that ended with its process, or with its worker, each time."""
-        self._end(request, self._endings.refused(request, WorkerLostError(reason)))
+        """A task whose process died each time, at last here."""
+        self._end(request, self._endings.buried(request, WorkerLostError(reason)))
 
     def _refuse_unknown(self, request: Request, strategy: TaskStrategy) -> bool:
         """No task of that name: dead-lettered with the reason. True: a slot does that, which may take longer to read the body."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from amqtask.entities import Queue
+    from amqtask.exceptions import WorkerLostError
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
@@ -48,6 +49,8 @@ class Endings(Protocol):
     """Outcomes of requests that no slot ran (execution.executor.Executor)."""
 
     def refused(self, request: Request, error: Exception) -> Outcome: ...
+
+    def buried(self, request: Request, error: WorkerLostError) -> Outcome: ...
 
     def revoked(self, request: Request, reason: str) -> Outcome: ...
 

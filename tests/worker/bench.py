@@ -6,6 +6,7 @@ from typing import Any
 
 from amqtask import states
 from amqtask.entities import Queue
+from amqtask.exceptions import WorkerLostError
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
 from amqtask.message import Delivery, Message, Properties
@@ -40,6 +41,9 @@ class Endings:
             summary=str(error),
             result=result(),
         )
+
+    def buried(self, request: Request, error: WorkerLostError) -> Outcome:
+        return self.refused(request, error)
 
     def revoked(self, request: Request, reason: str) -> Outcome:
         return Outcome(request.number, states.REVOKED, reason=reason)
