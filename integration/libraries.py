@@ -52,7 +52,6 @@ PLAIN = ("pytest>=8,<9", "pytest-timeout")
 LIBRARIES = (
     Library("celery-redbeat", "2.4.2", ("tests",), (*PLAIN, "fakeredis>=2.27", "pytz")),
     Library("django-celery-beat", "2.9.0", ("t/unit",), (*DJANGO, "ephem"), env={"CELERY_BROKER_URL": "memory://"}),
-    Library("django-celery-results", "2.6.0", ("t/unit",), (*DJANGO, "pytz")),
     Library(
         "django-celery-email", "3.0.0", ("tests/tests.py",), DJANGO, env={"DJANGO_SETTINGS_MODULE": "tests.settings"}
     ),
@@ -62,14 +61,7 @@ LIBRARIES = (
         ("tests",),
         (*PLAIN, "opentelemetry-test-utils==0.66b2", "opentelemetry-sdk"),
     ),
-    Library("sqlalchemy-celery-beat", "0.9.1", ("tests",), (*PLAIN, "pytz", "SQLAlchemy>=2", "psycopg2-binary")),
     Library("flower", "2.2.0", ("tests/unit",), (*PLAIN, "redis")),
-    Library(
-        "sentry-sdk",
-        "2.75.0",
-        ("tests/integrations/celery",),
-        (*PLAIN, "pytest-localserver", "pytest-forked", "jsonschema", "werkzeug", "executing", "pyyaml", "redis", "newrelic"),
-    ),
     Library(
         "celery-singleton", "0.3.1", ("tests",), (*PLAIN, "redis", "fakeredis"),
         git="https://github.com/steinitzu/celery-singleton",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import traceback as tracebacks
+from types import TracebackType
+from typing import Any
 
 
 class ErrorInfo:
@@ -14,6 +17,23 @@ class ErrorInfo:
         self.type = type(error)
         self.exception = error
         self.traceback = _format(error)
+
+    @property  # type: ignore[misc] # nobody sets it
+    def __class__(self) -> Any:
+        """Receivers of signals (of tracing libraries) ask whether it is billiard's ExceptionInfo, as in Celery: it says so where
+        somebody has imported that."""
+        billiard = sys.modules.get("billiard.einfo")
+        return ErrorInfo if billiard is None else billiard.ExceptionInfo
+
+    @property
+    def tb(self) -> TracebackType | None:
+        """The traceback itself."""
+        return self.exception.__traceback__
+
+    @property
+    def exc_info(self) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+        """As sys.exc_info() tells it."""
+        return self.type, self.exception, self.tb
 
     def __str__(self) -> str:
         return self.traceback

@@ -178,3 +178,33 @@ def test_results_over_rpc_work_on_the_in_memory_broker() -> None:
         task = app.task(name="one")(lambda: 1)
         with start_worker(app):
             assert task.delay().get(timeout=60) == 1
+
+
+def test_what_failed_is_told_as_billiard_s_exception_info(app: Any) -> None:
+    told: list[Any] = []
+
+    def note(einfo: Any, **_: Any) -> None:
+        told.append(einfo)
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    task = app.task(name="fails")(fail)
+    signals.task_failure.connect(note)
+    try:
+        task.apply()
+    finally:
+        signals.task_failure.disconnect(note)
+
+    (einfo,) = told
+    assert isinstance(einfo, importlib.import_module("billiard.einfo").ExceptionInfo)
+    assert einfo.exc_info[:2] == (ValueError, einfo.exception)
+    assert einfo.tb is einfo.exception.__traceback__
+
+
+def test_no_result_store_is_a_disabled_one() -> None:
+    disabled = importlib.import_module("amqtask.backends.base").DisabledBackend
+
+    assert isinstance(AmqTask("none", broker="memory://", set_as_current=False).backend, disabled)
+    with AmqTask("some", broker="memory://", backend="cache+memory://", set_as_current=False) as app:
+        assert not isinstance(app.backend, disabled)

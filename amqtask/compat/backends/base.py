@@ -11,8 +11,13 @@ from amqtask.exceptions import BackendNotConfigured
 __all__ = ["BaseBackend", "DisabledBackend", "KeyValueStoreBackend", "get_current_task"]
 
 
-class DisabledBackend:
-    """What `app.backend` is in Celery when no results are kept (here it is None); for `isinstance`."""
+class _NoBackend(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return instance is None or super().__instancecheck__(instance)
+
+
+class DisabledBackend(metaclass=_NoBackend):
+    """What `app.backend` is in Celery when no results are kept: None here, which `isinstance` takes for one."""
 
     def _is_disabled(self, *_: Any, **__: Any) -> NoReturn:
         raise BackendNotConfigured("the application keeps no results: set result_backend")
