@@ -279,8 +279,7 @@ class chord(Composition):
         With `task_allow_error_cb_on_chord_header` also for each member of the header that failed.
         """
         if self.app.conf.task_allow_error_cb_on_chord_header:
-            own = maybe_signature(errback).clone().set(immutable=True)
-            self._change_tasks(lambda member: member.link_error(own.clone()))
+            self._change_tasks(lambda member: member.link_error(maybe_signature(errback).clone()))
         body = self._with_body()
         body.link_error(errback)
         self.body = body
