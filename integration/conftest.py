@@ -32,6 +32,7 @@ from integration.servers import (
     redis_sentinel,
     redis_server,
 )
+from integration.waiting import eventually
 
 T = TypeVar("T")
 
@@ -192,10 +193,18 @@ class Broker:
         return None if method is None else (properties, body)
 
     def publish(self, queue: str, body: bytes, properties: pika.BasicProperties) -> None:
-        """A raw message through the default exchange."""
+        """A raw message through the default exchange. A quorum queue that was just made may refuse it for a moment."""
         channel = self.channel()
         channel.confirm_delivery()
-        channel.basic_publish("", queue, body, properties, mandatory=True)
+
+        def is_taken() -> bool:
+            try:
+                channel.basic_publish("", queue, body, properties, mandatory=True)
+            except pika.exceptions.NackError:
+                return False
+            return True
+
+        eventually(is_taken, what=f"{queue} refuses messages")
         channel.close()
 
     def close(self) -> None:

@@ -293,7 +293,10 @@ class PikaConsumer:
         elif is_final and not consumed.was_consumed:
             self._give_up(consumed, error)
         else:
-            self._complain(f"queue {consumed.queue.name!r} cannot be consumed, trying again: {error}")
+            who = f"queue {consumed.queue.name!r}"
+            if isinstance(error, PublishRefused):
+                who = "some of the queues"  # one line for all that wait
+            self._complain(f"{who} cannot be consumed, trying again: {error}")
             self._again()
 
     def _give_up(self, consumed: _Consumed, error: Exception) -> None:

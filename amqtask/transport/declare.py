@@ -90,9 +90,11 @@ class Declarer:
         self._patience = min(self._patience * 2, LONGEST_PATIENCE)
         if channel is not None and channel.is_open:
             channel.close()
+        head = runs[0]
+        what = entity_name(head.entities[head.at]) if head.at < len(head.entities) else "the last of a list"
+        error = PublishRefused(f"the broker has not answered the declaration of {what} for {seconds:g} s")
         for run in runs:
-            what = entity_name(run.entities[run.at]) if run.at < len(run.entities) else "what was declared"
-            run.on_done(PublishRefused(f"{what} cannot be reached: the broker has declared nothing for {seconds:g} s"))
+            run.on_done(error)
 
     def _go_on(self) -> None:
         self._set_timer()
