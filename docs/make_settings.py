@@ -71,7 +71,7 @@ def _fate(name: str, default: str, setting: Setting | None, told: Any) -> str:
         if store is None or name not in FOREIGN:
             raise SystemExit(f"nobody knows the fate of {name}: give it a doc in the table, or a line in docs/fates.py")
         return (
-            f"without effect: {store} is no setting of ours"
+            f"without effect: {store} is not an amqtask setting"
             if name == "database_url"
             else f"without effect: no {store}"
         )
