@@ -7,10 +7,12 @@ A module that is there already asks `lookup` for the names that it has not, an o
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import sys
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."
@@ -147,13 +149,42 @@ def attribute(owner: Any, name: str) -> Any:
 
 
 class Finder:
-    """Finds `amqtask.<place>` in this folder, where the package itself has no such module."""
+    """Finds `amqtask.<place>` in this folder, where the package itself has no such module: it is the module of that place here,
+    not a copy of it."""
 
     @staticmethod
     def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """As the import system asks."""
-        place = FOLDER.joinpath(*fullname.removeprefix(PACKAGE).split("."))
-        for file, folders in ((place / "__init__.py", [str(place)]), (place.with_suffix(".py"), None)):
-            if file.is_file():
-                return importlib.util.spec_from_file_location(fullname, file, submodule_search_locations=folders)
-        return None
+        place = fullname.removeprefix(PACKAGE)
+        folder = FOLDER.joinpath(*place.split("."))
+        is_package = (folder / "__init__.py").is_file()
+        if not is_package and not folder.with_suffix(".py").is_file():
+            return None
+        if is_package:
+            Inside.packages.add(fullname)
+            if Inside not in sys.meta_path:
+                sys.meta_path.insert(0, Inside)
+        return ModuleSpec(fullname, _Same(importlib.import_module(f"{__name__}.{place}")), is_package=is_package)
+
+
+class Inside:
+    """What is in a package that was found here is found here too, before Python makes copies of the files in its folder."""
+
+    packages: ClassVar[set[str]] = set()
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """As the import system asks."""
+        return Finder.find_spec(fullname) if fullname.rpartition(".")[0] in cls.packages else None
+
+
+class _Same(Loader):
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._spec = module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has put its own there

@@ -244,7 +244,10 @@ class Steps:
         if not self._is_started:
             self._is_started = True
             self._of_worker.apply(self._worker, **self._options).start(self._worker)
-            signals.worker_ready.connect(self._consume, sender=self._worker)
+            if self._worker.lifecycle.is_ready:
+                self._consume()
+            else:
+                signals.worker_ready.connect(self._consume, sender=self._worker)
 
     def _consume(self, **_: Any) -> None:
         parent = self._parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from amqtask import AmqTask, signals
+from amqtask import AmqTask, Task, signals
 from amqtask.assembly import build_worker
 from amqtask.cli.main import Globals, cli
+from amqtask.compat import bootsteps
 from amqtask.compat.bootsteps import Blueprint, StartStopStep, Step
 from amqtask.worker.options import WorkerOptions
 
@@ -173,3 +175,13 @@ def test_a_worker_takes_options_of_the_application(app: Any, monkeypatch: pytest
     first, second = {"my_option": 3, "tenant": None}, {"my_option": 7, "tenant": "one"}
     assert told == [first, first, second, second]
     assert "No such option" in wrong.output
+
+
+def test_steps_at_celery_s_place_are_the_same() -> None:
+    found = importlib.import_module("amqtask.bootsteps")
+
+    assert found is bootsteps
+    assert importlib.import_module("amqtask.app.task").Task is Task
+    inside = importlib.import_module("amqtask.contrib.testing.app")
+    assert inside is importlib.import_module("amqtask.compat.contrib.testing.app")
+    assert importlib.import_module("amqtask.utils.time") is importlib.import_module("amqtask.compat.utils.time")
