@@ -44,6 +44,10 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+# What Celery's application may be told to be made of; here it makes them itself.
+_PARTS_OF_CELERY = ("amqp", "autofinalize", "control", "events", "fixups", "loader", "log", "tasks")
+
+
 class AmqTask(Calling, WithOthersNames):
     """An application: `app = AmqTask("tasks", broker="amqp://…", backend="rpc://")`.
 
@@ -80,6 +84,9 @@ class AmqTask(Calling, WithOthersNames):
         self._new_periodic: list[tuple[str, bool, dict[str, Any]]] = []
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
+        for part in _PARTS_OF_CELERY:
+            settings.pop(part, None)
+        settings.update(settings.pop("changes", None) or {})
         given = {"broker_url": broker, "result_backend": backend, "include": list(include) if include else None}
         for name, value in {**given, **settings}.items():
             if value is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ def find_store(spec: str | None) -> Any:
     Raises: ConfigurationError saying what there is.
     """
     wanted = short_name(spec)
+    theirs = _of_library(spec or "") if wanted == "django" else None
+    if theirs is not None:
+        return theirs
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     try:
         if wanted in points:
@@ -54,6 +58,16 @@ def find_store(spec: str | None) -> Any:
             "scheduler class written for Celery must derive from amqtask.beat.Scheduler in place of celery.beat.Scheduler."
         )
     return found
+
+
+def _of_library(path: str) -> Any:
+    """django-celery-beat's own scheduler, where its tables are this project's, ours are not, and it derives from amqtask.beat."""
+    if "django_celery_beat.models" not in sys.modules or "amqtask.contrib.django.models" in sys.modules:
+        return None
+    found = _by_path(
+        path if path.startswith("django_celery_beat") else "django_celery_beat.schedulers:DatabaseScheduler"
+    )
+    return found if hasattr(found, "make_beat") else None
 
 
 def _by_path(path: str) -> Any:

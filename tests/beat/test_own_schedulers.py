@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -163,3 +165,15 @@ class Foreign:
 def test_a_scheduler_of_another_system_is_told_what_to_derive_from() -> None:
     with pytest.raises(ConfigurationError, match=r"derive from amqtask\.beat\.Scheduler"):
         find_store(f"{__name__}:Foreign")
+
+
+def test_django_celery_beat_s_scheduler_is_used_where_its_tables_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = types.ModuleType("django_celery_beat.schedulers")
+    library.DatabaseScheduler = Rows  # type: ignore[attr-defined]
+    monkeypatch.delitem(sys.modules, "amqtask.contrib.django.models", raising=False)
+    for name in ("django_celery_beat", "django_celery_beat.models"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+
+    assert find_store("django_celery_beat.schedulers:DatabaseScheduler") is Rows
+    assert find_store("django") is Rows

@@ -208,3 +208,17 @@ def test_no_result_store_is_a_disabled_one() -> None:
     assert isinstance(AmqTask("none", broker="memory://", set_as_current=False).backend, disabled)
     with AmqTask("some", broker="memory://", backend="cache+memory://", set_as_current=False) as app:
         assert not isinstance(app.backend, disabled)
+
+
+def test_an_application_takes_what_celery_s_is_made_with() -> None:
+    made = AmqTask(
+        "made",
+        loader="default",
+        fixups=[],
+        autofinalize=True,
+        changes={"task_default_queue": "q"},
+        set_as_current=False,
+    )
+
+    assert made.conf.task_default_queue == "q"
+    assert made.conf.unknown_names() == {}
