@@ -38,6 +38,9 @@ class ErrorInfo:
     def __str__(self) -> str:
         return self.traceback
 
+    def __reduce__(self) -> Any:
+        return _again, (self.exception, self.traceback)
+
 
 def _format(error: BaseException) -> str:
     try:
@@ -46,3 +49,10 @@ def _format(error: BaseException) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
     except Exception as broken:  # noqa: BLE001 - a user's __str__ or __cause__; what it raised is in the text
         return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__name__})\n"
+
+
+def _again(error: BaseException, traceback: str) -> ErrorInfo:
+    """From a pickle, which keeps no traceback of an exception."""
+    made = ErrorInfo(error)
+    made.traceback = traceback
+    return made

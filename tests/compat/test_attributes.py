@@ -199,6 +199,7 @@ def test_what_failed_is_told_as_billiard_s_exception_info(app: Any) -> None:
     (einfo,) = told
     assert isinstance(einfo, importlib.import_module("billiard.einfo").ExceptionInfo)
     assert einfo.exc_info[:2] == (ValueError, einfo.exception)
+    assert str(pickle.loads(pickle.dumps(einfo))) == str(einfo)
     assert einfo.tb is einfo.exception.__traceback__
 
 
