@@ -206,18 +206,19 @@ class Freezer:
         root_id: str | None = None,
         parent_id: str | None = None,
         parent: Any = None,
+        is_head: bool = True,
     ) -> Result:
         """Give a settled signature its ids, in place, where it has none; its result.
 
         `place` is what the task at its end belongs to (group_id, group_index, chord); `task_id` is that task's id. `parent` is
-        the result that it follows from.
+        the result that it follows from. What `is_head` begins now; anything else learns its root when it begins.
         """
         if isinstance(sig, chain):
-            return self._chain(sig, task_id, place, root_id, parent_id, parent)
+            return self._chain(sig, task_id, place, root_id, parent_id, parent, is_head=is_head)
         if isinstance(sig, group):
-            return self._group(sig, task_id, place, root_id, parent_id, parent)
+            return self._group(sig, task_id, place, root_id, parent_id, parent, is_head=is_head)
         if isinstance(sig, chord):
-            return self._chord(sig, task_id, place, root_id, parent_id, parent)
+            return self._chord(sig, task_id, place, root_id, parent_id, parent, is_head=is_head)
         options = sig.options
         found = options.setdefault("task_id", task_id or str(uuid.uuid4()))
         for key, value in (place or {}).items():
@@ -232,14 +233,22 @@ class Freezer:
         return self._result(found, sig.task, parent)
 
     def _chain(
-        self, sig: chain, task_id: Any, place: Any, root_id: str | None, parent_id: str | None, parent: Any
+        self,
+        sig: chain,
+        task_id: Any,
+        place: Any,
+        root_id: str | None,
+        parent_id: str | None,
+        parent: Any,
+        *,
+        is_head: bool,
     ) -> Result:
         steps = sig.tasks
         root_id = sig.options.get("root_id") or root_id
         parent_id = sig.options.get("parent_id") or parent_id
         for position, step in enumerate(steps):
             is_last = position == len(steps) - 1
-            if root_id is None and not isinstance(step, (group, chord)):
+            if is_head and root_id is None and not isinstance(step, (group, chord)):
                 root_id = step.options.setdefault("task_id", (task_id if is_last else None) or str(uuid.uuid4()))
             # A later step learns its root and its parent from the one before, when that has run: the message is shorter.
             parent = self.freeze(
@@ -249,6 +258,7 @@ class Freezer:
                 root_id=root_id if not position else None,
                 parent_id=parent_id if not position else None,
                 parent=parent,
+                is_head=is_head and not position,
             )
         sig.tasks = steps
         found: Result = parent
@@ -256,7 +266,15 @@ class Freezer:
         return found
 
     def _group(
-        self, sig: group, task_id: Any, place: Any, root_id: str | None, parent_id: str | None, parent: Any
+        self,
+        sig: group,
+        task_id: Any,
+        place: Any,
+        root_id: str | None,
+        parent_id: str | None,
+        parent: Any,
+        *,
+        is_head: bool,
     ) -> Result:
         group_id = sig.options.setdefault("task_id", task_id or str(uuid.uuid4()))
         members = sig.tasks
@@ -266,6 +284,7 @@ class Freezer:
                 place={"group_id": group_id, "group_index": index, "chord": (place or {}).get("chord")},
                 root_id=root_id,
                 parent_id=parent_id,
+                is_head=is_head,
             )
             for index, member in enumerate(members)
         ]
@@ -275,7 +294,15 @@ class Freezer:
         return self._group_result(group_id, results, parent)
 
     def _chord(
-        self, sig: chord, task_id: Any, place: Any, root_id: str | None, parent_id: str | None, parent: Any
+        self,
+        sig: chord,
+        task_id: Any,
+        place: Any,
+        root_id: str | None,
+        parent_id: str | None,
+        parent: Any,
+        *,
+        is_head: bool,
     ) -> Result:
         # `chord.set(task_id=…)` names the body as well as the group (Celery's rule).
         task_id = task_id or sig.options.get("task_id")
@@ -284,11 +311,11 @@ class Freezer:
         assert body is not None
         results = [
             # The group's id is set when the chord begins: a Celery worker that comes to that gives it another.
-            self.freeze(member, place={"group_index": index}, root_id=root_id, parent_id=parent_id)
+            self.freeze(member, place={"group_index": index}, root_id=root_id, parent_id=parent_id, is_head=is_head)
             for index, member in enumerate(members)
         ]
         header = self._group_result(group_id, results, parent)
-        found = self.freeze(body, task_id=task_id, place=place, root_id=root_id, parent=header)
+        found = self.freeze(body, task_id=task_id, place=place, root_id=root_id, parent=header, is_head=False)
         sig.tasks, sig.body = members, body
         return found
 

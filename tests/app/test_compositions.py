@@ -268,6 +268,28 @@ def test_every_step_knows_its_root_and_its_parent() -> None:
     assert parent in [member.id for member in header]
 
 
+def test_all_that_follows_a_chord_in_a_chain_has_the_chains_root() -> None:
+    app = make_app()
+
+    @app.task(name="place", bind=True)
+    def place(self: Any, *args: Any) -> tuple[Any, Any]:
+        return self.request.root_id, self.request.parent_id
+
+    with start_worker(app, pool="threads", concurrency=2):
+        header = group(place.si() | place.si(), place.si())
+        result = (place.si() | header | place.si() | place.si() | group(place.si() | place.si(), place.si())).delay()
+        last = result.get(timeout=60)
+        second, first = result.parent, result.parent.parent
+        members = first.parent
+        root = members.parent
+        assert root.get(timeout=60) == [root.id, None]
+        assert [found[0] for found in members.get(timeout=60)] == [root.id] * 2
+        assert first.get(timeout=60)[0] == root.id
+        assert first.get(timeout=60)[1] in [member.id for member in members]
+        assert second.get(timeout=60) == [root.id, first.id]
+        assert [found[0] for found in last] == [root.id] * 2
+
+
 def test_a_run_that_comes_again_adds_the_same_member_to_its_chord() -> None:
     app = make_app()
     added: list[str] = []
