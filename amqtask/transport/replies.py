@@ -42,6 +42,8 @@ CHECK_AFTER, CHECK_TIMEOUT = 30.0, 2.0
 RETRY_PAUSE = 0.5
 # Who has less time than this does not share it between hosts (seconds).
 SHORTEST_SHARE = 1.0
+# A host that has not answered a declaration after so long is left for another one.
+LATE_SECONDS = 2.0
 # A wait without an end is cut into pieces of so many seconds.
 LONG = 3600.0
 CLOSED = "the application is closed, and so is its queue of replies"
@@ -317,7 +319,7 @@ class ReplyConsumer:
         is_patient = deadline - now > SHORTEST_SHARE
         has_others = is_patient and len(self._addresses) > 1
         try:
-            self._consume(link, min((now + deadline) / 2, now + self._connect_timeout) if has_others else deadline)
+            self._consume(link, min((now + deadline) / 2, now + LATE_SECONDS) if has_others else deadline)
         except ConnectionBlocked as error:
             link.discard()
             raise BrokerUnreachable(str(error)) from error
