@@ -33,6 +33,10 @@ from amqtask.transport.url import BrokerAddress
 
 logger = bounded_logger("amqtask.transport")
 
+# RabbitMQ asks a queue's leader for half a minute and more, also when that stands still or has just been replaced, and the
+# channel does nothing else meanwhile. When no consumer is confirmed for so long (seconds), another connection begins anew.
+START_SECONDS, LONGEST_START_SECONDS = 3.0, 6.0
+
 
 @dataclass(slots=True, eq=False)
 class _Consumed:
@@ -91,6 +95,8 @@ class PikaConsumer:
         self._unreachable: set[str] = set()
         self._backoff = Backoff()
         self._timer: LoopTimer | None = None
+        self._start_timer: LoopTimer | None = None
+        self._start_seconds = START_SECONDS
         self._consumer_number = 0
 
     # -- the contract
@@ -257,6 +263,7 @@ class PikaConsumer:
         self._channel = self._opening = None
         self._is_consuming = False
         self._starting.clear()
+        self._watch_start()
         for consumed in self._queues.values():
             consumed.tags.clear()
 
@@ -325,11 +332,29 @@ class PikaConsumer:
             consumer_tag=tag,
             callback=lambda _: self._started(tag, on_started),
         )
+        if self._start_timer is None:
+            self._watch_start()
+
+    def _watch_start(self) -> None:
+        """From now on; only until all queues are consumed, because later there is something to lose."""
+        if self._start_timer is not None:
+            self._start_timer.cancel()
+            self._start_timer = None
+        if self._starting and not self._is_consuming:
+            self._start_timer = self._loop.call_later(self._start_seconds, self._starts_late)
+
+    def _starts_late(self) -> None:
+        self._start_timer = None
+        seconds = self._start_seconds
+        self._start_seconds = min(seconds * 2, LONGEST_START_SECONDS)
+        self._connection.leave(f"the broker has confirmed no consumer for {seconds:g} s")
 
     def _started(self, tag: str, on_started: Callable[[], None] | None) -> None:
         consumed = self._starting.pop(tag, None)
         if consumed is not None:
             consumed.was_consumed = True
+            self._start_seconds = START_SECONDS
+            self._watch_start()
         if on_started is not None:
             on_started()
         self._look_complete()

@@ -43,6 +43,10 @@ class SharedConnection:
         """Whether the connection is open."""
         return self._connection.is_open
 
+    def leave(self, why: str) -> None:
+        """Take the connection for lost, and go on with the next host."""
+        self._connection.leave(why)
+
     def started(self, use: ConnectionUse) -> None:
         """A user wants the connection."""
         if self._pika is not None and self._pika.is_open:
@@ -119,7 +123,8 @@ class ConnectionUse:
         return False
 
     def leave(self, why: str) -> None:
-        """The same."""
+        """Take it for lost, for all its users."""
+        self._shared.leave(why)
 
     def start(self) -> None:
         """Connect, unless that is done already."""
