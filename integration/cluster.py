@@ -65,8 +65,8 @@ class World:
         self.folder = folder
         self.roads: list[Forwarder] = []
         self.processes: dict[str, LoggedProcess] = {}
-        # Messages that a scenario deleted: they are not lost by us.
-        self.deleted = 0
+        # When a scenario deleted the queue of rare tasks: what was in it then is not lost by us.
+        self.deletions: list[float] = []
         # When the cluster worked, but not for us.
         self.banned: list[Stretch] = []
         self._stack = ExitStack()
@@ -241,8 +241,8 @@ def queue_deleted(world: World) -> None:
     """Somebody deletes a queue that workers consume, three times; nobody but our own makes it anew."""
     for _ in range(3):
         # `--if-empty` is not for quorum queues; what was in it is gone with it.
-        said = world.ctl("delete_queue", "-p", VHOST, RARE)
-        world.deleted += int(next((word for word in said.split() if word.isdigit()), "0"))
+        world.ctl("delete_queue", "-p", VHOST, RARE)
+        world.deletions.append(time.time())
         world.wait(world.sizes.fault / 3)
 
 
@@ -325,7 +325,7 @@ class Suite:
             stuck = self._drain(tally, producers, (began, over), began + world.sizes.ahead + world.sizes.spread)
         dead = world.dead()
         works = without(self._probe.stretches(began, time.time()), world.banned)
-        row = tally.row(name, works, (began, over), left=world.left())
+        row = tally.row(name, works, (began, over), left=world.left(), deletions=world.deletions)
         world.heal()
         return replace(
             row, stuck=row.stuck + len(stuck) + len(dead), notes=[*row.notes, *stuck, *(f"{w} ended" for w in dead)]

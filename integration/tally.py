@@ -20,6 +20,8 @@ WORKER = 5.0
 # From the cluster's working again to the next work.
 BACK = 3.0
 LATE = 5.0
+# How long rabbitmqctl takes to delete a queue, at most.
+SECONDS_TO_DELETE = 5.0
 LIMITS = (
     f"Held to: nothing lost, nothing stuck, no call refused while the cluster works; publishers without an accepted call at most "
     f"{DEADLINE:g} s, workers without a task at most {WORKER:g} s after a fault and {BACK:g} s after the cluster works again, "
@@ -103,14 +105,28 @@ class Tally:
         failed = {(words[1], words[2]) for words in self._results() if words[4].startswith("ChordError")}
         return accepted - {(kind, number) for kind, number, _, _ in self._runs()} - failed
 
-    def row(self, name: str, works: Sequence[Stretch], during: Stretch, *, left: dict[str, int]) -> Row:
+    def row(
+        self,
+        name: str,
+        works: Sequence[Stretch],
+        during: Stretch,
+        *,
+        left: dict[str, int],
+        deletions: Sequence[float] = (),
+    ) -> Row:
         """Count it all: `works` is when the cluster did, `during` when there were producers, `left` what is in its queues."""
         calls, runs = list(self._calls()), list(self._runs())
         accepted = [call for call in calls if call.outcome == "accepted"]
         refused = [call for call in calls if call.outcome == "refused"]
         wronged = [call for call in refused if any(a <= call.started and call.ended <= b for a, b in works)]
         times = Counter((kind, number) for kind, number, _, _ in runs)
-        missing = self.missing()
+        # In a queue that was being deleted.
+        deleted = {
+            (call.kind, call.number)
+            for call in accepted
+            if call.kind == "rare" and any(-SECONDS_TO_DELETE < call.ended - at < 0 for at in deletions)
+        }
+        missing = self.missing() - deleted
         results = self._results()
         never = [words for words in results if words[3] == "missing" and (words[1], words[2]) not in missing]
         told = [words for words in results if words[3] == "told"]
