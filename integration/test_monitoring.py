@@ -117,7 +117,7 @@ def test_a_worker_that_drains_is_live_and_not_ready(rabbit: Broker, tmp_path: Pa
         worker.signal(signal.SIGTERM)
         worker.await_log("Warm shutdown")
 
-        assert get(port, "/ready") == (503, "shutting down: 1 tasks still run\n")
+        assert get(port, "/ready") == (503, "shutting down: 1 task still runs\n")
         assert get(port, "/live")[0] == 200
 
         (tmp_path / "release-a").touch()
