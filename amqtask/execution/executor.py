@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
-from os import getpid
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.einfo import ErrorInfo
 from amqtask.execution.endings import Endings, not_stored, requeued
 from amqtask.execution.follow_ups import FollowUps
-from amqtask.execution.forked import end_forked
+from amqtask.execution.forked import FORKS, count_forks, end_forked
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.plan import Around, TaskPlan, plan_for
@@ -89,6 +88,7 @@ class Executor(Endings):
             largest_body=largest_body,
             bounds=bounds,
         )
+        count_forks()
         self._chord_store = chord_store
         self._resuming = Resuming(store, composer) if store is not None and keeps_runs(store) else None
         self.run_coroutine: RunCoroutine = CoroutineRunner()
@@ -130,7 +130,7 @@ class Executor(Endings):
             return self.refused(request, error, in_slot=True)
         context = Context.of(request, args, kwargs, embed, self.hostname)
         current.set(context)
-        process = getpid()
+        forks = FORKS[0]
         try:
             try:
                 if request.redelivered and (resumed := self._resumed(request, context)) is not None:
@@ -142,10 +142,10 @@ class Executor(Endings):
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = self.run_coroutine(value)
             except BaseException as error:  # noqa: BLE001 - the border to user code; every kind is classified
-                if getpid() != process:
+                if FORKS[0] != forks:
                     end_forked(error)
                 return self._raised(plan, request, context, error, started)
-            if getpid() != process:
+            if FORKS[0] != forks:
                 end_forked(None)
             return self._returned(plan, request, context, value, started)
         except BaseException as error:  # noqa: BLE001 - a limit that came late, or a bug of ours or of the store
@@ -168,7 +168,7 @@ class Executor(Endings):
             return self.refused(request, error, in_slot=True)
         context = Context.of(request, args, kwargs, embed, self.hostname)
         token = current.set(context)
-        process = getpid()
+        forks = FORKS[0]
         try:
             try:
                 if request.redelivered and self._resuming is not None:
@@ -185,12 +185,12 @@ class Executor(Endings):
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = await value
             except BaseException as error:  # noqa: BLE001 - see execute
-                if getpid() != process:
+                if FORKS[0] != forks:
                     end_forked(error)
                 if self._store_blocks:
                     return await self._elsewhere(run_blocking, self._raised, plan, request, context, error, started)
                 return self._raised(plan, request, context, error, started)
-            if getpid() != process:
+            if FORKS[0] != forks:
                 end_forked(None)
             if self._store_blocks and (is_wanted(plan, request) or any(embed.values())):
                 return await self._elsewhere(run_blocking, self._returned, plan, request, context, value, started)

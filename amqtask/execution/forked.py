@@ -7,6 +7,23 @@ import sys
 import traceback
 from typing import NoReturn
 
+# How many forks lie behind this process, in a list because it is looked at twice for each task: a call of the kernel
+# (getpid) costs ten times as much.
+FORKS = [0]
+_is_counting = False
+
+
+def count_forks() -> None:
+    """Have FORKS tell a forked child from its parent from now on; once is enough."""
+    global _is_counting
+    if not _is_counting:
+        _is_counting = True
+        os.register_at_fork(after_in_child=_count)
+
+
+def _count() -> None:
+    FORKS[0] += 1
+
 
 def end_forked(error: BaseException | None) -> NoReturn:
     """End this process as a program ends that returned, or that raised `error`."""
