@@ -57,7 +57,7 @@ def test_what_strikes_while_a_value_is_written_is_not_taken_for_the_values_fault
 
 
 def test_what_strikes_while_a_body_is_read_is_not_taken_for_the_bodys_fault() -> None:
-    with pytest.raises(Strike), Struck("decode"):
+    with pytest.raises(Strike), Struck("_load_json"):
         loads(b"[1]", "application/json", "utf-8", frozenset({"application/json"}))
     with pytest.raises(Undecodable):
         loads(b"[1", "application/json", "utf-8", frozenset({"application/json"}))
