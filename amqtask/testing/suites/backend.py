@@ -243,7 +243,7 @@ class BackendSuite:
         members = [AsyncResult[int](_id(), backend) for _ in range(2)]
         group = GroupResult(_id(), members, backend)
         if not hasattr(backend, "save_group"):
-            with pytest.raises(BackendNotConfigured, match="keeps no groups"):
+            with pytest.raises(BackendNotConfigured, match="does not keep groups"):
                 group.save()
             return
 
