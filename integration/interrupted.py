@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -253,6 +254,10 @@ def run(url: str, kind: str, number: int, seed: int) -> Count:
         return by_signal(call, number, chance, other if kind == "nested" else lambda: None)
     finally:
         gc.enable()
+        with warnings.catch_warnings():
+            # A connection that was struck before anybody had it.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
         call.app.close()
         other.app.close()
         if kind == "result":

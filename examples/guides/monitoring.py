@@ -35,9 +35,15 @@ class Monitor:
                 self.seen.setdefault(event["uuid"], []).append(event["type"])
             self.changed.notify_all()
 
-    def wait_for(self, task_id):
+    def wait_for(self, task_id, also=()):
+        """Its events, once it has ended; those in between may come later."""
+
+        def is_complete():
+            seen = set(self.seen.get(task_id, ()))
+            return ENDS & seen and seen.issuperset(also)
+
         with self.changed:
-            self.changed.wait_for(lambda: ENDS & set(self.seen.get(task_id, ())), timeout=30)
+            self.changed.wait_for(is_complete, timeout=30)
             return sorted(self.seen.get(task_id, ()))
 
 
@@ -48,7 +54,7 @@ def main():
     if not monitor.listens.wait(30):
         raise SystemExit("no worker was heard")
     for name, result in {"good": add.delay(2, 2), "bad": fail.delay(), "again": flaky.delay(1)}.items():
-        found[name] = monitor.wait_for(result.id)
+        found[name] = monitor.wait_for(result.id, also=["task-retried"] if name == "again" else [])
         task = monitor.state.tasks[result.id]
         found[name + " is"] = [task.state, task.name, task.args, task.result, task.exception, task.worker is not None]
     found["types"] = sorted(set(monitor.state.task_types()) & {"proj.tasks.add", "proj.tasks.fail", "proj.tasks.flaky"})
