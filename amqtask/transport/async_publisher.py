@@ -23,8 +23,8 @@ from amqtask.in_time import cancel_all, ended
 from amqtask.message import Message
 from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
 from amqtask.transport.errors import connection_closed_for
-from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing, pause_after
-from amqtask.transport.url import BrokerAddress
+from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing, pause_after
+from amqtask.transport.url import BrokerAddress, beginning_with
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 500
@@ -32,8 +32,6 @@ WINDOW = 500
 SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
 NO_DEADLINE = 365 * 86400.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
-# A queue whose node is away is declared again so much later.
-AWAY_PAUSE = 0.5
 
 
 class _Home:
@@ -253,8 +251,7 @@ class AioPikaPublisher:
         try:
             if home.line is None or not home.line.is_open:
                 home.line = await self._connect(deadline)
-                at = self._addresses.index(home.line.address)
-                self._addresses = self._addresses[at:] + self._addresses[:at]
+                self._addresses = beginning_with(self._addresses, home.line.address)
             return home.line
         finally:
             release()

@@ -15,6 +15,8 @@ from amqtask.message import Message
 PATIENCE_SECONDS = 5.0
 BELIEVED_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+# A queue that cannot be declared because its node is away is declared again so much later.
+AWAY_PAUSE = 0.5
 
 Place = tuple[str, str]
 

@@ -35,8 +35,8 @@ from amqtask.transport.errors import refused as refused
 from amqtask.transport.errors import unroutable as unroutable
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.links import ByProcess, Links, say_goodbye
-from amqtask.transport.nacks import PATIENCE_SECONDS, pause_after
-from amqtask.transport.url import BrokerAddress
+from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, pause_after
+from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 2000
@@ -50,8 +50,6 @@ LOST_PAUSE = 0.1
 PATIENCE, SHORTEST, LONGEST = 0.25, 0.25, 10.0
 # The broker's word for a connection that an operator, or a node that stops, has closed.
 CONNECTION_FORCED = 320
-# A queue whose node is away is declared again so much later (seconds).
-AWAY_PAUSE = 0.5
 # A refusal that no host has taken back is believed at once for so long (seconds).
 BELIEVED = 1.0
 
@@ -471,19 +469,12 @@ class PikaPublisher:
             addresses = tuple(sorted(addresses, key=lambda address: address in last))
         connect(link, addresses, work.deadline, self._connect_timeout)
         # The next connection begins with the host that answers.
-        self._begin_with(link.address)
-
-    def _begin_with(self, address: BrokerAddress) -> None:
-        addresses = self._addresses
-        at = addresses.index(address)
-        self._addresses = addresses[at:] + addresses[:at]
+        self._addresses = beginning_with(self._addresses, link.address)
 
     def _leave(self, link: PublishingLink) -> None:
         """The next connection begins with another host than this link's, which is dropped."""
         link.discard()
-        addresses = self._addresses
-        at = addresses.index(link.address) + 1
-        self._addresses = addresses[at:] + addresses[:at]
+        self._addresses = beginning_after(self._addresses, link.address)
 
 
 def _warn(text: str) -> None:

@@ -32,7 +32,7 @@ from amqtask.topology.plan import consumption
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks
 from amqtask.transport.link import SLICE, Link, LinkLost, connect
 from amqtask.transport.links import Links
-from amqtask.transport.url import BrokerAddress
+from amqtask.transport.url import BrokerAddress, beginning_after
 
 logger = bounded_logger("amqtask.transport")
 OnReply = Callable[[Delivery], None]
@@ -328,7 +328,7 @@ class ReplyConsumer:
             if is_patient:
                 self._is_late(link.address, error)
             if has_others:
-                self._begin_after(link.address)
+                self._addresses = beginning_after(self._addresses, link.address)
                 raise LinkLost(error) from error
             raise BrokerUnreachable(str(error)) from error
         except PublishError:
@@ -345,11 +345,6 @@ class ReplyConsumer:
         if self._on_queue_lost is not None and self._home is not None and (address != self._home or self._late > 1):
             self.queue = self._on_queue_lost(error)
             self._home, self._late = None, 0
-
-    def _begin_after(self, address: BrokerAddress) -> None:
-        """Another host has the next turn: this one answers too late."""
-        at = self._addresses.index(address) + 1
-        self._addresses = self._addresses[at:] + self._addresses[:at]
 
     def _reconnect_now_and_then(self, link: _ReplyLink) -> None:
         """For somebody who only looks: not longer than a second, not more often than that."""

@@ -182,6 +182,21 @@ def parse_broker_urls(
     return tuple(_parse(part, use_ssl, login_method) for part in parts)
 
 
+Addresses = tuple[BrokerAddress, ...]
+
+
+def beginning_with(addresses: Addresses, first: BrokerAddress) -> Addresses:
+    """The same hosts in the same turn, this one first."""
+    at = addresses.index(first)
+    return addresses[at:] + addresses[:at]
+
+
+def beginning_after(addresses: Addresses, last: BrokerAddress) -> Addresses:
+    """The same hosts in the same turn, this one last."""
+    at = addresses.index(last) + 1
+    return addresses[at:] + addresses[:at]
+
+
 def _split(url: str) -> list[str]:
     if ";" in url:
         pieces = url.split(";")
