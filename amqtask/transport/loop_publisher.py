@@ -423,11 +423,10 @@ class PikaLoopPublisher:
         unconfirmed = list(self._unconfirmed())
         self._way = self._opening = None
         self._old.clear()
-        for undeclared in self._undeclared.values():
-            self._waiting.extendleft(reversed(undeclared))
+        undeclared = [pending for found in self._undeclared.values() for pending in found]
         self._undeclared.clear()
         self._let_pass(is_late=False)
-        self._waiting.extendleft(reversed(unconfirmed))
+        self._waiting.extendleft(reversed([*unconfirmed, *undeclared]))
         self._blame_for_connection(error, unconfirmed)
         if not self._resends:
             self._give_up(error)

@@ -105,14 +105,9 @@ class Window:
             self._take_in()
         if now < self._next_change:
             return None
-        if self.pinned is not None:
-            wanted = min(MAX_WINDOW, self.pinned + self.held)
-            if wanted == self.current:
-                return None
-        else:
-            wanted = max(1, fitting_window(self._slots, self.runtime, self.extra + self.held + self._shifted))
-            if not self._is_worth_it(wanted):
-                return None
+        wanted = self._wanted()
+        if not self._is_worth_it(wanted):
+            return None
         pause = FIRST_PAUSE_SECONDS * 2**self._changes if self._changes < 8 else LONGEST_PAUSE_SECONDS
         self._next_change = now + min(LONGEST_PAUSE_SECONDS, pause)
         self._changes += 1
@@ -120,10 +115,15 @@ class Window:
         self._held_in_current = self.held
         return wanted
 
+    def _wanted(self) -> int:
+        if self.pinned is not None:
+            return min(MAX_WINDOW, self.pinned + self.held)
+        return max(1, fitting_window(self._slots, self.runtime, self.extra + self.held + self._shifted))
+
     def _is_worth_it(self, wanted: int) -> bool:
         if wanted == self.current:
             return False
-        if self.held != self._held_in_current:
+        if self.pinned is not None or self.held != self._held_in_current:
             return True
         smaller, larger = sorted((wanted, self.current))
         return larger >= LEAST_FACTOR * smaller or wanted == self._slots + self.extra + self.held + self._shifted
