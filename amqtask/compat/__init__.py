@@ -164,7 +164,7 @@ class Finder:
             Inside.packages.add(fullname)
             if Inside not in sys.meta_path:
                 sys.meta_path.insert(0, Inside)
-        return ModuleSpec(fullname, _Same(importlib.import_module(f"{__name__}.{place}")), is_package=is_package)
+        return ModuleSpec(fullname, Same(importlib.import_module(f"{__name__}.{place}")), is_package=is_package)
 
 
 class Inside:
@@ -178,13 +178,17 @@ class Inside:
         return Finder.find_spec(fullname) if fullname.rpartition(".")[0] in cls.packages else None
 
 
-class _Same(Loader):
+class Same(Loader):
+    """Loads the module that is there already, under another name."""
+
     def __init__(self, module: ModuleType) -> None:
         self._module = module
         self._spec = module.__spec__
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """That module."""
         return self._module
 
     def exec_module(self, module: ModuleType) -> None:
+        """It has been run."""
         module.__spec__ = self._spec  # the import system has put its own there

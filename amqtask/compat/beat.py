@@ -416,15 +416,6 @@ class PersistentScheduler(Scheduler):
         """Have these entries."""
         self._store["entries"] = schedule
 
-    @property
-    def schedule(self) -> Any:
-        """The entries by name."""
-        return self.get_schedule()
-
-    @schedule.setter
-    def schedule(self, schedule: Any) -> None:
-        self.set_schedule(schedule)
-
     def sync(self) -> None:
         """Write the file."""
         if self._store is not None:

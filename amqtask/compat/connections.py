@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -139,7 +140,19 @@ class Connection(BrokerConnection):
         return self._admin
 
 
-class Channel:
+class _Closing(AbstractContextManager[Any]):
+    """Closed at the end of its block."""
+
+    def close(self) -> None:
+        """Nothing of its own is open."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Channel(_Closing):
     """Looks at queues, empties and deletes them."""
 
     def __init__(self, connection: Connection) -> None:
@@ -168,19 +181,8 @@ class Channel:
         else:
             self.connection.admin.delete(queue)
 
-    def close(self) -> None:
-        """Nothing of its own is open."""
 
-    def __enter__(self) -> Channel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Producer:
+class Producer(_Closing):
     """Publishes, with confirms, through the application's own connections."""
 
     def __init__(
@@ -249,16 +251,6 @@ class Producer:
     def release(self) -> None:
         """The application keeps its connections."""
 
-    close = release
-
-    def __enter__(self) -> Producer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
 
 class Producers:
     """A pool: `with pool.acquire(block=True) as producer`. The application limits its own connections (broker_pool_limit)."""
@@ -278,7 +270,7 @@ class Producers:
         """The application closes its connections itself."""
 
 
-class SimpleQueue:
+class SimpleQueue(_Closing):
     """`put` and `get` of one queue."""
 
     def __init__(self, connection: Connection, name: str) -> None:
@@ -323,17 +315,6 @@ class SimpleQueue:
     def clear(self) -> int:
         """Delete what waits."""
         return self._connection.default_channel.queue_purge(self.name)
-
-    def close(self) -> None:
-        """Nothing of its own is open."""
-
-    def __enter__(self) -> SimpleQueue:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Received:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
+
+from amqtask.compat import Same
 
 
 class Standing:
@@ -25,19 +25,7 @@ class Standing:
             if error.name is not None and (_ours(fullname) + ".").startswith(error.name + "."):
                 return None
             raise
-        return importlib.util.spec_from_loader(fullname, _Loader(found), is_package=hasattr(found, "__path__"))
-
-
-class _Loader(Loader):
-    def __init__(self, module: ModuleType) -> None:
-        self._module = module
-        self._spec = module.__spec__
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self._module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import system has put its own there
+        return importlib.util.spec_from_loader(fullname, Same(found), is_package=hasattr(found, "__path__"))
 
 
 def _ours(name: str) -> str:
