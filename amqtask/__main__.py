@@ -17,18 +17,18 @@ def chosen_pool(argv: Sequence[str]) -> str | None:
     """The pool named by -P, --pool or AMQTASK_POOL, or for a shell by --eventlet or --gevent; None when nothing names one
     or neither a worker nor a shell is started."""
     if "shell" in argv:
-        return next((word[2:] for word in argv if word in ("--eventlet", "--gevent")), None)
+        return next((argument[2:] for argument in argv if argument in ("--eventlet", "--gevent")), None)
     if "worker" not in argv:
         return None
-    for position, word in enumerate(argv):
-        if word == "--":
+    for position, argument in enumerate(argv):
+        if argument == "--":
             break
-        if word in ("-P", "--pool"):
+        if argument in ("-P", "--pool"):
             return argv[position + 1] if position + 1 < len(argv) else None
-        if word.startswith("--pool="):
-            return word[len("--pool=") :]
-        if word.startswith("-P") and not word.startswith("--"):
-            return word[2:]
+        if argument.startswith("--pool="):
+            return argument[len("--pool=") :]
+        if argument.startswith("-P") and not argument.startswith("--"):
+            return argument[2:]
     return os.environ.get("AMQTASK_POOL")
 
 

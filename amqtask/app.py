@@ -87,8 +87,12 @@ class AmqTask(Calling, WithOthersNames):
         for part in _PARTS_OF_CELERY:
             settings.pop(part, None)
         settings.update(settings.pop("changes", None) or {})
-        given = {"broker_url": broker, "result_backend": backend, "include": list(include) if include else None}
-        for name, value in {**given, **settings}.items():
+        named_settings = {
+            "broker_url": broker,
+            "result_backend": backend,
+            "include": list(include) if include else None,
+        }
+        for name, value in {**named_settings, **settings}.items():
             if value is not None:
                 self.conf[name] = value
         self.conf.on_change = self._forget_derived
@@ -173,12 +177,12 @@ class AmqTask(Calling, WithOthersNames):
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
         if self.tasks.has(task_name):
             return _known(self.tasks[task_name], function)
-        wanted = base or self._task_class
-        if base is None and wanted is TaskBase and inspect.iscoroutinefunction(function):
-            wanted = AsyncTask
-        made = make_task(
+        task_class = base or self._task_class
+        if base is None and task_class is TaskBase and inspect.iscoroutinefunction(function):
+            task_class = AsyncTask
+        new_task = make_task(
             filter(function) if filter else function,
-            wanted,
+            task_class,
             name=task_name,
             bind=bind,
             pydantic=pydantic,
@@ -189,20 +193,20 @@ class AmqTask(Calling, WithOthersNames):
             },
             options=options,
         )
-        registered: TaskBase[..., Any] = self.register_task(made)
+        registered: TaskBase[..., Any] = self.register_task(new_task)
         return registered
 
     def register_task(self, task: Any, **options: Any) -> Any:
         """Register a class-based task (an instance or a class)."""
-        made = task(**options) if isinstance(task, type) else task
-        if not made.name:
-            made.name = self.gen_task_name(type(made).__name__, type(made).__module__)
-        made.check_options()
-        made.app = self
-        self.tasks.register(made)
+        instance = task(**options) if isinstance(task, type) else task
+        if not instance.name:
+            instance.name = self.gen_task_name(type(instance).__name__, type(instance).__module__)
+        instance.check_options()
+        instance.app = self
+        self.tasks.register(instance)
         if self.is_finalized:
-            made.bind(self)
-        return made
+            instance.bind(self)
+        return instance
 
     def gen_task_name(self, name: str, module: str) -> str:
         """`<module>.<function>`; `main` stands for `__main__`."""
@@ -279,12 +283,12 @@ class AmqTask(Calling, WithOthersNames):
 
     def _add_new_periodic(self) -> None:
         """With the first look at a setting, after the configuration was read."""
-        found = self.conf.beat_schedule
+        schedule = self.conf.beat_schedule
         new, self._new_periodic = self._new_periodic, []
         for key, is_named, entry in new:
-            if key in found and not is_named:
+            if key in schedule and not is_named:
                 logger.warning("the periodic task %s replaces another one: give each its own name=", key)
-            found[key] = entry
+            schedule[key] = entry
 
     # -- for workers and results
 
@@ -388,11 +392,11 @@ def _known(task: TaskBase[..., Any], function: Callable[..., Any]) -> TaskBase[.
 
 
 def _place(function: Any) -> str:
-    found = inspect.unwrap(function)
-    code = getattr(found, "__code__", None)
+    wrapped = inspect.unwrap(function)
+    code = getattr(wrapped, "__code__", None)
     if code is None:
-        return f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', found)}"
-    return f"{found.__qualname__} in {os.path.realpath(code.co_filename)}, line {code.co_firstlineno}"
+        return f"{getattr(wrapped, '__module__', '?')}.{getattr(wrapped, '__qualname__', wrapped)}"
+    return f"{wrapped.__qualname__} in {os.path.realpath(code.co_filename)}, line {code.co_firstlineno}"
 
 
 def __getattr__(name: str) -> Any:

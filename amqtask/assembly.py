@@ -97,9 +97,9 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
             "with --relay"
         )
     queues = _work_queues(app, options, hostname)
-    word = too_many(found for work in queues for found in work if found is not None)
-    if word:
-        logger.warning("this worker has %s", word)
+    summary = too_many(queue for work in queues for queue in work if queue is not None)
+    if summary:
+        logger.warning("this worker has %s", summary)
     if options.purge:
         _purge(app, queues)
     worker = _Builder(app, options, hostname, pool_class, queues).build()
@@ -114,27 +114,27 @@ def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | Non
     app.finalize()
     conf = app.conf
     module = importlib.import_module("amqtask.outbox.relay")
-    made: Relay = module.Relay(
+    relay: Relay = module.Relay(
         _outbox(app).store(),
         app.publisher,
         app.delays,
         batch=batch or module.BATCH,
         interval=conf.outbox_interval if interval is None else interval,
         timeout=conf.broker_publish_timeout,
-        on_sent=(lambda found: _tell_sent(app, found)) if conf.task_send_sent_event else None,
+        on_sent=(lambda messages: _tell_sent(app, messages)) if conf.task_send_sent_event else None,
     )
-    return made
+    return relay
 
 
 def build_relaying(app: AmqTask) -> Service:
     """A relay in a thread, for a process that does something else. Raises: ConfigurationError."""
-    made: Service = importlib.import_module("amqtask.services.relaying").Relaying(build_relay(app))
-    return made
+    service: Service = importlib.import_module("amqtask.services.relaying").Relaying(build_relay(app))
+    return service
 
 
 def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
     """The command line wins over the configuration, before tasks take their defaults from it."""
-    given = {
+    overrides = {
         "task_time_limit": options.time_limit,
         "task_soft_time_limit": options.soft_time_limit,
         "worker_concurrency": options.concurrency,
@@ -146,7 +146,7 @@ def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
         "worker_send_task_events": options.task_events,
         "outbox_relay": options.relay,
     }
-    for name, value in given.items():
+    for name, value in overrides.items():
         if value is not None:
             setattr(app.conf, name, value)
 
@@ -174,15 +174,15 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
     for name, task in app.tasks.items():
         if name.startswith(BUILT_IN):
             continue
-        for kind, limit in (("hard", as_limit(task.time_limit)), ("soft", as_limit(task.soft_time_limit))):
+        for limit_name, limit in (("hard", as_limit(task.time_limit)), ("soft", as_limit(task.soft_time_limit))):
             if limit is None:
                 continue
             longest = max(longest, limit)
             limits = limits_of(pool_class, is_async=task.is_async)
-            if kind not in limits:
+            if limit_name not in limits:
                 has = " and ".join(sorted(limits)) or "no"
                 raise LimitUnsupported(
-                    f"task {name} has a {kind} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
+                    f"task {name} has a {limit_name} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
                     "time limits for such a task. Take the limit away or choose another pool (prefork has both)."
                 )
     if longest > CONSUMER_TIMEOUT_SECONDS:
@@ -220,10 +220,10 @@ def _outbox(app: AmqTask) -> Outbox:
 def _check_hostname(name: str, prefix: str) -> None:
     """Raises: ConfigurationError for a node name whose queues cannot be declared."""
     added = len(mailbox("", prefix).name)
-    size, most = len(name.encode()), LONGEST_NAME - added
-    if size > most or has_line_end(name):
-        what = f"it has {size} bytes, and can have {most}" if size > most else "it has a line end"
-        raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: {what} (-n, --hostname)")
+    size, room = len(name.encode()), LONGEST_NAME - added
+    if size > room or has_line_end(name):
+        reason = f"it has {size} bytes, and can have {room}" if size > room else "it has a line end"
+        raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: {reason} (-n, --hostname)")
 
 
 def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
@@ -251,15 +251,15 @@ def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
 
 def _from_environment(name: str) -> float | None:
     """A number above 0; None if the variable is not set. Raises: ConfigurationError."""
-    told = os.environ.get(name)
-    if not told:
+    text = os.environ.get(name)
+    if not text:
         return None
     try:
-        number = float(told)
+        number = float(text)
     except ValueError:
         number = 0.0
     if number <= 0:
-        raise ConfigurationError(f"the environment variable {name} is a number above 0, not {told!r}")
+        raise ConfigurationError(f"the environment variable {name} is a number above 0, not {text!r}")
     return number
 
 
@@ -292,9 +292,9 @@ class _Builder:
         self.slot_steps = SharedSwitch(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
-        most, least = options.autoscale or (0, 0)
-        self.most_slots = most or None
-        self.slots = max(1, least) if most else self.conf.worker_concurrency or usable_processors()
+        max_slots, min_slots = options.autoscale or (0, 0)
+        self.most_slots = max_slots or None
+        self.slots = max(1, min_slots) if max_slots else self.conf.worker_concurrency or usable_processors()
 
     def build(self) -> Worker:
         report = Report()
@@ -353,8 +353,8 @@ class _Builder:
         if multiplier is not None:
             # 0 means unlimited, as in Celery.
             return min(MAX_WINDOW, max(1, round(slots * multiplier))) if multiplier else MAX_WINDOW
-        wanted = self.conf.worker_prefetch
-        return None if wanted in (None, "auto") else int(wanted)
+        pinned = self.conf.worker_prefetch
+        return None if pinned in (None, "auto") else int(pinned)
 
     def rate_limits(self) -> dict[str, str | float]:
         if self.conf.worker_disable_rate_limits:
@@ -380,8 +380,8 @@ class _Builder:
     def consumer(self, listener: ConsumerListener, role: str, *, no_ack: bool = False) -> Consumer:
         if self.app.memory_broker is not None:
             module = importlib.import_module("amqtask.transport.memory.consumer")
-            made: Consumer = module.MemoryConsumer(self.app.memory_broker, self.loop, listener, no_ack=no_ack)
-            return made
+            consumer: Consumer = module.MemoryConsumer(self.app.memory_broker, self.loop, listener, no_ack=no_ack)
+            return consumer
         return PikaConsumer(
             self.app.broker_addresses,
             self.loop,
@@ -395,10 +395,10 @@ class _Builder:
     def publisher(self, role: str) -> LoopPublisher:
         if self.app.memory_broker is not None:
             module = importlib.import_module("amqtask.transport.memory.publisher")
-            made: LoopPublisher = module.MemoryLoopPublisher(
+            publisher: LoopPublisher = module.MemoryLoopPublisher(
                 self.app.memory_broker, self.loop, on_warning=logger.warning
             )
-            return made
+            return publisher
         return PikaLoopPublisher(
             self.app.broker_addresses,
             self.loop,
@@ -427,26 +427,26 @@ class _Builder:
         orders = Orders(worker)
         watchdog = Watchdog(worker)
         forwarder = self.forwarder()
-        found: list[Service] = [watchdog, forwarder]
+        services: list[Service] = [watchdog, forwarder]
         if monitoring is not None:
-            found += monitoring.services(worker, watchdog)
+            services += monitoring.services(worker, watchdog)
         autoscale: Autoscale | None = None
         if self.options.autoscale is not None:
-            most, least = self.options.autoscale
-            autoscale = Autoscale(worker, orders, most=most, least=least)
-            found.append(autoscale)
+            max_slots, min_slots = self.options.autoscale
+            autoscale = Autoscale(worker, orders, most=max_slots, least=min_slots)
+            services.append(autoscale)
         events = self.events(worker)
-        found.append(events)
+        services.append(events)
         if self.conf.worker_enable_remote_control:
             elections = self.elections()
-            found += [elections, self.panel(worker, orders, autoscale, events, elections, forwarder)]
+            services += [elections, self.panel(worker, orders, autoscale, events, elections, forwarder)]
         if self.conf.outbox_relay:
-            found.append(build_relaying(self.app))
+            services.append(build_relaying(self.app))
         if self.options.beat:
-            found.append(self.beat())
+            services.append(self.beat())
         if "steps" in vars(self.app):  # of a program that was written for Celery
-            found.append(importlib.import_module("amqtask.compat.bootsteps").service(self.app, worker, self.options))
-        return found
+            services.append(importlib.import_module("amqtask.compat.bootsteps").service(self.app, worker, self.options))
+        return services
 
     def forwarder(self) -> Forwarder:
         """Delayed messages; what it consumes and publishes shares a connection."""
@@ -478,21 +478,21 @@ class _Builder:
         """The scheduler; its modules are loaded only for -B."""
         build = importlib.import_module("amqtask.beat.build")
         options = importlib.import_module("amqtask.beat.options")
-        made: Service = build.embedded_beat(
+        service: Service = build.embedded_beat(
             self.app,
             options.BeatOptions(schedule=self.options.schedule, scheduler=self.options.scheduler),
             self.loop,
             self.hostname,
         )
-        return made
+        return service
 
     def monitoring(self, publisher: LoopPublisher) -> Monitoring | None:
         """What metrics and health need; its modules are loaded only when a port is asked for."""
         if self.options.metrics_port is None and self.options.health_port is None:
             return None
         module = importlib.import_module("amqtask.services.monitoring")
-        made: Monitoring = module.Monitoring(self.options, self.loop, publisher)
-        return made
+        monitoring: Monitoring = module.Monitoring(self.options, self.loop, publisher)
+        return monitoring
 
     def events(self, worker: Worker) -> EventSender:
         interval = self.options.heartbeat_interval or HEARTBEAT_SECONDS
@@ -561,7 +561,7 @@ class _Builder:
 
     def broker_info(self) -> Mapping[str, Any]:
         """Under kombu's names (kombu/connection.py, `info`), without the password."""
-        found: dict[str, Any] = {
+        info: dict[str, Any] = {
             "transport": "memory" if self.app.memory_broker is not None else "amqp",
             "url": self.app.broker_name,
             "connect_timeout": self.conf.broker_connection_timeout,
@@ -570,7 +570,7 @@ class _Builder:
             "alternates": [address.safe_url for address in self.app.broker_addresses[1:]],
         }
         for address in self.app.broker_addresses[:1]:
-            found.update(
+            info.update(
                 hostname=address.host,
                 port=address.port,
                 userid=address.user,
@@ -580,7 +580,7 @@ class _Builder:
                 uri_prefix=None,
                 insist=False,
             )
-        return found
+        return info
 
     def report(self) -> str:
         """For a bug report, as `inspect report` answers it: versions, then the settings that were given."""
@@ -607,6 +607,10 @@ class _Builder:
 
     def make_queue(self, arguments: Mapping[str, Any]) -> tuple[Queue, Queue | None]:
         """The queue of `add_consumer`, and where its dead letters go. Raises: ConfigurationError."""
-        wanted = asked_queue(arguments, self.app.queue_defaults)
-        queue = as_consumed(self.app.queues[wanted]) if isinstance(wanted, str) else self.app.queues.add(wanted)
+        queue_or_name = asked_queue(arguments, self.app.queue_defaults)
+        queue = (
+            as_consumed(self.app.queues[queue_or_name])
+            if isinstance(queue_or_name, str)
+            else self.app.queues.add(queue_or_name)
+        )
         return queue, dead_letter_queue(queue, self.app.queue_defaults)

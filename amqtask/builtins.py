@@ -31,7 +31,7 @@ def _starmap(app: AmqTask) -> None:
 def _each(app: AmqTask, task: Mapping[str, Any], calls: list[tuple[Any, ...]]) -> Any:
     call = maybe_signature(task, app)
     function = app.tasks[call.task]
-    arguments = [((*given, *call.args), call.kwargs) for given in calls]
+    arguments = [((*leading, *call.args), call.kwargs) for leading in calls]
     if function.is_async:
 
         async def one_after_the_other() -> list[Any]:
@@ -64,8 +64,8 @@ def _group(app: AmqTask) -> None:
 def _chord(app: AmqTask) -> None:
     @app.task(name=CHORD, bind=True, shared=False)
     def run_chord(self: Any, /, header: Any, body: Any, partial_args: Any = (), **options: Any) -> Any:
-        found = chord(header, body, app=app)
-        return self.replace(found.clone(tuple(partial_args or ())))
+        sig = chord(header, body, app=app)
+        return self.replace(sig.clone(tuple(partial_args or ())))
 
 
 def _chain(app: AmqTask) -> None:
@@ -73,8 +73,8 @@ def _chain(app: AmqTask) -> None:
     def run_chain(self: Any, /, *args: Any, tasks: list[Any] | None = None, **kwargs: Any) -> Any:
         if not tasks:
             raise ConfigurationError("a chain travels as the first of its tasks; this message has no tasks in it")
-        found = maybe_signature({"task": CHAIN, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
-        return self.replace(found.clone(args))
+        sig = maybe_signature({"task": CHAIN, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
+        return self.replace(sig.clone(args))
 
 
 def _errback(app: AmqTask) -> None:
@@ -84,8 +84,8 @@ def _errback(app: AmqTask) -> None:
     ) -> None:
         """Calls an errback that takes (request, exc, traceback) for a task that no slot ran to its end."""
         call = maybe_signature(errback, app)
-        own = () if call.immutable else (Context(**request), exception_from_dict(error, trace), trace)
-        app.tasks[call.task](*own, *call.args, **call.kwargs)
+        extra_args = () if call.immutable else (Context(**request), exception_from_dict(error, trace), trace)
+        app.tasks[call.task](*extra_args, *call.args, **call.kwargs)
 
 
 def _backend_cleanup(app: AmqTask) -> None:

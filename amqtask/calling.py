@@ -176,12 +176,12 @@ class Calling(Parts):
 
         Raises: the PublishError of the first that was not stored (its `results` attribute holds what was).
         """
-        found = [maybe_signature(call, self._app) for call in calls]
+        signatures = [maybe_signature(call, self._app) for call in calls]
         if self._is_eager:
-            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         flush_open()  # earlier calls stay earlier in the queue
         results: list[AsyncResult[Any]] = []
-        for calls_of_burst in _bursts(found):
+        for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
             limit = _many_timeout(self.conf, timeout, len(messages))
             errors = self._publish_burst(messages, limit)
@@ -192,23 +192,23 @@ class Calling(Parts):
         self, calls: Iterable[Signature], *, timeout: float | None = None
     ) -> list[AsyncResult[Any]]:
         """The same over the async publisher."""
-        found = [maybe_signature(call, self._app) for call in calls]
+        signatures = [maybe_signature(call, self._app) for call in calls]
         if self._is_eager:
-            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in found]
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         await self._aprepare(timeout)
         results: list[AsyncResult[Any]] = []
-        for calls_of_burst in _bursts(found):
+        for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
             limit = _many_timeout(self.conf, timeout, len(messages))
             errors = await self._apublish_burst(messages, limit)
             self._all_published(messages, errors, results)
         return results
 
-    def _compose_many(self, found: Sequence[Signature]) -> list[Message]:
+    def _compose_many(self, signatures: Sequence[Signature]) -> list[Message]:
         tasks = self.tasks
         return [
             self._compose(call.task, call["args"], call["kwargs"], call["options"], tasks.get(call.task))
-            for call in found
+            for call in signatures
         ]
 
     def _publish_burst(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
@@ -333,16 +333,18 @@ class Calling(Parts):
     # -- workflows
 
     def publish_composition(
-        self, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
     ) -> Any:
         """Publish what a chain, group or chord begins with, in one burst; its result.
 
         Raises: the PublishError of the first message that was not stored.
         """
         if self._is_eager:
-            return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+            return self.run_composition(
+                composition, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+            )
         self._prepare_results(_timeout(options))
-        begun, result = self.workflows.prepared(found, args, kwargs, options)
+        begun, result = self.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
         pipeline = find_pipeline(self)
         if pipeline is not None and self._transaction is None:
@@ -358,13 +360,15 @@ class Calling(Parts):
         return self._noted(result)
 
     async def apublish_composition(
-        self, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
     ) -> Any:
         """The same over the async publisher."""
         if self._is_eager:
-            return self.run_composition(found, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates))
+            return self.run_composition(
+                composition, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+            )
         await self._aprepare(_timeout(options))
-        begun, result = self.workflows.prepared(found, args, kwargs, options)
+        begun, result = self.workflows.prepared(composition, args, kwargs, options)
         for burst in _bursts(self._composition_messages(begun)):
             limit = _many_timeout(self.conf, _timeout(options), len(burst))
             self._all_announced(burst, await self._apublish_burst(burst, limit))
@@ -426,12 +430,12 @@ class Calling(Parts):
         """Tell the signals' receivers that the broker has it, or has not."""
         self._settled(message, error)
 
-    def freeze(self, found: Signature, *, task_id: str | None, **place: Any) -> Any:
+    def freeze(self, sig: Signature, *, task_id: str | None, **ids: Any) -> Any:
         """Fix the ids of a signature and of its parts, in place; the result it will have."""
-        options = {"task_id": task_id, **place}
-        frozen, result = self.workflows.frozen(found, {k: v for k, v in options.items() if v is not None})
-        found.clear()
-        found.update(frozen)
+        options = {"task_id": task_id, **ids}
+        frozen, result = self.workflows.frozen(sig, {k: v for k, v in options.items() if v is not None})
+        sig.clear()
+        sig.update(frozen)
         return result
 
     def add_to_chord(
@@ -441,18 +445,18 @@ class Calling(Parts):
         the chord's body as its members have it; a plain task has both itself.
 
         Raises: PublishError, BackendUnreachable."""
-        store, found = self.chord_store, task_id or str(member.id)
+        store, member_id = self.chord_store, task_id or str(member.id)
         if store is not None:
-            store.add_to_chord(group_id, found)
+            store.add_to_chord(group_id, member_id)
             return
         parts = importlib.import_module("amqtask.protocol.chord")
         queue = parts.queue_name(group_id, parts.token_of(chord or member.options.get("chord") or {}))
-        more: Message = parts.more_message(queue, found)
+        message: Message = parts.more_message(queue, member_id)
         transaction = self._transaction
         if transaction is not None:
-            transaction.write(self._rows((more,)))
+            transaction.write(self._rows((message,)))
         else:
-            self.publisher.publish(more)
+            self.publisher.publish(message)
 
     def _noted(self, result: Any) -> Any:
         """What a task published is its child."""
@@ -475,8 +479,10 @@ class Calling(Parts):
     @lazy
     def _memory_chords(self) -> ChordStore:
         """With the in-memory broker and no result store, chords are counted in this process."""
-        made: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords(self.conf.result_serializer)
-        return made
+        chords: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords(
+            self.conf.result_serializer
+        )
+        return chords
 
     # -- running here
 
@@ -492,7 +498,7 @@ class Calling(Parts):
 
     def run_composition(
         self,
-        found: Any,
+        composition: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: Mapping[str, Any],
@@ -503,7 +509,8 @@ class Calling(Parts):
         self.finalize()
         propagate = bool(options.get("throw", propagate))
         sig, _ = self.workflows.frozen(
-            found.clone(args, kwargs) if args or kwargs else found, {k: v for k, v in options.items() if k != "throw"}
+            composition.clone(args, kwargs) if args or kwargs else composition,
+            {k: v for k, v in options.items() if k != "throw"},
         )
         return InlineRunner(self._app, in_place_of_publishing=self._is_eager).run_composition(sig, propagate=propagate)
 
@@ -526,8 +533,8 @@ def _described(message: Message) -> dict[str, Any]:
 
 
 def _timeout(options: Mapping[str, Any]) -> float | None:
-    found = options.get("timeout") or options.get("confirm_timeout")
-    return None if found is None else float(kinds.convert("timeout", kinds.SECONDS, found))
+    seconds = options.get("timeout") or options.get("confirm_timeout")
+    return None if seconds is None else float(kinds.convert("timeout", kinds.SECONDS, seconds))
 
 
 def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | None:

@@ -211,14 +211,16 @@ class Calls:
             args, kwargs = task.as_data(args, kwargs)
         serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
         body, properties = self._encode(TaskCall("", name, args, kwargs), serializer, None)
-        kind = str(properties.content_type)
-        found = decode_body(body, kind, properties.content_encoding, properties.headers, frozenset({kind}))
-        return found[0], found[1]
+        content_type = str(properties.content_type)
+        decoded = decode_body(
+            body, content_type, properties.content_encoding, properties.headers, frozenset({content_type})
+        )
+        return decoded[0], decoded[1]
 
     def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
         """The same task again: same id, workflow and place, `retries + 1` (celery-facts 1.8)."""
-        again: Mapping[str, Any] = sig or {}
-        options = dict(again.get("options") or {})
+        changes: Mapping[str, Any] = sig or {}
+        options = dict(changes.get("options") or {})
         headers = strip_death_headers(request.headers)
         eta = eta_of(when, None, self._zone) if isinstance(when, datetime) else eta_of(None, when)
         expires = _expiry(options.get("expires"), self._zone)
@@ -226,8 +228,8 @@ class Calls:
         call = TaskCall(
             request.id,
             request.task,
-            context.args if again.get("args") is None else tuple(again["args"]),
-            context.kwargs if again.get("kwargs") is None else dict(again["kwargs"]),
+            context.args if changes.get("args") is None else tuple(changes["args"]),
+            context.kwargs if changes.get("kwargs") is None else dict(changes["kwargs"]),
             eta=eta,
             expires=expires,
             retries=context.retries + 1,

@@ -250,14 +250,16 @@ class chord(Composition):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Signature:
         """A copy whose header's members have the arguments put in front."""
-        given = dict(kwargs or {})
-        body = _body(given.pop("body", None), self._app) or self.body
+        extra_kwargs = dict(kwargs or {})
+        body = _body(extra_kwargs.pop("body", None), self._app) or self.body
         cloned = super().clone(None, None, **options)
         if self.immutable:
-            args, given = (), {}
+            args, extra_kwargs = (), {}
         cloned["kwargs"] = {
             "kwargs": {},
-            "header": [member.clone(args, {**(self.kwargs.get("kwargs") or {}), **given}) for member in self.tasks],
+            "header": [
+                member.clone(args, {**(self.kwargs.get("kwargs") or {}), **extra_kwargs}) for member in self.tasks
+            ],
             "body": None if body is None else body.clone(),
         }
         return cloned
@@ -333,8 +335,8 @@ class chunks(Signature):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> GroupResult:
         """Publish the chunks. Raises: PublishError."""
-        found: GroupResult = self.group().apply_async(**options)
-        return found
+        result: GroupResult = self.group().apply_async(**options)
+        return result
 
     def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Run the chunks here."""
@@ -349,7 +351,7 @@ class _Mapped(Signature):
     """One task that calls another for each item of a list."""
 
     name_of_task = ""
-    kind = ""
+    mapped_type = ""
 
     def __init__(self, task: Any, it: Iterable[Any], *, app: AmqTask | None = None, **options: Any) -> None:
         inner = maybe_signature(task, app)
@@ -358,7 +360,7 @@ class _Mapped(Signature):
             (),
             {"task": inner, "it": list(it)},
             options,
-            subtask_type=self.kind,
+            subtask_type=self.mapped_type,
             immutable=True,
             app=app or inner._app,
         )
@@ -370,20 +372,20 @@ class _Mapped(Signature):
         return self.app.publish_signature(routed(self.clone(None, None, **options)))
 
     def __repr__(self) -> str:
-        star = "*" if self.kind == "xstarmap" else ""
+        star = "*" if self.mapped_type == "xstarmap" else ""
         return f"[{self.kwargs['task']['task']}({star}x) for x in {str(self.kwargs['it'])[:100]}]"
 
 
 class xmap(_Mapped):
     """`task(item)` for each item, in one task; its result is the list of results."""
 
-    name_of_task, kind = MAP, "xmap"
+    name_of_task, mapped_type = MAP, "xmap"
 
 
 class xstarmap(_Mapped):
     """`task(*item)` for each item, in one task."""
 
-    name_of_task, kind = STARMAP, "xstarmap"
+    name_of_task, mapped_type = STARMAP, "xstarmap"
 
 
 def routed(call: Signature) -> Signature:
@@ -410,8 +412,8 @@ def _members(header: Any, app: AmqTask | None) -> list[Signature]:
     """The header of a chord: a list, a group, a chain (its steps) or one signature; dictionaries that came over the wire too."""
     if isinstance(header, Iterable) and not isinstance(header, Mapping):
         return [maybe_signature(member, app) for member in header]
-    found = maybe_signature(header, app)
-    return found.tasks if isinstance(found, (group, chain)) else [found]
+    sig = maybe_signature(header, app)
+    return sig.tasks if isinstance(sig, (group, chain)) else [sig]
 
 
 def _body(body: Any, app: AmqTask | None) -> Signature | None:
@@ -445,18 +447,18 @@ def _append(steps: list[Signature], other: Signature) -> None:
 def piped(left: Any, right: Any) -> Any:
     """`left | right`."""
     try:
-        one, other = maybe_signature(left), maybe_signature(right)
+        first, second = maybe_signature(left), maybe_signature(right)
     except TypeError:
         return NotImplemented
-    if isinstance(other, group) and not len(other):
-        return one
-    if isinstance(one, group):
-        return chord(one, other, app=one._app)
-    if isinstance(one, chord):
-        steps: list[Signature] = [one]
-        _append(steps, other)
-        return steps[0] if len(steps) == 1 else chain(steps, app=one._app)
-    return chain([one, other], app=one._app)
+    if isinstance(second, group) and not len(second):
+        return first
+    if isinstance(first, group):
+        return chord(first, second, app=first._app)
+    if isinstance(first, chord):
+        steps: list[Signature] = [first]
+        _append(steps, second)
+        return steps[0] if len(steps) == 1 else chain(steps, app=first._app)
+    return chain([first, second], app=first._app)
 
 
 # -- from data
@@ -471,35 +473,35 @@ _KINDS: dict[str, Callable[[dict[str, Any], AmqTask | None], Signature]] = {
 }
 
 
-def _rebuilt_members(found: Any) -> list[Any]:
+def _rebuilt_members(header: Any) -> list[Any]:
     # Celery writes the members of a group in a chord's header as one more group.
-    if isinstance(found, Mapping):
-        return list(found["kwargs"]["tasks"]) if found.get("task") == GROUP else [found]
-    return list(found)
+    if isinstance(header, Mapping):
+        return list(header["kwargs"]["tasks"]) if header.get("task") == GROUP else [header]
+    return list(header)
 
 
-def from_dict(found: Mapping[str, Any], app: AmqTask | None = None) -> Signature:
+def from_dict(fields: Mapping[str, Any], app: AmqTask | None = None) -> Signature:
     """The chain, group, chord … or plain signature that a dictionary describes, ours or Celery's."""
-    if isinstance(found, Signature) and (type(found) is not Signature or found["task"] not in _KINDS):
-        return found
-    make = _KINDS.get(found["task"])
+    if isinstance(fields, Signature) and (type(fields) is not Signature or fields["task"] not in _KINDS):
+        return fields
+    make = _KINDS.get(fields["task"])
     if make is None:
-        return Signature(found, app=app)
-    made = make(dict(found.get("kwargs") or {}), app)
-    made["options"] = dict(found.get("options") or {})
-    if found["task"] == CHORD:
-        made["args"] = tuple(found.get("args") or ())
-        made["kwargs"]["kwargs"] = dict((found.get("kwargs") or {}).get("kwargs") or {})
-    made["immutable"] = bool(found.get("immutable"))
-    return made
+        return Signature(fields, app=app)
+    sig = make(dict(fields.get("kwargs") or {}), app)
+    sig["options"] = dict(fields.get("options") or {})
+    if fields["task"] == CHORD:
+        sig["args"] = tuple(fields.get("args") or ())
+        sig["kwargs"]["kwargs"] = dict((fields.get("kwargs") or {}).get("kwargs") or {})
+    sig["immutable"] = bool(fields.get("immutable"))
+    return sig
 
 
-def maybe_signature(found: Any, app: AmqTask | None = None) -> Signature:
+def maybe_signature(sig: Any, app: AmqTask | None = None) -> Signature:
     """The signature of a dictionary that came over the wire, or the one that it is already; of a task, `task.s()`.
 
     Raises: TypeError for something else.
     """
-    return from_dict(signature_of(found), app)
+    return from_dict(signature_of(sig), app)
 
 
 def signature(
@@ -514,8 +516,8 @@ def signature(
     """A signature of a task, a name, or a dictionary that came over the wire."""
     if isinstance(task, Mapping):
         return from_dict(task, app).clone(args, kwargs, **options)
-    found = app or getattr(task, "app", None)
-    return Signature(getattr(task, "name", task), args, kwargs, options, immutable=immutable, app=found)
+    bound_app = app or getattr(task, "app", None)
+    return Signature(getattr(task, "name", task), args, kwargs, options, immutable=immutable, app=bound_app)
 
 
 Signature.piped = staticmethod(piped)

@@ -37,30 +37,30 @@ class CommandInfo:
     args: tuple[Argument, ...] = ()
     variadic: str | None = None
 
-    def read(self, words: Sequence[str]) -> dict[str, Any]:
+    def read(self, texts: Sequence[str]) -> dict[str, Any]:
         """The arguments that these words of a command line say. Raises: ConfigurationError."""
         # What stands in angle brackets must be said.
-        is_short = len(words) < self.signature.count("<")
-        if is_short or (len(words) > len(self.args) and self.variadic is None):
+        is_short = len(texts) < self.signature.count("<")
+        if is_short or (len(texts) > len(self.args) and self.variadic is None):
             raise ConfigurationError(f"{self.name} takes: {self.signature or 'no arguments'}")
-        found: dict[str, Any] = {}
-        for (name, convert), word in zip(self.args, words, strict=False):
+        arguments: dict[str, Any] = {}
+        for (name, convert), text in zip(self.args, texts, strict=False):
             try:
-                found[name] = word if convert is None else convert(word)
+                arguments[name] = text if convert is None else convert(text)
             except ValueError as error:
                 raise ConfigurationError(f"{self.name} takes: {self.signature} ({error})") from error
         if self.variadic is not None:
-            found[self.variadic] = list(words[len(self.args) :])
-        return found
+            arguments[self.variadic] = list(texts[len(self.args) :])
+        return arguments
 
 
-def boolean(word: str) -> bool:
+def boolean(text: str) -> bool:
     """`yes`, `true`, `on`, `1` and their opposites. Raises: ValueError."""
-    known = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
+    values = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
     try:
-        return known[word.strip().lower()]
+        return values[text.strip().lower()]
     except KeyError:
-        raise ValueError(f"{word!r} is neither yes nor no") from None
+        raise ValueError(f"{text!r} is neither yes nor no") from None
 
 
 def _ask(name: str, help: str, **options: Any) -> CommandInfo:
@@ -175,11 +175,11 @@ def inspect_command(function: Any = None, /, **options: Any) -> Any:
 def _register(kind: Kind, function: Any, options: dict[str, Any]) -> Any:
     if function is None:
         return lambda decorated: _register(kind, decorated, options)
-    own = {key: value for key, value in options.items() if value is not None}
-    name = own.pop("name", None) or function.__name__
-    own.setdefault("help", (function.__doc__ or "").strip().split("\n")[0])
-    own["args"] = tuple((str(argument), convert) for argument, convert in own.get("args", ()))
-    info = CommandInfo(name=name, kind=kind, **own)
+    fields = {key: value for key, value in options.items() if value is not None}
+    name = fields.pop("name", None) or function.__name__
+    fields.setdefault("help", (function.__doc__ or "").strip().split("\n")[0])
+    fields["args"] = tuple((str(argument), convert) for argument, convert in fields.get("args", ()))
+    info = CommandInfo(name=name, kind=kind, **fields)
     for known_as in {name, info.alias or name}:
         _custom[known_as] = (info, function)
     return function
@@ -187,14 +187,14 @@ def _register(kind: Kind, function: Any, options: dict[str, Any]) -> Any:
 
 def find_custom(name: str) -> Callable[..., Any] | None:
     """The user's function for a command (or its alias), if there is one."""
-    found = _custom.get(name)
-    return found[1] if found is not None else None
+    registered = _custom.get(name)
+    return registered[1] if registered is not None else None
 
 
 def commands_of(kind: Kind) -> dict[str, CommandInfo]:
     """The visible commands of one kind, by name: ours and the users'."""
-    found = {**BUILTIN, **{info.name: info for info, _ in _custom.values()}}
-    return {name: info for name, info in sorted(found.items()) if info.kind == kind and info.visible}
+    commands = {**BUILTIN, **{info.name: info for info, _ in _custom.values()}}
+    return {name: info for name, info in sorted(commands.items()) if info.kind == kind and info.visible}
 
 
 def find_command(kind: Kind, name: str) -> CommandInfo:
@@ -204,7 +204,7 @@ def find_command(kind: Kind, name: str) -> CommandInfo:
     for info in BUILTIN.values():
         if info.kind == kind and name in (info.name, info.alias):
             return info
-    known = commands_of(kind)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else f" Available {kind} commands: {', '.join(known)}."
+    commands = commands_of(kind)
+    near = difflib.get_close_matches(name, commands, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else f" Available {kind} commands: {', '.join(commands)}."
     raise ConfigurationError(f"Command {name!r} not recognized.{hint}")

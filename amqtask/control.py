@@ -14,7 +14,7 @@ from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, Mes
 from amqtask.lazy import lazy
 from amqtask.printable import printable
 from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
-from amqtask.questions import MATCHERS, Inspect, Whom
+from amqtask.questions import MATCHERS, AskOptions, Inspect
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.replies import ReplyConsumer, guarded
 
@@ -45,7 +45,7 @@ class Inspection(Inspect):
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> None:
-        whom = Whom(
+        options = AskOptions(
             destination=destination,
             timeout=timeout,
             limit=limit,
@@ -53,7 +53,7 @@ class Inspection(Inspect):
             matcher=matcher,
             callback=callback,
         )
-        super().__init__(self.control if app is None else app.control, whom)
+        super().__init__(self.control if app is None else app.control, options)
 
 
 class Control:
@@ -100,7 +100,7 @@ class Control:
         Raises: PublishError, ConfigurationError (no such matcher, or a broker that nobody can be asked over).
         """
         arguments = {**(arguments or {}), **extra}
-        whom = Whom(
+        options = AskOptions(
             destination=destination,
             timeout=timeout,
             limit=limit,
@@ -109,9 +109,9 @@ class Control:
             callback=callback,
         )
         if not reply:
-            self._send(command, arguments, whom)
+            self._send(command, arguments, options)
             return None
-        return [{answer.nodename: answer.payload} for answer in self._collect(command, arguments, whom)]
+        return [{answer.nodename: answer.payload} for answer in self._collect(command, arguments, options)]
 
     def ask(
         self,
@@ -129,7 +129,7 @@ class Control:
 
         Raises: PublishError, and ConfigurationError with the in-memory broker, which nobody can be asked over.
         """
-        whom = Whom(
+        options = AskOptions(
             destination=destination,
             timeout=timeout,
             limit=limit,
@@ -137,13 +137,13 @@ class Control:
             matcher=matcher,
             callback=callback,
         )
-        return self.ask_them(command, arguments, whom)
+        return self.ask_them(command, arguments, options)
 
-    def ask_them(self, question: str, arguments: Mapping[str, Any], whom: Whom) -> dict[str, Any]:
-        """The same, with all there is to say about who is asked. Warns of nodes that answered twice."""
-        answers = self._collect(question, arguments, whom)
-        found = {answer.nodename: answer.payload for answer in answers}
-        if len(found) < len(answers):
+    def ask_them(self, question: str, arguments: Mapping[str, Any], options: AskOptions) -> dict[str, Any]:
+        """Send a command and collect the answers by node. Warns of nodes that answered twice."""
+        answers = self._collect(question, arguments, options)
+        payloads = {answer.nodename: answer.payload for answer in answers}
+        if len(payloads) < len(answers):
             names = [answer.nodename for answer in answers]
             twice = sorted({name for name in names if names.count(name) > 1})
             warnings.warn(
@@ -151,34 +151,34 @@ class Control:
                 DuplicateNodenameWarning,
                 stacklevel=3,
             )
-        return found
+        return payloads
 
-    def _collect(self, command: str, arguments: Mapping[str, Any], whom: Whom) -> list[Reply]:
+    def _collect(self, command: str, arguments: Mapping[str, Any], options: AskOptions) -> list[Reply]:
         if not self._addresses:
             raise ConfigurationError(
                 "workers are asked over RabbitMQ; with the broker memory:// look at the worker itself"
             )
         oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
         answers: list[Reply] = []
-        names = _destination(whom)
-        wanted = whom.limit or (len(names) if names else None)
+        names = _destination(options)
+        enough = options.limit or (len(names) if names else None)
 
         def on_reply(delivery: Delivery) -> None:
             answer = self._read(delivery)
             if answer is None or answer.ticket != ticket:
                 return
             answers.append(answer)
-            if whom.callback is not None:
-                whom.callback({answer.nodename: answer.payload})
+            if options.callback is not None:
+                options.callback({answer.nodename: answer.payload})
 
         replies = ReplyConsumer(
             self._addresses, reply_queue(oid, self._prefix), guarded(on_reply), name="amqtask control"
         )
         try:
             replies.ensure(timeout=CONNECT_SECONDS)
-            self._send(command, arguments, whom, ticket=ticket, reply_to=oid)
-            deadline = time.monotonic() + whom.timeout
-            replies.drive(lambda: wanted is not None and len(answers) >= wanted, deadline)
+            self._send(command, arguments, options, ticket=ticket, reply_to=oid)
+            deadline = time.monotonic() + options.timeout
+            replies.drive(lambda: enough is not None and len(answers) >= enough, deadline)
         finally:
             replies.close()
         return answers
@@ -196,7 +196,7 @@ class Control:
         self,
         command: str,
         arguments: Mapping[str, Any],
-        whom: Whom,
+        options: AskOptions,
         *,
         ticket: str | None = None,
         reply_to: str | None = None,
@@ -206,13 +206,13 @@ class Control:
             Command(
                 method=command,
                 arguments=arguments,
-                destination=_destination(whom),
-                pattern=whom.pattern or None,
-                matcher=_matcher(whom),
+                destination=_destination(options),
+                pattern=options.pattern or None,
+                matcher=_matcher(options),
                 ticket=ticket,
                 reply_exchange=reply_exchange(self._prefix).name if reply_to else "",
                 reply_key=reply_to or "",
-                expires=time.time() + whom.timeout,
+                expires=time.time() + options.timeout,
             ),
             self._prefix,
             clock=clock,
@@ -369,24 +369,26 @@ class Control:
         """Nothing stays open."""
 
 
-def _destination(whom: Whom) -> tuple[str, ...] | None:
-    names = whom.destination
+def _destination(options: AskOptions) -> tuple[str, ...] | None:
+    names = options.destination
     return ((names,) if isinstance(names, str) else tuple(names)) if names else None
 
 
-def _matcher(whom: Whom) -> str | None:
+def _matcher(options: AskOptions) -> str | None:
     """Celery's workers look at a pattern only if a matcher is named."""
-    if not whom.pattern:
+    if not options.pattern:
         return None
-    if whom.matcher not in (None, *MATCHERS):
-        raise ConfigurationError(f"there is no matcher {whom.matcher!r}: it is {' or '.join(MATCHERS)}")
+    if options.matcher not in (None, *MATCHERS):
+        raise ConfigurationError(f"there is no matcher {options.matcher!r}: it is {' or '.join(MATCHERS)}")
     try:
-        check_pattern(whom.pattern, whom.matcher)
+        check_pattern(options.pattern, options.matcher)
     except re.error as error:
-        raise ConfigurationError(f"the pattern {whom.pattern!r} is not a regular expression: {error}") from error
+        raise ConfigurationError(f"the pattern {options.pattern!r} is not a regular expression: {error}") from error
     except ValueError as error:
-        raise ConfigurationError(f"workers do not try the pattern {printable(whom.pattern, 100)!r}: {error}") from error
-    return whom.matcher or "glob"
+        raise ConfigurationError(
+            f"workers do not try the pattern {printable(options.pattern, 100)!r}: {error}"
+        ) from error
+    return options.matcher or "glob"
 
 
 __all__ = ["Control", "Inspect"]

@@ -37,7 +37,7 @@ class Field(NamedTuple):
     name: str
     low: int
     high: int
-    words: tuple[str, ...] = ()
+    value_names: tuple[str, ...] = ()
 
     def parse(self, spec: FieldSpec) -> frozenset[int]:
         """The numbers that a field's value stands for. Raises: ParseException, TypeError for what is no field at all."""
@@ -46,12 +46,12 @@ class Field(NamedTuple):
                 f"crontab: {self.name} must be an int, a str or an iterable of ints, not {type(spec).__name__}"
             )
         if isinstance(spec, str):
-            found = {number for part in spec.replace(" ", "").split(",") for number in self._part(part, spec)}
+            numbers = {number for part in spec.replace(" ", "").split(",") for number in self._part(part, spec)}
         else:
-            found = {self._checked(number, spec) for number in ([spec] if isinstance(spec, int) else spec)}
-        if not found:
+            numbers = {self._checked(number, spec) for number in ([spec] if isinstance(spec, int) else spec)}
+        if not numbers:
             raise ParseException(f"crontab: {self.name} names no value at all")
-        return frozenset(found)
+        return frozenset(numbers)
 
     def _part(self, part: str, spec: str) -> list[int]:
         span, slash, step = part.partition("/")
@@ -75,13 +75,13 @@ class Field(NamedTuple):
             return list(range(first, last + 1))
         return [*range(first, self.high + 1), *range(self.low, last + 1)]
 
-    def _number(self, word: str, spec: str) -> int:
-        if word.isdecimal():
-            return self._checked(int(word), spec)
-        for number, name in enumerate(self.words, self.low):
-            if len(word) >= 3 and name.startswith(word.lower()):
+    def _number(self, text: str, spec: str) -> int:
+        if text.isdecimal():
+            return self._checked(int(text), spec)
+        for number, name in enumerate(self.value_names, self.low):
+            if len(text) >= 3 and name.startswith(text.lower()):
                 return number
-        raise ParseException(f"crontab: {self.name} {spec!r}: {word or 'an empty part'!r} is not a {self._allowed()}")
+        raise ParseException(f"crontab: {self.name} {spec!r}: {text or 'an empty part'!r} is not a {self._allowed()}")
 
     def _checked(self, number: object, spec: object) -> int:
         if isinstance(number, str):
@@ -91,7 +91,7 @@ class Field(NamedTuple):
         return number
 
     def _allowed(self) -> str:
-        named = f", nor a name such as {self.words[0][:3]}" if self.words else ""
+        named = f", nor a name such as {self.value_names[0][:3]}" if self.value_names else ""
         return f"number from {self.low} to {self.high}{named}"
 
 

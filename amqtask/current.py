@@ -40,9 +40,9 @@ current_app = CurrentApp()
 
 def _make_default() -> AmqTask:
     # Stands above this module.
-    made: AmqTask = importlib.import_module("amqtask.app").AmqTask("default", set_as_current=False)
-    set_current(made)
-    return made
+    app: AmqTask = importlib.import_module("amqtask.app").AmqTask("default", set_as_current=False)
+    set_current(app)
+    return app
 
 
 def find_current_app() -> AmqTask | None:

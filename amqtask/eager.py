@@ -74,41 +74,41 @@ class InlineRunner:
             outcome = executor.execute(request)
             if executor.retry is None:
                 break
-            again = executor.retry.sig or {}
-            args = args if again.get("args") is None else again["args"]
-            kwargs = kwargs if again.get("kwargs") is None else again["kwargs"]
+            changes = executor.retry.sig or {}
+            args = args if changes.get("args") is None else changes["args"]
+            kwargs = kwargs if changes.get("kwargs") is None else changes["kwargs"]
             retries += 1
         return self._eager_result(executor, outcome, task_id, task.name, propagate)
 
     # -- compositions
 
-    def run_composition(self, found: Signature, args: tuple[Any, ...] = (), *, propagate: bool = False) -> Any:
+    def run_composition(self, sig: Signature, args: tuple[Any, ...] = (), *, propagate: bool = False) -> Any:
         """Run a settled, frozen signature; the result of its end. What fails ends all that was to follow it."""
-        if isinstance(found, chain):
-            return self._run_chain(found, args, propagate)
-        if isinstance(found, group):
-            results = [self.run_composition(member, args, propagate=propagate) for member in found.tasks]
-            return self._app.group_result(str(found.id), results)
-        if isinstance(found, chord):
-            return self._run_chord(found, args, propagate)
-        call = found.clone(args)
+        if isinstance(sig, chain):
+            return self._run_chain(sig, args, propagate)
+        if isinstance(sig, group):
+            results = [self.run_composition(member, args, propagate=propagate) for member in sig.tasks]
+            return self._app.group_result(str(sig.id), results)
+        if isinstance(sig, chord):
+            return self._run_chord(sig, args, propagate)
+        call = sig.clone(args)
         task = self._app.tasks[call.task]
         return self.run(task, call.args, call.kwargs, call.options, propagate=propagate)
 
-    def _run_chain(self, found: chain, args: tuple[Any, ...], propagate: bool) -> Any:
+    def _run_chain(self, sig: chain, args: tuple[Any, ...], propagate: bool) -> Any:
         result: Any = None
-        for step in found.tasks:
+        for step in sig.tasks:
             before, result = result, self.run_composition(step, args, propagate=propagate)
             _eldest(result).parent = before
             if isinstance(result, EagerResult) and result.state != states.SUCCESS:
-                return self._ended(found.tasks[-1], result)
+                return self._ended(sig.tasks[-1], result)
             args = (result.get(),) if isinstance(result, EagerResult) else (result.get(disable_sync_subtasks=False),)
         return result
 
-    def _run_chord(self, found: chord, args: tuple[Any, ...], propagate: bool) -> Any:
-        members = [self.run_composition(member, args, propagate=propagate) for member in found.tasks]
-        header = self._app.group_result(str(found.id), members)
-        body = found.body
+    def _run_chord(self, sig: chord, args: tuple[Any, ...], propagate: bool) -> Any:
+        members = [self.run_composition(member, args, propagate=propagate) for member in sig.tasks]
+        header = self._app.group_result(str(sig.id), members)
+        body = sig.body
         assert body is not None
         failed = next((member for member in members if member.state != states.SUCCESS), None)
         if failed is None:
@@ -153,20 +153,20 @@ class InlineRunner:
             self._app.backend.store(kept)
         return result
 
-    def _run_next(self, found: Mapping[str, Any], result: Any, rest: list[Any]) -> None:
-        sig, _ = self._app.workflows.frozen(maybe_signature(found, self._app), {})
+    def _run_next(self, step: Mapping[str, Any], result: Any, later_steps: list[Any]) -> None:
+        sig, _ = self._app.workflows.frozen(maybe_signature(step, self._app), {})
         following = self.run_composition(sig, (result,))
-        if rest and following.successful():
-            self._run_next(rest[-1], following.get(), rest[:-1])
+        if later_steps and following.successful():
+            self._run_next(later_steps[-1], following.get(), later_steps[:-1])
 
 
 def _family(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Its root and its parent: those it was told, else those of the task that runs it, as for a call that is published."""
+    """root_id and parent_id of a call: those in its options, else from the task that makes the call, as for a published call."""
     caller = current_context()
-    found: dict[str, Any] = {"root_id": task_id, "parent_id": None}
+    family: dict[str, Any] = {"root_id": task_id, "parent_id": None}
     if caller is not None and caller.id is not None and caller.id != task_id:
-        found = {"root_id": caller.root_id or caller.id, "parent_id": caller.id}
-    return {key: options.get(key) or known for key, known in found.items()}
+        family = {"root_id": caller.root_id or caller.id, "parent_id": caller.id}
+    return {key: options.get(key) or inherited for key, inherited in family.items()}
 
 
 def _eldest(result: Any) -> Any:
@@ -176,6 +176,6 @@ def _eldest(result: Any) -> Any:
     return result
 
 
-def _last(found: Signature) -> Signature:
-    inner = found.body if isinstance(found, chord) else found.tasks[-1] if isinstance(found, chain) else None
-    return found if inner is None else _last(inner)
+def _last(sig: Signature) -> Signature:
+    inner = sig.body if isinstance(sig, chord) else sig.tasks[-1] if isinstance(sig, chain) else None
+    return sig if inner is None else _last(inner)

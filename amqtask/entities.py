@@ -99,37 +99,37 @@ _KINDS: dict[str, type[Exchange] | type[Queue] | type[Binding]] = {
 
 def changed_fields(value: Any, default: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from another one's."""
-    values = {each.name: getattr(value, each.name) for each in fields(value)}
-    return {name: found for name, found in values.items() if found != getattr(default, name)}
+    values = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: current for name, current in values.items() if current != getattr(default, name)}
 
 
 def as_document(entity: Declaration) -> dict[str, Any]:
     """An entity as tables and lists; what has its default is left out."""
     if isinstance(entity, Binding):
-        found = changed_fields(entity, Binding(Exchange(), ""))
-        found["source"], found["destination"] = as_document(entity.source), entity.destination
-        return {"is": "binding", **found}
+        document = changed_fields(entity, Binding(Exchange(), ""))
+        document["source"], document["destination"] = as_document(entity.source), entity.destination
+        return {"is": "binding", **document}
     if isinstance(entity, Exchange):
         return {"is": "exchange", **changed_fields(entity, Exchange())}
-    found = changed_fields(entity, Queue(""))
+    document = changed_fields(entity, Queue(""))
     if entity.exchange is not None:
-        found["exchange"] = as_document(entity.exchange)
+        document["exchange"] = as_document(entity.exchange)
     if entity.bindings:
-        found["bindings"] = [as_document(binding) for binding in entity.bindings]
-    return {"is": "queue", "name": entity.name, **found}
+        document["bindings"] = [as_document(binding) for binding in entity.bindings]
+    return {"is": "queue", "name": entity.name, **document}
 
 
 def from_document(document: Mapping[str, Any]) -> Any:
     """The entity that `as_document` wrote. Raises: KeyError, TypeError, ValueError, AttributeError for what is none."""
-    found = dict(document)
-    kind = _KINDS[found.pop("is")]
+    values = dict(document)
+    entity_class = _KINDS[values.pop("is")]
     for name in ("source", "exchange"):
-        if name in found:
-            found[name] = from_document(found[name])
-    if "bindings" in found:
-        found["bindings"] = tuple(from_document(binding) for binding in found["bindings"])
-    made = kind(**found)
-    if made.arguments:
-        made = replace(made, arguments=tuple((name, value) for name, value in made.arguments))
-    hash(made)  # publishers remember what they have declared
-    return made
+        if name in values:
+            values[name] = from_document(values[name])
+    if "bindings" in values:
+        values["bindings"] = tuple(from_document(binding) for binding in values["bindings"])
+    entity = entity_class(**values)
+    if entity.arguments:
+        entity = replace(entity, arguments=tuple((name, value) for name, value in entity.arguments))
+    hash(entity)  # publishers remember what they have declared
+    return entity

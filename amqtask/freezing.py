@@ -47,14 +47,14 @@ class Begun(NamedTuple):
 # -- options where they belong
 
 
-def settle(found: Any, options: Mapping[str, Any] | None = None) -> Signature:
+def settle(unsettled: Any, options: Mapping[str, Any] | None = None) -> Signature:
     """A copy in which only tasks have options, but for ids; `options` are those of the call. Raises: ConfigurationError."""
     # Of a composition only the outside: its parts are settled, and copied, one by one.
-    sig = Signature.clone(maybe_signature(found), None, None, **(options or {}))
+    sig = Signature.clone(maybe_signature(unsettled), None, None, **(options or {}))
     if isinstance(sig, (chain, group, chord)) and sig.options.get("chain"):
         # What follows it stands in its options where a worker of Celery's was about to publish it.
-        rest = sig.options.pop("chain")
-        return settle(piped(sig, chain(list(reversed(rest)))))
+        later_steps = sig.options.pop("chain")
+        return settle(piped(sig, chain(list(reversed(later_steps)))))
     if isinstance(sig, chain):
         return _settled_chain(sig)
     if isinstance(sig, group):
@@ -93,7 +93,9 @@ def _settled_members(sig: group) -> list[Signature]:
         if not isinstance(member, chain) or len(member):  # an empty chain has nothing to run
             members += _flat(settle(member, shared))
     if members and callbacks:
-        members[0].extend_list_option("link", [maybe_signature(each).clone().set(immutable=True) for each in callbacks])
+        members[0].extend_list_option(
+            "link", [maybe_signature(callback).clone().set(immutable=True) for callback in callbacks]
+        )
     for member in members:
         for errback in errbacks:
             member.link_error(maybe_signature(errback).clone())
@@ -102,7 +104,7 @@ def _settled_members(sig: group) -> list[Signature]:
 
 def _flat(member: Signature) -> list[Signature]:
     if isinstance(member, group):
-        return [each for inner in member.tasks for each in _flat(inner)]
+        return [leaf for inner in member.tasks for leaf in _flat(inner)]
     if isinstance(member, chain) and len(member) == 1:
         return _flat(member.tasks[0])
     return [member]
@@ -202,7 +204,7 @@ class Freezer:
         sig: Signature,
         *,
         task_id: str | None = None,
-        place: Mapping[str, Any] | None = None,
+        membership: Mapping[str, Any] | None = None,
         root_id: str | None = None,
         parent_id: str | None = None,
         parent: Any = None,
@@ -210,18 +212,18 @@ class Freezer:
     ) -> Result:
         """Give a settled signature its ids, in place, where it has none; its result.
 
-        `place` is what the task at its end belongs to (group_id, group_index, chord); `task_id` is that task's id. `parent` is
-        the result that it follows from. What `is_head` begins now; anything else learns its root when it begins.
+        `membership` is what the task at its end belongs to (group_id, group_index, chord); `task_id` is that task's id.
+        `parent` is the result that it follows from. What `is_head` begins now; anything else learns its root when it begins.
         """
         if isinstance(sig, chain):
-            return self._chain(sig, task_id, place, root_id, parent_id, parent, is_head=is_head)
+            return self._chain(sig, task_id, membership, root_id, parent_id, parent, is_head=is_head)
         if isinstance(sig, group):
-            return self._group(sig, task_id, place, root_id, parent_id, parent, is_head=is_head)
+            return self._group(sig, task_id, membership, root_id, parent_id, parent, is_head=is_head)
         if isinstance(sig, chord):
-            return self._chord(sig, task_id, place, root_id, parent_id, parent, is_head=is_head)
+            return self._chord(sig, task_id, membership, root_id, parent_id, parent, is_head=is_head)
         options = sig.options
-        found = options.setdefault("task_id", task_id or str(uuid.uuid4()))
-        for key, value in (place or {}).items():
+        fixed_id = options.setdefault("task_id", task_id or str(uuid.uuid4()))
+        for key, value in (membership or {}).items():
             if value is not None:
                 options.setdefault(key, value)
         if root_id is not None:
@@ -230,13 +232,13 @@ class Freezer:
             options.setdefault("parent_id", parent_id)
         if self._reply_to:
             options.setdefault("reply_to", self._reply_to)
-        return self._result(found, sig.task, parent)
+        return self._result(fixed_id, sig.task, parent)
 
     def _chain(
         self,
         sig: chain,
         task_id: Any,
-        place: Any,
+        membership: Any,
         root_id: str | None,
         parent_id: str | None,
         parent: Any,
@@ -254,22 +256,22 @@ class Freezer:
             parent = self.freeze(
                 step,
                 task_id=task_id if is_last else None,
-                place=place if is_last else None,
+                membership=membership if is_last else None,
                 root_id=root_id if not position else None,
                 parent_id=parent_id if not position else None,
                 parent=parent,
                 is_head=is_head and not position,
             )
         sig.tasks = steps
-        found: Result = parent
-        sig.options["task_id"] = found.id
-        return found
+        last_result: Result = parent
+        sig.options["task_id"] = last_result.id
+        return last_result
 
     def _group(
         self,
         sig: group,
         task_id: Any,
-        place: Any,
+        membership: Any,
         root_id: str | None,
         parent_id: str | None,
         parent: Any,
@@ -281,7 +283,7 @@ class Freezer:
         results = [
             self.freeze(
                 member,
-                place={"group_id": group_id, "group_index": index, "chord": (place or {}).get("chord")},
+                membership={"group_id": group_id, "group_index": index, "chord": (membership or {}).get("chord")},
                 root_id=root_id,
                 parent_id=parent_id,
                 is_head=is_head,
@@ -297,7 +299,7 @@ class Freezer:
         self,
         sig: chord,
         task_id: Any,
-        place: Any,
+        membership: Any,
         root_id: str | None,
         parent_id: str | None,
         parent: Any,
@@ -311,13 +313,17 @@ class Freezer:
         assert body is not None
         results = [
             # The group's id is set when the chord begins: a Celery worker that comes to that gives it another.
-            self.freeze(member, place={"group_index": index}, root_id=root_id, parent_id=parent_id, is_head=is_head)
+            self.freeze(
+                member, membership={"group_index": index}, root_id=root_id, parent_id=parent_id, is_head=is_head
+            )
             for index, member in enumerate(members)
         ]
         header = self._group_result(group_id, results, parent)
-        found = self.freeze(body, task_id=task_id, place=place, root_id=root_id, parent=header, is_head=False)
+        body_result = self.freeze(
+            body, task_id=task_id, membership=membership, root_id=root_id, parent=header, is_head=False
+        )
         sig.tasks, sig.body = members, body
-        return found
+        return body_result
 
 
 # -- beginning
@@ -341,23 +347,23 @@ def begin(
     return begun
 
 
-def _begin(sig: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], rest: list[Any], begun: Begun) -> None:
+def _begin(sig: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], later_steps: list[Any], begun: Begun) -> None:
     if isinstance(sig, chain):
         steps = sig.tasks
-        _begin(steps[0], args, kwargs, [*rest, *reversed(steps[1:])], begun)
+        _begin(steps[0], args, kwargs, [*later_steps, *reversed(steps[1:])], begun)
     elif isinstance(sig, group):
-        if rest:
+        if later_steps:
             # Somebody else's chain: ours have a chord here.
-            _begin(settle(chord(sig, chain(list(reversed(rest))))), args, kwargs, [], begun)
+            _begin(settle(chord(sig, chain(list(reversed(later_steps))))), args, kwargs, [], begun)
             return
         for member in sig.tasks:
             _begin(member, args, kwargs, [], begun)
     elif isinstance(sig, chord):
-        _begin_chord(sig, args, kwargs, rest, begun)
+        _begin_chord(sig, args, kwargs, later_steps, begun)
     else:
         call = sig.clone(args, kwargs) if args or kwargs else sig
-        if rest:
-            call["options"] = {**call.options, "chain": [*rest, *(call.options.get("chain") or ())]}
+        if later_steps:
+            call["options"] = {**call.options, "chain": [*later_steps, *(call.options.get("chain") or ())]}
         begun.calls.append(call)
 
 
@@ -365,18 +371,20 @@ def _led_by_a_task(body: Signature) -> Signature:
     """A chain as its first step that carries the others: where a header fails, Celery looks for the body's id in its options."""
     if not isinstance(body, chain):
         return body
-    first, *rest = body.tasks
+    first, *later_steps = body.tasks
     led = first.clone()
-    if rest:
-        led.options["chain"] = [*(led.options.get("chain") or ()), *reversed(rest)]
+    if later_steps:
+        led.options["chain"] = [*(led.options.get("chain") or ()), *reversed(later_steps)]
     return led
 
 
-def _begin_chord(sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], rest: list[Any], begun: Begun) -> None:
+def _begin_chord(
+    sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], later_steps: list[Any], begun: Begun
+) -> None:
     body, members, group_id = sig.body, sig.tasks, sig.options.get("task_id") or str(uuid.uuid4())
     assert body is not None
-    if rest:
-        body = settle(piped(body, chain(list(reversed(rest)))))
+    if later_steps:
+        body = settle(piped(body, chain(list(reversed(later_steps)))))
     if not members:
         _begin(body, ([],), {}, [], begun)
         return
@@ -387,6 +395,6 @@ def _begin_chord(sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], rest
         carried[SIZE] = len(members)
         carried[TOKEN] = begun.tokens[group_id] = new_token()
     for index, member in enumerate(members):
-        place = {"chord": carried, "group_id": group_id, "group_index": index}
-        end_of(member, lambda end, place=place: end.options.update(place))  # type: ignore[misc]
+        membership = {"chord": carried, "group_id": group_id, "group_index": index}
+        end_of(member, lambda end, membership=membership: end.options.update(membership))  # type: ignore[misc]
         _begin(member, args, kwargs, [], begun)

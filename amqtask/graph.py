@@ -24,24 +24,24 @@ class DependencyGraph:
 
     def topsort(self) -> list[Any]:
         """The nodes, each after all that it led to."""
-        found: dict[Any, None] = {}
+        ordered: dict[Any, None] = {}
 
         def visit(node: Any) -> None:
             for following in self.adjacent[node]:
-                if following not in found:
+                if following not in ordered:
                     visit(following)
-            found[node] = None
+            ordered[node] = None
 
         for node in self.adjacent:
-            if node not in found:
+            if node not in ordered:
                 visit(node)
-        return list(found)
+        return list(ordered)
 
     def to_dot(self, file: Any = None) -> str:
         """The graph in Graphviz's language; written to `file` too, if one is given."""
         lines = ["digraph dependencies {"]
         lines += [f'    "{node}";' for node in self.adjacent]
-        lines += [f'    "{node}" -> "{following}";' for node, found in self.adjacent.items() for following in found]
+        lines += [f'    "{node}" -> "{following}";' for node, targets in self.adjacent.items() for following in targets]
         text = "\n".join([*lines, "}", ""])
         if file is not None:
             file.write(text)

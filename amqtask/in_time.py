@@ -74,10 +74,10 @@ def leave_behind(awaitable: Awaitable[T], give_back: Callable[[T], object] | Non
 
 async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """Cancel tasks and let them end, so that nothing of them is left when their loop stops now."""
-    found = set(tasks)
-    for task in found:
+    futures = set(tasks)
+    for task in futures:
         leave_behind(task)
-    await _cancelled(found)
+    await _cancelled(futures)
 
 
 async def _cancelled(tasks: set[asyncio.Future[Any]]) -> None:

@@ -36,13 +36,13 @@ class Kind(NamedTuple):
     convert: Callable[[Any], Any]
 
 
-def convert(what: str, kind: Kind, value: Any) -> Any:
-    """The value as it is used; `what` is whose it is. Raises: WrongValue, which says what is wanted."""
+def convert(subject: str, kind: Kind, value: Any) -> Any:
+    """The value as it is used; `subject` says whose it is. Raises: WrongValue, which says what is wanted."""
     try:
         return kind.convert(value)
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
         reason = f" ({error})" if isinstance(error, _Because) else ""
-        raise WrongValue(f"{what} wants {kind.wants}, not {shown(value)}{reason}") from None
+        raise WrongValue(f"{subject} wants {kind.wants}, not {shown(value)}{reason}") from None
 
 
 def shown(value: Any) -> str:
@@ -71,38 +71,38 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def number(wants: str, least: float, most: float, *, whole: bool = False) -> Kind:
+def number(wants: str, low: float, high: float, *, integer_only: bool = False) -> Kind:
     """A finite number in a range."""
 
     def convert(value: Any) -> Any:
-        found = _number(value)
-        if not least <= found <= most or not math.isfinite(found):
+        amount = _number(value)
+        if not low <= amount <= high or not math.isfinite(amount):
             raise ValueError
-        if found == int(found) and (whole or not isinstance(value, float)):
-            return int(found)
-        if whole:
+        if amount == int(amount) and (integer_only or not isinstance(value, float)):
+            return int(amount)
+        if integer_only:
             raise ValueError
-        return float(found)
+        return float(amount)
 
     return Kind(wants, convert)
 
 
-def _seconds(wants: str, least: float = 0.0, most: float = LONGEST) -> Kind:
-    kind = number(wants, least, most)
+def _seconds(wants: str, low: float = 0.0, high: float = LONGEST) -> Kind:
+    kind = number(wants, low, high)
     return Kind(wants, lambda value: float(kind.convert(value)))
 
 
 SECONDS = _seconds("a number of seconds from 0 on, or a timedelta")
-PAUSE = _seconds("a number of seconds above 0, or a timedelta", least=0.001)
+PAUSE = _seconds("a number of seconds above 0, or a timedelta", low=0.001)
 BROKER_SECONDS = _seconds("a number of seconds from 0.001 to 4,294,967 (49 days)", 0.001, LONGEST_IN_BROKER)
 # Of calls: what a program has worked out may lie in the past.
-FROM_NOW = _seconds("a number of seconds from now, or a timedelta", least=-LONGEST)
-COUNT = number("a whole number from 0 on", 0, 2**53, whole=True)
-POSITIVE = number("a whole number from 1 on", 1, 2**53, whole=True)
+FROM_NOW = _seconds("a number of seconds from now, or a timedelta", low=-LONGEST)
+COUNT = number("a whole number from 0 on", 0, 2**53, integer_only=True)
+POSITIVE = number("a whole number from 1 on", 1, 2**53, integer_only=True)
 FACTOR = number("a number from 0 on", 0, LONGEST)
-PRIORITY = number("a whole number from 0 to 255", 0, 255, whole=True)
-PORT = number("a port number from 1 to 65535", 1, 65535, whole=True)
-HEARTBEAT = number("a whole number of seconds from 0 (off) to 65535", 0, 65535, whole=True)
+PRIORITY = number("a whole number from 0 to 255", 0, 255, integer_only=True)
+PORT = number("a port number from 1 to 65535", 1, 65535, integer_only=True)
+HEARTBEAT = number("a whole number of seconds from 0 (off) to 65535", 0, 65535, integer_only=True)
 
 
 def _attempts(value: Any) -> float:
@@ -150,10 +150,10 @@ RATE = Kind("a number a second, or text like '10/s', '100/m' or '5/h'", _rate)
 def _text(value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError
-    found = os.fspath(value)
-    if not isinstance(found, str):
+    text = os.fspath(value)
+    if not isinstance(text, str):
         raise TypeError
-    return found
+    return text
 
 
 TEXT = Kind("text", _text)
@@ -203,10 +203,10 @@ _MODES = {"persistent": 2, "transient": 1, "1": 1, "2": 2}
 
 
 def _delivery_mode(value: Any) -> int:
-    found = _MODES.get(str(value).lower())
-    if found is None or isinstance(value, bool):
+    mode = _MODES.get(str(value).lower())
+    if mode is None or isinstance(value, bool):
         raise ValueError
-    return found
+    return mode
 
 
 DELIVERY_MODE = Kind("2 (persistent) or 1 (transient)", _delivery_mode)
@@ -220,14 +220,14 @@ def _level(value: Any) -> Any:
 
 
 def _log_format(value: Any) -> str:
-    found = _text(value)
+    text = _text(value)
     try:
-        formatter = logging.Formatter(found)
+        formatter = logging.Formatter(text)
     except ValueError as error:
         raise _Because(str(error)) from error
     with contextlib.suppress(ValueError):  # a field that records have where the application gives it to them
         formatter.format(logging.LogRecord("", logging.INFO, "", 0, "", (), None))
-    return found
+    return text
 
 
 LOG_FORMAT = Kind("a format of Python's logging, such as '%(levelname)s %(message)s'", _log_format)
@@ -247,20 +247,20 @@ LIST = Kind("a list", _list)
 
 
 def _texts(value: Any) -> list[str]:
-    found = _list(value)
-    if not all(isinstance(each, str) for each in found):
+    texts = _list(value)
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError
-    return found
+    return texts
 
 
 TEXTS = Kind("a list of texts", _texts)
 
 
 def _table(value: Any) -> Any:
-    found = value if isinstance(value, dict) else dict(value)
-    if not all(isinstance(name, str) for name in found):
+    table = value if isinstance(value, dict) else dict(value)
+    if not all(isinstance(name, str) for name in table):
         raise _Because("its names are text")
-    return found
+    return table
 
 
 _IN_HEADERS = (str, bytes, bytearray, bool, int, float, Decimal, datetime, type(None))
@@ -280,10 +280,10 @@ def _header(value: Any, where: str) -> None:
 
 
 def _headers(value: Any) -> Any:
-    found = _table(value)
-    for name, item in found.items():
+    headers = _table(value)
+    for name, item in headers.items():
         _header(item, repr(name))
-    return found
+    return headers
 
 
 # What AMQP's headers can hold.
@@ -300,24 +300,24 @@ def signature_of(value: Any) -> Mapping[str, Any]:
     make = getattr(value, "s", None)
     if not callable(make):
         raise TypeError(f"a signature is wanted (task.s(…)), not {value!r}")
-    made: Mapping[str, Any] = make()
-    return made
+    sig: Mapping[str, Any] = make()
+    return sig
 
 
 def signatures(value: Any) -> Any:
     """One signature, or several."""
     if not isinstance(value, (list, tuple)):
         return signature_of(value)
-    found = [signature_of(each) for each in value]
-    return value if all(one is each for one, each in zip(found, value, strict=True)) else found
+    sigs = [signature_of(entry) for entry in value]
+    return value if all(sig is entry for sig, entry in zip(sigs, value, strict=True)) else sigs
 
 
 def _exceptions(value: Any) -> tuple[type[BaseException], ...]:
-    found = (value,) if isinstance(value, type) else tuple(value)
-    for each in found:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
+    exception_types = (value,) if isinstance(value, type) else tuple(value)
+    for exception_type in exception_types:
+        if not (isinstance(exception_type, type) and issubclass(exception_type, BaseException)):
             raise TypeError
-    return found
+    return exception_types
 
 
 EXCEPTIONS = Kind("exception classes, such as (ConnectionError, TimeoutError)", _exceptions)
@@ -368,15 +368,15 @@ def arguments(task: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[
     return tuple(positional), dict(keywords)
 
 
-def checked(what: str, kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> Mapping[str, Any]:
     """`values` as they are used; those without a kind are left alone. Raises: WrongValue."""
-    found: dict[str, Any] | None = None
+    converted: dict[str, Any] | None = None
     for name, value in values.items():
         kind = kinds.get(name)
         if kind is None or value is None:
             continue
-        good = convert(f"{what}: {name}", kind, value)
+        good = convert(f"{subject}: {name}", kind, value)
         if good is not value:
-            found = {**values} if found is None else found
-            found[name] = good
-    return values if found is None else found
+            converted = {**values} if converted is None else converted
+            converted[name] = good
+    return values if converted is None else converted

@@ -48,10 +48,10 @@ class lazy(Generic[T]):
             if not _is_guarded:
                 _is_guarded.append(True)
                 os.register_at_fork(before=_finish_making)
-            made: T = instance.__dict__.setdefault(self._name, self._make(instance))
+            value: T = instance.__dict__.setdefault(self._name, self._make(instance))
         finally:
             _making.pop(frame, None)
-        return made
+        return value
 
 
 def _finish_making() -> None:

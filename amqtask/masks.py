@@ -33,7 +33,7 @@ def mask_urls(text: str, stars: str = STARS) -> str:
 
 
 def _starred(stars: str) -> Any:
-    return lambda found: f"{found['name']}{stars}" if is_secret(found["word"]) else found[0]
+    return lambda match: f"{match['name']}{stars}" if is_secret(match["word"]) else match[0]
 
 
 def masked(name: str, value: Any) -> Any:
@@ -57,11 +57,11 @@ def masked(name: str, value: Any) -> Any:
 
 def masked_plain(name: str, value: Any) -> Any:
     """The same in a form that JSON can carry."""
-    found = masked(name, value)
-    if found is None or isinstance(found, (bool, int, float, str)):
-        return found
-    if isinstance(found, Mapping):
-        return {str(key): masked_plain(str(key), item) for key, item in found.items()}
-    if isinstance(found, (list, tuple, set, frozenset)):
-        return [masked_plain("", item) for item in found]
-    return mask_urls(repr(found))
+    hidden = masked(name, value)
+    if hidden is None or isinstance(hidden, (bool, int, float, str)):
+        return hidden
+    if isinstance(hidden, Mapping):
+        return {str(key): masked_plain(str(key), item) for key, item in hidden.items()}
+    if isinstance(hidden, (list, tuple, set, frozenset)):
+        return [masked_plain("", item) for item in hidden]
+    return mask_urls(repr(hidden))

@@ -108,16 +108,16 @@ class Parts:
         if self.is_finalized:
             for task in self.tasks.values():
                 task.bind(self._app)
-        for each in opened:
-            each.close()
+        for publisher in opened:
+            publisher.close()
 
     # -- what is made from settings, once
 
     @property
     def _broker_urls(self) -> str | Sequence[str] | None:
         # Celery's variable wins over the application, as it does there; ours is for an application that names no broker.
-        told = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
-        return told or _url_of_parts(self.conf) or os.environ.get("AMQTASK_BROKER_URL")
+        urls = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
+        return urls or _url_of_parts(self.conf) or os.environ.get("AMQTASK_BROKER_URL")
 
     @lazy
     def broker_addresses(self) -> tuple[BrokerAddress, ...]:
@@ -136,10 +136,10 @@ class Parts:
 
     def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
         transport = importlib.import_module("amqtask.transport.url")
-        found: tuple[BrokerAddress, ...] = transport.parse_broker_urls(
+        addresses: tuple[BrokerAddress, ...] = transport.parse_broker_urls(
             urls, use_ssl=self.conf.broker_use_ssl, login_method=self.conf.broker_login_method
         )
-        return found
+        return addresses
 
     @property
     def broker_name(self) -> str:
@@ -157,8 +157,8 @@ class Parts:
 
     @lazy
     def _made_memory_broker(self) -> MemoryBroker:
-        made: MemoryBroker = importlib.import_module("amqtask.transport.memory.broker").MemoryBroker()
-        return made
+        broker: MemoryBroker = importlib.import_module("amqtask.transport.memory.broker").MemoryBroker()
+        return broker
 
     @property
     def timezone(self) -> tzinfo:
@@ -169,8 +169,8 @@ class Parts:
         name = self.conf.timezone or django_time_zone() or "UTC"
         if isinstance(name, tzinfo):
             return name
-        found: tzinfo = importlib.import_module("amqtask.schedules").zone_named(name)
-        return found
+        zone: tzinfo = importlib.import_module("amqtask.schedules").zone_named(name)
+        return zone
 
     def now(self) -> datetime:
         """The present time in that zone."""
@@ -210,17 +210,17 @@ class Parts:
         return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
 
     def _own_route(self, name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
-        found = task if task is not None else self.tasks.get(name)
-        if found is None:
+        callee = task if task is not None else self.tasks.get(name)
+        if callee is None:
             return None
-        own = {key: getattr(found, key) for key in ("queue", "exchange", "routing_key")}
-        return {key: value for key, value in own.items() if value is not None} or None
+        route = {key: getattr(callee, key) for key in ("queue", "exchange", "routing_key")}
+        return {key: value for key, value in route.items() if value is not None} or None
 
     @lazy
     def delays(self) -> DelayPlan:
         """The broker's delay levels."""
-        kind = "quorum" if self.conf.task_default_queue_type == "quorum" else "classic"
-        return DelayPlan(self.conf.task_delay_prefix, kind)
+        queue_type = "quorum" if self.conf.task_default_queue_type == "quorum" else "classic"
+        return DelayPlan(self.conf.task_delay_prefix, queue_type)
 
     @lazy
     def calls(self) -> Calls:
@@ -235,14 +235,14 @@ class Parts:
     @lazy
     def publisher(self) -> Publisher:
         """Publishes with confirms; made at the first publish."""
-        made: Publisher
+        publisher: Publisher
         conf = self.conf
         if self.memory_broker is not None:
             module = importlib.import_module("amqtask.transport.memory.publisher")
-            made = module.MemoryPublisher(self.memory_broker, on_warning=logger.warning)
-            return made
+            publisher = module.MemoryPublisher(self.memory_broker, on_warning=logger.warning)
+            return publisher
         module = importlib.import_module("amqtask.transport.publisher")
-        made = module.PikaPublisher(
+        publisher = module.PikaPublisher(
             self.write_addresses,
             timeout=conf.broker_publish_timeout,
             pool_limit=conf.broker_pool_limit,
@@ -251,19 +251,19 @@ class Parts:
             client_name=self._client_name,
             on_warning=logger.warning,
         )
-        return made
+        return publisher
 
     @lazy
     def async_publisher(self) -> AsyncPublisher:
         """The same over aio-pika, for event loops."""
-        made: AsyncPublisher
+        publisher: AsyncPublisher
         conf = self.conf
         if self.memory_broker is not None:
             module = importlib.import_module("amqtask.transport.memory.publisher")
-            made = module.MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
-            return made
+            publisher = module.MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
+            return publisher
         module = importlib.import_module("amqtask.transport.async_publisher")
-        made = module.AioPikaPublisher(
+        publisher = module.AioPikaPublisher(
             self.write_addresses,
             timeout=conf.broker_publish_timeout,
             heartbeat=conf.broker_heartbeat,
@@ -271,7 +271,7 @@ class Parts:
             client_name=self._client_name,
             on_warning=logger.warning,
         )
-        return made
+        return publisher
 
     @property
     def _client_name(self) -> str:
@@ -280,8 +280,8 @@ class Parts:
     @property
     def backend_url(self) -> str | None:
         """CELERY_RESULT_BACKEND, else result_backend, else AMQTASK_RESULT_BACKEND; None when results are not kept."""
-        told = os.environ.get("CELERY_RESULT_BACKEND") or self.conf.result_backend
-        return told or os.environ.get("AMQTASK_RESULT_BACKEND") or None
+        url = os.environ.get("CELERY_RESULT_BACKEND") or self.conf.result_backend
+        return url or os.environ.get("AMQTASK_RESULT_BACKEND") or None
 
     @lazy
     def backend(self) -> ResultBackend | None:
@@ -320,22 +320,22 @@ class Parts:
         conf = self.conf
         if not conf.result_backend_always_retry:
             return None
-        made: RetryPolicy = importlib.import_module("amqtask.backends.retrying").RetryPolicy(
+        policy: RetryPolicy = importlib.import_module("amqtask.backends.retrying").RetryPolicy(
             seconds=None,
             retries=conf.result_backend_max_retries,
             first_pause=conf.result_backend_base_sleep_between_retries_ms / 1000,
             longest_pause=conf.result_backend_max_sleep_between_retries_ms / 1000,
             jitter=True,
         )
-        return made
+        return policy
 
     @lazy
     def outbox(self) -> Outbox | None:
         """Where calls go that are made in a database transaction: what was installed, else what the setting names."""
         if self._installed_outbox is not None or not self.conf.outbox:
             return self._installed_outbox
-        found: Outbox = importlib.import_module("amqtask.outbox.find").find_outbox(self.conf.outbox, self._app)
-        return found
+        outbox: Outbox = importlib.import_module("amqtask.outbox.find").find_outbox(self.conf.outbox, self._app)
+        return outbox
 
     def install_outbox(self, outbox: Outbox | None) -> None:
         """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
@@ -346,14 +346,14 @@ class Parts:
     def control(self) -> Control:
         """Remote control of workers."""
         module = importlib.import_module("amqtask.control")
-        made: Control = module.Control(
+        control: Control = module.Control(
             self.broker_addresses,
             self.publisher,
             prefix=self.conf.control_exchange,
             accept=content_types(self.conf.accept_content),
             queues=lambda: [queue.name for queue in self.queues.consumed],
         )
-        return made
+        return control
 
     @lazy
     def events(self) -> Events:
@@ -368,13 +368,13 @@ class Parts:
             serializer=conf.event_serializer,
             accept=content_types({conf.event_serializer, "json"}),
         )
-        made: Events = module.Events(
+        events: Events = module.Events(
             settings,
             open_feed=self._open_feed,
             publish=lambda message: self.publisher.publish(message),
             wake_workers=lambda: self.control.broadcast("heartbeat"),
         )
-        return made
+        return events
 
     @lazy
     def _tells_sent(self) -> bool:
@@ -383,52 +383,52 @@ class Parts:
     @lazy
     def teller(self) -> Teller:
         """Publishes events about calls; made with the first one."""
-        made: Teller
+        teller: Teller
         if self.memory_broker is not None:
             module = importlib.import_module("amqtask.transport.memory.publisher")
-            made = module.MemoryTeller(self.memory_broker, on_warning=logger.warning)
-            return made
+            teller = module.MemoryTeller(self.memory_broker, on_warning=logger.warning)
+            return teller
         module = importlib.import_module("amqtask.transport.teller")
-        made = module.PikaTeller(
+        teller = module.PikaTeller(
             self.write_addresses,
             connect_timeout=self.conf.broker_connection_timeout,
             client_name=f"{self._client_name} events",
             on_warning=logger.warning,
         )
-        return made
+        return teller
 
     @lazy
     def sent_events(self) -> SentEvents:
         """Tells monitors of calls (task_send_sent_event)."""
         module = importlib.import_module("amqtask.events.sent")
-        made: SentEvents = module.SentEvents(
+        sent_events: SentEvents = module.SentEvents(
             lambda messages: self.teller.tell(messages),
             exchange=self.conf.event_exchange,
             serializer=self.conf.event_serializer,
             clock=self.events.clock,
         )
-        return made
+        return sent_events
 
     def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
-        made: Feed
+        feed: Feed
         if self.memory_broker is not None:
             module = importlib.import_module("amqtask.transport.memory.feed")
-            made = module.MemoryFeed(self.memory_broker, queue, on_delivery)
-            return made
+            feed = module.MemoryFeed(self.memory_broker, queue, on_delivery)
+            return feed
         module = importlib.import_module("amqtask.transport.replies")
-        made = module.ReplyConsumer(
+        feed = module.ReplyConsumer(
             self.broker_addresses,
             queue,
             module.guarded(on_delivery),
             connect_timeout=self.conf.broker_connection_timeout,
             name="amqtask events",
         )
-        return made
+        return feed
 
     def connection(self, *_: Any, **__: Any) -> BrokerConnection:
         """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
-        made: BrokerConnection = importlib.import_module("amqtask.compat.connections").Connection(self)
-        return made
+        connection: BrokerConnection = importlib.import_module("amqtask.compat.connections").Connection(self)
+        return connection
 
     connection_for_read = connection_for_write = connection
 
@@ -440,9 +440,9 @@ class Parts:
     def close(self) -> None:
         """Close connections; they open again when they are used again."""
         for name in ("publisher", "teller", "backend", "control"):
-            made = self.__dict__.pop(name, None)
-            if made is not None:
-                made.close()
+            resource = self.__dict__.pop(name, None)
+            if resource is not None:
+                resource.close()
         self._opened_backend = None
 
 
@@ -450,9 +450,9 @@ def _url_of_parts(conf: Settings) -> str | None:
     """The broker's URL from Celery 2's settings, BROKER_HOST and the like."""
     if not any(conf.is_set(f"broker_{part}") for part in ("host", "port", "user", "password", "vhost", "transport")):
         return None
-    user, password = (quote(told or "guest", safe="") for told in (conf.broker_user, conf.broker_password))
-    place = f"{conf.broker_host or 'localhost'}:{conf.broker_port or 5672}"
-    return f"{conf.broker_transport or 'amqp'}://{user}:{password}@{place}/{quote(conf.broker_vhost or '/', safe='')}"
+    user, password = (quote(credential or "guest", safe="") for credential in (conf.broker_user, conf.broker_password))
+    host_and_port = f"{conf.broker_host or 'localhost'}:{conf.broker_port or 5672}"
+    return f"{conf.broker_transport or 'amqp'}://{user}:{password}@{host_and_port}/{quote(conf.broker_vhost or '/', safe='')}"
 
 
 def _route_list(routes: Any) -> list[Any]:

@@ -71,7 +71,7 @@ class Pipeline:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exception_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """What was called is published, whether the block ended well or not: so it would have been without a pipeline."""
         token, self._token = self._token, None
@@ -88,12 +88,12 @@ class Pipeline:
 
 def find_pipeline(owner: object) -> Pipeline | None:
     """The pipeline that `owner`'s calls go through here, None outside of `with app.pipeline()`."""
-    found = _open.get()
-    return found if found is not None and found.owner is owner and found.is_open_here else None
+    pipeline = _open.get()
+    return pipeline if pipeline is not None and pipeline.owner is owner and pipeline.is_open_here else None
 
 
 def flush_open() -> None:
     """Publish what waits here, before somebody waits for its result. Raises: PublishError."""
-    found = _open.get()
-    if found is not None and found.is_open_here:
-        found.flush()
+    pipeline = _open.get()
+    if pipeline is not None and pipeline.is_open_here:
+        pipeline.flush()

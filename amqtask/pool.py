@@ -136,14 +136,14 @@ def limits_of(pool_class: type[Pool], *, is_async: bool) -> frozenset[str]:
 
     A pool that runs the two in different places says the latter in `def_limits`; for the others `limits` is for both.
     """
-    found: frozenset[str] = pool_class.limits
-    return found if is_async else getattr(pool_class, "def_limits", found)
+    limits: frozenset[str] = pool_class.limits
+    return limits if is_async else getattr(pool_class, "def_limits", limits)
 
 
 def restarter_of(pool: Pool) -> Callable[[], None] | None:
     """A pool of processes may have `restart()`: replace them all, each when its task has ended. None: it has not."""
-    found: Callable[[], None] | None = getattr(pool, "restart", None)
-    return found
+    restart: Callable[[], None] | None = getattr(pool, "restart", None)
+    return restart
 
 
 GROUP = "amqtask.pools"
@@ -164,28 +164,30 @@ def find_pool(name: str) -> type[Pool]:
     path = OURS.get(name) or _plugin(name)
     module, _, attributes = path.partition(":")
     try:
-        found: type[Pool] = operator.attrgetter(attributes)(importlib.import_module(module))
+        pool_class: type[Pool] = operator.attrgetter(attributes)(importlib.import_module(module))
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if error.name == "amqtask_pools":
             raise PoolNotFound("no pool is there. Is amqtask installed (pip install -e . in a checkout)?") from error
         if library in ("", "amqtask", "amqtask_pools"):
             raise
-        wanted = f"amqtask[{name}]" if name in OURS else library
-        raise PoolNotFound(f'pool {name!r} needs {library}, which is not installed: pip install "{wanted}"') from error
-    return found
+        requirement = f"amqtask[{name}]" if name in OURS else library
+        raise PoolNotFound(
+            f'pool {name!r} needs {library}, which is not installed: pip install "{requirement}"'
+        ) from error
+    return pool_class
 
 
 def _plugin(name: str) -> str:
     # Not imported above: it brings threading and socket too, which green pools patch first.
     metadata: Any = importlib.import_module("importlib.metadata")
-    found = {point.name: str(point.value) for point in metadata.entry_points(group=GROUP)}
-    if name not in found:
-        raise PoolNotFound(_unknown(name, sorted({*OURS, *found})))
-    return found[name]
+    paths = {point.name: str(point.value) for point in metadata.entry_points(group=GROUP)}
+    if name not in paths:
+        raise PoolNotFound(_unknown(name, sorted({*OURS, *paths})))
+    return paths[name]
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=2)
+def _unknown(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=2)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"no pool {name!r}.{hint} There are: {', '.join(known)}."
+    return f"no pool {name!r}.{hint} There are: {', '.join(names)}."

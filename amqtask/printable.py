@@ -18,14 +18,14 @@ _LONGEST_ARGUMENT = 600
 _PLAIN = (int, float, bool, type(None))
 
 
-def printable(text: str, most: int = LONGEST) -> str:
-    """The text with escapes for what moves a cursor or ends a line; at most `most` characters of it, and how many there are."""
-    if text.isprintable() and len(text) <= most:
+def printable(text: str, limit: int = LONGEST) -> str:
+    """The text with escapes for what moves a cursor or ends a line; at most `limit` characters of it, and how many there are."""
+    if text.isprintable() and len(text) <= limit:
         return text
-    shown = text[:most]
+    shown = text[:limit]
     if not shown.isprintable():
-        shown = "".join(map(_escaped, shown))[:most]
-    return f"{shown}… ({len(text)} characters)" if len(text) > most else shown
+        shown = "".join(map(_escaped, shown))[:limit]
+    return f"{shown}… ({len(text)} characters)" if len(text) > limit else shown
 
 
 def printable_lines(text: str) -> str:
@@ -74,12 +74,12 @@ class _Shown:
 
 
 def _argument(value: Any) -> Any:
-    kind = value.__class__
-    if kind is str:
+    value_class = value.__class__
+    if value_class is str:
         return value if value.isprintable() and len(value) <= _LONGEST_ARGUMENT else _Shown(value)
-    if kind in _PLAIN:
+    if value_class in _PLAIN:
         return value
-    return Lines(_indented(value)) if kind is Lines else _Shown(value)
+    return Lines(_indented(value)) if value_class is Lines else _Shown(value)
 
 
 class _Guard(logging.Filter):

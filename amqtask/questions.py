@@ -10,7 +10,7 @@ MATCHERS = ("glob", "pcre")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Whom:
+class AskOptions:
     """Who is asked, and for how long. None: all. `matcher` is glob or pcre, `timeout` seconds."""
 
     destination: str | Sequence[str] | None = None
@@ -24,27 +24,27 @@ class Whom:
 class Asker(Protocol):
     """Sends a question and returns the answers by node."""
 
-    def ask_them(self, question: str, arguments: Mapping[str, Any], whom: Whom) -> dict[str, Any]: ...
+    def ask_them(self, question: str, arguments: Mapping[str, Any], options: AskOptions) -> dict[str, Any]: ...
 
 
 class Inspect:
     """Each question returns {node: answer}, or None when nobody answered (as in Celery)."""
 
-    def __init__(self, asker: Asker, whom: Whom) -> None:
+    def __init__(self, asker: Asker, options: AskOptions) -> None:
         self._asker = asker
-        self._whom = whom
+        self._options = options
 
     def _request(self, command: str, **arguments: Any) -> dict[str, Any] | None:
         """Any question, a custom one too, under Celery's name for this method."""
-        return self._asker.ask_them(command, arguments, self._whom) or None
+        return self._asker.ask_them(command, arguments, self._options) or None
 
     def ping(self, destination: Sequence[str] | None = None) -> dict[str, Any] | None:
         """Who is there: {"ok": "pong"}."""
         if not destination:
             return self._request("ping")
-        old = self._whom
-        whom = Whom(destination=destination, timeout=old.timeout, callback=old.callback)
-        return self._asker.ask_them("ping", {}, whom) or None
+        old = self._options
+        options = AskOptions(destination=destination, timeout=old.timeout, callback=old.callback)
+        return self._asker.ask_them("ping", {}, options) or None
 
     def active(self, safe: bool | None = None) -> dict[str, Any] | None:
         """What runs; with `safe` arguments are told as text and nothing is decoded for it."""
@@ -82,8 +82,8 @@ class Inspect:
 
     def query_task(self, *ids: str | Sequence[str]) -> dict[str, Any] | None:
         """What workers know of tasks: {node: {id: [state, info]}}; ids one by one, or one list."""
-        wanted = ids[0] if len(ids) == 1 and isinstance(ids[0], (list, tuple)) else ids
-        return self._request("query_task", ids=list(wanted))
+        task_ids = ids[0] if len(ids) == 1 and isinstance(ids[0], (list, tuple)) else ids
+        return self._request("query_task", ids=list(task_ids))
 
     def clock(self) -> dict[str, Any] | None:
         """Logical clocks."""

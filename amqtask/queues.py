@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 def default_exchange(conf: Settings) -> Exchange | None:
     """The exchange of the default queue; None (the default exchange) when nothing is configured."""
-    name, kind = conf.task_default_exchange, conf.task_default_exchange_type
-    if not name and kind == "direct":
+    name, exchange_type = conf.task_default_exchange, conf.task_default_exchange_type
+    if not name and exchange_type == "direct":
         return None
-    return Exchange(name or conf.task_default_queue, type=kind)
+    return Exchange(name or conf.task_default_queue, type=exchange_type)
 
 
-def configured(found: Any, default: Exchange | None) -> Iterator[Queue]:
+def configured(queues: Any, default: Exchange | None) -> Iterator[Queue]:
     """Queues from a list of Queue, names or kombu's queues, or from Celery's mapping of names.
 
     Raises: ConfigurationError for anything else.
     """
-    if found is None:
+    if queues is None:
         return
-    if isinstance(found, Mapping):
-        for name, options in found.items():
+    if isinstance(queues, Mapping):
+        for name, options in queues.items():
             yield _from_mapping(str(name), options or {}, default)
         return
-    if isinstance(found, (str, Queue)) or not isinstance(found, Iterable):
-        found = [found]
-    for entry in found:
+    if isinstance(queues, (str, Queue)) or not isinstance(queues, Iterable):
+        queues = [queues]
+    for entry in queues:
         if isinstance(entry, Queue):
             yield entry
         elif isinstance(entry, str):
@@ -48,8 +48,8 @@ def _from_mapping(name: str, options: Mapping[str, Any], default: Exchange | Non
     if isinstance(exchange, str):
         exchange = Exchange(exchange, type=str(options.get("exchange_type", "direct")))
     key = options.get("routing_key") or options.get("binding_key") or name
-    given = options.get("queue_arguments") or options.get("arguments")
-    return Queue(name, exchange=exchange or default, routing_key=str(key), arguments=arguments(given))
+    queue_arguments = options.get("queue_arguments") or options.get("arguments")
+    return Queue(name, exchange=exchange or default, routing_key=str(key), arguments=arguments(queue_arguments))
 
 
 def _from_entity(entity: Any) -> Queue:

@@ -34,14 +34,14 @@ Revoke = Callable[..., None]
 _FROM_APP: Any = object()
 
 
-def _application(told: Any) -> Any:
+def _application(app: Any) -> Any:
     """The application that is meant by `app=`: it, that of a task, or the current one (None: there is none)."""
-    if told is None:
+    if app is None:
         return find_current_app()
-    found = getattr(told, "app", told)
-    if not hasattr(found, "revoke_call"):
-        raise TypeError(f"AsyncResult(app=…) is an application or a task of one, not {told!r}")
-    return found
+    application = getattr(app, "app", app)
+    if not hasattr(application, "revoke_call"):
+        raise TypeError(f"AsyncResult(app=…) is an application or a task of one, not {app!r}")
+    return application
 
 
 def _left(deadline: float | None) -> float | None:
@@ -67,9 +67,9 @@ class AsyncResult(Generic[R]):
         ignored: bool = False,
     ) -> None:
         if backend is _FROM_APP:
-            backend, found = None, _application(app)
-            if found is not None:
-                backend, revoke = found.backend, found.revoke_call
+            backend, application = None, _application(app)
+            if application is not None:
+                backend, revoke = application.backend, application.revoke_call
         self.id = self.task_id = id
         self.parent = parent
         self._backend = backend
@@ -150,8 +150,8 @@ class AsyncResult(Generic[R]):
                     final = self._final = await self._store.await_result(self.id, timeout=_left(deadline))
             return self._value(final, propagate)
         except ChordError as error:
-            told = await asyncio.to_thread(self._error_in_header) if follow_parents else None
-            raise told or error from None
+            cause = await asyncio.to_thread(self._error_in_header) if follow_parents else None
+            raise cause or error from None
 
     def __await__(self) -> Generator[Any, None, R]:
         return self.aget().__await__()
@@ -166,16 +166,16 @@ class AsyncResult(Generic[R]):
         if self._final is not None:
             yield self._final.status, self._info(self._final)
             return
-        seen: ResultMessage | None = None
+        reported: ResultMessage | None = None
         end = asyncio.ensure_future(self._store.await_result(self.id, timeout=timeout))
         try:
             while not end.done():
-                found = await asyncio.to_thread(self._meta)
-                if found.is_ready:
+                stored = await asyncio.to_thread(self._meta)
+                if stored.is_ready:
                     break
-                if found != seen:
-                    seen = found
-                    yield found.status, self._info(found)
+                if stored != reported:
+                    reported = stored
+                    yield stored.status, self._info(stored)
                 await asyncio.wait([end], timeout=interval)
             final = self._final = await end
             yield final.status, self._info(final)
@@ -190,20 +190,22 @@ class AsyncResult(Generic[R]):
         deadline: float | None,
     ) -> ResultMessage:
         """Wait as `get` does, and tell of each state on the way."""
-        seen: ResultMessage | None = None
+        reported: ResultMessage | None = None
         while True:
-            left = _left(deadline)
+            remaining = _left(deadline)
             try:
                 final = self._store.wait(
-                    self.id, timeout=interval if left is None else min(interval, left), on_interval=on_interval
+                    self.id,
+                    timeout=interval if remaining is None else min(interval, remaining),
+                    on_interval=on_interval,
                 )
             except TimeoutError:
-                if left is not None and left <= interval:
+                if remaining is not None and remaining <= interval:
                     raise
-                found = self._store.get(self.id)
-                if found is not None and not found.is_ready and found != seen:
-                    seen = found
-                    on_message(found.as_meta())
+                stored = self._store.get(self.id)
+                if stored is not None and not stored.is_ready and stored != reported:
+                    reported = stored
+                    on_message(stored.as_meta())
             else:
                 on_message(final.as_meta())
                 return final
@@ -211,16 +213,16 @@ class AsyncResult(Generic[R]):
     def _ancestors(self) -> dict[str, AsyncResult[Any]]:
         """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
         them is a chord's header, whose body hears of a failure.)"""
-        found: dict[str, AsyncResult[Any]] = {}
+        ancestors: dict[str, AsyncResult[Any]] = {}
         node = self.parent
         while node is not None:
             if isinstance(node, AsyncResult):
                 if node._final is None:
-                    found[node.id] = node
+                    ancestors[node.id] = node
                 elif node._final.status in states.PROPAGATE_STATES:
                     raise node._exception(node._final)
             node = node.parent
-        return found
+        return ancestors
 
     def _first_end(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> ResultMessage:
         """This result, or the error of the ancestor that failed before it."""
@@ -306,12 +308,12 @@ class AsyncResult(Generic[R]):
     def _meta(self) -> ResultMessage:
         if self._final is not None:
             return self._final
-        found = self._store.get(self.id)
-        if found is None:
+        stored = self._store.get(self.id)
+        if stored is None:
             return ResultMessage(self.id)
-        if found.is_ready:
-            self._final = found
-        return found
+        if stored.is_ready:
+            self._final = stored
+        return stored
 
     @property
     def state(self) -> str:
@@ -338,14 +340,14 @@ class AsyncResult(Generic[R]):
     @property
     def date_done(self) -> datetime | None:
         """When it ended."""
-        found = self._meta().date_done
-        return datetime.fromisoformat(found) if found else None
+        text = self._meta().date_done
+        return datetime.fromisoformat(text) if text else None
 
     @property
     def children(self) -> list[Any] | None:
         """What the task published in its turn."""
-        found = self._meta().children
-        return [result_from_tuple(child, self._backend, self._revoke) for child in found] if found else None
+        tuples = self._meta().children
+        return [result_from_tuple(child, self._backend, self._revoke) for child in tuples] if tuples else None
 
     @property
     def name(self) -> str | None:
@@ -492,13 +494,13 @@ class AsyncResult(Generic[R]):
 
     def build_graph(self, timeout: float | None = None, **_: Any) -> DependencyGraph:
         """The same, within `timeout` seconds for each."""
-        found = DependencyGraph()
+        graph = DependencyGraph()
         for parent, result in self.iterdeps(timeout):
             if parent is None:
-                found.add_arc(result)
+                graph.add_arc(result)
             else:
-                found.add_edge(parent, result)
-        return found
+                graph.add_edge(parent, result)
+        return graph
 
     def get_leaf(self, timeout: float | None = None) -> Any:
         """The value of the last result of `collect`."""
@@ -524,9 +526,9 @@ class AsyncResult(Generic[R]):
 
     def _copied(self, parent: Any) -> AsyncResult[R]:
         """The same result, of the same store."""
-        made = type(self).__new__(type(self))
-        made.__dict__.update(self.__dict__, parent=parent)
-        return made
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__, parent=parent)
+        return copied
 
     def __str__(self) -> str:
         return self.id
@@ -567,26 +569,31 @@ class EagerResult(AsyncResult[R]):
 
 
 def _unpickled(
-    kind: type[AsyncResult[Any]], id: str, parent: Any, name: str | None, final: ResultMessage | None, ignored: bool
+    result_class: type[AsyncResult[Any]],
+    id: str,
+    parent: Any,
+    name: str | None,
+    final: ResultMessage | None,
+    ignored: bool,
 ) -> AsyncResult[Any]:
-    made = kind.__new__(kind)
-    AsyncResult.__init__(made, id, parent=parent, task_name=name, ignored=ignored)
-    made._final = final
-    return made
+    result = result_class.__new__(result_class)
+    AsyncResult.__init__(result, id, parent=parent, task_name=name, ignored=ignored)
+    result._final = final
+    return result
 
 
 def result_from_tuple(
-    found: Any, backend: ResultBackend | None = _FROM_APP, revoke: Revoke | None = None, *, app: Any = None
+    encoded: Any, backend: ResultBackend | None = _FROM_APP, revoke: Revoke | None = None, *, app: Any = None
 ) -> Any:
     """The result that `as_tuple` described (lists from JSON too), in `backend`, else that of `app`, else of the current app."""
-    if isinstance(found, (AsyncResult, ResultSet)):
-        return found
+    if isinstance(encoded, (AsyncResult, ResultSet)):
+        return encoded
     if backend is _FROM_APP:
         application = _application(app)
         backend, revoke = (None, None) if application is None else (application.backend, application.revoke_call)
-    if isinstance(found, str):
-        return AsyncResult(found, backend, revoke=revoke)
-    (task_id, parent), children = found
+    if isinstance(encoded, str):
+        return AsyncResult(encoded, backend, revoke=revoke)
+    (task_id, parent), children = encoded
     parent_result = result_from_tuple(parent, backend, revoke) if parent else None
     if children is not None:
         members: Sequence[Any] = [result_from_tuple(child, backend, revoke) for child in children]

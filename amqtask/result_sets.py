@@ -232,9 +232,9 @@ class GroupResult(ResultSet):
             if result._final is None or result._final.status not in states.PROPAGATE_STATES:
                 continue
             error = result._exception(result._final)
-            told = result._error_in_header() if isinstance(error, ChordError) else error
-            if told is not None:
-                return told
+            cause = result._error_in_header() if isinstance(error, ChordError) else error
+            if cause is not None:
+                return cause
         return None
 
     def as_list(self) -> list[str]:
@@ -264,8 +264,8 @@ class GroupResult(ResultSet):
         It is looked for in `backend`, else in that of `app`, else of the current app. Raises: BackendNotConfigured.
         """
         store = backend or (app or current_app()).backend
-        found = _group_store(store).restore_group(id)
-        return None if found is None else cast("GroupResult", cls.rebuilt(found, store))
+        saved = _group_store(store).restore_group(id)
+        return None if saved is None else cast("GroupResult", cls.rebuilt(saved, store))
 
     def as_tuple(self) -> Any:
         """`((id, parent), [members])`, as Celery writes it."""

@@ -105,25 +105,25 @@ class BaseSchedule:
         """The first due time strictly after `after` (aware), in UTC; None when there is none. `zone` is the application's."""
         raise NotImplementedError
 
-    def first_due(self, seen: datetime, zone: tzinfo) -> datetime | None:
-        """The first due time of an entry that appeared at `seen` and never ran."""
-        return self.next_due(seen, zone)
+    def first_due(self, appeared_at: datetime, zone: tzinfo) -> datetime | None:
+        """The first due time of an entry that appeared at `appeared_at` and never ran."""
+        return self.next_due(appeared_at, zone)
 
     def latest_due(self, after: datetime, until: datetime, zone: tzinfo) -> datetime | None:
         """The last due time after `after` that is not after `until`: the one to catch up with; None when there is none."""
-        found = self.next_due(after, zone)
-        if found is None or found > until:
+        latest = self.next_due(after, zone)
+        if latest is None or latest > until:
             return None
         span = _MINUTE
-        while until - span > found:
+        while until - span > latest:
             late = self.next_due(until - span, zone)
             if late is not None and late <= until:
-                found = late
+                latest = late
                 break
             span *= 2
-        while (following := self.next_due(found, zone)) is not None and following <= until:
-            found = following
-        return found
+        while (following := self.next_due(latest, zone)) is not None and following <= until:
+            latest = following
+        return latest
 
     # -- Celery's names
 
@@ -208,11 +208,11 @@ class schedule(BaseSchedule):
         first = self.next_due(after, zone)
         if first > until:
             return None
-        found = first + (until - first) // self.run_every * self.run_every
+        due = first + (until - first) // self.run_every * self.run_every
         if not self.relative or self.run_every < _MINUTE:
-            return found
+            return due
         # Rounding may have moved it out of step with the clock by up to one interval.
-        rounded = self.next_due(found - self.run_every, zone)
+        rounded = self.next_due(due - self.run_every, zone)
         return rounded if first <= rounded <= until else first
 
     @property
@@ -261,14 +261,14 @@ class crontab(BaseSchedule):
         tz: str | tzinfo | None = None,
     ) -> None:
         super().__init__(nowfun, app, tz)
-        given = [_kept(spec) for spec in (minute, hour, day_of_week, day_of_month, month_of_year)]
-        self._orig_minute, self._orig_hour, self._orig_day_of_week = given[:3]
-        self._orig_day_of_month, self._orig_month_of_year = given[3:]
-        self.minute = set(MINUTE.parse(given[0]))
-        self.hour = set(HOUR.parse(given[1]))
-        self.day_of_week = set(DAY_OF_WEEK.parse(given[2]))
-        self.day_of_month = set(DAY_OF_MONTH.parse(given[3]))
-        self.month_of_year = set(MONTH_OF_YEAR.parse(given[4]))
+        specs = [_kept(spec) for spec in (minute, hour, day_of_week, day_of_month, month_of_year)]
+        self._orig_minute, self._orig_hour, self._orig_day_of_week = specs[:3]
+        self._orig_day_of_month, self._orig_month_of_year = specs[3:]
+        self.minute = set(MINUTE.parse(specs[0]))
+        self.hour = set(HOUR.parse(specs[1]))
+        self.day_of_week = set(DAY_OF_WEEK.parse(specs[2]))
+        self.day_of_month = set(DAY_OF_MONTH.parse(specs[3]))
+        self.month_of_year = set(MONTH_OF_YEAR.parse(specs[4]))
         self._readings = Readings(
             frozenset(self.minute),
             frozenset(self.hour),
@@ -277,7 +277,7 @@ class crontab(BaseSchedule):
             frozenset(self.month_of_year),
         )
         self._is_hourly = len(self.hour) == 24
-        self._goes_on = self._is_hourly or (isinstance(given[0], str) and given[0].strip().startswith("*"))
+        self._goes_on = self._is_hourly or (isinstance(specs[0], str) and specs[0].strip().startswith("*"))
 
     @classmethod
     def from_string(cls, crontab: str) -> crontab:
@@ -295,13 +295,13 @@ class crontab(BaseSchedule):
         """The next matching reading of the clock in `tz`, else in `zone`; see the module for clock changes."""
         zone = self._own(zone)
         after = after.astimezone(timezone.utc)
-        found = self._first_showing(after, zone)
+        due = self._first_showing(after, zone)
         if self._goes_on and (shown := second_showing(after, zone)) is not None:
-            again = self._readings.after(shown.start - timedelta(microseconds=1))
-            if again is not None and again < shown.end:
-                moment = (again - shown.offset).replace(tzinfo=timezone.utc)
-                return moment if found is None else min(found, moment)
-        return found
+            second_reading = self._readings.after(shown.start - timedelta(microseconds=1))
+            if second_reading is not None and second_reading < shown.end:
+                moment = (second_reading - shown.offset).replace(tzinfo=timezone.utc)
+                return moment if due is None else min(due, moment)
+        return due
 
     def _first_showing(self, after: datetime, zone: tzinfo) -> datetime | None:
         reading: datetime | None = reading_at(after, zone).replace(fold=0)
@@ -311,8 +311,8 @@ class crontab(BaseSchedule):
                 continue
             if moments.first > after:
                 return moments.first
-            if self._goes_on and moments.again is not None and moments.again > after:
-                return moments.again
+            if self._goes_on and moments.second is not None and moments.second > after:
+                return moments.second
         return None
 
     def remaining_delta(
@@ -325,13 +325,13 @@ class crontab(BaseSchedule):
 
     def is_due(self, last_run_at: datetime) -> schedstate:
         """As for all schedules; what is overdue for more than `beat_cron_starting_deadline` seconds is left out."""
-        found = super().is_due(last_run_at)
+        state = super().is_due(last_run_at)
         deadline = self.app.conf.beat_cron_starting_deadline if self.app is not None else None
-        if found.is_due and deadline is not None:
+        if state.is_due and deadline is not None:
             now = self.now()
             latest = self.latest_due(_aware(last_run_at), now, self.tz)
-            return found._replace(is_due=latest is not None and (now - latest).total_seconds() <= deadline)
-        return found
+            return state._replace(is_due=latest is not None and (now - latest).total_seconds() <= deadline)
+        return state
 
     def __repr__(self) -> str:
         fields = (self._orig_minute, self._orig_hour, self._orig_day_of_month, self._orig_month_of_year)
@@ -356,8 +356,8 @@ class crontab_parser:
     ParseException = ParseException
 
     def __init__(self, max_: int = 60, min_: int = 0) -> None:
-        known = {(7, 0): DAY_OF_WEEK, (12, 1): MONTH_OF_YEAR}
-        self._field = known.get((max_, min_)) or Field("the expression", min_, min_ + max_ - 1)
+        fields = {(7, 0): DAY_OF_WEEK, (12, 1): MONTH_OF_YEAR}
+        self._field = fields.get((max_, min_)) or Field("the expression", min_, min_ + max_ - 1)
 
     def parse(self, spec: str) -> set[int]:
         """The numbers it stands for. Raises: ParseException."""
@@ -375,7 +375,7 @@ class clocked(BaseSchedule):
         """Its time, while that is to come."""
         return self.clocked_time.astimezone(timezone.utc) if self.clocked_time > after else None
 
-    def first_due(self, seen: datetime, zone: tzinfo) -> datetime | None:
+    def first_due(self, appeared_at: datetime, zone: tzinfo) -> datetime | None:
         """Its time, also when that has passed."""
         return self.clocked_time.astimezone(timezone.utc)
 
@@ -422,9 +422,9 @@ class solar(BaseSchedule):
         after = after.astimezone(timezone.utc)
         # From the day's beginning, so that all who ask on one day get the same answer to the last digit.
         start = after.replace(hour=0, minute=0, second=0, microsecond=0)
-        while (found := event_after(self.event, self.lat, self.lon, start)) is not None and found <= after:
-            start = found + _MINUTE
-        return found
+        while (due := event_after(self.event, self.lat, self.lon, start)) is not None and due <= after:
+            start = due + _MINUTE
+        return due
 
     def __repr__(self) -> str:
         return f"<solar: {self.event} at latitude {self.lat}, longitude: {self.lon}>"
@@ -440,29 +440,29 @@ class solar(BaseSchedule):
         return hash(self._key)
 
 
-def maybe_schedule(given: Any, relative: bool = False, app: Any = None) -> Any:
+def maybe_schedule(spec: Any, relative: bool = False, app: Any = None) -> Any:
     """A number of seconds or a timedelta as a schedule; a schedule as it is, with `app`. Raises: ParseException."""
-    if given is None:
+    if spec is None:
         return None
-    if isinstance(given, (int, float, timedelta)) and not isinstance(given, bool):
-        return schedule(given, relative, app=app)
-    if not callable(getattr(given, "next_due", None)):
+    if isinstance(spec, (int, float, timedelta)) and not isinstance(spec, bool):
+        return schedule(spec, relative, app=app)
+    if not callable(getattr(spec, "next_due", None)):
         raise ParseException(
-            f"{given!r} is not a schedule: say seconds, a timedelta, schedule(), crontab() or solar() of amqtask.schedules"
+            f"{spec!r} is not a schedule: say seconds, a timedelta, schedule(), crontab() or solar() of amqtask.schedules"
         )
     if app is not None:
-        given.app = app
-    return given
+        spec.app = app
+    return spec
 
 
-def _interval(given: Any) -> timedelta:
+def _interval(spec: Any) -> timedelta:
     try:
-        found = given if isinstance(given, timedelta) else timedelta(seconds=given)
+        interval = spec if isinstance(spec, timedelta) else timedelta(seconds=spec)
     except (TypeError, OverflowError, ValueError) as error:
-        raise ParseException(f"schedule: {given!r} is not an interval: say seconds or a timedelta") from error
-    if found <= timedelta(0):
-        raise ParseException(f"schedule: an interval must be longer than nothing, not {given!r}")
-    return found
+        raise ParseException(f"schedule: {spec!r} is not an interval: say seconds or a timedelta") from error
+    if interval <= timedelta(0):
+        raise ParseException(f"schedule: an interval must be longer than nothing, not {spec!r}")
+    return interval
 
 
 def _rounded_down(after: datetime, interval: timedelta, zone: tzinfo) -> datetime:
@@ -471,7 +471,7 @@ def _rounded_down(after: datetime, interval: timedelta, zone: tzinfo) -> datetim
         reading = reading_at(after, zone).replace(fold=0) + interval
         midnight = moments_of(reading.replace(hour=0, minute=0, second=0, microsecond=0), zone)
         # A clock put back from after midnight to before it shows midnight twice; the first may have passed.
-        return midnight.again if midnight.first <= after and midnight.again is not None else midnight.first
+        return midnight.second if midnight.first <= after and midnight.second is not None else midnight.first
     reading = reading_at(after + interval, zone)
     over = timedelta(minutes=reading.minute if interval >= _HOUR else 0, seconds=reading.second)
     return after + interval - over - timedelta(microseconds=reading.microsecond)

@@ -56,16 +56,16 @@ class Encoded(NamedTuple):
 # -- JSON with kombu's extra types (kombu/utils/json.py: {"__type__": T, "__value__": V})
 
 
-def _wrap(kind: str, value: Any) -> dict[str, Any]:
-    return {"__type__": kind, "__value__": value}
+def _wrap(type_name: str, value: Any) -> dict[str, Any]:
+    return {"__type__": type_name, "__value__": value}
 
 
 def _json_default(value: Any) -> Any:
-    own = getattr(value, "__json__", None)
-    if own is not None:
-        return own()
-    for kind, encode in _JSON_ENCODERS:
-        if isinstance(value, kind):
+    as_json = getattr(value, "__json__", None)
+    if as_json is not None:
+        return as_json()
+    for value_type, encode in _JSON_ENCODERS:
+        if isinstance(value, value_type):
             return encode(value)
     django = sys.modules.get("django.utils.functional")
     if django is not None and isinstance(value, django.Promise):
@@ -75,10 +75,10 @@ def _json_default(value: Any) -> Any:
 
 def _own_form(value: Any) -> Any:
     """What an object says that it is as data (`__json__`, kombu's protocol)."""
-    own = getattr(value, "__json__", None)
-    if own is None:
+    as_json = getattr(value, "__json__", None)
+    if as_json is None:
         raise TypeError(f"{type(value).__name__} objects have no form there")
-    return own()
+    return as_json()
 
 
 def _encode_bytes(value: bytes) -> dict[str, Any]:
@@ -109,13 +109,13 @@ _JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _json_object(found: dict[str, Any]) -> Any:
-    if len(found) == 2 and "__type__" in found and "__value__" in found:
-        decode = _JSON_DECODERS.get(found["__type__"])
+def _json_object(table: dict[str, Any]) -> Any:
+    if len(table) == 2 and "__type__" in table and "__value__" in table:
+        decode = _JSON_DECODERS.get(table["__type__"])
         if decode is None:
-            raise ValueError(f"unknown __type__ {found['__type__']!r}")
-        return decode(found["__value__"])
-    return found
+            raise ValueError(f"unknown __type__ {table['__type__']!r}")
+        return decode(table["__value__"])
+    return table
 
 
 _json_encoder = json.JSONEncoder(default=_json_default).encode
@@ -149,11 +149,11 @@ def _load_json(body: bytes, encoding: str) -> Any:
     text = body.decode(encoding)
     decoder = _json_typed if "__type__" in text else _json_plain
     try:
-        found, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
+        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
     except StopIteration:
         end = -1
     # Nearly always it begins and ends with the value; `decode` looks for white space twice.
-    return found if end == len(text) else decoder.decode(text)
+    return value if end == len(text) else decoder.decode(text)
 
 
 # -- the others; their libraries are optional
@@ -217,10 +217,10 @@ SERIALIZERS = tuple(sorted(_BY_NAME))
 
 def content_type(name: str) -> str:
     """The content type of a serializer's name, or of itself. Raises: ConfigurationError."""
-    found = _BY_NAME.get(name, name)
-    if found not in _DUMP:
+    mime_type = _BY_NAME.get(name, name)
+    if mime_type not in _DUMP:
         raise ConfigurationError(f"no serializer {name!r}; there are: {', '.join(sorted(_BY_NAME))}")
-    return found
+    return mime_type
 
 
 def content_types(names: Iterable[str]) -> frozenset[str]:
@@ -233,13 +233,13 @@ def dumps(value: Any, serializer: str) -> Encoded:
 
     Raises: EncodeError naming the serializer; ConfigurationError for an unknown one.
     """
-    kind = content_type(serializer)
+    mime_type = content_type(serializer)
     try:
-        return Encoded(_DUMP[kind](value), kind, _ENCODING[kind])
+        return Encoded(_DUMP[mime_type](value), mime_type, _ENCODING[mime_type])
     except ImportError as error:
         raise _missing(serializer) from error
     except Exception as error:  # the value's own methods may raise anything
-        if not is_own(error, lambda: _DUMP[kind](value)):
+        if not is_own(error, lambda: _DUMP[mime_type](value)):
             raise
         raise EncodeError(f"{serializer} cannot write this {type(value).__name__}: {error}") from error
 
@@ -249,10 +249,11 @@ def loads(body: bytes, content_type: str | None, content_encoding: str | None, a
 
     Raises: ContentDisallowed before anything is read, Undecodable.
     """
-    kind = content_type or JSON
-    if not isinstance(kind, str) or kind not in accept:
+    mime_type = content_type or JSON
+    if not isinstance(mime_type, str) or mime_type not in accept:
         raise ContentDisallowed(
-            f"content type {printable(repr(kind), 200)} is not accepted (accept_content allows {', '.join(sorted(accept))}); "
+            f"content type {printable(repr(mime_type), 200)} is not accepted "
+            f"(accept_content allows {', '.join(sorted(accept))}); "
             "add its serializer to accept_content only if you trust every producer"
         )
     try:
@@ -260,22 +261,22 @@ def loads(body: bytes, content_type: str | None, content_encoding: str | None, a
     except (KeyError, TypeError):
         encoding = _encoding(content_encoding)
     try:
-        return _LOAD[kind](body, encoding)
+        return _LOAD[mime_type](body, encoding)
     except ImportError as error:
-        raise Undecodable(f"the library that reads {kind} is not installed: {error}") from error
+        raise Undecodable(f"the library that reads {mime_type} is not installed: {error}") from error
     except Exception as error:
-        if not is_own(error, lambda: _LOAD[kind](body, encoding or "utf-8")):
+        if not is_own(error, lambda: _LOAD[mime_type](body, encoding or "utf-8")):
             raise
-        raise Undecodable(f"the body is not valid {kind} ({len(body)} bytes): {error}") from error
+        raise Undecodable(f"the body is not valid {mime_type} ({len(body)} bytes): {error}") from error
 
 
-def _encoding(told: Any) -> str:
-    known = _TEXTS.get(told.lower().replace("_", "-")) if isinstance(told, str) else None
-    if known is None:
+def _encoding(content_encoding: Any) -> str:
+    encoding = _TEXTS.get(content_encoding.lower().replace("_", "-")) if isinstance(content_encoding, str) else None
+    if encoding is None:
         raise Undecodable(
-            f"content encoding {printable(repr(told), 100)} is none that a message here can have (utf-8, binary)"
+            f"content encoding {printable(repr(content_encoding), 100)} is none that a message here can have (utf-8, binary)"
         )
-    return known
+    return encoding
 
 
 def _missing(serializer: str) -> ConfigurationError:
@@ -314,37 +315,37 @@ class _Unpacked:
         return b"".join(self._pieces)
 
 
-def _zstd_decompress(body: bytes, found: _Unpacked) -> None:
+def _zstd_decompress(body: bytes, output: _Unpacked) -> None:
     import zstandard  # noqa: PLC0415 - optional library
 
     # A stream may come without its size, which only this interface reads; a torn end looks like a pause to it.
     stream = zstandard.ZstdDecompressor(max_window_size=_MOST_MEMORY).decompressobj()
     for start in range(0, len(body), _ZSTD_PIECE):
-        found.add(stream.decompress(body[start : start + _ZSTD_PIECE]))
+        output.add(stream.decompress(body[start : start + _ZSTD_PIECE]))
         if stream.eof:
             return
     raise ValueError(_TORN)
 
 
-def _gunzip(body: bytes, found: _Unpacked) -> None:
+def _gunzip(body: bytes, output: _Unpacked) -> None:
     # kombu writes zlib streams under the gzip content type; other producers write real gzip. 32: either.
     stream = zlib.decompressobj(32 + zlib.MAX_WBITS)
     packed = body
     while not stream.eof:
-        piece = stream.decompress(packed, found.room)
+        piece = stream.decompress(packed, output.room)
         packed = stream.unconsumed_tail
         if not piece and not packed and not stream.eof:
             raise ValueError(_TORN)
-        found.add(piece)
+        output.add(piece)
 
 
 def _unpack(open_stream: Callable[[], Any]) -> Callable[[bytes, _Unpacked], None]:
-    def unpack(body: bytes, found: _Unpacked) -> None:
+    def unpack(body: bytes, output: _Unpacked) -> None:
         packed = body
         for _ in range(_MOST_STREAMS):
             stream = open_stream()
             while not stream.eof:
-                found.add(stream.decompress(packed, found.room))
+                output.add(stream.decompress(packed, output.room))
                 if stream.needs_input:
                     raise ValueError(_TORN)
                 packed = b""
@@ -383,36 +384,36 @@ COMPRESSIONS = tuple(sorted(_COMPRESSION_NAMES))
 
 def compression_type(method: str) -> str:
     """The value of the `compression` header for a method's name, or for itself. Raises: ConfigurationError."""
-    kind = _COMPRESSION_NAMES.get(method, method)
-    if kind not in _COMPRESS:
+    mime_type = _COMPRESSION_NAMES.get(method, method)
+    if mime_type not in _COMPRESS:
         raise ConfigurationError(f"no compression {method!r}; there are: {', '.join(COMPRESSIONS)}")
-    return kind
+    return mime_type
 
 
 def compress(body: bytes, method: str) -> tuple[bytes, str]:
     """The compressed body and the value of the `compression` header. Raises: ConfigurationError."""
-    kind = compression_type(method)
+    mime_type = compression_type(method)
     try:
-        return _COMPRESS[kind][0](body), kind
+        return _COMPRESS[mime_type][0](body), mime_type
     except ImportError as error:
         raise _missing("zstd") from error
 
 
 def decompress(body: bytes, header_value: Any, limit: int = LARGEST_BODY) -> bytes:
     """The body as it was before `compress`, if that has at most `limit` bytes. Raises: Undecodable."""
-    kind = _COMPRESSION_NAMES.get(header_value, header_value) if isinstance(header_value, str) else ""
-    if kind not in _COMPRESS:
+    mime_type = _COMPRESSION_NAMES.get(header_value, header_value) if isinstance(header_value, str) else ""
+    if mime_type not in _COMPRESS:
         raise Undecodable(f"the body is compressed with {printable(repr(header_value), 200)}, which is not known here")
-    found = _Unpacked(limit)
+    output = _Unpacked(limit)
     try:
-        _COMPRESS[kind][1](body, found)
+        _COMPRESS[mime_type][1](body, output)
     except Undecodable:
         raise
     except Exception as error:
-        if not is_own(error, lambda: _COMPRESS[kind][1](body, _Unpacked(limit))):
+        if not is_own(error, lambda: _COMPRESS[mime_type][1](body, _Unpacked(limit))):
             raise
-        raise Undecodable(f"the body is not valid {kind}: {error}") from error
-    return bytes(found)
+        raise Undecodable(f"the body is not valid {mime_type}: {error}") from error
+    return bytes(output)
 
 
 def check_size(body: bytes, limit: int) -> None:

@@ -50,10 +50,10 @@ class Signal:
     def send(self, sender: Any = None, **arguments: Any) -> list[tuple[Callable[..., Any], Any]]:
         """Call the receivers; what each returned (or the exception it raised)."""
         answers: list[tuple[Callable[..., Any], Any]] = []
-        wanted = _sender_key(sender)
+        sender_key = _sender_key(sender)
         for filtered, reference in list(self._receivers.values()):
             receiver = reference()
-            if receiver is None or (filtered is not None and filtered != wanted):
+            if receiver is None or (filtered is not None and filtered != sender_key):
                 continue
             try:
                 answers.append((receiver, receiver(signal=self, sender=sender, **arguments)))
@@ -64,8 +64,8 @@ class Signal:
 
     def has_listeners(self, sender: Any = None) -> bool:
         """Whether a send by `sender` would reach anybody."""
-        wanted = _sender_key(sender)
-        return any(filtered is None or filtered == wanted for filtered, _ in self._receivers.values())
+        sender_key = _sender_key(sender)
+        return any(filtered is None or filtered == sender_key for filtered, _ in self._receivers.values())
 
     def _reference(self, receiver: Callable[..., Any], key: Any) -> Callable[[], Any]:
         def gone(_: Any) -> None:

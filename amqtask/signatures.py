@@ -96,10 +96,10 @@ class Signature(dict[str, Any]):
 
     @classmethod
     def _unpickled(cls, fields: dict[str, Any]) -> Signature:
-        made = cls.__new__(cls)
-        dict.__init__(made, fields)
-        made._app = None
-        return made
+        sig = cls.__new__(cls)
+        dict.__init__(sig, fields)
+        sig._app = None
+        return sig
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
         copied = self._unpickled({key: copy.deepcopy(value, memo) for key, value in self.items()})
@@ -223,13 +223,13 @@ class Signature(dict[str, Any]):
 
         Publishing it later keeps the ids; publishing it twice makes two messages with one id.
         """
-        place = {"group_id": group_id, "chord": chord, "root_id": root_id, "parent_id": parent_id}
-        return self.app.freeze(self, task_id=_id, group_index=group_index, **place)
+        ids = {"group_id": group_id, "chord": chord, "root_id": root_id, "parent_id": parent_id}
+        return self.app.freeze(self, task_id=_id, group_index=group_index, **ids)
 
     def append_to_list_option(self, key: str, value: Any) -> Any:
         """Add to an option that is a list, unless it is there; returns `value`."""
-        found = self.options.get(key)
-        values = [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+        current = self.options.get(key)
+        values = [] if current is None else list(current) if isinstance(current, (list, tuple)) else [current]
         if value not in values:
             values.append(value)
         self.options[key] = values
@@ -265,8 +265,8 @@ class Signature(dict[str, Any]):
         """Stamp the callbacks and errbacks."""
         for key in ("link", "link_error"):
             stamped = []
-            for found in listed(self.options.get(key)):
-                callback = found if isinstance(found, Signature) else Signature(found, app=self._app)
+            for link in listed(self.options.get(key)):
+                callback = link if isinstance(link, Signature) else Signature(link, app=self._app)
                 visited = None
                 if visitor is not None:
                     ask = visitor.on_callback if key == "link" else visitor.on_errback
@@ -278,10 +278,10 @@ class Signature(dict[str, Any]):
 
     def flatten_links(self) -> list[Any]:
         """This, its callbacks, theirs, and so on."""
-        found: list[Any] = [self]
+        signatures: list[Any] = [self]
         for callback in self.options.get("link") or ():
-            found += Signature.flatten_links(callback) if isinstance(callback, Signature) else [callback]
-        return found
+            signatures += Signature.flatten_links(callback) if isinstance(callback, Signature) else [callback]
+        return signatures
 
     def reprcall(self, *args: Any, **kwargs: Any) -> str:
         """How the call would look in Python."""
@@ -318,8 +318,8 @@ class Signature(dict[str, Any]):
     ) -> EagerResult[Any]:
         """Run it here and now."""
         signature = self.clone(args, kwargs, **options)
-        found: EagerResult[Any] = self.type.apply(signature.args, signature.kwargs, **signature.options)
-        return found
+        result: EagerResult[Any] = self.type.apply(signature.args, signature.kwargs, **signature.options)
+        return result
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself."""
@@ -331,8 +331,8 @@ class Signature(dict[str, Any]):
         return f"{self.task}({', '.join(parts)})"
 
 
-def listed(found: Any) -> list[Any]:
+def listed(callbacks: Any) -> list[Any]:
     """The callbacks of an option that may be one, several or none."""
-    if not found:
+    if not callbacks:
         return []
-    return list(found) if isinstance(found, (list, tuple)) else [found]
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]

@@ -60,19 +60,19 @@ class StampingVisitor(ABC):
 def gathered(
     handed_down: Mapping[str, Any],
     visited: Mapping[str, Any] | None,
-    own: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
     append: bool,
 ) -> dict[str, Any]:
-    """The stamps of one part, with their names under `stamped_headers`. `own` are its options."""
-    found = _named(handed_down)
+    """The stamps of one part, with their names under `stamped_headers`. `options` are its own."""
+    stamps = _named(handed_down)
     if visited:
-        _add(found, _named(visited), append)
-    if own.get(NAMES):
-        names = list(own[NAMES])
-        _add(found, {NAMES: names, **{name: own[name] for name in names if name in own}}, append)
-    found[NAMES] = list(dict.fromkeys(found[NAMES]))
-    return found
+        _add(stamps, _named(visited), append)
+    if options.get(NAMES):
+        names = list(options[NAMES])
+        _add(stamps, {NAMES: names, **{name: options[name] for name in names if name in options}}, append)
+    stamps[NAMES] = list(dict.fromkeys(stamps[NAMES]))
+    return stamps
 
 
 def _named(stamps: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,12 +80,12 @@ def _named(stamps: Mapping[str, Any]) -> dict[str, Any]:
     return {**stamps, NAMES: names}
 
 
-def _add(found: dict[str, Any], more: Mapping[str, Any], append: bool) -> None:
-    for name, value in more.items():
-        known = found.get(name)
-        if name not in found:
-            found[name] = value
-        elif isinstance(known, list) and isinstance(value, list):
-            found[name] = [*known, *value]
+def _add(stamps: dict[str, Any], added: Mapping[str, Any], append: bool) -> None:
+    for name, value in added.items():
+        current = stamps.get(name)
+        if name not in stamps:
+            stamps[name] = value
+        elif isinstance(current, list) and isinstance(value, list):
+            stamps[name] = [*current, *value]
         elif append:
-            found[name] = [*(known if isinstance(known, (list, tuple)) else [known]), value]
+            stamps[name] = [*(current if isinstance(current, (list, tuple)) else [current]), value]

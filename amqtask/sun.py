@@ -49,11 +49,11 @@ def event_after(name: str, lat: float, lon: float, start: datetime) -> datetime 
     moment = ephem.Date(start.replace(tzinfo=None))
     for _ in range(SEARCH_DAYS):
         try:
-            found: datetime = getattr(observer, event.method)(sun, start=moment, **options).datetime()
+            event_time: datetime = getattr(observer, event.method)(sun, start=moment, **options).datetime()
         except ephem.CircumpolarError:
             moment = observer.next_antitransit(sun, start=moment)
         else:
-            return found.replace(microsecond=0, tzinfo=timezone.utc)
+            return event_time.replace(microsecond=0, tzinfo=timezone.utc)
     return None
 
 

@@ -306,8 +306,8 @@ class Task(WithOthersNames, Generic[P, R]):
         when: datetime | float = eta or (self.default_retry_delay if countdown is None else countdown)
         if (args is None) != (kwargs is None):
             args, kwargs = _in_their_place(self.run, request, args, kwargs)
-        again = {"args": args, "kwargs": kwargs, "options": options}
-        verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=again)
+        changes = {"args": args, "kwargs": kwargs, "options": options}
+        verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=changes)
         if throw:
             try:
                 raise verdict from exc
@@ -353,8 +353,8 @@ class Task(WithOthersNames, Generic[P, R]):
         # The same run again, after a crash, adds the same member: one more that never runs would hold the chord for ever.
         number = request.__dict__["added_to_chord"] = request.__dict__.get("added_to_chord", 0) + 1
         task_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request.id} {request.retries} {number}"))
-        place = {"group_id": request.group, "group_index": request.group_index, "chord": request.chord}
-        member = self.app.workflows.as_member(sig, {"task_id": task_id, "root_id": request.root_id, **place})
+        membership = {"group_id": request.group, "group_index": request.group_index, "chord": request.chord}
+        member = self.app.workflows.as_member(sig, {"task_id": task_id, "root_id": request.root_id, **membership})
         self.app.add_to_chord(request.group, member, task_id=task_id, chord=request.chord)
         return member if lazy else member.apply_async()
 
@@ -367,10 +367,10 @@ class Task(WithOthersNames, Generic[P, R]):
     def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **_: Any) -> None:
         """Store a state of the task's own, such as PROGRESS with a dictionary. Raises: BackendNotConfigured."""
         request = self.request
-        found = task_id or request.id
-        if found is None:
+        updated_id = task_id or request.id
+        if updated_id is None:
             raise ValueError("update_state() needs a task_id when no task runs")
-        self.app.store_state(ResultMessage(found, state or "PENDING", meta), request)
+        self.app.store_state(ResultMessage(updated_id, state or "PENDING", meta), request)
 
     def send_event(self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any) -> None:
         """Publish an event of the task's own, such as "task-progress", for monitors. Raises: PublishError.
@@ -394,12 +394,14 @@ class Task(WithOthersNames, Generic[P, R]):
 
     def check_options(self) -> None:
         """Bring what the class says into the form that is used. Raises: WrongValue."""
-        kind = type(self)
-        options = {name: getattr(kind, name) for name in TASK if getattr(kind, name) is not getattr(Task, name)}
+        task_class = type(self)
+        options = {
+            name: getattr(task_class, name) for name in TASK if getattr(task_class, name) is not getattr(Task, name)
+        }
         plain = {name: value for name, value in options.items() if not hasattr(type(value), "__get__")}
         for name, value in of_task(self.name, plain).items():
             if value is not plain[name]:
-                setattr(kind, name, value)
+                setattr(task_class, name, value)
 
     def bind(self, app: AmqTask) -> None:
         """Belong to an app: take its settings where an option is None, note which hooks are overridden."""
@@ -424,10 +426,10 @@ class Task(WithOthersNames, Generic[P, R]):
                 setattr(self, attribute, bool(conf.task_acks_on_failure_or_timeout))
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
         self.is_async = inspect.iscoroutinefunction(self.run)
-        own = type(self)
+        task_class = type(self)
         ours = (Task, AsyncTask)
         self.overridden_hooks = frozenset(
-            name for name in HOOKS if all(getattr(own, name) is not getattr(kind, name) for kind in ours)
+            name for name in HOOKS if all(getattr(task_class, name) is not getattr(base, name) for base in ours)
         )
         typed = app.strict_typing if self.typing is None else self.typing
         self._check = argument_check(self.run) if typed else None
@@ -459,14 +461,14 @@ def _in_their_place(
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         parameters = ()  # type: ignore[assignment]
-    names = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    names = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     if args is not None:
-        found = tuple(args)
-        return found, {name: value for name, value in old_by_name.items() if name not in names[: len(found)]}
-    given = dict(kwargs or {})
-    first = next((position for position, name in enumerate(names[: len(old)]) if name in given), len(old))
-    behind = {name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in given}
-    return old[:first], {**behind, **given}
+        positional = tuple(args)
+        return positional, {name: value for name, value in old_by_name.items() if name not in names[: len(positional)]}
+    keywords = dict(kwargs or {})
+    first = next((position for position, name in enumerate(names[: len(old)]) if name in keywords), len(old))
+    behind = {name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in keywords}
+    return old[:first], {**behind, **keywords}
 
 
 def argument_check(function: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -510,14 +512,14 @@ def make_task(
                 UnknownTaskOptionWarning,
                 stacklevel=4,
             )
-    made = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
-    task: Task[..., Any] = made()
+    task_class = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
+    task: Task[..., Any] = task_class()
     return task
 
 
-def _annotations(found: Any, name: str) -> dict[str, Any]:
+def _annotations(annotations: Any, name: str) -> dict[str, Any]:
     """The setting task_annotations for one task: what stands under `*`, then what stands under its name."""
-    tables = found if isinstance(found, (list, tuple)) else [found]
+    tables = annotations if isinstance(annotations, (list, tuple)) else [annotations]
     merged: dict[str, Any] = {}
     for table in tables:
         if isinstance(table, Mapping):
@@ -558,7 +560,7 @@ def eta_of(eta: Any, countdown: float | None, zone: Callable[[], tzinfo] = lambd
         return datetime.now(timezone.utc) + timedelta(seconds=countdown)
     if eta is None:
         return None
-    found = datetime.fromisoformat(eta.replace("Z", "+00:00")) if isinstance(eta, str) else eta
-    if not isinstance(found, datetime):
+    moment = datetime.fromisoformat(eta.replace("Z", "+00:00")) if isinstance(eta, str) else eta
+    if not isinstance(moment, datetime):
         raise TypeError(f"a datetime or an ISO 8601 text is wanted, not {eta!r} (seconds from now: countdown={eta!r})")
-    return found.replace(tzinfo=zone()) if found.tzinfo is None else found
+    return moment.replace(tzinfo=zone()) if moment.tzinfo is None else moment

@@ -28,8 +28,8 @@ def pydantic_wrapper(
     except ImportError as error:
         raise ConfigurationError('pydantic=True needs a library: pip install "amqtask[pydantic]"') from error
     parameters = inspect.signature(function)
-    hints = {name: kind for name, kind in typing.get_type_hints(function).items() if name != "return"}
-    models = {name: model for name, kind in hints.items() if (model := _model_of(kind, BaseModel)) is not None}
+    hints = {name: hint for name, hint in typing.get_type_hints(function).items() if name != "return"}
+    models = {name: model for name, hint in hints.items() if (model := _model_of(hint, BaseModel)) is not None}
 
     def validated(args: Any, kwargs: Any) -> inspect.BoundArguments:
         bound = parameters.bind(*args, **kwargs)
@@ -64,9 +64,9 @@ def pydantic_wrapper(
     return call
 
 
-def _model_of(kind: Any, base: type) -> Any:
+def _model_of(hint: Any, base: type) -> Any:
     """The model that an annotation names, alone or beside None; None where it names none."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        others = [part for part in typing.get_args(kind) if part is not type(None)]
-        kind = others[0] if len(others) == 1 else None
-    return kind if isinstance(kind, type) and issubclass(kind, base) else None
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        alternatives = [part for part in typing.get_args(hint) if part is not type(None)]
+        hint = alternatives[0] if len(alternatives) == 1 else None
+    return hint if isinstance(hint, type) and issubclass(hint, base) else None

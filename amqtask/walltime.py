@@ -16,7 +16,7 @@ class Moments(NamedTuple):
     """When a reading is shown."""
 
     first: datetime  # for one that is left out: the moment at which the clock jumps over it
-    again: datetime | None  # the second time, when it is shown twice
+    second: datetime | None  # the second time, when it is shown twice
     is_shown: bool
 
 
@@ -58,14 +58,14 @@ def second_showing(moment: datetime, zone: tzinfo) -> SecondShowing | None:
 
 def change_between(low: datetime, high: datetime, zone: tzinfo) -> datetime:
     """The first moment after `low` with the offset that `zone` has at `high`, which differs from that at `low`."""
-    wanted = high.astimezone(zone).utcoffset()
+    offset = high.astimezone(zone).utcoffset()
     # Clocks change on whole seconds (on whole minutes, for a century); `low` may carry a fraction.
     low = low.replace(microsecond=0)
     steps = -(-(high - low) // _SECOND)
     first, last = 0, steps
     while last - first > 1:
         middle = (first + last) // 2
-        if (low + middle * _SECOND).astimezone(zone).utcoffset() == wanted:
+        if (low + middle * _SECOND).astimezone(zone).utcoffset() == offset:
             last = middle
         else:
             first = middle

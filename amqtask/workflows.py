@@ -34,33 +34,35 @@ class Workflows:
     # -- what a caller publishes
 
     def prepared(
-        self, found: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        self, composition: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Begun, Result]:
         """The calls that a composition begins with, and its result. Raises: ConfigurationError."""
-        sig, result = self.frozen(found.clone(args, kwargs) if args or kwargs else found, options)
+        sig, result = self.frozen(composition.clone(args, kwargs) if args or kwargs else composition, options)
         return self._begun(sig), result
 
     def _begun(self, sig: Signature, args: tuple[Any, ...] = (), continuation: list[Any] | None = None) -> Begun:
         return begin(sig, args, continuation=continuation, says_size=self._app.chord_store is None)
 
-    def frozen(self, found: Any, options: Mapping[str, Any]) -> tuple[Signature, Result]:
+    def frozen(self, composition: Any, options: Mapping[str, Any]) -> tuple[Signature, Result]:
         """A settled copy with all its ids, and its result."""
         options = dict(options)
         task_id, root_id, parent_id = (options.pop(key, None) for key in ("task_id", "root_id", "parent_id"))
-        place = {key: options.pop(key, None) for key in ("group_id", "group_index", "chord")}
-        sig = settle(found, options)
+        membership = {key: options.pop(key, None) for key in ("group_id", "group_index", "chord")}
+        sig = settle(composition, options)
         running = current_context()
         if running is not None and running.id is not None:
             root_id, parent_id = root_id or running.root_id or running.id, parent_id or running.id
-        result = self._freezer().freeze(sig, task_id=task_id, place=place, root_id=root_id, parent_id=parent_id)
+        result = self._freezer().freeze(
+            sig, task_id=task_id, membership=membership, root_id=root_id, parent_id=parent_id
+        )
         return sig, result
 
-    def as_member(self, found: Any, options: Mapping[str, Any]) -> Signature:
-        """What `found` becomes as one member of a chord that runs: its end has the id and the place that `options` say."""
-        member, _ = self.frozen(single(settle(found)), options)
-        if type(member) is type(found):  # a lazy one may be published by the name that its maker has for it
-            found.clear()
-            found.update(member)
+    def as_member(self, composition: Any, options: Mapping[str, Any]) -> Signature:
+        """`composition` as one member of a chord that runs: its end has the id and the membership that `options` say."""
+        member, _ = self.frozen(single(settle(composition)), options)
+        if type(member) is type(composition):  # a lazy one may be published by the name that its maker has for it
+            composition.clear()
+            composition.update(member)
         return member
 
     def _freezer(self, reply_to: str | None = None) -> Freezer:
@@ -79,11 +81,11 @@ class Workflows:
         Raises: what composing raises, BackendUnreachable (a store that counts chords is told of them here).
         """
         app = self._app
-        found = [app.compose_call(call) for call in begun.calls]
-        self.announce(begun, found)
-        return found
+        messages = [app.compose_call(call) for call in begun.calls]
+        self.announce(begun, messages)
+        return messages
 
-    def announce(self, begun: Begun, found: Sequence[Message]) -> None:
+    def announce(self, begun: Begun, messages: Sequence[Message]) -> None:
         """Make sure that the parts of the chords that begin here can be counted."""
         app, store = self._app, self._app.chord_store
         for group_id, size in begun.chords.items():
@@ -92,14 +94,14 @@ class Workflows:
                 continue
             queue = chord_queue(group_id, begun.tokens.get(group_id, ""), app.conf.result_chord_expires)
             # With each: the async publisher and the relays of an outbox keep no order, and no member may end before it is there.
-            for message in found:
+            for message in messages:
                 message.declare = (*message.declare, queue)
 
     def _composed(self, begun: Begun) -> list[Message]:
         """The same in a worker: where results go is said by whoever published the first task."""
-        found = [self._compose_here(call) for call in begun.calls]
-        self.announce(begun, found)
-        return found
+        messages = [self._compose_here(call) for call in begun.calls]
+        self.announce(begun, messages)
+        return messages
 
     def _compose_here(self, call: Signature) -> Message:
         app = self._app
@@ -131,9 +133,9 @@ class Workflows:
         context = Context(id=parent_id, root_id=_root_of(sig))
         return self._following(sig, (values,), context, [], headers)
 
-    def compose_replacement(self, found: Any, context: Context) -> list[Message]:
+    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
         """The messages of what a task asked to be replaced with: its id, callbacks and place are the task's."""
-        sig = single(settle(maybe_signature(found, self._app)))
+        sig = single(settle(maybe_signature(replacement, self._app)))
         if context.stamped_headers:
             sig.stamp(**(context.stamps or {}), stamped_headers=list(context.stamped_headers))
         for callback in listed(context.callbacks):
@@ -142,10 +144,10 @@ class Workflows:
         nesting = (context.replaced_task_nesting or 0) + 1
         shared = {"replaced_task_nesting": nesting}
         sig = settle(sig, {**shared, "link_error": [*listed(sig.options.get("link_error")), *errbacks]})
-        place = {"group_id": context.group, "group_index": context.group_index, "chord": context.chord}
+        membership = {"group_id": context.group, "group_index": context.group_index, "chord": context.chord}
         reply_to = context.reply_to or ""
         self._freezer(reply_to).freeze(
-            sig, task_id=context.id, place=place, root_id=context.root_id, parent_id=context.parent_id
+            sig, task_id=context.id, membership=membership, root_id=context.root_id, parent_id=context.parent_id
         )
         return self._composed(self._begun(sig, continuation=list(context.chain or ())))
 
@@ -170,7 +172,7 @@ class Workflows:
         sig: Signature,
         args: tuple[Any, ...],
         context: Context,
-        rest: list[Any],
+        later_steps: list[Any],
         headers: dict[str, Any] | None = None,
     ) -> list[Message]:
         sig = settle(sig)
@@ -178,7 +180,7 @@ class Workflows:
         reply_to = request.reply_to if request is not None else ""
         result = self._freezer(reply_to or "").freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)
         context.children.append(result.as_tuple())
-        begun = self._begun(sig, args, continuation=rest)
+        begun = self._begun(sig, args, continuation=later_steps)
         for call in begun.calls if headers else ():
             call.options["headers"] = {**(call.options.get("headers") or {}), **(headers or {})}
         return self._composed(begun)

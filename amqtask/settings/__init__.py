@@ -381,7 +381,7 @@ KINDS: dict[str, Kind] = {
     "prefetch": kinds.either(
         "'auto', or a whole number from 0 to 65535",
         kinds.choice("auto"),
-        kinds.number("", 0, 65535, whole=True),
+        kinds.number("", 0, 65535, integer_only=True),
     ),
     "serializer": Kind(f"one of {', '.join(SERIALIZERS)}", _named(content_type)),
     "serializers": Kind("a list of serializers or content types", kinds.LIST.convert),
