@@ -152,11 +152,11 @@ class QueueAdmin:
         """
         done = Moved()
         with self.channel(queue) as channel:
-            left = int(channel.queue_declare(queue, passive=True).method.message_count)
-            while left > 0 and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
-                wanted = min(BATCH, left, BATCH if limit is None else limit - done.moved)
-                taken = [delivery for _ in range(wanted) if (delivery := _get(channel, queue)) is not None]
-                left -= wanted if taken else left
+            remaining = int(channel.queue_declare(queue, passive=True).method.message_count)
+            while remaining > 0 and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
+                batch_size = min(BATCH, remaining, BATCH if limit is None else limit - done.moved)
+                taken = [delivery for _ in range(batch_size) if (delivery := _get(channel, queue)) is not None]
+                remaining -= batch_size if taken else remaining
                 pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
                 done.kept += len(taken) - len(pairs)
                 _publish(channel, publisher, pairs, done, acknowledge=acknowledge)
@@ -171,8 +171,8 @@ class QueueAdmin:
             raise _broken(error) from error
 
     @contextmanager
-    def channel(self, what: str) -> Iterator[Any]:
-        """A pika channel for a job on the queue `what`; its refusals become our errors."""
+    def channel(self, queue: str) -> Iterator[Any]:
+        """A pika channel for a job on the queue; its refusals become our errors."""
         try:
             channel = self._connection.channel()
             try:
@@ -182,10 +182,10 @@ class QueueAdmin:
                     channel.close()
         except ChannelClosedByBroker as error:
             if error.reply_code == NOT_FOUND:
-                raise QueueNotFound(f"there is no queue {what!r} on this broker.") from error
+                raise QueueNotFound(f"there is no queue {queue!r} on this broker.") from error
             if error.reply_code == ACCESS_REFUSED:
                 raise AccessRefused(f"may not do this: {lacks('read', error.reply_text)}") from error
-            raise OperationalError(f"queue {what!r}: {error.reply_text}") from error
+            raise OperationalError(f"queue {queue!r}: {error.reply_text}") from error
         except AMQPError as error:
             raise _broken(error) from error
 

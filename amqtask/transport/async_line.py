@@ -243,9 +243,9 @@ class Line:
     def _ask(self, seconds: float) -> None:
         if not self._is_asking and self.is_open:
             self._is_asking = True
-            leave_behind(self._asked(max(LEAST_ANSWER_SECONDS, min(ANSWER_SECONDS, seconds))))
+            leave_behind(self._probe(max(LEAST_ANSWER_SECONDS, min(ANSWER_SECONDS, seconds))))
 
-    async def _asked(self, seconds: float) -> None:
+    async def _probe(self, seconds: float) -> None:
         try:
             if await self._is_blocked():
                 return
@@ -268,8 +268,8 @@ class Line:
     async def publish(self, message: Message, deadline: float) -> None:
         """Publish and wait for the confirm. Raises: LineLost, Suspected, and PublishErrors."""
         message_id = message.properties.message_id
-        while message_id and (other := self._ids.get(message_id)) is not None:
-            await self._wait(asyncio.shield(other), deadline, "waiting for another message with the same id")
+        while message_id and (earlier_publish := self._ids.get(message_id)) is not None:
+            await self._wait(asyncio.shield(earlier_publish), deadline, "waiting for another message with the same id")
         self._number += 1
         number = self._number
         if message_id:
@@ -404,13 +404,13 @@ class Line:
         self, awaitable: Any, deadline: float, doing: str, give_back: Callable[[Any], object] | None = None
     ) -> Any:
         """Its result before the deadline. Raises: LineLost, ConnectionBlocked, PublishTimeout."""
-        left = deadline - asyncio.get_running_loop().time()
+        seconds_left = deadline - asyncio.get_running_loop().time()
         waiting = asyncio.ensure_future(awaitable)
         self._under_way.add(waiting)
         if self._looking is None:
-            self._look_in(left)
+            self._look_in(seconds_left)
         try:
-            done = await ended(waiting, left, give_back)
+            done = await ended(waiting, seconds_left, give_back)
         finally:
             self._under_way.discard(waiting)
         if done is None:
@@ -520,8 +520,8 @@ async def connect(
 
 async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Line:
     _is_ours.set(True)  # of this task, which is ours
-    for each in _LOGGERS:
-        logging.getLogger(each).addFilter(_not_ours)
+    for logger_name in _LOGGERS:
+        logging.getLogger(logger_name).addFilter(_not_ours)
     tls = address.tls
     options: dict[str, Any] = {"heartbeat": address.heartbeat if address.heartbeat is not None else heartbeat}
     if tls is not None and tls.server_hostname:
@@ -561,8 +561,8 @@ def _closing_of_handshake(error: BaseException) -> commands.Connection.Close | N
     expected there and drops the broker's words; the frame is still where it was looked at."""
     at = error.__traceback__
     while at is not None:
-        found = at.tb_frame.f_locals.get("frame")
-        if isinstance(found, commands.Connection.Close):
-            return found
+        amqp_frame = at.tb_frame.f_locals.get("frame")
+        if isinstance(amqp_frame, commands.Connection.Close):
+            return amqp_frame
         at = at.tb_next
     return None

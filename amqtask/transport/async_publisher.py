@@ -235,9 +235,9 @@ class AioPikaPublisher:
         home = self._homes.get(loop)
         if home is None:
             # A line knows its loop, so one that ended without `close` would be kept here, and the loop with it.
-            for over in [each for each in self._homes if each.is_closed()]:
-                del self._homes[over]
-                _silence(over)
+            for closed_loop in [other_loop for other_loop in self._homes if other_loop.is_closed()]:
+                del self._homes[closed_loop]
+                _silence(closed_loop)
             home = self._homes[loop] = _Home()
         return home
 

@@ -231,7 +231,7 @@ class LoopConnection:
             self._listener.on_refused(connection_error(error, tried))
         elif is_round:
             self._listener.on_unreachable(connection_error(error, tried))
-        self._again(self._backoff.next() if is_round else 0)
+        self._connect_later(self._backoff.next() if is_round else 0)
 
     def _closed(self, connection: Any, error: Exception) -> None:
         if connection is not self._connection:
@@ -246,9 +246,9 @@ class LoopConnection:
             callback()
         if self._is_running:
             self._listener.on_lost(error)
-            self._again(self._backoff.next())
+            self._connect_later(self._backoff.next())
 
-    def _again(self, pause: float) -> None:
+    def _connect_later(self, pause: float) -> None:
         if self._is_running and self._timer is None:
             self._timer = self._loop.call_later(pause, self._connect)
 

@@ -255,7 +255,7 @@ class PikaConsumer:
         if fatal is not None and refused is not None and not refused.was_consumed:
             self._give_up(refused, fatal)
         self._listener.on_connection_lost(error)
-        self._again()
+        self._retry_later()
 
     def _drop_channel(self) -> None:
         if self._channel is not None:
@@ -300,11 +300,11 @@ class PikaConsumer:
         elif is_final and not consumed.was_consumed:
             self._give_up(consumed, error)
         else:
-            who = f"queue {consumed.queue.name!r}"
+            subject = f"queue {consumed.queue.name!r}"
             if isinstance(error, PublishRefused):
-                who = "some of the queues"  # one line for all that wait
-            self._complain(f"{who} cannot be consumed, trying again: {error}")
-            self._again()
+                subject = "some of the queues"  # one line for all that wait
+            self._complain(f"{subject} cannot be consumed, trying again: {error}")
+            self._retry_later()
 
     def _give_up(self, consumed: _Consumed, error: Exception) -> None:
         """A queue that was added later and that we may not have: the others go on."""
@@ -393,11 +393,11 @@ class PikaConsumer:
                 # Its other consumers have parts of its window: all are set up anew, with the whole.
                 self._cancel(consumed, list(consumed.tags))
                 self._listener.on_cancelled(name, "cancelled by the broker")
-                self._again()
+                self._retry_later()
 
     # -- another attempt
 
-    def _again(self) -> None:
+    def _retry_later(self) -> None:
         if self._timer is None:
             self._timer = self._loop.call_later(self._backoff.next(), self._retry)
 

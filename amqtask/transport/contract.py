@@ -146,7 +146,7 @@ class Consumer(Protocol):
     def is_consuming(self) -> bool: ...
 
 
-class Seen(Enum):
+class QueueState(Enum):
     """What a look at a queue has found: it is there (perhaps with somebody else), it is gone, or it cannot be reached now."""
 
     THERE = auto()
@@ -163,7 +163,7 @@ class Gatherer(Protocol):
         size: int,
         *,
         take: Callable[[Sequence[Delivery], Callable[[bool], None]], bool],
-        on_done: Callable[[Seen], None],
+        on_done: Callable[[QueueState], None],
     ) -> None:
         """Look whether `queue` holds `size` messages; if so offer all of them, which nobody else has meanwhile.
 

@@ -52,7 +52,7 @@ class Declarer:
         self._patience = PATIENCE
         self._timer: LoopTimer | None = None
         # What is known to exist otherwise than asked for: looked for, not declared, on later connections too.
-        self._found: set[Declaration] = set()
+        self._differing: set[Declaration] = set()
         self._runs: deque[_Run] = deque()
         self._connection: Any = None
         self._channel: Any = None
@@ -91,8 +91,8 @@ class Declarer:
         if channel is not None and channel.is_open:
             channel.close()
         head = runs[0]
-        what = entity_name(head.entities[head.at]) if head.at < len(head.entities) else "the last of a list"
-        error = PublishRefused(f"the broker has not answered the declaration of {what} for {seconds:g} s")
+        name = entity_name(head.entities[head.at]) if head.at < len(head.entities) else "the last of a list"
+        error = PublishRefused(f"the broker has not answered the declaration of {name} for {seconds:g} s")
         for run in runs:
             run.on_done(error)
 
@@ -122,22 +122,22 @@ class Declarer:
         else:
             self._end(run, None)
             return
-        passive = entity in self._found or run.refusal is not None
+        passive = entity in self._differing or run.refusal is not None
         try:
             check_name(entity)
             send_declaration(self._channel, entity, lambda _: self._declared(run, entity), passive=passive)
         except PublishError as error:
             self._end(run, error)
         except UNWRITABLE as error:
-            what = entity_name(entity)
-            self._end(run, PublishError(f"{what} cannot be declared: {type(error).__name__}: {error}"))
+            name = entity_name(entity)
+            self._end(run, PublishError(f"{name} cannot be declared: {type(error).__name__}: {error}"))
 
     def _declared(self, run: _Run, entity: Declaration) -> None:
         if not self._runs or self._runs[0] is not run:
             return  # it took too long
         refusal, run.refusal = run.refusal, None
         if refusal is not None and not isinstance(entity, Binding):
-            self._found.add(entity)
+            self._differing.add(entity)
             if refusal.reply_code == ACCESS_REFUSED:
                 self._warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
             else:
@@ -173,13 +173,13 @@ class Declarer:
         """Why the current entity cannot be declared; None when there is another way to try."""
         if run.refusal is not None:
             return _error(entity, run.refusal)
-        if entity in self._found:
+        if entity in self._differing:
             if error.reply_code == NOT_FOUND:
-                self._found.discard(entity)  # gone meanwhile: make it as we want it
+                self._differing.discard(entity)  # gone meanwhile: make it as we want it
                 return None
             return _error(entity, error)
         if isinstance(entity, Binding):
-            if error.reply_code == ACCESS_REFUSED and entity.source in self._found:
+            if error.reply_code == ACCESS_REFUSED and entity.source in self._differing:
                 run.at += 1  # an operator's topology: what is published to the exchange tells whether it leads anywhere
                 return None
         elif error.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED):

@@ -53,13 +53,13 @@ class ChannelClosing(Protocol):
 
 def unwrap(error: BaseException) -> BaseException:
     """The innermost cause under the layers of pika's connection workflow."""
-    seen = error
+    cause = error
     while True:
-        several = getattr(seen, "exceptions", None)
-        inner = several[-1] if several else getattr(seen, "exception", None) or (seen.args[0] if seen.args else None)
+        several = getattr(cause, "exceptions", None)
+        inner = several[-1] if several else getattr(cause, "exception", None) or (cause.args[0] if cause.args else None)
         if not isinstance(inner, BaseException):
-            return seen
-        seen = inner
+            return cause
+        cause = inner
 
 
 def refusal(error: BaseException) -> tuple[int, str] | None:
@@ -73,15 +73,15 @@ def refusal(error: BaseException) -> tuple[int, str] | None:
     """
     cause = unwrap(error)
     if isinstance(cause, pika_errors.ConnectionClosedByBroker):
-        said = cause.reply_code, cause.reply_text
+        reply = cause.reply_code, cause.reply_text
     elif isinstance(cause, pika_errors.AuthenticationError):
-        said = ACCESS_REFUSED, f"{NOT_OFFERED}: {cause}"
+        reply = ACCESS_REFUSED, f"{NOT_OFFERED}: {cause}"
     else:
-        told = _TOLD.search(str(cause)) if isinstance(cause, _GUESSES) else None
-        if told is None:
+        match = _TOLD.search(str(cause)) if isinstance(cause, _GUESSES) else None
+        if match is None:
             return None
-        said = int(told[1]), told[2]
-    return said if said[0] in (ACCESS_REFUSED, NOT_ALLOWED) and not _LIMIT.search(said[1]) else None
+        reply = int(match[1]), match[2]
+    return reply if reply[0] in (ACCESS_REFUSED, NOT_ALLOWED) and not _LIMIT.search(reply[1]) else None
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -91,9 +91,9 @@ def is_refusal(error: BaseException) -> bool:
 
 def connection_error(error: BaseException, addresses: Sequence[BrokerAddress]) -> PublishError:
     """Our error for a connection that could not be made to any of these."""
-    said = refusal(error)
-    if said is not None:
-        return access_refused(addresses[-1], said[1], is_login=said[0] == ACCESS_REFUSED)
+    reply = refusal(error)
+    if reply is not None:
+        return access_refused(addresses[-1], reply[1], is_login=reply[0] == ACCESS_REFUSED)
     return unreachable(unwrap(error), addresses)
 
 
@@ -118,13 +118,13 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
     hint = ""
     if has_hung_up and lacks_certificate and "certificate" not in str(cause).lower():
         hint = " Perhaps it wants a client certificate (certfile and keyfile, see docs/tls.md)."
-    what = (
+    reason = (
         f"the connection was lost in the handshake: {cause}"
         if isinstance(cause, _GUESSES)
         else f"{type(cause).__name__}: {cause}"
     )
     return BrokerUnreachable(
-        f"no broker answers at {where}: {clause(what)}. Is RabbitMQ running there, and is broker_url right?{hint}"
+        f"no broker answers at {where}: {clause(reason)}. Is RabbitMQ running there, and is broker_url right?{hint}"
     )
 
 
@@ -196,8 +196,8 @@ def blocked(address: BrokerAddress, reason: str) -> ConnectionBlocked:
 
 def culprit(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> int | None:
     """The message that the broker closed the channel for, where its words tell."""
-    found = culprits(cause, messages, candidates)
-    return found[0] if found else None
+    indices = culprits(cause, messages, candidates)
+    return indices[0] if indices else None
 
 
 def culprits(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> list[int]:

@@ -67,15 +67,15 @@ def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
     except struct.error:
         return OddHeaders("the table of headers ends too early"), len(encoded)
     try:
-        found, end = _read_table(encoded, offset, 0)
+        table, end = _read_table(encoded, offset, 0)
     except _TROUBLE as error:
         if not is_own(error, lambda: _read_table(encoded, offset, 0)):
             raise
         end = min(offset + 4 + size, len(encoded))
         return _patiently(encoded, offset + 4, end), end
     if size > LARGEST_HEADERS:
-        return OddHeaders(f"the headers have {size} bytes, and {LARGEST_HEADERS} at most are taken", found), end
-    return found, end
+        return OddHeaders(f"the headers have {size} bytes, and {LARGEST_HEADERS} at most are taken", table), end
+    return table, end
 
 
 def decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
@@ -98,7 +98,7 @@ def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[dict[str, Any]
     """The strict reader; the four kinds that task headers are made of are read in place."""
     if depth > MOST_DEEP:
         raise _Unreadable(f"tables or arrays within each other, more than {MOST_DEEP}")
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     (size,) = _read_size(encoded, offset)
     offset += 4
     end = offset + size
@@ -106,33 +106,33 @@ def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[dict[str, Any]
         begin = offset + 1
         offset = begin + encoded[offset]
         name = encoded[begin:offset].decode("utf-8")
-        kind = encoded[offset]
+        field_type = encoded[offset]
         offset += 1
-        if kind == _STRING:
+        if field_type == _STRING:
             begin = offset + 4
             offset = begin + _read_size(encoded, offset)[0]
-            found[name] = _text(encoded[begin:offset])
-        elif kind == _VOID:
-            found[name] = None
-        elif kind == _INT:
-            (found[name],) = _read_int(encoded, offset)
+            table[name] = _text(encoded[begin:offset])
+        elif field_type == _VOID:
+            table[name] = None
+        elif field_type == _INT:
+            (table[name],) = _read_int(encoded, offset)
             offset += 4
         else:
-            found[name], offset = _reader(kind)(encoded, offset, depth + 1)
+            table[name], offset = _reader(field_type)(encoded, offset, depth + 1)
     if offset != end or end > len(encoded):
         raise _Unreadable("a field is longer than its table")
-    return found, offset
+    return table, offset
 
 
 def _read_value(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
     return _reader(encoded[offset])(encoded, offset + 1, depth)
 
 
-def _reader(kind: int) -> Reader:
+def _reader(field_type: int) -> Reader:
     try:
-        return _READERS[kind]
+        return _READERS[field_type]
     except KeyError:
-        raise _Unreadable(f"a field of the unknown type {bytes([kind])!r}") from None
+        raise _Unreadable(f"a field of the unknown type {bytes([field_type])!r}") from None
 
 
 def _text(raw: bytes) -> str | bytes:
@@ -169,13 +169,13 @@ def _read_array(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
         raise _Unreadable(f"tables or arrays within each other, more than {MOST_DEEP}")
     end = offset + 4 + _read_size(encoded, offset)[0]
     offset += 4
-    found = []
+    elements = []
     while offset < end:
         value, offset = _read_value(encoded, offset, depth + 1)
-        found.append(value)
+        elements.append(value)
     if offset != end:
         raise _Unreadable("a field is longer than its array")
-    return found, offset
+    return elements, offset
 
 
 def _read_decimal(encoded: bytes, offset: int, _depth: int) -> tuple[Any, int]:
@@ -194,8 +194,8 @@ def _moment(seconds: int) -> datetime:
 
 
 _READERS: dict[int, Reader] = {
-    ord(kind): reader
-    for kind, reader in {
+    ord(letter): reader
+    for letter, reader in {
         "t": _fixed("B", bool),
         "b": _fixed("b"),
         "B": _fixed("B"),
@@ -226,36 +226,36 @@ _SIZES = dict(zip(b"VtbBsUuIilLfdTD", (0, 1, 1, 1, 2, 2, 2, 4, 4, 8, 8, 4, 8, 8,
 
 def _patiently(encoded: bytes, offset: int, end: int) -> OddHeaders:
     """Field by field: one that cannot be read is told as a text, the others are what they are."""
-    found = OddHeaders("")
+    headers = OddHeaders("")
     while offset < end:
         try:
-            name, offset = _odd_name(encoded, offset, found)
-            kind = encoded[offset]
+            name, offset = _odd_name(encoded, offset, headers)
+            field_type = encoded[offset]
             offset += 1
-            size = _SIZES[kind] if kind in _SIZES else 4 + _read_size(encoded, offset)[0]
-            if kind not in _READERS or offset + size > end:
-                found.note(f"the header {printable(name)!r} is of an unknown type or has no end")
+            size = _SIZES[field_type] if field_type in _SIZES else 4 + _read_size(encoded, offset)[0]
+            if field_type not in _READERS or offset + size > end:
+                headers.note(f"the header {printable(name)!r} is of an unknown type or has no end")
                 break
         except (IndexError, struct.error):
-            found.note("the table of headers ends too early")
+            headers.note("the table of headers ends too early")
             break
         try:
-            found[name], _ = _READERS[kind](encoded, offset, 1)
+            headers[name], _ = _READERS[field_type](encoded, offset, 1)
         except _TROUBLE as error:
-            found.note(f"the header {printable(name)!r}: {error}")
-            found[name] = f"<{printable(str(error))}>"
+            headers.note(f"the header {printable(name)!r}: {error}")
+            headers[name] = f"<{printable(str(error))}>"
         offset += size
-    return found
+    return headers
 
 
-def _odd_name(encoded: bytes, offset: int, found: OddHeaders) -> tuple[str, int]:
+def _odd_name(encoded: bytes, offset: int, headers: OddHeaders) -> tuple[str, int]:
     begin = offset + 1
     end = begin + encoded[offset]
     try:
         return encoded[begin:end].decode("utf-8"), end
     except UnicodeDecodeError:
         name = encoded[begin:end].decode("utf-8", "backslashreplace")[:_SAFE_LENGTH]
-        found.note(f"the header name {printable(name)} is no UTF-8")
+        headers.note(f"the header name {printable(name)} is no UTF-8")
         return name, end
 
 
@@ -271,7 +271,7 @@ def encode_table(pieces: list[bytes], table: dict[str, Any] | None) -> int:
 
 
 def _write_fields(pieces: list[bytes], table: dict[str, Any] | None) -> int:
-    place = len(pieces)
+    size_index = len(pieces)
     pieces.append(b"")
     size = 0
     for name, value in (table or {}).items():
@@ -286,7 +286,7 @@ def _write_fields(pieces: list[bytes], table: dict[str, Any] | None) -> int:
         else:
             pieces.append(field)
             size += len(field) + encode_value(pieces, value)
-    pieces[place] = _write_size(size)
+    pieces[size_index] = _write_size(size)
     return size + 4
 
 
@@ -338,8 +338,8 @@ def _write_int(pieces: list[bytes], value: int) -> int:
 
 def _write_array(pieces: list[bytes], value: Any) -> int:
     inner: list[bytes] = []
-    for item in value:
-        encode_value(inner, item)
+    for element in value:
+        encode_value(inner, element)
     raw = b"".join(inner)
     pieces += (_write_string(b"A", len(raw)), raw)
     return 5 + len(raw)

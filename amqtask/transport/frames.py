@@ -37,13 +37,13 @@ class Frames:
         self.frame_max = FRAME_MAX
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """The frames that are whole now: kind, channel, payload. Raises: Unreadable."""
+        """The frames that are complete: type, channel, payload. Raises: Unreadable."""
         buffer = self._buffer + data if self._buffer else data
-        found = []
+        frames = []
         offset = 0
         while len(buffer) - offset >= _HEAD:
-            kind, channel, size = _head(buffer, offset)
-            if not spec.FRAME_METHOD <= kind <= spec.FRAME_HEARTBEAT or size > self.frame_max:
+            frame_type, channel, size = _head(buffer, offset)
+            if not spec.FRAME_METHOD <= frame_type <= spec.FRAME_HEARTBEAT or size > self.frame_max:
                 raise Unreadable(f"this is not AMQP 0-9-1: {buffer[offset : offset + 16]!r}")
             begin = offset + _HEAD
             end = begin + size
@@ -51,10 +51,10 @@ class Frames:
                 break
             if buffer[end] != spec.FRAME_END:
                 raise Unreadable(f"a frame has no end: {buffer[end : end + 16]!r}")
-            found.append((kind, channel, buffer[begin:end]))
+            frames.append((frame_type, channel, buffer[begin:end]))
             offset = end + _END
         self._buffer = buffer[offset:]
-        return found
+        return frames
 
 
 # -- what the broker says
@@ -80,8 +80,8 @@ def content_size(payload: bytes) -> int:
 
 def decode_properties(payload: bytes) -> tuple[Any, Exception | None]:
     """The properties of a message, and why they cannot be read."""
-    found, error = attempt(lambda: spec.BasicProperties().decode(payload, _content_head_size))
-    return (spec.BasicProperties() if found is None else found), error
+    properties, error = attempt(lambda: spec.BasicProperties().decode(payload, _content_head_size))
+    return (spec.BasicProperties() if properties is None else properties), error
 
 
 _content_head_size = struct.calcsize(">HHQ")

@@ -1,15 +1,15 @@
 """Gatherer: waits until a queue holds so many messages, takes them all, and deletes it once they are dealt with.
 
-Several processes may look at one queue; each does when it has put a message there. Whoever finds it full consumes it exclusively,
-so that one of them has all of it at a time; who is refused leaves it to the other. What cannot be used yet is given
-back, and the count is taken again after that: a message that came meanwhile was counted by its own publisher before
-the others were back, so one of the two counts sees all of them.
+Several processes may look at one queue; each does when it has published a message to it. The process that finds it full
+consumes it exclusively, so that one process at a time has all of its messages; a process that the broker refuses leaves them to
+the other. Messages that cannot be used yet are requeued, and then counted again: a message that came meanwhile was counted by its
+own publisher before the others were back in the queue, so one of the two counts sees all of them.
 
-A look costs one passive declare on a channel that all looks share. Looks at one queue that are asked for while one is
-under way share the next. The count of a classic queue is exact (its process has every message that was confirmed).
+A look costs one passive declare on a channel that all looks share. Requests for a look at a queue while one is under way share
+the next look. The count of a classic queue is exact (its process has every message that was confirmed).
 
-A queue whose node is down is there again when that comes back: who asks is told that it is away, which is not gone. So is
-what does not answer.
+A queue whose node is down exists again when the node comes back: such a queue is reported as AWAY, not as GONE. So is a queue
+whose broker does not answer.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.message import Delivery
 from amqtask.transport.connection import LoopConnection
-from amqtask.transport.contract import Seen
+from amqtask.transport.contract import QueueState
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import has_line_end
 from amqtask.transport.url import BrokerAddress
 
-OnDone = Callable[[Seen], None]
-Found = Sequence[Delivery]
-Take = Callable[[Found, Callable[[bool], None]], bool]
+OnDone = Callable[[QueueState], None]
+Deliveries = Sequence[Delivery]
+Take = Callable[[Deliveries, Callable[[bool], None]], bool]
 # A node that takes longer to count, or to hand over what it has counted, is none to wait for: RabbitMQ 4.3 tries for more than a
 # minute to reach a node that is down, and the other chords wait meanwhile.
 LOOK_SECONDS, READ_SECONDS = 3.0, 30.0
@@ -39,13 +39,13 @@ LOOK_SECONDS, READ_SECONDS = 3.0, 30.0
 
 @dataclass(slots=True, eq=False)
 class _Look:
-    """One queue that somebody has looked at. `asked` wait for the look that is under way, `again` for the one after it."""
+    """One queue to look at. `callbacks` wait for the look that is under way, `next_callbacks` for the one after it."""
 
     queue: str
     size: int
     take: Take
-    asked: list[OnDone] = field(default_factory=list)
-    again: list[OnDone] = field(default_factory=list)
+    callbacks: list[OnDone] = field(default_factory=list)
+    next_callbacks: list[OnDone] = field(default_factory=list)
     # Dealt with: all that is left is to delete it.
     is_over: bool = False
 
@@ -85,11 +85,11 @@ class PikaGatherer:
         it), GONE when it is dealt with and deleted, AWAY when it cannot be reached. It does not come while the broker is away.
         """
         if has_line_end(queue):
-            self._loop.call_soon(lambda: on_done(Seen.GONE))  # nobody can have made it
+            self._loop.call_soon(lambda: on_done(QueueState.GONE))  # nobody can have made it
             return
         look = self._looks.get(queue)
         if look is not None:
-            look.again.append(on_done)
+            look.next_callbacks.append(on_done)
             return
         look = self._looks[queue] = _Look(queue, size, take, [on_done])
         self._line.append(look)
@@ -120,7 +120,7 @@ class PikaGatherer:
             return
         self._take_current()
         if count < max(1, look.size) or look.is_over:
-            self.settle(look, Seen.THERE)
+            self.settle(look, QueueState.THERE)
         else:
             _Reader(self, look, count)
         self._next()
@@ -141,19 +141,19 @@ class PikaGatherer:
             channel.close()
         self._open_channel()
         if look is not None:
-            self.settle(look, Seen.AWAY)
+            self.settle(look, QueueState.AWAY)
 
-    def settle(self, look: _Look, seen: Seen) -> None:
+    def settle(self, look: _Look, state: QueueState) -> None:
         """Tell who has asked; the others look again, where there may be something to see."""
-        seen = Seen.GONE if look.is_over else seen
-        done, look.asked, look.again = look.asked, look.again, []
-        if look.asked and seen is Seen.THERE:
+        state = QueueState.GONE if look.is_over else state
+        done, look.callbacks, look.next_callbacks = look.callbacks, look.next_callbacks, []
+        if look.callbacks and state is QueueState.THERE:
             self._line.append(look)
         else:
-            done += look.asked
+            done += look.callbacks
             self._looks.pop(look.queue, None)
         for on_done in done:
-            on_done(seen)
+            on_done(state)
         self._next()
 
     def look_again(self, look: _Look) -> None:
@@ -188,7 +188,7 @@ class PikaGatherer:
             return
         self._open_channel()
         if look is not None:
-            self.settle(look, _seen(error))
+            self.settle(look, _state_of(error))
 
     # -- the connection's events
 
@@ -224,12 +224,12 @@ class _Reader:
         self._owner = owner
         self._look = look
         self._expected = count
-        self._found: list[Delivery] = []
+        self._deliveries: list[Delivery] = []
         self._tag = ""
         self._is_decided = False
         self._is_completing = False
         self._is_over = False
-        self._timer = owner.call_later(READ_SECONDS, lambda: self._end(Seen.AWAY))
+        self._timer = owner.call_later(READ_SECONDS, lambda: self._end(QueueState.AWAY))
         self._channel = owner.connection.channel(on_open_callback=lambda _: self._consume())
         self._channel.add_on_close_callback(self._closed)
         # The broker's word that the queue is gone, or its node.
@@ -242,51 +242,51 @@ class _Reader:
         self._tag = self._channel.basic_consume(self._look.queue, self._message, exclusive=True)
 
     def _message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._found.append(
+        self._deliveries.append(
             Delivery(
                 body, properties, method.exchange, method.routing_key, method.redelivered, self._look.queue,
                 method.delivery_tag, 0,
             )
         )  # fmt: skip
-        if len(self._found) >= self._expected and not self._is_decided:
+        if len(self._deliveries) >= self._expected and not self._is_decided:
             self._is_decided = True
             self._decide()
 
     def _decide(self) -> None:
         self._is_completing = True
         self._timer.cancel()
-        if not self._look.take(self._found, self._finished):
+        if not self._look.take(self._deliveries, self._finished):
             self._is_completing = False
-            self._timer = self._owner.call_later(READ_SECONDS, lambda: self._end(Seen.AWAY))
+            self._timer = self._owner.call_later(READ_SECONDS, lambda: self._end(QueueState.AWAY))
             self._channel.basic_cancel(self._tag, callback=self._give_back)
 
     def _give_back(self, _: Any) -> None:
-        seen = len(self._found)
-        self._found.clear()
+        read_count = len(self._deliveries)
+        self._deliveries.clear()
         self._channel.basic_nack(0, multiple=True, requeue=True)
         self._channel.queue_declare(
-            self._look.queue, passive=True, callback=lambda frame: self._recounted(seen, _count(frame))
+            self._look.queue, passive=True, callback=lambda frame: self._recounted(read_count, _count(frame))
         )
 
-    def _recounted(self, seen: int, count: int) -> None:
-        if count > seen:
+    def _recounted(self, read_count: int, count: int) -> None:
+        if count > read_count:
             self._expected = count
             self._consume()
         else:
-            self._end(Seen.THERE)
+            self._end(QueueState.THERE)
 
     def _finished(self, is_dealt_with: bool) -> None:
         self._is_completing = False
         if not is_dealt_with:
-            self._end(Seen.AWAY)
+            self._end(QueueState.AWAY)
             return
         self._look.is_over = True
         if self._channel.is_open:
-            self._channel.queue_delete(self._look.queue, callback=lambda _: self._end(Seen.GONE))
+            self._channel.queue_delete(self._look.queue, callback=lambda _: self._end(QueueState.GONE))
         else:
             self._owner.look_again(self._look)  # which only deletes it
 
-    def _end(self, seen: Seen) -> None:
+    def _end(self, state: QueueState) -> None:
         """Closing gives back what it still has."""
         if self._is_over:
             return
@@ -294,11 +294,11 @@ class _Reader:
         self._timer.cancel()
         if self._channel.is_open:
             self._channel.close()
-        self._owner.settle(self._look, seen)
+        self._owner.settle(self._look, state)
 
     def _cancelled(self, frame: Any) -> None:
         if not self._is_completing:
-            self._end(Seen.AWAY)
+            self._end(QueueState.AWAY)
 
     def _closed(self, channel: Any, error: Exception) -> None:
         if self._is_over or self._is_completing:
@@ -308,16 +308,16 @@ class _Reader:
             self._timer.cancel()
             self._owner.look_again(self._look)
         else:
-            self._end(_seen(error))
+            self._end(_state_of(error))
 
 
-def _seen(error: Exception) -> Seen:
+def _state_of(error: Exception) -> QueueState:
     """What the broker's refusal of a look means: another has the queue, or has dealt with it, or it is away."""
     if not isinstance(error, ChannelClosedByBroker) or is_away(error):
-        return Seen.AWAY
+        return QueueState.AWAY
     if error.reply_code == ACCESS_REFUSED and "exclusive" in error.reply_text:
-        return Seen.THERE
-    return Seen.GONE if error.reply_code == NOT_FOUND else Seen.AWAY
+        return QueueState.THERE
+    return QueueState.GONE if error.reply_code == NOT_FOUND else QueueState.AWAY
 
 
 def _count(frame: Any) -> int:

@@ -1,8 +1,8 @@
 """One connection that the calling thread drives: no background thread, so it works after a fork and under green threads.
 
-A Link speaks AMQP on one channel. What is said waits in `_said` until `run` or `flush` write it; `run` reads until a condition
-holds or the deadline passes. Between calls nobody reads, so heartbeats stop and the broker may close the connection. The
-owner therefore asks `is_usable()` first, which notices a closed one without a round trip.
+A Link speaks AMQP on one channel. What it sends waits in `_outgoing` until `run` or `flush` write it; `run` reads until a
+condition holds or the deadline passes. Between calls nobody reads, so heartbeats stop and the broker may close the connection.
+The owner therefore asks `is_usable()` first, which notices a closed one without a round trip.
 
 Any exception may strike at any line. `is_whole` tells whether the link can be used after it: it was waiting, and not in the
 midst of reading or writing. Nothing here catches what it did not cause.
@@ -95,7 +95,7 @@ class Link:
         self._beat = 0.0
         self._frames = Frames()
         self._frame_max = FRAME_MAX
-        self._said: list[bytes] = []
+        self._outgoing: list[bytes] = []
         # What was joined for a write that took only a part.
         self._unwritten = b""
         self._answers: list[Any] = []
@@ -141,7 +141,7 @@ class Link:
 
     def _shake_hands(self, deadline: float) -> None:
         doing = "connecting"
-        self._said.append(GREETING)
+        self._outgoing.append(GREETING)
         start = self._answer(spec.Connection.Start, deadline, doing)
         credentials = self.address.credentials
         mechanism, response = credentials.response_for(start)
@@ -155,8 +155,8 @@ class Link:
         self.put(spec.Connection.StartOk(about, mechanism, response, "en_US"), 0)
         tune = self._answer(spec.Connection.Tune, deadline, doing)
         self._frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
-        asked = self.address.beat(self._heartbeat)
-        beat = tune.heartbeat if asked is None else asked
+        our_heartbeat = self.address.beat(self._heartbeat)
+        beat = tune.heartbeat if our_heartbeat is None else our_heartbeat
         self.put(spec.Connection.TuneOk(tune.channel_max, self._frame_max, beat), 0)
         self._beat = float(beat)
         self.put(spec.Connection.Open(self.address.vhost), 0)
@@ -204,7 +204,7 @@ class Link:
     @property
     def is_writing(self) -> bool:
         """Whether something waits to be written, because the broker does not read."""
-        return bool(self._said or self._unwritten)
+        return bool(self._outgoing or self._unwritten)
 
     def is_usable(self) -> bool:
         """Whether it is still open after reading what the broker may have said in the meantime."""
@@ -231,14 +231,14 @@ class Link:
         try:
             while not condition():
                 now = time.monotonic()
-                left = SLICE if deadline is None else min(SLICE, deadline - now)
-                if left <= 0:
+                seconds_left = SLICE if deadline is None else min(SLICE, deadline - now)
+                if seconds_left <= 0:
                     return False
                 if self._beat:
                     self._keep_alive(now, began)
                 self.flush()
                 stream = self._usable_stream()
-                if stream.keeps_bytes or stream.wait(left, writable=self.is_writing):
+                if stream.keeps_bytes or stream.wait(seconds_left, writable=self.is_writing):
                     self._read()
         finally:
             self.used_at = time.monotonic()
@@ -246,7 +246,7 @@ class Link:
 
     def _keep_alive(self, now: float, began: float) -> None:
         if now - self._wrote_at > self._beat / OFTEN:
-            self._said.append(HEARTBEAT)
+            self._outgoing.append(HEARTBEAT)
         if now - max(self._heard_at, began) > MISSED * self._beat:
             self._fail(ConnectionError(f"the broker said nothing for {MISSED * self._beat:g} s"))
 
@@ -280,7 +280,7 @@ class Link:
 
     def put(self, method: Any, channel: int = CHANNEL) -> None:
         """Say this with the next `run` or `flush`."""
-        self._said.append(encode_method(method, channel))
+        self._outgoing.append(encode_method(method, channel))
 
     def put_message(self, message: Message) -> int:
         """Publish with the next `run` or `flush`; how many bytes that are.
@@ -290,7 +290,7 @@ class Link:
         if encoded is None:
             assert error is not None
             raise unwritable(message, error)
-        self._said.append(encoded)
+        self._outgoing.append(encoded)
         return len(encoded)
 
     def flush(self) -> None:
@@ -299,8 +299,8 @@ class Link:
             return
         stream = self._usable_stream()
         self.is_whole = False
-        said, self._said = self._said, []
-        waiting = self._unwritten + b"".join(said)
+        outgoing, self._outgoing = self._outgoing, []
+        waiting = self._unwritten + b"".join(outgoing)
         try:
             taken = stream.write(memoryview(waiting))
         except OSError as error:
@@ -317,12 +317,12 @@ class Link:
         self.put(method)
         return self._answer(answer, deadline, doing)
 
-    def _answer(self, kind: type[Any], deadline: float, doing: str) -> Any:
+    def _answer(self, method_class: type[Any], deadline: float, doing: str) -> Any:
         answers = self._answers
         self.demand(lambda: bool(answers), deadline, doing)
         answer = answers.pop(0)
-        if not isinstance(answer, kind):
-            self._fail(Unreadable(f"{kind.NAME} was expected, and {answer.NAME} came"))
+        if not isinstance(answer, method_class):
+            self._fail(Unreadable(f"{method_class.NAME} was expected, and {answer.NAME} came"))
         return answer
 
     def ask(self) -> None:
@@ -362,37 +362,37 @@ class Link:
 
     def _take(self, data: bytes) -> None:
         try:
-            for kind, _, payload in self._frames.feed(data):
-                if kind == spec.FRAME_METHOD:
+            for frame_type, _, payload in self._frames.feed(data):
+                if frame_type == spec.FRAME_METHOD:
                     self._hear(decode_method(payload))
-                elif kind == spec.FRAME_HEADER:
+                elif frame_type == spec.FRAME_HEADER:
                     self._begin_content(payload)
-                elif kind == spec.FRAME_BODY:
+                elif frame_type == spec.FRAME_BODY:
                     self._add_content(payload)
         except Unreadable as error:
             self._fail(error)
 
     def _hear(self, method: Any) -> None:
-        kind = type(method)
-        if kind is spec.Basic.Ack:
+        method_class = type(method)
+        if method_class is spec.Basic.Ack:
             self.on_confirm(method.delivery_tag, method.multiple, is_ack=True)
-        elif kind in _WITH_CONTENT:
+        elif method_class in _WITH_CONTENT:
             self._content = [method]
-        elif kind is spec.Basic.Nack:
+        elif method_class is spec.Basic.Nack:
             self.on_confirm(method.delivery_tag, method.multiple, is_ack=False)
-        elif kind is spec.Basic.QosOk:
+        elif method_class is spec.Basic.QosOk:
             self._is_asked = False
-        elif kind is spec.Channel.Close:
+        elif method_class is spec.Channel.Close:
             self._on_channel_closed(method)
-        elif kind is spec.Connection.Close:
+        elif method_class is spec.Connection.Close:
             self.fail(ConnectionClosedByBroker(method.reply_code, method.reply_text))
             self.put(spec.Connection.CloseOk(), 0)
             self.flush()
-        elif kind is spec.Connection.Blocked:
+        elif method_class is spec.Connection.Blocked:
             self.blocked_reason = method.reason or "no reason given"
-        elif kind is spec.Connection.Unblocked:
+        elif method_class is spec.Connection.Unblocked:
             self.blocked_reason = None
-        elif kind is spec.Basic.Cancel:
+        elif method_class is spec.Basic.Cancel:
             self.on_cancelled(method.consumer_tag)
         else:
             self._answers.append(method)
@@ -487,7 +487,7 @@ class Link:
         encoded, error = attempt(lambda: encode_method(method))
         if encoded is None:
             raise PublishError(f"{entity_name(entity)} cannot be declared: {type(error).__name__}: {error}") from error
-        self._said.append(encoded)
+        self._outgoing.append(encoded)
         try:
             self._answer(answer, deadline, f"declaring {entity_name(entity)}")
         except LinkLost as lost:

@@ -46,10 +46,10 @@ class Links(Generic[L]):
             link = self.try_take(frame, suits)
             if link is not None:
                 return link
-            left = deadline - time.monotonic()
-            if left <= 0:
+            seconds_left = deadline - time.monotonic()
+            if seconds_left <= 0:
                 return None
-            time.sleep(min(pause, left))
+            time.sleep(min(pause, seconds_left))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def try_take(self, frame: FrameType, suits: Callable[[L], bool] = lambda link: True) -> L | None:
@@ -67,7 +67,7 @@ class Links(Generic[L]):
 
     def _take_new(self, frame: FrameType) -> L | None:
         self.reclaim()
-        room = self._limit if len(self._all) < self._limit else self._limit + self._own(frame)
+        room = self._limit if len(self._all) < self._limit else self._limit + self._held_up_stack(frame)
         if len(self._all) >= room:
             return None
         link = self._make()
@@ -79,7 +79,7 @@ class Links(Generic[L]):
         self.drop(link)
         return None
 
-    def _own(self, frame: FrameType | None) -> int:
+    def _held_up_stack(self, frame: FrameType | None) -> int:
         """How many links calls further up this very stack have: they cannot give them back while this one waits."""
         holders = list(self._held.values())
         count = 0
@@ -112,7 +112,7 @@ class Links(Generic[L]):
 
     def is_held_here(self) -> bool:
         """Whether the calling thread has one, further up its stack."""
-        return bool(self._held) and self._own(sys._getframe(1)) > 0
+        return bool(self._held) and self._held_up_stack(sys._getframe(1)) > 0
 
     def close(self, timeout: float) -> None:
         """Say goodbye on those that are free; not longer than `timeout` seconds."""
@@ -129,9 +129,9 @@ class Links(Generic[L]):
             link.discard()
 
 
-def say_goodbye(own: ByProcess[Links[L]], timeout: float) -> None:
+def say_goodbye(by_process: ByProcess[Links[L]], timeout: float) -> None:
     """At the end of the program: leave the broker properly, so that it does not log a lost client."""
-    links = own.peek()
+    links = by_process.peek()
     if links is not None:
         links.close(timeout)
 
@@ -142,24 +142,24 @@ class ByProcess(Generic[T]):
     def __init__(self, make: Callable[[], T], forget: Callable[[T], object]) -> None:
         self._make = make
         self._forget = forget
-        self._made: dict[int, T] = {}
+        self._by_pid: dict[int, T] = {}
 
     def get(self) -> T:
         """This process's; of threads that come first at once, each gets the same one."""
         pid = os.getpid()
-        own = self._made.get(pid)
-        if own is None:
-            own = self._made.setdefault(pid, self._make())
-            for other in list(self._made):
-                inherited = self._made.pop(other, None) if other != pid else None
+        instance = self._by_pid.get(pid)
+        if instance is None:
+            instance = self._by_pid.setdefault(pid, self._make())
+            for other_pid in list(self._by_pid):
+                inherited = self._by_pid.pop(other_pid, None) if other_pid != pid else None
                 if inherited is not None:
                     self._forget(inherited)
-        return own
+        return instance
 
     def pop(self) -> T | None:
         """This process's, which is its no more; None where there is none."""
-        return self._made.pop(os.getpid(), None)
+        return self._by_pid.pop(os.getpid(), None)
 
     def peek(self) -> T | None:
         """This process's, where it has one."""
-        return self._made.get(os.getpid())
+        return self._by_pid.get(os.getpid())

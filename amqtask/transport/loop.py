@@ -145,14 +145,14 @@ class PikaLoop:
             self._watch(fd)
 
     def _watch(self, fd: int) -> None:
-        wanted = (IOLoop.READ | IOLoop.ERROR if fd in self._readers else 0) | (
+        events = (IOLoop.READ | IOLoop.ERROR if fd in self._readers else 0) | (
             IOLoop.WRITE if fd in self._writers else 0
         )
         if fd not in self._watched:
             self._watched.add(fd)
-            self.pika.add_handler(fd, self._on_event, wanted)
-        elif wanted:
-            self.pika.update_handler(fd, wanted)
+            self.pika.add_handler(fd, self._on_event, events)
+        elif events:
+            self.pika.update_handler(fd, events)
         else:
             self._watched.discard(fd)
             self.pika.remove_handler(fd)
@@ -190,7 +190,7 @@ class PikaLoop:
         """Turn twice without waiting, from inside a callback of `run` (a task that keeps the loop's thread): the second turn
         sends what the first had to say, such as a heartbeat."""
         for _ in range(2):
-            self.pika.call_later(0, _nothing)
+            self.pika.call_later(0, _no_op)
             self.pika.poll()
             self.pika.process_timeouts()
             self._run_last()
@@ -205,5 +205,5 @@ class PikaLoop:
             self.pika.close()
 
 
-def _nothing() -> None:
+def _no_op() -> None:
     """A timer that only keeps a poll from waiting."""

@@ -77,8 +77,8 @@ class _Pending:
         self.give_up_at = 0.0
 
 
-class _Way:
-    """A channel in confirm mode, and what is on its way over it."""
+class _ConfirmingChannel:
+    """A channel in confirm mode, with what was published over it and is not confirmed."""
 
     __slots__ = ("channel", "confirms", "returns")
 
@@ -123,9 +123,9 @@ class PikaLoopPublisher:
         self._declarer = Declarer(loop, on_warning)
         self._pika: Any = None
         # The present channel, once it confirms; one that is being opened; and those left behind with unconfirmed messages.
-        self._way: _Way | None = None
+        self._current: _ConfirmingChannel | None = None
         self._opening: Any = None
-        self._old: list[_Way] = []
+        self._old: list[_ConfirmingChannel] = []
         self._waiting: deque[_Pending] = deque()
         # Refused ones that go again after a pause, in order.
         self._held: dict[_Pending, LoopTimer] = {}
@@ -161,7 +161,12 @@ class PikaLoopPublisher:
     def outstanding(self) -> int:
         """How many messages are not confirmed yet."""
         undeclared = sum(map(len, self._undeclared.values()))
-        return len(self._waiting) + undeclared + len(self._held) + sum(len(way.confirms) for way in self._ways)
+        return (
+            len(self._waiting)
+            + undeclared
+            + len(self._held)
+            + sum(len(confirming.confirms) for confirming in self._confirming_channels)
+        )
 
     @property
     def oldest(self) -> Message | None:
@@ -170,7 +175,9 @@ class PikaLoopPublisher:
             return None
         pending = next(self._unconfirmed(), None) or next(iter(self._held), None)
         if pending is None:
-            pending = next(iter(self._waiting), None) or next((some[0] for some in self._undeclared.values()), None)
+            pending = next(iter(self._waiting), None) or next(
+                (pending_messages[0] for pending_messages in self._undeclared.values()), None
+            )
         return None if pending is None else pending.message
 
     @property
@@ -204,11 +211,11 @@ class PikaLoopPublisher:
     # -- publishing
 
     @property
-    def _ways(self) -> list[_Way]:
-        return self._old if self._way is None else [*self._old, self._way]
+    def _confirming_channels(self) -> list[_ConfirmingChannel]:
+        return self._old if self._current is None else [*self._old, self._current]
 
     def _unconfirmed(self) -> Iterator[_Pending]:
-        return (pending for way in self._ways for pending in way.confirms.outstanding())
+        return (pending for confirming in self._confirming_channels for pending in confirming.confirms.outstanding())
 
     def _flush(self) -> None:
         self._is_due = False
@@ -216,10 +223,10 @@ class PikaLoopPublisher:
             return
         if not self._connection.is_running:
             self._connection.start()
-        way = self._way
-        if way is None or not way.channel.is_open or self._is_leaving or self._in_line:
+        confirming = self._current
+        if confirming is None or not confirming.channel.is_open or self._is_leaving or self._in_line:
             return
-        waiting, confirms = self._waiting, way.confirms
+        waiting, confirms = self._waiting, confirming.confirms
         window = 1 if self._suspects else WINDOW
         while waiting and len(confirms) < window:
             pending = waiting.popleft()
@@ -229,14 +236,14 @@ class PikaLoopPublisher:
                 if self._in_line:
                     return
             else:
-                self._send(way, pending)
+                self._send(confirming, pending)
         if self._watch is None and confirms:
             self._look_on()
 
-    def _send(self, way: _Way, pending: _Pending) -> None:
+    def _send(self, confirming: _ConfirmingChannel, pending: _Pending) -> None:
         message = pending.message
         try:
-            way.channel.basic_publish(
+            confirming.channel.basic_publish(
                 message.exchange,
                 message.routing_key,
                 message.body,
@@ -246,13 +253,13 @@ class PikaLoopPublisher:
         except UNWRITABLE as error:  # pika encodes all before it writes anything
             self._settled(pending, unwritable(message, error))
         else:
-            way.confirms.published(pending)
+            confirming.confirms.published(pending)
 
-    def _on_confirm(self, way: _Way, frame: Any) -> None:
+    def _on_confirm(self, confirming: _ConfirmingChannel, frame: Any) -> None:
         method = frame.method
         acked = isinstance(method, pika.spec.Basic.Ack)
-        returns = way.returns
-        for pending in way.confirms.settle(method.delivery_tag, method.multiple):
+        returns = confirming.returns
+        for pending in confirming.confirms.settle(method.delivery_tag, method.multiple):
             message = pending.message
             if len(returns) and returns.claim(message.properties.message_id, message.exchange, message.routing_key):
                 if not self._goes_again(pending):
@@ -260,9 +267,9 @@ class PikaLoopPublisher:
             elif acked:
                 self._settled(pending, None)
             else:
-                self._nacked(way, pending)
-        if way is not self._way and not way.confirms:
-            self._close_old(way)
+                self._nacked(confirming, pending)
+        if confirming is not self._current and not confirming.confirms:
+            self._close_old(confirming)
         if self._is_leaving and not any(self._unconfirmed()):
             self._leave()
         if self._waiting and not self._is_due:
@@ -286,7 +293,7 @@ class PikaLoopPublisher:
 
     # -- nacks, and confirms that do not come
 
-    def _nacked(self, way: _Way, pending: _Pending) -> None:
+    def _nacked(self, confirming: _ConfirmingChannel, pending: _Pending) -> None:
         now = time.monotonic()
         message = pending.message
         if not pending.nacks:
@@ -299,22 +306,22 @@ class PikaLoopPublisher:
             self._refusing.note(message, now)
             self._settled(pending, refused(message))
         else:
-            self._held[pending] = self._loop.call_later(pause, partial(self._again, pending))
-            self._change(way, now, is_first=pending.nacks == 1)
+            self._held[pending] = self._loop.call_later(pause, partial(self._queue_again, pending))
+            self._change(confirming, now, is_first=pending.nacks == 1)
 
-    def _again(self, pending: _Pending) -> None:
+    def _queue_again(self, pending: _Pending) -> None:
         del self._held[pending]
         self._waiting.append(pending)
         self._flush()
 
-    def _change(self, way: _Way, now: float, *, is_first: bool) -> None:
+    def _change(self, confirming: _ConfirmingChannel, now: float, *, is_first: bool) -> None:
         """Another channel; and where that did not help, another host."""
         if not is_first and self._connection.has_other_hosts and now - self._left_at > self._nack_patience:
             self._begin_leaving()
-        elif way is self._way and now - self._renewed_at >= SETTLE_SECONDS:
+        elif confirming is self._current and now - self._renewed_at >= SETTLE_SECONDS:
             self._renewed_at = now
-            self._old.append(way)
-            self._way = None
+            self._old.append(confirming)
+            self._current = None
             self._open_channel()
 
     def _begin_leaving(self) -> None:
@@ -326,16 +333,16 @@ class PikaLoopPublisher:
     def _leave(self) -> None:
         self._connection.leave("another host is to be tried")
 
-    def _close_old(self, way: _Way) -> None:
-        if way in self._old:
-            self._old.remove(way)
-            if way.channel.is_open:
-                way.channel.close()
+    def _close_old(self, confirming: _ConfirmingChannel) -> None:
+        if confirming in self._old:
+            self._old.remove(confirming)
+            if confirming.channel.is_open:
+                confirming.channel.close()
 
     def _look(self) -> None:
         """Do confirms come? (Declarations are awaited likewise: what waits for one is not confirmed.)"""
         self._watch = None
-        confirmed = sum(way.confirms.settled for way in self._ways)
+        confirmed = sum(confirming.confirms.settled for confirming in self._confirming_channels)
         has_moved = confirmed != self._confirmed
         self._confirmed = confirmed
         if has_moved:
@@ -367,9 +374,9 @@ class PikaLoopPublisher:
         return True
 
     def _declare(self, declare: tuple[Declaration, ...], pending: _Pending) -> None:
-        others = self._undeclared.get(declare)
-        if others is not None:
-            others.append(pending)
+        pending_messages = self._undeclared.get(declare)
+        if pending_messages is not None:
+            pending_messages.append(pending)
             return
         self._undeclared[declare] = [pending]
         missing = [entity for entity in declare if entity not in self._declared]
@@ -389,17 +396,17 @@ class PikaLoopPublisher:
             self._in_line = None
 
     def _on_declared(self, declare: tuple[Declaration, ...], error: OperationalError | None) -> None:
-        found = self._undeclared.pop(declare, [])
+        pending_messages = self._undeclared.pop(declare, [])
         self._let_pass(is_late=self._is_late and bool(self._undeclared))
         if error is None:
             if len(self._declared) > MOST_DECLARED:
                 self._declared.clear()
                 self._declared_tuples.clear()
             self._declared.update(declare)
-            self._waiting.extendleft(reversed(found))
+            self._waiting.extendleft(reversed(pending_messages))
         else:
             refused = error if isinstance(error, PublishError) else PublishError(str(error))
-            for pending in found:
+            for pending in pending_messages:
                 self._settled(pending, refused)
         self._flush()
 
@@ -421,9 +428,9 @@ class PikaLoopPublisher:
         self._declared.clear()
         self._declared_tuples.clear()
         unconfirmed = list(self._unconfirmed())
-        self._way = self._opening = None
+        self._current = self._opening = None
         self._old.clear()
-        undeclared = [pending for found in self._undeclared.values() for pending in found]
+        undeclared = [pending for pending_messages in self._undeclared.values() for pending in pending_messages]
         self._undeclared.clear()
         self._let_pass(is_late=False)
         self._waiting.extendleft(reversed([*unconfirmed, *undeclared]))
@@ -457,37 +464,41 @@ class PikaLoopPublisher:
 
     def _open_channel(self) -> None:
         self._timer = None
-        if self._pika is not None and self._pika.is_open and self._opening is None and self._way is None:
+        if self._pika is not None and self._pika.is_open and self._opening is None and self._current is None:
             self._opening = self._pika.channel(on_open_callback=self._on_channel)
             self._opening.add_on_close_callback(self._on_channel_closed)
 
     def _on_channel(self, channel: Any) -> None:
-        way = _Way(channel)
-        channel.add_on_return_callback(partial(self._on_return, way))
-        channel.confirm_delivery(partial(self._on_confirm, way), callback=lambda _: self._ready(way))
+        confirming = _ConfirmingChannel(channel)
+        channel.add_on_return_callback(partial(self._on_return, confirming))
+        channel.confirm_delivery(partial(self._on_confirm, confirming), callback=lambda _: self._ready(confirming))
 
-    def _on_return(self, way: _Way, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        way.returns.returned(properties.message_id, method.exchange, method.routing_key)
+    def _on_return(
+        self, confirming: _ConfirmingChannel, channel: Any, method: Any, properties: Any, body: bytes
+    ) -> None:
+        confirming.returns.returned(properties.message_id, method.exchange, method.routing_key)
 
-    def _ready(self, way: _Way) -> None:
-        if way.channel is not self._opening:
+    def _ready(self, confirming: _ConfirmingChannel) -> None:
+        if confirming.channel is not self._opening:
             return
-        self._opening, self._way = None, way
+        self._opening, self._current = None, confirming
         self._backoff.well()
         self._flush()
 
     def _on_channel_closed(self, channel: Any, error: Exception) -> None:
         if self._pika is None or not self._pika.is_open or self._is_stopped:
             return  # the connection's own end follows
-        way = next((way for way in self._ways if way.channel is channel), None)
-        if way is None and channel is not self._opening:
+        confirming = next(
+            (confirming for confirming in self._confirming_channels if confirming.channel is channel), None
+        )
+        if confirming is None and channel is not self._opening:
             return
-        unconfirmed = [] if way is None else list(way.confirms.outstanding())
+        unconfirmed = [] if confirming is None else list(confirming.confirms.outstanding())
         self._waiting.extendleft(reversed(unconfirmed))
-        if way in self._old:
-            self._old.remove(way)
+        if confirming in self._old:
+            self._old.remove(confirming)
         else:
-            self._way = self._opening = None
+            self._current = self._opening = None
         if isinstance(error, ChannelClosedByBroker) and self._blame_for_channel(error, unconfirmed):
             self._open_channel()
             self._flush()

@@ -47,12 +47,12 @@ class ManagementApi:
         """All bindings of the virtual host, those of the default exchange too (source "")."""
         return self._get("bindings")
 
-    def _get(self, what: str) -> list[dict[str, Any]]:
-        url = f"{self.safe_url}/api/{what}/{quote(self._vhost, safe='')}"
+    def _get(self, resource: str) -> list[dict[str, Any]]:
+        url = f"{self.safe_url}/api/{resource}/{quote(self._vhost, safe='')}"
         request = urllib.request.Request(url, headers={"Authorization": f"Basic {self._login}"})
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-                found: list[dict[str, Any]] = json.load(answer)
+                entries: list[dict[str, Any]] = json.load(answer)
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from error
         except (OSError, ValueError) as error:
@@ -61,7 +61,7 @@ class ManagementApi:
                 f"no management API answers at {self.safe_url}: {clause(reason)}. Is the plugin on "
                 "(rabbitmq-plugins enable rabbitmq_management), and is the port right (15672)?"
             ) from error
-        return found
+        return entries
 
     def _refusal(self, error: urllib.error.HTTPError) -> OperationalError:
         with error:

@@ -18,38 +18,38 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 # A queue that cannot be declared because its node is away is declared again so much later.
 AWAY_PAUSE = 0.5
 
-Place = tuple[str, str]
+Destination = tuple[str, str]
 
 
-def place(message: Message) -> Place:
+def destination(message: Message) -> Destination:
     """Where it is to go."""
     return message.exchange, message.routing_key
 
 
 class Refusing:
-    """The places that refused a message in earnest, and until when that is believed."""
+    """The destinations (exchange and routing key) that refused a message in earnest, and until when that is believed."""
 
     def __init__(self) -> None:
-        self._until: dict[Place, float] = {}
+        self._until: dict[Destination, float] = {}
 
     def believes(self, message: Message, now: float) -> bool:
         """Whether another attempt is not worth it."""
-        until = self._until.get(place(message))
+        until = self._until.get(destination(message))
         if until is None:
             return False
         if until > now:
             return True
-        del self._until[place(message)]
+        del self._until[destination(message)]
         return False
 
     def note(self, message: Message, now: float) -> None:
         """It was refused whatever we tried."""
-        if len(self._until) > MOST_PLACES:
+        if len(self._until) > MOST_DESTINATIONS:
             self._until.clear()
-        self._until[place(message)] = now + BELIEVED_SECONDS
+        self._until[destination(message)] = now + BELIEVED_SECONDS
 
 
-MOST_PLACES = 1000
+MOST_DESTINATIONS = 1000
 
 
 def pause_after(nacks: int) -> float:

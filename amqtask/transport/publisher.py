@@ -79,7 +79,7 @@ class _Work:
         self.closings = 0
 
     @property
-    def left(self) -> list[int]:
+    def unanswered(self) -> list[int]:
         """The indices of messages that have no answer yet."""
         return list(self._open)
 
@@ -98,7 +98,7 @@ class _Work:
         """All that have no answer get this one."""
         if self.is_written and type(error) is BrokerUnreachable:
             error = PublishTimeout(f"the message was published, but no confirm came before the deadline: {error}")
-        for index in self.left:
+        for index in self.unanswered:
             self.settle(index, error)
 
     def is_worth_another(
@@ -235,8 +235,8 @@ class PikaPublisher:
         self._warn = on_warning or _warn
         self._numbers = itertools.count(1)
         make = partial(PublishingLink, heartbeat=heartbeat, name=client_name)
-        self._own = ByProcess(partial(Links, self._pool_limit, make), Links[PublishingLink].forget)
-        weakref.finalize(self, say_goodbye, self._own, 1.0)
+        self._links = ByProcess(partial(Links, self._pool_limit, make), Links[PublishingLink].forget)
+        weakref.finalize(self, say_goodbye, self._links, 1.0)
         # Until when a refusal for this exchange and routing key is believed, because every host has confirmed it.
         self._refused: dict[tuple[str, str], float] = {}
 
@@ -280,13 +280,13 @@ class PikaPublisher:
 
     def close(self) -> None:
         """Close idle connections; the publisher opens new ones when it is used again."""
-        self._own.get().close(1.0)
+        self._links.get().close(1.0)
 
     # -- one attempt over one link
 
     def _attempt(self, work: _Work) -> None:
         """Publish what is left over one link. Raises: LinkLost, PublishError for all that is left."""
-        links = self._own.get()
+        links = self._links.get()
         link, is_new = self._take(links, sys._getframe(), work)
         try:
             self._publish_over(link, work, is_new)
@@ -300,7 +300,7 @@ class PikaPublisher:
 
     def _publish_over(self, link: PublishingLink, work: _Work, is_new: bool) -> None:
         """Raises: LinkLost, PublishError."""
-        todo = work.left[:1] if work.is_one_by_one else work.left
+        todo = work.unanswered[:1] if work.is_one_by_one else work.unanswered
         try:
             self._publish_these(link, work, todo, is_new)
         except LinkLost as lost:
@@ -397,7 +397,7 @@ class PikaPublisher:
 
     def _explain(self, cause: ChannelClosedByBroker, work: _Work, todo: list[int]) -> None:
         """A channel that the broker closed because of some of our messages: those get the error, the rest go again."""
-        guilty = culprits(cause, work.messages, [index for index in todo if index in work.left])
+        guilty = culprits(cause, work.messages, [index for index in todo if index in work.unanswered])
         for index in guilty:
             if cause.reply_code != NOT_FOUND or not work.renew(index):
                 work.settle(index, channel_error(cause, work.messages[index]))
@@ -408,22 +408,22 @@ class PikaPublisher:
     def _lost(self, lost: LinkLost, work: _Work) -> None:
         """Before the next attempt: is there time for one, and is the broker worth a pause?"""
         work.losses += 1
-        left = work.deadline - time.monotonic()
+        seconds_left = work.deadline - time.monotonic()
         if isinstance(lost.cause, ConnectionClosedByBroker) and lost.cause.reply_code != CONNECTION_FORCED:
             # It may be one of these messages that the broker closes the connection for: find it.
             work.closings += 1
-            todo = work.left
+            todo = work.unanswered
             if work.closings > 1 and (len(todo) == 1 or work.is_one_by_one):
                 work.settle(todo[0], connection_closed_for(work.messages[todo[0]], lost))
                 work.closings = 0
             work.is_one_by_one |= work.closings > 1
-        if left <= 0:
+        if seconds_left <= 0:
             work.fail(PublishTimeout(f"the connection was lost ({lost.cause}) and the deadline passed"))
         elif work.losses > 1:
-            time.sleep(min(LOST_PAUSE, left))
+            time.sleep(min(LOST_PAUSE, seconds_left))
 
     def _declare(self, entities: Sequence[Declaration], work: _Work) -> None:
-        links = self._own.get()
+        links = self._links.get()
         link, _ = self._take(links, sys._getframe(), work)
         try:
             self._declare_on(link, entities, work)

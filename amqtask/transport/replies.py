@@ -145,7 +145,7 @@ class ReplyConsumer:
         """Make sure that the queue exists and is consumed. Raises: BrokerUnreachable, AccessRefused."""
         deadline = time.monotonic() + timeout
         while not self.is_consuming:
-            left = deadline - time.monotonic()
+            seconds_left = deadline - time.monotonic()
             if self._links.is_held_here():
                 # A signal handler has interrupted the one that connects: it needs a queue, and nobody who reads it now.
                 self._declare_beside(deadline)
@@ -155,15 +155,15 @@ class ReplyConsumer:
                 try:
                     self._connect(link, deadline)
                 except LinkLost as lost:
-                    if left <= RETRY_PAUSE:
+                    if seconds_left <= RETRY_PAUSE:
                         raise self._unreachable(lost) from lost
                     time.sleep(0.05)
                 finally:
                     self._release(link)
-            elif left <= 0:
+            elif seconds_left <= 0:
                 raise BrokerUnreachable(f"the deadline passed while connecting for replies to {self.queue.name!r}")
             else:
-                self._await_news(left, lambda: self.is_consuming)
+                self._await_news(seconds_left, lambda: self.is_consuming)
 
     def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until `done()` or the deadline (monotonic seconds, None: for ever); whether it is done.
@@ -173,8 +173,8 @@ class ReplyConsumer:
         while True:
             if done():
                 return True
-            left = LONG if deadline is None else deadline - time.monotonic()
-            if left <= 0:
+            seconds_left = LONG if deadline is None else deadline - time.monotonic()
+            if seconds_left <= 0:
                 return False
             if self._is_closed:
                 raise BrokerUnreachable(CLOSED)
@@ -185,10 +185,10 @@ class ReplyConsumer:
                 )
             link = self._links.try_take(sys._getframe())
             if link is None:
-                self._await_news(left, done)
+                self._await_news(seconds_left, done)
                 continue
             try:
-                self._drive(link, done, time.monotonic() + left, is_endless=deadline is None)
+                self._drive(link, done, time.monotonic() + seconds_left, is_endless=deadline is None)
             finally:
                 self._release(link)
 
@@ -224,8 +224,8 @@ class ReplyConsumer:
         if self.pid != os.getpid():
             self._links.forget()
             return
-        here = self._links.is_held_here()
-        link = None if here else self._links.take(sys._getframe(), time.monotonic() + 2 * SLICE)
+        is_held_here = self._links.is_held_here()
+        link = None if is_held_here else self._links.take(sys._getframe(), time.monotonic() + 2 * SLICE)
         if link is None:
             self._is_left = True
             return
@@ -252,9 +252,9 @@ class ReplyConsumer:
             self._links.give_back(link)
         else:
             self._links.drop(link)
-        self._tell()
+        self._wake_waiters()
 
-    def _tell(self) -> None:
+    def _wake_waiters(self) -> None:
         """There may be news for those who wait."""
         for lock in list(self._waiting):
             if self._waiting.pop(lock, False):
@@ -294,7 +294,7 @@ class ReplyConsumer:
     def _turned(self, link: _ReplyLink, done: Callable[[], bool]) -> bool:
         """After each turn: answer what came, tell the others; whether the leader may go."""
         if self._acknowledge(link):
-            self._tell()
+            self._wake_waiters()
         return self._is_closed or done()
 
     def _acknowledge(self, link: _ReplyLink) -> bool:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 # What socket.getaddrinfo returns for one address: family, kind, protocol, canonical name, address.
-Found: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
-Answer: TypeAlias = "Sequence[Found] | OSError"
+AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
+Answer: TypeAlias = "Sequence[AddressInfo] | OSError"
 
 
-def resolve(host: str, port: int, deadline: float) -> Sequence[Found]:
+def resolve(host: str, port: int, deadline: float) -> Sequence[AddressInfo]:
     """The addresses of a host, before `deadline` (monotonic seconds). Raises: OSError."""
     if is_address(host):
         return _look_up(host, port)
@@ -63,7 +63,7 @@ def is_address(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 
 
-def _look_up(host: str, port: int) -> Sequence[Found]:
+def _look_up(host: str, port: int) -> Sequence[AddressInfo]:
     if host.isascii():
         # As bytes: Python would import and ask its codec for other scripts, which makes errors of its own of all that it meets.
         return socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from types import FrameType
 from typing import Any
 
-from amqtask.transport.resolving import Found, resolve
+from amqtask.transport.resolving import AddressInfo, resolve
 from amqtask.transport.url import TCP_OPTIONS
 
 # Bytes that are read at once.
@@ -57,13 +57,13 @@ class Stream:
 
     def open(self, deadline: float) -> None:
         """Connect before the deadline (monotonic seconds). Raises: OSError."""
-        found = resolve(self._host, self._port, deadline)
-        for index, each in enumerate(found):
+        candidates = resolve(self._host, self._port, deadline)
+        for index, candidate in enumerate(candidates):
             now = time.monotonic()
             try:
-                self._connect(each, now + (deadline - now) / (len(found) - index))
+                self._connect(candidate, now + (deadline - now) / (len(candidates) - index))
             except OSError as error:
-                if index == len(found) - 1 or not is_failure(error):
+                if index == len(candidates) - 1 or not is_failure(error):
                     raise
                 self.close()
             else:
@@ -71,12 +71,12 @@ class Stream:
         if self._tls is not None:
             self._secure(deadline)
 
-    def _connect(self, found: Found, deadline: float) -> None:
-        family, kind, protocol, _, address = found
-        made = _socket_class(socket.socket)
+    def _connect(self, address_info: AddressInfo, deadline: float) -> None:
+        family, socket_type, protocol, _, address = address_info
+        socket_class = _socket_class(socket.socket)
         # It is ours to close before it has a descriptor: whatever strikes meanwhile, none is left to the collector.
-        sock = self._sock = made.__new__(made)
-        sock.__init__(family, kind, protocol)
+        sock = self._sock = socket_class.__new__(socket_class)
+        sock.__init__(family, socket_type, protocol)
         self._use(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -120,8 +120,8 @@ class Stream:
         return sock
 
     def _demand(self, deadline: float, *, writable: bool = False) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0 or not self.wait(left, writable=writable):
+        seconds_left = deadline - time.monotonic()
+        if seconds_left <= 0 or not self.wait(seconds_left, writable=writable):
             raise TimeoutError(errno.ETIMEDOUT, "no answer in time")
 
     # -- using
@@ -151,8 +151,8 @@ class Stream:
     def wait(self, seconds: float, *, writable: bool = False) -> bool:
         """Wait until there is something to read (or the end), or it takes writes; whether it came to that."""
         if self._poller is None:
-            wanted = [self._sock]
-            return any(select.select(wanted, wanted if writable else [], [], seconds))
+            sockets = [self._sock]
+            return any(select.select(sockets, sockets if writable else [], [], seconds))
         if not writable:
             return bool(self._poller.poll(seconds * 1000))
         both = select.poll()

@@ -22,23 +22,23 @@ from amqtask.transport.names import entity_name
 NOT_ASKED = "AMQP has no question about bindings; --api asks the management plugin"
 
 
-def check(admin: QueueAdmin, wanted: Iterable[Declaration]) -> Iterator[Finding]:
+def check(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
     """How each entity is there; nothing is created or changed."""
-    for entity in wanted:
+    for entity in declarations:
         if isinstance(entity, Binding):
             yield Finding(entity, "unknown", NOT_ASKED)
         else:
             yield _check(admin, entity)
 
 
-def declare(admin: QueueAdmin, wanted: Iterable[Declaration]) -> Iterator[Finding]:
+def declare(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
     """Declare each entity; what exists otherwise is left as it is."""
-    for entity in wanted:
+    for entity in declarations:
         if isinstance(entity, Binding):
             yield _bind(admin, entity)
             continue
-        found = _check(admin, entity)
-        yield _create(admin, entity) if found.status == "missing" else found
+        finding = _check(admin, entity)
+        yield _create(admin, entity) if finding.status == "missing" else finding
 
 
 def _check(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:

@@ -44,8 +44,8 @@ class PikaTeller:
         self._connect_timeout = connect_timeout
         self._warn = on_warning
         make = partial(Link, heartbeat=0, name=client_name)
-        self._own = ByProcess(partial(Links, 1, make), Links[Link].forget)
-        weakref.finalize(self, say_goodbye, self._own, 0.5)
+        self._links = ByProcess(partial(Links, 1, make), Links[Link].forget)
+        weakref.finalize(self, say_goodbye, self._links, 0.5)
         self._retry_at = 0.0
 
     def tell(self, messages: Sequence[Message]) -> None:
@@ -53,18 +53,18 @@ class PikaTeller:
         if time.monotonic() < self._retry_at:
             return
         try:
-            self._tell(messages)
+            self._publish(messages)
         except (LinkLost, PublishError) as error:
             self._retry_at = time.monotonic() + PAUSE
             logger.info("events are dropped for %g s: %s", PAUSE, error)
 
     def close(self) -> None:
         """Say goodbye; it connects again when it is used again."""
-        self._own.get().close(1.0)
+        self._links.get().close(1.0)
 
-    def _tell(self, messages: Sequence[Message]) -> None:
+    def _publish(self, messages: Sequence[Message]) -> None:
         deadline = time.monotonic() + PATIENCE
-        links = self._own.get()
+        links = self._links.get()
         link = links.take(sys._getframe(), deadline, Link.is_usable)
         if link is None:
             return  # others tell, and the broker does not read

@@ -172,11 +172,11 @@ def parse_broker_urls(
     `use_ssl` is Celery's broker_use_ssl: True, or a mapping (keyfile, certfile, ca_certs, cert_reqs); `login_method` its
     broker_login_method, which a URL's own `auth_mechanism` overrides. Raises: ConfigurationError.
     """
-    given = [urls or DEFAULT_URL] if isinstance(urls, str) or urls is None else list(urls)
-    for url in given:
+    url_list = [urls or DEFAULT_URL] if isinstance(urls, str) or urls is None else list(urls)
+    for url in url_list:
         if not isinstance(url, str):
             raise ConfigurationError(f"a broker URL is text, not {described(url)}")
-    parts = [part.strip() for url in given for part in _split(url) if part.strip()]
+    parts = [part.strip() for url in url_list for part in _split(url) if part.strip()]
     if not parts:
         raise ConfigurationError("broker_url is empty; it should look like amqp://user:password@host:5672/vhost")
     return tuple(_parse(part, use_ssl, login_method) for part in parts)
@@ -244,13 +244,13 @@ def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None, login_method: str
 
 
 def _login_method(in_url: str | None, in_settings: str | None, tls: TlsOptions | None) -> str:
-    told, place = (in_url, "auth_mechanism in the broker URL") if in_url else (in_settings, "broker_login_method")
-    method = _LOGIN_METHODS.get((told or PLAIN).lower())
+    name, source = (in_url, "auth_mechanism in the broker URL") if in_url else (in_settings, "broker_login_method")
+    method = _LOGIN_METHODS.get((name or PLAIN).lower())
     if method is None:
-        raise ConfigurationError(f"{place} is {printable(str(told), 50)!r}, and can be PLAIN, AMQPLAIN or EXTERNAL")
+        raise ConfigurationError(f"{source} is {printable(str(name), 50)!r}, and can be PLAIN, AMQPLAIN or EXTERNAL")
     if method == EXTERNAL and (tls is None or not tls.certfile):
         raise ConfigurationError(
-            f"{place} is EXTERNAL, a login by certificate: that needs amqps:// (or broker_use_ssl), certfile and keyfile"
+            f"{source} is EXTERNAL, a login by certificate: that needs amqps:// (or broker_use_ssl), certfile and keyfile"
         )
     return method
 
@@ -263,16 +263,16 @@ def _unescaped() -> ConfigurationError:
     )
 
 
-def _refuse_unknown(what: str, given: Iterable[Any], known: Collection[str]) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name)[:50].removeprefix("ssl_"), known, n=1)
+def _refuse_unknown(complaint: str, names: Iterable[Any], known_names: Collection[str]) -> None:
+    for name in names:
+        if name not in known_names:
+            near = difflib.get_close_matches(str(name)[:50].removeprefix("ssl_"), known_names, n=1)
             hint = (
                 f" Did you mean {near[0]!r}?"
                 if near
                 else f" There are: {', '.join(sorted({*_TLS_NAMES, 'heartbeat'}))}."
             )
-            raise ConfigurationError(f"{what} {printable(str(name), 50)!r}.{hint}")
+            raise ConfigurationError(f"{complaint} {printable(str(name), 50)!r}.{hint}")
 
 
 def _heartbeat(text: str | None) -> int | None:
@@ -286,15 +286,15 @@ def _vhost(path: str) -> str:
 
 
 def _tls(options: Mapping[str, Any]) -> TlsOptions:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in options.items():
         target = _TLS_NAMES.get(name)
         if value is None:
             continue
         if target == "verify":
-            found[target] = str(value).lower() not in ("0", "false", "no", "none", "verify_none", "cert_none")
+            fields[target] = str(value).lower() not in ("0", "false", "no", "none", "verify_none", "cert_none")
             if isinstance(value, int) and not isinstance(value, bool):
-                found[target] = value != ssl.CERT_NONE
+                fields[target] = value != ssl.CERT_NONE
         elif target is not None:
-            found[target] = value
-    return TlsOptions(**found)
+            fields[target] = value
+    return TlsOptions(**fields)

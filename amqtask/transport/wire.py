@@ -117,28 +117,28 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
         while self._frame_buffer:
             if self._take_delivery():
                 continue
-            size, found = self._read_frame()
-            if not found:
+            size, pika_frame = self._read_frame()
+            if not pika_frame:
                 return
             self._trim_frame_buffer(size)
-            self._process_frame(found)
+            self._process_frame(pika_frame)
 
     def _take_delivery(self) -> bool:
         """Take a whole delivery off the buffer's front; False where there is none, or anything is odd about it."""
         buffer: bytes = self._frame_buffer
         try:
-            kind, number, size, method_id = _method_head(buffer)
-            if kind != spec.FRAME_METHOD or method_id != spec.Basic.Deliver.INDEX:
+            frame_type, number, size, method_id = _method_head(buffer)
+            if frame_type != spec.FRAME_METHOD or method_id != spec.Basic.Deliver.INDEX:
                 return False
             header = size + _FRAMING
-            header_kind, header_number, size, _, _, body_size = _header_head(buffer, header)
+            header_type, header_number, size, _, _, body_size = _header_head(buffer, header)
             body = header + size + _FRAMING
-            body_kind, body_number, size = _body_head(buffer, body)
+            body_type, body_number, size = _body_head(buffer, body)
             end = body + size + _FRAMING
             marks = buffer[header - 1], buffer[body - 1], buffer[end - 1]
         except (struct.error, IndexError):
             return False  # not all of it is there yet
-        if (header_kind, body_kind, size) != (spec.FRAME_HEADER, spec.FRAME_BODY, body_size):
+        if (header_type, body_type, size) != (spec.FRAME_HEADER, spec.FRAME_BODY, body_size):
             return False
         channel = self._channels.get(number)
         is_odd = channel is None or channel._content_assembler._method_frame is not None

@@ -108,25 +108,25 @@ class MemoryBroker:
                 self._bind(entity)
 
     def _declare_queue(self, queue: Queue, session: object, *, passive: bool) -> None:
-        known = self._queues.get(queue.name)
-        if known is not None and known.owner not in (None, session):
+        existing = self._queues.get(queue.name)
+        if existing is not None and existing.owner not in (None, session):
             raise resource_locked(queue.name)
-        if known is None and passive:
+        if existing is None and passive:
             raise not_found("queue", queue.name)
-        if known is None:
+        if existing is None:
             check_valid(queue)
             self._queues[queue.name] = MemoryQueue(queue, session if queue.exclusive else None)
         elif not passive:
-            check_same(queue, known.declared)
+            check_same(queue, existing.declared)
 
     def _declare_exchange(self, exchange: Exchange, *, passive: bool) -> None:
-        known = self._exchanges.get(exchange.name)
-        if known is None and passive:
+        existing = self._exchanges.get(exchange.name)
+        if existing is None and passive:
             raise not_found("exchange", exchange.name)
-        if known is None:
+        if existing is None:
             self._exchanges[exchange.name] = exchange
         elif not passive:
-            check_same(exchange, known)
+            check_same(exchange, existing)
 
     def _bind(self, binding: Binding) -> None:
         if binding.source.name not in self._exchanges:
@@ -135,9 +135,9 @@ class MemoryBroker:
             raise not_found("exchange", binding.destination)
         if not binding.to_exchange and binding.destination not in self._queues:
             raise not_found("queue", binding.destination)
-        known = self._bindings.setdefault(binding.source.name, [])
-        if binding not in known:
-            known.append(binding)
+        bindings = self._bindings.setdefault(binding.source.name, [])
+        if binding not in bindings:
+            bindings.append(binding)
 
     def delete_queue(self, name: str) -> None:
         """Its messages are gone, its consumers are cancelled."""
@@ -146,18 +146,18 @@ class MemoryBroker:
             if queue is None:
                 return
             for bindings in self._bindings.values():
-                bindings[:] = [each for each in bindings if each.to_exchange or each.destination != name]
+                bindings[:] = [binding for binding in bindings if binding.to_exchange or binding.destination != name]
             for subscriber in list(queue.subscribers):
                 subscriber.on_cancelled(subscriber)
 
     def queue(self, name: str, session: object = None) -> MemoryQueue:
         """A queue by name. Raises: Refused."""
-        found = self._queues.get(name)
-        if found is None:
+        queue = self._queues.get(name)
+        if queue is None:
             raise not_found("queue", name)
-        if found.owner not in (None, session):
+        if queue.owner not in (None, session):
             raise resource_locked(name)
-        return found
+        return queue
 
     # -- publishing
 
@@ -180,27 +180,27 @@ class MemoryBroker:
             self.expire()
             return Verdict.REFUSED if refused else Verdict.STORED
 
-    def _route(self, exchange: str, stored: Stored, seen: set[str]) -> list[MemoryQueue]:
+    def _route(self, exchange: str, stored: Stored, visited: set[str]) -> list[MemoryQueue]:
         if not exchange:
-            found = self._queues.get(stored.routing_key)
-            return [found] if found is not None else []
-        if exchange in seen:
+            named_queue = self._queues.get(stored.routing_key)
+            return [named_queue] if named_queue is not None else []
+        if exchange in visited:
             return []
-        seen.add(exchange)
+        visited.add(exchange)
         declared = self._exchanges[exchange]
         queues: dict[int, MemoryQueue] = {}
         for binding in self._bindings.get(exchange, ()):
             if not is_match(declared, binding, stored.routing_key, stored.headers):
                 continue
             reached = (
-                self._route(binding.destination, stored, seen)
+                self._route(binding.destination, stored, visited)
                 if binding.to_exchange
                 else [self._queues[binding.destination]]
             )
             queues.update((id(queue), queue) for queue in reached)
         alternate = dict(declared.arguments).get("alternate-exchange")
         if not queues and alternate in self._exchanges:
-            return self._route(alternate, stored, seen)
+            return self._route(alternate, stored, visited)
         return list(queues.values())
 
     def _enqueue(self, queue: MemoryQueue, stored: Stored) -> None:
@@ -271,8 +271,8 @@ class MemoryBroker:
         return self._clock() if self._as_of is None else self._as_of
 
     def _next_to_expire(self) -> MemoryQueue | None:
-        found = min(self._queues.values(), key=_due, default=None)
-        return found if found is not None and _due(found) < math.inf else None
+        queue = min(self._queues.values(), key=_due, default=None)
+        return queue if queue is not None and _due(queue) < math.inf else None
 
     def drive(self, loop: Loop | None) -> None:
         """Let messages expire by this loop's timers, on time and without anybody asking."""

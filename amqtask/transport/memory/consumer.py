@@ -150,13 +150,13 @@ class MemoryConsumer:
             session = self._broker.connect(lambda error: self._loop.call_soon_threadsafe(lambda: self._lost(error)))
         except ConnectionRefusedError as error:
             self._listener.on_warning(f"{clause(error)}. Trying again.")
-            self._again()
+            self._connect_later()
             return
         self._session = session
         self._epoch += 1
         self._set_up()
 
-    def _again(self) -> None:
+    def _connect_later(self) -> None:
         self._timer = self._loop.call_later(RETRY_PAUSE, self._connect)
 
     def _lost(self, error: Exception) -> None:
@@ -169,7 +169,7 @@ class MemoryConsumer:
         for consumed in self._queues.values():
             consumed.tags.clear()
         self._listener.on_connection_lost(error)
-        self._again()
+        self._connect_later()
 
     # -- consuming
 
@@ -181,7 +181,7 @@ class MemoryConsumer:
         session = self._session
         if session is None or not session.is_open:
             return
-        missing = [] if self._is_paused else [each for each in self._queues.values() if not each.tags]
+        missing = [] if self._is_paused else [consumed for consumed in self._queues.values() if not consumed.tags]
         try:
             for consumed in missing:
                 declare_all(self._broker, consumed.declare, self._warn, session)
@@ -198,10 +198,10 @@ class MemoryConsumer:
         self._session = None
         session.close()
         if isinstance(error, DeclarationRefused):
-            what, text = entity_name(error.entity), error.refused.reply_text
+            subject, text = entity_name(error.entity), error.refused.reply_text
         else:
-            what, text = "a queue", error.reply_text
-        self._listener.on_fatal(OperationalError(f"{what} cannot be consumed: {text}"))
+            subject, text = "a queue", error.reply_text
+        self._listener.on_fatal(OperationalError(f"{subject} cannot be consumed: {text}"))
 
     def _consume(self, session: Session, consumed: _Consumed, prefetch: int) -> None:
         self._tag_number += 1

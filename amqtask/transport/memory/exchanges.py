@@ -9,8 +9,8 @@ from typing import Any
 from amqtask.entities import Binding, Exchange
 
 PREDECLARED = {
-    f"amq.{name}": Exchange(f"amq.{name}", kind)
-    for name, kind in (("direct", "direct"), ("topic", "topic"), ("fanout", "fanout"), ("headers", "headers"),
+    f"amq.{name}": Exchange(f"amq.{name}", exchange_type)
+    for name, exchange_type in (("direct", "direct"), ("topic", "topic"), ("fanout", "fanout"), ("headers", "headers"),
                        ("match", "headers"))
 }  # fmt: skip
 
@@ -21,22 +21,22 @@ def matches_topic(pattern: str, routing_key: str) -> bool:
     return _match_words(tuple(pattern.split(".")), tuple(routing_key.split(".")) if routing_key else ())
 
 
-def _match_words(pattern: tuple[str, ...], words: tuple[str, ...]) -> bool:
+def _match_words(pattern: tuple[str, ...], key_words: tuple[str, ...]) -> bool:
     if not pattern:
-        return not words
+        return not key_words
     if pattern[0] == "#":
-        return any(_match_words(pattern[1:], words[skipped:]) for skipped in range(len(words) + 1))
+        return any(_match_words(pattern[1:], key_words[skipped:]) for skipped in range(len(key_words) + 1))
     if pattern == ("",):
-        return not words
-    return bool(words) and pattern[0] in ("*", words[0]) and _match_words(pattern[1:], words[1:])
+        return not key_words
+    return bool(key_words) and pattern[0] in ("*", key_words[0]) and _match_words(pattern[1:], key_words[1:])
 
 
-def matches_headers(asked: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
+def matches_headers(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
     """`x-match`: all (default), any, all-with-x, any-with-x; an argument without a value asks for presence."""
-    mode = str(asked.get("x-match", "all"))
+    mode = str(arguments.get("x-match", "all"))
     with_x = mode.endswith("-with-x")
-    wanted = {name: value for name, value in asked.items() if name != "x-match" and (with_x or name[:2] != "x-")}
-    hits = [name in headers and (value is None or headers[name] == value) for name, value in wanted.items()]
+    required = {name: value for name, value in arguments.items() if name != "x-match" and (with_x or name[:2] != "x-")}
+    hits = [name in headers and (value is None or headers[name] == value) for name, value in required.items()]
     return any(hits) if mode.startswith("any") else all(hits)
 
 

@@ -71,11 +71,11 @@ class Warnings:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def __call__(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._warned:
+            self._warned.add(text)
             self._warn(text)
 
 
@@ -126,8 +126,8 @@ class MemoryPublisher:
     def _wait_for_broker(self, deadline: float | None) -> PublishError | None:
         broker = self._broker
         with broker.changed:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if broker.changed.wait_for(lambda: broker.is_up and broker.blocked_reason is None, left):
+            seconds_left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if broker.changed.wait_for(lambda: broker.is_up and broker.blocked_reason is None, seconds_left):
                 return None
             if not broker.is_up:
                 return BrokerUnreachable("the in-memory broker is stopped")

@@ -42,16 +42,16 @@ class MemoryQueue:
     _ready: list[tuple[int, int, Stored]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        asked = self.declared.argument_map
-        self.is_quorum = asked.get("x-queue-type") == "quorum"
-        self.delivery_limit: int | None = asked.get("x-delivery-limit") if self.is_quorum else None
-        self.max_length: int | None = asked.get("x-max-length")
-        self.refuses_overflow = str(asked.get("x-overflow", "")).startswith("reject-publish")
-        self.has_one_consumer = bool(asked.get("x-single-active-consumer"))
-        self.dead_letter_exchange: str | None = asked.get("x-dead-letter-exchange")
-        self.dead_letter_routing_key: str | None = asked.get("x-dead-letter-routing-key")
-        self._ttl: float | None = asked["x-message-ttl"] / 1000 if "x-message-ttl" in asked else None
-        self._max_priority: int = asked.get("x-max-priority", 0)
+        arguments = self.declared.argument_map
+        self.is_quorum = arguments.get("x-queue-type") == "quorum"
+        self.delivery_limit: int | None = arguments.get("x-delivery-limit") if self.is_quorum else None
+        self.max_length: int | None = arguments.get("x-max-length")
+        self.refuses_overflow = str(arguments.get("x-overflow", "")).startswith("reject-publish")
+        self.has_one_consumer = bool(arguments.get("x-single-active-consumer"))
+        self.dead_letter_exchange: str | None = arguments.get("x-dead-letter-exchange")
+        self.dead_letter_routing_key: str | None = arguments.get("x-dead-letter-routing-key")
+        self._ttl: float | None = arguments["x-message-ttl"] / 1000 if "x-message-ttl" in arguments else None
+        self._max_priority: int = arguments.get("x-max-priority", 0)
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -97,10 +97,10 @@ class MemoryQueue:
         """All that are ready, in order."""
         return [stored for _, _, stored in sorted(self._ready, key=lambda entry: entry[:2])]
 
-    def keep(self, wanted: Callable[[Stored], bool]) -> int:
+    def keep(self, is_kept: Callable[[Stored], bool]) -> int:
         """Drop the others; how many."""
         before = len(self._ready)
-        self._ready = [entry for entry in self._ready if wanted(entry[2])]
+        self._ready = [entry for entry in self._ready if is_kept(entry[2])]
         heapq.heapify(self._ready)
         return before - len(self._ready)
 

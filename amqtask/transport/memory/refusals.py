@@ -19,9 +19,9 @@ class Refused(Exception):
         self.reply_text = reply_text
 
 
-def not_found(kind: str, name: str) -> Refused:
+def not_found(entity_type: str, name: str) -> Refused:
     """No such queue or exchange."""
-    return Refused(NOT_FOUND, f"NOT_FOUND - no {kind} '{name}' in vhost '/'")
+    return Refused(NOT_FOUND, f"NOT_FOUND - no {entity_type} '{name}' in vhost '/'")
 
 
 def resource_locked(queue: str) -> Refused:
@@ -46,10 +46,10 @@ def unknown_tag(tag: int) -> Refused:
 
 def check_valid(queue: Queue) -> None:
     """Raises: Refused for what a queue type cannot be."""
-    kind = queue.argument_map.get("x-queue-type", "classic")
-    if kind not in ("classic", "quorum"):
-        raise Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - the in-memory broker has no {kind} queues")
-    if kind == "quorum":
+    queue_type = queue.argument_map.get("x-queue-type", "classic")
+    if queue_type not in ("classic", "quorum"):
+        raise Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - the in-memory broker has no {queue_type} queues")
+    if queue_type == "quorum":
         for name, is_wrong in (("durable", not queue.durable), ("exclusive", queue.exclusive),
                                ("auto-delete", queue.auto_delete)):  # fmt: skip
             if is_wrong:
@@ -57,31 +57,31 @@ def check_valid(queue: Queue) -> None:
                 raise Refused(PRECONDITION_FAILED, text)
 
 
-def check_same(asked: Queue | Exchange, known: Queue | Exchange) -> None:
+def check_same(declared: Queue | Exchange, existing: Queue | Exchange) -> None:
     """Raises: Refused when what exists has other properties or arguments."""
-    wanted, found = _properties(asked), _properties(known)
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            kind = "queue" if isinstance(asked, Queue) else "exchange"
+    declared_properties, existing_properties = _properties(declared), _properties(existing)
+    for name in sorted({*declared_properties, *existing_properties}):
+        if declared_properties.get(name) != existing_properties.get(name):
+            entity_type = "queue" if isinstance(declared, Queue) else "exchange"
             raise Refused(
                 PRECONDITION_FAILED,
-                f"PRECONDITION_FAILED - inequivalent arg '{name}' for {kind} '{asked.name}' in vhost '/': "
-                f"received {_shown(wanted.get(name))} but current is {_shown(found.get(name))}",
+                f"PRECONDITION_FAILED - inequivalent arg '{name}' for {entity_type} '{declared.name}' in vhost '/': "
+                f"received {_shown(declared_properties.get(name))} but current is {_shown(existing_properties.get(name))}",
             )
 
 
 def _properties(entity: Queue | Exchange) -> dict[str, Any]:
-    given = dict(entity.arguments)
+    arguments = dict(entity.arguments)
     if isinstance(entity, Exchange):
         # A client that only uses an exchange need not know whether it deletes itself.
-        return {"type": entity.type, "durable": entity.durable, **given}
-    kind = given.pop("x-queue-type", "classic")
+        return {"type": entity.type, "durable": entity.durable, **arguments}
+    queue_type = arguments.pop("x-queue-type", "classic")
     return {
         "durable": entity.durable,
         "exclusive": entity.exclusive,
         "auto_delete": entity.auto_delete,
-        "x-queue-type": kind,
-        **given,
+        "x-queue-type": queue_type,
+        **arguments,
     }
 
 
@@ -90,5 +90,5 @@ def _shown(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return f"'{str(value).lower()}'"
-    kind = "longstr" if isinstance(value, str) else "signedint"
-    return f"the value '{value}' of type '{kind}'"
+    type_name = "longstr" if isinstance(value, str) else "signedint"
+    return f"the value '{value}' of type '{type_name}'"

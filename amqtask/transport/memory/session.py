@@ -70,9 +70,9 @@ class Session:
     def cancel(self, tag: str) -> None:
         """End a subscription; what is unanswered stays so."""
         with self._broker.lock:
-            found = self._queues.pop(tag, None)
-            if found is not None:
-                queue, subscriber = found
+            subscription = self._queues.pop(tag, None)
+            if subscription is not None:
+                queue, subscriber = subscription
                 queue.subscribers.remove(subscriber)
                 self._broker.unsubscribed(queue)
 
@@ -114,11 +114,11 @@ class Session:
     def _settled(self, tag: int, *, multiple: bool) -> list[_Unanswered]:
         if tag not in self._unanswered and not (multiple and tag == 0):
             raise unknown_tag(tag)
-        tags = [each for each in self._unanswered if each <= tag or not tag] if multiple else [tag]
-        found = [self._unanswered.pop(each) for each in tags]
-        for each in found:
-            each.subscriber.unacked -= 1
-        return found
+        tags = [open_tag for open_tag in self._unanswered if open_tag <= tag or not tag] if multiple else [tag]
+        settled = [self._unanswered.pop(settled_tag) for settled_tag in tags]
+        for unanswered in settled:
+            unanswered.subscriber.unacked -= 1
+        return settled
 
     # -- the end
 

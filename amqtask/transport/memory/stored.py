@@ -34,11 +34,11 @@ class Stored:
 
     def decoded(self) -> Any:
         """Properties of its own for each delivery; what was counted since is in the headers."""
-        found = pika.BasicProperties()
-        found.decode(self.properties)
+        properties = pika.BasicProperties()
+        properties.decode(self.properties)
         if self.failures:
-            found.headers = {**(found.headers or {}), "x-delivery-count": self.failures}
-        return found
+            properties.headers = {**(properties.headers or {}), "x-delivery-count": self.failures}
+        return properties
 
 
 def received(message: Message) -> Stored:
@@ -47,11 +47,13 @@ def received(message: Message) -> Stored:
 
 
 def _stored(body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Stored:
-    found = pika.BasicProperties()
-    found.decode(encoded)
-    expiration = None if found.expiration is None else int(found.expiration) / 1000
-    headers = found.headers or {}
-    return Stored(body, encoded, exchange, routing_key, headers, found.priority, expiration, found.delivery_mode == 2)
+    properties = pika.BasicProperties()
+    properties.decode(encoded)
+    expiration = None if properties.expiration is None else int(properties.expiration) / 1000
+    headers = properties.headers or {}
+    return Stored(
+        body, encoded, exchange, routing_key, headers, properties.priority, expiration, properties.delivery_mode == 2
+    )
 
 
 def copied(stored: Stored) -> Stored:
@@ -75,11 +77,11 @@ def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: st
 
 def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> list[dict[str, Any]]:
     """One entry per queue and reason, the latest first."""
-    known = [dict(entry) for entry in stored.headers.get("x-death") or []]
-    for entry in known:
+    deaths = [dict(entry) for entry in stored.headers.get("x-death") or []]
+    for entry in deaths:
         if entry.get("queue") == queue and entry.get("reason") == reason:
-            known.remove(entry)
-            return [{**entry, "count": entry["count"] + 1}, *known]
+            deaths.remove(entry)
+            return [{**entry, "count": entry["count"] + 1}, *deaths]
     entry = {
         "count": 1,
         "reason": reason,
@@ -90,7 +92,7 @@ def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> 
     }
     if expiration is not None:
         entry["original-expiration"] = expiration
-    return [entry, *known]
+    return [entry, *deaths]
 
 
 def is_cycle(stored: Stored, queue: str) -> bool:
