@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.cli.inventory import known_queues
 from amqtask.exceptions import QueueNotFound
 from amqtask.message import Delivery, Message
-from amqtask.topology.delays import TO_HEADER, left, waiting_priority
+from amqtask.topology.delays import TO_HEADER, seconds_left, waiting_priority
 from amqtask.topology.plan import declarations, work_queue
 from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.management import ManagementApi
@@ -117,9 +117,9 @@ class _Delayed:
         """Until its `eta`, or until it was to leave the broker's queues."""
         eta = headers.get("eta")
         try:
-            return timestamp(eta) - time.time() if eta else left(headers, self._level, time.time())
+            return timestamp(eta) - time.time() if eta else seconds_left(headers, self._level, time.time())
         except (TypeError, ValueError, AttributeError, ArithmeticError):  # no time that we can read
-            return left(headers, self._level, time.time())
+            return seconds_left(headers, self._level, time.time())
 
     def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
         """What the target needs; of a named exchange the application's queues that hang on it."""

@@ -40,8 +40,8 @@ def chord_queue(group_id: str, token: str = "", expires: float | None = None) ->
     Classic: one short-lived queue per chord, which a quorum queue's start would cost more than the chord itself.
     """
     limit = int((expires or EXPIRES_SECONDS) * 1000)
-    given = arguments({"x-queue-type": "classic", "x-expires": max(1, limit)})
-    return Queue(queue_name(group_id, token), arguments=given)
+    queue_arguments = arguments({"x-queue-type": "classic", "x-expires": max(1, limit)})
+    return Queue(queue_name(group_id, token), arguments=queue_arguments)
 
 
 def queue_name(group_id: str, token: str = "") -> str:
@@ -138,23 +138,23 @@ class Gathered(NamedTuple):
 
     def in_order(self) -> list[ResultMessage]:
         """The parts in the order of the header."""
-        return [part for _, part in sorted(self.parts.values(), key=lambda found: found[0])]
+        return [part for _, part in sorted(self.parts.values(), key=lambda entry: entry[0])]
 
 
 def gather(
-    found: Iterable[tuple[bytes, str | None, str | None, Mapping[str, Any] | None]], accept: frozenset[str]
+    messages: Iterable[tuple[bytes, str | None, str | None, Mapping[str, Any] | None]], accept: frozenset[str]
 ) -> Gathered:
     """Read messages, each as (body, content type, content encoding, headers). Raises: ContentDisallowed, Undecodable."""
     parts: dict[str, tuple[float, ResultMessage]] = {}
     added: set[str] = set()
-    for body, content_type, content_encoding, headers in found:
-        known = headers or {}
-        more = known.get("more")
-        if isinstance(more, str) and more:
-            added.add(more)
+    for body, content_type, content_encoding, headers in messages:
+        fields = headers or {}
+        added_id = fields.get("more")
+        if isinstance(added_id, str) and added_id:
+            added.add(added_id)
             continue
         part = decode_result(body, content_type, content_encoding, accept)
-        index = known.get("group_index")
+        index = fields.get("group_index")
         # Of two runs of one member the success counts.
         if part.task_id not in parts or part.status == states.SUCCESS:
             parts[part.task_id] = (index if index.__class__ is int else _LAST, part)

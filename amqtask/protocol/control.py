@@ -19,7 +19,7 @@ from amqtask.wording import described
 
 # How re reads an expression; Python 3.11 moved it.
 re_parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
-Kind = TypeVar("Kind")
+Expected = TypeVar("Expected")
 
 PREFIX = "celery"  # the setting control_exchange
 # Bytes of a command's body, and characters of a pattern.
@@ -135,42 +135,42 @@ def read_command(
 ) -> Command:
     """Read a command. Raises: ContentDisallowed, Undecodable."""
     check_size(body, LARGEST_COMMAND)
-    found = loads(body, content_type, content_encoding, accept)
-    if not isinstance(found, dict) or not isinstance(found.get("method"), str):
+    decoded = loads(body, content_type, content_encoding, accept)
+    if not isinstance(decoded, dict) or not isinstance(decoded.get("method"), str):
         raise Undecodable("not a control command: no mapping with a `method`")
     try:
-        return _command(found, headers or {})
+        return _command(decoded, headers or {})
     except (TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
         raise Undecodable(
-            f"the control command {printable(found['method'], 100)!r} is malformed: {printable(str(error), 200)}"
+            f"the control command {printable(decoded['method'], 100)!r} is malformed: {printable(str(error), 200)}"
         ) from error
 
 
-def _command(found: dict[str, Any], headers: Mapping[str, Any]) -> Command:
-    reply_to = _of_kind(dict, found, "reply_to") or {}
-    arguments = _of_kind(dict, found, "arguments") or {}
+def _command(decoded: dict[str, Any], headers: Mapping[str, Any]) -> Command:
+    reply_to = _of_type(dict, decoded, "reply_to") or {}
+    arguments = _of_type(dict, decoded, "arguments") or {}
     if not all(isinstance(name, str) for name in arguments):
         raise TypeError("the names of arguments are texts")
-    destination = found.get("destination")
-    pattern, matcher = _of_kind(str, found, "pattern"), _of_kind(str, found, "matcher")
+    destination = decoded.get("destination")
+    pattern, matcher = _of_type(str, decoded, "pattern"), _of_type(str, decoded, "matcher")
     if pattern:
         check_pattern(pattern, matcher)
     return Command(
-        method=found["method"],
+        method=decoded["method"],
         arguments=arguments,
         destination=None if destination is None else _names(destination),
         pattern=pattern,
         matcher=matcher,
-        ticket=_of_kind(str, found, "ticket"),
-        reply_exchange=_of_kind(str, reply_to, "exchange") or "",
-        reply_key=_of_kind(str, reply_to, "routing_key") or "",
+        ticket=_of_type(str, decoded, "ticket"),
+        reply_exchange=_of_type(str, reply_to, "exchange") or "",
+        reply_key=_of_type(str, reply_to, "routing_key") or "",
         expires=float(headers.get("expires") or 0.0),
     )
 
 
-def _of_kind(kind: type[Kind], found: Mapping[str, Any], name: str) -> Kind | None:
-    value = found.get(name)
-    if value is not None and not isinstance(value, kind):
+def _of_type(expected_type: type[Expected], mapping: Mapping[str, Any], name: str) -> Expected | None:
+    value = mapping.get(name)
+    if value is not None and not isinstance(value, expected_type):
         raise TypeError(f"`{name}` is {described(value)}")
     return value
 
@@ -199,20 +199,20 @@ def check_pattern(pattern: str, matcher: str | None) -> None:
 
 
 def _tries(items: Iterable[tuple[Any, Any]]) -> int:
-    """How many ways there are at most to lay the parts of an expression over a name."""
+    """How many ways there are at most to match the parts of an expression against a name."""
     total = 1
-    for kind, what in items:
-        inner = max((_tries(part) for part in _parts(what)), default=1)
-        if kind is re_parser.BRANCH:
-            inner = sum(_tries(part) for part in what[1])
-        elif kind in _REPEATS:
-            least, most, _ = what
-            if int(least) > _NAME:
+    for opcode, argument in items:
+        inner = max((_tries(part) for part in _parts(argument)), default=1)
+        if opcode is re_parser.BRANCH:
+            inner = sum(_tries(part) for part in argument[1])
+        elif opcode in _REPEATS:
+            minimum, maximum, _ = argument
+            if int(minimum) > _NAME:
                 return _MOST_TRIES + 1
             # Rounds of nothing take their time, too.
-            ways = max(int(least), min(int(most), _NAME) - int(least) + 1)
+            round_counts = max(int(minimum), min(int(maximum), _NAME) - int(minimum) + 1)
             # Each round may go each way.
-            inner = ways if inner == 1 else _MOST_TRIES + 1 if most > 1 else ways * inner
+            inner = round_counts if inner == 1 else _MOST_TRIES + 1 if maximum > 1 else round_counts * inner
         total = min(total * inner, _MOST_TRIES + 1)
     return total
 
@@ -220,12 +220,12 @@ def _tries(items: Iterable[tuple[Any, Any]]) -> int:
 _REPEATS = (re_parser.MAX_REPEAT, re_parser.MIN_REPEAT)
 
 
-def _parts(what: Any) -> list[Any]:
-    """The expressions within a part of one, however it holds them."""
-    if isinstance(what, re_parser.SubPattern):
-        return [what]
-    if isinstance(what, (tuple, list)):
-        return [part for each in what for part in _parts(each)]
+def _parts(argument: Any) -> list[Any]:
+    """The expressions within the argument of an opcode, however it holds them."""
+    if isinstance(argument, re_parser.SubPattern):
+        return [argument]
+    if isinstance(argument, (tuple, list)):
+        return [part for element in argument for part in _parts(element)]
     return []
 
 
@@ -247,10 +247,10 @@ def read_reply(
 ) -> Reply:
     """Read a reply. Raises: ContentDisallowed, Undecodable."""
     check_size(body, LARGEST_COMMAND)
-    found = loads(body, content_type, content_encoding, accept)
-    if not isinstance(found, dict) or len(found) != 1:
+    decoded = loads(body, content_type, content_encoding, accept)
+    if not isinstance(decoded, dict) or len(decoded) != 1:
         raise Undecodable("not a reply: no mapping of one node name")
-    ((nodename, payload),) = found.items()
+    ((nodename, payload),) = decoded.items()
     if not isinstance(nodename, str):
         raise Undecodable("not a reply: the name of its node is not text")
     return Reply(nodename, payload, (headers or {}).get("ticket"))

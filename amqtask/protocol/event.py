@@ -17,8 +17,8 @@ from amqtask.serialization import JSON, Encoded, content_type, dumps, loads
 EXCHANGE = "celeryev"  # the setting event_exchange
 
 TASK_EVENTS = frozenset(
-    f"task-{what}"
-    for what in (
+    f"task-{suffix}"
+    for suffix in (
         "sent", "received", "started", "succeeded", "failed", "rejected", "revoked", "retried", "cancelled",
     )
 )  # fmt: skip
@@ -57,11 +57,11 @@ def receiver_queue(
 
 
 def event(
-    kind: str, hostname: str, *, timestamp: float, clock: int | None, pid: int, utcoffset: int = 0, **fields: Any
+    event_type: str, hostname: str, *, timestamp: float, clock: int | None, pid: int, utcoffset: int = 0, **fields: Any
 ) -> dict[str, Any]:
     """An event with the fields that all have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
     return {
-        "type": kind,
+        "type": event_type,
         "hostname": hostname,
         "utcoffset": utcoffset,
         "pid": pid,
@@ -73,12 +73,12 @@ def event(
 
 def json_text(value: Any) -> str:
     """A value as JSON; without detours for what most fields are. Raises: EncodeError."""
-    kind = value.__class__
-    if kind is str:
+    value_type = value.__class__
+    if value_type is str:
         return encode_basestring_ascii(value)
     if value is None:
         return "null"
-    return repr(value) if kind is int else dumps(value, "json").body.decode()
+    return repr(value) if value_type is int else dumps(value, "json").body.decode()
 
 
 def fields_text(fields: Mapping[str, Any]) -> str:
@@ -96,10 +96,10 @@ class EventTexts:
     def __init__(self, hostname: str, *, pid: int, utcoffset: int) -> None:
         self._end = f'"hostname": {json_text(hostname)}, "utcoffset": {utcoffset}, "pid": {pid}}}'
 
-    def text(self, kind: str, task_id: str, fields: str, *, clock: int, timestamp: float) -> str:
+    def text(self, event_type: str, task_id: str, fields: str, *, clock: int, timestamp: float) -> str:
         """An event; `fields` are its own, as `fields_text` writes them."""
         return (
-            f'{{"type": "{kind}", "uuid": {json_text(task_id)}, {fields}"clock": {clock}, '
+            f'{{"type": "{event_type}", "uuid": {json_text(task_id)}, {fields}"clock": {clock}, '
             f'"timestamp": {timestamp:.6f}, {self._end}'
         )
 
@@ -146,8 +146,8 @@ def read_events(
     body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]
 ) -> list[dict[str, Any]]:
     """The events of a message, which holds one or a list. Raises: ContentDisallowed, Undecodable."""
-    found = loads(body, content_type, content_encoding, accept)
-    events = found if isinstance(found, list) else [found]
-    if not all(isinstance(each, dict) and isinstance(each.get("type"), str) for each in events):
+    decoded = loads(body, content_type, content_encoding, accept)
+    events = decoded if isinstance(decoded, list) else [decoded]
+    if not all(isinstance(event_fields, dict) and isinstance(event_fields.get("type"), str) for event_fields in events):
         raise Undecodable("not an event: no mapping with a `type`")
     return events

@@ -20,7 +20,7 @@ from amqtask.wording import described
 
 _FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
 # What these are in a result that can be read.
-_KINDS: dict[str, tuple[type, ...]] = {
+_EXPECTED_TYPES: dict[str, tuple[type, ...]] = {
     "task_id": (str,),
     "status": (str, type(None)),
     "children": (list, tuple, type(None)),
@@ -116,11 +116,11 @@ _REPLY_QUEUE = re.compile(
 )
 
 
-def is_reply_queue(name: object, more: Iterable[str] = ()) -> bool:
-    """Whether results may be sent to a queue of that name, which only the message says; `more` are globs."""
+def is_reply_queue(name: object, globs: Iterable[str] = ()) -> bool:
+    """Whether results may be sent to a queue of that name, which only the message says; `globs` allow more names."""
     # A follow-up's own reply_to may be anything that JSON can say.
     return isinstance(name, str) and (
-        _REPLY_QUEUE.fullmatch(name) is not None or any(fnmatch.fnmatchcase(name, glob) for glob in more)
+        _REPLY_QUEUE.fullmatch(name) is not None or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
     )
 
 
@@ -148,8 +148,8 @@ def decode_result(
     meta = loads(body, content_type, content_encoding, accept)
     if not isinstance(meta, Mapping) or "task_id" not in meta:
         raise Undecodable(f"the body is {described(meta)}, not a result message")
-    for name, kind in _KINDS.items():
-        if not isinstance(meta.get(name), kind):
+    for name, expected_type in _EXPECTED_TYPES.items():
+        if not isinstance(meta.get(name), expected_type):
             raise Undecodable(f"the body is not a result message: its {name} is {described(meta.get(name))}")
     return ResultMessage.from_meta(meta)
 
@@ -190,18 +190,18 @@ class RemoteError(Exception):
 
 def exception_as_dict(error: BaseException, serializer: str = "json") -> dict[str, Any]:
     """Type, module and arguments; an argument that the serializer can't write is replaced by its repr."""
-    kind = type(error)
+    exception_type = type(error)
     return {
-        "exc_type": kind.__qualname__,
+        "exc_type": exception_type.__qualname__,
         "exc_message": [_writable(argument, serializer) for argument in _arguments(error)],
-        "exc_module": _module_of(kind),
+        "exc_module": _module_of(exception_type),
     }
 
 
-def _module_of(kind: type[BaseException]) -> str:
+def _module_of(exception_type: type[BaseException]) -> str:
     """Ours that have a twin in Celery are told as those: a Celery client would not know the class otherwise."""
-    is_twin = kind.__module__ == OURS and kind.__qualname__ in TWINS
-    return "celery.exceptions" if is_twin else kind.__module__
+    is_twin = exception_type.__module__ == OURS and exception_type.__qualname__ in TWINS
+    return "celery.exceptions" if is_twin else exception_type.__module__
 
 
 def _arguments(error: BaseException) -> tuple[Any, ...]:
@@ -228,39 +228,39 @@ def _writable(value: Any, serializer: str) -> Any:
         return saferepr(value)
 
 
-def exception_from_dict(found: Any, traceback: str | None = None) -> BaseException:
+def exception_from_dict(exception_dict: Any, traceback: str | None = None) -> BaseException:
     """The exception that `exception_as_dict` (ours or Celery's) described, with the traceback as its cause.
 
     Only classes that this process has imported already are used (nothing is imported because a message says so), and
     only exceptions; for others a class of the same name is made, derived from RemoteError.
     """
-    if isinstance(found, BaseException):  # a pickled result
-        error = found
-    elif isinstance(found, Mapping) and "exc_type" in found:
-        error = _rebuild(found)
+    if isinstance(exception_dict, BaseException):  # a pickled result
+        error = exception_dict
+    elif isinstance(exception_dict, Mapping) and "exc_type" in exception_dict:
+        error = _rebuild(exception_dict)
     else:
-        error = RemoteError(found)
+        error = RemoteError(exception_dict)
     if traceback:
         error.__cause__ = RemoteTraceback(traceback)
     return error
 
 
-def _rebuild(found: Mapping[str, Any]) -> BaseException:
-    name, module = str(found["exc_type"]), found.get("exc_module")
-    message = found.get("exc_message")
+def _rebuild(exception_dict: Mapping[str, Any]) -> BaseException:
+    name, module = str(exception_dict["exc_type"]), exception_dict.get("exc_module")
+    message = exception_dict.get("exc_message")
     arguments = tuple(message) if isinstance(message, (list, tuple)) else (message,)
-    known = _find(name, module)
-    rebuilt = _construct(known, arguments) if known is not None else None
+    exception_type = _find(name, module)
+    rebuilt = _construct(exception_type, arguments) if exception_type is not None else None
     return rebuilt or _stand_in(name, str(module or __name__))(*arguments)
 
 
-def _construct(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseException | None:
+def _construct(exception_type: type[BaseException], arguments: tuple[Any, ...]) -> BaseException | None:
     try:
-        return kind(*arguments)
+        return exception_type(*arguments)
     except Exception:  # noqa: BLE001 - a constructor with other parameters; keep the type if it can be shown
         pass
     try:
-        error: BaseException = kind.__new__(kind)
+        error: BaseException = exception_type.__new__(exception_type)
         error.args = arguments
         str(error)
         return error
@@ -271,15 +271,15 @@ def _construct(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseExc
 # One class per name, so that two such errors are of one type.
 @lru_cache(maxsize=256)
 def _stand_in(name: str, module: str) -> type[RemoteError]:
-    kind = name.rpartition(".")[2].encode("ascii", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]
-    return type(kind or "RemoteError", (RemoteError,), {"__module__": module[:_LONGEST_NAME]})
+    class_name = name.rpartition(".")[2].encode("ascii", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]
+    return type(class_name or "RemoteError", (RemoteError,), {"__module__": module[:_LONGEST_NAME]})
 
 
 def _find(qualified: str, module: Any) -> type[BaseException] | None:
     # Celery's own exceptions have twins here under the same names.
     is_celerys = str(module).startswith(("celery.", "billiard."))
-    for place in (OURS if is_celerys else None, module, "builtins"):
-        value: Any = sys.modules.get(str(place)) if place else None
+    for module_name in (OURS if is_celerys else None, module, "builtins"):
+        value: Any = sys.modules.get(str(module_name)) if module_name else None
         for part in qualified.split("."):
             value = _attribute(value, part)
         if isinstance(value, type) and issubclass(value, BaseException) and not issubclass(value, _ENDS):

@@ -36,7 +36,7 @@ _LIGHT_ELSE = 64 * 1024
 # The headers that the worker works with are of these types, or absent.
 _TEXT_HEADERS = ("group", "root_id", "parent_id", "shadow", "x-amqtask-chord", RUN_HEADER)
 _NUMBER_HEADERS = ("retries", "group_index", "replaced_task_nesting")
-_TEXT_KINDS, _NUMBER_KINDS = frozenset({type(None), str}), frozenset({type(None), int})
+_TEXT_TYPES, _NUMBER_TYPES = frozenset({type(None), str}), frozenset({type(None), int})
 _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -121,7 +121,7 @@ def encode_task(
 def plain(value: Any) -> Any:
     """Signatures as the plain dictionaries that every serializer writes, and every worker reads."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(element) for key, element in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
     return value
@@ -182,15 +182,15 @@ def decode_body(
     compression = headers.get("compression")
     if compression or len(body) > limit:
         body = _unpacked(body, compression, limit)
-    found = loads(body, content_type, content_encoding, accept)
-    if found.__class__ is dict and "task" in found and "id" in found:
-        embed = {name: found.get(name) for name in _EMPTY_EMBED}
-        return _checked(found.get("args") or [], found.get("kwargs") or {}, embed)
+    decoded = loads(body, content_type, content_encoding, accept)
+    if decoded.__class__ is dict and "task" in decoded and "id" in decoded:
+        embed = {name: decoded.get(name) for name in _EMPTY_EMBED}
+        return _checked(decoded.get("args") or [], decoded.get("kwargs") or {}, embed)
     try:
-        args, kwargs, embed = found
+        args, kwargs, embed = decoded
     except (TypeError, ValueError):
         raise InvalidTaskError(
-            f"the body is {described(found)}, not the [args, kwargs, embed] of a task message"
+            f"the body is {described(decoded)}, not the [args, kwargs, embed] of a task message"
         ) from None
     return _checked(args, kwargs, {} if embed is None else embed)
 
@@ -204,22 +204,24 @@ def _unpacked(body: bytes, compression: Any, limit: int) -> bytes:
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
     get = headers.get
-    if not _TEXT_KINDS.issuperset(map(type, map(get, _TEXT_HEADERS))):
-        raise _wrong_kind(headers, _TEXT_HEADERS, str)
+    if not _TEXT_TYPES.issuperset(map(type, map(get, _TEXT_HEADERS))):
+        raise _wrong_type(headers, _TEXT_HEADERS, str)
     numbers = [*map(get, _NUMBER_HEADERS)]
-    if not _NUMBER_KINDS.issuperset(map(type, numbers)) or (any(numbers) and min(filter(None, numbers)) < 0):
-        raise _wrong_kind(headers, _NUMBER_HEADERS, int)
+    if not _NUMBER_TYPES.issuperset(map(type, numbers)) or (any(numbers) and min(filter(None, numbers)) < 0):
+        raise _wrong_type(headers, _NUMBER_HEADERS, int)
     if get("stamped_headers"):
         _check_stamps(headers)
 
 
-def _wrong_kind(headers: Mapping[str, Any], names: Sequence[str], kind: type) -> InvalidTaskError:
+def _wrong_type(headers: Mapping[str, Any], names: Sequence[str], expected_type: type) -> InvalidTaskError:
     wrong = next(
-        (name for name in names if headers.get(name) is not None and headers[name].__class__ is not kind), None
+        (name for name in names if headers.get(name) is not None and headers[name].__class__ is not expected_type), None
     )
     if wrong is None:
         return InvalidTaskError(f"a header of the message is below 0: {', '.join(names)}")
-    return InvalidTaskError(f"the header `{wrong}` is {described(headers[wrong])}, not {with_article(kind.__name__)}")
+    return InvalidTaskError(
+        f"the header `{wrong}` is {described(headers[wrong])}, not {with_article(expected_type.__name__)}"
+    )
 
 
 def _check_stamps(headers: Mapping[str, Any]) -> None:
@@ -262,8 +264,8 @@ def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, An
 
 def _check_embed(embed: Mapping[str, Any]) -> None:
     for name in ("callbacks", "errbacks"):
-        found = embed.get(name)
-        if found and not (isinstance(found, (list, tuple)) and all(map(is_signature, found))):
+        signatures = embed.get(name)
+        if signatures and not (isinstance(signatures, (list, tuple)) and all(map(is_signature, signatures))):
             raise InvalidTaskError(f"`{name}` of the message is not a list of signatures")
     chain = embed.get("chain")
     # Of a long chain each message has the rest: the next step is looked at (it is the last), the others in their turn.
@@ -273,16 +275,16 @@ def _check_embed(embed: Mapping[str, Any]) -> None:
         raise InvalidTaskError("`chord` of the message is not a signature")
 
 
-def is_signature(found: Any) -> bool:
+def is_signature(candidate: Any) -> bool:
     """Whether it looks like a signature that can be published; what its parts hold is looked at when they are."""
-    if not isinstance(found, Mapping) or not isinstance(found.get("task"), str):
+    if not isinstance(candidate, Mapping) or not isinstance(candidate.get("task"), str):
         return False
-    args, kwargs, options = found.get("args") or (), found.get("kwargs") or {}, found.get("options") or {}
+    args, kwargs, options = candidate.get("args") or (), candidate.get("kwargs") or {}, candidate.get("options") or {}
     if not (isinstance(args, (list, tuple)) and isinstance(kwargs, Mapping) and isinstance(options, Mapping)):
         return False
     if not all(isinstance(options.get(name) or (), (list, tuple, Mapping)) for name in ("chain", "link_error")):
         return False
-    match found["task"]:
+    match candidate["task"]:
         case "celery.chain" | "celery.group":
             tasks = kwargs.get("tasks") or ()
             return isinstance(tasks, (list, tuple)) and all(map(is_signature, tasks))
@@ -308,27 +310,29 @@ def read_v1(
         raise InvalidTaskError(
             f"no `task` header (protocol v2), and {len(body)} bytes: as a protocol v1 message {limit} at most are read"
         )
-    found = loads(_unpacked(body, compression, limit), content_type, content_encoding, accept)
-    if not isinstance(found, dict) or not (isinstance(found.get("task"), str) and isinstance(found.get("id"), str)):
+    decoded = loads(_unpacked(body, compression, limit), content_type, content_encoding, accept)
+    if not isinstance(decoded, dict) or not (
+        isinstance(decoded.get("task"), str) and isinstance(decoded.get("id"), str)
+    ):
         raise InvalidTaskError("no task message: no `task` header (protocol v2), no mapping with `task` and `id` (v1)")
-    if len(found["task"]) > _LONGEST_NAME:
-        raise InvalidTaskError(f"the name of the task has {len(found['task'])} characters")
+    if len(decoded["task"]) > _LONGEST_NAME:
+        raise InvalidTaskError(f"the name of the task has {len(decoded['task'])} characters")
     for name in ("eta", "expires"):
-        if not isinstance(found.get(name) or "", str) or len(found.get(name) or "") > _LONGEST_TIME:
-            raise InvalidTaskError(f"`{name}` is no ISO 8601 time: {printable(saferepr(found[name], 200))}")
-    timelimit = found.get("timelimit")
+        if not isinstance(decoded.get(name) or "", str) or len(decoded.get(name) or "") > _LONGEST_TIME:
+            raise InvalidTaskError(f"`{name}` is no ISO 8601 time: {printable(saferepr(decoded[name], 200))}")
+    timelimit = decoded.get("timelimit")
     headers = {
         "lang": "py",
-        "task": found["task"],
-        "id": checked_id(found["id"]),
+        "task": decoded["task"],
+        "id": checked_id(decoded["id"]),
         "shadow": None,
-        "eta": found.get("eta"),
-        "expires": found.get("expires"),
-        "group": found.get("group") or found.get("taskset"),
-        "group_index": found.get("group_index"),
-        "retries": found.get("retries") or 0,
+        "eta": decoded.get("eta"),
+        "expires": decoded.get("expires"),
+        "group": decoded.get("group") or decoded.get("taskset"),
+        "group_index": decoded.get("group_index"),
+        "retries": decoded.get("retries") or 0,
         "timelimit": timelimit if isinstance(timelimit, (list, tuple)) and len(timelimit) == 2 else [None, None],
-        "root_id": found["id"],
+        "root_id": decoded["id"],
         "parent_id": None,
         "origin": None,
         "ignore_result": None,
@@ -345,47 +349,47 @@ def strip_death_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def saferepr(value: Any, limit: int = _REPR_LENGTH) -> str:
     """A repr of at most `limit` characters that never raises and does not format megabytes first."""
-    kind = type(value)
-    if kind in _SMALL:
+    value_type = type(value)
+    if value_type in _SMALL:
         return repr(value)
-    if kind is int:
+    if value_type is int:
         # Python writes no number of more than some thousand digits.
         return _cut(repr(value), limit) if value.bit_length() < _LONG_NUMBER else f"<int of {value.bit_length()} bits>"
-    if kind is str or kind is bytes:
+    if value_type is str or value_type is bytes:
         return repr(value) if len(value) <= limit else _cut(repr(value[:limit]), limit)
-    if kind is tuple or kind is list or kind is dict:
+    if value_type is tuple or value_type is list or value_type is dict:
         return _cut(_container(value, limit, 3), limit)
     try:
         return _cut(repr(value), limit)
     except Exception as error:  # a user's __repr__; what it raised is in the text
         if not is_own(error, lambda: repr(value)):
             raise
-        return f"<{kind.__name__}: repr() raised {type(error).__name__}>"
+        return f"<{value_type.__name__}: repr() raised {type(error).__name__}>"
 
 
 def _container(value: Any, limit: int, depth: int) -> str:
-    kind = type(value)
-    if kind not in (tuple, list, dict):
+    value_type = type(value)
+    if value_type not in (tuple, list, dict):
         return saferepr(value, limit)
     if depth == 0:
-        return {"tuple": "(...)", "list": "[...]", "dict": "{...}"}[kind.__name__] if value else repr(value)
+        return {"tuple": "(...)", "list": "[...]", "dict": "{...}"}[value_type.__name__] if value else repr(value)
     parts: list[str] = []
     room = limit
-    for item in value.items() if kind is dict else value:
+    for element in value.items() if value_type is dict else value:
         if room <= 0:
             parts.append("...")
             break
         text = (
-            f"{_container(item[0], room, depth - 1)}: {_container(item[1], room, depth - 1)}"
-            if kind is dict
-            else _container(item, room, depth - 1)
+            f"{_container(element[0], room, depth - 1)}: {_container(element[1], room, depth - 1)}"
+            if value_type is dict
+            else _container(element, room, depth - 1)
         )
         parts.append(text)
         room -= len(text) + 2
     inner = ", ".join(parts)
-    if kind is dict:
+    if value_type is dict:
         return f"{{{inner}}}"
-    if kind is list:
+    if value_type is list:
         return f"[{inner}]"
     return f"({inner},)" if len(value) == 1 else f"({inner})"
 

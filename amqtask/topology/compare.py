@@ -25,39 +25,41 @@ class Finding(NamedTuple):
 
 
 def compare(
-    wanted: Iterable[Declaration],
+    declarations: Iterable[Declaration],
     queues: Iterable[Mapping[str, Any]],
     exchanges: Iterable[Mapping[str, Any]],
     bindings: Iterable[Mapping[str, Any]],
 ) -> Iterator[Finding]:
-    """A finding for each wanted entity, in the same order."""
-    queues_there = {str(found["name"]): found for found in queues}
-    exchanges_there = {str(found["name"]): found for found in exchanges}
-    bindings_there = {_binding_key(found) for found in bindings}
-    for entity in wanted:
+    """A finding for each declared entity, in the same order."""
+    queues_there = {str(queue["name"]): queue for queue in queues}
+    exchanges_there = {str(exchange["name"]): exchange for exchange in exchanges}
+    bindings_there = {_binding_key(binding) for binding in bindings}
+    for entity in declarations:
         if isinstance(entity, Binding):
-            yield Finding(entity, "ok" if _wanted_key(entity) in bindings_there else "missing")
+            yield Finding(entity, "ok" if _declared_key(entity) in bindings_there else "missing")
         elif isinstance(entity, Queue):
             yield _compare(entity, queues_there.get(entity.name), _of_queue(entity))
         else:
             yield _compare(entity, exchanges_there.get(entity.name), _of_exchange(entity))
 
 
-def _compare(entity: Queue | Exchange, found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> Finding:
-    if found is None:
+def _compare(entity: Queue | Exchange, existing: Mapping[str, Any] | None, declared: Mapping[str, Any]) -> Finding:
+    if existing is None:
         return Finding(entity, "missing")
-    differences = list(_differences(wanted, {**found, **_flat(found.get("arguments") or {})}))
+    differences = list(_differences(declared, {**existing, **_flat(existing.get("arguments") or {})}))
     return Finding(entity, "differs" if differences else "ok", "; ".join(differences))
 
 
-def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    arguments = {name for name in found if name.startswith("x-") or name == "alternate-exchange"}
-    for name in sorted({*wanted, *arguments}):
-        has, asked = found.get(name), wanted.get(name)
-        if name == "x-queue-type" and (asked is None or (has is None and asked == "classic")):
+def _differences(declared: Mapping[str, Any], existing: Mapping[str, Any]) -> Iterator[str]:
+    arguments = {name for name in existing if name.startswith("x-") or name == "alternate-exchange"}
+    for name in sorted({*declared, *arguments}):
+        existing_value, declared_value = existing.get(name), declared.get(name)
+        if name == "x-queue-type" and (
+            declared_value is None or (existing_value is None and declared_value == "classic")
+        ):
             continue  # the broker's default, which newer ones write down
-        if has != asked:
-            yield f"{name} is {_text(has)}, wanted {_text(asked)}"
+        if existing_value != declared_value:
+            yield f"{name} is {_text(existing_value)}, wanted {_text(declared_value)}"
 
 
 def _text(value: Any) -> str:
@@ -69,8 +71,8 @@ def _of_queue(queue: Queue) -> dict[str, Any]:
 
 
 def _of_exchange(exchange: Exchange) -> dict[str, Any]:
-    own = {"type": exchange.type, "durable": exchange.durable, "auto_delete": exchange.auto_delete}
-    return {**own, **_flat(dict(exchange.arguments))}
+    properties = {"type": exchange.type, "durable": exchange.durable, "auto_delete": exchange.auto_delete}
+    return {**properties, **_flat(dict(exchange.arguments))}
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,20 +80,20 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _binding_key(found: Mapping[str, Any]) -> tuple[Any, ...]:
+def _binding_key(binding: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
-        found["source"],
-        found["destination"],
-        found["destination_type"],
-        found["routing_key"],
-        _hashable(found.get("arguments") or {}),
+        binding["source"],
+        binding["destination"],
+        binding["destination_type"],
+        binding["routing_key"],
+        _hashable(binding.get("arguments") or {}),
     )
 
 
-def _wanted_key(binding: Binding) -> tuple[Any, ...]:
-    kind = "exchange" if binding.to_exchange else "queue"
+def _declared_key(binding: Binding) -> tuple[Any, ...]:
+    destination_type = "exchange" if binding.to_exchange else "queue"
     return (
-        binding.source.name, binding.destination, kind, binding.routing_key, _hashable(dict(binding.arguments))
+        binding.source.name, binding.destination, destination_type, binding.routing_key, _hashable(dict(binding.arguments))
     )  # fmt: skip
 
 

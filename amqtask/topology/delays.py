@@ -97,19 +97,19 @@ def digits(seconds: float) -> Path:
     seconds = min(seconds, MAX_SECONDS)
     far = max(0, int((seconds - _SLACK_SECONDS) // _FAR))
     near = seconds - far * _FAR
-    found: list[tuple[int, int]] = []
+    path: list[tuple[int, int]] = []
     for level in range(LEVELS - 1, HELD_LEVELS - 1, -1):
-        found.append((level, far // (SIZES[level] // _FAR) % 4))
+        path.append((level, far // (SIZES[level] // _FAR) % 4))
     for level in range(HELD_LEVELS - 1, -1, -1):
         digit = min(int(near // SIZES[level]), HIGHEST[level])
         near -= digit * SIZES[level]
-        found.append((level, digit))
-    while len(found) > 1 and not found[0][1]:
-        del found[0]
-    return tuple(found)
+        path.append((level, digit))
+    while len(path) > 1 and not path[0][1]:
+        del path[0]
+    return tuple(path)
 
 
-def again(headers: Mapping[str, Any], seconds: float) -> float:
+def second_delay(headers: Mapping[str, Any], seconds: float) -> float:
     """For how long a message with these headers, that arrived so early, is to be delayed once more.
 
     One that a worker forwarded says by how much that worker's clock is ahead; if the same one has it again, it comes in time.
@@ -208,10 +208,11 @@ class DelayPlan:
         return later
 
     def delayed_again(self, delivery: Delivery) -> Message:
-        """What waited and found no place, as it waits for one: for 10 s, then each time for twice as long, an hour at most."""
+        """The message of a delayed delivery that could not be published, delayed again: for 10 s, then each time for twice as
+        long, an hour at most."""
         before = delivery.properties.headers or {}
-        said = before.get(TRIES_HEADER)
-        tries = said if isinstance(said, int) and 0 <= said < 20 else 0
+        tries_header = before.get(TRIES_HEADER)
+        tries = tries_header if isinstance(tries_header, int) and 0 <= tries_header < 20 else 0
         message = replace(self.addressed(delivery), exchange=_text(before.get(TO_HEADER)))
         later = self.delayed(message, min(10.0 * 2**tries, 3600.0))
         later.properties.headers[TRIES_HEADER] = tries + 1
@@ -229,32 +230,32 @@ class DelayPlan:
 
     def held(self) -> Iterator[HeldQueue]:
         """The queues that workers consume."""
-        for level, digit in _places(range(HELD_LEVELS)):
+        for level, digit in _level_digits(range(HELD_LEVELS)):
             longest = (digit + 1) * SIZES[level]
             yield HeldQueue(self._queue(level, digit), level, longest, self.declarations(_single(level, digit), ""))
 
     def everything(self, targets: Iterable[str] = ()) -> tuple[Declaration, ...]:
         """All that delays can ever need, for messages to the default exchange and to these."""
-        found: dict[Declaration, None] = {}
-        for level, digit in _places(range(LEVELS)):
-            found.update(dict.fromkeys(self.declarations(_single(level, digit), "")))
+        declarations: dict[Declaration, None] = {}
+        for level, digit in _level_digits(range(LEVELS)):
+            declarations.update(dict.fromkeys(self.declarations(_single(level, digit), "")))
         for target in targets:
-            found.update(dict.fromkeys(self._way_out(target)))
-        return tuple(found)
+            declarations.update(dict.fromkeys(self._way_out(target)))
+        return tuple(declarations)
 
     def queue_names(self, priorities: Iterable[int | None]) -> Iterator[tuple[int, str]]:
         """(level, queue) where messages may wait, the longest waits first; not all of them exist.
 
         Among them those of earlier versions, which had queues of their own for each priority.
         """
-        for level, digit in reversed(list(_places(range(LEVELS)))):
+        for level, digit in reversed(list(_level_digits(range(LEVELS)))):
             yield level, self.queue_name(level, digit)
         yield from former_delays.queue_names(self.prefix, priorities)
 
     def level_of(self, queue: str) -> int | None:
         """The level whose queue this is; None for another queue."""
-        found = (level for level, digit in _places(range(LEVELS)) if self.queue_name(level, digit) == queue)
-        return next(found, former_delays.level_of(self.prefix, queue))
+        levels = (level for level, digit in _level_digits(range(LEVELS)) if self.queue_name(level, digit) == queue)
+        return next(levels, former_delays.level_of(self.prefix, queue))
 
     def exchange_of(self, queue: str) -> str:
         """The exchange that a delay queue hangs on."""
@@ -292,25 +293,25 @@ class DelayPlan:
 
     def _queue(self, level: int, digit: int) -> Queue:
         seconds = digit * SIZES[level] + (0 if level else STEP_SECONDS + MARGIN_SECONDS)
-        asked = self._arguments(seconds * 1000, self.level_name(level - 1))
+        queue_arguments = self._arguments(seconds * 1000, self.level_name(level - 1))
         if self.queue_type == "quorum":
             # A worker that stops gives back what it holds; RabbitMQ 4 would dead-letter a message the twentieth time.
-            asked = arguments({**dict(asked), "x-delivery-limit": _NO_LIMIT})
-        return Queue(self.queue_name(level, digit), arguments=asked)
+            queue_arguments = arguments({**dict(queue_arguments), "x-delivery-limit": _NO_LIMIT})
+        return Queue(self.queue_name(level, digit), arguments=queue_arguments)
 
     def _exchange(self, level: int) -> Exchange:
         return Exchange(self.level_name(level), type="headers")
 
     def _arguments(self, ttl: int, onwards: str) -> tuple[tuple[str, Any], ...]:
-        asked: dict[str, Any] = {
+        queue_arguments: dict[str, Any] = {
             "x-queue-type": self.queue_type,
             "x-message-ttl": ttl,
             "x-dead-letter-exchange": onwards,
         }
         if self.queue_type == "quorum":
-            asked["x-overflow"] = "reject-publish"
-            asked["x-dead-letter-strategy"] = "at-least-once"
-        return arguments(asked)
+            queue_arguments["x-overflow"] = "reject-publish"
+            queue_arguments["x-dead-letter-strategy"] = "at-least-once"
+        return arguments(queue_arguments)
 
 
 _NO_LIMIT = 1_000_000
@@ -318,8 +319,8 @@ _NO_LIMIT = 1_000_000
 
 def due_at(headers: Mapping[str, Any]) -> float | None:
     """Unix time at which a waiting message goes on; None where nothing (that we can read) says so."""
-    found = headers.get(UNTIL_HEADER)
-    return found / 1000 if isinstance(found, int) and not isinstance(found, bool) else None
+    until = headers.get(UNTIL_HEADER)
+    return until / 1000 if isinstance(until, int) and not isinstance(until, bool) else None
 
 
 def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:
@@ -331,24 +332,24 @@ def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:
     return due - lower - STEP_SECONDS - EARLY_SECONDS
 
 
-def left(headers: Mapping[str, Any], level: int, now: float) -> float:
+def seconds_left(headers: Mapping[str, Any], level: int, now: float) -> float:
     """The most, in seconds, that a message in a queue of that level has still to wait, by its delay headers."""
     due = due_at(headers)
     return former_delays.longest_wait(headers, level) if due is None else due - now
 
 
-def _places(levels: Iterable[int]) -> Iterator[tuple[int, int]]:
+def _level_digits(levels: Iterable[int]) -> Iterator[tuple[int, int]]:
     """(level, digit) of the queues on these levels: only level 0 has one for the digit 0."""
     return ((level, digit) for level in levels for digit in range(1 if level else 0, HIGHEST[level] + 1))
 
 
 def _path(headers: Mapping[str, Any]) -> Path:
-    found = []
+    path = []
     for level in reversed(range(LEVELS)):
         digit = headers.get(f"{_LEVEL_HEADER}{level}")
         if isinstance(digit, str) and re.fullmatch("[0-9a-f]", digit):
-            found.append((level, int(digit, 16)))
-    return tuple(found)
+            path.append((level, int(digit, 16)))
+    return tuple(path)
 
 
 def _single(level: int, digit: int) -> Path:
@@ -377,8 +378,8 @@ def _copied(properties: PropertiesLike, headers: dict[str, Any]) -> Properties:
 
 def waiting_priority(properties: PropertiesLike) -> int | None:
     """The priority that a waiting message will have again."""
-    found = (properties.headers or {}).get(_PRIORITY_HEADER, properties.priority)
-    return found if isinstance(found, int) and 0 <= found <= 255 else None
+    priority = (properties.headers or {}).get(_PRIORITY_HEADER, properties.priority)
+    return priority if isinstance(priority, int) and 0 <= priority <= 255 else None
 
 
 def _text(value: Any) -> str:
@@ -388,7 +389,7 @@ def _text(value: Any) -> str:
 # Publishers publish one message after another with the same countdown; the tuple is the same then.
 @lru_cache(maxsize=1024)
 def _path_declarations(plan: DelayPlan, path: Path, target: str) -> tuple[Declaration, ...]:
-    found: list[Declaration] = list(plan._way_out(target))
+    declarations: list[Declaration] = list(plan._way_out(target))
     for level, digit in reversed(path):
-        found.extend(plan._level(level, digit))
-    return tuple(found)
+        declarations.extend(plan._level(level, digit))
+    return tuple(declarations)

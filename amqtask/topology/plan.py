@@ -67,42 +67,44 @@ def with_defaults(queue: Queue, defaults: QueueDefaults) -> Queue:
     """The same queue with default arguments where it has none of its own; exclusive ones are left as they are."""
     if queue.broadcast or queue.exclusive or queue.auto_delete or not queue.durable or queue.passive:
         return queue  # cannot be quorum, and nobody reads a dead-letter queue of a queue that goes away
-    asked = queue.argument_map
-    kind = asked.get("x-queue-type", defaults.queue_type)
-    merged = {**_default_arguments(queue.name, kind, asked, defaults), **asked}
+    argument_map = queue.argument_map
+    queue_type = argument_map.get("x-queue-type", defaults.queue_type)
+    merged = {**_default_arguments(queue.name, queue_type, argument_map, defaults), **argument_map}
     return replace(queue, arguments=arguments({key: value for key, value in merged.items() if value is not None}))
 
 
-def _default_arguments(name: str, kind: str, asked: Mapping[str, Any], defaults: QueueDefaults) -> dict[str, Any]:
-    found: dict[str, Any] = {"x-queue-type": kind}
-    if kind == QUORUM:
-        found["x-delivery-limit"] = defaults.delivery_limit
-    elif kind == CLASSIC:
-        found["x-max-priority"] = defaults.max_priority
+def _default_arguments(
+    name: str, queue_type: str, argument_map: Mapping[str, Any], defaults: QueueDefaults
+) -> dict[str, Any]:
+    default_arguments: dict[str, Any] = {"x-queue-type": queue_type}
+    if queue_type == QUORUM:
+        default_arguments["x-delivery-limit"] = defaults.delivery_limit
+    elif queue_type == CLASSIC:
+        default_arguments["x-max-priority"] = defaults.max_priority
     else:  # streams have neither limits nor dead letters
-        return found
-    if defaults.dead_letter and "x-dead-letter-exchange" not in asked:
-        found["x-dead-letter-exchange"] = ""
-        found["x-dead-letter-routing-key"] = name + defaults.dead_letter_suffix
-        if kind == QUORUM and asked.get("x-overflow", "reject-publish") == "reject-publish":
+        return default_arguments
+    if defaults.dead_letter and "x-dead-letter-exchange" not in argument_map:
+        default_arguments["x-dead-letter-exchange"] = ""
+        default_arguments["x-dead-letter-routing-key"] = name + defaults.dead_letter_suffix
+        if queue_type == QUORUM and argument_map.get("x-overflow", "reject-publish") == "reject-publish":
             # At-least-once asks for reject-publish (rabbitmq.com/docs/quorum-queues, at-least-once dead-lettering).
-            found["x-overflow"] = "reject-publish"
-            found["x-dead-letter-strategy"] = "at-least-once"
-    return found
+            default_arguments["x-overflow"] = "reject-publish"
+            default_arguments["x-dead-letter-strategy"] = "at-least-once"
+    return default_arguments
 
 
 def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
     """The queue that takes this one's dead letters, if it is ours to declare (`<queue>.dead`)."""
-    asked = queue.argument_map
+    argument_map = queue.argument_map
     target = queue.name + defaults.dead_letter_suffix
-    if not defaults.dead_letter or asked.get("x-dead-letter-exchange") != "":
+    if not defaults.dead_letter or argument_map.get("x-dead-letter-exchange") != "":
         return None
-    if asked.get("x-dead-letter-routing-key") != target:
+    if argument_map.get("x-dead-letter-routing-key") != target:
         return None
-    kind = asked.get("x-queue-type", defaults.queue_type)
-    if kind != QUORUM:
-        return Queue(target, arguments=arguments({"x-queue-type": kind}))
-    return Queue(target, arguments=arguments({"x-queue-type": kind, "x-delivery-limit": _NO_LIMIT}))
+    queue_type = argument_map.get("x-queue-type", defaults.queue_type)
+    if queue_type != QUORUM:
+        return Queue(target, arguments=arguments({"x-queue-type": queue_type}))
+    return Queue(target, arguments=arguments({"x-queue-type": queue_type, "x-delivery-limit": _NO_LIMIT}))
 
 
 def too_many(queues: Iterable[Queue]) -> str:
@@ -149,13 +151,13 @@ def _in_order(queue: Queue, defaults: QueueDefaults) -> Iterator[Declaration]:
 
 def all_bindings(queue: Queue) -> tuple[Binding, ...]:
     """The binding to the queue's own exchange, then the further ones; the default exchange needs none."""
-    own: tuple[Binding, ...] = ()
+    exchange_binding: tuple[Binding, ...] = ()
     if queue.exchange is not None and queue.exchange.name:
-        own = (Binding(queue.exchange, queue.name, queue.routing_key),)
+        exchange_binding = (Binding(queue.exchange, queue.name, queue.routing_key),)
     # A headers exchange is bound by its arguments: an explicit binding to it replaces the one without any.
     if queue.exchange is not None and queue.exchange.type == "headers" and queue.bindings:
-        own = ()
-    return tuple(dict.fromkeys((*own, *(binding for binding in queue.bindings if binding.source.name))))
+        exchange_binding = ()
+    return tuple(dict.fromkeys((*exchange_binding, *(binding for binding in queue.bindings if binding.source.name))))
 
 
 def consumption(queue: Queue, dead_letter: Queue | None = None) -> tuple[Declaration, ...]:
@@ -174,22 +176,24 @@ def is_declarable(exchange: Exchange) -> bool:
 # PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'jobs' in vhost '/': received the value 'quorum' of
 # type 'longstr' but current is the value 'classic' …  ("received none but current is …", "received 'true' but …")
 _INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)'.*?received (?:the value )?(?P<wanted>'[^']*'|none)"
-    r".*?but current is (?:the value )?(?P<found>'[^']*'|none)",
+    r"inequivalent arg '(?P<argument>[^']+)'.*?received (?:the value )?(?P<declared>'[^']*'|none)"
+    r".*?but current is (?:the value )?(?P<existing>'[^']*'|none)",
     re.DOTALL,
 )
 
 
-def describe_difference(wanted: Queue | Exchange, error_text: str) -> str:
+def describe_difference(declared: Queue | Exchange, error_text: str) -> str:
     """One sentence for the operator: what exists, what was asked for, and that it is used as it is."""
-    what = "exchange" if isinstance(wanted, Exchange) else "queue"
+    entity_type = "exchange" if isinstance(declared, Exchange) else "queue"
     match = _INEQUIVALENT.search(error_text)
     if match is None:
-        return f"{what} {wanted.name!r} exists and differs from what was asked for ({error_text}); used as found"
-    found, asked = (_value(match[group]) for group in ("found", "wanted"))
+        return (
+            f"{entity_type} {declared.name!r} exists and differs from what was asked for ({error_text}); used as found"
+        )
+    existing_value, declared_value = (_value(match[group]) for group in ("existing", "declared"))
     return (
-        f"{what} {wanted.name!r} exists with {match['argument']} {found} where {asked} was asked for; used as found. "
-        f"To end this warning, ask for the same in task_queues, or delete the {what} once it is empty"
+        f"{entity_type} {declared.name!r} exists with {match['argument']} {existing_value} where {declared_value} was asked for; "
+        f"used as found. To end this warning, ask for the same in task_queues, or delete the {entity_type} once it is empty"
     )
 
 

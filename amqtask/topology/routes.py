@@ -83,17 +83,17 @@ class Queues:
 
     def __getitem__(self, name: str) -> Queue:
         """The queue of that name, created if it is missing. Raises: QueueNotFound when that is switched off."""
-        found = self._queues.get(name)
-        if found is not None:
-            return found
-        made = self._create(name)
+        queue = self._queues.get(name)
+        if queue is not None:
+            return queue
+        created = self._create(name)
         if self._is_explicit and name != self.default_queue:
             logger.warning(
                 "queue %r is not in task_queues, and is made: a worker reads it only with -Q%s "
                 "(task_create_missing_queues = False makes this an error)",
                 name, _near(name, self._configured),
             )  # fmt: skip
-        return made
+        return created
 
     def __contains__(self, name: object) -> bool:
         return name in self._queues
@@ -141,9 +141,9 @@ class Queues:
         return self.add(self._make(name))
 
     def _make(self, name: str) -> Queue:
-        kind, exchange, routing_key = self._create_missing_type, None, ""
+        queue_type, exchange, routing_key = self._create_missing_type, None, ""
         if name == self.default_queue:
-            kind, exchange, routing_key = None, self._default_exchange, self._default_routing_key
+            queue_type, exchange, routing_key = None, self._default_exchange, self._default_routing_key
         elif self._create_missing_exchange_type:  # as in Celery: an exchange of the queue's name, bound under it
             exchange, routing_key = Exchange(name, type=self._create_missing_exchange_type), name
         return work_queue(
@@ -151,19 +151,19 @@ class Queues:
             self.defaults,
             exchange=exchange,
             routing_key=routing_key,
-            queue_arguments={"x-queue-type": kind} if kind else None,
+            queue_arguments={"x-queue-type": queue_type} if queue_type else None,
         )
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=3)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    near_names = difflib.get_close_matches(name, list(names), n=3)
+    return f"; did you mean {' or '.join(map(repr, near_names))}?" if near_names else ""
 
 
 # -- task_routes
 
 
-def _known(name: str, target: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked_options(name: str, target: Mapping[str, Any]) -> Mapping[str, Any]:
     """Raises: ConfigurationError for a key that is no option of a call."""
     for key in target:
         if key not in CALL:
@@ -234,7 +234,7 @@ class _MapRoute:
             else:
                 self._exact[name] = target
             if isinstance(target, Mapping):
-                _known(name if isinstance(name, str) else name.pattern, target)
+                _checked_options(name if isinstance(name, str) else name.pattern, target)
 
     def __call__(self, name: str, *_args: Any, **_options: Any) -> Target | None:
         if name in self._exact:
@@ -262,33 +262,33 @@ class Router:
         merged = self._merge(name, args, kwargs or {}, options or {}, task)
         queue, exchange = merged.get("queue"), merged.get("exchange")
         routing_key = merged.get("routing_key")
-        rest = {key: value for key, value in merged.items() if key not in _OWN_OPTIONS}
+        call_options = {key: value for key, value in merged.items() if key not in _OWN_OPTIONS}
         if queue is None and exchange is not None:
-            return self._to_exchange(exchange, routing_key, rest)
+            return self._to_exchange(exchange, routing_key, call_options)
         if queue is None or isinstance(queue, str):
             queue = self._queues[queue or self._queues.default_queue]
-        return self._to_queue(queue, exchange, routing_key, rest)
+        return self._to_queue(queue, exchange, routing_key, call_options)
 
     def _merge(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
     ) -> dict[str, Any]:
-        given = {key: value for key, value in options.items() if value is not None}
-        if "queue" in given or not self._routes:
-            return given
-        return {**self._ask(name, args, kwargs, given, task), **given}
+        given_options = {key: value for key, value in options.items() if value is not None}
+        if "queue" in given_options or not self._routes:
+            return given_options
+        return {**self._ask(name, args, kwargs, given_options, task), **given_options}
 
     def _ask(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any], task: Any
     ) -> dict[str, Any]:
         for route in self._routes:
-            found = route(name, args, kwargs, options, task=task)
-            if found is None:
+            target = route(name, args, kwargs, options, task=task)
+            if target is None:
                 continue
-            if isinstance(found, (str, Queue)):
-                return {"queue": found}
-            if isinstance(found, Mapping):
-                return {key: value for key, value in _known(name, found).items() if value is not None}
-            raise ConfigurationError(f"task_routes: the route of task {name!r} is {found!r}, no queue or mapping")
+            if isinstance(target, (str, Queue)):
+                return {"queue": target}
+            if isinstance(target, Mapping):
+                return {key: value for key, value in _checked_options(name, target).items() if value is not None}
+            raise ConfigurationError(f"task_routes: the route of task {name!r} is {target!r}, no queue or mapping")
         return {}
 
     def _to_exchange(self, exchange: str | Exchange, routing_key: str | None, options: dict[str, Any]) -> Route:
@@ -302,15 +302,15 @@ class Router:
         self, queue: Queue, exchange: str | Exchange | None, routing_key: str | None, options: dict[str, Any]
     ) -> Route:
         declare = self._queues.declarations(queue)
-        own = queue.exchange
+        queue_exchange = queue.exchange
         if isinstance(exchange, Exchange):
             declare = (*declare, exchange) if is_declarable(exchange) else declare
             exchange = exchange.name
-        if own is None or own.type == "direct":
+        if queue_exchange is None or queue_exchange.type == "direct":
             # A direct exchange adds nothing to the queue's own name, and cannot lack the binding (as in Celery).
             if not exchange or routing_key is None:
                 return Route("", queue.name, queue, declare, options)
             return Route(exchange, routing_key, queue, declare, options)
-        target = exchange if exchange is not None else own.name
+        target = exchange if exchange is not None else queue_exchange.name
         key = routing_key if routing_key is not None else queue.routing_key
         return Route(target, key, queue, declare, options, mandatory=not queue.broadcast)

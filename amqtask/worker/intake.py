@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from amqtask.protocol.task import light_limit
-from amqtask.topology.delays import again
+from amqtask.topology.delays import second_delay
 from amqtask.worker.copies import back_to_its_queue
 from amqtask.worker.strategy import Kind, Verdict, judge
 
@@ -104,7 +104,7 @@ class Intake:
                 timer = self._loop.call_later(verdict.seconds, lambda: self._is_time(request))
                 self._soon[request.number] = (request, timer)
             case Kind.DELAY:
-                self.delay(request, again(request.headers, verdict.seconds))
+                self.delay(request, second_delay(request.headers, verdict.seconds))
             case Kind.EXPIRED:
                 self._expire(request)
             case Kind.BURY:

@@ -20,11 +20,11 @@ from amqtask.topology.delays import (
     STEP_SECONDS,
     UNTIL_HEADER,
     DelayPlan,
-    again,
     digits,
     due_at,
     leaves_at,
-    left,
+    second_delay,
+    seconds_left,
 )
 
 waits = st.floats(min_value=0.001, max_value=MAX_SECONDS, allow_nan=False)
@@ -230,9 +230,9 @@ def test_a_message_that_finds_no_place_waits_each_time_for_longer_up_to_an_hour(
 
 
 def test_a_message_that_a_fast_clock_forwarded_waits_for_what_that_clock_is_ahead() -> None:
-    assert again({"amqtask-delay-until": 1}, 2.0) == 4.0
-    assert again({}, 2.0) == 2.0
-    assert again({"amqtask-delay-until": 1}, 3600.0) == 3600.0
+    assert second_delay({"amqtask-delay-until": 1}, 2.0) == 4.0
+    assert second_delay({}, 2.0) == 2.0
+    assert second_delay({"amqtask-delay-until": 1}, 3600.0) == 3600.0
 
 
 def test_quorum_levels_keep_a_message_until_the_next_has_it() -> None:
@@ -280,12 +280,12 @@ def test_messages_of_earlier_versions_are_found_in_their_queues() -> None:
         assert plan.level_of(name) == names[name] == level
         assert plan.exchange_of(name) == f"p.q.{level}"
     headers = {"amqtask-delay-2": "3", "amqtask-delay-1": "2", "amqtask-delay-0": "0"}
-    assert left(headers, 5, NOW) == 100.0
-    assert left(headers, 1, NOW) == 100.0 % 32
+    assert seconds_left(headers, 5, NOW) == 100.0
+    assert seconds_left(headers, 1, NOW) == 100.0 % 32
     assert former_delays.longest_wait({"amqtask-delay-0": [1]}, 5) == 0.0
 
 
 def test_how_long_a_waiting_message_has_still_to_wait() -> None:
     headers = PLAN.delayed(task_message(), 100.0).properties.headers
 
-    assert left(headers, 1, NOW + 40) == 60.0
+    assert seconds_left(headers, 1, NOW + 40) == 60.0
