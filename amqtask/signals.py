@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
+from amqtask.elsewhere import WithOthersNames
 from amqtask.printable import bounded_logger
 from amqtask.wording import count
 
 logger = bounded_logger("amqtask.signals")
 F = TypeVar("F", bound=Callable[..., Any])
+# Seconds between the attempts of a receiver that is connected with `retry`: the first pause, and the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0
 
 
-class Signal:
+class Signal(WithOthersNames):
     """`connect` as a decorator or call, with or without a `sender`; receivers are held weakly unless `weak=False`.
 
     A receiver that raises is logged and does not stop the others, nor the sender.
@@ -31,13 +36,24 @@ class Signal:
         return f"<Signal {self.name}: {count(len(self._receivers), 'receiver')}>"
 
     def connect(
-        self, receiver: F | None = None, sender: Any = None, weak: bool = True, dispatch_uid: Any = None, **_: Any
+        self,
+        receiver: F | None = None,
+        sender: Any = None,
+        weak: bool = True,
+        dispatch_uid: Any = None,
+        retry: bool = False,
+        **_: Any,
     ) -> Any:
-        """Call `receiver(sender=…, signal=…, **arguments)` for each send (of that sender); returns the receiver."""
+        """Call `receiver(sender=…, signal=…, **arguments)` for each send (of that sender); returns the receiver.
+
+        With `retry` a receiver that raises is called again, after 2 s, 4 s … 30 s, until it does not: who sends waits for it.
+        """
         if receiver is None:
-            return lambda function: self.connect(function, sender, weak, dispatch_uid)
+            return lambda function: self.connect(function, sender, weak, dispatch_uid, retry)
         key = (dispatch_uid if dispatch_uid is not None else _identity(receiver), _sender_key(sender))
-        self._receivers[key] = (_sender_key(sender), self._reference(receiver, key) if weak else lambda: receiver)
+        called = _until_it_ends_well(receiver, self.name) if retry else receiver
+        reference = self._reference(receiver, key) if weak and not retry else lambda: called
+        self._receivers[key] = (_sender_key(sender), reference)
         return receiver
 
     def disconnect(
@@ -74,6 +90,21 @@ class Signal:
         if hasattr(receiver, "__self__") and hasattr(receiver, "__func__"):
             return weakref.WeakMethod(receiver, gone)
         return weakref.ref(receiver, gone)
+
+
+def _until_it_ends_well(receiver: Callable[..., Any], signal: str) -> Callable[..., Any]:
+    @wraps(receiver)
+    def called(**arguments: Any) -> Any:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return receiver(**arguments)
+            except Exception:
+                logger.exception("receiver %r of signal %s failed; it is called again in %g s", receiver, signal, pause)
+            time.sleep(pause)
+            pause = min(pause + FIRST_PAUSE, LONGEST_PAUSE)
+
+    return called
 
 
 def _identity(receiver: Any) -> Any:

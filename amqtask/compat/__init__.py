@@ -131,6 +131,7 @@ def lookup(module: str, name: str) -> Any:
 ATTRIBUTES = {
     "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
     "amqtask.settings.Settings": "amqtask.compat.attributes.settings:OfSettings",
+    "amqtask.signals.Signal": "amqtask.compat.attributes.signal:OfSignal",
     "amqtask.task.Task": "amqtask.compat.attributes.task:OfTask",
     "amqtask.worker.worker.Worker": "amqtask.compat.attributes.worker:OfWorker",
 }

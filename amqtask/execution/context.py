@@ -140,13 +140,7 @@ _FROM_REQUEST: dict[str, Any] = {
     "soft_time_limit": lambda request: request.soft_limit,
     "timelimit": lambda request: [request.hard_limit, request.soft_limit],
     "taskset": lambda request: request.headers.get("group"),
-    "properties": lambda request: {
-        "correlation_id": request.correlation_id,
-        "reply_to": request.reply_to,
-        "content_type": request.content_type,
-        "content_encoding": request.content_encoding,
-        "priority": request.priority,
-    },
+    "properties": lambda request: request.properties,
 }
 
 BLANK = Context()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.message import PropertiesLike
 
 _NO_HEADERS: dict[str, Any] = {}
 
@@ -17,6 +20,8 @@ _BY_OTHER_NAMES = {
     "name": "task", "request_dict": "headers", "task_id": "id", "task_name": "task", "time_limit": "hard_limit",
     "soft_time_limit": "soft_limit",
 }  # fmt: skip
+# Properties that few messages have, and that nobody reads but a task (`self.request.properties`).
+_RARE = ("app_id", "message_id", "timestamp", "type", "user_id")
 
 
 class Request:
@@ -28,7 +33,8 @@ class Request:
     `attempts` is how often the broker has delivered the message before (0 at first).
     Of a step of a chain that the broker did not deliver (worker.steps), `first` is the request that it did, and no step
     begins after `until` (time.monotonic; 0.0 for what was delivered).
-    `delivery` and `first` stay in the worker's main process and never travel.
+    `delivery` and `first` stay in the worker's main process and never travel; of the delivery's properties those do that
+    few messages have (`rare`, None where there are none).
     """
 
     __slots__ = (
@@ -48,6 +54,7 @@ class Request:
         "number",
         "priority",
         "queue",
+        "rare",
         "redelivered",
         "reply_to",
         "routing_key",
@@ -102,6 +109,20 @@ class Request:
         self.delivery = delivery
         self.first: Request | None = None
         self.until = 0.0
+        self.rare: dict[str, Any] | None = None
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """The AMQP properties of the message, without its headers; of the rare ones those that it has."""
+        rare = self.rare if self.delivery is None else _rare_properties(self.delivery.properties)
+        return {
+            "correlation_id": self.correlation_id,
+            "reply_to": self.reply_to,
+            "content_type": self.content_type,
+            "content_encoding": self.content_encoding,
+            "priority": self.priority,
+            **(rare or {}),
+        }
 
     def __getattr__(self, name: str) -> Any:
         """What receivers of signals (task_received, task_revoked) look for on Celery's requests."""
@@ -114,10 +135,12 @@ class Request:
 
     def to_frame(self) -> tuple[Any, ...]:
         """Everything that travels, for another process."""
+        delivery = self.delivery
+        rare = self.rare if delivery is None else _rare_properties(delivery.properties)
         return (
             self.number, self.id, self.task, self.headers, self.body, self.content_type, self.content_encoding,
             self.correlation_id, self.reply_to, self.exchange, self.routing_key, self.queue, self.priority,
-            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager, self.until,
+            self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager, self.until, rare,
         )  # fmt: skip
 
     @classmethod
@@ -128,6 +151,7 @@ class Request:
             self.number, self.id, self.task, self.headers, self.body, self.content_type, self.content_encoding,
             self.correlation_id, self.reply_to, self.exchange, self.routing_key, self.queue, self.priority,
             self.redelivered, self.attempts, self.soft_limit, self.hard_limit, self.decoded, self.is_eager, self.until,
+            self.rare,
         ) = frame  # fmt: skip
         self.delivery = self.first = None
         return self
@@ -138,3 +162,18 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.task}[{self.id}] #{self.number}>"
+
+
+def _rare_properties(properties: PropertiesLike) -> dict[str, Any] | None:
+    """Those that it has. Written out: this runs for each message that goes to a child process."""
+    if (
+        properties.app_id
+        is properties.message_id
+        is properties.timestamp
+        is properties.type
+        is properties.user_id
+        is None
+    ):
+        return None
+    found = {name: getattr(properties, name) for name in _RARE}
+    return {name: value for name, value in found.items() if value is not None}

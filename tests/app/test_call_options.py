@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Task
+from amqtask.testing.worker import start_worker
 
 
 def make_app(**settings: Any) -> AmqTask:
@@ -54,3 +55,14 @@ def test_a_call_may_give_the_options_of_its_task_s_class() -> None:
         for name in ("ones", "max_retries"):
             with pytest.raises(TypeError, match=f"no option '{name}'"):
                 task.apply_async(**{name: 3})
+
+
+def test_a_task_sees_the_properties_that_its_call_was_given() -> None:
+    with make_app(result_backend="cache+memory://") as app:
+        task = app.task(name="t", bind=True)(lambda self: self.request.properties)
+        with start_worker(app):
+            given = task.apply_async(app_id="1234", message_id="m").get(60)
+            plain = task.delay().get(60)
+
+    assert (given["app_id"], given["message_id"], given["content_type"]) == ("1234", "m", "application/json")
+    assert plain.keys() == {"correlation_id", "reply_to", "content_type", "content_encoding", "priority"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -115,3 +116,39 @@ def test_what_is_current_is_told_at_celery_s_place() -> None:
 def test_versions_are_compared_as_tuples() -> None:
     assert find("").VERSION >= (0, 1)
     assert find("app").app_or_default() is find("").current_app()
+
+
+class NeedsTwo(ValueError):
+    """Cannot be pickled: pickle makes it with its args alone."""
+
+    def __init__(self, first: str, second: int) -> None:
+        super().__init__(first)
+        self.second = second
+
+
+class OfItsOwn(Exception):
+    def __init__(self, first: str, second: object) -> None:
+        super().__init__(first, second)
+
+
+def test_the_helpers_for_exceptions_that_cannot_be_pickled() -> None:
+    helpers = find("utils.serialization")
+    stays, wide, locked = KeyError("k"), NeedsTwo("no", 2), OfItsOwn("no", lambda: None)
+
+    assert helpers.get_pickleable_exception(stays) is stays
+    nearest = helpers.get_pickleable_exception(wide)
+    assert (type(nearest), nearest.args) == (ValueError, ("no",))
+    wrapped = helpers.get_pickleable_exception(locked)
+    assert isinstance(wrapped, helpers.UnpickleableExceptionWrapper)
+    again = pickle.loads(pickle.dumps(wrapped))
+    assert (again.exc_cls_name, again.exc_args[0], str(again)) == ("OfItsOwn", "no", str(wrapped))
+    restored = helpers.get_pickled_exception(again)
+    assert (type(restored).__name__, restored.args[0]) == ("OfItsOwn", "no")
+    assert helpers.get_pickleable_etype(NeedsTwo) is NeedsTwo
+    assert helpers.create_exception_cls("Mine", "here", KeyError).__bases__ == (KeyError,)
+    try:
+        raise stays
+    except KeyError:
+        with pytest.raises(NeedsTwo) as raised:
+            helpers.raise_with_context(wide)
+    assert raised.value.__cause__ is stays

@@ -20,7 +20,7 @@ from amqtask import states
 from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Answer, Outcome
-from amqtask.message import Message, Properties
+from amqtask.message import Delivery, Message, Properties
 from amqtask.protocol.chord import ChordPart
 from amqtask.serialization import JSON
 from amqtask.serialization import PICKLE as PICKLED
@@ -66,12 +66,26 @@ MESSAGE = Message(
 
 
 def test_a_request_travels_without_its_delivery() -> None:
-    sent = request(7, "add", 1, 2, queue="q", soft_limit=1.5, delivery=object())
+    delivery = Delivery(b"", Properties(), "", "q", False, "q", 1, 1)
+    sent = request(7, "add", 1, 2, queue="q", soft_limit=1.5, delivery=delivery)
     received = decode_request(encode_request(sent))
 
     assert received.to_frame() == sent.to_frame()
     assert received.delivery is None
     assert number_of(encode_request(sent)) == 7
+
+
+def test_what_a_request_tells_of_its_message_s_properties_travels() -> None:
+    properties = Properties(app_id="a", message_id="m", timestamp=5, type="t", user_id="u")
+    sent = request(7, "add", delivery=Delivery(b"", properties, "", "q", False, "q", 1, 1))
+    received = decode_request(encode_request(sent))
+    again = decode_request(encode_request(received))
+
+    assert sent.properties == received.properties == again.properties
+    assert (
+        sent.properties.items()
+        >= {"app_id": "a", "message_id": "m", "timestamp": 5, "type": "t", "user_id": "u"}.items()
+    )
 
 
 def travelled(*sent: Outcome, accept: frozenset[str] = ACCEPT) -> list[Outcome]:

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import base64
 import pickle
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+from typing import Any, NoReturn
 
-__all__ = ["UnpickleableExceptionWrapper", "b64decode", "b64encode", "strtobool", "subclass_exception"]
+from amqtask.protocol.task import saferepr
+
+__all__ = [
+    "UnpickleableExceptionWrapper",
+    "b64decode",
+    "b64encode",
+    "create_exception_cls",
+    "ensure_serializable",
+    "find_pickleable_exception",
+    "get_pickleable_etype",
+    "get_pickleable_exception",
+    "get_pickled_exception",
+    "raise_with_context",
+    "strtobool",
+    "subclass_exception",
+]
 
 _WORDS = {
     "false": False, "no": False, "0": False, "off": False, "true": True, "yes": True, "1": True, "on": True,
 }  # fmt: skip
+# No error is told by these instead of its own class.
+_TOO_WIDE = (Exception, BaseException, object)
 
 
 def b64encode(s: bytes | str) -> str:
@@ -38,25 +58,91 @@ def subclass_exception(name: str, parent: type[BaseException], module: str) -> t
     return type(name, (parent,), {"__module__": module})
 
 
+def create_exception_cls(name: str, module: str, parent: type[BaseException] | None = None) -> type[BaseException]:
+    """The same; derived from Exception, unless told."""
+    return subclass_exception(name, parent or Exception, module)
+
+
+def raise_with_context(exc: BaseException) -> NoReturn:
+    """Raise it; what is being handled, if that is something else, is its cause."""
+    handled = sys.exc_info()[1]
+    if handled is None or handled is exc:
+        raise exc
+    raise exc from handled
+
+
+def ensure_serializable(items: Iterable[Any], encoder: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """The items, those that the encoder cannot take as text."""
+    return tuple(item if _succeeds(lambda item=item: encoder(item)) else saferepr(item) for item in items)  # type: ignore[misc]
+
+
 class UnpickleableExceptionWrapper(Exception):
     """Stands for an exception that cannot be pickled."""
 
-    def __init__(self, exc_module: str, exc_cls_name: str, exc_args: tuple[Any, ...], text: str | None = None) -> None:
-        super().__init__(exc_module, exc_cls_name, exc_args, text)
-        self.exc_module, self.exc_cls_name, self.exc_args, self.text = exc_module, exc_cls_name, exc_args, text
+    def __init__(self, exc_module: str, exc_cls_name: str, exc_args: Iterable[Any], text: str | None = None) -> None:
+        arguments = ensure_serializable(exc_args, _round)
+        super().__init__(exc_module, exc_cls_name, arguments, text)
+        self.exc_module, self.exc_cls_name, self.exc_args, self.text = exc_module, exc_cls_name, arguments, text
 
     @classmethod
     def from_exception(cls, exc: BaseException) -> UnpickleableExceptionWrapper:
         """Of an exception; arguments that cannot be pickled are shown."""
-        return cls(type(exc).__module__, type(exc).__name__, tuple(map(_pickleable, exc.args)), repr(exc))
+        made = cls(type(exc).__module__, type(exc).__name__, exc.args, saferepr(exc))
+        return made.with_traceback(exc.__traceback__)
+
+    def restore(self) -> BaseException:
+        """One of a class with the same name."""
+        return create_exception_cls(self.exc_cls_name, self.exc_module)(*self.exc_args)
 
     def __str__(self) -> str:
         return self.text or self.exc_cls_name
 
 
-def _pickleable(value: Any) -> Any:
+def find_pickleable_exception(
+    exc: BaseException,
+    loads: Callable[[bytes], Any] = pickle.loads,
+    dumps: Callable[[Any], bytes] = pickle.dumps,
+) -> BaseException | None:
+    """The same of the nearest class above it that can be pickled; None, if there is none below Exception."""
+    for parent in takewhile(lambda each: each not in _TOO_WIDE, type(exc).__mro__):
+        try:
+            made = parent(*exc.args)
+            loads(dumps(made))
+        except Exception:  # noqa: BLE001 - a class's own constructor and methods may raise anything
+            continue
+        assert isinstance(made, BaseException)
+        return made
+    return None
+
+
+def get_pickleable_exception(exc: BaseException) -> BaseException:
+    """It, or what stands for it where it cannot be pickled."""
+    if _succeeds(lambda: _round(exc)):
+        return exc
+    return find_pickleable_exception(exc) or UnpickleableExceptionWrapper.from_exception(exc)
+
+
+def get_pickleable_etype(
+    cls: type[BaseException],
+    loads: Callable[[bytes], Any] = pickle.loads,
+    dumps: Callable[[Any], bytes] = pickle.dumps,
+) -> type[BaseException]:
+    """The class, or Exception where it cannot be pickled."""
+    return cls if _succeeds(lambda: loads(dumps(cls))) else Exception
+
+
+def get_pickled_exception(exc: BaseException) -> BaseException:
+    """What `get_pickleable_exception` was given, as far as it can be had again."""
+    return exc.restore() if isinstance(exc, UnpickleableExceptionWrapper) else exc
+
+
+def _round(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+def _succeeds(work: Callable[[], Any]) -> bool:
     try:
-        pickle.loads(pickle.dumps(value))
-    except Exception:  # noqa: BLE001 - the value's own methods may raise anything
-        return repr(value)
-    return value
+        work()
+    except Exception:  # noqa: BLE001 - a value's own methods may raise anything
+        return False
+    return True
