@@ -202,7 +202,7 @@ def first_difference(error_text: str) -> str | None:
     match = _INEQUIVALENT.search(error_text)
     if match is None:
         return None
-    return f"{match['argument']} is {_value(match['found'])}, wanted {_value(match['wanted'])}"
+    return f"{match['argument']} is {_value(match['existing'])}, wanted {_value(match['declared'])}"
 
 
 def _value(text: str) -> str:
