@@ -61,17 +61,17 @@ class Answered:
         Parked redeliveries came on that channel too and are void."""
         self._parked.clear()
         alive = list(alive)
-        seen = Counter(key_of(request) for request in (*alive, *waiting))
-        for key in seen:
+        request_counts = Counter(key_of(request) for request in (*alive, *waiting))
+        for key in request_counts:
             self._answers.pop(key, None)
         for request in alive:
             key = key_of(request)
-            if seen[key] == 1:
+            if request_counts[key] == 1:
                 self._orphans[key] = request.number
         while self._acked:
             headers = self._acked.popleft()
             key = _key(str(headers.get("id") or ""), headers)
-            if key[0] and key not in seen:
+            if key[0] and key not in request_counts:
                 self._remember(key, Answer.ACK)
 
     def recall(self, request: Request) -> Answer | None:

@@ -46,10 +46,10 @@ def bare_request(delivery: Delivery, number: int) -> Request:
 def read_strange(delivery: Delivery, number: int, accept: frozenset[str]) -> tuple[Request, MessageError | None]:
     """The request of a message that is no plain protocol v2, and why it is none if it is none."""
     request = bare_request(delivery, number)
-    given = delivery.properties.headers
+    raw_headers = delivery.properties.headers
     try:
-        if isinstance(given, OddHeaders):
-            raise InvalidTaskError(given.problem)
+        if isinstance(raw_headers, OddHeaders):
+            raise InvalidTaskError(raw_headers.problem)
         if request.task:
             raise InvalidTaskError(f"the header `task` is {request.task!r}, not a name")
         headers = read_v1(
@@ -64,6 +64,6 @@ def read_strange(delivery: Delivery, number: int, accept: frozenset[str]) -> tup
     request.headers = headers
     request.task, request.id = headers["task"], headers["id"]
     request.hard_limit, request.soft_limit = limits_in(headers)
-    if delivery.redelivered and given:
-        request.attempts = attempts_in(given)
+    if delivery.redelivered and raw_headers:
+        request.attempts = attempts_in(raw_headers)
     return request, None

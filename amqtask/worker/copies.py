@@ -20,8 +20,8 @@ _LONGEST_REASON, _LONGEST_EXCEPTION = 1000, 4000
 
 def copied_headers(properties: PropertiesLike) -> dict[str, Any]:
     """The headers of a message that goes out again, without those of its last journey."""
-    found = strip_transit_headers(properties.headers or {})
-    return {name: value for name, value in found.items() if name not in _NOT_COPIED}
+    headers = strip_transit_headers(properties.headers or {})
+    return {name: value for name, value in headers.items() if name not in _NOT_COPIED}
 
 
 def copied_properties(properties: PropertiesLike, headers: dict[str, Any] | None = None) -> Properties:

@@ -164,5 +164,5 @@ class Dispatcher:
             self.watched.pop(request.number, None)
             self.early.discard(request.number)
         if not line:
-            self._turns = deque(other for other in self._turns if other is not line)
+            self._turns = deque(waiting_line for waiting_line in self._turns if waiting_line is not line)
         return taken

@@ -152,7 +152,7 @@ class Finisher:
             # Something in it that this broker does not take (its frames are smaller than others').
             self._following.store(bare_dead_letter(dead), ended, on_kept=kept, patience=_patience)
         else:
-            self._following.again(dead, error, ended, on_kept=kept, patience=_patience)
+            self._following.retry(dead, error, ended, on_kept=kept, patience=_patience)
 
     def _burial_ended(
         self, request: Request, on_end: Callable[[Answer | None], None], error: PublishError | None

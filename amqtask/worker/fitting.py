@@ -1,7 +1,8 @@
 """Headers that fit: what a copy of somebody else's message can carry, whatever the original did.
 
 All headers of a message have to go into one frame (AMQP 0-9-1, section 4.2.6.1), which RabbitMQ bounds at 131,072 bytes unless
-told otherwise; for a larger one it closes the connection. So the largest are told as a short text until the others fit.
+configured otherwise; for a larger one it closes the connection. So the largest are replaced by a short text until the others
+fit.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from amqtask.transport.fields import field_size
 ROOM = 98_304
 # What was cut or left out.
 CUT_HEADER = "x-amqtask-cut"
-# Characters of what is told in place of a value, and of the list of such headers.
-_TOLD, _LISTED = 200, 1000
+# Characters of the text that replaces a value, and of the list of such headers.
+_SHORT, _LISTED = 200, 1000
 # These go last when there is no room at all.
 _FIRST = ("task", "id", "lang", "root_id", "parent_id", "group", "retries", "eta", "expires")
 
@@ -30,37 +31,37 @@ def fitted(headers: Mapping[str, Any]) -> dict[str, Any]:
         size = field_size(name, headers[name])
         if size is None:
             cut.append(name)
-            kept[name] = _told(headers[name])
+            kept[name] = _shortened(headers[name])
             size = field_size(name, kept[name]) or 0
         sizes[name] = size
     cut += _make_room(kept, sizes)
     if cut:
-        names = ", ".join(printable(name, _TOLD) for name in cut[:_TOLD])
+        names = ", ".join(printable(name, _SHORT) for name in cut[:_SHORT])
         kept[CUT_HEADER] = printable(f"{len(cut)} of {len(headers)}: {names}", _LISTED)
     return kept
 
 
 def _make_room(kept: dict[str, Any], sizes: dict[str, int]) -> list[str]:
-    """Tell the largest in short, then leave the last ones out, until the rest fits; the names of those."""
+    """Shorten the largest headers, then drop the last ones, until the headers fit; the names of those that changed."""
     cut: list[str] = []
-    left = sum(sizes.values())
+    total_size = sum(sizes.values())
     for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
-        if left <= ROOM:
+        if total_size <= ROOM:
             return cut
-        told = _told(kept[name])
-        size = field_size(name, told) or 0
+        shortened = _shortened(kept[name])
+        size = field_size(name, shortened) or 0
         if size < sizes[name]:
-            left += size - sizes[name]
-            kept[name], sizes[name] = told, size
+            total_size += size - sizes[name]
+            kept[name], sizes[name] = shortened, size
             cut.append(name)
     for name in reversed(list(sizes)):
-        if left <= ROOM:
+        if total_size <= ROOM:
             break
-        left -= sizes[name]
+        total_size -= sizes[name]
         del kept[name]
         cut.append(name)
     return cut
 
 
-def _told(value: Any) -> str:
-    return printable(saferepr(value, _TOLD), _TOLD)
+def _shortened(value: Any) -> str:
+    return printable(saferepr(value, _SHORT), _SHORT)

@@ -102,14 +102,14 @@ class Following:
         *,
         request: Request | None = None,
         on_failed: Callable[[Message, PublishError], None] | None = None,
-        told_as: Callable[[PublishError], Exception] = _itself,
+        error_from: Callable[[PublishError], Exception] = _itself,
         is_final: bool = True,
     ) -> None:
-        """Publish all this; `on_done` when all of it is dealt with.
+        """Publish all these messages; `on_done` is called when all of them are dealt with.
 
-        `request` is what it follows from, `is_final` whether `result` is its last. `on_failed` is told of follow-ups that will
-        never be published, which end with the error that `told_as` makes of what the broker said."""
-        _Follow(self, on_done, request, on_failed, told_as).start(publish, parts, result, is_final=is_final)
+        `request` is the request that they follow from, `is_final` tells whether `result` is its last result. `on_failed` is
+        called with follow-ups that will never be published; their result is the error that `error_from` makes of the broker's."""
+        _Follow(self, on_done, request, on_failed, error_from).start(publish, parts, result, is_final=is_final)
 
     def result_refused(
         self, result: Message, error: PublishError, on_done: OnDone, *, request: Request, is_final: bool
@@ -129,7 +129,7 @@ class Following:
         stops first."""
         _Attempts(self, message, on_end, on_kept, patience).start()
 
-    def again(
+    def retry(
         self,
         message: Message,
         error: PublishError,
@@ -138,12 +138,12 @@ class Following:
         on_kept: Callable[[], None],
         patience: Patience = patience,
     ) -> None:
-        """The same for one that has just been refused."""
+        """Like `store`, for a message that has just been refused."""
         _Attempts(self, message, on_end, on_kept, patience).refused(error)
 
-    def holds(self, more: int) -> None:
-        """So many more, or fewer."""
-        self.held += more
+    def holds(self, change: int) -> None:
+        """So many more messages are refused for now, or fewer."""
+        self.held += change
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call it after a pause."""
@@ -225,7 +225,7 @@ class _Attempts:
 class _Follow:
     """What follows from one task, until all of it is dealt with."""
 
-    __slots__ = ("_following", "_is_kept", "_left", "_on_done", "_on_failed", "_request", "_told_as")
+    __slots__ = ("_error_from", "_following", "_is_kept", "_on_done", "_on_failed", "_request", "_unfinished")
 
     def __init__(
         self,
@@ -233,20 +233,20 @@ class _Follow:
         on_done: OnDone,
         request: Request | None,
         on_failed: Callable[[Message, PublishError], None] | None,
-        told_as: Callable[[PublishError], Exception],
+        error_from: Callable[[PublishError], Exception],
     ) -> None:
         self._following = following
         self._on_done = on_done
         self._request = request
         self._on_failed = on_failed
-        self._told_as = told_as
-        self._left = 0
+        self._error_from = error_from
+        self._unfinished = 0
         self._is_kept = False
 
     def start(
         self, publish: Sequence[Message], parts: Sequence[ChordPart], result: Message | None, *, is_final: bool
     ) -> None:
-        self._left = 1 + len(publish) + len(parts) + (result is not None)
+        self._unfinished = 1 + len(publish) + len(parts) + (result is not None)
         publisher = self._following.publisher
         for message in publish:
             publisher.publish(message, partial(self._published, message))
@@ -257,14 +257,14 @@ class _Follow:
         self._one_done(True)
 
     def result_refused(self, result: Message, error: PublishError, *, is_final: bool) -> None:
-        self._left = 1
+        self._unfinished = 1
         self._result_published(result, is_final, error)
 
     def _one_done(self, is_dealt_with: bool) -> None:
         if not is_dealt_with:
             self._is_kept = True
-        self._left -= 1
-        if not self._left:
+        self._unfinished -= 1
+        if not self._unfinished:
             self._on_done(not self._is_kept)
 
     def _keep(self) -> None:
@@ -278,7 +278,7 @@ class _Follow:
         elif "task" not in message.properties.headers:
             self._result_published(message, False, error)
         else:
-            self._following.again(message, error, partial(self._ended, message), on_kept=self._keep)
+            self._following.retry(message, error, partial(self._ended, message), on_kept=self._keep)
 
     def _ended(self, message: Message, error: PublishError | None) -> None:
         if error is None:
@@ -292,7 +292,7 @@ class _Follow:
         )  # fmt: skip
         if self._on_failed is not None:
             self._on_failed(message, error)
-        fate = self._following.endings.refused(request, self._told_as(error))
+        fate = self._following.endings.refused(request, self._error_from(error))
         self._following.follow(fate.publish, fate.parts, fate.result, self._one_done, request=request)
 
     def _origin(self) -> str:
@@ -305,7 +305,7 @@ class _Follow:
         if error is None or isinstance(error, Unroutable):
             self._one_done(True)  # else an `rpc` caller that has gone away: the result is lost with its reader
             return
-        self._following.again(
+        self._following.retry(
             result, error, partial(self._result_ended, is_final),
             on_kept=self._keep, patience=patience_with_results,
         )  # fmt: skip
@@ -316,10 +316,12 @@ class _Follow:
             logger.error("The result of task %s[%s] cannot be published: %s", request.task, request.id, error)
             if is_final and never_fits(error):
                 # Who waits for it gets the reason.
-                told = self._following.endings.refused(request, error).result
-                if told is not None:
-                    self._left += 1
-                    self._following.publisher.publish(told, partial(self._result_published, told, False))
+                refusal_result = self._following.endings.refused(request, error).result
+                if refusal_result is not None:
+                    self._unfinished += 1
+                    self._following.publisher.publish(
+                        refusal_result, partial(self._result_published, refusal_result, False)
+                    )
         elif error is not None:
             logger.error("a result cannot be published: %s", error)
         self._one_done(True)

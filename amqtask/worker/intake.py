@@ -16,7 +16,7 @@ from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from amqtask.protocol.task import light_limit
 from amqtask.topology.delays import second_delay
 from amqtask.worker.copies import back_to_its_queue
-from amqtask.worker.strategy import Kind, Verdict, judge
+from amqtask.worker.strategy import Action, Verdict, judge
 
 if TYPE_CHECKING:
     from amqtask.execution.outcome import Answer, Outcome
@@ -75,9 +75,9 @@ class Intake:
         if strategy.task is None:
             return self._refuse_unknown(request, strategy)
         verdict = judge(request, self._wall_clock, delivery_limit=self._delivery_limit(request.queue))
-        if verdict.deadline is not None and verdict.kind is Kind.RUN:
+        if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
-        return verdict.kind is Kind.RUN or self._divert(request, verdict)
+        return verdict.action is Action.RUN or self._divert(request, verdict)
 
     def admit(self, request: Request, deadline: float) -> bool:
         """The last look before a watched request runs."""
@@ -99,15 +99,15 @@ class Intake:
         return self._answered.park(request)
 
     def _divert(self, request: Request, verdict: Verdict) -> bool:
-        match verdict.kind:
-            case Kind.SOON:
+        match verdict.action:
+            case Action.SOON:
                 timer = self._loop.call_later(verdict.seconds, lambda: self._is_time(request))
                 self._soon[request.number] = (request, timer)
-            case Kind.DELAY:
+            case Action.DELAY:
                 self.delay(request, second_delay(request.headers, verdict.seconds))
-            case Kind.EXPIRED:
+            case Action.EXPIRED:
                 self._expire(request)
-            case Kind.BURY:
+            case Action.BURY:
                 request.attempts -= 1  # it is not going to run this time
                 # Reading its body may be what its workers died of.
                 self._end(request, self._endings.refused(request, WorkerLostError(verdict.reason)))

@@ -55,11 +55,11 @@ class Joins:
         self._accept = accept
         self._away = 0
 
-    def waits(self, more: int, group_id: str) -> None:
-        """So many more members, or fewer, wait for a queue that is away. One line, however many there are."""
+    def waits(self, change: int, group_id: str) -> None:
+        """So many more members, or fewer, wait for a queue that is away. One log line, however many there are."""
         if not self._away:
             logger.warning("the parts of chord %s cannot be reached now; tried again, as others' if need be", group_id)
-        self._away += more
+        self._away += change
 
     def add(self, part: ChordPart, following: Following, on_done: OnDone) -> None:
         """Publish a part, and the chord's body if it was the last. `on_done` when that is confirmed, or not ours."""
@@ -69,12 +69,17 @@ class Joins:
         """Close the connection."""
         self.gatherer.stop()
 
-    def read(self, found: Sequence[Delivery]) -> Gathered:
+    def read(self, deliveries: Sequence[Delivery]) -> Gathered:
         """Raises: ContentDisallowed, Undecodable."""
         return gather(
             (
-                (each.body, each.properties.content_type, each.properties.content_encoding, each.properties.headers)
-                for each in found
+                (
+                    delivery.body,
+                    delivery.properties.content_type,
+                    delivery.properties.content_encoding,
+                    delivery.properties.headers,
+                )
+                for delivery in deliveries
             ),
             self._accept,
         )
@@ -115,8 +120,8 @@ class _Member:
         part = self._part
         self._joins.gatherer.gather(part.queue, part.size, take=self._take, on_done=self._looked)
 
-    def _looked(self, seen: QueueState) -> None:
-        is_dealt_with = seen is QueueState.GONE or (seen is QueueState.THERE and self._is_stored)
+    def _looked(self, state: QueueState) -> None:
+        is_dealt_with = state is QueueState.GONE or (state is QueueState.THERE and self._is_stored)
         if not (is_dealt_with or self._following.is_stopping() or self._pauses.waited >= AWAY_SECONDS):
             self._set_away(True)
             self._following.later(self._pauses.next(), self._look if self._is_stored else self.store)
@@ -134,11 +139,11 @@ class _Member:
 
     # -- the body
 
-    def _take(self, found: Sequence[Delivery], finished: OnDone) -> bool:
+    def _take(self, deliveries: Sequence[Delivery], finished: OnDone) -> bool:
         """Publish the body if all parts are there."""
         part, chords = self._part, self._joins.chords
         try:
-            gathered = self._joins.read(found)
+            gathered = self._joins.read(deliveries)
             if not gathered.is_complete(part.size):
                 return False
             parts = gathered.in_order()
@@ -164,7 +169,7 @@ class _Member:
             else:
                 self._following.later(STORE_PAUSE, lambda: self._end(make, on_done))
             return
-        self._following.follow(after.publish, after.parts, None, on_done, told_as=_callback_error)
+        self._following.follow(after.publish, after.parts, None, on_done, error_from=_callback_error)
 
 
 def _callback_error(error: PublishError) -> ChordError:

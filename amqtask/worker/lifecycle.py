@@ -150,8 +150,8 @@ class Lifecycle:
 
     def note_starts(self) -> None:
         """Bring `running_since` up to date."""
-        now, known = time.time(), self.running_since
-        self.running_since = {number: known.get(number, now) for number in self._worker.dispatcher.running}
+        now, started = time.time(), self.running_since
+        self.running_since = {number: started.get(number, now) for number in self._worker.dispatcher.running}
 
     # -- what the shutdown asks for
 
@@ -176,12 +176,12 @@ class Lifecycle:
         self.note_starts()
         running.sort(key=lambda request: self.running_since[request.number])
         now = time.time()
-        told = [
+        descriptions = [
             f"{name_of(request)}[{request.id}] ({max(0, now - self.running_since[request.number]):.0f} s)"
             for request in running[:MOST_TOLD]
         ]
-        more = f" and {len(running) - MOST_TOLD} more" if len(running) > MOST_TOLD else ""
-        return f"{count(len(running), 'task')}: {', '.join(told)}{more}"
+        suffix = f" and {len(running) - MOST_TOLD} more" if len(running) > MOST_TOLD else ""
+        return f"{count(len(running), 'task')}: {', '.join(descriptions)}{suffix}"
 
     def _has_waited_enough(self, unconfirmed: tuple[int, int]) -> bool:
         """Whether a worker that stops, and in which nothing runs any more, has waited long enough for the broker."""

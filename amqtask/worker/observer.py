@@ -41,4 +41,4 @@ class Observer:
 def seen_by(observers: Iterable[Observer], point: str) -> tuple[Callable[..., None], ...]:
     """The methods of those that really override `point`."""
     unseen: Any = getattr(Observer, point)
-    return tuple(getattr(each, point) for each in observers if getattr(type(each), point) is not unseen)
+    return tuple(getattr(observer, point) for observer in observers if getattr(type(observer), point) is not unseen)

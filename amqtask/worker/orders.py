@@ -65,28 +65,28 @@ class Orders:
         worker.wake()
         return stopped
 
-    def terminate(self, meant: Callable[[Request], bool], signum: int | None = None) -> Terminated:
-        """End those that run and are meant; prefork sends this signal (TERM), and KILL after a second."""
+    def terminate(self, matches: Callable[[Request], bool], signum: int | None = None) -> Terminated:
+        """End the running requests that match; prefork sends this signal (default TERM), and KILL after a second."""
         worker = self._worker
-        found, ended = [request for request in self.running() if meant(request)], []
-        for request in found:
+        matching, ended = [request for request in self.running() if matches(request)], []
+        for request in matching:
             worker.report.terminating(request, signum or signal.SIGTERM)
             if worker.pool.terminate(request.number, "terminated", signum):
                 ended.append(request)
                 worker.report.revoked(request, terminated=True, signum=signum or signal.SIGTERM)
         worker.wake()
-        return Terminated(ended, [request for request in found if request not in ended])
+        return Terminated(ended, [request for request in matching if request not in ended])
 
     def set_rate_limit(self, task_name: str, limit: str | float | None) -> None:
         """Raises: NotRegistered, ConfigurationError."""
-        self._known(task_name)
+        self._check_registered(task_name)
         self._worker.throttle.set_rate(task_name, limit)
         self._worker.steps.look()
         self._worker.wake()
 
     def set_time_limits(self, task_name: str, *, soft: float | None, hard: float | None) -> None:
         """For requests received from now on. Raises: NotRegistered, ConfigurationError."""
-        self._known(task_name)
+        self._check_registered(task_name)
         for name, value in (("soft", soft), ("hard", hard)):
             if value is not None and name not in self._worker.pool.limits:
                 raise ConfigurationError(f"the {self._worker.pool.name} pool has no {name} time limits")
@@ -138,7 +138,7 @@ class Orders:
         """Warm, as TERM does."""
         self._worker.lifecycle.shutdown.warm("remote control")
 
-    def _known(self, task_name: str) -> None:
+    def _check_registered(self, task_name: str) -> None:
         strategy = self._worker.strategies[task_name]
         if strategy.task is None:
             raise NotRegistered(strategy.problem)

@@ -26,7 +26,7 @@ def _quota(root: Path) -> float | None:
         except OSError:
             return None
     try:
-        found = int(quota) / int(period)
+        processors = int(quota) / int(period)
     except (ValueError, ZeroDivisionError):  # "max"
         return None
-    return found if found > 0 else None
+    return processors if processors > 0 else None

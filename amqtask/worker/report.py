@@ -41,7 +41,7 @@ class Report:
 
     def remove(self, observer: Observer) -> None:
         """It sees nothing more; harmless when it saw nothing before."""
-        self._observers = tuple(each for each in self._observers if each is not observer)
+        self._observers = tuple(registered for registered in self._observers if registered is not observer)
         self._look()
 
     def _look(self) -> None:
@@ -58,7 +58,7 @@ class Report:
 
     def received(self, request: Request) -> None:
         if self._on_received:
-            _tell(self._on_received, request)
+            _notify(self._on_received, request)
         if self._info:
             logger.info("Task %s[%s] received", name_of(request), request.id, extra=fields(request))
         if signals.task_received:
@@ -66,24 +66,24 @@ class Report:
 
     def started(self, request: Request) -> None:
         """Called only while `sees_started`."""
-        _tell(self._on_started, request)
+        _notify(self._on_started, request)
 
     def cancelled(self, request: Request, *, is_lost: bool) -> None:
         """A shutdown ended it; lost is what was acked when it began."""
-        word = "lost: it was acked when it started (acks_late=False)" if is_lost else "requeued"
-        logger.warning("Task %s[%s] was ended by the shutdown and is %s", request.task, request.id, word)
-        _tell(self._on_cancelled, request)
+        outcome = "lost: it was acked when it started (acks_late=False)" if is_lost else "requeued"
+        logger.warning("Task %s[%s] was ended by the shutdown and is %s", request.task, request.id, outcome)
+        _notify(self._on_cancelled, request)
 
     def dead_lettered(self, request: Request) -> None:
-        _tell(self._on_dead_lettered, request)
+        _notify(self._on_dead_lettered, request)
 
     def consuming(self, epoch: int) -> None:
-        _tell(self._on_consuming, epoch)
+        _notify(self._on_consuming, epoch)
 
     def ended(self, request: Request, outcome: Outcome) -> None:
         """One line for an outcome, by its state."""
         if self._on_ended:
-            _tell(self._on_ended, request, outcome)
+            _notify(self._on_ended, request, outcome)
         state = outcome.state
         if state == states.SUCCESS and not self._info:
             return
@@ -122,7 +122,7 @@ class Report:
                 logger.error("Task %s[%s] raised unexpected: %s", name, task_id, outcome.summary, extra=extra)
 
     def terminating(self, request: Request, signum: int) -> None:
-        _tell(self._on_terminating, request, signum)
+        _notify(self._on_terminating, request, signum)
 
     def revoked(
         self, request: Request, *, terminated: bool = False, expired: bool = False, signum: int | None = None
@@ -150,10 +150,10 @@ class Report:
 _WORDS = {"IGNORED": "ignored", "REJECTED": "rejected"}
 
 
-def _tell(observers: tuple[Callable[..., None], ...], *what: Any) -> None:
+def _notify(observers: tuple[Callable[..., None], ...], *arguments: Any) -> None:
     for observer in observers:
         try:
-            observer(*what)
+            observer(*arguments)
         except Exception:
             logger.exception("observer %r failed", observer)
 

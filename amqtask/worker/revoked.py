@@ -92,9 +92,9 @@ class Revocations:
             self.version += 1
 
 
-def _merged(known: Mapping[Any, float], others: Mapping[Any, float], now: float) -> OrderedDict[Any, float]:
-    together = {key: min(now, since) for key, since in others.items() if _is_short(key)} | dict(known)
-    return OrderedDict(sorted(together.items(), key=lambda item: item[1]))
+def _merged(current: Mapping[Any, float], received: Mapping[Any, float], now: float) -> OrderedDict[Any, float]:
+    merged = {key: min(now, since) for key, since in received.items() if _is_short(key)} | dict(current)
+    return OrderedDict(sorted(merged.items(), key=lambda entry: entry[1]))
 
 
 def _is_short(key: str | Stamp) -> bool:
@@ -112,8 +112,8 @@ def _stamps_of(headers: Mapping[str, Any]) -> Iterable[Stamp]:
 
 def stamps_in(values: Mapping[str, Any]) -> list[Stamp]:
     """{stamp: value or list of values} one by one; what no stamp can be (a mapping, nothing) is left out."""
-    found: list[Stamp] = []
+    stamps: list[Stamp] = []
     for name, value in values.items():
         several = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
-        found += [(name, each) for each in several if isinstance(each, (str, int, float))]
-    return found
+        stamps += [(name, stamp_value) for stamp_value in several if isinstance(stamp_value, (str, int, float))]
+    return stamps

@@ -202,7 +202,7 @@ class SignalHandlers:
         self._on_signal = on_signal
         self._previous: dict[int, Any] = {}
         self._process = 0
-        self._came: list[int] = []
+        self._received: list[int] = []
 
     def install(self) -> bool:
         """False in any thread but the main one, where Python takes no handlers.
@@ -227,12 +227,12 @@ class SignalHandlers:
         # A forked child that has not set its own handlers yet must not act on the parent's loop.
         if os.getpid() != self._process:
             return
-        self._came.append(signum)
-        self._loop.call_soon_threadsafe(self._tell)
+        self._received.append(signum)
+        self._loop.call_soon_threadsafe(self._deliver)
 
-    def _tell(self) -> None:
-        while self._came:
-            self._on_signal(self._came.pop(0))
+    def _deliver(self) -> None:
+        while self._received:
+            self._on_signal(self._received.pop(0))
 
 
 def _has_terminal() -> bool:

@@ -40,9 +40,9 @@ class StateFile:
             raise ConfigurationError(f"the state file {self._path} cannot be written: is {folder} a folder of yours?")
         self._is_loaded = True
         try:
-            found = json.loads(self._path.read_bytes())
-            ids = {str(key): float(since) for key, since in found["revoked"].items()}
-            stamps = {(str(name), value): float(since) for name, value, since in found.get("revoked_stamps", ())}
+            state = json.loads(self._path.read_bytes())
+            ids = {str(key): float(since) for key, since in state["revoked"].items()}
+            stamps = {(str(name), value): float(since) for name, value, since in state.get("revoked_stamps", ())}
         except FileNotFoundError:
             return
         except OSError as error:

@@ -26,7 +26,7 @@ NEAR_SECONDS = 0.1
 ENDLESS = 1e9
 
 
-class Kind(IntEnum):
+class Action(IntEnum):
     """What is to be done with a delivery."""
 
     RUN = 0
@@ -39,15 +39,15 @@ class Kind(IntEnum):
 
 
 class Verdict(NamedTuple):
-    """The kind, and what belongs to it. `deadline` is the wall-clock time it must have started by, if any."""
+    """The action, and what belongs to it. `deadline` is the wall-clock time it must have started by, if any."""
 
-    kind: Kind
+    action: Action
     seconds: float = 0.0
     reason: str = ""
     deadline: float | None = None
 
 
-RUN = Verdict(Kind.RUN)
+RUN = Verdict(Action.RUN)
 
 
 class TaskStrategy:
@@ -132,7 +132,7 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
     headers = request.headers
     if request.attempts and delivery_limit and request.attempts >= delivery_limit:
         how = "each time the worker that had it, or the process that ran it, was lost (the workers' logs say how)"
-        return Verdict(Kind.BURY, reason=without_end(request.attempts, how))
+        return Verdict(Action.BURY, reason=without_end(request.attempts, how))
     eta, expires = headers.get("eta"), headers.get("expires")
     if not eta and not expires:
         return RUN
@@ -140,14 +140,14 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
         deadline = timestamp(expires) if expires else None
         start = timestamp(eta) if eta else 0.0
     except (TypeError, ValueError, AttributeError, OverflowError) as exc:
-        return Verdict(Kind.REFUSE, reason=f"eta or expires is no ISO 8601 time: {printable(str(exc), 200)}")
+        return Verdict(Action.REFUSE, reason=f"eta or expires is no ISO 8601 time: {printable(str(exc), 200)}")
     clock = now()
     if deadline is not None and clock >= deadline:
-        return Verdict(Kind.EXPIRED, deadline=deadline)
+        return Verdict(Action.EXPIRED, deadline=deadline)
     if start > clock:
         wait = start - clock
-        return Verdict(Kind.DELAY if wait > NEAR_SECONDS else Kind.SOON, seconds=wait, deadline=deadline)
-    return RUN if deadline is None else Verdict(Kind.RUN, deadline=deadline)
+        return Verdict(Action.DELAY if wait > NEAR_SECONDS else Action.SOON, seconds=wait, deadline=deadline)
+    return RUN if deadline is None else Verdict(Action.RUN, deadline=deadline)
 
 
 def without_end(times: int, how: str) -> str:

@@ -491,7 +491,9 @@ class Worker(WithOthersNames):
         late = [request for request in unfinished if request.number not in self.dispatcher.early]
         for request in unfinished:
             self.report.cancelled(request, is_lost=request not in late)
-        self._give_back([request.delivery for request in late] + [each.delivery for each in self.answered.give_up()])
+        self._give_back(
+            [request.delivery for request in late] + [parked.delivery for parked in self.answered.give_up()]
+        )
         self.flush()
 
     # -- what the consumer tells
@@ -550,8 +552,8 @@ class Worker(WithOthersNames):
 
     def _delivery_limit(self, queue: str) -> int | None:
         work = self.work_queues.get(queue)
-        own = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
-        return own if isinstance(own, int) else self.setup.delivery_limit
+        queue_limit = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
+        return queue_limit if isinstance(queue_limit, int) else self.setup.delivery_limit
 
 
 def _never(value: NoReturn) -> NoReturn:

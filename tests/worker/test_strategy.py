@@ -13,7 +13,7 @@ from amqtask.protocol.task import decode_body
 from amqtask.serialization import JSON
 from amqtask.worker.border import read_strange
 from amqtask.worker.strategies import Strategies
-from amqtask.worker.strategy import Kind, TaskStrategy, judge, read_request, timestamp
+from amqtask.worker.strategy import Action, TaskStrategy, judge, read_request, timestamp
 from tests.worker.bench import FakeTask
 
 NOW = 1_700_000_000.0  # 2023-11-14T22:13:20Z
@@ -39,30 +39,30 @@ def request_of(**headers: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("headers", "kind"),
+    ("headers", "action"),
     [
-        ({}, Kind.RUN),
-        ({"eta": None, "expires": None}, Kind.RUN),
-        ({"eta": "2023-11-14T22:13:19+00:00"}, Kind.RUN),
-        ({"eta": "2023-11-14T22:13:20.050000+00:00"}, Kind.SOON),
-        ({"eta": "2023-11-14T22:13:21+00:00"}, Kind.DELAY),
-        ({"eta": "2023-11-14T22:13:21Z"}, Kind.DELAY),
-        ({"eta": "2023-11-15T00:13:21+02:00"}, Kind.DELAY),
-        ({"eta": "2023-11-14T22:13:21"}, Kind.DELAY),
-        ({"expires": "2023-11-14T22:13:21+00:00"}, Kind.RUN),
-        ({"expires": "2023-11-14T22:13:20+00:00"}, Kind.EXPIRED),
-        ({"eta": "2023-11-14T22:13:30+00:00", "expires": "2023-11-14T22:13:19+00:00"}, Kind.EXPIRED),
-        ({"eta": "tomorrow"}, Kind.REFUSE),
-        ({"expires": 12}, Kind.REFUSE),
-        ({"redelivered": True, "x-delivery-count": 4}, Kind.RUN),
-        ({"redelivered": True, "x-delivery-count": 5}, Kind.BURY),
-        ({"redelivered": False, "x-delivery-count": 9}, Kind.RUN),
+        ({}, Action.RUN),
+        ({"eta": None, "expires": None}, Action.RUN),
+        ({"eta": "2023-11-14T22:13:19+00:00"}, Action.RUN),
+        ({"eta": "2023-11-14T22:13:20.050000+00:00"}, Action.SOON),
+        ({"eta": "2023-11-14T22:13:21+00:00"}, Action.DELAY),
+        ({"eta": "2023-11-14T22:13:21Z"}, Action.DELAY),
+        ({"eta": "2023-11-15T00:13:21+02:00"}, Action.DELAY),
+        ({"eta": "2023-11-14T22:13:21"}, Action.DELAY),
+        ({"expires": "2023-11-14T22:13:21+00:00"}, Action.RUN),
+        ({"expires": "2023-11-14T22:13:20+00:00"}, Action.EXPIRED),
+        ({"eta": "2023-11-14T22:13:30+00:00", "expires": "2023-11-14T22:13:19+00:00"}, Action.EXPIRED),
+        ({"eta": "tomorrow"}, Action.REFUSE),
+        ({"expires": 12}, Action.REFUSE),
+        ({"redelivered": True, "x-delivery-count": 4}, Action.RUN),
+        ({"redelivered": True, "x-delivery-count": 5}, Action.BURY),
+        ({"redelivered": False, "x-delivery-count": 9}, Action.RUN),
     ],
 )
-def test_headers_decide(headers: dict[str, Any], kind: Kind) -> None:
+def test_headers_decide(headers: dict[str, Any], action: Action) -> None:
     verdict = judge(request_of(**headers), lambda: NOW, delivery_limit=5)
 
-    assert verdict.kind is kind
+    assert verdict.action is action
 
 
 def test_a_deadline_is_kept_for_the_time_the_request_waits() -> None:
@@ -74,7 +74,7 @@ def test_a_deadline_is_kept_for_the_time_the_request_waits() -> None:
 def test_without_a_delivery_limit_nothing_is_buried() -> None:
     request = request_of(redelivered=True, **{"x-delivery-count": 100})
 
-    assert judge(request, lambda: NOW, delivery_limit=None).kind is Kind.RUN
+    assert judge(request, lambda: NOW, delivery_limit=None).action is Action.RUN
 
 
 def test_times_without_an_offset_are_utc() -> None:
@@ -132,7 +132,7 @@ def test_a_count_of_deliveries_that_no_broker_wrote_is_none(count: Any) -> None:
 def test_a_time_that_is_none_is_refused_in_a_line(eta: Any) -> None:
     verdict = judge(request_of(eta=eta), lambda: NOW, delivery_limit=5)
 
-    assert verdict.kind in (Kind.REFUSE, Kind.DELAY, Kind.RUN)
+    assert verdict.action in (Action.REFUSE, Action.DELAY, Action.RUN)
     assert len(verdict.reason) < 400
 
 
