@@ -33,17 +33,17 @@ async def await_arrival(
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ResultMessage] = loop.create_future()
 
-    def settle(found: ResultMessage | Exception) -> None:
+    def settle(result_or_error: ResultMessage | Exception) -> None:
         if future.done():
             return
-        if isinstance(found, Exception):
-            future.set_exception(found)
+        if isinstance(result_or_error, Exception):
+            future.set_exception(result_or_error)
         else:
-            future.set_result(found)
+            future.set_result(result_or_error)
 
-    def arrived(found: ResultMessage | Exception) -> None:
+    def arrived(result_or_error: ResultMessage | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed, and nobody waits there any more
-            loop.call_soon_threadsafe(settle, found)
+            loop.call_soon_threadsafe(settle, result_or_error)
 
     cancel = subscribe(arrived)
     try:

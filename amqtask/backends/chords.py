@@ -34,8 +34,8 @@ class MemoryChords:
     def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
         """A header of so many members is about to be published."""
         with self._lock:
-            found = self._chords.setdefault(group_id, _Chord(size))
-            found.size, found.body_id = size, body_id
+            chord = self._chords.setdefault(group_id, _Chord(size))
+            chord.size, chord.body_id = size, body_id
 
     def add_chord_part(
         self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
@@ -44,26 +44,26 @@ class MemoryChords:
         serializer, accept = self._how
         part = decode_result(*encode_result(part, serializer), accept)
         with self._lock:
-            found = self._chords.get(group_id)
-            if found is None or (found.body_id and found.body_id != body_id):
+            chord = self._chords.get(group_id)
+            if chord is None or (chord.body_id and chord.body_id != body_id):
                 return None  # its body has run, or the part is of another chord
-            known = found.parts.get(part.task_id)
-            if known is None or part.status == states.SUCCESS:
-                found.parts[part.task_id] = (_LAST if index is None else index, part)
-            if len(found.parts) < found.size + len(found.added):
+            earlier = chord.parts.get(part.task_id)
+            if earlier is None or part.status == states.SUCCESS:
+                chord.parts[part.task_id] = (_LAST if index is None else index, part)
+            if len(chord.parts) < chord.size + len(chord.added):
                 return None
-            return [each for _, each in sorted(found.parts.values(), key=lambda item: item[0])]
+            return [member_result for _, member_result in sorted(chord.parts.values(), key=lambda item: item[0])]
 
     def add_to_chord(self, group_id: str, task_id: str) -> None:
         """One more member."""
         with self._lock:
-            found = self._chords.get(group_id)
-            if found is not None:
-                found.added.add(task_id)
+            chord = self._chords.get(group_id)
+            if chord is not None:
+                chord.added.add(task_id)
 
     def end_chord(self, group_id: str, body_id: str = "") -> None:
         """The body has run."""
         with self._lock:
-            found = self._chords.get(group_id)
-            if found is not None and found.body_id in ("", body_id):
+            chord = self._chords.get(group_id)
+            if chord is not None and chord.body_id in ("", body_id):
                 del self._chords[group_id]

@@ -18,11 +18,11 @@ class Codec:
 
     def __init__(self, options: BackendOptions) -> None:
         self.serializer = options.serializer
-        kind = content_type(options.serializer)
+        mime_type = content_type(options.serializer)
         # Whether what is written is text.
-        self.is_text = kind.endswith(("json", "yaml"))
-        self._how = (kind, "utf-8" if self.is_text else "binary")
-        self._accept = content_types(options.accept) | {kind}
+        self.is_text = mime_type.endswith(("json", "yaml"))
+        self._how = (mime_type, "utf-8" if self.is_text else "binary")
+        self._accept = content_types(options.accept) | {mime_type}
 
     def result(self, result: ResultMessage) -> bytes:
         """A whole result. Raises: EncodeError."""
@@ -35,14 +35,14 @@ class Codec:
         except MessageError as error:
             return unreadable(task_id, error)
 
-    def value(self, value: Any, what: str) -> bytes:
-        """A part of a result; `what` names it in the error. Raises: EncodeError."""
+    def value(self, value: Any, label: str) -> bytes:
+        """A part of a result; `label` names it in the error. Raises: EncodeError."""
         try:
             return dumps(value, self.serializer).body
         except EncodeError as error:
             reason = error.__cause__ or error
             raise EncodeError(
-                f"{what}, {described(value)}, cannot be written as {self.serializer} ({reason}); return plain data, "
+                f"{label}, {described(value)}, cannot be written as {self.serializer} ({reason}); return plain data, "
                 "or choose another result_serializer"
             ) from error
 

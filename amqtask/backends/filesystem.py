@@ -42,13 +42,13 @@ class FileBackend(ValueBackend):
 
     def get_values(self, keys: Sequence[str]) -> Mapping[str, bytes]:
         """The contents of files; one that is empty is being written (by Celery, which does not rename)."""
-        found = {}
+        values = {}
         for key in keys:
             with contextlib.suppress(FileNotFoundError):
                 value = self._path(key).read_bytes()
                 if value:
-                    found[key] = value
-        return found
+                    values[key] = value
+        return values
 
     def put_value(self, key: str, value: bytes) -> None:
         """Rename a new file."""
@@ -67,8 +67,8 @@ class FileBackend(ValueBackend):
                 pass
             with (self._folder / _LOCK).open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed
-                known = self.get_values([key]).get(key)
-                if known is None or not is_final(known):
+                stored = self.get_values([key]).get(key)
+                if stored is None or not is_final(stored):
                     new.replace(path)
 
     def delete_value(self, key: str) -> None:

@@ -49,8 +49,8 @@ class MemcachedBackend(ValueBackend):
 
     def get_values(self, keys: Sequence[str]) -> Mapping[str, bytes]:
         """One question for all."""
-        found: Mapping[str, bytes] = self._client().get_many(list(keys))
-        return found
+        values: Mapping[str, bytes] = self._client().get_many(list(keys))
+        return values
 
     def put_value(self, key: str, value: bytes) -> None:
         """SET."""
@@ -60,8 +60,8 @@ class MemcachedBackend(ValueBackend):
         """ADD, or CAS with what was read until nobody came between."""
         client = self._client()
         while not client.add(key, value, expire=self._expiry()):
-            known, unique = client.gets(key)
-            if known is not None and (is_final(known) or client.cas(key, value, unique, expire=self._expiry())):
+            stored, unique = client.gets(key)
+            if stored is not None and (is_final(stored) or client.cas(key, value, unique, expire=self._expiry())):
                 return
 
     def delete_value(self, key: str) -> None:
@@ -74,15 +74,15 @@ class MemcachedBackend(ValueBackend):
 
     def explain(self, error: Exception) -> Exception:
         """Says which servers they are, and what to do about a value that is too large."""
-        place = f"memcached at {', '.join(f'{host}:{port}' for host, port in self._servers)}"
+        store_name = f"memcached at {', '.join(f'{host}:{port}' for host, port in self._servers)}"
         if isinstance(error, MemcacheServerError) and b"too large" in _said(error):
-            return EncodeError(f"a result is too large for {place} (its -I is 1m by default): {error}")
+            return EncodeError(f"a result is too large for {store_name} (its -I is 1m by default): {error}")
         if isinstance(error, MemcacheClientError):
-            return EncodeError(f"{place} does not take a result: {error}")
+            return EncodeError(f"{store_name} does not take a result: {error}")
         if isinstance(error, MemcacheUnknownError) or _is_refused(error):
-            return BackendUnreachable(f"{place} refused: {error}")
+            return BackendUnreachable(f"{store_name} refused: {error}")
         return BackendUnreachable(
-            f"{place} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
+            f"{store_name} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
         )
 
     def close(self) -> None:
@@ -112,8 +112,8 @@ class MemcachedBackend(ValueBackend):
 
 
 def _said(error: Exception) -> bytes:
-    said = error.args[0] if error.args else b""
-    return said if isinstance(said, bytes) else str(said).encode()
+    reason = error.args[0] if error.args else b""
+    return reason if isinstance(reason, bytes) else str(reason).encode()
 
 
 def _is_refused(error: Exception) -> bool:
@@ -124,10 +124,10 @@ def _is_refused(error: Exception) -> bool:
 
 def servers_of(url: str) -> tuple[tuple[str, int], ...]:
     """The servers of `cache+memcached://host:port;host:port`. Raises: ConfigurationError."""
-    found = []
-    for place in url.partition("://")[2].strip("/").split(";"):
-        host, _, port = place.rpartition("@")[2].partition(":")
+    servers = []
+    for address in url.partition("://")[2].strip("/").split(";"):
+        host, _, port = address.rpartition("@")[2].partition(":")
         if not host or (port and not port.isdigit()):
             raise ConfigurationError("no memcached server in result_backend: write cache+memcached://host:11211")
-        found.append((host, int(port or DEFAULT_PORT)))
-    return tuple(found)
+        servers.append((host, int(port or DEFAULT_PORT)))
+    return tuple(servers)

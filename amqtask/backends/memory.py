@@ -72,12 +72,12 @@ class MemoryBackend(MemoryChords):
         try:
             while arrivals or arrivals.missing:
                 with self._changed:
-                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    if not self._changed.wait_for(lambda: bool(arrivals), left):
+                    remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    if not self._changed.wait_for(lambda: bool(arrivals), remaining):
                         raise too_late(task_ids, arrivals.missing, timeout)
                 while arrivals:
-                    found = arrivals.next()
-                    yield found.task_id, found
+                    result = arrivals.next()
+                    yield result.task_id, result
         finally:
             arrivals.close()
 

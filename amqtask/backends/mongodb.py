@@ -51,15 +51,15 @@ class MongoBackend(PollingBackend):
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
-        given = dict(options.transport_options)
+        transport_options = dict(options.transport_options)
         settings = dict(options.settings.get("mongodb_backend_settings") or {})
         self._expires = options.expires
         self._codec = Codec(options)
-        self._patience = RetryPolicy(seconds=float(given.get("retry_for", 5.0)))
+        self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
         self._always_retry = options.always_retry
         self._tasks = settings.pop("taskmeta_collection", TASKS)
         self._groups = settings.pop("groupmeta_collection", GROUPS)
-        self._uri, self._database, self._place = server_of(options.url, settings)
+        self._uri, self._database, self._hosts = server_of(options.url, settings)
         milliseconds = int(min(options.connect_timeout, self._patience.seconds or 5.0) * 1000)
         self._arguments: dict[str, Any] = {
             "serverSelectionTimeoutMS": max(1, milliseconds),
@@ -109,8 +109,8 @@ class MongoBackend(PollingBackend):
         document |= {name: value for name in ("group_id", "parent_id") if (value := getattr(result, name))}
         return document | {name: self._plain(name, value) for name, value in result.extra.items()}
 
-    def _stored(self, value: Any, what: str) -> str | bytes:
-        body = self._codec.value(value, what)
+    def _stored(self, value: Any, label: str) -> str | bytes:
+        body = self._codec.value(value, label)
         return body.decode() if self._codec.is_text else body
 
     def _plain(self, name: str, value: Any) -> Any:
@@ -125,12 +125,12 @@ class MongoBackend(PollingBackend):
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
         """One question for each AT_ONCE of them. Raises: BackendUnreachable."""
-        found: list[ResultMessage] = []
+        results: list[ResultMessage] = []
         for start in range(0, len(task_ids), AT_ONCE):
             query = {"_id": {"$in": list(task_ids[start : start + AT_ONCE])}}
             documents = self._run(lambda database, query=query: list(database[self._tasks].find(query)))  # type: ignore[misc]
-            found += (self._result(document) for document in documents)
-        return found
+            results += (self._result(document) for document in documents)
+        return results
 
     def _result(self, document: Document) -> ResultMessage:
         done = document.get("date_done")
@@ -191,12 +191,12 @@ class MongoBackend(PollingBackend):
 
     def restore_group(self, group_id: str) -> Any:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
-        found = self._run(lambda database: database[self._groups].find_one({"_id": group_id}))
-        if found is None:
+        document = self._run(lambda database: database[self._groups].find_one({"_id": group_id}))
+        if document is None:
             return None
-        if found.get("members") is not None:
-            return self._codec.read(found["members"])
-        return [[group_id, None], [[[task_id, None], None] for task_id in self._codec.read(found["result"])]]
+        if document.get("members") is not None:
+            return self._codec.read(document["members"])
+        return [[group_id, None], [[[task_id, None], None] for task_id in self._codec.read(document["result"])]]
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""
@@ -215,33 +215,33 @@ class MongoBackend(PollingBackend):
 
     def _explain(self, error: Exception) -> Exception:
         if isinstance(error, (errors.DocumentTooLarge, BSONError, OverflowError)):
-            return EncodeError(f"MongoDB at {self._place} does not take a result: {error}")
+            return EncodeError(f"MongoDB at {self._hosts} does not take a result: {error}")
         if isinstance(error, errors.ConnectionFailure):
             return BackendUnreachable(
-                f"MongoDB at {self._place} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
+                f"MongoDB at {self._hosts} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
             )
-        return BackendUnreachable(f"MongoDB at {self._place} refused: {error}")
+        return BackendUnreachable(f"MongoDB at {self._hosts} refused: {error}")
 
     def _client(self) -> pymongo.MongoClient[dict[str, Any]]:
         """A forked child has connections of its own; its parent's stay open, and untouched, in the list."""
         pid = os.getpid()
         client = self._clients.get(pid)
         if client is None:
-            made = self._made()
-            client = self._clients.setdefault(pid, made)
-            if client is not made:
-                made.close()  # another thread was first
+            new_client = self._connect()
+            client = self._clients.setdefault(pid, new_client)
+            if client is not new_client:
+                new_client.close()  # another thread was first
         return client
 
-    def _made(self) -> pymongo.MongoClient[dict[str, Any]]:
-        made: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(self._uri, tz_aware=True, **self._arguments)
+    def _connect(self) -> pymongo.MongoClient[dict[str, Any]]:
+        client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(self._uri, tz_aware=True, **self._arguments)
         try:
             for name in (self._tasks, self._groups):
-                _index(made[self._database][name])
+                _index(client[self._database][name])
         except BaseException:
-            made.close()
+            client.close()
             raise
-        return made
+        return client
 
 
 def _index(collection: Any) -> None:
@@ -254,11 +254,11 @@ def _index(collection: Any) -> None:
 
 
 class Server(NamedTuple):
-    """What to connect to; `place` is for people, without a password."""
+    """What to connect to; `hosts` is for logs and errors, without a password."""
 
     uri: str
     database: str
-    place: str
+    hosts: str
 
 
 def server_of(url: str, settings: dict[str, Any]) -> Server:
@@ -271,14 +271,14 @@ def server_of(url: str, settings: dict[str, Any]) -> Server:
         url = "mongodb://localhost"
     try:
         # Looks up nothing: the hosts behind mongodb+srv:// are found when the client connects.
-        found = {"nodelist": [], "database": None} if url.startswith("mongodb+srv:") else parse_uri(url)
+        parsed = {"nodelist": [], "database": None} if url.startswith("mongodb+srv:") else parse_uri(url)
     except (errors.InvalidURI, errors.ConfigurationError, ValueError) as error:
         raise ConfigurationError(f"result_backend mongodb://… cannot be read: {error}") from error
-    place = (
-        ", ".join(f"{name}:{number}" for name, number in found["nodelist"]) or url.rpartition("@")[2].partition("?")[0]
+    hosts = (
+        ", ".join(f"{name}:{number}" for name, number in parsed["nodelist"]) or url.rpartition("@")[2].partition("?")[0]
     )
     if user and "@" not in url:
-        scheme, _, rest = url.partition("://")
-        url = f"{scheme}://{quote_plus(str(user))}:{quote_plus(str(password or ''))}@{rest}"
-    from_url = found["database"] or urlsplit(url).path.strip("/")
-    return Server(url, settings.pop("database", None) or from_url or DATABASE, place)
+        scheme, _, after_scheme = url.partition("://")
+        url = f"{scheme}://{quote_plus(str(user))}:{quote_plus(str(password or ''))}@{after_scheme}"
+    from_url = parsed["database"] or urlsplit(url).path.strip("/")
+    return Server(url, settings.pop("database", None) or from_url or DATABASE, hosts)

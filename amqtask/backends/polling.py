@@ -105,23 +105,23 @@ class PollingBackend:
     def _ready(
         self, task_ids: Sequence[str], timeout: float | None, on_interval: Callable[[], None] | None
     ) -> Iterator[tuple[str, ResultMessage]]:
-        left = set(task_ids)
+        missing = set(task_ids)
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_PAUSE
-        while left:
+        while missing:
             asked_at = time.monotonic()
-            found = _in_order(self.read(list(left)))
-            left.difference_update(result.task_id for result in found)
-            yield from ((result.task_id, result) for result in found)
+            results = _in_order(self.read(list(missing)))
+            missing.difference_update(result.task_id for result in results)
+            yield from ((result.task_id, result) for result in results)
             now = time.monotonic()
-            if left and deadline is not None and now >= deadline:
-                raise too_late(task_ids, len(left), timeout)
-            if left:
-                pause = FIRST_PAUSE if found else min(pause * GROWTH, self._longest_pause)
-                wanted = max(pause, 0.0 if found else now - asked_at)
+            if missing and deadline is not None and now >= deadline:
+                raise too_late(task_ids, len(missing), timeout)
+            if missing:
+                pause = FIRST_PAUSE if results else min(pause * GROWTH, self._longest_pause)
+                next_pause = max(pause, 0.0 if results else now - asked_at)
                 if on_interval is not None:
                     on_interval()
-                time.sleep(wanted if deadline is None else min(wanted, deadline - now))
+                time.sleep(next_pause if deadline is None else min(next_pause, deadline - now))
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop, which the asking thread wakes. Raises: TimeoutError, BackendUnreachable."""
@@ -146,10 +146,10 @@ class PollingBackend:
     def _poller(self) -> Poller:
         """A forked child asks in a thread of its own."""
         pid = os.getpid()
-        found = self._pollers.get(pid)
-        if found is None:
-            found = self._pollers.setdefault(pid, Poller(self.read_alone, self._longest_pause))
-        return found
+        poller = self._pollers.get(pid)
+        if poller is None:
+            poller = self._pollers.setdefault(pid, Poller(self.read_alone, self._longest_pause))
+        return poller
 
 
 def _in_order(results: Iterable[ResultMessage]) -> list[ResultMessage]:
@@ -219,50 +219,52 @@ class Poller:
                 if not self._waiting:
                     self._thread = None
                     return
-                wanted = list(self._waiting)
+                task_ids = list(self._waiting)
             asked_at = time.monotonic()
-            pause = self._ask(wanted, pause)
+            pause = self._ask(task_ids, pause)
             # Who comes meanwhile is asked for soon, but never more often than the store can answer.
             time.sleep(min(time.monotonic() - asked_at, self._longest_pause))
             self._woken.wait(pause)
 
-    def _ask(self, wanted: list[str], pause: float) -> float:
-        """The pause before the next question."""
+    def _ask(self, task_ids: list[str], pause: float) -> float:
+        """Read the results once and call who waits for them; returns the pause before the next look, in seconds."""
         try:
-            found = _in_order(self._read(wanted))
+            results = _in_order(self._read(task_ids))
         except BackendUnreachable as error:
-            self._tell(wanted, error)
+            self._tell(task_ids, error)
             return self._longest_pause
         except Exception:
             logger.exception("results cannot be read, trying again")
             return self._longest_pause
-        for result in found:
+        for result in results:
             with self._lock:
                 waiting = self._waiting.pop(result.task_id, [])
             for waiter in waiting:
                 _call(waiter.on_result, result, result.task_id)
-        return FIRST_PAUSE if found else min(pause * GROWTH, self._longest_pause)
+        return FIRST_PAUSE if results else min(pause * GROWTH, self._longest_pause)
 
-    def _tell(self, wanted: list[str], error: BackendUnreachable) -> None:
-        told: list[tuple[str, OnError]] = []
+    def _tell(self, task_ids: list[str], error: BackendUnreachable) -> None:
+        error_callbacks: list[tuple[str, OnError]] = []
         with self._lock:
-            for task_id in wanted:
+            for task_id in task_ids:
                 waiting = self._waiting.pop(task_id, [])
-                told += [(task_id, waiter.on_error) for waiter in waiting if waiter.on_error is not None]
+                error_callbacks += [(task_id, waiter.on_error) for waiter in waiting if waiter.on_error is not None]
                 patient = [waiter for waiter in waiting if waiter.on_error is None]
                 if patient:
                     self._waiting[task_id] = patient
             is_over = self._is_closed
-        for task_id, on_error in told:
+        for task_id, on_error in error_callbacks:
             _call(on_error, error, task_id)
         if not is_over:
             logger.warning("results cannot be waited for: %s", error)
 
 
 def _call(
-    callback: Callable[[ResultMessage], None] | OnError, found: ResultMessage | BackendUnreachable, task_id: str
+    callback: Callable[[ResultMessage], None] | OnError,
+    result_or_error: ResultMessage | BackendUnreachable,
+    task_id: str,
 ) -> None:
     try:
-        callback(found)  # type: ignore[arg-type] # each is called with its own kind
+        callback(result_or_error)  # type: ignore[arg-type] # each is called with its own kind
     except Exception:
         logger.exception("a callback for the result of task %s failed", task_id)

@@ -24,7 +24,7 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.backends.redis_async import AsyncWaiters
 from amqtask.backends.redis_callbacks import SLICE, Callbacks
 from amqtask.backends.redis_chords import RedisChords
-from amqtask.backends.redis_places import Cluster, SentinelMaster, place_of
+from amqtask.backends.redis_places import Cluster, SentinelMaster, deployment_of
 from amqtask.backends.redis_server import (
     ERRORS,
     FIRST_PAUSE,
@@ -74,27 +74,27 @@ class RedisBackend(RedisChords):
         self._type = content_type(options.serializer)
         self._encoding = "utf-8" if self._type.endswith(("json", "yaml")) else "binary"
         self._accept = content_types(options.accept) | {self._type}
-        given = dict(options.transport_options)
-        prefix = key_prefix(given)
+        transport_options = dict(options.transport_options)
+        prefix = key_prefix(transport_options)
         self._result_prefix = prefix + PREFIX
-        self._place = place_of(options.url, given, options.connect_timeout, options.settings)
+        self._deployment = deployment_of(options.url, transport_options, options.connect_timeout, options.settings)
         self._retry_for = float(
-            given.get("retry_for", FAIL_OVER if isinstance(self._place, SentinelMaster) else RETRY_FOR)
+            transport_options.get("retry_for", FAIL_OVER if isinstance(self._deployment, SentinelMaster) else RETRY_FOR)
         )
         self._patience = RetryPolicy(seconds=self._retry_for, first_pause=FIRST_PAUSE, longest_pause=LONGEST_PAUSE)
         self._result_expires = max(1, int(options.expires)) if options.expires else None
         super().__init__(
-            lambda work: self._own()[0].retrying(work),
+            lambda work: self._connections()[0].retrying(work),
             prefix=prefix,
             serializer=options.serializer,
             content_type=self._type,
             content_encoding=self._encoding,
             accept=self._accept,
             expires=options.chord_expires or options.expires,
-            is_ordered=bool(given.get("result_chord_ordered", True)),
-            is_tagged=isinstance(self._place, Cluster),
+            is_ordered=bool(transport_options.get("result_chord_ordered", True)),
+            is_tagged=isinstance(self._deployment, Cluster),
         )
-        self._owns: dict[int, tuple[RedisServer, Callbacks]] = {}
+        self._connections_by_pid: dict[int, tuple[RedisServer, Callbacks]] = {}
         self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWaiters] = WeakKeyDictionary()
 
     # -- the worker's end
@@ -118,15 +118,15 @@ class RedisBackend(RedisChords):
         body = encode_result(result, self._options.serializer).body
         key = self._result_key(result.task_id)
         arguments = (body, self._result_expires or 0)
-        seen: bytes | None = b""
+        expected: bytes | None = b""
         while True:
-            known = self._own()[0].retrying(
-                lambda client: client.eval(STORE, 1, key, *arguments, seen),  # noqa: B023 - called here
+            stored = self._connections()[0].retrying(
+                lambda client: client.eval(STORE, 1, key, *arguments, expected),  # noqa: B023 - called here
                 policy,
             )
-            if known is None or self._decode(known).status == states.SUCCESS:
+            if stored is None or self._decode(stored).status == states.SUCCESS:
                 return
-            seen = known
+            expected = stored
 
     # -- the caller's end
 
@@ -142,8 +142,8 @@ class RedisBackend(RedisChords):
 
     def get(self, task_id: str) -> ResultMessage | None:
         """What is stored."""
-        found = self._retrying(lambda client: client.get(self._result_key(task_id)))
-        return None if found is None else self._decode(found)
+        body = self._retrying(lambda client: client.get(self._result_key(task_id)))
+        return None if body is None else self._decode(body)
 
     def wait(
         self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
@@ -153,36 +153,36 @@ class RedisBackend(RedisChords):
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each as it is stored, over one subscription."""
-        left = {self._result_key(task_id): task_id for task_id in task_ids}
+        missing = {self._result_key(task_id): task_id for task_id in task_ids}
         deadline = None if timeout is None else time.monotonic() + timeout
-        yield from self._stored(left)
-        while left:
+        yield from self._stored(missing)
+        while missing:
             if deadline is not None and time.monotonic() >= deadline:
-                raise too_late(task_ids, len(left), timeout)
+                raise too_late(task_ids, len(missing), timeout)
             try:
-                yield from self._published(left, deadline)
+                yield from self._published(missing, deadline)
             except TRANSIENT:
                 # What is stored meanwhile is found by the look at the keys that follows each subscription.
                 self._retrying(lambda client: client.ping())
             except ERRORS as error:
-                raise unreachable(self._place.name, error) from error
+                raise unreachable(self._deployment.name, error) from error
 
-    def _published(self, left: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        server, _ = self._own()
+    def _published(self, missing: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
+        server, _ = self._connections()
         subscription = server.subscription()
         is_sound = False
         try:
-            self._subscribe(subscription, left)
-            yield from self._stored(left)
-            while left and (deadline is None or time.monotonic() < deadline):
+            self._subscribe(subscription, missing)
+            yield from self._stored(missing)
+            while missing and (deadline is None or time.monotonic() < deadline):
                 event = subscription.next(SLICE if deadline is None else min(SLICE, deadline - time.monotonic()))
-                if event is None or event.key not in left:
+                if event is None or event.key not in missing:
                     continue
                 if event.value is None:
                     raise redis.ConnectionError("subscribed again: what was published in between was missed")
                 result = self._decode(event.value)
                 if result.is_ready:
-                    yield left.pop(event.key), result
+                    yield missing.pop(event.key), result
             is_sound = True
         except GeneratorExit:
             is_sound = True
@@ -201,22 +201,22 @@ class RedisBackend(RedisChords):
             if event.value is None:  # a value is looked at when all are confirmed: it is stored already
                 unconfirmed.discard(event.key)
 
-    def _stored(self, left: dict[str, str]) -> Iterator[tuple[str, ResultMessage]]:
-        keys = list(left)
+    def _stored(self, missing: dict[str, str]) -> Iterator[tuple[str, ResultMessage]]:
+        keys = list(missing)
         for start in range(0, len(keys), AT_ONCE):
-            some = keys[start : start + AT_ONCE]
-            values = self._retrying(lambda client, some=some: self._place.get_many(client, some))  # type: ignore[misc]
-            for key, value in zip(some, values, strict=True):
+            batch = keys[start : start + AT_ONCE]
+            values = self._retrying(lambda client, batch=batch: self._deployment.get_many(client, batch))  # type: ignore[misc]
+            for key, value in zip(batch, values, strict=True):
                 result = None if value is None else self._decode(value)
                 if result is not None and result.is_ready:
-                    yield left.pop(key), result
+                    yield missing.pop(key), result
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop."""
         loop = asyncio.get_running_loop()
         waiters = self._waiters.get(loop)
         if waiters is None:
-            waiters = self._waiters[loop] = AsyncWaiters(self._place, self._decode, self._retry_for)
+            waiters = self._waiters[loop] = AsyncWaiters(self._deployment, self._decode, self._retry_for)
         try:
             return await waiters.wait(self._result_key(task_id), timeout)
         except asyncio.TimeoutError:
@@ -224,7 +224,7 @@ class RedisBackend(RedisChords):
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result is stored, from a thread that waits for all such results."""
-        self._own()[1].add(self._result_key(task_id), callback)
+        self._connections()[1].add(self._result_key(task_id), callback)
 
     def forget(self, task_id: str) -> None:
         """Delete it."""
@@ -235,10 +235,10 @@ class RedisBackend(RedisChords):
 
     def close(self) -> None:
         """Close idle connections; they open again when they are needed."""
-        own = self._owns.pop(os.getpid(), None)
-        if own is not None:
-            own[1].close()
-            own[0].close()
+        connections = self._connections_by_pid.pop(os.getpid(), None)
+        if connections is not None:
+            connections[1].close()
+            connections[0].close()
 
     # -- the server
 
@@ -248,14 +248,14 @@ class RedisBackend(RedisChords):
     def _decode(self, value: bytes) -> ResultMessage:
         return decode_result(value, self._type, self._encoding, self._accept)
 
-    def _own(self) -> tuple[RedisServer, Callbacks]:
+    def _connections(self) -> tuple[RedisServer, Callbacks]:
         """A forked child has connections of its own."""
         pid = os.getpid()
-        own = self._owns.get(pid)
-        if own is None:
-            server = RedisServer(self._place, self._patience)
-            own = self._owns.setdefault(pid, (server, Callbacks(server, self._decode)))
-        return own
+        connections = self._connections_by_pid.get(pid)
+        if connections is None:
+            server = RedisServer(self._deployment, self._patience)
+            connections = self._connections_by_pid.setdefault(pid, (server, Callbacks(server, self._decode)))
+        return connections
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from amqtask.backends.redis_places import Place
+from amqtask.backends.redis_places import Deployment
 from amqtask.backends.redis_server import ERRORS, FIRST_PAUSE, LONGEST_PAUSE, is_hopeless, unreachable
 from amqtask.in_time import arrival
 from amqtask.protocol.result import ResultMessage
@@ -25,13 +25,13 @@ MOST_STALE = 500
 class AsyncWaiters:
     """Belongs to one event loop; `decode` reads a stored value."""
 
-    def __init__(self, place: Place, decode: Callable[[bytes], ResultMessage], retry_for: float) -> None:
-        self._place = place
+    def __init__(self, deployment: Deployment, decode: Callable[[bytes], ResultMessage], retry_for: float) -> None:
+        self._deployment = deployment
         self._decode = decode
         self._retry_for = retry_for
         self._futures: dict[str, set[asyncio.Future[ResultMessage]]] = {}
         self._pubsub: Any = None
-        self._wanted: set[str] = set()
+        self._new_keys: set[str] = set()
         self._stale: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
@@ -64,7 +64,7 @@ class AsyncWaiters:
     async def _end(self) -> None:
         tasks = {task for task in (self._reader, self._writer) if task is not None}
         self._reader = self._writer = self._pubsub = None
-        self._wanted.clear()
+        self._new_keys.clear()
         self._stale.clear()
         interrupted: asyncio.CancelledError | None = None
         while tasks:
@@ -81,19 +81,19 @@ class AsyncWaiters:
         """The reader does it by itself when it connects."""
         if self._pubsub is None:
             return
-        self._wanted.update(keys)
+        self._new_keys.update(keys)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write(), name="amqtask subscriptions")
             self._writer.add_done_callback(self._on_ended)
 
     async def _write(self) -> None:
         while (pubsub := self._pubsub) is not None:
-            wanted, self._wanted = self._wanted, set()
+            new_keys, self._new_keys = self._new_keys, set()
             try:
-                if wanted:
-                    await pubsub.subscribe(*wanted)
+                if new_keys:
+                    await pubsub.subscribe(*new_keys)
                 elif len(self._stale) >= MOST_STALE:
-                    # Whoever wants one of these again from now on is in `_wanted`, whose turn is next.
+                    # Whoever wants one of these again from now on is in `_new_keys`, whose turn is next.
                     stale, self._stale = self._stale.difference(self._futures), set()
                     if stale:
                         await pubsub.unsubscribe(*stale)
@@ -102,7 +102,7 @@ class AsyncWaiters:
             except ERRORS:
                 # The connection is broken. The reader sees that too and subscribes to all again, unless the client has
                 # connected anew before it looked.
-                self._wanted |= wanted
+                self._new_keys |= new_keys
                 await asyncio.sleep(FIRST_PAUSE)
 
     async def _read(self) -> None:
@@ -110,13 +110,13 @@ class AsyncWaiters:
         while True:
             client = None
             try:
-                client = await self._place.async_client()
+                client = await self._deployment.async_client()
                 await client.ping()
                 give_up_at, pause = time.monotonic() + self._retry_for, FIRST_PAUSE
                 await self._read_from(client)
             except ERRORS as error:
                 if is_hopeless(error) or time.monotonic() + pause > give_up_at:
-                    raise unreachable(self._place.name, error) from error
+                    raise unreachable(self._deployment.name, error) from error
             finally:
                 if client is not None:
                     await _to_its_end(client.aclose())
@@ -132,12 +132,12 @@ class AsyncWaiters:
             self._stale.clear()
             self._subscribe(key for key in self._futures if key not in keys)
             while True:
-                found = await pubsub.get_message(timeout=SLICE)
-                if found is None or found["type"] not in ("message", "subscribe"):
+                message = await pubsub.get_message(timeout=SLICE)
+                if message is None or message["type"] not in ("message", "subscribe"):
                     continue
-                key = found["channel"].decode()
+                key = message["channel"].decode()
                 # A confirmed subscription: look at what was stored before it.
-                value = found["data"] if found["type"] == "message" else await client.get(key)
+                value = message["data"] if message["type"] == "message" else await client.get(key)
                 if value is not None:
                     self._arrived(key, value)
         finally:

@@ -116,10 +116,10 @@ class RedisChords:
             part.task_id,
             body_id,
         ]
-        found = self._retrying(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
-        if found is None:
+        raw_parts = self._retrying(lambda client: client.eval(ADD_PART, len(keys), *keys, *arguments))
+        if raw_parts is None:
             return None
-        parts = [self._read(each) for each in found]
+        parts = [self._read(raw_part) for raw_part in raw_parts]
         return self._shaped(group_id, parts)
 
     def add_to_chord(self, group_id: str, task_id: str) -> None:
@@ -131,8 +131,8 @@ class RedisChords:
         """The body has run: delete the parts. Raises: BackendUnreachable."""
 
         def write(client: Any) -> None:
-            known = client.get(self._key(group_id, ".b"))
-            if known is not None and known.decode() != body_id:
+            stored_body_id = client.get(self._key(group_id, ".b"))
+            if stored_body_id is not None and stored_body_id.decode() != body_id:
                 return  # some other message that bears this group's id
             pipeline = client.pipeline(transaction=False)
             for suffix in (".j", ".t", ".s", ".d", ".a", ".b"):  # one by one: a cluster's pipeline takes no list
@@ -151,8 +151,8 @@ class RedisChords:
 
     def restore_group(self, group_id: str) -> Any:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
-        found = self._retrying(lambda client: client.get(self._key(group_id)))
-        return None if found is None else loads(found, *self._how)["result"]
+        body = self._retrying(lambda client: client.get(self._key(group_id)))
+        return None if body is None else loads(body, *self._how)["result"]
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""

@@ -28,11 +28,11 @@ _CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NO
 SENTINEL_PORT = 26379
 
 
-class Place(Protocol):
+class Deployment(Protocol):
     """Makes clients. Theirs is no retrying: it would mend a broken subscription behind our back, and what was published
     meanwhile would be missed."""
 
-    # For people, without user and password.
+    # For logs and errors, without user and password.
     name: str
 
     def client(self) -> Any:
@@ -49,13 +49,13 @@ def client_arguments(
     options: Mapping[str, Any], connect_timeout: float, settings: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """What every connection is made with: ours, then the settings `redis_…`, then `result_backend_transport_options`."""
-    told = {name: settings.get(f"redis_{name}") for name in CLIENT_OPTIONS}
+    from_settings = {name: settings.get(f"redis_{name}") for name in CLIENT_OPTIONS}
     return {
         "socket_connect_timeout": connect_timeout,
         "socket_timeout": max(connect_timeout, 5.0),
         "socket_keepalive": True,
         "health_check_interval": 25,
-        **{name: value for name, value in told.items() if value is not None},
+        **{name: value for name, value in from_settings.items() if value is not None},
         **{name: options[name] for name in CLIENT_OPTIONS if name in options},
         **(settings.get("redis_backend_use_ssl") or {}),
     }
@@ -100,8 +100,8 @@ class SingleServer:
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """MGET."""
-        found: list[bytes | None] = client.mget(keys)
-        return found
+        values: list[bytes | None] = client.mget(keys)
+        return values
 
 
 class SentinelMaster:
@@ -126,29 +126,29 @@ class SentinelMaster:
         credentials = (("username", first.username), ("password", first.password))
         self._arguments |= {name: unquote(value) for name, value in credentials if value}
         self._arguments["db"] = int(first.path.strip("/") or 0)
-        self._others = int(options.get("min_other_sentinels", 0))
+        self._min_other_sentinels = int(options.get("min_other_sentinels", 0))
         timeouts = {name: value for name, value in arguments.items() if name.startswith("socket_")}
         self._to_sentinels = {**timeouts, **options.get("sentinel_kwargs", {})}
 
     def client(self) -> Any:
         """Connects to the master of the moment when it is used."""
         sentinels: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            self._hosts, self._others, sentinel_kwargs={"retry": _once(), **self._to_sentinels}
+            self._hosts, self._min_other_sentinels, sentinel_kwargs={"retry": _once(), **self._to_sentinels}
         )
         return sentinels.master_for(self._master, retry=_once(), **self._arguments)
 
     async def async_client(self) -> Any:
         """Connects to the master of the moment when it is used."""
         sentinels: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            self._hosts, self._others, sentinel_kwargs={"retry": _async_once(), **self._to_sentinels}
+            self._hosts, self._min_other_sentinels, sentinel_kwargs={"retry": _async_once(), **self._to_sentinels}
         )
         master = sentinels.master_for(self._master, retry=_async_once(), **self._arguments)
         return _Together(master, master, *sentinels.sentinels)
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """MGET."""
-        found: list[bytes | None] = client.mget(keys)
-        return found
+        values: list[bytes | None] = client.mget(keys)
+        return values
 
 
 class Cluster:
@@ -156,7 +156,7 @@ class Cluster:
 
     def __init__(self, url: str, arguments: Mapping[str, Any]) -> None:
         self._urls = [client_url(part.replace("+cluster:", ":", 1)) for part in url.split(";") if part]
-        self.name = f"cluster {', '.join(safe_url(each) for each in self._urls)}"
+        self.name = f"cluster {', '.join(safe_url(node_url) for node_url in self._urls)}"
         self._arguments = dict(arguments)
         self._next = itertools.cycle(self._urls)
 
@@ -179,21 +179,21 @@ class Cluster:
         node = redis.asyncio.Redis.from_url(next(self._next), retry=_async_once(), **self._arguments)
         return _Together(node, cluster)
 
-    def _nodes(self, kind: Callable[[str, int], Any]) -> list[Any]:
+    def _nodes(self, node_class: Callable[[str, int], Any]) -> list[Any]:
         splits = [urlsplit(url) for url in self._urls[1:]]
-        return [kind(split.hostname or "localhost", split.port or 6379) for split in splits]
+        return [node_class(split.hostname or "localhost", split.port or 6379) for split in splits]
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """An MGET to each node that has some of them."""
-        found: list[bytes | None] = client.mget_nonatomic(keys)
-        return found
+        values: list[bytes | None] = client.mget_nonatomic(keys)
+        return values
 
 
 class _Together:
-    """What `Place.async_client` promises, of several clients that close together."""
+    """What `Deployment.async_client` promises, of several clients that close together."""
 
-    def __init__(self, subscribes: Any, looks: Any, *others: Any) -> None:
-        self._clients = {id(client): client for client in (subscribes, looks, *others)}
+    def __init__(self, subscribes: Any, looks: Any, *other_clients: Any) -> None:
+        self._clients = {id(client): client for client in (subscribes, looks, *other_clients)}
         self.ping, self.pubsub, self.get = subscribes.ping, subscribes.pubsub, looks.get
 
     async def aclose(self) -> None:
@@ -202,18 +202,18 @@ class _Together:
             await client.aclose()
 
 
-def place_of(
+def deployment_of(
     url: str, options: Mapping[str, Any], connect_timeout: float, settings: Mapping[str, Any] = MappingProxyType({})
-) -> Place:
-    """The place that a URL names, with what settings (`redis_…`) add to it. Raises: ConfigurationError."""
+) -> Deployment:
+    """The deployment that a URL names, with what settings (`redis_…`) add to it. Raises: ConfigurationError."""
     arguments = client_arguments(options, connect_timeout, settings)
     has_tls = bool(settings.get("redis_backend_use_ssl"))
-    scheme, _, rest = url.partition("://")
+    scheme, _, after_scheme = url.partition("://")
     if scheme == "sentinel":
         return SentinelMaster(url, {**arguments, "ssl": True} if has_tls else arguments, options)
     if has_tls and scheme.startswith("redis"):
         url = url.replace("redis:", "rediss:").replace("redis+", "rediss+")
-    if not rest.strip("/"):  # Celery's way to name it without a URL
+    if not after_scheme.strip("/"):  # Celery's way to name it without a URL
         host, port, db = (settings.get(f"redis_{name}") for name in ("host", "port", "db"))
         url = f"{url.partition('://')[0]}://{host or 'localhost'}:{port or 6379}/{db or 0}"
     if scheme.endswith("+cluster"):

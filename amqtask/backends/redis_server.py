@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import redis
 from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, RedisClusterException, TryAgainError
 
-from amqtask.backends.redis_places import Place
+from amqtask.backends.redis_places import Deployment
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
 from amqtask.wording import clause
@@ -36,17 +36,17 @@ def is_hopeless(error: Exception) -> bool:
     return isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError)
 
 
-def unreachable(place: str, error: BaseException) -> BackendUnreachable:
-    """Our error for a server that does not do what it is asked to; `place` is its name for people."""
+def unreachable(name: str, error: BaseException) -> BackendUnreachable:
+    """Our error for a server that does not do what it is asked to; `name` is the one that errors show."""
     if isinstance(error, redis.AuthenticationError):
         return BackendUnreachable(
-            f"Redis at {place} refuses us: {clause(error)}. Is the password in result_backend right?"
+            f"Redis at {name} refuses us: {clause(error)}. Is the password in result_backend right?"
         )
     if isinstance(error, TRANSIENT):
         return BackendUnreachable(
-            f"Redis at {place} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
+            f"Redis at {name} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
         )
-    return BackendUnreachable(f"Redis at {place} refused: {error}")
+    return BackendUnreachable(f"Redis at {name} refused: {error}")
 
 
 def whole(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -72,12 +72,12 @@ class Subscription:
 
     def __init__(self, client: Any) -> None:
         self._pubsub = client.pubsub()
-        self.most = 0
+        self.most_keys = 0
 
     def add(self, keys: Iterable[str]) -> None:
         """Subscribe; `next` says when the server has confirmed each."""
         names = list(keys)
-        self.most = max(self.most, len(names))
+        self.most_keys = max(self.most_keys, len(names))
         for start in range(0, len(names), 1_000):
             whole(self._pubsub.subscribe, *names[start : start + 1_000])
 
@@ -89,9 +89,9 @@ class Subscription:
         """The next event within so many seconds. Raises: redis.ConnectionError."""
         deadline = time.monotonic() + timeout
         while True:
-            found = whole(self._pubsub.get_message, timeout=max(0.0, deadline - time.monotonic()))
-            if found is not None and found["type"] in ("message", "subscribe"):
-                return Event(found["channel"].decode(), found["data"] if found["type"] == "message" else None)
+            message = whole(self._pubsub.get_message, timeout=max(0.0, deadline - time.monotonic()))
+            if message is not None and message["type"] in ("message", "subscribe"):
+                return Event(message["channel"].decode(), message["data"] if message["type"] == "message" else None)
             if time.monotonic() >= deadline:
                 return None
 
@@ -103,8 +103,8 @@ class Subscription:
 class RedisServer:
     """Used by one process only; made anew after a fork."""
 
-    def __init__(self, place: Place, patience: RetryPolicy) -> None:
-        self.place = place
+    def __init__(self, deployment: Deployment, patience: RetryPolicy) -> None:
+        self.deployment = deployment
         self._patience = patience
         self._client: Any = None
         self._idle: deque[Subscription] = deque()
@@ -113,7 +113,7 @@ class RedisServer:
     def client(self) -> Any:
         """Made when it is first used: a cluster's client connects at once."""
         if self._client is None:
-            self._client = self.place.client()
+            self._client = self.deployment.client()
         return self._client
 
     def retrying(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
@@ -123,7 +123,7 @@ class RedisServer:
             policy or self._patience,
             errors=ERRORS,
             is_transient=lambda error: not is_hopeless(error),
-            explain=lambda error: unreachable(self.place.name, error),
+            explain=lambda error: unreachable(self.deployment.name, error),
         )
 
     def subscription(self) -> Subscription:
@@ -135,10 +135,10 @@ class RedisServer:
 
     def release(self, subscription: Subscription, *, is_sound: bool) -> None:
         """Keep its connection for the next who waits, if it is sound and cheap to clear."""
-        if is_sound and subscription.most <= REUSED_UP_TO and len(self._idle) < IDLE_SUBSCRIPTIONS:
+        if is_sound and subscription.most_keys <= REUSED_UP_TO and len(self._idle) < IDLE_SUBSCRIPTIONS:
             try:
                 subscription.remove()
-                subscription.most = 0
+                subscription.most_keys = 0
                 self._idle.append(subscription)
                 return
             except ERRORS:

@@ -73,10 +73,10 @@ def find_backend(scheme: str) -> Any:
 
 def _plugin(scheme: str) -> str:
     metadata = importlib.import_module("importlib.metadata")
-    found = {point.name: point.value for point in metadata.entry_points(group=GROUP)}
-    if scheme in found:
-        return str(found[scheme])
-    known = sorted({*OURS, *found})
-    near = difflib.get_close_matches(scheme, known, n=1)
+    paths = {point.name: point.value for point in metadata.entry_points(group=GROUP)}
+    if scheme in paths:
+        return str(paths[scheme])
+    schemes = sorted({*OURS, *paths})
+    near = difflib.get_close_matches(scheme, schemes, n=1)
     hint = f" Did you mean {near[0]}://?" if near else ""
-    raise ConfigurationError(f"no result backend for {scheme}://.{hint} There are: {', '.join(known)}.")
+    raise ConfigurationError(f"no result backend for {scheme}://.{hint} There are: {', '.join(schemes)}.")

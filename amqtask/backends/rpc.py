@@ -31,14 +31,14 @@ READ_EVERY = 0.1
 MOST_KNOWN = 1000
 
 
-class _Own:
+class _Inbox:
     """What belongs to one process: its reply queue, who reads it, and what has come."""
 
     def __init__(self, options: BackendOptions) -> None:
-        given = dict(options.transport_options)
-        self._kind = str(given.get("queue_type") or "classic")
+        transport_options = dict(options.transport_options)
+        self._queue_type = str(transport_options.get("queue_type") or "classic")
         self._expires = options.expires
-        self.mailbox = Mailbox(int(given.get("unread_results") or CAPACITY))
+        self.mailbox = Mailbox(int(transport_options.get("unread_results") or CAPACITY))
         self.read_again_at = 0.0
         # The coroutines that wait, which nobody else would tell that there will be no more results.
         self.awaiting: set[Arrived] = set()
@@ -59,10 +59,10 @@ class _Own:
 
     def _new_queue(self) -> Queue:
         # Classic by default: one reader and short messages; three copies of each result cost more than they are worth to most.
-        given: dict[str, Any] = {"x-queue-type": self._kind}
+        queue_arguments: dict[str, Any] = {"x-queue-type": self._queue_type}
         if self._expires:
-            given["x-expires"] = max(1, int(self._expires * 1000))
-        return Queue(str(uuid.uuid4()), arguments=arguments(given))
+            queue_arguments["x-expires"] = max(1, int(self._expires * 1000))
+        return Queue(str(uuid.uuid4()), arguments=arguments(queue_arguments))
 
     def _on_queue_lost(self, error: PublishError) -> Queue:
         """The queue is on a node that is away, and with it what was in it and what is still sent there: a new one, on a node
@@ -107,16 +107,16 @@ class RpcBackend:
     supports_autoexpire = True
 
     def __init__(self, options: BackendOptions) -> None:
-        kind = dict(options.transport_options).get("queue_type")
-        if kind not in (None, "classic", "quorum"):
+        queue_type = dict(options.transport_options).get("queue_type")
+        if queue_type not in (None, "classic", "quorum"):
             raise ConfigurationError(
-                f"result_backend_transport_options: queue_type is 'classic' or 'quorum', not {kind!r}"
+                f"result_backend_transport_options: queue_type is 'classic' or 'quorum', not {queue_type!r}"
             )
         self._options = options
         self._expiration = str(max(1, int(options.expires * 1000))) if options.expires else None
         # Names that passed for reply queues, so that each is looked at once.
         self._reply_queues: set[str] = set()
-        self._owns = ByProcess(lambda: _Own(options), lambda own: own.replies.close())
+        self._inboxes = ByProcess(lambda: _Inbox(options), lambda inbox: inbox.replies.close())
 
     # -- the worker's end
 
@@ -168,38 +168,38 @@ class RpcBackend:
 
     def reply_to(self) -> str:
         """The name of this process's queue."""
-        return self._own().queue.name
+        return self._inbox().queue.name
 
     def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
         """Make sure that the queue exists before a worker may answer; read it now and then, even if nobody waits.
 
         Raises: BrokerUnreachable, AccessRefused."""
-        self._own().replies.ensure(self._patience(timeout))
+        self._inbox().replies.ensure(self._patience(timeout))
         self.keep_reading()
 
     @property
     def reply_queue(self) -> Queue:
         """This process's queue, for calls that are published later by another one."""
-        return self._own().queue
+        return self._inbox().queue
 
     def keep_reading(self) -> None:
         """Read the queue now and then, and do without it while the broker is away."""
-        own = self._own()
+        inbox = self._inbox()
         now = time.monotonic()
-        if now >= own.read_again_at:
-            own.read_again_at = now + READ_EVERY
-            own.replies.poll()
+        if now >= inbox.read_again_at:
+            inbox.read_again_at = now + READ_EVERY
+            inbox.replies.poll()
 
     def start_reading(self) -> None:
         """The same for an event loop: in a thread, and without waiting for it."""
-        self._own().replies.start_thread()
+        self._inbox().replies.start_thread()
 
     async def aprepare(self, timeout: float | None = None) -> None:
         """The same for an event loop: a thread of its own reads the queue from now on, and `prepare` finds it consumed."""
-        own = self._own()
-        if not own.replies.is_consuming:
-            await asyncio.to_thread(own.replies.ensure, self._patience(timeout))
-        own.replies.start_thread()
+        inbox = self._inbox()
+        if not inbox.replies.is_consuming:
+            await asyncio.to_thread(inbox.replies.ensure, self._patience(timeout))
+        inbox.replies.start_thread()
 
     def _patience(self, timeout: float | None) -> float:
         limits = (self._options.connect_timeout, self._options.publish_timeout if timeout is None else timeout)
@@ -207,91 +207,91 @@ class RpcBackend:
 
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result while `holder` lives."""
-        self._own().mailbox.hold(task_id, holder)
+        self._inbox().mailbox.hold(task_id, holder)
 
     def get(self, task_id: str) -> ResultMessage | None:
         """What has come so far."""
-        own = self._own()
-        if not own.mailbox.is_ready(task_id):
-            own.replies.poll()
-        return own.mailbox.take(task_id)
+        inbox = self._inbox()
+        if not inbox.mailbox.is_ready(task_id):
+            inbox.replies.poll()
+        return inbox.mailbox.take(task_id)
 
     def wait(
         self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
     ) -> ResultMessage:
         """Block until the result has come."""
-        own = self._own()
-        mailbox = own.mailbox
+        inbox = self._inbox()
+        mailbox = inbox.mailbox
         if not mailbox.is_ready(task_id):
             deadline = None if timeout is None else time.monotonic() + timeout
-            if not self._drive(own, lambda: mailbox.is_ready(task_id), deadline):
+            if not self._drive(inbox, lambda: mailbox.is_ready(task_id), deadline):
                 raise too_late([task_id], 1, timeout)
-        found = mailbox.take(task_id)
-        assert found is not None
-        return found
+        result = mailbox.take(task_id)
+        assert result is not None
+        return result
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """The same for an event loop; the queue is read by a background thread from now on."""
-        own = self._own()
+        inbox = self._inbox()
 
         def subscribe(arrived: Arrived) -> Callable[[], None]:
             def cancel() -> None:
-                own.awaiting.discard(arrived)
-                own.mailbox.cancel(task_id, arrived)
+                inbox.awaiting.discard(arrived)
+                inbox.mailbox.cancel(task_id, arrived)
 
-            own.awaiting.add(arrived)
-            own.mailbox.when_ready(task_id, arrived)
-            own.replies.start_thread()
+            inbox.awaiting.add(arrived)
+            inbox.mailbox.when_ready(task_id, arrived)
+            inbox.replies.start_thread()
             return cancel
 
         return await await_arrival(task_id, timeout, subscribe)
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each as it comes."""
-        own = self._own()
+        inbox = self._inbox()
         deadline = None if timeout is None else time.monotonic() + timeout
-        arrivals = Arrivals(own.mailbox, task_ids)
+        arrivals = Arrivals(inbox.mailbox, task_ids)
         try:
             if not timeout and arrivals.missing:
-                own.replies.poll()
+                inbox.replies.poll()
             while arrivals or arrivals.missing:
-                if not arrivals and not self._drive(own, arrivals.__bool__, deadline):
+                if not arrivals and not self._drive(inbox, arrivals.__bool__, deadline):
                     raise too_late(task_ids, arrivals.missing, timeout)
                 while arrivals:
-                    found = arrivals.next()
-                    yield found.task_id, found
+                    result = arrivals.next()
+                    yield result.task_id, result
         finally:
             arrivals.close()
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result comes, from a thread that reads the queue from now on."""
-        own = self._own()
-        own.mailbox.when_ready(task_id, callback)
-        own.replies.start_thread()
+        inbox = self._inbox()
+        inbox.mailbox.when_ready(task_id, callback)
+        inbox.replies.start_thread()
 
     def forget(self, task_id: str) -> None:
         """Drop what is known of it."""
-        self._own().mailbox.forget(task_id)
+        self._inbox().mailbox.forget(task_id)
 
     def cleanup(self) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
         """Delete the queue."""
-        own = self._owns.pop()
-        if own is not None:
+        inbox = self._inboxes.pop()
+        if inbox is not None:
             try:
-                own.replies.close()
+                inbox.replies.close()
             finally:
-                for arrived in list(own.awaiting):
+                for arrived in list(inbox.awaiting):
                     arrived(BackendUnreachable(CLOSED))
 
-    def _own(self) -> _Own:
+    def _inbox(self) -> _Inbox:
         """A forked child has a queue of its own; of its parent's consumer it closes the copy of the socket."""
-        return self._owns.get()
+        return self._inboxes.get()
 
-    def _drive(self, own: _Own, done: Callable[[], bool], deadline: float | None) -> bool:
+    def _drive(self, inbox: _Inbox, done: Callable[[], bool], deadline: float | None) -> bool:
         try:
-            return own.replies.drive(done, deadline)
+            return inbox.replies.drive(done, deadline)
         except PublishError as error:
             raise BackendUnreachable(f"results cannot be read: {error}") from error

@@ -40,7 +40,7 @@ _EXTENDED = ("name", "worker", "retries", "queue")
 _GONE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
 
 
-class _Engine:
+class _Database:
     """One process's connections, and the columns that its database has."""
 
     def __init__(self, engine: sa.Engine, columns: frozenset[str]) -> None:
@@ -66,9 +66,9 @@ class SqlBackend(PollingBackend):
         self._tables = tables(
             self._settings.get("database_table_names") or {}, self._settings.get("database_table_schemas") or {}
         )
-        given = dict(options.transport_options)
-        self._patience = RetryPolicy(seconds=float(given.get("retry_for", 5.0)))
-        self._engines: dict[int, _Engine] = {}
+        transport_options = dict(options.transport_options)
+        self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
+        self._databases: dict[int, _Database] = {}
 
     # -- the worker's end
 
@@ -84,11 +84,11 @@ class SqlBackend(PollingBackend):
         row = self._row(result)
         self._run(lambda engine: self._write(engine, row), policy)
 
-    def _write(self, own: _Engine, row: Mapping[str, Any]) -> None:
+    def _write(self, database: _Database, row: Mapping[str, Any]) -> None:
         table = self._tables.tasks
-        values = {name: value for name, value in row.items() if name in own.columns}
+        values = {name: value for name, value in row.items() if name in database.columns}
         is_open = sa.and_(table.c.task_id == row["task_id"], table.c.status != states.SUCCESS)
-        with own.engine.connect() as connection:
+        with database.engine.connect() as connection:
             for _ in range(2):
                 if connection.execute(sa.update(table).where(is_open).values(values)).rowcount:
                     return
@@ -124,16 +124,17 @@ class SqlBackend(PollingBackend):
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
         """One SELECT for each AT_ONCE of them. Raises: BackendUnreachable."""
-        found: list[ResultMessage] = []
+        results: list[ResultMessage] = []
         for start in range(0, len(task_ids), AT_ONCE):
-            some = task_ids[start : start + AT_ONCE]
-            found += (self._result(row) for row in self._run(lambda own, some=some: self._select(own, some)))  # type: ignore[misc]
-        return found
+            batch = task_ids[start : start + AT_ONCE]
+            rows = self._run(lambda database, batch=batch: self._select(database, batch))  # type: ignore[misc]
+            results += (self._result(row) for row in rows)
+        return results
 
-    def _select(self, own: _Engine, task_ids: Sequence[str]) -> Sequence[Mapping[Any, Any]]:
+    def _select(self, database: _Database, task_ids: Sequence[str]) -> Sequence[Mapping[Any, Any]]:
         table = self._tables.tasks
-        columns = [column for column in table.columns if column.name in own.columns]
-        with own.engine.connect() as connection:
+        columns = [column for column in table.columns if column.name in database.columns]
+        with database.engine.connect() as connection:
             return connection.execute(sa.select(*columns).where(table.c.task_id.in_(task_ids))).mappings().all()
 
     def _result(self, row: Mapping[Any, Any]) -> ResultMessage:
@@ -181,9 +182,9 @@ class SqlBackend(PollingBackend):
     def close(self) -> None:
         """Close connections; they open again when they are needed."""
         super().close()
-        own = self._engines.pop(os.getpid(), None)
-        if own is not None:
-            own.engine.dispose()
+        database = self._databases.pop(os.getpid(), None)
+        if database is not None:
+            database.engine.dispose()
 
     # -- groups
 
@@ -195,8 +196,8 @@ class SqlBackend(PollingBackend):
             "date_done": datetime.now(timezone.utc).replace(tzinfo=None),
         }
 
-        def write(own: _Engine) -> None:
-            with own.engine.connect() as connection:
+        def write(database: _Database) -> None:
+            with database.engine.connect() as connection:
                 if connection.execute(sa.update(table).where(table.c.taskset_id == group_id).values(values)).rowcount:
                     return
                 try:
@@ -210,12 +211,12 @@ class SqlBackend(PollingBackend):
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
         table = self._tables.groups
 
-        def select(own: _Engine) -> Any:
-            with own.engine.connect() as connection:
+        def select(database: _Database) -> Any:
+            with database.engine.connect() as connection:
                 return connection.execute(sa.select(table.c.result).where(table.c.taskset_id == group_id)).scalar()
 
-        found = self._run(select)
-        return None if found is None else self._codec.read(found)
+        body = self._run(select)
+        return None if body is None else self._codec.read(body)
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""
@@ -225,15 +226,15 @@ class SqlBackend(PollingBackend):
     # -- the database
 
     def _execute(self, statement: Any) -> None:
-        def work(own: _Engine) -> None:
-            with own.engine.connect() as connection:
+        def work(database: _Database) -> None:
+            with database.engine.connect() as connection:
                 connection.execute(statement)
 
         self._run(work)
 
-    def _run(self, work: Callable[[_Engine], T], policy: RetryPolicy | None = None) -> T:
+    def _run(self, work: Callable[[_Database], T], policy: RetryPolicy | None = None) -> T:
         return retrying(
-            lambda: work(self._own()),
+            lambda: work(self._database()),
             policy or self._patience,
             errors=(sa.exc.SQLAlchemyError,),
             is_transient=lambda error: isinstance(error, _GONE) or getattr(error, "connection_invalidated", False),
@@ -241,31 +242,31 @@ class SqlBackend(PollingBackend):
         )
 
     def _explain(self, error: Exception) -> Exception:
-        place = self._url.render_as_string(hide_password=True)
+        safe_url = self._url.render_as_string(hide_password=True)
         cause = getattr(error, "orig", None) or error
         if isinstance(error, sa.exc.DataError):
-            return EncodeError(f"{place} does not take a result: {cause}")
+            return EncodeError(f"{safe_url} does not take a result: {cause}")
         if isinstance(error, _GONE):
             return BackendUnreachable(
-                f"{place} does not answer: {clause(cause)}. Is it running there, and is result_backend right?"
+                f"{safe_url} does not answer: {clause(cause)}. Is it running there, and is result_backend right?"
             )
-        return BackendUnreachable(f"{place} refused: {cause}")
+        return BackendUnreachable(f"{safe_url} refused: {cause}")
 
-    def _own(self) -> _Engine:
+    def _database(self) -> _Database:
         """A forked child has connections of its own; its parent's stay open, and untouched, in the list."""
         pid = os.getpid()
-        own = self._engines.get(pid)
-        if own is None:
-            made = self._connect()
-            own = self._engines.setdefault(pid, made)
-            if own is not made:
-                made.engine.dispose()  # another thread was first
-        return own
+        database = self._databases.get(pid)
+        if database is None:
+            new_database = self._connect()
+            database = self._databases.setdefault(pid, new_database)
+            if database is not new_database:
+                new_database.engine.dispose()  # another thread was first
+        return database
 
-    def _connect(self) -> _Engine:
+    def _connect(self) -> _Database:
         settings = self._settings
-        given = settings.get("database_engine_options") or {}
-        options: dict[str, Any] = {"hide_parameters": True, **ENGINE_OPTIONS, **given}
+        custom_options = settings.get("database_engine_options") or {}
+        options: dict[str, Any] = {"hide_parameters": True, **ENGINE_OPTIONS, **custom_options}
         if self._url.get_driver_name() in _CONNECT_TIMEOUT:
             arguments = {"connect_timeout": max(1, int(self._options.connect_timeout))}
             options["connect_args"] = {**arguments, **options.get("connect_args", {})}
@@ -283,40 +284,40 @@ class SqlBackend(PollingBackend):
         except BaseException:
             engine.dispose()
             raise
-        return _Engine(engine.execution_options(isolation_level="AUTOCOMMIT"), columns)
+        return _Database(engine.execution_options(isolation_level="AUTOCOMMIT"), columns)
 
 
 def database_url(url: str) -> sa.URL:
     """SQLAlchemy's URL of a `db+…://`, with a driver that is installed. Raises: ConfigurationError."""
     try:
-        found = sa.make_url(url.partition("+")[2] if url.startswith("db+") else url)
+        parsed = sa.make_url(url.partition("+")[2] if url.startswith("db+") else url)
     except sa.exc.ArgumentError as error:
         raise ConfigurationError(
             "result_backend db+… is not a database URL; it looks like db+postgresql://user:password@host/name or "
             "db+sqlite:///results.db"
         ) from error
-    backend, _, driver = found.drivername.partition("+")
-    if backend == "sqlite" and found.database in (None, "", ":memory:"):
+    backend, _, driver = parsed.drivername.partition("+")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError(
             "a SQLite database in memory is for one connection only: name a file (db+sqlite:///results.db), "
             "or use cache+memory://"
         )
     if not driver and backend in DRIVERS:
-        names = [name for name in DRIVERS[backend] if _is_installed(found.set(drivername=f"{backend}+{name}"))]
+        names = [name for name in DRIVERS[backend] if _is_installed(parsed.set(drivername=f"{backend}+{name}"))]
         if not names:
             raise ConfigurationError(
                 f"result_backend db+{backend}:// needs a driver of that database, and none is installed: "
                 f"pip install one of {', '.join(DRIVERS[backend])}"
             )
-        return found.set(drivername=f"{backend}+{names[0]}")
-    if _is_async(found):
+        return parsed.set(drivername=f"{backend}+{names[0]}")
+    if _is_async(parsed):
         raise ConfigurationError(
-            f"result_backend db+{found.drivername}://: {driver} is for asyncio only, and a worker's slots are not; "
+            f"result_backend db+{parsed.drivername}://: {driver} is for asyncio only, and a worker's slots are not; "
             f"write db+{backend}:// for a driver that is installed"
         )
-    if not _is_installed(found):
-        raise ConfigurationError(f"result_backend db+{found.drivername}:// needs a driver that is not installed")
-    return found
+    if not _is_installed(parsed):
+        raise ConfigurationError(f"result_backend db+{parsed.drivername}:// needs a driver that is not installed")
+    return parsed
 
 
 def _is_async(url: sa.URL) -> bool:

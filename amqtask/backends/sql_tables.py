@@ -66,11 +66,11 @@ def _id(sequence: str, schema: str | None) -> sa.Column[int]:
     return sa.Column("id", _KEY, sa.Sequence(sequence, schema=schema), primary_key=True, autoincrement=True)
 
 
-def create(engine: sa.Engine, found: Tables) -> None:
+def create(engine: sa.Engine, tables: Tables) -> None:
     """Make the tables that are missing; another process may be doing the same."""
     for attempt in range(10):
         try:
-            found.tasks.metadata.create_all(engine)
+            tables.tasks.metadata.create_all(engine)
             return
         except sa.exc.DBAPIError:
             # Somebody made one between our look and our statement; the next look sees it.
@@ -80,11 +80,11 @@ def create(engine: sa.Engine, found: Tables) -> None:
 
 def known_columns(engine: sa.Engine, table: sa.Table) -> frozenset[str]:
     """Those of our columns that the table in the database has: an older Celery made it without some of them."""
-    there = {column["name"] for column in sa.inspect(engine).get_columns(table.name, schema=table.schema)}
-    missing = [column.name for column in table.columns if column.name not in there]
+    existing = {column["name"] for column in sa.inspect(engine).get_columns(table.name, schema=table.schema)}
+    missing = [column.name for column in table.columns if column.name not in existing]
     if missing:
         logger.warning(
             "table %s has no columns %s: what belongs there is not kept (ALTER TABLE … ADD COLUMN adds them)",
             table.name, ", ".join(missing),
         )  # fmt: skip
-    return frozenset(there)
+    return frozenset(existing)

@@ -33,11 +33,11 @@ class ValueBackend(PollingBackend):
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
-        given = dict(options.transport_options)
+        transport_options = dict(options.transport_options)
         self._codec = Codec(options)
-        prefix = key_prefix(given)
+        prefix = key_prefix(transport_options)
         self._task_prefix, self._group_prefix = f"{prefix}celery-task-meta-", f"{prefix}celery-taskset-meta-"
-        self._patience = RetryPolicy(seconds=float(given.get("retry_for", 5.0)))
+        self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
         self._always_retry = options.always_retry
 
     # -- what a store adds
@@ -104,8 +104,8 @@ class ValueBackend(PollingBackend):
     def restore_group(self, group_id: str) -> Any:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
         key = self._group_prefix + group_id
-        found = self._run(lambda: self.get_values([key])).get(key)
-        return None if found is None else self._codec.read(found)["result"]
+        body = self._run(lambda: self.get_values([key])).get(key)
+        return None if body is None else self._codec.read(body)["result"]
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""

@@ -48,9 +48,9 @@ class Mailbox:
         """Keep the result for as long as `holder` lives."""
         self._holders[task_id] = ref(holder)
         if len(self._holders) > self._sweep_holders_at:
-            for each, reference in list(self._holders.items()):
+            for held_id, reference in list(self._holders.items()):
                 if reference() is None:
-                    self._holders.pop(each, None)
+                    self._holders.pop(held_id, None)
             self._sweep_holders_at = max(1_000, 2 * len(self._holders))
 
     def _is_held(self, task_id: str) -> bool:
@@ -65,8 +65,8 @@ class Mailbox:
     def put(self, result: ResultMessage) -> None:
         """Note a result; a final one is never overwritten by an earlier state, nor SUCCESS by anything."""
         task_id = result.task_id
-        known = self._find(task_id)
-        if known is not None and _outranks(known, result):
+        stored = self._find(task_id)
+        if stored is not None and _outranks(stored, result):
             return
         self._unread[task_id] = result
         self._unread.move_to_end(task_id)
@@ -85,30 +85,30 @@ class Mailbox:
 
     def is_ready(self, task_id: str) -> bool:
         """Whether the final result is known."""
-        known = self._find(task_id)
-        return known is not None and known.is_ready
+        stored = self._find(task_id)
+        return stored is not None and stored.is_ready
 
     def take(self, task_id: str) -> ResultMessage | None:
         """The same as `get`, for somebody who keeps a final result."""
-        known = self._find(task_id)
-        if known is not None and known.is_ready and task_id in self._unread:
-            self._read[task_id] = known
+        stored = self._find(task_id)
+        if stored is not None and stored.is_ready and task_id in self._unread:
+            self._read[task_id] = stored
             self._unread.pop(task_id, None)
             self._trim(self._read, self._recent)
-        return known
+        return stored
 
     def forget(self, task_id: str) -> None:
         """Drop it."""
-        for place in (self._unread, self._read, self._held):
-            place.pop(task_id, None)
+        for results in (self._unread, self._read, self._held):
+            results.pop(task_id, None)
 
     def when_ready(self, task_id: str, callback: OnResult) -> None:
         """Call once, now or when the result comes."""
         waiting = self._callbacks.setdefault(task_id, [])
         waiting.append(callback)
-        known = self._find(task_id)
-        if known is not None and known.is_ready and _taken(waiting, callback):
-            callback(known)  # it has come between the two
+        stored = self._find(task_id)
+        if stored is not None and stored.is_ready and _taken(waiting, callback):
+            callback(stored)  # it has come between the two
 
     def cancel(self, task_id: str, callback: OnResult) -> None:
         """Do not call it any more."""
@@ -119,21 +119,21 @@ class Mailbox:
     def _find(self, task_id: str) -> ResultMessage | None:
         return self._unread.get(task_id) or self._read.get(task_id) or self._held.get(task_id)
 
-    def _trim(self, place: OrderedDict[str, ResultMessage], limit: int) -> None:
-        while len(place) > limit:
-            task_id, result = next(iter(place.items()))
+    def _trim(self, results: OrderedDict[str, ResultMessage], limit: int) -> None:
+        while len(results) > limit:
+            task_id, result = next(iter(results.items()))
             if self._is_held(task_id):
                 self._held[task_id] = result
-            place.pop(task_id, None)
+            results.pop(task_id, None)
         if len(self._held) > self._sweep_at:
-            for each in list(self._held):
-                if not self._is_held(each):
-                    self._held.pop(each, None)
+            for held_id in list(self._held):
+                if not self._is_held(held_id):
+                    self._held.pop(held_id, None)
             self._sweep_at = max(1_000, 2 * len(self._held))
 
 
-def _outranks(known: ResultMessage, new: ResultMessage) -> bool:
-    return known.status == states.SUCCESS or (known.is_ready and not new.is_ready)
+def _outranks(stored: ResultMessage, new: ResultMessage) -> bool:
+    return stored.status == states.SUCCESS or (stored.is_ready and not new.is_ready)
 
 
 def _taken(waiting: list[OnResult], callback: OnResult) -> bool:
@@ -150,19 +150,19 @@ class Arrivals:
 
     def __init__(self, mailbox: Mailbox, task_ids: Iterable[str]) -> None:
         self._mailbox = mailbox
-        self._left = set(task_ids)
+        self._missing = set(task_ids)
         self.ready: deque[ResultMessage] = deque()
-        for task_id in list(self._left):
+        for task_id in list(self._missing):
             mailbox.when_ready(task_id, self._arrived)
 
     def _arrived(self, result: ResultMessage) -> None:
-        self._left.discard(result.task_id)
+        self._missing.discard(result.task_id)
         self.ready.append(result)
 
     @property
     def missing(self) -> int:
         """How many have not come."""
-        return len(self._left)
+        return len(self._missing)
 
     def __bool__(self) -> bool:
         return bool(self.ready)
@@ -175,7 +175,7 @@ class Arrivals:
 
     def close(self) -> None:
         """Nobody waits any more."""
-        for task_id in list(self._left):
+        for task_id in list(self._missing):
             self._mailbox.cancel(task_id, self._arrived)
 
 

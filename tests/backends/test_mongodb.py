@@ -38,7 +38,7 @@ from amqtask.exceptions import ConfigurationError
 def test_url_and_settings_name_a_server(url: str, settings: dict[str, Any], expected: Server) -> None:
     assert server_of(url, settings) == expected
     assert not settings
-    assert "secret" not in server_of(url, {}).place
+    assert "secret" not in server_of(url, {}).hosts
 
 
 def test_a_url_that_cannot_be_read_is_an_error() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amqtask.backends.redis_places import client_arguments, place_of
+from amqtask.backends.redis_places import client_arguments, deployment_of
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ from amqtask.backends.redis_places import client_arguments, place_of
     ],
 )
 def test_url_and_settings_name_a_place(url: str, settings: dict[str, Any], name: str) -> None:
-    assert place_of(url, {}, 4.0, settings).name == name
+    assert deployment_of(url, {}, 4.0, settings).name == name
 
 
 def test_sentinels_are_named_with_their_master() -> None:
-    place = place_of("sentinel://:secret@a:1/3;sentinel://b", {"master_name": "shop"}, 4.0)
+    deployment = deployment_of("sentinel://:secret@a:1/3;sentinel://b", {"master_name": "shop"}, 4.0)
 
-    assert place.name == "master shop of sentinel://a:1, sentinel://b:26379"
+    assert deployment.name == "master shop of sentinel://a:1, sentinel://b:26379"
 
 
 def test_transport_options_win_over_settings_and_these_over_what_we_take() -> None:
