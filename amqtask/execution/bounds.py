@@ -19,34 +19,34 @@ _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
 class Bounds(NamedTuple):
-    """`known` are the queues that count as there: those of the configuration, and those that were used before."""
+    """`known_queues` count as existing: those of the configuration, and those that were used before."""
 
     follow_ups: int = FOLLOW_UPS
     new_queues: int = NEW_QUEUES
-    known: Container[str] = frozenset()
+    known_queues: Container[str] = frozenset()
 
     def check(self, embed: Mapping[str, Any]) -> None:
         """Raises: InvalidTaskError for the third element of a body that asks for too much, or for what is no signature."""
         if not any(embed.values()):
             return
-        found = [*_listed(embed, "callbacks"), *_listed(embed, "errbacks"), *_listed(embed, "chain")[-1:]]
+        signatures = [*_listed(embed, "callbacks"), *_listed(embed, "errbacks"), *_listed(embed, "chain")[-1:]]
         chord = embed.get("chord")
         if chord:
-            found.append(chord)
+            signatures.append(chord)
             if isinstance(chord, Mapping):
                 size_of(chord)
-        if found:
-            self._count(found)
+        if signatures:
+            self._count(signatures)
 
-    def _count(self, found: list[Any]) -> None:
+    def _count(self, signatures: list[Any]) -> None:
         queues = set()
-        for count, call in enumerate(_published(found), 1):
+        for count, call in enumerate(_published(signatures), 1):
             if count > self.follow_ups:
                 raise InvalidTaskError(
                     f"the message asks for more than {self.follow_ups} follow-ups (worker_max_follow_ups)"
                 )
             queue = call.get("queue")
-            if isinstance(queue, str) and queue not in self.known:
+            if isinstance(queue, str) and queue not in self.known_queues:
                 queues.add(queue)
                 if len(queues) > self.new_queues:
                     raise InvalidTaskError(
@@ -59,20 +59,20 @@ DEFAULT = Bounds()
 
 
 def _listed(embed: Mapping[str, Any], name: str) -> list[Any]:
-    found = embed.get(name)
-    if not found:
+    signatures = embed.get(name)
+    if not signatures:
         return []
-    if isinstance(found, Mapping):
-        return [found]
-    if not isinstance(found, (list, tuple)):
-        raise InvalidTaskError(f"`{name}` of the message is {described(found)}, not a list of signatures")
-    return list(found)
+    if isinstance(signatures, Mapping):
+        return [signatures]
+    if not isinstance(signatures, (list, tuple)):
+        raise InvalidTaskError(f"`{name}` of the message is {described(signatures)}, not a list of signatures")
+    return list(signatures)
 
 
-def _published(found: list[Any]) -> Iterator[Mapping[str, Any]]:
+def _published(signatures: list[Any]) -> Iterator[Mapping[str, Any]]:
     """The options of each call that is published for these signatures."""
-    while found:
-        sig = found.pop()
+    while signatures:
+        sig = signatures.pop()
         if not isinstance(sig, Mapping) or not isinstance(sig.get("task"), str):
             raise InvalidTaskError(f"a follow-up of the message is not a signature: {saferepr(sig, 100)}")
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
@@ -81,7 +81,7 @@ def _published(found: list[Any]) -> Iterator[Mapping[str, Any]]:
                 f"a follow-up of the message has no mapping as kwargs or options: {saferepr(sig, 100)}"
             )
         if sig["task"] in _COMPOSITIONS:
-            found += _members(sig["task"], kwargs)
+            signatures += _members(sig["task"], kwargs)
         else:
             yield options
 

@@ -77,9 +77,9 @@ class Chords:
         return NOTHING if everything is None else self.joined(body, group_id, everything, part.task_id)
 
     def broken(self, part: ChordPart, error: BaseException) -> ChordPart:
-        """What is said in place of a part that the broker does not take: its member has failed."""
-        told = _ended(part.task_id, states.FAILURE, error, "")
-        message = part_message(part.queue, None, told, self._serializer)
+        """The part that replaces one which the broker does not take: it says that the member has failed."""
+        failure = _ended(part.task_id, states.FAILURE, error, "")
+        message = part_message(part.queue, None, failure, self._serializer)
         return part._replace(message=message, is_broken=True)
 
     def joined(self, body: Mapping[str, Any], group_id: str, parts: list[Any], parent_id: str) -> Aftermath:
@@ -103,50 +103,51 @@ class Chords:
             id=options.get("task_id"), task=first["task"], args=first.get("args"), kwargs=first.get("kwargs"),
             root_id=options.get("root_id"), parent_id=options.get("parent_id"), group=options.get("group_id"),
         )  # fmt: skip
-        found = Aftermath(self._errbacks(options.get("link_error"), context, error, ""))
-        return found + self.never(body, states.FAILURE, error, "")
+        aftermath = Aftermath(self._errbacks(options.get("link_error"), context, error, ""))
+        return aftermath + self.never(body, states.FAILURE, error, "")
 
     def after(self, context: Context, state: str, error: BaseException, trace: str) -> Aftermath:
         """A task has ended badly: the steps that were to follow it, and the chord that it is a part of, must know."""
-        found = NOTHING
+        aftermath = NOTHING
         for step in reversed(context.chain or ()):
-            found += self.never(step, state, error, trace)
+            aftermath += self.never(step, state, error, trace)
         if context.chord:
-            found += self.part(
+            aftermath += self.part(
                 context.chord, context.group, context.group_index, _ended(context.id, state, error, trace)
             )
-        return found
+        return aftermath
 
     def never(self, sig: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
-        """A signature that will never run ends as what stopped it did, and so does all that hangs on it."""
+        """A signature that will never run gets the state of the task that stopped it, and so do all signatures that wait for
+        it."""
         if not is_signature(sig):
             return NOTHING  # nobody could have published it
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
-        found, hanging_on_it = NOTHING, list(reversed(options.get("chain") or ()))
+        aftermath, dependents = NOTHING, list(reversed(options.get("chain") or ()))
         match sig["task"]:
             case "celery.chain" | "celery.group":
-                hanging_on_it = [*(kwargs.get("tasks") or ()), *hanging_on_it]
+                dependents = [*(kwargs.get("tasks") or ()), *dependents]
             case "celery.chord":
                 header, body = kwargs.get("header") or (), [kwargs["body"]] if kwargs.get("body") else []
-                hanging_on_it = [*([header] if is_signature(header) else header), *body, *hanging_on_it]
+                dependents = [*([header] if is_signature(header) else header), *body, *dependents]
             case _:
-                found = self._never_ran(options, state, error, trace)
-        for each in hanging_on_it:
-            found += self.never(each, state, error, trace)
-        return found
+                aftermath = self._never_ran(options, state, error, trace)
+        for dependent in dependents:
+            aftermath += self.never(dependent, state, error, trace)
+        return aftermath
 
     def _never_ran(self, options: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
         task_id = options.get("task_id")
         if not task_id:
             return NOTHING  # nobody knows it, nobody waits for it
-        found = NOTHING
+        aftermath = NOTHING
         if self._results is not None and options.get("ignore_result") is not True:
             message = self._results.never_ran(_ended(task_id, state, error, trace), options)
-            found = Aftermath((message,) if message is not None else ())
+            aftermath = Aftermath((message,) if message is not None else ())
         if options.get("chord"):
             part = _ended(task_id, state, error, trace)
-            found += self.part(options["chord"], options.get("group_id"), options.get("group_index"), part)
-        return found
+            aftermath += self.part(options["chord"], options.get("group_id"), options.get("group_index"), part)
+        return aftermath
 
 
 def _ended(task_id: str | None, state: str, error: BaseException, trace: str) -> ResultMessage:

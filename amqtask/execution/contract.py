@@ -79,8 +79,8 @@ class Composer(Protocol):
     ) -> list[Message]:
         """The messages of a chord's body, which gets the list of its header's results."""
 
-    def compose_replacement(self, found: Any, context: Context) -> list[Message]:
-        """The messages of a signature that goes on in place of the task that runs, under its id."""
+    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
+        """The messages of a signature that replaces the running task, under that task's id."""
 
     def compose_errback(
         self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str

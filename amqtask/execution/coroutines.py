@@ -83,10 +83,10 @@ def as_cancellation(error: BaseException) -> BaseException:
     return twin
 
 
-def _also_cancelled(kind: type[BaseException]) -> type[BaseException]:
+def _also_cancelled(exception_type: type[BaseException]) -> type[BaseException]:
     # Under its own name, so that a stored failure says SoftTimeLimitExceeded.
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    both: type[BaseException] = type(kind.__name__, (kind, asyncio.CancelledError), names)
+    names = {"__module__": exception_type.__module__, "__qualname__": exception_type.__qualname__}
+    both: type[BaseException] = type(exception_type.__name__, (exception_type, asyncio.CancelledError), names)
     return both
 
 
@@ -151,21 +151,21 @@ def drive(loop: asyncio.AbstractEventLoop, running: Interruptible) -> tuple[Any,
 
 
 def clear(loop: asyncio.AbstractEventLoop) -> bool:
-    """Cancel what was left on a loop; whether all ended. Twice, because before Python 3.12 `asyncio.wait_for` may swallow a
-    cancellation (python/cpython#86296)."""
+    """Cancel the tasks that remain on a loop; whether all ended. Twice, because before Python 3.12 `asyncio.wait_for` may
+    swallow a cancellation (python/cpython#86296)."""
     for _ in range(2):
-        left = asyncio.all_tasks(loop)
-        if not left:
+        remaining = asyncio.all_tasks(loop)
+        if not remaining:
             return True
-        for task in left:
+        for task in remaining:
             task.cancel()
-        loop.run_until_complete(_ends_of(left))
-    left = asyncio.all_tasks(loop)
-    if left:
+        loop.run_until_complete(_ends_of(remaining))
+    remaining = asyncio.all_tasks(loop)
+    if remaining:
         logger.error(
-            "a coroutine that a task left running does not end when it is cancelled, and is left behind: %s", left
+            "a coroutine that a task left running does not end when it is cancelled, and is left behind: %s", remaining
         )
-    return not left
+    return not remaining
 
 
 async def _ends_of(tasks: set[asyncio.Task[Any]]) -> None:

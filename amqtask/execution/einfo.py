@@ -53,6 +53,6 @@ def _format(error: BaseException) -> str:
 
 def _again(error: BaseException, traceback: str) -> ErrorInfo:
     """From a pickle, which keeps no traceback of an exception."""
-    made = ErrorInfo(error)
-    made.traceback = traceback
-    return made
+    restored = ErrorInfo(error)
+    restored.traceback = traceback
+    return restored

@@ -133,11 +133,11 @@ class Endings:
         return self._follow_ups.of_failure(context, error, trace, state=state, with_errbacks=state == states.FAILURE)
 
     def _decode(self, request: Request, limit: int) -> tuple[Any, Any, dict[str, Any]]:
-        found = decode_body(
+        decoded = decode_body(
             request.body, request.content_type, request.content_encoding, request.headers, self.accept, limit
         )
-        self._bounds.check(found[2])
-        return found
+        self._bounds.check(decoded[2])
+        return decoded
 
 
 def requeued(request: Request, reason: str, runtime: float = 0.0) -> Outcome:

@@ -207,11 +207,17 @@ class Executor(Endings):
         return outcome
 
     def _settled(
-        self, end: Callable[..., Outcome], plan: TaskPlan, request: Request, context: Context, what: Any, started: float
+        self,
+        end: Callable[..., Outcome],
+        plan: TaskPlan,
+        request: Request,
+        context: Context,
+        result_or_error: Any,
+        started: float,
     ) -> Outcome:
         """`_returned` or `_raised` in another thread, which must get an outcome."""
         try:
-            return end(plan, request, context, what, started)
+            return end(plan, request, context, result_or_error, started)
         except BaseException as error:  # noqa: BLE001 - see execute
             return self._late(plan, request, context, error, started)
 
@@ -407,9 +413,9 @@ class Executor(Endings):
 
     def _asked_retries(self, request: Request, context: Context) -> Aftermath:
         """The runs that `retry(throw=False)` asked for; asked once, so that one which cannot be encoded fails the task once."""
-        asked = context.__dict__.pop(ASKED_RETRIES)
+        retries = context.__dict__.pop(ASKED_RETRIES)
         return Aftermath(
-            tuple(self._composer.compose_retry(request, context, when=retry.when, sig=retry.sig) for retry in asked)
+            tuple(self._composer.compose_retry(request, context, when=retry.when, sig=retry.sig) for retry in retries)
         )
 
     def _replaced(

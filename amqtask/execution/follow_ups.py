@@ -49,11 +49,11 @@ class FollowUps:
         if chain:
             # Reversed: the next step is the last element (celery-protocol: `chain`).
             messages += self._composer.compose_next(chain[-1], value, context, list(chain[:-1]))
-        found = Aftermath(tuple(messages))
+        aftermath = Aftermath(tuple(messages))
         if embed.get("chord"):
             part = ResultMessage(context.id or "", states.SUCCESS, value)
-            found += self.chords.part(embed["chord"], context.group, context.group_index, part)
-        return found
+            aftermath += self.chords.part(embed["chord"], context.group, context.group_index, part)
+        return aftermath
 
     def of_failure(
         self,
@@ -65,23 +65,23 @@ class FollowUps:
         with_errbacks: bool = True,
     ) -> Aftermath:
         """Errbacks, and the failure of all that was to follow. Raises: BackendUnreachable."""
-        found = (
+        aftermath = (
             Aftermath(self._errbacks(context.embed.get("errbacks"), context, error, trace))
             if with_errbacks
             else NOTHING
         )
         if context.embed.get("chain") or context.embed.get("chord"):
-            found += self.chords.after(context, state, error, trace)
-        return found
+            aftermath += self.chords.after(context, state, error, trace)
+        return aftermath
 
-    def _errbacks(self, found: Any, context: Context, error: BaseException, trace: str) -> tuple[Message, ...]:
+    def _errbacks(self, errbacks: Any, context: Context, error: BaseException, trace: str) -> tuple[Message, ...]:
         """Errbacks, as Celery calls them: one that takes (request, exc, traceback) before its own arguments and is registered
         here is called with them, any other is published with the failed task's id before its own.
 
         Where no user code must run (the worker's I/O loop, known by no task running) the call becomes a message too.
         """
         messages: list[Message] = []
-        for errback in found or ():
+        for errback in errbacks or ():
             try:
                 task = self._tasks.get(errback["task"])
                 if task is None or not _takes_the_error(task, errback):
@@ -96,8 +96,8 @@ class FollowUps:
 
 
 def _call(task: TaskLike, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str) -> None:
-    own = () if errback.get("immutable") else (context, error, trace)
-    task(*own, *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
+    first_arguments = () if errback.get("immutable") else (context, error, trace)
+    task(*first_arguments, *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
 
 
 def _takes_the_error(task: TaskLike, errback: Mapping[str, Any]) -> bool:
@@ -108,18 +108,21 @@ def _takes_the_error(task: TaskLike, errback: Mapping[str, Any]) -> bool:
         signature = inspect.signature(task.run)
     except (TypeError, ValueError):
         return False
-    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    parameter_kinds = [parameter.kind for parameter in signature.parameters.values()]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) < 2:
+    if (
+        inspect.Parameter.VAR_POSITIONAL not in parameter_kinds
+        and sum(parameter_kind in positional for parameter_kind in parameter_kinds) < 2
+    ):
         return False
     # The others may be arguments of the errback's own, behind the id.
     return _binds(signature, errback, 3) or not _binds(signature, errback, 1)
 
 
-def _binds(signature: inspect.Signature, errback: Mapping[str, Any], given: int) -> bool:
-    own = 0 if errback.get("immutable") else given
+def _binds(signature: inspect.Signature, errback: Mapping[str, Any], argument_count: int) -> bool:
+    leading_count = 0 if errback.get("immutable") else argument_count
     try:
-        signature.bind(*range(own), *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
+        signature.bind(*range(leading_count), *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
     except TypeError:
         return False
     return True

@@ -58,7 +58,7 @@ class _RunHere:
         """Never asked: inline, a chord's body is run by who runs its header."""
         raise AssertionError("an inline chord has no parts")
 
-    def compose_replacement(self, found: Any, context: Context) -> list[Message]:
+    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
         """Never asked: inline, `Task.replace` runs the replacement."""
         raise AssertionError("an inline task is not replaced by a message")
 

@@ -127,8 +127,8 @@ class Request:
     def __getattr__(self, name: str) -> Any:
         """What receivers of signals (task_received, task_revoked) look for on Celery's requests."""
         if name in _IN_HEADERS:
-            found = self.headers.get(name)
-            return _IN_HEADERS[name] if found is None else found
+            header = self.headers.get(name)
+            return _IN_HEADERS[name] if header is None else header
         if name in _BY_OTHER_NAMES:
             return getattr(self, _BY_OTHER_NAMES[name])
         raise AttributeError(f"a request has no field {name!r}")
@@ -175,5 +175,5 @@ def _rare_properties(properties: PropertiesLike) -> dict[str, Any] | None:
         is None
     ):
         return None
-    found = {name: getattr(properties, name) for name in _RARE}
-    return {name: value for name, value in found.items() if value is not None}
+    present = {name: getattr(properties, name) for name in _RARE}
+    return {name: value for name, value in present.items() if value is not None}

@@ -37,13 +37,13 @@ class Resuming:
 
     def covers(self, request: Request, context: Context, after: Aftermath) -> bool:
         """Whether all that follows from this task, whose result is stored, could be found again by `messages`."""
-        rest = context.embed.get("chain")
+        chain = context.embed.get("chain")
         return bool(
-            rest
+            chain
             and len(after.publish) == 1
             and not after.parts
             and RUN_HEADER in request.headers
-            and _is_plain(rest[-1])
+            and _is_plain(chain[-1])
         )
 
     def messages(self, request: Request, context: Context) -> tuple[Message, ...] | None:
@@ -56,28 +56,28 @@ class Resuming:
         last = self._success(request.id, run)
         if last is None:
             return None
-        rest, steps = list(embed.get("chain") or ()), 1
-        while rest and _is_plain(rest[-1]):
-            found = self._success(rest[-1]["options"]["task_id"], run)
-            if found is None:
+        remaining, steps = list(embed.get("chain") or ()), 1
+        while remaining and _is_plain(remaining[-1]):
+            stored = self._success(remaining[-1]["options"]["task_id"], run)
+            if stored is None:
                 break
-            last, steps = found, steps + 1
-            rest.pop()
+            last, steps = stored, steps + 1
+            remaining.pop()
         logger.info(
             "Task %s[%s] has run already, and %d steps of its chain after it: %s",
-            request.task, request.id, steps - 1, "the chain goes on" if rest else "the chain has ended",
+            request.task, request.id, steps - 1, "the chain goes on" if remaining else "the chain has ended",
             extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
         )  # fmt: skip
-        if not rest:
+        if not remaining:
             return ()
         context.id = last.task_id
-        return tuple(self._composer.compose_next(rest[-1], last.result, context, rest[:-1]))
+        return tuple(self._composer.compose_next(remaining[-1], last.result, context, remaining[:-1]))
 
     def _success(self, task_id: str, run: str) -> ResultMessage | None:
         """The stored result of a step that ended well in this run of its chain."""
-        found = self._store.get(task_id)
-        is_of_run = found is not None and found.status == states.SUCCESS and found.extra.get(RUN_HEADER) == run
-        return found if is_of_run else None
+        stored = self._store.get(task_id)
+        is_of_run = stored is not None and stored.status == states.SUCCESS and stored.extra.get(RUN_HEADER) == run
+        return stored if is_of_run else None
 
 
 def _is_plain(step: Mapping[str, Any]) -> bool:

@@ -92,9 +92,9 @@ class PlainComposer:
         """The routing key is the body's name."""
         return [_message(body["task"], {"args": [values]})]
 
-    def compose_replacement(self, found: Any, context: Any) -> list[Message]:
+    def compose_replacement(self, replacement: Any, context: Any) -> list[Message]:
         """The routing key is the replacement's name."""
-        return [_message(found["task"], {"id": context.id})]
+        return [_message(replacement["task"], {"id": context.id})]
 
     def compose_errback(self, errback: Mapping[str, Any], context: Any, error: BaseException, trace: str) -> Message:
         """The routing key is the errback's name."""

@@ -304,7 +304,7 @@ class GreenPool(SlotPool):
         """End what runs where it waits."""
         from amqtask.execution.interrupts import Abandoned  # noqa: PLC0415 - see start
 
-        left = self._give_back_all()
+        unfinished = self._give_back_all()
         for number in list(self._busy):
             self._hub.call_soon(self._throw, number, Abandoned())
         deadline = time.monotonic() + STOP_GRACE
@@ -314,4 +314,4 @@ class GreenPool(SlotPool):
             self._green_loop.stop()
         if self._watch is not None:
             self._watch.stop()
-        return left
+        return unfinished

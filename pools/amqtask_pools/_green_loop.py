@@ -163,9 +163,9 @@ class _HubSelector(BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """`timeout` in seconds, None: for ever."""
-        found = self._selector.select(0)
-        if found:
-            return found
+        ready = self._selector.select(0)
+        if ready:
+            return ready
         try:
             # Also when the loop is busy: others must get their turn.
             self._green = self._hub.current()

@@ -71,10 +71,10 @@ class HubWatch:
     def _report(self, seconds: float) -> None:
         frame = sys._current_frames().get(self._thread)
         request = self._running(frame)
-        who = f"task {request.task}[{request.id}]" if request is not None else "something that is not a task"
+        culprit = f"task {request.task}[{request.id}]" if request is not None else "something that is not a task"
         stack = "".join(traceback.format_stack(frame, limit=12)) if frame is not None else ""
         _log(
-            f"{who} has kept the hub for {seconds:.0f} s without waiting;"
+            f"{culprit} has kept the hub for {seconds:.0f} s without waiting;"
             f" no other task runs and the broker gets no heartbeats:\n{stack}"
         )
 

@@ -219,25 +219,25 @@ class AsyncioPool(SlotPool):
 
     def stop(self) -> list[Request]:
         """Coroutines are ended; threads end with the process."""
-        left = self._give_back_all()
+        unfinished = self._give_back_all()
         self._crew.stop()
         aloop, thread = self._aloop, self._thread
         if aloop is not None and thread is not None and thread.is_alive():
             aloop.call_soon_threadsafe(lambda: aloop.create_task(self._wind_up()))
             thread.join(2 * STOP_GRACE)
         self._storing.stop()
-        return left
+        return unfinished
 
     async def _wind_up(self) -> None:
         self._waiting.clear()
-        running = [each for each in self._coroutines.values() if each.task is not None]
-        for each in running:
-            each.interrupt(Abandoned())
+        running = [coroutine for coroutine in self._coroutines.values() if coroutine.task is not None]
+        for coroutine in running:
+            coroutine.interrupt(Abandoned())
         loop = asyncio.get_running_loop()
-        rest = asyncio.all_tasks(loop) - {asyncio.current_task(), *(each.task for each in running)}
-        for task in rest:
+        other_tasks = asyncio.all_tasks(loop) - {asyncio.current_task(), *(coroutine.task for coroutine in running)}
+        for task in other_tasks:
             task.cancel()
-        ending = [task for task in (*rest, *(each.task for each in running)) if task is not None]
+        ending = [task for task in (*other_tasks, *(coroutine.task for coroutine in running)) if task is not None]
         if ending:
             await asyncio.wait(ending, timeout=STOP_GRACE)
         await loop.shutdown_asyncgens()

@@ -191,15 +191,15 @@ class SoloPool:
     def stop(self) -> list[Request]:
         """What waits is given back; so is a running task, which is interrupted."""
         self._stopped.set()
-        left = list(self._waiting)
+        unfinished = list(self._waiting)
         self._waiting.clear()
         if self._running is not None:
-            left.insert(0, self._running)
+            unfinished.insert(0, self._running)
             self._interrupt(Abandoned())
         elif self._main == threading.get_ident() and self._alarm is not None:
             self._alarm.close()
             self._alarm = None
-        return left
+        return unfinished
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `inspect stats`."""

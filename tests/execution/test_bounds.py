@@ -9,7 +9,7 @@ import pytest
 from amqtask.exceptions import InvalidTaskError
 from amqtask.execution.bounds import Bounds
 
-BOUNDS = Bounds(follow_ups=50, new_queues=3, known={"known"})
+BOUNDS = Bounds(follow_ups=50, new_queues=3, known_queues={"known"})
 
 
 def call(queue: str | None = None, **options: Any) -> dict[str, Any]:

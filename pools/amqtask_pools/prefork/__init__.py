@@ -111,7 +111,7 @@ class PreforkPool:
     def resize(self, slots: int) -> None:
         """Fork more, or let children go, idle ones first."""
         self._slots = slots
-        for child in sorted(self._roster.children, key=lambda child: len(child.given)):
+        for child in sorted(self._roster.children, key=lambda child: len(child.requests)):
             if self._roster.taking > slots and not child.is_leaving:
                 self._let_go(child)
         self._refill.fill()
@@ -120,19 +120,19 @@ class PreforkPool:
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """End the child that runs it, by this signal (TERM) and a second later by KILL; its outcome is REVOKED."""
         for child in self._roster.children:
-            if number in child.given:
+            if number in child.requests:
                 self._readable(child)
                 self._take_back(child)
                 break
         else:
             return self._revoke_waiting(number, reason)
         is_ended = False
-        if number not in child.given:  # just ended, or had not begun
+        if number not in child.requests:  # just ended, or had not begun
             is_ended = self._revoke_waiting(number, reason)
         elif signum == SOFT_LIMIT:
             is_ended = True  # or not: the task decides
             child.kill(signum)
-        elif child.condemned is None and number == next(reversed(child.given)):  # else its outcome is on the way
+        elif child.condemned is None and number == next(reversed(child.requests)):  # else its outcome is on the way
             is_ended = True
             self._condemn(child, number, reason)
             child.kill(signum or signal.SIGTERM)
@@ -150,7 +150,7 @@ class PreforkPool:
 
     def restart(self) -> None:
         """Replace all children: busy ones when their task has ended, idle ones one after the other."""
-        self._old = deque(sorted(self._roster.children, key=lambda child: not child.given))
+        self._old = deque(sorted(self._roster.children, key=lambda child: not child.requests))
         self._renew()
 
     def _renew(self) -> None:
@@ -159,7 +159,7 @@ class PreforkPool:
             if child.is_leaving or child not in self._roster.children:
                 continue
             self._let_go(child)
-            if not child.given:
+            if not child.requests:
                 break  # the next one goes when this one is replaced
             self._finishing.add(child)
         self._give_line()
@@ -167,7 +167,7 @@ class PreforkPool:
     def find(self, number: int) -> Running | None:
         """The child that runs it; what was only given to one ahead of time has not begun."""
         for child in self._roster.children:
-            if child.is_ready and number == next(iter(child.given), None):
+            if child.is_ready and number == next(iter(child.requests), None):
                 return Running(child.pid, child.head_since)
         return None
 
@@ -181,8 +181,8 @@ class PreforkPool:
         unfinished = list(self._line)
         for child in self._roster.children:
             self._unwatch(child)
-            unfinished += child.given.values()
-            if child.given:
+            unfinished += child.requests.values()
+            if child.requests:
                 child.kill(signal.SIGTERM)
             else:
                 child.retire()
@@ -217,7 +217,7 @@ class PreforkPool:
             self._loop.add_writer(child.fd, lambda: self._writable(child))
         if request.hard_limit is not None:
             self._watch_head(child)
-        if self._check is None and (len(child.given) > 1 or not child.is_ready):
+        if self._check is None and (len(child.requests) > 1 or not child.is_ready):
             self._check = self._loop.call_later(CHECK, self._look_for_long_ones)
 
     def _writable(self, child: ChildProcess) -> None:
@@ -239,7 +239,7 @@ class PreforkPool:
         latest = time.monotonic() - EXPECTED
         is_waiting = False
         for child in self._roster.children:
-            if len(child.given) > child.is_ready and not child.is_leaving:
+            if len(child.requests) > child.is_ready and not child.is_leaving:
                 is_waiting = True
                 if child.head_since < latest:
                     self._relieve(child)
@@ -250,10 +250,10 @@ class PreforkPool:
     def _relieve(self, child: ChildProcess) -> None:
         if child.is_ready:
             self._roster.slow.add(child)
-        elif not any(other.is_ready for other in self._roster.idle[-1:]):
+        elif not any(idle_child.is_ready for idle_child in self._roster.idle[-1:]):
             return  # nobody would begin it sooner
         self._take_back(child)
-        if len(child.given) > 1:
+        if len(child.requests) > 1:
             child.nudge()
 
     def _take_back(self, child: ChildProcess) -> None:
@@ -363,7 +363,7 @@ class PreforkPool:
             if deadline is None or self._is_stopped:
                 continue
             if deadline <= time.monotonic():
-                request = next(iter(child.given.values()))
+                request = next(iter(child.requests.values()))
                 limit = f"{request.task}[{request.id}] ran longer than its time limit of {request.hard_limit:g} s"
                 logger.error("%s; its process %d is killed", limit, child.pid)
                 self._condemn(child, request.number, TimeLimitExceeded(limit))
@@ -389,7 +389,7 @@ class PreforkPool:
         if child.exit_code != RETIRED:
             child.kill_programs()
         unread = child.take_back()
-        lost = list(child.given.values())
+        lost = list(child.requests.values())
         outcomes = [self._end(child, request) for request in lost]
         if child.condemned is not None:
             outcomes += [self._end(child, request) for request in unread if request.number == child.condemned[0]]
@@ -430,9 +430,9 @@ class PreforkPool:
 
 def _deadline(child: ChildProcess) -> float | None:
     """When the request that it runs reaches its hard limit."""
-    if not child.given or not child.is_ready or child.condemned is not None:
+    if not child.requests or not child.is_ready or child.condemned is not None:
         return None
-    limit = next(iter(child.given.values())).hard_limit
+    limit = next(iter(child.requests.values())).hard_limit
     return None if limit is None else child.head_since + limit
 
 
@@ -443,6 +443,6 @@ def _bury(children: list[ChildProcess]) -> None:
         if not child.wait(deadline - time.monotonic()):
             child.kill()
             child.wait(GRACE)
-        if child.given:
+        if child.requests:
             child.kill_programs()
         child.close()

@@ -84,8 +84,8 @@ def _settle(inherited: Sequence[Any], options: PoolOptions, parent: int, mask: s
     for name in _TO_DEFAULT:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    for other in inherited:
-        other.close()
+    for sock in inherited:
+        sock.close()
     _die_with(parent)
     # A group of its own: what a task starts is ended with it, when it is killed.
     os.setpgid(0, 0)
@@ -152,10 +152,10 @@ class Child:
     def _next(self) -> bytes | memoryview | None:
         while True:
             size = self._receive()
-            kind = self._view[0]
-            if not size or kind == STOP:
+            packet_type = self._view[0]
+            if not size or packet_type == STOP:
                 return None
-            if kind == PICKLE:
+            if packet_type == PICKLE:
                 return self._view[:size]
             message = self._joiner.feed(self._view[:size])
             if message is not None:

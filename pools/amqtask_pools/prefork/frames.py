@@ -55,8 +55,8 @@ def number_of(message: bytes | memoryview) -> int:
 def cut(message: bytes) -> list[bytes]:
     """The packets of a long message."""
     pieces = [message[start : start + PIECE] for start in range(0, len(message), PIECE)]
-    kinds = [PART] * (len(pieces) - 1) + [LAST]
-    return [bytes([kind]) + piece for kind, piece in zip(kinds, pieces, strict=True)]
+    packet_types = [PART] * (len(pieces) - 1) + [LAST]
+    return [bytes([packet_type]) + piece for packet_type, piece in zip(packet_types, pieces, strict=True)]
 
 
 class BrokenFrame(Exception):
@@ -86,19 +86,19 @@ class Joiner:
         return message
 
 
-def socket_pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
+def socket_pair(socket_type: int | None = None) -> tuple[socket.socket, socket.socket]:
     """(parent's end, child's end). Datagrams where there are no packets (macOS): the same, but for hang-ups."""
-    if kind is None:
+    if socket_type is None:
         try:
             return socket_pair(socket.SOCK_SEQPACKET)
         except OSError:
-            kind = socket.SOCK_DGRAM
-    ends = socket.socketpair(socket.AF_UNIX, kind)
+            socket_type = socket.SOCK_DGRAM
+    ends = socket.socketpair(socket.AF_UNIX, socket_type)
     for end in ends:
         end.settimeout(None)  # whatever a user's module says with socket.setdefaulttimeout
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
-    if kind == socket.SOCK_DGRAM:
+    if socket_type == socket.SOCK_DGRAM:
         # By the kernel: a timeout of Python's would make every read wait, the ones with MSG_DONTWAIT too.
         ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", LOOK_FOR_PARENT, 0))
     return ends

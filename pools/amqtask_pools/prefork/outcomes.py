@@ -41,7 +41,7 @@ _STATES = states.ALL_STATES | {states.REJECTED, states.IGNORED}
 _FIELDS = Outcome._fields
 _PUBLISH, _RESULT, _PARTS, _GOING_ON = (_FIELDS.index(name) for name in ("publish", "result", "parts", "going_on"))
 # The kinds of the other fields, by their defaults; an Answer is written as its number.
-_KINDS = tuple(
+_FIELD_TYPES = tuple(
     (at, int if name in ("number", "answer") else type(Outcome._field_defaults[name]))
     for at, name in enumerate(_FIELDS)
     if at not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON)
@@ -135,8 +135,8 @@ class _Writer:
         ]
 
     def _part(self, part: ChordPart) -> list[Any]:
-        for kind, name in _SERIALIZERS:
-            if kind not in self._accept:
+        for content_type, name in _SERIALIZERS:
+            if content_type not in self._accept:
                 continue
             try:
                 body = dumps(part.body, name)
@@ -215,30 +215,30 @@ class _Reader:
                 return Outcome(number, result=result, runtime=runtime, summary=summary)
         if len(row) != len(_FIELDS):
             raise BrokenFrame(f"an outcome of {len(row)} fields")
-        for at, kind in _KINDS:
-            if type(row[at]) is not kind:
-                _check(_FIELDS[at], row[at], kind)
+        for at, field_type in _FIELD_TYPES:
+            if type(row[at]) is not field_type:
+                _check(_FIELDS[at], row[at], field_type)
         if row[_STATE] not in _STATES or not (0 <= row[_RUNTIME] < _FOR_EVER and 0 <= row[_PAUSE] < _FOR_EVER):
             raise BrokenFrame(f"an outcome {row[_STATE]!r} of {row[_RUNTIME]!r} s, with a pause of {row[_PAUSE]!r} s")
         row[_ANSWER] = Answer(row[_ANSWER])
-        row[_PUBLISH] = tuple([self._message(each) for each in row[_PUBLISH]]) if row[_PUBLISH] else ()
+        row[_PUBLISH] = tuple([self._message(document) for document in row[_PUBLISH]]) if row[_PUBLISH] else ()
         if row[_RESULT] is not None:
             row[_RESULT] = self._message(row[_RESULT])
-        row[_PARTS] = tuple([self._part(each) for each in row[_PARTS]]) if row[_PARTS] else ()
+        row[_PARTS] = tuple([self._part(document) for document in row[_PARTS]]) if row[_PARTS] else ()
         until = row[_GOING_ON]
         if until is not None and not (isinstance(until, float) and isfinite(until)):
             raise BrokenFrame(f"a step until {until!r}")
         return Outcome._make(row)
 
     def _message(self, document: list[Any]) -> Message:
-        size, exchange, routing_key, declare, mandatory, content_type, content_encoding, headers, *others = document
+        size, exchange, routing_key, declare, mandatory, content_type, content_encoding, headers, *scalars = document
         if not type(exchange) is type(routing_key) is str or type(mandatory) is not bool or type(headers) is not dict:
             raise BrokenFrame("a message that goes nowhere")
-        if not _SCALARS.issuperset(map(type, others)):
-            others = [value if type(value) in _SCALARS else _Formless(saferepr(value)) for value in others]
+        if not _SCALARS.issuperset(map(type, scalars)):
+            scalars = [value if type(value) in _SCALARS else _Formless(saferepr(value)) for value in scalars]
         return Message(
             self._body(size),
-            Properties(content_type, content_encoding, headers, *others),
+            Properties(content_type, content_encoding, headers, *scalars),
             exchange,
             routing_key,
             _declare(declare) if declare else (),
@@ -247,8 +247,8 @@ class _Reader:
 
     def _part(self, document: list[Any]) -> ChordPart:
         part = ChordPart(*document)
-        place: Any = part.body
-        size, content_type, content_encoding = place
+        body_document: Any = part.body
+        size, content_type, content_encoding = body_document
         body = loads(self._body(size), content_type, content_encoding, self._accept)
         _check("the body of a chord", body, dict)
         for name in ("group_id", "task_id"):
@@ -264,10 +264,10 @@ class _Reader:
         return bytes(self._bodies[at:end])
 
 
-def _check(name: str, value: Any, kind: Any) -> None:
-    if kind is float and type(value) is int:
+def _check(name: str, value: Any, expected_type: Any) -> None:
+    if expected_type is float and type(value) is int:
         return
-    if not isinstance(value, kind) or (type(value) is bool and kind is not bool):
+    if not isinstance(value, expected_type) or (type(value) is bool and expected_type is not bool):
         raise BrokenFrame(f"{name} is {described(value)}")
 
 

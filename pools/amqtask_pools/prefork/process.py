@@ -41,7 +41,7 @@ PACKETS = 1024
 
 
 class ChildProcess:
-    """`given` holds the requests that the child has not answered, in its order: what it has not read can be taken back,
+    """`requests` holds those that the child has not answered, in its order: what it has not read can be taken back,
     of the rest the last runs, and outcomes of those before that are on their way.
 
     `head_since` is when the first of them could begin, `is_leaving` says that it gets no more, `is_full` that it gets no
@@ -57,7 +57,7 @@ class ChildProcess:
         siblings: Iterable[ChildProcess],
         buffer: bytearray,
     ) -> None:
-        self.given: dict[int, Request] = {}
+        self.requests: dict[int, Request] = {}
         self.head_since = time.monotonic()
         self.is_ready = False
         self.is_full = False
@@ -114,10 +114,10 @@ class ChildProcess:
 
     def give(self, request: Request, message: bytes) -> bool:
         """Hand a request over (encoded: `message`) without waiting; False when a part of it must wait for room (`send_more`)."""
-        given = self.given
-        if not given:
+        requests = self.requests
+        if not requests:
             self.head_since = time.monotonic()
-        given[request.number] = request
+        requests[request.number] = request
         if len(message) <= PIECE:
             try:
                 self._send(message)
@@ -158,15 +158,15 @@ class ChildProcess:
         taken = []
         for packet in (*packets, *self._unsent):
             if packet[0] == PICKLE:
-                taken.append(self.given.pop(number_of(packet)))
+                taken.append(self.requests.pop(number_of(packet)))
             elif packet[0] == LAST:  # of a large one, which it has not read to the end
-                taken.append(self.given.popitem()[1])
+                taken.append(self.requests.popitem()[1])
         return taken
 
     # -- outcomes come
 
     def receive(self) -> list[Outcome]:
-        """The outcomes that came; each ends one of `given`. What is none breaks the child: it is killed, and heard no more."""
+        """The outcomes that came; each ends one of `requests`. What is none breaks the child: it is killed, and heard no more."""
         outcomes: list[Outcome] = []
         try:
             self._receive(outcomes)
@@ -175,14 +175,14 @@ class ChildProcess:
             self.kill()
         if outcomes:
             self.answered += len(outcomes)
-            if self.given:
+            if self.requests:
                 self.head_since = time.monotonic()
             else:
                 self.is_full = False
         return outcomes
 
     def _receive(self, outcomes: list[Outcome]) -> None:
-        given = self.given
+        requests = self.requests
         for _ in range(PACKETS):
             if self.broken is not None:
                 return
@@ -193,13 +193,13 @@ class ChildProcess:
             message = self._message(size)
             if message is not None:
                 for outcome in decode_outcomes(message, self._accept):
-                    request = given.pop(outcome.number, None)
+                    request = requests.pop(outcome.number, None)
                     if request is None:
                         continue
                     if outcome.going_on is not None:
                         outcome = self._goes_on(request, outcome)
                     outcomes.append(outcome)
-            if not given:  # so there is nothing more to come
+            if not requests:  # so there is nothing more to come
                 return
 
     def _goes_on(self, request: Request, outcome: Outcome) -> Outcome:
@@ -210,20 +210,20 @@ class ChildProcess:
                 raise ValueError("a step, and there are none")
             step = self._steps.begun(request, outcome, until)
         except (ValueError, TypeError) as error:
-            self.given[request.number] = request
+            self.requests[request.number] = request
             raise BrokenFrame(str(error)) from error
-        # Outcomes come in the order of `given`, so what it runs now is the first of them.
-        behind = list(self.given.items())
-        self.given.clear()
-        self.given[step.number] = step
-        self.given.update(behind)
+        # Outcomes come in the order of `requests`, so what it runs now is the first of them.
+        behind = list(self.requests.items())
+        self.requests.clear()
+        self.requests[step.number] = step
+        self.requests.update(behind)
         return outcome._replace(going_on=step)
 
     def _message(self, size: int) -> bytes | memoryview | None:
-        kind = self._view[0] if size else None
-        if kind == OUTCOMES:
+        packet_type = self._view[0] if size else None
+        if packet_type == OUTCOMES:
             return self._view[:size]
-        if kind == READY and not self.is_ready:
+        if packet_type == READY and not self.is_ready:
             self.is_ready = True
             self.head_since = time.monotonic()
             return None

@@ -39,7 +39,7 @@ class Roster:
         if self._mean >= SHORT:
             return len(self.idle)
         if self.slow:
-            return sum(LOOK_AHEAD - len(child.given) for child in self.children if self._is_open(child))
+            return sum(LOOK_AHEAD - len(child.requests) for child in self.children if self._is_open(child))
         return self.taking * LOOK_AHEAD - self.in_flight
 
     def choose(self, size: int) -> ChildProcess | None:
@@ -49,10 +49,10 @@ class Roster:
         if self._mean >= SHORT or size > LARGE:
             return None
         best: ChildProcess | None = None
-        least = LOOK_AHEAD
+        fewest = LOOK_AHEAD
         for child in self.children:
-            if len(child.given) < least and not child.is_full and self._is_open(child):
-                best, least = child, len(child.given)
+            if len(child.requests) < fewest and not child.is_full and self._is_open(child):
+                best, fewest = child, len(child.requests)
         return best
 
     def _is_open(self, child: ChildProcess) -> bool:
@@ -60,7 +60,7 @@ class Roster:
 
     def took(self, child: ChildProcess) -> None:
         """The child that `choose` chose is about to get the request."""
-        if not child.given:
+        if not child.requests:
             self.idle.pop()
         self.in_flight += 1
 
@@ -68,7 +68,7 @@ class Roster:
         """So many requests were taken back from it."""
         if not child.is_leaving:
             self.in_flight -= count
-            if not child.given:
+            if not child.requests:
                 self.idle.insert(0, child)
 
     def answered(self, child: ChildProcess, outcomes: Sequence[Outcome]) -> None:
@@ -82,7 +82,7 @@ class Roster:
         self.slow.discard(child)
         if not child.is_leaving:
             self.in_flight -= ended
-            if not child.given:
+            if not child.requests:
                 self.idle.append(child)
 
     # -- children come and go
@@ -104,9 +104,9 @@ class Roster:
         if child.is_leaving:
             return
         self.taking -= 1
-        self.in_flight -= len(child.given)
+        self.in_flight -= len(child.requests)
         self.slow.discard(child)
-        if not child.given:
+        if not child.requests:
             self.idle.remove(child)
 
     def clear(self) -> None:
