@@ -16,7 +16,7 @@ from amqtask.kinds import Kind, convert
 from amqtask.masks import is_secret, masked
 from amqtask.printable import bounded_logger
 from amqtask.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
-from amqtask.settings.others import Others
+from amqtask.settings.others import ForeignSettings
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 from amqtask.wording import described
 
@@ -79,7 +79,7 @@ class Settings(MutableMapping[str, Any]):
 
     def __init__(self) -> None:
         self.__dict__["_values"] = {}
-        self.__dict__["_others"] = Others()
+        self.__dict__["_foreign"] = ForeignSettings()
         # A configuration that is read when the first setting is asked for (lazy, as with Celery and Django).
         self.__dict__["_pending"] = []
         self.__dict__["on_change"] = None
@@ -105,26 +105,26 @@ class Settings(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._load()
-        found = find_name(name)
-        if found is None:
-            self._set_other({name: value})
+        setting_name = find_name(name)
+        if setting_name is None:
+            self._set_foreign({name: value})
             return
-        self._set(found, value)
+        self._set(setting_name, value)
         self._changed()
 
     def _set(self, name: str, value: Any) -> None:
         setting = _TABLE.get(name)
         self._values[name] = value if setting is None else _coerce(setting, value)
 
-    def _set_other(self, others: Mapping[str, Any]) -> None:
+    def _set_foreign(self, foreign: Mapping[str, Any]) -> None:
         """Names that are none of ours, or were meant to be. Raises: SettingUnknown with `strict_settings`."""
-        if others and self.strict_settings:
-            raise self._unknown(*others)
-        new = [name for name in others if name not in self._others.told]
-        slips = [f"{name} (did you mean {near}?)" for name in new if (near := near_setting(self._others.bare(name)))]
+        if foreign and self.strict_settings:
+            raise self._unknown(*foreign)
+        new = [name for name in foreign if name not in self._foreign.explicit]
+        slips = [f"{name} (did you mean {near}?)" for name in new if (near := near_setting(self._foreign.bare(name)))]
         if slips:
             logger.warning("kept for other libraries, but these are not settings of amqtask: %s", ", ".join(slips))
-        self._others.update(others)
+        self._foreign.update(foreign)
 
     def _of_celery(self, name: str) -> Any:
         try:
@@ -133,28 +133,28 @@ class Settings(MutableMapping[str, Any]):
             raise self._unknown(name) from None
 
     def _unknown(self, *names: str) -> SettingUnknown:
-        near = [repr(found) for name in names if (found := near_setting(self._others.bare(name), 0.6))]
+        near = [repr(nearest) for name in names if (nearest := near_setting(self._foreign.bare(name), 0.6))]
         hint = f"Did you mean {', '.join(near)}?" if near else "See docs/settings.md for all of them."
         return SettingUnknown(f"there is no setting {' and no '.join(map(repr, names))}. {hint}")
 
     def __delitem__(self, name: str) -> None:
-        found = find_name(name)
-        if found is None:
-            self._others.told.pop(name, None)
+        setting_name = find_name(name)
+        if setting_name is None:
+            self._foreign.explicit.pop(name, None)
             return
-        self._values.pop(found, None)
+        self._values.pop(setting_name, None)
         self._changed()
 
     def clear(self) -> None:
         """Forget all that was set."""
         self._load()
         self._values.clear()
-        self._others.clear()
+        self._foreign.clear()
         self._changed()
 
     def __iter__(self) -> Iterator[str]:
         yield from _TABLE
-        yield from (name for name in self._others if find_name(name) is None)
+        yield from (name for name in self._foreign if find_name(name) is None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -163,62 +163,62 @@ class Settings(MutableMapping[str, Any]):
         if not isinstance(name, str):
             return False
         self._load()
-        return find_name(name) is not None or name in self._others
+        return find_name(name) is not None or name in self._foreign
 
     def _get(self, name: str) -> Any:
         self._load()
         values: dict[str, Any] = self._values
         if name in values:
             return values[name]
-        found = find_name(name)
-        if found is None:
+        setting_name = find_name(name)
+        if setting_name is None:
             try:
-                return self._others[name]
+                return self._foreign[name]
             except KeyError:
                 return self._of_celery(name)
-        if found in values:
-            return values[found]
-        setting = _TABLE.get(found)
+        if setting_name in values:
+            return values[setting_name]
+        setting = _TABLE.get(setting_name)
         if setting is None:
             return None
         if isinstance(setting.default, (dict, list)):
             # A container of this object's own, so that conf.beat_schedule["x"] = … is kept and shared with nobody.
-            return values.setdefault(found, copy.copy(setting.default))
+            return values.setdefault(setting_name, copy.copy(setting.default))
         return setting.default
 
-    def update(self, *others: Any, **settings: Any) -> None:
+    def update(self, *mappings: Any, **settings: Any) -> None:
         """Set several, or take in a whole configuration such as Flask's `app.config`."""
         self._load()
         named: dict[str, Any] = {}
-        for name, value in (pair for other in others for pair in dict(other).items()):
+        for name, value in (pair for mapping in mappings for pair in dict(mapping).items()):
             if name.isupper() and self.wanted(name, None) is None:
-                self._others.keep(name, value)
+                self._foreign.keep(name, value)
             else:
                 named[name] = value
         named.update(settings)
         for name in [*named]:
-            found = find_name(name)
-            if found is not None:
-                self._set(found, named.pop(name))
-        self._set_other(named)
+            setting_name = find_name(name)
+            if setting_name is not None:
+                self._set(setting_name, named.pop(name))
+        self._set_foreign(named)
         self._changed()
 
     def is_set(self, name: str) -> bool:
         """Whether a value was given, by whatever spelling."""
         self._load()
-        found = find_name(name)
-        return name in self._others if found is None else found in self._values
+        setting_name = find_name(name)
+        return name in self._foreign if setting_name is None else setting_name in self._values
 
     def unknown_names(self) -> dict[str, str | None]:
         """The names that were given as settings and are none of ours, each with the one that may have been meant."""
         self._load()
-        return {name: near_setting(self._others.bare(name)) for name in sorted(self._others.told)}
+        return {name: near_setting(self._foreign.bare(name)) for name in sorted(self._foreign.explicit)}
 
     @contextmanager
     def overridden(self, values: Mapping[str, Any]) -> Iterator[None]:
         """Have these settings in the block; at its end all settings are what they were before it. For tests."""
         self._load()
-        before, others = dict(self._values), dict(self._others.told)
+        before, foreign = dict(self._values), dict(self._foreign.explicit)
         try:
             for name, value in values.items():
                 self[name] = value
@@ -226,7 +226,7 @@ class Settings(MutableMapping[str, Any]):
         finally:
             self._values.clear()
             self._values.update(before)
-            self._others.replace(others)
+            self._foreign.replace(foreign)
             self._changed()
 
     # -- reading configurations
@@ -249,18 +249,18 @@ class Settings(MutableMapping[str, Any]):
         if isinstance(source, str):
             source = _import(source)
         follow_django(source, self, namespace)
-        self._others.add_source(source, namespace)
-        others = {}
+        self._foreign.add_source(source, namespace)
+        foreign = {}
         for name in _names(source):
-            found = self.wanted(name, namespace)
-            if found is not None:
+            setting_name = self.wanted(name, namespace)
+            if setting_name is not None:
                 # Only now: Django's settings refuse to give some that are not set (SECRET_KEY).
                 value = source[name] if isinstance(source, Mapping) else getattr(source, name)
-                if find_name(found) is None:
-                    others[name] = value
+                if find_name(setting_name) is None:
+                    foreign[name] = value
                 else:
-                    self._set(found, value)
-        self._set_other(others)
+                    self._set(setting_name, value)
+        self._set_foreign(foreign)
         self._changed()
 
     def wanted(self, name: str, namespace: str | None) -> str | None:
@@ -271,17 +271,17 @@ class Settings(MutableMapping[str, Any]):
                 # The old names carry the prefix in their own way: CELERYD_CONCURRENCY, CELERYBEAT_SCHEDULE.
                 return _OLD.get(name) if namespace.upper() == "CELERY" and name.startswith("CELERY") else None
             return find_name(name[len(prefix) :]) or find_name(name) or name
-        found = find_name(name)
-        if found is None and name.lower().startswith(_PREFIXES) and (name.islower() or name.isupper()):
+        setting_name = find_name(name)
+        if setting_name is None and name.lower().startswith(_PREFIXES) and (name.islower() or name.isupper()):
             return name
-        return found
+        return setting_name
 
     # -- for people
 
     def table(self, *, with_defaults: bool = False) -> dict[str, Any]:
         """The settings that were given (or all), secrets masked."""
         self._load()
-        names = [*(_TABLE if with_defaults else self._values), *self._others.told]
+        names = [*(_TABLE if with_defaults else self._values), *self._foreign.explicit]
         return {name: masked(name, self._get(name)) for name in sorted(names)}
 
     def humanize(self) -> dict[str, Any]:
@@ -296,17 +296,17 @@ def _import(path: str) -> Any:
     """`module` or `module:attribute` or `package.module.attribute`."""
     module, _, attribute = path.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        source: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         parent, _, last = module.rpartition(".")
         if not parent or attribute or error.name != module:
             raise ConfigurationError(f"the configuration module {path!r} cannot be imported: {error}") from error
-        found, attribute = importlib.import_module(parent), last
+        source, attribute = importlib.import_module(parent), last
     for part in filter(None, attribute.split(".")):
-        if not hasattr(found, part):
+        if not hasattr(source, part):
             raise ConfigurationError(f"{module!r} has no attribute {attribute!r} to take the configuration from")
-        found = getattr(found, part)
-    return found
+        source = getattr(source, part)
+    return source
 
 
 def follow_django(source: Any, conf: Settings, namespace: str | None) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 _MISSING = object()
 
 
-class Others(MutableMapping[str, Any]):
+class ForeignSettings(MutableMapping[str, Any]):
     """Found under the name that they were given, in capitals, or with the namespace in front: `conf.once_timeout` is
     `CELERY_ONCE_TIMEOUT`. A configuration is asked when a name is looked for: Django refuses to tell some that are not set.
     """
 
     def __init__(self) -> None:
         # Set one by one, or in a namespace of ours.
-        self.told: dict[str, Any] = {}
+        self.explicit: dict[str, Any] = {}
         self._kept: dict[str, Any] = {}
-        # What was read, each with the beginning of its names, the last one first.
+        # Sources that were read, each with the prefix of its names; the last one first.
         self._sources: list[tuple[Any, str]] = []
 
     def add_source(self, source: Any, namespace: str | None) -> None:
@@ -43,26 +43,28 @@ class Others(MutableMapping[str, Any]):
         yield from (name.upper(), name.lower(), self.bare(name))
 
     def __getitem__(self, name: str) -> Any:
-        sources = [self.told, self._kept, *(source for source, _ in self._sources)]
+        sources = [self.explicit, self._kept, *(source for source, _ in self._sources)]
         for spelling in dict.fromkeys(self._spellings(name)):
             for source in sources:
-                found = source.get(spelling, _MISSING) if isinstance(source, Mapping) else _attribute(source, spelling)
-                if found is not _MISSING:
-                    return found
+                value = source.get(spelling, _MISSING) if isinstance(source, Mapping) else _attribute(source, spelling)
+                if value is not _MISSING:
+                    return value
         raise KeyError(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self.told[name] = value
+        self.explicit[name] = value
 
     def __delitem__(self, name: str) -> None:
-        del self.told[name]
+        del self.explicit[name]
 
     def __iter__(self) -> Iterator[str]:
         """With a namespace only the names in it: others of Django's settings may not be asked for."""
-        names = {**self.told, **self._kept}
+        names = {**self.explicit, **self._kept}
         for source, prefix in self._sources:
-            found = source if isinstance(source, Mapping) else dir(source)
-            names.update(dict.fromkeys(name for name in found if name.startswith(prefix) and not name.startswith("_")))
+            attributes = source if isinstance(source, Mapping) else dir(source)
+            names.update(
+                dict.fromkeys(name for name in attributes if name.startswith(prefix) and not name.startswith("_"))
+            )
         return iter(names)
 
     def __len__(self) -> int:
@@ -70,12 +72,12 @@ class Others(MutableMapping[str, Any]):
 
     def replace(self, values: Mapping[str, Any]) -> None:
         """Have these set, and no more."""
-        self.told.clear()
-        self.told.update(values)
+        self.explicit.clear()
+        self.explicit.update(values)
 
     def clear(self) -> None:
         """Forget all."""
-        for names in (self.told, self._kept, self._sources):
+        for names in (self.explicit, self._kept, self._sources):
             names.clear()
 
 
