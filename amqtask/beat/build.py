@@ -53,8 +53,8 @@ def build_beat(app: AmqTask, options: BeatOptions) -> BeatProcess:
 
 
 def _pinged(app: AmqTask, options: BeatOptions, loop: Any) -> Pinged | None:
-    asked = options.remote_control
-    if not (app.conf.beat_enable_remote_control if asked is None else asked) or app.memory_broker is not None:
+    is_enabled = options.remote_control
+    if not (app.conf.beat_enable_remote_control if is_enabled is None else is_enabled) or app.memory_broker is not None:
         return None
     nodename = options.hostname or f"celerybeat@{socket.gethostname()}"
     return Pinged(
@@ -109,8 +109,8 @@ def _beat(
     conf = app.conf
     factory = find_store(options.scheduler or conf.beat_scheduler)
     if hasattr(factory, "make_beat"):
-        own: BeatService = factory.make_beat(app, options, loop, on_start=on_start, on_failed=on_failed)
-        return own
+        custom_beat: BeatService = factory.make_beat(app, options, loop, on_start=on_start, on_failed=on_failed)
+        return custom_beat
     queue = leader_queue(leader_name(app, options.scheduler), queue_type=conf.task_default_queue_type)
     make_consumer, publisher = _transport(app, loop, client_name)
 
@@ -139,8 +139,8 @@ def _transport(
         broker = app.memory_broker
         consumers = importlib.import_module("amqtask.transport.memory.consumer")
         publishers = importlib.import_module("amqtask.transport.memory.publisher")
-        made: LoopPublisher = publishers.MemoryLoopPublisher(broker, loop, on_warning=logger.warning)
-        return lambda listener: consumers.MemoryConsumer(broker, loop, listener), made
+        memory_publisher: LoopPublisher = publishers.MemoryLoopPublisher(broker, loop, on_warning=logger.warning)
+        return lambda listener: consumers.MemoryConsumer(broker, loop, listener), memory_publisher
     timeout = app.conf.broker_connection_timeout
     shared = SharedConnection(app.write_addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=client_name)
 

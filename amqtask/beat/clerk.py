@@ -62,8 +62,8 @@ class Clerk:
                 logger.warning("beat: the schedule store does not answer; leaving it behind")
 
     def _run(self) -> None:
-        while (found := self._jobs.get()) is not None:
-            job, on_error = found
+        while (queued := self._jobs.get()) is not None:
+            job, on_error = queued
             try:
                 if self._store is None:
                     self._store = self._open()

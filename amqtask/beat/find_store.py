@@ -28,8 +28,8 @@ StoreFactory = Callable[["AmqTask", "StoreOptions"], "ScheduleStore"]
 
 def short_name(spec: str | None) -> str:
     """The name of a store, Celery's own names translated."""
-    wanted = spec or DEFAULT
-    return _CELERYS.get(wanted.replace(":", "."), wanted)
+    name = spec or DEFAULT
+    return _CELERYS.get(name.replace(":", "."), name)
 
 
 def find_store(spec: str | None) -> Any:
@@ -37,37 +37,37 @@ def find_store(spec: str | None) -> Any:
 
     Raises: ConfigurationError saying what there is.
     """
-    wanted = short_name(spec)
-    theirs = _of_library(spec or "") if wanted == "django" else None
+    name = short_name(spec)
+    theirs = _of_library(spec or "") if name == "django" else None
     if theirs is not None:
         return theirs
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     try:
-        if wanted in points:
-            found: Any = points[wanted].load()
-        elif ":" in wanted or "." in wanted:
-            found = _by_path(wanted)
+        if name in points:
+            store: Any = points[name].load()
+        elif ":" in name or "." in name:
+            store = _by_path(name)
         else:
-            known = ", ".join(sorted(points))
-            raise ConfigurationError(f"no schedule store {wanted!r}: there are {known}; or say module:Class")
+            names = ", ".join(sorted(points))
+            raise ConfigurationError(f"no schedule store {name!r}: there are {names}; or say module:Class")
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"the schedule store {spec!r} cannot be loaded: {error}") from error
-    if not hasattr(found, "make_beat") and not (hasattr(found, "entries") and hasattr(found, "record")):
+    if not hasattr(store, "make_beat") and not (hasattr(store, "entries") and hasattr(store, "record")):
         raise ConfigurationError(
             f"{spec!r} is not a schedule store (amqtask.beat.contract.ScheduleStore): it has no entries() and record(). A "
             "scheduler class written for Celery must derive from amqtask.beat.Scheduler in place of celery.beat.Scheduler."
         )
-    return found
+    return store
 
 
 def _of_library(path: str) -> Any:
     """django-celery-beat's own scheduler, where its tables are this project's, ours are not, and it derives from amqtask.beat."""
     if "django_celery_beat.models" not in sys.modules or "amqtask.contrib.django.models" in sys.modules:
         return None
-    found = _by_path(
+    scheduler = _by_path(
         path if path.startswith("django_celery_beat") else "django_celery_beat.schedulers:DatabaseScheduler"
     )
-    return found if hasattr(found, "make_beat") else None
+    return scheduler if hasattr(scheduler, "make_beat") else None
 
 
 def _by_path(path: str) -> Any:

@@ -65,10 +65,10 @@ class LeaderListener(Protocol):
 
 def leader_queue(name: str, *, queue_type: str) -> Queue:
     """The queue that holds the state of the beats called `name`."""
-    asked: dict[str, object] = {"x-queue-type": queue_type, "x-single-active-consumer": True}
+    queue_arguments: dict[str, object] = {"x-queue-type": queue_type, "x-single-active-consumer": True}
     if queue_type == "quorum":
-        asked["x-delivery-limit"] = NO_LIMIT
-    return Queue(name, arguments=arguments(asked))
+        queue_arguments["x-delivery-limit"] = NO_LIMIT
+    return Queue(name, arguments=arguments(queue_arguments))
 
 
 class Leadership:
@@ -93,7 +93,7 @@ class Leadership:
         self._consumer.add_queue(queue, prefetch=PREFETCH)
         self._epoch = -1
         self._last_tag = self._acked_tag = 0
-        self._own: set[str] = set()
+        self._published_ids: set[str] = set()
         self._waiting: list[bytes] = []
         self._settling: Timer | None = None
         self._is_leading = False
@@ -141,7 +141,7 @@ class Leadership:
 
     def _publish(self, state: bytes, on_done: Callable[[PublishError | None], None]) -> None:
         message_id = str(uuid.uuid4())
-        self._own.add(message_id)
+        self._published_ids.add(message_id)
         properties = Properties(content_type="application/json", message_id=message_id)
         self._publisher.publish(Message(state, properties, "", self._queue.name, (self._queue,)), on_done)
 
@@ -162,8 +162,8 @@ class Leadership:
             return
         self._epoch, self._last_tag = delivery.epoch, delivery.tag
         message_id = delivery.properties.message_id
-        if self._is_leading and message_id in self._own:
-            self._own.discard(message_id)
+        if self._is_leading and message_id in self._published_ids:
+            self._published_ids.discard(message_id)
             return
         self._waiting.append(delivery.body)
         if self._settling is None:
@@ -184,7 +184,7 @@ class Leadership:
 
     def on_connection_lost(self, error: Exception) -> None:
         """The broker has the state again, and what was written since it noticed reaches nobody."""
-        self._own.clear()
+        self._published_ids.clear()
         self._follow(f"the connection was lost: {error}")
 
     def on_cancelled(self, queue: str, reason: str) -> None:

@@ -34,8 +34,8 @@ def encode(positions: Mapping[str, Position]) -> bytes:
 def decode(body: bytes) -> dict[str, Position]:
     """From the broker. Raises: ValueError for what is no such state."""
     try:
-        found = json.loads(body)
-        return {str(name): _position(*given[:3]) for name, given in found["entries"].items()}
+        document = json.loads(body)
+        return {str(name): _position(*fields[:3]) for name, fields in document["entries"].items()}
     except (
         KeyError,
         TypeError,
@@ -57,13 +57,13 @@ def _position(since: Any, count: Any = 0, has_run: Any = 0) -> Position:
 
 def merged(states: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
     """The furthest of each entry."""
-    found: dict[str, Position] = {}
+    furthest: dict[str, Position] = {}
     for state in states:
         for name, position in state.items():
-            known = found.get(name)
-            if known is None or _rank(position) > _rank(known):
-                found[name] = position
-    return found
+            current = furthest.get(name)
+            if current is None or _rank(position) > _rank(current):
+                furthest[name] = position
+    return furthest
 
 
 def _rank(position: Position) -> tuple[bool, datetime, int]:

@@ -77,25 +77,25 @@ class Scheduler:
             # One that is to run once and is enabled has been enabled again, as far as its store knows.
             if entry.last_due_at is not None and not entry.one_off
         }
-        found = merged([*states, remembered])
+        furthest = merged([*states, remembered])
         self._positions = {}
         for entry in self._entries.values():
             if entry.enabled:
-                known = found.pop(entry.name, Position(now, entry.total_run_count))
-                self._positions[entry.name] = _unless_renewed(entry, known, now)
+                reached = furthest.pop(entry.name, Position(now, entry.total_run_count))
+                self._positions[entry.name] = _unless_renewed(entry, reached, now)
         self._foreign = {
             name: position
-            for name, position in found.items()
+            for name, position in furthest.items()
             if name not in self._entries and now - position.since < FOREIGN_KEPT
         }
         self._plan_all()
 
     def learn(self, states: Iterable[Mapping[str, Position]]) -> None:
         """Others know these too: an entry that never ran here may have run there."""
-        known = merged([self._positions, *states])
+        furthest = merged([self._positions, *states])
         for name, position in self._positions.items():
-            if known[name] != position and not position.has_run:
-                self._positions[name] = known[name]
+            if furthest[name] != position and not position.has_run:
+                self._positions[name] = furthest[name]
                 self._plan(name)
 
     def update(self, entries: Iterable[Entry], now: datetime) -> bool:
@@ -106,15 +106,15 @@ class Scheduler:
         for entry in self._entries.values():
             if not entry.enabled:
                 continue
-            known = self._positions.get(entry.name)
+            position = self._positions.get(entry.name)
             old = before.get(entry.name)
-            if known is None:
-                known = Position(now, entry.total_run_count)
+            if position is None:
+                position = Position(now, entry.total_run_count)
             elif old is not None and old.schedule != entry.schedule:
-                known = _after_change(entry, known, now)
+                position = _after_change(entry, position, now)
             else:
-                known = _unless_renewed(entry, known, now)
-            positions[entry.name] = known
+                position = _unless_renewed(entry, position, now)
+            positions[entry.name] = position
             self._foreign.pop(entry.name, None)
         changed = positions != self._positions
         self._positions = positions
@@ -132,15 +132,15 @@ class Scheduler:
             due_at, _, name = heapq.heappop(self._heap)
             if self._next.get(name) == due_at:
                 names.add(name)
-        found = []
+        due_now = []
         for name in names:
             dues = list(self._dues(self._entries[name], now))
             if dues:
                 self._push(name, dues[0].due_at)  # until it is advanced
-                found += dues
+                due_now += dues
             else:
                 self._plan(name)  # too late for it: its position has moved on
-        return sorted(found, key=lambda due: (due.due_at, due.entry.name))
+        return sorted(due_now, key=lambda due: (due.due_at, due.entry.name))
 
     def _pull_back(self, now: datetime) -> None:
         """A clock that was ahead has left positions in the future: nothing would be due before that time came."""
@@ -276,15 +276,15 @@ def _counts_from_start(entry: Entry) -> bool:
     return isinstance(entry.schedule, schedule) and not entry.schedule.relative
 
 
-def _unless_renewed(entry: Entry, known: Position, now: datetime) -> Position:
-    """A store disables what was to run once when it is told of the run: one that is enabled and knows of it was enabled again."""
-    is_told = entry.last_due_at is not None and entry.last_due_at >= known.since
-    return Position(now, entry.total_run_count) if entry.one_off and known.has_run and is_told else known
+def _unless_renewed(entry: Entry, position: Position, now: datetime) -> Position:
+    """A store disables a one-off entry when it learns of the run: an enabled one whose run it knows was enabled again."""
+    is_told = entry.last_due_at is not None and entry.last_due_at >= position.since
+    return Position(now, entry.total_run_count) if entry.one_off and position.has_run and is_told else position
 
 
-def _after_change(entry: Entry, known: Position, now: datetime) -> Position:
+def _after_change(entry: Entry, position: Position, now: datetime) -> Position:
     if isinstance(entry.schedule, schedule):
-        return known
+        return position
     if isinstance(entry.schedule, clocked):
-        return Position(now, known.total_run_count)
-    return known._replace(since=max(known.since, now))
+        return Position(now, position.total_run_count)
+    return position._replace(since=max(position.since, now))

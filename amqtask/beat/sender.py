@@ -30,8 +30,8 @@ class AppSender:
 
     def task_id(self, due: Due) -> str:
         """Of the entry's options, else a UUID of version 5."""
-        own = due.entry.options.get("task_id")
-        return str(own) if own else str(uuid.uuid5(self._space, f"{due.entry.name}\n{due.due_at.isoformat()}"))
+        task_id = due.entry.options.get("task_id")
+        return str(task_id) if task_id else str(uuid.uuid5(self._space, f"{due.entry.name}\n{due.due_at.isoformat()}"))
 
     def compose(self, due: Due) -> Message:
         """The message. Raises: TypeError, ValueError, EncodeError, QueueNotFound; whatever a lazy argument raises."""

@@ -75,7 +75,7 @@ class Beat:
         max_interval: float | None = None,
         on_start: Callable[[Beat], None] = lambda beat: None,
         on_failed: Callable[[Exception], None] = lambda error: None,
-        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self._loop = loop
         self._clerk = clerk
@@ -86,7 +86,7 @@ class Beat:
         self._max_interval = max_interval
         self._on_start = on_start
         self._on_failed = on_failed
-        self._now = now
+        self._clock = clock
         self._poll: Ticker | None = None
         self._timer: Timer | None = None
         self._is_started = False
@@ -137,12 +137,12 @@ class Beat:
         self._clerk.close()
         self._leadership.stop(on_stopped)
 
-    def _begin(self, found: tuple[float, list[Entry]]) -> None:
+    def _begin(self, loaded: tuple[float, list[Entry]]) -> None:
         if self._is_stopped:
             return
-        poll_seconds, entries = found
+        poll_seconds, entries = loaded
         interval = min(poll_seconds, self._max_interval) if self._max_interval else poll_seconds
-        self.scheduler.update(entries, self._now())
+        self.scheduler.update(entries, self._clock())
         self._poll = Ticker(self._loop, max(0.1, interval), self._look_for_changes)
         self._poll.start()
         self._leadership.start()
@@ -174,7 +174,7 @@ class Beat:
         if entries is None or self._is_stopped:
             return
         logger.info("beat: the schedule has changed")
-        self._is_dirty |= self.scheduler.update(entries, self._now())
+        self._is_dirty |= self.scheduler.update(entries, self._clock())
         self._tick()
 
     def _store_failed(self, error: Exception) -> None:
@@ -186,14 +186,14 @@ class Beat:
 
     def _known(self) -> bytes:
         """What this beat can tell those who have lost the state; what is old is known better elsewhere."""
-        is_fresh = self._saved_at is not None and self._now() - self._saved_at < timedelta(seconds=KNOWN_SECONDS)
+        is_fresh = self._saved_at is not None and self._clock() - self._saved_at < timedelta(seconds=KNOWN_SECONDS)
         return self._saved if is_fresh else encode({})
 
     def on_leading(self, states: Sequence[bytes]) -> None:
         """The broker has given us the state: go on from there."""
         self._term += 1
         self.is_busy = False
-        self.scheduler.resume(_read([*states, self._known()]), self._now())
+        self.scheduler.resume(_read([*states, self._known()]), self._clock())
         self._is_dirty = True
         logger.info("beat: leading; entries: %d", len(self.scheduler.entries))
         self._tick()
@@ -231,7 +231,7 @@ class Beat:
             self._is_refused = False
             self._timer = self._loop.call_later(AGAIN_SECONDS, self._tick)
             return
-        now = self._now()
+        now = self._clock()
         dues = self.scheduler.take(now)
         if dues:
             self._send(dues, now)
@@ -280,8 +280,8 @@ class Beat:
     def _complain(self, due: Due, error: PublishError, *, passes: bool) -> None:
         """Once until it is taken: what stays due is tried again every second."""
         level = logging.DEBUG if due.entry.name in self._refused else logging.ERROR
-        then = "is tried again" if passes else "goes on with its next due time"
-        logger.log(level, "beat: %s (%s) is not sent, and %s: %s", due.entry.name, due.entry.task, then, error)
+        consequence = "is tried again" if passes else "goes on with its next due time"
+        logger.log(level, "beat: %s (%s) is not sent, and %s: %s", due.entry.name, due.entry.task, consequence, error)
         if passes:
             self._refused.add(due.entry.name)
 
@@ -289,8 +289,8 @@ class Beat:
         """All of a batch are confirmed or given up."""
         if batch.term != self._term:
             return
-        runs, messages, now = [], [], self._now()
-        for due, message in sorted(batch.ended, key=lambda each: each[0].due_at):
+        runs, messages, now = [], [], self._clock()
+        for due, message in sorted(batch.ended, key=lambda pair: pair[0].due_at):
             if due.due_at >= batch.still_due.get(due.entry.name, LAST):
                 continue  # one that was taken after one that was not goes again too, under its id
             count = self.scheduler.advance(due)
@@ -312,7 +312,7 @@ class Beat:
         def saved() -> None:
             if term != self._term:
                 return
-            self._saved, self._saved_at = state, self._now()
+            self._saved, self._saved_at = state, self._clock()
             self.is_busy = False
             if runs:
                 self._clerk.ask(lambda store: store.record(runs), lambda _: None, self._store_failed)
@@ -346,10 +346,10 @@ class _Batch:
 
 
 def _read(states: Sequence[bytes]) -> list[dict[str, Position]]:
-    found = []
+    positions = []
     for state in states:
         try:
-            found.append(decode(state))
+            positions.append(decode(state))
         except ValueError as error:
             logger.error("beat: a state in the broker cannot be read and is left out: %s", error)
-    return found
+    return positions

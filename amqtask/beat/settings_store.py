@@ -51,16 +51,16 @@ class MemoryStore:
     def __init__(self, app: AmqTask, options: StoreOptions) -> None:
         self._app = app
         self._last: dict[str, LastRun] = {}
-        self._told: dict[str, Any] | None = None
+        self._last_snapshot: dict[str, Any] | None = None
 
     def entries(self) -> Iterable[Entry]:
         """The entries as the settings are now. Raises: ConfigurationError naming the entry that is wrong."""
-        self._told = _snapshot(self._app)
+        self._last_snapshot = _snapshot(self._app)
         return [self._with_last_run(entry) for entry in entries_of(self._app)]
 
     def has_changed(self) -> bool:
         """Whether the application's beat_schedule was changed since."""
-        return _snapshot(self._app) != self._told
+        return _snapshot(self._app) != self._last_snapshot
 
     def record(self, runs: Sequence[Run]) -> None:
         """Keep the last run of each."""
@@ -169,11 +169,11 @@ def entries_of(app: AmqTask) -> Iterable[Entry]:
 
     Raises: ConfigurationError naming the entry that is wrong.
     """
-    found = dict(app.conf.beat_schedule or {})
-    if CLEANUP not in found and _needs_cleanup(app):
+    entries = dict(app.conf.beat_schedule or {})
+    if CLEANUP not in entries and _needs_cleanup(app):
         # Celery's hour and expiry (celery/beat.py, install_default_entries).
-        found[CLEANUP] = {"task": CLEANUP, "schedule": crontab(0, 4), "options": {"expires": 12 * 3600}}
-    return [entry_of(app, name, given) for name, given in found.items()]
+        entries[CLEANUP] = {"task": CLEANUP, "schedule": crontab(0, 4), "options": {"expires": 12 * 3600}}
+    return [entry_of(app, name, fields) for name, fields in entries.items()]
 
 
 def _needs_cleanup(app: AmqTask) -> bool:
@@ -184,33 +184,33 @@ def _needs_cleanup(app: AmqTask) -> bool:
 
 def _snapshot(app: AmqTask) -> dict[str, Any]:
     """What is compared to see a change, also one inside an entry."""
-    found = dict(app.conf.beat_schedule or {})
-    return {name: dict(given) if isinstance(given, Mapping) else given for name, given in found.items()}
+    entries = dict(app.conf.beat_schedule or {})
+    return {name: dict(fields) if isinstance(fields, Mapping) else fields for name, fields in entries.items()}
 
 
-def entry_of(app: AmqTask, name: str, given: Any) -> Entry:
+def entry_of(app: AmqTask, name: str, fields: Any) -> Entry:
     """One entry of beat_schedule. Raises: ConfigurationError."""
-    if not isinstance(given, Mapping):
-        raise ConfigurationError(f"beat_schedule[{name!r}] is not a mapping with task and schedule, but {given!r}")
-    strange = sorted(set(map(str, given)) - _FIELDS - _IGNORED)
+    if not isinstance(fields, Mapping):
+        raise ConfigurationError(f"beat_schedule[{name!r}] is not a mapping with task and schedule, but {fields!r}")
+    strange = sorted(set(map(str, fields)) - _FIELDS - _IGNORED)
     if strange:
         raise ConfigurationError(
             f"beat_schedule[{name!r}] has no field {', '.join(map(repr, strange))}; there are {', '.join(sorted(_FIELDS))}"
         )
-    task = given.get("task")
+    task = fields.get("task")
     task = getattr(task, "name", task)
-    if not isinstance(task, str) or given.get("schedule") is None:
+    if not isinstance(task, str) or fields.get("schedule") is None:
         raise ConfigurationError(f"beat_schedule[{name!r}] needs a task (its name) and a schedule")
     try:
-        schedule = maybe_schedule(given["schedule"], bool(given.get("relative", False)))
+        schedule = maybe_schedule(fields["schedule"], bool(fields.get("relative", False)))
     except ConfigurationError as error:
         raise ConfigurationError(f"beat_schedule[{name!r}]: {error}") from error
     return Entry(
         name=str(name),
         task=task,
         schedule=schedule,
-        args=tuple(given.get("args") or ()),
-        kwargs=dict(given.get("kwargs") or {}),
-        options=dict(given.get("options") or {}),
-        enabled=bool(given.get("enabled", True)),
+        args=tuple(fields.get("args") or ()),
+        kwargs=dict(fields.get("kwargs") or {}),
+        options=dict(fields.get("options") or {}),
+        enabled=bool(fields.get("enabled", True)),
     )

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 DJANGO = "amqtask.contrib.django.outbox"
 
 
-def find_outbox(told: Any, app: AmqTask) -> Outbox:
+def find_outbox(setting: Any, app: AmqTask) -> Outbox:
     """True: Django's; `module:name`: that object. Raises: ConfigurationError."""
-    if told is True or told in ("django", "True", "true", "1"):
-        made: Outbox = importlib.import_module(DJANGO).DjangoOutbox(app.conf.outbox_database)
-        return made
-    if not isinstance(told, str):
-        return cast("Outbox", told)
-    module, _, name = told.partition(":")
+    if setting is True or setting in ("django", "True", "true", "1"):
+        django_outbox: Outbox = importlib.import_module(DJANGO).DjangoOutbox(app.conf.outbox_database)
+        return django_outbox
+    if not isinstance(setting, str):
+        return cast("Outbox", setting)
+    module, _, name = setting.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name) if name else None
+        outbox = getattr(importlib.import_module(module), name) if name else None
     except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"outbox = {told!r}: {error}") from error
-    if not hasattr(found, "transaction"):
+        raise ConfigurationError(f"outbox = {setting!r}: {error}") from error
+    if not hasattr(outbox, "transaction"):
         raise ConfigurationError(
-            f"outbox = {told!r} names no outbox: True is Django's, 'proj.db:outbox' an object in a module of yours"
+            f"outbox = {setting!r} names no outbox: True is Django's, 'proj.db:outbox' an object in a module of yours"
         )
-    return cast("Outbox", found)
+    return cast("Outbox", outbox)

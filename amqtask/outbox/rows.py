@@ -65,8 +65,8 @@ def as_message(text: str, body: bytes, delays: DelayPlan, *, now: float | None =
         return delays.delayed(message, _moment(headers["eta"]) - now, now=now)
     if message.properties.expiration is not None and headers.get("expires"):
         # Left over of its time. Once that is up it goes without: a worker tells then that it has expired.
-        left = int((_moment(headers["expires"]) - now) * 1000)
-        message.properties.expiration = str(left) if left > 0 else None
+        milliseconds = int((_moment(headers["expires"]) - now) * 1000)
+        message.properties.expiration = str(milliseconds) if milliseconds > 0 else None
     return message
 
 
@@ -109,10 +109,10 @@ def _checked(name: str, value: Any) -> Any:
 
 def _moment(text: str) -> float:
     try:
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except (ValueError, TypeError, AttributeError) as error:
         raise RowUnreadable(f"the row's eta or expires is {text!r}, not a time in ISO 8601") from error
-    return (found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)).timestamp()
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 # -- values
@@ -126,8 +126,8 @@ def _plain(value: Any) -> Any:
         strange = [name for name in value if not isinstance(name, str)]
         if strange:
             raise EncodeError(f"header names are text, not {strange[0]!r}")
-        found = {name: _plain(item) for name, item in value.items()}
-        return {"$table": found} if any(name.startswith("$") for name in found) else found
+        table = {name: _plain(item) for name, item in value.items()}
+        return {"$table": table} if any(name.startswith("$") for name in table) else table
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, datetime):

@@ -99,7 +99,7 @@ class Bench:
             sender=AppSender(self.app, QUEUE),
             publisher=publisher,
             make_leadership=lead,
-            now=lambda: self.now,
+            clock=lambda: self.now,
             **options,  # type: ignore[arg-type]
         )
 
