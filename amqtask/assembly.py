@@ -433,7 +433,7 @@ class _Builder:
         autoscale: Autoscale | None = None
         if self.options.autoscale is not None:
             max_slots, min_slots = self.options.autoscale
-            autoscale = Autoscale(worker, orders, most=max_slots, least=min_slots)
+            autoscale = Autoscale(worker, orders, max_slots=max_slots, min_slots=min_slots)
             services.append(autoscale)
         events = self.events(worker)
         services.append(events)

@@ -50,14 +50,14 @@ class EventDispatcher:
     def send(self, type: str, blind: bool = False, **fields: Any) -> None:
         """Publish an event, transient but confirmed; `blind` leaves the logical time out. Raises: PublishError."""
         if self.enabled and (not self.groups or type.partition("-")[0] in self.groups):
-            told = self._event(type, fields, blind=blind)
-            self._publish(event_message(told, self._exchange, serializer=self._serializer))
+            event_fields = self._event(type, fields, blind=blind)
+            self._publish(event_message(event_fields, self._exchange, serializer=self._serializer))
 
     def _event(self, type: str, fields: Mapping[str, Any], *, blind: bool) -> dict[str, Any]:
         with self._lock:
             clock = None if blind else self.clock.forward()
-        own = {"timestamp": self._wall_clock(), "pid": os.getpid(), "utcoffset": utc_offset(), **fields}
-        return event(type, self.hostname, clock=clock, **own)
+        all_fields = {"timestamp": self._wall_clock(), "pid": os.getpid(), "utcoffset": utc_offset(), **fields}
+        return event(type, self.hostname, clock=clock, **all_fields)
 
     def enable(self) -> None:
         """Send from now on."""
@@ -74,6 +74,6 @@ class EventDispatcher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()

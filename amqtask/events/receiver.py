@@ -159,4 +159,4 @@ class EventReceiver:
         except MessageError as error:
             logger.warning("events: a message under %r is skipped: %s", delivery.routing_key, error)
             return
-        self._came.extend(self.event_from_message(each)[1] for each in events)
+        self._came.extend(self.event_from_message(event)[1] for event in events)

@@ -61,7 +61,7 @@ class SentEvents:
     def sent(self, messages: Sequence[Message]) -> None:
         """The broker has these task messages."""
         hostname, now, offset, pid = anonymous_name(), self._wall_clock(), utc_offset(), os.getpid()
-        told = [
+        events = [
             event(
                 "task-sent",
                 hostname,
@@ -73,12 +73,12 @@ class SentEvents:
             )
             for message in messages
         ]
-        if len(told) == 1:
-            self._tell((event_message(told[0], self._exchange, serializer=self._serializer),))
-        elif told:
+        if len(events) == 1:
+            self._tell((event_message(events[0], self._exchange, serializer=self._serializer),))
+        elif events:
             self._tell(
                 [
-                    events_message(told[start : start + BATCH], self._exchange, serializer=self._serializer)
-                    for start in range(0, len(told), BATCH)
+                    events_message(events[start : start + BATCH], self._exchange, serializer=self._serializer)
+                    for start in range(0, len(events), BATCH)
                 ]
             )

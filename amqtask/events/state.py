@@ -174,7 +174,7 @@ class Task:
         fields: Event | None = None,
     ) -> None:
         """Take one of its events in; `type_` is "received", "succeeded" …"""
-        told = _settable(fields or {}, Task)
+        new_fields = _settable(fields or {}, Task)
         state = STATE_OF_EVENT.get(type_)
         if state is None:
             state = type_.upper()
@@ -182,25 +182,25 @@ class Task:
             setattr(self, type_, timestamp)
         if states.RETRY not in (state, self.state) and _rank(state) > _rank(self.state):
             # It happened before what is known already, and only fills gaps.
-            told = {name: value for name, value in told.items() if getattr(self, name, None) is None}
+            new_fields = {name: value for name, value in new_fields.items() if getattr(self, name, None) is None}
         else:
-            told.update(state=state, timestamp=timestamp)
-        self.__dict__.update(told)
+            new_fields.update(state=state, timestamp=timestamp)
+        self.__dict__.update(new_fields)
 
     def info(self, fields: Iterable[str] | None = None, extra: Iterable[str] = ()) -> dict[str, Any]:
         """What is worth showing."""
         names = [*(self._info_fields if fields is None else fields), *extra]
-        found = {name: getattr(self, name, None) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        shown = {name: getattr(self, name, None) for name in names}
+        return {name: value for name, value in shown.items() if value is not None}
 
     def as_dict(self) -> dict[str, Any]:
         """All that is known; `root`, `parent` and `children` as ids."""
-        found = {name: getattr(self, name) for name in self._fields}
+        own_fields = {name: getattr(self, name) for name in self._fields}
         return {
-            **found,
+            **own_fields,
             "root": self.root_id,
             "parent": self.parent_id,
-            "children": [each.uuid for each in self.children],
+            "children": [child.uuid for child in self.children],
         }
 
     @property
@@ -218,13 +218,13 @@ class Task:
 
     @property
     def parent(self) -> Task | None:
-        return self._other(self.parent_id)
+        return self._task_with(self.parent_id)
 
     @property
     def root(self) -> Task | None:
-        return self._other(self.root_id)
+        return self._task_with(self.root_id)
 
-    def _other(self, uuid: str | None) -> Task | None:
+    def _task_with(self, uuid: str | None) -> Task | None:
         return self.cluster_state.tasks.get(uuid) if uuid and self.cluster_state is not None else None
 
     def __eq__(self, other: object) -> bool:
@@ -250,8 +250,8 @@ class TaskIndex(dict[str, set[Task]]):
     def __call__(self, key: str, limit: int | None = None, reverse: bool = True) -> Iterator[tuple[str, Task]]:
         members = self[key]
         pairs = list(self._by_time())
-        found = (pair for pair in (pairs if reverse else reversed(pairs)) if pair[1] in members)
-        return islice(found, limit)
+        matching = (pair for pair in (pairs if reverse else reversed(pairs)) if pair[1] in members)
+        return islice(matching, limit)
 
     def add(self, key: str, task: Task) -> None:
         self.setdefault(key, set()).add(task)
@@ -328,14 +328,14 @@ class State:
             handler = self.handlers.get(group)
             if handler is not None:
                 return handler(subject, event), subject
-            known = {name: value for name, value in event.items() if _is_sound(name, value)}
-            hostname = known.get("hostname")
+            sound_fields = {name: value for name, value in event.items() if _is_sound(name, value)}
+            hostname = sound_fields.get("hostname")
             if hostname is None:
                 return None
             if group == "worker":
-                return self._worker_event(subject, hostname, known), subject
-            if group == "task" and "uuid" in known:
-                return self._task_event(subject, hostname, known), subject
+                return self._worker_event(subject, hostname, sound_fields), subject
+            if group == "task" and "uuid" in sound_fields:
+                return self._task_event(subject, hostname, sound_fields), subject
             return None
 
     def _worker_event(self, subject: str, hostname: str, event: Event) -> tuple[Worker, bool]:
@@ -417,8 +417,8 @@ class State:
         self.tasks[uuid] = task
         return task, True
 
-    def _keep(self, kept: dict[str, T], key: str, value: T, most: int) -> None:
-        if len(kept) >= most and key not in kept:
+    def _keep(self, kept: dict[str, T], key: str, value: T, limit: int) -> None:
+        if len(kept) >= limit and key not in kept:
             del kept[next(iter(kept))]
         kept[key] = value
 
@@ -500,12 +500,12 @@ def _moment(task: Task) -> tuple[int, float]:
     return task.clock, task.timestamp or 0.0
 
 
-def _settable(fields: Event, kind: type) -> dict[str, Any]:
+def _settable(fields: Event, record_class: type) -> dict[str, Any]:
     """Without what would hide a method or break our own bookkeeping."""
     return {
         name: value
         for name, value in fields.items()
-        if name not in _OURS and not name.startswith("_") and not hasattr(kind, name)
+        if name not in _OURS and not name.startswith("_") and not hasattr(record_class, name)
     }
 
 
@@ -514,9 +514,9 @@ _LINKS: dict[str, Any] = {"cluster_state": None, "children": None}
 
 
 def _restored(
-    kind: type[State], limits: tuple[int, int], workers: list[Event], tasks: list[Event], counts: tuple[int, int]
+    state_class: type[State], limits: tuple[int, int], workers: list[Event], tasks: list[Event], counts: tuple[int, int]
 ) -> State:
-    state = kind(max_workers_in_memory=limits[0], max_tasks_in_memory=limits[1])
+    state = state_class(max_workers_in_memory=limits[0], max_tasks_in_memory=limits[1])
     state.event_count, state.task_count = counts
     for fields in workers:
         worker = state.workers[fields["hostname"]] = Worker(fields["hostname"])

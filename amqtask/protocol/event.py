@@ -57,7 +57,15 @@ def receiver_queue(
 
 
 def event(
-    event_type: str, hostname: str, *, timestamp: float, clock: int | None, pid: int, utcoffset: int = 0, **fields: Any
+    event_type: str,
+    /,
+    hostname: str,
+    *,
+    timestamp: float,
+    clock: int | None,
+    pid: int,
+    utcoffset: int = 0,
+    **fields: Any,
 ) -> dict[str, Any]:
     """An event with the fields that all have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
     return {

@@ -60,9 +60,9 @@ def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, An
 def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, Any]:
     """The arguments; or their text, if its sender chose another one than Python's (to hide something, as a rule)."""
     headers = request.headers
-    told = headers.get("argsrepr"), headers.get("kwargsrepr")
-    if told != (None, None) and (safe or len(request.body) > LARGE):
-        return told
+    sent_reprs = headers.get("argsrepr"), headers.get("kwargsrepr")
+    if sent_reprs != (None, None) and (safe or len(request.body) > LARGE):
+        return sent_reprs
     try:
         accept = control.accept & _PLAIN
         args, kwargs, _ = request.decoded or decode_body(
@@ -70,12 +70,12 @@ def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, 
         )
         dumps([args, kwargs], "json")
     except (AmqTaskError, TypeError, ValueError):
-        return told
+        return sent_reprs
     shown = tuple(args), kwargs
     is_true = all(
-        text is None or _plain(saferepr(value)) == _plain(text) for text, value in zip(told, shown, strict=True)
+        text is None or _plain(saferepr(value)) == _plain(text) for text, value in zip(sent_reprs, shown, strict=True)
     )
-    return (list(args), dict(kwargs)) if is_true else told
+    return (list(args), dict(kwargs)) if is_true else sent_reprs
 
 
 def _plain(text: Any) -> str:
@@ -149,8 +149,8 @@ def _seconds(milliseconds: Any) -> float | None:
 
 def registered_info(name: str, task: Any, fields: Any) -> str:
     """`name [attribute=value …]`, as far as the task has them; private attributes are not told."""
-    wanted = [field for field in fields or TASK_FIELDS if isinstance(field, str) and not field.startswith("_")]
-    values = [f"{field}={getattr(task, field)}" for field in wanted if getattr(task, field, None) is not None]
+    names = [field for field in fields or TASK_FIELDS if isinstance(field, str) and not field.startswith("_")]
+    values = [f"{field}={getattr(task, field)}" for field in names if getattr(task, field, None) is not None]
     return f"{name} [{' '.join(values)}]" if values else name
 
 

@@ -46,8 +46,8 @@ def asked_queue(arguments: Mapping[str, Any], defaults: QueueDefaults) -> Queue 
     )
 
 
-def _exchange(name: str, kind: Any) -> Exchange:
-    kind = kind or "direct"
-    if kind not in EXCHANGE_TYPES and not str(kind).startswith("x-"):
-        raise ConfigurationError(f"there is no exchange type {kind!r}: it is {', '.join(EXCHANGE_TYPES)}")
-    return Exchange(name, type=str(kind))
+def _exchange(name: str, exchange_type: Any) -> Exchange:
+    exchange_type = exchange_type or "direct"
+    if exchange_type not in EXCHANGE_TYPES and not str(exchange_type).startswith("x-"):
+        raise ConfigurationError(f"there is no exchange type {exchange_type!r}: it is {', '.join(EXCHANGE_TYPES)}")
+    return Exchange(name, type=str(exchange_type))

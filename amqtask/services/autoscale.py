@@ -35,8 +35,8 @@ class Autoscale:
         worker: Worker,
         orders: Orders,
         *,
-        most: int,
-        least: int,
+        max_slots: int,
+        min_slots: int,
         keep: float = KEEP_SECONDS,
         check_every: float = CHECK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -45,8 +45,8 @@ class Autoscale:
         self._orders = orders
         self._keep = keep
         self._clock = clock
-        self.most = most
-        self.least = max(1, least)
+        self.max_slots = max_slots
+        self.min_slots = max(1, min_slots)
         self._last_needed = clock()
         self._ticker = Ticker(worker.loop, check_every, self.check)
 
@@ -59,7 +59,7 @@ class Autoscale:
     def check(self) -> None:
         """Look once."""
         slots = self._worker.pool.slots
-        needed = min(self.most, max(self.least, self._orders.backlog))
+        needed = min(self.max_slots, max(self.min_slots, self._orders.backlog))
         now = self._clock()
         if needed >= slots:
             self._last_needed = now
@@ -69,19 +69,19 @@ class Autoscale:
             self._last_needed = now
             self._scale(slots, needed)
 
-    def set_bounds(self, most: int | None, least: int | None) -> tuple[int, int]:
-        """By remote control. Returns (most, least)."""
-        self.most = max(1, most if most is not None else self.most)
-        self.least = max(1, min(self.most, least if least is not None else self.least))
-        self._worker.windows.resize(self.most)
+    def set_bounds(self, max_slots: int | None, min_slots: int | None) -> tuple[int, int]:
+        """By remote control. Returns (max_slots, min_slots)."""
+        self.max_slots = max(1, max_slots if max_slots is not None else self.max_slots)
+        self.min_slots = max(1, min(self.max_slots, min_slots if min_slots is not None else self.min_slots))
+        self._worker.windows.resize(self.max_slots)
         slots = self._worker.pool.slots
-        bounded = min(self.most, max(self.least, slots))
+        bounded = min(self.max_slots, max(self.min_slots, slots))
         if bounded != slots:
             self._scale(slots, bounded)
-        return self.most, self.least
+        return self.max_slots, self.min_slots
 
     def info(self) -> dict[str, Any]:
-        return {"max": self.most, "min": self.least, "current": self._worker.pool.slots}
+        return {"max": self.max_slots, "min": self.min_slots, "current": self._worker.pool.slots}
 
     def _scale(self, before: int, slots: int) -> None:
         logger.info("Scaling %s to %s.", "up" if slots > before else "down", count(slots, "slot"))

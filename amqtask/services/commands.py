@@ -56,7 +56,7 @@ class Control:
     reload: Callable[[Iterable[str] | None, bool], set[str]] | None = None
     elections: Elections | None = None
     # Delayed messages that this worker holds until their time, the soonest first.
-    delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda most: ()
+    delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
     # What custom commands are given as `state.app`.
     app: Any = None
     memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
@@ -127,13 +127,13 @@ def active_queues(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def conf(control: Control, arguments: Mapping[str, Any]) -> Any:
-    found = control.settings(bool(arguments.get("with_defaults")))
-    return {name: masked_plain(name, value) for name, value in found.items()}
+    settings = control.settings(bool(arguments.get("with_defaults")))
+    return {name: masked_plain(name, value) for name, value in settings.items()}
 
 
 def query_task(control: Control, arguments: Mapping[str, Any]) -> Any:
-    wanted = arguments.get("ids") or ()
-    ids = {wanted} if isinstance(wanted, str) else set(wanted)
+    task_ids = arguments.get("ids") or ()
+    ids = {task_ids} if isinstance(task_ids, str) else set(task_ids)
     orders = control.orders
     by_state = {"reserved": orders.reserved(), "scheduled": orders.soon(), "active": orders.active()}
     return {
@@ -164,7 +164,7 @@ def objgraph(control: Control, arguments: Mapping[str, Any]) -> Any:
     return {
         "filename": draw_references(
             str(arguments.get("type") or "Request"),
-            most=int(arguments.get("num") or 200),
+            limit=int(arguments.get("num") or 200),
             depth=int(arguments.get("max_depth") or 10),
         )
     }
@@ -197,16 +197,16 @@ def time_limit(control: Control, arguments: Mapping[str, Any]) -> Any:
     return {"ok": "time limits set successfully"}
 
 
-def _limit(arguments: Mapping[str, Any], kind: str) -> float | None:
-    given = arguments.get(kind)
-    if given is None:
+def _limit(arguments: Mapping[str, Any], limit_name: str) -> float | None:
+    raw_limit = arguments.get(limit_name)
+    if raw_limit is None:
         return None
     try:
-        seconds = as_limit(float(given))
+        seconds = as_limit(float(raw_limit))
     except (TypeError, ValueError, OverflowError):
         seconds = None
     if seconds is None:
-        raise ConfigurationError(f"a {kind} time limit is a number of seconds above 0, not {given!r}")
+        raise ConfigurationError(f"a {limit_name} time limit is a number of seconds above 0, not {raw_limit!r}")
     return seconds
 
 
@@ -221,8 +221,8 @@ def pool_shrink(control: Control, arguments: Mapping[str, Any]) -> Any:
 def autoscale(control: Control, arguments: Mapping[str, Any]) -> Any:
     if control.autoscale is None:
         return {"error": "Autoscale not enabled in this worker (start it with --autoscale=MAX,MIN)"}
-    most, least = control.autoscale.set_bounds(arguments.get("max"), arguments.get("min"))
-    return {"ok": f"autoscale now max={most} min={least}"}
+    max_slots, min_slots = control.autoscale.set_bounds(arguments.get("max"), arguments.get("min"))
+    return {"ok": f"autoscale now max={max_slots} min={min_slots}"}
 
 
 def add_consumer(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -258,8 +258,8 @@ def pool_restart(control: Control, arguments: Mapping[str, Any]) -> Any:
         return {"error": "Pool restarts not enabled (set worker_pool_restarts = True)"}
     if arguments.get("reloader") is not None:
         return {"error": "a reloader is a function of the worker's process and cannot be sent to it"}
-    reload, modules, again = control.reload, arguments.get("modules"), bool(arguments.get("reload"))
-    control.orders.restart_pool(lambda: reload([modules] if isinstance(modules, str) else modules, again))
+    reload, modules, reload_imported = control.reload, arguments.get("modules"), bool(arguments.get("reload"))
+    control.orders.restart_pool(lambda: reload([modules] if isinstance(modules, str) else modules, reload_imported))
     return {"ok": "reload started"}
 
 
@@ -319,8 +319,8 @@ COMMANDS: dict[str, Command] = {
 
 
 def _resized(control: Control, by: int) -> Any:
-    word = "grow" if by > 0 else "shrink"
+    verb = "grow" if by > 0 else "shrink"
     if control.autoscale is not None:
-        return {"error": f"pool_{word} is not supported with autoscale. Adjust autoscale range instead."}
+        return {"error": f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."}
     control.orders.resize(control.worker.pool.slots + by)
-    return {"ok": f"pool will {word}"}
+    return {"ok": f"pool will {verb}"}

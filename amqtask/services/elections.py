@@ -104,9 +104,9 @@ class _Candidate:
         self._on_over = on_over
         self._consumer = make_consumer(self)
         # It goes with its connection; x-expires is for a broker that does not notice the end of that.
-        asked = arguments({"x-expires": int(KEEP_SECONDS * 1000)})
+        queue_arguments = arguments({"x-expires": int(KEEP_SECONDS * 1000)})
         self._consumer.add_queue(
-            Queue(queue, durable=False, exclusive=True, auto_delete=True, arguments=asked), prefetch=1
+            Queue(queue, durable=False, exclusive=True, auto_delete=True, arguments=queue_arguments), prefetch=1
         )
         self._consumer.start()
         self._timer = loop.call_later(KEEP_SECONDS, self.leave)

@@ -183,8 +183,8 @@ class EventSender(Observer):
     def on_ended(self, request: Request, outcome: Outcome) -> None:
         if self._sent_events and outcome.publish:
             self._note_sent(outcome.publish)  # before the end, so that a retry is not PENDING but RETRY for monitors
-        for kind, fields in _ending(outcome, self._signums.pop(request.number, None)):
-            self._note(kind, request.id, request.task, fields)
+        for event_type, fields in _ending(outcome, self._signums.pop(request.number, None)):
+            self._note(event_type, request.id, request.task, fields)
 
     def _note_sent(self, messages: Iterable[Message]) -> None:
         for message in messages:
@@ -193,10 +193,10 @@ class EventSender(Observer):
                 task_id, name = fields.pop("uuid"), fields["name"]
                 self._note("task-sent", task_id, name, fields_text(fields))
 
-    def _note(self, kind: str, task_id: str, task: str, fields: str) -> None:
+    def _note(self, event_type: str, task_id: str, task: str, fields: str) -> None:
         if not task_id or task in self._silent:
             return
-        text = self._texts.text(kind, task_id, fields, clock=self._clock.forward(), timestamp=self._wall_clock())
+        text = self._texts.text(event_type, task_id, fields, clock=self._clock.forward(), timestamp=self._wall_clock())
         waiting = self._waiting
         if len(waiting) == MOST_WAITING:
             self._drop_one()
@@ -220,8 +220,8 @@ class EventSender(Observer):
     def _hand_over(self, *, everything: bool = False) -> None:
         """Publish what waits, in batches, as far as the window allows; only whole ones unless `everything`."""
         waiting = self._waiting
-        least = 1 if everything else BATCH
-        while len(waiting) >= least and self._on_their_way < WINDOW:
+        smallest_batch = 1 if everything else BATCH
+        while len(waiting) >= smallest_batch and self._on_their_way < WINDOW:
             batch = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
             self._on_their_way += 1
             message = texts_message(batch, self._exchange, hostname=self._hostname, serializer=self._serializer)
@@ -272,11 +272,11 @@ class EventSender(Observer):
             **SOFTWARE,
         }
 
-    def _tell_worker(self, kind: str, **fields: Any) -> None:
+    def _tell_worker(self, event_type: str, **fields: Any) -> None:
         if signals.heartbeat_sent:
             signals.heartbeat_sent.send(sender=self)
         event = {
-            "type": kind,
+            "type": event_type,
             "clock": self._clock.forward(),
             "timestamp": self._wall_clock(),
             "hostname": self._hostname,
@@ -328,4 +328,4 @@ def _revocation(outcome: Outcome, signum: int | None) -> str:
 
 
 def _load_average() -> list[float]:
-    return [ceil(each * 100) / 100 for each in os.getloadavg()]
+    return [ceil(load * 100) / 100 for load in os.getloadavg()]

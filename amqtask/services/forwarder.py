@@ -54,12 +54,12 @@ RETRY_SECONDS = 60.0
 class _Held:
     """A delivery that waits here, or is being published."""
 
-    __slots__ = ("at", "delivery", "due", "place", "tries")
+    __slots__ = ("at", "channel_key", "delivery", "due", "tries")
 
-    def __init__(self, delivery: Delivery, due: float, at: float, place: tuple[int, int]) -> None:
+    def __init__(self, delivery: Delivery, due: float, at: float, channel_key: tuple[int, int]) -> None:
         self.delivery = delivery
         # The connection and channel that it came on.
-        self.place = place
+        self.channel_key = channel_key
         self.due = due
         # When to look at it next.
         self.at = at
@@ -113,13 +113,13 @@ class Forwarder:
         self._renewed_at = float("-inf")
         self._renewal_pause = STUCK_SECONDS
         self._shrinking: Timer | None = None
-        self._again: Timer | None = None
+        self._restart: Timer | None = None
         self._complaints: set[str] = set()
         self._is_stopped = False
 
-    def soonest(self, most: int) -> list[tuple[float, Delivery]]:
+    def soonest(self, limit: int) -> list[tuple[float, Delivery]]:
         """What waits here, with its due time, the soonest first."""
-        first = heapq.nsmallest(most, self._waiting, key=lambda entry: entry[2].due)
+        first = heapq.nsmallest(limit, self._waiting, key=lambda entry: entry[2].due)
         return [(held.due, held.delivery) for _, _, held in first]
 
     # -- the service
@@ -130,9 +130,9 @@ class Forwarder:
             return
         self._connections += 1
         self._consumer, self._publisher = self._make_ends(self)
-        for found in self._delays.held():
-            window = self._windows[found.queue.name] = _Window(found.level, found.longest)
-            self._consumer.add_queue(found.queue, prefetch=window.size, declare=found.declare)
+        for held_queue in self._delays.held():
+            window = self._windows[held_queue.queue.name] = _Window(held_queue.level, held_queue.longest)
+            self._consumer.add_queue(held_queue.queue, prefetch=window.size, declare=held_queue.declare)
         self._consumer.start()
         if self._shrinking is None:
             self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
@@ -144,7 +144,7 @@ class Forwarder:
             return
         self._is_stopped = True
         self._waiting.clear()
-        for timer in (self._timer, self._shrinking, self._again, self._watch):
+        for timer in (self._timer, self._shrinking, self._restart, self._watch):
             if timer is not None:
                 timer.cancel()
         if self._consumer is not None and self._publishing:
@@ -177,7 +177,7 @@ class Forwarder:
         due, at = due_at(headers), leaves_at(headers, window.level)
         # What claims to be due later than its queue is for must not take a place for ever.
         due = min(now if due is None else due, now + window.longest)
-        held = _Held(delivery, due, due if at is None else min(at, due), self._place)
+        held = _Held(delivery, due, due if at is None else min(at, due), self._channel_key)
         window.held += 1
         if held.at <= now:
             self._look(held, now)
@@ -215,7 +215,7 @@ class Forwarder:
         self._begin(-1)
         self._close()
         if not self._is_stopped:
-            self._again = self._loop.call_later(RETRY_SECONDS, self.start)
+            self._restart = self._loop.call_later(RETRY_SECONDS, self.start)
 
     def on_warning(self, text: str) -> None:
         """Forty queues that are all the same make one line."""
@@ -230,7 +230,7 @@ class Forwarder:
             logger.warning("%s", text)
 
     @property
-    def _place(self) -> tuple[int, int]:
+    def _channel_key(self) -> tuple[int, int]:
         return self._connections, self._epoch
 
     def _begin(self, epoch: int) -> None:
@@ -283,7 +283,7 @@ class Forwarder:
     # -- windows
 
     def _grow(self, queue: str, window: _Window) -> None:
-        held = sum(each.held for each in self._windows.values())
+        held = sum(queue_window.held for queue_window in self._windows.values())
         size = min(window.size * 2, MOST_IN_A_QUEUE)
         if not window.level and held < MOST_HELD and size > window.size and self._consumer is not None:
             window.size = size
@@ -303,7 +303,7 @@ class Forwarder:
         self._publish_again(held, message)
 
     def _publish_again(self, held: _Held, message: Message) -> None:
-        if self._publisher is not None and held.place == self._place:
+        if self._publisher is not None and held.channel_key == self._channel_key:
             self._attempts[held] = self._wall_clock()
             if self._watch is None:
                 self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
@@ -311,7 +311,7 @@ class Forwarder:
 
     def _published(self, held: _Held, message: Message, error: PublishError | None) -> None:
         delivery = held.delivery
-        if held.place != self._place or self._consumer is None:
+        if held.channel_key != self._channel_key or self._consumer is None:
             return  # its channel is gone: it comes again
         self._attempts.pop(held, None)
         if isinstance(error, PublishRefused) and self._renew(f"a publish was refused: {error}"):
@@ -320,7 +320,9 @@ class Forwarder:
             # Nothing that we can publish: the broker hands it on as it is, and whoever it is for has to deal with it.
             self._consumer.reject(delivery.tag, requeue=False)
         elif error is not None and not self._is_stopped:
-            self._loop.call_later(PAUSE_SECONDS, partial(self._publish_again, held, self._other(held, message, error)))
+            self._loop.call_later(
+                PAUSE_SECONDS, partial(self._publish_again, held, self._next_message(held, message, error))
+            )
             return
         self._publishing -= 1
         self._windows[delivery.queue].held -= 1
@@ -360,7 +362,7 @@ class Forwarder:
         self.start()
         return True
 
-    def _other(self, held: _Held, message: Message, error: PublishError) -> Message:
+    def _next_message(self, held: _Held, message: Message, error: PublishError) -> Message:
         """What to publish in its place."""
         held.tries += 1
         delivery = held.delivery

@@ -57,15 +57,15 @@ def text(status: int, line: str) -> Reply:
 def respond(head: bytes, pages: Mapping[str, Page]) -> bytes:
     """The whole response to a request's head (everything up to the empty line)."""
     lines = head.decode("latin-1").split("\r\n")
-    method, _, rest = lines[0].partition(" ")
-    target, _, version = rest.partition(" ")
+    method, _, target_and_version = lines[0].partition(" ")
+    target, _, version = target_and_version.partition(" ")
     if not version.startswith("HTTP/1."):
         return _response(text(400, "this is an HTTP/1.1 server"))
     if method not in ("GET", "HEAD"):
         return _response(text(405, "only GET and HEAD"), "Allow: GET, HEAD\r\n")
     page = pages.get(target.partition("?")[0])
-    known = ", ".join(sorted(pages))
-    reply = text(404, f"there are: {known}") if page is None else _turn_to(page, _headers(lines[1:]))
+    paths = ", ".join(sorted(pages))
+    reply = text(404, f"there are: {paths}") if page is None else _turn_to(page, _headers(lines[1:]))
     return _response(reply, with_body=method == "GET")
 
 
@@ -82,10 +82,10 @@ def _turn_to(page: Page, headers: Mapping[str, str]) -> Reply:
         return text(500, repr(error))
 
 
-def _response(reply: Reply, more: str = "", *, with_body: bool = True) -> bytes:
+def _response(reply: Reply, extra_headers: str = "", *, with_body: bool = True) -> bytes:
     head = (
         f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}\r\nContent-Type: {reply.content_type}\r\n"
-        f"Content-Length: {len(reply.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n{more}\r\n"
+        f"Content-Length: {len(reply.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n{extra_headers}\r\n"
     )
     return head.encode("latin-1") + (reply.body if with_body else b"")
 
@@ -163,7 +163,7 @@ class _Connection:
         self._pages = pages
         self._on_closed = on_closed
         self._head = b""
-        self._rest = memoryview(b"")
+        self._unsent = memoryview(b"")
         self._timer: Timer | None = loop.call_later(PATIENCE_SECONDS, self.close)
         loop.add_reader(self._fd, self._read)
 
@@ -186,19 +186,19 @@ class _Connection:
 
     def _answer(self, response: bytes) -> None:
         self._loop.remove_reader(self._fd)
-        self._rest = memoryview(response)
+        self._unsent = memoryview(response)
         self._loop.add_writer(self._fd, self._write)
 
     def _write(self) -> None:
         try:
-            sent = self._socket.send(self._rest)
+            sent = self._socket.send(self._unsent)
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        self._rest = self._rest[sent:]
-        if not self._rest:
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
             self.close()
 
     def close(self) -> None:

@@ -42,17 +42,17 @@ def humanized(size: int) -> str:
     return f"{size}b"
 
 
-def dump_samples(samples: Sequence[str], most: int) -> str:
+def dump_samples(samples: Sequence[str], limit: int) -> str:
     """At most so many of the samples, evenly taken, and what is in use after a garbage collection."""
     kept = list(samples)
-    if len(kept) > most > 0:
-        kept = [kept[index * len(kept) // most] for index in range(most)]
+    if len(kept) > limit > 0:
+        kept = [kept[index * len(kept) // limit] for index in range(limit)]
     gc.collect()
     lines = ["- rss (sample):", *(f"-    > {sample}," for sample in kept)] if kept else []
     return "\n".join([*lines, f"- rss (end): {resident_memory()}.", ""])
 
 
-def draw_references(kind: str, *, most: int, depth: int) -> str:
+def draw_references(type_name: str, *, limit: int, depth: int) -> str:
     """Draw what refers to objects of a type into a PNG file; its name. The worker waits while that is done.
 
     Raises: ConfigurationError when objgraph is not installed.
@@ -61,7 +61,9 @@ def draw_references(kind: str, *, most: int, depth: int) -> str:
         objgraph: Any = importlib.import_module("objgraph")
     except ImportError as error:
         raise ConfigurationError("objgraph is not installed on the worker: pip install objgraph") from error
-    objects = objgraph.by_type(kind)[:most]
+    objects = objgraph.by_type(type_name)[:limit]
     with tempfile.NamedTemporaryFile(prefix="cobjg", suffix=".png", delete=False) as file:
-        objgraph.show_backrefs(objects, max_depth=depth, highlight=lambda each: each in objects, filename=file.name)
+        objgraph.show_backrefs(
+            objects, max_depth=depth, highlight=lambda candidate: candidate in objects, filename=file.name
+        )
         return file.name

@@ -144,18 +144,18 @@ class Metrics(Observer):
 
     def page(self, headers: Mapping[str, str]) -> Reply:
         """In the text format, or as OpenMetrics if it is asked for."""
-        asked = headers.get("accept", "")
+        accept = headers.get("accept", "")
         # The library takes any version that is asked for to be a number, and writes it into its answer.
-        encode, content_type = self._exposition.choose_encoder("" if _no_version(asked) else asked)
+        encode, content_type = self._exposition.choose_encoder("" if _no_version(accept) else accept)
         return Reply(200, encode(self), content_type)
 
     # -- counting
 
     def _numbers(self, request: Request) -> TaskNumbers:
         key = (request.task, request.queue)
-        found = self._tasks.get(key)
-        if found is not None:
-            return found
+        numbers = self._tasks.get(key)
+        if numbers is not None:
+            return numbers
         if request.task not in self._worker.strategies:
             key = (UNKNOWN, request.queue)
         return self._tasks.setdefault(key, TaskNumbers())

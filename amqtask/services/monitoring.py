@@ -29,15 +29,15 @@ class Monitoring:
     def services(self, worker: Worker, watchdog: Watchdog) -> list[Service]:
         """Raises: ConfigurationError (prometheus_client is not installed)."""
         options = self._options
-        found: list[Service] = []
+        services: list[Service] = []
         pages: dict[int, dict[str, Page]] = {}
         if options.metrics_port is not None and self._counted is not None:
             metrics = Metrics(worker, self._counted)
-            found.append(metrics)
+            services.append(metrics)
             pages.setdefault(options.metrics_port, {}).update(metrics.pages)
         if options.health_port is not None:
             health = Health(worker, watchdog.stuck_for, watchdog.unconfirmed_for)
             pages.setdefault(options.health_port, {}).update(health.pages)
         for port, served in pages.items():
-            found.append(HttpServer(self._loop, host=options.http_host, port=port, pages=served))
-        return found
+            services.append(HttpServer(self._loop, host=options.http_host, port=port, pages=served))
+        return services

@@ -148,8 +148,8 @@ class Panel:
             message = reply_message(command, self._hostname, payload, clock=self._control.clock)
         except EncodeError as error:
             logger.error("control: the reply to %s cannot be sent: %s", command.method, error)
-            told = {"error": f"the reply cannot be sent: {error}"}
-            message = reply_message(command, self._hostname, told, clock=self._control.clock)
+            error_payload = {"error": f"the reply cannot be sent: {error}"}
+            message = reply_message(command, self._hostname, error_payload, clock=self._control.clock)
         exchange = reply_exchange(self._prefix)
         if command.reply_exchange == exchange.name:
             message.declare = (exchange,)

@@ -63,8 +63,13 @@ class ConsumerView:
         **options: Any,
     ) -> None:
         """Consume a queue, too; for the options see amqtask.services.asked_queue."""
-        wanted = {"queue": queue, "exchange": exchange, "exchange_type": exchange_type, "routing_key": routing_key}
-        self._control.orders.consume(*self._control.make_queue({**wanted, **options}))
+        queue_options = {
+            "queue": queue,
+            "exchange": exchange,
+            "exchange_type": exchange_type,
+            "routing_key": routing_key,
+        }
+        self._control.orders.consume(*self._control.make_queue({**queue_options, **options}))
 
     def cancel_task_queue(self, queue: str) -> None:
         """Stop consuming a queue."""

@@ -47,19 +47,19 @@ def _imported(name: str) -> None:
 
 
 def _reloaded(app: AmqTask, module: ModuleType) -> set[str]:
-    own = {name: task for name, task in app.tasks.items() if type(task).__module__ == module.__name__}
+    module_tasks = {name: task for name, task in app.tasks.items() if type(task).__module__ == module.__name__}
     before = {name: value for name, value in vars(module).items() if value is app}
-    for name in own:
+    for name in module_tasks:
         app.tasks.unregister(name)
     try:
         importlib.reload(module)
         _check_app(module, before)
     except Exception as error:
-        for task in own.values():
+        for task in module_tasks.values():
             app.tasks.register(task)
         logger.exception("module %s cannot be reloaded", module.__name__)
         raise ConfigurationError(f"module {module.__name__} cannot be reloaded: {error!r}") from error
-    return set(own)
+    return set(module_tasks)
 
 
 def _check_app(module: ModuleType, before: dict[str, Any]) -> None:

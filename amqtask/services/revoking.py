@@ -40,9 +40,9 @@ def revoked_state(control: Control, *, after: float = 0.0, without: Container[st
 
     As far as it was revoked `after` that Unix time, and `without` the ids that the other knows: lists may be long.
     """
-    found = control.worker.revoked
-    ids = {task_id: since for task_id, since in found.ids.items() if since >= after and task_id not in without}
-    stamps = [[name, value, since] for (name, value), since in found.stamps.items() if since >= after]
+    revocations = control.worker.revoked
+    ids = {task_id: since for task_id, since in revocations.ids.items() if since >= after and task_id not in without}
+    stamps = [[name, value, since] for (name, value), since in revocations.stamps.items() if since >= after]
     return {"revoked": list(ids), "revoked_at": list(ids.values()), "revoked_stamps": stamps}
 
 
@@ -71,13 +71,13 @@ def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) ->
     if not stamps:
         return {"error": "no stamp was given: headers is {name: value or list of values}"}
     if arguments.get("terminate"):
-        asked = Revocations()
-        asked.add_stamps(stamps, time.time())
+        revocations = Revocations()
+        revocations.add_stamps(stamps, time.time())
         return _terminate(
             control,
             arguments,
             lambda: control.orders.revoke_stamps(stamps),
-            lambda request: asked.covers(request.id, request.headers),
+            lambda request: revocations.covers(request.id, request.headers),
         )
     control.orders.revoke_stamps(stamps)
     logger.info("Stamps flagged as revoked: %s", _spelled(stamps))
@@ -92,12 +92,12 @@ def _terminate(
     control: Control,
     arguments: Mapping[str, Any],
     flag: Callable[[], list[Request]],
-    meant: Callable[[Request], bool],
+    matches: Callable[[Request], bool],
 ) -> Any:
     """Flag what waits, end what runs; nothing of it when there is no such signal."""
     signum = signal_number(arguments.get("signal"))
-    stopped = [request for request in flag() if meant(request)]
-    ended, going_on = control.orders.terminate(meant, signum)
+    stopped = [request for request in flag() if matches(request)]
+    ended, going_on = control.orders.terminate(matches, signum)
     if any(control.orders.find(request) is not None for request in going_on):
         names = ", ".join(request.id for request in going_on)
         return {"error": f"the {control.worker.pool.name} pool cannot end what runs: {names}"}
@@ -106,23 +106,23 @@ def _terminate(
     return {"ok": f"terminate: {names}" if names else "terminate: tasks unknown"}
 
 
-def signal_number(given: Any) -> int | None:
+def signal_number(signal_name: Any) -> int | None:
     """SIGTERM, TERM, 15 or "15" as a number; None for nothing. Raises: ConfigurationError."""
-    if given in (None, ""):
+    if signal_name in (None, ""):
         return None
-    word = str(given).upper()
+    upper_name = str(signal_name).upper()
     try:
-        if word.isdigit():
-            return int(signal.Signals(int(word)))
-        return int(signal.Signals[word if word.startswith("SIG") else f"SIG{word}"])
+        if upper_name.isdigit():
+            return int(signal.Signals(int(upper_name)))
+        return int(signal.Signals[upper_name if upper_name.startswith("SIG") else f"SIG{upper_name}"])
     except (KeyError, ValueError):
-        raise ConfigurationError(f"there is no signal {given!r} (it is like SIGTERM, KILL or 9)") from None
+        raise ConfigurationError(f"there is no signal {signal_name!r} (it is like SIGTERM, KILL or 9)") from None
 
 
 def _ids(arguments: Mapping[str, Any]) -> dict[str, None]:
     """Each once, in the order given."""
-    given = arguments.get("task_id") or arguments.get("task_ids") or ()
-    return dict.fromkeys([given] if isinstance(given, str) else [str(each) for each in given])
+    task_ids = arguments.get("task_id") or arguments.get("task_ids") or ()
+    return dict.fromkeys([task_ids] if isinstance(task_ids, str) else [str(task_id) for task_id in task_ids])
 
 
 def _stamps(headers: Any) -> list[Stamp]:
@@ -130,8 +130,8 @@ def _stamps(headers: Any) -> list[Stamp]:
     if isinstance(headers, Mapping):
         return stamps_in({str(name): value for name, value in headers.items()})
     if isinstance(headers, (list, tuple)):
-        words = [str(word).partition("=") for word in headers]
-        return [(name, value) for name, separator, value in words if separator]
+        pairs = [str(argument).partition("=") for argument in headers]
+        return [(name, value) for name, separator, value in pairs if separator]
     return []
 
 

@@ -48,7 +48,7 @@ class Watchdog:
         self._worker = worker
         self._stuck_after = stuck_after
         self._clock = clock
-        self._seen = (0, 0)
+        self._last_counts = (0, 0)
         self._since = clock()
         # The message that waited longest for its confirm at the last look, since when, and whether that was said.
         self._oldest: Message | None = None
@@ -92,9 +92,9 @@ class Watchdog:
         worker = self._worker
         now = self._clock()
         self._look_at_publisher(now)
-        moved = (worker.ended, len(worker.dispatcher.running))
-        if moved != self._seen or not worker.dispatcher.waiting or worker.pool.free <= 0:
-            self._seen, self._since = moved, now
+        counts = (worker.ended, len(worker.dispatcher.running))
+        if counts != self._last_counts or not worker.dispatcher.waiting or worker.pool.free <= 0:
+            self._last_counts, self._since = counts, now
         elif now - self._since >= self._stuck_after:
             self.stop()
             waiting = worker.dispatcher.waiting

@@ -46,7 +46,7 @@ class Remote:
         self.control = control = Control(
             worker=worker,
             orders=orders,
-            autoscale=Autoscale(worker, orders, most=4, least=1) if autoscale else None,
+            autoscale=Autoscale(worker, orders, max_slots=4, min_slots=1) if autoscale else None,
             settings=lambda with_defaults: {"broker_url": "amqp://u:secret@h//", "result_expires": 60},
             make_queue=lambda arguments: (Queue(str(arguments["queue"])), None),
             broker_info={"url": "amqp://h"},
