@@ -79,45 +79,45 @@ class Duration(ParamType):
 @click.option("--umask", help="File mode mask, octal.")
 @click.option("--executable", hidden=True)
 @click.pass_obj
-def command(settings: Globals, /, **given: Any) -> int:
+def command(settings: Globals, /, **params: Any) -> int:
     """Send periodic tasks: `amqtask -A tasks beat -l info`. Any number may run; one of them sends, the others wait."""
-    app = settings.load(given["told_app"])
-    own_options(app, click.get_current_context(), given)
-    node = node_name(given["hostname"] or "celerybeat@%h")
+    app = settings.load(params["told_app"])
+    own_options(app, click.get_current_context(), params)
+    node = node_name(params["hostname"] or "celerybeat@%h")
     options = BeatOptions(
-        schedule=given["schedule"],
-        scheduler=given["scheduler"],
-        max_interval=given["max_interval"],
+        schedule=params["schedule"],
+        scheduler=params["scheduler"],
+        max_interval=params["max_interval"],
         hostname=node,
-        remote_control=given["remote_control"],
+        remote_control=params["remote_control"],
     )
-    if given["lists"]:
-        _list(app, options, as_json=given["as_json"])
+    if params["lists"]:
+        _list(app, options, as_json=params["as_json"])
         return 0
-    if given["dry_run"] is not None:
-        _show_what_would_be_sent(app, options, given["dry_run"], as_json=given["as_json"])
+    if params["dry_run"] is not None:
+        _show_what_would_be_sent(app, options, params["dry_run"], as_json=params["as_json"])
         return 0
-    logfile, pidfile = (expand(given[key], node) if given[key] else None for key in ("logfile", "pidfile"))
+    logfile, pidfile = (expand(params[key], node) if params[key] else None for key in ("logfile", "pidfile"))
     if logfile:
         check_logfile(logfile)
     daemon.become(
-        pidfile=pidfile, in_background=given["detach"], uid=given["uid"], gid=given["gid"], umask=given["umask"]
+        pidfile=pidfile, in_background=params["detach"], uid=params["uid"], gid=params["gid"], umask=params["umask"]
     )
     prints = set_up(
         app.conf,
-        loglevel=given["loglevel"].upper(),
+        loglevel=params["loglevel"].upper(),
         logfile=logfile,
-        log_format=given["log_format"],
+        log_format=params["log_format"],
         color=settings.color,
         hostname=node,
     )
     process = build_beat(app, options)
-    if is_in_json(app.conf, given["log_format"]):
+    if is_in_json(app.conf, params["log_format"]):
         about = {re.sub(r"\W+", "_", name): value for name, value in _about(app, options)}
         logger.info("beat: starting", extra=about)
     elif not settings.quiet:
         echo_text(_banner(_about(app, options)))
-    relaying = importlib.import_module("amqtask.assembly").build_relaying(app) if given["relay"] else None
+    relaying = importlib.import_module("amqtask.assembly").build_relaying(app) if params["relay"] else None
     with prints:
         if relaying is None:
             return process.run()
@@ -218,8 +218,8 @@ def _show_what_would_be_sent(app: AmqTask, options: BeatOptions, span: timedelta
 
 
 def _call(entry: Entry) -> str:
-    words = [*map(repr, entry.args), *(f"{key}={value!r}" for key, value in entry.kwargs.items())]
-    return f"{entry.task}({', '.join(words)})"
+    arguments = [*map(repr, entry.args), *(f"{key}={value!r}" for key, value in entry.kwargs.items())]
+    return f"{entry.task}({', '.join(arguments)})"
 
 
 def _described(schedule: Any) -> str:

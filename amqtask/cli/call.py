@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 class Json(ParamType):
     """A JSON value of one type."""
 
-    def __init__(self, kind: type, name: str) -> None:
+    def __init__(self, json_type: type, name: str) -> None:
         self.name = name
-        self._kind = kind
+        self._json_type = json_type
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, self._kind):
+        if isinstance(value, self._json_type):
             return value
         try:
-            found = json.loads(value)
+            parsed = json.loads(value)
         except ValueError as error:
             self.fail(f"{value!r} is not JSON: {error}", param, ctx)
-        if not isinstance(found, self._kind):
+        if not isinstance(parsed, self._json_type):
             self.fail(f"{value!r} is not a {self.name}", param, ctx)
-        return found
+        return parsed
 
 
 class Moment(ParamType):
@@ -101,8 +101,8 @@ def command(
     app = settings.load()
     refuse_memory(app)
     check(app, name, arguments, kwargs)
-    given = {key: value for key, value in options.items() if value is not None}
-    result = app.send_task(name, arguments, kwargs, **given)
+    chosen_options = {key: value for key, value in options.items() if value is not None}
+    result = app.send_task(name, arguments, kwargs, **chosen_options)
     if as_json:
         print_json({"id": result.id, "task": name})
     else:

@@ -29,8 +29,8 @@ def pools(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The application's queues; of a list `a,b` the last one is completed."""
     before, comma, last = incomplete.rpartition(",")
-    found = _asked(ctx, _queue_names)
-    return [CompletionItem(f"{before}{comma}{item.value}") for item in _fitting(found, last)]
+    names = _asked(ctx, _queue_names)
+    return [CompletionItem(f"{before}{comma}{item.value}") for item in _fitting(names, last)]
 
 
 def tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -48,8 +48,8 @@ def _task_names(app: AmqTask) -> Iterable[str]:
 
 def _asked(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:
     """What the application answers; the context of a completion has options, but no object of ours."""
-    given = ctx.find_root().params
-    settings = Globals(app=ctx.params.get("told_app") or given.get("app"), config=given.get("config"))
+    root_params = ctx.find_root().params
+    settings = Globals(app=ctx.params.get("told_app") or root_params.get("app"), config=root_params.get("config"))
     nowhere = io.StringIO()  # what the modules print is no completion
     try:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):

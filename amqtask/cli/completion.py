@@ -18,7 +18,7 @@ HOWTO = {
 @click.argument("shell", type=click.Choice(list(HOWTO)))
 def command(shell: str) -> None:
     """Print the completion script of a shell."""
-    found = get_completion_class(shell)
-    if found is None:
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
         raise click.ClickException(f"the installed click has no completion for {shell}")
-    click.echo(found(cli, {}, PROGRAM, COMPLETE_VARIABLE).source())
+    click.echo(completion_class(cli, {}, PROGRAM, COMPLETE_VARIABLE).source())

@@ -18,7 +18,7 @@ from amqtask.cli.remote import (
     find,
     listing,
     print_list,
-    read_words,
+    read_arguments,
     remote_options,
 )
 from amqtask.commands import BUILTIN
@@ -30,7 +30,7 @@ REVOKING = ("revoke", "revoke_by_stamped_headers")
 
 @click.command("control", epilog=listing("control"))
 @click.argument("order", metavar="COMMAND", required=False)
-@click.argument("words", metavar="[ARGUMENTS]...", nargs=-1)
+@click.argument("raw_arguments", metavar="[ARGUMENTS]...", nargs=-1)
 @click.option("--list", "only_list", is_flag=True, help="List the commands and what they take.")
 @click.option("--terminate", is_flag=True, help="revoke…: end the tasks that run, too.")
 @click.option("--signal", metavar="NAME", help="revoke… --terminate: by this signal (default: SIGTERM).")
@@ -40,7 +40,7 @@ REVOKING = ("revoke", "revoke_by_stamped_headers")
 def command(
     settings: Globals,
     order: str | None,
-    words: tuple[str, ...],
+    raw_arguments: tuple[str, ...],
     only_list: bool,
     terminate: bool,
     signal: str | None,
@@ -55,8 +55,8 @@ def command(
         print_list(settings, "control")
         return 0
     info = find(settings, "control", order)
-    arguments = {**read_words(info, words), **_options(info.name, terminate, signal, reload)}
-    if info.name == "pool_restart" and not words:
+    arguments = {**read_arguments(info, raw_arguments), **_options(info.name, terminate, signal, reload)}
+    if info.name == "pool_restart" and not raw_arguments:
         arguments.pop("modules")  # all of them, as when app.control.pool_restart() is told none
     if info is BUILTIN["shutdown"]:
         return _shut_down(settings, remote)
@@ -65,7 +65,7 @@ def command(
 
 def _shut_down(settings: Globals, remote: Remote) -> int:
     """Who shuts down does not answer, so who is there is asked before."""
-    there = collect(settings, BUILTIN["ping"], {}, remote)
+    replies = collect(settings, BUILTIN["ping"], {}, remote)
     app = settings.load()
     try:
         # To all who are meant: one that is slow to answer hears it, too.
@@ -76,24 +76,24 @@ def _shut_down(settings: Globals, remote: Remote) -> int:
         raise Unavailable(f"Could not tell them over the broker: {error}") from error
     finally:
         app.close()
-    told = {node: {"ok": "told to shut down"} for node in there}
+    answers = {node: {"ok": "told to shut down"} for node in replies}
     if remote.as_json:
-        echo(json.dumps([{node: answer} for node, answer in told.items()]))
-    for node, answer in () if remote.as_json else told.items():
+        echo(json.dumps([{node: answer} for node, answer in answers.items()]))
+    for node, answer in () if remote.as_json else answers.items():
         echo(f"->  {node}: {answer['ok']}")
-    return exit_code(remote, told)
+    return exit_code(remote, answers)
 
 
 def _options(order: str, terminate: bool, signal: str | None, reload: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if terminate or signal:
         if order not in REVOKING:
             raise click.UsageError(f"--terminate and --signal are for {' and '.join(REVOKING)}")
-        found["terminate"] = True
+        arguments["terminate"] = True
         if signal:
-            found["signal"] = signal
+            arguments["signal"] = signal
     if reload:
         if order != "pool_restart":
             raise click.UsageError("--reload is for pool_restart")
-        found["reload"] = True
-    return found
+        arguments["reload"] = True
+    return arguments

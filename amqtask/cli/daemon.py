@@ -90,12 +90,12 @@ def _mask(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        found = int(text, 8)
+        mask = int(text, 8)
     except ValueError:
-        found = -1
-    if not 0 <= found <= 0o777:
+        mask = -1
+    if not 0 <= mask <= 0o777:
         raise click.UsageError(f"--umask wants an octal number from 0 to 777, such as 022, not {text!r}.")
-    return found
+    return mask
 
 
 def _group(name: str | None) -> int | None:

@@ -43,8 +43,8 @@ def reason(headers: Mapping[str, Any]) -> str:
 
 def _deaths(headers: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The broker's entries. Whoever published the message may have written anything there."""
-    found = headers.get("x-death")
-    return [death for death in found if isinstance(death, Mapping)] if isinstance(found, list) else []
+    deaths = headers.get("x-death")
+    return [death for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
 
 
 def _text(value: Any) -> str | None:
@@ -55,10 +55,10 @@ def _text(value: Any) -> str | None:
 def work_queue_of(delivery: Delivery, suffix: str) -> str:
     """The queue that the message died in."""
     headers = delivery.properties.headers or {}
-    told = headers.get(f"{OURS}queue")
-    if told is None:
-        told = next((death.get("queue") for death in _deaths(headers)), None)
-    return told if told and isinstance(told, str) else delivery.queue.removesuffix(suffix)
+    queue = headers.get(f"{OURS}queue")
+    if queue is None:
+        queue = next((death.get("queue") for death in _deaths(headers)), None)
+    return queue if queue and isinstance(queue, str) else delivery.queue.removesuffix(suffix)
 
 
 def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False) -> Message:
@@ -101,9 +101,9 @@ def as_entry(delivery: Delivery) -> dict[str, Any]:
 
 def _died_at(headers: Mapping[str, Any]) -> str | None:
     """An ISO 8601 time: our own note, else the broker's x-death entry."""
-    told = headers.get(f"{OURS}died-at")
-    if told is not None:
-        return _text(told)
+    noted = headers.get(f"{OURS}died-at")
+    if noted is not None:
+        return _text(noted)
     times = (death.get("time") for death in _deaths(headers))
     return next((when.isoformat() for when in times if isinstance(when, datetime)), None)
 
@@ -111,8 +111,8 @@ def _died_at(headers: Mapping[str, Any]) -> str | None:
 def line_of(entry: Mapping[str, Any]) -> str:
     """What `dead list` says about a message."""
     attempts = "-" if entry["attempts"] is None else entry["attempts"]
-    what = f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}"
-    return f"{_when(entry['died_at'])}  {what}"
+    summary = f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}"
+    return f"{_when(entry['died_at'])}  {summary}"
 
 
 def _when(died_at: str | None) -> str:
@@ -131,14 +131,14 @@ def _matching(deliveries: Iterable[Delivery], task: str | None, ids: Sequence[st
 
 
 def _queue_options(function: Any) -> Any:
-    one = click.option(
+    one_queue = click.option(
         "-Q",
         "--queue",
         shell_complete=complete.queues,
         help="The work queue (its dead-letter queue is meant) [the default queue].",
     )
     every = click.option("--all-queues", is_flag=True, help="Of all queues that the application knows.")
-    return one(every(function))
+    return one_queue(every(function))
 
 
 def _names(app: AmqTask, admin: QueueAdmin, queue: str | None, all_queues: bool) -> list[str]:
@@ -149,7 +149,7 @@ def _names(app: AmqTask, admin: QueueAdmin, queue: str | None, all_queues: bool)
         return [work if work.endswith(suffix) else f"{work}{suffix}"]
     if queue:
         raise click.UsageError("say either --queue or --all-queues")
-    planned = (dead_letter_queue(known, app.queue_defaults) for known in known_queues(app))
+    planned = (dead_letter_queue(work_queue, app.queue_defaults) for work_queue in known_queues(app))
     return [dead.name for dead in planned if dead is not None and _exists(admin, dead.name)]
 
 
@@ -185,7 +185,7 @@ def list_(
     """One line a message: when it died, id, task, attempts, reason. They stay, but count as delivered once more."""
     app = settings.load()
     totals: dict[str, int] = {}
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     reasons: Counter[tuple[str, str | None, str]] = Counter()
     with open_admin(app) as admin:
         for name in _names(app, admin, queue, all_queues):
@@ -194,13 +194,13 @@ def list_(
             if by_reason:
                 reasons.update((delivery.queue, *_why(delivery)) for delivery in matching)
             else:
-                found += map(as_entry, matching)
+                entries += map(as_entry, matching)
     if by_reason:
         _print_reasons(reasons, totals, as_json)
     elif as_json:
-        print_json({"queues": totals, "messages": found})
+        print_json({"queues": totals, "messages": entries})
     else:
-        for entry in found:
+        for entry in entries:
             echo(line_of(entry))
         _print_totals(totals)
 
@@ -240,13 +240,13 @@ def show(settings: Globals, task_id: str, queue: str | None, all_queues: bool, a
     app = settings.load()
     with open_admin(app) as admin:
         names = _names(app, admin, queue, all_queues)
-        found = [delivery for name in names for delivery in _matching(admin.browse(name, ALL), None, (task_id,))]
-    if not found:
+        deliveries = [delivery for name in names for delivery in _matching(admin.browse(name, ALL), None, (task_id,))]
+    if not deliveries:
         raise click.ClickException(f"no message with the id {task_id!r} in {', '.join(names) or 'any queue'}")
     if as_json:
-        print_json([_whole(delivery) for delivery in found])
+        print_json([_whole(delivery) for delivery in deliveries])
         return
-    for delivery in found:
+    for delivery in deliveries:
         print_json(delivery.properties.headers)
         echo_text(delivery.body.decode(errors="replace"))
 
@@ -309,8 +309,8 @@ def retry(
         for task_id in expired:
             echo(f"{task_id} has expired and stays; --drop-expiry runs it all the same", err=True)
         if failure is not None:
-            what = f"{count(failed, 'message')} could not be published and stay where they were, the first because:"
-            echo(f"amqtask: {what} {failure}", err=True)
+            summary = f"{count(failed, 'message')} could not be published and stay where they were, the first because:"
+            echo(f"amqtask: {summary} {failure}", err=True)
     return 1 if failure is not None or (not sum(moved.values()) and task_ids) else 0
 
 

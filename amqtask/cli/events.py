@@ -66,9 +66,9 @@ def command(
         raise click.ClickException("memory:// lives inside each process: the events of other processes cannot be seen")
     try:
         if camera is not None:
-            kind = _find_camera(camera)
+            camera_class = _find_camera(camera)
             daemon.become(pidfile=pidfile, in_background=detach, uid=uid, gid=gid, umask=umask)
-            _snapshots(app, kind, frequency, maxrate)
+            _snapshots(app, camera_class, frequency, maxrate)
         elif dump or as_json:
             _dump(app, as_json=as_json)
         elif sys.stdout.isatty():
@@ -118,12 +118,12 @@ def _when(moment: Any) -> str:
 # -- snapshots
 
 
-def _snapshots(app: AmqTask, kind: type[Polaroid], frequency: float, maxrate: str | None) -> None:
+def _snapshots(app: AmqTask, camera_class: type[Polaroid], frequency: float, maxrate: str | None) -> None:
     """Until Ctrl-C or TERM, and then a last one."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         state = app.events.State()
-        with kind(state, freq=frequency, maxrate=maxrate, app=app):
+        with camera_class(state, freq=frequency, maxrate=maxrate, app=app):
             app.events.Receiver(handlers={"*": state.event}).capture()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -135,10 +135,10 @@ def _find_camera(path: str) -> type[Polaroid]:
     try:
         if not separator:
             raise AttributeError(f"no module in {path!r}")
-        found: type[Polaroid] = getattr(importlib.import_module(module), name)
+        camera_class: type[Polaroid] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise click.ClickException(f"there is no camera {path}: {error}") from error
-    return found
+    return camera_class
 
 
 # -- the view

@@ -28,12 +28,12 @@ class Screen:
         self._state = state
         self._broker = broker
         self._clock = clock
-        self._seen: list[tuple[float, int]] = []
+        self._samples: list[tuple[float, int]] = []
 
     def lines(self, width: int, height: int) -> list[str]:
         """At most `height` lines of at most `width` characters."""
-        found = self._state.freeze_while(lambda: list(self._all(height)))
-        return [printable(line)[:width] for line in found[:height]]
+        all_lines = self._state.freeze_while(lambda: list(self._all(height)))
+        return [printable(line)[:width] for line in all_lines[:height]]
 
     def _all(self, height: int) -> Iterator[str]:
         state, now = self._state, self._clock()
@@ -52,8 +52,8 @@ class Screen:
             yield f"… and {len(workers) - room} more"
         yield ""
         counts = Counter(task.state for task in state.tasks.values())
-        own = sorted(set(counts) - set(COUNTED))
-        yield "TASKS  " + "  ".join(f"{name} {counts[name]}" for name in (*COUNTED, *own))
+        custom_states = sorted(set(counts) - set(COUNTED))
+        yield "TASKS  " + "  ".join(f"{name} {counts[name]}" for name in (*COUNTED, *custom_states))
         yield ""
         if not state.tasks:
             yield QUIET
@@ -63,27 +63,27 @@ class Screen:
             yield _task_line(task)
 
     def _rate(self, now: float) -> float:
-        self._seen.append((now, self._state.event_count))
-        while len(self._seen) > 2 and self._seen[0][0] < now - RATE_OVER:
-            del self._seen[0]
-        (since, before), (_, count) = self._seen[0], self._seen[-1]
+        self._samples.append((now, self._state.event_count))
+        while len(self._samples) > 2 and self._samples[0][0] < now - RATE_OVER:
+            del self._samples[0]
+        (since, before), (_, count) = self._samples[0], self._samples[-1]
         return max(0.0, (count - before) / (now - since)) if now > since else 0.0
 
 
 def _worker_line(worker: Worker, now: float) -> str:
-    told: object = worker.loadavg  # anybody may have told it
-    loads = told if isinstance(told, list) else []
-    load = " ".join(f"{each:.2f}" for each in loads if isinstance(each, (int, float)))
+    loadavg: object = worker.loadavg  # anybody may have told it
+    loads = loadavg if isinstance(loadavg, list) else []
+    load = " ".join(f"{figure:.2f}" for figure in loads if isinstance(figure, (int, float)))
     heard = f"{max(0.0, now - worker.heartbeats[-1]):.0f} s ago" if worker.heartbeats else "-"
-    active, processed = (_or_dash(each) for each in (worker.active, worker.processed))
+    active, processed = (_or_dash(number) for number in (worker.active, worker.processed))
     return f"{worker.hostname:<32} {worker.status_string:<8} {active:>6} {processed:>10}  {load:<18} {heard}"
 
 
 def _task_line(task: Task) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(task.timestamp)) if task.timestamp else "-"
     where = task.worker.hostname if task.worker is not None else task.client or "-"
-    what = task.info().get("exception") or task.info().get("result") or task.info().get("args") or ""
-    return f"{when:<9} {task.state:<9} {task.uuid:<36}  {task.name or '-':<32} {where:<24} {what}"
+    detail = task.info().get("exception") or task.info().get("result") or task.info().get("args") or ""
+    return f"{when:<9} {task.state:<9} {task.uuid:<36}  {task.name or '-':<32} {where:<24} {detail}"
 
 
 def _or_dash(value: object) -> str:

@@ -21,21 +21,21 @@ USUAL_MODULES = ("tasks", "amqtask_app")
 USUAL_SUBMODULES = ("amqtask", "celery", "app")
 
 
-def find_app(told: str | None, folder: Path | None = None) -> AmqTask:
+def find_app(app_path: str | None, folder: Path | None = None) -> AmqTask:
     """The application named by `-A`, AMQTASK_APP, `[tool.amqtask] app` in pyproject.toml, or found in `folder`.
 
     Raises: AppNotFound, saying what was looked for and what to do.
     """
-    here = folder or Path.cwd()
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
-    if told:
-        return load_app(told, "-A")
+    directory = folder or Path.cwd()
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+    if app_path:
+        return load_app(app_path, "-A")
     if name := os.environ.get("AMQTASK_APP"):
         return load_app(name, "AMQTASK_APP")
-    if name := _configured(here):
+    if name := _configured(directory):
         return load_app(name, "[tool.amqtask] app in pyproject.toml")
-    return _search(here)
+    return _search(directory)
 
 
 def load_app(name: str, source: str = "-A") -> AmqTask:
@@ -89,9 +89,9 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
             raise AppNotFound(f"{source}: module {module.__name__!r} has no attribute {path!r}.")
         value = getattr(value, part)
     if isinstance(value, ModuleType):
-        found = _app_in(value)
-        if found is not None:
-            return found
+        app = _app_in(value)
+        if app is not None:
+            return app
     if not isinstance(value, AmqTask) and callable(value) and not hasattr(value, "wsgi_app"):
         value = value()  # an application factory
     if not isinstance(value, AmqTask):
@@ -104,9 +104,9 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
 def _app_in(module: ModuleType) -> AmqTask | None:
     for name in USUAL_ATTRIBUTES:
         value = getattr(module, name, None)
-        found = value if isinstance(value, AmqTask) else app_of_flask(value)
-        if isinstance(found, AmqTask):
-            return found
+        candidate = value if isinstance(value, AmqTask) else app_of_flask(value)
+        if isinstance(candidate, AmqTask):
+            return candidate
     apps = {id(value): value for value in vars(module).values() if isinstance(value, AmqTask)}
     if len(apps) > 1:
         raise AppNotFound(

@@ -59,18 +59,18 @@ def command(settings: Globals, arguments: tuple[str, ...]) -> None:
     celery_app(app).start([*quiet, "flower", *arguments])
 
 
-def broker_of(arguments: tuple[str, ...], told: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """The URL that --broker says among Flower's options (else `told`), and the options without it."""
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word in ("-b", "--broker"):
-            told = next(words, told)
-        elif word.startswith("--broker="):
-            told = word.partition("=")[2]
+def broker_of(arguments: tuple[str, ...], broker: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The URL that --broker says among Flower's options (else `broker`), and the options without it."""
+    flower_options: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in ("-b", "--broker"):
+            broker = next(remaining, broker)
+        elif argument.startswith("--broker="):
+            broker = argument.partition("=")[2]
         else:
-            rest.append(word)
-    return told, tuple(rest)
+            flower_options.append(argument)
+    return broker, tuple(flower_options)
 
 
 def celery_app(app: AmqTask) -> Any:
@@ -78,26 +78,26 @@ def celery_app(app: AmqTask) -> Any:
     celery: Any = importlib.import_module("celery")
     app.import_modules()
     app.finalize()
-    made = celery.Celery(app.main or "amqtask")
-    made.conf.update(celery_settings(app))
-    made.conf.task_routes = (_route(app),)
+    application = celery.Celery(app.main or "amqtask")
+    application.conf.update(celery_settings(app))
+    application.conf.task_routes = (_route(app),)
     for name in app.tasks.own:
         ignores = bool(app.tasks[name].ignore_result)
-        made.task(name=name, typing=False, ignore_result=ignores)(_runs_elsewhere)
-    return made
+        application.task(name=name, typing=False, ignore_result=ignores)(_runs_elsewhere)
+    return application
 
 
 def celery_settings(app: AmqTask) -> dict[str, Any]:
     """The settings of a Celery application that talks to the same workers."""
-    found: dict[str, Any] = {name: getattr(app.conf, name) for name in SHARED}
+    settings: dict[str, Any] = {name: getattr(app.conf, name) for name in SHARED}
     addresses = app.broker_addresses
-    found["broker_url"] = ";".join(address.url for address in addresses)
+    settings["broker_url"] = ";".join(address.url for address in addresses)
     if addresses[0].tls is not None:
-        found["broker_use_ssl"] = _ssl(addresses[0].tls)
-        found["broker_login_method"] = addresses[0].login_method
+        settings["broker_use_ssl"] = _ssl(addresses[0].tls)
+        settings["broker_login_method"] = addresses[0].login_method
     if app.backend_url:
-        found["result_backend"] = app.backend_url
-    return {name: value for name, value in found.items() if value is not None}
+        settings["result_backend"] = app.backend_url
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _ssl(tls: TlsOptions) -> dict[str, Any]:
@@ -118,9 +118,9 @@ def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
 
     def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any]:
         where = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
-        found = app.router.route(name, args or (), kwargs or {}, where)
-        exchange = kombu.Exchange(found.exchange, no_declare=True)
-        return {"queue": kombu.Queue(found.routing_key, exchange, found.routing_key, no_declare=True)}
+        target = app.router.route(name, args or (), kwargs or {}, where)
+        exchange = kombu.Exchange(target.exchange, no_declare=True)
+        return {"queue": kombu.Queue(target.routing_key, exchange, target.routing_key, no_declare=True)}
 
     return route
 

@@ -78,10 +78,10 @@ def consuming(replies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[st
             lines[f"{_name('queue', name)} -> {_name('worker', node)};"] = None
             source = str(exchange.get("name") or "")
             if source:
-                kind = str(exchange.get("type") or "")
-                lines[_exchange(source, kind)] = None
+                exchange_type = str(exchange.get("type") or "")
+                lines[_exchange(source, exchange_type)] = None
                 # A fanout exchange does not look at it.
-                key = "" if kind == "fanout" else str(queue.get("routing_key") or "")
+                key = "" if exchange_type == "fanout" else str(queue.get("routing_key") or "")
                 lines[f"{_name('exchange', source)} -> {_name('queue', name)} [label={_text(key)}];"] = None
     yield from lines
 
@@ -94,18 +94,18 @@ def _print(lines: Iterable[str]) -> None:
     echo("}")
 
 
-def _exchange(name: str, kind: str) -> str:
-    return f"{_name('exchange', name)} [label={_label(name, kind)}, shape=ellipse];"
+def _exchange(name: str, exchange_type: str) -> str:
+    return f"{_name('exchange', name)} [label={_label(name, exchange_type)}, shape=ellipse];"
 
 
-def _queue(name: str, kind: str) -> str:
-    return f"{_name('queue', name)} [label={_label(name, kind)}, shape=box];"
+def _queue(name: str, queue_type: str) -> str:
+    return f"{_name('queue', name)} [label={_label(name, queue_type)}, shape=box];"
 
 
 def _bound(binding: Binding) -> str:
-    kind = "exchange" if binding.to_exchange else "queue"
+    node_type = "exchange" if binding.to_exchange else "queue"
     label = _label(binding.routing_key, *(f"{name}={value}" for name, value in binding.arguments))
-    return f"{_name('exchange', binding.source.name)} -> {_name(kind, binding.destination)} [label={label}];"
+    return f"{_name('exchange', binding.source.name)} -> {_name(node_type, binding.destination)} [label={label}];"
 
 
 def _dead_letters(queue: Queue) -> Iterator[str]:
@@ -113,17 +113,17 @@ def _dead_letters(queue: Queue) -> Iterator[str]:
     exchange = arguments.get("x-dead-letter-exchange")
     key = str(arguments.get("x-dead-letter-routing-key") or queue.name)
     if exchange is not None:
-        way = _name("exchange", str(exchange)) if exchange else _name("queue", key)
-        yield f"{_name('queue', queue.name)} -> {way} [style=dashed, label=dead];"
+        target = _name("exchange", str(exchange)) if exchange else _name("queue", key)
+        yield f"{_name('queue', queue.name)} -> {target} [style=dashed, label=dead];"
 
 
-def _label(*words: str) -> str:
-    return _text("\n".join(filter(None, words)))
+def _label(*lines: str) -> str:
+    return _text("\n".join(filter(None, lines)))
 
 
-def _name(kind: str, name: str) -> str:
+def _name(node_type: str, name: str) -> str:
     """Exchanges, queues and workers may share a name."""
-    return _text(f"{kind} {name}")
+    return _text(f"{node_type} {name}")
 
 
 def _text(text: str) -> str:

@@ -13,21 +13,21 @@ from amqtask.cli.remote import (
     listing,
     print_count,
     print_list,
-    read_words,
+    read_arguments,
     remote_options,
 )
 
 
 @click.command("inspect", epilog=listing("inspect"))
 @click.argument("question", metavar="COMMAND", required=False)
-@click.argument("words", metavar="[ARGUMENTS]...", nargs=-1)
+@click.argument("raw_arguments", metavar="[ARGUMENTS]...", nargs=-1)
 @click.option("--list", "only_list", is_flag=True, help="List the commands and what they take.")
 @remote_options
 @click.pass_obj
 def command(
     settings: Globals,
     question: str | None,
-    words: tuple[str, ...],
+    raw_arguments: tuple[str, ...],
     only_list: bool,
     remote: Remote,
 ) -> int:
@@ -39,7 +39,7 @@ def command(
         print_list(settings, "inspect")
         return 0
     info = find(settings, "inspect", question)
-    arguments = read_words(info, words)
+    arguments = read_arguments(info, raw_arguments)
     replies = ask(settings, info, arguments, remote)
     if not remote.as_json and not settings.quiet:
         print_count(len(replies))

@@ -55,9 +55,9 @@ def _route(app: AmqTask, name: str) -> Route | None:
 def known_queues(app: AmqTask) -> list[Queue]:
     """All queues of the application, configured ones first."""
     routed = task_routes(app)
-    known = {queue.name: queue for queue in app.queues.consumed}
-    known |= {route.queue.name: route.queue for _, route in routed if route is not None and route.queue is not None}
-    return list(known.values())
+    queues = {queue.name: queue for queue in app.queues.consumed}
+    queues |= {route.queue.name: route.queue for _, route in routed if route is not None and route.queue is not None}
+    return list(queues.values())
 
 
 def chosen_queues(app: AmqTask, names: tuple[str, ...]) -> list[Queue]:

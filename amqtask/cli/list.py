@@ -71,23 +71,25 @@ def _planned(app: AmqTask) -> Iterator[dict[str, Any]]:
     for queue in known_queues(app):
         if not queue.broadcast:
             yield _row("", queue.name, "queue", queue.name, {})
-        for found in all_bindings(queue):
-            kind = "exchange" if found.to_exchange else "queue"
-            to = ANY_BROADCAST if queue.broadcast else found.destination
-            yield _row(found.source.name, to, kind, found.routing_key, dict(found.arguments))
+        for binding in all_bindings(queue):
+            destination_type = "exchange" if binding.to_exchange else "queue"
+            to = ANY_BROADCAST if queue.broadcast else binding.destination
+            yield _row(binding.source.name, to, destination_type, binding.routing_key, dict(binding.arguments))
 
 
 def _there(app: AmqTask, api: str) -> list[dict[str, Any]]:
     fields = ("source", "destination", "destination_type", "routing_key", "arguments")
-    found = [_row(*(entry[field] for field in fields)) for entry in open_api(app, api).bindings()]
-    return sorted(found, key=lambda row: (row["destination"], row["source"], row["routing_key"]))
+    rows = [_row(*(entry[field] for field in fields)) for entry in open_api(app, api).bindings()]
+    return sorted(rows, key=lambda row: (row["destination"], row["source"], row["routing_key"]))
 
 
-def _row(source: str, destination: str, kind: str, routing_key: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _row(
+    source: str, destination: str, destination_type: str, routing_key: str, arguments: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "source": source,
         "destination": destination,
-        "destination_type": kind,
+        "destination_type": destination_type,
         "routing_key": routing_key,
         "arguments": arguments,
     }

@@ -134,8 +134,8 @@ def _handler(file: str | None) -> logging.Handler:
                 self.stream = None  # the next line tries again
                 sys.__stderr__ and sys.__stderr__.write(f"{self.format(record)} (not in the log file: {error})\n")
 
-    made: logging.Handler = RotatedFileHandler(file, encoding="utf-8", delay=True)
-    return made
+    handler: logging.Handler = RotatedFileHandler(file, encoding="utf-8", delay=True)
+    return handler
 
 
 def check_logfile(file: str) -> None:

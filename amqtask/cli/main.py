@@ -70,10 +70,12 @@ class Globals:
     _loaded: Any = field(default=None, repr=False)
     _is_told: bool = False
 
-    def load(self, told: str | None = None) -> AmqTask:
+    def load(self, app_path: str | None = None) -> AmqTask:
         """The application, with the command line's broker, backend and configuration put into its settings."""
         if not self._is_told:
-            app: AmqTask = self._loaded or importlib.import_module("amqtask.cli.find_app").find_app(told or self.app)
+            app: AmqTask = self._loaded or importlib.import_module("amqtask.cli.find_app").find_app(
+                app_path or self.app
+            )
             if self.config:
                 app.config_from_object(self.config)
             if self.broker:
@@ -113,8 +115,10 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands, without importing them all; else options."""
-        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
-        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+        commands = [
+            CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

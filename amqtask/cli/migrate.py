@@ -16,7 +16,7 @@ from amqtask.cli import complete
 from amqtask.cli.broker import api_option, refuse_memory
 from amqtask.cli.inventory import known_queues
 from amqtask.cli.main import Globals
-from amqtask.cli.moving import as_sent, declare_queue, delayed_ways, is_wanted
+from amqtask.cli.moving import as_sent, declare_queue, delayed_transfers, is_wanted
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     pass
 
 
-class Way(NamedTuple):
+class Transfer(NamedTuple):
     """From one queue to another, and the message that a delivery becomes there; None for one that stays."""
 
     source: str
@@ -94,27 +94,27 @@ def command(
         refuse_memory(app)
     sources = _parse(app, source) if source else app.broker_addresses
     targets = _parse(app, destination) if destination else sources
-    ways = _ways(app, queues, tasks)
-    _refuse_circles(ways, sources, targets)
+    transfers = _transfers(app, queues, tasks)
+    _refuse_circles(transfers, sources, targets)
     if not force:
         where = f"from {_names(sources)} to {_names(targets)}" if destination else f"on {_names(sources)}"
-        what = ", ".join(map(str, ways)) + (" and what is delayed" if delayed else "")
-        click.confirm(f"{'Copy' if copy else 'Move'} messages {where}: {what}?", abort=True, err=as_json)
+        summary = ", ".join(map(str, transfers)) + (" and what is delayed" if delayed else "")
+        click.confirm(f"{'Copy' if copy else 'Move'} messages {where}: {summary}?", abort=True, err=as_json)
     show = _show if sys.stderr.isatty() and not settings.quiet else None
     publisher = PikaPublisher(targets, on_warning=lambda text: echo(text, err=True))
     try:
         with QueueAdmin(sources) as admin, _stopping() as is_stopped:
-            there = _existing(admin, ways, must_exist=bool(queues))
+            existing = _existing(admin, transfers, must_exist=bool(queues))
             if delayed:
-                renames = {way.source: way.destination for way in ways} if queues else None
-                waiting = delayed_ways(app, admin, ManagementApi(api, sources[0]) if api else None, renames, tasks)
+                renames = {transfer.source: transfer.destination for transfer in transfers} if queues else None
+                waiting = delayed_transfers(app, admin, ManagementApi(api, sources[0]) if api else None, renames, tasks)
                 # They first: what comes out meanwhile goes to the queues that are moved after them.
-                there = [*(Way(*way) for way in waiting), *there]
+                existing = [*(Transfer(*transfer) for transfer in waiting), *existing]
             run = _Migration(admin, publisher, copy, show, is_stopped)
-            run.all(there, limit)
+            run.all(existing, limit)
             while forever and run.may_go_on(limit):
                 admin.wait(timeout)
-                run.all(there, limit)
+                run.all(existing, limit)
             was_stopped = is_stopped()
     finally:
         publisher.close()
@@ -148,18 +148,18 @@ def _parse(app: AmqTask, url: str) -> tuple[BrokerAddress, ...]:
     return parse_broker_urls(url, use_ssl=app.conf.broker_use_ssl if url.startswith("amqps:") else None)
 
 
-def _existing(admin: QueueAdmin, ways: Sequence[Way], *, must_exist: bool) -> list[Way]:
-    """Ways from queues that are there. Raises: QueueNotFound, before anything moves, for a queue that was named."""
-    found = []
-    for way in ways:
+def _existing(admin: QueueAdmin, transfers: Sequence[Transfer], *, must_exist: bool) -> list[Transfer]:
+    """Transfers from queues that exist. Raises: QueueNotFound, before anything moves, for a queue that was named."""
+    existing = []
+    for transfer in transfers:
         try:
-            admin.state(way.source)
+            admin.state(transfer.source)
         except QueueNotFound:
             if must_exist:
                 raise
             continue
-        found.append(way)
-    return found
+        existing.append(transfer)
+    return existing
 
 
 class _Migration:
@@ -170,7 +170,7 @@ class _Migration:
         admin: QueueAdmin,
         publisher: PikaPublisher,
         copy: bool,
-        show: Callable[[Way, Moved], None] | None,
+        show: Callable[[Transfer, Moved], None] | None,
         is_stopped: Callable[[], bool],
     ) -> None:
         self._admin = admin
@@ -178,7 +178,7 @@ class _Migration:
         self._copy = copy
         self._show = show
         self._is_stopped = is_stopped
-        self.done: dict[Way, Moved] = {}
+        self.done: dict[Transfer, Moved] = {}
         self.failure: OperationalError | None = None
 
     @property
@@ -190,30 +190,30 @@ class _Migration:
         """Nobody stopped it, the brokers are there, and the limit is not reached."""
         return not self._is_stopped() and self.failure is None and (limit is None or self.moved < limit)
 
-    def all(self, ways: Sequence[Way], limit: int | None) -> None:
+    def all(self, transfers: Sequence[Transfer], limit: int | None) -> None:
         """Move what is in the queues now; `limit` is of all together."""
-        for way in ways:
+        for transfer in transfers:
             if not self.may_go_on(limit):
                 return
             try:
-                self._one(way, None if limit is None else limit - self.moved)
+                self._one(transfer, None if limit is None else limit - self.moved)
             except OperationalError as error:  # the connection to the source broke; what has moved has moved
                 self.failure = error
 
-    def _one(self, way: Way, limit: int | None) -> None:
-        before = self.done.setdefault(way, Moved())
+    def _one(self, transfer: Transfer, limit: int | None) -> None:
+        before = self.done.setdefault(transfer, Moved())
 
-        def on_progress(now: Moved) -> None:
-            self.done[way] = _sum(before, now)
-            if now.is_over:
-                self.failure = now.failure
+        def on_progress(progress: Moved) -> None:
+            self.done[transfer] = _sum(before, progress)
+            if progress.is_over:
+                self.failure = progress.failure
             if self._show is not None:
-                self._show(way, self.done[way])
+                self._show(transfer, self.done[transfer])
 
         self._admin.move(
-            way.source,
+            transfer.source,
             self._publisher,
-            way.convert,
+            transfer.convert,
             limit=limit,
             acknowledge=not self._copy,
             is_stopped=self._is_stopped,
@@ -221,41 +221,43 @@ class _Migration:
         )
 
 
-def _sum(one: Moved, other: Moved) -> Moved:
+def _sum(earlier: Moved, later: Moved) -> Moved:
     return Moved(
-        one.moved + other.moved,
-        one.repeated + other.repeated,
-        one.kept + other.kept,
-        other.failed,  # they stayed, and are counted again
-        one.failure or other.failure,
+        earlier.moved + later.moved,
+        earlier.repeated + later.repeated,
+        earlier.kept + later.kept,
+        later.failed,  # they stayed, and are counted again
+        earlier.failure or later.failure,
     )
 
 
-def _ways(app: AmqTask, names: tuple[str, ...], tasks: Sequence[str]) -> list[Way]:
+def _transfers(app: AmqTask, names: tuple[str, ...], tasks: Sequence[str]) -> list[Transfer]:
     pairs = [name.partition(":") for name in names] or [
         (queue.name, "", "") for queue in known_queues(app) if not queue.broadcast
     ]
-    return [_way(app, old, new or old, tasks) for old, _, new in pairs]
+    return [_transfer(app, old, new or old, tasks) for old, _, new in pairs]
 
 
-def _way(app: AmqTask, source: str, destination: str, tasks: Sequence[str]) -> Way:
+def _transfer(app: AmqTask, source: str, destination: str, tasks: Sequence[str]) -> Transfer:
     declare = declare_queue(app, destination)
 
     def convert(delivery: Delivery) -> Message | None:
         return as_sent(delivery, destination, declare) if is_wanted(delivery, tasks) else None
 
-    return Way(source, destination, convert)
+    return Transfer(source, destination, convert)
 
 
-def _refuse_circles(ways: Sequence[Way], sources: Sequence[BrokerAddress], targets: Sequence[BrokerAddress]) -> None:
-    here = {(address.host, address.port, address.vhost) for address in sources}
-    if here.isdisjoint((address.host, address.port, address.vhost) for address in targets):
+def _refuse_circles(
+    transfers: Sequence[Transfer], sources: Sequence[BrokerAddress], targets: Sequence[BrokerAddress]
+) -> None:
+    source_addresses = {(address.host, address.port, address.vhost) for address in sources}
+    if source_addresses.isdisjoint((address.host, address.port, address.vhost) for address in targets):
         return
-    for way in ways:
-        if way.source == way.destination:
+    for transfer in transfers:
+        if transfer.source == transfer.destination:
             raise click.UsageError(
-                f"queue {way.source!r} would move onto itself; name another queue (-Q {way.source}:NEW) or another broker "
-                "(SOURCE DESTINATION)"
+                f"queue {transfer.source!r} would move onto itself; name another queue (-Q {transfer.source}:NEW) or "
+                "another broker (SOURCE DESTINATION)"
             )
 
 
@@ -266,43 +268,43 @@ def _names(addresses: Sequence[BrokerAddress]) -> str:
 @contextmanager
 def _stopping() -> Iterator[Callable[[], bool]]:
     """Let Ctrl+C and TERM wait for the batch on its way; a second one ends at once."""
-    asked: list[int] = []
+    received: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        if asked:
+        if received:
             raise KeyboardInterrupt
-        asked.append(signum)
+        received.append(signum)
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
-def _show(way: Way, done: Moved) -> None:
+def _show(transfer: Transfer, done: Moved) -> None:
     click.echo("\r", nl=False, err=True)
-    echo(f"{way.source} -> {way.destination}: {done.moved}", nl=False, err=True)
+    echo(f"{transfer.source} -> {transfer.destination}: {done.moved}", nl=False, err=True)
 
 
 def _tell(run: _Migration, copy: bool, stopped: bool, as_json: bool) -> int:
     done = run.done
-    failed = sum(found.failed for found in done.values())
-    failure = run.failure or next((found.failure for found in done.values() if found.failed), None)
+    failed = sum(counts.failed for counts in done.values())
+    failure = run.failure or next((counts.failure for counts in done.values() if counts.failed), None)
     if as_json:
         print_json(
             {
                 "queues": [
                     {
-                        "source": way.source,
-                        "destination": way.destination,
-                        "moved": found.moved,
-                        "repeated": found.repeated,
-                        "kept": found.kept,
-                        "failed": found.failed,
+                        "source": transfer.source,
+                        "destination": transfer.destination,
+                        "moved": counts.moved,
+                        "repeated": counts.repeated,
+                        "kept": counts.kept,
+                        "failed": counts.failed,
                     }
-                    for way, found in done.items()
+                    for transfer, counts in done.items()
                 ],
                 "stopped": stopped,
                 "error": str(failure) if failure else None,
@@ -311,21 +313,21 @@ def _tell(run: _Migration, copy: bool, stopped: bool, as_json: bool) -> int:
     else:
         _print(done, copy, stopped)
         if failure is not None:
-            what = f"{count(failed, 'message')} could not be published and stay where they were: " if failed else ""
-            echo(f"amqtask: {what}{failure}", err=True)
+            prefix = f"{count(failed, 'message')} could not be published and stay where they were: " if failed else ""
+            echo(f"amqtask: {prefix}{failure}", err=True)
     return 1 if failure is not None else 0
 
 
-def _print(done: dict[Way, Moved], copy: bool, stopped: bool) -> None:
+def _print(done: dict[Transfer, Moved], copy: bool, stopped: bool) -> None:
     if done and sys.stderr.isatty():
         click.echo("\r", nl=False, err=True)
-    for way, found in done.items():
-        kept = f", {found.kept} of other tasks stay" if found.kept else ""
-        moved = count(found.moved, "message")
-        echo(f"{way.source} -> {way.destination}: {moved} {'copied' if copy else 'moved'}{kept}")
-        if found.repeated:
+    for transfer, counts in done.items():
+        kept = f", {counts.kept} of other tasks stay" if counts.kept else ""
+        moved = count(counts.moved, "message")
+        echo(f"{transfer.source} -> {transfer.destination}: {moved} {'copied' if copy else 'moved'}{kept}")
+        if counts.repeated:
             echo(
-                f"  {found.repeated} of them had been delivered before. If an earlier migration was killed, up to {BATCH} may "
+                f"  {counts.repeated} of them had been delivered before. If an earlier migration was killed, up to {BATCH} may "
                 "be there twice.",
                 err=True,
             )

@@ -49,7 +49,7 @@ def declare_queue(app: AmqTask, name: str) -> tuple[Declaration, ...]:
 # -- what waits for its time
 
 
-def delayed_ways(
+def delayed_transfers(
     app: AmqTask,
     admin: QueueAdmin,
     api: ManagementApi | None,
@@ -69,8 +69,8 @@ def _there(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None) -> list[t
     delays = app.delays
     if api is not None:
         names = [str(queue["name"]) for queue in api.queues()]
-        found = [(level, name) for name in names if (level := delays.level_of(name)) is not None]
-        return sorted(found, reverse=True)
+        levels = [(level, name) for name in names if (level := delays.level_of(name)) is not None]
+        return sorted(levels, reverse=True)
     places = list(delays.queue_names(_priorities(app)))
     exchanges = {name for name in {delays.exchange_of(queue) for _, queue in places} if admin.has_exchange(name)}
     return [(level, name) for level, name in places if delays.exchange_of(name) in exchanges and _holds(admin, name)]
@@ -101,8 +101,8 @@ class _Delayed:
 
     def __call__(self, delivery: Delivery) -> Message | None:
         headers = delivery.properties.headers or {}
-        told, key = headers.get(TO_HEADER), delivery.routing_key
-        exchange = told if isinstance(told, str) else ""
+        to_exchange, key = headers.get(TO_HEADER), delivery.routing_key
+        exchange = to_exchange if isinstance(to_exchange, str) else ""
         if self._renames is not None:
             if exchange or key not in self._renames:
                 return None
@@ -130,4 +130,4 @@ class _Delayed:
 
     def _on(self, exchange: str) -> tuple[Declaration, ...]:
         bound = [queue for queue in known_queues(self._app) if queue.exchange and queue.exchange.name == exchange]
-        return tuple(found for queue in bound for found in self._app.queues.declarations(queue))
+        return tuple(declaration for queue in bound for declaration in self._app.queues.declarations(queue))

@@ -17,7 +17,7 @@ import click
 from amqtask.cli import daemon
 from amqtask.cli.main import Globals, cli
 from amqtask.cli.nodename import expand
-from amqtask.cli.nodes import Known, Node, Words, nodes, options_of, read
+from amqtask.cli.nodes import Node, OptionNames, ParsedArguments, nodes, options_of, read
 from amqtask.cli.output import echo, echo_text, print_json
 from amqtask.cli.worker import command as worker_command
 from amqtask.wording import count
@@ -62,9 +62,9 @@ class Say:
     epilog="\b\n" + EXAMPLES,
 )
 @click.argument("action", metavar="ACTION")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="NODES [WORKER OPTIONS]")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="NODES [WORKER OPTIONS]")
 @click.pass_context
-def command(ctx: click.Context, action: str, words: tuple[str, ...]) -> int:
+def command(ctx: click.Context, action: str, arguments: tuple[str, ...]) -> int:
     """Start and stop several workers on this host.
 
     ACTION is start, stop, stopwait, restart, kill, show, names, expand TEMPLATE, get NODE or help. NODES are names, or how many.
@@ -83,58 +83,62 @@ def command(ctx: click.Context, action: str, words: tuple[str, ...]) -> int:
     if chosen is None:
         raise click.UsageError(f"no action {action!r}; there are {', '.join(_ACTIONS)} and help")
     settings: Globals = ctx.obj
-    own = {word for word in words if word in _OWN_FLAGS}
-    say = Say(bool(own & {"-q", "--quiet"}) or settings.quiet, "--verbose" in own, bool(own & {"-j", "--json"}))
-    rest = [word for word in words if word not in _OWN_FLAGS]
-    signum, rest = _signal(rest) if action in _WITH_SIGNAL else (signal.SIGTERM, rest)
-    given = rest.pop(0) if action in ("expand", "get") and rest else None
-    found = _nodes(ctx, rest)
-    return chosen(found, say, signum, given)
+    own_flags = {argument for argument in arguments if argument in _OWN_FLAGS}
+    say = Say(
+        bool(own_flags & {"-q", "--quiet"}) or settings.quiet,
+        "--verbose" in own_flags,
+        bool(own_flags & {"-j", "--json"}),
+    )
+    remaining = [argument for argument in arguments if argument not in _OWN_FLAGS]
+    signum, remaining = _signal(remaining) if action in _WITH_SIGNAL else (signal.SIGTERM, remaining)
+    operand = remaining.pop(0) if action in ("expand", "get") and remaining else None
+    targets = _nodes(ctx, remaining)
+    return chosen(targets, say, signum, operand)
 
 
-def _signal(words: list[str]) -> tuple[signal.Signals, list[str]]:
-    """The last word like -9, -TERM or -SIGTERM, and the words without them."""
-    found = signal.SIGTERM
-    rest = []
-    for word in words:
-        name = word[1:].upper() if word.startswith("-") and not word.startswith("--") else ""
+def _signal(arguments: list[str]) -> tuple[signal.Signals, list[str]]:
+    """The last argument like -9, -TERM or -SIGTERM, and the arguments without such."""
+    signum = signal.SIGTERM
+    remaining = []
+    for argument in arguments:
+        name = argument[1:].upper() if argument.startswith("-") and not argument.startswith("--") else ""
         try:
-            found = signal.Signals(int(name)) if name.isdigit() else signal.Signals[f"SIG{name.removeprefix('SIG')}"]
+            signum = signal.Signals(int(name)) if name.isdigit() else signal.Signals[f"SIG{name.removeprefix('SIG')}"]
         except (KeyError, ValueError):
-            rest.append(word)
-    return found, rest
+            remaining.append(argument)
+    return signum, remaining
 
 
 def _nodes(ctx: click.Context, arguments: Sequence[str]) -> list[Node]:
-    known = options_of(worker_command)
+    worker_options = options_of(worker_command)
     # -A stands at both places; before `worker` is where every command has it.
     top = options_of(cli)
-    words = read(arguments, _both(known, top))
-    return nodes(words, known, top, above=_above(ctx, words))
+    parsed = read(arguments, _both(worker_options, top))
+    return nodes(parsed, worker_options, top, above=_above(ctx, parsed))
 
 
-def _both(known: Known, top: Known) -> Known:
+def _both(worker_options: OptionNames, top: OptionNames) -> OptionNames:
     of_multi = {
         name: name for name in ("-n", "--hostname", "--prefix", "--suffix", "--range-prefix", "--append", "-p", "-L")
     }
-    return Known({**of_multi, **top.names, **known.names}, known.flags | top.flags)
+    return OptionNames({**of_multi, **top.names, **worker_options.names}, worker_options.flags | top.flags)
 
 
-def _above(ctx: click.Context, words: Words) -> list[str]:
+def _above(ctx: click.Context, parsed: ParsedArguments) -> list[str]:
     """Options that stood before `multi`, as in `amqtask -A proj multi start 3`; what is said after it wins."""
     parent = ctx.parent
-    found: list[str] = []
+    above: list[str] = []
     if parent is None:
-        return found
+        return above
     for option in parent.command.params:
         value = parent.params.get(str(option.name))
         source = parent.get_parameter_source(str(option.name))
         if not isinstance(option, click.Option) or source is not click.core.ParameterSource.COMMANDLINE:
             continue
-        if option.name == "quiet" or any(word.option in option.opts for word in words.options):
+        if option.name == "quiet" or any(node_option.spelling in option.opts for node_option in parsed.options):
             continue
-        found += [option.opts[-1]] if option.is_flag else [f"{option.opts[-1]}={value}"]
-    return found
+        above += [option.opts[-1]] if option.is_flag else [f"{option.opts[-1]}={value}"]
+    return above
 
 
 # -- processes
@@ -145,9 +149,9 @@ def running(node: Node) -> int | None:
     pid = _pid(node)
     if pid is None:
         return None
-    words = _command_of(pid)
+    command_line = _command_of(pid)
     # None: no /proc here, the pid file has to be believed. Another process may have got the number since.
-    return pid if words is None or node.name.encode() in words.split(b"\0") else None
+    return pid if command_line is None or node.name.encode() in command_line.split(b"\0") else None
 
 
 def _pid(node: Node) -> int | None:
@@ -180,8 +184,8 @@ def _command_of(pid: int) -> bytes | None:
 def _forget_dead(node: Node) -> None:
     """Remove a pid file that a killed worker left, when its number belongs to no amqtask now: a worker would refuse to start."""
     pid = _pid(node)
-    words = None if pid is None else _command_of(pid)
-    if words is not None and b"amqtask" not in words:
+    command_line = None if pid is None else _command_of(pid)
+    if command_line is not None and b"amqtask" not in command_line:
         Path(node.pidfile).unlink(missing_ok=True)
 
 
@@ -207,10 +211,10 @@ def _wait(condition: Callable[[], bool], seconds: float | None = None) -> bool:
     return True
 
 
-def _send(found: Sequence[Node], say: Say, signum: signal.Signals) -> list[tuple[Node, int]]:
+def _send(targets: Sequence[Node], say: Say, signum: signal.Signals) -> list[tuple[Node, int]]:
     """Signal the nodes that run; those, with the process ids that were signalled."""
     sent = []
-    for node in found:
+    for node in targets:
         pid = running(node)
         if pid is None:
             say.note(f"> {node.name}: DOWN")
@@ -227,13 +231,13 @@ def _send(found: Sequence[Node], say: Say, signum: signal.Signals) -> list[tuple
     return sent
 
 
-def _stop_and_wait(found: Sequence[Node], say: Say, signum: signal.Signals) -> None:
+def _stop_and_wait(targets: Sequence[Node], say: Say, signum: signal.Signals) -> None:
     say.note("> Stopping nodes...")
-    left = _send(found, say, signum)
-    if left:
-        pids = ", ".join(str(pid) for _, pid in left)
-        say.note(f"> Waiting for {count(len(left), 'node')} -> {pids}...")
-    for node, pid in left:
+    signalled = _send(targets, say, signum)
+    if signalled:
+        pids = ", ".join(str(pid) for _, pid in signalled)
+        say.note(f"> Waiting for {count(len(signalled), 'node')} -> {pids}...")
+    for node, pid in signalled:
         _wait(lambda node=node, pid=pid: running(node) != pid)  # type: ignore[misc]
         say.note(f"\t> {node.name}: OK")
 
@@ -241,65 +245,65 @@ def _stop_and_wait(found: Sequence[Node], say: Say, signum: signal.Signals) -> N
 # -- actions
 
 
-def _start_all(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
+def _start_all(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
     say.note("> Starting nodes...")
-    started = [_start(node, say) for node in found]
+    started = [_start(node, say) for node in targets]
     return 0 if all(started) else 1
 
 
-def _stop(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
+def _stop(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
     say.note("> Stopping nodes...")
-    _send(found, say, signum)
+    _send(targets, say, signum)
     return 0
 
 
-def _stopwait(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
-    _stop_and_wait(found, say, signum)
+def _stopwait(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
+    _stop_and_wait(targets, say, signum)
     return 0
 
 
-def _restart(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
-    _stop_and_wait(found, say, signum)
+def _restart(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
+    _stop_and_wait(targets, say, signum)
     say.note("> Restarting nodes...")
-    started = [_start(node, say) for node in found]
+    started = [_start(node, say) for node in targets]
     return 0 if all(started) else 1
 
 
-def _kill(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
-    _send(found, say, signal.SIGKILL)
+def _kill(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
+    _send(targets, say, signal.SIGKILL)
     return 0
 
 
-def _show(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
+def _show(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
     if say.json:
-        print_json([_as_data(node) for node in found])
+        print_json([_as_data(node) for node in targets])
         return 0
-    for node in found:
+    for node in targets:
         echo(shlex.join(node.argv))
     return 0
 
 
-def _names(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
+def _names(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
     if say.json:
-        print_json([node.name for node in found])
+        print_json([node.name for node in targets])
         return 0
-    for node in found:
+    for node in targets:
         echo(node.name)
     return 0
 
 
-def _expand(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
-    for node in found:
-        echo(expand(given or "", node.name))
+def _expand(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
+    for node in targets:
+        echo(expand(operand or "", node.name))
     return 0
 
 
-def _get(found: list[Node], say: Say, signum: signal.Signals, given: str | None) -> int:
-    for node in found:
-        if given in (node.name, node.name.partition("@")[0]):
+def _get(targets: list[Node], say: Say, signum: signal.Signals, operand: str | None) -> int:
+    for node in targets:
+        if operand in (node.name, node.name.partition("@")[0]):
             echo(shlex.join(node.argv))
             return 0
-    raise click.ClickException(f"no node {given!r} among {', '.join(node.name for node in found)}")
+    raise click.ClickException(f"no node {operand!r} among {', '.join(node.name for node in targets)}")
 
 
 def _as_data(node: Node) -> dict[str, Any]:

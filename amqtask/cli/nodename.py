@@ -7,13 +7,13 @@ import socket
 DEFAULT_NAME = "celery"
 
 
-def node_name(given: str | None) -> str:
+def node_name(template: str | None) -> str:
     """A full node name: `%h` host name, `%n` the part before @, `%d` domain, `%%`; without @ the host is added.
 
     The default name is Celery's (`celery@host`), so that tools which look for it find us.
     """
     host = socket.gethostname()
-    name = given or f"{DEFAULT_NAME}@%h"
+    name = template or f"{DEFAULT_NAME}@%h"
     if "@" not in name:
         name = f"{name}@%h"
     return expand(name, f"{DEFAULT_NAME}@{host}")

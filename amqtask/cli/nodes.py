@@ -1,4 +1,4 @@
-"""The words after `amqtask multi ACTION` → the workers that are meant, each with its command line (Celery's grammar).
+"""The arguments after `amqtask multi ACTION` → the workers that are meant, each with its command line (Celery's grammar).
 
     3 -c 3 -c:1 10              celery1, celery2, celery3 @host; the first with 10 slots
     image video -Q:image a,b    image@host, video@host; options for one by its name, or its number in the list
@@ -29,17 +29,17 @@ LOGFILE = "%n%I.log"
 _OTHER_NAMES = {"-L": "--loglevel", "-p": "--pidfile"}
 
 
-class Known(NamedTuple):
+class OptionNames(NamedTuple):
     """The options of a command: each spelling with the option's own name, and the spellings that take no value."""
 
     names: Mapping[str, str]
     flags: frozenset[str]
 
 
-class Word(NamedTuple):
+class NodeOption(NamedTuple):
     """One option as it was written; `nodes` is what stood after the colon, "" for everybody's."""
 
-    option: str
+    spelling: str
     value: str | None
     nodes: str
 
@@ -47,8 +47,8 @@ class Word(NamedTuple):
     def argv(self) -> list[str]:
         """As arguments of a command."""
         if self.value is None:
-            return [self.option]
-        return [f"{self.option}={self.value}"] if self.option.startswith("--") else [self.option, self.value]
+            return [self.spelling]
+        return [f"{self.spelling}={self.value}"] if self.spelling.startswith("--") else [self.spelling, self.value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,15 @@ class Node:
     argv: tuple[str, ...]
 
 
-class Words(NamedTuple):
-    """What was written: names of nodes, options, and what goes to each worker as it is."""
+class ParsedArguments(NamedTuple):
+    """Names of nodes, options, and what goes to each worker as it is."""
 
     names: list[str]
-    options: list[Word]
-    rest: list[str]
+    options: list[NodeOption]
+    passed_on: list[str]
 
 
-def options_of(*commands: click.Command) -> Known:
+def options_of(*commands: click.Command) -> OptionNames:
     """What those commands' options are called."""
     names: dict[str, str] = {}
     flags: set[str] = set()
@@ -81,53 +81,61 @@ def options_of(*commands: click.Command) -> Known:
                 names[spelling] = str(option.name)
                 if option.is_flag or option.count:
                     flags.add(spelling)
-    return Known(names, frozenset(flags))
+    return OptionNames(names, frozenset(flags))
 
 
-def read(arguments: Sequence[str], known: Known) -> Words:
-    """Take the words apart. An unknown short option takes the next word as its value, as in Celery."""
-    words = Words([], [], [])
-    left = [word for word in arguments if word]
-    while left:
-        word = left.pop(0)
-        if word == "--":
-            words.rest.extend(left)
+def read(arguments: Sequence[str], worker_options: OptionNames) -> ParsedArguments:
+    """Parse the arguments. An unknown short option takes the next argument as its value, as in Celery."""
+    parsed = ParsedArguments([], [], [])
+    remaining = [argument for argument in arguments if argument]
+    while remaining:
+        argument = remaining.pop(0)
+        if argument == "--":
+            parsed.passed_on.extend(remaining)
             break
-        if not word.startswith("-") or word == "-":
-            words.names.append(word)
+        if not argument.startswith("-") or argument == "-":
+            parsed.names.append(argument)
             continue
-        option, value, nodes = _split(word, known)
-        takes_value = option not in known.flags and (option in known.names or not option.startswith("--"))
-        if value is None and takes_value and left and not left[0].startswith("-"):
-            value = left.pop(0)
-        words.options.append(Word(option, value, nodes))
-    return words
+        option, value, nodes = _split(argument, worker_options)
+        takes_value = option not in worker_options.flags and (
+            option in worker_options.names or not option.startswith("--")
+        )
+        if value is None and takes_value and remaining and not remaining[0].startswith("-"):
+            value = remaining.pop(0)
+        parsed.options.append(NodeOption(option, value, nodes))
+    return parsed
 
 
-def _split(word: str, known: Known) -> tuple[str, str | None, str]:
-    name, equals, value = word.partition("=")
-    given = value if equals else None
+def _split(argument: str, worker_options: OptionNames) -> tuple[str, str | None, str]:
+    name, equals, value = argument.partition("=")
+    option_value = value if equals else None
     name, _, nodes = name.partition(":")
-    if not name.startswith("--") and len(name) > 2 and name[:2] in known.names and not equals:
+    if not name.startswith("--") and len(name) > 2 and name[:2] in worker_options.names and not equals:
         # -c3, -lINFO: the value follows at once, and may hold a colon (-Aproj:app).
-        return name[:2], word[2:], ""
-    return _OTHER_NAMES.get(name, name), given, nodes
+        return name[:2], argument[2:], ""
+    return _OTHER_NAMES.get(name, name), option_value, nodes
 
 
-def nodes(words: Words, known: Known, top: Known, *, above: Sequence[str] = ()) -> list[Node]:
+def nodes(
+    parsed: ParsedArguments, worker_options: OptionNames, top: OptionNames, *, above: Sequence[str] = ()
+) -> list[Node]:
     """The workers that are meant. `top` are the options that stand before `worker`, `above` those already given there.
 
     Raises: UsageError for no node, or for options of a node that there is not.
     """
-    settings = {word.option: word.value for word in words.options if word.option in _OF_MULTI and not word.nodes}
-    names = _names(words.names, settings)
+    settings = {
+        option.spelling: option.value for option in parsed.options if option.spelling in _OF_MULTI and not option.nodes
+    }
+    names = _names(parsed.names, settings)
     shorts = [name.partition("@")[0] for name in names]
-    options = [word for word in words.options if word.option not in _OF_MULTI]
-    for word in options:
-        if word.nodes:
-            _meant(word, names, shorts)
+    options = [option for option in parsed.options if option.spelling not in _OF_MULTI]
+    for option in options:
+        if option.nodes:
+            _meant(option, names, shorts)
     return [
-        _node(name, _chosen(options, number, names, shorts, known, top), words.rest, settings, top, above)
+        _node(
+            name, _chosen(options, number, names, shorts, worker_options, top), parsed.passed_on, settings, top, above
+        )
         for number, name in enumerate(names, 1)
     ]
 
@@ -135,78 +143,83 @@ def nodes(words: Words, known: Known, top: Known, *, above: Sequence[str] = ()) 
 _OF_MULTI = frozenset({"-n", "--hostname", "--prefix", "--suffix", "--range-prefix", "--append", "--executable"})
 
 
-def _names(given: Sequence[str], settings: Mapping[str, str | None]) -> list[str]:
+def _names(names: Sequence[str], settings: Mapping[str, str | None]) -> list[str]:
     host = settings.get("--suffix") or settings.get("-n") or settings.get("--hostname") or "%h"
     if "@" in host:
         raise click.UsageError(
             f"--hostname {host}: say the host only, and name the node like this: amqtask multi start {host}"
         )
-    if not given:
+    if not names:
         raise click.UsageError("name the nodes, or say how many: amqtask multi start w1 w2, amqtask multi start 3")
     prefix = settings.get("--prefix") or ""
-    if len(given) == 1 and given[0].isdigit():
-        if given[0].strip("0") == "":
+    if len(names) == 1 and names[0].isdigit():
+        if names[0].strip("0") == "":
             raise click.UsageError("0 nodes: say at least 1")
         prefix = settings.get("--range-prefix") or RANGE_PREFIX
-        given = [str(number) for number in range(1, int(given[0]) + 1)]
-    here = f"celery@{socket.gethostname()}"
-    found = [expand(name if "@" in name else f"{prefix}{name}@{host}", here) for name in given]
-    twice = next((name for name in found if found.count(name) > 1), None)
+        names = [str(number) for number in range(1, int(names[0]) + 1)]
+    local_node = f"celery@{socket.gethostname()}"
+    node_names = [expand(name if "@" in name else f"{prefix}{name}@{host}", local_node) for name in names]
+    twice = next((name for name in node_names if node_names.count(name) > 1), None)
     if twice:
         raise click.UsageError(f"two nodes are called {twice}")
-    return found
+    return node_names
 
 
-def _meant(word: Word, names: Sequence[str], shorts: Sequence[str]) -> set[int]:
+def _meant(option: NodeOption, names: Sequence[str], shorts: Sequence[str]) -> set[int]:
     """The numbers of the nodes, from 1, that an option is for."""
-    found: set[int] = set()
-    for part in filter(None, word.nodes.split(",")):
+    numbers: set[int] = set()
+    for part in filter(None, option.nodes.split(",")):
         first, dash, last = part.partition("-")
         if part in names or part in shorts:
-            found.update(
+            numbers.update(
                 number for number in range(1, len(names) + 1) if part in (names[number - 1], shorts[number - 1])
             )
         elif part.isdigit():
-            found.add(int(part))
+            numbers.add(int(part))
         elif dash and first.isdigit() and last.isdigit():
-            found.update(range(int(first), int(last) + 1))
+            numbers.update(range(int(first), int(last) + 1))
         else:
-            found.add(0)
-    wrong = [number for number in found if not 1 <= number <= len(names)]
+            numbers.add(0)
+    wrong = [number for number in numbers if not 1 <= number <= len(names)]
     if wrong:
         raise click.UsageError(
-            f"{word.option}:{word.nodes} is for a node that there is not; there are {', '.join(shorts)}"
+            f"{option.spelling}:{option.nodes} is for a node that there is not; there are {', '.join(shorts)}"
         )
-    return found
+    return numbers
 
 
 def _chosen(
-    options: Sequence[Word], number: int, names: Sequence[str], shorts: Sequence[str], known: Known, top: Known
-) -> dict[str, Word]:
+    options: Sequence[NodeOption],
+    number: int,
+    names: Sequence[str],
+    shorts: Sequence[str],
+    worker_options: OptionNames,
+    top: OptionNames,
+) -> dict[str, NodeOption]:
     """The options of one node by their names; its own replace everybody's."""
-    own = [word for word in options if word.nodes and number in _meant(word, names, shorts)]
-    common = [word for word in options if not word.nodes]
-    return {_key(word.option, known, top): word for word in (*common, *own)}
+    node_options = [option for option in options if option.nodes and number in _meant(option, names, shorts)]
+    common = [option for option in options if not option.nodes]
+    return {_key(option.spelling, worker_options, top): option for option in (*common, *node_options)}
 
 
-def _key(option: str, known: Known, top: Known) -> str:
-    return known.names.get(option) or top.names.get(option) or option
+def _key(spelling: str, worker_options: OptionNames, top: OptionNames) -> str:
+    return worker_options.names.get(spelling) or top.names.get(spelling) or spelling
 
 
 def _node(
     name: str,
-    chosen: dict[str, Word],
-    rest: Sequence[str],
+    chosen: dict[str, NodeOption],
+    passed_on: Sequence[str],
     settings: Mapping[str, str | None],
-    top: Known,
+    top: OptionNames,
     above: Sequence[str],
 ) -> Node:
     for key, option, default in (("pidfile", "--pidfile", PIDFILE), ("logfile", "--logfile", LOGFILE)):
-        given = chosen.get(key)
-        path = os.path.abspath(os.path.expanduser((given.value if given else None) or default))
-        chosen[key] = Word(option, path, "")
-    before = [word for word in chosen.values() if word.option in top.names]
-    after = [word for word in chosen.values() if word.option not in top.names]
+        file_option = chosen.get(key)
+        path = os.path.abspath(os.path.expanduser((file_option.value if file_option else None) or default))
+        chosen[key] = NodeOption(option, path, "")
+    before = [node_option for node_option in chosen.values() if node_option.spelling in top.names]
+    after = [node_option for node_option in chosen.values() if node_option.spelling not in top.names]
     append = settings.get("--append")
     argv = (
         settings.get("--executable") or sys.executable,
@@ -219,20 +232,20 @@ def _node(
         "-n",
         name,
         *_argv(after, name),
-        *rest,
+        *passed_on,
         *([expand_node(append, name)] if append else []),
     )
     pidfile, logfile = (expand(chosen[key].value or "", name) for key in ("pidfile", "logfile"))
     return Node(name, pidfile, logfile, argv)
 
 
-def _argv(words: Sequence[Word], node: str) -> Iterator[str]:
-    for word in words:
-        value = None if word.value is None else expand_node(word.value, node)
-        yield from word._replace(value=value).argv
+def _argv(options: Sequence[NodeOption], node: str) -> Iterator[str]:
+    for option in options:
+        value = None if option.value is None else expand_node(option.value, node)
+        yield from option._replace(value=value).argv
 
 
 def expand_node(text: str, node: str) -> str:
     """The node's %-fields; those of a process (`%i`, `%I`) and `%%` are left to the worker, which expands again."""
-    kept = re.sub(r"%[%iI]", lambda found: "%%%%" if found[0] == "%%" else f"%{found[0]}", text)
+    kept = re.sub(r"%[%iI]", lambda match: "%%%%" if match[0] == "%%" else f"%{match[0]}", text)
     return expand(kept, node)

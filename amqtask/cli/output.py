@@ -34,7 +34,7 @@ def echo_text(text: str, *, err: bool = False, nl: bool = True) -> None:
 def print_json(data: Any, *, one_line: bool = False) -> None:
     """The data as one JSON document; what JSON has no form for (bytes, times) as text."""
     text = json.dumps(data, default=_as_text, indent=None if one_line else 2, ensure_ascii=False)
-    click.echo(_RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(_RAW.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def _as_text(value: Any) -> str:

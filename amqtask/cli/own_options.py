@@ -23,40 +23,40 @@ class Extensible(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does; a second time when the application has options."""
-        given = list(args)
+        all_args = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption:
-            ctx.meta[_FOUND] = _options(ctx.obj.load(_app_of(given)), self.name)
+            ctx.meta[_FOUND] = _options(ctx.obj.load(_app_of(all_args)), self.name)
             if not ctx.meta[_FOUND]:
                 raise
-        return super().parse_args(ctx, given)
+        return super().parse_args(ctx, all_args)
 
 
-def own_options(app: AmqTask, ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+def own_options(app: AmqTask, ctx: click.Context, params: dict[str, Any]) -> dict[str, Any]:
     """The application's own options with their values; receivers of `user_preload_options` are told of them."""
     options = _options(app, ctx.command.name)
-    absent = [option for option in options if option.name not in given]
-    found = {
-        **{str(option.name): given.pop(str(option.name)) for option in options if option not in absent},
+    absent = [option for option in options if option.name not in params]
+    values = {
+        **{str(option.name): params.pop(str(option.name)) for option in options if option not in absent},
         **click.Command("defaults", params=list(absent), add_help_option=False).make_context("defaults", []).params,
     }
     if options and signals.user_preload_options:
-        signals.user_preload_options.send(sender=ctx.command, app=app, options=found)
-    return found
+        signals.user_preload_options.send(sender=ctx.command, app=app, options=values)
+    return values
 
 
 def _options(app: AmqTask, command: str | None) -> list[click.Option]:
     if "user_options" not in vars(app):
         return []
-    told: Any = vars(app)["user_options"]
-    return [*told.get(command, ()), *told.get("preload", ())]
+    user_options: Any = vars(app)["user_options"]
+    return [*user_options.get(command, ()), *user_options.get("preload", ())]
 
 
 def _app_of(args: list[str]) -> str | None:
-    for word, following in zip(args, [*args[1:], None], strict=True):
-        if word in ("-A", "--app"):
+    for argument, following in zip(args, [*args[1:], None], strict=True):
+        if argument in ("-A", "--app"):
             return following
-        if word.startswith("--app="):
-            return word.partition("=")[2]
+        if argument.startswith("--app="):
+            return argument.partition("=")[2]
     return None

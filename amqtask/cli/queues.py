@@ -122,7 +122,10 @@ class _Look:
     ) -> None:
         chosen = [queue for queue in chosen_queues(app, names) if not queue.broadcast]
         dead = [dead_letter_queue(queue, app.queue_defaults) for queue in chosen]
-        self._names = [(queue.name, found.name if found else None) for queue, found in zip(chosen, dead, strict=True)]
+        self._names = [
+            (queue.name, dead_letters.name if dead_letters else None)
+            for queue, dead_letters in zip(chosen, dead, strict=True)
+        ]
         self._admin = admin
         # Where delayed tasks of all applications wait; whoever asks for some queues does not ask for these.
         self._delays = [] if names else [name for _, name in app.delays.queue_names(())]
@@ -151,11 +154,13 @@ class _Look:
         rows = [self._row(name, dead) for name, dead in self._names]
         delayed = self._delayed()
         if self._api is not None:
-            found = {str(queue["name"]): queue for queue in self._api.queues()}
+            by_name = {str(queue["name"]): queue for queue in self._api.queues()}
             for row in rows:
-                _add(row, found.get(row.queue, {}))
+                _add(row, by_name.get(row.queue, {}))
             if delayed is not None:
-                delayed.unacked = sum(found.get(name, {}).get("messages_unacknowledged") or 0 for name in self._delays)
+                delayed.unacked = sum(
+                    by_name.get(name, {}).get("messages_unacknowledged") or 0 for name in self._delays
+                )
         if self._oldest:
             for row in rows:
                 if row.ready:
@@ -164,11 +169,11 @@ class _Look:
 
     def _delayed(self) -> Row | None:
         """All delay queues in a row; None where none has been made yet."""
-        found = [state for name in self._delays if (state := self._state(name)) is not None]
-        if not found:
+        states = [state for name in self._delays if (state := self._state(name)) is not None]
+        if not states:
             return None
         return Row(
-            self._delays_name, sum(state.ready for state in found), consumers=max(state.consumers for state in found)
+            self._delays_name, sum(state.ready for state in states), consumers=max(state.consumers for state in states)
         )
 
     def _state(self, name: str) -> QueueState | None:
@@ -227,9 +232,9 @@ def _print(rows: Sequence[Row], as_json: bool, *, one_line: bool = False) -> Non
     if as_json:
         print_json(data, one_line=one_line)
         return
-    known = [column for column in COLUMNS[:5] if column[1] != "unacked" or _is_known(data, "unacked")]
-    known += [column for column in COLUMNS[5:] if _is_known(data, column[1])]
-    print_table([title for title, _ in known], [[entry[field] for _, field in known] for entry in data])
+    columns = [column for column in COLUMNS[:5] if column[1] != "unacked" or _is_known(data, "unacked")]
+    columns += [column for column in COLUMNS[5:] if _is_known(data, column[1])]
+    print_table([title for title, _ in columns], [[entry[field] for _, field in columns] for entry in data])
     for row in rows:
         if row.ready is None:
             echo(f"there is no queue {row.queue!r} on this broker.", err=True)

@@ -65,8 +65,8 @@ def command(
             return 0
         if once:
             done = relay.drain()
-            said = f"{count(done.sent, 'message')} published, {done.failed} failed"
-            _say({"sent": done.sent, "failed": done.failed}, said, as_json=as_json)
+            summary = f"{count(done.sent, 'message')} published, {done.failed} failed"
+            _say({"sent": done.sent, "failed": done.failed}, summary, as_json=as_json)
             return 1 if done.failed else 0
         if logfile:
             check_logfile(logfile)
@@ -109,11 +109,11 @@ def _status(relay: Relay, *, as_json: bool) -> int:
 
 def _lines(name: str, waiting: Waiting, failing: Sequence[Failing]) -> list[str]:
     since = f", the oldest since {waiting.oldest:%Y-%m-%d %H:%M:%S}" if waiting.oldest else ""
-    found = [f"{name}: {count(waiting.rows, 'row')} waiting{since}"]
-    found += [f"  {row.id} {row.task}[{row.task_id}], {count(row.attempts, 'attempt')}: {row.error}" for row in failing]
+    lines = [f"{name}: {count(waiting.rows, 'row')} waiting{since}"]
+    lines += [f"  {row.id} {row.task}[{row.task_id}], {count(row.attempts, 'attempt')}: {row.error}" for row in failing]
     if waiting.failing > len(failing):
-        found.append(f"  and {waiting.failing - len(failing)} more")
-    return found
+        lines.append(f"  and {waiting.failing - len(failing)} more")
+    return lines
 
 
 def _say(document: dict[str, Any], line: str, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What `inspect`, `control` and `status` share: options, words to arguments, and how replies are printed."""
+"""What `inspect`, `control` and `status` share: options, how arguments are read, and how replies are printed."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every remote command, handed to it as `remote`."""
 
     @functools.wraps(function)
-    def collected(*args: Any, **given: Any) -> Any:
+    def collected(*args: Any, **params: Any) -> Any:
         names = [field.name for field in fields(Remote)]
-        return function(*args, remote=Remote(**{name: given.pop(name) for name in names}), **given)
+        return function(*args, remote=Remote(**{name: params.pop(name) for name in names}), **params)
 
     decorated: Callable[..., Any] = collected
     for option in reversed(REMOTE):
@@ -95,10 +95,10 @@ def print_list(settings: Globals, kind: Kind) -> None:
     echo_text(formatter.getvalue(), nl=False)
 
 
-def read_words(info: CommandInfo, words: Sequence[str]) -> dict[str, Any]:
+def read_arguments(info: CommandInfo, texts: Sequence[str]) -> dict[str, Any]:
     """The arguments of a command. Raises: UsageError."""
     try:
-        return info.read(words)
+        return info.read(texts)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
 
@@ -183,9 +183,9 @@ def _told(node: str, answer: Any, *, with_replies: bool) -> str:
 
 def _readable(answer: Any) -> str:
     if isinstance(answer, Mapping):
-        for word in ("ok", "error"):
-            if word in answer:
-                return _indented(_readable(answer[word]))
+        for key in ("ok", "error"):
+            if key in answer:
+                return _indented(_readable(answer[key]))
         return json.dumps(answer, sort_keys=True, indent=4, default=repr)
     if isinstance(answer, list):
         return "\n".join(f"* {printable(_item(item))}" for item in answer) or "- empty -"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
 # `subtask` is Celery's old name of `signature`.
-WORDS = ("AsyncResult", "Task", "chain", "chord", "chunks", "group", "signature", "xmap", "xstarmap")
+NAMES = ("AsyncResult", "Task", "chain", "chord", "chunks", "group", "signature", "xmap", "xstarmap")
 
 
 @click.command("shell")
@@ -55,7 +55,7 @@ def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, Any]:
         app.finalize()
         # A task's class has its function's name.
         names = {type(app.tasks[name]).__name__: app.tasks[name] for name in app.tasks.own}
-    names |= {word: getattr(amqtask, word) for word in WORDS}
+    names |= {public_name: getattr(amqtask, public_name) for public_name in NAMES}
     return names | {"app": app, "celery": app, "subtask": amqtask.signature}
 
 

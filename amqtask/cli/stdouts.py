@@ -87,18 +87,18 @@ class LoggedStream(io.TextIOBase):
         if _is_logging.get():
             return self._original.write(text)
         held, owner = self._held.get()
-        now = current_context()
-        if held and owner is not now:
+        context = current_context()
+        if held and owner is not context:
             self._log(held, owner)
             held = ""
-        *lines, rest = (held + text).split("\n")
+        *lines, unfinished = (held + text).split("\n")
         for line in lines:
-            self._log(line, now)
-        if len(rest) > LONGEST_LINE:
-            self._log(rest, now)
-            rest = ""
-        if rest or held:
-            self._held.set((rest, now))
+            self._log(line, context)
+        if len(unfinished) > LONGEST_LINE:
+            self._log(unfinished, context)
+            unfinished = ""
+        if unfinished or held:
+            self._held.set((unfinished, context))
         return len(text)
 
     def flush(self) -> None:

@@ -21,9 +21,9 @@ def make_usable() -> None:
             os.set_inheritable(number, True)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            nothing = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115 - until the process ends
-            setattr(sys, name, nothing)
-            setattr(sys, f"__{name}__", nothing)
+            null_stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115 - until the process ends
+            setattr(sys, name, null_stream)
+            setattr(sys, f"__{name}__", null_stream)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")

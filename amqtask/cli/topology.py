@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 def planned(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
     """What the chosen queues need, in the order in which it can be declared."""
-    found: dict[Declaration, None] = {}
+    entities: dict[Declaration, None] = {}
     for queue in chosen_queues(app, names):
-        found.update(dict.fromkeys(app.queues.declarations(queue)))
-    return list(found)
+        entities.update(dict.fromkeys(app.queues.declarations(queue)))
+    return list(entities)
 
 
 def planned_delays(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
@@ -52,7 +52,9 @@ def show(settings: Globals, queues: tuple[str, ...], as_json: bool) -> None:
     app = settings.load()
     entities = planned(app, queues)
     dead = {
-        found.name for queue in chosen_queues(app, queues) if (found := dead_letter_queue(queue, app.queue_defaults))
+        dead_letters.name
+        for queue in chosen_queues(app, queues)
+        if (dead_letters := dead_letter_queue(queue, app.queue_defaults))
     }
     if as_json:
         delays = as_data(planned_delays(app, queues), (), role="delay")
@@ -67,34 +69,34 @@ def as_data(entities: Iterable[Declaration], dead: Iterable[str], *, role: str =
     return {
         "exchanges": [
             {
-                "name": found.name,
-                "type": found.type,
-                "durable": found.durable,
-                "auto_delete": found.auto_delete,
-                "arguments": dict(found.arguments),
+                "name": entity.name,
+                "type": entity.type,
+                "durable": entity.durable,
+                "auto_delete": entity.auto_delete,
+                "arguments": dict(entity.arguments),
             }
-            for found in exchanges
+            for entity in exchanges
         ],
         "queues": [
             {
-                "name": found.name,
-                "role": "dead-letter" if found.name in set(dead) else role,
-                "durable": found.durable,
-                "exclusive": found.exclusive,
-                "auto_delete": found.auto_delete,
-                "arguments": found.argument_map,
+                "name": entity.name,
+                "role": "dead-letter" if entity.name in set(dead) else role,
+                "durable": entity.durable,
+                "exclusive": entity.exclusive,
+                "auto_delete": entity.auto_delete,
+                "arguments": entity.argument_map,
             }
-            for found in queues
+            for entity in queues
         ],
         "bindings": [
             {
-                "source": found.source.name,
-                "destination": found.destination,
-                "destination_type": "exchange" if found.to_exchange else "queue",
-                "routing_key": found.routing_key,
-                "arguments": dict(found.arguments),
+                "source": entity.source.name,
+                "destination": entity.destination,
+                "destination_type": "exchange" if entity.to_exchange else "queue",
+                "routing_key": entity.routing_key,
+                "arguments": dict(entity.arguments),
             }
-            for found in bindings
+            for entity in bindings
         ],
     }
 
@@ -124,8 +126,8 @@ def _print_plan(app: AmqTask, entities: Sequence[Declaration], dead: set[str], d
             echo(f"      {name} = {value!r}")
     echo("bindings")
     for binding in bindings:
-        more = f"  {dict(binding.arguments)}" if binding.arguments else ""
-        echo(f"  {binding.source.name} -> {binding.destination}  key={binding.routing_key!r}{more}")
+        arguments = f"  {dict(binding.arguments)}" if binding.arguments else ""
+        echo(f"  {binding.source.name} -> {binding.destination}  key={binding.routing_key!r}{arguments}")
     echo("  (and each queue by its own name, through the default exchange)")
     _print_delays(app, delays)
 
@@ -170,34 +172,34 @@ def check(settings: Globals, queues: tuple[str, ...], api: str | None, as_json: 
     """
     app = settings.load()
     refuse_memory(app)
-    wanted, delays = planned(app, queues), planned_delays(app, queues)
+    plan, delays = planned(app, queues), planned_delays(app, queues)
     if api:
         management = open_api(app, api)
-        found = (management.queues(), management.exchanges(), management.bindings())
-        findings = [*compare(wanted, *found), *_needed(compare(delays, *found))]
+        actual = (management.queues(), management.exchanges(), management.bindings())
+        findings = [*compare(plan, *actual), *_needed(compare(delays, *actual))]
     else:
-        asked = [entity for entity in delays if not isinstance(entity, Binding)]
+        declarations = [entity for entity in delays if not isinstance(entity, Binding)]
         with open_admin(app) as admin:
-            findings = [*check_by_amqp(admin, wanted), *_needed(check_by_amqp(admin, asked))]
-    word = too_many(found for found in wanted if isinstance(found, Queue))
-    if word:
-        echo(f"The plan has {word}.", err=True)
+            findings = [*check_by_amqp(admin, plan), *_needed(check_by_amqp(admin, declarations))]
+    warning = too_many(entity for entity in plan if isinstance(entity, Queue))
+    if warning:
+        echo(f"The plan has {warning}.", err=True)
     return _print_findings(findings, as_json)
 
 
 def _needed(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Of what delays need; what is missing is made when it is first needed, so it is no difference."""
-    return (found for found in findings if found.status != "missing")
+    return (finding for finding in findings if finding.status != "missing")
 
 
 def _print_findings(findings: Sequence[Finding], as_json: bool) -> int:
-    wrong = [found for found in findings if found.status not in IN_ORDER and not _is_unasked(found)]
+    wrong = [finding for finding in findings if finding.status not in IN_ORDER and not _is_unasked(finding)]
     if as_json:
-        print_json([_finding(found) for found in findings])
+        print_json([_finding(finding) for finding in findings])
         return 1 if wrong else 0
-    for found in findings:
-        if not _is_unasked(found):
-            echo(f"{found.status:<8} {entity_name(found.entity)}{': ' if found.detail else ''}{found.detail}")
+    for finding in findings:
+        if not _is_unasked(finding):
+            echo(f"{finding.status:<8} {entity_name(finding.entity)}{': ' if finding.detail else ''}{finding.detail}")
     unasked = sum(map(_is_unasked, findings))
     if unasked:
         echo(f"{count(unasked, 'binding')} not checked: AMQP has no question for it; --api asks the management plugin")
@@ -205,12 +207,12 @@ def _print_findings(findings: Sequence[Finding], as_json: bool) -> int:
     return 1 if wrong else 0
 
 
-def _is_unasked(found: Finding) -> bool:
-    return found.status == "unknown" and isinstance(found.entity, Binding)
+def _is_unasked(finding: Finding) -> bool:
+    return finding.status == "unknown" and isinstance(finding.entity, Binding)
 
 
-def _finding(found: Finding) -> dict[str, Any]:
-    entity = found.entity
-    kind = type(entity).__name__.lower()
+def _finding(finding: Finding) -> dict[str, Any]:
+    entity = finding.entity
+    entity_type = type(entity).__name__.lower()
     name = f"{entity.source.name} -> {entity.destination}" if isinstance(entity, Binding) else entity.name
-    return {"kind": kind, "name": name, "status": found.status, "detail": found.detail}
+    return {"kind": entity_type, "name": name, "status": finding.status, "detail": finding.detail}

@@ -45,8 +45,8 @@ class Port(click.IntRange):
         super().__init__(1, 65535)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        told = str(value)
-        if told.startswith(("tcp://", "udp://", "sctp://")) and told in os.environ.values():
+        text = str(value)
+        if text.startswith(("tcp://", "udp://", "sctp://")) and text in os.environ.values():
             return None
         return super().convert(value, param, ctx)
 
@@ -186,22 +186,22 @@ DAEMON: list[Any] = [
 @click.command("worker", cls=Extensible, context_settings={"help_option_names": ["-h", "--help"]})
 @_options(WORKER, POOL, QUEUES, FEATURES, DAEMON)
 @click.pass_obj
-def command(settings: Globals, /, **given: Any) -> int:
+def command(settings: Globals, /, **params: Any) -> int:
     """Start a worker: `amqtask worker -Q cma_queue -P eventlet -c 5`."""
-    if (given["schedule"] or given["scheduler"]) and not given["beat"]:
+    if (params["schedule"] or params["scheduler"]) and not params["beat"]:
         raise click.UsageError("--schedule and --scheduler are for the embedded scheduler: say -B too.")
-    app = settings.load(given["told_app"])
-    of_app = own_options(app, click.get_current_context(), given)
-    options = replace(_worker_options(app, given), of_app=of_app)
-    _check_pool_options(given)
+    app = settings.load(params["told_app"])
+    of_app = own_options(app, click.get_current_context(), params)
+    options = replace(_worker_options(app, params), of_app=of_app)
+    _check_pool_options(params)
     if options.logfile:
         check_logfile(options.logfile)
     daemon.become(
         pidfile=options.pidfile,
-        in_background=given["detach"],
-        uid=given["uid"],
-        gid=given["gid"],
-        umask=given["umask"],
+        in_background=params["detach"],
+        uid=params["uid"],
+        gid=params["gid"],
+        umask=params["umask"],
     )
     daemon.refuse_pickle_as_root(app.conf.accept_content)
     prints = set_up(
@@ -212,7 +212,7 @@ def command(settings: Globals, /, **given: Any) -> int:
         color=settings.color,
         hostname=options.hostname or "",
     )
-    _tell_useless(str(options.pool), given)
+    _tell_useless(str(options.pool), params)
     worker = build_worker(app, options)
     enable_own_loggers()  # its modules may have set logging up, too
     logger.debug("names in the configuration that are no settings: %s", ", ".join(app.conf.unknown_names()) or "none")
@@ -227,67 +227,67 @@ def command(settings: Globals, /, **given: Any) -> int:
     return exit_code
 
 
-def _check_pool_options(given: dict[str, Any]) -> None:
+def _check_pool_options(params: dict[str, Any]) -> None:
     """Raises: UsageError."""
-    if given["pool_start_method"] == "spawn":
+    if params["pool_start_method"] == "spawn":
         raise click.UsageError("--pool-start-method spawn: prefork's children are forked; there is no other way.")
 
 
-def _tell_useless(pool: str, given: dict[str, Any]) -> None:
+def _tell_useless(pool: str, params: dict[str, Any]) -> None:
     useless = [
         f"--{name.replace('_', '-')}"
         for name in ("max_tasks_per_child", "max_memory_per_child")
-        if given[name] and pool not in HAVE_CHILDREN and pool in OURS
+        if params[name] and pool not in HAVE_CHILDREN and pool in OURS
     ]
     if useless:
         logger.warning("%s: no effect, the %s pool has no child processes.", " and ".join(useless), pool)
 
 
-def _worker_options(app: AmqTask, given: dict[str, Any]) -> WorkerOptions:
-    pool = given["pool"] or app.conf.worker_pool
-    if pool in GREEN_POOLS and given["pool"] is None:
+def _worker_options(app: AmqTask, params: dict[str, Any]) -> WorkerOptions:
+    pool = params["pool"] or app.conf.worker_pool
+    if pool in GREEN_POOLS and params["pool"] is None:
         raise click.UsageError(
             f"worker_pool = {pool!r} is set in the configuration, but {pool} must patch Python before anything is "
             f"imported. Say it on the command line (-P {pool}) or in the environment (AMQTASK_POOL={pool})."
         )
-    node = node_name(given["hostname"])
-    paths = {**given, "statedb": given["statedb"] or app.conf.worker_state_db}
+    node = node_name(params["hostname"])
+    paths = {**params, "statedb": params["statedb"] or app.conf.worker_state_db}
     logfile, pidfile, statedb = (
         expand(paths[key], node) if paths[key] else None for key in ("logfile", "pidfile", "statedb")
     )
     return WorkerOptions(
-        queues=given["queues"],
-        exclude_queues=given["exclude_queues"],
-        include=given["include"],
+        queues=params["queues"],
+        exclude_queues=params["exclude_queues"],
+        include=params["include"],
         pool=pool,
-        concurrency=given["concurrency"],
+        concurrency=params["concurrency"],
         hostname=node,
-        loglevel=given["loglevel"].upper(),
+        loglevel=params["loglevel"].upper(),
         logfile=logfile,
-        log_format=given["log_format"],
-        optimization=given["optimization"],
-        prefetch_multiplier=given["prefetch_multiplier"],
-        disable_prefetch=given["disable_prefetch"] or None,
-        max_tasks_per_child=given["max_tasks_per_child"],
-        max_memory_per_child=given["max_memory_per_child"],
-        time_limit=given["time_limit"],
-        soft_time_limit=given["soft_time_limit"],
-        autoscale=given["autoscale"],
-        purge=given["purge"],
-        task_events=given["task_events"] or None,
-        relay=given["relay"] or None,
-        heartbeat_interval=given["heartbeat_interval"],
-        without_gossip=given["without_gossip"],
-        without_mingle=given["without_mingle"],
-        without_heartbeat=given["without_heartbeat"],
+        log_format=params["log_format"],
+        optimization=params["optimization"],
+        prefetch_multiplier=params["prefetch_multiplier"],
+        disable_prefetch=params["disable_prefetch"] or None,
+        max_tasks_per_child=params["max_tasks_per_child"],
+        max_memory_per_child=params["max_memory_per_child"],
+        time_limit=params["time_limit"],
+        soft_time_limit=params["soft_time_limit"],
+        autoscale=params["autoscale"],
+        purge=params["purge"],
+        task_events=params["task_events"] or None,
+        relay=params["relay"] or None,
+        heartbeat_interval=params["heartbeat_interval"],
+        without_gossip=params["without_gossip"],
+        without_mingle=params["without_mingle"],
+        without_heartbeat=params["without_heartbeat"],
         statedb=statedb,
         pidfile=pidfile,
-        metrics_port=given["metrics_port"],
-        health_port=given["health_port"],
-        http_host=given["http_host"],
-        beat=given["beat"],
-        schedule=given["schedule"],
-        scheduler=given["scheduler"],
+        metrics_port=params["metrics_port"],
+        health_port=params["health_port"],
+        http_host=params["http_host"],
+        beat=params["beat"],
+        schedule=params["schedule"],
+        scheduler=params["scheduler"],
     )
 
 
