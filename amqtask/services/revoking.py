@@ -67,7 +67,8 @@ def revoke(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) -> Any:
-    stamps = dict.fromkeys(_stamps(arguments.get("headers")))
+    headers = _by_name(arguments.get("headers"))
+    stamps = dict.fromkeys(stamps_in(headers))
     if not stamps:
         return {"error": "no stamp was given: headers is {name: value or list of values}"}
     if arguments.get("terminate"):
@@ -78,10 +79,11 @@ def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) ->
             arguments,
             lambda: control.orders.revoke_stamps(stamps),
             lambda request: revocations.covers(request.id, request.headers),
+            otherwise=f"headers {headers} were not terminated",
         )
     control.orders.revoke_stamps(stamps)
     logger.info("Stamps flagged as revoked: %s", _spelled(stamps))
-    return {"ok": f"headers {_spelled(stamps)} flagged as revoked, but not terminated"}
+    return {"ok": f"headers {headers} flagged as revoked, but not terminated"}
 
 
 def terminate(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -93,8 +95,9 @@ def _terminate(
     arguments: Mapping[str, Any],
     flag: Callable[[], list[Request]],
     matches: Callable[[Request], bool],
+    otherwise: str = "terminate: tasks unknown",
 ) -> Any:
-    """Flag what waits, end what runs; nothing of it when there is no such signal."""
+    """Flag what waits, end what runs; nothing of it when there is no such signal. `otherwise` is the reply where none is here."""
     signum = signal_number(arguments.get("signal"))
     stopped = [request for request in flag() if matches(request)]
     ended, going_on = control.orders.terminate(matches, signum)
@@ -103,7 +106,7 @@ def _terminate(
         return {"error": f"the {control.worker.pool.name} pool cannot end what runs: {names}"}
     names = ", ".join(dict.fromkeys(request.id for request in (*ended, *stopped)))
     logger.info("Terminating %s (%s)", names or "nothing that is here", arguments.get("signal") or "SIGTERM")
-    return {"ok": f"terminate: {names}" if names else "terminate: tasks unknown"}
+    return {"ok": f"terminate: {names}" if names else otherwise}
 
 
 def signal_number(signal_name: Any) -> int | None:
@@ -125,14 +128,18 @@ def _ids(arguments: Mapping[str, Any]) -> dict[str, None]:
     return dict.fromkeys([task_ids] if isinstance(task_ids, str) else [str(task_id) for task_id in task_ids])
 
 
-def _stamps(headers: Any) -> list[Stamp]:
-    """From a mapping, or from the command line's `name=value` words."""
+def _by_name(headers: Any) -> dict[str, Any]:
+    """Stamps by their names, from a mapping, or from the command line's `name=value` words."""
     if isinstance(headers, Mapping):
-        return stamps_in({str(name): value for name, value in headers.items()})
+        return {str(name): value for name, value in headers.items()}
     if isinstance(headers, (list, tuple)):
         pairs = [str(argument).partition("=") for argument in headers]
-        return [(name, value) for name, separator, value in pairs if separator]
-    return []
+        return {
+            name: [value for other, separator, value in pairs if separator and other == name]
+            for name, separator, _ in pairs
+            if separator
+        }
+    return {}
 
 
 def _spelled(stamps: Iterable[Stamp]) -> str:

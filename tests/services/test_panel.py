@@ -298,7 +298,7 @@ def test_tasks_are_revoked_by_their_stamps() -> None:
     remote.bench.deliver("other", stamped_headers=["customer"], stamps={"customer": "z"})
 
     flagged = remote.ask("revoke_by_stamped_headers", headers={"customer": "x"})
-    assert flagged == {"ok": "headers customer=x flagged as revoked, but not terminated"}
+    assert flagged == {"ok": "headers {'customer': 'x'} flagged as revoked, but not terminated"}
     remote.ask("revoke", task_id="other")
     ended = remote.ask("revoke_by_stamped_headers", headers=["customer=x"], terminate=True)
 
@@ -307,6 +307,19 @@ def test_tasks_are_revoked_by_their_stamps() -> None:
     remote.bench.deliver("unstamped", stamps={"customer": "x"})
     assert remote.bench.started == ["runs", "other", "unstamped"]
     assert "error" in remote.ask("revoke_by_stamped_headers", headers={})
+
+
+def test_stamps_that_no_task_here_has_are_told_as_celery_does() -> None:
+    remote = Remote()
+    remote.bench.pool.can_terminate = True
+    remote.bench.deliver("runs", stamped_headers=["customer"], stamps={"customer": "x"})
+
+    flagged = remote.ask("revoke_by_stamped_headers", headers={"myheader": ["myvalue"]})
+    ended = remote.ask("revoke_by_stamped_headers", headers=["myheader=a", "myheader=b"], terminate=True)
+
+    assert flagged == {"ok": "headers {'myheader': ['myvalue']} flagged as revoked, but not terminated"}
+    assert ended == {"ok": "headers {'myheader': ['a', 'b']} were not terminated"}
+    assert remote.bench.pool.signals == []
 
 
 ARGUMENTS = b'[[1, [2, 3]], {"key": "secret"}, {}]'
