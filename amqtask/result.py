@@ -202,7 +202,7 @@ class AsyncResult(Generic[R]):
             except TimeoutError:
                 if remaining is not None and remaining <= interval:
                     raise
-                stored = self._store.get(self.id)
+                stored = self._store.find(self.id)
                 if stored is not None and not stored.is_ready and stored != reported:
                     reported = stored
                     on_message(stored.as_meta())
@@ -308,7 +308,7 @@ class AsyncResult(Generic[R]):
     def _meta(self) -> ResultMessage:
         if self._final is not None:
             return self._final
-        stored = self._store.get(self.id)
+        stored = self._store.find(self.id)
         if stored is None:
             return ResultMessage(self.id)
         if stored.is_ready:

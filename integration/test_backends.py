@@ -210,7 +210,7 @@ def test_a_process_that_never_asks_does_not_leave_its_results_in_the_broker(
 
     def is_drained() -> bool:
         client.prepare(())
-        return rabbit.count(client.reply_to()) == 0 and client.get("x") is None
+        return rabbit.count(client.reply_to()) == 0 and client.find("x") is None
 
     eventually(is_drained)
 
@@ -424,7 +424,7 @@ def test_no_redis_is_a_named_error_without_the_password() -> None:
             ask()
         assert "secret" not in str(caught.value)
 
-    ask_and_see(lambda: client.get("a"))
+    ask_and_see(lambda: client.find("a"))
     ask_and_see(lambda: client.wait("a", timeout=PATIENCE))
     ask_and_see(lambda: client.store(success()))
     ask_and_see(lambda: asyncio.run(client.await_result("a", timeout=PATIENCE)))
@@ -494,7 +494,7 @@ def test_results_travel_over_tls(tmp_path: Path) -> None:
         assert by_settings.wait(result.task_id, timeout=PATIENCE).result == "secret"
         by_settings.close()
         with pytest.raises(BackendUnreachable, match="certificate"):
-            redis_backend(f"rediss://127.0.0.1:{port}/0").get("a")
+            redis_backend(f"rediss://127.0.0.1:{port}/0").find("a")
         storing.join(PATIENCE)
         store.close()
     finally:

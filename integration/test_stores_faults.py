@@ -220,7 +220,7 @@ def test_memcached_keeps_a_result_for_all_of_its_time(memcached_address: str) ->
     stored_at = time.monotonic()
 
     while True:
-        is_there = store.get(result.task_id) is not None
+        is_there = store.find(result.task_id) is not None
         if time.monotonic() - stored_at >= 1.0:
             break
         assert is_there, f"it has gone after {time.monotonic() - stored_at:.3f} s"
@@ -247,7 +247,7 @@ def test_results_are_spread_over_several_memcached_servers(memcached_address: st
         other.kill()
         impatient = opened(url, transport_options=(("retry_for", 0.1),))
         with pytest.raises(BackendUnreachable, match=other.address):
-            impatient.get(there[0].task_id)
+            impatient.find(there[0].task_id)
         for each in (store, alone, impatient):
             each.close()
     finally:

@@ -73,7 +73,7 @@ class ResultBackend(Protocol):
     def hold(self, task_id: str, holder: object) -> None:
         """Somebody wants this result for as long as `holder` (an AsyncResult, weakly referenced) lives."""
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         """The newest known result without waiting; None: nothing known (PENDING)."""
 
     def wait(

@@ -51,9 +51,9 @@ class MemoryBackend(MemoryChords):
         """Keep the result while `holder` lives."""
         self._mailbox.hold(task_id, holder)
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         """What is known."""
-        return self._mailbox.get(task_id)
+        return self._mailbox.find(task_id)
 
     def wait(
         self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None

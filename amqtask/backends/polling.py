@@ -88,7 +88,7 @@ class PollingBackend:
     def hold(self, task_id: str, holder: object) -> None:
         """Nothing: the store keeps it until it expires."""
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         """What is stored."""
         return next(iter(self.read([task_id])), None)
 

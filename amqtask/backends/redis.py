@@ -140,7 +140,7 @@ class RedisBackend(RedisChords):
     def hold(self, task_id: str, holder: object) -> None:
         """Nothing: the server keeps it until it expires."""
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         """What is stored."""
         body = self._retrying(lambda client: client.get(self._result_key(task_id)))
         return None if body is None else self._decode(body)

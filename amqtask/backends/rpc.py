@@ -209,7 +209,7 @@ class RpcBackend:
         """Keep the result while `holder` lives."""
         self._inbox().mailbox.hold(task_id, holder)
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         """What has come so far."""
         inbox = self._inbox()
         if not inbox.mailbox.is_ready(task_id):

@@ -79,7 +79,7 @@ class Mailbox:
                 if _taken(waiting, callback):
                     callback(result)
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         """What is known."""
         return self._find(task_id)
 
@@ -89,7 +89,7 @@ class Mailbox:
         return stored is not None and stored.is_ready
 
     def take(self, task_id: str) -> ResultMessage | None:
-        """The same as `get`, for somebody who keeps a final result."""
+        """The same as `find`, for somebody who keeps a final result."""
         stored = self._find(task_id)
         if stored is not None and stored.is_ready and task_id in self._unread:
             self._read[task_id] = stored

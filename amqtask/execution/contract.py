@@ -131,5 +131,5 @@ class ChainStore(ResultStore, Protocol):
     """A result store that outlives the worker and gives back all that it was given, `extra` too: a chain whose worker was
     lost is resumed after the last step that it knows. It says `keeps_runs = True`."""
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         """What is stored. Raises: BackendUnreachable."""

@@ -75,7 +75,7 @@ class Resuming:
 
     def _success(self, task_id: str, run: str) -> ResultMessage | None:
         """The stored result of a step that ended well in this run of its chain."""
-        stored = self._store.get(task_id)
+        stored = self._store.find(task_id)
         is_of_run = stored is not None and stored.status == states.SUCCESS and stored.extra.get(RUN_HEADER) == run
         return stored if is_of_run else None
 

@@ -115,6 +115,6 @@ def test_an_extended_result_has_the_stamps() -> None:
         result = tasks.add.s(1, 1).stamp(by="me").apply_async()
         assert result.get(timeout=60) == 2
     assert app.backend is not None
-    meta = app.backend.get(result.id)
+    meta = app.backend.find(result.id)
     assert meta is not None
     assert (meta.extra["stamped_headers"], meta.extra["by"]) == (["by"], "me")

@@ -19,8 +19,8 @@ def test_the_task_deletes_what_has_expired(tmp_path: Path) -> None:
     app.finalize()
     app.tasks["celery.backend_cleanup"]()
 
-    assert app.backend.get("old") is None
-    assert app.backend.get("new") is not None
+    assert app.backend.find("old") is None
+    assert app.backend.find("new") is not None
     app.close()
 
 
@@ -33,5 +33,5 @@ def test_results_that_never_expire_stay(tmp_path: Path) -> None:
     app.finalize()
     app.tasks["celery.backend_cleanup"]()
 
-    assert app.backend.get("old") is not None
+    assert app.backend.find("old") is not None
     app.close()

@@ -47,7 +47,7 @@ def test_a_file_is_named_and_filled_as_celerys(tmp_path: Path) -> None:
 def test_a_file_that_is_still_being_written_is_no_result(tmp_path: Path) -> None:
     (tmp_path / "celery-task-meta-it").touch()
 
-    assert backend(tmp_path).get("it") is None
+    assert backend(tmp_path).find("it") is None
 
 
 def test_cleaning_up_leaves_what_is_not_ours(tmp_path: Path) -> None:

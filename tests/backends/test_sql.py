@@ -108,7 +108,7 @@ def test_a_table_of_an_older_celery_is_used_without_the_columns_that_it_lacks(
 
     store.store(ResultMessage("it", states.SUCCESS, 1, children=[[["child", None], None]], extra={"name": "add"}))
 
-    found = store.get("it")
+    found = store.find("it")
     assert found is not None
     assert (found.result, found.children, found.extra) == (1, [], {})
     assert "has no columns" in caplog.text
@@ -121,7 +121,7 @@ def test_a_value_that_is_no_result_is_told_to_who_asks_for_it(path: Path) -> Non
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE celery_taskmeta SET result = x'80048c'")
 
-    found = store.get("it")
+    found = store.find("it")
 
     assert found is not None
     assert (found.status, found.result["exc_type"]) == (states.FAILURE, "Undecodable")
@@ -178,7 +178,7 @@ def test_an_engine_callback_that_is_not_there_is_an_error(path: Path) -> None:
     store = backend(path, database_engine_callback="nowhere.to.be.found")
 
     with pytest.raises(ConfigurationError, match="nowhere"):
-        store.get("it")
+        store.find("it")
 
 
 def test_a_row_that_cannot_be_read_is_a_failure_that_says_so(path: Path) -> None:

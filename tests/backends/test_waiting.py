@@ -90,7 +90,7 @@ def test_which_state_replaces_which(known: str, new: str, stays: bool) -> None:
 
     mailbox.put(ResultMessage("it", new))
 
-    found = mailbox.get("it")
+    found = mailbox.find("it")
     assert found is not None
     assert found.status == (known if stays else new)
 

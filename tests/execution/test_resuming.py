@@ -39,7 +39,7 @@ class Server:
     def store(self, result: ResultMessage) -> None:
         self.results[result.task_id] = result
 
-    def get(self, task_id: str) -> ResultMessage | None:
+    def find(self, task_id: str) -> ResultMessage | None:
         if self.is_away:
             raise BackendUnreachable("away")
         return self.results.get(task_id)

@@ -66,7 +66,7 @@ class Broken:
     def store(self, result: ResultMessage) -> None:
         """Gone."""
 
-    def get(self, task_id: str) -> ResultMessage:
+    def find(self, task_id: str) -> ResultMessage:
         raise ValueError(f"what is stored of {task_id} is not a result")
 
 

@@ -34,7 +34,7 @@ class Nowhere:
 
     def store(self, result: ResultMessage) -> None: ...
 
-    def get(self, task_id: str) -> None:
+    def find(self, task_id: str) -> None:
         return None
 
 

@@ -90,7 +90,7 @@ class BackendSuite:
     # -- one result
 
     def test_nothing_is_known_of_a_task_that_did_not_report(self, backend: ResultBackend) -> None:
-        assert backend.get(_id()) is None
+        assert backend.find(_id()) is None
 
     def test_a_stored_result_is_waited_for_and_found(self, backend: ResultBackend) -> None:
         task_id = _id()
@@ -101,7 +101,7 @@ class BackendSuite:
         found = backend.wait(task_id, timeout=PATIENCE)
         assert (found.task_id, found.status, found.result) == (task_id, states.SUCCESS, value)
         assert found.date_done is not None
-        known = backend.get(task_id)
+        known = backend.find(task_id)
         assert known is not None
         assert known.result == value
 
@@ -123,7 +123,7 @@ class BackendSuite:
     def test_a_result_that_is_here_is_found_without_any_time_to_wait(self, backend: ResultBackend) -> None:
         task_id = _id()
         self.store(backend, task_id, value=1)
-        eventually(lambda: backend.get(task_id))
+        eventually(lambda: backend.find(task_id))
 
         assert backend.wait(task_id, timeout=0).result == 1
 
@@ -149,7 +149,7 @@ class BackendSuite:
 
         backend.forget(task_id)
 
-        assert backend.get(task_id) is None
+        assert backend.find(task_id) is None
 
     def test_a_result_comes_with_all_that_is_known_of_its_task(self, backend: ResultBackend) -> None:
         extended = {
@@ -174,7 +174,7 @@ class BackendSuite:
 
         self.keep(backend, result)
 
-        found = backend.get(result.task_id)
+        found = backend.find(result.task_id)
         assert found is not None
         assert (found.status, found.result, found.extra) == (states.SUCCESS, 1, {RUN_HEADER: "run-1"})
 
@@ -197,7 +197,7 @@ class BackendSuite:
         waiting = _Waiting(lambda: result.get(timeout=PATIENCE))
 
         self.store(backend, task_id, "PROGRESS", {"done": 50})
-        eventually(lambda: backend.get(task_id) is not None and result.state != states.STARTED)
+        eventually(lambda: backend.find(task_id) is not None and result.state != states.STARTED)
         self.store(backend, task_id, value="end")
 
         assert waiting.outcome() == "end"
@@ -211,7 +211,7 @@ class BackendSuite:
         self.store(backend, other)
         backend.wait(other, timeout=PATIENCE)  # so all before it have arrived
 
-        known = backend.get(task_id)
+        known = backend.find(task_id)
 
         assert known is not None
         assert (known.status, known.result) == (states.SUCCESS, "first")
@@ -231,7 +231,7 @@ class BackendSuite:
             running.outcome()
 
         def is_success(task_id: str) -> bool:
-            known = backend.get(task_id)
+            known = backend.find(task_id)
             return known is not None and known.status == states.SUCCESS
 
         for task_id in ids:
@@ -323,14 +323,14 @@ class BackendSuite:
         self.store(backend, done, value=1)
         self.store(backend, started, states.STARTED, {"pid": 1})
         backend.cleanup()
-        is_there = backend.get(done) is not None
+        is_there = backend.find(done) is not None
         # A machine that stood still meanwhile is no failure.
         assert is_there or time.monotonic() - began >= 1.0, "it is not old yet"
 
         def is_gone() -> bool:
             if not backend.supports_autoexpire:
                 backend.cleanup()
-            return backend.get(done) is None and backend.get(started) is None
+            return backend.find(done) is None and backend.find(started) is None
 
         eventually(is_gone)
         backend.close()
@@ -342,7 +342,7 @@ class BackendSuite:
 
         backend.cleanup()
 
-        assert backend.get(task_id) is not None
+        assert backend.find(task_id) is not None
 
     def test_a_server_that_is_away_is_a_named_error_without_the_password(self) -> None:
         backend = self.make_unreachable()
@@ -378,7 +378,7 @@ class BackendSuite:
     def test_results_that_are_missing_at_the_timeout_are_counted(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(3)]
         self.store(backend, ids[1], value=1)
-        eventually(lambda: backend.get(ids[1]))
+        eventually(lambda: backend.find(ids[1]))
         arriving = backend.iter_ready(ids, timeout=0.3)
 
         assert next(arriving)[0] == ids[1]

@@ -88,7 +88,7 @@ def test_bytes_are_kept_as_text(committed: None, rows: Any) -> None:
 
     backend.store(ResultMessage("1", states.SUCCESS, {1, 2}))
 
-    found = backend.get("1")
+    found = backend.find("1")
     assert found is not None
     assert found.result == {1, 2}
     assert rows.get().content_encoding == "binary"
@@ -109,7 +109,7 @@ def test_a_row_of_django_celery_results_is_read(backend: Any, rows: Any) -> None
         meta='{"children": [], "of our own": 1}',
     )
 
-    found = backend.get(task_id)
+    found = backend.find(task_id)
 
     assert found.result == exception_as_dict(KeyError("x"))
     assert (found.status, found.traceback, found.children) == (states.FAILURE, "Traceback …", [])
@@ -127,7 +127,7 @@ def test_a_result_inside_a_transaction_ends_with_it(backend: Any, rows: Any) -> 
         transaction.set_rollback(True)
 
     assert [row.task_id for row in rows.all()] == ["1"]
-    assert backend.get("1").result == 1
+    assert backend.find("1").result == 1
 
 
 def test_a_missing_table_says_what_to_do(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_missing_table_says_what_to_do(backend: Any, monkeypatch: pytest.Monke
     impatient = opened("django-db", transport_options=(("retry_for", 0.0),))
 
     with pytest.raises(BackendUnreachable, match=r"manage\.py migrate"):
-        impatient.get("1")
+        impatient.find("1")
 
 
 def test_a_project_without_the_application_is_told_what_to_do(django: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_a_result_of_celerys_cache_backend_is_read(django: None) -> None:
     meta = {"task_id": "c", "status": "FAILURE", "result": KeyError("x"), "traceback": "…", "children": []}
     caches["files"].set("celery-task-meta-c", meta)
 
-    found = backend.get("c")
+    found = backend.find("c")
 
     assert found is not None
     assert found.result == exception_as_dict(KeyError("x"))
