@@ -70,9 +70,9 @@ class AmqTask(Application):
 
     def register_task(self, task: Any, **options: Any) -> Any:
         """As amqtask.AmqTask's; the task runs in an application context."""
-        made = task(**options) if isinstance(task, type) else task
-        made.run = self._in_context(made.run)
-        return super().register_task(made)
+        instance = task(**options) if isinstance(task, type) else task
+        instance.run = self._in_context(instance.run)
+        return super().register_task(instance)
 
     def _in_context(self, run: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(run):

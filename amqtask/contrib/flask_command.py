@@ -27,10 +27,10 @@ def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
             "with the name of your Flask app or of its factory."
         )
     flask: Any = ctx.obj.load_app()  # ctx.obj is Flask's ScriptInfo
-    found = importlib.import_module("amqtask.discovery").app_of_flask(flask)
-    if found is None:
+    app = importlib.import_module("amqtask.discovery").app_of_flask(flask)
+    if app is None:
         raise click.UsageError(
             f"the Flask app {flask.name!r} has no amqtask application: make one with amqtask.contrib.flask.AmqTask(app), or "
             'put yours into app.extensions["amqtask"].'
         )
-    ctx.exit(found.start(list(arguments)))
+    ctx.exit(app.start(list(arguments)))

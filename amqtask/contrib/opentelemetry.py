@@ -199,14 +199,14 @@ def _destination(exchange: str, routing_key: str, queue: str = "") -> str:
 def _attributes(
     task: str, headers: Mapping[str, Any], destination: str, routing_key: str, correlation_id: str | None
 ) -> dict[str, Any]:
-    found = {
+    attributes = {
         "messaging.system": "rabbitmq",
         "messaging.destination.name": destination,
         "messaging.rabbitmq.destination.routing_key": routing_key,
         "messaging.message.id": str(headers.get("id") or ""),
         "messaging.message.conversation_id": correlation_id,
     }
-    return {name: value for name, value in found.items() if value} | _task_attributes(task, headers)
+    return {name: value for name, value in attributes.items() if value} | _task_attributes(task, headers)
 
 
 def _task_attributes(task: str, headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,10 +214,10 @@ def _task_attributes(task: str, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fail(span: Span, error: BaseException, *, is_expected: bool = False) -> None:
-    kind = type(error)
+    error_type = type(error)
     span.record_exception(error)
     if not is_expected:
-        span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
+        span.set_attribute("error.type", f"{error_type.__module__}.{error_type.__qualname__}")
         span.set_status(Status(StatusCode.ERROR, str(error)))
 
 
@@ -225,8 +225,8 @@ class _Headers(Getter[Mapping[str, Any]]):
     """Anybody may have written the headers: what is no text is not read."""
 
     def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
-        found = carrier.get(key)
-        return [found] if isinstance(found, str) else None
+        header = carrier.get(key)
+        return [header] if isinstance(header, str) else None
 
     def keys(self, carrier: Mapping[str, Any]) -> list[str]:
         return list(carrier)

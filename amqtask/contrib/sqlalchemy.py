@@ -141,7 +141,7 @@ class SqlAlchemyOutbox:
 
     def transaction(self) -> _Rows | None:
         """Where a call that is made here belongs."""
-        bound = next((found for outbox, found in reversed(_using.get()) if outbox is self), None)
+        bound = next((session for outbox, session in reversed(_using.get()) if outbox is self), None)
         if bound is None:
             bound = self._current()
         if bound is None:
@@ -157,8 +157,8 @@ class SqlAlchemyOutbox:
             return None
         if _is_scoped(sessions):
             return _scoped(sessions)
-        for found in reversed(_begun.get()):
-            session = found()
+        for reference in reversed(_begun.get()):
+            session = reference()
             if session is not None and session.info.get(_OWNER) is self and session.in_transaction():
                 return session
         _at_once.set(time.monotonic())
@@ -170,20 +170,20 @@ class SqlAlchemyOutbox:
 
     @lazy
     def _relay_engine(self) -> Engine:
-        told = self._engine
-        if isinstance(told, str):
-            return create_engine(told)
-        if isinstance(told, Engine):
-            return told
-        found = told() if told is not None else _engine_of(self._sessions)
-        if _is(found, "AsyncEngine"):
+        configured = self._engine
+        if isinstance(configured, str):
+            return create_engine(configured)
+        if isinstance(configured, Engine):
+            return configured
+        engine = configured() if configured is not None else _engine_of(self._sessions)
+        if _is(engine, "AsyncEngine"):
             raise ConfigurationError(
-                f"the outbox's sessions use the async engine {found.url!r}, and a relay needs an ordinary one: "
+                f"the outbox's sessions use the async engine {engine.url!r}, and a relay needs an ordinary one: "
                 "SqlAlchemyOutbox(…, engine='postgresql+psycopg://…')"
             )
-        if not isinstance(found, Engine):
+        if not isinstance(engine, Engine):
             raise ConfigurationError("the outbox knows no engine for its relay: SqlAlchemyOutbox(…, engine=engine)")
-        return found
+        return engine
 
 
 class _Rows:
@@ -235,8 +235,8 @@ class _Watch:
             target = target.session_factory
         if _is(target, "async_sessionmaker"):
             # Async sessions have no events, the ordinary ones inside them have: these get a class of their own.
-            kind = target.kw.get("sync_session_class") or target.class_.sync_session_class
-            target.configure(sync_session_class=type("OutboxSession", (kind,), {}))
+            session_class = target.kw.get("sync_session_class") or target.class_.sync_session_class
+            target.configure(sync_session_class=type("OutboxSession", (session_class,), {}))
             target = target.kw["sync_session_class"]
         # Before the user's own listeners, which may publish what follows a commit.
         event.listen(target, "after_commit", self._committed, insert=True)
@@ -255,7 +255,7 @@ class _Watch:
 
     def _commits(self, session: Session) -> None:
         began = session.info.get(_BEGAN)
-        is_known = any(known() is session for known in _begun.get())
+        is_known = any(reference() is session for reference in _begun.get())
         if not is_known and began is not None and _at_once.get() > began:
             logger.warning(
                 "a call that was made before this commit was published at once: the session began its transaction in another "
@@ -269,8 +269,8 @@ class _Watch:
         self._note(state.session)
 
     def _note(self, session: Session) -> None:
-        known = _begun.get()
-        if known and known[-1]() is session:
+        begun = _begun.get()
+        if begun and begun[-1]() is session:
             return
         session.info[_OWNER] = self._outbox
         _begun.set((*_others(session), weakref.ref(session)))
@@ -300,9 +300,11 @@ class _Watch:
 
 def _others(session: Session) -> tuple[weakref.ref[Session], ...]:
     """The other sessions that are in a transaction here."""
-    found = ((known, known()) for known in _begun.get())
+    pairs = ((reference, reference()) for reference in _begun.get())
     return tuple(
-        known for known, other in found if other is not None and other is not session and other.in_transaction()
+        reference
+        for reference, begun_session in pairs
+        if begun_session is not None and begun_session is not session and begun_session.in_transaction()
     )
 
 
@@ -324,14 +326,14 @@ def _sync(bound: Any) -> Session | Connection:
     return bound
 
 
-def _is(found: Any, name: str) -> bool:
-    """Whether it is such a thing of SQLAlchemy's asyncio, whose import needs greenlet: not imported, there is none."""
+def _is(candidate: Any, name: str) -> bool:
+    """Whether it is an instance of that asyncio class of SQLAlchemy's. Importing those needs greenlet: no import, no instance."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
-    return module is not None and isinstance(found, getattr(module, name))
+    return module is not None and isinstance(candidate, getattr(module, name))
 
 
-def _is_scoped(found: Any) -> bool:
-    return isinstance(found, scoped_session) or _is(found, "async_scoped_session")
+def _is_scoped(sessions: Any) -> bool:
+    return isinstance(sessions, scoped_session) or _is(sessions, "async_scoped_session")
 
 
 def _sqlalchemy_awaits() -> bool:
@@ -346,8 +348,8 @@ def _scoped(sessions: Any) -> Session | None:
             return None
     except RuntimeError:  # Flask-SQLAlchemy's, where there is no application context: there is no session either
         return None
-    found = sessions()
-    session: Session = found.sync_session if _is(found, "AsyncSession") else found
+    session_or_async = sessions()
+    session: Session = session_or_async.sync_session if _is(session_or_async, "AsyncSession") else session_or_async
     return session if session.in_transaction() else None
 
 
@@ -393,11 +395,11 @@ class SqlAlchemyStore:
     def _due(self, connection: Connection, limit: int, now: datetime) -> list[StoredRow]:
         columns = self._table.c
         due = or_(columns.retry_at.is_(None), columns.retry_at <= now)
-        found = select(columns.id, columns.message, columns.body, columns.attempts).where(due)
-        found = found.order_by(columns.id).limit(limit)
+        query = select(columns.id, columns.message, columns.body, columns.attempts).where(due)
+        query = query.order_by(columns.id).limit(limit)
         if self._locks:
-            found = found.with_for_update(skip_locked=True)
-        return [StoredRow(*row) for row in connection.execute(found)]
+            query = query.with_for_update(skip_locked=True)
+        return [StoredRow(*row) for row in connection.execute(query)]
 
     def _settle(self, connection: Connection, verdict: Any) -> None:
         table = self._table
@@ -421,9 +423,9 @@ class SqlAlchemyStore:
         """Raises: OutboxUnreachable."""
         columns = self._table.c
         names = [getattr(columns, name) for name in Failing._fields]
-        found = select(*names).where(columns.error.is_not(None)).order_by(columns.id).limit(limit)
+        query = select(*names).where(columns.error.is_not(None)).order_by(columns.id).limit(limit)
         with self._reaching() as connection, connection.begin():
-            rows = [Failing(*row) for row in connection.execute(found)]
+            rows = [Failing(*row) for row in connection.execute(query)]
         return [row._replace(created_at=_aware(row.created_at) or row.created_at) for row in rows]
 
     def retry_now(self) -> int:

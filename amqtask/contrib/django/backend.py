@@ -122,11 +122,11 @@ class DatabaseBackend(PollingBackend):
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
         """One SELECT for each AT_ONCE of them. Raises: BackendUnreachable."""
-        found: list[ResultMessage] = []
+        results: list[ResultMessage] = []
         for start in range(0, len(task_ids), AT_ONCE):
-            some = task_ids[start : start + AT_ONCE]
-            found += map(self._result, self._run(lambda some=some: self._select(some)))  # type: ignore[misc]
-        return found
+            batch = task_ids[start : start + AT_ONCE]
+            results += map(self._result, self._run(lambda batch=batch: self._select(batch)))  # type: ignore[misc]
+        return results
 
     def _select(self, task_ids: Sequence[str]) -> list[Any]:
         return list(self._results.objects.using(self._alias).filter(task_id__in=task_ids))
@@ -212,8 +212,8 @@ class DatabaseBackend(PollingBackend):
 
     # -- values and their text
 
-    def _encode(self, value: Any, what: str) -> str:
-        body = self._codec.value(value, what)
+    def _encode(self, value: Any, label: str) -> str:
+        body = self._codec.value(value, label)
         return base64.b64encode(body).decode() if self._encoding == "binary" else body.decode()
 
     def _decode(self, row: Any, value: str | None) -> Any:
@@ -265,12 +265,12 @@ class DatabaseBackend(PollingBackend):
         return True
 
     def _explain(self, error: Exception) -> Exception:
-        place = f"Django's database {self._alias!r}"
+        store_name = f"Django's database {self._alias!r}"
         if isinstance(error, db.DataError):
-            return EncodeError(f"{place} does not take a result: {error}")
+            return EncodeError(f"{store_name} does not take a result: {error}")
         if isinstance(error, db.ProgrammingError) or "no such table" in str(error):
-            return BackendUnreachable(f"{place} refused: {clause(error)}. Was `manage.py migrate` run?")
-        return BackendUnreachable(f"{place} does not answer: {error}")
+            return BackendUnreachable(f"{store_name} refused: {clause(error)}. Was `manage.py migrate` run?")
+        return BackendUnreachable(f"{store_name} does not answer: {error}")
 
 
 def _on_event_loop() -> bool:

@@ -39,14 +39,14 @@ class CacheBackend(PollingBackend):
         self._prefix = key_prefix(dict(options.transport_options))
         self._expires = options.expires or None
         try:
-            kind = caches[self._alias]
+            cache = caches[self._alias]
         except (ImproperlyConfigured, InvalidCacheBackendError) as error:
             raise ConfigurationError(f"results in Django's cache {self._alias!r}: {error}") from error
-        if isinstance(kind, (LocMemCache, DummyCache)):
+        if isinstance(cache, (LocMemCache, DummyCache)):
             logger.warning(
                 "results are kept in Django's cache %r, a %s, which no other process can read: name one that is shared",
                 self._alias,
-                type(kind).__name__,
+                type(cache).__name__,
             )
 
     def store(self, result: ResultMessage) -> None:
@@ -60,8 +60,8 @@ class CacheBackend(PollingBackend):
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
         """One question for all. Raises: BackendUnreachable."""
         keys = [self._key(RESULT, task_id) for task_id in task_ids]
-        found = self._asked("get_many", [*keys, *(key + SUCCESS for key in keys)])
-        metas = (found.get(key + SUCCESS) or found.get(key) for key in keys)
+        by_key = self._asked("get_many", [*keys, *(key + SUCCESS for key in keys)])
+        metas = (by_key.get(key + SUCCESS) or by_key.get(key) for key in keys)
         return [_result(meta) for meta in metas if meta is not None]
 
     def forget(self, task_id: str) -> None:
@@ -76,25 +76,25 @@ class CacheBackend(PollingBackend):
 
     def restore_group(self, group_id: str) -> Any:
         """What `save_group` kept; None when there is nothing. Raises: BackendUnreachable."""
-        found = self._asked("get", self._key(GROUP, group_id))
-        return None if found is None else found["result"]
+        group = self._asked("get", self._key(GROUP, group_id))
+        return None if group is None else group["result"]
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""
         self._asked("delete", self._key(GROUP, group_id))
 
-    def _key(self, kind: str, name: str) -> str:
-        return f"{self._prefix}{kind}{name}"
+    def _key(self, key_type: str, name: str) -> str:
+        return f"{self._prefix}{key_type}{name}"
 
-    def _asked(self, what: str, *arguments: Any) -> Any:
+    def _asked(self, method: str, *arguments: Any) -> Any:
         try:
-            return getattr(caches[self._alias], what)(*arguments)
+            return getattr(caches[self._alias], method)(*arguments)
         except Exception as error:  # each kind of cache has errors of its own
             raise BackendUnreachable(f"Django's cache {self._alias!r} does not answer: {error}") from error
 
 
 def _result(meta: Mapping[str, Any]) -> ResultMessage:
-    found = ResultMessage.from_meta(meta)
-    if isinstance(found.result, BaseException):  # as Celery leaves it there
-        found.result = exception_as_dict(found.result)
-    return found
+    result = ResultMessage.from_meta(meta)
+    if isinstance(result.result, BaseException):  # as Celery leaves it there
+        result.result = exception_as_dict(result.result)
+    return result

@@ -15,13 +15,13 @@ def follow(conf: Settings, namespace: str | None) -> None:
     reference = weakref.ref(conf)
 
     def changed(*, setting: str, value: Any, **_: Any) -> None:
-        found = reference()
-        name = None if found is None else found.wanted(setting, namespace)
-        if found is None or name is None:
+        settings = reference()
+        name = None if settings is None else settings.wanted(setting, namespace)
+        if settings is None or name is None:
             return
         if value is None:  # it was none of Django's settings before
-            del found[name]
+            del settings[name]
         else:
-            found[name] = value
+            settings[name] = value
 
     setting_changed.connect(changed, weak=False, dispatch_uid=("amqtask", id(conf), namespace))

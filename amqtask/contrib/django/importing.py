@@ -30,8 +30,8 @@ class Table(NamedTuple):
 
 
 SCHEDULES = {
-    kind: Table(f"{BEAT}_{name}", f"amqtask_{name}", fields, fields, defaults)
-    for kind, name, fields, defaults in (
+    schedule_type: Table(f"{BEAT}_{name}", f"amqtask_{name}", fields, fields, defaults)
+    for schedule_type, name, fields, defaults in (
         ("interval", "intervalschedule", ("every", "period"), {}),
         (
             "crontab",
@@ -72,11 +72,11 @@ GROUP_RESULTS = Table(
 
 
 class Copied(NamedTuple):
-    """What was copied of a table, and how many rows were here already; both None: there is no such table."""
+    """Rows that were copied from a table, and rows that were present already; both None: there is no such table."""
 
     table: str
     rows: int | None
-    known: int | None
+    present: int | None
 
 
 class Import:
@@ -90,51 +90,57 @@ class Import:
     def run(self) -> list[Copied]:
         """Copy all that there is; per table what came of it."""
         with transaction.atomic(using=self._alias), self._connection.cursor() as cursor:
-            there = set(self._connection.introspection.table_names(cursor))
-            done = [self._copy(cursor, table, there) for table in SCHEDULES.values()]
-            done.append(self._copy(cursor, PERIODIC, there, self._schedule_columns(cursor, there)))
-            done += [self._copy(cursor, table, there) for table in (TASK_RESULTS, GROUP_RESULTS)]
+            tables = set(self._connection.introspection.table_names(cursor))
+            done = [self._copy(cursor, table, tables) for table in SCHEDULES.values()]
+            done.append(self._copy(cursor, PERIODIC, tables, self._schedule_columns(cursor, tables)))
+            done += [self._copy(cursor, table, tables) for table in (TASK_RESULTS, GROUP_RESULTS)]
             PeriodicTasks.objects.using(self._alias).update_or_create(ident=1, defaults={"last_update": timezone.now()})
             if self._is_rehearsal:
                 transaction.set_rollback(True, using=self._alias)
         return done
 
-    def _copy(self, cursor: Any, table: Table, there: set[str], more: Mapping[str, str] | None = None) -> Copied:
-        if table.source not in there:
+    def _copy(
+        self, cursor: Any, table: Table, tables: set[str], extra_values: Mapping[str, str] | None = None
+    ) -> Copied:
+        if table.source not in tables:
             return Copied(table.source, None, None)
-        own = self._columns(cursor, table.source)
-        values = {name: f"o.{name}" if name in own else table.defaults.get(name, "NULL") for name in table.columns}
+        source_columns = self._columns(cursor, table.source)
+        values = {
+            name: f"o.{name}" if name in source_columns else table.defaults.get(name, "NULL") for name in table.columns
+        }
         # A column that may be NULL there and must not be NULL here.
-        values |= {name: f"COALESCE(o.{name}, {default})" for name, default in table.defaults.items() if name in own}
-        values |= more or {}
-        same = " AND ".join(f"n.{name} = {values[name]}" for name in table.key)
+        values |= {
+            name: f"COALESCE(o.{name}, {default})" for name, default in table.defaults.items() if name in source_columns
+        }
+        values |= extra_values or {}
+        condition = " AND ".join(f"n.{name} = {values[name]}" for name in table.key)
         cursor.execute(f"SELECT COUNT(*) FROM {table.source}")
         total = cursor.fetchone()[0]
         # Nothing kept their schedules from being there twice.
         distinct = "DISTINCT " if table.key == table.columns else ""
         cursor.execute(
             f"INSERT INTO {table.target} ({', '.join(values)}) SELECT {distinct}{', '.join(values.values())} "
-            f"FROM {table.source} o WHERE NOT EXISTS (SELECT 1 FROM {table.target} n WHERE {same})"
+            f"FROM {table.source} o WHERE NOT EXISTS (SELECT 1 FROM {table.target} n WHERE {condition})"
         )
         return Copied(table.source, cursor.rowcount, total - cursor.rowcount)
 
-    def _schedule_columns(self, cursor: Any, there: set[str]) -> dict[str, str]:
+    def _schedule_columns(self, cursor: Any, tables: set[str]) -> dict[str, str]:
         """For each kind of schedule: our row that has the fields of theirs."""
-        if PERIODIC.source not in there:
+        if PERIODIC.source not in tables:
             return {}
-        own = self._columns(cursor, PERIODIC.source)
-        found = {}
-        for kind, table in SCHEDULES.items():
-            if f"{kind}_id" not in own or table.source not in there:
+        source_columns = self._columns(cursor, PERIODIC.source)
+        expressions = {}
+        for schedule_type, table in SCHEDULES.items():
+            if f"{schedule_type}_id" not in source_columns or table.source not in tables:
                 continue
-            known = self._columns(cursor, table.source)
-            same = " AND ".join(
-                f"n.{name} = {f's.{name}' if name in known else table.defaults[name]}" for name in table.key
+            schedule_columns = self._columns(cursor, table.source)
+            condition = " AND ".join(
+                f"n.{name} = {f's.{name}' if name in schedule_columns else table.defaults[name]}" for name in table.key
             )
-            found[f"{kind}_id"] = (
-                f"(SELECT MIN(n.id) FROM {table.target} n JOIN {table.source} s ON {same} WHERE s.id = o.{kind}_id)"
+            expressions[f"{schedule_type}_id"] = (
+                f"(SELECT MIN(n.id) FROM {table.target} n JOIN {table.source} s ON {condition} WHERE s.id = o.{schedule_type}_id)"
             )
-        return found
+        return expressions
 
     def _columns(self, cursor: Any, table: str) -> set[str]:
         return {column.name for column in self._connection.introspection.get_table_description(cursor, table)}

@@ -84,10 +84,9 @@ class DjangoStore:
     @property
     def name(self) -> str:
         """Which table of which database."""
-        found = db.connections[self._database]
-        return (
-            f"{_messages(self._database).model._meta.db_table} of {found.settings_dict['NAME']} ({found.display_name})"
-        )
+        connection = db.connections[self._database]
+        table = _messages(self._database).model._meta.db_table
+        return f"{table} of {connection.settings_dict['NAME']} ({connection.display_name})"
 
     def relay(self, limit: int, now: datetime, send: Send) -> int:
         """See the contract. Without row locks (SQLite) the rows are read first, so that nobody has to wait for the broker."""
@@ -113,8 +112,8 @@ class DjangoStore:
 
     def _due(self, rows_of: Any, limit: int, now: datetime) -> list[StoredRow]:
         due = db.models.Q(retry_at=None) | db.models.Q(retry_at__lte=_stored(now))
-        found = rows_of.filter(due).order_by("id").values_list("id", "message", "body", "attempts")[:limit]
-        return [StoredRow(number, message, bytes(body), attempts) for number, message, body, attempts in found]
+        rows = rows_of.filter(due).order_by("id").values_list("id", "message", "body", "attempts")[:limit]
+        return [StoredRow(number, message, bytes(body), attempts) for number, message, body, attempts in rows]
 
     def _settle(self, verdict: Verdict) -> None:
         rows_of = _messages(self._database)
@@ -126,16 +125,16 @@ class DjangoStore:
     def waiting(self) -> Waiting:
         """Raises: OutboxUnreachable."""
         with self._reaching():
-            found = _messages(self._database).aggregate(
+            totals = _messages(self._database).aggregate(
                 rows=Count("id"), oldest=Min("created_at"), failing=Count("error")
             )
-        return Waiting(found["rows"], _aware(found["oldest"]), found["failing"])
+        return Waiting(totals["rows"], _aware(totals["oldest"]), totals["failing"])
 
     def failing(self, limit: int) -> list[Failing]:
         """Raises: OutboxUnreachable."""
         with self._reaching():
-            found = _messages(self._database).exclude(error=None).order_by("id").values_list(*Failing._fields)[:limit]
-            rows = [Failing(*row) for row in found]
+            values = _messages(self._database).exclude(error=None).order_by("id").values_list(*Failing._fields)[:limit]
+            rows = [Failing(*row) for row in values]
         return [row._replace(created_at=_aware(row.created_at) or row.created_at) for row in rows]
 
     def retry_now(self) -> int:
@@ -174,5 +173,5 @@ def _stored(moment: datetime) -> datetime:
 def _aware(moment: datetime | None) -> datetime | None:
     if moment is None:
         return None
-    found = moment if zones.is_aware(moment) else zones.make_aware(moment, zones.get_default_timezone())
-    return found.astimezone(timezone.utc)
+    aware = moment if zones.is_aware(moment) else zones.make_aware(moment, zones.get_default_timezone())
+    return aware.astimezone(timezone.utc)

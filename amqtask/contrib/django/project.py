@@ -23,9 +23,9 @@ def project_app() -> AmqTask:
     named = getattr(settings, "DJANGO_AMQTASK_APP", None)
     if named:
         return _load(str(named), "DJANGO_AMQTASK_APP")
-    found = find_current_app()
-    if found is not None:
-        return found
+    app = find_current_app()
+    if app is not None:
+        return app
     module = settings.SETTINGS_MODULE
     if not module:
         raise AppNotFound('say where the application is: DJANGO_AMQTASK_APP = "package.module:app" in the settings')

@@ -64,12 +64,12 @@ class DatabaseScheduler:
         # First, so that what changes while they are read is seen as a change.
         self._last_change = self._models.PeriodicTasks.last_change()
         self._read_at = time.monotonic()
-        found = (self._entry(row) for row in self._models.PeriodicTask.objects.enabled())
-        entries = [entry for entry in found if entry is not None]
+        read = (self._entry(row) for row in self._models.PeriodicTask.objects.enabled())
+        entries = [entry for entry in read if entry is not None]
         if self._read_only:
             # As they will be once beat has written them down.
-            known = set(self._models.PeriodicTask.objects.values_list("name", flat=True))
-            entries += [entry for entry in entries_of(self._app) if entry.name not in known]
+            names = set(self._models.PeriodicTask.objects.values_list("name", flat=True))
+            entries += [entry for entry in entries_of(self._app) if entry.name not in names]
         return entries
 
     def has_changed(self) -> bool:
@@ -141,35 +141,35 @@ class DatabaseScheduler:
         self._relative = frozenset(relative)
 
     def _merge(self, entry: Entry) -> None:
-        kind, timing = self._timing(entry)
+        schedule_type, timing = self._timing(entry)
         fields: dict[str, Any] = {f"{name}_id": None for name in ("interval", "crontab", "solar", "clocked")}
         fields |= {
-            f"{kind}_id": timing.pk,
+            f"{schedule_type}_id": timing.pk,
             "task": entry.task,
             "args": _json(entry.name, list(entry.args)),
             "kwargs": _json(entry.name, dict(entry.kwargs)),
             **_option_fields(entry),
         }
-        if kind == "clocked":
+        if schedule_type == "clocked":
             fields["one_off"] = True
         rows = self._models.PeriodicTask.objects
-        known = rows.filter(name=entry.name).first()
-        if known is None:
+        row = rows.filter(name=entry.name).first()
+        if row is None:
             rows.create(name=entry.name, enabled=entry.enabled, **fields)
-        elif any(getattr(known, name) != value for name, value in fields.items()):
+        elif any(getattr(row, name) != value for name, value in fields.items()):
             for name, value in fields.items():
-                setattr(known, name, value)
-            known.save()
+                setattr(row, name, value)
+            row.save()
 
     def _timing(self, entry: Entry) -> tuple[str, Any]:
         """The row of a schedule, saved. Raises: ConfigurationError for one that has no table."""
-        for kind, name, model in (
+        for schedule_class, name, model in (
             (crontab, "crontab", self._models.CrontabSchedule),
             (solar, "solar", self._models.SolarSchedule),
             (clocked, "clocked", self._models.ClockedSchedule),
             (schedule, "interval", self._models.IntervalSchedule),
         ):
-            if isinstance(entry.schedule, kind):
+            if isinstance(entry.schedule, schedule_class):
                 if entry.schedule.app is None:
                     entry.schedule.app = self._app  # whose time zone it has, unless it has its own
                 row = model.from_schedule(entry.schedule)

@@ -55,8 +55,8 @@ class TimeZoneField(CharField):
 
     def get_prep_value(self, value: Any) -> str | None:
         """The name."""
-        found = self.to_python(value)
-        return None if found is None else found.key
+        zone = self.to_python(value)
+        return None if zone is None else zone.key
 
     def run_validators(self, value: Any) -> None:
         """On the name, which has a length."""

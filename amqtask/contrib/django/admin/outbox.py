@@ -70,8 +70,8 @@ class OutboxMessageAdmin(_Admin):
     def send_again(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Due at once, whatever the next attempt was to be."""
         count = queryset.update(retry_at=None)
-        said = ngettext("%d call is due now.", "%d calls are due now.", count) % count
-        self.message_user(request, said, messages.SUCCESS)
+        notice = ngettext("%d call is due now.", "%d calls are due now.", count) % count
+        self.message_user(request, notice, messages.SUCCESS)
 
     @admin.display(description=_("error"), ordering="error")
     def short_error(self, row: OutboxMessage) -> str | None:
@@ -82,10 +82,10 @@ class OutboxMessageAdmin(_Admin):
     def shown_message(self, row: OutboxMessage) -> SafeString:
         """Where to, properties, headers."""
         try:
-            found = json.dumps(json.loads(row.message), indent=2, ensure_ascii=False)
+            text = json.dumps(json.loads(row.message), indent=2, ensure_ascii=False)
         except ValueError:
-            found = row.message
-        return format_html("<pre>{}</pre>", found)
+            text = row.message
+        return format_html("<pre>{}</pre>", text)
 
     @admin.display(description=_("body"))
     def shown_body(self, row: OutboxMessage) -> str:

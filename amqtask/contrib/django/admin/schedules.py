@@ -113,8 +113,8 @@ class PeriodicTaskAdmin(_Admin):
     @admin.display(description=_("schedule"))
     def timing(self, periodic: PeriodicTask) -> str:
         """Its interval, crontab, solar event or clocked time; what keeps beat from using it."""
-        found = str(periodic.scheduler or "-")
-        return f"⚠ {found}: {problem}" if (problem := periodic.problem) else found
+        timing = str(periodic.scheduler or "-")
+        return f"⚠ {timing}: {problem}" if (problem := periodic.problem) else timing
 
     @admin.display(description=_("last run"), ordering="last_run_at")
     def last_run(self, periodic: PeriodicTask) -> SafeString:

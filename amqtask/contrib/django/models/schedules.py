@@ -73,8 +73,8 @@ class PeriodicTasks(models.Model):
     @classmethod
     def last_change(cls) -> datetime | None:
         """When; None when nothing was ever changed."""
-        found: datetime | None = cls.objects.filter(ident=1).values_list("last_update", flat=True).first()
-        return found
+        changed_at: datetime | None = cls.objects.filter(ident=1).values_list("last_update", flat=True).first()
+        return changed_at
 
 
 class IntervalSchedule(models.Model):
@@ -102,10 +102,10 @@ class IntervalSchedule(models.Model):
             raise ConfigurationError(f"every {self.every} {self.period}: {error}") from error
 
     @classmethod
-    def from_schedule(cls, found: schedules.schedule, period: str | None = None) -> IntervalSchedule:
+    def from_schedule(cls, schedule: schedules.schedule, period: str | None = None) -> IntervalSchedule:
         """The row of an interval, in seconds where that is a whole number; one that is new is not saved yet."""
-        unit = period or (MICROSECONDS if found.run_every.microseconds else SECONDS)
-        every = found.run_every // timedelta(**{unit: 1})
+        unit = period or (MICROSECONDS if schedule.run_every.microseconds else SECONDS)
+        every = schedule.run_every // timedelta(**{unit: 1})
         return cls.objects.filter(every=every, period=unit).first() or cls(every=every, period=unit)
 
     @property
@@ -150,10 +150,10 @@ class CrontabSchedule(models.Model):
         )
 
     @classmethod
-    def from_schedule(cls, found: schedules.crontab) -> CrontabSchedule:
+    def from_schedule(cls, schedule: schedules.crontab) -> CrontabSchedule:
         """The row of a crontab; one that is new is not saved yet."""
-        fields = {name: _spec(getattr(found, f"_orig_{name}")) for name in CRON_FIELDS}
-        zone = str(found.tz)
+        fields = {name: _spec(getattr(schedule, f"_orig_{name}")) for name in CRON_FIELDS}
+        zone = str(schedule.tz)
         return cls.objects.filter(**fields, timezone=zone).first() or cls(**fields, timezone=zone)
 
     def clean(self) -> None:
@@ -202,11 +202,11 @@ class SolarSchedule(models.Model):
         return schedules.solar(self.event, float(self.latitude), float(self.longitude))
 
     @classmethod
-    def from_schedule(cls, found: schedules.solar) -> SolarSchedule:
+    def from_schedule(cls, schedule: schedules.solar) -> SolarSchedule:
         """The row of a solar event; one that is new is not saved yet."""
         # As the columns keep it: six digits.
-        place = {"latitude": Decimal(f"{found.lat:.6f}"), "longitude": Decimal(f"{found.lon:.6f}")}
-        return cls.objects.filter(event=found.event, **place).first() or cls(event=found.event, **place)
+        position = {"latitude": Decimal(f"{schedule.lat:.6f}"), "longitude": Decimal(f"{schedule.lon:.6f}")}
+        return cls.objects.filter(event=schedule.event, **position).first() or cls(event=schedule.event, **position)
 
     def __str__(self) -> str:
         return f"{self.get_event_display()} ({self.latitude}, {self.longitude})"
@@ -228,9 +228,9 @@ class ClockedSchedule(models.Model):
         return schedules.clocked(aware(self.clocked_time))
 
     @classmethod
-    def from_schedule(cls, found: schedules.clocked) -> ClockedSchedule:
+    def from_schedule(cls, schedule: schedules.clocked) -> ClockedSchedule:
         """The row of a time; one that is new is not saved yet."""
-        when = stored(found.clocked_time)
+        when = stored(schedule.clocked_time)
         return cls.objects.filter(clocked_time=when).first() or cls(clocked_time=when)
 
     def __str__(self) -> str:
@@ -243,8 +243,8 @@ class PeriodicTaskQuerySet(models.QuerySet["PeriodicTask"]):
 
     def enabled(self) -> PeriodicTaskQuerySet:
         """Those that run."""
-        found: PeriodicTaskQuerySet = self.filter(enabled=True).select_related(*KINDS)
-        return found
+        rows: PeriodicTaskQuerySet = self.filter(enabled=True).select_related(*KINDS)
+        return rows
 
 
 class PeriodicTask(models.Model):
@@ -314,24 +314,24 @@ class PeriodicTask(models.Model):
     @property
     def scheduler(self) -> Any:
         """Its interval, crontab, solar event or clocked time."""
-        return next((found for kind in KINDS if (found := getattr(self, kind)) is not None), None)
+        return next((row for field in KINDS if (row := getattr(self, field)) is not None), None)
 
     @property
     def schedule(self) -> schedules.BaseSchedule:
         """As beat takes it. Raises: ConfigurationError (ParseException)."""
         if self.scheduler is None:
             raise ConfigurationError("it has no schedule")
-        found: schedules.BaseSchedule = self.scheduler.schedule
-        return found
+        schedule: schedules.BaseSchedule = self.scheduler.schedule
+        return schedule
 
     @property
     def problem(self) -> str:
         """Why beat leaves it out; empty when it does not."""
         try:
             _ = self.schedule
-            for field, kind in (("args", list), ("kwargs", dict), ("headers", dict)):
-                if not isinstance(json.loads(getattr(self, field) or repr(kind())), kind):
-                    return f"{field} is no JSON {'list' if kind is list else 'object'}"
+            for field, json_type in (("args", list), ("kwargs", dict), ("headers", dict)):
+                if not isinstance(json.loads(getattr(self, field) or repr(json_type())), json_type):
+                    return f"{field} is no JSON {'list' if json_type is list else 'object'}"
         except Exception as error:  # noqa: BLE001 - rows are written by many; whatever one holds is told, and the others go on
             return str(error) or type(error).__name__
         return ""
@@ -339,16 +339,20 @@ class PeriodicTask(models.Model):
     def clean(self) -> None:
         """For forms: arguments and headers are JSON of the right kind. Raises: ValidationError."""
         errors: dict[str, Any] = {}
-        for field, kind, example in (("args", list, '["a", 1]'), ("kwargs", dict, '{"a": 1}'), ("headers", dict, "{}")):
+        for field, json_type, example in (
+            ("args", list, '["a", 1]'),
+            ("kwargs", dict, '{"a": 1}'),
+            ("headers", dict, "{}"),
+        ):
             try:
-                found = json.loads(getattr(self, field) or example)
+                parsed = json.loads(getattr(self, field) or example)
             except ValueError as error:
                 errors[field] = _("This is no JSON (%(error)s); write it like %(example)s") % {
                     "error": error,
                     "example": example,
                 }
                 continue
-            if not isinstance(found, kind):
+            if not isinstance(parsed, json_type):
                 errors[field] = _("Write it like %(example)s") % {"example": example}
         if self.expire_seconds is not None and self.expires:
             errors["expire_seconds"] = NOT_BOTH
@@ -358,12 +362,12 @@ class PeriodicTask(models.Model):
     def validate_unique(self, *args: Any, **options: Any) -> None:
         """Exactly one schedule; a clocked one runs once. Raises: ValidationError."""
         super().validate_unique(*args, **options)
-        given = [kind for kind in KINDS if getattr(self, f"{kind}_id") is not None]
-        if not given:
+        chosen = [field for field in KINDS if getattr(self, f"{field}_id") is not None]
+        if not chosen:
             raise ValidationError(_("Choose an interval, a crontab, a solar event or a clocked time."))
-        if len(given) > 1:
-            raise ValidationError(dict.fromkeys(given, _("Choose one of these, and leave the others empty.")))
-        if given == ["clocked"] and not self.one_off:
+        if len(chosen) > 1:
+            raise ValidationError(dict.fromkeys(chosen, _("Choose one of these, and leave the others empty.")))
+        if chosen == ["clocked"] and not self.one_off:
             raise ValidationError({"one_off": _("A task at a clocked time runs once: tick one-off.")})
 
     def save(self, *args: Any, **options: Any) -> None:
@@ -382,8 +386,8 @@ class PeriodicTask(models.Model):
         return f"{self.name}: {self.scheduler or '{no schedule}'}"
 
 
-def _spec(given: Any) -> str:
+def _spec(field: Any) -> str:
     """A field of a crontab as text."""
-    if isinstance(given, (str, int)):
-        return str(given)
-    return ",".join(map(str, sorted(given)))
+    if isinstance(field, (str, int)):
+        return str(field)
+    return ",".join(map(str, sorted(field)))

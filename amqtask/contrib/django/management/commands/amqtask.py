@@ -41,7 +41,9 @@ class Command(BaseCommand):
             raise CommandError(f"amqtask ended with exit code {code}", returncode=code)
 
     def _run(self, arguments: Sequence[str]) -> int:
-        is_told = bool(os.environ.get("AMQTASK_APP")) or any(word.startswith(("-A", "--app")) for word in arguments)
+        is_told = bool(os.environ.get("AMQTASK_APP")) or any(
+            argument.startswith(("-A", "--app")) for argument in arguments
+        )
         if chosen_pool(arguments) in GREEN_POOLS:
             _start_anew(arguments if is_told else ["-A", PROJECT, *arguments])
         app = None if is_told else project_app()
@@ -52,25 +54,25 @@ def without_djangos(arguments: Sequence[str]) -> list[str]:
     """The arguments without Django's own options."""
     kept: list[str] = []
     is_value = False
-    for word in arguments:
-        if is_value or word.startswith(tuple(f"{option}=" for option in _OF_DJANGO)):
+    for argument in arguments:
+        if is_value or argument.startswith(tuple(f"{option}=" for option in _OF_DJANGO)):
             is_value = False
-        elif word in _OF_DJANGO:
+        elif argument in _OF_DJANGO:
             is_value = True
         else:
-            kept.append(word)
+            kept.append(argument)
     return kept
 
 
 def chosen_pool(arguments: Sequence[str]) -> str | None:
     """The pool of a worker that is to be started, as the command line finds it."""
-    found: str | None = importlib.import_module("amqtask.__main__").chosen_pool(arguments)
-    return found
+    pool: str | None = importlib.import_module("amqtask.__main__").chosen_pool(arguments)
+    return pool
 
 
 def _start_anew(arguments: Sequence[str]) -> None:
     """In place of this process, one that lets the pool patch Python before Django is imported."""
-    here = str(Path(sys.argv[0]).resolve().parent)
-    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    folder = str(Path(sys.argv[0]).resolve().parent)
+    path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "amqtask", *arguments]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})

@@ -25,8 +25,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Say what came of each table."""
         verb = "would be copied" if options["dry_run"] else "copied"
-        for table, rows, known in Import(options["database"], is_rehearsal=options["dry_run"]).run():
+        for table, rows, present in Import(options["database"], is_rehearsal=options["dry_run"]).run():
             if rows is None:
                 self.stdout.write(f"{table}: no such table")
             else:
-                self.stdout.write(f"{table}: {rows} {verb}, {known} already here")
+                self.stdout.write(f"{table}: {rows} {verb}, {present} already here")
