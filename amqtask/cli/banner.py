@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Sequence
 
-from amqtask import __version__
+from amqtask.ground.version import VERSION
 
 _TITLE = "amqtask {version} on {system}"
 
@@ -24,7 +24,7 @@ def banner(
     show_tasks: bool,
 ) -> str:
     """The text; URLs come without passwords, `queues` as (name, exchange, routing key)."""
-    title = _TITLE.format(version=__version__, system=platform.system())
+    title = _TITLE.format(version=VERSION, system=platform.system())
     rows = [
         ("app", app),
         ("broker", broker),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqtask import __version__
 from amqtask.beat.build import build_beat, leader_name, make_scheduler
 from amqtask.beat.contract import StoreOptions
 from amqtask.beat.find_store import find_store, short_name
@@ -21,6 +20,7 @@ from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.own_options import Extensible, own_options
+from amqtask.ground.version import VERSION
 from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _about(app: AmqTask, options: BeatOptions) -> list[tuple[str, str]]:
 
 
 def _banner(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["", f" amqtask beat {__version__}", "", *(f"  {name:<14} {value}" for name, value in rows), ""])
+    return "\n".join(["", f" amqtask beat {VERSION}", "", *(f"  {name:<14} {value}" for name, value in rows), ""])
 
 
 def _loaded(app: AmqTask, options: BeatOptions, now: datetime) -> Scheduler:

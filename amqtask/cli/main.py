@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from amqtask import __version__
 from amqtask.cli.output import echo, echo_text
 from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
+from amqtask.ground.version import VERSION
 from amqtask.printable import printable_lines
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class LazyGroup(click.Group):
 @click.option("-C", "--no-color", is_flag=True, help="No colours.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what matters.")
 @click.option("--skip-checks", is_flag=True, hidden=True, help="Accepted for Celery's sake.")
-@click.version_option(__version__, "--version", message="%(version)s")
+@click.version_option(VERSION, "--version", message="%(version)s")
 @click.pass_context
 def cli(
     ctx: click.Context,

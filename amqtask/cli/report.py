@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from amqtask import __version__
 from amqtask.cli.broker import open_admin
 from amqtask.cli.main import Globals
 from amqtask.cli.output import echo, json_option, print_json
+from amqtask.ground.version import VERSION
 from amqtask.masks import mask_urls
 
 PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redis", "celery")
@@ -25,7 +25,7 @@ def command(settings: Globals, server: bool, as_json: bool) -> None:
     """Print versions, and the application's settings without secrets."""
     app = settings.load()
     report: dict[str, Any] = {
-        "amqtask": __version__,
+        "amqtask": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

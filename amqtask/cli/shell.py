@@ -9,15 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import amqtask
+from amqtask.canvas import chain, chord, chunks, group, signature, xmap, xstarmap
 from amqtask.cli.main import Globals
 from amqtask.cli.output import echo_text
+from amqtask.ground.version import VERSION
+from amqtask.result import AsyncResult
+from amqtask.task import Task
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
 # `subtask` is Celery's old name of `signature`.
-NAMES = ("AsyncResult", "Task", "chain", "chord", "chunks", "group", "signature", "xmap", "xstarmap")
+NAMES = {
+    "AsyncResult": AsyncResult,
+    "Task": Task,
+    "chain": chain,
+    "chord": chord,
+    "chunks": chunks,
+    "group": group,
+    "signature": signature,
+    "subtask": signature,
+    "xmap": xmap,
+    "xstarmap": xstarmap,
+}
 
 
 @click.command("shell")
@@ -55,13 +69,12 @@ def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, Any]:
         app.finalize()
         # A task's class has its function's name.
         names = {type(app.tasks[name]).__name__: app.tasks[name] for name in app.tasks.own}
-    names |= {public_name: getattr(amqtask, public_name) for public_name in NAMES}
-    return names | {"app": app, "celery": app, "subtask": amqtask.signature}
+    return names | NAMES | {"app": app, "celery": app}
 
 
 def _greeting(app: AmqTask, names: dict[str, Any]) -> str:
-    tasks = sorted(name for name, value in names.items() if isinstance(value, amqtask.Task))
-    return f"amqtask {amqtask.__version__}: app = {app!r} on {app.broker_name}\ntasks: {', '.join(tasks) or 'none'}"
+    tasks = sorted(name for name, value in names.items() if isinstance(value, Task))
+    return f"amqtask {VERSION}: app = {app!r} on {app.broker_name}\ntasks: {', '.join(tasks) or 'none'}"
 
 
 class _NotInstalled(click.ClickException):

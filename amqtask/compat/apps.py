@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from amqtask import __version__
 from amqtask.current import current_app
+from amqtask.ground.version import VERSION
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -20,5 +20,5 @@ def app_or_default(app: AmqTask | None = None) -> AmqTask:
 def bugreport(app: AmqTask | None = None) -> str:
     """Versions, and the settings without secrets; `amqtask report` says more."""
     settings = app_or_default(app).conf.humanize()
-    lines = [f"software -> amqtask:{__version__} py:{platform.python_version()}", f"platform -> {platform.platform()}"]
+    lines = [f"software -> amqtask:{VERSION} py:{platform.python_version()}", f"platform -> {platform.platform()}"]
     return "\n".join([*lines, "", *(f"{name}: {value!r}" for name, value in sorted(settings.items()))])

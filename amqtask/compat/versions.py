@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from amqtask import __version__
+from amqtask.ground import version
 
 
 class VersionInfo(NamedTuple):
@@ -17,4 +17,4 @@ class VersionInfo(NamedTuple):
     serial: str = ""
 
 
-VERSION = VersionInfo(*map(int, __version__.split(".")[:3]))  # type: ignore[arg-type] # three numbers
+VERSION = VersionInfo(*map(int, version.VERSION.split(".")[:3]))  # type: ignore[arg-type] # three numbers

@@ -26,8 +26,9 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from amqtask import __version__, signals, states
+from amqtask import signals, states
 from amqtask.execution.context import Context, current_context
+from amqtask.ground.version import VERSION
 from amqtask.topology.delays import TO_HEADER
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Tracing:
 
     def __init__(self, provider: trace.TracerProvider | None) -> None:
         self._provider = provider
-        self._tracer = trace.get_tracer("amqtask", __version__, provider)
+        self._tracer = trace.get_tracer("amqtask", VERSION, provider)
         # By the identity of the headers that both signals get; they are kept so that the identity stays theirs.
         self._publishing: OrderedDict[int, tuple[Span, Mapping[str, Any]]] = OrderedDict()
         self._receivers = (

@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from amqtask import __version__, signals, states
+from amqtask import signals, states
 from amqtask.events.sent import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer
+from amqtask.ground.version import VERSION
 from amqtask.printable import bounded_logger
 from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
 from amqtask.worker.observer import Observer
@@ -51,7 +52,7 @@ GATHER_SECONDS = 0.05
 HEARTBEAT_SECONDS = 2.0
 # The frequency that a heartbeat on request claims (celery/worker/control.py).
 ASKED_FREQUENCY = 5
-SOFTWARE = {"sw_ident": "py-amqtask", "sw_ver": __version__, "sw_sys": platform.system()}
+SOFTWARE = {"sw_ident": "py-amqtask", "sw_ver": VERSION, "sw_sys": platform.system()}
 
 
 class EventSender(Observer):

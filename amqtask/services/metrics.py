@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from amqtask import __version__
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
+from amqtask.ground.version import VERSION
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.services.http import Page, Reply
 from amqtask.worker.observer import Observer
@@ -263,7 +263,7 @@ class Metrics(Observer):
         )
         yield _filled(
             gauge("amqtask_build_info", "Always 1.", labels=["version", "python", "pool", "hostname"]),
-            [((__version__, platform.python_version(), worker.pool.name, worker.setup.hostname), 1)],
+            [((VERSION, platform.python_version(), worker.pool.name, worker.setup.hostname), 1)],
         )
 
 

@@ -1,0 +1,1 @@
+"""What every row above uses, and what uses nothing of ours itself."""
