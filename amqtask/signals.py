@@ -66,6 +66,8 @@ class Signal(WithOthersNames):
     def send(self, sender: Any = None, **arguments: Any) -> list[tuple[Callable[..., Any], Any]]:
         """Call the receivers; what each returned (or the exception it raised)."""
         answers: list[tuple[Callable[..., Any], Any]] = []
+        if not self._receivers:
+            return answers
         sender_key = _sender_key(sender)
         for filtered, reference in list(self._receivers.values()):
             receiver = reference()
