@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from amqtask.ground import plugins as _ground
+from amqtask.ground.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask, Celery
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from amqtask.task import Task, current_task
     from amqtask.utils import uuid
 
+# Name → the module that it is in, and `:` with the name that it has there, if that is another one.
 _WHERE = {
     "AmqTask": "app",
     "AsyncResult": "result",
@@ -57,6 +59,11 @@ _WHERE = {
     "uuid": "utils",
     "xmap": "canvas",
     "xstarmap": "canvas",
+    # Only programs written for Celery ask for these.
+    "VERSION": "compat.versions",
+    "bugreport": "compat.apps",
+    "subtask": "canvas:signature",
+    "version_info": "compat.versions:VERSION",
 }
 
 __all__ = [
@@ -97,14 +104,24 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    import importlib  # noqa: PLC0415 - `import amqtask` alone imports nothing
+    from amqtask.ground.imports import load  # noqa: PLC0415 - `import amqtask` alone imports next to nothing
 
     where = _WHERE.get(name)
     if where is None:
-        return importlib.import_module("amqtask.compat").lookup(__name__, name)
-    value = getattr(importlib.import_module(f"amqtask.{where}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = where.partition(":")
+    value = getattr(load(f"amqtask.{module}"), attribute or name)
     globals()[name] = value
     return value
+
+
+def _plugins() -> _ground.Plugins:
+    import amqtask.plugin_table
+
+    return amqtask.plugin_table
+
+
+_ground.register(_plugins)
 
 
 class _Elsewhere:
@@ -114,7 +131,7 @@ class _Elsewhere:
     def find_spec(fullname: str, path: Any = None, target: Any = None) -> Any:
         if not fullname.startswith("amqtask.") or fullname.startswith("amqtask.compat"):
             return None
-        from amqtask.compat import Finder  # noqa: PLC0415 - asked for a name that nothing of ours has
+        from amqtask.compat import Finder
 
         return Finder.find_spec(fullname)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -15,12 +13,14 @@ from amqtask import current, kinds, signals
 from amqtask.builtins import BUILTINS
 from amqtask.calling import Calling
 from amqtask.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
-from amqtask.elsewhere import WithOthersNames
+from amqtask.elsewhere import WithOthersNames, others_names
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.bounds import Bounds
 from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.switch import OFF
+from amqtask.ground.imports import load
+from amqtask.ground.plugins import plugins
 from amqtask.printable import bounded_logger
 from amqtask.registry import TaskRegistry
 from amqtask.result import AsyncResult
@@ -236,7 +236,7 @@ class AmqTask(Calling, WithOthersNames):
         if signals.import_modules:
             signals.import_modules.send(sender=self)
         for module in (*self.conf.include, *self.conf.imports):
-            importlib.import_module(module)
+            load(module)
         self._discover_now()
 
     def finalize(self, auto: bool = False) -> None:
@@ -357,11 +357,9 @@ class AmqTask(Calling, WithOthersNames):
         In a program that other modules import as well (`python -m proj.app`, whose tasks import `proj.app`), their app runs:
         it has their tasks.
         """
-        from amqtask.assembly import run_command  # noqa: PLC0415 - the one import upwards
-
         twin = twin_of_main(self, self.import_modules)
         app = twin if isinstance(twin, AmqTask) else self
-        return run_command(app, list(sys.argv[1:] if argv is None else argv))
+        return plugins().run_command_line(app, list(sys.argv[1:] if argv is None else argv))
 
     def __enter__(self) -> AmqTask:
         return self
@@ -399,5 +397,4 @@ def _place(function: Any) -> str:
     return f"{wrapped.__qualname__} in {os.path.realpath(code.co_filename)}, line {code.co_firstlineno}"
 
 
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import platform
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amqtask import __version__, signals
+from amqtask import signals
 from amqtask.canvas import maybe_signature
 from amqtask.clock import LamportClock
 from amqtask.discovery import uses_django
@@ -19,6 +18,9 @@ from amqtask.entities import Queue
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.steps import SlotSteps
 from amqtask.execution.switch import SharedSwitch
+from amqtask.ground.imports import load
+from amqtask.ground.plugins import plugins
+from amqtask.ground.version import VERSION
 from amqtask.lazy import lazy
 from amqtask.masks import masked_plain
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
@@ -73,12 +75,6 @@ FORWARD_PATIENCE = 2.0
 CONSUMER_TIMEOUT_SECONDS = 1800.0
 
 
-def run_command(app: AmqTask, argv: Sequence[str]) -> int:
-    """`app.start(argv)` and `app.worker_main(argv)`: the command line with this app. The exit code."""
-    # The command line stands above this module, hence by name.
-    return int(importlib.import_module("amqtask.cli.main").run(argv, app))
-
-
 def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     """A worker that is ready to `run()`. Raises: ConfigurationError (LimitUnsupported, PoolNotFound, QueueNotFound)."""
     hostname = options.hostname or f"celery@{socket.gethostname()}"
@@ -113,23 +109,24 @@ def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | Non
     app.import_modules()
     app.finalize()
     conf = app.conf
-    module = importlib.import_module("amqtask.outbox.relay")
-    relay: Relay = module.Relay(
+    from amqtask.outbox.relay import BATCH, Relay
+
+    return Relay(
         _outbox(app).store(),
         app.publisher,
         app.delays,
-        batch=batch or module.BATCH,
+        batch=batch or BATCH,
         interval=conf.outbox_interval if interval is None else interval,
         timeout=conf.broker_publish_timeout,
         on_sent=(lambda messages: _tell_sent(app, messages)) if conf.task_send_sent_event else None,
     )
-    return relay
 
 
 def build_relaying(app: AmqTask) -> Service:
     """A relay in a thread, for a process that does something else. Raises: ConfigurationError."""
-    service: Service = importlib.import_module("amqtask.services.relaying").Relaying(build_relay(app))
-    return service
+    from amqtask.services.relaying import Relaying
+
+    return Relaying(build_relay(app))
 
 
 def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
@@ -154,7 +151,7 @@ def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
 def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
     app.import_modules()
     for module in options.include:
-        importlib.import_module(module)
+        load(module)
     app.finalize()
 
 
@@ -162,10 +159,8 @@ def _around() -> Around | None:
     """In a Django project: have each task find its connections, language and time zone as a request does."""
     if not uses_django():
         return None
-    # Stands above this module, and needs Django.
-    around = importlib.import_module("amqtask.contrib.django.around").AroundTasks()
-    coroutine: Around = around.coroutine
-    return coroutine
+    around: Around = plugins().around_django_tasks()
+    return around
 
 
 def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
@@ -379,9 +374,9 @@ class _Builder:
 
     def consumer(self, listener: ConsumerListener, role: str, *, no_ack: bool = False) -> Consumer:
         if self.app.memory_broker is not None:
-            module = importlib.import_module("amqtask.transport.memory.consumer")
-            consumer: Consumer = module.MemoryConsumer(self.app.memory_broker, self.loop, listener, no_ack=no_ack)
-            return consumer
+            from amqtask.transport.memory.consumer import MemoryConsumer
+
+            return MemoryConsumer(self.app.memory_broker, self.loop, listener, no_ack=no_ack)
         return PikaConsumer(
             self.app.broker_addresses,
             self.loop,
@@ -394,11 +389,9 @@ class _Builder:
 
     def publisher(self, role: str) -> LoopPublisher:
         if self.app.memory_broker is not None:
-            module = importlib.import_module("amqtask.transport.memory.publisher")
-            publisher: LoopPublisher = module.MemoryLoopPublisher(
-                self.app.memory_broker, self.loop, on_warning=logger.warning
-            )
-            return publisher
+            from amqtask.transport.memory.publisher import MemoryLoopPublisher
+
+            return MemoryLoopPublisher(self.app.memory_broker, self.loop, on_warning=logger.warning)
         return PikaLoopPublisher(
             self.app.broker_addresses,
             self.loop,
@@ -445,7 +438,7 @@ class _Builder:
         if self.options.beat:
             services.append(self.beat())
         if "steps" in vars(self.app):  # of a program that was written for Celery
-            services.append(importlib.import_module("amqtask.compat.bootsteps").service(self.app, worker, self.options))
+            services.append(plugins().celery_bootsteps(self.app, worker, self.options))
         return services
 
     def forwarder(self) -> Forwarder:
@@ -476,23 +469,23 @@ class _Builder:
 
     def beat(self) -> Service:
         """The scheduler; its modules are loaded only for -B."""
-        build = importlib.import_module("amqtask.beat.build")
-        options = importlib.import_module("amqtask.beat.options")
-        service: Service = build.embedded_beat(
+        from amqtask.beat.build import embedded_beat
+        from amqtask.beat.options import BeatOptions
+
+        return embedded_beat(
             self.app,
-            options.BeatOptions(schedule=self.options.schedule, scheduler=self.options.scheduler),
+            BeatOptions(schedule=self.options.schedule, scheduler=self.options.scheduler),
             self.loop,
             self.hostname,
         )
-        return service
 
     def monitoring(self, publisher: LoopPublisher) -> Monitoring | None:
         """What metrics and health need; its modules are loaded only when a port is asked for."""
         if self.options.metrics_port is None and self.options.health_port is None:
             return None
-        module = importlib.import_module("amqtask.services.monitoring")
-        monitoring: Monitoring = module.Monitoring(self.options, self.loop, publisher)
-        return monitoring
+        from amqtask.services.monitoring import Monitoring
+
+        return Monitoring(self.options, self.loop, publisher)
 
     def events(self, worker: Worker) -> EventSender:
         interval = self.options.heartbeat_interval or HEARTBEAT_SECONDS
@@ -585,7 +578,7 @@ class _Builder:
     def report(self) -> str:
         """For a bug report, as `inspect report` answers it: versions, then the settings that were given."""
         lines = [
-            f"software -> amqtask:{__version__} py:{platform.python_version()}",
+            f"software -> amqtask:{VERSION} py:{platform.python_version()}",
             f"platform -> system:{platform.system()} arch:{platform.machine()} "
             f"kernel version:{platform.release()} imp:{sys.implementation.name}",
             f"pool     -> {self.pool_class.name}:{self.slots}",

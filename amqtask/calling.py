@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,6 +18,7 @@ from amqtask.message import Message
 from amqtask.options import of_call
 from amqtask.parts import Parts
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
+from amqtask.protocol.chord import more_message, queue_name, token_of
 from amqtask.result import AsyncResult, EagerResult
 from amqtask.result_sets import GroupResult
 from amqtask.settings import Settings
@@ -92,7 +92,8 @@ class Calling(Parts):
             raise
 
     def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
-        as_row = importlib.import_module("amqtask.outbox.rows").as_row
+        from amqtask.outbox.rows import as_row
+
         queue = getattr(self.backend, "reply_queue", None)
         if queue is not None:
             messages = [
@@ -238,7 +239,6 @@ class Calling(Parts):
 
     async def _atell_sent(self, messages: Sequence[Message]) -> None:
         """An event loop must not wait for the connection that events go over."""
-        asyncio = importlib.import_module("asyncio")
         await asyncio.to_thread(self.sent_events.sent, messages)
 
     def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
@@ -399,7 +399,6 @@ class Calling(Parts):
         publisher = self.__dict__.pop("async_publisher", None)
         if publisher is not None:
             await publisher.close()
-        asyncio = importlib.import_module("asyncio")
         await asyncio.to_thread(self.close)
 
     def _composition_messages(self, begun: Begun) -> list[Message]:
@@ -449,9 +448,8 @@ class Calling(Parts):
         if store is not None:
             store.add_to_chord(group_id, member_id)
             return
-        parts = importlib.import_module("amqtask.protocol.chord")
-        queue = parts.queue_name(group_id, parts.token_of(chord or member.options.get("chord") or {}))
-        message: Message = parts.more_message(queue, member_id)
+        queue = queue_name(group_id, token_of(chord or member.options.get("chord") or {}))
+        message = more_message(queue, member_id)
         transaction = self._transaction
         if transaction is not None:
             transaction.write(self._rows((message,)))
@@ -479,10 +477,9 @@ class Calling(Parts):
     @lazy
     def _memory_chords(self) -> ChordStore:
         """With the in-memory broker and no result store, chords are counted in this process."""
-        chords: ChordStore = importlib.import_module("amqtask.backends.chords").MemoryChords(
-            self.conf.result_serializer
-        )
-        return chords
+        from amqtask.backends.chords import MemoryChords
+
+        return MemoryChords(self.conf.result_serializer)
 
     # -- running here
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from amqtask.ground.plugins import plugins
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -39,8 +40,7 @@ current_app = CurrentApp()
 
 
 def _make_default() -> AmqTask:
-    # Stands above this module.
-    app: AmqTask = importlib.import_module("amqtask.app").AmqTask("default", set_as_current=False)
+    app: AmqTask = plugins().default_app()
     set_current(app)
     return app
 

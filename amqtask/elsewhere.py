@@ -1,9 +1,11 @@
-"""Attributes that only programs written for Celery ask for are in amqtask.compat; it is imported when one is asked for."""
+"""Names and attributes that only programs written for Celery ask for are in amqtask.compat, imported when one is asked for."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from amqtask.ground.plugins import plugins
 
 
 class WithOthersNames:
@@ -14,4 +16,15 @@ class WithOthersNames:
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            return importlib.import_module("amqtask.compat").attribute(self, name)
+            return plugins().celery_attribute(self, name)
+
+
+def others_names(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that has names for their sake."""
+
+    def find(name: str) -> Any:
+        if name.startswith("__"):  # the import system asks each module for a __path__
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return plugins().celery_name(module, name)
+
+    return find

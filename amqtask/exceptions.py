@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import builtins
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from amqtask.elsewhere import others_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -272,5 +273,4 @@ class Terminated(BaseException):
     """Raised inside a task that is terminated; derives from BaseException so that `except Exception` lets it pass."""
 
 
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -13,6 +11,7 @@ from urllib.parse import quote
 
 from amqtask.calls import Calls
 from amqtask.discovery import django_time_zone
+from amqtask.ground.plugins import plugins
 from amqtask.lazy import lazy
 from amqtask.printable import bounded_logger
 from amqtask.queues import configured, default_exchange
@@ -26,7 +25,7 @@ from amqtask.workflows import Workflows
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.backends.contract import ResultBackend
+    from amqtask.backends.contract import BackendOptions, ResultBackend
     from amqtask.backends.retrying import RetryPolicy
     from amqtask.control import Control
     from amqtask.entities import Queue
@@ -92,7 +91,7 @@ class Parts:
     is_finalized: bool
 
     def __init__(self) -> None:
-        self._opened_backend: tuple[Any, ResultBackend] | None = None
+        self._opened_backend: tuple[BackendOptions, ResultBackend | None] | None = None
         self._installed_outbox: Outbox | None = None
 
     @property
@@ -135,11 +134,9 @@ class Parts:
         return self._addresses(self.conf.broker_write_url) if self.conf.broker_write_url else self.broker_addresses
 
     def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
-        transport = importlib.import_module("amqtask.transport.url")
-        addresses: tuple[BrokerAddress, ...] = transport.parse_broker_urls(
-            urls, use_ssl=self.conf.broker_use_ssl, login_method=self.conf.broker_login_method
-        )
-        return addresses
+        from amqtask.transport.url import parse_broker_urls
+
+        return parse_broker_urls(urls, use_ssl=self.conf.broker_use_ssl, login_method=self.conf.broker_login_method)
 
     @property
     def broker_name(self) -> str:
@@ -157,8 +154,9 @@ class Parts:
 
     @lazy
     def _made_memory_broker(self) -> MemoryBroker:
-        broker: MemoryBroker = importlib.import_module("amqtask.transport.memory.broker").MemoryBroker()
-        return broker
+        from amqtask.transport.memory.broker import MemoryBroker
+
+        return MemoryBroker()
 
     @property
     def timezone(self) -> tzinfo:
@@ -169,8 +167,9 @@ class Parts:
         name = self.conf.timezone or django_time_zone() or "UTC"
         if isinstance(name, tzinfo):
             return name
-        zone: tzinfo = importlib.import_module("amqtask.schedules").zone_named(name)
-        return zone
+        from amqtask.schedules import zone_named
+
+        return zone_named(name)
 
     def now(self) -> datetime:
         """The present time in that zone."""
@@ -235,14 +234,14 @@ class Parts:
     @lazy
     def publisher(self) -> Publisher:
         """Publishes with confirms; made at the first publish."""
-        publisher: Publisher
-        conf = self.conf
         if self.memory_broker is not None:
-            module = importlib.import_module("amqtask.transport.memory.publisher")
-            publisher = module.MemoryPublisher(self.memory_broker, on_warning=logger.warning)
-            return publisher
-        module = importlib.import_module("amqtask.transport.publisher")
-        publisher = module.PikaPublisher(
+            from amqtask.transport.memory.publisher import MemoryPublisher
+
+            return MemoryPublisher(self.memory_broker, on_warning=logger.warning)
+        from amqtask.transport.publisher import PikaPublisher
+
+        conf = self.conf
+        return PikaPublisher(
             self.write_addresses,
             timeout=conf.broker_publish_timeout,
             pool_limit=conf.broker_pool_limit,
@@ -251,19 +250,18 @@ class Parts:
             client_name=self._client_name,
             on_warning=logger.warning,
         )
-        return publisher
 
     @lazy
     def async_publisher(self) -> AsyncPublisher:
         """The same over aio-pika, for event loops."""
-        publisher: AsyncPublisher
-        conf = self.conf
         if self.memory_broker is not None:
-            module = importlib.import_module("amqtask.transport.memory.publisher")
-            publisher = module.MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
-            return publisher
-        module = importlib.import_module("amqtask.transport.async_publisher")
-        publisher = module.AioPikaPublisher(
+            from amqtask.transport.memory.publisher import MemoryAsyncPublisher
+
+            return MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
+        from amqtask.transport.async_publisher import AioPikaPublisher
+
+        conf = self.conf
+        return AioPikaPublisher(
             self.write_addresses,
             timeout=conf.broker_publish_timeout,
             heartbeat=conf.broker_heartbeat,
@@ -271,7 +269,6 @@ class Parts:
             client_name=self._client_name,
             on_warning=logger.warning,
         )
-        return publisher
 
     @property
     def _client_name(self) -> str:
@@ -292,9 +289,10 @@ class Parts:
             return None
         if self.memory_broker is not None and url.partition("://")[0] == "rpc":
             url = MEMORY_RESULTS  # replies stay in this process, too
-        contract = importlib.import_module("amqtask.backends.contract")
-        registry = importlib.import_module("amqtask.backends.registry")
-        options = contract.BackendOptions(
+        from amqtask.backends.contract import BackendOptions
+        from amqtask.backends.registry import open_backend
+
+        options = BackendOptions(
             url=url,
             serializer=conf.result_serializer,
             accept=content_types(conf.result_accept_content or conf.accept_content),
@@ -311,31 +309,34 @@ class Parts:
             largest_body=conf.worker_max_body_size or LARGEST_BODY,
             settings={name: conf[name] for name in _STORE_SETTINGS},
         )
-        if self._opened_backend is None or self._opened_backend[0] != options:
-            self._opened_backend = (options, registry.open_backend(url, options))
+        opened = self._opened_backend
+        if opened is None or opened[0] != options:
+            opened = self._opened_backend = (options, open_backend(url, options))
         # Settings that do not concern it leave the store as it is: results may be on their way to it.
-        return self._opened_backend[1]
+        return opened[1]
 
     def _always_retry(self) -> RetryPolicy | None:
         conf = self.conf
         if not conf.result_backend_always_retry:
             return None
-        policy: RetryPolicy = importlib.import_module("amqtask.backends.retrying").RetryPolicy(
+        from amqtask.backends.retrying import RetryPolicy
+
+        return RetryPolicy(
             seconds=None,
             retries=conf.result_backend_max_retries,
             first_pause=conf.result_backend_base_sleep_between_retries_ms / 1000,
             longest_pause=conf.result_backend_max_sleep_between_retries_ms / 1000,
             jitter=True,
         )
-        return policy
 
     @lazy
     def outbox(self) -> Outbox | None:
         """Where calls go that are made in a database transaction: what was installed, else what the setting names."""
         if self._installed_outbox is not None or not self.conf.outbox:
             return self._installed_outbox
-        outbox: Outbox = importlib.import_module("amqtask.outbox.find").find_outbox(self.conf.outbox, self._app)
-        return outbox
+        from amqtask.outbox.find import find_outbox
+
+        return find_outbox(self.conf.outbox, self._app)
 
     def install_outbox(self, outbox: Outbox | None) -> None:
         """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
@@ -345,22 +346,23 @@ class Parts:
     @lazy
     def control(self) -> Control:
         """Remote control of workers."""
-        module = importlib.import_module("amqtask.control")
-        control: Control = module.Control(
+        from amqtask.control import Control
+
+        return Control(
             self.broker_addresses,
             self.publisher,
             prefix=self.conf.control_exchange,
             accept=content_types(self.conf.accept_content),
             queues=lambda: [queue.name for queue in self.queues.consumed],
         )
-        return control
 
     @lazy
     def events(self) -> Events:
         """Receive events, and send one's own."""
-        module = importlib.import_module("amqtask.events")
+        from amqtask.events.client import Events, EventSettings
+
         conf = self.conf
-        settings = module.EventSettings(
+        settings = EventSettings(
             exchange=conf.event_exchange,
             queue_prefix=conf.event_queue_prefix,
             queue_ttl=conf.event_queue_ttl,
@@ -368,13 +370,12 @@ class Parts:
             serializer=conf.event_serializer,
             accept=content_types({conf.event_serializer, "json"}),
         )
-        events: Events = module.Events(
+        return Events(
             settings,
             open_feed=self._open_feed,
             publish=lambda message: self.publisher.publish(message),
             wake_workers=lambda: self.control.broadcast("heartbeat"),
         )
-        return events
 
     @lazy
     def _tells_sent(self) -> bool:
@@ -383,51 +384,49 @@ class Parts:
     @lazy
     def teller(self) -> Teller:
         """Publishes events about calls; made with the first one."""
-        teller: Teller
         if self.memory_broker is not None:
-            module = importlib.import_module("amqtask.transport.memory.publisher")
-            teller = module.MemoryTeller(self.memory_broker, on_warning=logger.warning)
-            return teller
-        module = importlib.import_module("amqtask.transport.teller")
-        teller = module.PikaTeller(
+            from amqtask.transport.memory.publisher import MemoryTeller
+
+            return MemoryTeller(self.memory_broker, on_warning=logger.warning)
+        from amqtask.transport.teller import PikaTeller
+
+        return PikaTeller(
             self.write_addresses,
             connect_timeout=self.conf.broker_connection_timeout,
             client_name=f"{self._client_name} events",
             on_warning=logger.warning,
         )
-        return teller
 
     @lazy
     def sent_events(self) -> SentEvents:
         """Tells monitors of calls (task_send_sent_event)."""
-        module = importlib.import_module("amqtask.events.sent")
-        sent_events: SentEvents = module.SentEvents(
+        from amqtask.events.sent import SentEvents
+
+        return SentEvents(
             lambda messages: self.teller.tell(messages),
             exchange=self.conf.event_exchange,
             serializer=self.conf.event_serializer,
             clock=self.events.clock,
         )
-        return sent_events
 
     def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
-        feed: Feed
         if self.memory_broker is not None:
-            module = importlib.import_module("amqtask.transport.memory.feed")
-            feed = module.MemoryFeed(self.memory_broker, queue, on_delivery)
-            return feed
-        module = importlib.import_module("amqtask.transport.replies")
-        feed = module.ReplyConsumer(
+            from amqtask.transport.memory.feed import MemoryFeed
+
+            return MemoryFeed(self.memory_broker, queue, on_delivery)
+        from amqtask.transport.replies import ReplyConsumer, guarded
+
+        return ReplyConsumer(
             self.broker_addresses,
             queue,
-            module.guarded(on_delivery),
+            guarded(on_delivery),
             connect_timeout=self.conf.broker_connection_timeout,
             name="amqtask events",
         )
-        return feed
 
     def connection(self, *_: Any, **__: Any) -> BrokerConnection:
         """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
-        connection: BrokerConnection = importlib.import_module("amqtask.compat.connections").Connection(self)
+        connection: BrokerConnection = plugins().celery_connection(self)
         return connection
 
     connection_for_read = connection_for_write = connection

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from amqtask.elsewhere import others_names
 from amqtask.exceptions import NotRegistered
 
 if TYPE_CHECKING:
@@ -74,5 +74,4 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
         del self._tasks[self[name].name]
 
 
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

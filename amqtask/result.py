@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import importlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
 from amqtask.current import find_current_app
+from amqtask.elsewhere import others_names
 from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedError, TimeoutError
 from amqtask.graph import DependencyGraph
 from amqtask.in_time import cancel_all
@@ -603,6 +603,4 @@ def result_from_tuple(
 
 GroupResult.rebuilt = staticmethod(result_from_tuple)
 
-
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Final
+from typing import Final
+
+from amqtask.elsewhere import others_names
 
 PENDING: Final = "PENDING"
 RECEIVED: Final = "RECEIVED"
@@ -21,6 +22,4 @@ EXCEPTION_STATES: Final = frozenset({RETRY, FAILURE, REVOKED})
 PROPAGATE_STATES: Final = frozenset({FAILURE, REVOKED})
 ALL_STATES: Final = frozenset({PENDING, RECEIVED, STARTED, SUCCESS, FAILURE, RETRY, REVOKED})
 
-
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import types
 import uuid
@@ -24,6 +23,7 @@ from amqtask.exceptions import (
     UnknownTaskOptionWarning,
 )
 from amqtask.execution.context import Context, current_context
+from amqtask.ground.plugins import plugins
 from amqtask.options import TASK, near_option, of_call, of_task
 from amqtask.protocol.result import ResultMessage
 from amqtask.signatures import Signature
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Stands above this module, and needs Django.
-COMMIT = "amqtask.contrib.django.commit"
 HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return", "__call__")
 # Options that fall back to a setting: attribute → setting.
 FROM_SETTINGS = {
@@ -198,7 +196,7 @@ class Task(WithOthersNames, Generic[P, R]):
     ) -> None:
         """`apply_async` when the present transaction of Django's is committed."""
         call = self._call_later(args, kwargs, options)
-        importlib.import_module(COMMIT).after_commit(call, self.app.outbox)
+        plugins().after_commit(call, self.app.outbox)
 
     async def adelay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """`delay_on_commit` without blocking the event loop."""
@@ -209,7 +207,7 @@ class Task(WithOthersNames, Generic[P, R]):
     ) -> None:
         """`apply_async_on_commit` without blocking the event loop."""
         call = self._call_later(args, kwargs, options)
-        await importlib.import_module(COMMIT).aafter_commit(call, self.app.outbox)
+        await plugins().aafter_commit(call, self.app.outbox)
 
     def _call_later(
         self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]

@@ -24,7 +24,7 @@ def pydantic_wrapper(
     Raises: ConfigurationError when pydantic is not installed.
     """
     try:
-        from pydantic import BaseModel  # noqa: PLC0415 - optional library
+        from pydantic import BaseModel
     except ImportError as error:
         raise ConfigurationError('pydantic=True needs a library: pip install "amqtask[pydantic]"') from error
     parameters = inspect.signature(function)

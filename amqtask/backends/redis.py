@@ -9,11 +9,9 @@ the key only then: a result is stored before or after that, and seen either way.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
@@ -37,6 +35,7 @@ from amqtask.backends.redis_server import (
 )
 from amqtask.backends.retrying import RetryPolicy
 from amqtask.backends.waiting import too_late
+from amqtask.elsewhere import others_names
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.serialization import content_type, content_types
@@ -258,5 +257,4 @@ class RedisBackend(RedisChords):
         return connections
 
 
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

@@ -18,12 +18,6 @@ FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."
 # Names of modules that exist: module → name → where it is.
 NAMES: dict[str, dict[str, str]] = {
-    "amqtask": {
-        "VERSION": "amqtask.compat.versions:VERSION",
-        "bugreport": "amqtask.compat.apps:bugreport",
-        "subtask": "amqtask.canvas:signature",
-        "version_info": "amqtask.compat.versions:VERSION",
-    },
     "amqtask.app": {
         "app_or_default": "amqtask.compat.apps:app_or_default",
         "bugreport": "amqtask.compat.apps:bugreport",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from amqtask.elsewhere import others_names
 
 pytest_plugins = ("amqtask.testing.celery_fixtures",)
 
-
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

@@ -5,8 +5,10 @@ Names are resolved on first use: a worker, which sends events, needs none of wha
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from amqtask.elsewhere import others_names
+from amqtask.ground.imports import load
 
 if TYPE_CHECKING:
     from amqtask.events.client import Events, EventSettings
@@ -25,9 +27,10 @@ _WHERE = {
     "Events": "client",
     "State": "state",
 }
+_others_name = others_names(__name__)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
-        return importlib.import_module("amqtask.compat").lookup(__name__, name)
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        return _others_name(name)
+    return getattr(load(f"{__name__}.{_WHERE[name]}"), name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import Any
 
 from amqtask import kinds
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
+from amqtask.ground.imports import load
+from amqtask.ground.plugins import plugins
 from amqtask.kinds import Kind, convert
 from amqtask.masks import is_secret, masked
 from amqtask.printable import bounded_logger
@@ -128,7 +129,7 @@ class Settings(MutableMapping[str, Any]):
 
     def _of_celery(self, name: str) -> Any:
         try:
-            return importlib.import_module("amqtask.compat").attribute(self, name)
+            return plugins().celery_attribute(self, name)
         except AttributeError:
             raise self._unknown(name) from None
 
@@ -296,12 +297,12 @@ def _import(path: str) -> Any:
     """`module` or `module:attribute` or `package.module.attribute`."""
     module, _, attribute = path.partition(":")
     try:
-        source: Any = importlib.import_module(module)
+        source: Any = load(module)
     except ModuleNotFoundError as error:
         parent, _, last = module.rpartition(".")
         if not parent or attribute or error.name != module:
             raise ConfigurationError(f"the configuration module {path!r} cannot be imported: {error}") from error
-        source, attribute = importlib.import_module(parent), last
+        source, attribute = load(parent), last
     for part in filter(None, attribute.split(".")):
         if not hasattr(source, part):
             raise ConfigurationError(f"{module!r} has no attribute {attribute!r} to take the configuration from")
@@ -313,8 +314,7 @@ def follow_django(source: Any, conf: Settings, namespace: str | None) -> None:
     """Have changes of Django's settings (`override_settings` in tests) take effect in `conf`, too."""
     django = sys.modules.get("django.conf")
     if django is not None and source is django.settings:
-        # Stands above this module, and needs Django.
-        importlib.import_module("amqtask.contrib.django.changes").follow(conf, namespace)
+        plugins().follow_django_settings(conf, namespace)
 
 
 def _names(source: Any) -> Iterator[str]:

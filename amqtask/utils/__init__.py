@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import uuid as _uuid
-from typing import Any
+
+from amqtask.elsewhere import others_names
 
 
 def uuid() -> str:
@@ -12,5 +12,4 @@ def uuid() -> str:
     return str(_uuid.uuid4())
 
 
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
+from amqtask.elsewhere import others_names
 from amqtask.log import ColorFormatter, get_logger, get_task_logger
 
 __all__ = ["ColorFormatter", "get_logger", "get_task_logger"]
 
-
-def __getattr__(name: str) -> Any:
-    return importlib.import_module("amqtask.compat").lookup(__name__, name)
+__getattr__ = others_names(__name__)

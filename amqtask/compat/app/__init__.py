@@ -1,0 +1,1 @@
+"""What `amqtask.app` has only for programs written for Celery."""

@@ -1,0 +1,1 @@
+"""What `amqtask.backends` has only for programs written for Celery."""

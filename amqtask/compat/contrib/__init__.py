@@ -1,0 +1,1 @@
+"""What `amqtask.contrib` has only for programs written for Celery."""

@@ -1,0 +1,1 @@
+"""What `amqtask.events` has only for programs written for Celery."""

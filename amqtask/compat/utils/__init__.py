@@ -1,0 +1,1 @@
+"""What `amqtask.utils` has only for programs written for Celery."""

@@ -1,0 +1,1 @@
+"""What `amqtask.worker` has only for programs written for Celery."""

@@ -1,0 +1,114 @@
+"""The table of plug-ins: what lower rows ask for by `amqtask.ground.plugins`, imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+
+def celery_name(module: str, name: str) -> Any:
+    from amqtask import compat
+
+    return compat.lookup(module, name)
+
+
+def celery_attribute(owner: object, name: str) -> Any:
+    from amqtask import compat
+
+    return compat.attribute(owner, name)
+
+
+def celery_connection(app: Any) -> Any:
+    from amqtask.compat.connections import Connection
+
+    return Connection(app)
+
+
+def celery_bootsteps(app: Any, worker: Any, options: Any) -> Any:
+    from amqtask.compat.bootsteps import service
+
+    return service(app, worker, options)
+
+
+def default_app() -> Any:
+    from amqtask.app import AmqTask
+
+    return AmqTask("default", set_as_current=False)
+
+
+def run_command_line(app: Any, argv: Sequence[str]) -> int:
+    from amqtask.cli.main import run
+
+    return run(argv, app)
+
+
+def pool(name: str) -> Any:
+    match name:
+        case "solo":
+            from amqtask_pools.solo import SoloPool
+
+            return SoloPool
+        case "prefork" | "processes":
+            from amqtask_pools.prefork import PreforkPool
+
+            return PreforkPool
+        case "threads":
+            from amqtask_pools.threads import ThreadsPool
+
+            return ThreadsPool
+        case "eventlet":
+            from amqtask_pools.eventlet import EventletPool
+
+            return EventletPool
+        case "gevent":
+            from amqtask_pools.gevent import GeventPool
+
+            return GeventPool
+        case "asyncio":
+            from amqtask_pools.asyncio import AsyncioPool
+
+            return AsyncioPool
+    return None
+
+
+def django_backend(scheme: str) -> Any:
+    match scheme:
+        case "django-db":
+            from amqtask.contrib.django.backend import DatabaseBackend
+
+            return DatabaseBackend
+        case "django-cache":
+            from amqtask.contrib.django.cache import CacheBackend
+
+            return CacheBackend
+    return None
+
+
+def django_outbox(database: str) -> Any:
+    from amqtask.contrib.django.outbox import DjangoOutbox
+
+    return DjangoOutbox(database)
+
+
+def after_commit(call: Callable[[], Any], outbox: Any) -> None:
+    from amqtask.contrib.django import commit
+
+    commit.after_commit(call, outbox)
+
+
+def aafter_commit(call: Callable[[], Any], outbox: Any) -> Awaitable[None]:
+    from amqtask.contrib.django import commit
+
+    return commit.aafter_commit(call, outbox)
+
+
+def follow_django_settings(conf: Any, namespace: str | None) -> None:
+    from amqtask.contrib.django.changes import follow
+
+    follow(conf, namespace)
+
+
+def around_django_tasks() -> Any:
+    from amqtask.contrib.django.around import AroundTasks
+
+    return AroundTasks().coroutine
