@@ -20,10 +20,10 @@ VARIABLES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 def load(name: str) -> AmqTask:
     """The application under this name (`proj.celery:app`, as after -A). Raises: AppNotFound."""
     # The command line stands beside this package, hence by name.
-    found: AmqTask = importlib.import_module("amqtask.cli.find_app").load_app(
+    app: AmqTask = importlib.import_module("amqtask.cli.find_app").load_app(
         name, "amqtask_app in pytest's configuration"
     )
-    return found
+    return app
 
 
 @contextmanager

@@ -157,5 +157,5 @@ def _options(pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(
             f"celery_worker_parameters: there is no {', '.join(unknown)} here, only {', '.join(sorted(_PARAMETERS))}"
         )
-    told = {_PARAMETERS[name]: value for name, value in parameters.items()}
-    return {"pool": pool, **{name: value for name, value in told.items() if name is not None}}
+    options = {_PARAMETERS[name]: value for name, value in parameters.items()}
+    return {"pool": pool, **{name: value for name, value in options.items() if name is not None}}

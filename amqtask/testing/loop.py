@@ -86,10 +86,10 @@ class PlainLoop:
         """Turn until the predicate holds. Raises: TimeoutError."""
         deadline = time.monotonic() + timeout
         while not predicate():
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise TimeoutError(f"it did not happen within {timeout:g} s")
-            self._turn(min(left, 0.05))
+            self._turn(min(remaining, 0.05))
 
     def service(self) -> None:
         """One turn that waits for nothing, for a task that keeps the loop's thread."""
@@ -127,15 +127,15 @@ class PlainLoop:
             self._from_threads.popleft()()
 
     def _set(self, fd: int, which: int, callback: Callback | None) -> None:
-        known = fd in self._callbacks
+        is_registered = fd in self._callbacks
         callbacks = self._callbacks.setdefault(fd, [None, None])
         callbacks[which] = callback
-        wanted = (selectors.EVENT_READ if callbacks[0] else 0) | (selectors.EVENT_WRITE if callbacks[1] else 0)
-        if not wanted:
+        events = (selectors.EVENT_READ if callbacks[0] else 0) | (selectors.EVENT_WRITE if callbacks[1] else 0)
+        if not events:
             del self._callbacks[fd]
-            if known:
+            if is_registered:
                 self._selector.unregister(fd)
-        elif known:
-            self._selector.modify(fd, wanted)
+        elif is_registered:
+            self._selector.modify(fd, events)
         else:
-            self._selector.register(fd, wanted)
+            self._selector.register(fd, events)

@@ -82,23 +82,23 @@ def real_worker(
     the end. `timeout` is seconds to become ready, and again to end; `folder` is where the worker is started.
     Raises: BackendNotConfigured, ConfigurationError (also for settings that Python's repr does not carry over), RuntimeError.
     """
-    own = f"amqtask-test-{uuid.uuid4().hex[:12]}"
-    shared = {**({} if queues else {"task_default_queue": own}), **(settings or {})}
-    place = Path(tempfile.mkdtemp(prefix="amqtask-test-"))
-    module = own.replace("-", "_")
-    (place / f"{module}.py").write_text(_source(shared))
-    consumed = tuple(queues or (own,))
-    with app.conf.overridden(shared), replaced(app), (place / "log").open("ab") as output:
+    unique_name = f"amqtask-test-{uuid.uuid4().hex[:12]}"
+    shared = {**({} if queues else {"task_default_queue": unique_name}), **(settings or {})}
+    scratch = Path(tempfile.mkdtemp(prefix="amqtask-test-"))
+    module = unique_name.replace("-", "_")
+    (scratch / f"{module}.py").write_text(_source(shared))
+    consumed = tuple(queues or (unique_name,))
+    with app.conf.overridden(shared), replaced(app), (scratch / "log").open("ab") as output:
         _check(app)
         command = [sys.executable, "-m", "amqtask", "-A", name, "--config", module, "worker", "-l", "INFO"]
         process = subprocess.Popen(
-            [*command, "-P", pool, "-c", str(concurrency), "-Q", ",".join(consumed), "-n", f"{own}@%h"],
+            [*command, "-P", pool, "-c", str(concurrency), "-Q", ",".join(consumed), "-n", f"{unique_name}@%h"],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *filter(None, sys.path)])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(scratch), *filter(None, sys.path)])},
             stdout=output,
             stderr=output,
         )
-        worker = RealWorker(app, process, consumed, place / "log")
+        worker = RealWorker(app, process, consumed, scratch / "log")
         try:
             worker.wait_until_ready(timeout)
             yield worker
@@ -106,9 +106,9 @@ def real_worker(
         finally:
             worker.kill()
             if not queues:
-                _delete(app, own)
+                _delete(app, unique_name)
             app.close()
-            shutil.rmtree(place)
+            shutil.rmtree(scratch)
 
 
 def _check(app: AmqTask) -> None:

@@ -175,27 +175,27 @@ def try_again() -> None:
 
 def wait_for(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
     """Say that it runs, then wait until a file appears."""
-    place = Path(folder)
-    (place / f"{name}.started").touch()
+    directory = Path(folder)
+    (directory / f"{name}.started").touch()
     deadline = time.monotonic() + seconds
-    while not (place / until).exists():
+    while not (directory / until).exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{until} did not appear")
         time.sleep(0.005)
-    (place / f"{name}.ended").touch()
+    (directory / f"{name}.ended").touch()
     return name
 
 
 async def wait_for_async(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
     """The same, as a coroutine."""
-    place = Path(folder)
-    (place / f"{name}.started").touch()
+    directory = Path(folder)
+    (directory / f"{name}.started").touch()
     deadline = time.monotonic() + seconds
-    while not (place / until).exists():
+    while not (directory / until).exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{until} did not appear")
         await asyncio.sleep(0.005)
-    (place / f"{name}.ended").touch()
+    (directory / f"{name}.ended").touch()
     return name
 
 
@@ -226,12 +226,12 @@ async def clean_up_beside_async(folder: str) -> str:
             sum(range(20_000))
             await asyncio.sleep(0)
 
-    others = [asyncio.create_task(work()) for _ in range(3)]
+    busy_tasks = [asyncio.create_task(work()) for _ in range(3)]
     try:
         return await clean_up_async(folder)
     finally:
-        for other in others:
-            other.cancel()
+        for busy_task in busy_tasks:
+            busy_task.cancel()
 
 
 def who_am_i(folder: str, name: str, until: str) -> list[Any]:
@@ -273,7 +273,7 @@ async def _ones(turns: int) -> int:
     return sum([one async for one in each()])
 
 
-async def use_asyncio(word: str) -> list[str]:
+async def use_asyncio(text: str) -> list[str]:
     """Connections, threads, processes, generators and time limits of asyncio."""
 
     async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -282,12 +282,12 @@ async def use_asyncio(word: str) -> list[str]:
 
     server = await asyncio.start_server(shout, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    writer.write(word.encode() + b"\n")
+    writer.write(text.encode() + b"\n")
     answer = (await reader.read()).decode().strip()
     writer.close()
     server.close()
-    in_thread = await asyncio.gather(*(asyncio.to_thread(word.title) for _ in range(3)))
-    echo = await asyncio.create_subprocess_exec("echo", word, stdout=asyncio.subprocess.PIPE)
+    in_thread = await asyncio.gather(*(asyncio.to_thread(text.title) for _ in range(3)))
+    echo = await asyncio.create_subprocess_exec("echo", text, stdout=asyncio.subprocess.PIPE)
     printed, _ = await echo.communicate()
     try:
         await asyncio.wait_for(asyncio.sleep(30), 0.01)

@@ -67,10 +67,10 @@ class BackendSuite:
 
     @pytest.fixture
     def backend(self) -> Iterator[ResultBackend]:
-        made = self.make()
-        made.prepare(())
-        yield made
-        made.close()
+        backend = self.make()
+        backend.prepare(())
+        yield backend
+        backend.close()
 
     def store(self, backend: ResultBackend, task_id: str, status: str = states.SUCCESS, value: Any = None) -> None:
         """What a worker does at the end of a task."""
@@ -98,12 +98,12 @@ class BackendSuite:
 
         self.store(backend, task_id, value=value)
 
-        found = backend.wait(task_id, timeout=PATIENCE)
-        assert (found.task_id, found.status, found.result) == (task_id, states.SUCCESS, value)
-        assert found.date_done is not None
-        known = backend.find(task_id)
-        assert known is not None
-        assert known.result == value
+        result = backend.wait(task_id, timeout=PATIENCE)
+        assert (result.task_id, result.status, result.result) == (task_id, states.SUCCESS, value)
+        assert result.date_done is not None
+        stored = backend.find(task_id)
+        assert stored is not None
+        assert stored.result == value
 
     def test_a_result_wakes_up_who_waits_for_it(self, backend: ResultBackend) -> None:
         task_id = _id()
@@ -161,11 +161,11 @@ class BackendSuite:
 
         self.keep(backend, result)
 
-        found = backend.wait(result.task_id, timeout=PATIENCE)
-        assert found.extra == extended
-        assert found.children == [child]
-        assert found.date_done is not None
-        assert abs(datetime.fromisoformat(found.date_done) - datetime.now(timezone.utc)).total_seconds() < 60
+        stored = backend.wait(result.task_id, timeout=PATIENCE)
+        assert stored.extra == extended
+        assert stored.children == [child]
+        assert stored.date_done is not None
+        assert abs(datetime.fromisoformat(stored.date_done) - datetime.now(timezone.utc)).total_seconds() < 60
 
     def test_a_store_that_says_so_tells_the_runs_of_a_chain_apart(self, backend: ResultBackend) -> None:
         if not getattr(backend, "keeps_runs", False):
@@ -174,9 +174,9 @@ class BackendSuite:
 
         self.keep(backend, result)
 
-        found = backend.find(result.task_id)
-        assert found is not None
-        assert (found.status, found.result, found.extra) == (states.SUCCESS, 1, {RUN_HEADER: "run-1"})
+        stored = backend.find(result.task_id)
+        assert stored is not None
+        assert (stored.status, stored.result, stored.extra) == (states.SUCCESS, 1, {RUN_HEADER: "run-1"})
 
     def test_a_failure_is_kept_whatever_is_in_its_traceback(self, backend: ResultBackend) -> None:
         task_id = _id()
@@ -207,14 +207,14 @@ class BackendSuite:
         self.store(backend, task_id, value="first")
         self.store(backend, task_id, states.FAILURE, exception_as_dict(ValueError("the second run")))
         self.store(backend, task_id, states.RETRY, exception_as_dict(ValueError("the third run")))
-        other = _id()
-        self.store(backend, other)
-        backend.wait(other, timeout=PATIENCE)  # so all before it have arrived
+        later_id = _id()
+        self.store(backend, later_id)
+        backend.wait(later_id, timeout=PATIENCE)  # so all before it have arrived
 
-        known = backend.find(task_id)
+        stored = backend.find(task_id)
 
-        assert known is not None
-        assert (known.status, known.result) == (states.SUCCESS, "first")
+        assert stored is not None
+        assert (stored.status, stored.result) == (states.SUCCESS, "first")
 
     def test_of_many_that_store_at_once_the_success_stays(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(10)]
@@ -231,8 +231,8 @@ class BackendSuite:
             running.outcome()
 
         def is_success(task_id: str) -> bool:
-            known = backend.find(task_id)
-            return known is not None and known.status == states.SUCCESS
+            stored = backend.find(task_id)
+            return stored is not None and stored.status == states.SUCCESS
 
         for task_id in ids:
             eventually(lambda task_id=task_id: is_success(task_id))  # type: ignore[misc]
@@ -266,11 +266,11 @@ class BackendSuite:
             assert backend.add_chord_part(group_id, 0, ResultMessage("first", states.SUCCESS, 1)) is None
 
         everything = backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2))
-        again = backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2))
+        redelivered = backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2))
         by_another = backend.add_chord_part(group_id, 0, ResultMessage("first", states.SUCCESS, 1))
 
         assert [part.result for part in everything] == [1, 2]
-        assert again == everything, "it may have died before the body was published"
+        assert redelivered == everything, "it may have died before the body was published"
         if self.is_shared:
             assert by_another is None, "that is for who completed it"
         backend.end_chord(group_id)
@@ -294,7 +294,7 @@ class BackendSuite:
             backend.end_chord(group_id, stranger)
         assert backend.add_chord_part(group_id, 0, part, "body") is None
         everything = backend.add_chord_part(group_id, 1, ResultMessage("second", states.SUCCESS, 2), "body")
-        assert [each.result for each in everything or ()] == [1, 2]
+        assert [member.result for member in everything or ()] == [1, 2]
         backend.end_chord(group_id, "body")
         assert backend.add_chord_part(group_id, 0, part, "body") is None
 
@@ -303,15 +303,15 @@ class BackendSuite:
     def test_another_process_reads_what_was_stored(self, backend: ResultBackend) -> None:
         if not self.is_shared:
             pytest.skip("its results are for one process")
-        here, there = _id(), _id()
-        self.store(backend, here, value="from the parent")
+        parent_id, child_id = _id(), _id()
+        self.store(backend, parent_id, value="from the parent")
 
         def child() -> None:
-            assert backend.wait(here, timeout=PATIENCE).result == "from the parent"
-            self.store(backend, there, value="from the child")
+            assert backend.wait(parent_id, timeout=PATIENCE).result == "from the parent"
+            self.store(backend, child_id, value="from the child")
 
         assert in_a_child(child) == 0
-        assert backend.wait(there, timeout=PATIENCE).result == "from the child"
+        assert backend.wait(child_id, timeout=PATIENCE).result == "from the child"
         self.store(backend, _id(), value="the parent's connections still work")
 
     def test_results_go_when_they_expire(self) -> None:
@@ -366,14 +366,14 @@ class BackendSuite:
     def test_many_results_come_in_the_order_in_which_they_are_ready(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(5)]
         self.store(backend, ids[3], value=3)
-        found: list[Any] = []
+        arrived: list[Any] = []
         for task_id, result in backend.iter_ready(ids, timeout=PATIENCE):
-            found.append((task_id, result.result))
+            arrived.append((task_id, result.result))
             following = {3: 0, 0: 4, 4: 1, 1: 2}.get(result.result)
             if following is not None:
                 self.store(backend, ids[following], value=following)
 
-        assert found == [(ids[index], index) for index in (3, 0, 4, 1, 2)]
+        assert arrived == [(ids[index], index) for index in (3, 0, 4, 1, 2)]
 
     def test_results_that_are_missing_at_the_timeout_are_counted(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(3)]
@@ -411,18 +411,18 @@ class BackendSuite:
         for number, task_id in reversed(list(enumerate(ids))):
             self.store(backend, task_id, value=number)
 
-        assert [each.outcome().result for each in waiting] == list(range(8))
+        assert [waiter.outcome().result for waiter in waiting] == list(range(8))
 
     # -- callbacks and coroutines
 
     def test_a_callback_is_called_once_however_early_it_was_asked_for(self, backend: ResultBackend) -> None:
         early, late = _id(), _id()
         called: list[Any] = []
-        seen = threading.Semaphore(0)
+        calls = threading.Semaphore(0)
 
         def note(result: AsyncResult[Any]) -> None:
             called.append(result.get())
-            seen.release()
+            calls.release()
 
         self.store(backend, late, value="late")
         backend.wait(late, timeout=PATIENCE)
@@ -431,8 +431,8 @@ class BackendSuite:
         self.store(backend, early, value="early")
         self.store(backend, early, value="early, again")
 
-        assert seen.acquire(timeout=PATIENCE)
-        assert seen.acquire(timeout=PATIENCE)
+        assert calls.acquire(timeout=PATIENCE)
+        assert calls.acquire(timeout=PATIENCE)
         assert sorted(called) == ["early", "late"]
 
     def test_a_callback_that_fails_does_not_keep_others_from_being_called(self, backend: ResultBackend) -> None:
@@ -487,7 +487,7 @@ class BackendSuite:
         """At its own end too, which may take a store's client some time."""
 
         async def main() -> set[asyncio.Task[Any]]:
-            here = asyncio.all_tasks()
+            before = asyncio.all_tasks()
             for step in range(150):
                 seconds = step % 30 * 0.0003
                 waiting = asyncio.ensure_future(AsyncResult[Any](_id(), backend).aget(timeout=seconds))
@@ -495,20 +495,20 @@ class BackendSuite:
                 waiting.cancel()
                 await asyncio.wait({waiting}, timeout=PATIENCE)
                 assert waiting.done()
-            return asyncio.all_tasks() - here
+            return asyncio.all_tasks() - before
 
         assert asyncio.run(main()) == set()
 
     def test_awaiting_a_chain_or_a_group_leaves_nothing_behind(self, backend: ResultBackend) -> None:
         async def main() -> tuple[set[asyncio.Task[Any]], list[str]]:
-            said: list[str] = []
-            asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context)))
-            here = asyncio.all_tasks()
+            problems: list[str] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
+            before = asyncio.all_tasks()
             first = AsyncResult[Any](_id(), backend)
             for waits in (AsyncResult[Any](_id(), backend, parent=first), ResultSet([first, first])):
                 with pytest.raises(TimeoutError):
                     await waits.aget(timeout=0.01)
-            return asyncio.all_tasks() - here, said
+            return asyncio.all_tasks() - before, problems
 
         assert asyncio.run(main()) == (set(), [])
 

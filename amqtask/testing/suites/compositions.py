@@ -29,7 +29,7 @@ def define(app: AmqTask) -> AmqTask:
 
     @app.task(name="total")
     def total(numbers: Any) -> int:
-        return sum(total(each) if isinstance(each, (list, tuple)) else each for each in numbers)
+        return sum(total(number) if isinstance(number, (list, tuple)) else number for number in numbers)
 
     @app.task(name="same")
     def same(value: Any = "nothing") -> Any:

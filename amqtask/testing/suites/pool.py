@@ -143,9 +143,9 @@ class PoolSuite:
         bench.loop.call_soon(take_back)
         bench.until(lambda: len(bench.outcomes) + len(taken) == len(numbers))
 
-        assert not bench.outcomes.keys() & {found.number for found in taken}
-        for found in taken:
-            bench.pool.submit(found)
+        assert not bench.outcomes.keys() & {returned.number for returned in taken}
+        for returned in taken:
+            bench.pool.submit(returned)
         assert [bench.value(number) for number in numbers] == [n + n for n in range(200)]
 
     def test_context_variables_that_a_task_sets_are_gone_with_it(self, bench: Bench) -> None:
@@ -207,16 +207,16 @@ class PoolSuite:
     def test_no_more_tasks_run_than_there_are_slots(self, bench: Bench, tmp_path: Path) -> None:
         numbers = [bench.submit("wait_for", str(tmp_path), f"t{n}", "go") for n in range(6)]
         bench.loop.call_later(0.3, (tmp_path / "go").touch)
-        most = 0
+        highest = 0
 
         def all_ended() -> bool:
-            nonlocal most
+            nonlocal highest
             if not (tmp_path / "go").exists():
-                most = max(most, count(tmp_path, "*.started"))
+                highest = max(highest, count(tmp_path, "*.started"))
             return len(bench.outcomes) == len(numbers)
 
         bench.until(all_ended)
-        assert most <= bench.pool.slots
+        assert highest <= bench.pool.slots
 
     def test_a_task_does_not_wait_behind_a_long_one_while_a_slot_is_free(self, bench: Bench, tmp_path: Path) -> None:
         needs_two_slots(bench)
@@ -295,7 +295,7 @@ class PoolSuite:
         bench.until(lambda: bench.pool.free >= bench.pool.slots)
 
     def test_a_limit_that_was_not_reached_does_not_hit_the_next_task(self, bench: Bench, tmp_path: Path) -> None:
-        limits = {f"{kind}_limit": 0.2 for kind in limits_of(type(bench.pool), is_async=False)}
+        limits = {f"{limit_name}_limit": 0.2 for limit_name in limits_of(type(bench.pool), is_async=False)}
         for n in range(bench.pool.slots):
             bench.outcome(bench.submit("add", n, n, **limits))
         bench.loop.call_later(0.4, (tmp_path / "go").touch)
@@ -336,22 +336,22 @@ class PoolSuite:
     def test_it_knows_the_process_of_what_runs(self, bench: Bench, tmp_path: Path) -> None:
         before = time.monotonic()
         number = bench.submit("wait_for", str(tmp_path), "a", "go")
-        found: list[Running | None] = []
+        runs: list[Running | None] = []
 
         def look() -> None:
             if (tmp_path / "a.started").exists():
-                found.append(bench.pool.find(number))
+                runs.append(bench.pool.find(number))
                 (tmp_path / "go").touch()
             else:
                 bench.loop.call_later(0.01, look)
 
         look()
-        bench.until(lambda: found)
+        bench.until(lambda: runs)
         bench.outcome(number)
 
-        assert found[0] is not None
-        assert found[0].pid > 0
-        assert found[0].since is None or before <= found[0].since <= time.monotonic()
+        assert runs[0] is not None
+        assert runs[0].pid > 0
+        assert runs[0].since is None or before <= runs[0].since <= time.monotonic()
         assert bench.pool.find(number) is None
 
     def test_it_grows(self, bench: Bench, tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ class PoolSuite:
 
         def stop() -> None:
             if (tmp_path / "a.started").exists():
-                given_back.extend(each.number for each in bench.pool.stop())
+                given_back.extend(request.number for request in bench.pool.stop())
             else:
                 bench.loop.call_later(0.01, stop)
 
@@ -406,7 +406,7 @@ class PoolSuite:
         numbers = [bench.submit("wait_for", str(tmp_path), f"t{n}", "go", 15.0) for n in range(8)]
         bench.until(lambda: count(tmp_path, "*.started") == 2)
 
-        given_back = {each.number for each in bench.pool.stop()}
+        given_back = {request.number for request in bench.pool.stop()}
         (tmp_path / "go").touch()
         settle = time.monotonic() + 0.1
         bench.until(lambda: time.monotonic() > settle)
@@ -443,10 +443,10 @@ def needs_two_slots(bench: Bench) -> None:
         pytest.skip("this pool has one slot")
 
 
-def needs_limit(bench: Bench, kind: str, task: str) -> None:
+def needs_limit(bench: Bench, limit_name: str, task: str) -> None:
     """Skip where the limit is refused."""
-    if kind not in limits_of(type(bench.pool), is_async=task.endswith("_async")):
-        pytest.skip(f"this pool has no {kind} limit for {task}")
+    if limit_name not in limits_of(type(bench.pool), is_async=task.endswith("_async")):
+        pytest.skip(f"this pool has no {limit_name} limit for {task}")
 
 
 def count(folder: Path, pattern: str) -> int:

@@ -56,9 +56,9 @@ class ScheduleStoreSuite:
 
     def entries(self, store: ScheduleStore) -> dict[str, Entry]:
         """By name; disabled ones are left out, as some stores do."""
-        found = list(store.entries())
-        assert len({entry.name for entry in found}) == len(found), "two entries of one name"
-        return {entry.name: entry for entry in found if entry.enabled}
+        entries = list(store.entries())
+        assert len({entry.name for entry in entries}) == len(entries), "two entries of one name"
+        return {entry.name: entry for entry in entries if entry.enabled}
 
     def test_an_entry_is_told_as_it_is(self, store: ScheduleStore) -> None:
         entry = self.entries(store)["ten"]

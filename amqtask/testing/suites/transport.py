@@ -228,13 +228,18 @@ class TransportSuite:
         self.stop(consumer)
         return len(listener.deliveries) - 1
 
-    def work_queue(self, **more: Any) -> tuple[Queue, Queue]:
+    def work_queue(self, **queue_arguments: Any) -> tuple[Queue, Queue]:
         """A quorum queue and the queue of its dead letters."""
         name = self.name("work")
         dead = Queue(self.name("dead"), arguments=CLASSIC)
-        asked = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name, **more}
+        all_arguments = {
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": dead.name,
+            **queue_arguments,
+        }
         self.publisher.declare([dead])
-        return Queue(name, arguments=arguments(asked)), dead
+        return Queue(name, arguments=arguments(all_arguments)), dead
 
     # -- publish and deliver
 
@@ -253,11 +258,11 @@ class TransportSuite:
         (delivery,) = listener.deliveries
         assert (delivery.body, delivery.exchange, delivery.routing_key) == (b"\x00body", "", queue.name)
         assert (delivery.queue, delivery.redelivered, delivery.epoch) == (queue.name, False, listener.consuming[0])
-        found = delivery.properties
-        assert found.headers == headers
-        assert (found.content_type, found.content_encoding) == ("application/json", "utf-8")
-        assert (found.correlation_id, found.reply_to, found.priority) == ("the-id", "me", 3)
-        assert (found.message_id, found.type, found.app_id, found.delivery_mode) == ("m", "t", "a", 2)
+        received = delivery.properties
+        assert received.headers == headers
+        assert (received.content_type, received.content_encoding) == ("application/json", "utf-8")
+        assert (received.correlation_id, received.reply_to, received.priority) == ("the-id", "me", 3)
+        assert (received.message_id, received.type, received.app_id, received.delivery_mode) == ("m", "t", "a", 2)
 
     def test_messages_of_one_queue_come_in_order(self) -> None:
         queue = Queue(self.name(), arguments=CLASSIC)
@@ -344,7 +349,7 @@ class TransportSuite:
     # -- routing
 
     @pytest.mark.parametrize(
-        ("kind", "binding_key", "binding_arguments", "hits", "misses"),
+        ("exchange_type", "binding_key", "binding_arguments", "hits", "misses"),
         [
             ("direct", "a", (), [("a", {})], [("b", {}), ("", {})]),
             ("fanout", "a", (), [("a", {}), ("b", {})], []),
@@ -362,9 +367,9 @@ class TransportSuite:
         ],
     )
     def test_an_exchange_routes_as_its_type_says(
-        self, kind: str, binding_key: str, binding_arguments: Arguments, hits: list[Any], misses: list[Any]
+        self, exchange_type: str, binding_key: str, binding_arguments: Arguments, hits: list[Any], misses: list[Any]
     ) -> None:
-        exchange, queue = Exchange(self.name("x"), kind), Queue(self.name(), arguments=CLASSIC)
+        exchange, queue = Exchange(self.name("x"), exchange_type), Queue(self.name(), arguments=CLASSIC)
         declare = (exchange, queue, Binding(exchange, queue.name, binding_key, binding_arguments))
         messages = [
             Message(b"", Properties(headers=dict(headers)), exchange.name, key, declare)
@@ -448,7 +453,7 @@ class TransportSuite:
             consumer.reject(listener.deliveries[-1].tag, requeue=True)
         self.until(lambda: letters.deliveries)
 
-        counts = [(each.properties.headers or {}).get("x-delivery-count", 0) for each in listener.deliveries]
+        counts = [(delivery.properties.headers or {}).get("x-delivery-count", 0) for delivery in listener.deliveries]
         assert counts == [0, 1, 2]
         (death,) = letters.deliveries[0].properties.headers["x-death"]
         assert (death["reason"], death["queue"], death["count"]) == ("delivery_limit", queue.name, 1)
@@ -600,7 +605,7 @@ class TransportSuite:
             b"bound", Properties(), exchange.name, "a.b", (exchange, queue, Binding(exchange, queue.name, "a.*"))
         )
         delayed = [plan.delayed(plain, 0.3), plan.delayed(bound, 2.1)]
-        for entity in [each for message in delayed for each in message.declare]:
+        for entity in [declared for message in delayed for declared in message.declare]:
             if isinstance(entity, (Queue, Exchange)):
                 self._names.append(entity.name)
         listener, _ = self.consume(queue, acks=True)
@@ -614,21 +619,21 @@ class TransportSuite:
             arrived.append(time.monotonic() - began)
 
         after = dict(zip(listener.bodies, arrived, strict=True))
-        found = {delivery.body: delivery for delivery in listener.deliveries}
+        by_body = {delivery.body: delivery for delivery in listener.deliveries}
         assert after[b"plain"] >= 0.3
         assert after[b"bound"] >= 2.1
-        assert (found[b"plain"].exchange, found[b"plain"].routing_key) == ("", queue.name)
-        assert found[b"bound"].routing_key == "a.b"
+        assert (by_body[b"plain"].exchange, by_body[b"plain"].routing_key) == ("", queue.name)
+        assert by_body[b"bound"].routing_key == "a.b"
 
     # -- what exists already, and what goes away
 
     def test_a_queue_that_exists_with_other_arguments_is_used_as_it_is_found(self) -> None:
         queue = Queue(self.name(), arguments=CLASSIC)
         self.publisher.declare([queue])
-        other = replace(queue, arguments=arguments({"x-queue-type": "classic", "x-max-priority": 5}))
+        changed = replace(queue, arguments=arguments({"x-queue-type": "classic", "x-max-priority": 5}))
 
-        listener, _ = self.consume(other)
-        self.publish(other, b"1", b"2")
+        listener, _ = self.consume(changed)
+        self.publish(changed, b"1", b"2")
         self.until(lambda: len(listener.deliveries) == 2)
 
         for warnings in (listener.warnings, self.warnings):
@@ -641,11 +646,11 @@ class TransportSuite:
         queue = Queue(self.name(), exclusive=True, arguments=CLASSIC)
         self.consume(queue)
 
-        other, _ = self.consumer(queue)
-        self.until(lambda: other.fatal)
+        second_listener, _ = self.consumer(queue)
+        self.until(lambda: second_listener.fatal)
 
-        assert queue.name in str(other.fatal[0])
-        assert not other.consuming
+        assert queue.name in str(second_listener.fatal[0])
+        assert not second_listener.consuming
 
     def test_an_exclusive_queue_goes_with_its_connection(self) -> None:
         queue = Queue(self.name(), exclusive=True, arguments=CLASSIC)
