@@ -30,18 +30,18 @@ from amqtask.transport.url import BrokerAddress
 if TYPE_CHECKING:
     from amqtask.transport.contract import Publisher
 
-# How many messages are on their way at once when messages move: so many may be there twice after a kill.
+# How many messages are under way at once when messages move: so many may be stored twice after a kill.
 # RabbitMQ's client of a quorum queue keeps acknowledgements to itself while 32 are not yet applied (rabbit_fifo_client's
 # soft limit), and forgets those of basic.get when the channel closes (3.10: 67 of 100 came back). Each basic.get waits for
 # all that came before it, so fewer than that at once are safe.
 BATCH = 25
-# What fails every message, and what surely fails only the one (a nack may be either).
+# Errors that fail every message; other errors concern one message only (a nack may be either).
 _NO_BROKER = (BrokerUnreachable, ConnectionBlocked, PublishTimeout)
 _ITS_OWN = (Unroutable, MessageTooLarge)
 
 
 class QueueState(NamedTuple):
-    """What a passive declare tells: messages that are ready, and consumers."""
+    """The answer to a passive declare: how many messages are ready, and how many consumers there are."""
 
     ready: int
     consumers: int
@@ -51,9 +51,9 @@ class QueueState(NamedTuple):
 class Moved:
     """What came of moving messages.
 
-    `repeated` of the moved ones had been delivered before: an earlier move that was killed may have published them.
+    `repeated` of the moved messages had been delivered before: an earlier move that was killed may have published them.
     `kept` did not fit the filter. `failed` could not be published, the first of them because of `failure`; they are still
-    where they were. `is_over`: it was no fault of theirs, so others would fail, too.
+    in the queue. `is_over`: the error was not caused by these messages, so other messages would fail, too.
     """
 
     moved: int = 0
@@ -91,7 +91,7 @@ class QueueAdmin:
 
     @property
     def server(self) -> str:
-        """The broker's product and version, as it says itself."""
+        """The broker's product and version, from its server properties."""
         properties: dict[str, Any] = self._connection._impl.server_properties or {}
         return f"{properties.get('product', '?')} {properties.get('version', '?')}"
 
@@ -115,17 +115,17 @@ class QueueAdmin:
         return self.state(queue).ready
 
     def purge(self, queue: str) -> int:
-        """Delete what is ready; how many that were."""
+        """Delete the ready messages; how many there were."""
         with self.channel(queue) as channel:
             return int(channel.queue_purge(queue).method.message_count)
 
     def delete(self, queue: str) -> None:
-        """Delete the queue with what is in it; one that is not there is fine."""
+        """Delete the queue with its messages; no error when it does not exist."""
         with self.channel(queue) as channel:
             channel.queue_delete(queue)
 
     def browse(self, queue: str, limit: int) -> Iterator[Delivery]:
-        """The first messages, which stay where they are (and are marked as redelivered from now on)."""
+        """The first messages, which stay in the queue (and are marked as redelivered from now on)."""
         with self.channel(queue) as channel:
             for _ in range(limit):
                 delivery = _get(channel, queue)
@@ -144,11 +144,12 @@ class QueueAdmin:
         is_stopped: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Moved], None] = lambda _: None,
     ) -> Moved:
-        """Publish `convert(delivery)` of each message that is ready now, at most `limit`; acknowledge the confirmed.
+        """Publish `convert(delivery)` of each message that is ready now, at most `limit`; acknowledge the confirmed ones.
 
         `convert` returns None for a message that is to stay. A message is acknowledged after its confirm, never before:
-        whatever ends this, each message is there at least once. `acknowledge=False` copies. A message that cannot be published
-        stays, and holds up no other; when it is the broker that takes nothing, it ends. `is_stopped` is asked between batches.
+        whatever interrupts a move, each message is stored at least once. `acknowledge=False` copies. A message that cannot be
+        published stays in the queue and does not hold up others; when the broker takes no message at all, the move ends.
+        `is_stopped` is called between batches.
         """
         done = Moved()
         with self.channel(queue) as channel:

@@ -2,9 +2,9 @@
 
 A channel that the broker closed is replaced; a connection that ended ends the line. Times are those of the event loop.
 
-A connection may lead nowhere without a word of anybody: the host lost its power, a firewall forgot us. So where something is
-awaited and nothing has come for two looks, the broker is asked for a channel; if it does not give one, the line is dead, and
-what waited on it may go over another one.
+A connection may be dead without a close: the host lost its power, a firewall dropped the connection from its table. So when
+something is awaited and nothing has come for two looks, the line asks the broker for a channel; if the broker does not open
+one, the line is dead, and the messages that waited on it may go over another line.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from amqtask.transport.names import check_name, entity_name
 from amqtask.transport.url import EXTERNAL, BrokerAddress
 
 Warn = Callable[[str], None]
-# What a broker closes the connection of somebody with who wrote nonsense.
+# With these codes a broker closes the connection of a client that sent invalid frames.
 _NONSENSE = (
     wire_errors.ConnectionFrameError,
     wire_errors.ConnectionSyntaxError,
@@ -54,26 +54,28 @@ _NONSENSE = (
     wire_errors.ConnectionChannelError,
     wire_errors.ConnectionUnexpectedFrame,
 )
-# Seconds between two looks at a line on which something is awaited, at most; and how long a channel may take.
+# Seconds between two looks at a line on which something is awaited (longest and shortest); and how long the broker may take to
+# open a channel.
 LOOK_SECONDS, LEAST_LOOK_SECONDS = 1.0, 0.1
 ANSWER_SECONDS, LEAST_ANSWER_SECONDS = 1.0, 0.4
-# After a standstill of our own, what has come meanwhile is read before anybody is given up.
+# After this process stood still itself, what has come meanwhile is read before the broker is given up.
 LAST_CHANCE_SECONDS = 0.3
-# A channel is replaced not more often than that.
+# A channel is replaced at most once in so many seconds.
 RENEW_SECONDS = 1.0
-# What a line left for another one may still get confirmed.
+# For so many seconds a line that was left for another one may still get confirms.
 RETIRE_SECONDS = 10.0
 # aiormq's exceptions differ between its versions; the broker's words begin with the name of the code.
 _CODES = {"NOT_FOUND": NOT_FOUND, "PRECONDITION_FAILED": PRECONDITION_FAILED, "ACCESS_REFUSED": ACCESS_REFUSED}
 
 
-# What a connection of ours runs (its reader, its writer, what it calls back) has this set: tasks inherit it.
+# Set in all that a connection of ours runs (its reader, its writer, its callbacks), because tasks inherit it.
 _is_ours: ContextVar[bool] = ContextVar("amqtask_async_line", default=False)
 _LOGGERS = ("aiormq.connection", "aiormq.channel", "aio_pika.connection", "aio_pika.channel", "aio_pika.tools")
 
 
 class _NotOurs(logging.Filter):
-    """The library's word on connections that end; of ours, errors tell it once. Who looks into the library sees all."""
+    """Drops the library's log records on connections of ours that end: our errors report that once. At level DEBUG all are
+    kept."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _is_ours.get() or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
@@ -83,14 +85,14 @@ _not_ours = _NotOurs()
 
 
 class LineLost(Exception):
-    """The connection ended, or the channel because of somebody else's message: this one may go again."""
+    """The connection ended, or the channel because of another message: this message may be sent again."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause) or type(cause).__name__)
 
 
 class Nacked(Exception):
-    """The broker refuses the message, and gives no reason: `error` says so."""
+    """The broker refuses the message without a reason; `error` is the error for the caller."""
 
     def __init__(self, error: PublishError) -> None:
         super().__init__(str(error))
@@ -98,7 +100,7 @@ class Nacked(Exception):
 
 
 class Suspected(Exception):
-    """The broker closed the channel for one of several messages, and its words do not tell for which."""
+    """The broker closed the channel because of one of several messages, and its text does not tell which."""
 
 
 class Closing(NamedTuple):
@@ -109,19 +111,20 @@ class Closing(NamedTuple):
 
 
 class _Connection(aio_pika.Connection):
-    """aio-pika's, able to check a certificate for another name than the host's."""
+    """aio-pika's connection, able to check a certificate for another name than the host's."""
 
     PARAMETERS = (*aio_pika.Connection.PARAMETERS, ConnectionParameter("server_hostname", str, is_kwarg=True))
 
     def __del__(self) -> None:
-        # aio-pika's begins to close: one that never connected has nothing to close, and without its loop it only leaves a
-        # warning of a coroutine that was never awaited.
+        # aio-pika's __del__ begins to close: a connection that never connected has nothing to close, and without its loop it
+        # only leaves a warning of a coroutine that was never awaited.
         if self.transport is not None and asyncio._get_running_loop() is self.loop:
             super().__del__()
 
 
 class _Encoded(commands.Basic.Properties):
-    """Properties as they were encoded before aiormq had a part in it: one that fails on the way has counted a publish."""
+    """Properties that were encoded before aiormq got the message: a message that fails in aiormq has already been counted as a
+    publish there."""
 
     def __init__(self, encoded: bytes, message_id: str | None) -> None:
         super().__init__(message_id=message_id)
@@ -132,7 +135,7 @@ class _Encoded(commands.Basic.Properties):
 
 
 class _Shared:
-    """The channel that all tasks publish on, what is under way on it, and for which messages the broker closed it."""
+    """The channel that all tasks publish on, the messages under way on it, and those for which the broker closed it."""
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
@@ -159,14 +162,14 @@ class Line:
         self._shared: _Shared | None = None
         self._renewed_at = float("-inf")
         self._declared: set[Declaration] = set()
-        # What exists and was refused to us: an operator made it.
+        # Entities that exist and that we may not declare: an operator made them.
         self._as_found: set[Declaration] = set()
         self._turn = asyncio.Lock()
         # aiormq finds a returned message by its id alone, so an id is under way once at a time.
         self._ids: dict[str, asyncio.Future[None]] = {}
         self._number = 0
-        # What would go on to wait when nobody reads the connection any more: aiormq first writes all that it has (for
-        # three heartbeats at most, to a peer that has only closed its end), and leaves whoever waits for room in its queue.
+        # Futures that would wait on when nobody reads the connection any more: aiormq first writes all that it has (for three
+        # heartbeats at most, to a peer that has only closed its end), and wakes nobody who waits for room in its queue.
         self._under_way: set[asyncio.Future[Any]] = set()
         # Whether anything came since the last look, and for how many looks nothing did.
         self._looking: asyncio.TimerHandle | None = None
@@ -179,24 +182,24 @@ class Line:
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is open, as far as we have heard."""
+        """Whether the connection is open, as far as we know."""
         transport = self._connection.transport
         is_read = transport is not None and not transport.connection.is_closed and not self._reader.done()
         return is_read and not self._is_dead
 
     @property
     def is_dead(self) -> bool:
-        """Whether the broker did not answer any more."""
+        """Whether the broker has stopped answering."""
         return self._is_dead
 
     @property
     def was_nonsense(self) -> bool:
-        """Whether the broker closed the connection because of something that we wrote."""
+        """Whether the broker closed the connection because of a frame that we sent."""
         reader = self._reader
         return reader.done() and not reader.cancelled() and isinstance(reader.exception(), _NONSENSE)
 
     async def close(self) -> None:
-        """Say goodbye, but wait for nobody longer than a second."""
+        """Close the connection, waiting for the broker's answer no longer than a second."""
         try:
             closing = await ended(self._connection.close(), 1.0)
         finally:
@@ -210,7 +213,7 @@ class Line:
         leave_behind(self.close())
 
     def retire(self) -> None:
-        """Close in the background once nothing is on its way any more."""
+        """Close in the background once no message is under way any more."""
         leave_behind(self._retire())
 
     async def _retire(self) -> None:
@@ -224,7 +227,7 @@ class Line:
         for waiting in self._under_way:
             waiting.cancel()
 
-    # -- whether it leads anywhere
+    # -- whether the broker still answers
 
     def _look_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -296,13 +299,15 @@ class Line:
                 _abandon(shared.channel)
 
     def _renew(self, shared: _Shared) -> None:
-        """A channel whose queue has lost its leader refuses for as long as it lives; a full queue is no reason for many."""
+        """After a nack, publish on a new channel: a channel whose queue has lost its leader refuses for as long as it lives. At
+        most one per RENEW_SECONDS, because a full queue refuses many messages."""
         now = asyncio.get_running_loop().time()
         if shared is self._shared and now - self._renewed_at >= RENEW_SECONDS:
             self._shared, self._renewed_at = None, now
 
     async def publish_alone(self, message: Message, deadline: float) -> None:
-        """The same on a channel of its own, so that its end has one meaning. Raises: LineLost, and PublishErrors."""
+        """Like `publish`, on a channel of its own, so that only this message can be why the channel is closed. Raises:
+        LineLost, and PublishErrors."""
         channel = await self._open_channel(deadline)
         try:
             await self._send(channel, message, deadline)
@@ -341,7 +346,7 @@ class Line:
         return self._shared
 
     async def _open_channel(self, deadline: float, *, confirms: bool = True) -> Any:
-        """aiormq's channel under one of aio-pika's, which has the methods of the protocol."""
+        """The aiormq channel under an aio-pika channel: it has the methods of the protocol."""
         return await self._wait(_channel(self._connection, confirms), deadline, "opening a channel", _abandon)
 
     async def _have_turn(self, deadline: float, doing: str) -> None:
@@ -350,7 +355,7 @@ class Line:
     # -- declaring
 
     def forget(self, entities: Sequence[Declaration]) -> None:
-        """Declare them again when they are needed again: somebody may have deleted them."""
+        """Declare these entities again when they are needed again: somebody may have deleted them."""
         self._declared.difference_update(entities)
 
     async def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
@@ -371,7 +376,7 @@ class Line:
         if refusal is None:
             return
         if isinstance(entity, Binding) and refusal.reply_code == ACCESS_REFUSED and entity.source in self._as_found:
-            return  # in an operator's topology: what is published to the exchange tells whether it leads anywhere
+            return  # in an operator's topology: a publish to the exchange shows whether it routes anywhere
         is_elsewhere = refusal.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED) and not isinstance(entity, Binding)
         if not is_elsewhere or await self._declare_on_its_own_channel(entity, deadline, passive=True) is not None:
             raise declare_error(entity_name(entity), refusal)
@@ -384,7 +389,7 @@ class Line:
     async def _declare_on_its_own_channel(
         self, entity: Declaration, deadline: float, *, passive: bool
     ) -> Closing | None:
-        """Why it was refused. A refusal closes the channel, and others publish on ours."""
+        """Why the broker refused it. A refusal closes the channel, and the shared channel is needed for publishes."""
         check_name(entity)
         channel = await self._open_channel(deadline, confirms=False)
         doing = f"declaring {entity_name(entity)}"
@@ -403,7 +408,7 @@ class Line:
     async def _wait(
         self, awaitable: Any, deadline: float, doing: str, give_back: Callable[[Any], object] | None = None
     ) -> Any:
-        """Its result before the deadline. Raises: LineLost, ConnectionBlocked, PublishTimeout."""
+        """The result of the awaitable before the deadline. Raises: LineLost, ConnectionBlocked, PublishTimeout."""
         seconds_left = deadline - asyncio.get_running_loop().time()
         waiting = asyncio.ensure_future(awaitable)
         self._under_way.add(waiting)
@@ -424,7 +429,7 @@ class Line:
         except (PublishError, aio_errors.ChannelClosed, aio_errors.DeliveryError):
             raise
         except (Exception, asyncio.CancelledError) as error:
-            # A connection that ends tears its waiters out with what it was told, a bare Exception or a cancellation, which is
+            # A connection that ends raises in its waiters what it was closed with: a bare Exception, or a cancellation that is
             # not ours.
             is_lost = not self.is_open or isinstance(
                 error, (aio_errors.ChannelInvalidStateError, asyncio.CancelledError)
@@ -441,13 +446,13 @@ class Line:
 
 
 def _abandon(channel: Any) -> None:
-    """Close it in the background: nobody waits for the broker's word on that."""
+    """Close the channel in the background: nobody waits for the broker's answer."""
     if not channel.is_closed:
         leave_behind(channel.close())
 
 
 def closing_of(error: aio_errors.ChannelClosed) -> Closing:
-    """The broker's code (0 for one that we do not tell apart) and words."""
+    """The broker's code (0 for a code that we do not distinguish) and text."""
     text = str(error.args[-1]) if error.args else ""
     return Closing(_CODES.get(text.partition(" ")[0], 0), text)
 
@@ -504,7 +509,7 @@ async def connect(
             share = max(0.05, min(connect_timeout, (deadline - now()) / (len(addresses) - index)))
             opening = await ended(_open(address, heartbeat, name), share, Line.abandon)
             if opening is None:
-                # One that the deadline cut short knows less than the one before it.
+                # An attempt that the deadline cut short says less than the one before it.
                 if last is None or share == connect_timeout:
                     last = BrokerUnreachable(f"{address.safe_url} did not answer in time")
                 continue
@@ -544,7 +549,7 @@ async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Lin
 
 
 def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreachable:
-    """Ours for a failed attempt; a refusal, the broker's own word, is raised at once."""
+    """Our error for a failed attempt; a refusal by the broker is raised at once."""
     closing = _closing_of_handshake(error)
     if isinstance(error, wire_errors.AuthenticationError):
         raise access_refused(address, f"{NOT_OFFERED}: {error}", is_login=True) from error
@@ -557,8 +562,8 @@ def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreacha
 
 
 def _closing_of_handshake(error: BaseException) -> commands.Connection.Close | None:
-    """The broker's connection.close in answer to connection.open, the step that names the virtual host. aiormq reports what it
-    expected there and drops the broker's words; the frame is still where it was looked at."""
+    """The broker's connection.close in answer to connection.open, the step that names the virtual host. aiormq reports the method
+    that it expected and drops the broker's text; the frame is still in the local variables of the traceback."""
     at = error.__traceback__
     while at is not None:
         amqp_frame = at.tb_frame.f_locals.get("frame")

@@ -1,10 +1,10 @@
-"""AsyncPublisher: the publisher's promises for asyncio, over aio-pika; one connection per event loop.
+"""AsyncPublisher: the publisher's contract for asyncio, over aio-pika; one connection per event loop.
 
 Not aio-pika's robust connection: that one reconnects by itself and leaves a publish waiting meanwhile. Here each
 publish has one total deadline, and reconnects within it. See amqtask.transport.async_line for the connection.
 
-A line that is dead, and one whose fresh channel refuses a message too (see nacks.py), is left for the next host. A message with
-which connections end goes alone, over a line of its own, until it is known whether it is to blame.
+A dead line, and a line whose new channel refuses a message too (see nacks.py), is left for the next host. A message that was
+under way when connections ended goes alone, over a line of its own, until it is known whether it is to blame.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from amqtask.transport.url import BrokerAddress, beginning_with
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 500
-# What was on its way so often when a connection ended goes alone; so often alone, and it is to blame.
+# A message that was under way so often when a connection ended goes alone; so often alone, and it is to blame.
 SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
 NO_DEADLINE = 365 * 86400.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 
 
 class _Home:
-    """What belongs to one event loop: its line, and the lock that lets one task at a time connect."""
+    """The state of one event loop: its line, and the lock that lets one task at a time connect."""
 
     def __init__(self) -> None:
         self.line: Line | None = None
@@ -46,13 +46,13 @@ class _Home:
 
 
 class _Sending:
-    """One message on its way: what has come in between so far."""
+    """One message under way, and what went wrong with it so far."""
 
     def __init__(self, message: Message, deadline: float) -> None:
         self.message = message
         self.deadline = deadline
         self.pause = FIRST_PAUSE
-        # The broker closed the channel with it on its way, or the connection.
+        # The broker closed the channel or the connection while it was under way.
         self.is_suspect = self.is_alone = False
         self.is_declared_anew = False
         self.losses = 0
@@ -63,7 +63,7 @@ class _Sending:
 class AioPikaPublisher:
     """Publishes with confirms; see amqtask.transport.contract.AsyncPublisher.
 
-    `timeout` is seconds for a whole publish (None: no deadline), of which a refused one is tried again for `nack_patience`.
+    `timeout` is seconds for a whole publish (None: no deadline); a refused message is tried again for `nack_patience` of them.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class AioPikaPublisher:
         except Suspected:
             sending.is_suspect = True
         except Unroutable:
-            # What was declared for it may have been deleted since: once more, with everything.
+            # Its exchange or queue may have been deleted since: once more, with all declarations.
             if not message.declare or sending.is_declared_anew:
                 raise
             sending.is_declared_anew = True
@@ -155,7 +155,7 @@ class AioPikaPublisher:
         except Nacked as nacked:
             await self._after_nack(sending, line, nacked.error)
         except PublishRefused:
-            # A queue whose node is away: it may be back before the deadline.
+            # The queue's node is down: it may be back before the deadline.
             if _now() + AWAY_PAUSE >= deadline:
                 raise
             await asyncio.sleep(AWAY_PAUSE)
@@ -197,7 +197,7 @@ class AioPikaPublisher:
         await asyncio.sleep(pause)
 
     async def _send_alone(self, sending: _Sending) -> None:
-        """Connections end with this message on its way: over a line of its own nothing else can be the reason."""
+        """Connections ended while this message was under way: on a line of its own only this message can be the reason."""
         lock = self._home().suspecting
         if await ended(lock.acquire(), sending.deadline - _now(), lambda _: lock.release()) is None:
             raise PublishTimeout("the deadline passed while another message was tried on a connection of its own")
@@ -280,7 +280,7 @@ class AioPikaPublisher:
 
 
 async def _together(workers: list[Coroutine[Any, Any, None]]) -> None:
-    """Run all; when we are cancelled, none goes on."""
+    """Run all of them; a cancellation cancels all."""
     tasks = [asyncio.ensure_future(worker) for worker in workers]
     try:
         await asyncio.gather(*tasks)
@@ -289,7 +289,7 @@ async def _together(workers: list[Coroutine[Any, Any, None]]) -> None:
 
 
 def _silence(loop: asyncio.AbstractEventLoop) -> None:
-    """What aio-pika began when the loop ended, to say that the connection is closed, would complain when it is collected."""
+    """End what aio-pika began, when the loop ended, to report that the connection is closed: it would warn when collected."""
     for task in asyncio.all_tasks(loop):
         coroutine = task.get_coro()
         if getattr(coroutine, "__qualname__", "").startswith("OneShotCallback."):

@@ -29,7 +29,7 @@ class Confirms(Generic[T]):
 
     @property
     def settled(self) -> int:
-        """How many have been."""
+        """How many publishes have been acked or nacked."""
         return self._last - len(self._items)
 
     def published(self, item: T) -> int:
@@ -51,12 +51,12 @@ class Confirms(Generic[T]):
         return settled
 
     def outstanding(self) -> Iterator[T]:
-        """What is not settled yet, oldest first."""
+        """The publishes that are not settled yet, oldest first."""
         return iter(self._items.values())
 
 
 class Returns:
-    """Messages that came back and whose ack has not followed yet."""
+    """Messages that the broker returned and whose ack has not followed yet."""
 
     def __init__(self) -> None:
         self._waiting: Counter[tuple[str | None, str, str]] = Counter()

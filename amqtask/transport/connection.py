@@ -3,8 +3,8 @@
 idle ─start─► connecting ─open─► open ─lost─► waiting ─timer─► connecting …
                    └─failed─────────────────────┘        stop ─► closing ─► closed (from any state)
 
-A host that says nothing is left for the next one (see vigil.py), one that closed the connection itself likewise: it shuts
-down, or does not like us. After a mere cut the same host is tried first.
+A host that does not answer is left for the next one (see vigil.py). So is a host that closed the connection itself: it shuts
+down, or refuses us. After a mere cut the same host is tried first.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from amqtask.transport.url import BrokerAddress
 from amqtask.transport.vigil import Vigil
 from amqtask.transport.wire import Wire
 
-# Seconds between attempts: the longest while nobody takes connections, and while they are taken and do not last.
+# Seconds between attempts: the longest while no host takes connections, and while hosts take them and they do not last.
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_IF_TAKEN = 0.1, 2.0, 1.0
-# What lasted so long was no failed attempt.
+# A connection that lasted so long was no failed attempt.
 CALM_SECONDS = 1.0
-# With several hosts, what each gets to answer in the first round after a lost connection; later ones give them all their time.
+# With several hosts, the time of each in the first round after a lost connection; in later rounds each has the full time.
 FIRST_ROUND_SECONDS = 2.0
-# pika has no time limit for resolving a name; an attempt that takes so much longer than it may is left behind.
+# pika has no time limit for resolving a name; an attempt that exceeds its time by so much is left behind.
 OVERTIME_SECONDS = 1.0
 
 
 class Backoff:
-    """Pauses that double from FIRST_PAUSE seconds on, with jitter; again from the start after what lasted."""
+    """Pauses that double from FIRST_PAUSE seconds on, with jitter; they start again after a connection that lasted."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._pause = FIRST_PAUSE
         self._well_since: float | None = None
 
-    def well(self) -> None:
-        """It works now."""
+    def succeeded(self) -> None:
+        """An attempt succeeded; `next` looks whether it lasted."""
         self._well_since = self._clock()
 
     def next(self) -> float:
@@ -70,15 +70,15 @@ class ConnectionListener(Protocol):
 
     def on_refused(self, error: Exception) -> None:
         """The broker refused the login or the virtual host, and never accepted it before. Another attempt follows unless
-        the owner stops. (Of a broker that did accept us, a refusal is no last word: it may be importing its users, or its
-        directory may be down.)"""
+        the owner stops. (A broker that accepted us before may refuse for a while only: it may be importing its users, or its
+        user directory may be down.)"""
 
     def on_blocked(self, reason: str | None) -> None:
         """The broker blocks publishing (an alarm), or does not any more (None)."""
 
 
 class _Connection(Wire):
-    """What one loop turn says is written at its end."""
+    """Frames of one loop turn are written at its end, in one go."""
 
     _turns: PikaLoop
 
@@ -133,7 +133,7 @@ class LoopConnection:
         return self._is_running
 
     def start(self) -> None:
-        """Connect, unless it does already."""
+        """Connect, unless that is under way or done."""
         if not self._is_running:
             self._is_running = True
             self._connect()
@@ -154,16 +154,16 @@ class LoopConnection:
 
     @property
     def has_other_hosts(self) -> bool:
-        """Whether `leave` leads anywhere."""
+        """Whether there is another host that `leave` could go to."""
         return len(self._addresses) > 1
 
     def leave(self, why: str) -> None:
-        """Take this connection for lost, and go on with the next host."""
+        """Treat this connection as lost, and go on with the next host."""
         if self._is_open:
             self._give_up(why)
 
     def _give_up(self, why: str) -> None:
-        """Not a word more is said to it: what leads nowhere cannot be closed."""
+        """Drop the connection without a close: a dead connection cannot be closed."""
         self._connection._terminate_stream(AMQPHeartbeatTimeout(why))
 
     # -- connecting
@@ -211,7 +211,7 @@ class LoopConnection:
         self._forget_timers()
         self._is_open = self._was_open = True
         self._failures = 0
-        self._backoff.well()
+        self._backoff.succeeded()
         self._vigil.begin(connection)
         self._listener.on_open(connection)
 
@@ -260,8 +260,8 @@ class LoopConnection:
 
 
 def _close(connection: Any) -> None:
-    """Also one that still shakes hands, which pika takes for lost then. (Its own way to give up an attempt raises an
-    AssertionError out of the loop, pika 1.4.4; one that has no socket yet ends by itself.)"""
+    """Close a connection, also one in the handshake, which pika then treats as lost. (pika 1.4.4's own method to give up an
+    attempt raises an AssertionError out of the loop; an attempt that has no socket yet ends by itself.)"""
     if connection.is_open:
         connection.close()
     elif not (connection.is_closing or connection.is_closed):

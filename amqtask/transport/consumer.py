@@ -1,12 +1,12 @@
 """Consumer: queues over one connection and channel, manual acks, per-consumer prefetch, for ever; see transport.contract.
 
 Every channel has an epoch. A delivery is answered on the channel it came on or not at all: after a reconnect the broker has
-requeued it, and the same tag means another message. The epoch changes at the moment the channel is gone, before anybody
-is told.
+requeued it, and the same tag means another message. The epoch changes at the moment the channel is gone, before the listener
+is called.
 
-A prefetch window is changed by another consumer: `basic.qos` with global=false applies to consumers started after it, not to
-running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true. To grow, a further
-consumer gets the difference; to shrink, one with the new window is started, and the others are cancelled when it is confirmed.
+A prefetch window is changed with another consumer: `basic.qos` with global=false applies to consumers started after it, not to
+running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true. To grow the window, a further
+consumer gets the difference; to shrink it, one with the new window is started, and the others are cancelled when it is confirmed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from amqtask.transport.url import BrokerAddress
 
 logger = bounded_logger("amqtask.transport")
 
-# RabbitMQ asks a queue's leader for half a minute and more, also when that stands still or has just been replaced, and the
-# channel does nothing else meanwhile. When no consumer is confirmed for so long (seconds), another connection begins anew.
+# RabbitMQ waits for a queue's leader for half a minute and more, even when the leader stands still or has just been replaced, and
+# the channel does nothing else meanwhile. When no consumer is confirmed for so long (seconds), a new connection is made.
 START_SECONDS, LONGEST_START_SECONDS = 3.0, 6.0
 
 
 @dataclass(slots=True, eq=False)
 class _Consumed:
-    """One queue that is consumed, or is to be."""
+    """One queue that is consumed, or is to be consumed."""
 
     queue: Queue
     declare: tuple[Declaration, ...]
@@ -79,19 +79,19 @@ class PikaConsumer:
         )
         self._declarer = Declarer(loop, listener.on_warning)
         self._pika: Any = None
-        # The present channel, once it is open; and one that is being opened.
+        # The present channel, once it is open; and the one that is being opened.
         self._channel: Any = None
         self._opening: Any = None
         self._epoch = 0
         self._queues: dict[str, _Consumed] = {}
-        # Consumers that the broker has not confirmed, in the order in which it will.
+        # Consumers that the broker has not confirmed yet, in the order in which it will confirm them.
         self._starting: dict[str, _Consumed] = {}
         self._window: int | None = None
         self._is_paused = False
         self._is_consuming = False
         self._was_consuming = False
         self._complaints: set[str] = set()
-        # What was said since there was a connection.
+        # Warnings given since the connection was lost: each once.
         self._unreachable: set[str] = set()
         self._backoff = Backoff()
         self._timer: LoopTimer | None = None
@@ -112,7 +112,7 @@ class PikaConsumer:
         return self._is_consuming and not self._is_paused
 
     def start(self) -> None:
-        """Connect; what comes of it is told to the listener."""
+        """Connect; the listener is told the result."""
         self._connection.start()
 
     def add_queue(
@@ -123,7 +123,7 @@ class PikaConsumer:
         dead_letter: Queue | None = None,
         declare: tuple[Declaration, ...] | None = None,
     ) -> None:
-        """Consume a queue too; `declare` is what it needs, else the queue, its dead-letter queue and its bindings."""
+        """Consume one more queue; `declare` (default: the queue, its dead-letter queue and its bindings) is declared first."""
         if queue.name in self._queues:
             self.set_prefetch(queue.name, prefetch)
             return
@@ -139,7 +139,7 @@ class PikaConsumer:
             self._look_complete()
 
     def set_prefetch(self, queue: str, prefetch: int) -> None:
-        """Another window for one queue's consumer."""
+        """Change the prefetch window of one queue."""
         consumed = self._queues.get(queue)
         if consumed is None or consumed.prefetch == prefetch:
             return
@@ -153,7 +153,7 @@ class PikaConsumer:
         self._consume(consumed, prefetch, on_started=lambda: self._cancel(consumed, old))
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
-        """basic.ack on the present channel; nothing when it is gone."""
+        """basic.ack on the present channel; does nothing when the channel is gone."""
         if self._is_open:
             self._channel.basic_ack(tag, multiple)
 
@@ -188,7 +188,7 @@ class PikaConsumer:
     # -- the connection's events
 
     def on_open(self, connection: Any) -> None:
-        """A connection: open the channel."""
+        """There is a connection: open the channel."""
         self._forget_timer()
         self._unreachable.clear()
         self._pika = connection
@@ -196,7 +196,7 @@ class PikaConsumer:
         self._open_channel()
 
     def on_lost(self, error: Exception) -> None:
-        """The broker has requeued all that was unanswered."""
+        """The broker has requeued all unanswered deliveries."""
         self._forget_timer()
         self._pika = None
         self._declarer.lost()
@@ -206,7 +206,7 @@ class PikaConsumer:
         self._listener.on_connection_lost(error)
 
     def on_unreachable(self, error: Exception) -> None:
-        """A whole round of hosts failed; said, once for each reason, and tried again."""
+        """A whole round of hosts failed: warn, once for each reason; another round follows."""
         if str(error) not in self._unreachable:
             self._unreachable.add(str(error))
             self._listener.on_warning(f"{error} Trying again until it does.")
@@ -286,7 +286,7 @@ class PikaConsumer:
         consumed.is_declaring = False
         if self._queues.get(consumed.queue.name) is not consumed:
             return
-        # Where the broker does not say in time what is there: what was consumed before probably still is.
+        # The broker did not answer in time: a queue that was consumed before probably still exists.
         is_known = consumed.was_consumed and isinstance(error, PublishRefused) and self._is_open
         if error is not None and not is_known:
             self._not_declared(consumed, error)
@@ -307,7 +307,7 @@ class PikaConsumer:
             self._retry_later()
 
     def _give_up(self, consumed: _Consumed, error: Exception) -> None:
-        """A queue that was added later and that we may not have: the others go on."""
+        """Stop trying to consume a queue that was added later and that we may not consume; the others go on."""
         del self._queues[consumed.queue.name]
         self._complain(f"queue {consumed.queue.name!r} is not consumed: {error}")
         self._look_complete()
@@ -336,7 +336,8 @@ class PikaConsumer:
             self._watch_start()
 
     def _watch_start(self) -> None:
-        """From now on; only until all queues are consumed, because later there is something to lose."""
+        """Start the timer for the next consumer's confirm. Only until all queues are consumed: a new connection would then cost
+        the deliveries of this one."""
         if self._start_timer is not None:
             self._start_timer.cancel()
             self._start_timer = None
@@ -360,12 +361,12 @@ class PikaConsumer:
         self._look_complete()
 
     def _look_complete(self) -> None:
-        """Whether all queues are consumed now; said once per channel."""
+        """Call `on_consuming`, once per channel, when all queues are consumed."""
         if self._is_consuming or self._starting or self._is_paused or not self._is_open:
             return
         if all(consumed.tags for consumed in self._queues.values()):
             self._is_consuming = self._was_consuming = True
-            self._backoff.well()
+            self._backoff.succeeded()
             self._listener.on_consuming(self._epoch)
 
     # -- ending consumers
@@ -379,8 +380,8 @@ class PikaConsumer:
                 self._channel.basic_cancel(tag, callback=lambda _: None)
             except ChannelWrongStateError:
                 return  # the channel is closing: its consumers go with it
-            # pika would reject what is on its way to a cancelled consumer, and each reject counts towards the
-            # delivery limit of a quorum queue; ours takes it until the broker confirms the cancelling.
+            # pika would reject deliveries under way to a cancelled consumer, and each reject counts towards the delivery limit
+            # of a quorum queue; this way they are taken until the broker confirms the cancel.
             self._channel._cancelled.discard(tag)
 
     def _on_cancelled(self, frame: Any) -> None:
@@ -390,7 +391,7 @@ class PikaConsumer:
             if tag in consumed.tags:
                 consumed.tags.remove(tag)
                 self._starting.pop(tag, None)
-                # Its other consumers have parts of its window: all are set up anew, with the whole.
+                # The queue's other consumers have parts of its window: they are replaced by one with the whole window.
                 self._cancel(consumed, list(consumed.tags))
                 self._listener.on_cancelled(name, "cancelled by the broker")
                 self._retry_later()
@@ -429,7 +430,7 @@ def _deliver_to(on_delivery: Callable[[Delivery], None], queue: str, epoch: int)
         try:
             on_delivery(delivery)
         except Exception:
-            # pika would take it for a broken connection, and with it all other messages on their way.
+            # pika would treat it as a broken connection, and all other messages under way would be lost with it.
             logger.exception("a message on %s could not be handled", queue)
 
     return on_message

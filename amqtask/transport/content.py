@@ -1,11 +1,11 @@
 """A message's properties as AMQP writes them, and what AMQP does not write.
 
-To a frame that it cannot read, or that is larger than the two ends agreed on (`frame_max`), the broker answers by closing the
-connection, with all that is under way on it, and does so again each time that it is sent again. So such a message has to
-fail here, alone, before anything of it is written:
+The broker answers a frame that it cannot read, or that is larger than `frame_max`, by closing the connection, with all messages
+under way on it, and does so each time the message is sent again. So such a message has to fail here, alone, before any of it is
+written:
 
-- pika's connections look at each frame on its way out (see Wire), where it is encoded already;
-- everybody else asks `encode_properties`, which is what pika would write.
+- pika's connections check each encoded frame before it is written (see Wire);
+- all other publishers call `encode_properties`, which returns the bytes that pika would write.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from amqtask.message import Message, Properties
 from amqtask.protocol.task import saferepr
 from amqtask.transport.fields import install
 
-# What both ends use when neither asks for less; RabbitMQ's default.
+# The frame_max in use when neither end asks for less; RabbitMQ's default.
 FRAME_MAX = 131_072
-# Of a frame, what is not its payload: kind, channel, size, and a mark for its end.
+# Bytes of a frame besides its payload: type, channel, size, and a mark for its end.
 FRAMING = 8
-# Characters of a value, or of pika's words about one, that an error shows.
+# Characters of a value, or of pika's text about one, that an error shows.
 SHOWN = 100
-# Of a content header, what is not the properties: class, weight, and the body's size.
+# Bytes of a content header besides the properties: class, weight, and the body's size.
 _HEADER_HEAD = 12
-# What pika raises for a message that AMQP has no form for: it encodes all before it writes anything.
+# Errors that pika raises for a message that AMQP cannot encode; pika encodes all of it before it writes anything.
 UNWRITABLE = (
     AMQPError,
     struct.error,
@@ -43,7 +43,7 @@ UNWRITABLE = (
 
 
 class FrameTooLarge(AMQPError):  # type: ignore[misc]  # pika is untyped here
-    """A frame that the broker would close the connection for; nothing of it was written."""
+    """The broker would close the connection for this frame; nothing of it was written."""
 
     def __init__(self, size: int, frame_max: int) -> None:
         super().__init__(f"a frame of {size:,} bytes, and frame_max is {frame_max:,}")
@@ -52,7 +52,7 @@ class FrameTooLarge(AMQPError):  # type: ignore[misc]  # pika is untyped here
 
 
 def check_frame(size: int, frame_max: int) -> None:
-    """Raises: FrameTooLarge for one of `size` bytes, its framing included; a `frame_max` of 0 is no limit."""
+    """Raises: FrameTooLarge when `size` (bytes, framing included) is above `frame_max`; a `frame_max` of 0 is no limit."""
     if size > frame_max > 0:
         raise FrameTooLarge(size, frame_max)
 
@@ -78,8 +78,8 @@ def basic_properties(properties: Properties) -> pika.BasicProperties:
 
 
 def encode_properties(message: Message, frame_max: int = FRAME_MAX) -> bytes:
-    """The properties as on the wire. Raises: PublishError for what AMQP has no form for, MessageTooLarge for what no frame
-    holds; nothing was sent."""
+    """The properties as on the wire. Raises: PublishError for values that AMQP cannot encode, MessageTooLarge for headers that
+    do not fit into a frame; nothing was sent."""
     install()
     try:
         encoded = b"".join(basic_properties(message.properties).encode())
@@ -93,7 +93,7 @@ def encode_properties(message: Message, frame_max: int = FRAME_MAX) -> bytes:
 
 
 def unwritable(message: Message, error: BaseException) -> PublishError:
-    """The error for headers or properties that AMQP has no form for; nothing was sent."""
+    """The error for headers or properties that AMQP cannot encode; nothing was sent."""
     to = f"the message for routing key {message.routing_key[:255]!r}"
     if isinstance(error, FrameTooLarge):
         return MessageTooLarge(

@@ -1,4 +1,4 @@
-"""What the rest of amqtask may ask of a transport; pika's, aio-pika's and the in-memory one keep the same contract."""
+"""The contract of a transport; pika's, aio-pika's and the in-memory transport keep it alike."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class AsyncPublisher(Protocol):
 
 
 class Teller(Protocol):
-    """Publishes what nobody has to be sure of, such as events; safe to share like a Publisher."""
+    """Publishes messages that may be lost, such as events; safe to share like a Publisher."""
 
     def tell(self, messages: Sequence[Message]) -> None:
-        """Publish these, or drop them: waits for no confirm, raises nothing, and keeps nothing for later."""
+        """Publish these messages, or drop them: waits for no confirm, raises nothing, and keeps nothing for later."""
 
     def close(self) -> None: ...
 
@@ -73,7 +73,7 @@ class LoopPublisher(Protocol):
 
     @property
     def oldest(self) -> Message | None:
-        """The message that waits longest, while the broker could take it (connected, not blocked); else None."""
+        """The message that waits longest for its confirm, while the broker could give it (connected, not blocked); else None."""
 
     def start(self) -> None: ...
 
@@ -86,10 +86,10 @@ class ConsumerListener(Protocol):
     def on_delivery(self, delivery: Delivery) -> None: ...
 
     def on_consuming(self, epoch: int) -> None:
-        """(Re)connected and all queues are being consumed; deliveries of older epochs are void from here on."""
+        """(Re)connected and all queues are consumed; deliveries of older epochs are void from here on."""
 
     def on_connection_lost(self, error: Exception) -> None:
-        """The connection or channel is gone; everything unanswered has been requeued by the broker."""
+        """The connection or channel is gone; the broker has requeued all unanswered deliveries."""
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         """The broker cancelled the consumer of one queue (deleted, timeout, failover); it is being set up again."""
@@ -98,14 +98,14 @@ class ConsumerListener(Protocol):
         """Cannot go on (refused login, wrong vhost, queue locked by an exclusive owner)."""
 
     def on_warning(self, text: str) -> None:
-        """Something the operator should read once: a queue found with other arguments, a blocked connection."""
+        """A text that the operator should read once: a queue that exists with other arguments, a blocked connection."""
 
 
 class Consumer(Protocol):
     """Consumes queues over one connection with manual acks, on a worker's I/O loop; reconnects for ever."""
 
     def start(self) -> None:
-        """Connect, declare, consume; the result is told to the listener."""
+        """Connect, declare, consume; the listener is told the result."""
 
     def add_queue(
         self,
@@ -115,10 +115,10 @@ class Consumer(Protocol):
         dead_letter: Queue | None = None,
         declare: tuple[Declaration, ...] | None = None,
     ) -> None:
-        """Consume a queue too; `declare` is what it needs, else the queue, its dead-letter queue and its bindings."""
+        """Consume one more queue; `declare` (default: the queue, its dead-letter queue and its bindings) is declared first."""
 
     def cancel_queue(self, name: str) -> None:
-        """Stop deliveries of one queue; what is unanswered stays ours to answer."""
+        """Stop deliveries of one queue; deliveries that are unanswered can still be answered."""
 
     def set_prefetch(self, queue: str, prefetch: int) -> None:
         """A second consumer with the new window is started, then the first cancelled (per-consumer QoS only)."""
@@ -129,7 +129,7 @@ class Consumer(Protocol):
         """basic.reject: counts towards a quorum queue's delivery limit."""
 
     def nack(self, tag: int, *, requeue: bool = True) -> None:
-        """basic.nack: gives back without counting on RabbitMQ 4.3."""
+        """basic.nack: on RabbitMQ 4.3 a requeue does not count towards the delivery limit."""
 
     def pause(self) -> None:
         """Cancel all consumers (deliveries stop), keep the channel for answers."""
@@ -146,8 +146,8 @@ class Consumer(Protocol):
     def is_consuming(self) -> bool: ...
 
 
-class QueueState(Enum):
-    """What a look at a queue has found: it is there (perhaps with somebody else), it is gone, or it cannot be reached now."""
+class QueuePresence(Enum):
+    """Whether a queue exists: it is there (perhaps consumed by another process), it is gone, or it cannot be reached now."""
 
     THERE = auto()
     GONE = auto()
@@ -163,12 +163,12 @@ class Gatherer(Protocol):
         size: int,
         *,
         take: Callable[[Sequence[Delivery], Callable[[bool], None]], bool],
-        on_done: Callable[[QueueState], None],
+        on_done: Callable[[QueuePresence], None],
     ) -> None:
-        """Look whether `queue` holds `size` messages; if so offer all of them, which nobody else has meanwhile.
+        """Look whether `queue` holds `size` messages; if so offer all of them. No other process has them meanwhile.
 
-        `take(messages, finished)` returns False to give them back; `finished(True)` deletes the queue, `finished(False)` gives
-        them back after all. `on_done(…)` follows in any case."""
+        `take(messages, finished)` returns False to requeue them; `finished(True)` deletes the queue, `finished(False)` requeues
+        them after all. `on_done(…)` follows in any case."""
 
     def stop(self) -> None: ...
 

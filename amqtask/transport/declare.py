@@ -1,10 +1,10 @@
-"""Declare entities on a loop's connection; what exists with other arguments is used as it is found.
+"""Declare entities on a loop's connection; an entity that exists with other arguments is used as it is.
 
-A refused declaration closes its channel (403, 404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), and with it
-would go every unanswered delivery and unconfirmed publish. So declarations have a channel of their own.
+A refused declaration closes its channel (403, 404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), and every
+unanswered delivery and unconfirmed publish of that channel would be lost. So declarations have a channel of their own.
 
-A broker may not answer one at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down. Then all
-that wait are told, and ask again, over another channel.
+A broker may not answer a declaration at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down. Then all
+waiting callers get an error, and declare again over another channel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import check_name, entity_name
 
 RESOURCE_LOCKED = 405
-# Seconds for one entity; twice as many after each that took longer, until one is declared.
+# Seconds for one entity; doubled after each that took longer, until one is declared.
 PATIENCE, LONGEST_PATIENCE = 2.0, 60.0
 
 OnDeclared = Callable[["OperationalError | None"], None]
@@ -34,12 +34,12 @@ OnDeclared = Callable[["OperationalError | None"], None]
 
 @dataclass(slots=True)
 class _Run:
-    """A list of entities that somebody waits for."""
+    """A list of entities to declare, for one caller."""
 
     entities: Sequence[Declaration]
     on_done: OnDeclared
     at: int = 0
-    # Why the broker does not let us declare the current one, which is why we now look whether it is there.
+    # Why the broker refused to declare the current entity; a passive declare then shows whether it exists.
     refusal: ChannelClosedByBroker | None = None
 
 
@@ -51,7 +51,7 @@ class Declarer:
         self._warn = on_warning
         self._patience = PATIENCE
         self._timer: LoopTimer | None = None
-        # What is known to exist otherwise than asked for: looked for, not declared, on later connections too.
+        # Entities that exist with other arguments: checked passively, not declared, on later connections too.
         self._differing: set[Declaration] = set()
         self._runs: deque[_Run] = deque()
         self._connection: Any = None
@@ -62,27 +62,27 @@ class Declarer:
         self._connection = connection
 
     def lost(self) -> None:
-        """The connection is gone: whoever waits for a list asks again on the next one."""
+        """The connection is gone: callers declare their lists again on the next one."""
         self._connection = self._channel = None
         self._runs.clear()
         self._set_timer()
 
     def declare(self, entities: Sequence[Declaration], on_done: OnDeclared) -> None:
-        """Declare these in order; `on_done(None)` once all exist, `on_done(error)` for the first that cannot.
+        """Declare these in order; `on_done(None)` once all exist, `on_done(error)` for the first one that fails.
 
-        Not called when the connection is lost before."""
+        `on_done` is not called when the connection is lost before."""
         self._runs.append(_Run(entities, on_done))
         if len(self._runs) == 1:
             self._go_on()
 
     def _set_timer(self) -> None:
-        """For the run that is at the front, from now on."""
+        """Start the timer of the first run."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._patience, self._too_late) if self._runs else None
 
     def _too_late(self) -> None:
-        """What waits behind it has waited as long, and would wait on."""
+        """Fail all runs: those behind the first one have waited as long, and would wait on."""
         self._timer = None
         runs, channel, seconds = list(self._runs), self._channel, self._patience
         self._channel = None
@@ -149,7 +149,7 @@ class Declarer:
 
     def _end(self, run: _Run, error: OperationalError | None) -> None:
         self._runs.popleft()
-        # First the next one: its frames need not wait for what the owner does now.
+        # The next run first: its frames need not wait for the owner's callback.
         if self._runs:
             self._go_on()
         else:
@@ -170,17 +170,17 @@ class Declarer:
             self._end(run, failure)
 
     def _failure(self, run: _Run, entity: Declaration, error: ChannelClosedByBroker) -> OperationalError | None:
-        """Why the current entity cannot be declared; None when there is another way to try."""
+        """Why the current entity cannot be declared; None when it is tried another way."""
         if run.refusal is not None:
             return _error(entity, run.refusal)
         if entity in self._differing:
             if error.reply_code == NOT_FOUND:
-                self._differing.discard(entity)  # gone meanwhile: make it as we want it
+                self._differing.discard(entity)  # deleted meanwhile: declare it with our arguments
                 return None
             return _error(entity, error)
         if isinstance(entity, Binding):
             if error.reply_code == ACCESS_REFUSED and entity.source in self._differing:
-                run.at += 1  # an operator's topology: what is published to the exchange tells whether it leads anywhere
+                run.at += 1  # an operator's topology: a publish to the exchange shows whether it routes anywhere
                 return None
         elif error.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED):
             run.refusal = error

@@ -1,4 +1,4 @@
-"""What the broker or pika said → our errors, with what to do."""
+"""Errors of the broker and of pika → our errors, with what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED, NOT_ALLOWED = 404, 406, 403, 530
 _TOO_LARGE = re.compile(r"message size (\d+) is larger than")
 # "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (1) is reached"
 _LIMIT = re.compile(r"limit \(\d+\) is reached")
-# pika's guesses, which keep the form of what they were made from: "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - …'".
+# pika's guesses; their text contains the original error: "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - …'".
 _GUESSES = (
     pika_errors.ProbableAuthenticationError,
     pika_errors.ProbableAccessDeniedError,
@@ -63,13 +63,12 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 def refusal(error: BaseException) -> tuple[int, str] | None:
-    """The broker's own words (code, text) when it refused the login or the virtual host, so that trying again cannot help; else
-    None.
+    """The broker's code and text when it refused the login or the virtual host, so that trying again cannot help; else None.
 
-    pika guesses a refusal from how far the handshake had come when the connection ended (its Probable… errors). Only what the
-    broker said counts: RabbitMQ answers a wrong login with connection.close (403) to clients with the capability
-    authentication_failure_close, and a virtual host that is not there or not the user's with 530. That a limit of connections
-    is reached is told with 530, too, and passes.
+    pika guesses a refusal from how far the handshake had come when the connection ended (its Probable… errors). Only the broker's
+    own answer counts: RabbitMQ answers a wrong login with connection.close (403) to clients with the capability
+    authentication_failure_close, and a virtual host that does not exist or that the user may not use with 530. A reached limit of
+    connections is answered with 530, too; it is no refusal, because it passes.
     """
     cause = unwrap(error)
     if isinstance(cause, pika_errors.ConnectionClosedByBroker):
@@ -97,7 +96,7 @@ def connection_error(error: BaseException, addresses: Sequence[BrokerAddress]) -
     return unreachable(unwrap(error), addresses)
 
 
-# The peer was there, spoke TLS, and ended the connection: not a wrong port, host or certificate.
+# The peer answered, spoke TLS, and ended the connection: not a wrong port, host or certificate.
 _HUNG_UP = (
     ConnectionResetError,
     BrokenPipeError,
@@ -108,10 +107,10 @@ _HUNG_UP = (
 
 
 def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> BrokerUnreachable:
-    """The error for an attempt that nobody answered as a broker does.
+    """The error for an attempt that no broker answered.
 
-    With TLS 1.3 a broker that demands a certificate hangs up after the client's handshake, and whether its reason is read before
-    the end of the connection is a matter of microseconds."""
+    With TLS 1.3 a broker that demands a certificate hangs up after the client's handshake; whether its alert is read before the
+    connection ends is a matter of microseconds."""
     where = ", ".join(address.safe_url for address in addresses)
     has_hung_up = isinstance(cause, _HUNG_UP)
     lacks_certificate = any(address.tls is not None and address.tls.certfile is None for address in addresses)
@@ -175,7 +174,7 @@ def unroutable(message: Message) -> Unroutable:
 
 
 def refused(message: Message, hosts: Sequence[str] = ()) -> PublishRefused:
-    """The error for a nack, said by each of `hosts`. The protocol has no room for a reason, so none is told."""
+    """The error for a nack by each of `hosts`. A nack has no field for a reason, so none is shown."""
     where = f" at {', '.join(hosts)}" if hosts else ""
     queue = f"queue {message.routing_key!r}"
     target = f"exchange {message.exchange!r} with routing key {message.routing_key!r}" if message.exchange else queue
@@ -195,13 +194,13 @@ def blocked(address: BrokerAddress, reason: str) -> ConnectionBlocked:
 
 
 def culprit(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> int | None:
-    """The message that the broker closed the channel for, where its words tell."""
+    """The index of the message that the broker closed the channel for, where the broker's text tells."""
     indices = culprits(cause, messages, candidates)
     return indices[0] if indices else None
 
 
 def culprits(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> list[int]:
-    """All messages that the broker's words fit: to one missing exchange there may be many."""
+    """The indices of all messages that the broker's text fits: many may go to one missing exchange."""
     if len(candidates) < 2:
         return candidates
     too_large = _TOO_LARGE.search(cause.reply_text)
@@ -255,8 +254,8 @@ _PLACES = {"configure": "CONF", "write": "WRITE", "read": "READ"}
 
 
 def lacks(right: str, text: str) -> str:
-    """Who lacks which right on what, and the command that gives it. `right` is what the operation asks for, where the broker's
-    own words (`text`) do not say it."""
+    """Which user lacks which right on what, and the command that grants it. `right` is the right that the operation needs, for
+    brokers whose text (`text`) does not name it."""
     match = _NO_ACCESS.search(text)
     if match is None:
         return f"{text} (rabbitmqctl set_permissions)"
@@ -278,7 +277,7 @@ RESOURCE_ERROR, INTERNAL_ERROR = 506, 541
 
 
 def is_away(cause: ChannelClosing) -> bool:
-    """Whether a queue exists and cannot be reached for now: the node that holds it is down."""
+    """Whether a queue exists and cannot be reached now: the node that holds it is down."""
     return cause.reply_code in (RESOURCE_ERROR, INTERNAL_ERROR) or _AWAY.search(cause.reply_text) is not None
 
 
@@ -292,7 +291,7 @@ def declare_error(name: str, cause: ChannelClosing) -> PublishError:
 
 
 def _asked_by(name: str, cause: ChannelClosing) -> str:
-    """The right that declaring asks for: a binding writes to its destination and reads from its source."""
+    """The right that a declaration needs: a binding writes to its destination and reads from its source."""
     if not name.startswith("the binding"):
         return "configure"
     return "write" if "access to queue" in cause.reply_text else "read"

@@ -1,15 +1,14 @@
-"""AMQP field tables (headers and arguments) for pika: floats as what they are, in half the time, and whatever they hold.
+"""AMQP field tables (headers and arguments) for pika: floats stay floats, in half the time, and reading never fails.
 
 pika up to 1.4.4 refuses to write a float (UnsupportedAMQPFieldException) and cuts the fraction off when it reads one:
-a Celery producer's `soft_time_limit=0.5` would arrive as 0. It has no hook for that, so `install` puts these
-functions in the place of its own, which is also where a consumer's time per message goes first: a task message
-has twenty headers. The types are those of https://www.rabbitmq.com/amqp-0-9-1-errata (section 3); what pika wrote
-before, it writes the same.
+a Celery producer's `soft_time_limit=0.5` would arrive as 0. It has no hook for that, so `install` replaces its functions
+by these. They also matter most for a consumer's time per message: a task message has twenty headers. The types are those of
+https://www.rabbitmq.com/amqp-0-9-1-errata (section 3); all other values are written as pika writes them.
 
 Reading never raises: pika would close the connection, and the broker then counts a failed delivery for each message that
-was delivered over it. A table that cannot be taken as it is becomes an OddHeaders, whose values are harmless; who takes
-deliveries refuses that one message. So there are two readers: the strict one, which is fast and raises, and the patient one,
-which is asked only after that.
+was delivered over it. A table that cannot be read becomes an OddHeaders, whose values are harmless; the consumer refuses that one
+message. So there are two readers: the strict one, which is fast and raises, and the patient one, which is called only after
+that.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from amqtask.asynchronous import is_own
 from amqtask.message import LARGEST_HEADERS, OddHeaders
 from amqtask.printable import printable
 
-# Tables and arrays within each other; a task message has three (its stamps).
+# Levels of nested tables and arrays; a task message has three (its stamps).
 MOST_DEEP = 32
 # A property is a short string, of 255 bytes at most; so many characters always fit.
 _SAFE_LENGTH = 63
@@ -51,17 +50,17 @@ _LONG_STRING: Final = b"S"
 
 
 class _Unreadable(ValueError):
-    """Something in a table that is not to be taken as it is."""
+    """A value in a table that must not be used."""
 
 
-# The calendar's last (year 9999).
+# The last second that a datetime can hold (year 9999).
 _LAST_SECOND = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc).timestamp())
-# What the strict reader raises.
+# Errors that the strict reader raises.
 _TROUBLE = (ValueError, IndexError, OverflowError, struct.error)
 
 
 def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
-    """A table and where it ends; see OddHeaders for one that is odd. Never raises."""
+    """A table and the offset of its end; an OddHeaders for a table that cannot be read. Never raises."""
     try:
         (size,) = _read_size(encoded, offset)
     except struct.error:
@@ -79,12 +78,13 @@ def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
 
 
 def decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
-    """One value with its kind in front, and where it ends."""
+    """One value with its type in front, and the offset of its end."""
     return _read_value(encoded, offset, 0)
 
 
 def decode_short_string(encoded: bytes, offset: int) -> tuple[str, int]:
-    """A property or name, and where it ends; what is no UTF-8 is told in escapes, and cut, so that it can be written again."""
+    """A property or name, and the offset of its end; bytes that are no UTF-8 become escapes, and the text is cut, so that it can
+    be written again."""
     begin = offset + 1
     end = begin + encoded[offset]
     raw = encoded[begin:end]
@@ -95,7 +95,7 @@ def decode_short_string(encoded: bytes, offset: int) -> tuple[str, int]:
 
 
 def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[dict[str, Any], int]:
-    """The strict reader; the four kinds that task headers are made of are read in place."""
+    """The strict reader; the types that task headers are made of are read in this function."""
     if depth > MOST_DEEP:
         raise _Unreadable(f"tables or arrays within each other, more than {MOST_DEEP}")
     table: dict[str, Any] = {}
@@ -217,15 +217,15 @@ _READERS: dict[int, Reader] = {
         "V": _read_void,
     }.items()
 }
-# How many bytes a value has; the others begin with how many follow.
+# How many bytes a value of each type has; values of other types begin with their size.
 _SIZES = dict(zip(b"VtbBsUuIilLfdTD", (0, 1, 1, 1, 2, 2, 2, 4, 4, 8, 8, 4, 8, 8, 5), strict=True))
 
 
-# -- reading what the strict reader does not take
+# -- reading tables that the strict reader refuses
 
 
 def _patiently(encoded: bytes, offset: int, end: int) -> OddHeaders:
-    """Field by field: one that cannot be read is told as a text, the others are what they are."""
+    """The patient reader, field by field: a field that cannot be read becomes a text, the others keep their values."""
     headers = OddHeaders("")
     while offset < end:
         try:
@@ -291,7 +291,7 @@ def _write_fields(pieces: list[bytes], table: dict[str, Any] | None) -> int:
 
 
 def encode_value(pieces: list[bytes], value: Any) -> int:
-    """Append one value with its kind in front; its size in bytes. Raises: UnsupportedAMQPFieldException."""
+    """Append one value with its type in front; its size in bytes. Raises: UnsupportedAMQPFieldException."""
     writer = _WRITERS.get(type(value))
     if writer is not None:
         return writer(pieces, value)
@@ -368,7 +368,7 @@ _pikas_encode_value = pika.data.encode_value
 
 
 def install() -> None:
-    """Let pika use these functions; may be called often. For every process that publishes or consumes."""
+    """Make pika use these functions; may be called often. For every process that publishes or consumes."""
     pika.data.decode_table = decode_table
     pika.data.decode_value = decode_value
     pika.data.decode_short_string = decode_short_string

@@ -1,6 +1,6 @@
-"""AMQP frames: what we say as bytes, and bytes as what the broker says; pure functions around pika's encoders and decoders.
+"""AMQP frames: methods to bytes, and bytes to methods; pure functions around pika's encoders and decoders.
 
-A frame is its kind, channel and size, the payload, and a mark for its end (AMQP 0-9-1, sections 2.3.5 and 4.2).
+A frame is its type, channel and size, the payload, and a mark for its end (AMQP 0-9-1, sections 2.3.5 and 4.2).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Unreadable(Exception):
 
 
 class Frames:
-    """Cuts what comes into frames."""
+    """Cuts the bytes that come into frames."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -57,7 +57,7 @@ class Frames:
         return frames
 
 
-# -- what the broker says
+# -- from the broker
 
 
 def decode_method(payload: bytes) -> Any:
@@ -79,7 +79,7 @@ def content_size(payload: bytes) -> int:
 
 
 def decode_properties(payload: bytes) -> tuple[Any, Exception | None]:
-    """The properties of a message, and why they cannot be read."""
+    """The properties of a message, and the error when they cannot be read."""
     properties, error = attempt(lambda: spec.BasicProperties().decode(payload, _content_head_size))
     return (spec.BasicProperties() if properties is None else properties), error
 
@@ -87,17 +87,17 @@ def decode_properties(payload: bytes) -> tuple[Any, Exception | None]:
 _content_head_size = struct.calcsize(">HHQ")
 
 
-# -- what we say
+# -- to the broker
 
 
 def encode_method(method: Any, channel: int = CHANNEL) -> bytes:
-    """A method's frame. Raises: what pika raises for a value that AMQP has no form for."""
+    """A method's frame. Raises: pika's errors for a value that AMQP cannot encode."""
     encoded: bytes = frame.Method(channel, method).marshal()
     return encoded
 
 
 def encode_publish(message: Message, frame_max: int) -> bytes:
-    """The frames of basic.publish. Raises: FrameTooLarge, and what pika raises for a value that AMQP has no form for."""
+    """The frames of basic.publish. Raises: FrameTooLarge, and pika's errors for a value that AMQP cannot encode."""
     body = message.body
     method = spec.Basic.Publish(exchange=message.exchange, routing_key=message.routing_key, mandatory=message.mandatory)
     header = frame.Header(CHANNEL, len(body), basic_properties(message.properties)).marshal()
@@ -109,9 +109,9 @@ def encode_publish(message: Message, frame_max: int) -> bytes:
 
 
 def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What a pure function returns, or why it cannot.
+    """The result of a pure function, or its error.
 
-    An error that struck from outside goes on."""
+    An exception that was raised into it from outside (by a signal handler, another thread) passes through."""
     try:
         return function(), None
     except Exception as error:

@@ -23,17 +23,17 @@ from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.message import Delivery
 from amqtask.transport.connection import LoopConnection
-from amqtask.transport.contract import QueueState
+from amqtask.transport.contract import QueuePresence
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import has_line_end
 from amqtask.transport.url import BrokerAddress
 
-OnDone = Callable[[QueueState], None]
+OnDone = Callable[[QueuePresence], None]
 Deliveries = Sequence[Delivery]
 Take = Callable[[Deliveries, Callable[[bool], None]], bool]
-# A node that takes longer to count, or to hand over what it has counted, is none to wait for: RabbitMQ 4.3 tries for more than a
-# minute to reach a node that is down, and the other chords wait meanwhile.
+# The longest wait for a count, and for the messages that were counted: RabbitMQ 4.3 tries for more than a minute to reach a node
+# that is down, and the other chords wait meanwhile.
 LOOK_SECONDS, READ_SECONDS = 3.0, 30.0
 
 
@@ -46,12 +46,12 @@ class _Look:
     take: Take
     callbacks: list[OnDone] = field(default_factory=list)
     next_callbacks: list[OnDone] = field(default_factory=list)
-    # Dealt with: all that is left is to delete it.
+    # Its messages are dealt with; the queue only has to be deleted.
     is_over: bool = False
 
 
 class PikaGatherer:
-    """One connection, made at the first look; asks again on the next one when it is lost."""
+    """One connection, made at the first look; when it is lost, looks begin again on the next one."""
 
     def __init__(
         self,
@@ -78,14 +78,15 @@ class PikaGatherer:
         self._is_stopped = False
 
     def gather(self, queue: str, size: int, *, take: Take, on_done: OnDone) -> None:
-        """Look whether `queue` holds `size` messages; if so offer them: `take(messages, finished)` returns False to give
-        them back, else it calls `finished(True)` some time, which deletes the queue, or `finished(False)`, which gives them back.
+        """Look whether `queue` holds `size` messages; if so offer them: `take(messages, finished)` returns False to requeue
+        them, else it calls `finished(True)` later, which deletes the queue, or `finished(False)`, which requeues them.
 
-        `on_done(seen)` follows: THERE when the queue needs nothing more from the caller (it is not full, or somebody else has
-        it), GONE when it is dealt with and deleted, AWAY when it cannot be reached. It does not come while the broker is away.
+        `on_done(presence)` follows: THERE when the queue needs nothing more from the caller (it is not full, or another process
+        has its messages), GONE when it is dealt with and deleted, AWAY when it cannot be reached. Not called while the broker
+        itself is away.
         """
         if has_line_end(queue):
-            self._loop.call_soon(lambda: on_done(QueueState.GONE))  # nobody can have made it
+            self._loop.call_soon(lambda: on_done(QueuePresence.GONE))  # no queue can have this name
             return
         look = self._looks.get(queue)
         if look is not None:
@@ -98,7 +99,7 @@ class PikaGatherer:
         self._next()
 
     def stop(self) -> None:
-        """Close; what is held goes back to its queues."""
+        """Close; messages that are held go back to their queues."""
         self._is_stopped = True
         self._connection.stop()
 
@@ -120,7 +121,7 @@ class PikaGatherer:
             return
         self._take_current()
         if count < max(1, look.size) or look.is_over:
-            self.settle(look, QueueState.THERE)
+            self.settle(look, QueuePresence.THERE)
         else:
             _Reader(self, look, count)
         self._next()
@@ -141,19 +142,19 @@ class PikaGatherer:
             channel.close()
         self._open_channel()
         if look is not None:
-            self.settle(look, QueueState.AWAY)
+            self.settle(look, QueuePresence.AWAY)
 
-    def settle(self, look: _Look, state: QueueState) -> None:
-        """Tell who has asked; the others look again, where there may be something to see."""
-        state = QueueState.GONE if look.is_over else state
+    def settle(self, look: _Look, presence: QueuePresence) -> None:
+        """Call the callbacks of this look; look again for those that came meanwhile, if the queue may still hold messages."""
+        presence = QueuePresence.GONE if look.is_over else presence
         done, look.callbacks, look.next_callbacks = look.callbacks, look.next_callbacks, []
-        if look.callbacks and state is QueueState.THERE:
+        if look.callbacks and presence is QueuePresence.THERE:
             self._line.append(look)
         else:
             done += look.callbacks
             self._looks.pop(look.queue, None)
         for on_done in done:
-            on_done(state)
+            on_done(presence)
         self._next()
 
     def look_again(self, look: _Look) -> None:
@@ -188,7 +189,7 @@ class PikaGatherer:
             return
         self._open_channel()
         if look is not None:
-            self.settle(look, _state_of(error))
+            self.settle(look, _presence_of(error))
 
     # -- the connection's events
 
@@ -205,10 +206,10 @@ class PikaGatherer:
             self._line.appendleft(look)
 
     def on_unreachable(self, error: Exception) -> None:
-        """The consumer on the same broker says so already."""
+        """The consumer on the same broker warns already."""
 
     def on_refused(self, error: Exception) -> None:
-        """Said once; nobody hears that he is done, so nothing is acknowledged, until the broker takes us."""
+        """Log it once. No `on_done` is called, so nothing is acknowledged, until the broker accepts the login."""
         if str(error) not in self._refusals:
             self._refusals.add(str(error))
             self._warn(f"chords wait: {error}")
@@ -218,7 +219,7 @@ class PikaGatherer:
 
 
 class _Reader:
-    """One attempt to have all of a queue, on a channel of its own."""
+    """One attempt to consume all messages of a queue, on a channel of its own."""
 
     def __init__(self, owner: PikaGatherer, look: _Look, count: int) -> None:
         self._owner = owner
@@ -229,10 +230,10 @@ class _Reader:
         self._is_decided = False
         self._is_completing = False
         self._is_over = False
-        self._timer = owner.call_later(READ_SECONDS, lambda: self._end(QueueState.AWAY))
+        self._timer = owner.call_later(READ_SECONDS, lambda: self._end(QueuePresence.AWAY))
         self._channel = owner.connection.channel(on_open_callback=lambda _: self._consume())
         self._channel.add_on_close_callback(self._closed)
-        # The broker's word that the queue is gone, or its node.
+        # basic.cancel: the queue is gone, or its node is down.
         self._channel.add_on_cancel_callback(self._cancelled)
 
     # -- taking
@@ -257,7 +258,7 @@ class _Reader:
         self._timer.cancel()
         if not self._look.take(self._deliveries, self._finished):
             self._is_completing = False
-            self._timer = self._owner.call_later(READ_SECONDS, lambda: self._end(QueueState.AWAY))
+            self._timer = self._owner.call_later(READ_SECONDS, lambda: self._end(QueuePresence.AWAY))
             self._channel.basic_cancel(self._tag, callback=self._give_back)
 
     def _give_back(self, _: Any) -> None:
@@ -273,32 +274,32 @@ class _Reader:
             self._expected = count
             self._consume()
         else:
-            self._end(QueueState.THERE)
+            self._end(QueuePresence.THERE)
 
     def _finished(self, is_dealt_with: bool) -> None:
         self._is_completing = False
         if not is_dealt_with:
-            self._end(QueueState.AWAY)
+            self._end(QueuePresence.AWAY)
             return
         self._look.is_over = True
         if self._channel.is_open:
-            self._channel.queue_delete(self._look.queue, callback=lambda _: self._end(QueueState.GONE))
+            self._channel.queue_delete(self._look.queue, callback=lambda _: self._end(QueuePresence.GONE))
         else:
             self._owner.look_again(self._look)  # which only deletes it
 
-    def _end(self, state: QueueState) -> None:
-        """Closing gives back what it still has."""
+    def _end(self, presence: QueuePresence) -> None:
+        """End this attempt; closing the channel requeues the messages that it still has."""
         if self._is_over:
             return
         self._is_over = True
         self._timer.cancel()
         if self._channel.is_open:
             self._channel.close()
-        self._owner.settle(self._look, state)
+        self._owner.settle(self._look, presence)
 
     def _cancelled(self, frame: Any) -> None:
         if not self._is_completing:
-            self._end(QueueState.AWAY)
+            self._end(QueuePresence.AWAY)
 
     def _closed(self, channel: Any, error: Exception) -> None:
         if self._is_over or self._is_completing:
@@ -308,16 +309,17 @@ class _Reader:
             self._timer.cancel()
             self._owner.look_again(self._look)
         else:
-            self._end(_state_of(error))
+            self._end(_presence_of(error))
 
 
-def _state_of(error: Exception) -> QueueState:
-    """What the broker's refusal of a look means: another has the queue, or has dealt with it, or it is away."""
+def _presence_of(error: Exception) -> QueuePresence:
+    """What the broker's refusal of a look means: another process has the queue (THERE), or has dealt with it (GONE), or it is
+    AWAY."""
     if not isinstance(error, ChannelClosedByBroker) or is_away(error):
-        return QueueState.AWAY
+        return QueuePresence.AWAY
     if error.reply_code == ACCESS_REFUSED and "exclusive" in error.reply_text:
-        return QueueState.THERE
-    return QueueState.GONE if error.reply_code == NOT_FOUND else QueueState.AWAY
+        return QueuePresence.THERE
+    return QueuePresence.GONE if error.reply_code == NOT_FOUND else QueuePresence.AWAY
 
 
 def _count(frame: Any) -> int:

@@ -4,10 +4,10 @@ A Link speaks AMQP on one channel. What it sends waits in `_outgoing` until `run
 condition holds or the deadline passes. Between calls nobody reads, so heartbeats stop and the broker may close the connection.
 The owner therefore asks `is_usable()` first, which notices a closed one without a round trip.
 
-Any exception may strike at any line. `is_whole` tells whether the link can be used after it: it was waiting, and not in the
-midst of reading or writing. Nothing here catches what it did not cause.
+Any exception may be raised into it at any line. `is_whole` tells whether the link can be used after that: it was waiting, and not
+in the middle of reading or writing. Nothing here catches an exception that it did not cause.
 
-After a fork the child holds copies of the parent's descriptors: it may close them, and does not speak on them.
+After a fork the child holds copies of the parent's descriptors: it may close them, and must not write to them.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from amqtask.transport.stream import Stream, is_failure
 from amqtask.transport.url import BrokerAddress, client_properties
 
 Warn = Callable[[str], None]
-# What a connection remembers as declared, at most.
+# How many entities a connection remembers as declared, at most.
 MOST_DECLARED = 10_000
 # One wait of `run` (seconds); after each it looks at its condition, which another thread may have changed.
 SLICE = 0.5
-# A peer that says nothing for so many heartbeats is gone, and ours are sent so many times in one.
+# A peer that is silent for so many heartbeat intervals is gone; in each interval we send so many heartbeats.
 MISSED, OFTEN = 2.0, 3.0
 _CAPABILITIES = {
     "authentication_failure_close": True,
@@ -67,7 +67,7 @@ _WITH_CONTENT = (spec.Basic.Deliver, spec.Basic.Return)
 
 
 class LinkLost(Exception):
-    """The connection or channel ended while it was needed; `cause` is why, in pika's classes where the broker said so."""
+    """The connection or channel ended while it was needed; `cause` is an exception of pika's where the broker closed it."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
@@ -96,14 +96,14 @@ class Link:
         self._frames = Frames()
         self._frame_max = FRAME_MAX
         self._outgoing: list[bytes] = []
-        # What was joined for a write that took only a part.
+        # Bytes that the last write did not take.
         self._unwritten = b""
         self._answers: list[Any] = []
         self._is_asked = False
         # The method whose content is coming, its properties, how much of the body is missing, the body so far.
         self._content: list[Any] = []
         self._declared: set[Declaration] = set()
-        # What exists and was refused to us: an operator made it.
+        # Entities that exist and that we may not declare: an operator made them.
         self._as_found: set[Declaration] = set()
         self._wrote_at = self._heard_at = time.monotonic()
 
@@ -175,7 +175,7 @@ class Link:
         self._open_channel(deadline)
 
     def close(self, timeout: float = 1.0) -> None:
-        """Say goodbye; wait for the broker's goodbye no longer than `timeout` seconds."""
+        """Close the connection; wait for the broker's close-ok no longer than `timeout` seconds."""
         connected = self._error is None or isinstance(self._error, ChannelClosedByBroker)
         if connected and self.is_whole and self.pid == os.getpid():
             self._error = None
@@ -187,7 +187,7 @@ class Link:
         self.discard()
 
     def discard(self) -> None:
-        """Drop the connection without a word."""
+        """Drop the connection without a close."""
         self._error = self._error or ConnectionError("the link was discarded")
         self._has_channel = False
         if self._stream is not None:
@@ -198,16 +198,16 @@ class Link:
 
     @property
     def is_open(self) -> bool:
-        """Whether both connection and channel are open, as far as we have heard."""
+        """Whether both connection and channel are open, as far as we know."""
         return self._error is None and self._has_channel
 
     @property
     def is_writing(self) -> bool:
-        """Whether something waits to be written, because the broker does not read."""
+        """Whether bytes wait to be written."""
         return bool(self._outgoing or self._unwritten)
 
     def is_usable(self) -> bool:
-        """Whether it is still open after reading what the broker may have said in the meantime."""
+        """Whether it is still open, after reading what the broker may have sent in the meantime."""
         if not self.is_open:
             return False
         try:
@@ -262,7 +262,7 @@ class Link:
         return PublishTimeout(f"the deadline passed while {doing} at {self.address.safe_url}")
 
     def fail(self, error: BaseException) -> None:
-        """Take it for lost: whoever waits gets LinkLost."""
+        """Treat the link as lost: calls that wait raise LinkLost."""
         self._error = self._error or error
 
     def _fail(self, error: BaseException) -> None:
@@ -276,16 +276,16 @@ class Link:
         assert self._stream is not None
         return self._stream
 
-    # -- saying
+    # -- writing
 
     def put(self, method: Any, channel: int = CHANNEL) -> None:
-        """Say this with the next `run` or `flush`."""
+        """Send this method with the next `run` or `flush`."""
         self._outgoing.append(encode_method(method, channel))
 
     def put_message(self, message: Message) -> int:
         """Publish with the next `run` or `flush`; how many bytes that are.
 
-        Raises: PublishError for a message that cannot be written; nothing is said."""
+        Raises: PublishError for a message that cannot be encoded; nothing is sent."""
         encoded, error = attempt(lambda: encode_publish(message, self._frame_max))
         if encoded is None:
             assert error is not None
@@ -306,7 +306,7 @@ class Link:
         except OSError as error:
             if not is_failure(error):
                 raise
-            self._read()  # the broker may have said why
+            self._read()  # the broker may have sent the reason
             self._fail(error)
         self._unwritten = waiting[taken:]
         self._wrote_at = time.monotonic()
@@ -326,7 +326,7 @@ class Link:
         return answer
 
     def ask(self) -> None:
-        """Say something that whoever is there answers at once; `is_asked` holds until then."""
+        """Send a method that a live broker answers at once; `is_asked` holds until the answer comes."""
         if not self._is_asked:
             self._is_asked = True
             self.put(spec.Basic.Qos(0, 0, False))
@@ -336,7 +336,7 @@ class Link:
         """Whether an answer to `ask` is missing."""
         return self._is_asked
 
-    # -- hearing
+    # -- reading
 
     def _read(self) -> None:
         stream = self._usable_stream()
@@ -434,16 +434,16 @@ class Link:
         """basic.return."""
 
     def on_delivery(self, method: Any, properties: Any, body: bytes, error: Exception | None) -> None:
-        """basic.deliver; `error` is why the properties cannot be read."""
+        """basic.deliver; `error` tells why the properties cannot be read."""
 
     def on_cancelled(self, consumer: str) -> None:
-        """basic.cancel: the queue is gone, or its node."""
+        """basic.cancel: the queue is gone, or its node is down."""
 
     # -- declaring
 
     def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
         """Make sure that entities exist, each once per connection. A queue or exchange that exists with other arguments,
-        or that the user may not declare but that exists, is used as it is found, with a warning.
+        or that exists and may not be declared by the user, is used as it is, with a warning.
 
         Raises: LinkLost, PublishTimeout, ConnectionBlocked, AccessRefused, PublishError.
         """
@@ -452,7 +452,7 @@ class Link:
                 continue
             error = self._declare_one(entity, deadline, passive=False)
             if isinstance(entity, Binding):
-                # In an operator's topology: what is published to the exchange tells whether it leads anywhere.
+                # In an operator's topology: a publish to the exchange shows whether it routes anywhere.
                 if error is not None and error.reply_code == ACCESS_REFUSED and entity.source in self._as_found:
                     error = None
             elif error is not None:
@@ -464,7 +464,7 @@ class Link:
             self._declared.add(entity)
 
     def forget(self, entities: Sequence[Declaration]) -> None:
-        """They may be gone: declare them anew."""
+        """Declare these entities again when they are needed: they may have been deleted."""
         self._declared.difference_update(entities)
 
     def _use_as_found(
@@ -499,7 +499,7 @@ class Link:
 
 
 def _declaration(entity: Declaration, *, passive: bool) -> tuple[Any, type[Any]]:
-    """The method that declares or binds an entity, and its answer's kind."""
+    """The method that declares or binds an entity, and the class of its answer."""
     if isinstance(entity, Queue):
         return spec.Queue.Declare(
             queue=entity.name,
@@ -573,7 +573,7 @@ def connect(link: Link, addresses: Sequence[BrokerAddress], deadline: float, con
             except AccessRefused:
                 raise
             except BrokerUnreachable as error:
-                # One that the deadline cut short knows less than the one before it.
+                # An attempt that the deadline cut short says less than the one before it.
                 if last is None or share == connect_timeout or time.monotonic() < now + share:
                     last = error
             else:

@@ -1,9 +1,9 @@
-"""Links: the connections of one process, and which call has which, without a lock.
+"""Links: the connections of one process, and which call has which link, without a lock.
 
-A call has a link from the moment in which `held` names the call's frame for it. One dictionary method does that, which nothing
-can interrupt; so a signal handler, a finalizer or another thread that comes in between takes another link. Nor must a call
-clean up: when its frame has ended (an exception struck at any line, even in a `finally`), what it had is free to be
-dropped. A link that was dropped is never given out again, so dropping it twice is the same as once.
+A call has a link from the moment in which `_held` maps the link to the call's frame. One dictionary method does that, which
+nothing can interrupt; so a signal handler, a finalizer or another thread that comes in between takes another link. A call need
+not clean up either: when its frame has ended (an exception was raised at any line, even in a `finally`), its link is free to be
+dropped. A link that was dropped is never given out again, so dropping it twice does no harm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amqtask.transport.link import Link
 
 L = TypeVar("L", bound=Link)
 T = TypeVar("T")
-# Pauses between looks for a link that has become free (seconds). Sleeping is what every kind of thread can do.
+# Pauses between looks for a link that has become free (seconds). Every kind of thread can sleep.
 FIRST_PAUSE, LONGEST_PAUSE = 0.0005, 0.01
 
 
@@ -32,13 +32,14 @@ class Links(Generic[L]):
         self._make = make
         # In the order in which they were made.
         self._all: dict[L, None] = {}
+        # The frame of the call that has the link.
         self._held: dict[L, FrameType] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
     def take(self, frame: FrameType, deadline: float, suits: Callable[[L], bool] = lambda link: True) -> L | None:
-        """A free link, or a new one that is not open, for the call of this frame; None when the deadline passed before.
+        """A free link, or a new one that is not open, for the call of this frame; None when the deadline passes before.
 
         Free links that do not suit are dropped."""
         pause = FIRST_PAUSE
@@ -53,11 +54,11 @@ class Links(Generic[L]):
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def try_take(self, frame: FrameType, suits: Callable[[L], bool] = lambda link: True) -> L | None:
-        """The same without waiting."""
+        """Like `take`, without waiting."""
         return self.take_free(frame, suits) or self._take_new(frame)
 
     def take_free(self, frame: FrameType, suits: Callable[[L], bool] = lambda link: True) -> L | None:
-        """A link that nobody has; the first, so that the others are left alone when few are needed."""
+        """A link that no call has: the first one, so that the others stay idle when few are needed."""
         for link in list(self._all):
             if link not in self._held and self._held.setdefault(link, frame) is frame:
                 if suits(link):
@@ -73,14 +74,14 @@ class Links(Generic[L]):
         link = self._make()
         self._held[link] = frame
         self._all[link] = None
-        # Of several that come at once for the last place, the first has it.
+        # Of several calls that come at once, only as many as there is room for keep their link.
         if list(self._all).index(link) < room:
             return link
         self.drop(link)
         return None
 
     def _held_up_stack(self, frame: FrameType | None) -> int:
-        """How many links calls further up this very stack have: they cannot give them back while this one waits."""
+        """How many links are held by calls further up this stack: they cannot give them back while this call waits."""
         holders = list(self._held.values())
         count = 0
         while frame is not None:
@@ -89,20 +90,20 @@ class Links(Generic[L]):
         return count
 
     def give_back(self, link: L) -> None:
-        """It is free, and in the state in which the next call may use it."""
+        """Free a link that is in the state in which the next call may use it."""
         if len(self._all) > self._limit:
             self.drop(link)
         else:
             self._held.pop(link, None)
 
     def drop(self, link: L) -> None:
-        """It is of no use any more."""
+        """Discard a link that must not be used again."""
         link.discard()
         self._all.pop(link, None)
         self._held.pop(link, None)
 
     def reclaim(self) -> None:
-        """Drop what calls have that have ended."""
+        """Drop the links of calls that have ended."""
         for link, frame in list(self._held.items()):
             try:
                 frame.clear()
@@ -111,11 +112,11 @@ class Links(Generic[L]):
             self.drop(link)
 
     def is_held_here(self) -> bool:
-        """Whether the calling thread has one, further up its stack."""
+        """Whether a call further up the stack of the calling thread has a link."""
         return bool(self._held) and self._held_up_stack(sys._getframe(1)) > 0
 
     def close(self, timeout: float) -> None:
-        """Say goodbye on those that are free; not longer than `timeout` seconds."""
+        """Close the free links, within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         frame = sys._getframe()
         while (link := self.take_free(frame)) is not None:
@@ -130,14 +131,14 @@ class Links(Generic[L]):
 
 
 def say_goodbye(by_process: ByProcess[Links[L]], timeout: float) -> None:
-    """At the end of the program: leave the broker properly, so that it does not log a lost client."""
+    """At the end of the program: close the connections properly, so that the broker does not log a lost client."""
     links = by_process.peek()
     if links is not None:
         links.close(timeout)
 
 
 class ByProcess(Generic[T]):
-    """What each process has of its own: `make()`, at its first use; a forked child calls `forget` with what it inherited."""
+    """One object per process: `make()` at its first use; a forked child calls `forget` with the object that it inherited."""
 
     def __init__(self, make: Callable[[], T], forget: Callable[[T], object]) -> None:
         self._make = make
@@ -145,7 +146,7 @@ class ByProcess(Generic[T]):
         self._by_pid: dict[int, T] = {}
 
     def get(self) -> T:
-        """This process's; of threads that come first at once, each gets the same one."""
+        """This process's object; threads that come first at the same time all get the same one."""
         pid = os.getpid()
         instance = self._by_pid.get(pid)
         if instance is None:
@@ -157,9 +158,9 @@ class ByProcess(Generic[T]):
         return instance
 
     def pop(self) -> T | None:
-        """This process's, which is its no more; None where there is none."""
+        """Remove and return this process's object; None when there is none."""
         return self._by_pid.pop(os.getpid(), None)
 
     def peek(self) -> T | None:
-        """This process's, where it has one."""
+        """This process's object; None when there is none."""
         return self._by_pid.get(os.getpid())

@@ -1,7 +1,7 @@
 """The worker's I/O loop: pika's, with timers that can be cancelled, readers, and an end of turn that costs no system call.
 
-A turn is: wait for sockets and call their handlers, then what threads handed in, then timers that are due, then `call_soon`
-in order of asking, then `call_last`, where connections write out what the turn had to say.
+A turn is: wait for sockets and call their handlers, then callbacks from other threads, then timers that are due, then `call_soon`
+callbacks in order, then `call_last`, where connections write the frames of this turn.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LoopTimer:
 class PikaLoop:
     """One loop for the broker's sockets, the children's pipes and all timers; see amqtask.pool.Loop.
 
-    It runs unchanged when eventlet or gevent have patched `select`: pika then polls with what they left.
+    It runs unchanged when eventlet or gevent have patched `select`: pika then polls with the functions that they left.
     """
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class PikaLoop:
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._watched: set[int] = set()
-        # pika's own wake-up takes a lock, which a signal handler must not: it may have interrupted the holder.
+        # pika's own wake-up takes a lock. A signal handler must not do that: it may have interrupted the holder of the lock.
         self._from_threads: deque[Callback] = deque()
         self._is_woken = False
-        # Sockets, because green libraries let non-blocking ones pass through; their os.write wants to wait first.
+        # Sockets, because green libraries do not wait on non-blocking sockets, while their os.write waits first.
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
@@ -69,12 +69,12 @@ class PikaLoop:
         return LoopTimer(self.pika, delay, callback)
 
     def call_soon(self, callback: Callback) -> None:
-        """Run at the end of this loop turn; all such calls hang on one timer."""
+        """Run at the end of this loop turn; all such calls share one timer."""
         self._soon.append(callback)
         self._have_an_end()
 
     def call_last(self, callback: Callback) -> None:
-        """Run at the very end of this loop turn, after all that `call_soon` has for it."""
+        """Run at the very end of this loop turn, after all `call_soon` callbacks."""
         self._last.append(callback)
         if not self._is_ending:
             self._have_an_end()
@@ -85,7 +85,7 @@ class PikaLoop:
             self.pika.call_later(0, self._end_turn)
 
     def _end_turn(self) -> None:
-        # Callbacks that ask for another turn get the next one, so that sockets are looked at in between.
+        # Callbacks added by these callbacks run in the next turn, so that sockets are polled in between.
         self._is_end_due = False
         batch, self._soon = self._soon, []
         self._is_ending = True
@@ -103,21 +103,21 @@ class PikaLoop:
                 callback()
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
-        """From any thread, greenlet or signal handler: wakes the loop up, once for all that come before it looks."""
+        """From any thread, greenlet or signal handler: wakes the loop up, once for all calls that come before it looks."""
         self._from_threads.append(callback)
         if not self._is_woken and not self._is_closed:
             self._is_woken = True
             try:
                 self._wake_writer.send(b"\0")
             except BlockingIOError:
-                pass  # so full that it wakes up anyway
+                pass  # the buffer is full, so the loop wakes up anyway
 
     def _on_woken(self) -> None:
         try:
             self._wake_reader.recv(4096)
         except BlockingIOError:
             pass  # a nested turn (`service`) was here before
-        # Before the calls are taken: who appends after we looked must wake us again.
+        # Before the calls are taken: a call that is appended after that must wake the loop again.
         self._is_woken = False
         for _ in range(len(self._from_threads)):
             self._from_threads.popleft()()
@@ -188,7 +188,7 @@ class PikaLoop:
 
     def service(self) -> None:
         """Turn twice without waiting, from inside a callback of `run` (a task that keeps the loop's thread): the second turn
-        sends what the first had to say, such as a heartbeat."""
+        sends the frames of the first, such as a heartbeat."""
         for _ in range(2):
             self.pika.call_later(0, _no_op)
             self.pika.poll()

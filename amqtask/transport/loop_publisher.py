@@ -1,15 +1,16 @@
 """LoopPublisher: confirmed publishes from a worker's loop; never blocks, sends unconfirmed messages again after a reconnect.
 
 Messages wait in order, are written at the end of a loop turn, and are outstanding until the broker's ack or nack. When the
-channel is lost, what was outstanding goes to the front of the line again: it may then be stored twice, never not at all.
+channel is lost, outstanding messages go to the front of the line again: they may then be stored twice, but are never lost.
 
-What keeps one message, one channel or one host from holding up all others:
+One message, one channel or one host must not hold up all others:
 
-* A message that the broker closes the channel or the connection for fails alone. Where the broker's words do not tell which
-  one it was, those under way go one at a time. A connection that is cut again and again with one message alone on its way
-  counts too.
-* A nack means another channel, then another host (see nacks.py). The old channel stays until all on it is confirmed.
-* When not one confirm comes for some seconds and there is another host, that is where all goes.
+* A message that the broker closes the channel or the connection for fails alone. Where the broker's text does not tell which
+  one it was, the messages under way go one at a time. A message fails, too, when the connection is cut again and again while it
+  alone is under way.
+* After a nack another channel is tried, then another host (see nacks.py). The old channel stays until all its messages are
+  confirmed.
+* When no confirm comes for some seconds and there is another host, all messages go to that host.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 
 OnDone = Callable[["PublishError | None"], None]
-# Unconfirmed messages at most; more wait here, where they cost no broker anything.
+# The most unconfirmed messages; further ones wait here, where they cost the broker nothing.
 WINDOW = 2000
-# Codes with which a broker closes the connection of somebody who wrote nonsense
-# (https://www.rabbitmq.com/amqp-0-9-1-reference#constants); and the one of a broker that shuts down.
+# Codes with which a broker closes the connection of a client that sent invalid frames
+# (https://www.rabbitmq.com/amqp-0-9-1-reference#constants); and the code of a broker that shuts down.
 NONSENSE = range(501, 506)
 CONNECTION_FORCED = 320
-# A message that was on its way so often when the connection was cut goes alone, and after so many times alone fails.
+# A message that was under way so often when the connection was cut goes alone, and after so many times alone it fails.
 SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
-# With another host: so long without one confirm (doubled each time, up to the most), and that is where all goes.
+# After so many seconds without a confirm (doubled each time, up to the second value) all messages go to another host.
 CONFIRM_SECONDS, MOST_CONFIRM_SECONDS = 4, 64
 LOOK_SECONDS = 1.0
-# Channels are not changed more often than once in this time; before a host is left, confirms may come for as long.
+# A channel is replaced at most once in so many seconds; before a host is left, its confirms are awaited for as long.
 SETTLE_SECONDS = 1.0
-# For so long others wait for a declaration of one of them, because it may be theirs, too.
+# For so many seconds all messages wait for a declaration of one of them, because others may need the same.
 IN_LINE_SECONDS = 0.3
 
 
@@ -91,9 +92,9 @@ class _ConfirmingChannel:
 class PikaLoopPublisher:
     """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish.
 
-    With `shared` it uses that connection, and what is unconfirmed when that is lost is not sent again: it fails with
-    PublishTimeout (it may or may not be stored), and whoever holds the next connection decides. `nack_patience` is how many
-    seconds a message that the broker refuses is tried again.
+    With `shared` it uses that connection, and messages that are unconfirmed when it is lost are not sent again: they fail with
+    PublishTimeout (they may or may not be stored), and the owner decides. `nack_patience`: for so many seconds a message that the
+    broker refuses is tried again.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class PikaLoopPublisher:
         self._loop = loop
         self._warn = on_warning
         self._nack_patience = nack_patience
-        # What was said with a connection that one holds something by must not be said again without it.
+        # With a shared connection the owner has deliveries on it that end with it: its publishes must not go again afterwards.
         self._resends = shared is None
         self._connection: LoopConnection | ConnectionUse = (
             shared.join(self)
@@ -122,12 +123,12 @@ class PikaLoopPublisher:
         )
         self._declarer = Declarer(loop, on_warning)
         self._pika: Any = None
-        # The present channel, once it confirms; one that is being opened; and those left behind with unconfirmed messages.
+        # The present channel, once it confirms; the one that is being opened; and old ones that have unconfirmed messages.
         self._current: _ConfirmingChannel | None = None
         self._opening: Any = None
         self._old: list[_ConfirmingChannel] = []
         self._waiting: deque[_Pending] = deque()
-        # Refused ones that go again after a pause, in order.
+        # Refused messages that go again after a pause, in order.
         self._held: dict[_Pending, LoopTimer] = {}
         self._refusing = Refusing()
         self._renewed_at = self._left_at = float("-inf")
@@ -135,9 +136,9 @@ class PikaLoopPublisher:
         self._leaving: LoopTimer | None = None
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
-        # What waits for its declarations, by these; all else goes on when one is late.
+        # Messages that wait for their declarations, by these declarations; other messages go on when one is late.
         self._undeclared: dict[tuple[Declaration, ...], list[_Pending]] = {}
-        # While it runs, everybody waits; once one was late, nobody does until all are declared.
+        # While this timer runs, all messages wait for a declaration. Once one was late, the others pass until all are declared.
         self._in_line: LoopTimer | None = None
         self._is_late = False
         self._number = 0
@@ -149,7 +150,7 @@ class PikaLoopPublisher:
         self._refusals: set[str] = set()
         self._backoff = Backoff()
         self._timer: LoopTimer | None = None
-        # Whether confirms come: how many there were at the last look, and for how many looks there was none.
+        # The look at confirms: how many there were at the last one, and for how many looks there was none.
         self._watch: LoopTimer | None = None
         self._confirmed = 0
         self._silent_looks = 0
@@ -201,8 +202,8 @@ class PikaLoopPublisher:
             self._loop.call_last(self._flush)
 
     def stop(self) -> None:
-        """Write what waits, then close; nobody hears of these confirms any more, so the owner that cares waits for
-        `outstanding` to be 0 first."""
+        """Write the waiting messages, then close. Their callbacks are not called any more: an owner that needs the confirms waits
+        for `outstanding` to be 0 first."""
         self._flush()
         self._is_stopped = True
         self._forget_timers()
@@ -250,7 +251,7 @@ class PikaLoopPublisher:
                 basic_properties(message.properties),
                 message.mandatory,
             )
-        except UNWRITABLE as error:  # pika encodes all before it writes anything
+        except UNWRITABLE as error:  # pika encodes all frames before it writes any
             self._settled(pending, unwritable(message, error))
         else:
             confirming.confirms.published(pending)
@@ -276,7 +277,8 @@ class PikaLoopPublisher:
             self._flush()
 
     def _goes_again(self, pending: _Pending) -> bool:
-        """Whether it does: what was declared for it may have been deleted since. Once more, with everything."""
+        """Publish a returned message once more, with all its declarations, because its queue may have been deleted since.
+        False when that has been done already."""
         declare = pending.message.declare
         if not declare or pending.is_second_try:
             return False
@@ -315,7 +317,7 @@ class PikaLoopPublisher:
         self._flush()
 
     def _change(self, confirming: _ConfirmingChannel, now: float, *, is_first: bool) -> None:
-        """Another channel; and where that did not help, another host."""
+        """Open another channel; where that did not help, go to another host."""
         if not is_first and self._connection.has_other_hosts and now - self._left_at > self._nack_patience:
             self._begin_leaving()
         elif confirming is self._current and now - self._renewed_at >= SETTLE_SECONDS:
@@ -340,7 +342,7 @@ class PikaLoopPublisher:
                 confirming.channel.close()
 
     def _look(self) -> None:
-        """Do confirms come? (Declarations are awaited likewise: what waits for one is not confirmed.)"""
+        """Look whether confirms come. (That covers declarations: a message that waits for one is not confirmed.)"""
         self._watch = None
         confirmed = sum(confirming.confirms.settled for confirming in self._confirming_channels)
         has_moved = confirmed != self._confirmed
@@ -413,7 +415,7 @@ class PikaLoopPublisher:
     # -- the connection's events
 
     def on_open(self, connection: Any) -> None:
-        """A connection: open a channel in confirm mode."""
+        """There is a connection: open a channel in confirm mode."""
         self._forget_timer()
         self._pika = connection
         self._declarer.connected(connection)
@@ -446,10 +448,10 @@ class PikaLoopPublisher:
             pending.on_done(PublishTimeout(f"the connection was lost before the broker's confirm: {error}"))
 
     def on_unreachable(self, error: Exception) -> None:
-        """The consumer on the same broker says so already."""
+        """The consumer on the same broker warns already."""
 
     def on_refused(self, error: Exception) -> None:
-        """Said once; the messages stay outstanding, so nothing is acknowledged, until the broker takes us."""
+        """Log it once; the messages stay outstanding, so nothing is acknowledged, until the broker accepts the login."""
         if str(error) not in self._refusals:
             self._refusals.add(str(error))
             self._warn(f"results, retries and dead letters wait: {error}")
@@ -482,7 +484,7 @@ class PikaLoopPublisher:
         if confirming.channel is not self._opening:
             return
         self._opening, self._current = None, confirming
-        self._backoff.well()
+        self._backoff.succeeded()
         self._flush()
 
     def _on_channel_closed(self, channel: Any, error: Exception) -> None:
@@ -505,10 +507,10 @@ class PikaLoopPublisher:
         elif self._timer is None:
             self._timer = self._loop.call_later(self._backoff.next(), self._open_channel)
 
-    # -- who is to blame
+    # -- which message is to blame
 
     def _blame_for_channel(self, error: ChannelClosedByBroker, unconfirmed: list[_Pending]) -> bool:
-        """The broker closed the channel because of one message: that one fails, the others go again. When its words do
+        """The broker closed the channel because of one message: that one fails, the others go again. When the broker's text does
         not tell which, they go one at a time. False when it was none of them."""
         if not unconfirmed:
             self._warn(str(OperationalError(f"the broker closed the publishing channel: {error}")))
@@ -525,7 +527,7 @@ class PikaLoopPublisher:
         return True
 
     def _blame_for_connection(self, error: Exception, unconfirmed: list[_Pending]) -> None:
-        """The connection was closed or cut with these on their way: is it one of them that nobody can take?"""
+        """The connection was closed or cut with these messages under way: one of them may be the reason."""
         code = error.reply_code if isinstance(error, ConnectionClosedByBroker) else None
         if not unconfirmed or code == CONNECTION_FORCED or isinstance(error, AMQPHeartbeatTimeout):
             return

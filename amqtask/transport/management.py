@@ -1,4 +1,4 @@
-"""RabbitMQ's management HTTP API, for what AMQP cannot ask: bindings, arguments, rates, unanswered messages."""
+"""RabbitMQ's management HTTP API, for questions that AMQP does not have: bindings, arguments, rates, unacked messages."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Entities in words, for errors and warnings."""
+"""Names of entities, for errors and warnings."""
 
 from __future__ import annotations
 
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import PublishError
 
-# Of a queue, an exchange or a routing key: a short string of AMQP.
+# Bytes of the name of a queue or exchange, or of a routing key: they are AMQP short strings.
 LONGEST_NAME = 255
 
 
 def entity_name(entity: Declaration) -> str:
-    """What it is and what it is called."""
+    """The entity's type and name."""
     if isinstance(entity, Queue):
         return f"queue {entity.name!r}"
     if isinstance(entity, Exchange):
@@ -19,8 +19,8 @@ def entity_name(entity: Declaration) -> str:
 
 
 def has_line_end(name: str) -> bool:
-    """Whether RabbitMQ would take something out of a name (rabbit_channel:strip_cr_lf): it declares another queue or exchange
-    then, and who waits for the answer about this one waits for ever."""
+    """Whether a name has line ends, which RabbitMQ removes (rabbit_channel:strip_cr_lf): it then declares another queue or
+    exchange, and a client that waits for the answer about this one waits for ever."""
     return "\r" in name or "\n" in name
 
 

@@ -1,11 +1,11 @@
 """Publisher: confirmed and mandatory publishes from the caller's thread, within one total deadline.
 
 Safe wherever a program may publish: in threads, signal handlers, finalizers and forked children (each publish has a link of
-its own from a small pool that has no lock, see `links`), under eventlet and gevent (nothing here blocks but a socket's poll
-and sleeping, which they patch), and with an exception raised into it at any line (the link that it was using is dropped).
+its own from a small pool without a lock, see `links`), under eventlet and gevent (only a socket's poll and sleeping block, which
+they patch), and with an exception raised into it at any line (the link in use is dropped).
 
-A message goes to another host, within the deadline, when a host refuses it (basic.nack), does not answer (a connection may lead
-nowhere without a word) or is lost. So it may be stored twice, under the same task id, and is not lost.
+A message goes to another host, within the deadline, when a host refuses it (basic.nack), does not answer (a connection may be
+dead without a close) or is lost. So it may be stored twice, under the same task id, but is not lost.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ BURST = 65536
 NO_DEADLINE = 365 * 86400.0
 # Pause before going on over a new connection when one has just been lost twice in a row (seconds).
 LOST_PAUSE = 0.1
-# A link that gives no confirm for this part of the time that is left is asked for a sign of life, and has as long for that; in
-# seconds at least and at most.
+# When a link gives no confirm for this part of the remaining time, its broker is asked for an answer, and has as long for that;
+# SHORTEST and LONGEST are the limits in seconds.
 PATIENCE, SHORTEST, LONGEST = 0.25, 0.25, 10.0
-# The broker's word for a connection that an operator, or a node that stops, has closed.
+# The broker's code for a connection that an operator, or a node that stops, has closed.
 CONNECTION_FORCED = 320
-# A refusal that no host has taken back is believed at once for so long (seconds).
+# After a nack that all hosts have confirmed, further nacks for that destination are final at once for so many seconds.
 BELIEVED = 1.0
 
 
 class _Work:
-    """The messages of one call: what has become of each."""
+    """The messages of one call, and the state of each."""
 
     def __init__(self, messages: Sequence[Message], deadline: float) -> None:
         self.messages = messages
         self.deadline = deadline
         self.errors: list[PublishError | None] = [None] * len(messages)
         self._open = dict.fromkeys(range(len(messages)))
-        # Messages whose declarations are made anew, because the broker had no place for them.
+        # Indices of returned messages whose declarations are made anew.
         self.renewed: set[int] = set()
-        # Hosts that refused over a connection that was made for this, and those that did not answer.
+        # Hosts that refused over a connection that was made for this call; below, hosts that did not answer.
         self.refusing: list[BrokerAddress] = []
         self.silent: list[BrokerAddress] = []
-        # Whether some host has refused a message, be it over an old connection; until when another is tried, and how soon.
+        # Whether any host has refused a message, also over an old connection; until when, and after which pause, to try others.
         self.is_refused = False
         self.refused_until = 0.0
         self.pause = 0.0
@@ -75,7 +75,7 @@ class _Work:
         self.is_one_by_one = False
         self.is_written = False
         self.losses = 0
-        # How often in a row the broker has closed the connection because of what it was told.
+        # How often in a row the broker has closed the connection because of a frame.
         self.closings = 0
 
     @property
@@ -85,17 +85,17 @@ class _Work:
 
     @property
     def is_over(self) -> bool:
-        """Whether all have their answer."""
+        """Whether all messages have their answer."""
         return not self._open
 
     def settle(self, index: int, error: PublishError | None) -> None:
-        """A message has its answer; the first one counts."""
+        """A message has its answer; only the first answer counts."""
         if index in self._open:
             self.errors[index] = error
             self._open.pop(index, None)
 
     def fail(self, error: PublishError) -> None:
-        """All that have no answer get this one."""
+        """Fail all messages that have no answer yet."""
         if self.is_written and type(error) is BrokerUnreachable:
             error = PublishTimeout(f"the message was published, but no confirm came before the deadline: {error}")
         for index in self.unanswered:
@@ -104,7 +104,7 @@ class _Work:
     def is_worth_another(
         self, address: BrokerAddress, is_new: bool, now: float, addresses: Sequence[BrokerAddress]
     ) -> bool:
-        """Whether a message that this host has just refused is tried again; after a round through all hosts with a pause."""
+        """Whether a message that this host has just refused is tried again; after a round of all hosts there is a pause."""
         if not self.is_refused:
             self.is_refused, self.refused_until = True, min(self.deadline, now + PATIENCE_SECONDS)
         if is_new:
@@ -116,7 +116,7 @@ class _Work:
         return now + self.pause < self.refused_until
 
     def renew(self, index: int) -> bool:
-        """Whether there is a point in declaring anew what the message needs: once, when it says what that is."""
+        """Whether to declare the message's entities anew: once, if it has any."""
         if index in self.renewed or not self.messages[index].declare:
             return False
         self.renewed.add(index)
@@ -124,7 +124,7 @@ class _Work:
 
 
 class _Batch:
-    """Messages of a call on their way over one link."""
+    """Messages of a call under way over one link."""
 
     def __init__(self, link: PublishingLink, work: _Work, todo: list[int]) -> None:
         self._link = link
@@ -134,7 +134,7 @@ class _Batch:
         self.nacked: list[int] = []
 
     def is_done(self) -> bool:
-        """Say as many as the window allows; whether all have the broker's answer."""
+        """Publish as many as the window allows; whether all have the broker's answer."""
         if self._todo and self._waiting < WINDOW:
             self._say_more()
         return not self._waiting and not self._todo
@@ -180,7 +180,7 @@ class PublishingLink(Link):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether nothing that was said waits for its answer."""
+        """Whether no answer is missing."""
         return self.is_open and self.is_whole and not self._confirms and not self.is_writing
 
     def publish(self, batch: _Batch, index: int) -> int:
@@ -190,7 +190,7 @@ class PublishingLink(Link):
         return size
 
     def on_return(self, method: spec.Basic.Return, properties: spec.BasicProperties) -> None:
-        """A message that no queue takes; its ack follows."""
+        """The broker returned a message that no queue takes; its ack follows."""
         self._returns.returned(properties.message_id, method.exchange, method.routing_key)
 
     def on_confirm(self, number: int, multiple: bool, *, is_ack: bool) -> None:
@@ -204,7 +204,7 @@ class PublishingLink(Link):
 
 
 def _put_back(links: Links[PublishingLink], link: PublishingLink) -> None:
-    """After a call: what still waits for an answer would give it to the next one."""
+    """After a call: drop a link that still waits for an answer, because the next call would get it."""
     if link.is_at_rest:
         links.give_back(link)
     else:
@@ -237,7 +237,7 @@ class PikaPublisher:
         make = partial(PublishingLink, heartbeat=heartbeat, name=client_name)
         self._links = ByProcess(partial(Links, self._pool_limit, make), Links[PublishingLink].forget)
         weakref.finalize(self, say_goodbye, self._links, 1.0)
-        # Until when a refusal for this exchange and routing key is believed, because every host has confirmed it.
+        # Until when a nack for this exchange and routing key is final at once, because every host has confirmed one.
         self._refused: dict[tuple[str, str], float] = {}
 
     # -- the contract
@@ -249,7 +249,7 @@ class PikaPublisher:
             raise error
 
     def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
-        """All before the first confirm is awaited; one entry per message, None for a stored one."""
+        """Publish all before the first confirm is awaited; one entry per message, None for a stored one."""
         for message in messages:
             if message.mandatory and not message.properties.message_id:
                 message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
@@ -267,7 +267,7 @@ class PikaPublisher:
         return work.errors
 
     def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None:
-        """Declare entities now, for whoever wants to see the error at once."""
+        """Declare entities now, to get the error at once."""
         work = _Work((), self._deadline(timeout))
         while True:
             try:
@@ -285,7 +285,7 @@ class PikaPublisher:
     # -- one attempt over one link
 
     def _attempt(self, work: _Work) -> None:
-        """Publish what is left over one link. Raises: LinkLost, PublishError for all that is left."""
+        """Publish the remaining messages over one link. Raises: LinkLost, PublishError for all remaining messages."""
         links = self._links.get()
         link, is_new = self._take(links, sys._getframe(), work)
         try:
@@ -312,7 +312,7 @@ class PikaPublisher:
     def _publish_these(self, link: PublishingLink, work: _Work, todo: list[int], is_new: bool) -> None:
         todo = self._declare_all(link, work, todo)
         if link.blocked_reason is not None:
-            # Nothing is sent into a blocked connection, so nothing of it can be stored later.
+            # Nothing is sent into a blocked connection, so nothing can be stored after the deadline.
             link.demand(lambda: link.blocked_reason is None, work.deadline, "waiting to publish")
         batch = _Batch(link, work, todo)
         if not self._is_answered(link, batch):
@@ -322,7 +322,7 @@ class PikaPublisher:
             self._leave(link)
 
     def _is_answered(self, link: PublishingLink, batch: _Batch) -> bool:
-        """False when nobody is at the other end. Raises: LinkLost, and PublishTimeout of one that lives."""
+        """False when the host does not answer. Raises: LinkLost, and PublishTimeout when it answers and confirms nothing."""
         deadline = batch.work.deadline
         began = time.monotonic()
         patience = min(max((deadline - began) * PATIENCE, SHORTEST), LONGEST)
@@ -338,10 +338,10 @@ class PikaPublisher:
         return True
 
     def _is_believed(self, link: PublishingLink, batch: _Batch, is_new: bool) -> bool:
-        """Whether a refusal is final: no host has taken it for as long as there is patience, or one was final a moment ago.
+        """Whether a nack is final: all hosts nacked it for the whole patience, or one for this destination was final recently.
 
-        A channel that was there before a queue's leader was lost may refuse until that is back; a new one does once there is
-        another leader, which takes some seconds."""
+        A channel that was open before a queue's leader was lost may nack until that leader is back; a new channel stops doing so
+        once there is another leader, which takes some seconds."""
         work, now = batch.work, time.monotonic()
         keys = {(work.messages[index].exchange, work.messages[index].routing_key) for index in batch.nacked}
         if not all(self._refused.get(key, 0.0) > now for key in keys):
@@ -355,7 +355,7 @@ class PikaPublisher:
         return True
 
     def _declare_all(self, link: PublishingLink, work: _Work, todo: list[int]) -> list[int]:
-        """Declare what the messages need; those whose declarations succeeded."""
+        """Declare the messages' entities; the indices of messages whose declarations succeeded."""
         failed: dict[int, PublishError | None] = {}
         for index in todo:
             declare = work.messages[index].declare
@@ -382,7 +382,7 @@ class PikaPublisher:
         return [index for index in todo if not failed.get(id(work.messages[index].declare))]
 
     def _declare_on(self, link: PublishingLink, entities: Sequence[Declaration], work: _Work) -> None:
-        """Declare on this host, in half of the time that is left if there is another one. Raises: LinkLost, PublishError."""
+        """Declare on this host, in half of the remaining time if there is another host. Raises: LinkLost, PublishError."""
         deadline = work.deadline
         if {*self._addresses} > {*work.silent, link.address}:
             deadline = (time.monotonic() + deadline) / 2
@@ -396,21 +396,21 @@ class PikaPublisher:
             raise LinkLost(late) from late
 
     def _explain(self, cause: ChannelClosedByBroker, work: _Work, todo: list[int]) -> None:
-        """A channel that the broker closed because of some of our messages: those get the error, the rest go again."""
+        """The broker closed the channel because of some of our messages: those get the error, the others go again."""
         guilty = culprits(cause, work.messages, [index for index in todo if index in work.unanswered])
         for index in guilty:
             if cause.reply_code != NOT_FOUND or not work.renew(index):
                 work.settle(index, channel_error(cause, work.messages[index]))
         if not guilty:
-            # The broker does not like one of these, and not even its words tell which: find it.
+            # One of these messages is the reason, and the broker's text does not tell which: find it.
             work.is_one_by_one = True
 
     def _lost(self, lost: LinkLost, work: _Work) -> None:
-        """Before the next attempt: is there time for one, and is the broker worth a pause?"""
+        """A connection was lost: fail when there is no time for another attempt, or pause before it."""
         work.losses += 1
         seconds_left = work.deadline - time.monotonic()
         if isinstance(lost.cause, ConnectionClosedByBroker) and lost.cause.reply_code != CONNECTION_FORCED:
-            # It may be one of these messages that the broker closes the connection for: find it.
+            # The broker may have closed the connection because of one of these messages: find it.
             work.closings += 1
             todo = work.unanswered
             if work.closings > 1 and (len(todo) == 1 or work.is_one_by_one):
@@ -459,7 +459,7 @@ class PikaPublisher:
         return link, True
 
     def _suits(self, link: PublishingLink, work: _Work) -> bool:
-        """Whether this free link may be used: not an old one for what was refused, nor one to a host that does not answer."""
+        """Whether this free link may be used: no old link for a refused message, and no link to a host that does not answer."""
         return not work.is_refused and link.address not in work.silent and link.is_usable()
 
     def _connect(self, link: PublishingLink, work: _Work) -> None:

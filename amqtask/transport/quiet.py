@@ -1,6 +1,7 @@
-"""pika's own log records of connections that are ours: their errors are ours to tell, once, in our words.
+"""Drops pika's log records on our own connections: we report their errors ourselves, once.
 
-A program that uses pika by itself, too, goes on to see its own; and who looks into pika (its logger's level is DEBUG) sees all.
+A program that also uses pika by itself still sees the records of its own connections. With pika's logger at level DEBUG all
+records are kept.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 import sys
 from types import FrameType
 
-# Where pika tells of errors; a logger's filter does not see what its children log.
+# Loggers with pika's error records; a logger's filter does not see the records of its children.
 _LOGGERS = (
     "pika.adapters.base_connection",
     "pika.adapters.blocking_connection",
@@ -22,13 +23,13 @@ _LOGGERS = (
     "pika.connection",
     "pika.heartbeat",
 )
-# What stands between pika's code and whoever called it.
+# Modules that stand on the stack between pika's code and its caller.
 _BETWEEN = ("pika", "logging", "functools", "amqtask.transport.quiet", "amqtask.transport.wire")
 
 
 class _NotOurs(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether somebody else has called pika."""
+        """Whether pika was called by other code than ours."""
         if logging.getLogger("pika").level == logging.DEBUG:
             return True
         frame: FrameType | None = sys._getframe(1)
@@ -46,6 +47,6 @@ _not_ours = _NotOurs()
 
 
 def keep_quiet() -> None:
-    """From now on; may be called often."""
+    """Install the filter; may be called often."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_not_ours)

@@ -1,15 +1,15 @@
-"""ReplyConsumer: one queue of replies, consumed by whichever thread waits for one.
+"""ReplyConsumer: one queue of replies, consumed by any thread that waits for a reply.
 
-Leader and followers: whoever has the one link of `Links` leads, and turns the connection for all; the others wait, each on a
-lock of its own, and are told when something has come, and one of them takes over when the leader has what it wanted, or has
-been struck by an exception. No background thread runs unless somebody asked for callbacks (`start_thread`), and no reply costs
+Leader and followers: the thread that has the one link of `Links` leads, and drives the connection for all threads. The others
+wait, each on a lock of its own, and are woken when a reply has come. One of them takes over when the leader has its reply, or has
+left with an exception. No background thread runs unless an application asked for callbacks (`start_thread`), and no reply costs
 a round trip of its own: a burst is read in one turn, and acknowledged with one frame.
 
-A reply is acknowledged after it was handed over. What the broker had sent into a connection that then broke comes again
+A reply is acknowledged after it was handed over. Replies that the broker had sent into a connection that then broke come again
 on the next one, so a reply may come twice, and none is lost.
 
-Nobody turns the connection between waits, so it has no AMQP heartbeat but TCP keepalive; after a pause it is checked with a
-cheap round trip before it is trusted.
+Nothing drives the connection between waits, so it has no AMQP heartbeat but TCP keepalive; after a pause it is checked with a
+cheap round trip before it is used.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ OnReply = Callable[[Delivery], None]
 CHECK_AFTER, CHECK_TIMEOUT = 30.0, 2.0
 # Seconds between attempts to get a lost connection back.
 RETRY_PAUSE = 0.5
-# Who has less time than this does not share it between hosts (seconds).
+# A wait with less time than this is not shared between hosts (seconds).
 SHORTEST_SHARE = 1.0
 # A host that has not answered a declaration after so long is left for another one.
 LATE_SECONDS = 2.0
-# A wait without an end is cut into pieces of so many seconds.
+# A wait without a deadline is cut into pieces of so many seconds.
 LONG = 3600.0
 CLOSED = "the application is closed, and so is its queue of replies"
 
 
 def guarded(on_reply: OnReply) -> OnReply:
-    """For a user's callback: it is his error that is logged, and the replies go on."""
+    """Wraps a user's callback: its errors are logged, and the next replies are handled."""
 
     def call(delivery: Delivery) -> None:
         try:
@@ -62,19 +62,19 @@ def guarded(on_reply: OnReply) -> OnReply:
 
 
 class _ReplyLink(Link):
-    """Consumes; `last_tag` is not acknowledged yet."""
+    """A link that consumes replies; `last_tag` is the last delivery tag that is not acknowledged yet."""
 
     def __init__(self, owner: ReplyConsumer, name: str) -> None:
         super().__init__(heartbeat=0, name=name)
         self._owner = owner
         self.last_tag = 0
-        # Whether the broker has confirmed that it consumes; whoever opened it may have been struck before that.
+        # Whether the broker has confirmed the consumer; an exception may have ended the call that opened the link before that.
         self.is_consuming = False
-        # Since when the broker owes us the answer that shows that it is there.
+        # Since when the answer to a check of the connection is missing.
         self.asked_at: float | None = None
 
     def on_delivery(self, method: Any, properties: Any, body: bytes, error: Exception | None) -> None:
-        """A reply."""
+        """A reply has come."""
         self.last_tag = method.delivery_tag
         if error is not None:
             logger.error("a message on the queue of replies %s is dropped: %s", self._owner.queue.name, error)
@@ -93,15 +93,15 @@ class _ReplyLink(Link):
         )
 
     def on_cancelled(self, consumer: str) -> None:
-        """The queue is gone, or its node."""
+        """The queue is gone, or its node is down."""
         self.fail(ConnectionError(f"the broker cancelled the consumer of {self._owner.queue.name!r}"))
 
 
 class ReplyConsumer:
     """Declares and consumes `queue` and hands each reply to `on_reply`, in the driving thread.
 
-    An error of `on_reply` is one of whoever drives; see `guarded`. `on_queue_lost` returns the queue to go on with when this one
-    is on a node that is away. `pid` is the process it belongs to: after a fork its owner makes a new one.
+    An error of `on_reply` is raised in the driving thread; see `guarded`. `on_queue_lost` returns another queue to go on with
+    when this one is on a node that is down. `pid` is the process it belongs to: after a fork its owner makes a new one.
     """
 
     def __init__(
@@ -122,22 +122,22 @@ class ReplyConsumer:
         self._name = name
         self._on_queue_lost = on_queue_lost
         self._links: Links[_ReplyLink] = Links(1, lambda: _ReplyLink(self, name))
-        # The one that consumes.
+        # The link that consumes.
         self._link: _ReplyLink | None = None
-        # Those who wait for news, each with a lock that is released once when there are some.
+        # The locks of followers; each is released once when a reply has come, or the leader leaves.
         self._waiting: dict[Any, bool] = {}
         self._thread: threading.Thread | None = None
         self._retry_at = 0.0
-        # The host over which the queue was first consumed, and how often in a row it could not be in time since.
+        # The host over which the queue was first consumed, and how often in a row since then that failed in the time given.
         self._home: BrokerAddress | None = None
         self._late = 0
         self._is_closed = False
-        # Whoever leads drops the link when it has seen that we are closed.
+        # Closed while another thread leads: that thread drops the link.
         self._is_left = False
 
     @property
     def is_consuming(self) -> bool:
-        """Whether the queue is consumed, as far as we have heard."""
+        """Whether the queue is consumed, as far as we know."""
         link = self._link
         return link is not None and link.is_open
 
@@ -147,7 +147,7 @@ class ReplyConsumer:
         while not self.is_consuming:
             seconds_left = deadline - time.monotonic()
             if self._links.is_held_here():
-                # A signal handler has interrupted the one that connects: it needs a queue, and nobody who reads it now.
+                # This signal handler has interrupted the call that connects: it needs the queue now, the consumer can follow.
                 self._declare_beside(deadline)
                 return
             link = self._links.try_take(sys._getframe())
@@ -193,12 +193,12 @@ class ReplyConsumer:
                 self._release(link)
 
     def poll(self) -> None:
-        """Read what is there without waiting for it; a lost connection is made anew."""
+        """Read the replies that have come, without waiting; a lost connection is made anew."""
         if self._is_closed or self._links.is_held_here():
-            return  # closed, or we read already, and this is a reply's callback
+            return  # closed, or this is a reply's callback, called by the thread that reads
         link = self._links.try_take(sys._getframe())
         if link is None:
-            return  # somebody reads
+            return  # another thread reads
         try:
             if not link.is_open:
                 self._reconnect_now_and_then(link)
@@ -213,7 +213,7 @@ class ReplyConsumer:
             self._release(link)
 
     def start_thread(self) -> None:
-        """Drive from a daemon thread from now on, so that callbacks come without anybody waiting."""
+        """Drive from a daemon thread from now on, so that callbacks come without a waiting thread."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._drive_for_ever, name=self._name, daemon=True)
             self._thread.start()
@@ -244,10 +244,10 @@ class ReplyConsumer:
                 pass  # x-expires deletes it later
         link.close()
 
-    # -- who leads
+    # -- which thread leads
 
     def _release(self, link: _ReplyLink) -> None:
-        """The leader goes, however it came to that."""
+        """The leader gives up the link, after success or with an exception."""
         if link.is_open and link.is_whole and link.is_consuming and not self._is_left:
             self._links.give_back(link)
         else:
@@ -255,7 +255,7 @@ class ReplyConsumer:
         self._wake_waiters()
 
     def _wake_waiters(self) -> None:
-        """There may be news for those who wait."""
+        """Wake all followers: a reply may have come for them."""
         for lock in list(self._waiting):
             if self._waiting.pop(lock, False):
                 lock.release()
@@ -265,7 +265,7 @@ class ReplyConsumer:
         lock.acquire()
         self._waiting[lock] = True
         try:
-            # What came before we were listed is nothing that we are told of. A leader that was struck down tells nobody.
+            # Replies that came before we were listed wake us no more. A leader that was killed by an exception wakes nobody.
             if not done() and not self._is_closed:
                 lock.acquire(timeout=min(seconds, SLICE))
         finally:
@@ -282,7 +282,7 @@ class ReplyConsumer:
             link.discard()
             if isinstance(lost.cause, ChannelClosedByBroker) and lost.cause.reply_code == ACCESS_REFUSED:
                 raise self._unreachable(lost) from lost
-            # The caller's loop leads again, and connects.
+            # The caller's loop takes the lead again, and connects.
             time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
         except AccessRefused:
             raise
@@ -292,7 +292,7 @@ class ReplyConsumer:
                 raise
 
     def _turned(self, link: _ReplyLink, done: Callable[[], bool]) -> bool:
-        """After each turn: answer what came, tell the others; whether the leader may go."""
+        """After each turn: acknowledge replies, wake the followers; whether the leader may stop."""
         if self._acknowledge(link):
             self._wake_waiters()
         return self._is_closed or done()
@@ -305,17 +305,17 @@ class ReplyConsumer:
         return bool(tag)
 
     def _connect(self, link: _ReplyLink, deadline: float) -> None:
-        """Consume, if that is not done already. Raises: LinkLost, PublishError."""
+        """Connect and consume, if that is not done already. Raises: LinkLost, PublishError."""
         if self._is_closed:
             raise BrokerUnreachable(CLOSED)
         if link.is_open and link.is_consuming and self._is_alive(link, deadline):
             self._link = link
             return
         link.discard()
-        link.last_tag, link.asked_at, link.is_consuming = 0, None, False  # what was not acknowledged comes again
+        link.last_tag, link.asked_at, link.is_consuming = 0, None, False  # unacknowledged replies come again
         connect(link, self._addresses, deadline, self._connect_timeout)
         now = time.monotonic()
-        # Somebody who only looks has a second, which says nothing about the queue.
+        # A `poll` has one second only, so its timeout says nothing about the queue.
         is_patient = deadline - now > SHORTEST_SHARE
         has_others = is_patient and len(self._addresses) > 1
         try:
@@ -347,7 +347,7 @@ class ReplyConsumer:
             self._home, self._late = None, 0
 
     def _reconnect_now_and_then(self, link: _ReplyLink) -> None:
-        """For somebody who only looks: not longer than a second, not more often than that."""
+        """For `poll`: for at most a second, and at most once a second."""
         if time.monotonic() >= self._retry_at:
             self._retry_at = time.monotonic() + 1.0 + RETRY_PAUSE
             self._connect(link, time.monotonic() + 1.0)
@@ -355,7 +355,7 @@ class ReplyConsumer:
             self._acknowledge(link)
 
     def _is_alive(self, link: _ReplyLink, deadline: float) -> bool:
-        """False when it does not answer for CHECK_TIMEOUT; who has less time leaves it to the next one to see that."""
+        """Whether the broker answers a check within CHECK_TIMEOUT; a call with less time leaves that to the next call."""
         if link.asked_at is None:
             if time.monotonic() - link.used_at < CHECK_AFTER:
                 return True
@@ -363,7 +363,7 @@ class ReplyConsumer:
             link.ask()
         give_up_at = link.asked_at + CHECK_TIMEOUT
         try:
-            link.turn()  # what has come since it was asked
+            link.turn()  # reads what has come since the check was sent
             link.run(lambda: not link.is_asked, min(give_up_at, deadline))
         except LinkLost:
             return False

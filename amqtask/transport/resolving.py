@@ -1,7 +1,7 @@
 """Host names to addresses, within a deadline: the system's resolver has none, and may hang for minutes.
 
-It runs in a thread that nobody waits for at the end of the process. Where no thread can be had (an interpreter that is ending)
-it runs in the caller's.
+It runs in a thread that the end of the process does not wait for. Where no thread can be started (the interpreter is shutting
+down) it runs in the caller's thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-# What socket.getaddrinfo returns for one address: family, kind, protocol, canonical name, address.
+# What socket.getaddrinfo returns for one address: family, type, protocol, canonical name, address.
 AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
 Answer: TypeAlias = "Sequence[AddressInfo] | OSError"
 
@@ -24,7 +24,7 @@ def resolve(host: str, port: int, deadline: float) -> Sequence[AddressInfo]:
     if is_address(host):
         return _look_up(host, port)
     answers: list[Answer] = []
-    # A lock of this call's own: it is released when there is an answer, and waiting for that is one system call.
+    # A lock for this call: it is released when there is an answer, and waiting for it is one system call.
     answered = threading.Lock()
     answered.acquire()
 
@@ -42,7 +42,7 @@ def resolve(host: str, port: int, deadline: float) -> Sequence[AddressInfo]:
 
 
 def look_up_in_thread(host: str, port: int, on_answer: Callable[[Answer], None]) -> None:
-    """Call `on_answer` from a thread that ends with the process, hang as it may."""
+    """Call `on_answer` from a thread that ends with the process, even while the resolver hangs."""
 
     def look_up() -> None:
         try:
@@ -52,7 +52,7 @@ def look_up_in_thread(host: str, port: int, on_answer: Callable[[Answer], None])
         on_answer(answer)
 
     try:
-        # threading.Thread would take the lock of all threads, which a signal handler may have interrupted the holder of.
+        # threading.Thread takes threading's global lock; this may be a signal handler that interrupted the holder of that lock.
         _thread.start_new_thread(look_up, ())
     except RuntimeError:
         look_up()
@@ -65,7 +65,7 @@ def is_address(host: str) -> bool:
 
 def _look_up(host: str, port: int) -> Sequence[AddressInfo]:
     if host.isascii():
-        # As bytes: Python would import and ask its codec for other scripts, which makes errors of its own of all that it meets.
+        # As bytes: for text Python imports its idna codec, which turns every exception that is raised meanwhile into its own.
         return socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

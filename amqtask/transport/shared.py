@@ -1,4 +1,4 @@
-"""One connection for a consumer and a publisher: both live and die together, so that who lost the one has lost the other."""
+"""One connection for a consumer and a publisher: when one loses it, the other has lost it, too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amqtask.transport.url import BrokerAddress
 
 
 class SharedConnection:
-    """Keeps one connection open while somebody uses it; each user sees it as a LoopConnection of its own.
+    """Keeps one connection open while it has users; each user sees it as a LoopConnection of its own.
 
     Events reach the users in the order in which they joined.
     """
@@ -33,7 +33,7 @@ class SharedConnection:
         self._users: list[ConnectionUse] = []
 
     def join(self, listener: ConnectionListener) -> ConnectionUse:
-        """One more user."""
+        """Add a user."""
         use = ConnectionUse(self, listener)
         self._users.append(use)
         return use
@@ -44,7 +44,7 @@ class SharedConnection:
         return self._connection.is_open
 
     def leave(self, why: str) -> None:
-        """Take the connection for lost, and go on with the next host."""
+        """Treat the connection as lost, and go on with the next host."""
         self._connection.leave(why)
 
     def started(self, use: ConnectionUse) -> None:
@@ -55,7 +55,7 @@ class SharedConnection:
             self._connection.start()
 
     def stopped(self, on_stopped: Callable[[], None] | None) -> None:
-        """A user wants it no more; the last one closes it."""
+        """A user does not need the connection any more; the last one closes it."""
         if not any(use.is_running for use in self._users):
             self._connection.stop(on_stopped)
         elif on_stopped is not None:
@@ -119,20 +119,20 @@ class ConnectionUse:
 
     @property
     def has_other_hosts(self) -> bool:
-        """One user does not take the connection from the other."""
+        """Always False: one user does not take the connection from the other."""
         return False
 
     def leave(self, why: str) -> None:
-        """Take it for lost, for all its users."""
+        """Treat the connection as lost, for all its users."""
         self._shared.leave(why)
 
     def start(self) -> None:
-        """Connect, unless that is done already."""
+        """Connect, unless that is under way or done."""
         if not self._is_running:
             self._is_running = True
             self._shared.started(self)
 
     def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
-        """Use it no more; `on_stopped` follows, once it is closed if this was the last user."""
+        """Stop using the connection; `on_stopped` follows, after the close if this was the last user."""
         self._is_running = False
         self._shared.stopped(on_stopped)

@@ -1,7 +1,7 @@
-"""Stream: bytes to and from a broker over a socket that never blocks; waiting is one call that anything may interrupt.
+"""Stream: bytes to and from a broker over a non-blocking socket; waiting is one call, which any exception may interrupt.
 
-Nothing here keeps an exception that did not come from a system call: what a signal handler raises, or another thread has
-raised in this one, passes through (see `is_failure`).
+Only errors of system calls are caught here: exceptions that a signal handler raises, or that another thread raises in this one,
+pass through (see `is_failure`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from amqtask.transport.url import TCP_OPTIONS
 
 # Bytes that are read at once.
 CHUNK = 65536
-# Where a system call's own error comes from: us, the modules around it, and those that green libraries put in their place.
+# Modules that a system call's error comes from: ours, the modules around it, and those that green libraries replace them by.
 _MAKERS = ("amqtask", "socket", "ssl", "eventlet", "gevent")
 
 
 def is_failure(error: OSError) -> bool:
-    """Whether a system call failed with it. A signal handler's TimeoutError is an OSError too; but it has no number, or comes
-    from another module."""
+    """Whether this is the error of a system call. A signal handler's TimeoutError is an OSError too; but it has no errno, or
+    comes from another module."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -37,7 +37,7 @@ def is_failure(error: OSError) -> bool:
 
 @lru_cache(maxsize=4)
 def _socket_class(base: Any) -> Any:
-    """The sockets of this process (green libraries have their own), of a kind that can be closed while it is being made."""
+    """The socket class of this process (green libraries have their own), with a close that works while __init__ is running."""
     return type("Socket", (base,), {"_io_refs": 0, "_closed": False}) if issubclass(base, _socket.socket) else base
 
 
@@ -74,7 +74,7 @@ class Stream:
     def _connect(self, address_info: AddressInfo, deadline: float) -> None:
         family, socket_type, protocol, _, address = address_info
         socket_class = _socket_class(socket.socket)
-        # It is ours to close before it has a descriptor: whatever strikes meanwhile, none is left to the collector.
+        # Stored before it has a descriptor: when an exception is raised meanwhile, `close` still finds the socket.
         sock = self._sock = socket_class.__new__(socket_class)
         sock.__init__(family, socket_type, protocol)
         self._use(sock)
@@ -113,7 +113,7 @@ class Stream:
     def _use(self, sock: Any) -> Any:
         self._sock = sock
         sock.setblocking(False)
-        # eventlet's select has no poll, and its select takes any descriptor.
+        # eventlet's select module has no poll, and its select takes any descriptor.
         if hasattr(select, "poll"):
             self._poller = select.poll()
             self._poller.register(sock.fileno(), select.POLLIN)
@@ -127,7 +127,7 @@ class Stream:
     # -- using
 
     def read(self) -> bytes | None:
-        """What has come; None when nothing has, b"" when no more will. Raises: OSError."""
+        """The bytes that have come; None when there are none now, b"" at the end of the stream. Raises: OSError."""
         try:
             data: bytes = self._sock.recv(CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -137,7 +137,7 @@ class Stream:
         return data
 
     def write(self, data: memoryview) -> int:
-        """How many bytes were taken, now. Raises: OSError."""
+        """Write without waiting; how many bytes the socket took. Raises: OSError."""
         try:
             return int(self._sock.send(data))
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -145,11 +145,11 @@ class Stream:
 
     @property
     def keeps_bytes(self) -> bool:
-        """Whether bytes may have been taken off the socket that `read` has not returned yet, so that waiting would not end."""
+        """Whether TLS may hold bytes that `read` has not returned yet, for which a wait on the socket would not end."""
         return self._tls is not None and bool(self._sock.pending())
 
     def wait(self, seconds: float, *, writable: bool = False) -> bool:
-        """Wait until there is something to read (or the end), or it takes writes; whether it came to that."""
+        """Wait until there are bytes to read (or the end), or, with `writable`, until it takes writes; False after `seconds`."""
         if self._poller is None:
             sockets = [self._sock]
             return any(select.select(sockets, sockets if writable else [], [], seconds))
@@ -160,7 +160,7 @@ class Stream:
         return bool(both.poll(seconds * 1000))
 
     def close(self) -> None:
-        """Without a word; may be called twice."""
+        """Close the socket; may be called twice."""
         sock, self._poller = self._sock, None
         if sock is not None:
             sock.close()

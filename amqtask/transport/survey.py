@@ -1,7 +1,7 @@
-"""Look at what exists, or declare it, over AMQP, one entity after the other, for `amqtask topology`.
+"""Check entities, or declare them, over AMQP, one after the other, for `amqtask topology`.
 
-AMQP 0-9-1 can ask whether a queue or exchange exists (a passive declare), and refuses to declare it otherwise than it
-is, naming the first argument that differs. It has no question about bindings.
+AMQP 0-9-1 can ask whether a queue or exchange exists (a passive declare), and refuses a declaration with other arguments,
+naming the first one that differs. It cannot ask about bindings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOT_ASKED = "AMQP has no question about bindings; --api asks the management plug
 
 
 def check(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
-    """How each entity is there; nothing is created or changed."""
+    """Whether each entity exists as declared; nothing is created or changed."""
     for entity in declarations:
         if isinstance(entity, Binding):
             yield Finding(entity, "unknown", NOT_ASKED)
@@ -32,7 +32,7 @@ def check(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Fi
 
 
 def declare(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
-    """Declare each entity; what exists otherwise is left as it is."""
+    """Declare each entity; an entity that exists with other arguments is left as it is."""
     for entity in declarations:
         if isinstance(entity, Binding):
             yield _bind(admin, entity)
@@ -42,7 +42,7 @@ def declare(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[
 
 
 def _check(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
-    """Passively first: only what exists is declared again, which changes nothing and tells what differs."""
+    """First a passive declare. Only an entity that exists is then declared, which changes nothing and tells what differs."""
     try:
         _send(admin, entity, passive=True)
     except QueueNotFound:

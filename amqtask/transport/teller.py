@@ -1,9 +1,9 @@
-"""Teller: publishes what nobody has to be sure of (task-sent events), over a connection of its own.
+"""Teller: publishes messages that may be lost (task-sent events), over a connection of its own.
 
-It waits for no confirm and raises nothing. What cannot be written at once is dropped: because the broker is away, blocks
-publishing, or reads more slowly than we write. After a failure it is left alone for PAUSE seconds.
+It waits for no confirm and raises nothing. Messages that cannot be written at once are dropped: because the broker is away,
+blocks publishing, or reads more slowly than we write. After a failure the next attempt is made PAUSE seconds later.
 
-Safe wherever a program may publish (see `links`): in a signal handler that interrupts another call it makes a connection more.
+Safe wherever a program may publish (see `links`): a signal handler that interrupts another call makes one more connection.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PikaTeller:
         self._retry_at = 0.0
 
     def tell(self, messages: Sequence[Message]) -> None:
-        """Publish these, or drop them."""
+        """Publish these messages, or drop them."""
         if time.monotonic() < self._retry_at:
             return
         try:
@@ -59,7 +59,7 @@ class PikaTeller:
             logger.info("events are dropped for %g s: %s", PAUSE, error)
 
     def close(self) -> None:
-        """Say goodbye; it connects again when it is used again."""
+        """Close the connection; the teller connects again when it is used again."""
         self._links.get().close(1.0)
 
     def _publish(self, messages: Sequence[Message]) -> None:
@@ -67,7 +67,7 @@ class PikaTeller:
         links = self._links.get()
         link = links.take(sys._getframe(), deadline, Link.is_usable)
         if link is None:
-            return  # others tell, and the broker does not read
+            return  # other calls have all links, because the broker does not read
         try:
             if not link.is_open:
                 connect(link, self._addresses, deadline, self._connect_timeout)
@@ -78,7 +78,7 @@ class PikaTeller:
         links.give_back(link)
 
     def _tell_over(self, link: Link, messages: Sequence[Message], deadline: float) -> None:
-        # What we keep for a broker that is not reading must not grow.
+        # The buffer for a broker that does not read must not grow.
         if link.blocked_reason is None and not link.is_writing:
             for message in messages:
                 link.declare(message.declare, deadline, self._warn)

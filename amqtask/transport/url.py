@@ -34,7 +34,7 @@ _TLS_NAMES = {
     "server_name_indication": "server_hostname",
     "sni": "server_hostname",
 }
-# What py-amqp takes as well: the defaults of Python's ssl module stand for these.
+# Options that py-amqp takes as well; here the defaults of Python's ssl module are used.
 _TLS_ELSEWHERE = frozenset(
     {"ssl_version", "ciphers", "check_hostname", "do_handshake_on_connect", "suppress_ragged_eofs", "server_side"}
 )
@@ -52,7 +52,7 @@ _ESCAPES = "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B, ] as %5D, ; as %3B
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """How to speak TLS. `verify` False accepts any certificate: encrypted, but to whomever."""
+    """The TLS options. `verify` False accepts any certificate: the connection is encrypted, but may end at any host."""
 
     cafile: str | None = None
     certfile: str | None = None
@@ -142,7 +142,8 @@ class BrokerAddress:
         return pika.PlainCredentials(self.user, self.password)
 
     def beat(self, heartbeat: int | None) -> int | None:
-        """The heartbeat to ask for: the URL's own wins, but over a 0 (nobody will be there to keep it up)."""
+        """The heartbeat to ask for, in seconds: the URL's, or else `heartbeat`; always 0 when `heartbeat` is 0 (nothing would
+        send heartbeats)."""
         return self.heartbeat if self.heartbeat is not None and heartbeat != 0 else heartbeat
 
     def ssl_options(self) -> pika.SSLOptions | None:
@@ -153,11 +154,11 @@ class BrokerAddress:
 
 
 def client_properties(name: str) -> dict[str, Any]:
-    """What a connection tells the broker of itself."""
+    """The client properties that a connection sends to the broker."""
     return {"product": "amqtask", **({"connection_name": name} if name else {})}
 
 
-# A peer that is silently gone is noticed after a minute of unanswered probes (seconds; USER_TIMEOUT milliseconds).
+# A peer that is gone without a close is noticed after a minute of unanswered probes (seconds; USER_TIMEOUT milliseconds).
 TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
@@ -186,13 +187,13 @@ Addresses = tuple[BrokerAddress, ...]
 
 
 def beginning_with(addresses: Addresses, first: BrokerAddress) -> Addresses:
-    """The same hosts in the same turn, this one first."""
+    """The same hosts in the same order, rotated so that this one is first."""
     at = addresses.index(first)
     return addresses[at:] + addresses[:at]
 
 
 def beginning_after(addresses: Addresses, last: BrokerAddress) -> Addresses:
-    """The same hosts in the same turn, this one last."""
+    """The same hosts in the same order, rotated so that this one is last."""
     at = addresses.index(last) + 1
     return addresses[at:] + addresses[:at]
 
@@ -256,7 +257,7 @@ def _login_method(in_url: str | None, in_settings: str | None, tls: TlsOptions |
 
 
 def _unescaped() -> ConfigurationError:
-    """For a login that ends too early. Nothing of it is shown."""
+    """The error for a URL whose login has an unescaped character. No part of the login is shown."""
     return ConfigurationError(
         "the user or password in broker_url holds a character that ends it too early: such characters are percent-encoded "
         f"({_ESCAPES}; urllib.parse.quote(password, safe='') does it)"

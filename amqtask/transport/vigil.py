@@ -1,18 +1,20 @@
 """Vigil: whether a connection on a loop still leads to a broker that answers.
 
-A host that is gone without a word (it lost its power, a firewall forgot us, its node stands still) closes nothing. AMQP's
-heartbeats notice that after a minute; shorter ones would end the connections of everybody whose loop is busy for that
-long, such as a worker that runs its tasks on it. So we ask: when nothing came for a second, `channel.flow(active=true)`, which
-changes nothing and which every RabbitMQ answers at once, on a channel of its own. An idle connection costs one such question
-every one and a half seconds. A silent host is left after two to three and a half seconds, so that a worker goes on within five.
+A host may be gone without a close: it lost its power, a firewall dropped the connection from its table, its node stands still.
+AMQP's heartbeats notice that after a minute; shorter heartbeats would end the connections of every process whose loop is busy for
+that long, such as a worker that runs its tasks on the loop. So when nothing came for a second, we send
+`channel.flow(active=true)`, which changes nothing and which every RabbitMQ answers at once, on a channel of its own. An idle
+connection costs one such question every one and a half seconds. A silent host is left after two to three and a half seconds, so
+that a worker goes on within five.
 
-* What comes counts, not only the answer; so does what goes out of a long line, because an answer waits until we are read.
-* Time is counted in turns of the loop: while we stand still ourselves, nobody else is to blame.
+* All bytes that come count as a sign of life, not only the answer. So do bytes that leave a long send buffer, because the broker
+  answers only after it has read them.
+* Time is counted in turns of the loop: while this process stands still itself, the broker is not to blame.
 * A broker that blocks publishing (an alarm) reads nothing, so nothing is asked.
-* One that holds us back because a queue cannot follow does not answer either. It looks the same, so after each connection
-  that was given up the next one is given twice the time, until one answers.
-* Without another host there is nowhere to go, and a node that stands still for some seconds would only have its deliveries
-  taken back: there it takes longer.
+* A broker that applies flow control because a queue cannot keep up does not answer either. It looks the same, so after each
+  connection that was given up the next one is given twice the time, until one answers.
+* Without another host there is nowhere to go, and giving up a node that stands still for some seconds would only requeue its
+  deliveries: then the patience is longer.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ from amqtask.transport.loop import LoopTimer, PikaLoop
 TICK_SECONDS = 0.8
 # How long a question may stay without an answer (ticks).
 PATIENCE, LONE_PATIENCE, MOST_PATIENCE = 2, 11, 75
-# So many bytes that wait to be sent keep an answer waiting.
+# From so many unsent bytes on, the answer to a question is late.
 LONG_LINE = 65536
 
 
 class Vigil:
-    """Watches one connection after the other; `on_silent(why)` when the present one is to be given up."""
+    """Watches one connection after the other; calls `on_silent(why)` when the present one should be given up."""
 
     def __init__(self, loop: PikaLoop, *, has_other_hosts: bool, on_silent: Callable[[str], None]) -> None:
         self._loop = loop
@@ -49,7 +51,7 @@ class Vigil:
         self._heard = (0, 0)
         self._unsent = 0
         self._quiet = 0
-        # While it is, nothing is asked and nobody given up.
+        # While True nothing is asked and no connection is given up.
         self.is_suspended = False
 
     def begin(self, connection: Any) -> None:
@@ -59,7 +61,7 @@ class Vigil:
         self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
 
     def end(self) -> None:
-        """Watch it no more."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -70,7 +72,7 @@ class Vigil:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
         if not self._connection.is_open:
-            return  # it closes
+            return  # the connection is closing
         if self._has_moved() or self.is_suspended:
             self._quiet = 0
             return
@@ -91,7 +93,7 @@ class Vigil:
 
     def _ask(self) -> None:
         channel = self._channel
-        # A connection that has no channel left to give, or is about to close, is asked by nobody, and watched all the same.
+        # A connection without a free channel, or one that is about to close, is not asked, but still watched.
         with contextlib.suppress(AMQPError):
             if channel is None or channel.is_closed:
                 self._channel = self._connection.channel(on_open_callback=self._answered)

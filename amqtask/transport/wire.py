@@ -1,12 +1,12 @@
 """pika's connection, with less work for each message.
 
 Writing: pika hands each frame to the socket with a call of its own, and only after it has asked the poller whether the
-socket takes writes: four system calls for each. A socket nearly always takes them, so what a burst says is one write, made at
-once. A frame that is larger than the broker takes fails before anything of its message is written.
+socket takes writes: four system calls for each. A socket nearly always takes them, so the frames of a burst are one write, made
+at once. A frame that is larger than the broker takes fails before any of its message is written.
 
-Reading: a delivery is three frames, which pika takes one by one through eleven calls each. Where all three are there
-(they nearly always are), they are decoded together with pika's own decoders and handed to pika's channel; all else, and
-everything out of the ordinary, goes pika's way. The frames are those of AMQP 0-9-1, sections 2.3.5 and 4.2.
+Reading: a delivery is three frames, which pika takes one by one through eleven calls each. Where all three have come (they
+nearly always have), they are decoded together with pika's own decoders and handed to pika's channel; all other frames are left
+to pika. The frames are those of AMQP 0-9-1, sections 2.3.5 and 4.2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from amqtask.transport.resolving import Answer, look_up_in_thread
 
 # Bytes gathered before they are handed to the socket.
 BURST = 65536
-# A frame is its kind, channel and size, the payload, and a mark for its end. The first of a delivery says Basic.Deliver,
+# A frame is its type, channel and size, the payload, and a mark for its end. The first frame of a delivery is Basic.Deliver,
 # the second begins with class, weight (0) and the body's size.
 _FRAMING = 8
 _method_head = struct.Struct(">BHLI").unpack_from
@@ -50,7 +50,7 @@ class _Lookup(AbstractIOReference):  # type: ignore[misc]  # pika is untyped her
             on_done(answer)
 
     def cancel(self) -> bool:
-        """Nobody wants to know any more; whether it was under way."""
+        """Drop the look-up; whether it was under way."""
         was_wanted, self._on_done = self._on_done is not None, None
         return was_wanted
 
@@ -74,12 +74,12 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
         super().__init__(*arguments, custom_ioloop=_Services(custom_ioloop), **options)
 
     def gather(self) -> None:
-        """Keep what is written from now on, until `flush`."""
+        """Keep the frames that are written from now on, until `flush`."""
         if self._gathered is None:
             self._gathered = bytearray()
 
     def flush(self) -> None:
-        """Write what was kept, and write at once again."""
+        """Write the kept frames; later frames are written at once again."""
         gathered, self._gathered = self._gathered, None
         if gathered and not self.is_closed:
             self._write(bytes(gathered))
@@ -106,7 +106,7 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
             try:
                 sent = transport._sock.send(data)
             except OSError:
-                sent = 0  # full, or broken: then pika finds out, and closes the connection in its way
+                sent = 0  # full; or broken, which pika notices and handles
             if sent == len(data):
                 return
             data = data[sent:]
@@ -124,7 +124,7 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
             self._process_frame(pika_frame)
 
     def _take_delivery(self) -> bool:
-        """Take a whole delivery off the buffer's front; False where there is none, or anything is odd about it."""
+        """Take a complete delivery from the buffer's front; False where there is none, or it is unusual."""
         buffer: bytes = self._frame_buffer
         try:
             frame_type, number, size, method_id = _method_head(buffer)
@@ -137,7 +137,7 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
             end = body + size + _FRAMING
             marks = buffer[header - 1], buffer[body - 1], buffer[end - 1]
         except (struct.error, IndexError):
-            return False  # not all of it is there yet
+            return False  # not all of it has come yet
         if (header_type, body_type, size) != (spec.FRAME_HEADER, spec.FRAME_BODY, body_size):
             return False
         channel = self._channels.get(number)
@@ -154,7 +154,7 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
 
 
 def _takes_writes(transport: Any) -> bool:
-    """Whether nothing waits to be written before us. A TLS socket may want to read first: that is left to pika."""
+    """Whether no earlier frames wait to be written. A TLS socket may have to read first: that is left to pika."""
     return (
         type(transport) is _AsyncPlaintextTransport
         and transport._state == transport._STATE_ACTIVE

@@ -24,7 +24,7 @@ from amqtask.exceptions import (
 from amqtask.execution.endings import STORE_PAUSE
 from amqtask.printable import bounded_logger
 from amqtask.protocol.chord import Gathered, gather
-from amqtask.transport.contract import QueueState
+from amqtask.transport.contract import QueuePresence
 from amqtask.worker.following import ACCESS_REFUSED_SECONDS, Pauses, never_fits
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ class _Member:
         part = self._part
         self._joins.gatherer.gather(part.queue, part.size, take=self._take, on_done=self._looked)
 
-    def _looked(self, state: QueueState) -> None:
-        is_dealt_with = state is QueueState.GONE or (state is QueueState.THERE and self._is_stored)
+    def _looked(self, presence: QueuePresence) -> None:
+        is_dealt_with = presence is QueuePresence.GONE or (presence is QueuePresence.THERE and self._is_stored)
         if not (is_dealt_with or self._following.is_stopping() or self._pauses.waited >= AWAY_SECONDS):
             self._set_away(True)
             self._following.later(self._pauses.next(), self._look if self._is_stored else self.store)

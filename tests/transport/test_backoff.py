@@ -14,7 +14,7 @@ class Attempts:
 
     def connected_for(self, seconds: float) -> float:
         """The pause after a connection that lasted so long."""
-        self.backoff.well()
+        self.backoff.succeeded()
         self.now += seconds
         return self.backoff.next()
 

@@ -14,7 +14,7 @@ from amqtask.execution.executor import Executor
 from amqtask.message import Delivery, Message
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.result import ResultMessage, decode_result
-from amqtask.transport.contract import QueueState
+from amqtask.transport.contract import QueuePresence
 from amqtask.worker.following import Following
 from amqtask.worker.joins import Joins
 from tests.worker.fakes import HandLoop, HandPublisher
@@ -37,19 +37,21 @@ class HandGatherer:
         size: int,
         *,
         take: Callable[[Sequence[Delivery], Callable[[bool], None]], bool],
-        on_done: Callable[[QueueState], None],
+        on_done: Callable[[QueuePresence], None],
     ) -> None:
         self.asked.append((queue, size))
         self._take, self._on_done = take, on_done
 
-    def sees(self, seen: QueueState) -> None:
+    def sees(self, seen: QueuePresence) -> None:
         self._on_done(seen)
 
     def has(self, messages: Sequence[Message]) -> bool:
         found = [
             Delivery(each.body, each.properties, "", QUEUE, False, QUEUE, tag, 0) for tag, each in enumerate(messages)
         ]
-        taken: bool = self._take(found, lambda is_over: self._on_done(QueueState.GONE if is_over else QueueState.AWAY))
+        taken: bool = self._take(
+            found, lambda is_over: self._on_done(QueuePresence.GONE if is_over else QueuePresence.AWAY)
+        )
         return taken
 
     def stop(self) -> None: ...
@@ -126,7 +128,7 @@ def test_a_part_that_is_alone_is_given_back(table: Table) -> None:
 def test_a_part_that_nobody_takes_belongs_to_a_chord_that_is_over(table: Table) -> None:
     table.ended()
     table.confirm(Unroutable("no queue"))
-    table.gatherer.sees(QueueState.GONE)
+    table.gatherer.sees(QueuePresence.GONE)
 
     assert table.done == [True]
     assert len(table.publisher.sent) == 1
@@ -136,11 +138,11 @@ def test_a_part_whose_queue_is_away_with_its_node_is_published_again_when_that_i
     table.ended()
     for _ in range(5):
         table.confirm(Unroutable("no queue"))
-        table.gatherer.sees(QueueState.AWAY)
+        table.gatherer.sees(QueuePresence.AWAY)
         assert table.done == []
         table.loop.advance(5.0)
     table.confirm()
-    table.gatherer.sees(QueueState.THERE)
+    table.gatherer.sees(QueuePresence.THERE)
 
     assert table.done == [True]
 
@@ -148,7 +150,7 @@ def test_a_part_whose_queue_is_away_with_its_node_is_published_again_when_that_i
 def test_a_stored_part_is_looked_at_again_when_its_node_is_back(table: Table) -> None:
     table.ended("b")
     table.confirm()
-    table.gatherer.sees(QueueState.AWAY)
+    table.gatherer.sees(QueuePresence.AWAY)
     table.loop.advance(1.0)
     assert len(table.gatherer.asked) == 2
     table.gatherer.has([table.part("a").message, table.part("b").message])
@@ -163,7 +165,7 @@ def test_a_chord_whose_queue_does_not_come_back_fails_and_its_owner_is_told(tabl
     for _ in range(40):
         if table.gatherer.asked:
             table.gatherer.asked.clear()
-            table.gatherer.sees(QueueState.AWAY)
+            table.gatherer.sees(QueuePresence.AWAY)
         table.loop.advance(5.0)
     assert table.done == []
     told = table.result_of_the_body()
@@ -217,9 +219,9 @@ def test_a_body_that_nobody_takes_fails(table: Table) -> None:
 def test_a_worker_that_stops_leaves_a_chord_that_is_away_to_others(table: Table) -> None:
     table.ended()
     table.confirm()
-    table.gatherer.sees(QueueState.AWAY)
+    table.gatherer.sees(QueuePresence.AWAY)
     table.is_stopping = True
     table.loop.advance(1.0)
-    table.gatherer.sees(QueueState.AWAY)
+    table.gatherer.sees(QueuePresence.AWAY)
 
     assert table.done == [False]

@@ -4,8 +4,8 @@ It behaves like RabbitMQ 4.3 where versions differ: quorum queues have strict pr
 not count towards their delivery limit (`nack_counts=True` for older ones). Left out: streams, x-expires, x-max-length-bytes,
 single active consumer, consumer priorities, and the retries of at-least-once dead-lettering.
 
-Everything happens under one lock, in the thread that asks for it; deliveries are put into the consumer's inbox. Time passes
-when somebody looks: with each operation, and on a loop that was given to `drive`.
+Everything happens under one lock, in the calling thread; deliveries are put into the consumer's inbox. Messages expire with each
+operation, and by the timers of a loop that was given to `drive`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MemoryBroker:
         self._numbers = itertools.count(1)
         self._driver: Loop | None = None
         self._armed_at: float | None = None
-        # Set while something expires that was due earlier.
+        # The time to expire messages at, while messages expire that were due earlier.
         self._as_of: float | None = None
 
     # -- connections
@@ -89,7 +89,7 @@ class MemoryBroker:
             return session
 
     def disconnected(self, session: Session) -> None:
-        """A session has ended: its exclusive queues go."""
+        """A session has ended: its exclusive queues are deleted."""
         if session in self._sessions:
             self._sessions.remove(session)
         for name in [name for name, queue in self._queues.items() if queue.owner is session]:
@@ -140,7 +140,7 @@ class MemoryBroker:
             bindings.append(binding)
 
     def delete_queue(self, name: str) -> None:
-        """Its messages are gone, its consumers are cancelled."""
+        """Delete a queue and its messages; its consumers are cancelled."""
         with self.lock:
             queue = self._queues.pop(name, None)
             if queue is None:
@@ -212,7 +212,7 @@ class MemoryBroker:
     # -- deliveries
 
     def pump(self, queue: MemoryQueue) -> None:
-        """Give what is ready to consumers with room, in turn."""
+        """Deliver ready messages to consumers with room, in turn."""
         now = self._now()
         while (head := queue.head) is not None and (head.expires_at is None or head.expires_at >= now):
             subscriber = queue.next_subscriber()
@@ -221,7 +221,7 @@ class MemoryBroker:
             subscriber.deliver(subscriber, queue.pop())
 
     def returned(self, queue: MemoryQueue, stored: Stored, *, counts: bool) -> None:
-        """A message comes back unanswered, or with a requeue."""
+        """Requeue a message: it was unanswered, or nacked with requeue."""
         if self._queues.get(queue.declared.name) is not queue:
             return  # deleted meanwhile
         if counts and queue.is_quorum:
@@ -232,11 +232,11 @@ class MemoryBroker:
         queue.give_back(stored)
 
     def rejected(self, queue: MemoryQueue, stored: Stored, reason: str) -> None:
-        """A message that nobody wants back."""
+        """A message was rejected without requeue: dead-letter or drop it."""
         self._dead_letter(queue, stored, reason)
 
     def unsubscribed(self, queue: MemoryQueue) -> None:
-        """An auto-delete queue goes with its last consumer."""
+        """Delete an auto-delete queue with its last consumer."""
         if queue.declared.auto_delete and not queue.subscribers:
             self.delete_queue(queue.declared.name)
 
@@ -252,14 +252,14 @@ class MemoryBroker:
     # -- time
 
     def expire(self) -> None:
-        """Dead-letter what has expired at the heads of queues, each at its own time, as far as that leads."""
+        """Dead-letter expired messages at the heads of queues, each at its own time, until none is left."""
         with self.lock:
             now = self._clock()
             while (queue := self._next_to_expire()) is not None:
                 due = _due(queue)
                 if due > now:
                     break
-                # A clock that was advanced by days must not make each hop of a delay late by days.
+                # When the clock was advanced by days, each hop of a delay must not be late by days.
                 self._as_of = due
                 self._dead_letter(queue, queue.pop(), EXPIRED)
             self._as_of = None
@@ -275,7 +275,7 @@ class MemoryBroker:
         return queue if queue is not None and _due(queue) < math.inf else None
 
     def drive(self, loop: Loop | None) -> None:
-        """Let messages expire by this loop's timers, on time and without anybody asking."""
+        """Let messages expire by this loop's timers, on time, without an operation."""
         with self.lock:
             self._driver, self._armed_at = loop, None
             self._arm()
@@ -298,7 +298,7 @@ class MemoryBroker:
             self._armed_at = None
             self.expire()
 
-    # -- what a test does to a broker, and sees of it
+    # -- for tests: faults, and looking into queues
 
     def cut(self) -> None:
         """End all connections; new ones work."""
@@ -307,7 +307,7 @@ class MemoryBroker:
                 session.lose(ConnectionResetError("the connection was cut"))
 
     def stop(self) -> None:
-        """As a node that is stopped: durable queues and persistent messages stay."""
+        """Stop like a node: durable queues and their persistent messages stay."""
         with self.lock:
             self.is_up = False
             self.cut()
@@ -317,7 +317,7 @@ class MemoryBroker:
                 queue.keep(lambda stored, queue=queue: stored.is_persistent or queue.is_quorum)  # type: ignore[misc]
 
     def start(self) -> None:
-        """And started again."""
+        """Start again."""
         with self.changed:
             self.is_up = True
             self.changed.notify_all()
@@ -328,19 +328,19 @@ class MemoryBroker:
             self.blocked_reason = reason
 
     def unblock(self) -> None:
-        """The alarm is over."""
+        """End the alarm."""
         with self.changed:
             self.blocked_reason = None
             self.changed.notify_all()
 
     def count(self, name: str) -> int:
-        """Ready messages; 0 for a queue that is not there."""
+        """How many messages are ready; 0 for a queue that does not exist."""
         with self.lock:
             self.expire()
             return len(self._queues[name]) if name in self._queues else 0
 
     def queue_names(self) -> list[str]:
-        """All queues."""
+        """The names of all queues."""
         with self.lock:
             return list(self._queues)
 

@@ -34,7 +34,7 @@ class _Consumed:
 
 
 class MemoryConsumer:
-    """See amqtask.transport.contract.Consumer; all on the loop's thread, but for the broker's notes."""
+    """See amqtask.transport.contract.Consumer; runs on the loop's thread, except the broker's callbacks."""
 
     def __init__(self, broker: MemoryBroker, loop: Loop, listener: ConsumerListener, *, no_ack: bool = False) -> None:
         self._broker = broker
@@ -50,7 +50,7 @@ class MemoryConsumer:
         self._is_consuming = False
         self._is_stopped = False
         self._timer: Timer | None = None
-        # What the broker has sent and the loop has not seen yet.
+        # Deliveries that the loop has not taken yet.
         self._inbox: deque[tuple[int, Delivered]] = deque()
 
     # -- the contract
@@ -79,7 +79,7 @@ class MemoryConsumer:
         dead_letter: Queue | None = None,
         declare: tuple[Declaration, ...] | None = None,
     ) -> None:
-        """Consume a queue too; `declare` is what it needs, else the queue, its dead-letter queue and its bindings."""
+        """Consume one more queue; `declare` (default: the queue, its dead-letter queue and its bindings) is declared first."""
         plan = consumption(queue, dead_letter) if declare is None else declare
         self._queues[queue.name] = _Consumed(queue, plan, prefetch)
         self._set_up_soon()
@@ -91,7 +91,8 @@ class MemoryConsumer:
             self._cancel(consumed, list(consumed.tags))
 
     def set_prefetch(self, queue: str, prefetch: int) -> None:
-        """Another window, by another subscriber as over AMQP: to grow it gets the difference, to shrink it replaces."""
+        """Change the window with another subscriber, as over AMQP: to grow, it gets the difference; to shrink, it replaces the
+        others."""
         consumed = self._queues.get(queue)
         if consumed is None or consumed.prefetch == prefetch:
             return
@@ -128,7 +129,7 @@ class MemoryConsumer:
         self._set_up_soon()
 
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
-        """Close; what is unanswered goes back."""
+        """Close; unanswered deliveries go back to their queues."""
         self._is_stopped, self._is_consuming = True, False
         self._broker.drive(None)
         if self._timer is not None:

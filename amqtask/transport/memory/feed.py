@@ -51,7 +51,7 @@ class MemoryFeed:
         return True
 
     def close(self) -> None:
-        """Go, and the queue with it."""
+        """Disconnect; the queue is deleted."""
         session, self._session = self._session, None
         if session is not None:
             session.close()

@@ -27,7 +27,7 @@ RETRY_PAUSE = 0.05
 def declare_all(
     broker: MemoryBroker, entities: Sequence[Declaration], warn: Callable[[str], None], session: object = None
 ) -> None:
-    """Declare in order; what exists with other arguments is used as it is found. Raises: Refused."""
+    """Declare in order; an entity that exists with other arguments is used as it is. Raises: Refused."""
     for entity in entities:
         try:
             broker.declare(entity, session)
@@ -42,7 +42,7 @@ def declare_all(
 
 
 class DeclarationRefused(Exception):
-    """The broker does not declare an entity."""
+    """The broker refuses to declare an entity."""
 
     def __init__(self, entity: Declaration, refused: Refused) -> None:
         super().__init__(str(refused))
@@ -51,7 +51,7 @@ class DeclarationRefused(Exception):
 
 
 def publish_now(broker: MemoryBroker, message: Message, warn: Callable[[str], None]) -> PublishError | None:
-    """Declare what it needs, publish, and say what came of it."""
+    """Declare the message's entities and publish it; the error, or None when it is stored."""
     try:
         declare_all(broker, message.declare, warn)
         verdict = broker.publish(message)
@@ -67,7 +67,7 @@ def publish_now(broker: MemoryBroker, message: Message, warn: Callable[[str], No
 
 
 class Warnings:
-    """Each text once, as a publisher that remembers what it declared would."""
+    """Gives each warning once, like a publisher that remembers what it declared."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
@@ -142,7 +142,7 @@ class MemoryTeller:
         self._warn = Warnings(on_warning)
 
     def tell(self, messages: Sequence[Message]) -> None:
-        """Publish these, or drop them."""
+        """Publish these messages, or drop them."""
         if self._broker.is_up and self._broker.blocked_reason is None:
             for message in messages:
                 publish_now(self._broker, message, self._warn)
@@ -201,7 +201,7 @@ class MemoryLoopPublisher:
 
     @property
     def oldest(self) -> Message | None:
-        """What waits for a broker that could take it."""
+        """The message that waits longest, while the broker could take it."""
         is_able = self._broker.is_up and self._broker.blocked_reason is None
         return self._waiting[0][0] if self._waiting and is_able else None
 
@@ -215,7 +215,7 @@ class MemoryLoopPublisher:
         self._flush_soon()
 
     def stop(self) -> None:
-        """Publish what waits, if the broker takes it; nobody hears of its confirms any more."""
+        """Publish the waiting messages, if the broker takes them; their callbacks are not called any more."""
         self._publish_waiting()
         self._is_stopped = True
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from amqtask.entities import Queue
 from amqtask.transport.memory.stored import Stored
 
-# What a quorum queue takes a message without a priority for (RabbitMQ 4.3).
+# The priority of a message without one in a quorum queue (RabbitMQ 4.3).
 QUORUM_DEFAULT_PRIORITY = 4
 HIGHEST_PRIORITY = 31
 
@@ -28,13 +28,13 @@ class Subscriber:
 
     @property
     def has_room(self) -> bool:
-        """Whether it takes one more."""
+        """Whether it takes one more delivery."""
         return self.no_ack or not self.prefetch or self.unacked < self.prefetch
 
 
 @dataclass(eq=False)
 class MemoryQueue:
-    """`owner` is the session of an exclusive queue."""
+    """Messages, consumers and limits of one queue. `owner` is the session of an exclusive queue."""
 
     declared: Queue
     owner: object | None = None
@@ -58,18 +58,18 @@ class MemoryQueue:
 
     @property
     def is_full(self) -> bool:
-        """Whether one more would be over x-max-length."""
+        """Whether one more message would exceed x-max-length."""
         return self.max_length is not None and len(self._ready) >= self.max_length
 
     def put(self, stored: Stored, number: int, now: float) -> None:
-        """A new message at its place: after those of its priority."""
+        """Add a new message, after the other messages of its priority."""
         stored.number = number
         lives = [seconds for seconds in (stored.expiration, self._ttl) if seconds is not None]
         stored.expires_at = now + min(lives) if lives else None
         self._push(stored)
 
     def give_back(self, stored: Stored) -> None:
-        """A message that was not answered, at the place it had."""
+        """Put an unanswered message back, at the position that it had."""
         self._push(stored)
 
     def _push(self, stored: Stored) -> None:
@@ -82,30 +82,30 @@ class MemoryQueue:
 
     @property
     def head(self) -> Stored | None:
-        """The next one to be delivered; the only one that can expire."""
+        """The next message to be delivered; the only one that can expire."""
         return self._ready[0][2] if self._ready else None
 
     def pop(self) -> Stored:
-        """Take the head."""
+        """Remove and return the head."""
         return heapq.heappop(self._ready)[2]
 
     def drop_oldest(self) -> Stored:
-        """Take what an overflow drops."""
+        """Remove and return the message that an overflow drops."""
         return self.pop()
 
     def messages(self) -> list[Stored]:
-        """All that are ready, in order."""
+        """All ready messages, in order."""
         return [stored for _, _, stored in sorted(self._ready, key=lambda entry: entry[:2])]
 
     def keep(self, is_kept: Callable[[Stored], bool]) -> int:
-        """Drop the others; how many."""
+        """Drop the messages that `is_kept` returns False for; how many."""
         before = len(self._ready)
         self._ready = [entry for entry in self._ready if is_kept(entry[2])]
         heapq.heapify(self._ready)
         return before - len(self._ready)
 
     def next_subscriber(self) -> Subscriber | None:
-        """The next in turn that has room; of a queue with a single active consumer always the first one."""
+        """The next subscriber in turn that has room; with a single active consumer always the first one."""
         if self.has_one_consumer:
             first = self.subscribers[0] if self.subscribers else None
             return first if first is not None and first.has_room else None

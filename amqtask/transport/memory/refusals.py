@@ -1,4 +1,4 @@
-"""What the broker refuses, in RabbitMQ's own words, and what makes a declaration differ."""
+"""Refusals of the broker, in RabbitMQ's own words, and which declarations differ."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def unknown_tag(tag: int) -> Refused:
 
 
 def check_valid(queue: Queue) -> None:
-    """Raises: Refused for what a queue type cannot be."""
+    """Raises: Refused for properties that the queue's type does not allow."""
     queue_type = queue.argument_map.get("x-queue-type", "classic")
     if queue_type not in ("classic", "quorum"):
         raise Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - the in-memory broker has no {queue_type} queues")
@@ -58,7 +58,7 @@ def check_valid(queue: Queue) -> None:
 
 
 def check_same(declared: Queue | Exchange, existing: Queue | Exchange) -> None:
-    """Raises: Refused when what exists has other properties or arguments."""
+    """Raises: Refused when the existing entity has other properties or arguments."""
     declared_properties, existing_properties = _properties(declared), _properties(existing)
     for name in sorted({*declared_properties, *existing_properties}):
         if declared_properties.get(name) != existing_properties.get(name):

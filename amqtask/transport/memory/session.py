@@ -31,7 +31,7 @@ class _Unanswered(NamedTuple):
 
 
 class Session:
-    """All calls take the broker's lock; callbacks come under it and must only take note."""
+    """One connection with its channel. All calls take the broker's lock; callbacks run under it and must only take note."""
 
     def __init__(self, broker: MemoryBroker, on_lost: Callable[[Exception], None]) -> None:
         self._broker = broker
@@ -68,7 +68,7 @@ class Session:
             self._broker.expire()
 
     def cancel(self, tag: str) -> None:
-        """End a subscription; what is unanswered stays so."""
+        """End a subscription; its unanswered deliveries can still be answered."""
         with self._broker.lock:
             subscription = self._queues.pop(tag, None)
             if subscription is not None:
@@ -123,7 +123,7 @@ class Session:
     # -- the end
 
     def close(self) -> None:
-        """The client goes; what is unanswered goes back."""
+        """The client closes the connection; unanswered deliveries go back to their queues."""
         with self._broker.lock:
             if not self.is_open:
                 return
@@ -137,7 +137,7 @@ class Session:
             self._broker.expire()
 
     def lose(self, error: Exception) -> None:
-        """The broker ends it."""
+        """The broker ends the connection."""
         with self._broker.lock:
             if self.is_open:
                 self.close()

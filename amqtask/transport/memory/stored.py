@@ -1,4 +1,4 @@
-"""A message as the broker keeps it, and what dead-lettering writes on it (https://www.rabbitmq.com/docs/dlx)."""
+"""A message as the broker keeps it, and the headers that dead-lettering adds (https://www.rabbitmq.com/docs/dlx)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stored:
     failures: int = 0
 
     def decoded(self) -> Any:
-        """Properties of its own for each delivery; what was counted since is in the headers."""
+        """A new properties object for each delivery; the delivery count is in the headers."""
         properties = pika.BasicProperties()
         properties.decode(self.properties)
         if self.failures:
@@ -42,7 +42,7 @@ class Stored:
 
 
 def received(message: Message) -> Stored:
-    """What the broker gets of a message. Raises: PublishError for what AMQP has no form for."""
+    """A message as the broker receives it. Raises: PublishError for values that AMQP cannot encode."""
     return _stored(message.body, encode_properties(message), message.exchange, message.routing_key)
 
 
@@ -62,14 +62,14 @@ def copied(stored: Stored) -> Stored:
 
 
 def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: str | None) -> Stored:
-    """The message on its way to the dead-letter exchange; the routing key stays where no other is set."""
+    """The message for the dead-letter exchange; it keeps its routing key where the queue sets none."""
     properties = stored.decoded()
     headers = dict(stored.headers)
     headers["x-death"] = _deaths(stored, queue, reason, properties.expiration)
     for name, value in (("queue", queue), ("reason", reason), ("exchange", stored.exchange)):
         headers.setdefault(f"x-first-death-{name}", value)
         headers[f"x-last-death-{name}"] = value
-    # Or it would expire there again.
+    # Without an expiration, or it would expire in that queue again.
     properties.headers, properties.expiration = headers, None
     key = stored.routing_key if routing_key is None else routing_key
     return _stored(stored.body, b"".join(properties.encode()), exchange, key)
@@ -96,7 +96,7 @@ def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> 
 
 
 def is_cycle(stored: Stored, queue: str) -> bool:
-    """Whether the broker drops it instead: it comes back to a queue without ever having been rejected on the way."""
+    """Whether the broker drops the message: it comes back to a queue and was not rejected in between."""
     deaths = stored.headers.get("x-death") or []
     names = [entry.get("queue") for entry in deaths]
     if queue not in names:
