@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from amqtask import current, kinds, signals
@@ -332,7 +333,7 @@ class AmqTask(Calling, WithOthersNames):
             # A state on the way is not worth waiting for a store without end.
             getattr(self.backend, "store_briefly", self.backend.store)(result)
         elif message.routing_key:
-            self.publisher.publish(message)
+            self.publisher.publish(replace(message, mandatory=False))
 
     def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> AsyncResult[Any]:
         """The result of an earlier call, by its id."""

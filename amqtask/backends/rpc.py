@@ -139,12 +139,15 @@ class RpcBackend:
                 delivery_mode=2 if self._options.persistent else 1,
                 correlation_id=correlation_id or result.task_id,
                 priority=0,
+                # Messages to one queue are routed alike, so that any name will do to know a returned one by.
+                message_id=result.task_id,
                 # A reader that lives but does not read must not fill the broker.
                 expiration=self._expiration,
             ),
             "",
             reply_to,
-            mandatory=False,
+            # A caller that is gone loses a state that is on its way, and nobody looks for it.
+            mandatory=result.is_ready,
         )
 
     def _takes(self, reply_to: str, task_id: str) -> bool:

@@ -26,6 +26,7 @@ from amqtask.exceptions import (
 )
 from amqtask.execution.request import Request
 from amqtask.printable import bounded_logger
+from amqtask.worker.readers import Readers
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
@@ -92,6 +93,7 @@ class Following:
         # How many messages were refused for now and are published again.
         self.held = 0
         self._loop = loop
+        self.readers = Readers(publisher, self._store_result)
 
     def follow(
         self,
@@ -128,6 +130,11 @@ class Following:
         """Publish one message, for as long as `patience` says of an error; `on_kept` comes in place of `on_end` when the worker
         stops first."""
         _Attempts(self, message, on_end, on_kept, patience).start()
+
+    def _store_result(
+        self, result: Message, on_end: Callable[[PublishError | None], None], on_kept: Callable[[], None]
+    ) -> None:
+        self.store(result, on_end, on_kept=on_kept, patience=patience_with_results)
 
     def retry(
         self,
@@ -302,8 +309,11 @@ class _Follow:
     # -- results
 
     def _result_published(self, result: Message, is_final: bool, error: PublishError | None) -> None:
-        if error is None or isinstance(error, Unroutable):
-            self._one_done(True)  # else an `rpc` caller that has gone away: the result is lost with its reader
+        if error is None:
+            self._one_done(True)
+            return
+        if isinstance(error, Unroutable) and not result.exchange:
+            self._following.readers.returned(result, partial(self._one_done, True))
             return
         self._following.retry(
             result, error, partial(self._result_ended, is_final),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amqtask import states
-from amqtask.exceptions import MessageTooLarge, Unroutable
+from amqtask.exceptions import MessageTooLarge, PublishError, Unroutable
 from amqtask.execution.outcome import Answer
 from amqtask.message import Delivery, OddHeaders, Properties
 from tests.worker.bench import DEAD, Bench, result
@@ -64,6 +64,7 @@ def test_a_result_that_nobody_waits_for_any_more_is_no_error() -> None:
     bench.deliver("a")
     bench.end("a", result=result())
     bench.publisher.confirm(Unroutable("the caller has gone"))
+    bench.publisher.confirm(PublishError("there is no such queue"))
 
     assert bench.frames == [("ack", 1, False)]
 

@@ -1,0 +1,72 @@
+"""Results that no queue took: their reader has gone, or the node of its queue is away and comes back.
+
+A classic queue is on one node. While that is away, RabbitMQ 3.10 returns what is published to the queue as if there were none;
+when the node is back, so is the queue, and its reader would wait for ever for what was dropped meanwhile. Looking for the queue
+(a passive declaration) tells the two apart: "no queue", or "home node … is down or inaccessible".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from amqtask.entities import Queue
+from amqtask.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import PublishError
+    from amqtask.message import Message
+    from amqtask.transport.contract import LoopPublisher
+
+logger = bounded_logger(__name__)
+
+OnEnd: TypeAlias = Callable[[], None]
+# Store a message for as long as it is worth it; the first callback is told how that ended, the second that the worker stops.
+Store: TypeAlias = Callable[["Message", Callable[["PublishError | None"], None], Callable[[], None]], None]
+# Names of queues that are known to be gone, at most; names of queues of results do not come again.
+MOST_GONE = 1000
+
+
+class Readers:
+    """For one worker. One result looks for its queue, and others for the same queue wait for what that finds."""
+
+    def __init__(self, publisher: LoopPublisher, store: Store) -> None:
+        self._publisher = publisher
+        self._store = store
+        self._gone: dict[str, None] = {}
+        self._waiting: dict[str, list[tuple[Message, OnEnd]]] = {}
+
+    def returned(self, result: Message, on_end: OnEnd) -> None:
+        """A result came back as unroutable: publish it again when its queue does. `on_end` is called when it is stored, or when
+        nobody can read it any more."""
+        queue = result.routing_key
+        if queue in self._gone:
+            on_end()
+        elif queue in self._waiting:
+            self._waiting[queue].append((result, on_end))
+        else:
+            self._waiting[queue] = []
+            looking = replace(result, declare=(Queue(queue, passive=True),))
+            self._store(looking, partial(self._found, queue, on_end), partial(self._found, queue, on_end, None))
+
+    def _found(self, queue: str, on_end: OnEnd, error: PublishError | None) -> None:
+        waiting = self._waiting.pop(queue)
+        if error is None:
+            for result, on_stored in waiting:
+                self._publisher.publish(result, partial(_stored, on_stored))
+        else:
+            logger.debug("nobody reads the queue of results %s any more: %s", queue, error)
+            if len(self._gone) >= MOST_GONE:
+                self._gone.clear()
+            self._gone[queue] = None
+            for _, on_lost in waiting:
+                on_lost()
+        on_end()
+
+
+def _stored(on_end: OnEnd, error: PublishError | None) -> None:
+    if error is not None:
+        logger.warning("a result is lost: %s", error)
+    on_end()
