@@ -15,7 +15,7 @@ from amqtask.execution.context import Context, current_context
 from amqtask.execution.request import Request
 from amqtask.freezing import Begun, Freezer, Result, begin, end_of, settle, single
 from amqtask.message import Message
-from amqtask.protocol.chord import CHORD_HEADER, chord_mark, chord_queue, without_places
+from amqtask.protocol.chord import CHORD_HEADER, chord_mark, chord_queue, without_chord_keys
 from amqtask.protocol.result import exception_as_dict
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
@@ -127,7 +127,7 @@ class Workflows:
         self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The messages of a chord's body."""
-        sig = maybe_signature(without_places(body), self._app)
+        sig = maybe_signature(without_chord_keys(body), self._app)
         # Whoever runs the body's first task may forget what the store knows of the chord.
         headers = {CHORD_HEADER: chord_mark(group_id, body_id(body))}
         context = Context(id=parent_id, root_id=_root_of(sig))

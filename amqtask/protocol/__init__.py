@@ -1,1 +1,1 @@
-"""What is said on the wire: pure functions and frozen data, no I/O."""
+"""The messages on the wire: pure functions and frozen data, no I/O."""

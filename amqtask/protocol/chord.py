@@ -4,8 +4,8 @@ Celery has no chords without a result store that can count; this format is ours.
 whose header `group_index` says which member it is; `more` is how many members a task has added to the chord (`add_to_chord`).
 A member that ran twice has two parts with one task id, of which one counts.
 
-Who may send parts is who was given the chord: its queue's name ends in a token that only the bodies of its members' messages
-hold. A group's id alone, which headers, events and results tell, leads nowhere.
+Only members of a chord can send parts: its queue's name ends in a token that is only in the bodies of its members' messages. A
+group's id, which is also in headers, events and results, is not enough.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from amqtask.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_from_dict
 from amqtask.protocol.task import saferepr
 
-# On the message of a chord's body: the group whose parts nobody needs any more once that has run.
+# On the message of a chord's body: the group whose parts can be deleted once the body has run.
 CHORD_HEADER = "x-amqtask-chord"
-# A queue that nobody looks at for so many seconds belongs to a chord that was given up (a week).
+# A chord's queue that is unused for so many seconds (a week) is deleted.
 EXPIRES_SECONDS = 7 * 86400.0
 # Members of a header at most.
 LARGEST = 10_000_000
 _LAST = float("inf")
 
 
-# What the broker's part of a chord is called in the signature of its body, where Celery's workers hand it on untouched.
+# The keys of a chord's size and token in the signature of its body; Celery's workers pass them on untouched.
 SIZE, TOKEN = "chord_size", "chord_token"
 
 
 def chord_queue(group_id: str, token: str = "", expires: float | None = None) -> Queue:
-    """Where the parts of a chord are gathered; `expires` (seconds, default a week) after the last part it is deleted.
+    """The queue for the parts of a chord; it is deleted `expires` seconds (default a week) after the last part.
 
-    Classic: one short-lived queue per chord, which a quorum queue's start would cost more than the chord itself.
+    Classic: there is one short-lived queue per chord, and to start a quorum queue would cost more than the chord itself.
     """
     limit = int((expires or EXPIRES_SECONDS) * 1000)
     queue_arguments = arguments({"x-queue-type": "classic", "x-expires": max(1, limit)})
@@ -45,7 +45,7 @@ def chord_queue(group_id: str, token: str = "", expires: float | None = None) ->
 
 
 def queue_name(group_id: str, token: str = "") -> str:
-    """The name of a chord's queue; without a token, of one that an older version of this library has begun."""
+    """The name of a chord's queue; without a token, of a chord that an older version of this library has begun."""
     return f"amqtask.chord.{group_id}.{token}" if token else f"amqtask.chord.{group_id}"
 
 
@@ -61,7 +61,7 @@ def read_mark(mark: str) -> tuple[str, str]:
 
 
 def new_token() -> str:
-    """What nobody can guess."""
+    """A token that cannot be guessed."""
     return secrets.token_urlsafe(16)
 
 
@@ -72,7 +72,7 @@ def token_of(body: Mapping[str, Any]) -> str:
 
 
 def size_of(body: Mapping[str, Any]) -> int | None:
-    """With how many members the header was published; None where the broker does not count them (Celery's database backend).
+    """How many members the header was published with; None where the broker does not count them (Celery's database backend).
 
     Raises: InvalidTaskError."""
     size = body.get(SIZE)
@@ -83,13 +83,13 @@ def size_of(body: Mapping[str, Any]) -> int | None:
     return int(size)
 
 
-def without_places(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A body as the signature that its author wrote."""
+def without_chord_keys(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The signature of a chord's body without these two keys."""
     return {key: value for key, value in body.items() if key not in (SIZE, TOKEN)}
 
 
 class ChordPart(NamedTuple):
-    """One ended member of a header: its message, and what whoever has the last one needs to go on.
+    """One ended member of a header: its message, and the data to publish the body once all members have ended.
 
     `body` is the signature to publish, `size` how many members the header was published with.
     """
@@ -99,12 +99,12 @@ class ChordPart(NamedTuple):
     size: int
     body: Mapping[str, Any]
     message: Message
-    # It says only that the real one could not be published.
+    # It replaces a part that could not be published.
     is_broken: bool = False
 
     @property
     def queue(self) -> str:
-        """Where the chord's parts are."""
+        """The queue of the chord's parts."""
         return self.message.routing_key
 
 
@@ -121,13 +121,13 @@ def part_message(queue: str, index: int | None, part: ResultMessage, serializer:
 
 
 def more_message(queue: str, task_id: str) -> Message:
-    """Says that a member was added to a chord."""
+    """The message that a member was added to a chord."""
     properties = Properties(content_type="application/octet-stream", headers={"more": task_id}, correlation_id=task_id)
     return Message(b"", properties, "", queue)
 
 
 class Gathered(NamedTuple):
-    """What a chord's queue holds: parts by task id with their index, and the ids of added members."""
+    """The messages of a chord's queue: parts by task id with their index, and the ids of added members."""
 
     parts: dict[str, tuple[float, ResultMessage]]
     added: frozenset[str]
@@ -155,7 +155,7 @@ def gather(
             continue
         part = decode_result(body, content_type, content_encoding, accept)
         index = fields.get("group_index")
-        # Of two runs of one member the success counts.
+        # When a member ran twice, its success counts.
         if part.task_id not in parts or part.status == states.SUCCESS:
             parts[part.task_id] = (index if index.__class__ is int else _LAST, part)
     return Gathered(parts, frozenset(added))
@@ -195,5 +195,5 @@ __all__ = [
     "size_of",
     "token_of",
     "values_of",
-    "without_places",
+    "without_chord_keys",
 ]

@@ -17,7 +17,7 @@ from amqtask.printable import printable
 from amqtask.serialization import check_size, dumps, loads
 from amqtask.wording import described
 
-# How re reads an expression; Python 3.11 moved it.
+# The parser of re; Python 3.11 moved it.
 re_parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 Expected = TypeVar("Expected")
 
@@ -25,9 +25,9 @@ PREFIX = "celery"  # the setting control_exchange
 # Bytes of a command's body, and characters of a pattern.
 LARGEST_COMMAND = 16 * 1024 * 1024
 LONGEST_PATTERN = 200
-# Of a name's parts that a regular expression may try, at most; more take longer than a worker's loop may stand still.
+# The most ways that a regular expression may try to match a name; more take longer than a worker's loop may stand still.
 _MOST_TRIES = 10**7
-# Characters that one node name may have, as far as it matters here.
+# Characters of the longest node name, for that estimate.
 _NAME = 128
 
 
@@ -35,9 +35,9 @@ _NAME = 128
 class Command:
     """A command to workers. `destination` None: all of them, or those that `pattern` fits (`matcher` glob or pcre).
 
-    With a `ticket` each worker that is meant replies to `reply_exchange` under `reply_key`. `expires` is the Unix time until
-    which the caller waits; workers obey later commands too, as Celery's do: another host's clock may be wrong, and it
-    says the same of a revoke that nobody waits for.
+    With a `ticket` each addressed worker replies to `reply_exchange` under `reply_key`. `expires` is the Unix time until which
+    the caller waits. Workers obey later commands too, as Celery's do: another host's clock may be wrong, and a revoke without a
+    waiting caller has the same header.
     """
 
     method: str
@@ -55,7 +55,7 @@ class Command:
         return self.ticket is not None
 
     def is_for(self, nodename: str) -> bool:
-        """Whether this node is meant. A destination wins over a pattern, as in Celery."""
+        """Whether the command is addressed to this node. A destination wins over a pattern, as in Celery."""
         if self.destination is not None:
             return nodename in self.destination
         if self.pattern:
@@ -65,7 +65,7 @@ class Command:
 
 
 class Reply(NamedTuple):
-    """What one node answered: `{"ok": …}`, `{"error": …}`, or a command's own payload."""
+    """One node's answer: `{"ok": …}`, `{"error": …}`, or a command's own payload."""
 
     nodename: str
     payload: Any
@@ -73,17 +73,17 @@ class Reply(NamedTuple):
 
 
 def control_exchange(prefix: str = PREFIX) -> Exchange:
-    """Where commands are published."""
+    """The exchange for commands."""
     return Exchange(f"{prefix}.pidbox", type="fanout", durable=False)
 
 
 def reply_exchange(prefix: str = PREFIX) -> Exchange:
-    """Where replies are published, under the caller's own routing key."""
+    """The exchange for replies; the routing key is the caller's own."""
     return Exchange(f"reply.{prefix}.pidbox", type="direct", durable=False)
 
 
 def mailbox(nodename: str, prefix: str = PREFIX, *, ttl: float = 300.0, expires: float = 10.0) -> Queue:
-    """The queue on which a worker hears commands, without acks; a second node of one name is refused."""
+    """The queue on which a worker gets commands, without acks; a second node of the same name is refused."""
     return _mailbox(f"{nodename}.{prefix}.pidbox", control_exchange(prefix), "", ttl, expires)
 
 
@@ -106,7 +106,7 @@ def _mailbox(name: str, exchange: Exchange, key: str, ttl: float, expires: float
 
 
 def command_message(command: Command, prefix: str = PREFIX, *, serializer: str = "json", clock: int = 0) -> Message:
-    """The message that tells every worker's mailbox. Raises: EncodeError."""
+    """The message for every worker's mailbox. Raises: EncodeError."""
     body: dict[str, Any] = {
         "method": command.method,
         "arguments": dict(command.arguments),
@@ -184,9 +184,9 @@ def _names(destination: Any) -> tuple[str, ...]:
 
 
 def check_pattern(pattern: str, matcher: str | None) -> None:
-    """Whether a pattern of node names can be tried on a worker's loop. Raises: re.error, ValueError (what is wrong with it).
+    """Raises: re.error, ValueError for a pattern of node names that must not be matched on a worker's loop.
 
-    A regular expression may take for ever: no repetition stands in another one, and only a few stand after each other.
+    A regular expression may take for ever: repetitions must not be nested, and only a few may follow each other.
     """
     if len(pattern) > LONGEST_PATTERN:
         raise ValueError(f"the pattern has {len(pattern)} characters; {LONGEST_PATTERN} at most")
@@ -209,9 +209,9 @@ def _tries(items: Iterable[tuple[Any, Any]]) -> int:
             minimum, maximum, _ = argument
             if int(minimum) > _NAME:
                 return _MOST_TRIES + 1
-            # Rounds of nothing take their time, too.
+            # Empty rounds take time, too.
             round_counts = max(int(minimum), min(int(maximum), _NAME) - int(minimum) + 1)
-            # Each round may go each way.
+            # Each round may match in each of the inner ways.
             inner = round_counts if inner == 1 else _MOST_TRIES + 1 if maximum > 1 else round_counts * inner
         total = min(total * inner, _MOST_TRIES + 1)
     return total
@@ -232,7 +232,7 @@ def _parts(argument: Any) -> list[Any]:
 def reply_message(
     command: Command, nodename: str, payload: Any, *, serializer: str = "json", clock: int = 0
 ) -> Message:
-    """This node's answer to a command that wants one. Raises: EncodeError."""
+    """This node's answer to a command that asks for one. Raises: EncodeError."""
     message = _transient({nodename: payload}, serializer, {"ticket": command.ticket, "clock": clock})
     message.exchange, message.routing_key = command.reply_exchange, command.reply_key
     return message
@@ -257,7 +257,7 @@ def read_reply(
 
 
 def _transient(body: Any, serializer: str, headers: dict[str, Any]) -> Message:
-    # Nobody may be listening (any more), and that is no error.
+    # Not mandatory: there may be no consumer (any more), and that is no error.
     encoded = dumps(body, serializer)
     properties = Properties(
         content_type=encoded.content_type,

@@ -1,4 +1,4 @@
-"""Event messages: what happens to tasks and workers, told under Celery's names (celery/events) on a topic exchange."""
+"""Event messages: what happens to tasks and workers, under Celery's names (celery/events) on a topic exchange."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORKER_EVENTS = frozenset({"worker-online", "worker-heartbeat", "worker-offline"
 
 
 def event_exchange(name: str = EXCHANGE) -> Exchange:
-    """Where events are published; Flower and `celery events` listen there."""
+    """The exchange for events; Flower and `celery events` consume from it."""
     return Exchange(name, type="topic")
 
 
@@ -37,14 +37,14 @@ def _to_declare(exchange: str) -> tuple[Exchange]:
 
 
 def utc_offset() -> int:
-    """Hours from here to UTC, positive to the west (celery/utils/time.py)."""
+    """Hours from local time to UTC, positive in the west (celery/utils/time.py)."""
     return (time.altzone if time.localtime().tm_isdst > 0 else time.timezone) // 3600
 
 
 def receiver_queue(
     name: str, exchange: str = EXCHANGE, *, routing_key: str = "#", ttl: float = 5.0, expires: float = 60.0
 ) -> Queue:
-    """The queue of one receiver, under a unique name; what nobody reads is dropped after `ttl` seconds."""
+    """The queue of one receiver, under a unique name; unread events are dropped after `ttl` seconds."""
     return Queue(
         name,
         exchange=event_exchange(exchange),
@@ -67,7 +67,7 @@ def event(
     utcoffset: int = 0,
     **fields: Any,
 ) -> dict[str, Any]:
-    """An event with the fields that all have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
+    """An event with the fields that all events have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
     return {
         "type": event_type,
         "hostname": hostname,
@@ -80,7 +80,7 @@ def event(
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON; without detours for what most fields are. Raises: EncodeError."""
+    """A value as JSON, with short cuts for the types of most fields. Raises: EncodeError."""
     value_type = value.__class__
     if value_type is str:
         return encode_basestring_ascii(value)
@@ -97,15 +97,15 @@ def fields_text(fields: Mapping[str, Any]) -> str:
 class EventTexts:
     """Writes events of tasks as JSON text, one by one, when they happen.
 
-    A busy worker tells of three for each task. Writing them like this takes half of what it takes to make mappings and
-    have them written together, and what waits for the broker is smaller.
+    A busy worker sends three events per task. To write them like this takes half the time of making mappings and writing
+    those together, and events that wait for the broker take less memory.
     """
 
     def __init__(self, hostname: str, *, pid: int, utcoffset: int) -> None:
         self._end = f'"hostname": {json_text(hostname)}, "utcoffset": {utcoffset}, "pid": {pid}}}'
 
     def text(self, event_type: str, task_id: str, fields: str, *, clock: int, timestamp: float) -> str:
-        """An event; `fields` are its own, as `fields_text` writes them."""
+        """An event as JSON; `fields` are its own fields, as `fields_text` writes them."""
         return (
             f'{{"type": "{event_type}", "uuid": {json_text(task_id)}, {fields}"clock": {clock}, '
             f'"timestamp": {timestamp:.6f}, {self._end}'
@@ -115,7 +115,7 @@ class EventTexts:
 def texts_message(
     texts: Sequence[str], exchange: str = EXCHANGE, *, hostname: str, group: str = "task", serializer: str = "json"
 ) -> Message:
-    """`events_message` of events that are JSON texts already."""
+    """Like `events_message`, for events that are JSON texts already."""
     if content_type(serializer) == JSON:
         encoded = Encoded(f"[{', '.join(texts)}]".encode(), JSON, "utf-8")
     else:

@@ -19,7 +19,7 @@ from amqtask.serialization import Encoded, dumps, loads
 from amqtask.wording import described
 
 _FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
-# What these are in a result that can be read.
+# The types that these fields may have in a result.
 _EXPECTED_TYPES: dict[str, tuple[type, ...]] = {
     "task_id": (str,),
     "status": (str, type(None)),
@@ -31,7 +31,7 @@ _EXPECTED_TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(slots=True)
 class ResultMessage:
-    """What is known of a task. For FAILURE and RETRY `result` is the exception as data (`exception_as_dict`).
+    """A task's state and result. For FAILURE and RETRY `result` is the exception as data (`exception_as_dict`).
 
     `children` are `AsyncResult.as_tuple()` values; `date_done` is ISO-8601 UTC or None; `extra` holds the fields of
     `result_extended` (name, args, kwargs, worker, retries, queue).
@@ -71,7 +71,7 @@ class ResultMessage:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> ResultMessage:
-        """The message of a mapping as `as_meta` writes it (Celery's has the same fields). Raises: Undecodable."""
+        """The result of a mapping as `as_meta` writes it (Celery's has the same fields). Raises: Undecodable."""
         task_id, status, children = meta["task_id"], meta.get("status", states.PENDING), meta.get("children") or ()
         if not isinstance(task_id, (str, int, UUID)):
             raise Undecodable(f"the task_id of the result is {described(task_id)}, not a text")
@@ -90,8 +90,8 @@ class ResultMessage:
         )
 
 
-# What a stamp may not be called in a result: the result's own fields, and the words by which other readers know their messages (a
-# control command, a task of protocol v1, an event), so that a result can be taken for none of them.
+# Names that a stamp may not have in a result: the result's own fields, and the fields by which readers recognise other messages
+# (a control command, a task of protocol v1, an event), so that a result is never mistaken for one of them.
 _TAKEN = frozenset(
     {
         *_FIELDS, "name", "args", "kwargs", "worker", "retries", "queue",
@@ -102,14 +102,14 @@ _TAKEN = frozenset(
 
 
 def stamps_in_result(names: Any, stamps: Any) -> dict[str, Any]:
-    """A task's stamps as fields of its result, where Celery's readers look for them, but for names that mean something else."""
+    """A task's stamps as fields of its result, where Celery's readers look for them, without names that are taken."""
     if not isinstance(names, (list, tuple)) or not isinstance(stamps, Mapping):
         return {}
     kept = [name for name in names if isinstance(name, str) and name not in _TAKEN]
     return {"stamped_headers": kept, **{name: stamps.get(name) for name in kept}} if kept else {}
 
 
-# Celery and amqtask name the reply queue of a process by a UUID; the others are names that a broker gives.
+# Celery and amqtask name the reply queue of a process by a UUID; the other patterns are of names that a broker makes.
 _REPLY_QUEUE = re.compile(
     r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}|amq\.gen-[\w-]+|amq\.rabbitmq\.reply-to\.[\w+/=.-]+",
     re.IGNORECASE,
@@ -118,14 +118,14 @@ _REPLY_QUEUE = re.compile(
 
 def is_reply_queue(name: object, globs: Iterable[str] = ()) -> bool:
     """Whether results may be sent to a queue of that name, which only the message says; `globs` allow more names."""
-    # A follow-up's own reply_to may be anything that JSON can say.
+    # A follow-up's reply_to comes from JSON and may be of any type.
     return isinstance(name, str) and (
         _REPLY_QUEUE.fullmatch(name) is not None or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
     )
 
 
 def now_iso() -> str:
-    """The present time as `date_done` wants it."""
+    """The present time in the format of `date_done`."""
     return datetime.now(timezone.utc).isoformat()
 
 
@@ -199,13 +199,13 @@ def exception_as_dict(error: BaseException, serializer: str = "json") -> dict[st
 
 
 def _module_of(exception_type: type[BaseException]) -> str:
-    """Ours that have a twin in Celery are told as those: a Celery client would not know the class otherwise."""
+    """The module of the class. Our exceptions with a twin in Celery are sent as the twin, which a Celery client knows."""
     is_twin = exception_type.__module__ == OURS and exception_type.__qualname__ in TWINS
     return "celery.exceptions" if is_twin else exception_type.__module__
 
 
 def _arguments(error: BaseException) -> tuple[Any, ...]:
-    """What the exception was made with; its text where it keeps that elsewhere (pydantic's ValidationError)."""
+    """The exception's arguments; its text where it has none (pydantic's ValidationError)."""
     if error.args:
         return error.args
     try:
@@ -217,7 +217,7 @@ def _arguments(error: BaseException) -> tuple[Any, ...]:
 
 def _writable(value: Any, serializer: str) -> Any:
     if isinstance(value, str):
-        # Lone surrogates, which os.fsdecode makes, are no UTF-8.
+        # Lone surrogates, which os.fsdecode makes, cannot be encoded as UTF-8.
         return value.encode("utf-8", "backslashreplace").decode()
     if value is None or isinstance(value, (str, int, float, bool)):
         return value

@@ -17,20 +17,20 @@ from amqtask.serialization import JSON, LARGEST_BODY, MSGPACK, PICKLE, check_siz
 from amqtask.wording import described, with_article
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
-# When a message was published, Unix time in milliseconds; RabbitMQ writes this header too, when it is told to
+# When a message was published, Unix time in milliseconds; RabbitMQ adds this header too, when it is configured to
 # (https://www.rabbitmq.com/docs/message-interceptors).
 PUBLISHED_AT = "timestamp_in_ms"
-# Ours, on messages that carry the rest of a chain: which run of it this is. Results of steps that a worker went on with by
-# itself bear it too, so that a redelivery can tell them from those of another run under the same ids.
+# Our header on messages that carry the rest of a chain: an id of this run of the chain. Results of steps that a worker ran
+# without a message have it too, so that a redelivery can tell them from results of another run with the same ids.
 RUN_HEADER = "amqtask-run"
 # JSON writes a signature as the dictionary that it is.
 _WRITES_SIGNATURES = frozenset({"json", "application/json"})
 _SMALL = (float, bool, type(None))
 _LONG_NUMBER = 10_000
-# Of a task's id; as a correlation id, which it is too, it has no room for more.
+# Characters of a task's id, which is also the correlation id, an AMQP short string.
 LONGEST_ID = 255
 _LONGEST_NAME, _LONGEST_TIME = 1000, 100
-# Bytes of a body, unpacked, that are read where others wait meanwhile (a worker's I/O loop); YAML is slow.
+# The largest uncompressed body, in bytes, that is decoded on a worker's I/O loop; YAML is slow.
 _LIGHT = {JSON: 4 * 1024 * 1024, MSGPACK: 4 * 1024 * 1024, PICKLE: 4 * 1024 * 1024}
 _LIGHT_ELSE = 64 * 1024
 # The headers that the worker works with are of these types, or absent.
@@ -44,7 +44,7 @@ _EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": Non
 class TaskCall:
     """One call of a task, before it is a message. `eta` and `expires` are aware datetimes; limits are seconds.
 
-    `expires` is in the headers only: a worker that sees it tells whoever waits, which the broker's own expiry would not.
+    `expires` is in the headers only: a worker that gets an expired task stores REVOKED, which the broker's expiry would not.
     `chain` is stored reversed: the next step is the last element. `headers` are the caller's own.
     """
 
@@ -157,7 +157,7 @@ def task_headers(call: TaskCall) -> dict[str, Any]:
 
 
 def origin() -> str:
-    """Who publishes: `gen<pid>@<host>`, Celery's anonymous node name."""
+    """The publishing process as `gen<pid>@<host>`, Celery's anonymous node name."""
     return _origin(os.getpid())
 
 
@@ -233,7 +233,7 @@ def _check_stamps(headers: Mapping[str, Any]) -> None:
 
 
 def light_limit(content_type: str | None) -> int:
-    """How many bytes of a body, unpacked, may be read where others wait meanwhile."""
+    """The largest uncompressed body, in bytes, that may be decoded on a worker's I/O loop."""
     return _LIGHT.get(content_type or JSON, _LIGHT_ELSE)
 
 
@@ -268,7 +268,7 @@ def _check_embed(embed: Mapping[str, Any]) -> None:
         if signatures and not (isinstance(signatures, (list, tuple)) and all(map(is_signature, signatures))):
             raise InvalidTaskError(f"`{name}` of the message is not a list of signatures")
     chain = embed.get("chain")
-    # Of a long chain each message has the rest: the next step is looked at (it is the last), the others in their turn.
+    # Each message of a long chain carries all later steps: only the next step (the last element) is checked now.
     if chain and not (isinstance(chain, (list, tuple)) and is_signature(chain[-1])):
         raise InvalidTaskError("`chain` of the message is not a list of signatures")
     if embed.get("chord") and not is_signature(embed["chord"]):
@@ -276,7 +276,7 @@ def _check_embed(embed: Mapping[str, Any]) -> None:
 
 
 def is_signature(candidate: Any) -> bool:
-    """Whether it looks like a signature that can be published; what its parts hold is looked at when they are."""
+    """Whether it looks like a signature that can be published; its parts are checked when they are published."""
     if not isinstance(candidate, Mapping) or not isinstance(candidate.get("task"), str):
         return False
     args, kwargs, options = candidate.get("args") or (), candidate.get("kwargs") or {}, candidate.get("options") or {}
@@ -343,7 +343,7 @@ def read_v1(
 
 
 def strip_death_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without what the broker wrote about earlier deaths, deliveries and delays; for every republish."""
+    """A copy without the broker's headers on earlier deaths, deliveries and delays; for every republish."""
     return strip_transit_headers(headers)
 
 
@@ -353,7 +353,7 @@ def saferepr(value: Any, limit: int = _REPR_LENGTH) -> str:
     if value_type in _SMALL:
         return repr(value)
     if value_type is int:
-        # Python writes no number of more than some thousand digits.
+        # Python refuses to format a number of more than some thousand digits.
         return _cut(repr(value), limit) if value.bit_length() < _LONG_NUMBER else f"<int of {value.bit_length()} bits>"
     if value_type is str or value_type is bytes:
         return repr(value) if len(value) <= limit else _cut(repr(value[:limit]), limit)
@@ -361,7 +361,7 @@ def saferepr(value: Any, limit: int = _REPR_LENGTH) -> str:
         return _cut(_container(value, limit, 3), limit)
     try:
         return _cut(repr(value), limit)
-    except Exception as error:  # a user's __repr__; what it raised is in the text
+    except Exception as error:  # a user's __repr__; its error is in the text
         if not is_own(error, lambda: repr(value)):
             raise
         return f"<{value_type.__name__}: repr() raised {type(error).__name__}>"

@@ -1,4 +1,4 @@
-"""What is wanted, beside what a broker's management HTTP API reports: every difference, in words.
+"""Compares declarations with a broker's management HTTP API: every difference, as text.
 
 The API's objects are those of RabbitMQ's `/api/queues`, `/api/exchanges` and `/api/bindings`
 (https://www.rabbitmq.com/docs/http-api-reference).
@@ -17,7 +17,7 @@ IN_ORDER: frozenset[Status] = frozenset({"ok", "created"})
 
 
 class Finding(NamedTuple):
-    """One entity and how the broker has it; `detail` says what differs, or why it is not known."""
+    """One entity and whether the broker has it as declared; `detail` says what differs, or why that is not known."""
 
     entity: Declaration
     status: Status
@@ -57,7 +57,7 @@ def _differences(declared: Mapping[str, Any], existing: Mapping[str, Any]) -> It
         if name == "x-queue-type" and (
             declared_value is None or (existing_value is None and declared_value == "classic")
         ):
-            continue  # the broker's default, which newer ones write down
+            continue  # the broker's default, which newer brokers report as an argument
         if existing_value != declared_value:
             yield f"{name} is {_text(existing_value)}, wanted {_text(declared_value)}"
 
@@ -104,7 +104,7 @@ def _hashable(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
 def by_kind(
     entities: Iterable[Declaration],
 ) -> tuple[list[Exchange], list[Queue], list[Binding]]:
-    """Exchanges (without those that are just there), queues and bindings, each in their order."""
+    """Exchanges (without the predeclared ones), queues and bindings, each in their order."""
     exchanges: list[Exchange] = []
     queues: list[Queue] = []
     bindings: list[Binding] = []

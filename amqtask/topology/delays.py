@@ -1,4 +1,4 @@
-"""Delayed messages: where a message waits for any time in the broker, and how it goes on to where it was addressed.
+"""Delayed messages: in which queue a message waits for any time in the broker, and how it gets to its destination.
 
 The model. A delayed message waits in one of 42 queues, which stand on nine levels. Level 0 has sixteen, `<prefix>.0s`,
 `<prefix>.4s` … `<prefix>.60s`; a message that has to wait for 20 to 24 s is in `<prefix>.20s`. The higher levels have three or
@@ -6,45 +6,47 @@ five: 64, 128 and 192 s, 256 to 1,280 s, and so on. Each level has one *headers*
 header `amqtask-delay-<n>`: the digit's queue, or, for "0", the next lower level's exchange (exchange to exchange: no hop). The
 moment at which the message is due is in the header `amqtask-delay-until`, milliseconds of Unix time.
 
-Workers take it from there (`services.forwarder`). They consume the queues of the levels 0 to 2, hold what is at their heads
-unacknowledged, and at its moment publish it to where it was addressed and acknowledge it once that is confirmed. Nearly every
-message needs one queue and one worker, whatever its digits; only what is more than workers may hold goes down level by level.
+Workers forward it (`services.forwarder`). They consume the queues of the levels 0 to 2, hold the messages at their heads
+unacknowledged, and when one is due they publish it to its destination and acknowledge it once that is confirmed. Nearly every
+message needs one queue and one worker, whatever its digits; only messages beyond what workers may hold go down level by level.
 
-The broker is the net under them. When a queue's time to live is over it dead-letters to the next lower level's exchange, and the
-last one to the headers exchange `<prefix>.out`, which looks at `amqtask-delay-to`, the name of the exchange that the message is
-for. A named exchange is bound to it directly. The default exchange cannot be bound, so its messages pass one more queue,
-`<prefix>.to`, with a TTL of 0 and the default exchange as its dead-letter exchange. So a fleet of Celery workers gets what our
-producers delay, 3 to 7 s late, and no worker of ours can lose anything.
+The broker is the fallback. When a queue's message TTL is over, it dead-letters to the next lower level's exchange, and the
+last queue to the headers exchange `<prefix>.out`, which looks at `amqtask-delay-to`, the name of the exchange that the message
+is for. A named exchange is bound to it directly. The default exchange cannot be bound, so its messages pass one more queue,
+`<prefix>.to`, with a TTL of 0 and the default exchange as its dead-letter exchange. So a fleet of Celery workers gets the
+messages that our producers delay, 3 to 7 s late, and no worker of ours can lose a message.
 
-Why the broker does not do it alone: a queue dead-letters at least once through a process that sits beside the queue's leader.
-When a node dies that leads both the queue and the next one, the new leader's process asks the dead node first; RabbitMQ 3.10
-takes that for a refusal of the message, tries again 180 s later (`dead_letter_worker_publisher_confirm_timeout`), and hands on
-nothing meanwhile (rabbit_fifo_client:enqueue, rabbit_fifo_dlx_worker:redeliver_messages). At most once would lose it instead.
-A message in the hands of a worker does not expire, so as long as one works the broker has nothing to hand on.
+Why the broker does not do it alone: a queue dead-letters at least once through a process that runs on the queue's leader. When
+a node dies that leads both the queue and the next one, the new leader's process asks the dead node first; RabbitMQ 3.10
+treats that as a refusal of the message, tries again 180 s later (`dead_letter_worker_publisher_confirm_timeout`), and forwards
+nothing meanwhile (rabbit_fifo_client:enqueue, rabbit_fifo_dlx_worker:redeliver_messages). At-most-once dead-lettering would lose
+it instead. A message that a worker holds does not expire, so as long as a worker runs the broker has nothing to forward.
 
 Invariants, and why:
 
-- The routing key is the target's all the way, so no queue has to know where a message goes; any exchange type and
-  queues declared later work.
-- A level 0 queue lives 3 s longer than its longest wait: so long a worker may need to come back after a node's death, before the
-  broker hands on. Those of level 1 and 2 are emptied 5 s before their time.
+- The routing key stays the destination's, so no queue has to know where a message goes; any exchange type and queues
+  declared later work.
+- The TTL of a level 0 queue is 3 s longer than its longest wait: a worker may need so long to reconnect after a node's death,
+  before the broker forwards. Workers empty the queues of level 1 and 2 5 s before their TTL is over.
 - All messages of one queue have the same TTL and no priority, so the one at the head is always the next to expire: a queue
   expires from its head only, and since RabbitMQ 4 a quorum queue's head is its highest priority. The priority waits in the header
-  `amqtask-delay-priority`; through the net it is lost. For the same reason the `expiration` property is taken off: RabbitMQ would
-  use the smaller of the two. The `expires` header stays, and the worker keeps it.
-- Longer waits than 23 minutes are left to the broker: nobody may hold a message for longer than `consumer_timeout` (30 min).
-  400 s of them, more than the broker's longest stop, are kept for the levels that workers look after.
-- Whatever messages ask for, there are 43 queues, and no others.
+  `amqtask-delay-priority`; when the broker forwards, it is lost. For the same reason the `expiration` property is removed:
+  RabbitMQ would use the smaller of the two. The `expires` header stays, and the worker keeps it.
+- Longer waits than 23 minutes are left to the broker: no consumer may hold a message for longer than `consumer_timeout` (30 min).
+  The last 400 s of them, more than the broker's longest stop, are spent on the levels that workers consume.
+- Whatever delays messages have, there are 43 queues, and no others.
 - A message passes a queue at most once per publish, always downwards, so the broker's cycle detection (it drops a
-  message that comes back to a queue by expiry alone, x-death tells it) has no reason to act; each republish
-  strips what the last journey wrote.
+  message that comes back to a queue by expiry alone, which x-death shows) has no reason to act; each republish
+  removes the headers of the last one.
 - The queues are quorum queues that dead-letter at least once: until the next queue has confirmed a message, the last
-  one keeps it. `reject-publish` is what that asks for, and lets a publisher see a refusal.
-- Everything may be declared again by anyone: names say what it is. `amqtask topology declare` makes all of it.
-- RabbitMQ takes TTLs below 2**32 ms; the levels have room for 47 days. Who asks for more comes out early, and goes in again.
+  one keeps it. `reject-publish` is required for that, and lets a publisher see a refusal.
+- Any client may declare all of these entities again: their names say what they are. `amqtask topology declare` makes all of them.
+- RabbitMQ takes TTLs below 2**32 ms; the levels have room for 47 days. A message with a longer delay comes out early, and is
+  delayed again.
 
-Clocks. A message is due by the clock of who published it, and leaves by the clock of the worker that holds it. One that a
-worker's clock finds early comes back here; `again` adds what the other's clock is ahead, so that it does not come back forever.
+Clocks. A message is due by the clock of the process that published it, and leaves by the clock of the worker that holds it. A
+message that is early by the clock of the worker that gets it is delayed again; `second_delay` doubles the wait when the other
+clock may be ahead, so that the message does not come back forever.
 """
 
 from __future__ import annotations
@@ -69,18 +71,19 @@ SIZES = (4, 64, 256, 1000, 4000, 16000, 64000, 256000, 1024000)
 HIGHEST = (15, 3, 5, 3, 3, 3, 3, 3, 3)
 LEVELS = len(SIZES)
 STEP_SECONDS = SIZES[0]
-# Levels whose queues workers consume, and what is left of a longer wait for them, at least.
+# Levels whose queues workers consume.
 HELD_LEVELS = 3
 _FAR = SIZES[HELD_LEVELS]
+# Of a wait that begins on higher levels, at least so many seconds are spent on those that workers consume.
 _SLACK_SECONDS = 400
 MAX_SECONDS = _FAR * 4 ** (LEVELS - HELD_LEVELS) - STEP_SECONDS
-# After the longest wait of a level 0 queue, until the broker takes over.
+# Between the longest wait of a level 0 queue and its TTL, when the broker forwards.
 MARGIN_SECONDS = 3
-# So long before the broker does, workers take messages out of a queue of a higher level.
+# Workers take messages out of a queue of a higher level so long before the broker does.
 EARLY_SECONDS = 5
 # A due time that is no 64-bit number must not keep a message from being published.
 _LONGEST = 10 * 366 * 86400.0
-# A message that comes this early, at most, was forwarded by a clock that is ahead.
+# A message that comes early by less than this was forwarded by a worker whose clock is ahead.
 _MOST_AHEAD = 60.0
 
 TO_HEADER = "amqtask-delay-to"
@@ -110,15 +113,15 @@ def digits(seconds: float) -> Path:
 
 
 def second_delay(headers: Mapping[str, Any], seconds: float) -> float:
-    """For how long a message with these headers, that arrived so early, is to be delayed once more.
+    """How long to delay a message with these headers again, when it arrived `seconds` early.
 
-    One that a worker forwarded says by how much that worker's clock is ahead; if the same one has it again, it comes in time.
+    If a worker forwarded it, that worker's clock is ahead by `seconds`: with twice the delay it comes in time from there.
     """
     return seconds * 2 if UNTIL_HEADER in headers and seconds < _MOST_AHEAD else seconds
 
 
 class HeldQueue(NamedTuple):
-    """A queue that workers consume: its level, the longest wait that it is for, in seconds, and what it needs."""
+    """A queue that workers consume: its level, the longest wait of its messages, in seconds, and its declarations."""
 
     queue: Queue
     level: int
@@ -128,7 +131,7 @@ class HeldQueue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DelayPlan:
-    """Puts messages where they wait, and says how they go on. `queue_type` is "quorum" or "classic"."""
+    """Makes delayed messages, and the messages that forward them. `queue_type` is "quorum" or "classic"."""
 
     prefix: str = "amqtask.delay"
     queue_type: str = "quorum"
@@ -137,9 +140,9 @@ class DelayPlan:
     # -- messages
 
     def delayed(self, message: Message, seconds: float, *, now: float | None = None) -> Message:
-        """The message that arrives at this one's exchange `seconds` after `now`, under the same routing key.
+        """A message that arrives at this one's exchange `seconds` after `now`, with the same routing key.
 
-        With nothing to wait for it is the message itself.
+        The message itself when `seconds` is not above 0.
         """
         if not seconds > 0:
             return message
@@ -160,7 +163,7 @@ class DelayPlan:
         )
 
     def undelayed(self, message: Message) -> Message:
-        """The message as it was before `delayed`, but for its `expiration`; one that is not delayed is itself."""
+        """The message as it was before `delayed`, without its `expiration`; a message that is not delayed stays as it is."""
         headers = message.properties.headers or {}
         if TO_HEADER not in headers:
             return message
@@ -175,10 +178,10 @@ class DelayPlan:
         )
 
     def addressed(self, delivery: Delivery) -> Message:
-        """What waited, as it goes to where it was addressed.
+        """The message of a delayed delivery, for its destination.
 
-        To a named exchange it goes through the way out: who delayed it had the right to bind that, and whoever forwards it
-        needs no right to the exchange itself.
+        A message for a named exchange goes through `<prefix>.out`: its producer had the right to bind that exchange, and the
+        worker that forwards it needs no right to the named exchange itself.
         """
         properties = delivery.properties
         before = properties.headers or {}
@@ -192,13 +195,13 @@ class DelayPlan:
         return Message(delivery.body, _copied(properties, headers), exchange, delivery.routing_key)
 
     def through_the_net(self, delivery: Delivery) -> Message:
-        """The same by the way out in any case, for whoever may not publish to the default exchange."""
+        """Like `addressed`, but always through `<prefix>.out`, for a user who may not publish to the default exchange."""
         message = self.addressed(delivery)
         message.properties.headers[TO_HEADER] = _text((delivery.properties.headers or {}).get(TO_HEADER))
         return replace(message, exchange=self.level_name(-1))
 
     def delayed_on(self, delivery: Delivery, seconds: float) -> Message:
-        """What waited, as it waits on for `seconds`, due when it was."""
+        """The message of a delayed delivery, delayed for `seconds` more, with the same due time."""
         before = delivery.properties.headers or {}
         message = replace(self.addressed(delivery), exchange=_text(before.get(TO_HEADER)))
         later = self.delayed(message, seconds)
@@ -221,11 +224,11 @@ class DelayPlan:
     # -- entities
 
     def level_name(self, level: int) -> str:
-        """The exchange of a level; level -1 is the way out."""
+        """The exchange of a level; level -1 is the last exchange, `<prefix>.out`."""
         return f"{self.prefix}.level.{level}" if level >= 0 else f"{self.prefix}.out"
 
     def declarations(self, path: Path, target: str) -> tuple[Declaration, ...]:
-        """What a message on that path needs, lowest level first (a queue's way on exists before the queue)."""
+        """The declarations for a message on that path, lowest level first (a queue's dead-letter exchange comes before it)."""
         return _path_declarations(self, path, target)
 
     def held(self) -> Iterator[HeldQueue]:
@@ -235,7 +238,7 @@ class DelayPlan:
             yield HeldQueue(self._queue(level, digit), level, longest, self.declarations(_single(level, digit), ""))
 
     def everything(self, targets: Iterable[str] = ()) -> tuple[Declaration, ...]:
-        """All that delays can ever need, for messages to the default exchange and to these."""
+        """All declarations for delays, for messages to the default exchange and to these exchanges."""
         declarations: dict[Declaration, None] = {}
         for level, digit in _level_digits(range(LEVELS)):
             declarations.update(dict.fromkeys(self.declarations(_single(level, digit), "")))
@@ -244,9 +247,9 @@ class DelayPlan:
         return tuple(declarations)
 
     def queue_names(self, priorities: Iterable[int | None]) -> Iterator[tuple[int, str]]:
-        """(level, queue) where messages may wait, the longest waits first; not all of them exist.
+        """(level, queue) of all queues in which messages may wait, the longest waits first; not all of them exist.
 
-        Among them those of earlier versions, which had queues of their own for each priority.
+        They include the queues of earlier versions, which had one for each priority.
         """
         for level, digit in reversed(list(_level_digits(range(LEVELS)))):
             yield level, self.queue_name(level, digit)
@@ -258,7 +261,7 @@ class DelayPlan:
         return next(levels, former_delays.level_of(self.prefix, queue))
 
     def exchange_of(self, queue: str) -> str:
-        """The exchange that a delay queue hangs on."""
+        """The exchange that a delay queue is bound to."""
         former = former_delays.level_of(self.prefix, queue)
         return (
             self.level_name(self.level_of(queue) or 0)
@@ -295,7 +298,7 @@ class DelayPlan:
         seconds = digit * SIZES[level] + (0 if level else STEP_SECONDS + MARGIN_SECONDS)
         queue_arguments = self._arguments(seconds * 1000, self.level_name(level - 1))
         if self.queue_type == "quorum":
-            # A worker that stops gives back what it holds; RabbitMQ 4 would dead-letter a message the twentieth time.
+            # A worker that stops requeues the messages that it holds; RabbitMQ 4 would dead-letter a message the twentieth time.
             queue_arguments = arguments({**dict(queue_arguments), "x-delivery-limit": _NO_LIMIT})
         return Queue(self.queue_name(level, digit), arguments=queue_arguments)
 
@@ -318,13 +321,13 @@ _NO_LIMIT = 1_000_000
 
 
 def due_at(headers: Mapping[str, Any]) -> float | None:
-    """Unix time at which a waiting message goes on; None where nothing (that we can read) says so."""
+    """Unix time at which a delayed message is due; None where its header is missing or unreadable."""
     until = headers.get(UNTIL_HEADER)
     return until / 1000 if isinstance(until, int) and not isinstance(until, bool) else None
 
 
 def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:
-    """Unix time at which a message is to leave a queue of that level for a lower one, if workers hold too many there."""
+    """Unix time at which a message should leave a queue of that level for a lower one, if workers hold too many there."""
     due = due_at(headers)
     if due is None or not queue_level:
         return due
@@ -333,7 +336,7 @@ def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:
 
 
 def seconds_left(headers: Mapping[str, Any], level: int, now: float) -> float:
-    """The most, in seconds, that a message in a queue of that level has still to wait, by its delay headers."""
+    """The longest time, in seconds, that a message in a queue of that level still waits, by its delay headers."""
     due = due_at(headers)
     return former_delays.longest_wait(headers, level) if due is None else due - now
 
@@ -377,7 +380,7 @@ def _copied(properties: PropertiesLike, headers: dict[str, Any]) -> Properties:
 
 
 def waiting_priority(properties: PropertiesLike) -> int | None:
-    """The priority that a waiting message will have again."""
+    """The priority that a delayed message will have at its destination."""
     priority = (properties.headers or {}).get(_PRIORITY_HEADER, properties.priority)
     return priority if isinstance(priority, int) and 0 <= priority <= 255 else None
 
@@ -386,7 +389,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-# Publishers publish one message after another with the same countdown; the tuple is the same then.
+# Producers often publish many messages with the same countdown: those share one tuple.
 @lru_cache(maxsize=1024)
 def _path_declarations(plan: DelayPlan, path: Path, target: str) -> tuple[Declaration, ...]:
     declarations: list[Declaration] = list(plan._way_out(target))

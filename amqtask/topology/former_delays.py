@@ -1,9 +1,9 @@
 """The delay queues of earlier versions, in which messages may wait for weeks after an update.
 
-A broker that has them hands their messages on by itself: each queue, `<prefix>.<level>.<digit>`, dead-letters to the exchange
-`<prefix>.<level - 1>`, the last one to the way out that later versions use too. Nothing publishes there any more; here is what
-finds what still waits: digits of base 16, units of 125 ms, a queue for each priority but 0 (`.p<priority>`, `.pnone`), and from
-level 2 on four lanes.
+A broker that has them forwards their messages by itself: each queue, `<prefix>.<level>.<digit>`, dead-letters to the exchange
+`<prefix>.<level - 1>`, the last one to `<prefix>.out`, which later versions use too. Nothing publishes to them any more; this
+module finds the messages that still wait: digits of base 16, units of 125 ms, a queue for each priority but 0 (`.p<priority>`,
+`.pnone`), and from level 2 on four lanes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIRST_LEVEL_WITH_LANES = 2
 
 
 def queue_names(prefix: str, priorities: Iterable[int | None]) -> Iterator[tuple[int, str]]:
-    """(level, queue) where messages of these priorities may wait, the longest waits first."""
+    """(level, queue) of the queues in which messages of these priorities may wait, the longest waits first."""
     classes = dict.fromkeys(priorities)
     for level in reversed(range(LEVELS)):
         lanes = [f".{lane}" for lane in range(LANES)] if level >= _FIRST_LEVEL_WITH_LANES else [""]
@@ -42,7 +42,7 @@ def level_of(prefix: str, queue: str) -> int | None:
 
 
 def longest_wait(headers: Mapping[str, Any], level: int) -> float:
-    """The most, in seconds, that a message in a queue of that level has still to wait, by its headers."""
+    """The longest time, in seconds, that a message in a queue of that level still waits, by its headers."""
     digits = {lower: headers.get(f"amqtask-delay-{lower}") for lower in range(level + 1)}
     return sum(
         (int(digit, 16) << (4 * lower)) * UNIT_MS / 1000

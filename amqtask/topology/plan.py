@@ -13,19 +13,19 @@ from amqtask.entities import Arguments, Binding, Declaration, Exchange, Queue, a
 QUORUM = "quorum"
 CLASSIC = "classic"
 
-# More than these are worth a word: 3.10 opens three files for each, and the usual limit is 1,024.
+# From more quorum queues on there is a warning: RabbitMQ 3.10 opens three files for each, and the usual limit is 1,024.
 MANY_QUORUM_QUEUES = 200
 
-# RabbitMQ 4 gives every quorum queue a delivery limit of 20; reading a dead-letter queue and giving the message
-# back must never count as a reason to drop it. (-1, 4.x's word for "none", is refused by 3.x.)
+# RabbitMQ 4 gives every quorum queue a delivery limit of 20; reading a dead-letter queue and requeuing the message
+# must never drop it. (-1, which means "no limit" in 4.x, is refused by 3.x.)
 _NO_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class QueueDefaults:
-    """What a queue is declared with where nobody asked for something else.
+    """The default arguments of a queue.
 
-    `delivery_limit` None leaves it to the broker; `max_priority` is for classic queues (quorum queues refuse it).
+    `delivery_limit` None leaves the limit to the broker; `max_priority` is for classic queues (quorum queues refuse it).
     """
 
     queue_type: str = QUORUM
@@ -48,7 +48,7 @@ def work_queue(
     bindings: tuple[Binding, ...] = (),
     broadcast: bool = False,
 ) -> Queue:
-    """A queue with the default arguments under those that are given; an argument given as None is left out."""
+    """A queue with its own arguments, and the default ones where it has none; an argument that is None is left out."""
     queue = Queue(
         name=name,
         exchange=exchange,
@@ -66,7 +66,7 @@ def work_queue(
 def with_defaults(queue: Queue, defaults: QueueDefaults) -> Queue:
     """The same queue with default arguments where it has none of its own; exclusive ones are left as they are."""
     if queue.broadcast or queue.exclusive or queue.auto_delete or not queue.durable or queue.passive:
-        return queue  # cannot be quorum, and nobody reads a dead-letter queue of a queue that goes away
+        return queue  # cannot be quorum; and dead letters of a temporary queue would never be read
     argument_map = queue.argument_map
     queue_type = argument_map.get("x-queue-type", defaults.queue_type)
     merged = {**_default_arguments(queue.name, queue_type, argument_map, defaults), **argument_map}
@@ -87,7 +87,7 @@ def _default_arguments(
         default_arguments["x-dead-letter-exchange"] = ""
         default_arguments["x-dead-letter-routing-key"] = name + defaults.dead_letter_suffix
         if queue_type == QUORUM and argument_map.get("x-overflow", "reject-publish") == "reject-publish":
-            # At-least-once asks for reject-publish (rabbitmq.com/docs/quorum-queues, at-least-once dead-lettering).
+            # At-least-once requires reject-publish (rabbitmq.com/docs/quorum-queues, at-least-once dead-lettering).
             default_arguments["x-overflow"] = "reject-publish"
             default_arguments["x-dead-letter-strategy"] = "at-least-once"
     return default_arguments
@@ -108,7 +108,7 @@ def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
 
 
 def too_many(queues: Iterable[Queue]) -> str:
-    """What so many quorum queues ask of a broker, in a sentence; empty when they are not many."""
+    """A warning about the cost of so many quorum queues; empty when they are not many."""
     number = sum(queue.argument_map.get("x-queue-type") == QUORUM for queue in queues)
     if number <= MANY_QUORUM_QUEUES:
         return ""
@@ -120,7 +120,7 @@ def too_many(queues: Iterable[Queue]) -> str:
 
 
 def as_consumed(queue: Queue) -> Queue:
-    """The queue that a worker consumes: of a broadcast its own, which goes with its connection; else the queue itself."""
+    """The queue that a worker consumes: for a broadcast its own one, deleted with its connection; else the queue itself."""
     if not queue.broadcast:
         return queue
     return replace(queue, name=f"bcast.{uuid4()}", exclusive=True, auto_delete=False, durable=False)
@@ -132,7 +132,7 @@ def direct_queue(hostname: str) -> Queue:
 
 
 def declarations(queue: Queue, defaults: QueueDefaults) -> tuple[Declaration, ...]:
-    """Everything the queue needs, in an order in which it can be declared: exchanges, dead letters, queue, bindings."""
+    """All declarations of a queue, in an order in which they can be made: exchanges, dead-letter queue, queue, bindings."""
     return tuple(dict.fromkeys(_in_order(queue, defaults)))
 
 
@@ -141,7 +141,7 @@ def _in_order(queue: Queue, defaults: QueueDefaults) -> Iterator[Declaration]:
     for binding in bindings:
         if is_declarable(binding.source):
             yield binding.source
-    if not queue.broadcast:  # its queue belongs to whoever consumes it
+    if not queue.broadcast:  # each consumer of a broadcast declares its own queue
         dead = dead_letter_queue(queue, defaults)
         if dead is not None:
             yield dead
@@ -161,7 +161,7 @@ def all_bindings(queue: Queue) -> tuple[Binding, ...]:
 
 
 def consumption(queue: Queue, dead_letter: Queue | None = None) -> tuple[Declaration, ...]:
-    """What consuming a queue needs to exist, in an order in which it can be declared."""
+    """The declarations that a consumer of the queue needs, in an order in which they can be made."""
     bindings = all_bindings(queue)
     sources = dict.fromkeys(binding.source for binding in bindings if is_declarable(binding.source))
     dead = (dead_letter,) if dead_letter is not None else ()
@@ -169,7 +169,7 @@ def consumption(queue: Queue, dead_letter: Queue | None = None) -> tuple[Declara
 
 
 def is_declarable(exchange: Exchange) -> bool:
-    """Whether we may declare it: the default exchange and the broker's own `amq.…` are just there."""
+    """Whether a client may declare it: the default exchange and the broker's `amq.…` exchanges exist always."""
     return bool(exchange.name) and not exchange.name.startswith("amq.")
 
 
@@ -198,7 +198,7 @@ def describe_difference(declared: Queue | Exchange, error_text: str) -> str:
 
 
 def first_difference(error_text: str) -> str | None:
-    """What the broker found to differ, short: `x-queue-type is 'classic', wanted 'quorum'`; None for other words."""
+    """The difference in the broker's text, short: `x-queue-type is 'classic', wanted 'quorum'`; None for other texts."""
     match = _INEQUIVALENT.search(error_text)
     if match is None:
         return None

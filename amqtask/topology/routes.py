@@ -29,8 +29,8 @@ _OWN_OPTIONS = ("queue", "exchange", "exchange_type", "routing_key")
 class Route(NamedTuple):
     """Where to publish. `queue` is None when only an exchange is known.
 
-    `options` are the call's options merged with the route's, without those that are answered here. A broadcast is not
-    `mandatory`: nobody may be listening.
+    `options` are the call's options merged with the route's, without the routing options. A broadcast is not `mandatory`:
+    there may be no consumer.
     """
 
     exchange: str
@@ -42,7 +42,7 @@ class Route(NamedTuple):
 
 
 class Queues:
-    """The queues of an app: those of `task_queues`, those created because a name was used, and which are consumed."""
+    """The queues of an app: those of `task_queues`, those created because a name was used, and which of them are consumed."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Queues:
             self._configured.add(self.add(self._make(default_queue)).name)
 
     def add(self, queue: Queue) -> Queue:
-        """Take a queue in, with the default arguments where it has none; replaces one of the same name."""
+        """Add a queue, with the default arguments where it has none; it replaces a queue of the same name."""
         queue = with_defaults(queue, self.defaults)
         self._queues[queue.name] = queue
         self._declared[queue.name] = declarations(queue, self.defaults)
@@ -105,7 +105,7 @@ class Queues:
         return len(self._queues)
 
     def declarations(self, queue: Queue) -> tuple[Declaration, ...]:
-        """What the queue needs, worked out once for the queues known here."""
+        """The queue's declarations; computed once for each queue of the app."""
         if self._queues.get(queue.name) is queue:
             return self._declared[queue.name]
         return declarations(queue, self.defaults)
@@ -258,7 +258,7 @@ class Router:
         options: Mapping[str, Any] | None = None,
         task: Any = None,
     ) -> Route:
-        """Where this call goes. Raises: QueueNotFound, ConfigurationError."""
+        """The route of this call. Raises: QueueNotFound, ConfigurationError."""
         merged = self._merge(name, args, kwargs or {}, options or {}, task)
         queue, exchange = merged.get("queue"), merged.get("exchange")
         routing_key = merged.get("routing_key")
