@@ -177,7 +177,7 @@ class AmqTask(Calling, WithOthersNames):
             name = kinds.convert(f"task {function.__module__}.{function.__name__}: name", kinds.NAME, name)
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
         if self.tasks.has(task_name):
-            return _known(self.tasks[task_name], function)
+            return _registered_before(self.tasks[task_name], function)
         task_class = base or self._task_class
         if base is None and task_class is TaskBase and inspect.iscoroutinefunction(function):
             task_class = AsyncTask
@@ -376,10 +376,10 @@ class AmqTask(Calling, WithOthersNames):
 Celery = AmqTask
 
 
-def _known(task: TaskBase[..., Any], function: Callable[..., Any]) -> TaskBase[..., Any]:
+def _registered_before(task: TaskBase[..., Any], function: Callable[..., Any]) -> TaskBase[..., Any]:
     """The task that has the name already. A module that is imported twice makes the same task again; another function's task
     would never run, so that is said."""
-    first, second = _place(getattr(type(task), "__wrapped__", type(task).run)), _place(function)
+    first, second = _source_of(getattr(type(task), "__wrapped__", type(task).run)), _source_of(function)
     if first != second:
         warnings.warn(
             f"two tasks are named {task.name!r}: that of {first} is used, that of {second} never runs. Give one of them a name "
@@ -390,7 +390,7 @@ def _known(task: TaskBase[..., Any], function: Callable[..., Any]) -> TaskBase[.
     return task
 
 
-def _place(function: Any) -> str:
+def _source_of(function: Any) -> str:
     wrapped = inspect.unwrap(function)
     code = getattr(wrapped, "__code__", None)
     if code is None:

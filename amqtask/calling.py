@@ -323,12 +323,12 @@ class Calling(Parts):
     ) -> None:
         """For results: tell all workers not to run it (or them; or what has these stamps), after what waits in a pipeline."""
         flush_open()
-        how: dict[str, Any] = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
+        arguments: dict[str, Any] = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
         seconds = 1.0 if timeout is None else timeout
         if headers is None:
-            self.control.revoke(task_id, timeout=seconds, **how)
+            self.control.revoke(task_id, timeout=seconds, **arguments)
         else:
-            self.control.revoke_by_stamped_headers(headers, timeout=seconds, **how)
+            self.control.revoke_by_stamped_headers(headers, timeout=seconds, **arguments)
 
     # -- workflows
 

@@ -144,10 +144,10 @@ class Calls:
             delivery_mode=get("delivery_mode") or getattr(task, "delivery_mode", None) or self._delivery_mode,
         )
         if options:
-            self._rest(call, options, task, args, kwargs)
+            self._add_rare_options(call, options, task, args, kwargs)
         return call
 
-    def _rest(
+    def _add_rare_options(
         self, call: TaskCall, options: Mapping[str, Any], task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         """The options that few calls have."""
@@ -278,11 +278,11 @@ class Calls:
         """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read
         them before); everything else unknown is a mistake."""
         stamps = frozenset(options.get("stamped_headers") or ())
-        strange = sorted(
+        unknown = sorted(
             option for option in set(options) - KNOWN - stamps if hasattr(Task, option) or not hasattr(task, option)
         )
-        if strange:
-            raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, strange))}")
+        if unknown:
+            raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, unknown))}")
 
 
 def _naming(call: TaskCall, serializer: str) -> EncodeError | None:

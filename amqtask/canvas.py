@@ -111,7 +111,7 @@ class chain(Composition):
 
     def __init__(self, *tasks: Any, app: AmqTask | None = None, **options: Any) -> None:
         steps: list[Signature] = []
-        for task in _given(tasks):
+        for task in _flattened(tasks):
             _append(steps, maybe_signature(task, app))
         super().__init__(CHAIN, (), {"tasks": steps}, options, subtask_type="chain", app=app)
 
@@ -162,7 +162,7 @@ class group(Composition):
     """Tasks that run side by side; all are published in one pipelined burst."""
 
     def __init__(self, *tasks: Any, app: AmqTask | None = None, **options: Any) -> None:
-        members = [maybe_signature(task, app) for task in _given(tasks)]
+        members = [maybe_signature(task, app) for task in _flattened(tasks)]
         super().__init__(GROUP, (), {"tasks": members}, options, subtask_type="group", app=app)
 
     def clone(
@@ -401,7 +401,7 @@ def routed(call: Signature) -> Signature:
 # -- putting together
 
 
-def _given(tasks: tuple[Any, ...]) -> Iterable[Any]:
+def _flattened(tasks: tuple[Any, ...]) -> Iterable[Any]:
     """`group(a, b)`, `group([a, b])` and `group(generator)` mean the same."""
     if len(tasks) == 1 and not isinstance(tasks[0], Mapping) and isinstance(tasks[0], Iterable):
         return tasks[0]

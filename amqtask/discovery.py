@@ -80,7 +80,7 @@ def name_of_main() -> str:
 def twin_of_main(value: object, load: Callable[[], None]) -> object | None:
     """What stands for `value`, which the started program holds, in that program as `load()` has it imported: such a program
     exists twice. None: it is not the program's, or nobody imported it."""
-    name = next((name for name, held in vars(sys.modules["__main__"]).items() if held is value), None)
+    name = next((name for name, attribute in vars(sys.modules["__main__"]).items() if attribute is value), None)
     if name is None:
         return None
     load()

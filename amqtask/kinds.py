@@ -375,8 +375,8 @@ def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, Any]) 
         kind = kinds.get(name)
         if kind is None or value is None:
             continue
-        good = convert(f"{subject}: {name}", kind, value)
-        if good is not value:
+        valid = convert(f"{subject}: {name}", kind, value)
+        if valid is not value:
             converted = {**values} if converted is None else converted
-            converted[name] = good
+            converted[name] = valid
     return values if converted is None else converted

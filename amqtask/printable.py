@@ -66,11 +66,11 @@ class _Shown:
     def __repr__(self) -> str:
         return self._written(repr)
 
-    def _written(self, how: Callable[[Any], str]) -> str:
+    def _written(self, write: Callable[[Any], str]) -> str:
         try:
-            return printable(how(self._value), _LONGEST_ARGUMENT)
+            return printable(write(self._value), _LONGEST_ARGUMENT)
         except Exception as error:  # noqa: BLE001 - a user's __str__; what it raised is in the text
-            return f"<{type(self._value).__name__}: {how.__name__}() raised {type(error).__name__}>"
+            return f"<{type(self._value).__name__}: {write.__name__}() raised {type(error).__name__}>"
 
 
 def _argument(value: Any) -> Any:

@@ -170,7 +170,7 @@ class BaseSchedule:
         following = self.next_due(now, zone)
         return schedstate(due is not None, (following - now).total_seconds() if following else _LOOK_AGAIN)
 
-    def _own(self, zone: tzinfo) -> tzinfo:
+    def _zone_or(self, zone: tzinfo) -> tzinfo:
         return self._tz if self._tz is not None else zone
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class schedule(BaseSchedule):
         after = after.astimezone(timezone.utc)
         if not self.relative or self.run_every < _MINUTE:
             return after + self.run_every
-        return _rounded_down(after, self.run_every, self._own(zone))
+        return _rounded_down(after, self.run_every, self._zone_or(zone))
 
     def latest_due(self, after: datetime, until: datetime, zone: tzinfo) -> datetime | None:
         """The last whole number of intervals after `after`."""
@@ -293,7 +293,7 @@ class crontab(BaseSchedule):
 
     def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
         """The next matching reading of the clock in `tz`, else in `zone`; see the module for clock changes."""
-        zone = self._own(zone)
+        zone = self._zone_or(zone)
         after = after.astimezone(timezone.utc)
         due = self._first_showing(after, zone)
         if self._goes_on and (shown := second_showing(after, zone)) is not None:
@@ -473,8 +473,8 @@ def _rounded_down(after: datetime, interval: timedelta, zone: tzinfo) -> datetim
         # A clock put back from after midnight to before it shows midnight twice; the first may have passed.
         return midnight.second if midnight.first <= after and midnight.second is not None else midnight.first
     reading = reading_at(after + interval, zone)
-    over = timedelta(minutes=reading.minute if interval >= _HOUR else 0, seconds=reading.second)
-    return after + interval - over - timedelta(microseconds=reading.microsecond)
+    excess = timedelta(minutes=reading.minute if interval >= _HOUR else 0, seconds=reading.second)
+    return after + interval - excess - timedelta(microseconds=reading.microsecond)
 
 
 def _kept(spec: Any) -> Any:

@@ -414,9 +414,9 @@ class Task(WithOthersNames, Generic[P, R]):
             if value is None:
                 value = conf[setting]
             setattr(self, attribute, bool(value) if attribute in _BOOLEANS else value)
-        both = self.acks_on_failure_or_timeout
+        on_both = self.acks_on_failure_or_timeout
         for attribute in ("acks_on_failure", "acks_on_timeout"):
-            for candidate in (getattr(type(self), attribute), conf[f"task_{attribute}"], both):
+            for candidate in (getattr(type(self), attribute), conf[f"task_{attribute}"], on_both):
                 if candidate is not None:
                     setattr(self, attribute, bool(candidate))
                     break
@@ -425,9 +425,9 @@ class Task(WithOthersNames, Generic[P, R]):
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
         self.is_async = inspect.iscoroutinefunction(self.run)
         task_class = type(self)
-        ours = (Task, AsyncTask)
+        base_classes = (Task, AsyncTask)
         self.overridden_hooks = frozenset(
-            name for name in HOOKS if all(getattr(task_class, name) is not getattr(base, name) for base in ours)
+            name for name in HOOKS if all(getattr(task_class, name) is not getattr(base, name) for base in base_classes)
         )
         typed = app.strict_typing if self.typing is None else self.typing
         self._check = argument_check(self.run) if typed else None
@@ -465,8 +465,10 @@ def _in_their_place(
         return positional, {name: value for name, value in old_by_name.items() if name not in names[: len(positional)]}
     keywords = dict(kwargs or {})
     first = next((position for position, name in enumerate(names[: len(old)]) if name in keywords), len(old))
-    behind = {name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in keywords}
-    return old[:first], {**behind, **keywords}
+    later_by_name = {
+        name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in keywords
+    }
+    return old[:first], {**later_by_name, **keywords}
 
 
 def argument_check(function: Callable[..., Any]) -> Callable[..., Any] | None:

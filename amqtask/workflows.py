@@ -106,13 +106,13 @@ class Workflows:
     def _compose_here(self, call: Signature) -> Message:
         app = self._app
         task = app.tasks.get(call.task) if call.task in app.tasks else None
-        return _told(app.calls.compose(call.task, call.args, call.kwargs, routed(call).options, task=task))
+        return _announced(app.calls.compose(call.task, call.args, call.kwargs, routed(call).options, task=task))
 
     # -- what follows from a task
 
     def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
         """The message of a retry."""
-        return _told(self._app.calls.compose_retry(request, context, when=when, sig=sig))
+        return _announced(self._app.calls.compose_retry(request, context, when=when, sig=sig))
 
     def compose_next(
         self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
@@ -186,7 +186,7 @@ class Workflows:
         return self._composed(begun)
 
 
-def _told(message: Message) -> Message:
+def _announced(message: Message) -> Message:
     """Receivers are users' code, which has no place on a worker's I/O loop (known by no task running)."""
     if signals.before_task_publish and current_context() is not None:
         tell_composed(message, follow_up=True)

@@ -27,7 +27,7 @@ class MemoryChords:
     """See amqtask.execution.contract.ChordStore."""
 
     def __init__(self, serializer: str = "json") -> None:
-        self._how = (serializer, content_types([serializer]))
+        self._format = (serializer, content_types([serializer]))
         self._chords: dict[str, _Chord] = {}
         self._lock = threading.Lock()
 
@@ -41,7 +41,7 @@ class MemoryChords:
         self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
     ) -> list[ResultMessage] | None:
         """A member has ended; all parts, in order, when it completes the chord. Raises: EncodeError."""
-        serializer, accept = self._how
+        serializer, accept = self._format
         part = decode_result(*encode_result(part, serializer), accept)
         with self._lock:
             chord = self._chords.get(group_id)

@@ -21,7 +21,7 @@ class Codec:
         mime_type = content_type(options.serializer)
         # Whether what is written is text.
         self.is_text = mime_type.endswith(("json", "yaml"))
-        self._how = (mime_type, "utf-8" if self.is_text else "binary")
+        self._format = (mime_type, "utf-8" if self.is_text else "binary")
         self._accept = content_types(options.accept) | {mime_type}
 
     def result(self, result: ResultMessage) -> bytes:
@@ -31,7 +31,7 @@ class Codec:
     def read_result(self, task_id: str, value: bytes) -> ResultMessage:
         """The result that was written; one that cannot be read has failed with the reason, so that its reader gets it."""
         try:
-            return decode_result(value, *self._how, self._accept)
+            return decode_result(value, *self._format, self._accept)
         except MessageError as error:
             return unreadable(task_id, error)
 
@@ -48,7 +48,7 @@ class Codec:
 
     def read(self, value: bytes | str) -> Any:
         """What `value` wrote. Raises: ContentDisallowed, Undecodable."""
-        return loads(value.encode() if isinstance(value, str) else value, *self._how, self._accept)
+        return loads(value.encode() if isinstance(value, str) else value, *self._format, self._accept)
 
 
 def unreadable(task_id: str, error: Exception) -> ResultMessage:

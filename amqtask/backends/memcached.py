@@ -75,7 +75,7 @@ class MemcachedBackend(ValueBackend):
     def explain(self, error: Exception) -> Exception:
         """Says which servers they are, and what to do about a value that is too large."""
         store_name = f"memcached at {', '.join(f'{host}:{port}' for host, port in self._servers)}"
-        if isinstance(error, MemcacheServerError) and b"too large" in _said(error):
+        if isinstance(error, MemcacheServerError) and b"too large" in _message_of(error):
             return EncodeError(f"a result is too large for {store_name} (its -I is 1m by default): {error}")
         if isinstance(error, MemcacheClientError):
             return EncodeError(f"{store_name} does not take a result: {error}")
@@ -100,10 +100,10 @@ class MemcachedBackend(ValueBackend):
         pid = os.getpid()
         client = self._clients.get(pid)
         if client is None:
-            client = self._clients.setdefault(pid, self._made())
+            client = self._clients.setdefault(pid, self._connect())
         return client
 
-    def _made(self) -> Any:
+    def _connect(self) -> Any:
         if len(self._servers) == 1:
             return PooledClient(self._servers[0], **self._arguments)
         # A server that is away is an error, not a place without results.
@@ -111,14 +111,14 @@ class MemcachedBackend(ValueBackend):
         return HashClient(list(self._servers), **arguments)
 
 
-def _said(error: Exception) -> bytes:
+def _message_of(error: Exception) -> bytes:
     reason = error.args[0] if error.args else b""
     return reason if isinstance(reason, bytes) else str(reason).encode()
 
 
 def _is_refused(error: Exception) -> bool:
     return isinstance(error, MemcacheClientError) or (
-        isinstance(error, MemcacheServerError) and b"too large" in _said(error)
+        isinstance(error, MemcacheServerError) and b"too large" in _message_of(error)
     )
 
 

@@ -75,7 +75,7 @@ class RedisChords:
         self._retrying = retrying
         self._prefix = f"{prefix}celery-taskset-meta-"
         self._serializer = serializer
-        self._how = (content_type, content_encoding, accept)
+        self._format = (content_type, content_encoding, accept)
         self._expires = max(1, int(expires)) if expires else 0
         self._is_ordered = is_ordered
         self._is_tagged = is_tagged
@@ -152,7 +152,7 @@ class RedisChords:
     def restore_group(self, group_id: str) -> Any:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
         body = self._retrying(lambda client: client.get(self._key(group_id)))
-        return None if body is None else loads(body, *self._how)["result"]
+        return None if body is None else loads(body, *self._format)["result"]
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""
@@ -163,7 +163,7 @@ class RedisChords:
         return f"{self._prefix}{{{group_id}}}{suffix}" if self._is_tagged else f"{self._prefix}{group_id}{suffix}"
 
     def _read(self, part: bytes) -> ResultMessage:
-        _, task_id, state, result = loads(part, *self._how)
+        _, task_id, state, result = loads(part, *self._format)
         return ResultMessage(task_id, state, result)
 
     def _shaped(self, group_id: str, parts: list[ResultMessage]) -> list[Any]:

@@ -49,7 +49,7 @@ def unreachable(name: str, error: BaseException) -> BackendUnreachable:
     return BackendUnreachable(f"Redis at {name} refused: {error}")
 
 
-def whole(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def or_connection_error(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """What `work` returns; a connection that another thread has closed meanwhile is a lost one (redis-py trips over what is left
     of it). Raises: redis.ConnectionError."""
     try:
@@ -79,17 +79,17 @@ class Subscription:
         names = list(keys)
         self.most_keys = max(self.most_keys, len(names))
         for start in range(0, len(names), 1_000):
-            whole(self._pubsub.subscribe, *names[start : start + 1_000])
+            or_connection_error(self._pubsub.subscribe, *names[start : start + 1_000])
 
     def remove(self, *keys: str) -> None:
         """Unsubscribe; without keys from all."""
-        whole(self._pubsub.unsubscribe, *keys)
+        or_connection_error(self._pubsub.unsubscribe, *keys)
 
     def next(self, timeout: float) -> Event | None:
         """The next event within so many seconds. Raises: redis.ConnectionError."""
         deadline = time.monotonic() + timeout
         while True:
-            message = whole(self._pubsub.get_message, timeout=max(0.0, deadline - time.monotonic()))
+            message = or_connection_error(self._pubsub.get_message, timeout=max(0.0, deadline - time.monotonic()))
             if message is not None and message["type"] in ("message", "subscribe"):
                 return Event(message["channel"].decode(), message["data"] if message["type"] == "message" else None)
             if time.monotonic() >= deadline:
@@ -119,7 +119,7 @@ class RedisServer:
     def retrying(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
         """`work(client)`, again while the server is away. Raises: BackendUnreachable when the policy's time is over."""
         return retrying(
-            lambda: whole(work, self.client),
+            lambda: or_connection_error(work, self.client),
             policy or self._patience,
             errors=ERRORS,
             is_transient=lambda error: not is_hopeless(error),

@@ -38,9 +38,9 @@ def find_store(spec: str | None) -> Any:
     Raises: ConfigurationError saying what there is.
     """
     name = short_name(spec)
-    theirs = _of_library(spec or "") if name == "django" else None
-    if theirs is not None:
-        return theirs
+    library_scheduler = _of_library(spec or "") if name == "django" else None
+    if library_scheduler is not None:
+        return library_scheduler
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     try:
         if name in points:

@@ -56,7 +56,7 @@ class LeaderListener(Protocol):
     def on_states(self, states: Sequence[bytes]) -> None:
         """While leading: others have added these. Save, so that they are taken out."""
 
-    def on_following(self, why: str) -> None:
+    def on_following(self, reason: str) -> None:
         """It leads no more; what it was publishing may or may not be stored."""
 
     def on_failed(self, error: Exception) -> None:
@@ -205,11 +205,11 @@ class Leadership:
         """Something for the operator."""
         logger.warning("beat: %s", text)
 
-    def _follow(self, why: str) -> None:
+    def _follow(self, reason: str) -> None:
         was_leading = self._is_leading
         self._forget()
         if was_leading:
-            self._listener.on_following(why)
+            self._listener.on_following(reason)
 
     def _forget(self) -> None:
         self._is_leading = False

@@ -82,7 +82,7 @@ class Beat:
         self.scheduler = scheduler
         self._sender = sender
         self._publisher = publisher
-        self._leadership = make_leadership(self, self._known)
+        self._leadership = make_leadership(self, self._recent_state)
         self._max_interval = max_interval
         self._on_start = on_start
         self._on_failed = on_failed
@@ -184,7 +184,7 @@ class Beat:
 
     # -- leading
 
-    def _known(self) -> bytes:
+    def _recent_state(self) -> bytes:
         """What this beat can tell those who have lost the state; what is old is known better elsewhere."""
         is_fresh = self._saved_at is not None and self._clock() - self._saved_at < timedelta(seconds=KNOWN_SECONDS)
         return self._saved if is_fresh else encode({})
@@ -193,7 +193,7 @@ class Beat:
         """The broker has given us the state: go on from there."""
         self._term += 1
         self.is_busy = False
-        self.scheduler.resume(_read([*states, self._known()]), self._clock())
+        self.scheduler.resume(_read([*states, self._recent_state()]), self._clock())
         self._is_dirty = True
         logger.info("beat: leading; entries: %d", len(self.scheduler.entries))
         self._tick()
@@ -204,14 +204,14 @@ class Beat:
         self._is_dirty = True
         self._tick()
 
-    def on_following(self, why: str) -> None:
+    def on_following(self, reason: str) -> None:
         """Another one leads, or will."""
         self._term += 1
         self.is_busy = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        logger.warning("beat: not leading any more (%s); another beat goes on, or this one when it can", why)
+        logger.warning("beat: not leading any more (%s); another beat goes on, or this one when it can", reason)
         if self._is_stopped and self._on_stopped is not None:
             self._close()
 

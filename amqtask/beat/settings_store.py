@@ -192,10 +192,10 @@ def entry_of(app: AmqTask, name: str, fields: Any) -> Entry:
     """One entry of beat_schedule. Raises: ConfigurationError."""
     if not isinstance(fields, Mapping):
         raise ConfigurationError(f"beat_schedule[{name!r}] is not a mapping with task and schedule, but {fields!r}")
-    strange = sorted(set(map(str, fields)) - _FIELDS - _IGNORED)
-    if strange:
+    unknown = sorted(set(map(str, fields)) - _FIELDS - _IGNORED)
+    if unknown:
         raise ConfigurationError(
-            f"beat_schedule[{name!r}] has no field {', '.join(map(repr, strange))}; there are {', '.join(sorted(_FIELDS))}"
+            f"beat_schedule[{name!r}] has no field {', '.join(map(repr, unknown))}; there are {', '.join(sorted(_FIELDS))}"
         )
     task = fields.get("task")
     task = getattr(task, "name", task)

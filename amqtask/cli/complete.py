@@ -29,13 +29,13 @@ def pools(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The application's queues; of a list `a,b` the last one is completed."""
     before, comma, last = incomplete.rpartition(",")
-    names = _asked(ctx, _queue_names)
+    names = _names_from_app(ctx, _queue_names)
     return [CompletionItem(f"{before}{comma}{item.value}") for item in _fitting(names, last)]
 
 
 def tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The application's tasks."""
-    return _fitting(_asked(ctx, _task_names), incomplete)
+    return _fitting(_names_from_app(ctx, _task_names), incomplete)
 
 
 def _queue_names(app: AmqTask) -> Iterable[str]:
@@ -46,7 +46,7 @@ def _task_names(app: AmqTask) -> Iterable[str]:
     return [name for name, _ in importlib.import_module("amqtask.cli.inventory").task_routes(app)]
 
 
-def _asked(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:
+def _names_from_app(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:
     """What the application answers; the context of a completion has options, but no object of ours."""
     root_params = ctx.find_root().params
     settings = Globals(app=ctx.params.get("told_app") or root_params.get("app"), config=root_params.get("config"))

@@ -101,9 +101,9 @@ def as_entry(delivery: Delivery) -> dict[str, Any]:
 
 def _died_at(headers: Mapping[str, Any]) -> str | None:
     """An ISO 8601 time: our own note, else the broker's x-death entry."""
-    noted = headers.get(f"{OURS}died-at")
-    if noted is not None:
-        return _text(noted)
+    died_at = headers.get(f"{OURS}died-at")
+    if died_at is not None:
+        return _text(died_at)
     times = (death.get("time") for death in _deaths(headers))
     return next((when.isoformat() for when in times if isinstance(when, datetime)), None)
 
@@ -207,8 +207,8 @@ def list_(
 
 def _print_reasons(counts: Counter[tuple[str, str | None, str]], totals: dict[str, int], as_json: bool) -> None:
     rows = [
-        {"queue": name, "task": task, "reason": why, "count": number}
-        for (name, task, why), number in counts.most_common()
+        {"queue": name, "task": task, "reason": reason, "count": number}
+        for (name, task, reason), number in counts.most_common()
     ]
     if as_json:
         print_json({"queues": totals, "reasons": rows})
@@ -244,14 +244,14 @@ def show(settings: Globals, task_id: str, queue: str | None, all_queues: bool, a
     if not deliveries:
         raise click.ClickException(f"no message with the id {task_id!r} in {', '.join(names) or 'any queue'}")
     if as_json:
-        print_json([_whole(delivery) for delivery in deliveries])
+        print_json([_full_entry(delivery) for delivery in deliveries])
         return
     for delivery in deliveries:
         print_json(delivery.properties.headers)
         echo_text(delivery.body.decode(errors="replace"))
 
 
-def _whole(delivery: Delivery) -> dict[str, Any]:
+def _full_entry(delivery: Delivery) -> dict[str, Any]:
     properties = delivery.properties
     return {
         **as_entry(delivery),

@@ -153,7 +153,7 @@ def _view(app: AmqTask, frequency: float) -> None:
     listener.start()
     sys.stdout.write(ENTER)
     try:
-        while not listener.over.wait(frequency):
+        while not listener.ended.wait(frequency):
             _draw(screen)
     finally:
         sys.stdout.write(LEAVE)
@@ -176,7 +176,7 @@ class _Listener(threading.Thread):
     def __init__(self, receiver: EventReceiver) -> None:
         super().__init__(name="amqtask events", daemon=True)
         self._receiver = receiver
-        self.over = threading.Event()
+        self.ended = threading.Event()
         self.error: AmqTaskError | None = None
 
     def run(self) -> None:
@@ -185,4 +185,4 @@ class _Listener(threading.Thread):
         except AmqTaskError as error:
             self.error = error
         finally:
-            self.over.set()
+            self.ended.set()

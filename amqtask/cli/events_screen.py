@@ -32,10 +32,10 @@ class Screen:
 
     def lines(self, width: int, height: int) -> list[str]:
         """At most `height` lines of at most `width` characters."""
-        all_lines = self._state.freeze_while(lambda: list(self._all(height)))
+        all_lines = self._state.freeze_while(lambda: list(self._all_lines(height)))
         return [printable(line)[:width] for line in all_lines[:height]]
 
-    def _all(self, height: int) -> Iterator[str]:
+    def _all_lines(self, height: int) -> Iterator[str]:
         state, now = self._state, self._clock()
         yield (
             f"amqtask events   {self._broker}   {time.strftime('%H:%M:%S', time.localtime(now))}"

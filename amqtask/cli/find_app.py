@@ -71,8 +71,8 @@ def load_app(name: str, source: str = "-A") -> AmqTask:
 def _check_module(name: str, source: str) -> None:
     """Raises: AppNotFound for what is no module's name, or our own."""
     if "/" in name or os.sep in name or name.startswith(".") or (name.endswith(".py") and Path(name).is_file()):
-        meant = ".".join(part for part in Path(name.lstrip(".")).with_suffix("").parts if part.strip("./"))
-        raise AppNotFound(f"{source} says {name!r}, and wants a module, as `import` does: {meant or 'tasks'}")
+        module_name = ".".join(part for part in Path(name.lstrip(".")).with_suffix("").parts if part.strip("./"))
+        raise AppNotFound(f"{source} says {name!r}, and wants a module, as `import` does: {module_name or 'tasks'}")
     if name == __package__.partition(".")[0]:
         raise AppNotFound(f"{source} says {name!r}, which is this package. {_SHADOWED}")
 

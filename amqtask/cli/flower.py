@@ -117,8 +117,8 @@ def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
     kombu: Any = importlib.import_module("kombu")
 
     def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any]:
-        where = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
-        target = app.router.route(name, args or (), kwargs or {}, where)
+        addressed = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
+        target = app.router.route(name, args or (), kwargs or {}, addressed)
         exchange = kombu.Exchange(target.exchange, no_declare=True)
         return {"queue": kombu.Queue(target.routing_key, exchange, target.routing_key, no_declare=True)}
 

@@ -56,7 +56,7 @@ def tasks(settings: Globals, as_json: bool) -> None:
 def bindings(settings: Globals, api: str | None, as_json: bool) -> None:
     """Queues, exchanges and routing keys: of the application's plan, or with --api all that the broker has."""
     app = settings.load()
-    rows = _there(app, api) if api else list(_planned(app))
+    rows = _bound_on_broker(app, api) if api else list(_planned(app))
     if as_json:
         print_json(rows)
         return
@@ -77,7 +77,7 @@ def _planned(app: AmqTask) -> Iterator[dict[str, Any]]:
             yield _row(binding.source.name, to, destination_type, binding.routing_key, dict(binding.arguments))
 
 
-def _there(app: AmqTask, api: str) -> list[dict[str, Any]]:
+def _bound_on_broker(app: AmqTask, api: str) -> list[dict[str, Any]]:
     fields = ("source", "destination", "destination_type", "routing_key", "arguments")
     rows = [_row(*(entry[field] for field in fields)) for entry in open_api(app, api).bindings()]
     return sorted(rows, key=lambda row: (row["destination"], row["source"], row["routing_key"]))

@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         add_task_fields(record)
-        message, exception = _told(record)
+        message, exception = _message_and_traceback(record)
         entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
@@ -49,7 +49,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=repr)
 
 
-def _told(record: logging.LogRecord) -> tuple[str, str | None]:
+def _message_and_traceback(record: logging.LogRecord) -> tuple[str, str | None]:
     """The message, and the traceback that stands below it (of a task that failed in another process)."""
     arguments = record.args
     if not isinstance(arguments, tuple) or not arguments or not isinstance(arguments[-1], Lines):

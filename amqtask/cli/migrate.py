@@ -196,11 +196,11 @@ class _Migration:
             if not self.may_go_on(limit):
                 return
             try:
-                self._one(transfer, None if limit is None else limit - self.moved)
+                self._move(transfer, None if limit is None else limit - self.moved)
             except OperationalError as error:  # the connection to the source broke; what has moved has moved
                 self.failure = error
 
-    def _one(self, transfer: Transfer, limit: int | None) -> None:
+    def _move(self, transfer: Transfer, limit: int | None) -> None:
         before = self.done.setdefault(transfer, Moved())
 
         def on_progress(progress: Moved) -> None:

@@ -61,11 +61,11 @@ def delayed_transfers(
     Over AMQP queues of the priorities that the application's settings and tasks name are looked for; the management
     plugin knows all. `renames` are the queues (old → new) whose messages are meant; None: all.
     """
-    for level, name in _there(app, admin, api):
+    for level, name in _filled_levels(app, admin, api):
         yield name, "the delay levels", _Delayed(app, level, renames, tasks)
 
 
-def _there(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None) -> list[tuple[int, str]]:
+def _filled_levels(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None) -> list[tuple[int, str]]:
     delays = app.delays
     if api is not None:
         names = [str(queue["name"]) for queue in api.queues()]
@@ -111,9 +111,9 @@ class _Delayed:
             return None
         properties = replace(copied_properties(delivery.properties), priority=waiting_priority(delivery.properties))
         message = Message(delivery.body, properties, exchange, key, self._declare(exchange, key))
-        return self._app.delays.delayed(message, self._left(headers))
+        return self._app.delays.delayed(message, self._seconds_left(headers))
 
-    def _left(self, headers: Mapping[str, Any]) -> float:
+    def _seconds_left(self, headers: Mapping[str, Any]) -> float:
         """Until its `eta`, or until it was to leave the broker's queues."""
         eta = headers.get("eta")
         try:
@@ -123,10 +123,10 @@ class _Delayed:
 
     def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
         """What the target needs; of a named exchange the application's queues that hang on it."""
-        of = (exchange, "" if exchange else key)
-        if of not in self._declared:
-            self._declared[of] = self._on(exchange) if exchange else declare_queue(self._app, key)
-        return self._declared[of]
+        address = (exchange, "" if exchange else key)
+        if address not in self._declared:
+            self._declared[address] = self._on(exchange) if exchange else declare_queue(self._app, key)
+        return self._declared[address]
 
     def _on(self, exchange: str) -> tuple[Declaration, ...]:
         bound = [queue for queue in known_queues(self._app) if queue.exchange and queue.exchange.name == exchange]

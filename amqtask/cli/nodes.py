@@ -180,8 +180,8 @@ def _meant(option: NodeOption, names: Sequence[str], shorts: Sequence[str]) -> s
             numbers.update(range(int(first), int(last) + 1))
         else:
             numbers.add(0)
-    wrong = [number for number in numbers if not 1 <= number <= len(names)]
-    if wrong:
+    unknown = [number for number in numbers if not 1 <= number <= len(names)]
+    if unknown:
         raise click.UsageError(
             f"{option.spelling}:{option.nodes} is for a node that there is not; there are {', '.join(shorts)}"
         )

@@ -113,7 +113,7 @@ def ask(
 
     def say(reply: Mapping[str, Any]) -> None:
         ((node, answer),) = reply.items()
-        click.echo(_told(node, answer, with_replies=with_replies))
+        click.echo(_answer_lines(node, answer, with_replies=with_replies))
 
     replies = collect(settings, info, arguments, remote, None if remote.as_json else say)
     if remote.as_json:
@@ -173,7 +173,7 @@ def print_count(count: int) -> None:
     echo(f"{count} node{'' if count == 1 else 's'} online.")
 
 
-def _told(node: str, answer: Any, *, with_replies: bool) -> str:
+def _answer_lines(node: str, answer: Any, *, with_replies: bool) -> str:
     status = (
         click.style("ERROR", fg="red", bold=True) if _is_error(answer) else click.style("OK", fg="green", bold=True)
     )

@@ -273,7 +273,7 @@ class _Watch:
         if begun and begun[-1]() is session:
             return
         session.info[_OWNER] = self._outbox
-        _begun.set((*_others(session), weakref.ref(session)))
+        _begun.set((*_other_sessions(session), weakref.ref(session)))
 
     def _committed(self, session: Session) -> None:
         transaction = session.get_transaction()
@@ -295,10 +295,10 @@ class _Watch:
                 "not sent: %d of the calls that were made, as their session was closed without commit()",
                 count,
             )
-        _begun.set(_others(session))
+        _begun.set(_other_sessions(session))
 
 
-def _others(session: Session) -> tuple[weakref.ref[Session], ...]:
+def _other_sessions(session: Session) -> tuple[weakref.ref[Session], ...]:
     """The other sessions that are in a transaction here."""
     pairs = ((reference, reference()) for reference in _begun.get())
     return tuple(

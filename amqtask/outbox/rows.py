@@ -123,9 +123,9 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Mapping):
-        strange = [name for name in value if not isinstance(name, str)]
-        if strange:
-            raise EncodeError(f"header names are text, not {strange[0]!r}")
+        bad_names = [name for name in value if not isinstance(name, str)]
+        if bad_names:
+            raise EncodeError(f"header names are text, not {bad_names[0]!r}")
         table = {name: _plain(item) for name, item in value.items()}
         return {"$table": table} if any(name.startswith("$") for name in table) else table
     if isinstance(value, (list, tuple)):

@@ -192,7 +192,7 @@ class Settings(MutableMapping[str, Any]):
         self._load()
         named: dict[str, Any] = {}
         for name, value in (pair for mapping in mappings for pair in dict(mapping).items()):
-            if name.isupper() and self.wanted(name, None) is None:
+            if name.isupper() and self.setting_meant_by(name, None) is None:
                 self._foreign.keep(name, value)
             else:
                 named[name] = value
@@ -253,7 +253,7 @@ class Settings(MutableMapping[str, Any]):
         self._foreign.add_source(source, namespace)
         foreign = {}
         for name in _names(source):
-            setting_name = self.wanted(name, namespace)
+            setting_name = self.setting_meant_by(name, namespace)
             if setting_name is not None:
                 # Only now: Django's settings refuse to give some that are not set (SECRET_KEY).
                 value = source[name] if isinstance(source, Mapping) else getattr(source, name)
@@ -264,7 +264,7 @@ class Settings(MutableMapping[str, Any]):
         self._set_foreign(foreign)
         self._changed()
 
-    def wanted(self, name: str, namespace: str | None) -> str | None:
+    def setting_meant_by(self, name: str, namespace: str | None) -> str | None:
         """The setting that a configuration's entry is meant to be; None for entries that mean nobody here."""
         if namespace:
             prefix = f"{namespace.rstrip('_')}_"

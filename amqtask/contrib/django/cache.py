@@ -53,40 +53,40 @@ class CacheBackend(PollingBackend):
         """Set it; of several SUCCESS the first stays. Raises: EncodeError, BackendUnreachable."""
         self._codec.result(result)  # refuses what could not be read elsewhere; the cache would pickle anything
         key, meta = self._key(RESULT, result.task_id), result.as_meta()
-        if result.status == states.SUCCESS and not self._asked("add", key + SUCCESS, meta, self._expires):
+        if result.status == states.SUCCESS and not self._call_cache("add", key + SUCCESS, meta, self._expires):
             return
-        self._asked("set", key, meta, self._expires)
+        self._call_cache("set", key, meta, self._expires)
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
         """One question for all. Raises: BackendUnreachable."""
         keys = [self._key(RESULT, task_id) for task_id in task_ids]
-        by_key = self._asked("get_many", [*keys, *(key + SUCCESS for key in keys)])
+        by_key = self._call_cache("get_many", [*keys, *(key + SUCCESS for key in keys)])
         metas = (by_key.get(key + SUCCESS) or by_key.get(key) for key in keys)
         return [_result(meta) for meta in metas if meta is not None]
 
     def forget(self, task_id: str) -> None:
         """Delete it. Raises: BackendUnreachable."""
         key = self._key(RESULT, task_id)
-        self._asked("delete_many", [key, key + SUCCESS])
+        self._call_cache("delete_many", [key, key + SUCCESS])
 
     def save_group(self, group_id: str, members: Any) -> None:
         """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
         self._codec.value(members, f"group {group_id}")
-        self._asked("set", self._key(GROUP, group_id), {"result": members}, self._expires)
+        self._call_cache("set", self._key(GROUP, group_id), {"result": members}, self._expires)
 
     def restore_group(self, group_id: str) -> Any:
         """What `save_group` kept; None when there is nothing. Raises: BackendUnreachable."""
-        group = self._asked("get", self._key(GROUP, group_id))
+        group = self._call_cache("get", self._key(GROUP, group_id))
         return None if group is None else group["result"]
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""
-        self._asked("delete", self._key(GROUP, group_id))
+        self._call_cache("delete", self._key(GROUP, group_id))
 
     def _key(self, key_type: str, name: str) -> str:
         return f"{self._prefix}{key_type}{name}"
 
-    def _asked(self, method: str, *arguments: Any) -> Any:
+    def _call_cache(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(caches[self._alias], method)(*arguments)
         except Exception as error:  # each kind of cache has errors of its own

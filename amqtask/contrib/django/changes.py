@@ -16,7 +16,7 @@ def follow(conf: Settings, namespace: str | None) -> None:
 
     def changed(*, setting: str, value: Any, **_: Any) -> None:
         settings = reference()
-        name = None if settings is None else settings.wanted(setting, namespace)
+        name = None if settings is None else settings.setting_meant_by(setting, namespace)
         if settings is None or name is None:
             return
         if value is None:  # it was none of Django's settings before

@@ -64,8 +64,8 @@ class DatabaseScheduler:
         # First, so that what changes while they are read is seen as a change.
         self._last_change = self._models.PeriodicTasks.last_change()
         self._read_at = time.monotonic()
-        read = (self._entry(row) for row in self._models.PeriodicTask.objects.enabled())
-        entries = [entry for entry in read if entry is not None]
+        rows = (self._entry(row) for row in self._models.PeriodicTask.objects.enabled())
+        entries = [entry for entry in rows if entry is not None]
         if self._read_only:
             # As they will be once beat has written them down.
             names = set(self._models.PeriodicTask.objects.values_list("name", flat=True))

@@ -153,7 +153,7 @@ class PoolSuite:
             assert bench.value(bench.submit(task)) == "not set"
 
     def test_a_process_that_a_task_forks_does_not_go_on_as_a_slot(self, bench: Bench) -> None:
-        numbers = [bench.submit("fork_and_return", way) for way in ("return", "raise", "exit")]
+        numbers = [bench.submit("fork_and_return", ending) for ending in ("return", "raise", "exit")]
 
         assert [bench.value(number) for number in numbers] == [0, 1, 3]
         assert bench.value(bench.submit("add", 1, 1)) == 2
@@ -220,14 +220,14 @@ class PoolSuite:
 
     def test_a_task_does_not_wait_behind_a_long_one_while_a_slot_is_free(self, bench: Bench, tmp_path: Path) -> None:
         needs_two_slots(bench)
-        long = bench.submit("wait_for", str(tmp_path), "long", "go")
+        long_task = bench.submit("wait_for", str(tmp_path), "long", "go")
         short = [bench.submit("add", n, 1) for n in range(30)]
         for number in short:
             bench.outcome(number)
         (tmp_path / "go").touch()
 
-        assert bench.value(long) == "long"
-        assert bench.order[-1] == long
+        assert bench.value(long_task) == "long"
+        assert bench.order[-1] == long_task
 
     def test_each_task_sees_its_own_request(self, bench: Bench, tmp_path: Path) -> None:
         numbers = [bench.submit("who_am_i", str(tmp_path), f"t{n}", "go") for n in range(bench.pool.slots)]
@@ -309,21 +309,21 @@ class PoolSuite:
         self, bench: Bench, tmp_path: Path, task: str
     ) -> None:
         number = bench.submit(task, str(tmp_path), "a", "go")
-        can: list[bool] = []
+        answers: list[bool] = []
 
         def terminate() -> None:
             if (tmp_path / "a.started").exists():
-                can.append(bench.pool.terminate(number, "by the test"))
+                answers.append(bench.pool.terminate(number, "by the test"))
             else:
                 bench.loop.call_later(0.01, terminate)
 
         terminate()
-        bench.until(lambda: can)
-        if not can[0]:
+        bench.until(lambda: answers)
+        if not answers[0]:
             (tmp_path / "go").touch()
         outcome = bench.outcome(number)
 
-        assert outcome.state == (states.REVOKED if can[0] else states.SUCCESS)
+        assert outcome.state == (states.REVOKED if answers[0] else states.SUCCESS)
         assert bench.value(bench.submit("add", 1, 1)) == 2
 
     def test_terminate_knows_nothing_of_what_does_not_run(self, bench: Bench) -> None:
