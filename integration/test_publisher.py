@@ -356,6 +356,19 @@ def test_a_message_whose_confirm_was_lost_is_published_again_under_the_same_id(
     assert {found[0].message_id for found in taken if found is not None and found[1] == b"the-marker"} == {"same"}
 
 
+def test_a_batch_gets_through_connections_that_live_for_less_than_it_takes(
+    rabbit: Broker, queue: str, link: Forwarder, make: MakePublisher
+) -> None:
+    bodies = [b"%04d" % number + b"x" * 1000 for number in range(500)]
+    publisher = make(link.url)
+    link.fray(1)
+
+    errors = publisher.publish_many([to(queue, body) for body in bodies], timeout=60.0)
+
+    assert errors == [None] * 500
+    assert set(everything_in(rabbit, queue)) == set(bodies)
+
+
 def test_a_batch_survives_a_cut_in_its_middle(rabbit: Broker, queue: str, link: Forwarder, make: MakePublisher) -> None:
     bodies = [f"body-{number:05}".encode() for number in range(5000)]
     publisher = make(link.url)

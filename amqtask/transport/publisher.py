@@ -73,6 +73,9 @@ class _Work:
         self.pause = 0.0
         self._refusals = 0
         self.is_one_by_one = False
+        # How many messages to publish before all of them are answered: fewer after each connection that was lost on the way, so
+        # that a burst gets through connections that do not live long enough for all of it.
+        self.window = max(1, len(messages))
         self.is_written = False
         self.losses = 0
         # How often in a row the broker has closed the connection because of a frame.
@@ -300,9 +303,10 @@ class PikaPublisher:
 
     def _publish_over(self, link: PublishingLink, work: _Work, is_new: bool) -> None:
         """Raises: LinkLost, PublishError."""
-        todo = work.unanswered[:1] if work.is_one_by_one else work.unanswered
+        todo = work.unanswered[: 1 if work.is_one_by_one else work.window]
         try:
             self._publish_these(link, work, todo, is_new)
+            work.window *= 2
         except LinkLost as lost:
             if not isinstance(lost.cause, ChannelClosedByBroker):
                 raise
@@ -408,6 +412,7 @@ class PikaPublisher:
     def _lost(self, lost: LinkLost, work: _Work) -> None:
         """A connection was lost: fail when there is no time for another attempt, or pause before it."""
         work.losses += 1
+        work.window = max(1, min(work.window, len(work.unanswered)) // 2)
         seconds_left = work.deadline - time.monotonic()
         if isinstance(lost.cause, ConnectionClosedByBroker) and lost.cause.reply_code != CONNECTION_FORCED:
             # The broker may have closed the connection because of one of these messages: find it.
