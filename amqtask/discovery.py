@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.imports import load
+from amqtask.ground.plugins import plugins
 from amqtask.printable import bounded_logger
 
 logger = bounded_logger("amqtask.worker")
@@ -28,44 +29,38 @@ def uses_django() -> bool:
 def prepare_django() -> None:
     """Load Django's applications if this is a Django project."""
     if uses_django():
-        _load_applications()
+        plugins().load_django()
     elif os.environ.get(VARIABLE):
         logger.warning("%s is %r, and Django is not installed here", VARIABLE, os.environ[VARIABLE])
 
 
-def _load_applications() -> None:
-    registry = importlib.import_module("django.apps").apps
-    if not registry.ready:
-        importlib.import_module("django").setup()
-
-
 def django_time_zone() -> str | None:
     """TIME_ZONE of a Django project's settings, else None."""
-    return str(importlib.import_module("django.conf").settings.TIME_ZONE) if uses_django() else None
+    return plugins().django_time_zone() if uses_django() else None
 
 
 def django_apps() -> list[str]:
     """Django's applications, when this is a Django project."""
     if not uses_django() and "django.apps" not in sys.modules:
         return []
-    _load_applications()
+    plugins().load_django()
     return [config.name for config in sys.modules["django.apps"].apps.get_app_configs()]
 
 
 def import_related(package: str, related_name: str) -> None:
     """Import `<package>.<related_name>` if there is such a module; errors inside it are shown as they are."""
     if not related_name:
-        importlib.import_module(package)
+        load(package)
         return
     try:
-        importlib.import_module(package)
+        load(package)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
         raise ConfigurationError(f"autodiscover_tasks names {package!r}, and there is no such package") from error
     full = f"{package}.{related_name}"
     if importlib.util.find_spec(full) is not None:
-        importlib.import_module(full)
+        load(full)
 
 
 def name_of_main() -> str:

@@ -42,6 +42,12 @@ def run_command_line(app: Any, argv: Sequence[str]) -> int:
     return run(argv, app)
 
 
+def load_app(name: str, source: str) -> Any:
+    from amqtask.cli import find_app
+
+    return find_app.load_app(name, source)
+
+
 def pool(name: str) -> Any:
     match name:
         case "solo":
@@ -69,6 +75,18 @@ def pool(name: str) -> Any:
 
             return AsyncioPool
     return None
+
+
+def load_django() -> None:
+    from amqtask.contrib.django.loaded import load_applications
+
+    load_applications()
+
+
+def django_time_zone() -> str:
+    from amqtask.contrib.django.loaded import time_zone
+
+    return time_zone()
 
 
 def django_backend(scheme: str) -> Any:

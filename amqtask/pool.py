@@ -10,13 +10,13 @@ Nothing here may create a lock, thread or socket at import: this module is impor
 from __future__ import annotations
 
 import difflib
-import importlib
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from amqtask.exceptions import PoolNotFound
+from amqtask.ground.imports import load_path
+from amqtask.ground.plugins import plugins
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -147,24 +147,14 @@ def restarter_of(pool: Pool) -> Callable[[], None] | None:
 
 
 GROUP = "amqtask.pools"
-# Ours by name, so that a worker does not pay for importlib.metadata (20 ms); the entry points say the same.
-OURS = {
-    "solo": "amqtask_pools.solo:SoloPool",
-    "prefork": "amqtask_pools.prefork:PreforkPool",
-    "processes": "amqtask_pools.prefork:PreforkPool",
-    "threads": "amqtask_pools.threads:ThreadsPool",
-    "eventlet": "amqtask_pools.eventlet:EventletPool",
-    "gevent": "amqtask_pools.gevent:GeventPool",
-    "asyncio": "amqtask_pools.asyncio:AsyncioPool",
-}
+# Ours, which are found without importlib.metadata, for which a worker would pay 20 ms; the entry points say the same.
+OURS = ("solo", "prefork", "processes", "threads", "eventlet", "gevent", "asyncio")
 
 
 def find_pool(name: str) -> type[Pool]:
     """The pool class of that name, by entry point. Raises: PoolNotFound (unknown, or its library is not installed)."""
-    path = OURS.get(name) or _plugin(name)
-    module, _, attributes = path.partition(":")
     try:
-        pool_class: type[Pool] = operator.attrgetter(attributes)(importlib.import_module(module))
+        pool_class: type[Pool] = plugins().pool(name) or _other_pool(name)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if error.name == "amqtask_pools":
@@ -178,13 +168,14 @@ def find_pool(name: str) -> type[Pool]:
     return pool_class
 
 
-def _plugin(name: str) -> str:
+def _other_pool(name: str) -> Any:
     # Not imported above: it brings threading and socket too, which green pools patch first.
-    metadata: Any = importlib.import_module("importlib.metadata")
-    paths = {point.name: str(point.value) for point in metadata.entry_points(group=GROUP)}
+    from importlib.metadata import entry_points
+
+    paths = {point.name: point.value for point in entry_points(group=GROUP)}
     if name not in paths:
         raise PoolNotFound(_unknown(name, sorted({*OURS, *paths})))
-    return paths[name]
+    return load_path(paths[name])
 
 
 def _unknown(name: str, names: list[str]) -> str:

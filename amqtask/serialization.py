@@ -160,7 +160,7 @@ def _load_json(body: bytes, encoding: str) -> Any:
 
 
 def _dump_yaml(value: Any) -> bytes:
-    import yaml  # noqa: PLC0415 - optional library
+    import yaml
 
     class Dumper(yaml.SafeDumper):
         """Signatures are dictionaries, and are written as such; results say by themselves what they are as data."""
@@ -172,20 +172,20 @@ def _dump_yaml(value: Any) -> bytes:
 
 
 def _load_yaml(body: bytes, encoding: str) -> Any:
-    import yaml  # noqa: PLC0415 - optional library
+    import yaml
 
     return yaml.safe_load(body.decode(encoding))
 
 
 def _dump_msgpack(value: Any) -> bytes:
-    import msgpack  # noqa: PLC0415 - optional library
+    import msgpack
 
     packed: bytes = msgpack.packb(value, use_bin_type=True, default=_own_form)
     return packed
 
 
 def _load_msgpack(body: bytes, encoding: str) -> Any:
-    import msgpack  # noqa: PLC0415 - optional library
+    import msgpack
 
     return msgpack.unpackb(body, raw=False, strict_map_key=False)
 
@@ -287,7 +287,7 @@ def _missing(serializer: str) -> ConfigurationError:
 
 
 def _zstd_compress(body: bytes) -> bytes:
-    import zstandard  # noqa: PLC0415 - optional library
+    import zstandard
 
     return zstandard.ZstdCompressor().compress(body)
 
@@ -316,7 +316,7 @@ class _Unpacked:
 
 
 def _zstd_decompress(body: bytes, output: _Unpacked) -> None:
-    import zstandard  # noqa: PLC0415 - optional library
+    import zstandard
 
     # A stream may come without its size, which only this interface reads; a torn end looks like a pause to it.
     stream = zstandard.ZstdDecompressor(max_window_size=_MOST_MEMORY).decompressobj()

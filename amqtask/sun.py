@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -60,6 +59,7 @@ def event_after(name: str, lat: float, lon: float, start: datetime) -> datetime 
 def load_ephem() -> Any:
     """The library. Raises: ConfigurationError when it is not installed."""
     try:
-        return importlib.import_module("ephem")
+        import ephem
     except ImportError as error:
         raise ConfigurationError("solar schedules need ephem: pip install amqtask[solar]") from error
+    return ephem

@@ -6,7 +6,6 @@ locked. An UPDATE leaves out rows with SUCCESS; who finds no row to update inser
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
@@ -22,6 +21,7 @@ from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
+from amqtask.ground.imports import load
 from amqtask.protocol.result import ResultMessage
 from amqtask.wording import clause
 
@@ -338,7 +338,7 @@ def _is_installed(url: sa.URL) -> bool:
 def _named(path: str) -> Any:
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(load(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"database_engine_callback {path!r} cannot be imported: {error}") from error
 

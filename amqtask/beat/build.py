@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
 from collections.abc import Callable
@@ -137,10 +136,11 @@ def _transport(
 ) -> tuple[Callable[[ConsumerListener], Consumer], LoopPublisher]:
     if app.memory_broker is not None:
         broker = app.memory_broker
-        consumers = importlib.import_module("amqtask.transport.memory.consumer")
-        publishers = importlib.import_module("amqtask.transport.memory.publisher")
-        memory_publisher: LoopPublisher = publishers.MemoryLoopPublisher(broker, loop, on_warning=logger.warning)
-        return lambda listener: consumers.MemoryConsumer(broker, loop, listener), memory_publisher
+        from amqtask.transport.memory.consumer import MemoryConsumer
+        from amqtask.transport.memory.publisher import MemoryLoopPublisher
+
+        memory_publisher = MemoryLoopPublisher(broker, loop, on_warning=logger.warning)
+        return lambda listener: MemoryConsumer(broker, loop, listener), memory_publisher
     timeout = app.conf.broker_connection_timeout
     shared = SharedConnection(app.write_addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=client_name)
 

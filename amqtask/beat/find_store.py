@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.imports import load
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -74,4 +74,4 @@ def _by_path(path: str) -> Any:
     module, separator, name = path.partition(":")
     if not separator:
         module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return getattr(load(module), name)

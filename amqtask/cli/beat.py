@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from amqtask.beat.contract import StoreOptions
 from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.options import BeatOptions
 from amqtask.cli import daemon
+from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.log_options import LEVELS, is_in_json, set_up
 from amqtask.cli.logs import check_logfile
-from amqtask.cli.main import Globals, ParamType
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.own_options import Extensible, own_options
@@ -117,7 +116,11 @@ def command(settings: Globals, /, **params: Any) -> int:
         logger.info("beat: starting", extra=about)
     elif not settings.quiet:
         echo_text(_banner(_about(app, options)))
-    relaying = importlib.import_module("amqtask.assembly").build_relaying(app) if params["relay"] else None
+    relaying = None
+    if params["relay"]:
+        from amqtask.assembly import build_relaying
+
+        relaying = build_relaying(app)
     with prints:
         if relaying is None:
             return process.run()

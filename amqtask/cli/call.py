@@ -11,7 +11,7 @@ import click
 
 from amqtask.cli import complete
 from amqtask.cli.broker import refuse_memory
-from amqtask.cli.main import Globals, ParamType
+from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.output import echo, json_option, print_json
 
 if TYPE_CHECKING:

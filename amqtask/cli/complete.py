@@ -6,15 +6,14 @@ A failure offers nothing: while a line is being typed there is nowhere to report
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -22,8 +21,9 @@ if TYPE_CHECKING:
 
 def pools(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The registered pools."""
-    metadata: Any = importlib.import_module("importlib.metadata")
-    return _fitting((point.name for point in metadata.entry_points(group="amqtask.pools")), incomplete)
+    from importlib.metadata import entry_points
+
+    return _fitting((point.name for point in entry_points(group="amqtask.pools")), incomplete)
 
 
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -39,11 +39,15 @@ def tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
 
 
 def _queue_names(app: AmqTask) -> Iterable[str]:
-    return [queue.name for queue in importlib.import_module("amqtask.cli.inventory").known_queues(app)]
+    from amqtask.cli.inventory import known_queues
+
+    return [queue.name for queue in known_queues(app)]
 
 
 def _task_names(app: AmqTask) -> Iterable[str]:
-    return [name for name, _ in importlib.import_module("amqtask.cli.inventory").task_routes(app)]
+    from amqtask.cli.inventory import task_routes
+
+    return [route.task for route in task_routes(app)]
 
 
 def _names_from_app(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from amqtask.cli.main import COMPLETE_VARIABLE, PROGRAM, cli
+from amqtask.cli.globals import COMPLETE_VARIABLE, PROGRAM
 
 HOWTO = {
     "bash": 'eval "$(amqtask completion bash)" in ~/.bashrc',
@@ -16,9 +16,10 @@ HOWTO = {
 
 @click.command("completion", epilog="\b\n" + "\n".join(f"  {line}" for line in HOWTO.values()))
 @click.argument("shell", type=click.Choice(list(HOWTO)))
-def command(shell: str) -> None:
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script of a shell."""
     completion_class = get_completion_class(shell)
     if completion_class is None:
         raise click.ClickException(f"the installed click has no completion for {shell}")
-    click.echo(completion_class(cli, {}, PROGRAM, COMPLETE_VARIABLE).source())
+    click.echo(completion_class(ctx.find_root().command, {}, PROGRAM, COMPLETE_VARIABLE).source())

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo
 from amqtask.cli.remote import (
     Remote,

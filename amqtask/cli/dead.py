@@ -12,8 +12,8 @@ import click
 
 from amqtask.cli import complete
 from amqtask.cli.broker import open_admin
+from amqtask.cli.globals import Globals
 from amqtask.cli.inventory import known_queues
-from amqtask.cli.main import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import QueueNotFound
 from amqtask.message import Delivery, Message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import signal
 import sys
@@ -14,9 +13,10 @@ import click
 
 from amqtask.cli import daemon
 from amqtask.cli.events_screen import Screen
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.exceptions import AmqTaskError
+from amqtask.ground.imports import load
 from amqtask.printable import printable
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _find_camera(path: str) -> type[Polaroid]:
     try:
         if not separator:
             raise AttributeError(f"no module in {path!r}")
-        camera_class: type[Polaroid] = getattr(importlib.import_module(module), name)
+        camera_class: type[Polaroid] = getattr(load(module), name)
     except (ImportError, AttributeError) as error:
         raise click.ClickException(f"there is no camera {path}: {error}") from error
     return camera_class

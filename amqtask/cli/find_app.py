@@ -14,6 +14,7 @@ from typing import Any
 from amqtask.app import AmqTask
 from amqtask.discovery import app_of_flask
 from amqtask.exceptions import AppNotFound
+from amqtask.ground.imports import load
 from amqtask.wording import described
 
 USUAL_ATTRIBUTES = ("app", "amqtask_app", "celery", "celery_app", "application")
@@ -43,7 +44,7 @@ def load_app(name: str, source: str = "-A") -> AmqTask:
     module_name, _, attribute = name.partition(":")
     _check_module(module_name, source)
     try:
-        module = importlib.import_module(module_name)
+        module = load(module_name)
     except ModuleNotFoundError as error:
         # Only the named module itself may be missing; a missing import inside it is shown as what it is.
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
@@ -119,7 +120,7 @@ def _app_in_package(package: ModuleType) -> AmqTask | None:
     for name in USUAL_SUBMODULES:
         full = f"{package.__name__}.{name}"
         if importlib.util.find_spec(full) is not None:
-            app = _app_in(importlib.import_module(full))
+            app = _app_in(load(full))
             if app is not None:
                 return app
     return None
@@ -130,7 +131,7 @@ def _configured(folder: Path) -> str | None:
     if not file.is_file():
         return None
     # Not imported above: most workers are told their app, and it costs as much as a small module of ours.
-    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    tomllib = load("tomllib" if sys.version_info >= (3, 11) else "tomli")
     with file.open("rb") as stream:
         table = tomllib.load(stream)
     name = table.get("tool", {}).get("amqtask", {}).get("app")
@@ -147,7 +148,7 @@ def _search(folder: Path) -> AmqTask:
     failures: list[str] = [_SHADOWED] if (folder / "amqtask.py").is_file() else []
     for name in candidates:
         try:
-            app = _app_in(importlib.import_module(name))
+            app = _app_in(load(name))
         except Exception as error:  # noqa: BLE001 - the user's module; the reason is shown below
             reason = traceback.format_exception_only(type(error), error)[-1].strip()
             failures.append(f"{name} could not be imported: {reason}")

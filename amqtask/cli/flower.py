@@ -6,7 +6,6 @@ exchanges, and the tasks that its buttons may be pressed for. Such an applicatio
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import ssl
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -75,7 +74,8 @@ def broker_of(arguments: tuple[str, ...], broker: str | None) -> tuple[str | Non
 
 def celery_app(app: AmqTask) -> Any:
     """A Celery application that knows our broker, exchanges, routes and the names of our tasks."""
-    celery: Any = importlib.import_module("celery")
+    import celery
+
     app.import_modules()
     app.finalize()
     application = celery.Celery(app.main or "amqtask")
@@ -114,7 +114,7 @@ def _ssl(tls: TlsOptions) -> dict[str, Any]:
 
 def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
     """Calls from Flower go where ours would go. Celery must not declare those queues: it would do it otherwise."""
-    kombu: Any = importlib.import_module("kombu")
+    import kombu
 
     def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any]:
         addressed = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}

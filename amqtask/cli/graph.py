@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from amqtask.cli.broker import refuse_memory
-from amqtask.cli.inventory import queues_option
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo
-from amqtask.cli.params import CommaList
+from amqtask.cli.params import CommaList, queues_option
 from amqtask.cli.remote import Unavailable
 from amqtask.cli.topology import planned
 from amqtask.entities import Binding, Declaration, Exchange, Queue

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import click
-
-from amqtask.cli import complete
 from amqtask.cli.output import echo
-from amqtask.cli.params import CommaList
 from amqtask.exceptions import ConfigurationError
 from amqtask.topology.plan import all_bindings
 
@@ -16,16 +12,6 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.entities import Queue
     from amqtask.topology.routes import Route
-
-# Tasks that come with every application.
-queues_option = click.option(
-    "-Q",
-    "--queues",
-    type=CommaList(),
-    default=(),
-    shell_complete=complete.queues,
-    help="Only these queues [all that the application knows].",
-)
 
 
 class TaskRoute(NamedTuple):

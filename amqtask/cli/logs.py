@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -121,9 +120,9 @@ def setup_logging(
 def _handler(file: str | None) -> logging.Handler:
     if file is None:
         return logging.StreamHandler(sys.stderr)
-    handlers: Any = importlib.import_module("logging.handlers")
+    from logging.handlers import WatchedFileHandler
 
-    class RotatedFileHandler(handlers.WatchedFileHandler):  # type: ignore[misc]
+    class RotatedFileHandler(WatchedFileHandler):
         """Opens the file again when logrotate has moved it. While it cannot be opened lines go to standard error: a log that
         is gone must not end the worker."""
 

@@ -3,91 +3,49 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
+from amqtask.cli.globals import PROGRAM, Globals
 from amqtask.cli.output import echo, echo_text
 from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
+from amqtask.ground.imports import load
 from amqtask.ground.version import VERSION
 from amqtask.printable import printable_lines
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType  # generic only in newer versions of click
-
-PROGRAM = "amqtask"
-COMPLETE_VARIABLE = "_AMQTASK_COMPLETE"
-# name → (module, help); the module has a click command `command`.
+# name → help; the module of that name beside this one has a click command `command`.
 COMMANDS = {
-    "beat": ("amqtask.cli.beat", "Send periodic tasks when they are due."),
-    "call": ("amqtask.cli.call", "Publish a task by its name."),
-    "completion": ("amqtask.cli.completion", "Print a shell's completion script."),
-    "control": (
-        "amqtask.cli.control",
-        "Change running workers (rate limits, pool size, queues, shutdown …).",
-    ),
-    "dead": ("amqtask.cli.dead", "List, show, retry or purge dead-lettered messages."),
-    "events": ("amqtask.cli.events", "Show workers and tasks as they work, print events, take snapshots."),
-    "flower": ("amqtask.cli.flower", "Start Flower, the web monitor, where it is installed."),
-    "graph": ("amqtask.cli.graph", "Draw the topology, or who consumes what, as DOT."),
-    "inspect": ("amqtask.cli.inspect", "Ask running workers what they do."),
-    "list": ("amqtask.cli.list", "List tasks, or bindings."),
-    "migrate": ("amqtask.cli.migrate", "Move messages between brokers or queues."),
-    "multi": ("amqtask.cli.multi", "Start and stop several workers on this host."),
-    "purge": ("amqtask.cli.purge", "Delete all messages that wait in queues."),
-    "queues": ("amqtask.cli.queues", "Depth, consumers, rates and age of queues."),
-    "relay": ("amqtask.cli.relay", "Publish the calls that committed transactions left in the outbox."),
-    "report": ("amqtask.cli.report", "Versions and settings for a bug report."),
-    "result": ("amqtask.cli.result", "Print the result of a task."),
-    "shell": ("amqtask.cli.shell", "Python with the application and its tasks."),
-    "status": ("amqtask.cli.status", "List the workers that answer."),
-    "topology": ("amqtask.cli.topology", "Show, declare or check exchanges, queues and bindings."),
-    "worker": ("amqtask.cli.worker", "Start a worker."),
+    "beat": "Send periodic tasks when they are due.",
+    "call": "Publish a task by its name.",
+    "completion": "Print a shell's completion script.",
+    "control": "Change running workers (rate limits, pool size, queues, shutdown …).",
+    "dead": "List, show, retry or purge dead-lettered messages.",
+    "events": "Show workers and tasks as they work, print events, take snapshots.",
+    "flower": "Start Flower, the web monitor, where it is installed.",
+    "graph": "Draw the topology, or who consumes what, as DOT.",
+    "inspect": "Ask running workers what they do.",
+    "list": "List tasks, or bindings.",
+    "migrate": "Move messages between brokers or queues.",
+    "multi": "Start and stop several workers on this host.",
+    "purge": "Delete all messages that wait in queues.",
+    "queues": "Depth, consumers, rates and age of queues.",
+    "relay": "Publish the calls that committed transactions left in the outbox.",
+    "report": "Versions and settings for a bug report.",
+    "result": "Print the result of a task.",
+    "shell": "Python with the application and its tasks.",
+    "status": "List the workers that answer.",
+    "topology": "Show, declare or check exchanges, queues and bindings.",
+    "worker": "Start a worker.",
 }
-
-
-@dataclass
-class Globals:
-    """The options before the sub-command, and the app they lead to."""
-
-    app: str | None = None
-    broker: str | None = None
-    result_backend: str | None = None
-    config: str | None = None
-    color: bool = True
-    quiet: bool = False
-    _loaded: Any = field(default=None, repr=False)
-    _is_told: bool = False
-
-    def load(self, app_path: str | None = None) -> AmqTask:
-        """The application, with the command line's broker, backend and configuration put into its settings."""
-        if not self._is_told:
-            app: AmqTask = self._loaded or importlib.import_module("amqtask.cli.find_app").find_app(
-                app_path or self.app
-            )
-            if self.config:
-                app.config_from_object(self.config)
-            if self.broker:
-                app.conf.broker_url = self.broker
-                os.environ.pop("CELERY_BROKER_URL", None)  # it would win over the settings
-            if self.result_backend:
-                app.conf.result_backend = self.result_backend
-                os.environ.pop("CELERY_RESULT_BACKEND", None)
-            app.set_current()  # whatever else its modules made: shared tasks and `current_app` are this one's
-            self._loaded, self._is_told = app, True
-        loaded: AmqTask = self._loaded
-        return loaded
 
 
 class LazyGroup(click.Group):
@@ -97,10 +55,9 @@ class LazyGroup(click.Group):
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(entry[0]).command
+        command: click.Command = load(f"{__package__}.{cmd_name}").command
         return command
 
     def resolve_command(
@@ -115,14 +72,12 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands, without importing them all; else options."""
-        commands = [
-            CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)
-        ]
+        commands = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+            formatter.write_dl(sorted(COMMANDS.items()))
 
 
 @click.group(

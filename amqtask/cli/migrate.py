@@ -14,8 +14,8 @@ import click
 from amqtask.app import AmqTask
 from amqtask.cli import complete
 from amqtask.cli.broker import api_option, refuse_memory
+from amqtask.cli.globals import Globals
 from amqtask.cli.inventory import known_queues
-from amqtask.cli.main import Globals
 from amqtask.cli.moving import as_sent, declare_queue, delayed_transfers, is_wanted
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList

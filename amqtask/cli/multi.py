@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from amqtask.cli import daemon
-from amqtask.cli.main import Globals, cli
+from amqtask.cli.globals import Globals
 from amqtask.cli.nodename import expand
 from amqtask.cli.nodes import Node, OptionNames, ParsedArguments, nodes, options_of, read
 from amqtask.cli.output import echo, echo_text, print_json
@@ -112,7 +112,7 @@ def _signal(arguments: list[str]) -> tuple[signal.Signals, list[str]]:
 def _nodes(ctx: click.Context, arguments: Sequence[str]) -> list[Node]:
     worker_options = options_of(worker_command)
     # -A stands at both places; before `worker` is where every command has it.
-    top = options_of(cli)
+    top = options_of(ctx.find_root().command)
     parsed = read(arguments, _both(worker_options, top))
     return nodes(parsed, worker_options, top, above=_above(ctx, parsed))
 

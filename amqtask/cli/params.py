@@ -1,4 +1,4 @@
-"""Types of options that several commands have."""
+"""Options that several commands have, and types of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from amqtask.cli.main import ParamType
+from amqtask.cli import complete
+from amqtask.cli.globals import ParamType
 
 
 class CommaList(ParamType):
@@ -18,3 +19,13 @@ class CommaList(ParamType):
         if isinstance(value, tuple):
             return value
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+queues_option = click.option(
+    "-Q",
+    "--queues",
+    type=CommaList(),
+    default=(),
+    shell_complete=complete.queues,
+    help="Only these queues [all that the application knows].",
+)

@@ -6,7 +6,7 @@ import click
 
 from amqtask.cli import complete
 from amqtask.cli.broker import open_admin, refuse_memory
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import QueueNotFound

@@ -12,9 +12,9 @@ import click
 
 from amqtask.assembly import build_relay
 from amqtask.cli import daemon
+from amqtask.cli.globals import Globals
 from amqtask.cli.log_options import LEVELS, set_up
 from amqtask.cli.logs import check_logfile
-from amqtask.cli.main import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.outbox.contract import Failing, Waiting
 from amqtask.outbox.relay import BATCH, Relay

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text
 from amqtask.cli.params import CommaList
 from amqtask.commands import CommandInfo, Kind, commands_of, find_command

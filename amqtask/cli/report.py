@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from amqtask.cli.broker import open_admin
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.ground.version import VERSION
 from amqtask.masks import mask_urls

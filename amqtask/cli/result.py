@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo_text, json_option, print_json
 from amqtask.exceptions import BackendNotConfigured
 

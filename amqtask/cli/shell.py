@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import code
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from amqtask.canvas import chain, chord, chunks, group, signature, xmap, xstarmap
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo_text
+from amqtask.ground.imports import load
 from amqtask.ground.version import VERSION
 from amqtask.result import AsyncResult
 from amqtask.task import Task
@@ -86,7 +86,7 @@ class _NotInstalled(click.ClickException):
 
 def _library(name: str) -> Any:
     try:
-        return importlib.import_module(name)
+        return load(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
@@ -105,11 +105,12 @@ def _bpython(names: dict[str, Any], greeting: str) -> None:
 
 def _python(names: dict[str, Any], greeting: str) -> None:
     try:
-        readline: Any = importlib.import_module("readline")
+        import readline
+        import rlcompleter
     except ModuleNotFoundError:
         pass  # Python without it: no history, no completion
     else:
-        readline.set_completer(importlib.import_module("rlcompleter").Completer(names).complete)
+        readline.set_completer(rlcompleter.Completer(names).complete)
         readline.parse_and_bind("tab: complete")
     code.interact(banner=greeting, local=names, exitmsg="")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.remote import Remote, ask, exit_code, print_count, remote_options
 from amqtask.commands import BUILTIN
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli.broker import api_option, open_admin, open_api, refuse_memory
-from amqtask.cli.inventory import chosen_queues, queues_option
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
+from amqtask.cli.inventory import chosen_queues
 from amqtask.cli.output import echo, json_option, print_json
+from amqtask.cli.params import queues_option
 from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
 from amqtask.topology.delays import LEVELS, MAX_SECONDS, STEP_SECONDS

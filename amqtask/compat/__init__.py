@@ -6,13 +6,14 @@ A module that is there already asks `lookup` for the names that it has not, an o
 
 from __future__ import annotations
 
-import importlib
 import sys
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
+
+from amqtask.ground.imports import load
 
 FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."
@@ -118,7 +119,7 @@ def lookup(module: str, name: str) -> Any:
     if where is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     source, _, attribute = where.partition(":")
-    return getattr(importlib.import_module(source), attribute)
+    return getattr(load(source), attribute)
 
 
 # Attributes that objects have only for others' sake: class → the class in whose place theirs are.
@@ -137,7 +138,7 @@ def attribute(owner: Any, name: str) -> Any:
         where = ATTRIBUTES.get(f"{kind.__module__}.{kind.__qualname__}")
         if where is not None:
             source, _, theirs = where.partition(":")
-            found = vars(getattr(importlib.import_module(source), theirs)).get(name)
+            found = vars(getattr(load(source), theirs)).get(name)
             if found is not None:
                 return found.__get__(owner, type(owner)) if hasattr(found, "__get__") else found
     raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
@@ -159,7 +160,7 @@ class Finder:
             Inside.packages.add(fullname)
             if Inside not in sys.meta_path:
                 sys.meta_path.insert(0, Inside)
-        return ModuleSpec(fullname, Same(importlib.import_module(f"{__name__}.{place}")), is_package=is_package)
+        return ModuleSpec(fullname, Same(load(f"{__name__}.{place}")), is_package=is_package)
 
 
 class Inside:

@@ -6,7 +6,6 @@ worker begins to consume. Consumers of a ConsumerStep are kombu's, on a connecti
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.compat.timers import Timer
+from amqtask.compat.utils.imports import symbol_by_name
 from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class Step:
 
     def instantiate(self, name: Any, *args: Any, **kwargs: Any) -> Any:
         """An object of the class of that name."""
-        imports = importlib.import_module("amqtask.utils.imports")
-        return imports.symbol_by_name(name)(*args, **kwargs)
+        return symbol_by_name(name)(*args, **kwargs)
 
     def include(self, parent: Any) -> bool:
         """Take part, if `include_if` says so."""
@@ -206,7 +205,8 @@ class ConsumerParent:
         """That of kombu, for channels; opened when it is asked for. Raises: ImportError where kombu is not installed."""
         made = self.__dict__.get("_connection")
         if made is None:
-            kombu = importlib.import_module("kombu")
+            import kombu
+
             urls = [address.url for address in self.app.broker_addresses] or ["memory://"]
             made = self.__dict__["_connection"] = kombu.Connection(
                 ";".join(urls), heartbeat=self.app.conf.broker_heartbeat

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from amqtask.ground.imports import load
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -29,11 +30,11 @@ class Loader:
     def import_task_module(self, module: str) -> Any:
         """One."""
         self.task_modules.add(module)
-        return importlib.import_module(module)
+        return load(module)
 
     def import_module(self, module: str, package: str | None = None) -> Any:
         """Any."""
-        return importlib.import_module(module, package)
+        return load(module, package)
 
     import_from_cwd = import_module
 

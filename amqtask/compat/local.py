@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
+
+from amqtask.ground.imports import load
 
 __all__ = ["PromiseProxy", "Proxy", "maybe_evaluate", "try_import"]
 
@@ -82,6 +83,6 @@ def maybe_evaluate(obj: Any) -> Any:
 def try_import(module: str, default: Any = None) -> Any:
     """The module, or `default` where it cannot be imported."""
     try:
-        return importlib.import_module(module)
+        return load(module)
     except ImportError:
         return default

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,9 @@ def make_worker(app: AmqTask, **options: Any) -> Worker:
         told[name] = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
     told["of_app"] = {name: value for name, value in options.items() if name not in _KNOWN}
     told.setdefault("install_signals", threading.current_thread() is threading.main_thread())
-    # Stands above this module.
-    made: Worker = importlib.import_module("amqtask.assembly").build_worker(app, WorkerOptions(**told))
-    return made
+    from amqtask.assembly import build_worker
+
+    return build_worker(app, WorkerOptions(**told))
 
 
 class Beat:
@@ -48,8 +47,9 @@ class Beat:
 
     def process(self) -> BeatProcess:
         """What `run` runs."""
-        made: BeatProcess = importlib.import_module("amqtask.beat.build").build_beat(self.app, self._options)
-        return made
+        from amqtask.beat.build import build_beat
+
+        return build_beat(self.app, self._options)
 
     def run(self) -> int:
         """Until a signal ends it; the exit code."""

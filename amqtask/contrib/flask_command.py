@@ -5,10 +5,11 @@ Flask imports this with each of its own commands, so nothing heavy is imported h
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import click
+
+from amqtask.ground.pool_choice import pool_on_command_line
 
 
 @click.command(
@@ -20,14 +21,17 @@ import click
 @click.pass_context
 def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Workers and tools of amqtask, e.g. `flask amqtask worker -l info`."""
-    pool = importlib.import_module("amqtask.__main__").chosen_pool(arguments)
-    if pool in importlib.import_module("amqtask.pool").GREEN_POOLS:
+    from amqtask.discovery import app_of_flask
+    from amqtask.pool import GREEN_POOLS
+
+    pool = pool_on_command_line(arguments)
+    if pool in GREEN_POOLS:
         raise click.UsageError(
             f"{pool} must patch Python before Flask is imported. Say `amqtask -A module:create_app worker -P {pool}`, "
             "with the name of your Flask app or of its factory."
         )
     flask: Any = ctx.obj.load_app()  # ctx.obj is Flask's ScriptInfo
-    app = importlib.import_module("amqtask.discovery").app_of_flask(flask)
+    app = app_of_flask(flask)
     if app is None:
         raise click.UsageError(
             f"the Flask app {flask.name!r} has no amqtask application: make one with amqtask.contrib.flask.AmqTask(app), or "

@@ -14,7 +14,6 @@ or used a transaction in this thread or asyncio task, while that lasts. None of 
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 import weakref
@@ -338,8 +337,9 @@ def _is_scoped(sessions: Any) -> bool:
 
 def _sqlalchemy_awaits() -> bool:
     """Whether this runs in a greenlet in which SQLAlchemy can await (AsyncSession.run_sync)."""
-    current: Any = importlib.import_module("greenlet").getcurrent()
-    return type(current).__name__ == "_AsyncIoGreenlet"
+    from greenlet import getcurrent
+
+    return type(getcurrent()).__name__ == "_AsyncIoGreenlet"
 
 
 def _scoped(sessions: Any) -> Session | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from operator import attrgetter
 from typing import Any
 
 
@@ -12,6 +13,6 @@ def load(module: str, package: str | None = None) -> Any:
 
 
 def load_path(path: str) -> Any:
-    """What `module:attribute` names. Raises: ImportError, AttributeError."""
-    module, _, attribute = path.partition(":")
-    return getattr(load(module), attribute)
+    """What `module:attribute` names; `module:attribute.of.it`, too. Raises: ImportError, AttributeError."""
+    module, _, attributes = path.partition(":")
+    return attrgetter(attributes)(load(module))

@@ -32,7 +32,10 @@ class Plugins(Protocol):
         """An application with default settings, which is not made the current one."""
 
     def run_command_line(self, app: Any, argv: Sequence[str]) -> int:
-        """`amqtask …` with this application; the exit code."""
+        """`amqtask …` with this application (None: that which the arguments lead to); the exit code."""
+
+    def load_app(self, name: str, source: str) -> Any:
+        """The application under this name, as after -A; `source` says who gave it. Raises: AppNotFound."""
 
     # -- pools
 
@@ -40,6 +43,12 @@ class Plugins(Protocol):
         """The class of one of our own pools, None for another name. Raises: ModuleNotFoundError (its library, or all of ours)."""
 
     # -- Django; each raises ImportError where it is not installed
+
+    def load_django(self) -> None:
+        """Have its applications ready."""
+
+    def django_time_zone(self) -> str:
+        """The settings' TIME_ZONE."""
 
     def django_backend(self, scheme: str) -> Any:
         """The class of result store for `django-db://` and `django-cache://`, None for another scheme."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,13 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from amqtask.entities import Exchange, Queue, arguments
 from amqtask.exceptions import Undecodable
+from amqtask.ground.imports import load
 from amqtask.message import Message, Properties
 from amqtask.printable import printable
 from amqtask.serialization import check_size, dumps, loads
 from amqtask.wording import described
 
 # The parser of re; Python 3.11 moved it.
-re_parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
+re_parser = load("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 Expected = TypeVar("Expected")
 
 PREFIX = "celery"  # the setting control_exchange

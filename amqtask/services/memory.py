@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import resource
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
 from amqtask.exceptions import ConfigurationError
 
@@ -27,11 +25,11 @@ def _resident_bytes() -> int:
     except OSError:
         pass  # not Linux
     try:
-        psutil: Any = importlib.import_module("psutil")
-        return int(psutil.Process().memory_info().rss)
+        import psutil
     except ImportError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+    return int(psutil.Process().memory_info().rss)
 
 
 def humanized(size: int) -> str:
@@ -58,7 +56,7 @@ def draw_references(type_name: str, *, limit: int, depth: int) -> str:
     Raises: ConfigurationError when objgraph is not installed.
     """
     try:
-        objgraph: Any = importlib.import_module("objgraph")
+        import objgraph
     except ImportError as error:
         raise ConfigurationError("objgraph is not installed on the worker: pip install objgraph") from error
     objects = objgraph.by_type(type_name)[:limit]

@@ -7,7 +7,6 @@ them down when somebody asks. Task names that this worker does not know share th
 
 from __future__ import annotations
 
-import importlib
 import platform
 import re
 import time
@@ -194,7 +193,8 @@ class Metrics(Observer):
 
     def collect(self) -> Iterator[Any]:
         """prometheus_client's Collector: every metric with its samples."""
-        core: Any = importlib.import_module("prometheus_client.core")
+        from prometheus_client import core
+
         yield from self._of_tasks(core)
         yield from self._of_the_worker(core)
 
@@ -276,8 +276,9 @@ def _filled(family: Any, samples: Iterable[tuple[Iterable[str], float]]) -> Any:
 def _prometheus_exposition() -> Any:
     """What writes the metrics of anything that has `collect` down; its process-wide registry stays out of it."""
     try:
-        return importlib.import_module("prometheus_client.exposition")
+        import prometheus_client.exposition
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             '--metrics-port needs prometheus_client, which is not installed: pip install "amqtask[metrics]"'
         ) from error
+    return prometheus_client.exposition

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.imports import load
 from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def import_again(app: AmqTask, modules: Iterable[str], *, reload: bool) -> set[s
 
 def _imported(name: str) -> None:
     try:
-        importlib.import_module(name)
+        load(name)
     except Exception as error:
         logger.exception("module %s cannot be imported", name)
         raise ConfigurationError(f"module {name} cannot be imported: {error!r}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from amqtask.app import AmqTask
 from amqtask.current import replaced
+from amqtask.ground.plugins import plugins
 
 MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://"}
 # They would win over the settings.
@@ -19,10 +19,7 @@ VARIABLES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 
 def load(name: str) -> AmqTask:
     """The application under this name (`proj.celery:app`, as after -A). Raises: AppNotFound."""
-    # The command line stands beside this package, hence by name.
-    app: AmqTask = importlib.import_module("amqtask.cli.find_app").load_app(
-        name, "amqtask_app in pytest's configuration"
-    )
+    app: AmqTask = plugins().load_app(name, "amqtask_app in pytest's configuration")
     return app
 
 

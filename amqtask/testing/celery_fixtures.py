@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from amqtask.app import AmqTask
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.imports import load
 from amqtask.testing.apps import in_memory, new
 from amqtask.testing.worker import start_worker
 from amqtask.worker.worker import Worker
@@ -130,7 +130,7 @@ def celery_session_worker(
 ) -> Iterator[ReloadableWorker]:
     """A worker of `celery_session_app` for all tests, in a thread."""
     for module in celery_includes:
-        importlib.import_module(module)
+        load(module)
     for task in celery_class_tasks:
         celery_session_app.register_task(task)
     with start_worker(celery_session_app, **_options(celery_worker_pool, celery_worker_parameters)) as worker:

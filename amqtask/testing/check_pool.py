@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ def main(arguments: Sequence[str]) -> int:
     name, *options = arguments
     find_pool(name).prepare_process()
     os.environ["AMQTASK_SUITE_POOL"] = name
-    pytest = importlib.import_module("pytest")
+    import pytest
+
     plain = ["-c", os.devnull, "--rootdir", str(SUITE.parent), "-p", "no:cacheprovider", "--import-mode=importlib"]
     collect = ["-o", "python_files=pool.py", "-o", "python_classes=PoolSuite", str(SUITE)]
     return int(pytest.main([*plain, *options, *collect]))

@@ -5,7 +5,6 @@ Every pytest run where amqtask is installed imports this module, so it imports n
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +43,8 @@ def amqtask_worker_options() -> dict[str, Any]:
 @pytest.fixture
 def amqtask_app(request: pytest.FixtureRequest, amqtask_config: dict[str, Any]) -> Iterator[AmqTask]:
     """The application that the option `amqtask_app` names, or a new one, on a broker and result store in this process."""
-    apps = importlib.import_module("amqtask.testing.apps")
+    from amqtask.testing import apps
+
     name = request.config.getini("amqtask_app")
     app = apps.load(name) if name else apps.new()
     with apps.in_memory(app, {**amqtask_config, **_marked(request)}):
@@ -61,7 +61,8 @@ def amqtask_eager(amqtask_app: AmqTask) -> AmqTask:
 @pytest.fixture
 def amqtask_worker(amqtask_app: AmqTask, amqtask_worker_options: dict[str, Any]) -> Iterator[Worker]:
     """A worker of `amqtask_app` in a thread of this process."""
-    start_worker = importlib.import_module("amqtask.testing.worker").start_worker
+    from amqtask.testing.worker import start_worker
+
     with start_worker(amqtask_app, **amqtask_worker_options) as worker:
         yield worker
 
@@ -77,8 +78,10 @@ def amqtask_real_worker(
             "amqtask_real_worker starts a process, which must know your application by its name: put "
             "amqtask_app = proj.celery:app into pytest's configuration"
         )
-    app = importlib.import_module("amqtask.testing.apps").load(name)
-    real_worker = importlib.import_module("amqtask.testing.process").real_worker
+    from amqtask.testing.apps import load
+    from amqtask.testing.process import real_worker
+
+    app = load(name)
     settings = {**amqtask_config, **_marked(request)}
     with real_worker(app, name, settings=settings, folder=request.config.rootpath, **amqtask_worker_options) as worker:
         yield worker

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from amqtask.entities import Declaration, Exchange, Queue
 from amqtask.exceptions import ConfigurationError, QueueNotFound
+from amqtask.ground.imports import load
 from amqtask.options import CALL
 from amqtask.printable import bounded_logger
 from amqtask.topology.plan import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
@@ -215,7 +215,7 @@ def _compile(route: Any) -> RouteFunction:
 def _imported(path: str) -> Any:
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(load(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"task_routes: cannot import {path!r}: {error}") from error
 

@@ -24,7 +24,7 @@ _LOGGERS = (
     "pika.heartbeat",
 )
 # Modules that stand on the stack between pika's code and its caller.
-_BETWEEN = ("pika", "logging", "functools", "amqtask.transport.quiet", "amqtask.transport.wire")
+_BETWEEN = ("pika", "logging", "functools", __name__, f"{__package__}.wire")
 
 
 class _NotOurs(logging.Filter):

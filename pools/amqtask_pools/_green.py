@@ -113,7 +113,7 @@ class GreenPool(SlotPool):
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         super().__init__(executor, loop, on_outcomes, options)
         if not self.hub_class.is_patched():
-            from amqtask.exceptions import ConfigurationError  # noqa: PLC0415 - see start
+            from amqtask.exceptions import ConfigurationError  # see start
 
             raise ConfigurationError(
                 f"the {self.name} pool needs {self.name} to patch Python before anything else is imported, else one task that "
@@ -139,7 +139,7 @@ class GreenPool(SlotPool):
     def start(self) -> None:
         """Green threads start with the first requests."""
         # Imported here because the libraries want to patch first.
-        from amqtask_pools._hub_watch import HubWatch  # noqa: PLC0415
+        from amqtask_pools._hub_watch import HubWatch
 
         if self._watch is None:
             self._watch = HubWatch(self._hub, self._loop, GreenPool._run.__code__)
@@ -231,8 +231,8 @@ class GreenPool(SlotPool):
             self._outcomes.append(outcome)
 
     def _run_limited(self, request: Request) -> Any:
-        from amqtask.exceptions import SoftTimeLimitExceeded  # noqa: PLC0415 - see start
-        from amqtask.execution.interrupts import HardLimitReached  # noqa: PLC0415
+        from amqtask.exceptions import SoftTimeLimitExceeded  # see start
+        from amqtask.execution.interrupts import HardLimitReached
 
         timeouts: list[Cancellable] = []
         soft, hard = request.soft_limit, request.hard_limit
@@ -252,7 +252,7 @@ class GreenPool(SlotPool):
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Raise Terminated in the task where it waits."""
-        from amqtask.exceptions import Terminated  # noqa: PLC0415 - see start
+        from amqtask.exceptions import Terminated  # see start
 
         slot, request = self._busy.get(number), self._running.get(number)
         if slot is None or request is None:
@@ -275,8 +275,8 @@ class GreenPool(SlotPool):
             self._hub.spawn(lambda: self._hand_back(self._outcome_of(request, error)))
 
     def _outcome_of(self, request: Request, error: Terminated) -> Any:
-        from amqtask.exceptions import TimeLimitExceeded  # noqa: PLC0415 - see start
-        from amqtask.execution.interrupts import HardLimitReached  # noqa: PLC0415
+        from amqtask.exceptions import TimeLimitExceeded  # see start
+        from amqtask.execution.interrupts import HardLimitReached
 
         if isinstance(error, HardLimitReached):
             return self._executor.lost(request, TimeLimitExceeded(str(error)))
@@ -285,7 +285,7 @@ class GreenPool(SlotPool):
     # -- async def tasks
 
     def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        from amqtask_pools._green_loop import GreenLoop  # noqa: PLC0415 - see start
+        from amqtask_pools._green_loop import GreenLoop  # see start
 
         if self._green_loop is None:
             self._green_loop = GreenLoop(self._hub)
@@ -302,7 +302,7 @@ class GreenPool(SlotPool):
 
     def stop(self) -> list[Request]:
         """End what runs where it waits."""
-        from amqtask.execution.interrupts import Abandoned  # noqa: PLC0415 - see start
+        from amqtask.execution.interrupts import Abandoned  # see start
 
         unfinished = self._give_back_all()
         for number in list(self._busy):

@@ -18,7 +18,8 @@ from amqtask import AmqTask, signals
 from amqtask.beat.build import build_beat
 from amqtask.beat.find_store import find_store
 from amqtask.beat.options import BeatOptions
-from amqtask.cli.main import Globals, cli
+from amqtask.cli.globals import Globals
+from amqtask.cli.main import cli
 from amqtask.compat.beat import PersistentScheduler, ScheduleEntry, Scheduler, Service
 from amqtask.exceptions import ConfigurationError
 from amqtask.schedules import crontab, schedule

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from amqtask import AmqTask, crontab
-from amqtask.cli.main import Globals, cli
+from amqtask.cli.globals import Globals
+from amqtask.cli.main import cli
 from amqtask.cli.worker import command as worker
 
 SCHEDULE = {

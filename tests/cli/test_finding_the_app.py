@@ -10,7 +10,7 @@ import pytest
 
 from amqtask import AmqTask, current_app
 from amqtask.cli.find_app import find_app
-from amqtask.cli.main import Globals
+from amqtask.cli.globals import Globals
 from amqtask.cli.nodename import expand, node_name
 from amqtask.current import replaced
 from amqtask.exceptions import AppNotFound

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from amqtask import AmqTask, Task, signals
 from amqtask.assembly import build_worker
-from amqtask.cli.main import Globals, cli
+from amqtask.cli.globals import Globals
+from amqtask.cli.main import cli
 from amqtask.compat import bootsteps
 from amqtask.compat.bootsteps import Blueprint, StartStopStep, Step
 from amqtask.worker.options import WorkerOptions

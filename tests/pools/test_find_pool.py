@@ -20,9 +20,9 @@ def test_a_pool_is_found_by_its_name() -> None:
 
 
 def test_the_entry_points_say_the_same_as_the_module() -> None:
-    declared = {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
+    declared = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
-    assert {name: declared.get(name) for name in OURS} == OURS
+    assert {name: find_pool(name) for name in OURS} == {name: declared[name].load() for name in OURS}
 
 
 def test_a_pool_of_another_package_is_found_by_its_entry_point(tmp_path: Path) -> None:

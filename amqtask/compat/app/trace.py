@@ -15,6 +15,6 @@ def reset_worker_optimizations(app: Any = None) -> None:
 
 def task_has_custom(task: Any, attr: str) -> bool:
     """Whether a task's class has an attribute of its own in place of Task's."""
-    from amqtask.task import Task  # noqa: PLC0415 - only for who asks
+    from amqtask.task import Task
 
     return getattr(type(task), attr, None) is not getattr(Task, attr, None)

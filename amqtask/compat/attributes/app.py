@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from amqtask.app import AmqTask
 from amqtask.compat.app.amqp import AMQP
@@ -149,7 +149,7 @@ class OfApp(AmqTask):
     @lazy
     def oid(self) -> str:
         """An id of this application object."""
-        return str(importlib.import_module("uuid").uuid4())
+        return str(uuid4())
 
     @property
     def is_current(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from amqtask.ground.imports import load
 
 __all__ = [
     "NotAPackage",
@@ -48,7 +49,7 @@ def symbol_by_name(
     if not module:
         module, attribute = package or path, attribute if package else ""
     try:
-        found = (imp or importlib.import_module)(module)
+        found = (imp or load)(module)
         return getattr(found, attribute) if attribute else found
     except (ImportError, AttributeError):
         if default is None:
@@ -80,7 +81,7 @@ def find_module(module: str, path: Any = None, imp: Any = None) -> ModuleType:
     """Import a module, of the present folder too. Raises: NotAPackage, ImportError."""
     with cwd_in_path():
         try:
-            found: ModuleType = (imp or importlib.import_module)(module)
+            found: ModuleType = (imp or load)(module)
         except ModuleNotFoundError as error:
             parent = module.rpartition(".")[0]
             if parent and "is not a package" in str(error):
@@ -92,7 +93,7 @@ def find_module(module: str, path: Any = None, imp: Any = None) -> ModuleType:
 def import_from_cwd(module: str, imp: Any = None, package: str | None = None) -> ModuleType:
     """Import a module of the present folder."""
     with cwd_in_path():
-        found: ModuleType = (imp or importlib.import_module)(module, package=package)
+        found: ModuleType = (imp or load)(module, package=package)
         return found
 
 

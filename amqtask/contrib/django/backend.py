@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -285,7 +284,7 @@ def find_models() -> Any:
     """The models of results, in a project that has the application. Raises: ConfigurationError."""
     try:
         prepare_django()
-        return importlib.import_module("amqtask.contrib.django.models")
+        from amqtask.contrib.django import models
     except ImproperlyConfigured as error:
         raise ConfigurationError(
             f"Django's database can be used with Django's settings only: set DJANGO_SETTINGS_MODULE ({error})"
@@ -298,3 +297,4 @@ def find_models() -> Any:
             'the Django project has no tables for this: add "amqtask.contrib.django" to INSTALLED_APPS and run '
             "`manage.py migrate`"
         ) from error
+    return models

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 
 from amqtask.current import find_current_app
 from amqtask.exceptions import AppNotFound
+from amqtask.ground.plugins import plugins
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -33,6 +33,5 @@ def project_app() -> AmqTask:
 
 
 def _load(name: str, source: str) -> AmqTask:
-    # The command line is no part that others import.
-    app: AmqTask = importlib.import_module("amqtask.cli.find_app").load_app(name, source)
+    app: AmqTask = plugins().load_app(name, source)
     return app

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from amqtask.contrib.django.project import project_app
+from amqtask.ground.plugins import plugins
+from amqtask.ground.pool_choice import pool_on_command_line
 from amqtask.pool import GREEN_POOLS
 
 # Django's own options, which it has acted on before it looked for this command.
@@ -44,10 +45,10 @@ class Command(BaseCommand):
         is_told = bool(os.environ.get("AMQTASK_APP")) or any(
             argument.startswith(("-A", "--app")) for argument in arguments
         )
-        if chosen_pool(arguments) in GREEN_POOLS:
+        if pool_on_command_line(arguments) in GREEN_POOLS:
             _start_anew(arguments if is_told else ["-A", PROJECT, *arguments])
         app = None if is_told else project_app()
-        return int(importlib.import_module("amqtask.cli.main").run(arguments, app))
+        return plugins().run_command_line(app, arguments)
 
 
 def without_djangos(arguments: Sequence[str]) -> list[str]:
@@ -62,12 +63,6 @@ def without_djangos(arguments: Sequence[str]) -> list[str]:
         else:
             kept.append(argument)
     return kept
-
-
-def chosen_pool(arguments: Sequence[str]) -> str | None:
-    """The pool of a worker that is to be started, as the command line finds it."""
-    pool: str | None = importlib.import_module("amqtask.__main__").chosen_pool(arguments)
-    return pool
 
 
 def _start_anew(arguments: Sequence[str]) -> None:
