@@ -37,7 +37,7 @@ class Calling(Parts):
     """The part of an application that callers use."""
 
     def finalize(self, auto: bool = False) -> None:
-        """Resolve the tasks' options; the application does."""
+        """Resolve the tasks' options; implemented by the application."""
         raise NotImplementedError
 
     # -- calling
@@ -74,7 +74,7 @@ class Calling(Parts):
 
     @property
     def _transaction(self) -> Transaction | None:
-        """That of the outbox, where there is one and this is made in it: its commit is what sends the call."""
+        """The outbox's transaction that this call is made in, if any: its commit sends the call."""
         return None if self.outbox is None else self.outbox.transaction()
 
     def _write(self, transaction: Transaction, messages: Sequence[Message]) -> None:
@@ -289,13 +289,13 @@ class Calling(Parts):
             self._keep_reading()
 
     def _keep_reading(self) -> None:
-        """A call in a transaction needs no broker: its row says which queue of results must exist."""
+        """Read the queue of results if the broker is there. (Calls in a transaction need no broker: rows name the queue.)"""
         keep_reading = getattr(self.backend, "keep_reading", None)
         if keep_reading is not None:
             keep_reading()
 
     def _settled(self, message: Message, error: BaseException | None = None) -> None:
-        """The broker has it, or it has not."""
+        """Send the signal after_task_publish, or with an error task_publish_failed."""
         if error is None:
             if signals.after_task_publish:
                 signals.after_task_publish.send(**_described(message))
@@ -321,7 +321,7 @@ class Calling(Parts):
         timeout: float | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> None:
-        """For results: tell all workers not to run it (or them; or what has these stamps), after what waits in a pipeline."""
+        """Tell all workers not to run a task, several, or those with these stamps, after the calls that wait in a pipeline."""
         flush_open()
         arguments: dict[str, Any] = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
         seconds = 1.0 if timeout is None else timeout
@@ -426,7 +426,7 @@ class Calling(Parts):
         return message
 
     def periodic_settled(self, message: Message, error: PublishError | None) -> None:
-        """Tell the signals' receivers that the broker has it, or has not."""
+        """Tell receivers of signals that the broker has stored a periodic task's message, or has not."""
         self._settled(message, error)
 
     def freeze(self, sig: Signature, *, task_id: str | None, **ids: Any) -> Any:
@@ -457,7 +457,7 @@ class Calling(Parts):
             self.publisher.publish(message)
 
     def _noted(self, result: Any) -> Any:
-        """What a task published is its child."""
+        """Note a published result as a child of the task that runs."""
         parent = current_context()
         if parent is not None and parent.id is not None:
             parent.children.append(result.as_tuple())
@@ -542,14 +542,14 @@ def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | 
 
 
 def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
-    """So many at once that their round trips do not count, and so few that an `eta` is worked out just before its
-    message leaves."""
+    """Cut calls into bursts: large, so that round trips to the broker do not count; small, so that an `eta` is worked
+    out just before its message leaves."""
     for start in range(0, len(calls), BURST):
         yield calls[start : start + BURST]
 
 
 def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) -> Sequence[Message]:
-    """Those that the broker has."""
+    """The messages that the broker has stored."""
     return [message for message, error in zip(messages, errors, strict=True) if error is None]
 
 

@@ -286,7 +286,7 @@ class Calls:
 
 
 def _naming(call: TaskCall, serializer: str) -> EncodeError | None:
-    """Which of a call's arguments it was."""
+    """An error that names the argument which cannot be encoded, if it is one."""
     by_name = {f"argument {position}": value for position, value in enumerate(call.args, 1)}
     for argument, value in {**by_name, **{f"argument {name!r}": value for name, value in call.kwargs.items()}}.items():
         try:
@@ -315,7 +315,7 @@ def tell_composed(message: Message, *, follow_up: bool = False) -> None:
 
 
 def _with_exchange(queue: Queue) -> Queue:
-    """Receivers look at the exchange of a queue, which the default one is, too."""
+    """The queue with an exchange, as receivers of before_task_publish expect it: the default exchange if it has none."""
     return queue if queue.exchange is not None else replace(queue, exchange=Exchange("", type="direct"))
 
 

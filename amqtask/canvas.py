@@ -48,7 +48,7 @@ class Composition(Signature):
 
     @property
     def app(self) -> AmqTask:
-        """Its own, else that of its first part that has one, else the current one."""
+        """The application of the composition, else of its first part that has one, else the current one."""
         if self._app is None:
             self._app = next((part._app for part in self._parts() if part._app is not None), None)
         return super().app
@@ -65,7 +65,7 @@ class Composition(Signature):
     def _stamp_tasks(
         self, visitor: StampingVisitor | None, append: bool, headers: dict[str, Any], visited: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """Stamp callbacks and tasks with what is handed down and what the visitor says of the whole; all of that."""
+        """Stamp callbacks and parts with the stamps handed down and the visitor's for the composition; returns these stamps."""
         stamps = gathered(headers, visited, self.options, append=append)
         self.stamp_links(visitor, append, **stamps)
         self.tasks = [task.stamp(visitor, append, **stamps) for task in self.tasks]
@@ -389,7 +389,7 @@ class xstarmap(_Mapped):
 
 
 def routed(call: Signature) -> Signature:
-    """A map goes where the task that it calls would go, not where `celery.map` would."""
+    """Give a map the route of the task that it calls, not that of `celery.map`."""
     options = call.options
     if call.task in (MAP, STARMAP) and not options.keys() & {"queue", "exchange", "routing_key"}:
         inner = call.kwargs["task"]
@@ -421,7 +421,7 @@ def _body(body: Any, app: AmqTask | None) -> Signature | None:
 
 
 def _append(steps: list[Signature], other: Signature) -> None:
-    """Put one more step behind, in normal form."""
+    """Append a step to a chain's steps and keep them in normal form."""
     if isinstance(other, chain):
         for step in other.unchain_tasks():
             _append(steps, step)

@@ -9,7 +9,7 @@ NEVER = 1 << 62
 
 
 class LamportClock:
-    """Counts what happens here, and never falls behind what was heard from others."""
+    """Counts events of this process; never less than the time that another process has sent."""
 
     __slots__ = ("value",)
 
@@ -17,12 +17,12 @@ class LamportClock:
         self.value = value
 
     def forward(self) -> int:
-        """Something happened here; its time."""
+        """Count one event of this process; returns its time."""
         self.value += 1
         return self.value
 
     def adjust(self, other: Any) -> int:
-        """Something was heard that carried the time `other`; what is no time is taken for none."""
+        """Count a message of another process with the time `other` (0 if that is no time); returns its time here."""
         heard = other if isinstance(other, int) and other < NEVER else 0
         self.value = max(self.value, heard) + 1
         return self.value

@@ -38,8 +38,8 @@ class CommandInfo:
     variadic: str | None = None
 
     def read(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The arguments that these words of a command line say. Raises: ConfigurationError."""
-        # What stands in angle brackets must be said.
+        """The arguments of the command, from the texts of a command line. Raises: ConfigurationError."""
+        # Arguments in angle brackets are required.
         is_short = len(texts) < self.signature.count("<")
         if is_short or (len(texts) > len(self.args) and self.variadic is None):
             raise ConfigurationError(f"{self.name} takes: {self.signature or 'no arguments'}")

@@ -366,7 +366,7 @@ class Control:
         return type("Inspect", (Inspection,), {"control": self})
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no connection stays open between commands."""
 
 
 def _destination(options: AskOptions) -> tuple[str, ...] | None:

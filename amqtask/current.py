@@ -46,7 +46,7 @@ def _make_default() -> AmqTask:
 
 
 def find_current_app() -> AmqTask | None:
-    """The same, or None."""
+    """The current application, or None."""
     return _default[-1] if _default else None
 
 

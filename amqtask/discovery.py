@@ -73,8 +73,8 @@ def name_of_main() -> str:
 
 
 def twin_of_main(value: object, load: Callable[[], None]) -> object | None:
-    """What stands for `value`, which the started program holds, in that program as `load()` has it imported: such a program
-    exists twice. None: it is not the program's, or nobody imported it."""
+    """The object that `value` of the started program is in the same module as others import it: such a program exists
+    twice. None: `value` is not the program's, or nobody imported the program."""
     name = next((name for name, attribute in vars(sys.modules["__main__"]).items() if attribute is value), None)
     if name is None:
         return None
@@ -83,8 +83,8 @@ def twin_of_main(value: object, load: Callable[[], None]) -> object | None:
 
 
 def app_of_flask(value: Any) -> Any:
-    """The application that a Flask app carries, in `app.extensions` under "amqtask" or, as Flask's documentation teaches,
-    "celery"; None when it is no such thing."""
+    """The application of a Flask app, in its `extensions` under "amqtask" or, as Flask's documentation teaches, "celery";
+    None for what is no Flask app, or has no application."""
     extensions = getattr(value, "extensions", None)
     if not isinstance(extensions, dict):
         return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class InlineRunner:
-    """One app's: runs a task through the executor, retries and callbacks included."""
+    """Runs an application's tasks in the caller, through the executor, retries and callbacks included."""
 
     def __init__(self, app: AmqTask, *, in_place_of_publishing: bool = False) -> None:
         self._app = app
@@ -133,7 +133,7 @@ class InlineRunner:
         executor.call_errbacks([errback], context, error)
 
     def _ended(self, last: Signature, result: EagerResult[Any]) -> EagerResult[Any]:
-        """The end of a chain whose middle did not succeed."""
+        """The result of a chain's last task when an earlier one did not succeed."""
         end = _last(last)
         if end.id == result.id:
             return result

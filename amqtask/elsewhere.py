@@ -9,7 +9,7 @@ from amqtask.ground.plugins import plugins
 
 
 class WithOthersNames:
-    """What an object has not itself may be in `amqtask.compat.attributes`."""
+    """Looks for attributes that an object does not have in `amqtask.compat.attributes`."""
 
     if not TYPE_CHECKING:  # what is there is for them, not for us
 

@@ -29,7 +29,7 @@ class Exchange:
     passive: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """They travel with messages between processes; what dataclasses do by themselves asks for the fields each time."""
+        """Exchanges travel with messages between processes, often: pickled without a look at the dataclass's fields each time."""
         return Exchange, (self.name, self.type, self.durable, self.auto_delete, self.arguments, self.passive)
 
 
@@ -98,13 +98,13 @@ _KINDS: dict[str, type[Exchange] | type[Queue] | type[Binding]] = {
 
 
 def changed_fields(value: Any, default: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from another one's."""
+    """The fields of a dataclass that differ from those of `default`."""
     values = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: current for name, current in values.items() if current != getattr(default, name)}
 
 
 def as_document(entity: Declaration) -> dict[str, Any]:
-    """An entity as tables and lists; what has its default is left out."""
+    """An entity as tables and lists; fields with their default are left out."""
     if isinstance(entity, Binding):
         document = changed_fields(entity, Binding(Exchange(), ""))
         document["source"], document["destination"] = as_document(entity.source), entity.destination

@@ -168,7 +168,7 @@ class TaskRevokedError(AmqTaskError):
 
 
 class TaskPredicate(AmqTaskError):
-    """Not an error: a task's own word about how it ends."""
+    """Not an error: raised by a task to say how its run ends."""
 
 
 class Ignore(TaskPredicate):
@@ -215,7 +215,7 @@ class Retry(TaskPredicate):
         self.sig = sig
 
     def humanize(self) -> str:
-        """When, in words: "in 3s" or "at 2026-01-01 …"."""
+        """The time of the retry in words: "in 3s" or "at 2026-01-01 …"."""
         if isinstance(self.when, (int, float)):
             return f"in {self.when:g}s"
         return f"at {self.when}"

@@ -49,10 +49,10 @@ class Begun(NamedTuple):
 
 def settle(unsettled: Any, options: Mapping[str, Any] | None = None) -> Signature:
     """A copy in which only tasks have options, but for ids; `options` are those of the call. Raises: ConfigurationError."""
-    # Of a composition only the outside: its parts are settled, and copied, one by one.
+    # Copy the composition itself only: its parts are settled, and copied, one by one.
     sig = Signature.clone(maybe_signature(unsettled), None, None, **(options or {}))
     if isinstance(sig, (chain, group, chord)) and sig.options.get("chain"):
-        # What follows it stands in its options where a worker of Celery's was about to publish it.
+        # A Celery worker that was about to publish it has put the steps that follow into its options.
         later_steps = sig.options.pop("chain")
         return settle(piped(sig, chain(list(reversed(later_steps)))))
     if isinstance(sig, chain):
@@ -353,7 +353,7 @@ def _begin(sig: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], later_
         _begin(steps[0], args, kwargs, [*later_steps, *reversed(steps[1:])], begun)
     elif isinstance(sig, group):
         if later_steps:
-            # Somebody else's chain: ours have a chord here.
+            # A chain of Celery's: ours have a chord here.
             _begin(settle(chord(sig, chain(list(reversed(later_steps))))), args, kwargs, [], begun)
             return
         for member in sig.tasks:

@@ -60,7 +60,7 @@ async def ended(
 
 
 def leave_behind(awaitable: Awaitable[T], give_back: Callable[[T], object] | None = None) -> None:
-    """Let it end without anybody who waits for it."""
+    """Let a cancelled task end with nobody who waits for it."""
 
     def on_ended(task: asyncio.Future[T]) -> None:
         _left_behind.discard(task)

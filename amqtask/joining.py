@@ -1,4 +1,4 @@
-"""Whether a task may wait for other tasks: not unless it says that it knows what it does."""
+"""Whether a task may wait for other tasks' results: only where `allow_join_result` says so."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a value may be: kinds for settings and for the options of tasks and calls, so that one place says what each takes.
 
 A kind turns what programs write (numbers as text from the environment, timedeltas, one item for a list) into what is used, and
-refuses the rest, before anything is sent or run. None means "not given" everywhere and is nobody's business here.
+refuses the rest, before anything is sent or run. None means "not given" everywhere and is not converted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from amqtask.exceptions import WrongValue
 from amqtask.printable import printable
 
-# A hundred years and more (seconds): beyond it is no time that anybody means, and none that a datetime has.
+# Seconds, more than a hundred years: no longer time is meant by anybody, or fits into a datetime.
 LONGEST = 4e9
 # The broker counts its times to live in milliseconds with 32 bits.
 LONGEST_IN_BROKER = (2**32 - 1) / 1000
@@ -46,7 +46,7 @@ def convert(subject: str, kind: Kind, value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in an error."""
+    """A value as errors show it: its repr, shortened."""
     try:
         text = repr(value)
     except Exception as error:  # noqa: BLE001 - a user's __repr__
@@ -55,7 +55,7 @@ def shown(value: Any) -> str:
 
 
 class _Because(ValueError):
-    """Says more than the kind's words."""
+    """A value that is refused for a reason of its own, which the error adds to the kind's words."""
 
 
 # -- numbers and times
@@ -189,7 +189,7 @@ BOOLEAN = Kind("True or False", _boolean)
 
 
 def choice(*names: str) -> Kind:
-    """One of some words."""
+    """A kind for one of several texts."""
 
     def convert(value: Any) -> str:
         if value not in names:

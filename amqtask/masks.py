@@ -1,4 +1,4 @@
-"""What is kept out of sight: passwords in URLs, and values whose names say that they are secret."""
+"""Masks secrets in logs, reports and errors: passwords in URLs, and values whose names say that they are secret."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUERY = re.compile(r"(?P<name>[?&;](?P<word>[^=&;#\s]+)=)[^&;#\s'\"]*")
 
 
 def is_secret(name: str) -> bool:
-    """Whether a value of that name is nobody's business."""
+    """Whether a value of that name is secret."""
     return _SECRET.search(name) is not None
 
 
@@ -56,7 +56,7 @@ def masked(name: str, value: Any) -> Any:
 
 
 def masked_plain(name: str, value: Any) -> Any:
-    """The same in a form that JSON can carry."""
+    """`masked` in a form that JSON can carry."""
     hidden = masked(name, value)
     if hidden is None or isinstance(hidden, (bool, int, float, str)):
         return hidden

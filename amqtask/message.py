@@ -43,7 +43,7 @@ class OddHeaders(dict[str, Any]):
         self.problem = problem
 
     def note(self, problem: str) -> None:
-        """One more; the first is told."""
+        """Note a problem; the first one is kept."""
         self.problem = self.problem or problem
 
 

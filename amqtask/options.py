@@ -18,7 +18,7 @@ _BACKOFF = kinds.either("True, False, or a number of seconds from 0 on", kinds.i
 _QUEUE = kinds.either("the name of a queue, or a Queue", Queue, kinds.NAME)
 _EXCHANGE = kinds.either("the name of an exchange, or an Exchange", Exchange, kinds.KEY)
 _LINKS = kinds.Kind("a signature, or a list of them", kinds.signatures)
-_SERIALIZER = kinds.NAME  # by name or content type: who encodes knows which there are
+_SERIALIZER = kinds.NAME  # a name or content type; the serialization knows which there are
 
 _SWITCHES = (
     "typing", "retry_jitter", "store_errors_even_if_ignored", "store_eager_result", "track_started", "acks_late",
@@ -29,7 +29,7 @@ _NAMES = (
     "correlation_id", "origin",
 )  # fmt: skip
 
-# What a task says for its calls, and a call may say otherwise.
+# Options of a task for its calls, which a call may override.
 _BOTH: dict[str, Kind] = {
     "expires": kinds.EXPIRY,
     "priority": kinds.PRIORITY,
@@ -59,7 +59,7 @@ TASK: dict[str, Kind] = {
     "rate_limit": kinds.RATE,
     **dict.fromkeys(_SWITCHES, kinds.BOOLEAN),
 }
-# What may be said to `apply_async`, and to a signature.
+# Options of `apply_async` and of signatures.
 CALL: dict[str, Kind] = {
     **_BOTH,
     "task_id": kinds.NAME,
@@ -89,7 +89,7 @@ def of_call(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def of_task(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same for a task's definition."""
+    """The options of a task's definition as they are used. Raises: WrongValue."""
     return checked(f"task {task}", TASK, options)
 
 

@@ -96,11 +96,11 @@ class Parts:
 
     @property
     def _app(self) -> AmqTask:
-        """This, for those who take an application."""
+        """This object, typed as the application that it is."""
         return cast("AmqTask", self)
 
     def _forget_derived(self) -> None:
-        """A setting changed: what was made from settings is made anew (open connections close)."""
+        """A setting changed: drop what was made from settings (open connections close); it is made again when it is asked for."""
         opened = [self.__dict__[name] for name in ("publisher", "teller") if name in self.__dict__]
         for name in _LAZY:
             self.__dict__.pop(name, None)
@@ -172,7 +172,7 @@ class Parts:
         return zone_named(name)
 
     def now(self) -> datetime:
-        """The present time in that zone."""
+        """The present time in the application's time zone."""
         return datetime.now(self.timezone)
 
     @lazy
@@ -253,7 +253,7 @@ class Parts:
 
     @lazy
     def async_publisher(self) -> AsyncPublisher:
-        """The same over aio-pika, for event loops."""
+        """Publishes with confirms over aio-pika, for event loops."""
         if self.memory_broker is not None:
             from amqtask.transport.memory.publisher import MemoryAsyncPublisher
 

@@ -29,7 +29,7 @@ def printable(text: str, limit: int = LONGEST) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for text of several lines, which keeps their ends and has no bound."""
+    """`printable` for text of several lines: line ends stay, and no bound."""
     return "\n".join(printable(line, 10 * len(line)) for line in text.expandtabs().split("\n"))
 
 
@@ -53,7 +53,7 @@ def _indented(text: str) -> str:
 
 
 class _Shown:
-    """An argument of a log line."""
+    """An argument of a log line, made printable when it is formatted."""
 
     __slots__ = ("_value",)
 
@@ -83,7 +83,7 @@ def _argument(value: Any) -> Any:
 
 
 class _Guard(logging.Filter):
-    """What others wrote (names, ids, errors) forges no line of ours, and makes none without an end."""
+    """A log filter: texts that others wrote (names, ids, errors) cannot forge a log line, nor make one endless."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         arguments = record.args

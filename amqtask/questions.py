@@ -11,7 +11,7 @@ MATCHERS = ("glob", "pcre")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskOptions:
-    """Who is asked, and for how long. None: all. `matcher` is glob or pcre, `timeout` seconds."""
+    """Which nodes are asked (None: all), and how long answers are waited for. `matcher` is glob or pcre, `timeout` seconds."""
 
     destination: str | Sequence[str] | None = None
     timeout: float = 1.0
@@ -59,7 +59,7 @@ class Inspect:
         return self._request("scheduled", safe=safe)
 
     def revoked(self) -> dict[str, Any] | None:
-        """Revoked ids."""
+        """Ids of revoked tasks."""
         return self._request("revoked")
 
     def registered(self, *taskinfoitems: str) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ class Inspect:
     registered_tasks = registered
 
     def stats(self) -> dict[str, Any] | None:
-        """Numbers about workers."""
+        """Statistics of workers."""
         return self._request("stats")
 
     def active_queues(self) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ class Inspect:
         return self._request("query_task", ids=list(task_ids))
 
     def clock(self) -> dict[str, Any] | None:
-        """Logical clocks."""
+        """Logical clocks of workers."""
         return self._request("clock")
 
     def report(self) -> dict[str, Any] | None:

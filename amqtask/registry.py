@@ -42,7 +42,7 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
         return name in self._tasks
 
     def has(self, name: str) -> bool:
-        """Whether it was registered so far."""
+        """Whether a task of that name was registered so far."""
         return name in self._tasks
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -63,7 +63,7 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
         return len(self._tasks)
 
     def register(self, task: Task[..., Any]) -> None:
-        """Add a task under its name, in place of an earlier one."""
+        """Add a task under its name; it replaces an earlier one of that name."""
         self._tasks[task.name] = task
 
     def __setitem__(self, name: str, task: Task[..., Any]) -> None:

@@ -49,7 +49,7 @@ def _left(deadline: float | None) -> float | None:
 
 
 class AsyncResult(Generic[R]):
-    """What will come of a published task; Celery's surface.
+    """The result of a published task; Celery's surface.
 
     By an id from elsewhere: `AsyncResult(id, app=app)` (or a task of that app); without `app` the current one is asked.
     Raises: BackendNotConfigured from everything that asks for the result when the app keeps none; TypeError.
@@ -292,7 +292,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def backend(self) -> ResultBackend | None:
-        """Where it is kept; None where results are not kept."""
+        """The result store; None where results are not kept."""
         return self._backend
 
     @property
@@ -339,13 +339,13 @@ class AsyncResult(Generic[R]):
 
     @property
     def date_done(self) -> datetime | None:
-        """When it ended."""
+        """When the task ended."""
         text = self._meta().date_done
         return datetime.fromisoformat(text) if text else None
 
     @property
     def children(self) -> list[Any] | None:
-        """What the task published in its turn."""
+        """The results of what the task published itself."""
         tuples = self._meta().children
         return [result_from_tuple(child, self._backend, self._revoke) for child in tuples] if tuples else None
 
@@ -366,29 +366,29 @@ class AsyncResult(Generic[R]):
 
     @property
     def worker(self) -> str | None:
-        """The node that ran it (with result_extended)."""
+        """The node that ran the task (with result_extended)."""
         return self._meta().extra.get("worker")
 
     @property
     def retries(self) -> int | None:
-        """How often it was retried (with result_extended)."""
+        """How often the task was retried (with result_extended)."""
         return self._meta().extra.get("retries")
 
     @property
     def queue(self) -> str | None:
-        """The queue that it came through (with result_extended)."""
+        """The queue that the task came through (with result_extended)."""
         return self._meta().extra.get("queue")
 
     def ready(self) -> bool:
-        """Whether it ended, well or not."""
+        """Whether the task ended, well or not."""
         return self._meta().is_ready
 
     def successful(self) -> bool:
-        """Whether it ended well."""
+        """Whether the task succeeded."""
         return self.state == states.SUCCESS
 
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """Whether the task failed."""
         return self.state == states.FAILURE
 
     def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
@@ -469,7 +469,7 @@ class AsyncResult(Generic[R]):
     __json__ = as_tuple
 
     def as_list(self) -> list[str]:
-        """Its id and those of its parents."""
+        """The ids of this result and of its parents."""
         return [self.id, *(self.parent.as_list() if self.parent else [])]
 
     def iterdeps(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[Any, Any]]:
@@ -489,11 +489,11 @@ class AsyncResult(Generic[R]):
 
     @property
     def graph(self) -> DependencyGraph:
-        """This result and all that came of it, each waited for."""
+        """The graph of this result and of the tasks that it led to, each waited for."""
         return self.build_graph()
 
     def build_graph(self, timeout: float | None = None, **_: Any) -> DependencyGraph:
-        """The same, within `timeout` seconds for each."""
+        """The graph of results, with `timeout` seconds for each."""
         graph = DependencyGraph()
         for parent, result in self.iterdeps(timeout):
             if parent is None:
@@ -525,7 +525,7 @@ class AsyncResult(Generic[R]):
         return self._copied(copy.deepcopy(self.parent, memo))
 
     def _copied(self, parent: Any) -> AsyncResult[R]:
-        """The same result, of the same store."""
+        """A copy of this result, of the same store, with another parent."""
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__, parent=parent)
         return copied
@@ -546,7 +546,7 @@ class EagerResult(AsyncResult[R]):
         self._final = ResultMessage(id, state, value, traceback)
 
     def get(self, timeout: float | None = None, propagate: bool = True, *args: Any, **kwargs: Any) -> R:
-        """Its value; nothing waits, so a task may ask too."""
+        """The value; nothing waits, so a task may ask too."""
         kwargs["disable_sync_subtasks"] = False
         return super().get(timeout, propagate, *args, **kwargs)
 
@@ -562,10 +562,10 @@ class EagerResult(AsyncResult[R]):
         return value if isinstance(value, BaseException) else super()._exception(final)
 
     def forget(self) -> None:
-        """Nothing is stored."""
+        """Do nothing: the result is not stored."""
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
-        """It has run already."""
+        """Do nothing: the task has run already."""
 
 
 def _unpickled(

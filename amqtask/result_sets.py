@@ -34,28 +34,28 @@ class ResultSet:
         self._backend = backend if backend is not None or app is None else app.backend
 
     def add(self, result: Any) -> None:
-        """One more."""
+        """Add a result."""
         if result not in self.results:
             self.results.append(result)
 
     def discard(self, result: Any) -> None:
-        """One less, if it is there."""
+        """Remove a result, if it is there."""
         if result in self.results:
             self.results.remove(result)
 
     def remove(self, result: Any) -> None:
-        """One less. Raises: KeyError when it is not there."""
+        """Remove a result. Raises: KeyError when it is not there."""
         if result not in self.results:
             raise KeyError(result)
         self.results.remove(result)
 
     def update(self, results: Iterable[Any]) -> None:
-        """Those that are not there yet."""
+        """Add the results that are not there yet."""
         for result in results:
             self.add(result)
 
     def clear(self) -> None:
-        """None any more."""
+        """Remove all results."""
         self.results.clear()
 
     def _flat(self) -> list[AsyncResult[Any]]:
@@ -84,7 +84,7 @@ class ResultSet:
                 yield waiting[task_id]
 
     def _look(self) -> None:
-        """Learn of all that is ready now, at the price of one question to the store."""
+        """Fetch all results that are ready now, with one question to the store."""
         try:
             for _ in self._arriving(0):
                 pass
@@ -141,25 +141,25 @@ class ResultSet:
             yield result.id, result._meta().as_meta()
 
     def ready(self) -> bool:
-        """Whether all ended."""
+        """Whether all tasks ended."""
         self._look()
         return all(result._final is not None for result in self._flat())
 
     def successful(self) -> bool:
-        """Whether all ended well."""
+        """Whether all tasks succeeded."""
         return self.completed_count() == len(self._flat())
 
     def failed(self) -> bool:
-        """Whether any ended with an error."""
+        """Whether any task failed."""
         self._look()
         return any(result._final is not None and result._final.status == states.FAILURE for result in self._flat())
 
     def waiting(self) -> bool:
-        """Whether any has not ended."""
+        """Whether any task has not ended."""
         return not self.ready()
 
     def completed_count(self) -> int:
-        """How many ended well."""
+        """How many tasks succeeded."""
         self._look()
         flat = self._flat()
         return sum(1 for result in flat if result._final is not None and result._final.status == states.SUCCESS)
@@ -191,7 +191,7 @@ class ResultSet:
             revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
     def forget(self) -> None:
-        """Drop all."""
+        """Drop all results, here and in the store."""
         for result in self.results:
             result.forget()
 
@@ -254,7 +254,7 @@ class GroupResult(ResultSet):
         _group_store(backend or self._backend).save_group(self.id, self.as_tuple())
 
     def delete(self, backend: Any = None) -> None:
-        """Take back what `save` kept."""
+        """Delete what `save` kept."""
         _group_store(backend or self._backend).delete_group(self.id)
 
     @classmethod

@@ -153,7 +153,7 @@ class BaseSchedule:
         return dt if dt.tzinfo is not None else dt.replace(tzinfo=timezone.utc if naive_as_utc else self.tz)
 
     def to_local(self, dt: datetime) -> datetime:
-        """In the time zone of this schedule."""
+        """The moment in the time zone of this schedule."""
         return _aware(dt).astimezone(self.tz)
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
@@ -372,11 +372,11 @@ class clocked(BaseSchedule):
         self.clocked_time = _aware(clocked_time)
 
     def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
-        """Its time, while that is to come."""
+        """The clocked time, while it is to come."""
         return self.clocked_time.astimezone(timezone.utc) if self.clocked_time > after else None
 
     def first_due(self, appeared_at: datetime, zone: tzinfo) -> datetime | None:
-        """Its time, also when that has passed."""
+        """The clocked time, also when it has passed."""
         return self.clocked_time.astimezone(timezone.utc)
 
     def __repr__(self) -> str:

@@ -74,7 +74,7 @@ def _json_default(value: Any) -> Any:
 
 
 def _own_form(value: Any) -> Any:
-    """What an object says that it is as data (`__json__`, kombu's protocol)."""
+    """An object as the data that its `__json__` gives (kombu's protocol)."""
     as_json = getattr(value, "__json__", None)
     if as_json is None:
         raise TypeError(f"{type(value).__name__} objects have no form there")
@@ -293,7 +293,7 @@ def _zstd_compress(body: bytes) -> bytes:
 
 
 class _Unpacked:
-    """What has been unpacked so far, and how much more there may be."""
+    """The unpacked output so far, and how much more is allowed."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -302,7 +302,7 @@ class _Unpacked:
 
     @property
     def room(self) -> int:
-        """To ask for one byte too many tells whether there is one."""
+        """Bytes to unpack at most: one more than allowed, which shows whether there is more."""
         return self._limit - self._size + 1
 
     def add(self, piece: bytes) -> None:

@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class SharedTask:
-    """Stands for the task of the current app; what is asked of it is asked of that task."""
+    """Stands for the task of the current app and passes everything on to it."""
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self.__wrapped__ = function

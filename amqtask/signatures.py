@@ -50,11 +50,11 @@ class Signature(dict[str, Any]):
     from_dict: ClassVar[Any]
 
     def __or__(self, other: Any) -> Any:
-        """This, then another: a chain, or a chord where this is a group."""
+        """This signature, then another: a chain, or a chord where this is a group."""
         return self.piped(self, other)
 
     def __ror__(self, other: Any) -> Any:
-        """Another that came over the wire, then this."""
+        """Another that came over the wire, then this signature."""
         return self.piped(other, self)
 
     def __ior__(self, other: Any) -> Any:
@@ -154,7 +154,7 @@ class Signature(dict[str, Any]):
 
     @property
     def app(self) -> AmqTask:
-        """Where it is published."""
+        """The application that publishes it."""
         return self._app or current_app()
 
     # -- changing
@@ -219,7 +219,7 @@ class Signature(dict[str, Any]):
         parent_id: str | None = None,
         group_index: int | None = None,
     ) -> Any:
-        """Fix its id (and those of its parts) before it is published; the result it will have.
+        """Fix the task's id (and those of a composition's parts) before it is published; returns the result that it will have.
 
         Publishing it later keeps the ids; publishing it twice makes two messages with one id.
         """
@@ -277,7 +277,7 @@ class Signature(dict[str, Any]):
                 self.options[key] = stamped
 
     def flatten_links(self) -> list[Any]:
-        """This, its callbacks, theirs, and so on."""
+        """This signature, its callbacks, their callbacks, and so on."""
         signatures: list[Any] = [self]
         for callback in self.options.get("link") or ():
             signatures += Signature.flatten_links(callback) if isinstance(callback, Signature) else [callback]
@@ -316,7 +316,7 @@ class Signature(dict[str, Any]):
     def apply(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> EagerResult[Any]:
-        """Run it here and now."""
+        """Run the task here and now."""
         signature = self.clone(args, kwargs, **options)
         result: EagerResult[Any] = self.type.apply(signature.args, signature.kwargs, **signature.options)
         return result

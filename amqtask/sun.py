@@ -11,7 +11,7 @@ SEARCH_DAYS = 366
 
 
 class Event(NamedTuple):
-    """How ephem finds it."""
+    """How ephem finds an event: its method, horizon and centre."""
 
     method: str  # of ephem.Observer
     horizon: str  # degrees

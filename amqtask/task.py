@@ -267,7 +267,7 @@ class Task(WithOthersNames, Generic[P, R]):
 
     @property
     def request(self) -> Context:
-        """What is known of the call that runs; blank (`called_directly`) when the function was just called."""
+        """The context of the call that runs; an empty one (`called_directly`) when the function was called directly."""
         context = current_context()
         return context if context is not None and context.task == self.name else Context()
 
@@ -357,7 +357,7 @@ class Task(WithOthersNames, Generic[P, R]):
         return member if lazy else member.apply_async()
 
     def add_trail(self, result: Any) -> Any:
-        """Note a result as one of this task's children."""
+        """Note a result as a child of this task."""
         if self.trail:
             self.request.children.append(result.as_tuple())
         return result
@@ -391,7 +391,7 @@ class Task(WithOthersNames, Generic[P, R]):
     # -- made by the app
 
     def check_options(self) -> None:
-        """Bring what the class says into the form that is used. Raises: WrongValue."""
+        """Convert the options of the class to the form that is used. Raises: WrongValue."""
         task_class = type(self)
         options = {
             name: getattr(task_class, name) for name in TASK if getattr(task_class, name) is not getattr(Task, name)
@@ -402,14 +402,14 @@ class Task(WithOthersNames, Generic[P, R]):
                 setattr(task_class, name, value)
 
     def bind(self, app: AmqTask) -> None:
-        """Belong to an app: take its settings where an option is None, note which hooks are overridden."""
+        """Bind the task to an app: take its settings where an option is None, note which hooks are overridden."""
         self.app = app
         conf = app.conf
         annotations = of_task(self.name, _annotations(conf.task_annotations, self.name))
         for attribute in annotations.keys() - FROM_SETTINGS.keys():
             setattr(self, attribute, annotations[attribute])
         for attribute, setting in FROM_SETTINGS.items():
-            # The class has what was asked for; an earlier binding left its answer on the instance.
+            # The class has the option as it was written; an earlier binding left its value on the instance.
             value = annotations.get(attribute, getattr(type(self), attribute))
             if value is None:
                 value = conf[setting]
@@ -453,7 +453,7 @@ class AsyncTask(Task[P, R]):
 def _in_their_place(
     function: Callable[..., Any], request: Context, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None
 ) -> tuple[Iterable[Any], Mapping[str, Any]]:
-    """New arguments of one kind with the old ones of the other kind, without those that they replace."""
+    """New positional arguments with the old keyword arguments, or the reverse, without those that they replace."""
     old, old_by_name = tuple(request.args or ()), dict(request.kwargs or {})
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -59,7 +59,7 @@ def pydantic_wrapper(
         bound = validated(args, kwargs)
         return dumped(function(*bound.args, **bound.kwargs))
 
-    # What a caller does with its arguments, which may be models, too.
+    # For callers, whose arguments may be models too.
     call.as_data = as_data  # type: ignore[attr-defined]
     return call
 

@@ -13,7 +13,7 @@ _SECOND = timedelta(seconds=1)
 
 
 class Moments(NamedTuple):
-    """When a reading is shown."""
+    """The moments at which a clock shows a reading."""
 
     first: datetime  # for one that is left out: the moment at which the clock jumps over it
     second: datetime | None  # the second time, when it is shown twice

@@ -1,4 +1,4 @@
-"""Small words for errors and reports: articles, numbers, what another library said."""
+"""Wording of errors and reports: articles, plurals, messages of other libraries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def described(value: Any) -> str:
-    """What a value is, with its article: `a list`, `an int`."""
+    """A value's type with its article: `a list`, `an int`."""
     return with_article(type(value).__name__)
 
 
@@ -21,5 +21,5 @@ def count(number: int, noun: str) -> str:
 
 
 def clause(error: object) -> str:
-    """What an error says, as part of a sentence: without the full stop that some libraries end it with."""
+    """The message of an error, as part of a sentence: without the full stop that some libraries end it with."""
     return str(error).rstrip(" .")

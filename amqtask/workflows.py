@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Workflows:
-    """One app's; also what its executors compose follow-ups with (amqtask.execution.contract.Composer)."""
+    """Composes an application's workflows; its executors compose follow-ups with it (amqtask.execution.contract.Composer)."""
 
     def __init__(self, app: AmqTask) -> None:
         self._app = app
@@ -98,7 +98,7 @@ class Workflows:
                 message.declare = (*message.declare, queue)
 
     def _composed(self, begun: Begun) -> list[Message]:
-        """The same in a worker: where results go is said by whoever published the first task."""
+        """`messages` in a worker: the caller that published the first task has said where results go."""
         messages = [self._compose_here(call) for call in begun.calls]
         self.announce(begun, messages)
         return messages
@@ -187,7 +187,7 @@ class Workflows:
 
 
 def _announced(message: Message) -> Message:
-    """Receivers are users' code, which has no place on a worker's I/O loop (known by no task running)."""
+    """Send before_task_publish, but not on a worker's I/O loop (where no task runs): receivers are users' code."""
     if signals.before_task_publish and current_context() is not None:
         tell_composed(message, follow_up=True)
     return message
