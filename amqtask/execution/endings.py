@@ -83,12 +83,12 @@ class Endings:
         # It did run, so its body can be read; that it can be large is what loses processes.
         return self._ended(request, states.FAILURE, error, Answer.ACK, reads_all=True)
 
-    def buried(self, request: Request, error: WorkerLostError) -> Outcome:
-        """The process that ran it died as often as it may: dead-lettered. It did run, so its body can be read."""
+    def lost_finally(self, request: Request, error: WorkerLostError) -> Outcome:
+        """Its process died as often as the delivery limit allows: dead-lettered. It did run, so its body can be read."""
         return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER, reads_all=True)
 
     def refused(self, request: Request, error: Exception, *, in_slot: bool = False) -> Outcome:
-        """It can't or must not be run: dead-lettered with the reason, and FAILURE for whoever waits."""
+        """It cannot or must not be run: dead-lettered with the reason, and FAILURE is stored."""
         return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER, reads_all=in_slot)
 
     def revoked(self, request: Request, reason: str, *, in_slot: bool = False) -> Outcome:

@@ -1,16 +1,16 @@
-"""What this worker remembers about deliveries whose channel died under them, so that a redelivery is not run twice.
+"""A memory of deliveries whose channel was lost before they were answered, so that a redelivery is not run twice.
 
-When a connection is lost the broker gives every unanswered message back, also those whose tasks still run here.
-Such a task is an *orphan*: nobody can be told its answer. Its message comes again, marked redelivered, with the
+When a connection is lost the broker requeues every unanswered message, also those whose tasks still run here.
+Such a task is an *orphan*: the broker cannot get its answer. Its message comes again, marked redelivered, with the
 same task id and the same number of retries (a retry of the same id is another run and must not be mistaken for it).
-Three cases: the orphan has ended, then its answer is given again; it still runs, then the redelivery is parked
-until it ends; we know nothing, then it runs. The last acks before the loss may not have arrived, so those tasks
-count as ended.
+There are three cases: the orphan has ended, then the redelivery gets its answer; it still runs, then the redelivery
+is parked until it ends; the message is unknown, then it runs. The last acks before the loss may not have arrived, so
+those tasks count as ended.
 
 A redelivery comes soon after the loss, so an answer is remembered for minutes only. Callers may use an id twice.
-When two unanswered messages of a dead channel have one key, or one of them has the key of a task that was acked
-lately, nobody can tell their redeliveries apart: they run, as they do without a memory. Twice is allowed, never is
-not.
+When two unanswered messages of a lost channel have the same key, or one of them has the key of a task that was acked
+recently, their redeliveries cannot be told apart: they run, as they would without this memory. A task may run twice,
+but it must run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
 
 Key: TypeAlias = tuple[str, int]
-# Acks that may be on their way to the broker when the connection breaks.
+# Acks that may be under way to the broker when the connection breaks.
 ACKS_IN_FLIGHT = 1000
 REMEMBERED_SECONDS = 600.0
 
 
 def key_of(request: Request) -> Key:
-    """What a redelivery is recognised by."""
+    """The key by which a redelivery is recognised."""
     return _key(request.id, request.headers)
 
 
@@ -52,13 +52,13 @@ class Answered:
         self._orphans: dict[Key, int] = {}
         self._parked: dict[Key, list[Request]] = {}
         self._acked: deque[Mapping[str, Any]] = deque(maxlen=ACKS_IN_FLIGHT)
-        # Called with the headers of every task that is acked; nothing is worked out before a channel dies.
+        # Called with the headers of every task that is acked; keys are computed only when a channel is lost.
         self.acked = self._acked.append
 
     def adopt(self, alive: Iterable[Request], waiting: Iterable[Request]) -> None:
-        """Their channel died: `alive` ones run on, `waiting` ones had not begun.
+        """A channel is lost: its `alive` requests run on, its `waiting` requests had not begun.
 
-        Parked redeliveries came on that channel too and are void."""
+        Parked redeliveries came on that channel, too, and are void."""
         self._parked.clear()
         alive = list(alive)
         request_counts = Counter(key_of(request) for request in (*alive, *waiting))
@@ -75,7 +75,7 @@ class Answered:
                 self._remember(key, Answer.ACK)
 
     def recall(self, request: Request) -> Answer | None:
-        """The answer to a redelivery of something that ended here."""
+        """The answer of a task that ended here, for its redelivery; None when it is unknown."""
         answer, until = self._answers.get(key_of(request), (None, 0.0))
         return answer if self._clock() < until else None
 
@@ -103,7 +103,7 @@ class Answered:
             self._answers.popitem(last=False)
 
     def give_up(self) -> list[Request]:
-        """The worker stops: what is parked goes back."""
+        """The worker stops: the parked redeliveries, to be given back."""
         parked = [request for requests in self._parked.values() for request in requests]
         self._parked.clear()
         return parked

@@ -1,4 +1,4 @@
-"""The border: what is not taken as it comes. A message that cannot be taken is refused with a reason, and harms nothing else.
+"""The border: reads unusual messages. A message that cannot be read is refused with a reason, and harms nothing else.
 
 A protocol v2 message with the usual headers is read in strategy.py; all others come here. Protocol v1 has everything in the body,
 so the worker itself has to read that, up to a bound; the slot that runs the task reads it once more.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def bare_request(delivery: Delivery, number: int) -> Request:
-    """A request that only stands for its delivery; it has an id where that is known, so that what becomes of it can be told."""
+    """A request that only stands for its delivery; it has an id where that is known, for logs and for the result."""
     properties = delivery.properties
     headers = properties.headers if isinstance(properties.headers, dict) else {}
     task_id = headers.get("id") or properties.correlation_id or properties.message_id
@@ -44,7 +44,7 @@ def bare_request(delivery: Delivery, number: int) -> Request:
 
 
 def read_strange(delivery: Delivery, number: int, accept: frozenset[str]) -> tuple[Request, MessageError | None]:
-    """The request of a message that is no plain protocol v2, and why it is none if it is none."""
+    """The request of a message that is no plain protocol v2, and the error if it is no task message."""
     request = bare_request(delivery, number)
     raw_headers = delivery.properties.headers
     try:

@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.message import PropertiesLike
 
-# They would be routed once more (https://www.rabbitmq.com/docs/sender-selected).
+# The copy would be routed by these headers, too (https://www.rabbitmq.com/docs/sender-selected).
 _NOT_COPIED = frozenset({"CC", "BCC"})
-# Characters of what a dead letter tells.
+# Characters of a dead letter's reason and exception.
 _LONGEST_REASON, _LONGEST_EXCEPTION = 1000, 4000
 
 
 def copied_headers(properties: PropertiesLike) -> dict[str, Any]:
-    """The headers of a message that goes out again, without those of its last journey."""
+    """The headers for a copy of a message, without those that the broker or a delay added."""
     headers = strip_transit_headers(properties.headers or {})
     return {name: value for name, value in headers.items() if name not in _NOT_COPIED}
 
 
 def copied_properties(properties: PropertiesLike, headers: dict[str, Any] | None = None) -> Properties:
-    """The properties of a message that goes out again, with these headers or its own.
+    """The properties for a copy of a message, with these headers or its own.
 
     `expiration` is left out (its time in the work queue is over; `expires` in the headers still counts), and so
     is `user_id`, which the broker lets only that user's connections send.
@@ -46,7 +46,7 @@ def copied_properties(properties: PropertiesLike, headers: dict[str, Any] | None
 
 
 def back_to_its_queue(request: Request) -> Message:
-    """The same message to the same queue, through the default exchange: that works whatever the queue hangs on."""
+    """The same message to the same queue, through the default exchange: that works whatever exchange the queue is bound to."""
     delivery = request.delivery
     return Message(delivery.body, copied_properties(delivery.properties), exchange="", routing_key=request.queue)
 
@@ -54,7 +54,7 @@ def back_to_its_queue(request: Request) -> Message:
 def dead_letter(request: Request, *, to: str, reason: str, exception: str, hostname: str, died_at: str) -> Message:
     """The copy for the dead-letter queue; its headers say why, where, when and after how many attempts.
 
-    The body is whole. Headers that do not fit, or that cannot be written again, are told as far as there is room.
+    The body is complete. Headers that do not fit, or that cannot be encoded again, are shortened.
     """
     delivery = request.delivery
     headers = fitted(copied_headers(delivery.properties))
@@ -70,7 +70,7 @@ def dead_letter(request: Request, *, to: str, reason: str, exception: str, hostn
 
 
 def bare_dead_letter(dead: Message) -> Message:
-    """The same with nothing in its headers but why it died, for a broker that does not take the rest."""
+    """The same dead letter with only the reason in its headers, for a broker that refuses the others."""
     headers = {name: value for name, value in dead.properties.headers.items() if name.startswith("x-amqtask-")}
     properties = Properties(content_type=dead.properties.content_type, headers=headers)
     return Message(dead.body, properties, dead.exchange, dead.routing_key, dead.declare)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Dispatcher:
-    """Waiting requests and the way into the pool; what the pool has goes into `running`.
+    """Keeps waiting requests and submits them to the pool; requests that the pool has are in `running`.
 
     `watched` has requests that must start before a wall-clock time, or that were revoked while they waited
-    (infinity): `admit(request, deadline)` is asked just before they run; False means it was dealt with otherwise.
-    `accepted(request)` is told just before the pool gets a request in `early`.
+    (infinity): `admit(request, deadline)` is called just before they run; False means that the request must not run and has
+    been dealt with. `accepted(request)` is called just before the pool gets a request in `early`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
-        # How a request gets to the pool; the worker puts its own way here while somebody looks on.
+        # Submits a request to the pool; the worker replaces it while an observer or a log needs to see starts.
         self.submit = pool.submit
         self._loop = loop
         self._throttle = throttle
@@ -52,7 +52,7 @@ class Dispatcher:
         self.early: set[int] = set()
 
     def add(self, request: Request) -> None:
-        """Let it wait for its turn; call `run` later."""
+        """Append a request to its queue's line; call `run` later."""
         line = self._lines.get(request.queue)
         if line is None:
             line = self._lines[request.queue] = deque()
@@ -124,21 +124,21 @@ class Dispatcher:
         self._timer = None
         self.run()
 
-    # -- looking and taking away
+    # -- waiting requests
 
     @property
     def waiting(self) -> int:
-        """How many could run if a slot were free (held ones are not among them)."""
+        """How many requests could run if slots were free (requests held by a rate limit do not count)."""
         return sum(map(len, self._turns))
 
     def __iter__(self) -> Iterator[Request]:
-        """All that waits, held ones too."""
+        """All waiting requests, also those held by a rate limit."""
         for line in self._lines.values():
             yield from line
         yield from self._throttle
 
     def clear(self) -> list[Request]:
-        """Take away all that waits (it is given back, or void)."""
+        """Remove and return all waiting requests (to be given back, or void)."""
         requests = list(self)
         for line in self._lines.values():
             line.clear()
@@ -152,7 +152,7 @@ class Dispatcher:
         return requests
 
     def take_line(self, queue: str, *, allowed: Callable[[Request], bool]) -> list[Request]:
-        """Take away what waits in one queue's line (its window has closed), as far as `allowed`."""
+        """Remove and return the `allowed` requests of one queue's line (its window has closed)."""
         line = self._lines.get(queue)
         if not line:
             return []

@@ -1,7 +1,7 @@
-"""What comes between an outcome and its answer: everything it says is published and confirmed first (worker.following).
+"""Between an outcome and its answer: all messages of the outcome are published and confirmed first (worker.following).
 
-Every road through this file ends in one call of `answer(request, …)`, or of `keep(request)` when the worker stops before
-everything is confirmed; a delivery whose publishes cannot be confirmed now stays unanswered until they are.
+Every path through this file ends in one call of `answer(request, …)`, or of `keep(request)` when the worker stops before
+all messages are confirmed; a delivery whose publishes cannot be confirmed now stays unanswered until they are.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ logger = bounded_logger(__name__)
 
 
 def _patience(error: PublishError) -> float:
-    """A dead letter waits for its queue; the message is with the broker meanwhile, in the queue that it came from."""
+    """Publishes a dead letter until its queue takes it; meanwhile the broker keeps the message in the queue it came from."""
     return 0.0 if never_fits(error) else NEVER
 
 
 class Finisher:
-    """Publishes what outcomes say and reports the answer once all of it is confirmed.
+    """Publishes the messages of outcomes, and calls `answer` once all of them are confirmed.
 
-    `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none; `dead_lettered` is told when
-    the copy in it is confirmed. `keep` gives back what cannot be finished before the worker has stopped.
+    `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none; `dead_lettered` is called when
+    the copy in it is confirmed. `keep` gives back a request that cannot be finished before the worker has stopped.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Finisher:
         self._dead_queue = dead_queue
         self.dead_lettered = dead_lettered
         self._hostname = hostname
-        # Requests that wait for confirms, by number: they are answered later, unless their channel dies.
+        # Requests that wait for confirms, by number: they are answered later, unless their channel is lost.
         self.confirming: dict[int, Request] = {}
         self._seen_confirming: set[int] = set()
 
@@ -69,7 +69,7 @@ class Finisher:
         return len(waiting)
 
     def finish(self, request: Request, outcome: Outcome) -> None:
-        """Publish what the outcome says; answer when it is confirmed."""
+        """Publish the outcome's messages; answer when they are confirmed."""
         if not (outcome.publish or outcome.parts or outcome.result is not None or outcome.answer is Answer.DEAD_LETTER):
             self._answer(request, outcome.answer)
             return
@@ -85,7 +85,7 @@ class Finisher:
             request=request, on_failed=end.failed, is_final=outcome.state in states.READY_STATES,
         )  # fmt: skip
         if outcome.answer is Answer.DEAD_LETTER:
-            end.bury()
+            end.dead_letter()
 
     def _result_published(
         self, request: Request, outcome: Outcome, result: Message, error: PublishError | None
@@ -99,7 +99,8 @@ class Finisher:
             )
 
     def forward(self, request: Request, message: Message, on_refused: Callable[[PublishError], None]) -> None:
-        """Publish `message` in place of the delivery (a delay), confirm, then ack. `on_refused` when it never will be."""
+        """Publish `message` to replace the delivery (a delay), wait for the confirm, then ack. `on_refused` is called when it can
+        never be published."""
         self.confirming[request.number] = request
 
         def ended(error: PublishError | None) -> None:
@@ -112,8 +113,8 @@ class Finisher:
 
         self._following.store(message, ended, on_kept=partial(self.kept, request))
 
-    def bury(self, request: Request, outcome: Outcome, on_end: Callable[[Answer | None], None]) -> None:
-        """Publish a copy to the dead-letter queue. `on_end` is told the answer, None when the worker stops first."""
+    def dead_letter(self, request: Request, outcome: Outcome, on_end: Callable[[Answer | None], None]) -> None:
+        """Publish a copy to the dead-letter queue. `on_end` gets the answer, or None when the worker stops first."""
         queue = self._dead_queue(request.queue)
         if queue is None:
             logger.error(
@@ -131,9 +132,9 @@ class Finisher:
             hostname=self._hostname,
             died_at=datetime.now(timezone.utc).isoformat(),
         )
-        self._following.publisher.publish(dead, partial(self._buried, request, dead, queue, on_end))
+        self._following.publisher.publish(dead, partial(self._dead_letter_published, request, dead, queue, on_end))
 
-    def _buried(
+    def _dead_letter_published(
         self,
         request: Request,
         dead: Message,
@@ -141,20 +142,20 @@ class Finisher:
         on_end: Callable[[Answer | None], None],
         error: PublishError | None,
     ) -> None:
-        """Where the queue is not there yet it is declared."""
-        ended, kept = partial(self._burial_ended, request, on_end), partial(on_end, None)
+        """A confirm or an error came: declare the queue if it does not exist, shorten the copy, or publish it again."""
+        ended, kept = partial(self._dead_letter_ended, request, on_end), partial(on_end, None)
         if error is None:
             ended(None)
         elif isinstance(error, Unroutable):
             dead.declare = (queue,)
             self._following.store(dead, ended, on_kept=kept, patience=_patience)
         elif never_fits(error):
-            # Something in it that this broker does not take (its frames are smaller than others').
+            # The broker cannot take all of it (its frame_max is smaller than other brokers').
             self._following.store(bare_dead_letter(dead), ended, on_kept=kept, patience=_patience)
         else:
             self._following.retry(dead, error, ended, on_kept=kept, patience=_patience)
 
-    def _burial_ended(
+    def _dead_letter_ended(
         self, request: Request, on_end: Callable[[Answer | None], None], error: PublishError | None
     ) -> None:
         if error is None:
@@ -169,42 +170,42 @@ class Finisher:
         on_end(Answer.DROP)
 
     def settle(self, request: Request, answer: Answer) -> None:
-        """All is confirmed."""
+        """All messages are confirmed: answer."""
         if self.confirming.pop(request.number, None) is not None:
             self._answer(request, answer)
 
     def kept(self, request: Request) -> None:
-        """The worker stops before all is confirmed."""
+        """The worker stops before all messages are confirmed."""
         if self.confirming.pop(request.number, None) is not None:
             self._keep(request)
 
 
 class _End:
-    """How one request ends: what follows from it is published, and the copy of a dead letter."""
+    """The end of one request: its follow-ups and, for a dead letter, its copy have to be confirmed."""
 
-    __slots__ = ("_answer", "_finisher", "_has_followed", "_is_burying", "_is_kept", "_outcome", "_request")
+    __slots__ = ("_answer", "_finisher", "_has_followed", "_is_dead_lettering", "_is_kept", "_outcome", "_request")
 
     def __init__(self, finisher: Finisher, request: Request, outcome: Outcome) -> None:
         self._finisher = finisher
         self._request = request
         self._outcome = outcome
         self._answer = outcome.answer
-        self._is_burying = outcome.answer is Answer.DEAD_LETTER
+        self._is_dead_lettering = outcome.answer is Answer.DEAD_LETTER
         self._has_followed = self._is_kept = False
 
     def failed(self, message: Message, error: PublishError) -> None:
-        """A follow-up will never be published. A retry, or what replaces the task, was this task's own end."""
-        if message.properties.headers["id"] == self._request.id and not self._is_burying:
+        """A follow-up can never be published. If it was a retry or a replacement, this task itself is dead-lettered."""
+        if message.properties.headers["id"] == self._request.id and not self._is_dead_lettering:
             reason = f"what was to go on in its place cannot be published: {error}"
             self._outcome = self._outcome._replace(reason=reason, summary=saferepr(error, 500))
-            self.bury()
+            self.dead_letter()
 
-    def bury(self) -> None:
-        self._is_burying = True
-        self._finisher.bury(self._request, self._outcome, self._buried)
+    def dead_letter(self) -> None:
+        self._is_dead_lettering = True
+        self._finisher.dead_letter(self._request, self._outcome, self._dead_lettered)
 
-    def _buried(self, answer: Answer | None) -> None:
-        self._is_burying = False
+    def _dead_lettered(self, answer: Answer | None) -> None:
+        self._is_dead_lettering = False
         self._is_kept |= answer is None
         self._answer = answer or self._answer
         self._look()
@@ -215,7 +216,7 @@ class _End:
         self._look()
 
     def _look(self) -> None:
-        if self._is_burying or not self._has_followed:
+        if self._is_dead_lettering or not self._has_followed:
             return
         if self._is_kept:
             self._finisher.kept(self._request)

@@ -1,4 +1,4 @@
-"""Headers that fit: what a copy of somebody else's message can carry, whatever the original did.
+"""Headers that fit: makes the headers of a received message small enough for a copy.
 
 All headers of a message have to go into one frame (AMQP 0-9-1, section 4.2.6.1), which RabbitMQ bounds at 131,072 bytes unless
 configured otherwise; for a larger one it closes the connection. So the largest are replaced by a short text until the others
@@ -14,18 +14,18 @@ from amqtask.printable import printable
 from amqtask.protocol.task import saferepr
 from amqtask.transport.fields import field_size
 
-# Bytes; leaves room in a frame for the properties, for what a dead letter adds, and for what a broker writes on its way.
+# Bytes; leaves room in a frame for the properties, for the headers of a dead letter, and for those that brokers add.
 ROOM = 98_304
-# What was cut or left out.
+# The names of headers that were shortened or dropped.
 CUT_HEADER = "x-amqtask-cut"
 # Characters of the text that replaces a value, and of the list of such headers.
 _SHORT, _LISTED = 200, 1000
-# These go last when there is no room at all.
+# These are dropped last.
 _FIRST = ("task", "id", "lang", "root_id", "parent_id", "group", "retries", "eta", "expires")
 
 
 def fitted(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers, or what can be written of them; CUT_HEADER names those that are not what they were."""
+    """The headers, shortened where they do not fit or cannot be encoded; CUT_HEADER names those that were changed."""
     kept, sizes, cut = dict(headers), {}, []
     for name in sorted(headers, key=lambda name: name not in _FIRST):
         size = field_size(name, headers[name])

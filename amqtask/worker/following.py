@@ -1,12 +1,12 @@
-"""Following: publishes what follows from a task until the broker has it, or tells the fate of what the broker never will take.
+"""Following: publishes the follow-ups of a task until the broker has them, or ends those that the broker will never take.
 
-A refusal for now is no end: a nack (a full queue, no majority of its nodes), an alarm, a broker that is away. The message is
-published again until it is taken; the delivery that it follows from stays unanswered meanwhile, and its task is not run again.
-A queue or an exchange that is not there, or a missing right, may be so for a moment, while somebody mends it: that is final after
-some seconds. What AMQP has no form for, and what is too large, never gets better.
+Some errors pass: a nack (a full queue, no majority of its nodes), an alarm, a broker that is away. The message is published
+again until it is taken; the delivery that it follows from stays unanswered meanwhile, and its task is not run again. A missing
+queue, exchange or right may be mended by an operator: such an error is final after some seconds. A message that AMQP cannot
+encode, or that is too large, fails at once.
 
-A follow-up that cannot be published ends like a task that is refused: FAILURE with the reason for whoever waits for it, its
-errbacks are called, and what was to come after it (the rest of its chain, its chord) ends with it.
+A follow-up that cannot be published ends like a task that is refused: FAILURE with the reason is stored, its errbacks are called,
+and the signatures that wait for it (the rest of its chain, its chord) fail with it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 logger = bounded_logger(__name__)
 
-# True: dealt with. False: it cannot be now, and the worker stops; the delivery that asked for it is to stay with the broker.
+# True: dealt with. False: not confirmed before the worker stops, so the delivery that it follows from must stay with the broker.
 OnDone: TypeAlias = Callable[[bool], None]
 Patience: TypeAlias = Callable[["PublishError"], float]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 NEVER = float("inf")
 _ELSEWHERE = (PublishRefused, ConnectionBlocked, PublishTimeout, BrokerUnreachable, Unroutable)
-# Seconds for what may be somebody's work in progress.
+# Seconds for errors that an operator may be mending.
 UNROUTABLE_SECONDS, ACCESS_REFUSED_SECONDS = 5.0, 30.0
-# Who reads no results, or lets a full queue refuse them, must not hold up a worker for ever.
+# A caller whose full queue refuses results must not hold up a worker for ever (seconds).
 RESULT_SECONDS = 60.0
 
 
@@ -61,12 +61,12 @@ def patience(error: PublishError) -> float:
 
 
 def patience_with_results(error: PublishError) -> float:
-    """The same for a result."""
+    """For how many seconds a result is published again."""
     return min(patience(error), RESULT_SECONDS)
 
 
 def never_fits(error: PublishError) -> bool:
-    """Whether it is the message that is wrong: nothing that somebody mends elsewhere will help it."""
+    """Whether the message itself is the reason, so that publishing it again can never help."""
     return isinstance(error, MessageRefused) or not isinstance(error, _ELSEWHERE)
 
 
@@ -75,7 +75,7 @@ def _itself(error: PublishError) -> Exception:
 
 
 class Following:
-    """For one worker. `add_part(part, on_done)` deals with parts of chords; `is_stopping` says that it is time to give up."""
+    """Publishes follow-ups for one worker. `add_part(part, on_done)` deals with parts of chords; `is_stopping` ends retries."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Following:
     def result_refused(
         self, result: Message, error: PublishError, on_done: OnDone, *, request: Request, is_final: bool
     ) -> None:
-        """What `follow` does for a result that has just been refused."""
+        """Like `follow`, for a result that has just been refused."""
         _Follow(self, on_done, request, None, _itself).result_refused(result, error, is_final=is_final)
 
     def store(
@@ -153,12 +153,12 @@ class Following:
         self.held += change
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call it after a pause."""
+        """Call `callback` after a pause."""
         self._loop.call_later(seconds, callback)
 
 
 class Pauses:
-    """They double from FIRST_PAUSE to LONGEST_PAUSE seconds; `waited` is their sum."""
+    """Pauses that double from FIRST_PAUSE to LONGEST_PAUSE seconds; `waited` is their sum."""
 
     __slots__ = ("_next", "waited")
 
@@ -167,7 +167,7 @@ class Pauses:
         self._next = FIRST_PAUSE
 
     def next(self) -> float:
-        """How long to wait now."""
+        """The next pause, in seconds."""
         pause, self._next = self._next, min(2 * self._next, LONGEST_PAUSE)
         self.waited += pause
         return pause
@@ -230,7 +230,7 @@ class _Attempts:
 
 
 class _Follow:
-    """What follows from one task, until all of it is dealt with."""
+    """The follow-ups, parts and result of one task, until all of them are dealt with."""
 
     __slots__ = ("_error_from", "_following", "_is_kept", "_on_done", "_on_failed", "_request", "_unfinished")
 
@@ -325,7 +325,7 @@ class _Follow:
         if error is not None and request is not None:
             logger.error("The result of task %s[%s] cannot be published: %s", request.task, request.id, error)
             if is_final and never_fits(error):
-                # Who waits for it gets the reason.
+                # The caller gets the reason as the result.
                 refusal_result = self._following.endings.refused(request, error).result
                 if refusal_result is not None:
                     self._unfinished += 1
@@ -338,7 +338,7 @@ class _Follow:
 
 
 def follow_up_request(message: Message) -> Request:
-    """The request that a message would have become, for its fate."""
+    """The request of a message that was not published, to end it like a refused task."""
     properties = message.properties
     headers = properties.headers
     return Request(

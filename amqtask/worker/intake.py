@@ -1,8 +1,7 @@
-"""The intake: deliveries that are not simply to be run are dealt with here; the common ones never come by.
+"""The intake: deals with deliveries that cannot simply be run; common deliveries do not pass here.
 
-Everything here is rare by nature: redelivered, timed, revoked, unknown or malformed messages. Each road ends in
-exactly one of: the dispatcher, the finisher (result, dead letter or delay, then the answer), an answer, or the
-parking place for redeliveries.
+All of them are rare: redelivered, timed, revoked, unknown or malformed messages. Each path ends in exactly one of: the
+dispatcher, the finisher (result, dead letter or delay, then the answer), an answer, or the parked redeliveries.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ NEVER = float("inf")
 
 
 class Intake:
-    """Judges the uncommon delivery. `ready` is called when a request that waited here was added to the dispatcher."""
+    """Decides about uncommon deliveries. `ready` is called when a request that waited here was added to the dispatcher."""
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class Intake:
         self._soon: dict[int, tuple[Request, Timer]] = {}
 
     def examine(self, request: Request, strategy: TaskStrategy, watched: dict[int, float]) -> bool:
-        """True: it may run now (`watched` knows of its deadline). False: it has been dealt with."""
+        """True: it may run now (its deadline is in `watched`). False: it has been dealt with."""
         if request.redelivered and self._is_known(request):
             return False
         if self._revoked.covers(request.id, request.headers):
@@ -80,7 +79,7 @@ class Intake:
         return verdict.action is Action.RUN or self._divert(request, verdict)
 
     def admit(self, request: Request, deadline: float) -> bool:
-        """The last look before a watched request runs."""
+        """Whether a watched request may run: called just before it does."""
         if self._revoked.covers(request.id, request.headers):
             self._revoke(request)
             return False
@@ -107,30 +106,30 @@ class Intake:
                 self.delay(request, second_delay(request.headers, verdict.seconds))
             case Action.EXPIRED:
                 self._expire(request)
-            case Action.BURY:
+            case Action.DEAD_LETTER:
                 request.attempts -= 1  # it is not going to run this time
-                # Reading its body may be what its workers died of.
+                # The workers may have died from reading its body, so it is not read here.
                 self._end(request, self._endings.refused(request, WorkerLostError(verdict.reason)))
             case _:
                 self.refuse(request, InvalidTaskError(verdict.reason))
         return False
 
     def delay(self, request: Request, seconds: float) -> None:
-        """To the broker's delay levels, from where it comes back to its queue."""
+        """Send a request to the broker's delay levels, from where it comes back to its queue."""
         message = self._delays.delayed(back_to_its_queue(request), seconds)
         self._finisher.forward(request, message, partial(self.refuse, request))
 
     def refuse(self, request: Request, error: Exception) -> None:
-        """Not a task message: dead-lettered with the reason."""
+        """Dead-letter a message that is no task message, with the reason."""
         self._report.rejected(request, error)
         self._end(request, self._endings.refused(request, error))
 
-    def bury(self, request: Request, reason: str) -> None:
-        """A task whose process died each time, at last here."""
-        self._end(request, self._endings.buried(request, WorkerLostError(reason)))
+    def dead_letter(self, request: Request, reason: str) -> None:
+        """Dead-letter a task whose process died each time, the last time here."""
+        self._end(request, self._endings.lost_finally(request, WorkerLostError(reason)))
 
     def _refuse_unknown(self, request: Request, strategy: TaskStrategy) -> bool:
-        """No task of that name: dead-lettered with the reason. True: a slot does that, which may take longer to read the body."""
+        """There is no task of that name: dead-letter it with the reason. True: a slot does that, because the body is large."""
         error = NotRegistered(strategy.problem)
         self._report.unknown(request, error)
         if request.headers.get("compression") or len(request.body) > light_limit(request.content_type):
@@ -158,11 +157,11 @@ class Intake:
 
     @property
     def soon(self) -> list[Request]:
-        """Those that wait for it."""
+        """The requests that wait here for their ETA."""
         return [request for request, _ in self._soon.values()]
 
     def clear(self) -> list[Request]:
-        """Take away what waits for its moment (it is given back, or void)."""
+        """Remove and return the requests that wait for their ETA (to be given back, or void)."""
         requests = self.soon
         for _, timer in self._soon.values():
             timer.cancel()

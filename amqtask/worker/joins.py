@@ -1,11 +1,11 @@
-"""Chords that are joined in the broker: who has published the last part publishes the body, once, then deletes the queue.
+"""Chords that are joined in the broker: the worker that published the last part publishes the body, once, then deletes the queue.
 
-A part is confirmed before anybody looks. The member whose look finds the chord complete stays unanswered until the body
-is confirmed: whoever dies before that leaves it to be delivered again, and its new part makes for a new look.
+A part is confirmed before its worker looks at the queue. The member whose look finds the chord complete stays unanswered until
+the body is confirmed: when that worker dies before, the member is delivered again, and its new part causes a new look.
 
-A queue that is gone belongs to a chord that is over. One that is away, with the node that holds it, comes back: its members
-stay unanswered, and their parts are published and looked at again until it does, or until it has been away for AWAY_SECONDS.
-Then the body fails, so that whoever waits for it is told.
+A queue that is gone belongs to a chord that is over. A queue whose node is down comes back: its members stay unanswered, and
+their parts are published and looked at again until it does, or until it has been away for AWAY_SECONDS. Then the body fails, so
+that the caller gets an error.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ AWAY_SECONDS = 60.0
 
 
 def _patience(error: PublishError) -> float:
-    """Whether a chord's queue is gone, or away, is looked at, not waited for."""
+    """For how many seconds a part is published again. 0 when its queue is missing: the next look tells whether it is gone or
+    away."""
     if isinstance(error, AccessRefused):
         return ACCESS_REFUSED_SECONDS
     return 0.0 if isinstance(error, Unroutable) or never_fits(error) else AWAY_SECONDS
 
 
 class Joins:
-    """Looks after chords for one worker. `accept` are the content types of results."""
+    """Joins chords for one worker. `accept` are the content types of results."""
 
     def __init__(self, gatherer: Gatherer, chords: Chords, accept: frozenset[str]) -> None:
         self.gatherer = gatherer
@@ -62,7 +63,8 @@ class Joins:
         self._away += change
 
     def add(self, part: ChordPart, following: Following, on_done: OnDone) -> None:
-        """Publish a part, and the chord's body if it was the last. `on_done` when that is confirmed, or not ours."""
+        """Publish a part, and the chord's body if it was the last part. `on_done` is called when that is confirmed, or when
+        another worker has to publish the body."""
         _Member(self, part, following, on_done).store()
 
     def stop(self) -> None:
@@ -86,7 +88,7 @@ class Joins:
 
 
 class _Member:
-    """One part on its way: stored, then looked at with the others."""
+    """One part: it is published, then the chord's queue is looked at."""
 
     def __init__(self, joins: Joins, part: ChordPart, following: Following, on_done: OnDone) -> None:
         self._joins = joins
@@ -140,14 +142,14 @@ class _Member:
     # -- the body
 
     def _take(self, deliveries: Sequence[Delivery], finished: OnDone) -> bool:
-        """Publish the body if all parts are there."""
+        """Publish the body if all parts have come."""
         part, chords = self._part, self._joins.chords
         try:
             gathered = self._joins.read(deliveries)
             if not gathered.is_complete(part.size):
                 return False
             parts = gathered.in_order()
-        except MessageError as error:  # it cannot get better
+        except MessageError as error:  # reading it again cannot help
             unreadable = ChordError(f"a part of chord {part.group_id} is unreadable: {error}")
             self._end(lambda: chords.failed(part.body, unreadable), finished)
         else:

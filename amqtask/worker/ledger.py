@@ -38,7 +38,7 @@ class Ledger:
         self._finished: list[int] = []
 
     def begin(self, epoch: int) -> None:
-        """A new channel: everything known so far is void."""
+        """A new channel: all tags of the old one are void."""
         self.epoch = epoch
         self._open = {}
         self._finished = []
@@ -48,16 +48,16 @@ class Ledger:
         self._open[tag] = None
 
     def finish(self, tag: int) -> None:
-        """To be acked at the end of this turn."""
+        """Ack this delivery at the end of the turn."""
         del self._open[tag]
         self._finished.append(tag)
 
     def drop(self, tag: int) -> None:
-        """It is being answered otherwise (reject, nack, an ack of its own); the caller sends that now."""
+        """Forget a delivery that the caller answers now (reject, nack, or an ack of its own)."""
         del self._open[tag]
 
     def flush(self) -> Acks:
-        """The frames that ack all that finished since the last flush."""
+        """The frames that ack all deliveries finished since the last flush."""
         finished = self._finished
         if not finished:
             return NOTHING
@@ -79,5 +79,5 @@ class Ledger:
 
     @property
     def open_tags(self) -> tuple[int, ...]:
-        """The tags nothing was said about yet, oldest first."""
+        """The tags of deliveries that are not finished, oldest first."""
         return tuple(self._open)

@@ -1,4 +1,4 @@
-"""A worker's life: what starts in which order, what closes in which, and the signals in between."""
+"""A worker's life: the order in which its parts start and close, and the signals in between."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.worker")
 
 BUSY_CHECK_SECONDS = 0.5
-# A connection that does not close by then is left to the operating system.
+# A connection that does not close within so many seconds is left to the operating system.
 CLOSE_SECONDS = 2.0
-# So long without one confirm, and a worker that stops waits for them no longer.
+# After so many seconds without a confirm a stopping worker waits for confirms no longer.
 CONFIRM_SECONDS = 15.0
-# Tasks in the line that says what a shutdown waits for.
+# Tasks in the log line that says what a shutdown waits for.
 MOST_TOLD = 5
 
 
@@ -63,7 +63,7 @@ class Lifecycle:
         self._orphans = Ticker(worker.loop, LOOK_EVERY, Orphans().reap) if os.getpid() == 1 else None
         self._ended_before = 0
         self._idle_since = time.monotonic()
-        # What was unconfirmed when a worker that stops last looked, and since when.
+        # The unconfirmed messages when a stopping worker last looked, and since when there was no confirm.
         self._unconfirmed = (0, 0)
         self._unconfirmed_since: float | None = None
         # Unix time at which a running request was first seen running, to half a second: measuring each start would
@@ -72,7 +72,7 @@ class Lifecycle:
         self._state = StateFile(setup.statedb, worker.revoked) if setup.statedb else None
 
     def run(self) -> int:
-        """From start to end; the exit code."""
+        """Run the worker from start to end; the exit code."""
         if signals.worker_init:
             signals.worker_init.send(sender=self._worker)
         try:
@@ -86,7 +86,7 @@ class Lifecycle:
         return self.shutdown.exit_code
 
     def _start(self) -> None:
-        """The pool first: its children must not inherit the broker's sockets."""
+        """Start the pool first: its children must not inherit the broker's sockets."""
         worker, setup = self._worker, self._setup
         if self._state is not None:
             self._state.load()
@@ -107,7 +107,7 @@ class Lifecycle:
             service.start()
 
     def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
-        """One more queue."""
+        """Consume one more queue."""
         worker = self._worker
         worker.add_queue(queue, dead_letter)
         window = worker.windows.add(queue.name)
@@ -153,7 +153,7 @@ class Lifecycle:
         now, started = time.time(), self.running_since
         self.running_since = {number: started.get(number, now) for number in self._worker.dispatcher.running}
 
-    # -- what the shutdown asks for
+    # -- for the shutdown
 
     @property
     def is_busy(self) -> bool:
@@ -184,7 +184,7 @@ class Lifecycle:
         return f"{count(len(running), 'task')}: {', '.join(descriptions)}{suffix}"
 
     def _has_waited_enough(self, unconfirmed: tuple[int, int]) -> bool:
-        """Whether a worker that stops, and in which nothing runs any more, has waited long enough for the broker."""
+        """Whether a stopping worker, in which no task runs any more, has waited long enough for confirms."""
         now = self._clock()
         if unconfirmed != self._unconfirmed or self._unconfirmed_since is None:
             self._unconfirmed, self._unconfirmed_since = unconfirmed, now
@@ -205,7 +205,7 @@ class Lifecycle:
         self._worker.abandon()
 
     def close(self) -> None:
-        """Answers first, then the connections, then the loop."""
+        """Send the answers, close the connections, then end the loop."""
         worker = self._worker
         worker.flush()
         for service in self.services:

@@ -1,9 +1,9 @@
-"""Tasks that took their process with them: how often each may, and the pause before its message goes back to its queue.
+"""Tasks whose process died: how often each may run again, and the pause before its message goes back to its queue.
 
-What kills a process may pass (memory that others use) and may not (a bug): so the message is tried again, later each time, and
-after the delivery limit it is a dead letter whose reason says how the process ended.
+The reason may pass (other programs used the memory) or not (a bug). So the message is tried again, later each time, and after
+the delivery limit it is dead-lettered with a reason that says how the process ended.
 
-Quorum queues count the deliveries of a message (`x-delivery-count`); for the others this worker's own memory has to do.
+Quorum queues count the deliveries of a message (`x-delivery-count`); for other queues this worker counts itself.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, Timer
 
-# Seconds before the second run; it doubles with each.
+# Seconds before the second run; the pause doubles with each run.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 
 
 class Lost:
-    """`give_back(request)` has the broker deliver it again."""
+    """Holds lost requests for their pause; then `give_back(request)` requeues them."""
 
     def __init__(
         self,
@@ -39,27 +39,27 @@ class Lost:
         self._waiting: dict[int, tuple[Request, Timer]] = {}
 
     def __len__(self) -> int:
-        """How many wait to go back."""
+        """How many requests wait to be requeued."""
         return len(self._waiting)
 
     def count(self, task_id: str) -> int:
-        """How often a task of a queue that does not count took its process with it here."""
+        """How often this task's process died here, for queues that do not count deliveries."""
         return self._counts.get(task_id, 0)
 
     def is_last(self, request: Request) -> bool:
-        """Note that it was lost; whether it must not be delivered again."""
+        """Count a lost request; whether it must not be delivered again."""
         if "x-delivery-count" not in request.headers:
             self._add(request.id)
         limit = self._delivery_limit(request.queue)
         return limit is not None and 0 < limit <= request.attempts + 1
 
     def hold(self, request: Request) -> None:
-        """Give it back after a pause."""
+        """Requeue the request after a pause."""
         seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(request.attempts, 16))
         self._waiting[request.number] = request, self._loop.call_later(seconds, lambda: self._is_time(request))
 
     def stop(self) -> None:
-        """Give all back now."""
+        """Requeue all of them now."""
         for request, timer in list(self._waiting.values()):
             timer.cancel()
             self._is_time(request)

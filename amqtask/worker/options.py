@@ -1,4 +1,4 @@
-"""WorkerOptions: what the command line asks of a worker, checked once and frozen."""
+"""WorkerOptions: the options of `amqtask worker`, checked once and frozen."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class WorkerOptions:
     # The command line sets these off for a worker that runs inside a test or another program.
     install_signals: bool = True
     banner: bool = True
-    # -B: the scheduler rides on this worker's loop; -s and --scheduler are its file and its source of entries.
+    # -B: the scheduler runs on this worker's loop; -s and --scheduler are its file and its source of entries.
     beat: bool = False
     schedule: str | None = None
     scheduler: str | None = None
-    # Options that the application has of its own (app.user_options).
+    # Options that the application adds (app.user_options).
     of_app: Mapping[str, Any] = field(default_factory=dict)

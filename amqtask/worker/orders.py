@@ -1,6 +1,6 @@
-"""What a running worker can be told: by remote control, and by the services that ride on it.
+"""Changes to a running worker, and questions about it: for remote control, and for the services on its loop.
 
-Everything here is called on the worker's loop.
+All of it is called on the worker's loop.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class Orders:
     # -- changes
 
     def revoke(self, task_ids: Iterable[str]) -> list[Request]:
-        """Do not run these. Returns those of them that waited here and will not run."""
+        """Revoke these tasks. Returns the requests that waited here and will not run."""
         self._worker.revoked.add(task_ids, time.time())
         return self._stop_waiting()
 
     def revoke_stamps(self, stamps: Iterable[Stamp]) -> list[Request]:
-        """The same for all tasks that carry one of these stamps."""
+        """Revoke all tasks that carry one of these stamps. Returns like `revoke`."""
         self._worker.revoked.add_stamps(stamps, time.time())
         return self._stop_waiting()
 
     def learn_revoked(self, ids: Mapping[str, float], stamps: Mapping[Stamp, float]) -> None:
-        """What another worker knows to be revoked, with the time that it was revoked at."""
+        """Take over the revoked ids and stamps of another worker, each with the time of its revoke."""
         self._worker.revoked.merge(ids, stamps, time.time())
         self._stop_waiting()
 
@@ -95,7 +95,7 @@ class Orders:
         self._worker.steps.look(limits_changed=True)
 
     def resize(self, slots: int) -> int:
-        """Another number of slots (at least one); the prefetch windows follow. Returns the number."""
+        """Change the number of slots (at least one); the prefetch windows follow. Returns the number."""
         worker, slots = self._worker, max(1, slots)
         worker.pool.resize(slots)
         worker.windows.resize(slots)
@@ -103,7 +103,7 @@ class Orders:
         return slots
 
     def scale(self, slots: int) -> None:
-        """Another number of slots, with the windows as they are (autoscale: they are sized for its maximum)."""
+        """Change the number of slots, but not the windows (autoscale: they are sized for its maximum)."""
         self._worker.pool.resize(slots)
         self._worker.wake()
 
@@ -122,12 +122,12 @@ class Orders:
         worker.wake()
 
     def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
-        """One more queue, unless it is consumed already."""
+        """Consume one more queue, unless it is consumed already."""
         if queue.name not in self._worker.windows.by_queue:
             self._worker.lifecycle.consume(queue, dead_letter)
 
     def cancel(self, queue: str) -> bool:
-        """Take no more deliveries from it; those that are here still run. False: it was not consumed."""
+        """Take no more deliveries from a queue; those that are here still run. False: it was not consumed."""
         if queue not in self._worker.windows.by_queue:
             return False
         self._worker.consumer.cancel_queue(queue)
@@ -135,7 +135,7 @@ class Orders:
         return True
 
     def shut_down(self) -> None:
-        """Warm, as TERM does."""
+        """Shut down warmly, as TERM does."""
         self._worker.lifecycle.shutdown.warm("remote control")
 
     def _check_registered(self, task_name: str) -> None:
@@ -146,15 +146,15 @@ class Orders:
     # -- questions
 
     def running(self) -> list[Request]:
-        """All that the pool has, those too that it was given ahead of time."""
+        """All requests that the pool has, also those that have not begun."""
         return list(self._worker.dispatcher.running.values())
 
     def active(self) -> list[Request]:
-        """Those that have begun."""
+        """The requests that have begun."""
         return [request for request in self.running() if self.find(request) is not None]
 
     def reserved(self) -> list[Request]:
-        """Those that are here and have not begun."""
+        """The requests that are here and have not begun."""
         active = {request.number for request in self.active()}
         return [request for request in (*self._worker.dispatcher, *self.running()) if request.number not in active]
 
@@ -162,12 +162,12 @@ class Orders:
         return [*self._worker.dispatcher, *self._worker.intake.soon]
 
     def soon(self) -> list[Request]:
-        """Those whose ETA is a moment away."""
+        """The requests that wait here for an ETA that is near."""
         return self._worker.intake.soon
 
     @property
     def backlog(self) -> int:
-        """How many tasks this worker could run at once now, had it the slots."""
+        """How many tasks this worker could run now with enough slots."""
         return len(self._worker.dispatcher.running) + self._worker.dispatcher.waiting
 
     def stats(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Orders:
         }
 
     def _pool_defaults(self) -> dict[str, Any]:
-        """What Celery's tools look for in the numbers of any pool."""
+        """Numbers that Celery's tools expect of every pool."""
         worker = self._worker
         return {
             "implementation": worker.pool.name,
@@ -197,7 +197,7 @@ class Orders:
         }
 
     def start_of(self, request: Request) -> float | None:
-        """The Unix time at which it began; to half a second, where the pool does not note it."""
+        """The Unix time at which the request began; exact to half a second where the pool does not record it."""
         running = self.find(request)
         if running is not None and running.since is not None:
             return time.time() - (time.monotonic() - running.since)
@@ -207,5 +207,5 @@ class Orders:
         return lifecycle.running_since.get(request.number)
 
     def find(self, request: Request) -> Running | None:
-        """Where it runs; None if it has not begun."""
+        """Where the request runs; None if it has not begun."""
         return self._worker.pool.find(request.number)

@@ -1,6 +1,6 @@
-"""Being process 1, as a container's only program is: the kernel gives it all orphans, and somebody has to wait for them.
+"""For a worker that is process 1, a container's only program: the kernel gives it all orphaned processes, which it has to reap.
 
-Which zombies are orphans nobody can tell from those that a task is about to wait for: one that has been a zombie for so long is.
+An orphan cannot be told from a child that a task is about to wait for; a process that has been a zombie for LONG counts as one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LOOK_EVERY = 10.0
 
 
 class Orphans:
-    """`reap` waits for the zombies that have been there for LONG."""
+    """`reap` reaps the processes that have been zombies for LONG."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
@@ -31,14 +31,14 @@ class Orphans:
                 try:
                     os.waitpid(pid, os.WNOHANG)
                 except ChildProcessError:
-                    pass  # somebody has waited for it meanwhile
+                    pass  # another thread has reaped it meanwhile
 
     def _pids(self) -> list[int]:
         return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
 
     def _is_zombie_of(self, pid: int, parent: int) -> bool:
         try:
-            # "pid (name) state ppid …", where the name may hold anything.
+            # "pid (name) state ppid …", where the name may have any characters.
             state, ppid = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
         except (OSError, ValueError):
             return False

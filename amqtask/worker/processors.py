@@ -1,4 +1,4 @@
-"""How many processors this process may use: of the machine's, its own affinity, and its container's quota."""
+"""How many processors this process may use: the machine's number, its affinity, and its container's quota."""
 
 from __future__ import annotations
 

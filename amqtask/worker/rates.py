@@ -21,7 +21,7 @@ def parse_rate(limit: str | float | None) -> float:
 
 
 class TokenBucket:
-    """One token is there at first; then `rate` a second, never more than one (Celery's rule: runs are spread out)."""
+    """A bucket of one token, which is full at first and gets `rate` tokens a second (Celery's rule: runs are spread out)."""
 
     __slots__ = ("_ready_at", "interval", "returning_at")
 
@@ -32,14 +32,14 @@ class TokenBucket:
         self.returning_at = 0.0
 
     def take(self, now: float) -> bool:
-        """Take the token if it is there."""
+        """Take the token, if there is one."""
         if now < self._ready_at:
             return False
-        # A loop that wakes up a little late must not lose rate: the next token is due by the old rhythm.
+        # A loop that wakes up a little late must not lower the rate: the next token is due as if it had woken in time.
         due = self._ready_at + self.interval
         self._ready_at = due if due > now + self.interval / 2 else now + self.interval
         return True
 
     def wait(self, now: float) -> float:
-        """Seconds until the token is there."""
+        """Seconds until there is a token."""
         return max(0.0, self._ready_at - now)

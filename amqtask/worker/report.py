@@ -1,7 +1,7 @@
-"""What a worker tells about its tasks: log lines in Celery's words, and signals; what nobody listens to costs nothing.
+"""A worker's reports about its tasks: log lines in Celery's words, and signals; unused reports cost nothing.
 
-Decided beforehand, not per task: `sees_received`, `sees_started` and `sees_success` are False when no log level, connected
-signal or observer asks for them, and the worker then makes no call at all.
+That is decided beforehand, not per task: `sees_received`, `sees_started` and `sees_success` are False when no log level,
+connected signal or observer needs them, and the worker then makes no call at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = bounded_logger("amqtask.worker")
 
 
 class Report:
-    """Log lines, signals and observers of deliveries. `sender` is what the signals are sent by (the worker)."""
+    """Log lines, signals and observers of deliveries. `sender` is the signals' sender (the worker)."""
 
     def __init__(self, sender: Any = None) -> None:
         self.sender = sender
@@ -34,13 +34,13 @@ class Report:
         self._look()
 
     def add(self, observer: Observer) -> None:
-        """From now on it sees what it overrides; adding it twice changes nothing."""
+        """Call the methods that this observer overrides; adding it twice changes nothing."""
         if observer not in self._observers:
             self._observers = (*self._observers, observer)
             self._look()
 
     def remove(self, observer: Observer) -> None:
-        """It sees nothing more; harmless when it saw nothing before."""
+        """Stop calling this observer; harmless when it was not added."""
         self._observers = tuple(registered for registered in self._observers if registered is not observer)
         self._look()
 
@@ -69,7 +69,7 @@ class Report:
         _notify(self._on_started, request)
 
     def cancelled(self, request: Request, *, is_lost: bool) -> None:
-        """A shutdown ended it; lost is what was acked when it began."""
+        """A shutdown ended the request; `is_lost`: it was acked when it began."""
         outcome = "lost: it was acked when it started (acks_late=False)" if is_lost else "requeued"
         logger.warning("Task %s[%s] was ended by the shutdown and is %s", request.task, request.id, outcome)
         _notify(self._on_cancelled, request)

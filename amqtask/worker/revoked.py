@@ -1,9 +1,9 @@
-"""What was revoked: task ids, and stamps whose tasks are meant; the newest 50,000 of each, as in Celery.
+"""Revoked task ids, and stamps whose tasks are revoked; the newest 50,000 of each, as in Celery.
 
 A stamp is a header that a caller put on tasks (celery/app/control.py, revoke_by_stamped_headers). Times are Unix time.
 
-There is no age at which a revoke is forgotten unless one is set: a task with an `eta` waits in the broker for days, and
-is seen by a worker only then. (Celery's three hours count only for what is too much, or told to others.)
+By default a revoke is not forgotten at any age: a task with an `eta` waits in the broker for days, and reaches a worker only
+then. (Celery's three hours apply only when there are too many, or to those that are sent to other workers.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_IDS = 50_000
-# Characters of an id or of a stamp's value; no message that is taken has longer ones.
+# Characters of an id or of a stamp's value; messages with longer ones are refused.
 LONGEST = 1000
 Stamp = tuple[str, Any]
 
@@ -21,7 +21,7 @@ Stamp = tuple[str, Any]
 class Revocations:
     """Ids and stamps with the time they were revoked at; falsy while empty, so that the hot path skips it.
 
-    `version` changes with every change that a state file must know of.
+    `version` changes with every change that a state file has to save.
     """
 
     def __init__(self, *, max_ids: int = MAX_IDS, expires: float | None = None) -> None:
@@ -35,7 +35,7 @@ class Revocations:
         return bool(self._ids or self._stamps)
 
     def covers(self, task_id: str, headers: Mapping[str, Any]) -> bool:
-        """Whether a task with this id and these message headers is not to run."""
+        """Whether a task with this id and these message headers is revoked."""
         if task_id in self._ids:
             return True
         if not self._stamps or not headers.get("stamped_headers"):
@@ -45,7 +45,7 @@ class Revocations:
     # -- changes
 
     def add(self, task_ids: Iterable[str], now: float) -> None:
-        """Revoke; an id that is known already starts its time again."""
+        """Revoke; an id that is revoked already gets the new time."""
         self._renew(self._ids, task_ids, now)
 
     def add_stamps(self, stamps: Iterable[Stamp], now: float) -> None:
@@ -60,7 +60,7 @@ class Revocations:
         self.purge(now)
 
     def purge(self, now: float) -> None:
-        """Forget what is too old or too many."""
+        """Forget revokes that are too old or too many."""
         limited: tuple[OrderedDict[Any, float], ...] = (self._ids, self._stamps)
         for times in limited:
             while times:
@@ -70,20 +70,20 @@ class Revocations:
                     break
                 del times[oldest]
 
-    # -- to and from others
+    # -- for other workers and the state file
 
     @property
     def ids(self) -> dict[str, float]:
-        """Each id with the time it was revoked at, oldest first."""
+        """Each id with the time of its revoke, oldest first."""
         return dict(self._ids)
 
     @property
     def stamps(self) -> dict[Stamp, float]:
-        """The same of stamps."""
+        """Each stamp with the time of its revoke, oldest first."""
         return dict(self._stamps)
 
     def merge(self, ids: Mapping[str, float], stamps: Mapping[Stamp, float], now: float) -> None:
-        """Take over what another worker or a state file knows; a time in the future counts as now."""
+        """Take over the revokes of another worker or of a state file; a time in the future counts as now."""
         before = len(self._ids) + len(self._stamps)
         self._ids = _merged(self._ids, ids, now)
         self._stamps = _merged(self._stamps, stamps, now)
@@ -103,7 +103,7 @@ def _is_short(key: str | Stamp) -> bool:
 
 
 def _stamps_of(headers: Mapping[str, Any]) -> Iterable[Stamp]:
-    """The stamps of a message, each value of a list by itself."""
+    """The stamps of a message; each value of a list is one stamp."""
     names, stamps = headers.get("stamped_headers"), headers.get("stamps")
     if not isinstance(names, (list, tuple)) or not isinstance(stamps, Mapping):
         return ()
@@ -111,7 +111,7 @@ def _stamps_of(headers: Mapping[str, Any]) -> Iterable[Stamp]:
 
 
 def stamps_in(values: Mapping[str, Any]) -> list[Stamp]:
-    """{stamp: value or list of values} one by one; what no stamp can be (a mapping, nothing) is left out."""
+    """The stamps of {stamp: value or list of values}; values that no stamp can have (a mapping, None) are left out."""
     stamps: list[Stamp] = []
     for name, value in values.items():
         several = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)

@@ -1,4 +1,4 @@
-"""What rides on a worker's loop (remote control, autoscale, watchdog …), each removable."""
+"""Services on a worker's loop (remote control, autoscale, watchdog …), each removable."""
 
 from __future__ import annotations
 

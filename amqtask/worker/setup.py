@@ -1,4 +1,4 @@
-"""WorkerSetup: what a worker has to know, as plain data that `assembly` works out from settings and options."""
+"""WorkerSetup: a worker's configuration, as plain data that `assembly` makes from settings and options."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 
 class WorkQueue(NamedTuple):
-    """A queue to consume, and where its dead letters go (None: nowhere)."""
+    """A queue to consume, and its dead-letter queue (None: it has none)."""
 
     queue: Queue
     dead_letter: Queue | None
 
 
 class RunnableLoop(Loop, Protocol):
-    """The I/O loop, as the one who runs it sees it."""
+    """The I/O loop, with the methods that only its owner calls."""
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop`."""
 
     def stop(self) -> None: ...
 
     def close(self) -> None:
-        """Release its descriptors; once it has stopped and nobody calls it any more."""
+        """Release its descriptors, after it has stopped and when it is not called any more."""
 
 
 class Delays(Protocol):
-    """Sends messages through the broker's delay levels (topology.delays.DelayPlan)."""
+    """Makes messages for the broker's delay levels (topology.delays.DelayPlan)."""
 
     def delayed(self, message: Message, seconds: float) -> Message: ...
 
@@ -50,7 +50,7 @@ class Endings(Protocol):
 
     def refused(self, request: Request, error: Exception) -> Outcome: ...
 
-    def buried(self, request: Request, error: WorkerLostError) -> Outcome: ...
+    def lost_finally(self, request: Request, error: WorkerLostError) -> Outcome: ...
 
     def revoked(self, request: Request, reason: str) -> Outcome: ...
 
@@ -71,22 +71,22 @@ class WorkerSetup:
     most_slots: int | None = None
     prefetch: int | None = None
     delivery_limit: int | None = 5
-    # Content types of protocol v1 bodies, which the worker itself has to read (v2 bodies are the slots' business).
+    # Content types of protocol v1 bodies, which the worker itself has to decode (slots decode v2 bodies).
     accept: frozenset[str] = frozenset({"application/json"})
     time_limit: float | None = None
     soft_time_limit: float | None = None
     # Task name to rate limit ('10/s'), for tasks that have one.
     rate_limits: Mapping[str, str | float] = field(default_factory=dict)
-    # How long a worker goes on with the steps of a chain by itself; 0: each goes through the broker.
+    # For how many seconds a worker runs the steps of a chain without the broker; 0: each step goes through the broker.
     chain_seconds: float = 0.0
-    # Turned on while slots that are processes may do so themselves.
+    # On while slots that are processes may do so, too.
     slot_steps: SharedSwitch | None = None
     shutdown_timeout: float | None = None
     soft_shutdown_timeout: float = 0.0
     soft_shutdown_on_idle: bool = False
     term_is_quit: bool = False
     install_signals: bool = True
-    # A file that keeps what was revoked from run to run (--statedb).
+    # A file that keeps revoked ids and stamps from run to run (--statedb).
     statedb: str | None = None
     # How many revoked ids are remembered, and for how long (None: until there are too many).
     revokes_max: int = MAX_IDS

@@ -1,13 +1,13 @@
-"""How a worker stops: warm, soft, cold; from signals, remote control, or because it cannot go on.
+"""How a worker stops: warm, soft, cold; by signals, remote control, or because it cannot go on.
 
-    running ──TERM, INT──► warm: no new deliveries, what waits is given back, what runs ends; exit code 0
+    running ──TERM, INT──► warm: no new deliveries; waiting requests are requeued, running ones end; exit code 0
        │                     │ end of worker_shutdown_timeout, or a second TERM or INT, or QUIT
        └──QUIT──► soft ◄─────┤ (only with worker_soft_shutdown_timeout, and only while something runs)
                     │        ▼
-                    └─────► cold: what runs is ended and requeued; exit code 1; the next signal exits on the spot
+                    └─────► cold: running requests are ended and requeued; exit code 1; the next signal exits at once
 
-HUP is warm, too, and then the worker starts anew (`restarts`), with the code and the configuration that it finds; one that has a
-terminal has lost it, and does not. A program that was started with HUP ignored (nohup) goes on ignoring it.
+HUP is warm, too, and then the worker starts anew (`restarts`), with the present code and configuration. A worker on a terminal
+has lost it with HUP, and does not start anew. A program that was started with HUP ignored (nohup) goes on ignoring it.
 
 `REMAP_SIGTERM=SIGQUIT` makes TERM mean QUIT, as in Celery.
 """
@@ -29,12 +29,12 @@ logger = bounded_logger(__name__)
 
 EX_OK = 0
 EX_FAILURE = 1
-# After a cold stop: how long confirms of results may still be waited for.
+# After a cold stop confirms of results are awaited for so many seconds.
 LAST_CONFIRMS_SECONDS = 3.0
 
 
 class Degree(IntEnum):
-    """How far the shutdown has come; it only ever rises."""
+    """How far the shutdown has come; it only rises."""
 
     RUNNING = 0
     WARM = 1
@@ -44,35 +44,35 @@ class Degree(IntEnum):
 
 
 class Stoppable(Protocol):
-    """What the shutdown asks of the worker."""
+    """The worker's methods that the shutdown calls."""
 
     @property
     def is_busy(self) -> bool:
-        """Something runs."""
+        """Whether a request runs."""
 
     @property
     def is_settled(self) -> bool:
-        """Nothing runs, and nothing waits to be confirmed or acked."""
+        """Whether no request runs, and none waits for confirms or its ack."""
 
     @property
     def waits_for(self) -> str:
-        """What it is not settled for, in words."""
+        """Why it is not settled, for the log."""
 
     def quiet(self) -> None:
-        """Take no more deliveries, give back what waits."""
+        """Take no more deliveries, requeue waiting requests."""
 
     def abandon(self) -> None:
-        """End what runs, now, and requeue it."""
+        """End running requests now, and requeue them."""
 
     def close(self) -> None:
         """Flush and close connections, then end the loop."""
 
     def halt(self) -> None:
-        """End the loop on the spot."""
+        """End the loop at once."""
 
 
 class Shutdown:
-    """The degrees of stopping. `on_change(signal name or None, how, exit code)` is told when one begins."""
+    """Steps through the degrees of a shutdown. `on_change(signal name or None, how, exit code)` is called when one begins."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Shutdown:
         self._timer: Timer | None = None
         self.degree = Degree.RUNNING
         self.exit_code = EX_OK
-        # Whether the worker is to start again once it has stopped.
+        # Whether the worker starts again once it has stopped.
         self.restarts = False
 
     def on_signal(self, signum: int) -> None:
@@ -125,7 +125,7 @@ class Shutdown:
         self.warm("SIGHUP")
 
     def warm(self, why: str | None = None) -> None:
-        """Let what runs end."""
+        """Let running requests end."""
         if self.degree >= Degree.WARM:
             return
         self._begin(Degree.WARM, why, "Warm", EX_OK)
@@ -137,7 +137,7 @@ class Shutdown:
         self.progress()
 
     def quit(self, why: str | None = None) -> None:
-        """Cold, after the soft shutdown's time if there is one and something runs."""
+        """Shut down cold, after the time of the soft shutdown if there is one and requests run."""
         if self.degree >= Degree.SOFT or self._soft_timeout <= 0 or not (self._worker.is_busy or self._soft_on_idle):
             self.cold(why)
             return
@@ -149,7 +149,7 @@ class Shutdown:
             self.progress()
 
     def cold(self, why: str | None = None) -> None:
-        """End what runs and requeue it."""
+        """End running requests and requeue them."""
         if self.degree >= Degree.COLD:
             return
         self._begin(Degree.COLD, why, "Cold", EX_FAILURE)
@@ -164,7 +164,7 @@ class Shutdown:
         self.cold()
 
     def progress(self) -> None:
-        """Called whenever something ended; closes when nothing is left to do."""
+        """Called whenever a request has ended; closes the worker when all are settled."""
         if Degree.WARM <= self.degree < Degree.CLOSING and self._worker.is_settled:
             self._close()
 
@@ -205,9 +205,9 @@ class SignalHandlers:
         self._received: list[int] = []
 
     def install(self) -> bool:
-        """False in any thread but the main one, where Python takes no handlers.
+        """Install the handlers; False in any thread but the main one, where Python takes no handlers.
 
-        Trying is the only way to know: under eventlet the main greenlet does not pass for the main thread."""
+        Only a try shows that: under eventlet the main greenlet is not reported as the main thread."""
         self._process = os.getpid()
         for name in self.SIGNALS:
             signum = getattr(signal, name, None)
@@ -224,7 +224,7 @@ class SignalHandlers:
         self._previous.clear()
 
     def _note(self, signum: int, frame: object) -> None:
-        # A forked child that has not set its own handlers yet must not act on the parent's loop.
+        # A forked child that has not installed its own handlers yet must not act on the parent's loop.
         if os.getpid() != self._process:
             return
         self._received.append(signum)

@@ -1,7 +1,7 @@
 """The state file (--statedb): revoked ids and stamps from run to run, also when the worker is killed in between.
 
-It is written a moment after a change, by a short-lived thread: as a new file that takes the old one's place, so that
-whoever reads it finds one or the other. A file that cannot be read is kept aside under another name, and said.
+It is written shortly after a change, by a short-lived thread: as a new file that replaces the old one, so that a reader finds
+a complete file. A file that cannot be read is renamed and kept, with a log line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = bounded_logger("amqtask.worker")
 
 
 class StateFile:
-    """One file and what it keeps. `save_soon` may be called often; it does something only after a change."""
+    """One file and the revokes that it keeps. `save_soon` may be called often; it writes only after a change."""
 
     def __init__(self, path: str, revoked: Revocations) -> None:
         self._path = Path(path).absolute()
@@ -34,7 +34,7 @@ class StateFile:
         self._has_complained = False
 
     def load(self) -> None:
-        """Take over what the last run knew. Raises: ConfigurationError when the file could never be written."""
+        """Take over the revokes of the last run. Raises: ConfigurationError when the file could never be written."""
         folder = self._path.parent
         if not os.access(folder, os.W_OK):
             raise ConfigurationError(f"the state file {self._path} cannot be written: is {folder} a folder of yours?")
@@ -64,7 +64,7 @@ class StateFile:
         )
 
     def save_soon(self) -> None:
-        """Write it if something has changed since, without waiting."""
+        """Write the file if there was a change, without waiting."""
         if self._revoked.version == self._saved_version or (self._writer is not None and self._writer.is_alive()):
             return
         state = self._take_state()
@@ -72,7 +72,7 @@ class StateFile:
         self._writer.start()
 
     def save(self) -> None:
-        """Write it and wait until that is done; nothing if the worker did not even start."""
+        """Write the file and wait until that is done; not if the worker did not even start."""
         if not self._is_loaded:
             return
         if self._writer is not None:

@@ -1,11 +1,12 @@
-"""Steps: a worker goes on with a chain by itself for a moment, where a redelivery could be resumed (execution.resuming).
+"""Steps: a worker runs the next steps of a chain without the broker for a while, if a redelivery could be resumed
+(execution.resuming).
 
-When a step has ended and its result is stored, the next one would be published to the queue that it came from, to come back
+When a step has ended and its result is stored, the next step would be published to the queue that it came from, and be delivered
 from there. Instead its message joins the line here as if it had been delivered, and the message that the chain came with stays
-unanswered until the last of these steps has ended: it answers for all of them. Nothing waits in this worker that the broker
-does not have; what a lost worker has done of the chain is not done again, because the store knows it.
+unanswered until the last of these steps has ended: its answer is the answer of all of them. So the broker still has a message of
+all work in this worker; when the worker is lost, its finished steps do not run again, because their results are stored.
 
-It ends after `seconds`: then the next step is published, so that others get their turn and a long chain may go elsewhere.
+After `seconds` the next step is published, so that other tasks get their turn and a long chain may go to another worker.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def delivered(request: Request) -> Request:
-    """The request whose message the broker waits to hear of: it stands for all steps that run here on its behalf."""
+    """The request whose message is unanswered: it stands for all steps of its chain that run here."""
     return request.first or request
 
 
 class Steps:
-    """Makes requests of next steps. `consumed` are the names of the queues that this worker takes from, `switch` tells slots that
-    are processes whether they may go on by themselves."""
+    """Makes requests of next steps. `consumed` are the names of the queues that this worker consumes, `switch` tells slots that
+    are processes whether they may run next steps by themselves."""
 
     def __init__(
         self,
@@ -76,12 +77,12 @@ class Steps:
         return request
 
     def gone_on(self, before: Request, message: Message, step: Request) -> None:
-        """A slot has begun with the next step by itself: give its request what only this process knows."""
+        """A slot has begun with the next step by itself: complete its request with the values that only this process has."""
         step.delivery = _as_delivered(before, message)
         step.first = delivered(before)
 
     def look(self, *, is_quiet: bool = False, limits_changed: bool = False) -> None:
-        """Let slots go on by themselves, or not: they do not know what is revoked, and which limits were changed."""
+        """Let slots run next steps by themselves, or not: they do not know revoked tasks and changed limits."""
         if self._switch is None:
             return
         self._limits_changed |= limits_changed

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Strategies(dict[str, TaskStrategy]):
-    """Task name to strategy; a name that no task has gets one that says why (not kept: anybody may send names)."""
+    """Task name to strategy; for an unknown name a strategy with the reason (not kept: anybody may send any name)."""
 
     def __init__(
         self, tasks: Mapping[str, TaskLike], *, hard_limit: float | None = None, soft_limit: float | None = None
@@ -40,7 +40,7 @@ class Strategies(dict[str, TaskStrategy]):
         return TaskStrategy(name, None, problem=problem)
 
     def forget(self, name: str) -> None:
-        """The task is another one now: compile it anew when it is asked for, and keep its count."""
+        """The task was replaced: compile its strategy anew, and keep its count."""
         old = self.pop(name, None)
         if old is not None and name in self._tasks:
             self._compile(name, self._tasks[name]).count = old.count

@@ -1,8 +1,8 @@
-"""The strategy: a delivery becomes a Request, and a verdict says what is to be done with it.
+"""The strategy: a delivery becomes a Request, and a verdict says what to do with it.
 
-What a task's own options decide is worked out once per task name (`TaskStrategy`); per message only its
-headers are read, the body is left to the slot. A message of any other shape than Celery's protocol v2 takes
-the slow road: its body is looked at here (protocol v1), or it is refused.
+What a task's own options decide is computed once per task name (`TaskStrategy`); per message only its
+headers are read, the body is left to the slot. A message that is not Celery's protocol v2 takes the slow
+path: its body is read here (protocol v1), or it is refused.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.message import Delivery
 
-# An ETA nearer than this is waited for here; a later one goes to the delay levels.
+# A request whose ETA is nearer than this (seconds) waits here; one with a later ETA goes to the delay levels.
 NEAR_SECONDS = 0.1
-# A limit in seconds that nobody sees the end of (31 years) is none; timers take no more than some centuries.
+# A limit of so many seconds (31 years) or more is none; timers take no more than some centuries.
 ENDLESS = 1e9
 
 
 class Action(IntEnum):
-    """What is to be done with a delivery."""
+    """What to do with a delivery."""
 
     RUN = 0
     SOON = 1  # run it in `seconds`, which are few
     DELAY = 2  # to the delay levels for `seconds`, confirm, then ack
     EXPIRED = 3
     REVOKED = 4
-    BURY = 5  # delivered too often: it takes its process with it
+    DEAD_LETTER = 5  # delivered too often: its process died each time
     REFUSE = 6  # not a task message
 
 
 class Verdict(NamedTuple):
-    """The action, and what belongs to it. `deadline` is the wall-clock time it must have started by, if any."""
+    """The action, and its arguments. `deadline` is the wall-clock time before which it must have started, if any."""
 
     action: Action
     seconds: float = 0.0
@@ -51,7 +51,7 @@ RUN = Verdict(Action.RUN)
 
 
 class TaskStrategy:
-    """What one task's options say about each of its messages; compiled once."""
+    """One task's options that matter for each of its messages; compiled once."""
 
     __slots__ = ("acks_late", "count", "hard_limit", "is_plain", "name", "problem", "soft_limit", "task")
 
@@ -74,17 +74,17 @@ class TaskStrategy:
         self.count = 0
         if task is not None:
             self.acks_late = task.acks_late
-            # A task's own 0 says that it has none, whatever the worker's is.
+            # A task's own 0 means that it has no limit, whatever the worker's limit is.
             if task.time_limit is not None:
                 self.hard_limit = as_limit(task.time_limit)
             if task.soft_time_limit is not None:
                 self.soft_limit = as_limit(task.soft_time_limit)
-        # Nothing about this task needs a look at each message.
+        # No option of this task needs a decision per message.
         self.is_plain = task is not None and self.acks_late
 
 
 def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrategy) -> Request:
-    """The request of a protocol v2 message; nothing of the body is looked at. Raises: InvalidTaskError.
+    """The request of a protocol v2 message; the body is not read. Raises: InvalidTaskError.
 
     Written out attribute by attribute: this runs for every message, and a call with twenty keywords costs
     as much again.
@@ -109,7 +109,7 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.queue = delivery.queue
     request.priority = properties.priority
     request.redelivered = delivery.redelivered
-    # Only the broker writes it, on what it delivers again; a sender's own means nothing.
+    # Only the broker's count is valid, on redeliveries; a sender's header means nothing.
     request.attempts = attempts_in(headers) if delivery.redelivered else 0
     request.decoded = None
     request.is_eager = False
@@ -128,11 +128,11 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
 
 
 def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | None) -> Verdict:
-    """What the headers say. `now` is the wall clock, asked only when a time is in the headers."""
+    """The verdict by the headers. `now` is the wall clock, called only when a time is in the headers."""
     headers = request.headers
     if request.attempts and delivery_limit and request.attempts >= delivery_limit:
         how = "each time the worker that had it, or the process that ran it, was lost (the workers' logs say how)"
-        return Verdict(Action.BURY, reason=without_end(request.attempts, how))
+        return Verdict(Action.DEAD_LETTER, reason=without_end(request.attempts, how))
     eta, expires = headers.get("eta"), headers.get("expires")
     if not eta and not expires:
         return RUN
@@ -151,7 +151,7 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
 
 
 def without_end(times: int, how: str) -> str:
-    """Why a message is delivered no more."""
+    """The reason for a message that must not be delivered again."""
     return f"delivered {'once' if times == 1 else f'{times} times'} without an end: {how}"
 
 
@@ -174,14 +174,14 @@ def limits_in(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 
 def as_limit(seconds: Any) -> float | None:
-    """A time limit as pools get it: a finite number above 0, or None for no limit, which 0 and all else mean too."""
+    """A time limit as pools get it: a finite number above 0, or None for no limit (0, and values that are no number)."""
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
         return None
-    # Not a number compares as false.
+    # A NaN compares as false.
     return seconds if 0 < seconds < ENDLESS else None
 
 
 def attempts_in(headers: Mapping[str, Any]) -> int:
-    """How often the broker says that the message was delivered before."""
+    """How often the message was delivered before, by the broker's header."""
     count = headers.get("x-delivery-count")
     return count if count.__class__ is int and count > 0 else 0

@@ -2,8 +2,8 @@
 
 A few of one task's requests are *held* here for their token (at most `most_held`, none for longer than about
 LONGEST_HOLD_SECONDS); the others are *sent away*, back to the broker's delay levels, each to return about
-when a token will be there for it (the returns are spread at the task's rate). So a backlog of one limited
-task fills neither the prefetch window nor the memory, and its tokens are taken only by what really starts.
+when there will be a token for it (the returns are spread at the task's rate). So a backlog of one limited
+task fills neither the prefetch window nor the memory, and its tokens are taken only by requests that start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHORTEST_AWAY_SECONDS = 0.25
 
 
 class Throttle:
-    """Token buckets by task name, and what waits for their tokens; falsy while no task has a limit."""
+    """Token buckets by task name, and the requests that wait for their tokens; falsy while no task has a limit."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Throttle:
         return False
 
     def next_ready(self, now: float) -> Request | None:
-        """A held request whose token is there; the token is taken."""
+        """A held request for which there is a token; the token is taken."""
         for task, held in self._held.items():
             bucket = self._buckets.get(task)
             if bucket is None or bucket.take(now):
@@ -91,7 +91,7 @@ class Throttle:
         return min(waits, default=None)
 
     def clear(self) -> list[Request]:
-        """Everything held, which is held no longer."""
+        """Remove and return all held requests."""
         requests = list(self)
         self._held.clear()
         return requests

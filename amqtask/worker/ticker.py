@@ -1,4 +1,4 @@
-"""A call that comes again and again on the worker's loop."""
+"""A periodic call on the worker's loop."""
 
 from __future__ import annotations
 

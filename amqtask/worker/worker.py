@@ -4,11 +4,11 @@
                                                                                      │ Outcome
     _answer ◄── ledger, at the end of the loop turn ◄── finisher (publish, confirm) ◄┘ on_outcomes
 
-Received means answered: every delivery gets exactly one of ack, reject or nack on the channel it came on, after
-everything its outcome says is confirmed; or its channel dies, and the broker gives it to somebody again.
+Every delivery gets exactly one of ack, reject or nack on the channel it came on, after all messages of its outcome
+are confirmed; or its channel is lost, and the broker delivers it again.
 
-All of it runs on one thread, the I/O loop's. Work is gathered per loop turn: deliveries and outcomes only note
-what is to be done; `_turn` fills the slots, sends the acks and looks at the prefetch windows.
+All of it runs on one thread, the I/O loop's. Work is gathered per loop turn: deliveries and outcomes are only noted;
+`_turn` fills the slots, sends the acks and looks at the prefetch windows.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.worker")
 
-# The epoch of no channel: nothing that came on a channel has it.
+# The epoch of no channel: no delivery has it.
 NO_EPOCH = -1
 
 
 class Worker(WithOthersNames):
-    """Takes deliveries, has them run, answers them. Start and stop are in lifecycle.py, remote orders in orders.py."""
+    """Takes deliveries, runs them in a pool, answers them. Start and stop are in lifecycle.py, remote commands in orders.py."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Worker(WithOthersNames):
         clock: Callable[[], float] = time.monotonic,
         app: Any = None,
     ) -> None:
-        # For receivers of signals; the worker itself has no use for it.
+        # For receivers of signals; the worker itself does not use it.
         self.app: Any = app
         self.setup = setup
         self.loop = loop
@@ -156,36 +156,36 @@ class Worker(WithOthersNames):
 
     @property
     def queues(self) -> tuple[Queue, ...]:
-        """What it was told to consume, at its start and since; also what it consumes no more, as that may still be running."""
+        """All queues that it consumes or has consumed: requests of the latter may still be running."""
         return tuple(work.queue for work in self.work_queues.values())
 
     @property
     def consumed(self) -> tuple[Queue, ...]:
-        """What it consumes now."""
+        """The queues that it consumes now."""
         return tuple(queue for queue in self.queues if queue.name in self.windows.by_queue)
 
     @property
     def concurrency(self) -> int:
-        """How many tasks may run at once (with autoscale: at most)."""
+        """How many tasks may run at once (with autoscale: the maximum)."""
         return self.setup.most_slots or self.pool.slots
 
     def run(self) -> int:
-        """Work until told to stop; the exit code (0 after a warm shutdown, else 1)."""
+        """Work until the shutdown; the exit code (0 after a warm shutdown, else 1)."""
         return self.lifecycle.run()
 
     def stop(self) -> None:
         """Shut down warmly, as TERM does; from any thread, or from a signal's receiver."""
         self.loop.call_soon_threadsafe(lambda: self.lifecycle.shutdown.warm("stop()"))
 
-    # -- who looks on
+    # -- observers
 
     def observe(self, observer: Observer) -> None:
-        """From now on `observer` sees what it overrides; on the loop's thread. Twice is as once."""
+        """Call the methods that `observer` overrides from now on; on the loop's thread. Adding it twice changes nothing."""
         self.report.add(observer)
         self._choose_submit()
 
     def unobserve(self, observer: Observer) -> None:
-        """It sees nothing more; harmless when it saw nothing before."""
+        """Stop calling this observer; harmless when it was not added."""
         self.report.remove(observer)
         self._choose_submit()
 
@@ -199,7 +199,7 @@ class Worker(WithOthersNames):
     # -- a delivery comes
 
     def on_delivery(self, delivery: Delivery) -> None:
-        """The hot path: a plain message costs a Request and a place in the line."""
+        """The hot path: a plain message becomes a Request that is appended to its queue's line."""
         if delivery.epoch != self.ledger.epoch:
             self._begin_epoch(delivery.epoch)
         self.ledger.add(delivery.tag)
@@ -237,7 +237,7 @@ class Worker(WithOthersNames):
             self.loop.call_soon(self._turn)
 
     def _take_strange(self, delivery: Delivery) -> None:
-        """Too late, or protocol v1, or no task at all."""
+        """A delivery of an old channel, or of protocol v1, or no task message at all."""
         if self.is_quiet:
             self._give_back([delivery])
             return
@@ -262,13 +262,13 @@ class Worker(WithOthersNames):
         self.wake()
 
     def wake(self) -> None:
-        """Have `_turn` run at the end of this loop turn."""
+        """Run `_turn` at the end of this loop turn."""
         if not self._turn_is_due:
             self._turn_is_due = True
             self.loop.call_soon(self._turn)
 
     def _ack_early(self, request: Request) -> None:
-        """At most once, as the task asked for: the broker forgets the message before it runs."""
+        """Ack before the run, for a task that must run at most once."""
         delivery = request.delivery
         if delivery.epoch == self.ledger.epoch:
             self.ledger.drop(delivery.tag)
@@ -277,7 +277,7 @@ class Worker(WithOthersNames):
     # -- an outcome comes
 
     def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """What the pool's slots made of their requests."""
+        """The pool's slots have outcomes of their requests."""
         self._check_epoch()
         running, windows, report, ledger = self.dispatcher.running, self.windows.by_queue, self.report, self.ledger
         acked = self.answered.acked
@@ -287,7 +287,7 @@ class Worker(WithOthersNames):
                 logger.debug("an outcome for number %s, which does not run", outcome.number)
                 continue
             window = windows.get(request.queue)
-            if window is not None and outcome.runtime > 0:  # a lost task tells nothing about the others
+            if window is not None and outcome.runtime > 0:  # a lost task has no runtime
                 window.total += outcome.runtime
                 window.count += 1
             self.strategies[request.task].count += 1
@@ -314,7 +314,7 @@ class Worker(WithOthersNames):
         self.wake()
 
     def _go_on(self, request: Request, message: Message) -> bool:
-        """Run the next step of a chain here, now; its message answers for itself. False: it is to be published."""
+        """Run the next step of a chain here, without the broker. False: it must be published."""
         if self.is_quiet or request.number in self.dispatcher.early:
             return False
         step = self.steps.request(request, message, self._number + 1)
@@ -341,7 +341,7 @@ class Worker(WithOthersNames):
     def _finish(self, request: Request, outcome: Outcome) -> None:
         if outcome.answer is Answer.REQUEUE:
             if outcome.summary:
-                # Something was raised: of requeued ones that is a lost process or a time limit.
+                # A requeued request has a summary only if its process was lost or it ran into a time limit.
                 self._is_lost(request, outcome)
                 return
             if outcome.pause > 0:
@@ -350,10 +350,10 @@ class Worker(WithOthersNames):
         self.finisher.finish(request, outcome)
 
     def _is_lost(self, request: Request, outcome: Outcome) -> None:
-        """It took its process with it, or ran into its limit, and is to run again."""
+        """Its process died, or it ran into its time limit, and it should run again."""
         first = delivered(request)
         if self.lost.is_last(first) and request is first:
-            self.intake.bury(request, without_end(request.attempts + 1, outcome.reason))
+            self.intake.dead_letter(request, without_end(request.attempts + 1, outcome.reason))
         elif self.is_quiet or request.delivery.epoch != self.ledger.epoch:
             self._answer(request, Answer.REQUEUE)
         else:
@@ -365,7 +365,7 @@ class Worker(WithOthersNames):
         self.joins.add(part, self.following, on_done)
 
     def _keep(self, request: Request) -> None:
-        """The worker stops before all is confirmed that follows from it: its message goes back."""
+        """The worker stops before the request's messages are confirmed: its delivery is requeued."""
         logger.warning(
             "Task %s[%s] goes back to %s: its result or its follow-ups could not be published before the worker stopped",
             request.task, request.id, request.queue,
@@ -378,11 +378,11 @@ class Worker(WithOthersNames):
     # -- the answer
 
     def _answer(self, request: Request, answer: Answer) -> None:
-        """The end of a delivery; everything its outcome says has been confirmed."""
+        """The end of a delivery: all messages of its outcome have been confirmed."""
         self._check_epoch()
         delivery = request.delivery
         if delivery.epoch != self.ledger.epoch:
-            # Its channel is gone, so nobody can be told; the redelivery will be.
+            # Its channel is gone, so it cannot be answered; its redelivery will get this answer.
             self.dispatcher.early.discard(request.number)
             for parked in self.answered.ended(delivered(request), answer):
                 self._answer(parked, answer)
@@ -408,7 +408,7 @@ class Worker(WithOthersNames):
                 _never(answer)
 
     def _turn(self) -> None:
-        """The end of a loop turn in which something came or ended."""
+        """The end of a loop turn with deliveries or outcomes."""
         self._turn_is_due = False
         self.dispatcher.run()
         self.flush()
@@ -418,7 +418,7 @@ class Worker(WithOthersNames):
             self.lifecycle.shutdown.progress()
 
     def flush(self) -> None:
-        """Send the acks of what is finished."""
+        """Send the acks of finished deliveries."""
         self._check_epoch()
         acks = self.ledger.flush()
         if acks.upto:
@@ -426,10 +426,10 @@ class Worker(WithOthersNames):
         for tag in acks.singles:
             self.consumer.ack(tag)
 
-    # -- giving back
+    # -- requeuing
 
     def _give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """nack, not reject: on RabbitMQ 4.3 that does not count as a failed delivery."""
+        """Requeue deliveries. With nack, not reject: on RabbitMQ 4.3 that does not count as a failed delivery."""
         self._check_epoch()
         for delivery in deliveries:
             if delivery.epoch == self.ledger.epoch:
@@ -437,10 +437,10 @@ class Worker(WithOthersNames):
                 self.consumer.nack(delivery.tag, requeue=True)
 
     def _give_back_line(self, queue: str) -> None:
-        """The tasks of this queue have become long: what waits here may run elsewhere at once.
+        """The tasks of this queue have become long: requeue its waiting requests, so that another worker may run them at once.
 
-        Only first deliveries: older brokers count this as a failed one, and that must not bury a message. Not what has
-        begun: steps of a chain."""
+        Only first deliveries: older brokers count the requeue as a failed delivery, and that must not dead-letter a message. No
+        steps of a chain that has begun here."""
 
         def allowed(request: Request) -> bool:
             return request.queue == queue and not request.redelivered and self._is_unanswered(request)
@@ -449,11 +449,11 @@ class Worker(WithOthersNames):
         self._give_back([request.delivery for request in taken])
 
     def _is_unanswered(self, request: Request) -> bool:
-        """Whether it can be given back whole: it was not acked early, and is no step of a chain that has begun."""
+        """Whether it can be requeued: it was not acked early, and is no step of a chain that has begun."""
         return request.first is None and request.number not in self.dispatcher.early
 
     def _take_from_pool(self, allowed: Callable[[Request], bool]) -> list[Request]:
-        """What the pool was given and has not begun, as far as `allowed`; the rest goes back to the pool."""
+        """Take back `allowed` requests that the pool has not begun; the others stay in the pool."""
         taken = []
         for request in self.pool.take_back():
             if allowed(request):
@@ -466,13 +466,13 @@ class Worker(WithOthersNames):
         return taken
 
     def _make_room(self, request: Request) -> None:
-        """A task over its rate limit waits: that must not narrow the window for the other tasks of its queue."""
+        """A request over its task's rate limit waits here: that must not narrow the window for other tasks of its queue."""
         window = self.windows.by_queue.get(request.queue)
         if window is not None:
             window.extra = self.throttle.most_held
 
     def quiet(self) -> None:
-        """Take no more deliveries; give back what does not run yet."""
+        """Take no more deliveries; requeue the requests that do not run yet."""
         if self.is_quiet:
             return
         self.is_quiet = True
@@ -484,7 +484,7 @@ class Worker(WithOthersNames):
         self.flush()
 
     def abandon(self) -> None:
-        """End what runs, now, and give it back."""
+        """End running requests now, and requeue them."""
         self.pool.stop()
         unfinished = list(self.dispatcher.running.values())
         self.dispatcher.running.clear()
@@ -496,7 +496,7 @@ class Worker(WithOthersNames):
         )
         self.flush()
 
-    # -- what the consumer tells
+    # -- the consumer's events
 
     def on_consuming(self, epoch: int) -> None:
         if epoch != self.ledger.epoch:
@@ -516,12 +516,12 @@ class Worker(WithOthersNames):
         self._begin_epoch(self.consumer.epoch)
 
     def _check_epoch(self) -> None:
-        """A channel may be gone before anybody says so; its tags must not be answered on the next one."""
+        """A channel may be gone before its event comes; its tags must not be answered on the next channel."""
         if self.consumer.epoch != self.ledger.epoch:
             self._begin_epoch(self.consumer.epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Deliveries of the old channel are void: what waits is dropped, what runs becomes an orphan."""
+        """Deliveries of the old channel are void: waiting requests are dropped, running ones become orphans."""
         alive = [*self.dispatcher.running.values(), *self.finisher.confirming.values()]
         orphans = [delivered(request) for request in alive if request.delivery.epoch == self.ledger.epoch]
         waiting = [delivered(request) for request in self.dispatcher.clear() + self.intake.clear()]
@@ -538,11 +538,11 @@ class Worker(WithOthersNames):
         logger.warning("%s", text)
 
     def add_queue(self, queue: Queue, dead_letter: Queue | None) -> None:
-        """Know where the dead letters of a queue go, before its first delivery."""
+        """Note a queue and its dead-letter queue, before its first delivery."""
         self.work_queues[queue.name] = WorkQueue(queue, dead_letter)
 
     def _room_for_held(self) -> int:
-        """A pinned window cannot grow for rate-limited requests: what it has beyond the slots is what may be held."""
+        """How many rate-limited requests may be held: a pinned window cannot grow for them, so its part beyond the slots."""
         pinned = self.setup.prefetch
         return MOST_HELD if pinned is None else max(0, min(MOST_HELD, pinned - self.concurrency))
 

@@ -653,7 +653,7 @@ def test_what_hangs_on_a_lost_task_with_large_arguments_is_told() -> None:
 def test_what_hangs_on_a_task_that_was_lost_for_the_last_time_is_told_however_large_it_is() -> None:
     embed = {"errbacks": [{"task": "err", "args": [], "kwargs": {}, "options": {}}]}
     lost = request(1, "t", "x" * 5_000_000, embed=embed)
-    outcome = make_executor(PlainTask(lambda text: None, "t")).buried(lost, WorkerLostError("delivered 5 times"))
+    outcome = make_executor(PlainTask(lambda text: None, "t")).lost_finally(lost, WorkerLostError("delivered 5 times"))
 
     assert (outcome.answer, len(outcome.publish)) == (Answer.DEAD_LETTER, 1)
 

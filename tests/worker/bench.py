@@ -42,7 +42,7 @@ class Endings:
             result=result(),
         )
 
-    def buried(self, request: Request, error: WorkerLostError) -> Outcome:
+    def lost_finally(self, request: Request, error: WorkerLostError) -> Outcome:
         return self.refused(request, error)
 
     def revoked(self, request: Request, reason: str) -> Outcome:

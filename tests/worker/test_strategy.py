@@ -55,7 +55,7 @@ def request_of(**headers: Any) -> Any:
         ({"eta": "tomorrow"}, Action.REFUSE),
         ({"expires": 12}, Action.REFUSE),
         ({"redelivered": True, "x-delivery-count": 4}, Action.RUN),
-        ({"redelivered": True, "x-delivery-count": 5}, Action.BURY),
+        ({"redelivered": True, "x-delivery-count": 5}, Action.DEAD_LETTER),
         ({"redelivered": False, "x-delivery-count": 9}, Action.RUN),
     ],
 )

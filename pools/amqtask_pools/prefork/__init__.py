@@ -186,7 +186,7 @@ class PreforkPool:
                 child.kill(signal.SIGTERM)
             else:
                 child.retire()
-        _bury(self._roster.children)
+        _end_all(self._roster.children)
         self._line.clear()
         self._roster.clear()
         self._old.clear()
@@ -436,8 +436,8 @@ def _deadline(child: ChildProcess) -> float | None:
     return None if limit is None else child.head_since + limit
 
 
-def _bury(children: list[ChildProcess]) -> None:
-    """Wait for children that were told to end; kill those that do not."""
+def _end_all(children: list[ChildProcess]) -> None:
+    """Wait for children that were told to end; kill those that do not end."""
     deadline = time.monotonic() + END_GRACE
     for child in children:
         if not child.wait(deadline - time.monotonic()):
