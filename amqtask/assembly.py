@@ -321,6 +321,8 @@ class _Builder:
             most_slots=self.most_slots,
             prefetch=self.pinned_prefetch(),
             delivery_limit=conf.task_delivery_limit,
+            # A broker closes a connection after two to three heartbeats without a sign of life.
+            silence_seconds=3.0 * (conf.broker_heartbeat or 60),
             accept=content_types(conf.accept_content),
             time_limit=conf.task_time_limit,
             soft_time_limit=conf.task_soft_time_limit,

@@ -77,6 +77,10 @@ class ConnectionListener(Protocol):
         """The broker blocks publishing (an alarm), or does not any more (None)."""
 
 
+class FellSilent(AMQPHeartbeatTimeout, TimeoutError):  # type: ignore[misc]  # pika is not typed
+    """We gave up a connection that the broker may still take for alive."""
+
+
 class _Connection(Wire):
     """Frames of one loop turn are written at its end, in one go."""
 
@@ -164,7 +168,7 @@ class LoopConnection:
 
     def _give_up(self, why: str) -> None:
         """Drop the connection without a close: a dead connection cannot be closed."""
-        self._connection._terminate_stream(AMQPHeartbeatTimeout(why))
+        self._connection._terminate_stream(FellSilent(why))
 
     # -- connecting
 

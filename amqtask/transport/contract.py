@@ -89,7 +89,9 @@ class ConsumerListener(Protocol):
         """(Re)connected and all queues are consumed; deliveries of older epochs are void from here on."""
 
     def on_connection_lost(self, error: Exception) -> None:
-        """The connection or channel is gone; the broker has requeued all unanswered deliveries."""
+        """The connection or channel is gone; the broker has requeued all unanswered deliveries.
+
+        A TimeoutError: the broker was silent, and may take the connection for alive until it misses its heartbeats."""
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         """The broker cancelled the consumer of one queue (deleted, timeout, failover); it is being set up again."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from amqtask.printable import bounded_logger
 from amqtask.protocol.task import light_limit
 from amqtask.topology.delays import second_delay
 from amqtask.worker.copies import back_to_its_queue
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.setup import Delays, Endings
     from amqtask.worker.strategy import TaskStrategy
+
+logger = bounded_logger(__name__)
 
 NEVER = float("inf")
 
@@ -46,6 +49,7 @@ class Intake:
         delays: Delays,
         endings: Endings,
         delivery_limit: Callable[[str], int | None],
+        silence_seconds: float,
         answer: Callable[[Request, Answer], None],
         ready: Callable[[Request], None],
         wall_clock: Callable[[], float] = time.time,
@@ -59,6 +63,9 @@ class Intake:
         self._delays = delays
         self._endings = endings
         self._delivery_limit = delivery_limit
+        self._silence_seconds = silence_seconds
+        # Until then the broker's count of deliveries may be of some that no worker has got.
+        self._silent_until = 0.0
         self._answer = answer
         self._ready = ready
         self._wall_clock = wall_clock
@@ -77,6 +84,10 @@ class Intake:
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
         return verdict.action is Action.RUN or self._divert(request, verdict)
+
+    def connection_fell_silent(self) -> None:
+        """From now on messages may have been delivered into connections that nobody reads any more, ours and other workers'."""
+        self._silent_until = self._wall_clock() + self._silence_seconds
 
     def admit(self, request: Request, deadline: float) -> bool:
         """Whether a watched request may run: called just before it does."""
@@ -106,6 +117,8 @@ class Intake:
                 self.delay(request, second_delay(request.headers, verdict.seconds))
             case Action.EXPIRED:
                 self._expire(request)
+            case Action.DEAD_LETTER if self._silent_until > self._wall_clock():
+                self._wait_for_silent_connections(request, verdict.reason)
             case Action.DEAD_LETTER:
                 request.attempts -= 1  # it is not going to run this time
                 # The workers may have died from reading its body, so it is not read here.
@@ -113,6 +126,16 @@ class Intake:
             case _:
                 self.refuse(request, InvalidTaskError(verdict.reason))
         return False
+
+    def _wait_for_silent_connections(self, request: Request, reason: str) -> None:
+        """It comes again, with a new count, when the broker has noticed that they are dead."""
+        seconds = self._silent_until - self._wall_clock()
+        logger.warning(
+            "Task %s[%s] waits for %.0f s: %s. Connections have fallen silent, and it may only have been delivered to those",
+            request.task, request.id, seconds, reason,
+            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+        )  # fmt: skip
+        self.delay(request, seconds)
 
     def delay(self, request: Request, seconds: float) -> None:
         """Send a request to the broker's delay levels, from where it comes back to its queue."""

@@ -71,6 +71,8 @@ class WorkerSetup:
     most_slots: int | None = None
     prefetch: int | None = None
     delivery_limit: int | None = 5
+    # For so long the broker may take a connection that fell silent for alive, and deliver to it.
+    silence_seconds: float = 180.0
     # Content types of protocol v1 bodies, which the worker itself has to decode (slots decode v2 bodies).
     accept: frozenset[str] = frozenset({"application/json"})
     time_limit: float | None = None

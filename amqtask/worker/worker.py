@@ -125,6 +125,7 @@ class Worker(WithOthersNames):
             delays=setup.delays,
             endings=endings,
             delivery_limit=self._delivery_limit,
+            silence_seconds=setup.silence_seconds,
             answer=self._answer,
             ready=self._enqueue,
         )
@@ -511,6 +512,8 @@ class Worker(WithOthersNames):
                 "consumer: a task ran for longer than RabbitMQ's consumer_timeout, so the broker takes its message "
                 "back; it is answered when it comes again. Raise consumer_timeout for tasks of that length."
             )
+        if isinstance(error, TimeoutError):
+            self.intake.connection_fell_silent()
         happened = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
         logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", happened, error)
         self._begin_epoch(self.consumer.epoch)

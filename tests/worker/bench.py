@@ -124,9 +124,9 @@ class Bench:
         self.worker.wake()
         self.loop.turn()
 
-    def lose_connection(self) -> None:
+    def lose_connection(self, error: Exception | None = None) -> None:
         self.consumer.epoch += 1
-        self.worker.on_connection_lost(ConnectionError("cut"))
+        self.worker.on_connection_lost(error or ConnectionError("cut"))
         self.reconnect()
 
     def reconnect(self) -> None:

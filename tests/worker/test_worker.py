@@ -196,6 +196,21 @@ def test_what_cannot_be_run_is_dead_lettered_with_its_reason_and_result(delivere
     assert bench.started == []
 
 
+def test_deliveries_to_connections_that_fell_silent_are_not_counted_against_a_task() -> None:
+    bench = Bench(silence_seconds=60.0)
+    bench.lose_connection(TimeoutError("the broker has not answered for 2 s"))
+    counted: dict[str, Any] = {"x-delivery-count": 5}
+    bench.deliver("a", redelivered=True, **counted)
+    (later,) = bench.publisher.sent
+    assert later.exchange.startswith("amqtask.delay")
+    assert "x-delivery-count" not in later.properties.headers
+    assert bench.frames == []
+
+    bench.publisher.confirm()
+
+    assert bench.frames == [("ack", 1, False)]
+
+
 def test_headers_that_break_the_reading_do_not_break_the_worker() -> None:
     class Hostile(dict[str, Any]):
         def get(self, key: str, default: Any = None) -> Any:
