@@ -1,4 +1,4 @@
-"""From a call on some thread to a coroutine that awaits it."""
+"""Lets a coroutine await a result that a thread delivers by a call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CallsBack(Protocol):
 async def await_arrival(
     task_id: str, timeout: float | None, subscribe: Callable[[Arrived], Callable[[], None]]
 ) -> ResultMessage:
-    """What `subscribe(arrived)` has `arrived` called with, from any thread; what it returns is called to unsubscribe.
+    """The result that `arrived` is called with, from any thread, after `subscribe(arrived)`, which returns how to unsubscribe.
 
     Raises: TimeoutError, the error that arrived."""
     loop = asyncio.get_running_loop()
@@ -55,7 +55,7 @@ async def await_arrival(
 
 
 async def await_callback(backend: CallsBack, task_id: str, timeout: float | None) -> ResultMessage:
-    """The result, when the backend's thread says so. Raises: TimeoutError."""
+    """The result, when the backend's thread delivers it. Raises: TimeoutError."""
 
     def subscribe(arrived: Arrived) -> Callable[[], None]:
         backend.add_callback(task_id, arrived)

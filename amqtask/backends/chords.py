@@ -32,7 +32,7 @@ class MemoryChords:
         self._lock = threading.Lock()
 
     def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
-        """A header of so many members is about to be published."""
+        """Open a chord: a header of `size` members is about to be published."""
         with self._lock:
             chord = self._chords.setdefault(group_id, _Chord(size))
             chord.size, chord.body_id = size, body_id
@@ -40,7 +40,7 @@ class MemoryChords:
     def add_chord_part(
         self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
     ) -> list[ResultMessage] | None:
-        """A member has ended; all parts, in order, when it completes the chord. Raises: EncodeError."""
+        """Add the part of a member that has ended; all parts, in order, when it completes the chord. Raises: EncodeError."""
         serializer, accept = self._format
         part = decode_result(*encode_result(part, serializer), accept)
         with self._lock:
@@ -55,14 +55,14 @@ class MemoryChords:
             return [member_result for _, member_result in sorted(chord.parts.values(), key=lambda item: item[0])]
 
     def add_to_chord(self, group_id: str, task_id: str) -> None:
-        """One more member."""
+        """Add a member to the chord."""
         with self._lock:
             chord = self._chords.get(group_id)
             if chord is not None:
                 chord.added.add(task_id)
 
     def end_chord(self, group_id: str, body_id: str = "") -> None:
-        """The body has run."""
+        """Forget a chord whose body has run."""
         with self._lock:
             chord = self._chords.get(group_id)
             if chord is not None and chord.body_id in ("", body_id):

@@ -25,7 +25,7 @@ class Codec:
         self._accept = content_types(options.accept) | {mime_type}
 
     def result(self, result: ResultMessage) -> bytes:
-        """A whole result. Raises: EncodeError."""
+        """Write a whole result. Raises: EncodeError."""
         return encode_result(result, self.serializer).body
 
     def read_result(self, task_id: str, value: bytes) -> ResultMessage:
@@ -36,7 +36,7 @@ class Codec:
             return unreadable(task_id, error)
 
     def value(self, value: Any, label: str) -> bytes:
-        """A part of a result; `label` names it in the error. Raises: EncodeError."""
+        """Write a part of a result; `label` names it in the error. Raises: EncodeError."""
         try:
             return dumps(value, self.serializer).body
         except EncodeError as error:
@@ -47,12 +47,12 @@ class Codec:
             ) from error
 
     def read(self, value: bytes | str) -> Any:
-        """What `value` wrote. Raises: ContentDisallowed, Undecodable."""
+        """Read what `value` wrote. Raises: ContentDisallowed, Undecodable."""
         return loads(value.encode() if isinstance(value, str) else value, *self._format, self._accept)
 
 
 def unreadable(task_id: str, error: Exception) -> ResultMessage:
-    """What is told of a stored value that is no result, or one that must not be read."""
+    """The failure that stands for a stored value that is no result, or must not be read."""
     return ResultMessage(task_id, states.FAILURE, exception_as_dict(error))
 
 

@@ -49,7 +49,7 @@ class ResultBackend(Protocol):
     the parts of chords is an amqtask.execution.contract.ChordStore too.
     """
 
-    # Whether results go by themselves when they expire; else `cleanup` must be called now and then.
+    # Whether the store deletes expired results by itself; else `cleanup` must be called now and then.
     supports_autoexpire: bool
 
     def __init__(self, options: BackendOptions) -> None: ...
@@ -71,7 +71,7 @@ class ResultBackend(Protocol):
         """Called before the tasks are published, so that no result can be missed. `timeout` is the call's own (seconds)."""
 
     def hold(self, task_id: str, holder: object) -> None:
-        """Somebody wants this result for as long as `holder` (an AsyncResult, weakly referenced) lives."""
+        """Keep the result for as long as `holder` (an AsyncResult, weakly referenced) lives."""
 
     def find(self, task_id: str) -> ResultMessage | None:
         """The newest known result without waiting; None: nothing known (PENDING)."""

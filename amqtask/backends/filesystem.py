@@ -22,7 +22,7 @@ from amqtask.backends.values import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
 
 _LOCK, _NEW = ".amqtask-lock", ".amqtask-new-"
-# What is mended by itself now and then: a mount that comes back, a disk that somebody clears.
+# Errors that may pass by themselves: a mount comes back, somebody clears the disk.
 _TRANSIENT = frozenset(
     {errno.ENOENT, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.ENOLCK, errno.EAGAIN, errno.ETIMEDOUT}
 )
@@ -91,7 +91,7 @@ class FileBackend(ValueBackend):
         return isinstance(error, OSError) and error.errno in _TRANSIENT
 
     def explain(self, error: Exception) -> Exception:
-        """Says which folder it is."""
+        """Our error for one of the file system, with the folder's name."""
         return BackendUnreachable(f"results cannot be kept in {self._folder}: {error}")
 
     def _path(self, key: str) -> Path:

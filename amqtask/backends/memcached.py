@@ -48,7 +48,7 @@ class MemcachedBackend(ValueBackend):
         self._clients: dict[int, Any] = {}
 
     def get_values(self, keys: Sequence[str]) -> Mapping[str, bytes]:
-        """One question for all."""
+        """One GET for all keys."""
         values: Mapping[str, bytes] = self._client().get_many(list(keys))
         return values
 
@@ -69,11 +69,11 @@ class MemcachedBackend(ValueBackend):
         self._client().delete(key)
 
     def is_transient(self, error: Exception) -> bool:
-        """A connection may be made again; what the server refuses it refuses again."""
+        """Whether the error may pass: a connection can be made again, what the server refuses it refuses again."""
         return not _is_refused(error)
 
     def explain(self, error: Exception) -> Exception:
-        """Says which servers they are, and what to do about a value that is too large."""
+        """Our error for one of memcached, with the servers' names, and what to do about a value that is too large."""
         store_name = f"memcached at {', '.join(f'{host}:{port}' for host, port in self._servers)}"
         if isinstance(error, MemcacheServerError) and b"too large" in _message_of(error):
             return EncodeError(f"a result is too large for {store_name} (its -I is 1m by default): {error}")
@@ -106,7 +106,7 @@ class MemcachedBackend(ValueBackend):
     def _connect(self) -> Any:
         if len(self._servers) == 1:
             return PooledClient(self._servers[0], **self._arguments)
-        # A server that is away is an error, not a place without results.
+        # A server that is away is an error, not an empty store.
         arguments = {"use_pooling": True, "retry_attempts": 0, "dead_timeout": 0, **self._arguments}
         return HashClient(list(self._servers), **arguments)
 

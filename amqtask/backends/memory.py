@@ -31,7 +31,7 @@ class MemoryBackend(MemoryChords):
         self._groups: dict[str, Any] = {}
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
-        """Nothing travels."""
+        """None: results stay in this process."""
         return None
 
     def store(self, result: ResultMessage) -> None:
@@ -52,7 +52,7 @@ class MemoryBackend(MemoryChords):
         self._mailbox.hold(task_id, holder)
 
     def find(self, task_id: str) -> ResultMessage | None:
-        """What is known."""
+        """The stored result, or None."""
         return self._mailbox.find(task_id)
 
     def wait(
@@ -62,11 +62,11 @@ class MemoryBackend(MemoryChords):
         return next(self.iter_ready([task_id], timeout=timeout))[1]
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
-        """The same for an event loop."""
+        """`wait` for an event loop."""
         return await await_callback(self, task_id, timeout)
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each as it is stored."""
+        """Each result as it is stored."""
         deadline = None if timeout is None else time.monotonic() + timeout
         arrivals = Arrivals(self._mailbox, task_ids)
         try:
@@ -86,11 +86,11 @@ class MemoryBackend(MemoryChords):
         self._mailbox.when_ready(task_id, callback)
 
     def cancel_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
-        """Do not call it any more."""
+        """Cancel a callback."""
         self._mailbox.cancel(task_id, callback)
 
     def forget(self, task_id: str) -> None:
-        """Drop it."""
+        """Drop the result."""
         self._mailbox.forget(task_id)
 
     def save_group(self, group_id: str, members: Any) -> None:
@@ -102,7 +102,7 @@ class MemoryBackend(MemoryChords):
         return self._groups.get(group_id)
 
     def delete_group(self, group_id: str) -> None:
-        """Forget it."""
+        """Delete the group."""
         self._groups.pop(group_id, None)
 
     def cleanup(self) -> None:

@@ -78,7 +78,7 @@ class MongoBackend(PollingBackend):
         self._keep(result, self._always_retry)
 
     def store_briefly(self, result: ResultMessage) -> None:
-        """The same with the patience of a caller."""
+        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
         self._keep(result, None)
 
     def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
@@ -114,7 +114,7 @@ class MongoBackend(PollingBackend):
         return body.decode() if self._codec.is_text else body
 
     def _plain(self, name: str, value: Any) -> Any:
-        """As it is, so that it can be searched for; what BSON has no type for as the serializer writes it."""
+        """A value as BSON has it, so that it can be searched for, else as the serializer writes it."""
         try:
             bson.encode({name: value})
             return value
@@ -124,7 +124,7 @@ class MongoBackend(PollingBackend):
     # -- the caller's end
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """One question for each AT_ONCE of them. Raises: BackendUnreachable."""
+        """One query for each AT_ONCE ids. Raises: BackendUnreachable."""
         results: list[ResultMessage] = []
         for start in range(0, len(task_ids), AT_ONCE):
             query = {"_id": {"$in": list(task_ids[start : start + AT_ONCE])}}
@@ -156,7 +156,7 @@ class MongoBackend(PollingBackend):
         return value
 
     def forget(self, task_id: str) -> None:
-        """Delete it. Raises: BackendUnreachable."""
+        """Delete the result. Raises: BackendUnreachable."""
         self._run(lambda database: database[self._tasks].delete_one({"_id": task_id}))
 
     def cleanup(self) -> None:
@@ -199,7 +199,7 @@ class MongoBackend(PollingBackend):
         return [[group_id, None], [[[task_id, None], None] for task_id in self._codec.read(document["result"])]]
 
     def delete_group(self, group_id: str) -> None:
-        """Forget it. Raises: BackendUnreachable."""
+        """Delete the group. Raises: BackendUnreachable."""
         self._run(lambda database: database[self._groups].delete_one({"_id": group_id}))
 
     # -- the server
@@ -223,7 +223,7 @@ class MongoBackend(PollingBackend):
         return BackendUnreachable(f"MongoDB at {self._hosts} refused: {error}")
 
     def _client(self) -> pymongo.MongoClient[dict[str, Any]]:
-        """A forked child has connections of its own; its parent's stay open, and untouched, in the list."""
+        """The client of this process: a forked child has connections of its own and leaves its parent's alone."""
         pid = os.getpid()
         client = self._clients.get(pid)
         if client is None:
@@ -245,7 +245,7 @@ class MongoBackend(PollingBackend):
 
 
 def _index(collection: Any) -> None:
-    """What makes clean-up quick, with Celery's options; whoever made it otherwise has it too."""
+    """Make the index that cleanup needs, with Celery's options, unless there is one with others."""
     try:
         collection.create_index("date_done", background=True)
     except errors.OperationFailure as error:
@@ -262,7 +262,9 @@ class Server(NamedTuple):
 
 
 def server_of(url: str, settings: dict[str, Any]) -> Server:
-    """What URL and settings say together; takes what it uses out of `settings`. Raises: ConfigurationError."""
+    """The server that URL and settings name together; takes the settings that it uses out of `settings`.
+
+    Raises: ConfigurationError."""
     host, port = settings.pop("host", None), settings.pop("port", None)
     user, password = settings.pop("user", None), settings.pop("password", None)
     if host or port:

@@ -48,7 +48,7 @@ class PollingBackend:
     # -- what a store adds
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """What is stored of these tasks, in any order; nothing of the others. Raises: BackendUnreachable."""
+        """The stored results of these tasks, in any order; none for tasks without one. Raises: BackendUnreachable."""
         raise NotImplementedError
 
     def read_alone(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
@@ -56,15 +56,15 @@ class PollingBackend:
         return self.read(task_ids)
 
     def store(self, result: ResultMessage) -> None:
-        """Store it; a stored SUCCESS stays. Raises: EncodeError, BackendUnreachable."""
+        """Store a result; a stored SUCCESS stays. Raises: EncodeError, BackendUnreachable."""
         raise NotImplementedError
 
     def store_briefly(self, result: ResultMessage) -> None:
-        """The same, but it gives up after seconds even with `result_backend_always_retry`."""
+        """`store`, but it gives up after seconds even with `result_backend_always_retry`."""
         self.store(result)
 
     def forget(self, task_id: str) -> None:
-        """Delete it. Raises: BackendUnreachable."""
+        """Delete the result. Raises: BackendUnreachable."""
         raise NotImplementedError
 
     def cleanup(self) -> None:
@@ -86,10 +86,10 @@ class PollingBackend:
         """Nothing to prepare."""
 
     def hold(self, task_id: str, holder: object) -> None:
-        """Nothing: the store keeps it until it expires."""
+        """Do nothing: the store keeps the result until it expires."""
 
     def find(self, task_id: str) -> ResultMessage | None:
-        """What is stored."""
+        """The stored result, or None."""
         return next(iter(self.read([task_id])), None)
 
     def wait(
@@ -99,7 +99,7 @@ class PollingBackend:
         return next(self._ready([task_id], timeout, on_interval))[1]
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each once it is there; of those that one question finds, the first that ended first."""
+        """Each result once it is stored; of those that one look finds, the one that ended first comes first."""
         return self._ready(task_ids, timeout, None)
 
     def _ready(
@@ -124,7 +124,7 @@ class PollingBackend:
                 time.sleep(next_pause if deadline is None else min(next_pause, deadline - now))
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
-        """The same for an event loop, which the asking thread wakes. Raises: TimeoutError, BackendUnreachable."""
+        """`wait` for an event loop, which the polling thread wakes. Raises: TimeoutError, BackendUnreachable."""
         poller = self._poller()
 
         def subscribe(arrived: Arrived) -> Callable[[], None]:
@@ -134,17 +134,17 @@ class PollingBackend:
         return await await_arrival(task_id, timeout, subscribe)
 
     def add_callback(self, task_id: str, callback: OnResult) -> None:
-        """Call once when the result is there, from the thread that asks for all such results."""
+        """Call once when the result is stored, from the polling thread of this process."""
         self._poller().add(task_id, callback)
 
     def close(self) -> None:
-        """End the asking thread."""
+        """End the polling thread."""
         poller = self._pollers.pop(os.getpid(), None)
         if poller is not None:
             poller.close()
 
     def _poller(self) -> Poller:
-        """A forked child asks in a thread of its own."""
+        """The poller of this process: a forked child has one of its own."""
         pid = os.getpid()
         poller = self._pollers.get(pid)
         if poller is None:
@@ -157,14 +157,14 @@ def _in_order(results: Iterable[ResultMessage]) -> list[ResultMessage]:
 
 
 class Waiter(NamedTuple):
-    """Somebody who is called once; without `on_error` a store that is away is asked again for ever."""
+    """Callbacks for one result, called once; without `on_error` a store that is away is asked again for ever."""
 
     on_result: OnResult
     on_error: OnError | None
 
 
 class Poller:
-    """Asks for the results that somebody waits for. Its thread starts with the first of them and ends with the last."""
+    """Polls the store for the results that somebody waits for. Its thread starts with the first waiter and ends with the last."""
 
     def __init__(self, read: Read, longest_pause: float) -> None:
         self._read = read
@@ -176,7 +176,7 @@ class Poller:
         self._is_closed = False
 
     def add(self, task_id: str, on_result: OnResult, on_error: OnError | None = None) -> Waiter:
-        """Call one of the two once; `cancel` with what this returns takes it back."""
+        """Call `on_result` or `on_error` once; the waiter that is returned can be cancelled."""
         waiter = Waiter(on_result, on_error)
         with self._lock:
             self._waiting.setdefault(task_id, []).append(waiter)
@@ -187,7 +187,7 @@ class Poller:
         return waiter
 
     def cancel(self, task_id: str, waiter: Waiter) -> None:
-        """Do not call it any more."""
+        """Cancel a waiter."""
         with self._lock:
             waiting = self._waiting.get(task_id, [])
             if waiter in waiting:
@@ -196,7 +196,7 @@ class Poller:
                 self._waiting.pop(task_id, None)
 
     def close(self) -> None:
-        """End the thread; nobody is called any more, but those that want to hear of errors hear of this one."""
+        """End the thread; waiters with `on_error` are called with BackendUnreachable, the others not at all."""
         with self._lock:
             self._is_closed = True
             given_up, self._waiting = self._waiting, {}
@@ -222,7 +222,7 @@ class Poller:
                 task_ids = list(self._waiting)
             asked_at = time.monotonic()
             pause = self._ask(task_ids, pause)
-            # Who comes meanwhile is asked for soon, but never more often than the store can answer.
+            # Waiters that came meanwhile are looked for soon, but never more often than the store can answer.
             time.sleep(min(time.monotonic() - asked_at, self._longest_pause))
             self._woken.wait(pause)
 

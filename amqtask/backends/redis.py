@@ -110,7 +110,7 @@ class RedisBackend(RedisChords):
         self._keep(result, self._options.always_retry)
 
     def store_briefly(self, result: ResultMessage) -> None:
-        """The same with the patience of a caller."""
+        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
         self._keep(result, None)
 
     def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
@@ -137,10 +137,10 @@ class RedisBackend(RedisChords):
         """Nothing: a waiter subscribes first and looks at the key then, so no result is missed."""
 
     def hold(self, task_id: str, holder: object) -> None:
-        """Nothing: the server keeps it until it expires."""
+        """Do nothing: the server keeps the result until it expires."""
 
     def find(self, task_id: str) -> ResultMessage | None:
-        """What is stored."""
+        """The stored result, or None."""
         body = self._retrying(lambda client: client.get(self._result_key(task_id)))
         return None if body is None else self._decode(body)
 
@@ -151,7 +151,7 @@ class RedisBackend(RedisChords):
         return next(self.iter_ready([task_id], timeout=timeout))[1]
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each as it is stored, over one subscription."""
+        """Each result as it is stored, over one subscription."""
         missing = {self._result_key(task_id): task_id for task_id in task_ids}
         deadline = None if timeout is None else time.monotonic() + timeout
         yield from self._stored(missing)
@@ -211,7 +211,7 @@ class RedisBackend(RedisChords):
                     yield missing.pop(key), result
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
-        """The same for an event loop."""
+        """`wait` for an event loop."""
         loop = asyncio.get_running_loop()
         waiters = self._waiters.get(loop)
         if waiters is None:
@@ -226,7 +226,7 @@ class RedisBackend(RedisChords):
         self._connections()[1].add(self._result_key(task_id), callback)
 
     def forget(self, task_id: str) -> None:
-        """Delete it."""
+        """Delete the result."""
         self._retrying(lambda client: client.delete(self._result_key(task_id)))
 
     def cleanup(self) -> None:
@@ -248,7 +248,7 @@ class RedisBackend(RedisChords):
         return decode_result(value, self._type, self._encoding, self._accept)
 
     def _connections(self) -> tuple[RedisServer, Callbacks]:
-        """A forked child has connections of its own."""
+        """The server and the callbacks of this process: a forked child has connections of its own."""
         pid = os.getpid()
         connections = self._connections_by_pid.get(pid)
         if connections is None:

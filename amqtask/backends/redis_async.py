@@ -78,7 +78,7 @@ class AsyncWaiters:
             raise interrupted
 
     def _subscribe(self, keys: Iterable[str]) -> None:
-        """The reader does it by itself when it connects."""
+        """Have the writer subscribe to these keys; a reader that connects subscribes to all by itself."""
         if self._pubsub is None:
             return
         self._new_keys.update(keys)
@@ -160,7 +160,7 @@ class AsyncWaiters:
                     future.set_result(result)
 
     def _on_ended(self, task: asyncio.Task[None]) -> None:
-        """Whoever waits must not wait for a reader or a writer that has failed."""
+        """A reader or writer has ended: if it failed, those who wait get its error."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
             for future in [future for futures in self._futures.values() for future in futures]:
@@ -169,7 +169,7 @@ class AsyncWaiters:
 
 
 async def _to_its_end(closing: Coroutine[Any, Any, None]) -> None:
-    """Await it, however often we are cancelled meanwhile."""
+    """Await a coroutine to its end, however often we are cancelled meanwhile."""
     task = asyncio.ensure_future(closing)
     while not task.done():
         try:

@@ -81,7 +81,7 @@ class RedisChords:
         self._is_tagged = is_tagged
 
     def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
-        """A header of so many members is about to be published. Raises: BackendUnreachable."""
+        """Open a chord: a header of `size` members is about to be published. Raises: BackendUnreachable."""
 
         def write(client: Any) -> None:
             pipeline = client.pipeline(transaction=False)
@@ -98,7 +98,9 @@ class RedisChords:
     def add_chord_part(
         self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
     ) -> list[Any] | None:
-        """A member has ended; all parts when it completes the chord. Raises: EncodeError, BackendUnreachable."""
+        """Add the part of a member that has ended; all parts when it completes the chord.
+
+        Raises: EncodeError, BackendUnreachable."""
         try:
             value = dumps([1, part.task_id, part.status, part.result], self._serializer).body
         except EncodeError as error:
@@ -123,7 +125,7 @@ class RedisChords:
         return self._shaped(group_id, parts)
 
     def add_to_chord(self, group_id: str, task_id: str) -> None:
-        """One more member. Raises: BackendUnreachable."""
+        """Add a member to the chord. Raises: BackendUnreachable."""
         keys = [self._key(group_id, ".a"), self._key(group_id, ".t")]
         self._retrying(lambda client: client.eval(ADD_MEMBER, 2, *keys, task_id, self._expires))
 

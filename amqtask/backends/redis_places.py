@@ -1,4 +1,4 @@
-"""Where a Redis is: one server, the master that sentinels name, or a cluster; and the clients that reach it."""
+"""Deployments of Redis: one server, the master that sentinels name, or a cluster; and their clients."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SENTINEL_PORT = 26379
 
 
 class Deployment(Protocol):
-    """Makes clients. Theirs is no retrying: it would mend a broken subscription behind our back, and what was published
-    meanwhile would be missed."""
+    """Makes clients, without retries of the library's: they would mend a broken subscription behind our back, and what was
+    published meanwhile would be missed."""
 
     # For logs and errors, without user and password.
     name: str
@@ -48,7 +48,7 @@ class Deployment(Protocol):
 def client_arguments(
     options: Mapping[str, Any], connect_timeout: float, settings: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """What every connection is made with: ours, then the settings `redis_…`, then `result_backend_transport_options`."""
+    """The arguments of every connection: ours, then the settings `redis_…`, then `result_backend_transport_options`."""
     from_settings = {name: settings.get(f"redis_{name}") for name in CLIENT_OPTIONS}
     return {
         "socket_connect_timeout": connect_timeout,
@@ -69,7 +69,7 @@ def client_url(url: str) -> str:
 
 
 def safe_url(url: str, port: int = 6379) -> str:
-    """Where it is, without user and password."""
+    """The URL without user and password."""
     split = urlsplit(url)
     return f"{split.scheme}://{split.hostname or 'localhost'}:{split.port or port}{split.path}"
 

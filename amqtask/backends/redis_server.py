@@ -50,8 +50,8 @@ def unreachable(name: str, error: BaseException) -> BackendUnreachable:
 
 
 def or_connection_error(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """What `work` returns; a connection that another thread has closed meanwhile is a lost one (redis-py trips over what is left
-    of it). Raises: redis.ConnectionError."""
+    """What `work` returns. Raises: redis.ConnectionError, also when another thread has closed the connection meanwhile (redis-py
+    trips over what is left of it)."""
     try:
         return work(*args, **kwargs)
     except (ValueError, AttributeError) as error:
@@ -61,7 +61,7 @@ def or_connection_error(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 class Event(NamedTuple):
-    """What a subscription says: `value` None means that the server has confirmed the channel, so look at the key now."""
+    """A message of a subscription; `value` None: the server has confirmed the channel, so look at the key now."""
 
     key: str
     value: bytes | None
@@ -101,7 +101,7 @@ class Subscription:
 
 
 class RedisServer:
-    """Used by one process only; made anew after a fork."""
+    """The connections of one process to a deployment; made anew after a fork."""
 
     def __init__(self, deployment: Deployment, patience: RetryPolicy) -> None:
         self.deployment = deployment
@@ -134,7 +134,7 @@ class RedisServer:
             return Subscription(self.client)
 
     def release(self, subscription: Subscription, *, is_sound: bool) -> None:
-        """Keep its connection for the next who waits, if it is sound and cheap to clear."""
+        """Keep a subscription's connection for the next waiter, if it is sound and cheap to clear."""
         if is_sound and subscription.most_keys <= REUSED_UP_TO and len(self._idle) < IDLE_SUBSCRIPTIONS:
             try:
                 subscription.remove()
@@ -146,7 +146,7 @@ class RedisServer:
         subscription.close()
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close idle connections."""
         while self._idle:
             self._idle.pop().close()
         if self._client is not None:

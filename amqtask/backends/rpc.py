@@ -32,7 +32,7 @@ MOST_KNOWN = 1000
 
 
 class _Inbox:
-    """What belongs to one process: its reply queue, who reads it, and what has come."""
+    """The results of one process: its reply queue, the consumer, and the mailbox of what has come."""
 
     def __init__(self, options: BackendOptions) -> None:
         transport_options = dict(options.transport_options)
@@ -65,8 +65,8 @@ class _Inbox:
         return Queue(str(uuid.uuid4()), arguments=arguments(queue_arguments))
 
     def _on_queue_lost(self, error: PublishError) -> Queue:
-        """The queue is on a node that is away, and with it what was in it and what is still sent there: a new one, on a node
-        that works. Who waits for a result is told."""
+        """The queue is on a node that is away, with the results in it and those that are still sent there. Returns a new
+        queue, on a node that works; those who wait get ResultLost."""
         lost, queue = self.queue, self._new_queue()
         missing = self.mailbox.expected()
         logger.warning(
@@ -151,8 +151,8 @@ class RpcBackend:
         )
 
     def _takes(self, reply_to: str, task_id: str) -> bool:
-        """Whether it is a reply queue: whoever publishes a task says where its result goes, and must not reach a worker's
-        mailbox with it, or any queue."""
+        """Whether a name is that of a reply queue: whoever publishes a task names it, and must not reach a worker's mailbox
+        or another queue with it."""
         if not is_reply_queue(reply_to, self._options.settings.get("result_reply_queues") or ()):
             logger.warning(
                 "The result of task %s is not sent: its reply_to, %.60r, is not a reply queue (a UUID; see result_reply_queues)",
@@ -165,7 +165,7 @@ class RpcBackend:
         return True
 
     def store(self, result: ResultMessage) -> None:
-        """Nothing: the worker publishes what `message_for` returned."""
+        """Do nothing: the worker publishes what `message_for` returned."""
 
     # -- the caller's end
 
@@ -194,11 +194,11 @@ class RpcBackend:
             inbox.replies.poll()
 
     def start_reading(self) -> None:
-        """The same for an event loop: in a thread, and without waiting for it."""
+        """`keep_reading` for an event loop: in a thread, and without waiting for it."""
         self._inbox().replies.start_thread()
 
     async def aprepare(self, timeout: float | None = None) -> None:
-        """The same for an event loop: a thread of its own reads the queue from now on, and `prepare` finds it consumed."""
+        """`prepare` for an event loop: a thread reads the queue from now on."""
         inbox = self._inbox()
         if not inbox.replies.is_consuming:
             await asyncio.to_thread(inbox.replies.ensure, self._patience(timeout))
@@ -213,7 +213,7 @@ class RpcBackend:
         self._inbox().mailbox.hold(task_id, holder)
 
     def find(self, task_id: str) -> ResultMessage | None:
-        """What has come so far."""
+        """The result, if it has come."""
         inbox = self._inbox()
         if not inbox.mailbox.is_ready(task_id):
             inbox.replies.poll()
@@ -234,7 +234,7 @@ class RpcBackend:
         return result
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
-        """The same for an event loop; the queue is read by a background thread from now on."""
+        """`wait` for an event loop; a background thread reads the queue from now on."""
         inbox = self._inbox()
 
         def subscribe(arrived: Arrived) -> Callable[[], None]:
@@ -250,7 +250,7 @@ class RpcBackend:
         return await await_arrival(task_id, timeout, subscribe)
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each as it comes."""
+        """Each result as it comes."""
         inbox = self._inbox()
         deadline = None if timeout is None else time.monotonic() + timeout
         arrivals = Arrivals(inbox.mailbox, task_ids)
@@ -273,7 +273,7 @@ class RpcBackend:
         inbox.replies.start_thread()
 
     def forget(self, task_id: str) -> None:
-        """Drop what is known of it."""
+        """Drop the result."""
         self._inbox().mailbox.forget(task_id)
 
     def cleanup(self) -> None:
@@ -290,7 +290,7 @@ class RpcBackend:
                     arrived(BackendUnreachable(CLOSED))
 
     def _inbox(self) -> _Inbox:
-        """A forked child has a queue of its own; of its parent's consumer it closes the copy of the socket."""
+        """The inbox of this process: a forked child has a queue of its own, and closes its copy of the parent's socket."""
         return self._inboxes.get()
 
     def _drive(self, inbox: _Inbox, done: Callable[[], bool], deadline: float | None) -> bool:

@@ -77,7 +77,7 @@ class SqlBackend(PollingBackend):
         self._keep(result, self._options.always_retry)
 
     def store_briefly(self, result: ResultMessage) -> None:
-        """The same with the patience of a caller."""
+        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
         self._keep(result, None)
 
     def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
@@ -219,7 +219,7 @@ class SqlBackend(PollingBackend):
         return None if body is None else self._codec.read(body)
 
     def delete_group(self, group_id: str) -> None:
-        """Forget it. Raises: BackendUnreachable."""
+        """Delete the group. Raises: BackendUnreachable."""
         table = self._tables.groups
         self._execute(sa.delete(table).where(table.c.taskset_id == group_id))
 
@@ -253,7 +253,7 @@ class SqlBackend(PollingBackend):
         return BackendUnreachable(f"{safe_url} refused: {cause}")
 
     def _database(self) -> _Database:
-        """A forked child has connections of its own; its parent's stay open, and untouched, in the list."""
+        """The database of this process: a forked child has connections of its own and leaves its parent's alone."""
         pid = os.getpid()
         database = self._databases.get(pid)
         if database is None:

@@ -47,15 +47,15 @@ class ValueBackend(PollingBackend):
         raise NotImplementedError
 
     def put_value(self, key: str, value: bytes) -> None:
-        """Write it, whatever was there."""
+        """Write the value, whatever was there."""
         raise NotImplementedError
 
     def put_unless(self, key: str, value: bytes, is_final: IsFinal) -> None:
-        """Write it, unless there is a value of which `is_final` is true; nothing comes between look and write."""
+        """Write the value, unless there is one of which `is_final` is true; nobody else writes between look and write."""
         raise NotImplementedError
 
     def delete_value(self, key: str) -> None:
-        """Delete it, if it is there."""
+        """Delete the value, if there is one."""
         raise NotImplementedError
 
     def is_transient(self, error: Exception) -> bool:
@@ -69,11 +69,11 @@ class ValueBackend(PollingBackend):
     # -- results
 
     def store(self, result: ResultMessage) -> None:
-        """Write it, unless SUCCESS is there. Raises: EncodeError, BackendUnreachable."""
+        """Write the result, unless SUCCESS is stored. Raises: EncodeError, BackendUnreachable."""
         self._keep(result, self._always_retry)
 
     def store_briefly(self, result: ResultMessage) -> None:
-        """The same with the patience of a caller."""
+        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
         self._keep(result, None)
 
     def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
@@ -85,13 +85,13 @@ class ValueBackend(PollingBackend):
         self._run(lambda: self.put_unless(key, body, is_success), policy)
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """What is there. Raises: BackendUnreachable."""
+        """The stored results of these tasks. Raises: BackendUnreachable."""
         keys = {self._task_prefix + task_id: task_id for task_id in task_ids}
         values = self._run(lambda: self.get_values(list(keys)))
         return [self._codec.read_result(keys[key], value) for key, value in values.items()]
 
     def forget(self, task_id: str) -> None:
-        """Delete it. Raises: BackendUnreachable."""
+        """Delete the result. Raises: BackendUnreachable."""
         self._run(lambda: self.delete_value(self._task_prefix + task_id))
 
     # -- groups
@@ -108,7 +108,7 @@ class ValueBackend(PollingBackend):
         return None if body is None else self._codec.read(body)["result"]
 
     def delete_group(self, group_id: str) -> None:
-        """Forget it. Raises: BackendUnreachable."""
+        """Delete the group. Raises: BackendUnreachable."""
         self._run(lambda: self.delete_value(self._group_prefix + group_id))
 
     def _run(self, work: Callable[[], T], policy: RetryPolicy | None = None) -> T:

@@ -80,11 +80,11 @@ class Mailbox:
                     callback(result)
 
     def find(self, task_id: str) -> ResultMessage | None:
-        """What is known."""
+        """The newest result of a task, or None."""
         return self._find(task_id)
 
     def is_ready(self, task_id: str) -> bool:
-        """Whether the final result is known."""
+        """Whether the final result has come."""
         stored = self._find(task_id)
         return stored is not None and stored.is_ready
 
@@ -98,12 +98,12 @@ class Mailbox:
         return stored
 
     def forget(self, task_id: str) -> None:
-        """Drop it."""
+        """Drop the result."""
         for results in (self._unread, self._read, self._held):
             results.pop(task_id, None)
 
     def when_ready(self, task_id: str, callback: OnResult) -> None:
-        """Call once, now or when the result comes."""
+        """Call `callback` once, now or when the result comes."""
         waiting = self._callbacks.setdefault(task_id, [])
         waiting.append(callback)
         stored = self._find(task_id)
@@ -111,7 +111,7 @@ class Mailbox:
             callback(stored)  # it has come between the two
 
     def cancel(self, task_id: str, callback: OnResult) -> None:
-        """Do not call it any more."""
+        """Cancel a callback."""
         waiting = self._callbacks.get(task_id, [])
         if _taken(waiting, callback) and not waiting:
             self._callbacks.pop(task_id, None)
@@ -161,20 +161,20 @@ class Arrivals:
 
     @property
     def missing(self) -> int:
-        """How many have not come."""
+        """How many results have not come."""
         return len(self._missing)
 
     def __bool__(self) -> bool:
         return bool(self.ready)
 
     def next(self) -> ResultMessage:
-        """The next one that is here."""
+        """The next result that has come."""
         result = self.ready.popleft()
         self._mailbox.take(result.task_id)
         return result
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Stop waiting."""
         for task_id in list(self._missing):
             self._mailbox.cancel(task_id, self._arrived)
 
