@@ -82,7 +82,7 @@ class SqlBackend(PollingBackend):
 
     def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         row = self._row(result)
-        self._run(lambda engine: self._write(engine, row), policy)
+        self._run(lambda database: self._write(database, row), policy)
 
     def _write(self, database: _Database, row: Mapping[str, Any]) -> None:
         table = self._tables.tasks
