@@ -37,7 +37,7 @@ class Clerk:
         on_answer: Callable[[T], None],
         on_error: Callable[[Exception], None],
     ) -> None:
-        """Call `question(store)` over there; one of the two follows on the loop."""
+        """Call `question(store)` on the store's thread; `on_answer` or `on_error` follows on the loop."""
 
         def job(store: ScheduleStore) -> None:
             answer = question(store)

@@ -48,7 +48,7 @@ NO_LIMIT = 1_000_000
 
 
 class LeaderListener(Protocol):
-    """Who schedules. All calls come on the I/O loop."""
+    """What Leadership calls, on the I/O loop: the beat that schedules while it leads."""
 
     def on_leading(self, states: Sequence[bytes]) -> None:
         """This beat leads from now on, and goes on from these states."""
@@ -57,10 +57,10 @@ class LeaderListener(Protocol):
         """While leading: others have added these. Save, so that they are taken out."""
 
     def on_following(self, reason: str) -> None:
-        """It leads no more; what it was publishing may or may not be stored."""
+        """This beat leads no more; what it was publishing may or may not be stored."""
 
     def on_failed(self, error: Exception) -> None:
-        """It cannot take part (login refused, queue locked)."""
+        """This beat cannot take part (login refused, queue locked)."""
 
 
 def leader_queue(name: str, *, queue_type: str) -> Queue:
@@ -105,19 +105,19 @@ class Leadership:
         return self._is_leading
 
     def start(self) -> None:
-        """Take part."""
+        """Begin to consume the queue of the state."""
         self._consumer.start()
         self._publisher.start()
 
     def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
-        """Take part no more: the next beat gets the state as soon as the connection is closed."""
+        """Stop consuming: the next beat gets the state as soon as the connection is closed."""
         self._is_stopped = True
         self._forget()
         self._publisher.stop()
         self._consumer.stop(on_stopped=on_stopped)
 
     def save(self, state: bytes, on_saved: Callable[[], None]) -> None:
-        """Put a new state in the place of all that is held; `on_saved` follows unless leadership is lost before."""
+        """Replace all states that are held by a new one; `on_saved` follows unless leadership is lost before."""
         epoch, upto = self._epoch, self._last_tag
 
         def confirmed(error: PublishError | None) -> None:
@@ -179,7 +179,7 @@ class Leadership:
             self._listener.on_leading(states)
 
     def on_consuming(self, epoch: int) -> None:
-        """Taking part (again)."""
+        """The queue is consumed (again): publish a seed."""
         self._plant()
 
     def on_connection_lost(self, error: Exception) -> None:
@@ -188,7 +188,7 @@ class Leadership:
         self._follow(f"the connection was lost: {error}")
 
     def on_cancelled(self, queue: str, reason: str) -> None:
-        """The queue was deleted or moved, or (4.3) the state was held for too long: whatever it was, begin again."""
+        """The queue was deleted or moved, or (RabbitMQ 4.3) the state was held for too long: begin again."""
         if self._last_tag and self._is_leading:
             self._consumer.nack(self._last_tag)
         self._follow(reason)
@@ -196,13 +196,13 @@ class Leadership:
             self._plant()
 
     def on_fatal(self, error: Exception) -> None:
-        """No further attempt is made."""
+        """The consumer makes no further attempt: tell the listener."""
         self._follow(str(error))
         self.stop()
         self._listener.on_failed(error)
 
     def on_warning(self, text: str) -> None:
-        """Something for the operator."""
+        """Log a warning of the consumer's."""
         logger.warning("beat: %s", text)
 
     def _follow(self, reason: str) -> None:

@@ -45,7 +45,7 @@ class Pinged:
         self._is_stopped = False
 
     def start(self) -> None:
-        """Listen."""
+        """Begin to consume the mailbox."""
         self._timer = None
         if self._consumer is None and not self._is_stopped:
             make_consumer, self._publisher = self._make_transport()
@@ -55,7 +55,7 @@ class Pinged:
             self._publisher.start()
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop consuming, and close the connection."""
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -85,20 +85,20 @@ class Pinged:
             self._publisher.publish(reply_message(command, self.nodename, {"ok": "pong"}), lambda error: None)
 
     def on_consuming(self, epoch: int) -> None:
-        """Listening."""
+        """The mailbox is consumed."""
 
     def on_connection_lost(self, error: Exception) -> None:
-        """It comes again by itself."""
+        """Do nothing: the consumer connects again by itself."""
 
     def on_cancelled(self, queue: str, reason: str) -> None:
-        """It is set up again by itself."""
+        """Do nothing: the consumer declares and consumes again by itself."""
 
     def on_warning(self, text: str) -> None:
-        """Beat's own connection says so too."""
+        """Log at debug level only: beat's own connection has the same warning."""
         logger.debug("beat: remote control: %s", text)
 
     def on_fatal(self, error: Exception) -> None:
-        """The name is taken, as a rule."""
+        """No queue of that name can be had, as a rule because another beat has it: log, and try again later."""
         logger.warning(
             "beat: no answers to ping as %s, trying again later: is there another beat of that name? Give each its own "
             "(-n beat2@%%h). (%s)",

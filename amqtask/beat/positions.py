@@ -1,4 +1,4 @@
-"""Where each entry stands, and the form in which beats hand that to each other through the broker.
+"""Positions of entries (their last due times), and the form in which beats hand them to each other through the broker.
 
 The form is JSON: `{"v": 1, "entries": {name: [time, total_run_count, has_run]}}`, times in ISO 8601 with their offset.
 Readers ignore what they do not know, so that beats of different versions can follow each other.
@@ -23,7 +23,7 @@ class Position(NamedTuple):
 
 
 def encode(positions: Mapping[str, Position]) -> bytes:
-    """For the broker."""
+    """A state of positions as a message body."""
     entries = {
         name: [position.since.isoformat(), position.total_run_count, int(position.has_run)]
         for name, position in positions.items()
@@ -32,7 +32,7 @@ def encode(positions: Mapping[str, Position]) -> bytes:
 
 
 def decode(body: bytes) -> dict[str, Position]:
-    """From the broker. Raises: ValueError for what is no such state."""
+    """The positions of a message body. Raises: ValueError for what is no such state."""
     try:
         document = json.loads(body)
         return {str(name): _position(*fields[:3]) for name, fields in document["entries"].items()}
@@ -56,7 +56,7 @@ def _position(since: Any, count: Any = 0, has_run: Any = 0) -> Position:
 
 
 def merged(states: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
-    """The furthest of each entry."""
+    """The furthest position of each entry."""
     furthest: dict[str, Position] = {}
     for state in states:
         for name, position in state.items():
@@ -67,5 +67,5 @@ def merged(states: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
 
 
 def _rank(position: Position) -> tuple[bool, datetime, int]:
-    # Who has run stands further than who was only seen, whenever that was.
+    # An entry that has run stands further than one that was only seen, whenever that was.
     return position.has_run, position.since, position.total_run_count

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from amqtask.beat.contract import BeatService
     from amqtask.pool import Loop
 
-# What is on its way when it is told to end is waited for, so long.
+# Seconds that the end of the process waits for messages on their way to the broker.
 STOP_SECONDS = 5.0
 
 
@@ -27,7 +27,7 @@ class RunnableLoop(Protocol):
 
 
 class Service(Protocol):
-    """What else lives on the loop."""
+    """A service that runs on beat's loop, too."""
 
     def start(self) -> None: ...
 
@@ -53,7 +53,7 @@ class BeatProcess:
         self._handlers = SignalHandlers(loop, self._on_signal)
 
     def run(self, *, install_signals: bool = True) -> int:
-        """From start to end; the exit code."""
+        """Run beat until it ends; returns the exit code."""
         if install_signals:
             self._handlers.install()
         try:
@@ -67,7 +67,7 @@ class BeatProcess:
         return self.exit_code
 
     def stop(self) -> None:
-        """End in order; from any thread."""
+        """End in good order; may be called from any thread."""
         self._loop.call_soon_threadsafe(lambda: self._on_signal(signal.SIGTERM))
 
     def _on_signal(self, signum: int) -> None:

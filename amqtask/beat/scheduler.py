@@ -26,9 +26,9 @@ from amqtask.schedules import clocked, crontab, schedule
 
 logger = bounded_logger("amqtask.beat")
 
-# What entries of other beats' versions stand at is kept for so long: a deployment goes from one to the other.
+# How long positions of entries that only other beats have are kept: a deployment replaces one version by the other.
 FOREIGN_KEPT = timedelta(days=1)
-# Clocks of several hosts differ by less than this; a last run that is further ahead is none.
+# Clocks of several hosts differ by less than this; a last run that lies further ahead is not believed.
 CLOCKS_DIFFER = timedelta(seconds=30)
 _INSTANT = timedelta(microseconds=1)
 
@@ -70,7 +70,7 @@ class Scheduler:
         return {**self._foreign, **self._positions}
 
     def resume(self, states: Iterable[Mapping[str, Position]], now: datetime) -> None:
-        """Begin where others ended: positions are the furthest of `states` and of what the entries' store remembers."""
+        """Begin where other beats ended: with the furthest positions of `states` and of the entries' store."""
         remembered = {
             entry.name: Position(entry.last_due_at, entry.total_run_count, True)
             for entry in self._entries.values()
@@ -91,7 +91,7 @@ class Scheduler:
         self._plan_all()
 
     def learn(self, states: Iterable[Mapping[str, Position]]) -> None:
-        """Others know these too: an entry that never ran here may have run there."""
+        """Take positions of other beats for entries that never ran here and have run there."""
         furthest = merged([self._positions, *states])
         for name, position in self._positions.items():
             if furthest[name] != position and not position.has_run:
@@ -99,8 +99,8 @@ class Scheduler:
                 self._plan(name)
 
     def update(self, entries: Iterable[Entry], now: datetime) -> bool:
-        """These are the entries from now on; whether positions changed. One that is new or enabled again begins now, and
-        so does one whose times of day were changed; an interval goes on from its last due time."""
+        """Replace the entries; returns whether positions changed. An entry that is new or enabled again begins now, and so
+        does one whose times of day were changed; an interval goes on from its last due time."""
         before, self._entries = self._entries, {entry.name: entry for entry in entries}
         positions = {}
         for entry in self._entries.values():
@@ -125,7 +125,7 @@ class Scheduler:
     # -- what is due
 
     def take(self, now: datetime) -> list[Due]:
-        """What is due at or before `now`, in order; the same again until `advance` is told."""
+        """The runs that are due at or before `now`, in order; the same again until `advance` is called for them."""
         self._pull_back(now)
         names = set()
         while self._heap and self._heap[0][0] <= now:
@@ -143,7 +143,7 @@ class Scheduler:
         return sorted(due_now, key=lambda due: (due.due_at, due.entry.name))
 
     def _pull_back(self, now: datetime) -> None:
-        """A clock that was ahead has left positions in the future: nothing would be due before that time came."""
+        """Reset positions in the future, which a clock that was ahead has left: nothing would be due before that time."""
         for name, position in self._positions.items():
             if position.since - now > CLOCKS_DIFFER:
                 logger.warning(
@@ -155,7 +155,7 @@ class Scheduler:
                 self._plan(name)
 
     def advance(self, due: Due) -> int:
-        """It was sent, or cannot be; how often the entry ran in all."""
+        """Note that a run was sent, or cannot be; returns how often the entry has run in all."""
         name = due.entry.name
         position = self._positions.get(name)
         if position is None:
@@ -168,17 +168,17 @@ class Scheduler:
 
     @property
     def next_at(self) -> datetime | None:
-        """When something is due next."""
+        """The next time at which any entry is due."""
         while self._heap and self._next.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def next_of(self, name: str) -> datetime | None:
-        """When one entry is due next; None when never, or when it is disabled."""
+        """The next time at which one entry is due; None when never, or when it is disabled."""
         return self._next.get(name)
 
     def upcoming(self, until: datetime) -> Iterator[Due]:
-        """What will be due up to `until`, in order, as if each were sent in time. Changes the positions."""
+        """The runs that will be due up to `until`, in order, as if each were sent in time. Changes the positions."""
         while (moment := self.next_at) is not None and moment <= until:
             for due in self.take(moment):
                 yield due
@@ -272,7 +272,7 @@ class Scheduler:
 
 
 def _counts_from_start(entry: Entry) -> bool:
-    """An interval with a start time runs first at that time."""
+    """Whether an entry runs first at its start time, if it has one: an interval that is not relative."""
     return isinstance(entry.schedule, schedule) and not entry.schedule.relative
 
 

@@ -29,12 +29,12 @@ class AppSender:
         self._tells = bool(app.conf.task_send_sent_event)
 
     def task_id(self, due: Due) -> str:
-        """Of the entry's options, else a UUID of version 5."""
+        """The task id in the entry's options, else a UUID of version 5 from entry and due time."""
         task_id = due.entry.options.get("task_id")
         return str(task_id) if task_id else str(uuid.uuid5(self._space, f"{due.entry.name}\n{due.due_at.isoformat()}"))
 
     def compose(self, due: Due) -> Message:
-        """The message. Raises: TypeError, ValueError, EncodeError, QueueNotFound; whatever a lazy argument raises."""
+        """The message of a run. Raises: TypeError, ValueError, EncodeError, QueueNotFound; whatever a lazy argument raises."""
         entry = due.entry
         args, kwargs = evaluated(entry.args, entry.kwargs)
         options: dict[str, Any] = {**entry.options, "task_id": self.task_id(due)}
@@ -47,10 +47,10 @@ class AppSender:
         return self._app.compose_periodic(entry.task, args, kwargs, options)
 
     def settled(self, message: Message, error: PublishError | None) -> None:
-        """Tell the signals' receivers."""
+        """Tell receivers of signals that the broker has the message, or has not."""
         self._app.periodic_settled(message, error)
 
     def published(self, messages: Sequence[Message]) -> None:
-        """Tell monitors (task_send_sent_event)."""
+        """Send events about published messages (task_send_sent_event)."""
         if self._tells and messages:
             self._app.sent_events.sent(messages)

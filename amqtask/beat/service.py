@@ -43,19 +43,19 @@ LONGEST_SLEEP = 5.0
 
 
 class Sender(Protocol):
-    """Makes messages of due entries; the application's part."""
+    """Composes the messages of due entries, with the application."""
 
     def compose(self, due: Due) -> Message:
-        """The message. Raises: whatever the entry's task, arguments or options make wrong."""
+        """The message of a run. Raises: whatever the entry's task, arguments or options make wrong."""
 
     def settled(self, message: Message, error: PublishError | None) -> None:
-        """The broker has it, or has it not."""
+        """Tell receivers of signals that the broker has the message, or has not."""
 
     def task_id(self, due: Due) -> str:
-        """The deterministic id."""
+        """The id of a run's task: the same from every beat."""
 
     def published(self, messages: Sequence[Message]) -> None:
-        """These are stored; called on the schedule store's thread, so it may block."""
+        """Tell monitors that the broker has these messages; called on the schedule store's thread, so it may block."""
 
 
 class Beat:
@@ -107,13 +107,13 @@ class Beat:
 
     @property
     def is_leading(self) -> bool:
-        """Whether this one sends."""
+        """Whether this beat leads, and so sends."""
         return self._leadership.is_leading
 
     # -- start and stop
 
     def start(self) -> None:
-        """Read the entries, then take part."""
+        """Read the entries, then take part in the election."""
         if not self._is_started:
             self._is_started = True
             self._on_start(self)
@@ -185,12 +185,12 @@ class Beat:
     # -- leading
 
     def _recent_state(self) -> bytes:
-        """What this beat can tell those who have lost the state; what is old is known better elsewhere."""
+        """The state that this beat seeds: its last saved one if that is fresh, else an empty one."""
         is_fresh = self._saved_at is not None and self._clock() - self._saved_at < timedelta(seconds=KNOWN_SECONDS)
         return self._saved if is_fresh else encode({})
 
     def on_leading(self, states: Sequence[bytes]) -> None:
-        """The broker has given us the state: go on from there."""
+        """The broker has given this beat the state: go on from there."""
         self._term += 1
         self.is_busy = False
         self.scheduler.resume(_read([*states, self._recent_state()]), self._clock())
@@ -199,13 +199,13 @@ class Beat:
         self._tick()
 
     def on_states(self, states: Sequence[bytes]) -> None:
-        """Another beat came, or the queue was made anew, and the one that led before says where it was."""
+        """Other beats have added states (a beat came, or the queue was made anew): learn from them."""
         self.scheduler.learn(_read(states))
         self._is_dirty = True
         self._tick()
 
     def on_following(self, reason: str) -> None:
-        """Another one leads, or will."""
+        """Another beat leads, or will."""
         self._term += 1
         self.is_busy = False
         if self._timer is not None:
@@ -216,7 +216,7 @@ class Beat:
             self._close()
 
     def on_failed(self, error: Exception) -> None:
-        """It cannot take part."""
+        """This beat cannot take part."""
         self._on_failed(error)
 
     # -- a due time
@@ -278,7 +278,7 @@ class Beat:
         return on_published
 
     def _complain(self, due: Due, error: PublishError, *, passes: bool) -> None:
-        """Once until it is taken: what stays due is tried again every second."""
+        """Log an error once until the broker takes the message: what stays due is tried again every second."""
         level = logging.DEBUG if due.entry.name in self._refused else logging.ERROR
         consequence = "is tried again" if passes else "goes on with its next due time"
         logger.log(level, "beat: %s (%s) is not sent, and %s: %s", due.entry.name, due.entry.task, consequence, error)
@@ -286,7 +286,7 @@ class Beat:
             self._refused.add(due.entry.name)
 
     def _sent(self, batch: _Batch) -> None:
-        """All of a batch are confirmed or given up."""
+        """All messages of a batch are confirmed or given up: advance, save, and tell the store."""
         if batch.term != self._term:
             return
         runs, messages, now = [], [], self._clock()
@@ -336,7 +336,7 @@ class _Batch:
         self._on_ended = on_ended
 
     def done(self, due: Due, stored: Message | None, *, is_still_due: bool = False) -> None:
-        """One more has ended: the broker has its message, or there is none, or it may have it later."""
+        """Note the end of one run: its message is stored, or there is none, or the broker may take it later."""
         if is_still_due:
             name = due.entry.name
             self.still_due[name] = min(due.due_at, self.still_due.get(name, LAST))

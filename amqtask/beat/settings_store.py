@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS entries (
 
 
 class LastRun(NamedTuple):
-    """What is kept of an entry."""
+    """The last run of an entry."""
 
     due_at: datetime
     sent_at: datetime
@@ -63,7 +63,7 @@ class MemoryStore:
         return _snapshot(self._app) != self._last_snapshot
 
     def record(self, runs: Sequence[Run]) -> None:
-        """Keep the last run of each."""
+        """Keep the last run of each entry."""
         for run in runs:
             self._last[run.name] = LastRun(run.due_at, run.sent_at, run.total_run_count)
 
@@ -98,7 +98,7 @@ class FileStore(MemoryStore):
         }
 
     def record(self, runs: Sequence[Run]) -> None:
-        """Write them down before the next is sent."""
+        """Write the runs to the file before the next one is sent."""
         super().record(runs)
         if self._connection is None:
             return
@@ -183,7 +183,7 @@ def _needs_cleanup(app: AmqTask) -> bool:
 
 
 def _snapshot(app: AmqTask) -> dict[str, Any]:
-    """What is compared to see a change, also one inside an entry."""
+    """A copy of beat_schedule to compare with later, deep enough to see changes inside an entry."""
     entries = dict(app.conf.beat_schedule or {})
     return {name: dict(fields) if isinstance(fields, Mapping) else fields for name, fields in entries.items()}
 

@@ -24,7 +24,7 @@ def refuse_memory(app: AmqTask) -> None:
 
 
 def open_admin(app: AmqTask) -> QueueAdmin:
-    """A connection for odd jobs, to be used as a context manager. Raises: ConfigurationError for `memory://`."""
+    """A QueueAdmin on the application's broker, as a context manager. Raises: ConfigurationError for `memory://`."""
     refuse_memory(app)
     return QueueAdmin(app.broker_addresses)
 

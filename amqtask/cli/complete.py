@@ -51,7 +51,7 @@ def _task_names(app: AmqTask) -> Iterable[str]:
 
 
 def _names_from_app(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:
-    """What the application answers; the context of a completion has options, but no object of ours."""
+    """Names from the application, which is loaded from the options of the line that is being completed."""
     root_params = ctx.find_root().params
     settings = Globals(app=ctx.params.get("told_app") or root_params.get("app"), config=root_params.get("config"))
     nowhere = io.StringIO()  # what the modules print is no completion

@@ -64,7 +64,7 @@ def command(
 
 
 def _shut_down(settings: Globals, remote: Remote) -> int:
-    """Who shuts down does not answer, so who is there is asked before."""
+    """Shut workers down. They do not answer then, so a ping first asks which are there."""
     replies = collect(settings, BUILTIN["ping"], {}, remote)
     app = settings.load()
     try:

@@ -33,7 +33,7 @@ ALL = 1_000_000
 
 
 def reason(headers: Mapping[str, Any]) -> str:
-    """Why a message died: our own words, else the broker's x-death entry."""
+    """Why a message died: by our header, else by the broker's x-death entry."""
     if REASON in headers:
         return str(headers[REASON])
     for death in _deaths(headers):
@@ -42,13 +42,13 @@ def reason(headers: Mapping[str, Any]) -> str:
 
 
 def _deaths(headers: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The broker's entries. Whoever published the message may have written anything there."""
+    """The broker's x-death entries. Publishers may have written anything there: only mappings are taken."""
     deaths = headers.get("x-death")
     return [death for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
 
 
 def _text(value: Any) -> str | None:
-    """A header that should be text."""
+    """The text of a header, which may be something else."""
     return value if value is None or isinstance(value, str) else saferepr(value)
 
 
@@ -100,7 +100,7 @@ def as_entry(delivery: Delivery) -> dict[str, Any]:
 
 
 def _died_at(headers: Mapping[str, Any]) -> str | None:
-    """An ISO 8601 time: our own note, else the broker's x-death entry."""
+    """When a message died, in ISO 8601: by our header, else by the broker's x-death entry."""
     died_at = headers.get(f"{OURS}died-at")
     if died_at is not None:
         return _text(died_at)
@@ -116,7 +116,7 @@ def line_of(entry: Mapping[str, Any]) -> str:
 
 
 def _when(died_at: str | None) -> str:
-    """For people: local time, to the second."""
+    """A time as `dead list` shows it: local, to the second."""
     try:
         return f"{datetime.fromisoformat(died_at or '').astimezone():%Y-%m-%d %H:%M:%S}"
     except (ValueError, ArithmeticError, OSError):  # not told, or a year that the calendar here has not
@@ -317,7 +317,8 @@ def retry(
 def _retrying(
     app: AmqTask, task: str | None, ids: Sequence[str], to: str | None, expired: list[str] | None
 ) -> Callable[[Delivery], Message | None]:
-    """Which messages go where; ids of expired ones are noted in `expired`, or with None their expiry is dropped."""
+    """What `move` calls for each delivery: the message to publish, or None. Ids of expired ones are added to `expired`; with None
+    their expiry is dropped."""
     suffix: str = app.conf.task_dead_letter_suffix
     now = time.time()
 

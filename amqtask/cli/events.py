@@ -100,7 +100,7 @@ _SHOWN_APART = frozenset(
 
 
 def _as_line(event: dict[str, Any]) -> str:
-    """Time, type, where, what, and the event's own fields."""
+    """An event as a line: time, type, node, task, and its other fields."""
     fields = [f"{name}={value}" for name, value in event.items() if name not in _SHOWN_APART and value is not None]
     name = event.get("name")
     task = f"{name or ''}[{event['uuid']}]" if "uuid" in event else name or ""
@@ -119,7 +119,7 @@ def _when(moment: Any) -> str:
 
 
 def _snapshots(app: AmqTask, camera_class: type[Polaroid], frequency: float, maxrate: str | None) -> None:
-    """Until Ctrl-C or TERM, and then a last one."""
+    """Take snapshots until Ctrl-C or TERM, and then a last one."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         state = app.events.State()
@@ -145,7 +145,7 @@ def _find_camera(path: str) -> type[Polaroid]:
 
 
 def _view(app: AmqTask, frequency: float) -> None:
-    """Events come in another thread, so that the screen goes on while nothing happens."""
+    """Draw the screen until Ctrl-C. Another thread receives events, so that the screen goes on while nothing happens."""
     state = app.events.State()
     receiver = app.events.Receiver(handlers={"*": state.event})
     screen = Screen(state, app.broker_name)
@@ -171,7 +171,7 @@ def _draw(screen: Screen) -> None:
 
 
 class _Listener(threading.Thread):
-    """Captures until it is told to stop, or cannot."""
+    """A thread that receives events until it is stopped, or fails."""
 
     def __init__(self, receiver: EventReceiver) -> None:
         super().__init__(name="amqtask events", daemon=True)

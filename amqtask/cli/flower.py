@@ -101,7 +101,7 @@ def celery_settings(app: AmqTask) -> dict[str, Any]:
 
 
 def _ssl(tls: TlsOptions) -> dict[str, Any]:
-    """As kombu takes it."""
+    """TLS options as kombu takes them."""
     options = {
         "ca_certs": tls.cafile,
         "certfile": tls.certfile,

@@ -121,7 +121,7 @@ def _label(*lines: str) -> str:
 
 
 def _name(node_type: str, name: str) -> str:
-    """Exchanges, queues and workers may share a name."""
+    """The node's name in DOT, with its type: exchanges, queues and workers may share a name."""
     return _text(f"{node_type} {name}")
 
 

@@ -187,11 +187,11 @@ class _Migration:
         return sum(done.moved for done in self.done.values())
 
     def may_go_on(self, limit: int | None) -> bool:
-        """Nobody stopped it, the brokers are there, and the limit is not reached."""
+        """Whether nobody has stopped the migration, the brokers are there, and the limit is not reached."""
         return not self._is_stopped() and self.failure is None and (limit is None or self.moved < limit)
 
     def all(self, transfers: Sequence[Transfer], limit: int | None) -> None:
-        """Move what is in the queues now; `limit` is of all together."""
+        """Move what is in the queues now; `limit` counts the messages of all queues."""
         for transfer in transfers:
             if not self.may_go_on(limit):
                 return

@@ -114,7 +114,7 @@ class _Delayed:
         return self._app.delays.delayed(message, self._seconds_left(headers))
 
     def _seconds_left(self, headers: Mapping[str, Any]) -> float:
-        """Until its `eta`, or until it was to leave the broker's queues."""
+        """Seconds until the message's `eta`, or until it would have left the delay levels."""
         eta = headers.get("eta")
         try:
             return timestamp(eta) - time.time() if eta else seconds_left(headers, self._level, time.time())
@@ -122,7 +122,7 @@ class _Delayed:
             return seconds_left(headers, self._level, time.time())
 
     def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
-        """What the target needs; of a named exchange the application's queues that hang on it."""
+        """What the target needs: a queue's declarations, or those of the application's queues that are bound to an exchange."""
         address = (exchange, "" if exchange else key)
         if address not in self._declared:
             self._declared[address] = self._on(exchange) if exchange else declare_queue(self._app, key)

@@ -41,7 +41,7 @@ _OWN_FLAGS = {"--nosplash", "--quiet", "-q", "--verbose", "--no-color", "-j", "-
 
 @dataclass(slots=True)
 class Say:
-    """What is printed: not all when quiet, the commands too when verbose."""
+    """Prints for `multi`: less when quiet, the commands too when verbose."""
 
     quiet: bool = False
     verbose: bool = False
@@ -172,7 +172,7 @@ def _pid(node: Node) -> int | None:
 
 
 def _command_of(pid: int) -> bytes | None:
-    """The command of a process, b"" of one that is dead and not buried; None where that cannot be known."""
+    """The command line of a process, b"" of a zombie; None where that cannot be known."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
@@ -212,7 +212,7 @@ def _wait(condition: Callable[[], bool], seconds: float | None = None) -> bool:
 
 
 def _send(targets: Sequence[Node], say: Say, signum: signal.Signals) -> list[tuple[Node, int]]:
-    """Signal the nodes that run; those, with the process ids that were signalled."""
+    """Signal the nodes that run; returns them with the process ids that were signalled."""
     sent = []
     for node in targets:
         pid = running(node)

@@ -166,7 +166,7 @@ def _names(names: Sequence[str], settings: Mapping[str, str | None]) -> list[str
 
 
 def _meant(option: NodeOption, names: Sequence[str], shorts: Sequence[str]) -> set[int]:
-    """The numbers of the nodes, from 1, that an option is for."""
+    """The numbers (from 1) of the nodes that an option is for."""
     numbers: set[int] = set()
     for part in filter(None, option.nodes.split(",")):
         first, dash, last = part.partition("-")
@@ -196,7 +196,7 @@ def _chosen(
     worker_options: OptionNames,
     top: OptionNames,
 ) -> dict[str, NodeOption]:
-    """The options of one node by their names; its own replace everybody's."""
+    """The options of one node by their names; those for this node replace those for all."""
     node_options = [option for option in options if option.nodes and number in _meant(option, names, shorts)]
     common = [option for option in options if not option.nodes]
     return {_key(option.spelling, worker_options, top): option for option in (*common, *node_options)}

@@ -27,7 +27,7 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
 
 
 def echo_text(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """The same for text of several lines."""
+    """Print text of several lines, which may hold what strangers have written."""
     click.echo(printable_lines(text), err=err, nl=nl)
 
 

@@ -18,11 +18,11 @@ class Extensible(click.Command):
     """A command that asks the application for its options when it meets one that it does not know."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Those of the application, too, once they are known."""
+        """The command's parameters, and the application's options once they are known."""
         return [*super().get_params(ctx), *ctx.meta.get(_FOUND, ())]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does; a second time when the application has options."""
+        """Parse as click does, and a second time when the application has options."""
         all_args = list(args)
         try:
             return super().parse_args(ctx, args)

@@ -214,7 +214,7 @@ def age(timestamp: datetime | float | None, headers: Mapping[str, Any], now: flo
 
 
 def _add(row: Row, queue: Mapping[str, Any]) -> None:
-    """What only the plugin knows. Its figures are some seconds old; a queue that it has not seen yet has none."""
+    """Add the figures that only the management plugin knows. They are some seconds old; a queue that it has not seen has none."""
     row.unacked = queue.get("messages_unacknowledged")
     stats = queue.get("message_stats") or {}
     row.in_per_second = _rate(stats, "publish_details")

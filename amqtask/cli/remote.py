@@ -35,7 +35,7 @@ REMOTE: tuple[Callable[[Any], Any], ...] = (
 
 
 class Unavailable(click.ClickException):
-    """Nobody answered."""
+    """No node answered, or the broker cannot be reached."""
 
     exit_code = EX_UNAVAILABLE
 
@@ -106,7 +106,7 @@ def read_arguments(info: CommandInfo, texts: Sequence[str]) -> dict[str, Any]:
 def ask(
     settings: Globals, info: CommandInfo, arguments: Mapping[str, Any], remote: Remote, *, with_replies: bool = True
 ) -> dict[str, Any]:
-    """Send a command and print each reply as it comes; the answers by node. Nodes that were named and do not answer are told.
+    """Send a command and print each reply as it comes, and which named nodes do not answer; returns the answers by node.
 
     Raises: Unavailable (exit code 69) when there were none, or the broker cannot be reached.
     """
@@ -130,7 +130,7 @@ def collect(
     remote: Remote,
     on_reply: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The same, without printing the replies."""
+    """Send a command; returns the answers by node, without printing them."""
     app = settings.load()
     try:
         replies = app.control.ask(

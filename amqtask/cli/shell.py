@@ -62,7 +62,7 @@ def command(settings: Globals, kind: str | None, without_tasks: bool, eventlet: 
 
 
 def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, Any]:
-    """What the shell knows by name; a task never hides one of the others."""
+    """The names of the shell: tasks, and ours, which a task of that name never hides."""
     names: dict[str, Any] = {}
     if with_tasks:
         app.import_modules()

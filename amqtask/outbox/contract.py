@@ -41,7 +41,7 @@ class FailedRow(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of a batch. Rows that are in neither list stay as they were."""
+    """The outcome of a batch. Rows that are in neither list stay as they were."""
 
     sent: Sequence[int] = ()
     failed: Sequence[FailedRow] = ()
@@ -76,15 +76,15 @@ class Transaction(Protocol):
         """Insert rows, in order. Raises what the database raises: the transaction is the caller's."""
 
     async def awrite(self, rows: Sequence[NewRow]) -> None:
-        """The same from a coroutine."""
+        """`write` from a coroutine."""
 
 
 class Store(Protocol):
-    """The relay's end. All methods may raise OutboxUnreachable; all times are aware and UTC."""
+    """The rows as a relay sees them. All methods may raise OutboxUnreachable; all times are aware and UTC."""
 
     @property
     def name(self) -> str:
-        """Which table of which database, for people; without a password."""
+        """Table and database, for logs and reports; without a password."""
 
     def relay(self, limit: int, now: datetime, send: Send) -> int:
         """Give the first `limit` rows that are due (by id) to `send`, delete what it has sent, note what failed, and
@@ -102,7 +102,7 @@ class Store(Protocol):
         """Make all rows that have failed due at once; how many."""
 
     def close(self) -> None:
-        """Let go of connections; they open again when the store is used again."""
+        """Close connections; they open again when the store is used again."""
 
 
 class Outbox(Protocol):
@@ -112,4 +112,4 @@ class Outbox(Protocol):
         """The transaction that is open here (in this thread, task or greenlet); None: calls are published at once."""
 
     def store(self) -> Store:
-        """For a relay."""
+        """The store that a relay reads."""

@@ -41,12 +41,12 @@ BATCH = 500
 INTERVAL_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 60.0
-# So many bursts without one confirm, and it is no longer put down to the broker.
+# After so many bursts without one confirm the rows are blamed, not the broker.
 PATIENT_TIMEOUTS = 3
 
 
 class Step(NamedTuple):
-    """What one batch came to; `pause` is seconds to wait before the next one."""
+    """The outcome of one batch; `pause` is seconds to wait before the next one."""
 
     rows: int = 0
     sent: int = 0
@@ -92,7 +92,7 @@ class Relay:
     # -- running
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Relay until `stop` is called."""
         logger.info("relaying %s", self.store.name)
         while not self._stopping.is_set():
             step = self.step()
@@ -120,7 +120,7 @@ class Relay:
         return Step(rows, sent, failed)
 
     def step(self) -> Step:
-        """One batch. Raises nothing that will pass: it is logged, and the pause gets longer."""
+        """Relay one batch. An error that will pass is not raised but logged, and the pause gets longer."""
         try:
             step = self._relayed()
         except OutboxUnreachable as error:
@@ -148,7 +148,7 @@ class Relay:
         return Step(rows, len(self._verdict.sent), len(self._verdict.failed))
 
     def _send(self, rows: Sequence[StoredRow]) -> Verdict:
-        """Within the store's transaction."""
+        """Publish a batch, within the store's transaction."""
         readable: list[StoredRow] = []
         messages: list[Message] = []
         failed: list[FailedRow] = []
@@ -180,7 +180,7 @@ class Relay:
         return self._publisher.publish_many(messages, timeout=timeout)
 
     def _blames_rows(self, errors: Sequence[PublishError | None]) -> bool:
-        """Whether a confirm that did not come is to be the row's own fault."""
+        """Whether missing confirms are put down to the rows, not to the broker."""
         if not errors:
             return False
         if all(isinstance(error, PublishTimeout) for error in errors):
@@ -198,7 +198,7 @@ class Relay:
 
 
 def _may_pass(error: PublishError, blames_rows: bool) -> bool:
-    """Whether it is the broker that is away, and not this message that it does not take."""
+    """Whether an error means that the broker is away, not that it refuses this message."""
     if isinstance(error, PublishTimeout):
         return not blames_rows
     return isinstance(error, (BrokerUnreachable, ConnectionBlocked)) and not isinstance(error, AccessRefused)

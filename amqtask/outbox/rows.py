@@ -64,7 +64,7 @@ def as_message(text: str, body: bytes, delays: DelayPlan, *, now: float | None =
     if headers.get("eta"):
         return delays.delayed(message, _moment(headers["eta"]) - now, now=now)
     if message.properties.expiration is not None and headers.get("expires"):
-        # Left over of its time. Once that is up it goes without: a worker tells then that it has expired.
+        # The time to live that is left. A message whose time is up goes without one: a worker then reports it as expired.
         milliseconds = int((_moment(headers["expires"]) - now) * 1000)
         message.properties.expiration = str(milliseconds) if milliseconds > 0 else None
     return message

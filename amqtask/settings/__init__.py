@@ -42,7 +42,7 @@ _NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file"
     for program in ("worker", "beat", "events")
     for name in ("logfile", "pidfile", "uid", "gid", "umask", "executable")
 )
-# How alike a name must be to one of ours to be told as a slip. (Names of other libraries may begin as ours do.)
+# How alike a name must be to one of ours to be reported as a slip. (Names of other libraries may begin as ours do.)
 _ALIKE = 0.8
 # What a name in a module must look like to count as a setting of ours when no namespace says so.
 _PREFIXES = (
@@ -118,7 +118,7 @@ class Settings(MutableMapping[str, Any]):
         self._values[name] = value if setting is None else _coerce(setting, value)
 
     def _set_foreign(self, foreign: Mapping[str, Any]) -> None:
-        """Names that are none of ours, or were meant to be. Raises: SettingUnknown with `strict_settings`."""
+        """Set names that are no settings of ours, and warn of slips. Raises: SettingUnknown with `strict_settings`."""
         if foreign and self.strict_settings:
             raise self._unknown(*foreign)
         new = [name for name in foreign if name not in self._foreign.explicit]
@@ -147,7 +147,7 @@ class Settings(MutableMapping[str, Any]):
         self._changed()
 
     def clear(self) -> None:
-        """Forget all that was set."""
+        """Delete all settings that were set."""
         self._load()
         self._values.clear()
         self._foreign.clear()
@@ -265,7 +265,7 @@ class Settings(MutableMapping[str, Any]):
         self._changed()
 
     def setting_meant_by(self, name: str, namespace: str | None) -> str | None:
-        """The setting that a configuration's entry is meant to be; None for entries that mean nobody here."""
+        """The setting that an entry of a configuration means; None for entries that are not for us."""
         if namespace:
             prefix = f"{namespace.rstrip('_')}_"
             if not name.startswith(prefix):
@@ -340,7 +340,7 @@ def _coerce(setting: Setting, value: Any) -> Any:
 
 
 def _named(find: Callable[[str], str]) -> Callable[[Any], str]:
-    """For what the serialization knows by names, or by their content types."""
+    """A kind's conversion for names that the serialization knows (or content types)."""
 
     def known(value: Any) -> str:
         if not isinstance(value, str):

@@ -9,12 +9,13 @@ _MISSING = object()
 
 
 class ForeignSettings(MutableMapping[str, Any]):
-    """Found under the name that they were given, in capitals, or with the namespace in front: `conf.once_timeout` is
-    `CELERY_ONCE_TIMEOUT`. A configuration is asked when a name is looked for: Django refuses to tell some that are not set.
+    """Settings of other libraries and of the application, found by their name, in capitals, or with the namespace in front:
+    `conf.once_timeout` is `CELERY_ONCE_TIMEOUT`. A source is asked for a name only when somebody looks for it: Django refuses
+    to give some settings that are not set.
     """
 
     def __init__(self) -> None:
-        # Set one by one, or in a namespace of ours.
+        # Names that were set one by one, or in a namespace of ours.
         self.explicit: dict[str, Any] = {}
         self._kept: dict[str, Any] = {}
         # Sources that were read, each with the prefix of its names; the last one first.
@@ -25,7 +26,7 @@ class ForeignSettings(MutableMapping[str, Any]):
         self._sources.insert(0, (source, f"{namespace.rstrip('_')}_" if namespace else ""))
 
     def keep(self, name: str, value: Any) -> None:
-        """Of a configuration that belongs to others."""
+        """Keep an entry of a configuration that belongs to another program."""
         self._kept[name] = value
 
     @property
@@ -71,12 +72,12 @@ class ForeignSettings(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
     def replace(self, values: Mapping[str, Any]) -> None:
-        """Have these set, and no more."""
+        """Replace the names that were set one by one by these."""
         self.explicit.clear()
         self.explicit.update(values)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all names and sources."""
         for names in (self.explicit, self._kept, self._sources):
             names.clear()
 
