@@ -311,7 +311,7 @@ class Parts:
         )
         opened = self._opened_backend
         if opened is None or opened[0] != options:
-            opened = self._opened_backend = (options, open_backend(url, options))
+            opened = self._opened_backend = (options, open_backend(url, options, self._app))
         # Settings that do not concern it leave the store as it is: results may be on their way to it.
         return opened[1]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
 from amqtask.current import find_current_app
-from amqtask.elsewhere import others_names
+from amqtask.elsewhere import WithOthersNames, others_names
 from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedError, TimeoutError
 from amqtask.graph import DependencyGraph
 from amqtask.in_time import cancel_all
@@ -48,7 +48,7 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-class AsyncResult(Generic[R]):
+class AsyncResult(WithOthersNames, Generic[R]):
     """The result of a published task; Celery's surface.
 
     By an id from elsewhere: `AsyncResult(id, app=app)` (or a task of that app); without `app` the current one is asked.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from amqtask import states
 from amqtask.current import current_app
+from amqtask.elsewhere import WithOthersNames
 from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
 from amqtask.in_time import cancel_all
 from amqtask.joining import check_not_in_task
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from amqtask.result import AsyncResult
 
 
-class ResultSet:
+class ResultSet(WithOthersNames):
     """Several results at once."""
 
     def __init__(
@@ -217,13 +218,24 @@ class GroupResult(ResultSet):
     def __init__(
         self,
         id: str | None = None,
-        results: Iterable[Any] = (),
+        results: Iterable[Any] | None = (),
         backend: ResultBackend | None = None,
         parent: AsyncResult[Any] | GroupResult | None = None,
+        *,
+        app: Any = None,
     ) -> None:
-        super().__init__(results, backend)
+        super().__init__(results or (), backend, app=app)
         self.id = id or str(uuid.uuid4())
         self.parent = parent
+
+    def __eq__(self, other: object) -> bool:
+        """Groups with one id, the same members and parent are equal; a text is equal to the id."""
+        if isinstance(other, GroupResult):
+            return (self.id, self.results, self.parent) == (other.id, other.results, other.parent)
+        return self.id == other if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def first_error(self) -> BaseException | None:
         """Of the members that are known to have failed by themselves, the first one's; one look at the store."""
@@ -247,15 +259,16 @@ class GroupResult(ResultSet):
         return self.results
 
     def save(self, backend: Any = None) -> None:
-        """Keep the members' ids in the result store, for `GroupResult.restore`.
+        """Keep the members' ids in the result store (where the group has none, in the current application's), for
+        `GroupResult.restore`.
 
         Raises: BackendNotConfigured when the store keeps no groups (`rpc://` does not: its results are for one process).
         """
-        _group_store(backend or self._backend).save_group(self.id, self.as_tuple())
+        _group_store(backend or self._backend or current_app().backend).save_group(self.id, self.as_tuple())
 
     def delete(self, backend: Any = None) -> None:
         """Delete what `save` kept."""
-        _group_store(backend or self._backend).delete_group(self.id)
+        _group_store(backend or self._backend or current_app().backend).delete_group(self.id)
 
     @classmethod
     def restore(cls, id: str, backend: Any = None, app: Any = None) -> GroupResult | None:

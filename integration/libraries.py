@@ -51,6 +51,10 @@ DJANGO = ("Django>=5.2,<5.3", "pytest>=8,<9", "pytest-django>=4.5.2,<5", "pytest
 PLAIN = ("pytest>=8,<9", "pytest-timeout")
 LIBRARIES = (
     Library("celery-redbeat", "2.4.2", ("tests",), (*PLAIN, "fakeredis>=2.27", "pytz")),
+    Library(
+        "django-celery-results", "2.6.0", ("t/unit",), (*DJANGO, "pytest-benchmark", "pytz"),
+        env={"DJANGO_SETTINGS_MODULE": "t.proj.settings"},
+    ),
     Library("django-celery-beat", "2.9.0", ("t/unit",), (*DJANGO, "ephem"), env={"CELERY_BROKER_URL": "memory://"}),
     Library(
         "django-celery-email", "3.0.0", ("tests/tests.py",), DJANGO, env={"DJANGO_SETTINGS_MODULE": "tests.settings"}

@@ -15,6 +15,7 @@ import pytest
 import amqtask
 from amqtask import AmqTask, canvas, exceptions, result, signals
 from amqtask.cli.main import cli
+from amqtask.compat.attributes.result import OfResult, OfResults
 from amqtask.settings import find_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,8 +101,11 @@ PLACES: dict[str, tuple[Callable[[str], bool], str]] = {
     "celery": (lambda name: hasattr(amqtask, name), ""),
     "app": (lambda name: hasattr(APP, name), "app."),
     "task": (lambda name: hasattr(TASK, name), "task."),
-    "AsyncResult": (lambda name: hasattr(amqtask.AsyncResult, name) or name in OF_RESULTS, "result."),
-    "GroupResult": (lambda name: hasattr(amqtask.GroupResult, name) or name in OF_RESULTS, "group_result."),
+    "AsyncResult": (lambda name: hasattr(OfResult, name) or name in OF_RESULTS, "result."),
+    "GroupResult": (
+        lambda name: hasattr(amqtask.GroupResult, name) or hasattr(OfResults, name) or name in OF_RESULTS,
+        "group_result.",
+    ),
     "Signature": (lambda name: hasattr(amqtask.Signature, name), "signature."),
     "canvas": (lambda name: hasattr(canvas, name), ""),
     "exceptions": (lambda name: hasattr(exceptions, name), ""),

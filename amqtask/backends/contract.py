@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from amqtask.elsewhere import WithOthersNames
 from amqtask.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
@@ -99,3 +100,22 @@ class ResultBackend(Protocol):
         """Delete what is older than `result_expires`; nothing where the store does so by itself."""
 
     def close(self) -> None: ...
+
+
+class KnownStore(WithOthersNames):
+    """A store that answers to Celery's names as well (`mark_as_done`, `get_task_meta`, `client` …)."""
+
+    NEVER_ELSEWHERE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "add_chord_part", "aprepare", "blocks", "delete_group", "keep_reading", "keeps_runs", "reply_queue",
+            "restore_group", "save_group", "start_reading", "store_briefly", "supports_autoexpire",
+        }
+    )  # fmt: skip
+
+
+class MadeForApp:
+    """A store of this kind is made as Celery makes its own, by `Class(app=…, url=…)`, not of options."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, app: Any, url: str | None) -> None: ...

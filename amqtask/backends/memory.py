@@ -9,14 +9,14 @@ from typing import Any
 
 from amqtask.backends.awaiting import await_callback
 from amqtask.backends.chords import MemoryChords
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.waiting import Arrivals, Mailbox, too_late
 from amqtask.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.serialization import content_types
 
 
-class MemoryBackend(MemoryChords):
+class MemoryBackend(MemoryChords, KnownStore):
     """See amqtask.backends.contract.ResultBackend. Values pass through the serializer, as they would elsewhere."""
 
     # What nobody holds goes by itself (amqtask.backends.waiting).

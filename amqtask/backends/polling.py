@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 from amqtask.backends.awaiting import Arrived, await_arrival
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.waiting import too_late
 from amqtask.exceptions import BackendUnreachable
 from amqtask.message import Message
@@ -31,7 +31,7 @@ GROWTH = 1.5
 CLOSED = "the result store was closed while its results were waited for"
 
 
-class PollingBackend:
+class PollingBackend(KnownStore):
     """See amqtask.backends.contract.ResultBackend; a store adds `read`, `store`, `forget` and what it keeps for groups.
 
     `transport_options`: `polling_interval`, the longest pause in seconds between two questions of one who waits (0.5).

@@ -18,7 +18,7 @@ import redis
 
 from amqtask import states
 from amqtask.backends.codec import key_prefix
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.redis_async import AsyncWaiters
 from amqtask.backends.redis_callbacks import SLICE, Callbacks
 from amqtask.backends.redis_chords import RedisChords
@@ -55,7 +55,7 @@ FAIL_OVER = 30.0
 AT_ONCE = 1_000
 
 
-class RedisBackend(RedisChords):
+class RedisBackend(RedisChords, KnownStore):
     """See amqtask.backends.contract.ResultBackend, and amqtask.execution.contract.ChordStore.
 
     `transport_options`: `global_keyprefix`, `result_chord_ordered` (Celery's), `retry_for`, how many seconds the server

@@ -1,18 +1,23 @@
-"""Find a result backend by its URL's scheme (entry-point group `amqtask.backends`)."""
+"""Find a result backend by its URL's scheme (entry-point groups `amqtask.backends` and Celery's), or by its class."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, Any
 
+from amqtask.backends.contract import MadeForApp
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import load_path
 from amqtask.ground.plugins import plugins
+from amqtask.masks import mask_urls
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend
 
-GROUP = "amqtask.backends"
+GROUPS = ("amqtask.backends", "celery.result_backends")
+# A class is named as `module:Class`, `module.Class`, or, with what it shall connect to, `module:Class+scheme://…`.
+_CLASS = re.compile(r"(?P<module>[A-Za-z_][\w.]*)[:.](?P<name>[A-Za-z_]\w*)(\+(?P<url>[\w+.-]+://.*))?")
 # Ours, which are found without importlib.metadata, for which a producer would pay 20 ms; the entry points say the same.
 OURS = (
     "rpc",
@@ -45,16 +50,41 @@ EXTRAS = {
 DISABLED = frozenset({"", "disabled", "none"})
 
 
-def open_backend(url: str | None, options: BackendOptions) -> ResultBackend | None:
-    """The backend for a URL (or bare scheme); None for no URL and `disabled://`.
+def open_backend(url: str | None, options: BackendOptions, app: Any = None) -> ResultBackend | None:
+    """The backend for a URL (or bare scheme, or a class); None for no URL and `disabled://`.
 
-    Raises: ConfigurationError for an unknown scheme or a missing library.
+    `app` is whom a store that was written for Celery is made for.
+    Raises: ConfigurationError for an unknown scheme, a missing library, or a class that is no store.
     """
-    scheme = (url or "").partition("://")[0].lower()
-    if scheme in DISABLED:
+    if (url or "").partition("://")[0].lower() in DISABLED:
         return None
-    backend: ResultBackend = find_backend(scheme)(options)
+    kind, address = find_named(url or "")
+    backend: ResultBackend = kind(app=app, url=address) if issubclass(kind, MadeForApp) else kind(options)
     return backend
+
+
+def find_named(url: str) -> tuple[Any, str | None]:
+    """The class that a URL, a scheme or a class's own name means, and what it shall connect to. Raises: ConfigurationError."""
+    named = _CLASS.fullmatch(url)
+    kind = (
+        find_backend(url.partition("://")[0].lower()) if named is None else _find_class(named["module"], named["name"])
+    )
+    if not isinstance(kind, type) or not hasattr(kind, "iter_ready"):
+        raise ConfigurationError(
+            f"result_backend {mask_urls(url)!r} names {kind!r}, which is no result store: derive it from "
+            "amqtask.backends.polling.PollingBackend or, as with Celery, from amqtask.backends.base.BaseBackend or "
+            "KeyValueStoreBackend"
+        )
+    return kind, url if named is None else named["url"]
+
+
+def _find_class(module: str, name: str) -> Any:
+    try:
+        return load_path(f"{module}:{name}")
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"result_backend names the class {name} of {module}, which cannot be imported: {error}"
+        ) from error
 
 
 def find_backend(scheme: str) -> Any:
@@ -106,7 +136,7 @@ def _our_backend(scheme: str) -> Any:
 def _other_backend(scheme: str) -> Any:
     from importlib.metadata import entry_points
 
-    paths = {point.name: point.value for point in entry_points(group=GROUP)}
+    paths = {point.name: point.value for group in reversed(GROUPS) for point in entry_points(group=group)}
     if scheme in paths:
         return load_path(paths[scheme])
     schemes = sorted({*OURS, *paths})

@@ -14,7 +14,7 @@ from typing import Any
 
 from amqtask import states
 from amqtask.backends.awaiting import Arrived, await_arrival
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.waiting import CAPACITY, Arrivals, Mailbox, too_late
 from amqtask.entities import Queue, arguments
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
@@ -96,7 +96,7 @@ class _Inbox:
         self.mailbox.put(result)
 
 
-class RpcBackend:
+class RpcBackend(KnownStore):
     """See amqtask.backends.contract.ResultBackend.
 
     `transport_options`: `unread_results`, how many results that nobody holds or has read are kept (100,000); `queue_type`, of the

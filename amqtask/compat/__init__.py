@@ -91,6 +91,9 @@ NAMES: dict[str, dict[str, str]] = {
         "base_logger": "amqtask.compat.utils.levels:base_logger",
     },
     "amqtask.worker": {"WorkController": "amqtask.worker.worker:Worker"},
+    "amqtask.worker.strategy": {
+        name: f"amqtask.compat.messages:{name}" for name in ("hybrid_to_proto2", "proto1_to_proto2")
+    },
     "amqtask.events": {
         name: f"amqtask.compat.events.event:{name}"
         for name in ("Event", "event_exchange", "get_exchange", "group_from")
@@ -125,6 +128,10 @@ def lookup(module: str, name: str) -> Any:
 # Attributes that objects have only for others' sake: class → the class in whose place theirs are.
 ATTRIBUTES = {
     "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
+    "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.backend:OfStore",
+    "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.redis:OfRedis",
+    "amqtask.result.AsyncResult": "amqtask.compat.attributes.result:OfResult",
+    "amqtask.result_sets.ResultSet": "amqtask.compat.attributes.result:OfResults",
     "amqtask.settings.Settings": "amqtask.compat.attributes.settings:OfSettings",
     "amqtask.signals.Signal": "amqtask.compat.attributes.signal:OfSignal",
     "amqtask.task.Task": "amqtask.compat.attributes.task:OfTask",
@@ -134,13 +141,15 @@ ATTRIBUTES = {
 
 def attribute(owner: Any, name: str) -> Any:
     """An attribute that an object has only for others' sake, bound to it. Raises: AttributeError."""
-    for kind in type(owner).__mro__:
+    ours = type(owner).__mro__
+    for kind in ours:
         where = ATTRIBUTES.get(f"{kind.__module__}.{kind.__qualname__}")
         if where is not None:
-            source, _, theirs = where.partition(":")
-            found = vars(getattr(load(source), theirs)).get(name)
-            if found is not None:
-                return found.__get__(owner, type(owner)) if hasattr(found, "__get__") else found
+            source, _, class_name = where.partition(":")
+            for theirs in getattr(load(source), class_name).__mro__:
+                if theirs not in ours and name in vars(theirs):
+                    found = vars(theirs)[name]
+                    return found.__get__(owner, type(owner)) if hasattr(found, "__get__") else found
     raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
 
 

@@ -45,8 +45,9 @@ class Context:
     _request: Request | None = None
     _embed: dict[str, Any] = _NOTHING
 
-    def __init__(self, **fields: Any) -> None:
-        self.__dict__.update(fields)
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        """Of fields, or of a mapping of them, as Celery's."""
+        self.__dict__.update(*args, **fields)
 
     @classmethod
     def of(cls, request: Request, args: Any, kwargs: Any, embed: dict[str, Any], hostname: str) -> Context:

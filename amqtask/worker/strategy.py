@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from amqtask.elsewhere import others_names
 from amqtask.execution.request import Request
 from amqtask.printable import printable
 from amqtask.protocol.task import LONGEST_ID, checked_id
@@ -185,3 +186,6 @@ def attempts_in(headers: Mapping[str, Any]) -> int:
     """How often the message was delivered before, by the broker's header."""
     count = headers.get("x-delivery-count")
     return count if count.__class__ is int and count > 0 else 0
+
+
+__getattr__ = others_names(__name__)

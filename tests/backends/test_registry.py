@@ -9,7 +9,7 @@ import pytest
 
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.memory import MemoryBackend
-from amqtask.backends.registry import GROUP, OURS, find_backend, open_backend
+from amqtask.backends.registry import GROUPS, OURS, find_backend, open_backend
 from amqtask.exceptions import ConfigurationError
 
 
@@ -62,7 +62,7 @@ def test_a_memcached_url_must_name_a_server() -> None:
 
 
 def test_the_entry_points_say_what_the_table_says() -> None:
-    declared = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    declared = {point.name: point for point in importlib.metadata.entry_points(group=GROUPS[0])}
 
     assert {name: find_backend(name) for name in OURS} == {name: declared[name].load() for name in OURS}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from amqtask.compat.messages import as_task_v1, as_task_v2, task_message
 from amqtask.entities import Queue
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.topology.routes import Router
 
-__all__ = ["AMQP", "Queues"]
+__all__ = ["AMQP", "Queues", "task_message"]
 
 
 class Queues(Mapping[str, Queue]):
@@ -67,9 +68,17 @@ class Queues(Mapping[str, Queue]):
 class AMQP:
     """`app.amqp`."""
 
+    as_task_v1, as_task_v2 = staticmethod(as_task_v1), staticmethod(as_task_v2)
+
     def __init__(self, app: AmqTask) -> None:
         self.app = app
         self.queues = Queues(app)
+        self.task_protocols = {1: as_task_v1, 2: as_task_v2}
+
+    @property
+    def create_task_message(self) -> Any:
+        """What makes the parts of a message."""
+        return self.task_protocols[self.app.conf.task_protocol]
 
     @property
     def router(self) -> Router:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from amqtask.backends.registry import find_backend
+from amqtask.backends.registry import find_named
 
 
 def by_name(backend: str | None = None, loader: Any = None, extension_namespace: str = "") -> Any:
     """The class. Raises: ConfigurationError."""
-    return find_backend((backend or "").partition("://")[0].lower())
+    return find_named(backend or "")[0]
 
 
 def by_url(backend: str | None = None, loader: Any = None) -> tuple[Any, str | None]:
     """The class, and the URL."""
-    return by_name(backend), backend if backend and "://" in backend else None
+    found, url = find_named(backend or "")
+    return found, url if url and "://" in url else None

@@ -1,0 +1,76 @@
+"""`app.backend`, `task.backend`, `result.backend`: what Celery's result stores have besides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from amqtask.compat.stores import Asked, Meta, message_of, meta_of
+from amqtask.current import current_app
+from amqtask.masks import mask_urls
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.message import Message
+    from amqtask.protocol.result import ResultMessage
+
+
+class OfStore(Asked):
+    """Bound to a store of the current application."""
+
+    if TYPE_CHECKING:
+
+        def find(self, task_id: str) -> ResultMessage | None: ...
+
+        def store(self, result: ResultMessage) -> None: ...
+
+        def message_for(
+            self, result: ResultMessage, reply_to: str | None, correlation_id: str | None
+        ) -> Message | None: ...
+
+    @property
+    def app(self) -> AmqTask:  # type: ignore[override]
+        """The current application."""
+        return current_app()
+
+    @property
+    def serializer(self) -> Any:
+        """What results are written with."""
+        return self.app.conf.result_serializer
+
+    @property
+    def expires(self) -> Any:
+        """Seconds that results are kept; None for ever."""
+        return self.app.conf.result_expires
+
+    @property
+    def url(self) -> str | None:
+        """Where it is."""
+        return self.app.backend_url
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """The same, for people."""
+        return (self.url or "") if include_password else mask_urls(self.url or "")
+
+    def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
+        """What is stored; PENDING where nothing is. Raises: BackendUnreachable."""
+        return meta_of(task_id, self.find(task_id))
+
+    def reload_task_result(self, task_id: str) -> None:
+        """Nothing is kept here that could be old."""
+
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        """Store a value, an exception or a meta; over `rpc://` it goes to `request.reply_to`, to nobody without a request.
+
+        Raises: EncodeError, BackendUnreachable, PublishError.
+        """
+        told = message_of(task_id, result, state, traceback, request, self.serializer)
+        message = self.message_for(
+            told, getattr(request, "reply_to", None), getattr(request, "correlation_id", task_id)
+        )
+        if message is None:
+            self.store(told)
+        elif message.routing_key:
+            self.app.publisher.publish(message)
+        return told.result

@@ -1,0 +1,50 @@
+"""Results: what Celery's have besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from amqtask import states
+from amqtask.current import current_app
+from amqtask.exceptions import TimeoutError
+from amqtask.result import AsyncResult
+from amqtask.result_sets import ResultSet
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+
+
+class OfResult(AsyncResult[Any]):
+    """Bound to a result."""
+
+    TimeoutError: ClassVar[type[Exception]] = TimeoutError
+    supports_native_join = False
+
+    @property
+    def app(self) -> AmqTask:
+        """The current application."""
+        return current_app()
+
+    def exists(self) -> bool:
+        """Whether the store knows anything of the task."""
+        return self.state != states.PENDING
+
+    def throw(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise the error of a task that failed."""
+        return self.maybe_throw(*args, **kwargs)
+
+
+class OfResults(ResultSet):
+    """Bound to several."""
+
+    TimeoutError: ClassVar[type[Exception]] = TimeoutError
+    supports_native_join = False
+
+    @property
+    def app(self) -> AmqTask:
+        """The current application."""
+        return current_app()
+
+    def _failed_join_report(self) -> Iterator[Any]:
+        return (result for result in self.results if result.state in states.PROPAGATE_STATES)
