@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask, Celery
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
     from amqtask.commands import control_command, inspect_command
-    from amqtask.current import current_app
+    from amqtask.current import CurrentApp
     from amqtask.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.exceptions import Ignore, Reject, Retry
     from amqtask.joining import allow_join_result
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from amqtask.stamping import StampingVisitor
     from amqtask.task import Task, current_task
     from amqtask.utils import uuid
+
+    current_app: CurrentApp[AmqTask]
 
 # Name → the module that it is in, and `:` with the name that it has there, if that is another one.
 _WHERE = {

@@ -23,7 +23,7 @@ from amqtask.signatures import Signature, listed
 from amqtask.stamping import gathered
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.client.protocols import Application
     from amqtask.result import AsyncResult
     from amqtask.result_sets import GroupResult
     from amqtask.stamping import StampingVisitor
@@ -47,7 +47,7 @@ class Composition(Signature):
         self.kwargs["tasks"] = [maybe_signature(part, self._app) for part in parts]
 
     @property
-    def app(self) -> AmqTask:
+    def app(self) -> Application:
         """The application of the composition, else of its first part that has one, else the current one."""
         if self._app is None:
             self._app = next((part._app for part in self._parts() if part._app is not None), None)
@@ -109,7 +109,7 @@ class Composition(Signature):
 class chain(Composition):
     """Each task gets the result of the one before as its first argument; the last one's result is the chain's."""
 
-    def __init__(self, *tasks: Any, app: AmqTask | None = None, **options: Any) -> None:
+    def __init__(self, *tasks: Any, app: Application | None = None, **options: Any) -> None:
         steps: list[Signature] = []
         for task in _flattened(tasks):
             _append(steps, maybe_signature(task, app))
@@ -161,7 +161,7 @@ class chain(Composition):
 class group(Composition):
     """Tasks that run side by side; all are published in one pipelined burst."""
 
-    def __init__(self, *tasks: Any, app: AmqTask | None = None, **options: Any) -> None:
+    def __init__(self, *tasks: Any, app: Application | None = None, **options: Any) -> None:
         members = [maybe_signature(task, app) for task in _flattened(tasks)]
         super().__init__(GROUP, (), {"tasks": members}, options, subtask_type="group", app=app)
 
@@ -220,7 +220,7 @@ class chord(Composition):
     `chord(header)(body)` publishes it as `chord(header, body).apply_async()` does.
     """
 
-    def __init__(self, header: Any, body: Any = None, *, app: AmqTask | None = None, **options: Any) -> None:
+    def __init__(self, header: Any, body: Any = None, *, app: Application | None = None, **options: Any) -> None:
         kwargs: dict[str, Any] = {"kwargs": {}, "header": _members(header, app), "body": _body(body, app)}
         super().__init__(CHORD, (), kwargs, options, subtask_type="chord", app=app)
 
@@ -319,7 +319,7 @@ class chord(Composition):
 class chunks(Signature):
     """Calls with many arguments, cut into tasks of `n` calls each."""
 
-    def __init__(self, task: Any, it: Iterable[Any], n: int, *, app: AmqTask | None = None, **options: Any) -> None:
+    def __init__(self, task: Any, it: Iterable[Any], n: int, *, app: Application | None = None, **options: Any) -> None:
         kwargs = {"task": maybe_signature(task, app), "it": list(it), "n": n}
         super().__init__(CHUNKS, (), kwargs, options, subtask_type="chunks", immutable=True, app=app)
 
@@ -353,7 +353,7 @@ class _Mapped(Signature):
     name_of_task = ""
     mapped_type = ""
 
-    def __init__(self, task: Any, it: Iterable[Any], *, app: AmqTask | None = None, **options: Any) -> None:
+    def __init__(self, task: Any, it: Iterable[Any], *, app: Application | None = None, **options: Any) -> None:
         inner = maybe_signature(task, app)
         super().__init__(
             self.name_of_task,
@@ -408,7 +408,7 @@ def _flattened(tasks: tuple[Any, ...]) -> Iterable[Any]:
     return tasks
 
 
-def _members(header: Any, app: AmqTask | None) -> list[Signature]:
+def _members(header: Any, app: Application | None) -> list[Signature]:
     """The header of a chord: a list, a group, a chain (its steps) or one signature; dictionaries that came over the wire too."""
     if isinstance(header, Iterable) and not isinstance(header, Mapping):
         return [maybe_signature(member, app) for member in header]
@@ -416,7 +416,7 @@ def _members(header: Any, app: AmqTask | None) -> list[Signature]:
     return sig.tasks if isinstance(sig, (group, chain)) else [sig]
 
 
-def _body(body: Any, app: AmqTask | None) -> Signature | None:
+def _body(body: Any, app: Application | None) -> Signature | None:
     return None if body is None else maybe_signature(body, app)
 
 
@@ -463,7 +463,7 @@ def piped(left: Any, right: Any) -> Any:
 
 # -- from data
 
-_KINDS: dict[str, Callable[[dict[str, Any], AmqTask | None], Signature]] = {
+_KINDS: dict[str, Callable[[dict[str, Any], Application | None], Signature]] = {
     CHAIN: lambda kwargs, app: chain(list(kwargs["tasks"]), app=app),
     GROUP: lambda kwargs, app: group(_rebuilt_members(kwargs["tasks"]), app=app),
     CHORD: lambda kwargs, app: chord(kwargs["header"], kwargs.get("body"), app=app),
@@ -480,7 +480,7 @@ def _rebuilt_members(header: Any) -> list[Any]:
     return list(header)
 
 
-def from_dict(fields: Mapping[str, Any], app: AmqTask | None = None) -> Signature:
+def from_dict(fields: Mapping[str, Any], app: Application | None = None) -> Signature:
     """The chain, group, chord … or plain signature that a dictionary describes, ours or Celery's."""
     if isinstance(fields, Signature) and (type(fields) is not Signature or fields["task"] not in _KINDS):
         return fields
@@ -496,7 +496,7 @@ def from_dict(fields: Mapping[str, Any], app: AmqTask | None = None) -> Signatur
     return sig
 
 
-def maybe_signature(sig: Any, app: AmqTask | None = None) -> Signature:
+def maybe_signature(sig: Any, app: Application | None = None) -> Signature:
     """The signature of a dictionary that came over the wire, or the one that it is already; of a task, `task.s()`.
 
     Raises: TypeError for something else.
@@ -509,7 +509,7 @@ def signature(
     args: Iterable[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    app: AmqTask | None = None,
+    app: Application | None = None,
     immutable: bool = False,
     **options: Any,
 ) -> Signature:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from amqtask.ground.plugins import plugins
 
-if TYPE_CHECKING:
-    from amqtask.app import AmqTask
-
+# The application's class, which stands above this module: `amqtask.current_app` says which one it is.
+App = TypeVar("App")
 _default: list[Any] = []
 # What `shared_task` noted: each makes one task in an app. Apps that exist and those to come take them.
 _shared: list[Callable[[Any], Any]] = []
 _apps: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-class CurrentApp:
+class CurrentApp(Generic[App]):
     """The app that the command line runs, else the one made last: `current_app()`, or `current_app.conf` and the like. Before
     there is any, as in Celery, one named `default` with default settings, which the first real one replaces.
     """
 
-    def __call__(self) -> AmqTask:
+    def __call__(self) -> App:
         """The app itself."""
-        return find_current_app() or _make_default()
+        app: App = find_current_app() or _make_default()
+        return app
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -36,27 +36,27 @@ class CurrentApp:
         return f"<current_app: {find_current_app()!r}>"
 
 
-current_app = CurrentApp()
+current_app: CurrentApp[Any] = CurrentApp()
 
 
-def _make_default() -> AmqTask:
-    app: AmqTask = plugins().default_app()
+def _make_default() -> Any:
+    app = plugins().default_app()
     set_current(app)
     return app
 
 
-def find_current_app() -> AmqTask | None:
+def find_current_app() -> Any:
     """The current application, or None."""
     return _default[-1] if _default else None
 
 
-def set_current(app: AmqTask) -> None:
+def set_current(app: Any) -> None:
     """Make `app` the process default."""
     _default[:] = [app]
 
 
 @contextmanager
-def replaced(app: AmqTask) -> Iterator[None]:
+def replaced(app: Any) -> Iterator[None]:
     """In the block `app` is the process default. For tests."""
     before = list(_default)
     set_current(app)
@@ -66,7 +66,7 @@ def replaced(app: AmqTask) -> Iterator[None]:
         _default[:] = before
 
 
-def note_app(app: AmqTask) -> None:
+def note_app(app: Any) -> None:
     """An app that takes shared tasks when it is finalised."""
     _apps.add(app)
 

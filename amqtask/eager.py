@@ -19,14 +19,14 @@ from amqtask.result import EagerResult
 from amqtask.signatures import Signature, listed
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.client.protocols import Application
     from amqtask.task import Task
 
 
 class InlineRunner:
     """Runs an application's tasks in the caller, through the executor, retries and callbacks included."""
 
-    def __init__(self, app: AmqTask, *, in_place_of_publishing: bool = False) -> None:
+    def __init__(self, app: Application, *, in_place_of_publishing: bool = False) -> None:
         self._app = app
         # What is run in place of a publish gets its arguments as a worker would get them.
         self._serializes = in_place_of_publishing

@@ -24,9 +24,9 @@ from amqtask.topology.routes import Queues, Router
 from amqtask.workflows import Workflows
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
     from amqtask.backends.contract import BackendOptions, ResultBackend
     from amqtask.backends.retrying import RetryPolicy
+    from amqtask.client.protocols import Application
     from amqtask.control import Control
     from amqtask.entities import Queue
     from amqtask.events import BrokerConnection, Events
@@ -95,9 +95,9 @@ class Parts:
         self._installed_outbox: Outbox | None = None
 
     @property
-    def _app(self) -> AmqTask:
+    def _app(self) -> Application:
         """This object, typed as the application that it is."""
-        return cast("AmqTask", self)
+        return cast("Application", self)
 
     def _forget_derived(self) -> None:
         """A setting changed: drop what was made from settings (open connections close); it is made again when it is asked for."""
@@ -336,7 +336,7 @@ class Parts:
             return self._installed_outbox
         from amqtask.outbox.find import find_outbox
 
-        return find_outbox(self.conf.outbox, self._app)
+        return find_outbox(self.conf.outbox, self.conf.outbox_database)
 
     def install_outbox(self, outbox: Outbox | None) -> None:
         """Let calls that are made in one of its transactions wait there for the commit; None: no more."""

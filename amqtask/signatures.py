@@ -13,7 +13,7 @@ from amqtask.options import of_call
 from amqtask.stamping import gathered
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.client.protocols import Application
     from amqtask.result import AsyncResult, EagerResult
     from amqtask.stamping import StampingVisitor
 
@@ -70,7 +70,7 @@ class Signature(dict[str, Any]):
         *,
         subtask_type: str | None = None,
         immutable: bool = False,
-        app: AmqTask | None = None,
+        app: Application | None = None,
         **more_options: Any,
     ) -> None:
         self._app = app
@@ -153,9 +153,10 @@ class Signature(dict[str, Any]):
         return app.tasks[self.task]
 
     @property
-    def app(self) -> AmqTask:
+    def app(self) -> Application:
         """The application that publishes it."""
-        return self._app or current_app()
+        app: Application = self._app or current_app()
+        return app
 
     # -- changing
 

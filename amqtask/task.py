@@ -30,7 +30,7 @@ from amqtask.signatures import Signature
 from amqtask.validation import pydantic_wrapper
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.client.protocols import Application
     from amqtask.result import AsyncResult, EagerResult
 
 P = ParamSpec("P")
@@ -112,7 +112,7 @@ class Task(WithOthersNames, Generic[P, R]):
     MaxRetriesExceededError = MaxRetriesExceededError
     OperationalError = OperationalError
 
-    app: AmqTask
+    app: Application
     _check: Callable[..., Any] | None = None
     # Of a task with pydantic=True: the arguments of a call as what a serializer writes.
     as_data: Callable[..., tuple[Any, Any]] | None = None
@@ -401,7 +401,7 @@ class Task(WithOthersNames, Generic[P, R]):
             if value is not plain[name]:
                 setattr(task_class, name, value)
 
-    def bind(self, app: AmqTask) -> None:
+    def bind(self, app: Application) -> None:
         """Bind the task to an app: take its settings where an option is None, note which hooks are overridden."""
         self.app = app
         conf = app.conf

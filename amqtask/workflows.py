@@ -22,13 +22,13 @@ from amqtask.result import AsyncResult
 from amqtask.signatures import Signature, listed
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.client.protocols import Application
 
 
 class Workflows:
     """Composes an application's workflows; its executors compose follow-ups with it (amqtask.execution.contract.Composer)."""
 
-    def __init__(self, app: AmqTask) -> None:
+    def __init__(self, app: Application) -> None:
         self._app = app
 
     # -- what a caller publishes

@@ -22,7 +22,8 @@ set_default_app = set_current
 
 def get_current_app() -> AmqTask:
     """The current application."""
-    return current_app()
+    app: AmqTask = current_app()
+    return app
 
 
 def get_current_task() -> Any:

@@ -9,14 +9,13 @@ from amqtask.ground.imports import load_path
 from amqtask.ground.plugins import plugins
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
     from amqtask.outbox.contract import Outbox
 
 
-def find_outbox(setting: Any, app: AmqTask) -> Outbox:
+def find_outbox(setting: Any, database: str) -> Outbox:
     """True: Django's; `module:name`: that object. Raises: ConfigurationError."""
     if setting is True or setting in ("django", "True", "true", "1"):
-        django: Outbox = plugins().django_outbox(app.conf.outbox_database)
+        django: Outbox = plugins().django_outbox(database)
         return django
     if not isinstance(setting, str):
         return cast("Outbox", setting)

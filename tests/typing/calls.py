@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amqtask import AmqTask
+from amqtask import AmqTask, current_app
 
 if TYPE_CHECKING:
-    from amqtask import AsyncResult
+    from amqtask import AsyncResult, Task
 
 app = AmqTask("typed", set_as_current=False)
 
@@ -49,6 +49,16 @@ def wrong() -> None:
     bound.delay(1)  # type: ignore[arg-type]
     text: str = add.delay(1).get()  # type: ignore[assignment]
     del text
+
+
+@app.task(bind=True)
+def tells(self: Task[..., Any]) -> str | None:
+    """A task's application has what a task needs of it, and the current one is an AmqTask."""
+    self.app.control.broadcast("ping")
+    self.app.send_task("other").forget()
+    made: AmqTask = current_app()
+    made.add_periodic_task(1, self.app.signature("other"))
+    return self.app.main
 
 
 async def awaited() -> int:

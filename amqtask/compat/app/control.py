@@ -25,4 +25,5 @@ class Inspect(Inspection):
     @property
     def control(self) -> Control:  # type: ignore[override] # in Celery a class attribute, too
         """Of the current application."""
-        return current_app().control
+        control: Control = current_app().control
+        return control

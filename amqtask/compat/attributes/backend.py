@@ -30,7 +30,8 @@ class OfStore(Asked):
     @property
     def app(self) -> AmqTask:  # type: ignore[override]
         """The current application."""
-        return current_app()
+        app: AmqTask = current_app()
+        return app
 
     @property
     def serializer(self) -> Any:

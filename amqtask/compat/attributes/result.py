@@ -24,7 +24,8 @@ class OfResult(AsyncResult[Any]):
     @property
     def app(self) -> AmqTask:
         """The current application."""
-        return current_app()
+        app: AmqTask = current_app()
+        return app
 
     def exists(self) -> bool:
         """Whether the store knows anything of the task."""
@@ -44,7 +45,8 @@ class OfResults(ResultSet):
     @property
     def app(self) -> AmqTask:
         """The current application."""
-        return current_app()
+        app: AmqTask = current_app()
+        return app
 
     def _failed_join_report(self) -> Iterator[Any]:
         return (result for result in self.results if result.state in states.PROPAGATE_STATES)

@@ -8,7 +8,7 @@ from amqtask.execution.context import Context, current
 from amqtask.task import Task
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.client.protocols import Application
 
 _BELOW = "request_below"
 
@@ -66,7 +66,7 @@ class RequestStack:
 class OfTask(Task[..., Any]):
     """Bound to a task."""
 
-    def _get_app(self) -> AmqTask:
+    def _get_app(self) -> Application:
         return self.app
 
     def _get_request(self) -> Context:

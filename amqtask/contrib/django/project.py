@@ -23,7 +23,7 @@ def project_app() -> AmqTask:
     named = getattr(settings, "DJANGO_AMQTASK_APP", None)
     if named:
         return _load(str(named), "DJANGO_AMQTASK_APP")
-    app = find_current_app()
+    app: AmqTask | None = find_current_app()
     if app is not None:
         return app
     module = settings.SETTINGS_MODULE

@@ -1,0 +1,1 @@
+"""What callers do with an application: compose calls, send them, run them here."""
