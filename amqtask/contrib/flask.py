@@ -46,7 +46,7 @@ class AmqTask(Application):
             self.init_app(flask)
 
     def init_app(self, flask: Flask) -> None:
-        """Belong to this Flask app from now on; its configuration replaces that of an earlier one."""
+        """Bind the application to a Flask app; its configuration replaces that of an earlier one."""
         self.flask = flask
         self.main = self.main or flask.name
         flask.extensions[EXTENSION] = self
@@ -63,13 +63,13 @@ class AmqTask(Application):
         self._from_flask = set(self.conf.humanize()) - before
 
     def finalize(self, auto: bool = False) -> None:
-        """As amqtask.AmqTask's. Raises: ConfigurationError without a Flask app."""
+        """As `amqtask.AmqTask.finalize`. Raises: ConfigurationError without a Flask app."""
         if self.flask is None:
             raise ConfigurationError(NO_FLASK)
         super().finalize(auto)
 
     def register_task(self, task: Any, **options: Any) -> Any:
-        """As amqtask.AmqTask's; the task runs in an application context."""
+        """As `amqtask.AmqTask.register_task`; the task runs in an application context."""
         instance = task(**options) if isinstance(task, type) else task
         instance.run = self._in_context(instance.run)
         return super().register_task(instance)
@@ -99,5 +99,5 @@ class AmqTask(Application):
 
 
 def _of_namespace(config: Mapping[str, Any], namespace: str) -> dict[str, Any]:
-    """The entries that the namespace is the beginning of, old names such as CELERYBEAT_SCHEDULE among them."""
+    """The entries whose names begin with the namespace, old names such as CELERYBEAT_SCHEDULE among them."""
     return {name: value for name, value in config.items() if name.startswith(namespace) and name != namespace}

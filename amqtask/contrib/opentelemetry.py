@@ -47,7 +47,7 @@ class AmqTaskInstrumentor(BaseInstrumentor):  # type: ignore[misc] # untyped
     _tracing: Tracing | None = None
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """None: it comes with what it instruments."""
+        """None: the instrumentation comes with amqtask itself."""
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
@@ -145,7 +145,7 @@ class Tracing:
         otel_context.attach(trace.set_span_in_context(span))
 
     def _of_inline_run(self, request: Request) -> Span:
-        """`apply()` and task_always_eager: no message, so a part of what the caller does."""
+        """The span of `apply()` and task_always_eager: no message, so a part of the caller's span."""
         return self._tracer.start_span(
             f"run {request.task}", attributes=_task_attributes(request.task, request.headers)
         )
@@ -169,7 +169,7 @@ class Tracing:
         self._end(current_context(), state, retval if isinstance(retval, BaseException) else None, sender)
 
     def run_broke(self, sender: Any, request: Context, exception: BaseException, **_: Any) -> None:
-        """An error of ours, or of the result store."""
+        """End the span of a run that an error of amqtask's, or of the result store, has broken."""
         self._end(request, states.FAILURE, exception)
 
     def _end(self, context: Context | None, state: str, error: BaseException | None, task: Any = None) -> None:
@@ -185,7 +185,7 @@ class Tracing:
         otel_context.attach(before)
 
     def flush(self, **_: Any) -> None:
-        """A child of prefork ends, without the exit handlers that would send what waits."""
+        """Send spans that wait, when a child of prefork ends: exit handlers do not run there."""
         provider: Any = self._provider or trace.get_tracer_provider()
         if hasattr(provider, "force_flush"):
             provider.force_flush(FLUSH_MILLISECONDS)
@@ -223,7 +223,7 @@ def _fail(span: Span, error: BaseException, *, is_expected: bool = False) -> Non
 
 
 class _Headers(Getter[Mapping[str, Any]]):
-    """Anybody may have written the headers: what is no text is not read."""
+    """Reads trace context from headers; anybody may have written them, so what is no text is not read."""
 
     def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
         header = carrier.get(key)

@@ -139,7 +139,7 @@ class SqlAlchemyOutbox:
             _using.reset(token)
 
     def transaction(self) -> _Rows | None:
-        """Where a call that is made here belongs."""
+        """The transaction that a call made here belongs to."""
         bound = next((session for outbox, session in reversed(_using.get()) if outbox is self), None)
         if bound is None:
             bound = self._current()
@@ -369,7 +369,7 @@ class SqlAlchemyStore:
 
     @property
     def name(self) -> str:
-        """Which table of which database."""
+        """Table and database, for logs and reports."""
         url = make_url(self._engine.url)
         return f"{self._table.fullname} of {url.render_as_string(hide_password=True)}"
 
@@ -437,7 +437,7 @@ class SqlAlchemyStore:
             return int(done.rowcount)
 
     def close(self) -> None:
-        """May be called twice."""
+        """Close connections; may be called twice."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -466,5 +466,5 @@ class SqlAlchemyStore:
 
 
 def _aware(moment: datetime | None) -> datetime | None:
-    """SQLite keeps no time zone: what we write is UTC."""
+    """A moment from the database as aware: SQLite keeps no time zone, what we write is UTC."""
     return moment.replace(tzinfo=timezone.utc) if moment is not None and moment.tzinfo is None else moment

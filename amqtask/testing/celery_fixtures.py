@@ -26,7 +26,7 @@ class ReloadableWorker:
         self._worker = worker
 
     def reload(self) -> None:
-        """Nothing: a worker knows new tasks of its application at once."""
+        """Do nothing: a worker knows new tasks of its application at once."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._worker, name)
@@ -41,13 +41,13 @@ _PARAMETERS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker."""
+    """Register the marker `celery`."""
     config.addinivalue_line("markers", "celery(**settings): settings of the application of celery_app in this test.")
 
 
 @pytest.fixture(scope="session")
 def celery_config() -> dict[str, Any]:
-    """Settings; to be overridden."""
+    """Settings of the application; to be overridden."""
     return {}
 
 
@@ -59,7 +59,7 @@ def celery_parameters() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def celery_worker_parameters() -> dict[str, Any]:
-    """Of the worker; to be overridden."""
+    """Parameters of the worker; to be overridden."""
     return {}
 
 
@@ -139,7 +139,7 @@ def celery_session_worker(
 
 @pytest.fixture
 def depends_on_current_app(celery_app: AmqTask) -> None:
-    """`celery_app` is the current application."""
+    """Have `celery_app` be the current application."""
 
 
 @contextmanager

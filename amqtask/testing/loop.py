@@ -21,7 +21,7 @@ class PlainTimer:
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        """Forget it."""
+        """Cancel the call."""
         self.is_cancelled = True
 
 
@@ -54,8 +54,8 @@ class PlainLoop:
         self._soon.append(callback)
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
-        """From anywhere. After `close` nobody listens: a task's thread may end long after its pool, and the descriptor's
-        number may be somebody else's by then."""
+        """Run at the next turn; may be called from any thread or signal handler. After `close` it does nothing: a task's thread
+        may end long after its pool, and the descriptor's number may be somebody else's by then."""
         if self._is_closed:
             return
         self._from_threads.append(callback)
@@ -92,7 +92,7 @@ class PlainLoop:
             self._turn(min(remaining, 0.05))
 
     def service(self) -> None:
-        """One turn that waits for nothing, for a task that keeps the loop's thread."""
+        """One turn without waiting, for a task that keeps the loop's thread."""
         self._turn(0)
 
     def close(self) -> None:

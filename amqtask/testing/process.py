@@ -34,12 +34,12 @@ class RealWorker:
 
     @property
     def pid(self) -> int:
-        """Of the main process."""
+        """The id of the main process."""
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """The worker's log so far."""
         return self._log.read_text(errors="replace")
 
     def stop(self, timeout: float = 30.0) -> int:
@@ -49,7 +49,7 @@ class RealWorker:
         return self._process.wait(timeout)
 
     def kill(self) -> None:
-        """End it at once, as the kernel would."""
+        """Kill the worker (SIGKILL)."""
         self._process.kill()
         self._process.wait()
 
@@ -121,7 +121,7 @@ def _check(app: AmqTask) -> None:
 
 
 def _source(settings: Mapping[str, Any]) -> str:
-    """A module with these settings."""
+    """The source of a module with these settings."""
     for name, value in settings.items():
         try:
             is_plain = ast.literal_eval(repr(value)) == value

@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker."""
+    """Register the marker."""
     config.addinivalue_line("markers", MARKER)
 
 
@@ -36,7 +36,7 @@ def amqtask_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def amqtask_worker_options() -> dict[str, Any]:
-    """Of `amqtask_worker` and `amqtask_real_worker`: pool, concurrency, queues, timeout; override it in conftest.py."""
+    """Options of `amqtask_worker` and `amqtask_real_worker`: pool, concurrency, queues, timeout; override it in conftest.py."""
     return {}
 
 
@@ -53,7 +53,7 @@ def amqtask_app(request: pytest.FixtureRequest, amqtask_config: dict[str, Any]) 
 
 @pytest.fixture
 def amqtask_eager(amqtask_app: AmqTask) -> AmqTask:
-    """The same; its calls run where they are made, without a worker."""
+    """`amqtask_app` with calls that run where they are made, without a worker."""
     amqtask_app.conf.task_always_eager = True
     return amqtask_app
 

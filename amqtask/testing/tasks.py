@@ -102,7 +102,7 @@ class PlainComposer:
 
 
 class AmqpStore:
-    """A result store as `rpc://` is one: results are messages."""
+    """A result store like `rpc://`: results are messages."""
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """Raises: EncodeError."""
@@ -111,7 +111,7 @@ class AmqpStore:
         return Message(body, properties, routing_key=reply_to or "replies")
 
     def store(self, result: ResultMessage) -> None:
-        """Nothing is stored here."""
+        """Do nothing: results are messages."""
 
 
 def _message(routing_key: str, value: Any) -> Message:
@@ -148,28 +148,28 @@ _LOCK = threading.Lock()
 
 
 def add(x: int, y: int) -> int:
-    """The one that everybody knows."""
+    """The sum of two numbers."""
     return x + y
 
 
 async def add_async(x: int, y: int) -> int:
-    """The same, as a coroutine that waits."""
+    """`add` as a coroutine that waits."""
     await asyncio.sleep(0.001)
     return x + y
 
 
 def fail(text: str) -> None:
-    """An ordinary error."""
+    """Raise an ordinary error."""
     raise ValueError(text)
 
 
 def leave_the_process() -> None:
-    """What a library that calls sys.exit does."""
+    """Call sys.exit, as some libraries do."""
     sys.exit(3)
 
 
 def try_again() -> None:
-    """Wants to run once more."""
+    """Ask for a retry."""
     raise Retry(exc=ValueError("not yet"), when=1.5)
 
 
@@ -187,7 +187,7 @@ def wait_for(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
 
 
 async def wait_for_async(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
-    """The same, as a coroutine."""
+    """`wait_for` as a coroutine."""
     directory = Path(folder)
     (directory / f"{name}.started").touch()
     deadline = time.monotonic() + seconds
@@ -209,7 +209,7 @@ def clean_up(folder: str) -> str:
 
 
 async def clean_up_async(folder: str) -> str:
-    """The same, as a coroutine."""
+    """`clean_up` as a coroutine."""
     try:
         await wait_for_async(folder, "cleaner", "never")
     except SoftTimeLimitExceeded:
@@ -219,7 +219,7 @@ async def clean_up_async(folder: str) -> str:
 
 
 async def clean_up_beside_async(folder: str) -> str:
-    """The same while other tasks of its loop are at work, which is when a limit mostly strikes."""
+    """`clean_up_async` while other tasks of its loop are at work, which is when a limit mostly strikes."""
 
     async def work() -> None:
         while True:
@@ -300,14 +300,14 @@ VARIABLE: ContextVar[str] = ContextVar("amqtask_testing_variable", default="not 
 
 
 def set_a_context_variable() -> str:
-    """What it was before."""
+    """Set a context variable; returns its value before."""
     before = VARIABLE.get()
     VARIABLE.set("set")
     return before
 
 
 async def set_a_context_variable_async() -> str:
-    """The same in a coroutine."""
+    """`set_a_context_variable` as a coroutine."""
     return set_a_context_variable()
 
 

@@ -43,7 +43,7 @@ class AroundTasks:
             signal.connect(receiver, weak=False)
 
     def stop(self, **_: Any) -> None:
-        """Let go of the signals, and of the connections of this thread."""
+        """Disconnect the signals, and close the connections of this thread."""
         for signal, receiver in self._receivers:
             signal.disconnect(receiver)
         self._close_all()
@@ -77,7 +77,7 @@ class AroundTasks:
         caches.close_all()
 
     def _close_all(self, **_: Any) -> None:
-        """Before the main process forks, so that there is nothing to inherit; and when a process ends."""
+        """Close all connections: before the main process forks, so that there is nothing to inherit, and when a process ends."""
         db.connections.close_all()
         for connection in db.connections.all(initialized_only=True):
             close_pool = getattr(connection, "close_pool", None)
@@ -86,7 +86,7 @@ class AroundTasks:
         caches.close_all()
 
     def _leave_to_the_parent(self, **_: Any) -> None:
-        """In a new child: what the parent has opened meanwhile is the parent's."""
+        """In a new child: close connections that the parent has opened meanwhile, but not the parent's sessions."""
         for connection in db.connections.all(initialized_only=True):
             if connection.connection is not None:
                 _detach(connection.connection)
@@ -94,7 +94,7 @@ class AroundTasks:
 
 
 def _detach(connection: Any) -> None:
-    """Have what closing a connection says go nowhere: the server would end the parent's session."""
+    """Detach a connection from its socket: to close it properly would end the parent's session on the server."""
     fileno = getattr(connection, "fileno", None)
     if fileno is None:
         return  # a file (SQLite), or a driver that does not say

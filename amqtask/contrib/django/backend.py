@@ -84,7 +84,7 @@ class DatabaseBackend(PollingBackend):
                 pass  # it is there: as SUCCESS, which stays, or since a moment ago
 
     def _unharmed(self) -> Any:
-        """An INSERT that fails must not end the transaction around it."""
+        """A savepoint where a transaction is open, which an INSERT that fails must not end; else no transaction."""
         return transaction.atomic(using=self._alias) if self._connection.in_atomic_block else nullcontext()
 
     def _fields(self, result: ResultMessage) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class DatabaseBackend(PollingBackend):
             yield from super()._ready(*arguments)
 
     def read_alone(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """Leaves no connection behind: the thread that asks for all others is no request's."""
+        """`read` on the polling thread, which closes its connection: no request would."""
         try:
             return self.read(task_ids)
         finally:
@@ -206,7 +206,7 @@ class DatabaseBackend(PollingBackend):
         return None if row is None else self._decode(row, row.result)
 
     def delete_group(self, group_id: str) -> None:
-        """Forget it. Raises: BackendUnreachable."""
+        """Delete the group. Raises: BackendUnreachable."""
         self._run(lambda: self._groups.objects.using(self._alias).filter(group_id=group_id).delete())
 
     # -- values and their text

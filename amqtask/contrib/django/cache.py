@@ -50,7 +50,7 @@ class CacheBackend(PollingBackend):
             )
 
     def store(self, result: ResultMessage) -> None:
-        """Set it; of several SUCCESS the first stays. Raises: EncodeError, BackendUnreachable."""
+        """Set the result; of several SUCCESS the first stays. Raises: EncodeError, BackendUnreachable."""
         self._codec.result(result)  # refuses what could not be read elsewhere; the cache would pickle anything
         key, meta = self._key(RESULT, result.task_id), result.as_meta()
         if result.status == states.SUCCESS and not self._call_cache("add", key + SUCCESS, meta, self._expires):
@@ -58,14 +58,14 @@ class CacheBackend(PollingBackend):
         self._call_cache("set", key, meta, self._expires)
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """One question for all. Raises: BackendUnreachable."""
+        """One GET_MANY for all results. Raises: BackendUnreachable."""
         keys = [self._key(RESULT, task_id) for task_id in task_ids]
         by_key = self._call_cache("get_many", [*keys, *(key + SUCCESS for key in keys)])
         metas = (by_key.get(key + SUCCESS) or by_key.get(key) for key in keys)
         return [_result(meta) for meta in metas if meta is not None]
 
     def forget(self, task_id: str) -> None:
-        """Delete it. Raises: BackendUnreachable."""
+        """Delete the result. Raises: BackendUnreachable."""
         key = self._key(RESULT, task_id)
         self._call_cache("delete_many", [key, key + SUCCESS])
 
@@ -80,7 +80,7 @@ class CacheBackend(PollingBackend):
         return None if group is None else group["result"]
 
     def delete_group(self, group_id: str) -> None:
-        """Forget it. Raises: BackendUnreachable."""
+        """Delete the group. Raises: BackendUnreachable."""
         self._call_cache("delete", self._key(GROUP, group_id))
 
     def _key(self, key_type: str, name: str) -> str:

@@ -11,7 +11,7 @@ from amqtask.settings import Settings
 
 
 def follow(conf: Settings, namespace: str | None) -> None:
-    """From now on; an application that is gone hears of nothing."""
+    """Follow changes of Django's settings from now on, for as long as `conf` lives."""
     reference = weakref.ref(conf)
 
     def changed(*, setting: str, value: Any, **_: Any) -> None:

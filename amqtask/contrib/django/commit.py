@@ -24,5 +24,5 @@ def after_commit(call: Callable[[], Any], outbox: Outbox | None = None) -> None:
 
 
 async def aafter_commit(call: Callable[[], Any], outbox: Outbox | None = None) -> None:
-    """The same from a coroutine: asked, and called, in the thread that has its connections."""
+    """`after_commit` from a coroutine: looks and calls in the thread that has its connections."""
     await sync_to_async(after_commit)(call, outbox)

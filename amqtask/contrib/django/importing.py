@@ -19,7 +19,7 @@ BEAT, RESULTS = "django_celery_beat", "django_celery_results"
 
 
 class Table(NamedTuple):
-    """A table of theirs and the columns to copy; `key` says which rows are the same, `defaults` what is missing in old ones
+    """A table of those packages and the columns to copy; `key` says which rows are the same, `defaults` what old versions lack
     (SQL)."""
 
     source: str
@@ -88,7 +88,7 @@ class Import:
         self._connection = connections[alias]
 
     def run(self) -> list[Copied]:
-        """Copy all that there is; per table what came of it."""
+        """Copy all tables that exist; returns what was copied of each."""
         with transaction.atomic(using=self._alias), self._connection.cursor() as cursor:
             tables = set(self._connection.introspection.table_names(cursor))
             done = [self._copy(cursor, table, tables) for table in SCHEDULES.values()]
@@ -108,7 +108,7 @@ class Import:
         values = {
             name: f"o.{name}" if name in source_columns else table.defaults.get(name, "NULL") for name in table.columns
         }
-        # A column that may be NULL there and must not be NULL here.
+        # A column that may be NULL in the source and must not be NULL in our table.
         values |= {
             name: f"COALESCE(o.{name}, {default})" for name, default in table.defaults.items() if name in source_columns
         }
@@ -116,7 +116,7 @@ class Import:
         condition = " AND ".join(f"n.{name} = {values[name]}" for name in table.key)
         cursor.execute(f"SELECT COUNT(*) FROM {table.source}")
         total = cursor.fetchone()[0]
-        # Nothing kept their schedules from being there twice.
+        # Those packages may have the same schedule twice.
         distinct = "DISTINCT " if table.key == table.columns else ""
         cursor.execute(
             f"INSERT INTO {table.target} ({', '.join(values)}) SELECT {distinct}{', '.join(values.values())} "
@@ -125,7 +125,7 @@ class Import:
         return Copied(table.source, cursor.rowcount, total - cursor.rowcount)
 
     def _schedule_columns(self, cursor: Any, tables: set[str]) -> dict[str, str]:
-        """For each kind of schedule: our row that has the fields of theirs."""
+        """For each type of schedule the SQL that finds our row with the fields of theirs."""
         if PERIODIC.source not in tables:
             return {}
         source_columns = self._columns(cursor, PERIODIC.source)

@@ -41,14 +41,14 @@ class DjangoOutbox:
         self._database = database
 
     def transaction(self) -> _Rows | None:
-        """That of this thread's connection; None in its `on_commit` callbacks, which come after it."""
+        """The transaction of this thread's connection; None in its `on_commit` callbacks, which come after it."""
         connection = db.connections[self._database]
         if connection.in_atomic_block or _never_commits_by_itself(connection):
             return _Rows(self._database)
         return None
 
     def store(self) -> DjangoStore:
-        """For a relay, in the thread where that runs."""
+        """The store for a relay, in the thread where that runs."""
         return DjangoStore(self._database)
 
 
@@ -83,7 +83,7 @@ class DjangoStore:
 
     @property
     def name(self) -> str:
-        """Which table of which database."""
+        """Table and database, for logs and reports."""
         connection = db.connections[self._database]
         table = _messages(self._database).model._meta.db_table
         return f"{table} of {connection.settings_dict['NAME']} ({connection.display_name})"
@@ -143,7 +143,7 @@ class DjangoStore:
             return int(_messages(self._database).exclude(retry_at=None).update(retry_at=None))
 
     def close(self) -> None:
-        """This thread's connection, but for one that is in a transaction of somebody else's."""
+        """Close this thread's connection, unless it is in a transaction of somebody else's."""
         connection = db.connections[self._database]
         if not connection.in_atomic_block:
             connection.close()
@@ -161,12 +161,12 @@ class DjangoStore:
 
 
 def _messages(database: str) -> Any:
-    """The rows; the model exists once Django's applications are loaded."""
+    """The manager of the outbox's rows; the model exists once Django's applications are loaded."""
     return apps.get_model("amqtask", "OutboxMessage")._default_manager.using(database)
 
 
 def _stored(moment: datetime) -> datetime:
-    """As the database keeps times: with USE_TZ off they are those of TIME_ZONE, without saying so."""
+    """A moment as the database keeps it: with USE_TZ off a naive time in TIME_ZONE."""
     return moment if settings.USE_TZ else zones.make_naive(moment, zones.get_default_timezone())
 
 

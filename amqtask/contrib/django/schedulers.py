@@ -73,14 +73,14 @@ class DatabaseScheduler:
         return entries
 
     def has_changed(self) -> bool:
-        """One row tells."""
+        """Whether PeriodicTasks has another time than at the last look, or the last look is too old."""
         close_broken_connections()
         if time.monotonic() - self._read_at > READ_AGAIN:
             return True
         return bool(self._models.PeriodicTasks.last_change() != self._last_change)
 
     def record(self, runs: Sequence[Run]) -> None:
-        """Note when each ran, and disable what was to run once; nobody needs to read that again."""
+        """Note when each task ran, and disable one-off tasks; these writes are no changes for `has_changed`."""
         close_broken_connections()
         rows = self._models.PeriodicTask.objects
         for run in runs:

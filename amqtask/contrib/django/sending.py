@@ -16,7 +16,7 @@ NAME_HEADER = "periodic_task_name"
 
 
 def options_of(periodic: PeriodicTask) -> dict[str, Any]:
-    """What `apply_async` is told. Raises: ValueError for headers that are no JSON object."""
+    """The options of `apply_async` for a row. Raises: ValueError for headers that are no JSON object."""
     options: dict[str, Any] = {
         name: value
         for name in ("queue", "exchange", "routing_key", "priority")

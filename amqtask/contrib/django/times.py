@@ -9,7 +9,7 @@ from django.utils import timezone
 
 
 def aware(moment: datetime) -> datetime:
-    """The moment that the database's value stands for."""
+    """The moment that a value of the database stands for."""
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
 
 

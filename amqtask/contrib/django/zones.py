@@ -54,16 +54,16 @@ class TimeZoneField(CharField):
             return UnknownZone(str(value))
 
     def get_prep_value(self, value: Any) -> str | None:
-        """The name."""
+        """The zone's name."""
         zone = self.to_python(value)
         return None if zone is None else zone.key
 
     def run_validators(self, value: Any) -> None:
-        """On the name, which has a length."""
+        """Run the validators on the zone's name, which has a length."""
         super().run_validators(self.get_prep_value(value))
 
     def value_to_string(self, obj: models.Model) -> str:
-        """For fixtures."""
+        """The zone's name, for fixtures."""
         return str(self.get_prep_value(self.value_from_object(obj)) or "")
 
     def formfield(self, **options: Any) -> Any:
@@ -89,14 +89,14 @@ def _choices() -> list[tuple[str, str]]:
 
 
 def default_zone() -> str:
-    """Where schedules are: the application's `timezone`, else Django's TIME_ZONE."""
+    """The time zone of new schedules: the application's `timezone`, else Django's TIME_ZONE."""
     app = find_current_app()
     named = app.conf.timezone if app is not None else None
     return str(named or settings.TIME_ZONE or "UTC")
 
 
 def zone(name: str) -> ZoneInfo:
-    """The zone of that name. Raises: ValidationError."""
+    """The zone of a name. Raises: ValidationError."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

@@ -36,7 +36,7 @@ PATIENCE = 60.0
 
 
 def eventually(predicate: Callable[[], object], timeout: float = PATIENCE) -> None:
-    """Until it holds; for what another process or thread is about to do."""
+    """Wait until a condition holds, which another process or thread brings about."""
     deadline = time.monotonic() + timeout
     while not predicate():
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -44,7 +44,7 @@ def eventually(predicate: Callable[[], object], timeout: float = PATIENCE) -> No
 
 
 class BackendSuite:
-    """What every result backend keeps."""
+    """The promises of every result backend."""
 
     # Whether a process reads what another one stored.
     is_shared: ClassVar[bool] = True
@@ -73,13 +73,13 @@ class BackendSuite:
         backend.close()
 
     def store(self, backend: ResultBackend, task_id: str, status: str = states.SUCCESS, value: Any = None) -> None:
-        """What a worker does at the end of a task."""
+        """Store a result as a worker does at the end of a task."""
         date_done = now_iso() if status in states.READY_STATES else None
         traceback = "Traceback (most recent call last): …" if status == states.FAILURE else None
         self.keep(backend, ResultMessage(task_id, status, value, traceback, date_done=date_done))
 
     def keep(self, backend: ResultBackend, result: ResultMessage) -> None:
-        """The same with all that is known of the task."""
+        """Store a result with all its fields, as a worker does."""
         task_id = result.task_id
         message = backend.message_for(result, backend.reply_to(), task_id)
         if message is None:
@@ -518,7 +518,7 @@ def _id() -> str:
 
 
 def in_a_child(work: Callable[[], None]) -> int:
-    """Fork, run it there; the exit code."""
+    """Run `work` in a forked child; returns its exit code."""
     with warnings.catch_warnings():
         # Python 3.12 and later warn of threads beside a fork; clients of stores have some, and that is what this is about.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -546,7 +546,7 @@ class _Waiting:
         self._outcome = self._call()
 
     def outcome(self) -> Any:
-        """What it returned."""
+        """What the call returned."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "it still waits"
         return self._outcome

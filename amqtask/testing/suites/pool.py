@@ -46,7 +46,7 @@ class Bench:
         self.pool.start()
 
     def submit(self, task: str, *args: Any, **options: Any) -> int:
-        """Have it run when there is a free slot; its number."""
+        """Submit a request when there is a free slot; returns its number."""
         self._numbers += 1
         self._waiting.append(request(self._numbers, task, *args, **options))
         self._wake()
@@ -77,37 +77,37 @@ class Bench:
         self.loop.run_until(predicate, timeout)
 
     def outcome(self, number: int) -> Outcome:
-        """Turn the loop until it is there."""
+        """Turn the loop until the request has its outcome."""
         self.until(lambda: number in self.outcomes)
         return self.outcomes[number]
 
     def value(self, number: int) -> Any:
-        """The return value, out of the result message that the outcome carries."""
+        """The task's return value, from the result message that the outcome carries."""
         outcome = self.outcome(number)
         assert outcome.state == states.SUCCESS, outcome
         assert outcome.result is not None
         return json.loads(outcome.result.body)["result"]
 
     def close(self) -> None:
-        """Stop and look back."""
+        """Stop the pool, and fail if anything unexpected happened."""
         self.pool.stop()
         self.loop.close()
         assert self.surprises == []
 
 
 class PoolSuite:
-    """What every pool keeps. Tests that need two slots are skipped by pools that only ever have one."""
+    """The promises of every pool. Tests that need two slots are skipped by pools that only ever have one."""
 
     pool_name = ""
 
     @pytest.fixture
     def pool_class(self) -> type[Pool]:
-        """Found as the worker finds it."""
+        """The pool class, found as the worker finds it."""
         return find_pool(self.pool_name or os.environ["AMQTASK_SUITE_POOL"])
 
     @pytest.fixture
     def bench(self, pool_class: type[Pool]) -> Iterator[Bench]:
-        """Two slots."""
+        """A bench with a pool of two slots."""
         bench = Bench(pool_class, 2)
         yield bench
         bench.close()
@@ -438,17 +438,17 @@ class PoolSuite:
 
 
 def needs_two_slots(bench: Bench) -> None:
-    """Skip where there is only ever one."""
+    """Skip for pools that only ever have one slot."""
     if bench.pool.slots < 2:
         pytest.skip("this pool has one slot")
 
 
 def needs_limit(bench: Bench, limit_name: str, task: str) -> None:
-    """Skip where the limit is refused."""
+    """Skip for pools that refuse the limit."""
     if limit_name not in limits_of(type(bench.pool), is_async=task.endswith("_async")):
         pytest.skip(f"this pool has no {limit_name} limit for {task}")
 
 
 def count(folder: Path, pattern: str) -> int:
-    """How many files match."""
+    """How many files of the folder match."""
     return sum(1 for _ in folder.glob(pattern))

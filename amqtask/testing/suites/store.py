@@ -30,7 +30,7 @@ def _run(name: str, count: int, due_at: datetime = NOON) -> Run:
 
 
 class ScheduleStoreSuite:
-    """What every schedule store keeps; see amqtask.beat.contract."""
+    """The promises of every schedule store; see amqtask.beat.contract."""
 
     remembers: ClassVar[bool] = True
 
@@ -48,14 +48,14 @@ class ScheduleStoreSuite:
 
     @pytest.fixture
     def store(self) -> Iterator[ScheduleStore]:
-        """One entry every ten seconds."""
+        """A store with one entry, every ten seconds."""
         self.put("ten", 10)
         opened = self.open()
         yield opened
         opened.close()
 
     def entries(self, store: ScheduleStore) -> dict[str, Entry]:
-        """By name; disabled ones are left out, as some stores do."""
+        """The store's entries by name, without disabled ones, which some stores leave out."""
         entries = list(store.entries())
         assert len({entry.name for entry in entries}) == len(entries), "two entries of one name"
         return {entry.name: entry for entry in entries if entry.enabled}

@@ -63,7 +63,7 @@ class TurningLoop(Protocol):
 
 @dataclass
 class Listener:
-    """Writes down what a consumer says; with `acks` it answers each delivery at once."""
+    """Records the calls of a consumer; with `acks` it acknowledges each delivery at once."""
 
     acks: bool = False
     deliveries: list[Delivery] = field(default_factory=list)
@@ -96,21 +96,21 @@ class Listener:
 
     @property
     def bodies(self) -> list[bytes]:
-        """Of all deliveries, in order."""
+        """The bodies of all deliveries, in order."""
         return [delivery.body for delivery in self.deliveries]
 
 
 class TransportSuite:
-    """What every transport keeps."""
+    """The promises of every transport."""
 
     # -- for the implementation
 
     def make_publisher(self, on_warning: Callable[[str], None]) -> Publisher:
-        """One that the suite closes."""
+        """A publisher, which the suite closes."""
         raise NotImplementedError
 
     def make_loop(self) -> TurningLoop:
-        """One that the suite turns and closes."""
+        """A loop, which the suite turns and closes."""
         raise NotImplementedError
 
     def make_consumer(self, loop: Any, listener: ConsumerListener) -> Consumer:
@@ -140,7 +140,7 @@ class TransportSuite:
         yield from self.with_parts()
 
     def with_parts(self) -> Iterator[None]:
-        """The parts, for one test."""
+        """Make the suite's parts for one test."""
         self.warnings: list[str] = []
         self._names: list[str] = []
         self._consumers: list[Consumer] = []
@@ -168,7 +168,7 @@ class TransportSuite:
         return self._names[-1]
 
     def until(self, predicate: Callable[[], object], timeout: float = PATIENCE) -> None:
-        """Turn the loop until it holds."""
+        """Turn the loop until the condition holds."""
         deadline = time.monotonic() + timeout
         while not predicate():
             assert time.monotonic() < deadline, "it did not happen in time"
@@ -182,7 +182,7 @@ class TransportSuite:
         self.until(lambda: listener.deliveries)
 
     def publish(self, queue: Queue, *bodies: bytes, **properties: Any) -> None:
-        """Through the default exchange."""
+        """Publish bodies to a queue through the default exchange."""
         for body in bodies:
             self.publisher.publish(Message(body, Properties(**properties), "", queue.name, declare=(queue,)))
 
@@ -207,21 +207,21 @@ class TransportSuite:
         return listener, consumer
 
     def loop_publisher(self) -> LoopPublisher:
-        """A started one."""
+        """A started publisher on the loop."""
         publisher = self.make_loop_publisher(self.loop, self.warnings.append)
         self._loop_publishers.append(publisher)
         publisher.start()
         return publisher
 
     def stop(self, consumer: Consumer) -> None:
-        """Stop it, and wait for that."""
+        """Stop a consumer, and wait until it has stopped."""
         stopped: list[bool] = []
         consumer.stop(on_stopped=lambda: stopped.append(True))
         self._consumers.remove(consumer)
         self.until(lambda: stopped)
 
     def stored(self, queue: Queue) -> int:
-        """How many messages it holds; takes them."""
+        """How many messages a queue holds; they are taken out."""
         listener, consumer = self.consume(queue, acks=True)
         self.publish(queue, b"the last")
         self.until(lambda: b"the last" in listener.bodies)

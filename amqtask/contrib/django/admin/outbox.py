@@ -32,11 +32,11 @@ class HasFailed(admin.SimpleListFilter):
     parameter_name = "failed"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        """What one may choose."""
+        """The choices of the filter."""
         return [("no", _("waits for a relay")), ("yes", _("could not be published"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """What is shown then."""
+        """The rows of the chosen filter."""
         return queryset.filter(error__isnull=self.value() == "no") if self.value() else queryset
 
 
@@ -63,24 +63,24 @@ class OutboxMessageAdmin(_Admin):
         return False
 
     def has_send_permission(self, request: HttpRequest) -> bool:
-        """Who might change rows may have them sent again."""
+        """Whether the user may have rows sent again: with the right to change them."""
         return request.user.has_perm("amqtask.change_outboxmessage")
 
     @admin.action(description=_("Send again now"), permissions=["send"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        """Due at once, whatever the next attempt was to be."""
+        """Make rows due at once, whenever their next attempt was to be."""
         count = queryset.update(retry_at=None)
         notice = ngettext("%d call is due now.", "%d calls are due now.", count) % count
         self.message_user(request, notice, messages.SUCCESS)
 
     @admin.display(description=_("error"), ordering="error")
     def short_error(self, row: OutboxMessage) -> str | None:
-        """For the list."""
+        """The error as the list shows it, shortened."""
         return row.error and Truncator(row.error).chars(SHORT)
 
     @admin.display(description=_("message"))
     def shown_message(self, row: OutboxMessage) -> SafeString:
-        """Where to, properties, headers."""
+        """The message without its body: exchange, routing key, properties, headers."""
         try:
             text = json.dumps(json.loads(row.message), indent=2, ensure_ascii=False)
         except ValueError:

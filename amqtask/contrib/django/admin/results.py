@@ -45,7 +45,7 @@ class LookOnly(_Admin):
 
 @admin.register(TaskResult)
 class TaskResultAdmin(LookOnly):
-    """What came of tasks."""
+    """The results of tasks."""
 
     date_hierarchy = "date_done"
     list_display = ("short_id", "task_name", "state", "done", "periodic_task_name", "worker")
@@ -61,22 +61,22 @@ class TaskResultAdmin(LookOnly):
 
     @admin.display(description=_("task id"), ordering="task_id")
     def short_id(self, result: TaskResult) -> SafeString:
-        """Its beginning; the whole id when the mouse is over it."""
+        """The beginning of the id; the whole id when the mouse is over it."""
         return format_html('<span title="{}">{}</span>', result.task_id, result.task_id[:8])
 
     @admin.display(description=_("created"), ordering="date_created")
     def created(self, result: TaskResult) -> SafeString:
-        """To the second."""
+        """The time, to the second."""
         return moment(result.date_created)
 
     @admin.display(description=_("started"), ordering="date_started")
     def started(self, result: TaskResult) -> SafeString:
-        """To the second."""
+        """The time, to the second."""
         return moment(result.date_started)
 
     @admin.display(description=_("last change"), ordering="date_done")
     def done(self, result: TaskResult) -> SafeString:
-        """To the second."""
+        """The time, to the second."""
         return moment(result.date_done)
 
     @admin.display(description=_("state"), ordering="status")
@@ -87,27 +87,27 @@ class TaskResultAdmin(LookOnly):
 
     @admin.display(description=_("positional arguments"))
     def shown_args(self, result: TaskResult) -> SafeString:
-        """As JSON, on several lines."""
+        """The field as JSON, on several lines."""
         return shown(result.task_args)
 
     @admin.display(description=_("keyword arguments"))
     def shown_kwargs(self, result: TaskResult) -> SafeString:
-        """As JSON, on several lines."""
+        """The field as JSON, on several lines."""
         return shown(result.task_kwargs)
 
     @admin.display(description=_("result"))
     def shown_result(self, result: TaskResult) -> SafeString:
-        """As JSON, on several lines."""
+        """The field as JSON, on several lines."""
         return shown(result.result)
 
     @admin.display(description=_("traceback"))
     def shown_traceback(self, result: TaskResult) -> SafeString:
-        """As the worker saw it."""
+        """The worker's traceback."""
         return preformatted(result.traceback or "-")
 
     @admin.display(description=_("children and more"))
     def shown_meta(self, result: TaskResult) -> SafeString:
-        """As JSON, on several lines."""
+        """The field as JSON, on several lines."""
         return shown(result.meta)
 
 
@@ -123,7 +123,7 @@ class GroupResultAdmin(LookOnly):
 
     @admin.display(description=_("members"))
     def shown_members(self, result: GroupResult) -> SafeString:
-        """As JSON, on several lines."""
+        """The field as JSON, on several lines."""
         return shown(result.result)
 
 

@@ -43,7 +43,7 @@ class NameOrOther(forms.TextInput):
     template_name = "amqtask/name_or_other.html"
 
     def get_context(self, name: str, value: Any, attrs: dict[str, Any] | None) -> dict[str, Any]:
-        """With the names of the tasks that this process knows."""
+        """The widget's context, with the names of the tasks that this process knows."""
         context = super().get_context(name, value, attrs)
         proposals = f"id_{name}_names"
         context["widget"]["attrs"]["list"] = proposals
@@ -112,22 +112,22 @@ class PeriodicTaskAdmin(_Admin):
 
     @admin.display(description=_("schedule"))
     def timing(self, periodic: PeriodicTask) -> str:
-        """Its interval, crontab, solar event or clocked time; what keeps beat from using it."""
+        """The task's interval, crontab, solar event or clocked time, and what keeps beat from using it."""
         timing = str(periodic.scheduler or "-")
         return f"⚠ {timing}: {problem}" if (problem := periodic.problem) else timing
 
     @admin.display(description=_("last run"), ordering="last_run_at")
     def last_run(self, periodic: PeriodicTask) -> SafeString:
-        """To the second."""
+        """The time, to the second."""
         return moment(periodic.last_run_at)
 
     @admin.display(description=_("last change"), ordering="date_changed")
     def last_change(self, periodic: PeriodicTask) -> SafeString:
-        """To the second."""
+        """The time, to the second."""
         return moment(periodic.date_changed)
 
     def save_model(self, request: HttpRequest, obj: PeriodicTask, form: Any, change: bool) -> None:
-        """Say so when no such task is known here."""
+        """Save the periodic task; warn when this process knows no task of that name."""
         super().save_model(request, obj, form, change)
         names = registered_tasks()
         if names and obj.task not in names:
@@ -136,7 +136,7 @@ class PeriodicTaskAdmin(_Admin):
 
     @admin.action(description=_("Enable selected periodic tasks"), permissions=["change"])
     def enable(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
-        """Have beat publish them."""
+        """Enable periodic tasks: beat publishes them."""
         count = queryset.update(enabled=True)
         PeriodicTasks.update_changed()
         text = ngettext("%d periodic task is enabled.", "%d periodic tasks are enabled.", count)
@@ -144,7 +144,7 @@ class PeriodicTaskAdmin(_Admin):
 
     @admin.action(description=_("Disable selected periodic tasks"), permissions=["change"])
     def disable(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
-        """Have beat leave them out."""
+        """Disable periodic tasks: beat leaves them out."""
         count = queryset.update(enabled=False, last_run_at=None, last_due_at=None)
         PeriodicTasks.update_changed()
         text = ngettext("%d periodic task is disabled.", "%d periodic tasks are disabled.", count)
@@ -180,7 +180,7 @@ class UsedBy(_Inline):
     verbose_name_plural = _("periodic tasks with this schedule")
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """They are added where all their fields are."""
+        """Never: periodic tasks are added in their own form, which has all fields."""
         return False
 
 

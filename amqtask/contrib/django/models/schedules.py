@@ -72,7 +72,7 @@ class PeriodicTasks(models.Model):
 
     @classmethod
     def last_change(cls) -> datetime | None:
-        """When; None when nothing was ever changed."""
+        """The time of the last change; None when nothing was ever changed."""
         changed_at: datetime | None = cls.objects.filter(ident=1).values_list("last_update", flat=True).first()
         return changed_at
 
@@ -93,7 +93,7 @@ class IntervalSchedule(models.Model):
 
     @property
     def schedule(self) -> schedules.schedule:
-        """As beat takes it. Raises: ConfigurationError for a period that there is not."""
+        """The schedule as beat takes it. Raises: ConfigurationError for a period that there is not."""
         if self.period not in dict(PERIOD_CHOICES):
             raise ConfigurationError(f"there is no period {self.period!r}; there are {', '.join(dict(PERIOD_CHOICES))}")
         try:
@@ -142,7 +142,7 @@ class CrontabSchedule(models.Model):
 
     @property
     def schedule(self) -> schedules.crontab:
-        """As beat takes it, in its own time zone. Raises: ParseException, ConfigurationError for an unknown zone."""
+        """The schedule as beat takes it, in its own time zone. Raises: ParseException, ConfigurationError for an unknown zone."""
         if isinstance(self.timezone, UnknownZone):
             raise ConfigurationError(f"there is no time zone {self.timezone.key!r}")
         return schedules.crontab(
@@ -198,7 +198,7 @@ class SolarSchedule(models.Model):
 
     @property
     def schedule(self) -> schedules.solar:
-        """As beat takes it. Raises: ConfigurationError without the library (extra `solar`)."""
+        """The schedule as beat takes it. Raises: ConfigurationError without the library (extra `solar`)."""
         return schedules.solar(self.event, float(self.latitude), float(self.longitude))
 
     @classmethod
@@ -224,7 +224,7 @@ class ClockedSchedule(models.Model):
 
     @property
     def schedule(self) -> schedules.clocked:
-        """As beat takes it."""
+        """The schedule as beat takes it."""
         return schedules.clocked(aware(self.clocked_time))
 
     @classmethod
@@ -242,7 +242,7 @@ class PeriodicTaskQuerySet(models.QuerySet["PeriodicTask"]):
     """Periodic tasks with their schedules."""
 
     def enabled(self) -> PeriodicTaskQuerySet:
-        """Those that run."""
+        """The enabled periodic tasks."""
         rows: PeriodicTaskQuerySet = self.filter(enabled=True).select_related(*KINDS)
         return rows
 
@@ -313,12 +313,12 @@ class PeriodicTask(models.Model):
 
     @property
     def scheduler(self) -> Any:
-        """Its interval, crontab, solar event or clocked time."""
+        """The row of the task's interval, crontab, solar event or clocked time."""
         return next((row for field in KINDS if (row := getattr(self, field)) is not None), None)
 
     @property
     def schedule(self) -> schedules.BaseSchedule:
-        """As beat takes it. Raises: ConfigurationError (ParseException)."""
+        """The schedule as beat takes it. Raises: ConfigurationError (ParseException)."""
         if self.scheduler is None:
             raise ConfigurationError("it has no schedule")
         schedule: schedules.BaseSchedule = self.scheduler.schedule
@@ -326,7 +326,7 @@ class PeriodicTask(models.Model):
 
     @property
     def problem(self) -> str:
-        """Why beat leaves it out; empty when it does not."""
+        """Why beat leaves the task out; empty when it does not."""
         try:
             _ = self.schedule
             for field, json_type in (("args", list), ("kwargs", dict), ("headers", dict)):
@@ -375,7 +375,7 @@ class PeriodicTask(models.Model):
         for field in ("exchange", "routing_key", "queue"):
             setattr(self, field, getattr(self, field) or None)
         if not self.enabled:
-            # Enabled again it begins anew, and does not catch up.
+            # A task that is enabled again begins anew, and does not catch up.
             self.last_run_at = self.last_due_at = None
         if self.expire_seconds is not None and self.expires:
             raise ValidationError(NOT_BOTH)

@@ -28,15 +28,15 @@ class Command(BaseCommand):
     help = "Run amqtask's command line (worker, beat, inspect, dead …) with this project's application."
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """From the shell; leaves with the command's exit code."""
+        """Run from the shell; exits with the command's exit code."""
         sys.exit(self._run(without_djangos(argv[2:])))
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """For call_command."""
+        """Arguments of call_command."""
         parser.add_argument("arguments", nargs=argparse.REMAINDER)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """From call_command. Raises: CommandError with the exit code."""
+        """Run by call_command. Raises: CommandError with the exit code."""
         code = self._run(options["arguments"])
         if code:
             raise CommandError(f"amqtask ended with exit code {code}", returncode=code)
@@ -66,7 +66,7 @@ def without_djangos(arguments: Sequence[str]) -> list[str]:
 
 
 def _start_anew(arguments: Sequence[str]) -> None:
-    """In place of this process, one that lets the pool patch Python before Django is imported."""
+    """Replace this process by one that lets the pool patch Python before Django is imported."""
     folder = str(Path(sys.argv[0]).resolve().parent)
     path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "amqtask", *arguments]
