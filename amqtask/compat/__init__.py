@@ -142,14 +142,14 @@ ATTRIBUTES = {
 def attribute(owner: Any, name: str) -> Any:
     """An attribute that an object has only for others' sake, bound to it. Raises: AttributeError."""
     ours = type(owner).__mro__
-    for kind in ours:
-        where = ATTRIBUTES.get(f"{kind.__module__}.{kind.__qualname__}")
+    for owner_class in ours:
+        where = ATTRIBUTES.get(f"{owner_class.__module__}.{owner_class.__qualname__}")
         if where is not None:
             source, _, class_name = where.partition(":")
             for theirs in getattr(load(source), class_name).__mro__:
                 if theirs not in ours and name in vars(theirs):
-                    found = vars(theirs)[name]
-                    return found.__get__(owner, type(owner)) if hasattr(found, "__get__") else found
+                    member = vars(theirs)[name]
+                    return member.__get__(owner, type(owner)) if hasattr(member, "__get__") else member
     raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
 
 
@@ -160,8 +160,8 @@ class Finder:
     @staticmethod
     def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """As the import system asks."""
-        place = fullname.removeprefix(PACKAGE)
-        folder = FOLDER.joinpath(*place.split("."))
+        relative_name = fullname.removeprefix(PACKAGE)
+        folder = FOLDER.joinpath(*relative_name.split("."))
         is_package = (folder / "__init__.py").is_file()
         if not is_package and not folder.with_suffix(".py").is_file():
             return None
@@ -169,7 +169,7 @@ class Finder:
             Inside.packages.add(fullname)
             if Inside not in sys.meta_path:
                 sys.meta_path.insert(0, Inside)
-        return ModuleSpec(fullname, Same(load(f"{__name__}.{place}")), is_package=is_package)
+        return ModuleSpec(fullname, Same(load(f"{__name__}.{relative_name}")), is_package=is_package)
 
 
 class Inside:

@@ -287,8 +287,8 @@ class Scheduler:
         is_due, seconds = self.is_due(first[2])
         if not is_due:
             pause = self.adjust(seconds)
-            found: float = min(self.max_interval if pause is None else pause, self.max_interval)
-            return found
+            pause_seconds: float = min(self.max_interval if pause is None else pause, self.max_interval)
+            return pause_seconds
         taken = heappop(heap)
         if taken is not first:
             heappush(heap, taken)

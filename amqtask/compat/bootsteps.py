@@ -136,8 +136,8 @@ class Blueprint:
 
     def apply(self, parent: Any, **options: Any) -> Blueprint:
         """Make the steps that take part."""
-        for kind in ordered(self._kinds):
-            step = kind(parent, **options)
+        for step_class in ordered(self._kinds):
+            step = step_class(parent, **options)
             if step.include(parent):
                 self.order.append(step)
         return self
@@ -166,23 +166,25 @@ class Blueprint:
 
 def ordered(kinds: Iterable[type[Step]]) -> list[type[Step]]:
     """Each after those that it requires, those that come last at the end."""
-    waiting = sorted(kinds, key=lambda kind: (kind.last, f"{kind.__module__}.{kind.__qualname__}"))
-    names = {kind: _names(kind) for kind in waiting}
-    found: list[type[Step]] = []
+    waiting = sorted(
+        kinds, key=lambda step_class: (step_class.last, f"{step_class.__module__}.{step_class.__qualname__}")
+    )
+    names = {step_class: _names(step_class) for step_class in waiting}
+    in_order: list[type[Step]] = []
     while waiting:
-        for kind in waiting:
-            needed = {_name(item) for item in kind.requires}
-            if not any(needed & names[other] for other in waiting if other is not kind):
+        for step_class in waiting:
+            needed = {_name(item) for item in step_class.requires}
+            if not any(needed & names[other_class] for other_class in waiting if other_class is not step_class):
                 break
         else:
-            kind = waiting[0]  # they require each other in a circle
-        waiting.remove(kind)
-        found.append(kind)
-    return found
+            step_class = waiting[0]  # they require each other in a circle
+        waiting.remove(step_class)
+        in_order.append(step_class)
+    return in_order
 
 
-def _names(kind: type[Step]) -> set[str]:
-    return {_name(kind), *([kind.name] if kind.name else [])}
+def _names(step_class: type[Step]) -> set[str]:
+    return {_name(step_class), *([step_class.name] if step_class.name else [])}
 
 
 def _name(item: Any) -> str:
@@ -203,15 +205,15 @@ class ConsumerParent:
     @property
     def connection(self) -> Any:
         """That of kombu, for channels; opened when it is asked for. Raises: ImportError where kombu is not installed."""
-        made = self.__dict__.get("_connection")
-        if made is None:
+        connection = self.__dict__.get("_connection")
+        if connection is None:
             import kombu
 
             urls = [address.url for address in self.app.broker_addresses] or ["memory://"]
-            made = self.__dict__["_connection"] = kombu.Connection(
+            connection = self.__dict__["_connection"] = kombu.Connection(
                 ";".join(urls), heartbeat=self.app.conf.broker_heartbeat
             )
-        return made
+        return connection
 
     @property
     def has_connection(self) -> bool:
@@ -220,9 +222,9 @@ class ConsumerParent:
 
     def close(self) -> None:
         """Close it."""
-        made = self.__dict__.pop("_connection", None)
-        if made is not None:
-            made.release()
+        connection = self.__dict__.pop("_connection", None)
+        if connection is not None:
+            connection.release()
 
 
 class Steps:
@@ -305,5 +307,5 @@ class Draining:
 
 def service(app: AmqTask, worker: Worker, options: Any) -> Steps:
     """For amqtask.assembly."""
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
-    return Steps(app, worker, app.steps, {**given, **given.pop("of_app")})  # type: ignore[attr-defined] # of attributes.app
+    parameters = {field.name: getattr(options, field.name) for field in fields(options)}
+    return Steps(app, worker, app.steps, {**parameters, **parameters.pop("of_app")})  # type: ignore[attr-defined] # of attributes.app

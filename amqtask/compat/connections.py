@@ -147,7 +147,7 @@ class _Closing(AbstractContextManager[Any]):
         """Nothing of its own is open."""
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exception_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -224,8 +224,8 @@ class Producer(_Closing):
             body = body.encode(content_encoding or "utf-8")
         if compression:
             body, headers["compression"] = compress(body, compression)
-        place = self.exchange if exchange is None else exchange
-        made = Properties(
+        target = self.exchange if exchange is None else exchange
+        message_properties = Properties(
             content_type=content_type,
             content_encoding=content_encoding or "binary",
             headers=headers,
@@ -235,12 +235,16 @@ class Producer(_Closing):
             **{name: value for name, value in properties.items() if name in _PROPERTIES},
         )
         key = self.routing_key if routing_key is None else routing_key
-        message = Message(body, made, str(getattr(place, "name", place) or ""), key, self._declared(declare))
+        message = Message(
+            body, message_properties, str(getattr(target, "name", target) or ""), key, self._declared(declare)
+        )
         self.app.publisher.publish(message, timeout=timeout)
 
     def _declared(self, entities: Any) -> tuple[Any, ...]:
         return tuple(
-            found for entity in entities or () for found in self.app.queues.declarations(self.app.queues.add(entity))
+            declaration
+            for entity in entities or ()
+            for declaration in self.app.queues.declarations(self.app.queues.add(entity))
         )
 
     @property
@@ -285,9 +289,9 @@ class SimpleQueue(_Closing):
         """The first message, which is gone then. Raises: queue.Empty."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            found = self._get()
-            if found is not None:
-                return found
+            received = self._get()
+            if received is not None:
+                return received
             if not block or (deadline is not None and time.monotonic() >= deadline):
                 raise Empty
             time.sleep(0.05)
@@ -300,8 +304,8 @@ class SimpleQueue(_Closing):
         memory = self._connection.app.memory_broker
         if memory is not None:
             with memory.lock:
-                found = memory.queue(self.name).pop() if memory.count(self.name) else None
-            return None if found is None else Received(found.decoded(), found.body)
+                stored = memory.queue(self.name).pop() if memory.count(self.name) else None
+            return None if stored is None else Received(stored.decoded(), stored.body)
         with self._connection.admin.channel(self.name) as channel:
             method, properties, body = channel.basic_get(self.name, auto_ack=True)
         return None if method is None else Received(properties, body)
@@ -328,8 +332,8 @@ class Received:
     @property
     def payload(self) -> Any:
         """What was published."""
-        kind = self.properties.content_type
-        return loads(self.body, kind, self.properties.content_encoding, content_types([kind or "json"]))
+        mime_type = self.properties.content_type
+        return loads(self.body, mime_type, self.properties.content_encoding, content_types([mime_type or "json"]))
 
     def decode(self) -> Any:
         """The same."""

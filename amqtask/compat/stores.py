@@ -90,20 +90,20 @@ class Asked:
         **_: Any,
     ) -> Iterator[tuple[str, Meta]]:
         """(id, meta) of each that has ended; looked for every `interval` seconds. Raises: TimeoutError."""
-        left = dict.fromkeys(task_ids)
+        missing = dict.fromkeys(task_ids)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while left:
-            for task_id in list(left):
+        while missing:
+            for task_id in list(missing):
                 meta = self.get_task_meta(task_id)
                 if meta["status"] in states.READY_STATES:
-                    del left[task_id]
+                    del missing[task_id]
                     if on_message is not None:
                         on_message(meta)
                     yield task_id, meta
-            if left:
+            if missing:
                 remaining = interval if deadline is None else deadline - time.monotonic()
                 if remaining <= 0:
-                    raise TimeoutError(f"no result of {len(left)} tasks within {timeout or 0:g} s")
+                    raise TimeoutError(f"no result of {len(missing)} tasks within {timeout or 0:g} s")
                 if on_interval is not None:
                     on_interval()
                 time.sleep(min(interval, remaining))
@@ -225,10 +225,10 @@ class Asked:
 
     def current_task_children(self, request: Any = None) -> list[Any] | None:
         """What the task has published, as tuples."""
-        asked = current_context() if request is None else request
-        if asked is None:
+        context = current_context() if request is None else request
+        if context is None:
             return None
-        return [as_tuple(child) for child in getattr(asked, "children", None) or ()]
+        return [as_tuple(child) for child in getattr(context, "children", None) or ()]
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
         """No more options for a call."""

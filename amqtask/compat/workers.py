@@ -20,15 +20,15 @@ _LISTS = frozenset({"queues", "exclude_queues", "include"})
 
 def make_worker(app: AmqTask, **options: Any) -> Worker:
     """A worker that is ready to `start()`; options as on the command line. Raises: ConfigurationError."""
-    told = {name: value for name, value in options.items() if name in _KNOWN and value is not None}
-    for name in _LISTS & told.keys():
-        value = told[name]
-        told[name] = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
-    told["of_app"] = {name: value for name, value in options.items() if name not in _KNOWN}
-    told.setdefault("install_signals", threading.current_thread() is threading.main_thread())
+    known_options = {name: value for name, value in options.items() if name in _KNOWN and value is not None}
+    for name in _LISTS & known_options.keys():
+        value = known_options[name]
+        known_options[name] = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+    known_options["of_app"] = {name: value for name, value in options.items() if name not in _KNOWN}
+    known_options.setdefault("install_signals", threading.current_thread() is threading.main_thread())
     from amqtask.assembly import build_worker
 
-    return build_worker(app, WorkerOptions(**told))
+    return build_worker(app, WorkerOptions(**known_options))
 
 
 class Beat:

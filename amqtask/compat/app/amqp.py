@@ -52,9 +52,9 @@ class Queues(Mapping[str, Queue]):
 
     def select_add(self, queue: str, **options: Any) -> Queue:
         """Take from this one, too."""
-        made = self.add(queue, **options)
-        self._app.queues.select([*self.consume_from, made.name])
-        return made
+        added = self.add(queue, **options)
+        self._app.queues.select([*self.consume_from, added.name])
+        return added
 
     def format(self, indent: int = 0, indent_first: bool = True) -> str:
         """For people."""
@@ -88,8 +88,8 @@ class AMQP:
     @property
     def routes(self) -> Any:
         """The setting task_routes, as a list."""
-        found = self.app.conf.task_routes or []
-        return list(found) if isinstance(found, (list, tuple)) else [found]
+        routes = self.app.conf.task_routes or []
+        return list(routes) if isinstance(routes, (list, tuple)) else [routes]
 
     @property
     def default_queue(self) -> Queue:

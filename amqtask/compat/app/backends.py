@@ -14,5 +14,5 @@ def by_name(backend: str | None = None, loader: Any = None, extension_namespace:
 
 def by_url(backend: str | None = None, loader: Any = None) -> tuple[Any, str | None]:
     """The class, and the URL."""
-    found, url = find_named(backend or "")
-    return found, url if url and "://" in url else None
+    backend_class, url = find_named(backend or "")
+    return backend_class, url if url and "://" in url else None

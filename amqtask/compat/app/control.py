@@ -13,10 +13,10 @@ __all__ = ["Control", "Inspect", "flatten_reply"]
 
 def flatten_reply(reply: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """A list of replies as one dictionary: node → answer."""
-    found: dict[str, Any] = {}
+    replies: dict[str, Any] = {}
     for item in reply:
-        found.update(item)
-    return found
+        replies.update(item)
+    return replies
 
 
 class Inspect(Inspection):

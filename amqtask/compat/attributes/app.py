@@ -67,8 +67,8 @@ class OfApp(AmqTask):
         if connection is not None:
             yield connection
             return
-        with self.connection() as made:
-            yield made
+        with self.connection() as acquired:
+            yield acquired
 
     default_connection = connection_or_acquire
 
@@ -159,5 +159,5 @@ class OfApp(AmqTask):
     @property
     def annotations(self) -> list[Mapping[str, Any]]:
         """The setting task_annotations as a list."""
-        found = self.conf.task_annotations or []
-        return list(found) if isinstance(found, (list, tuple)) else [found]
+        annotations = self.conf.task_annotations or []
+        return list(annotations) if isinstance(annotations, (list, tuple)) else [annotations]

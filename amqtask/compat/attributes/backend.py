@@ -66,12 +66,12 @@ class OfStore(Asked):
 
         Raises: EncodeError, BackendUnreachable, PublishError.
         """
-        told = message_of(task_id, result, state, traceback, request, self.serializer)
+        result_message = message_of(task_id, result, state, traceback, request, self.serializer)
         message = self.message_for(
-            told, getattr(request, "reply_to", None), getattr(request, "correlation_id", task_id)
+            result_message, getattr(request, "reply_to", None), getattr(request, "correlation_id", task_id)
         )
         if message is None:
-            self.store(told)
+            self.store(result_message)
         elif message.routing_key:
             self.app.publisher.publish(message)
-        return told.result
+        return result_message.result

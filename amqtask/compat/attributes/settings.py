@@ -35,13 +35,13 @@ class OfSettings(Settings):
 
     def find_option(self, name: str, namespace: str = "") -> Option:
         """The setting of that name, in the namespace or any other. Raises: KeyError."""
-        known = {setting.name: setting for setting in SETTINGS}
-        wanted = f"{namespace}_{name}" if namespace else name
-        found = known.get(wanted) or next((known[key] for key in known if key.endswith(f"_{name}")), None)
-        if found is None:
+        by_name = {setting.name: setting for setting in SETTINGS}
+        full_name = f"{namespace}_{name}" if namespace else name
+        match = by_name.get(full_name) or next((by_name[key] for key in by_name if key.endswith(f"_{name}")), None)
+        if match is None:
             raise KeyError(name)
-        space, _, key = found.name.partition("_")
-        return Option(space, key, found.default)
+        space, _, key = match.name.partition("_")
+        return Option(space, key, match.default)
 
     def find_value_for_key(self, name: str, namespace: str = "celery") -> Any:
         """The value of the setting that ends so: `find_value_for_key("default_queue", "task")`."""
@@ -49,8 +49,8 @@ class OfSettings(Settings):
             return self[f"{namespace}_{name}"]
         if name in self:
             return self[name]
-        found = OfSettings.find_option(self, name)
-        return self[f"{found.namespace}_{found.key}"]
+        option = OfSettings.find_option(self, name)
+        return self[f"{option.namespace}_{option.key}"]
 
     def value_set_for(self, key: str) -> bool:
         """Whether somebody has set it."""

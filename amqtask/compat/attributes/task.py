@@ -43,13 +43,13 @@ class RequestStack:
     @property
     def stack(self) -> list[Context]:
         """All of the task, the last one on top."""
-        found: list[Context] = []
+        contexts: list[Context] = []
         context = current.get()
         while context is not None:
             if context.task == self._task.name:
-                found.insert(0, context)
+                contexts.insert(0, context)
             context = context.__dict__.get(_BELOW)
-        return found
+        return contexts
 
     def push(self, context: Any) -> None:
         """One more."""
@@ -100,17 +100,17 @@ class OfTask(Task[..., Any]):
         self, request: Any = None, args: Any = None, kwargs: Any = None, queue: str | None = None, **extra: Any
     ) -> Any:
         """A signature that calls the task as `request` does, with one retry more."""
-        found = self.request if request is None else request
+        context = self.request if request is None else request
         options = {
-            "task_id": found.id,
-            "retries": (found.retries or 0) + 1,
-            "group_id": found.group,
+            "task_id": context.id,
+            "retries": (context.retries or 0) + 1,
+            "group_id": context.group,
             **({"queue": queue} if queue else {}),
             **extra,
         }
         return self.signature(
-            found.args if args is None else args,
-            found.kwargs if kwargs is None else kwargs,
+            context.args if args is None else args,
+            context.kwargs if kwargs is None else kwargs,
             **{name: value for name, value in options.items() if value is not None},
         )
 

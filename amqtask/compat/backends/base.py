@@ -169,18 +169,21 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         return self._encode(data)[-1]
 
     def _encode(self, data: Any) -> tuple[str, str, Any]:
-        body, kind, encoding = dumps(data, self.serializer)
-        return kind, encoding, body if encoding == "binary" else body.decode()
+        body, mime_type, encoding = dumps(data, self.serializer)
+        return mime_type, encoding, body if encoding == "binary" else body.decode()
 
     def decode(self, payload: Any) -> Any:
         """What `encode` wrote. Raises: MessageError; kombu's DecodeError where kombu is imported."""
         if payload is None:
             return None
-        kind = content_type(self.serializer)
+        mime_type = content_type(self.serializer)
         encoding = "binary" if self.content_encoding == "binary" else "utf-8"
         try:
             return loads(
-                payload.encode() if isinstance(payload, str) else payload, kind, encoding, self.accept | {kind}
+                payload.encode() if isinstance(payload, str) else payload,
+                mime_type,
+                encoding,
+                self.accept | {mime_type},
             )
         except MessageError as error:
             kombu = sys.modules.get("kombu.exceptions")
@@ -229,8 +232,8 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
 
     def prepare_persistent(self, enabled: bool | None = None) -> bool:
         """Whether results outlive the store's restart."""
-        asked = self.app.conf.result_persistent if enabled is None else enabled
-        return self.persistent if asked is None else bool(asked)
+        is_persistent = self.app.conf.result_persistent if enabled is None else enabled
+        return self.persistent if is_persistent is None else bool(is_persistent)
 
     def _get_result_meta(
         self, result: Any, state: str, traceback: Any, request: Any, format_date: bool = True, encode: bool = False
@@ -337,7 +340,8 @@ class KeyValueStoreBackend(BaseBackend):
         prefix = key_prefix(self.app.conf.result_backend_transport_options)
         key_t = self._key_t
         self.task_keyprefix, self.group_keyprefix, self.chord_keyprefix = (
-            key_t(f"{prefix}{each}") for each in (self.task_keyprefix, self.group_keyprefix, self.chord_keyprefix)
+            key_t(f"{prefix}{keyprefix}")
+            for keyprefix in (self.task_keyprefix, self.group_keyprefix, self.chord_keyprefix)
         )
 
     @property
@@ -423,8 +427,8 @@ class KeyValueStoreBackend(BaseBackend):
 
 def unpickle_backend(cls: type[BaseBackend], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BaseBackend:
     """A store of the current application."""
-    made: BaseBackend = cls(*args, **{**kwargs, "app": current_app()})
-    return made
+    backend: BaseBackend = cls(*args, **{**kwargs, "app": current_app()})
+    return backend
 
 
 def _as_bytes(value: Any) -> Any:

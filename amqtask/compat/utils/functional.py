@@ -37,8 +37,8 @@ def maybe(typ: Callable[[Any], Any], val: Any) -> Any:
 
 def first(predicate: Callable[[Any], Any] | None, it: Iterable[Any]) -> Any:
     """The first that fits (or that is not None); None when none does."""
-    wanted = predicate or (lambda item: item is not None)
-    return next((item for item in it if wanted(item)), None)
+    fits = predicate or (lambda item: item is not None)
+    return next((item for item in it if fits(item)), None)
 
 
 def firstmethod(method: str, on_call: Any = None) -> Callable[..., Any]:
@@ -56,15 +56,15 @@ def firstmethod(method: str, on_call: Any = None) -> Callable[..., Any]:
 
 def chunks(it: Iterable[Any], n: int) -> Iterator[list[Any]]:
     """Lists of `n` items."""
-    rest = iter(it)
-    for item in rest:
-        yield [item, *islice(rest, n - 1)]
+    remaining = iter(it)
+    for item in remaining:
+        yield [item, *islice(remaining, n - 1)]
 
 
 def padlist(container: Iterable[Any], size: int, default: Any = None) -> list[Any]:
     """The first `size` items, filled up."""
-    found = list(container)[:size]
-    return found + [default] * (size - len(found))
+    items = list(container)[:size]
+    return items + [default] * (size - len(items))
 
 
 def uniq(it: Iterable[Any]) -> Iterator[Any]:

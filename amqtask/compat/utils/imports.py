@@ -29,8 +29,8 @@ class NotAPackage(Exception):
 
 def qualname(obj: Any) -> str:
     """`module.Class` of a class or of an instance."""
-    kind = obj if isinstance(obj, type) or hasattr(obj, "__qualname__") else type(obj)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    named = obj if isinstance(obj, type) or hasattr(obj, "__qualname__") else type(obj)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def symbol_by_name(
@@ -49,8 +49,8 @@ def symbol_by_name(
     if not module:
         module, attribute = package or path, attribute if package else ""
     try:
-        found = (imp or load)(module)
-        return getattr(found, attribute) if attribute else found
+        imported = (imp or load)(module)
+        return getattr(imported, attribute) if attribute else imported
     except (ImportError, AttributeError):
         if default is None:
             raise
@@ -81,20 +81,20 @@ def find_module(module: str, path: Any = None, imp: Any = None) -> ModuleType:
     """Import a module, of the present folder too. Raises: NotAPackage, ImportError."""
     with cwd_in_path():
         try:
-            found: ModuleType = (imp or load)(module)
+            imported: ModuleType = (imp or load)(module)
         except ModuleNotFoundError as error:
             parent = module.rpartition(".")[0]
             if parent and "is not a package" in str(error):
                 raise NotAPackage(parent) from error
             raise
-        return found
+        return imported
 
 
 def import_from_cwd(module: str, imp: Any = None, package: str | None = None) -> ModuleType:
     """Import a module of the present folder."""
     with cwd_in_path():
-        found: ModuleType = (imp or load)(module, package=package)
-        return found
+        imported: ModuleType = (imp or load)(module, package=package)
+        return imported
 
 
 def gen_task_name(app: Any, name: str, module_name: str | None) -> str:

@@ -10,9 +10,9 @@ __all__ = ["Bunch", "mro_lookup"]
 
 def mro_lookup(cls: type, attr: str, stop: Any = None, monkey_patched: Any = None) -> type | None:
     """The class that defines an attribute."""
-    for kind in cls.mro():
-        if stop and kind in stop:
+    for ancestor in cls.mro():
+        if stop and ancestor in stop:
             return None
-        if attr in kind.__dict__:
-            return kind
+        if attr in ancestor.__dict__:
+            return ancestor
     return None

@@ -87,8 +87,8 @@ class UnpickleableExceptionWrapper(Exception):
     @classmethod
     def from_exception(cls, exc: BaseException) -> UnpickleableExceptionWrapper:
         """Of an exception; arguments that cannot be pickled are shown."""
-        made = cls(type(exc).__module__, type(exc).__name__, exc.args, saferepr(exc))
-        return made.with_traceback(exc.__traceback__)
+        wrapper = cls(type(exc).__module__, type(exc).__name__, exc.args, saferepr(exc))
+        return wrapper.with_traceback(exc.__traceback__)
 
     def restore(self) -> BaseException:
         """One of a class with the same name."""
@@ -104,14 +104,14 @@ def find_pickleable_exception(
     dumps: Callable[[Any], bytes] = pickle.dumps,
 ) -> BaseException | None:
     """The same of the nearest class above it that can be pickled; None, if there is none below Exception."""
-    for parent in takewhile(lambda each: each not in _TOO_WIDE, type(exc).__mro__):
+    for parent in takewhile(lambda ancestor: ancestor not in _TOO_WIDE, type(exc).__mro__):
         try:
-            made = parent(*exc.args)
-            loads(dumps(made))
+            rebuilt = parent(*exc.args)
+            loads(dumps(rebuilt))
         except Exception:  # noqa: BLE001 - a class's own constructor and methods may raise anything
             continue
-        assert isinstance(made, BaseException)
-        return made
+        assert isinstance(rebuilt, BaseException)
+        return rebuilt
     return None
 
 

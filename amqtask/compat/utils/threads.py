@@ -20,8 +20,8 @@ class LocalStack:
     @property
     def stack(self) -> list[Any]:
         """This thread's."""
-        found: list[Any] = self._local.__dict__.setdefault("stack", [])
-        return found
+        stack: list[Any] = self._local.__dict__.setdefault("stack", [])
+        return stack
 
     def push(self, obj: Any) -> list[Any]:
         """One more."""

@@ -28,9 +28,9 @@ class _Zones:
     @property
     def local(self) -> tzinfo:
         """The machine's zone."""
-        found = datetime.now().astimezone().tzinfo
-        assert found is not None
-        return found
+        zone = datetime.now().astimezone().tzinfo
+        assert zone is not None
+        return zone
 
     def get_timezone(self, zone: str | tzinfo) -> tzinfo:
         """The zone of a name."""
