@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def app_or_default(app: AmqTask | None = None) -> AmqTask:
-    """The application that is given, else the current one."""
+    """`app`, else the current application."""
     return current_app() if app is None else app
 
 

@@ -177,12 +177,12 @@ class Scheduler:
     # -- the entries
 
     def setup_schedule(self) -> None:
-        """Once, before the first tick."""
+        """Set the schedule up, once before the first tick."""
         self.install_default_entries(self.data)
         self.merge_inplace(self.app.conf.beat_schedule)
 
     def install_default_entries(self, data: Mapping[str, Any]) -> None:
-        """That which deletes old results, where the store does not do so itself."""
+        """Add the entry that deletes old results, where the store does not do so itself."""
         backend = self.app.backend
         if backend is None or not self.app.conf.result_expires or getattr(backend, "supports_autoexpire", True):
             return
@@ -196,7 +196,7 @@ class Scheduler:
         return self.data
 
     def set_schedule(self, schedule: Any) -> None:
-        """Have these entries."""
+        """Replace the entries."""
         self.data = schedule
 
     @property
@@ -209,7 +209,7 @@ class Scheduler:
         self.set_schedule(schedule)
 
     def add(self, **fields: Any) -> ScheduleEntry:
-        """A new entry."""
+        """Add an entry."""
         entry = self.Entry(app=self.app, **fields)
         self.schedule[entry.name] = entry
         return entry
@@ -316,7 +316,7 @@ class Scheduler:
             logger.debug("%s sent. id->%s", entry.task, getattr(result, "id", None))
 
     def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """Send it now. Raises: SchedulingError."""
+        """Send an entry's task now. Raises: SchedulingError."""
         if advance:
             entry = self.reserve(entry)
         try:
@@ -369,7 +369,7 @@ class Scheduler:
         """Write down what ran."""
 
     def close(self) -> None:
-        """At the end."""
+        """Write down what ran, at the end."""
         self.sync()
 
     @property
@@ -409,11 +409,11 @@ class PersistentScheduler(Scheduler):
         self.sync()
 
     def get_schedule(self) -> Any:
-        """What is in the file."""
+        """The entries in the file."""
         return self._store["entries"]
 
     def set_schedule(self, schedule: Any) -> None:
-        """Have these entries."""
+        """Replace the entries."""
         self._store["entries"] = schedule
 
     def sync(self) -> None:
@@ -430,7 +430,7 @@ class PersistentScheduler(Scheduler):
 
     @property
     def info(self) -> str:
-        """Where the file is."""
+        """The file's path, for people."""
         return f"    . db -> {self.schedule_filename}"
 
 
@@ -453,14 +453,14 @@ class Service:
         self._scheduler: Any = None
 
     def get_scheduler(self, lazy: bool = False, extension_namespace: str = "celery.beat_schedulers") -> Any:
-        """A new one."""
+        """A new scheduler."""
         return self.scheduler_cls(
             app=self.app, schedule_filename=self.schedule_filename, max_interval=self.max_interval, lazy=lazy
         )
 
     @property
     def scheduler(self) -> Any:
-        """That which it runs."""
+        """The scheduler that it runs."""
         if self._scheduler is None:
             self._scheduler = self.get_scheduler()
         return self._scheduler
@@ -480,5 +480,5 @@ class Service:
             scheduler.close()
 
     def sync(self) -> None:
-        """At the end."""
+        """Close the scheduler, which writes down what ran."""
         self.scheduler.close()

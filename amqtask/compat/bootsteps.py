@@ -40,7 +40,7 @@ class Step:
         """`kwargs` are the worker's options, those of `app.user_options` too."""
 
     def include_if(self, parent: Any) -> bool:
-        """Whether to take part."""
+        """Whether the step takes part."""
         return self.enabled
 
     def _should_include(self, parent: Any) -> tuple[bool, Any]:
@@ -66,7 +66,7 @@ class Step:
         return self.label or (self.name or type(self).__qualname__).rsplit(".", 1)[-1]
 
     def info(self, obj: Any) -> Any:
-        """For statistics."""
+        """Statistics of the step, if it has any."""
 
     def __repr__(self) -> str:
         return f"<step: {self.alias}>"
@@ -78,18 +78,18 @@ class StartStopStep(Step):
     obj: Any = None
 
     def start(self, parent: Any) -> Any:
-        """With the parent."""
+        """Called when the parent starts."""
         return self.obj.start() if self.obj is not None else None
 
     def stop(self, parent: Any) -> Any:
-        """With the parent."""
+        """Called when the parent stops."""
         return self.obj.stop() if self.obj is not None else None
 
     def close(self, parent: Any) -> Any:
-        """Before `stop`."""
+        """Called before `stop`."""
 
     def terminate(self, parent: Any) -> Any:
-        """In place of `stop`, when there is no time."""
+        """Called in place of `stop`, when there is no time."""
         return self.obj.terminate() if hasattr(self.obj, "terminate") else self.stop(parent)
 
     def include(self, parent: Any) -> bool:
@@ -107,7 +107,7 @@ class ConsumerStep(StartStopStep):
     consumers: Any = None
 
     def get_consumers(self, channel: Any) -> Iterable[Any]:
-        """Of kombu."""
+        """The step's consumers, on a channel; both are kombu's."""
         raise NotImplementedError("missing get_consumers")
 
     def start(self, parent: Any) -> None:
@@ -117,7 +117,7 @@ class ConsumerStep(StartStopStep):
             consumer.consume()
 
     def stop(self, parent: Any) -> None:
-        """Take nothing more."""
+        """Stop consuming."""
         for consumer in self.consumers or ():
             consumer.cancel()
 
@@ -143,7 +143,7 @@ class Blueprint:
         return self
 
     def start(self, parent: Any) -> None:
-        """All, in order; what one raises is the worker's end."""
+        """Start all steps, in order; what one raises ends the worker."""
         for step in self.order:
             if isinstance(step, StartStopStep):
                 logger.debug("worker: starting %s", step.alias)
@@ -151,7 +151,7 @@ class Blueprint:
                 self._started.append(step)
 
     def stop(self, parent: Any) -> None:
-        """All that have started, the last first; one that fails is told, and the others stop."""
+        """Stop all steps that have started, the last first; an error of one is logged, and the others stop."""
         started, self._started = self._started, []
         for name in ("close", "stop"):
             for step in reversed(started):
@@ -165,7 +165,7 @@ class Blueprint:
 
 
 def ordered(kinds: Iterable[type[Step]]) -> list[type[Step]]:
-    """Each after those that it requires, those that come last at the end."""
+    """The steps in order: each after those that it requires, those with `last` at the end."""
     waiting = sorted(
         kinds, key=lambda step_class: (step_class.last, f"{step_class.__module__}.{step_class.__qualname__}")
     )
@@ -217,11 +217,11 @@ class ConsumerParent:
 
     @property
     def has_connection(self) -> bool:
-        """Whether it was asked for."""
+        """Whether the connection was asked for."""
         return "_connection" in self.__dict__
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         connection = self.__dict__.pop("_connection", None)
         if connection is not None:
             connection.release()
@@ -242,7 +242,7 @@ class Steps:
         self._draining: Draining | None = None
 
     def start(self) -> None:
-        """The worker's own now, the consumer's when it consumes."""
+        """Start the worker's steps now, and the consumer's when the worker consumes."""
         if not self._is_started:
             self._is_started = True
             self._of_worker.apply(self._worker, **self._options).start(self._worker)
@@ -260,7 +260,7 @@ class Steps:
             self._draining.start()
 
     def stop(self) -> None:
-        """In the other order."""
+        """Stop the consumer's steps, then the worker's."""
         if not self._is_started:
             return
         self._is_started = False
@@ -306,6 +306,6 @@ class Draining:
 
 
 def service(app: AmqTask, worker: Worker, options: Any) -> Steps:
-    """For amqtask.assembly."""
+    """The service that runs a worker's bootsteps, for amqtask.assembly."""
     parameters = {field.name: getattr(options, field.name) for field in fields(options)}
     return Steps(app, worker, app.steps, {**parameters, **parameters.pop("of_app")})  # type: ignore[attr-defined] # of attributes.app

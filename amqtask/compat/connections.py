@@ -22,14 +22,14 @@ _PROPERTIES = frozenset(Properties.__dataclass_fields__)
 
 
 class Transport(NamedTuple):
-    """How the broker is spoken to."""
+    """The transport of a connection, as kombu describes it."""
 
     driver_type: str
     driver_name: str
 
 
 class queue_declare_ok_t(NamedTuple):
-    """What a broker says of a queue."""
+    """The broker's answer to a declared queue."""
 
     queue: str
     message_count: int
@@ -47,7 +47,7 @@ class Connection(BrokerConnection):
         self._admin: QueueAdmin | None = None
 
     def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
-        """The first broker's URL; with the password for who asks for it."""
+        """The first broker's URL; with the password on request."""
         address = next(iter(self.app.broker_addresses), None)
         return super().as_uri() if address is None or not include_password else address.url
 
@@ -55,11 +55,11 @@ class Connection(BrokerConnection):
 
     @property
     def connected(self) -> bool:
-        """Whether it is open."""
+        """Whether the connection is open."""
         return self._admin is not None
 
     def connect(self) -> Connection:
-        """Open it. Raises: OperationalError when no broker answers."""
+        """Open the connection. Raises: OperationalError when no broker answers."""
         if self._admin is None and self.app.memory_broker is None:
             self._admin = QueueAdmin(self.app.broker_addresses).__enter__()
         return self
@@ -75,7 +75,7 @@ class Connection(BrokerConnection):
         reraise_as_library_errors: bool = True,
         timeout: float | None = None,
     ) -> Connection:
-        """Open it, if need be again and again: `max_retries` times, or until `timeout`; for ever without both."""
+        """Open the connection, if need be again and again: `max_retries` times, or until `timeout`; for ever without both."""
         deadline = None if timeout is None else time.monotonic() + timeout
         tried, pause = 0, interval_start
         while True:
@@ -101,10 +101,10 @@ class Connection(BrokerConnection):
     release = _close = close
 
     def heartbeat_check(self, rate: int = 2) -> None:
-        """It is short-lived: there is nothing to look after."""
+        """Do nothing: the connection is short-lived."""
 
     def info(self) -> dict[str, Any]:
-        """Where it leads, without a password."""
+        """The connection's parameters, without password."""
         address = next(iter(self.app.broker_addresses), None)
         return {} if address is None else {"hostname": address.host, "port": address.port, "uri": address.safe_url}
 
@@ -125,7 +125,7 @@ class Connection(BrokerConnection):
         return Channel(self)
 
     def Producer(self, channel: Any = None, **options: Any) -> Producer:
-        """What publishes."""
+        """A producer on this connection."""
         return Producer(self.app, **options)
 
     def SimpleQueue(self, name: Any, no_ack: bool | None = None, **_: Any) -> SimpleQueue:
@@ -134,17 +134,17 @@ class Connection(BrokerConnection):
 
     @property
     def admin(self) -> QueueAdmin:
-        """Odd jobs. Raises: OperationalError."""
+        """A QueueAdmin on the broker. Raises: OperationalError."""
         self.connect()
         assert self._admin is not None
         return self._admin
 
 
 class _Closing(AbstractContextManager[Any]):
-    """Closed at the end of its block."""
+    """A context manager that calls `close` at the end of its block."""
 
     def close(self) -> None:
-        """Nothing of its own is open."""
+        """Do nothing, where a class has no connection of its own."""
 
     def __exit__(
         self, exception_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -159,7 +159,7 @@ class Channel(_Closing):
         self.connection = connection
 
     def queue_declare(self, queue: str, passive: bool = False, **_: Any) -> queue_declare_ok_t:
-        """How many messages and consumers it has. Raises: QueueNotFound; NotImplementedError for one that is not passive."""
+        """A queue's numbers of messages and consumers. Raises: QueueNotFound; NotImplementedError unless `passive`."""
         memory = self.connection.app.memory_broker
         if not passive:
             raise NotImplementedError("queues are declared by amqtask.Queue and `amqtask topology declare`")
@@ -169,12 +169,12 @@ class Channel(_Closing):
         return queue_declare_ok_t(queue, state.ready, state.consumers)
 
     def queue_purge(self, queue: str, **_: Any) -> int:
-        """Delete what waits; how many messages that were."""
+        """Delete the messages of a queue; returns how many there were."""
         memory = self.connection.app.memory_broker
         return memory.purge(queue) if memory is not None else self.connection.admin.purge(queue)
 
     def queue_delete(self, queue: str, **_: Any) -> None:
-        """Delete it."""
+        """Delete a queue."""
         memory = self.connection.app.memory_broker
         if memory is not None:
             memory.delete_queue(queue)
@@ -253,7 +253,7 @@ class Producer(_Closing):
         return Connection(self.app)
 
     def release(self) -> None:
-        """The application keeps its connections."""
+        """Do nothing: the application keeps its connections."""
 
 
 class Producers:
@@ -263,15 +263,15 @@ class Producers:
         self._make = make
 
     def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
-        """One."""
+        """A producer or connection of the pool."""
         return self._make()
 
     def release(self, resource: Any) -> None:
-        """Give it back."""
+        """Release a producer or connection."""
         resource.release()
 
     def force_close_all(self) -> None:
-        """The application closes its connections itself."""
+        """Do nothing: the application closes its connections itself."""
 
 
 class SimpleQueue(_Closing):
@@ -282,7 +282,7 @@ class SimpleQueue(_Closing):
         self.name = name
 
     def put(self, message: Any, **options: Any) -> None:
-        """Publish to it."""
+        """Publish a message to the queue."""
         Producer(self._connection.app).publish(message, routing_key=self.name, **options)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Received:
@@ -297,7 +297,7 @@ class SimpleQueue(_Closing):
             time.sleep(0.05)
 
     def get_nowait(self) -> Received:
-        """The same without waiting."""
+        """`get` without waiting."""
         return self.get(block=False)
 
     def _get(self) -> Received | None:
@@ -317,7 +317,7 @@ class SimpleQueue(_Closing):
     __len__ = qsize
 
     def clear(self) -> int:
-        """Delete what waits."""
+        """Delete the queue's messages."""
         return self._connection.default_channel.queue_purge(self.name)
 
 
@@ -331,15 +331,15 @@ class Received:
 
     @property
     def payload(self) -> Any:
-        """What was published."""
+        """The decoded body."""
         mime_type = self.properties.content_type
         return loads(self.body, mime_type, self.properties.content_encoding, content_types([mime_type or "json"]))
 
     def decode(self) -> Any:
-        """The same."""
+        """The decoded body."""
         return self.payload
 
     def ack(self) -> None:
-        """It is gone already."""
+        """Do nothing: the message was acknowledged when it was taken."""
 
     reject = requeue = ack

@@ -12,34 +12,34 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """One for each application."""
+    """The loader of one application."""
 
     def __init__(self, app: AmqTask) -> None:
         self.app = app
         self.task_modules: set[str] = set()
 
     def import_default_modules(self) -> None:
-        """All that `include`, `imports` and autodiscover_tasks name."""
+        """Import all modules that `include`, `imports` and autodiscover_tasks name."""
         self.app.import_modules()
         self.app.finalize()
 
     def init_worker(self) -> None:
-        """The same."""
+        """Import the modules with tasks when a worker starts."""
         self.app.import_modules()
 
     def import_task_module(self, module: str) -> Any:
-        """One."""
+        """Import a module of tasks."""
         self.task_modules.add(module)
         return load(module)
 
     def import_module(self, module: str, package: str | None = None) -> Any:
-        """Any."""
+        """Import any module."""
         return load(module, package)
 
     import_from_cwd = import_module
 
     def autodiscover_tasks(self, packages: Any, related_name: str = "tasks") -> None:
-        """As the application's."""
+        """`app.autodiscover_tasks`."""
         self.app.autodiscover_tasks(packages, related_name, force=True)
 
     def now(self, utc: bool = True) -> datetime:
@@ -58,5 +58,5 @@ class Loader:
 
 
 def get_loader_cls(loader: Any) -> type[Loader]:
-    """There is one."""
+    """The loader's class: there is only one."""
     return Loader

@@ -47,7 +47,7 @@ class Asked:
     # -- what is known
 
     def get_state(self, task_id: str) -> Any:
-        """PENDING where nothing is."""
+        """The task's state; PENDING where nothing is stored."""
         return self.get_task_meta(task_id)["status"]
 
     get_status = get_state
@@ -57,7 +57,7 @@ class Asked:
         return self.get_task_meta(task_id).get("result")
 
     def get_traceback(self, task_id: str) -> Any:
-        """That of a task that failed."""
+        """The traceback of a task that failed."""
         return self.get_task_meta(task_id).get("traceback")
 
     def get_children(self, task_id: str) -> Any:
@@ -76,7 +76,7 @@ class Asked:
         no_ack: bool = True,
         on_interval: Any = None,
     ) -> Meta:
-        """The meta of the end. Raises: TimeoutError."""
+        """Wait until the task has ended; returns the final meta. Raises: TimeoutError."""
         return next(self.get_many([task_id], timeout, interval, on_interval=on_interval))[1]
 
     def get_many(
@@ -127,13 +127,13 @@ class Asked:
     # -- what became of a task
 
     def mark_as_started(self, task_id: str, **meta: Any) -> Any:
-        """STARTED, with this meta."""
+        """Store STARTED with this meta."""
         return self.store_result(task_id, meta, states.STARTED)
 
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
     ) -> None:
-        """SUCCESS, and a part of the task's chord."""
+        """Store SUCCESS, and add a part to the task's chord."""
         if store_result and not (request is not None and request.ignore_result):
             self.store_result(task_id, result, state, request=request)
         if request is not None and request.chord:
@@ -176,7 +176,7 @@ class Asked:
         state: str = states.RETRY,
         **_: Any,
     ) -> Any:
-        """RETRY, with why."""
+        """Store RETRY with the reason."""
         return self.store_result(task_id, exc, state, traceback=traceback, request=request)
 
     def mark_as_revoked(
@@ -187,7 +187,7 @@ class Asked:
         store_result: bool = True,
         state: str = states.REVOKED,
     ) -> None:
-        """REVOKED, and a part of the task's chord."""
+        """Store REVOKED, and add a part to the task's chord."""
         error = TaskRevokedError(reason)
         if store_result:
             self.store_result(task_id, error, state, request=request)
@@ -213,13 +213,13 @@ class Asked:
     # -- chords, which workers count in the broker, whatever such a store does
 
     def ensure_chords_allowed(self) -> None:
-        """They are."""
+        """Do nothing: every store allows chords here."""
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """A member of a header has ended: for who calls `mark_as_done` by hand."""
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """The members' messages say it."""
+        """Do nothing: the members' messages carry the size."""
 
     # -- the rest
 
@@ -231,11 +231,11 @@ class Asked:
         return [as_tuple(child) for child in getattr(context, "children", None) or ()]
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
-        """No more options for a call."""
+        """No further options for a call."""
         return {}
 
     def process_cleanup(self) -> None:
-        """Nothing to do when a worker's process ends."""
+        """Do nothing when a worker's process ends."""
 
     def is_cached(self, task_id: str) -> bool:
         """Whether an answer would come from this process's memory."""

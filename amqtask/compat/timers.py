@@ -24,14 +24,14 @@ class Entry:
         self.timer: LoopTimer | None = None
 
     def __call__(self) -> None:
-        """Make the call; what it raises is told, and ends nobody."""
+        """Make the call; what it raises is logged."""
         try:
             self._call()
         except Exception:
             logger.exception("worker: a function that a timer calls has failed")
 
     def cancel(self) -> None:
-        """Not any more; from any thread."""
+        """Cancel the call; from any thread."""
         self.canceled = True
 
 
@@ -44,17 +44,17 @@ class Timer:
     def call_after(
         self, secs: float, fun: Callable[..., Any], args: Sequence[Any] = (), kwargs: Any = None, priority: int = 0
     ) -> Entry:
-        """Once, in so many seconds."""
+        """Call a function once, after so many seconds."""
         return self._enter(secs, _bound(fun, args, kwargs), None)
 
     def call_repeatedly(
         self, secs: float, fun: Callable[..., Any], args: Sequence[Any] = (), kwargs: Any = None, priority: int = 0
     ) -> Entry:
-        """Again and again, until it is cancelled."""
+        """Call a function again and again, until it is cancelled."""
         return self._enter(secs, _bound(fun, args, kwargs), secs)
 
     def cancel(self, tref: Entry) -> None:
-        """Not any more."""
+        """Cancel a call."""
         tref.cancel()
 
     def _enter(self, seconds: float, call: Callable[[], None], repeat: float | None) -> Entry:

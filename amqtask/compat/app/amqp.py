@@ -35,29 +35,29 @@ class Queues(Mapping[str, Queue]):
 
     @property
     def consume_from(self) -> dict[str, Queue]:
-        """Those that a worker takes from."""
+        """The queues that a worker consumes."""
         return {queue.name: queue for queue in self._app.queues.consumed}
 
     def add(self, queue: Queue | str, **options: Any) -> Queue:
-        """One more."""
+        """Add a queue."""
         return self._app.queues.add(Queue(queue, **options) if isinstance(queue, str) else queue)
 
     def select(self, include: str | Iterable[str]) -> None:
-        """Take from these only."""
+        """Consume these queues only."""
         self._app.queues.select([include] if isinstance(include, str) else include)
 
     def deselect(self, exclude: str | Iterable[str]) -> None:
-        """Take from all but these."""
+        """Consume all queues but these."""
         self._app.queues.deselect([exclude] if isinstance(exclude, str) else exclude)
 
     def select_add(self, queue: str, **options: Any) -> Queue:
-        """Take from this one, too."""
+        """Add a queue and consume it, too."""
         added = self.add(queue, **options)
         self._app.queues.select([*self.consume_from, added.name])
         return added
 
     def format(self, indent: int = 0, indent_first: bool = True) -> str:
-        """For people."""
+        """The queues as text, for people."""
         lines = [
             f".> {queue.name:<16} exchange={queue.exchange.name if queue.exchange else ''} key={queue.routing_key}"
             for queue in self.consume_from.values()
@@ -82,7 +82,7 @@ class AMQP:
 
     @property
     def router(self) -> Router:
-        """Finds the place of a call."""
+        """The router, which finds exchange and routing key of a call."""
         return self.app.router
 
     @property
@@ -93,12 +93,12 @@ class AMQP:
 
     @property
     def default_queue(self) -> Queue:
-        """Where calls go that no route names."""
+        """The queue of calls that no route names."""
         return self.queues[self.app.conf.task_default_queue]
 
     @property
     def default_exchange(self) -> Any:
-        """Its exchange."""
+        """The exchange of the default queue."""
         return self.default_queue.exchange
 
     @property
@@ -107,4 +107,4 @@ class AMQP:
         return self.app.producer_pool  # type: ignore[attr-defined] # of amqtask.compat.attributes.app
 
     def flush_routes(self) -> None:
-        """Routes are read anew when settings change."""
+        """Do nothing: routes are read again when settings change."""

@@ -24,6 +24,6 @@ class Inspect(Inspection):
 
     @property
     def control(self) -> Control:  # type: ignore[override] # in Celery a class attribute, too
-        """Of the current application."""
+        """Remote control of the current application."""
         control: Control = current_app().control
         return control

@@ -41,12 +41,12 @@ class OfApp(AmqTask):
 
     @lazy
     def steps(self) -> dict[str, set[type[Step]]]:
-        """Parts of one's own for workers: `app.steps["worker"].add(…)`, `app.steps["consumer"].add(…)`."""
+        """Bootsteps of the application's own for workers: `app.steps["worker"].add(…)`, `app.steps["consumer"].add(…)`."""
         return defaultdict(set)
 
     @lazy
     def user_options(self) -> dict[str, set[click.Option]]:
-        """Options of one's own for commands: `app.user_options["worker"].add(click.Option(["--x"]))`."""
+        """Options of the application's own for commands: `app.user_options["worker"].add(click.Option(["--x"]))`."""
         return defaultdict(set)
 
     # -- connections
@@ -98,7 +98,7 @@ class OfApp(AmqTask):
     # -- settings
 
     def add_defaults(self, fun: Any) -> None:
-        """Settings for what nothing else has set, read when they are needed."""
+        """Add defaults for settings that nothing else has set; they are read when they are needed."""
         self.conf.later(lambda: self.conf.add_defaults(fun))
 
     def either(self, default_key: str, *defaults: Any) -> Any:
@@ -110,13 +110,13 @@ class OfApp(AmqTask):
         self.queues.select(list(queues or ()))
 
     def prepare_config(self, c: Any) -> Any:
-        """The configuration as it is."""
+        """Return the configuration unchanged."""
         return c
 
     # -- state
 
     def _get_current_object(self) -> AmqTask:
-        """As if it were a proxy."""
+        """The application itself, as Celery's proxies return it."""
         return self
 
     @property
@@ -148,7 +148,7 @@ class OfApp(AmqTask):
 
     @lazy
     def oid(self) -> str:
-        """An id of this application object."""
+        """A unique id of this application object."""
         return str(uuid4())
 
     @property

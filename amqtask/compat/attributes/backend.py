@@ -35,7 +35,7 @@ class OfStore(Asked):
 
     @property
     def serializer(self) -> Any:
-        """What results are written with."""
+        """The serializer of results."""
         return self.app.conf.result_serializer
 
     @property
@@ -45,19 +45,19 @@ class OfStore(Asked):
 
     @property
     def url(self) -> str | None:
-        """Where it is."""
+        """The store's URL."""
         return self.app.backend_url
 
     def as_uri(self, include_password: bool = False) -> str:
-        """The same, for people."""
+        """The store's URL for people; without password unless that is asked for."""
         return (self.url or "") if include_password else mask_urls(self.url or "")
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
-        """What is stored; PENDING where nothing is. Raises: BackendUnreachable."""
+        """The stored meta of a task; PENDING where nothing is stored. Raises: BackendUnreachable."""
         return meta_of(task_id, self.find(task_id))
 
     def reload_task_result(self, task_id: str) -> None:
-        """Nothing is kept here that could be old."""
+        """Do nothing: the store caches no results."""
 
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any

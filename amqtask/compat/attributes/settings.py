@@ -53,11 +53,11 @@ class OfSettings(Settings):
         return self[f"{option.namespace}_{option.key}"]
 
     def value_set_for(self, key: str) -> bool:
-        """Whether somebody has set it."""
+        """Whether the setting has been set."""
         return self.is_set(key)
 
     def without_defaults(self) -> dict[str, Any]:
-        """What was set."""
+        """The settings that have been set."""
         return {name: self[name] for name in self if self.is_set(name)}
 
     def add_defaults(self, fun: Any) -> None:
@@ -69,7 +69,7 @@ class OfSettings(Settings):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What was set."""
+        """The settings that have been set."""
         return OfSettings.without_defaults(self)
 
     @property

@@ -12,7 +12,7 @@ class OfSignal(Signal):
     """Bound to a signal."""
 
     def send_robust(self, sender: Any = None, **arguments: Any) -> list[tuple[Callable[..., Any], Any]]:
-        """The same as `send`, Django's name."""
+        """`send` under Django's name."""
         return self.send(sender, **arguments)
 
     @property

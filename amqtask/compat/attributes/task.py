@@ -14,14 +14,14 @@ _BELOW = "request_below"
 
 
 def push(task: Task[..., Any], context: Context) -> None:
-    """Have it be `task.request` in this thread or coroutine."""
+    """Make a context `task.request` in this thread or coroutine."""
     context.__dict__[_BELOW] = current.get()
     context.__dict__.setdefault("task", task.name)
     current.set(context)
 
 
 def pop() -> Context | None:
-    """End that; the request that ended."""
+    """Undo `push`; returns the request that ended."""
     context = current.get()
     if context is not None:
         current.set(context.__dict__.get(_BELOW))
@@ -42,7 +42,7 @@ class RequestStack:
 
     @property
     def stack(self) -> list[Context]:
-        """All of the task, the last one on top."""
+        """All requests of the task, the last one on top."""
         contexts: list[Context] = []
         context = current.get()
         while context is not None:
@@ -52,11 +52,11 @@ class RequestStack:
         return contexts
 
     def push(self, context: Any) -> None:
-        """One more."""
+        """Push a request."""
         push(self._task, context)
 
     def pop(self) -> Context | None:
-        """One less."""
+        """Pop the last request."""
         return pop()
 
     def __len__(self) -> int:
@@ -86,14 +86,14 @@ class OfTask(Task[..., Any]):
         return RequestStack(self)
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
-        """Workers need none."""
+        """Do nothing: our workers need no strategy per task."""
         return None
 
     def on_bound(self, app: Any) -> None:
-        """Called by nobody: for `super().on_bound(app)`."""
+        """Do nothing: for `super().on_bound(app)`."""
 
     def on_replace(self, sig: Any) -> Any:
-        """For `super().on_replace(sig)`."""
+        """Replace the task, for `super().on_replace(sig)`."""
         return self.replace(sig)
 
     def signature_from_request(

@@ -29,7 +29,7 @@ class OfWorker(Worker):
 
     @property
     def pid(self) -> int:
-        """This process."""
+        """The id of this process."""
         return os.getpid()
 
     @property

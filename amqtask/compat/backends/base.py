@@ -196,7 +196,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         return self.meta_from_decoded(self.decode(payload))
 
     def meta_from_decoded(self, meta: Meta) -> Meta:
-        """With an exception for what describes one."""
+        """The meta with an exception in place of its description."""
         if meta["status"] in self.EXCEPTION_STATES:
             meta["result"] = self.exception_to_python(meta["result"])
         return meta
@@ -208,12 +208,12 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         return self.prepare_value(result)
 
     def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
-        """Itself where it is pickled, else data."""
+        """An exception itself where results are pickled, else as data."""
         used = serializer or self.serializer
         return get_pickleable_exception(exc) if used == "pickle" else exception_as_dict(exc, used)
 
     def exception_to_python(self, exc: Any) -> BaseException | None:
-        """And back."""
+        """The exception that `prepare_exception` wrote."""
         if not exc:
             return None
         return get_pickled_exception(exc) if isinstance(exc, BaseException) else exception_from_dict(exc)
@@ -273,7 +273,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         return (self.url or "") if include_password else mask_urls(self.url or "")
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
-        """Nothing: the members' messages say what follows them."""
+        """Do nothing: the members' messages carry the body."""
 
     def __reduce__(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         return unpickle_backend, (type(self), args, dict(kwargs or {}))
@@ -281,7 +281,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
     # -- our end (amqtask.backends.contract)
 
     def store(self, result: ResultMessage) -> None:
-        """As a worker asks. Raises: EncodeError, BackendUnreachable."""
+        """Store a worker's result. Raises: EncodeError, BackendUnreachable."""
         try:
             self.store_result(
                 result.task_id, result.result, result.status, traceback=result.traceback, request=request_of(result)
@@ -292,7 +292,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
             raise BackendUnreachable(f"{type(self).__name__} cannot store a result: {error!r}") from error
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """One by one. Raises: BackendUnreachable."""
+        """Read results one by one. Raises: BackendUnreachable."""
         try:
             messages = [message_of_meta(task_id, self.get_task_meta(task_id)) for task_id in task_ids]
         except Exception as error:
@@ -300,7 +300,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         return [message for message in messages if message is not None]
 
     def forget(self, task_id: str) -> None:
-        """Delete it."""
+        """Delete the result."""
         self._ensure_retryable(self._forget, task_id)
 
     def save_group(self, group_id: str, result: Any) -> Any:
@@ -313,7 +313,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         return meta["result"] if meta else None
 
     def delete_group(self, group_id: str) -> Any:
-        """Forget it."""
+        """Delete the group."""
         return self._ensure_retryable(self._delete_group, group_id)
 
 
@@ -358,33 +358,33 @@ class KeyValueStoreBackend(BaseBackend):
         return [self.get(key) for key in keys]
 
     def set(self, key: Any, value: Any) -> Any:
-        """Write it."""
+        """Write a value."""
         raise NotImplementedError("Must implement the set method.")
 
     def _set_with_state(self, key: Any, value: Any, state: str) -> Any:
         return self.set(key, value)
 
     def delete(self, key: Any) -> Any:
-        """Delete it."""
+        """Delete a value."""
         raise NotImplementedError("Must implement the delete method")
 
     def incr(self, key: Any) -> int:
-        """One more."""
+        """Increment the number at a key."""
         raise NotImplementedError("Does not implement incr")
 
     def expire(self, key: Any, value: Any) -> Any:
-        """Have it go in so many seconds."""
+        """Have a key expire after so many seconds."""
 
     def get_key_for_task(self, task_id: Any, key: Any = "") -> Any:
-        """Where its result is."""
+        """The key of a task's result."""
         return self._get_key_for(self.task_keyprefix, task_id, key)
 
     def get_key_for_group(self, group_id: Any, key: Any = "") -> Any:
-        """Where its members are."""
+        """The key of a group's members."""
         return self._get_key_for(self.group_keyprefix, group_id, key)
 
     def get_key_for_chord(self, group_id: Any, key: Any = "") -> Any:
-        """Where its parts would be counted."""
+        """The key under which a chord's parts would be counted."""
         return self._get_key_for(self.chord_keyprefix, group_id, key)
 
     def _get_key_for(self, prefix: Any, id: Any, key: Any = "") -> Any:

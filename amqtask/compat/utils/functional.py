@@ -17,26 +17,26 @@ __all__ = [
 
 
 def noop(*args: Any, **kwargs: Any) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def is_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str), iters: tuple[type, ...] = (Iterable,)) -> bool:
-    """Whether it is a list of things, and no text or dictionary."""
+    """Whether a value is a list or another iterable, and no text or dictionary."""
     return isinstance(obj, iters) and not isinstance(obj, scalars or ())
 
 
 def maybe_list(obj: Any, scalars: tuple[type, ...] = (Mapping, str)) -> Any:
-    """One thing as a list."""
+    """A value as a list, unless it is one or None."""
     return obj if obj is None or is_list(obj, scalars) else [obj]
 
 
 def maybe(typ: Callable[[Any], Any], val: Any) -> Any:
-    """Converted, unless it is None."""
+    """A value converted by a type, unless it is None."""
     return typ(val) if val is not None else val
 
 
 def first(predicate: Callable[[Any], Any] | None, it: Iterable[Any]) -> Any:
-    """The first that fits (or that is not None); None when none does."""
+    """The first item for which the predicate is true (or that is not None); None when there is none."""
     fits = predicate or (lambda item: item is not None)
     return next((item for item in it if fits(item)), None)
 
@@ -73,17 +73,17 @@ def uniq(it: Iterable[Any]) -> Iterator[Any]:
 
 
 def regen(it: Iterable[Any]) -> list[Any]:
-    """Something that can be gone through again."""
+    """A list of an iterable's items, which can be iterated again."""
     return it if isinstance(it, list) else list(it)
 
 
 def dictfilter(d: Mapping[Any, Any] | None = None, **kw: Any) -> dict[Any, Any]:
-    """Without what is None."""
+    """A dictionary without the values that are None."""
     return {key: value for key, value in _chain((d or {}).items(), kw.items()) if value is not None}
 
 
 def fun_accepts_kwargs(fun: Callable[..., Any]) -> bool:
-    """Whether it takes any keyword."""
+    """Whether a function takes any keyword."""
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(fun).parameters.values())
 
 
