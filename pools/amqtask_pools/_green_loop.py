@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from _typeshed import FileDescriptorLike
 
-    from amqtask_pools._green import Hub
+    from amqtask_pools._hub import Hub
 
 
 class _Call:

@@ -13,7 +13,7 @@ from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
-    from amqtask_pools._green import Hub
+    from amqtask_pools._hub import Hub
 
 logger = bounded_logger("amqtask.pools")
 

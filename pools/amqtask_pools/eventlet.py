@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from eventlet.greenthread import GreenThread
 
 if TYPE_CHECKING:
-    from amqtask_pools._green import Cancellable, Hub
+    from amqtask_pools._hub import Cancellable, Hub
 
 
 class EventletHub:

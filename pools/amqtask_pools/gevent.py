@@ -17,7 +17,7 @@ from amqtask_pools._green import GreenPool
 if TYPE_CHECKING:
     from selectors import DefaultSelector
 
-    from amqtask_pools._green import Cancellable, Hub
+    from amqtask_pools._hub import Cancellable, Hub
 
 
 class GeventHub:
