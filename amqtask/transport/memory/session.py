@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
 from amqtask.transport.memory.queues import MemoryQueue, Subscriber
 from amqtask.transport.memory.refusals import unknown_tag
 from amqtask.transport.memory.stored import REJECTED, Stored
-
-if TYPE_CHECKING:
-    from amqtask.transport.memory.broker import MemoryBroker
 
 
 class Delivered(NamedTuple):
@@ -30,10 +28,38 @@ class _Unanswered(NamedTuple):
     stored: Stored
 
 
+class Server(Protocol):
+    """What a connection needs of the broker."""
+
+    nack_counts: bool
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by every operation."""
+
+    def queue(self, name: str, session: object = None) -> MemoryQueue:
+        """A queue by name. Raises: Refused."""
+
+    def expire(self) -> None:
+        """Let messages expire, and deliver what can be."""
+
+    def unsubscribed(self, queue: MemoryQueue) -> None:
+        """A consumer of this queue has ended."""
+
+    def returned(self, queue: MemoryQueue, stored: Stored, *, counts: bool) -> None:
+        """Requeue a message: it was unanswered, or nacked with requeue."""
+
+    def rejected(self, queue: MemoryQueue, stored: Stored, reason: str) -> None:
+        """A message was rejected without requeue."""
+
+    def disconnected(self, session: Session) -> None:
+        """A session has ended."""
+
+
 class Session:
     """One connection with its channel. All calls take the broker's lock; callbacks run under it and must only take note."""
 
-    def __init__(self, broker: MemoryBroker, on_lost: Callable[[Exception], None]) -> None:
+    def __init__(self, broker: Server, on_lost: Callable[[Exception], None]) -> None:
         self._broker = broker
         self._on_lost = on_lost
         self._tags = itertools.count(1)
