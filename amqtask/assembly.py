@@ -30,7 +30,7 @@ from amqtask.registry import BUILT_IN
 from amqtask.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
 from amqtask.services.autoscale import Autoscale
-from amqtask.services.commands import Control
+from amqtask.services.command_context import Control
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.forwarder import Forwarder

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amqtask.entities import Exchange, Queue
     from amqtask.execution.request import Request
     from amqtask.message import Delivery
-    from amqtask.services.commands import Control
+    from amqtask.services.command_context import Control
 
 # What `registered` tells of each task when it is asked for nothing else.
 TASK_FIELDS = ("exchange", "routing_key", "rate_limit")

@@ -8,63 +8,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from amqtask.clock import LamportClock
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.masks import masked_plain
 from amqtask.printable import bounded_logger
 from amqtask.registry import BUILT_IN
 from amqtask.services.answers import delayed_info, queue_info, registered_info, rusage, scheduled_info, task_info
+from amqtask.services.command_context import Control
 from amqtask.services.memory import draw_references, dump_samples, resident_memory
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
 from amqtask.worker.strategy import as_limit
 
 if TYPE_CHECKING:
-    from amqtask.entities import Queue
-    from amqtask.message import Delivery
-    from amqtask.services.autoscale import Autoscale
-    from amqtask.services.elections import Elections
-    from amqtask.services.events import EventSender
-    from amqtask.worker.orders import Orders
-    from amqtask.worker.worker import Worker
+    pass
 
 logger = bounded_logger("amqtask.worker")
-
-
-@dataclass(slots=True)
-class Control:
-    """What commands work on. `settings()` is the app's configuration; `make_queue` builds one for `add_consumer`,
-    `report()` is the text for a bug report, `accept` what may be decoded, `reload` imports modules
-    (again, if told so) and says which tasks changed; None: the pool must not be restarted.
-    """
-
-    worker: Worker
-    orders: Orders
-    autoscale: Autoscale | None
-    settings: Callable[[bool], Mapping[str, Any]]
-    make_queue: Callable[[Mapping[str, Any]], tuple[Queue, Queue | None]]
-    broker_info: Mapping[str, Any]
-    events: EventSender
-    # The worker's one logical clock, which its events carry too.
-    lamport: LamportClock = field(default_factory=LamportClock)
-    accept: frozenset[str] = frozenset({"application/json"})
-    report: Callable[[], str] = str
-    reload: Callable[[Iterable[str] | None, bool], set[str]] | None = None
-    elections: Elections | None = None
-    # Delayed messages that this worker holds until their time, the soonest first.
-    delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
-    # What custom commands are given as `state.app`.
-    app: Any = None
-    memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
-
-    @property
-    def clock(self) -> int:
-        """The logical time."""
-        return self.lamport.value
 
 
 # Delayed tasks in one answer.

@@ -23,7 +23,7 @@ from amqtask.services.revoking import learn_revoked, revoked_state
 if TYPE_CHECKING:
     from amqtask.message import Delivery
     from amqtask.pool import Loop, Timer
-    from amqtask.services.commands import Control
+    from amqtask.services.command_context import Control
     from amqtask.transport.contract import Consumer
 
 logger = bounded_logger("amqtask.worker")

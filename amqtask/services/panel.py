@@ -14,7 +14,8 @@ from amqtask.commands import find_custom
 from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, MessageError
 from amqtask.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
-from amqtask.services.commands import COMMANDS, Control
+from amqtask.services.command_context import Control
+from amqtask.services.commands import COMMANDS
 from amqtask.services.mingle import Mingle
 from amqtask.services.panel_state import PanelState
 from amqtask.transport.declare import QueueLocked

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amqtask.services.commands import Control
+    from amqtask.services.command_context import Control
 
 
 class Qos:

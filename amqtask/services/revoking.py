@@ -14,7 +14,7 @@ from amqtask.worker.revoked import Revocations, Stamp, stamps_in
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
-    from amqtask.services.commands import Control
+    from amqtask.services.command_context import Control
 
 logger = bounded_logger("amqtask.worker")
 

@@ -18,7 +18,8 @@ from amqtask.masks import masked_plain
 from amqtask.message import Delivery
 from amqtask.protocol.control import Command, command_message
 from amqtask.services.autoscale import Autoscale
-from amqtask.services.commands import COMMANDS, Control
+from amqtask.services.command_context import Control
+from amqtask.services.commands import COMMANDS
 from amqtask.services.elections import Elections
 from amqtask.services.events import EventSender
 from amqtask.services.panel import Panel
