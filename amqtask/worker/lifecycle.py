@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from amqtask import signals
 from amqtask.printable import bounded_logger
@@ -21,8 +21,18 @@ from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
     from amqtask.entities import Queue
+    from amqtask.pool import Pool
+    from amqtask.transport.contract import Consumer, LoopPublisher
+    from amqtask.worker.dispatcher import Dispatcher
+    from amqtask.worker.finish import Finisher
+    from amqtask.worker.joins import Joins
+    from amqtask.worker.lost import Lost
+    from amqtask.worker.revoked import Revocations
     from amqtask.worker.service import Service
-    from amqtask.worker.worker import Worker
+    from amqtask.worker.setup import RunnableLoop, WorkerSetup
+    from amqtask.worker.steps import Steps
+    from amqtask.worker.throttle import Throttle
+    from amqtask.worker.windows import Windows
 
 logger = bounded_logger("amqtask.worker")
 
@@ -35,11 +45,46 @@ CONFIRM_SECONDS = 15.0
 MOST_TOLD = 5
 
 
+class Living(Protocol):
+    """What is started, watched and stopped: a worker."""
+
+    setup: WorkerSetup
+    loop: RunnableLoop
+    pool: Pool
+    publisher: LoopPublisher
+    consumer: Consumer
+    joins: Joins | None
+    windows: Windows
+    throttle: Throttle
+    steps: Steps
+    dispatcher: Dispatcher
+    finisher: Finisher
+    revoked: Revocations
+    lost: Lost
+    # Tasks that have ended.
+    ended: int
+
+    def add_queue(self, queue: Queue, dead_letter: Queue | None) -> None:
+        """Know of a queue that is to be consumed."""
+
+    def wake(self) -> None:
+        """Have the gathered work done at the end of this turn of the loop."""
+
+    def flush(self) -> None:
+        """Do it now."""
+
+    def quiet(self) -> None:
+        """Take no more deliveries, and give back those that have not begun."""
+
+    def abandon(self) -> None:
+        """End what runs, and give it back."""
+
+
 class Lifecycle:
     """Starts and stops one worker; `services` start after it and stop before its connections do."""
 
     def __init__(
-        self, worker: Worker, services: Sequence[Service], clock: Callable[[], float] = time.monotonic
+        self, worker: Living, services: Sequence[Service], clock: Callable[[], float] = time.monotonic
     ) -> None:
         setup = worker.setup
         self._clock = clock
