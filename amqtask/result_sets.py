@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from amqtask import states
 from amqtask.current import current_app
@@ -16,7 +16,36 @@ from amqtask.joining import check_not_in_task
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
-    from amqtask.result import AsyncResult
+    from amqtask.protocol.result import ResultMessage
+
+
+class OneResult(Protocol):
+    """What several results need of one of them, an AsyncResult."""
+
+    id: str
+    ignored: bool
+    _final: ResultMessage | None
+    _revoke: Callable[..., None] | None
+
+    @property
+    def _store(self) -> ResultBackend:
+        """Raises: BackendNotConfigured."""
+
+    def _meta(self) -> ResultMessage:
+        """What is known of it now."""
+
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
+        """Raise the error of a task that failed, else return what is known."""
+
+    def _exception(self, final: ResultMessage) -> BaseException:
+        """The error of a task that failed."""
+
+    def _error_in_header(self) -> BaseException | None:
+        """Why the chord before this one failed, if it is known."""
+
+    @property
+    def revoke(self) -> Callable[..., None]:
+        """Tell all workers not to run it."""
 
 
 class ResultSet(WithOthersNames):
@@ -59,20 +88,20 @@ class ResultSet(WithOthersNames):
         """Remove all results."""
         self.results.clear()
 
-    def _flat(self) -> list[AsyncResult[Any]]:
-        flat: list[AsyncResult[Any]] = []
+    def _flat(self) -> list[OneResult]:
+        flat: list[OneResult] = []
         for result in self.results:
             flat += result._flat() if isinstance(result, ResultSet) else [result]
         return flat
 
-    def _by_id(self) -> dict[str, AsyncResult[Any]]:
+    def _by_id(self) -> dict[str, OneResult]:
         return {result.id: result for result in self._flat()}
 
-    def _arriving(self, timeout: float | None) -> Iterator[AsyncResult[Any]]:
+    def _arriving(self, timeout: float | None) -> Iterator[OneResult]:
         """Each member as it becomes ready (those that are first), in one pass over the store.
 
         Raises: TimeoutError when the rest does not come within `timeout` seconds."""
-        waiting: dict[str, AsyncResult[Any]] = {}
+        waiting: dict[str, OneResult] = {}
         for result in self._by_id().values():
             if result._final is None and not result.ignored:
                 waiting[result.id] = result
@@ -220,7 +249,7 @@ class GroupResult(ResultSet):
         id: str | None = None,
         results: Iterable[Any] | None = (),
         backend: ResultBackend | None = None,
-        parent: AsyncResult[Any] | GroupResult | None = None,
+        parent: Any = None,
         *,
         app: Any = None,
     ) -> None:
