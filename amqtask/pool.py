@@ -16,38 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from amqtask.exceptions import PoolNotFound
 from amqtask.ground.imports import load_path
+from amqtask.ground.loop import Loop as Loop
+from amqtask.ground.loop import Timer as Timer
 from amqtask.ground.plugins import plugins
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-
-
-class Timer(Protocol):
-    """A pending call; `cancel()` may be called twice and after it ran."""
-
-    def cancel(self) -> None: ...
-
-
-class Loop(Protocol):
-    """What a pool may ask of the worker's I/O loop. All but `call_soon_threadsafe` on the loop's own thread."""
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Run at the end of this loop turn; costs no system call."""
-
-    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
-        """From any thread, greenlet or signal handler: wakes the loop up."""
-
-    def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
-
-    def remove_reader(self, fd: int) -> None: ...
-
-    def add_writer(self, fd: int, callback: Callable[[], None]) -> None: ...
-
-    def remove_writer(self, fd: int) -> None: ...
 
 
 class Running(NamedTuple):

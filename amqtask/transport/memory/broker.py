@@ -36,7 +36,7 @@ from amqtask.transport.memory.stored import (
 )
 
 if TYPE_CHECKING:
-    from amqtask.pool import Loop
+    from amqtask.ground.loop import Loop
 
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 

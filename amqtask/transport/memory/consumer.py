@@ -20,7 +20,7 @@ from amqtask.transport.names import entity_name
 from amqtask.wording import clause
 
 if TYPE_CHECKING:
-    from amqtask.pool import Loop, Timer
+    from amqtask.ground.loop import Loop, Timer
 
 RETRY_PAUSE = 0.05
 

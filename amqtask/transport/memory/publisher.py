@@ -18,7 +18,7 @@ from amqtask.transport.memory.refusals import Refused
 from amqtask.transport.names import entity_name
 
 if TYPE_CHECKING:
-    from amqtask.pool import Loop
+    from amqtask.ground.loop import Loop
 
 OnDone = Callable[["PublishError | None"], None]
 RETRY_PAUSE = 0.05

@@ -1,0 +1,32 @@
+"""The I/O loop of a worker or of beat, as those know it who run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """A pending call; `cancel()` may be called twice and after it ran."""
+
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a pool, a service or a transport may ask of the loop. All but `call_soon_threadsafe` on the loop's own thread."""
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run at the end of this loop turn; costs no system call."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """From any thread, greenlet or signal handler: wakes the loop up."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
+
+    def remove_reader(self, fd: int) -> None: ...
+
+    def add_writer(self, fd: int, callback: Callable[[], None]) -> None: ...
+
+    def remove_writer(self, fd: int) -> None: ...
