@@ -98,11 +98,12 @@ _KIND: dict[str, type | tuple[type, ...]] = {
     "priority": int,
     "timestamp": (int, datetime),
 }
+_NEVER_NONE = frozenset({"headers", "exchange", "routing_key"})
 
 
 def _checked(name: str, value: Any) -> Any:
     """A property, or where the message goes. Raises: TypeError for a value of another kind."""
-    if (value is not None or name == "headers") and not isinstance(value, _KIND.get(name, str)):
+    if (value is not None or name in _NEVER_NONE) and not isinstance(value, _KIND.get(name, str)):
         raise TypeError(f"{name} is {described(value)}")
     return value
 

@@ -134,6 +134,15 @@ def test_a_format_of_tomorrow_is_named() -> None:
         as_message(newer, row.body, DELAYS)
 
 
+@pytest.mark.parametrize("name", ["exchange", "routing_key"])
+def test_a_row_must_say_where_its_message_goes(name: str) -> None:
+    row = as_row(call(), DELAYS)
+    nowhere = json.dumps({**json.loads(row.message), name: None})
+
+    with pytest.raises(RowUnreadable, match=name):
+        as_message(nowhere, row.body, DELAYS)
+
+
 NO_ROWS = ["", "{}", "[]", '{"v": 1}', '{"v": 1, "properties": {"colour": 1}}', "null", '{"v":' * 10_000]
 
 
