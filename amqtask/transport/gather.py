@@ -110,7 +110,7 @@ class PikaGatherer:
         if self._current is not None or not self._line or channel is None or not channel.is_open:
             return
         look = self._current = self._line.popleft()
-        self._timer = self._loop.call_later(LOOK_SECONDS, self._is_late)
+        self._timer = self._loop.call_later(LOOK_SECONDS, self._count_late)
         if look.is_over:
             channel.queue_delete(look.queue, callback=lambda _: self._counted(look, 0))
         else:
@@ -133,8 +133,8 @@ class PikaGatherer:
             self._timer = None
         return look
 
-    def _is_late(self) -> None:
-        """One queue that does not answer must not hold up the others."""
+    def _count_late(self) -> None:
+        """The broker does not answer for a queue: go on with the others, over a new channel."""
         self._timer = None
         look, channel = self._take_current(), self._channel
         self._channel = None

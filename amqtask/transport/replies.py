@@ -326,7 +326,7 @@ class ReplyConsumer:
         except PublishTimeout as error:
             link.discard()
             if is_patient:
-                self._is_late(link.address, error)
+                self._declared_late(link.address, error)
             if has_others:
                 self._addresses = beginning_after(self._addresses, link.address)
                 raise LinkLost(error) from error
@@ -339,8 +339,9 @@ class ReplyConsumer:
         self._late = 0
         self._home = self._home or link.address
 
-    def _is_late(self, address: BrokerAddress, error: PublishError) -> None:
-        """RabbitMQ 4.0 does not say that a queue's node is down: it does not answer for a minute."""
+    def _declared_late(self, address: BrokerAddress, error: PublishError) -> None:
+        """The queue was not declared in time: perhaps go on with another one. (RabbitMQ 4.0 does not answer for a minute when a
+        queue's node is down.)"""
         self._late += 1
         if self._on_queue_lost is not None and self._home is not None and (address != self._home or self._late > 1):
             self.queue = self._on_queue_lost(error)

@@ -111,7 +111,7 @@ class Intake:
     def _divert(self, request: Request, verdict: Verdict) -> bool:
         match verdict.action:
             case Action.SOON:
-                timer = self._loop.call_later(verdict.seconds, lambda: self._is_time(request))
+                timer = self._loop.call_later(verdict.seconds, lambda: self._eta_reached(request))
                 self._soon[request.number] = (request, timer)
             case Action.DELAY:
                 self.delay(request, second_delay(request.headers, verdict.seconds))
@@ -174,7 +174,7 @@ class Intake:
 
     # -- requests whose ETA is a moment away
 
-    def _is_time(self, request: Request) -> None:
+    def _eta_reached(self, request: Request) -> None:
         if self._soon.pop(request.number, None) is not None:
             self._ready(request)
 

@@ -158,7 +158,7 @@ class Lifecycle:
         window = worker.windows.add(queue.name)
         worker.consumer.add_queue(queue, prefetch=window.current, dead_letter=dead_letter)
 
-    def is_consuming(self) -> None:
+    def note_consuming(self) -> None:
         """Consuming (again); the first time the worker is ready."""
         if not self.is_ready:
             self.is_ready = True

@@ -56,15 +56,15 @@ class Lost:
     def hold(self, request: Request) -> None:
         """Requeue the request after a pause."""
         seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(request.attempts, 16))
-        self._waiting[request.number] = request, self._loop.call_later(seconds, lambda: self._is_time(request))
+        self._waiting[request.number] = request, self._loop.call_later(seconds, lambda: self._requeue_now(request))
 
     def stop(self) -> None:
         """Requeue all of them now."""
         for request, timer in list(self._waiting.values()):
             timer.cancel()
-            self._is_time(request)
+            self._requeue_now(request)
 
-    def _is_time(self, request: Request) -> None:
+    def _requeue_now(self, request: Request) -> None:
         if self._waiting.pop(request.number, None) is not None:
             self._give_back(request)
 

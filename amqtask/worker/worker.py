@@ -343,14 +343,14 @@ class Worker(WithOthersNames):
         if outcome.answer is Answer.REQUEUE:
             if outcome.summary:
                 # A requeued request has a summary only if its process was lost or it ran into a time limit.
-                self._is_lost(request, outcome)
+                self._retry_lost(request, outcome)
                 return
             if outcome.pause > 0:
                 self.intake.delay(request, outcome.pause)
                 return
         self.finisher.finish(request, outcome)
 
-    def _is_lost(self, request: Request, outcome: Outcome) -> None:
+    def _retry_lost(self, request: Request, outcome: Outcome) -> None:
         """Its process died, or it ran into its time limit, and it should run again."""
         first = delivered(request)
         if self.lost.is_last(first) and request is first:
@@ -504,7 +504,7 @@ class Worker(WithOthersNames):
             self._begin_epoch(epoch)
         logger.info("worker: consuming from %s", ", ".join(queue.name for queue in self.consumed) or "no queue")
         self.report.consuming(epoch)
-        self.lifecycle.is_consuming()
+        self.lifecycle.note_consuming()
 
     def on_connection_lost(self, error: Exception) -> None:
         if "delivery acknowledgement" in str(error):

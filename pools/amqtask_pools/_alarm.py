@@ -1,8 +1,8 @@
-"""The timer of soft limits, which tasks do not touch: `signal.alarm` in a task neither stops it nor is stopped by it.
+"""The timer of soft limits, independent of the timers of tasks: `signal.alarm` in a task neither stops it nor is stopped by it.
 
-A process has one ITIMER_REAL and one handler for SIGALRM, and both are what libraries for timeouts take in tasks. So where the
-system lets a program make timers (timer_create: Linux), we make our own, which comes with a signal that nobody else uses.
-Elsewhere it is ITIMER_REAL after all, and a task's own alarm ends its soft limit.
+A process has one ITIMER_REAL and one handler for SIGALRM, and libraries for timeouts use both in tasks. So where the system
+lets a program make timers (timer_create: Linux), we make our own, with a signal that no library uses. Elsewhere it is
+ITIMER_REAL after all, and a task's own alarm ends its soft limit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-# The limit may strike in our own code, just before or after the task; it is tried again so often (seconds).
+# The signal may come in our own code, just before or after the task; it comes again after so many seconds.
 TRY_AGAIN = 0.01
 _CLOCK_MONOTONIC, _SIGEV_SIGNAL = 1, 0
 
@@ -37,7 +37,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Alarm:
-    """`ring(frame)` is called in the main thread, which makes this: by `set`, or when the process gets `signum`."""
+    """Calls `ring(frame)` in the main thread, which must make it: at the time of `set`, or when the process gets `signum`."""
 
     def __init__(self, ring: Callable[[FrameType | None], None]) -> None:
         self._library, self._timer = _make_timer()
@@ -45,7 +45,7 @@ class Alarm:
         self._before = signal.signal(self.signum, lambda _, frame: ring(frame))
 
     def set(self, seconds: float) -> None:
-        """Ring in so many seconds, and again until that is taken back (0 seconds)."""
+        """Ring in so many seconds, and again until `set(0)`."""
         if self._library is None:
             signal.setitimer(signal.ITIMER_REAL, seconds, TRY_AGAIN)
             return
@@ -59,7 +59,7 @@ class Alarm:
         signal.signal(self.signum, self._before)
 
 
-# Real-time signals have no meaning of their own; glibc and musl take the lowest for themselves.
+# Real-time signals have no meaning of their own; glibc and musl use the lowest ones themselves.
 _OWN_SIGNAL = int(signal.SIGRTMAX) - 5 if sys.platform.startswith("linux") else 0
 
 

@@ -1,6 +1,6 @@
-"""A crew of native daemon threads that take calls from one queue; one is hired when all are busy.
+"""Native daemon threads that take calls from one queue; another thread is started when all are busy.
 
-(concurrent.futures would wait for its threads when the process ends: a task that hangs would keep the worker alive.)
+(concurrent.futures waits for its threads when the process ends: a task that hangs would keep the worker alive.)
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Crew:
         return self._size
 
     def call(self, function: Callable[..., Any], *arguments: Any, busy: int) -> None:
-        """Have a thread make this call; `busy` is how many calls are under way or waiting, this one included."""
+        """Make this call in a thread; `busy` is how many calls are running or waiting, this one included."""
         if self._size < busy and self._size < self.limit:
             self._size += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._size}", daemon=True).start()
         self._calls.put((function, arguments))
 
     def take_back(self) -> list[tuple[Any, ...]]:
-        """The arguments of the calls that no thread has taken yet; they will not be made."""
+        """Remove the calls that no thread has taken yet, and return their arguments."""
         taken: list[tuple[Any, ...]] = []
         words_to_go = 0
         try:
@@ -53,14 +53,14 @@ class Crew:
         return taken
 
     def resize(self, limit: int) -> None:
-        """Surplus threads go when they have nothing else to do."""
+        """Change the limit; surplus threads end when they are idle."""
         self.limit = limit
         while self._size > limit:
             self._size -= 1
             self._calls.put(None)
 
     def stop(self) -> None:
-        """Idle threads go now, busy ones after their call; nobody waits for them."""
+        """End idle threads now, busy ones after their call; does not wait for them."""
         self.resize(0)
 
     def _work(self) -> None:

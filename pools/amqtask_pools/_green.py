@@ -1,11 +1,11 @@
-"""What the eventlet and gevent pools share: slots are green threads that stay, and start their tasks at once.
+"""The common part of the eventlet and gevent pools: slots are green threads that stay, and start their tasks at once.
 
-`submit` switches straight into an idle green thread. A task that never waits runs to its end there and the switch comes
-back: no hub, no timer, no wake-up. A task that waits switches to the hub, as always in these libraries, and the hub
+`submit` switches directly to an idle green thread. A task that never waits runs to its end there, and the green thread
+switches back: no hub, no timer, no wake-up. A task that waits switches to the hub, as always in these libraries, and the hub
 resumes the submitter: `_return_to_submitter` was put into the hub's queue before, once per turn of the hub.
 
 Time limits are the library's own timeouts, terminations are thrown from the hub; both reach a task where it waits.
-Code that does not wait cannot be interrupted by anything in its process: HubWatch at least says who it is.
+Code that does not wait cannot be interrupted by anything in its process: HubWatch at least logs which task it is.
 
 This module imports neither library and nothing that must be patched before it is imported.
 """
@@ -33,12 +33,12 @@ logger = bounded_logger("amqtask.pools")
 # Seconds that an interrupted task may take to end, and all of them together when the pool stops.
 GRACE = 5.0
 STOP_GRACE = 0.5
-# Seconds that starting tasks may keep the I/O loop from its sockets.
+# For so many seconds starting tasks may keep the I/O loop from its sockets.
 TURN_TIME = 0.005
 
 
 class Slot:
-    """One green thread and what it runs. `submitter` is set while somebody waits for the switch to come back."""
+    """One green thread and its request. `submitter` is set while a green thread waits for the switch back."""
 
     __slots__ = ("green", "request", "submitter")
 
@@ -78,12 +78,12 @@ class GreenPool(SlotPool):
 
     @classmethod
     def prepare_process(cls) -> None:
-        """Patch the standard library; first of all in the process."""
+        """Patch the standard library; called before anything else in the process."""
         cls.hub_class.patch()
 
     def start(self) -> None:
         """Green threads start with the first requests."""
-        # Imported here because the libraries want to patch first.
+        # Imported here because the libraries have to patch first.
         from amqtask_pools._hub_watch import HubWatch
 
         if self._watch is None:
@@ -95,13 +95,13 @@ class GreenPool(SlotPool):
         """Idle slots; none for the rest of a loop turn in which starting tasks took long."""
         if self._is_turn_over:
             return 0
-        # What has ended and waits for its delivery takes no slot.
+        # An ended request, whose outcome waits for its delivery, takes no slot.
         return self._slots - len(self._running) + len(self._outcomes)
 
     # -- starting tasks
 
     def submit(self, request: Request) -> None:
-        """Start it; comes back when it has ended or waits for something."""
+        """Start the request; returns when its task has ended or waits for something."""
         self._running[request.number] = request
         first: tuple[Any, ...] = ()
         if self._idle:
@@ -120,7 +120,7 @@ class GreenPool(SlotPool):
         self._look_at_the_time()
 
     def _return_to_submitter(self) -> None:
-        """In the hub: the task that was just started waits."""
+        """In the hub: the task that was just started waits, so resume the submitter."""
         self._is_return_due = False
         submitter = self._submitter
         if submitter is not None:
@@ -141,7 +141,7 @@ class GreenPool(SlotPool):
         has_outcomes = bool(self._outcomes)
         super()._deliver()
         if was_over and not has_outcomes:
-            # The worker saw no free slot: it must look again.
+            # The worker saw no free slot before: make it look again.
             self._on_outcomes(())
 
     # -- in a slot's green thread
@@ -213,10 +213,10 @@ class GreenPool(SlotPool):
             slot.green.throw(error)
 
     def _give_up(self, request: Request, error: Terminated) -> None:
-        """It caught the interruption and goes on: its outcome is reported, and what it does later is not heard."""
+        """The task caught the interruption and runs on: report an outcome; its later outcome is dropped."""
         if request.number in self._running and request.number in self._busy:
             logger.error("task %s[%s] does not end (%s) and is given up", request.task, request.id, error)
-            # Storing the result may wait, which the I/O loop must not.
+            # Storing the result may wait, and the I/O loop must not wait.
             self._hub.spawn(lambda: self._hand_back(self._outcome_of(request, error)))
 
     def _outcome_of(self, request: Request, error: Terminated) -> Any:
@@ -242,11 +242,11 @@ class GreenPool(SlotPool):
     # -- the rest of the contract
 
     def resize(self, slots: int) -> None:
-        """Green threads that are not needed any more cost a few KiB and stay."""
+        """Change the number of slots; surplus green threads cost a few KiB and stay."""
         self._slots = slots
 
     def stop(self) -> list[Request]:
-        """End what runs where it waits."""
+        """Interrupt running tasks where they wait."""
         from amqtask.execution.interrupts import Abandoned  # see start
 
         unfinished = self._give_back_all()

@@ -1,12 +1,12 @@
 """One asyncio loop in a green thread of its own, for the `async def` tasks of the eventlet and gevent pools.
 
-It turns in the hub's thread, so that what tasks share (a logger, a connection pool, a queue) is shared between green
+It runs in the hub's thread, so that objects that tasks share (a logger, a connection pool, a queue) are shared between green
 threads only: the locks of a patched standard library do not work between threads of the operating system. While the loop
-has nothing to do, its selector's own file descriptor is what the hub waits for.
+has nothing to do, the hub waits for the file descriptor of its selector.
 
-Other green threads must not see it running: `asyncio.run` refuses to work in a thread that has a running loop, and Django
-refuses its synchronous ORM. Whenever the loop's green thread is left, its thread is left as it was found: without a loop, or
-with that of a task that called `asyncio.run`.
+Other green threads must not see a running loop: `asyncio.run` refuses to work in a thread that has one, and Django refuses its
+synchronous ORM. So whenever the loop's green thread is left, asyncio's state of the thread is restored: no running loop, or the
+loop of a task that called `asyncio.run`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Call:
 
 
 class GreenLoop:
-    """`run` from green threads; everything else of the hub goes on meanwhile."""
+    """`run` is called from green threads; the hub runs others meanwhile."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -53,15 +53,15 @@ class GreenLoop:
         self._aloop = asyncio.SelectorEventLoop(self._selector)
 
     def start(self) -> None:
-        """The loop's green thread runs with the hub's next turn."""
+        """Start the loop's green thread, with the hub's next turn."""
         self._hub.spawn(self._turn)
 
     def stop(self) -> None:
-        """What still runs on it ends with the process."""
+        """Stop the loop; coroutines that still run end with the process."""
         self._soon(self._aloop.stop)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """From a green thread: its result. What is thrown into the green thread is raised in the coroutine."""
+        """From a green thread: the coroutine's result. An exception thrown into the green thread is raised in the coroutine."""
         call = _Call(coroutine, self._hub.current())
         self._soon(self._begin, call)
         while not call.is_done:
@@ -90,7 +90,7 @@ class GreenLoop:
         call.coroutine.task = call.context.run(self._aloop.create_task, self.finish(call))
 
     async def finish(self, call: _Call) -> None:
-        """Run it, and wake who waits for it."""
+        """Run the coroutine, then wake the green thread that waits for it."""
         try:
             call.value = await call.coroutine
         except BaseException as error:  # noqa: BLE001 - raised again in the green thread
@@ -100,12 +100,12 @@ class GreenLoop:
 
 
 def _resume(call: _Call) -> None:
-    """In the hub."""
+    """In the hub: switch to the green thread that waits for the call."""
     call.green.switch()
 
 
 class _ThreadShare:
-    """What asyncio keeps of a running loop per thread is that of one green thread while it runs, and the others' else."""
+    """asyncio's state per thread (the running loop): this loop's while its green thread runs, else that of the others."""
 
     def __init__(self, green: Any) -> None:
         self._green = green
@@ -138,7 +138,7 @@ def _set_running(loop: asyncio.AbstractEventLoop | None, hooks: tuple[Any, Any])
 
 
 class _HubSelector(BaseSelector):
-    """The system's own selector, which waits in the hub."""
+    """The system's selector, with a `select` that waits in the hub."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -167,7 +167,7 @@ class _HubSelector(BaseSelector):
         if ready:
             return ready
         try:
-            # Also when the loop is busy: others must get their turn.
+            # Also when the loop is busy: other green threads must get their turn.
             self._green = self._hub.current()
             self._hub.wait_readable(self._selector.fileno(), timeout)
         finally:
@@ -175,7 +175,7 @@ class _HubSelector(BaseSelector):
         return self._selector.select(0)
 
     def wake(self) -> None:
-        """The loop has something to do."""
+        """End `select`: the loop has something to do."""
         if self._green is not None:
             self._hub.call_soon(self._switch)
 

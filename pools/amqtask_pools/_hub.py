@@ -16,7 +16,7 @@ class Cancellable(Protocol):
 
 
 class Hub(Protocol):
-    """What the two libraries have in common, under one name. `patch_line` is how a program patches by itself."""
+    """The functions that the pool needs of a library. `patch_line` is the line with which a program patches by itself."""
 
     patch_line: ClassVar[str]
 
@@ -26,38 +26,38 @@ class Hub(Protocol):
 
     @staticmethod
     def is_patched() -> bool:
-        """Whether that was done, by whomever."""
+        """Whether it is patched, by us or by the program."""
 
     def current(self) -> Any:
         """The green thread that runs."""
 
     def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
-        """A green thread that has not run, and what its first `switch` must be given."""
+        """A green thread that has not run, and the arguments for its first `switch`."""
 
     def spawn(self, function: Callable[[], None]) -> None:
-        """Run it in a green thread of its own, soon."""
+        """Run a function in a green thread of its own, soon."""
 
     def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
-        """Run it in the hub, soon. It must not wait."""
+        """Run a callback in the hub, soon. It must not wait."""
 
     def wait(self) -> None:
-        """Leave the current green thread until somebody switches to it."""
+        """Leave the current green thread until another one switches to it."""
 
     def sleep(self, seconds: float) -> None: ...
 
     def wait_readable(self, fileno: int, seconds: float | None) -> None:
-        """Leave the current green thread until this can be read, the time is over or somebody switches to it."""
+        """Leave the current green thread until the descriptor is readable, the time is over or another one switches to it."""
 
     def native_selector(self) -> DefaultSelector:
-        """The best selector of the system, whatever is patched; it has a file descriptor of its own."""
+        """The system's best selector, unpatched; it has a file descriptor of its own."""
 
     def timeout(self, seconds: float, error: BaseException) -> Cancellable:
         """Raise `error` in the current green thread unless it is cancelled before."""
 
     def start_native_thread(self, function: Callable[[], None]) -> None:
-        """A thread of the operating system, whatever is patched."""
+        """Start a thread of the operating system, unpatched."""
 
     def native_ident(self) -> int:
-        """The operating system thread that runs, as sys._current_frames knows it."""
+        """The id of the running operating system thread, as in sys._current_frames."""
 
     def native_sleep(self, seconds: float) -> None: ...

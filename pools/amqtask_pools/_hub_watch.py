@@ -1,4 +1,4 @@
-"""HubWatch: says which task keeps the hub, when all green threads (and the worker's I/O loop) have to wait for it."""
+"""HubWatch: logs which task blocks the hub, when all green threads (and the worker's I/O loop) have to wait for it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.pools")
 
-# Seconds without a turn of the loop before it is reported; how often the loop says that it turns, and that is looked at.
+# Seconds without a turn of the loop before that is reported; how often the loop notes a turn, and the thread looks.
 BLOCKED = 10.0
 BEAT = 1.0
 
 
 class HubWatch:
-    """A native thread that looks at the clock. `code` is that of the function whose local `request` is what runs.
+    """A native thread that looks at the clock. `code` is the code of the function whose local `request` is the running request.
 
-    `coroutine_code`, once it is set, is that of the coroutine whose local `call` says which green thread waits for it.
+    `coroutine_code`, once it is set, is the code of the coroutine whose local `call` has the green thread that waits for it.
     """
 
     def __init__(self, hub: Hub, loop: Loop, code: CodeType, *, blocked_after: float = BLOCKED) -> None:
@@ -40,13 +40,13 @@ class HubWatch:
         self.coroutine_code: CodeType | None = None
 
     def start(self) -> None:
-        """On the loop's thread."""
+        """Start watching; called on the loop's thread."""
         self._thread = self._hub.native_ident()
         self._beat()
         self._hub.start_native_thread(self._look)
 
     def stop(self) -> None:
-        """The thread ends with its present nap."""
+        """Stop; the thread ends after its present sleep."""
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -88,7 +88,7 @@ class HubWatch:
 
 
 def _log(text: str) -> None:
-    """Log a warning without the handlers' locks: patched ones belong to the hub, and two threads that meet at one both hang."""
+    """Log a warning without the handlers' locks: patched locks belong to the hub, and two threads that wait for one both hang."""
     if not logger.isEnabledFor(logging.WARNING):
         return
     record = logger.makeRecord(logger.name, logging.WARNING, __file__, 0, text, (), None)

@@ -1,4 +1,4 @@
-"""What pools share whose slots live in the worker's process: who runs, how many are free, and the way back to the loop."""
+"""The common part of pools whose slots are in the worker's process: running requests, free slots, outcomes to the loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SlotPool:
     """The part of the pool contract that does not depend on what a slot is.
 
     A slot is taken from `submit` until its outcome is on the loop. An outcome whose request is not running any more (it was
-    given up at its hard limit, or given back by `stop`) is dropped: the first answer counts.
+    given up at its hard limit, or returned by `stop`) is dropped: the first outcome counts.
     """
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
@@ -44,11 +44,11 @@ class SlotPool:
 
     @property
     def free(self) -> int:
-        """How many more may run now (negative after shrinking)."""
+        """How many more requests may run now (negative after shrinking)."""
         return self._slots - len(self._running)
 
     def take_back(self) -> list[Request]:
-        """Nothing waits here: each begins at once."""
+        """Always empty: each request begins at once."""
         return []
 
     def stats(self) -> dict[str, Any]:
@@ -56,11 +56,11 @@ class SlotPool:
         return {"max-concurrency": self._slots, "running": len(self._running), "total": self._total}
 
     def find(self, number: int) -> Running | None:
-        """This process, for what runs."""
+        """This process, for a running request."""
         return Running(os.getpid()) if number in self._running else None
 
     def _hand_back(self, outcome: Outcome) -> None:
-        """From any thread or greenlet. Outcomes that come together are delivered with one wake-up of the loop.
+        """Pass an outcome to the loop, from any thread or greenlet; outcomes that come together cost one wake-up of the loop.
 
         The flag needs no lock: `_deliver` clears it before it looks, so an outcome is seen or wakes the loop again.
         """
@@ -82,7 +82,7 @@ class SlotPool:
             self._on_outcomes(batch)
 
     def _give_back_all(self) -> list[Request]:
-        """The end: what runs is the caller's again, and no outcome follows."""
+        """At the end: return the running requests to the caller; no outcome of them follows."""
         self._is_stopped = True
         requests = list(self._running.values())
         self._running.clear()

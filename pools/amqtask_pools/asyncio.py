@@ -1,10 +1,10 @@
 """asyncio: a slot is a coroutine. One event loop in a thread beside the worker's own I/O loop.
 
-Limits and terminations are raised in the coroutine where it awaits. One that goes on all the same is given up after a
-grace period: its outcome is reported, its slot is free, and whatever it does later is not heard.
+Limits and terminations are raised in the coroutine where it awaits. A coroutine that runs on all the same is given up after a
+grace period: an outcome is reported, its slot is free, and its later outcome is dropped.
 
-`def` tasks run in threads, so that they do not hold up the coroutines; nobody can interrupt them there. At its hard
-limit one is given up at once (its thread ends when the task does); a soft limit is not enforced, and a warning says so.
+`def` tasks run in threads, so that they do not hold up the coroutines; they cannot be interrupted there. At its hard limit such
+a task is given up at once (its thread ends when the task does); a soft limit is not enforced, and a warning says so.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ logger = bounded_logger("amqtask.pools")
 
 # Seconds that an interrupted coroutine may take to end.
 GRACE = 5.0
-# Seconds that all of them together may take when the pool stops.
+# Seconds that all interrupted coroutines together may take when the pool stops.
 STOP_GRACE = 0.5
-# Threads that store results for coroutines (only stores that block ask for them).
+# Threads that store results for coroutines (only needed for stores that block).
 STORING_THREADS = 8
 
 
@@ -63,7 +63,7 @@ class AsyncioPool(SlotPool):
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """The event loop's thread."""
+        """Start the event loop's thread."""
         if self._aloop is None:
             self._aloop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._run_loop, name="amqtask-asyncio", daemon=True)
@@ -78,7 +78,7 @@ class AsyncioPool(SlotPool):
             self._aloop.close()
 
     def submit(self, request: Request) -> None:
-        """A burst of requests wakes the event loop once."""
+        """Start the request on the event loop; a burst of requests wakes the loop once."""
         self._running[request.number] = request
         if not self._executor.is_async(request.task):
             self._start_in_thread(request)
@@ -131,7 +131,7 @@ class AsyncioPool(SlotPool):
             self._timers.setdefault(request.number, []).append(give_up)
 
     def _give_up(self, request: Request, error: Terminated) -> None:
-        """It caught the interruption and goes on."""
+        """The coroutine caught the interruption and runs on: report an outcome."""
         if self._coroutines.pop(request.number, None) is not None:
             logger.error("task %s[%s] does not end (%s) and is given up", request.task, request.id, error)
             self._hand_back(self._outcome_of(request, error))
@@ -194,7 +194,7 @@ class AsyncioPool(SlotPool):
             return
         logger.error("task %s[%s] is over its hard limit and is given up", request.task, request.id)
         self._given_up.add(request.number)
-        self._crew.resize(self._crew.limit + 1)  # in place of the thread that it keeps
+        self._crew.resize(self._crew.limit + 1)  # to replace the thread that the task keeps
         self._hand_back(self._outcome_of(request, HardLimitReached(request.hard_limit)))
 
     def _has_come_back(self, number: int) -> None:
@@ -205,12 +205,12 @@ class AsyncioPool(SlotPool):
     # -- from the worker
 
     def resize(self, slots: int) -> None:
-        """From the next request on."""
+        """Change the number of slots, from the next request on."""
         self._crew.resize(self._crew.limit + slots - self._slots)
         self._slots = slots
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
-        """Coroutines only."""
+        """Raise Terminated in the coroutine; False for a `def` task."""
         request = self._running.get(number)
         if request is None or number in self._in_threads or self._aloop is None:
             return False
@@ -218,7 +218,7 @@ class AsyncioPool(SlotPool):
         return True
 
     def stop(self) -> list[Request]:
-        """Coroutines are ended; threads end with the process."""
+        """Interrupt the coroutines; threads end with the process."""
         unfinished = self._give_back_all()
         self._crew.stop()
         aloop, thread = self._aloop, self._thread

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from amqtask_pools._green import GreenPool
 
 with warnings.catch_warnings():
-    # It says that it is only maintained; who says -P eventlet has decided that, and every worker start would repeat it.
+    # It warns that it is in maintenance mode; with -P eventlet that was decided, and every worker start would repeat it.
     warnings.simplefilter("ignore")
     import eventlet
     from eventlet import hubs, patcher
@@ -36,12 +36,12 @@ class EventletHub:
 
     @staticmethod
     def patch() -> None:
-        """Everything that eventlet can patch."""
+        """Patch all that eventlet can patch."""
         eventlet.monkey_patch()
 
     @staticmethod
     def is_patched() -> bool:
-        """What every task that waits needs."""
+        """Whether the modules that waiting tasks need are patched."""
         return bool(patcher.is_monkey_patched("socket") and patcher.is_monkey_patched("time"))
 
     def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -50,11 +50,11 @@ class EventletHub:
         return GreenThread(self._hub.greenlet), (function, (argument,), {})
 
     def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
-        """A timer that is due."""
+        """By a timer that is due."""
         self._hub.schedule_call_global(0, callback, *arguments)
 
     def wait_readable(self, fileno: int, seconds: float | None) -> None:
-        """A listener and, if need be, a timer."""
+        """By a listener and, with a timeout, a timer."""
         hub, current = self._hub, eventlet.getcurrent()
         timer = None if seconds is None else hub.schedule_call_global(seconds, current.switch)
         listener = hub.add(hub.READ, fileno, current.switch, current.throw, None)
@@ -66,24 +66,24 @@ class EventletHub:
                 timer.cancel()
 
     def native_selector(self) -> DefaultSelector:
-        """As it was before."""
+        """The selector from before the patch."""
         return DefaultSelector()
 
     def timeout(self, seconds: float, error: BaseException) -> Cancellable:
-        """eventlet's own."""
+        """eventlet's own timeout."""
         started: Cancellable = eventlet.Timeout(seconds, error)
         return started
 
     def start_native_thread(self, function: Callable[[], None]) -> None:
-        """Daemonic, as all threads that are started like this."""
+        """A daemon thread, as all threads that are started like this."""
         patcher.original("_thread").start_new_thread(function, ())
 
     def native_ident(self) -> int:
-        """What threading.get_ident was."""
+        """The unpatched threading.get_ident."""
         return int(patcher.original("_thread").get_ident())
 
     def native_sleep(self, seconds: float) -> None:
-        """What time.sleep was."""
+        """The unpatched time.sleep."""
         patcher.original("time").sleep(seconds)
 
 

@@ -1,8 +1,4 @@
-"""gevent: a slot is a greenlet of gevent's.
-
-`async def` tasks run on a loop in a thread of their own; there gevent cannot watch child processes, so that
-`asyncio.create_subprocess_exec` fails in them. `subprocess` in a `def` task works.
-"""
+"""gevent: a slot is a greenlet of gevent's."""
 
 from __future__ import annotations
 
@@ -35,20 +31,20 @@ class GeventHub:
 
     @staticmethod
     def patch() -> None:
-        """Everything that gevent patches by default."""
+        """Patch all that gevent patches by default."""
         monkey.patch_all()
 
     @staticmethod
     def is_patched() -> bool:
-        """What every task that waits needs."""
+        """Whether the modules that waiting tasks need are patched."""
         return bool(monkey.is_module_patched("socket") and monkey.is_module_patched("time"))
 
     def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
-        """Not started: the first switch does."""
+        """A greenlet that is not started: the first switch starts it."""
         return gevent.Greenlet(function, argument), ()
 
     def wait_readable(self, fileno: int, seconds: float | None) -> None:
-        """A watcher and, if need be, a timer."""
+        """By a watcher and, with a timeout, a timer."""
         loop, switch = self._hub.loop, gevent.getcurrent().switch
         watchers = [loop.io(fileno, 1)]
         if seconds is not None:
@@ -63,25 +59,25 @@ class GeventHub:
                 watcher.close()
 
     def native_selector(self) -> DefaultSelector:
-        """What selectors.DefaultSelector was."""
+        """The unpatched selectors.DefaultSelector."""
         selector: DefaultSelector = monkey.get_original("selectors", "DefaultSelector")()
         return selector
 
     def timeout(self, seconds: float, error: BaseException) -> Cancellable:
-        """gevent's own."""
+        """gevent's own timeout."""
         started: Cancellable = gevent.Timeout.start_new(seconds, error)
         return started
 
     def start_native_thread(self, function: Callable[[], None]) -> None:
-        """Daemonic, as all threads that are started like this."""
+        """A daemon thread, as all threads that are started like this."""
         monkey.get_original("_thread", "start_new_thread")(function, ())
 
     def native_ident(self) -> int:
-        """What threading.get_ident was."""
+        """The unpatched threading.get_ident."""
         return int(monkey.get_original("_thread", "get_ident")())
 
     def native_sleep(self, seconds: float) -> None:
-        """What time.sleep was."""
+        """The unpatched time.sleep."""
         monkey.get_original("time", "sleep")(seconds)
 
 

@@ -1,10 +1,10 @@
 """solo: one slot, the worker's own thread. For debugging, and for one task at a time without any machinery.
 
-While a task keeps the thread nobody turns the I/O loop: heartbeats and answers would wait. So a helper thread turns it for a
-task that runs longer than PATIENCE. A lock that the worker's thread holds except while it runs a task keeps the two apart:
-the loop never sees two threads at once.
+While a task keeps the thread, the I/O loop does not run: heartbeats and answers would wait. So a helper thread runs the loop
+during a task that takes longer than PATIENCE. The worker's thread holds a lock except while it runs a task, so that the loop is
+never run by two threads at once.
 
-The soft limit and the end from outside are a signal whose handler raises in the task; that needs the main thread.
+The soft limit and a termination are a signal whose handler raises in the task; that needs the main thread.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.pools")
 
-# Seconds that a task may keep the loop before the helper serves it, and between two such services.
+# Seconds that a task may keep the loop before the helper runs it, and between two such runs.
 PATIENCE, SERVICE_EVERY = 0.5, 0.1
-# Outcomes of short tasks are handed over together, but none waits longer than this for the others (seconds).
+# Outcomes of short tasks are passed on together, but none waits longer than this for the others (seconds).
 BATCH_TIME = 0.005
-# A burst is taken at once: with one slot nothing can wait behind a task that another slot would run.
+# So many requests are taken at once: with one slot there is no other slot that could run them sooner.
 BURST = 64
 
 
@@ -55,11 +55,11 @@ class SoloPool:
         self._since = 0.0
         self._total = 0
         self._is_due = False
-        # What the next alarm raises in the task.
+        # Raises the next alarm's exception in the task.
         self._interruption: Strike | None = None
         self._main: int | None = None
         self._alarm: Alarm | None = None
-        # Whether ITIMER_REAL is the tasks' alone: what they leave of it is cleared.
+        # Whether only tasks use ITIMER_REAL: an alarm that they leave is cleared.
         self._is_timer_free = False
         self._stopped = threading.Event()
         self._loop_lock = threading.Lock()
@@ -88,11 +88,11 @@ class SoloPool:
 
     @property
     def free(self) -> int:
-        """How many more are taken now."""
+        """How many more requests are taken now."""
         return 0 if self._running is not None else BURST - len(self._waiting)
 
     def submit(self, request: Request) -> None:
-        """Run at the end of this loop turn, in the order of submission."""
+        """Run the request at the end of this loop turn, in the order of submission."""
         self._waiting.append(request)
         self._call_work()
 
@@ -107,12 +107,12 @@ class SoloPool:
         started = time.perf_counter()
         while waiting:
             outcome = self._run(waiting.popleft())
-            if self._stopped.is_set():  # while it ran: it has been given back
+            if self._stopped.is_set():  # while it ran: `stop` has returned it
                 break
             outcomes.append(outcome)
             if time.perf_counter() - started > BATCH_TIME:
                 break
-        if self._is_timer_free:  # an alarm that a task has left would strike another, or us
+        if self._is_timer_free:  # an alarm that a task has left would interrupt another task, or us
             signal.setitimer(signal.ITIMER_REAL, 0)
         if waiting:
             self._call_work()
@@ -143,12 +143,12 @@ class SoloPool:
         return self._executor.execute(request)
 
     def _on_alarm(self, frame: FrameType | None) -> None:
-        """Raise in the task, and nowhere else: not in our own code just before or after it."""
+        """Raise in the task only: not in our own code just before or after it."""
         if self._interruption is not None:
             self._interruption(frame)
 
     def _interrupt(self, error: BaseException) -> bool:
-        """From the helper, while it serves the loop."""
+        """Interrupt the task, from the helper thread while it runs the loop."""
         if self._main is None or self._alarm is None:
             return False
         self._interruption = Strike(error, self._alarm.set)
@@ -170,26 +170,26 @@ class SoloPool:
                     self._loop_lock.release()
 
     def resize(self, slots: int) -> None:
-        """One slot is all there is."""
+        """Always one slot."""
 
     def take_back(self) -> list[Request]:
-        """What waits for the one that runs."""
+        """The requests that wait for the running one."""
         taken = list(self._waiting)
         self._waiting.clear()
         return taken
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
-        """Possible while the helper serves the loop: once the task runs longer than PATIENCE."""
+        """Interrupt the task. Possible while the helper runs the loop: once the task runs longer than PATIENCE."""
         running = self._running
         return running is not None and running.number == number and self._interrupt(Terminated(reason))
 
     def find(self, number: int) -> Running | None:
-        """This process, for the one that runs."""
+        """This process, for the running request."""
         running = self._running
         return Running(os.getpid(), self._since) if running is not None and running.number == number else None
 
     def stop(self) -> list[Request]:
-        """What waits is given back; so is a running task, which is interrupted."""
+        """Return the waiting requests, and the running one, which is interrupted."""
         self._stopped.set()
         unfinished = list(self._waiting)
         self._waiting.clear()

@@ -4,7 +4,7 @@
 with a time limit is refused when the worker starts.)
 
 While tasks are short, more are submitted than there are threads: a thread that ends one takes the next without a wake-up
-and without giving up the interpreter's lock. They wait in one queue for whichever thread is idle first.
+and without giving up the interpreter's lock. They wait in one queue for the first idle thread.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class ThreadsPool(SlotPool):
         """Threads start with the first requests."""
 
     def submit(self, request: Request) -> None:
-        """The next idle thread takes it."""
+        """Queue the request for the next idle thread."""
         running = self._running
         running[request.number] = request
         self._crew.call(self._run, request, busy=len(running))
 
     def _run(self, request: Request) -> None:
-        if request.number in self._running:  # else the pool was stopped while it waited
+        if request.number in self._running:  # else the pool was stopped while the request waited
             self._hand_back(self._executor.execute(request))
 
     def _deliver(self) -> None:
@@ -61,22 +61,22 @@ class ThreadsPool(SlotPool):
         super()._deliver()
 
     def resize(self, slots: int) -> None:
-        """More threads when they are needed; fewer as they become idle."""
+        """Change the limit: more threads when they are needed; fewer as they become idle."""
         self._slots = slots
         self._crew.resize(slots)
 
     def take_back(self) -> list[Request]:
-        """What no thread has taken yet."""
+        """The requests that no thread has taken yet."""
         taken = [arguments[0] for arguments in self._crew.take_back()]
         for request in taken:
             del self._running[request.number]
         return taken
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
-        """Nobody can end a thread from outside."""
+        """Always False: Python cannot end a thread from outside."""
         return False
 
     def stop(self) -> list[Request]:
-        """Running threads are daemons: they end with the process, and what they still say is not heard."""
+        """Return the requests. Running threads are daemons: they end with the process, and their outcomes are dropped."""
         self._crew.stop()
         return self._give_back_all()

@@ -1,12 +1,12 @@
 """prefork: a slot is a child process, on billiard. The parent never waits for a child; a child that dies loses one task.
 
 One socket pair per child: no shared pipe, no semaphore. A request is one packet. While tasks take less than a millisecond a
-child is given several ahead of time, which hides the hand-over; as soon as its present task takes longer, what it has
-not read is taken back (the parent holds the reading end, too) and goes to a slot that is idle, or first in line for
-the next one. So no task waits behind a long one while another slot idles.
+child is sent several requests ahead of time, which hides the transfer; as soon as its present task takes longer, the requests
+that it has not read are taken back (the parent holds the reading end, too) and go to an idle slot, or to the front of the line
+for the next one. So no task waits behind a long one while another slot idles.
 
-The bookkeeping is the parent's alone: of what a child was given and has neither answered nor left unread, the last runs, and
-outcomes of the others are on their way.
+Only the parent keeps books: of the requests that a child has read and not answered, the last one runs, and outcomes of the
+others are under way.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
 
 logger = bounded_logger("amqtask.pools")
-# A child that is at one task for so long gives back what it has not read; how often that is looked at (seconds).
+# When a child runs one task for EXPECTED seconds, its unread requests are taken back; CHECK: seconds between looks for that.
 EXPECTED, CHECK = 0.008, 0.008
-# Seconds between SIGTERM and SIGKILL: of a terminated task's child, and of all at the end.
+# Seconds between SIGTERM and SIGKILL: for a terminated task's child, and for all children at the end.
 GRACE, END_GRACE = 1.0, 0.5
-# What a child is given to start at the most, when others took too long (seconds).
+# The longest time that a child may take to start, after others took too long (seconds).
 LONGEST_START = 120.0
 
 
@@ -59,7 +59,7 @@ class PreforkPool:
         self._slots = options.slots
         self._context = billiard.get_context("fork")
         self._roster = Roster()
-        # Taken back from children, or found no child; nothing else is given out before it.
+        # Requests that were taken back, or that found no child; they go before all others.
         self._line: deque[Request] = deque()
         self._check: Timer | None = None
         self._hard_limits = HardLimits(loop, self._look_at_limits)
@@ -74,7 +74,7 @@ class PreforkPool:
         self._patience = options.start_timeout
         self._total = 0
         self._is_stopped = False
-        # While the pool restarts: old children that are still to go, and those that go when their task has ended.
+        # While the pool restarts: old children that have to be replaced, and below those that end when their task has ended.
         self._old: deque[ChildProcess] = deque()
         self._finishing: set[ChildProcess] = set()
 
@@ -85,7 +85,7 @@ class PreforkPool:
     # -- the contract
 
     def start(self) -> None:
-        """Fork the children; what is in memory now is shared with them, page by page, until it is written to."""
+        """Fork the children; they share the parent's present memory, page by page, until it is written to."""
         gc.collect()
         gc.freeze()
         self._refill.fill()
@@ -101,7 +101,7 @@ class PreforkPool:
         return 0 if self._line else self._roster.room
 
     def submit(self, request: Request) -> None:
-        """Give it to an idle child, or to the one with the least to do."""
+        """Send the request to an idle child, or to the child with the fewest requests."""
         child = self._roster.choose(len(request.body))
         if child is None:
             self._line.append(request)
@@ -109,7 +109,7 @@ class PreforkPool:
             self._give(child, request)
 
     def resize(self, slots: int) -> None:
-        """Fork more, or let children go, idle ones first."""
+        """Fork more children, or retire some, idle ones first."""
         self._slots = slots
         for child in sorted(self._roster.children, key=lambda child: len(child.requests)):
             if self._roster.taking > slots and not child.is_leaving:
@@ -118,7 +118,8 @@ class PreforkPool:
         self._give_line()
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
-        """End the child that runs it, by this signal (TERM) and a second later by KILL; its outcome is REVOKED."""
+        """End the child that runs the request with `signum` (default TERM), and a second later with KILL; its outcome is
+        REVOKED."""
         for child in self._roster.children:
             if number in child.requests:
                 self._readable(child)
@@ -141,7 +142,7 @@ class PreforkPool:
         return is_ended
 
     def take_back(self) -> list[Request]:
-        """What no child has begun: unread by the child that it was given to, or waiting for one."""
+        """The requests that no child has begun: unread by their child, or waiting for one."""
         for child in self._roster.children:
             self._take_back(child)
         taken = list(self._line)
@@ -160,12 +161,12 @@ class PreforkPool:
                 continue
             self._let_go(child)
             if not child.requests:
-                break  # the next one goes when this one is replaced
+                break  # the next child is retired when this one is replaced
             self._finishing.add(child)
         self._give_line()
 
     def find(self, number: int) -> Running | None:
-        """The child that runs it; what was only given to one ahead of time has not begun."""
+        """The child that runs the request; None when it was only sent ahead of time and has not begun."""
         for child in self._roster.children:
             if child.is_ready and number == next(iter(child.requests), None):
                 return Running(child.pid, child.head_since)
@@ -203,7 +204,7 @@ class PreforkPool:
             "writes": {"total": self._total, "raw": ", ".join(str(child.answered) for child in self._roster.children)},
         }
 
-    # -- requests go
+    # -- sending requests
 
     def _give(self, child: ChildProcess, request: Request) -> None:
         try:
@@ -231,10 +232,10 @@ class PreforkPool:
                 return
             self._give(child, self._line.popleft())
 
-    # -- and come back unread
+    # -- taking unread requests back
 
     def _look_for_long_ones(self) -> None:
-        """Take back what waits behind a task that takes long, or for a child that takes long to start."""
+        """Take back requests that wait behind a long task, or for a child that takes long to start."""
         self._check = None
         latest = time.monotonic() - EXPECTED
         is_waiting = False
@@ -251,7 +252,7 @@ class PreforkPool:
         if child.is_ready:
             self._roster.slow.add(child)
         elif not any(idle_child.is_ready for idle_child in self._roster.idle[-1:]):
-            return  # nobody would begin it sooner
+            return  # no other child would begin them sooner
         self._take_back(child)
         if len(child.requests) > 1:
             child.nudge()
@@ -271,7 +272,7 @@ class PreforkPool:
         self._loop.call_soon(lambda: self._deliver([outcome]))
         return True
 
-    # -- outcomes come
+    # -- outcomes
 
     def _readable(self, child: ChildProcess) -> None:
         outcomes = child.receive()
@@ -300,7 +301,7 @@ class PreforkPool:
         if not self._is_stopped:
             self._on_outcomes(outcomes)
 
-    # -- children come
+    # -- starting children
 
     def _fork(self) -> None:
         if signals.worker_before_create_process:
@@ -312,10 +313,10 @@ class PreforkPool:
         self._loop.add_reader(child.fd, lambda: self._readable(child))
         self._loop.add_reader(child.sentinel, lambda: self._ended(child))
         patience = self._patience
-        child.patience = self._loop.call_later(patience, lambda: self._is_late(child, patience))
+        child.patience = self._loop.call_later(patience, lambda: self._start_late(child, patience))
 
     def _filled(self) -> None:
-        """There is a child again, after a pause."""
+        """A child was started after a pause."""
         self._give_line()
         self._on_outcomes([])
 
@@ -323,10 +324,10 @@ class PreforkPool:
         if child.patience is not None:
             child.patience.cancel()
             child.patience = None
-        self._roster.is_ready(child)
+        self._roster.became_ready(child)
         self._watch_head(child)
 
-    def _is_late(self, child: ChildProcess, seconds: float) -> None:
+    def _start_late(self, child: ChildProcess, seconds: float) -> None:
         self._patience = max(self._patience, min(2 * seconds, LONGEST_START))
         why = " (receivers of the signal worker_process_init run in it first)" if signals.worker_process_init else ""
         logger.error(
@@ -339,7 +340,7 @@ class PreforkPool:
         )
         child.kill()
 
-    # -- children go
+    # -- ending children
 
     def _let_go(self, child: ChildProcess) -> None:
         self._take_back(child)
@@ -353,7 +354,8 @@ class PreforkPool:
         child.condemn(number, why)
 
     def _look_at_limits(self) -> float | None:
-        """Nothing but the end of its process is sure to end a task. Returns when to look again."""
+        """Kill the children whose task has reached its hard limit: nothing else is sure to end a task. Returns when to look
+        again."""
         next_deadline: float | None = None
         for child in list(self._roster.children):
             deadline = _deadline(child)
@@ -374,10 +376,10 @@ class PreforkPool:
         return next_deadline
 
     def _ended(self, child: ChildProcess) -> None:
-        """Its unread requests go to others, what it ran is reported lost, another child starts."""
+        """A child has ended: its unread requests go to others, the one that it ran is lost, another child starts."""
         if not child.has_ended:
-            return  # the descriptor was another's a moment ago
-        self._readable(child)  # its last words
+            return  # the descriptor belonged to another child a moment ago
+        self._readable(child)  # its last outcomes
         if child not in self._roster.children:
             return  # stopped, meanwhile
         self._unwatch(child)
@@ -404,7 +406,7 @@ class PreforkPool:
         self._on_outcomes(outcomes)
 
     def _note_end(self, child: ChildProcess, *, was_told_to_go: bool) -> None:
-        """The end of a child that ran nothing."""
+        """A child ended that ran no task."""
         if child.exit_code != RETIRED:
             logger.warning("process %d %s while it ran no task; it is replaced", child.pid, child.ending)
         if not child.answered and not was_told_to_go:
@@ -429,7 +431,7 @@ class PreforkPool:
 
 
 def _deadline(child: ChildProcess) -> float | None:
-    """When the request that it runs reaches its hard limit."""
+    """When the request that the child runs reaches its hard limit (monotonic seconds); None without a limit."""
     if not child.requests or not child.is_ready or child.condemned is not None:
         return None
     limit = next(iter(child.requests.values())).hard_limit

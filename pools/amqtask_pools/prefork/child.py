@@ -1,4 +1,4 @@
-"""What a child process does: read requests, run them, send outcomes back in batches, go when it is time."""
+"""The child process: reads requests, runs them, sends outcomes back in batches, ends when it should be replaced."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
     from amqtask.pool import PoolOptions
 
 logger = bounded_logger("amqtask.pools")
-# Exit codes: it went of its own accord, it could not start, our own code failed (EX_OSERR, EX_SOFTWARE).
+# Exit codes: it ended as intended, it could not start (EX_OSERR), our own code failed (EX_SOFTWARE).
 RETIRED, FAILED_TO_START, FAILED = 0, 71, 70
-# While tasks take less than SHORT on average, outcomes are held back up to so many or so long (times in seconds).
+# While tasks take less than SHORT on average, outcomes are held back: BATCH at most, BATCH_TIME at the longest (in seconds).
 SHORT, BATCH, BATCH_TIME = 0.001, 16, 0.001
-# "Send what you hold back": of all signals the one that does nothing to a process that does not expect it.
+# The signal to send held-back outcomes: one that a process without a handler ignores.
 NUDGE = signal.SIGURG
-# As in Celery: the task that runs is to end as at its soft time limit.
+# As in Celery: the running task ends as at its soft time limit.
 SOFT_LIMIT = signal.SIGUSR1
-# What a child must not inherit from the worker's main process.
+# Signals whose handlers a child must not inherit from the worker's main process.
 _TO_DEFAULT = ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD")
 _PR_SET_PDEATHSIG = 1
 
@@ -60,7 +60,7 @@ def main(
     parent: int,
     mask: set[Any],
 ) -> None:
-    """The child's whole life; ends the process. `mask` is the signal mask to live with, all is blocked until then."""
+    """The child's main function; ends the process. `mask` is its signal mask; until it is set all signals are blocked."""
     try:
         _settle(inherited, options, parent, mask)
         child = Child(sock, executor, options, parent)
@@ -78,7 +78,7 @@ def main(
 
 
 def _settle(inherited: Sequence[Any], options: PoolOptions, parent: int, mask: set[Any]) -> None:
-    """Be a process of one's own: signals, sockets of others, random numbers; die with the parent."""
+    """Set up the process: signals, sockets of its siblings, random numbers, its end with the parent's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent, which lets tasks finish
     for name in _TO_DEFAULT:
@@ -87,9 +87,9 @@ def _settle(inherited: Sequence[Any], options: PoolOptions, parent: int, mask: s
     for sock in inherited:
         sock.close()
     _die_with(parent)
-    # A group of its own: what a task starts is ended with it, when it is killed.
+    # A process group of its own: when the child is killed, programs that its task has started are killed with it.
     os.setpgid(0, 0)
-    # Tasks may have children too, whatever multiprocessing says of daemons: they are ended as its programs are.
+    # Tasks may start processes, too, which multiprocessing refuses for daemons: they are killed like programs.
     billiard.current_process()._config["daemon"] = False
     random.seed()
     if options.on_child_start is not None:
@@ -97,7 +97,7 @@ def _settle(inherited: Sequence[Any], options: PoolOptions, parent: int, mask: s
 
 
 def _die_with(parent: int) -> None:
-    """Linux kills us with our parent; elsewhere its closed socket ends us after the running task."""
+    """End with the parent: Linux kills this process; elsewhere the closed socket ends it after the running task."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -118,7 +118,7 @@ def _leave(code: int) -> None:
 
 
 class Child:
-    """Reads, runs, answers."""
+    """Reads requests, runs them, sends outcomes."""
 
     def __init__(self, sock: socket.socket, executor: Executor, options: PoolOptions, parent: int) -> None:
         self._sock = sock
@@ -138,7 +138,7 @@ class Child:
         signal.signal(SOFT_LIMIT, self._asked_to_end)
 
     def run(self) -> int:
-        """Until the parent says so or is gone, or it is time to be replaced; the exit code."""
+        """Run until the parent ends it or is gone, or it should be replaced; the exit code."""
         self._sock.send(IS_READY)
         while (message := self._next()) is not None:
             self._run(decode_request(message))
@@ -147,7 +147,7 @@ class Child:
         self._flush()
         return RETIRED
 
-    # -- in
+    # -- requests
 
     def _next(self) -> bytes | memoryview | None:
         while True:
@@ -162,7 +162,7 @@ class Child:
                 return message
 
     def _receive(self) -> int:
-        """The next packet's size; outcomes leave before this waits."""
+        """Receive a packet; its size. Outcomes are sent before this waits."""
         if self._outcomes:
             if self._mean < SHORT and len(self._outcomes) < BATCH and perf_counter() - self._since < BATCH_TIME:
                 try:
@@ -173,11 +173,13 @@ class Child:
         while True:
             try:
                 return self._sock.recv_into(self._buffer)
-            except BlockingIOError:  # only where the parent's end closes nothing, see frames.socket_pair
+            except (
+                BlockingIOError
+            ):  # only on datagram sockets, which do not notice a closed end, see frames.socket_pair
                 if os.getppid() != self._parent:
                     return 0
 
-    # -- work
+    # -- running
 
     def _run(self, request: Request) -> None:
         if request.soft_limit is None and request.hard_limit is None:
@@ -190,7 +192,7 @@ class Child:
             self._outcomes.append(outcome)
             self._mean += (outcome.runtime - self._mean) * 0.2
             return
-        # The parent measures from one outcome to the next, so here none is held back.
+        # For a hard limit the parent measures from one outcome to the next, so none is held back here.
         self._flush()
         if request.soft_limit is not None:
             self._soft_limits.begin(request.soft_limit)
@@ -200,7 +202,7 @@ class Child:
         self._flush_between_tasks()
 
     def _go_on(self, request: Request, outcome: Outcome, steps: SlotSteps) -> Outcome:
-        """Run the steps that follow; the parent is told of each before it begins. The outcome of the last one."""
+        """Run the next steps of a chain; the parent gets each step before it begins. Returns the outcome of the last one."""
         while (step := steps.after(request, outcome)) is not None:
             self._outcomes.append(outcome._replace(going_on=step))
             self._flush()
@@ -209,10 +211,10 @@ class Child:
             self._soft_limits.end()
         return outcome
 
-    # -- out
+    # -- outcomes
 
     def _flush_between_tasks(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that a task has left would strike another, or us
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that a task has left would interrupt another task, or us
         self._flush()
 
     def _flush(self) -> None:
@@ -230,7 +232,7 @@ class Child:
             os._exit(RETIRED)  # the parent is gone, and the broker still has the messages
 
     def _nudged(self, *_: object) -> None:
-        """The present task takes long, and earlier outcomes wait for it. Runs within the task."""
+        """A signal handler: the present task takes long, so send the outcomes that wait for it."""
         self._mean = max(self._mean, 10 * SHORT)
         self._flush()
 
@@ -239,7 +241,7 @@ class Child:
 
 
 class Wear:
-    """Tells after each task whether this process has done enough."""
+    """Tells after each task whether this process has reached its limit of tasks or memory."""
 
     def __init__(self, most_tasks: int | None, most_kib: int | None) -> None:
         self._most_tasks = most_tasks
@@ -248,13 +250,13 @@ class Wear:
 
     @classmethod
     def of(cls, options: PoolOptions) -> Wear | None:
-        """None for a process that never has."""
+        """None for a process without such limits."""
         if not options.max_tasks_per_child and not options.max_memory_per_child:
             return None
         return cls(options.max_tasks_per_child, options.max_memory_per_child)
 
     def is_out(self) -> bool:
-        """Ask it once per task."""
+        """Whether a limit is reached; call it once per task."""
         self._done += 1
         if self._most_tasks and self._done >= self._most_tasks:
             logger.debug("process %d has run its %d tasks and is replaced", os.getpid(), self._done)
@@ -266,7 +268,7 @@ class Wear:
 
 
 def resident_kib() -> int:
-    """Memory that this process has in use; where that cannot be asked, the most that it ever had."""
+    """Resident memory of this process in KiB; where that is not available, the most that it ever had."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * resource.getpagesize() // 1024

@@ -1,13 +1,12 @@
 """Packets between parent and child: a request each, or a batch of outcomes; large messages are cut into pieces.
 
-SOCK_SEQPACKET keeps packet borders and gives each packet to exactly one reader, whoever of the processes that hold the
-reading end asks first: that lets the parent take back what a child has not read yet (see process.py).
+SOCK_SEQPACKET keeps packet borders and gives each packet to exactly one reader, the first process with the reading end that
+reads: so the parent can take back packets that a child has not read yet (see process.py).
 
-The first byte says what a packet is. A pickle begins with PICKLE (the opcode PROTO), so a whole message needs no frame.
+The first byte is the packet's type. A pickle begins with PICKLE (the opcode PROTO), so a complete message needs no frame.
 
-Requests are pickles: only the parent writes them. What children write is read by the parent, and a child's socket is open to
-whatever runs there: outcomes are therefore in a format whose reading executes nothing (see outcomes.py), and everything else that
-comes is a BrokenFrame.
+Requests are pickles: only the parent writes them. Any code in a child can write to its socket, which the parent reads: outcomes
+are therefore in a format whose reading executes no code (see outcomes.py), and every other packet is a BrokenFrame.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from amqtask.execution.request import Request
 
 PICKLE, PART, LAST, READY, STOP, OUTCOMES = 0x80, 0x01, 0x02, 0x03, 0x04, 0x05
 IS_READY, GO = bytes([READY]), bytes([STOP])
-# A packet must fit into the socket's send buffer whole.
+# A complete packet must fit into the socket's send buffer.
 PIECE = 60 * 1024
 BUFFER = 1024 * 1024
-# The longest message that is put together from pieces: no broker takes half as much (its `max_message_size`).
+# The longest message that is joined from pieces: no broker takes half as much (its `max_message_size`).
 LONGEST = 1 << 30
-# Where the end of the parent closes nothing (datagram sockets), children look for it so often (seconds).
+# Datagram sockets do not notice the parent's end: with them children look for the parent after so many seconds.
 LOOK_FOR_PARENT = 1
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
 
 
 def encode_request(request: Request) -> bytes:
-    """One message; cut it when it is longer than PIECE. Raises: InvalidTaskError for headers that no process can be handed."""
+    """One message; cut it when it is longer than PIECE. Raises: InvalidTaskError for headers that cannot be pickled."""
     try:
         return pickle.dumps(request.to_frame(), _PROTOCOL)
     except (RecursionError, pickle.PicklingError, TypeError, ValueError, AttributeError) as error:
@@ -42,7 +41,7 @@ def encode_request(request: Request) -> bytes:
 
 
 def decode_request(message: bytes | memoryview) -> Request:
-    """What `encode_request` wrote."""
+    """The request that `encode_request` wrote."""
     return Request.from_frame(pickle.loads(message))
 
 
@@ -60,11 +59,11 @@ def cut(message: bytes) -> list[bytes]:
 
 
 class BrokenFrame(Exception):
-    """What came is not what the other end writes."""
+    """A packet that the other end would never write."""
 
 
 class Joiner:
-    """Puts the pieces of one direction together."""
+    """Joins the pieces of messages of one direction."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -87,7 +86,7 @@ class Joiner:
 
 
 def socket_pair(socket_type: int | None = None) -> tuple[socket.socket, socket.socket]:
-    """(parent's end, child's end). Datagrams where there are no packets (macOS): the same, but for hang-ups."""
+    """(parent's end, child's end). Datagram sockets where there is no SOCK_SEQPACKET (macOS): the same, but without hang-ups."""
     if socket_type is None:
         try:
             return socket_pair(socket.SOCK_SEQPACKET)
@@ -95,10 +94,10 @@ def socket_pair(socket_type: int | None = None) -> tuple[socket.socket, socket.s
             socket_type = socket.SOCK_DGRAM
     ends = socket.socketpair(socket.AF_UNIX, socket_type)
     for end in ends:
-        end.settimeout(None)  # whatever a user's module says with socket.setdefaulttimeout
+        end.settimeout(None)  # whatever a user's module has set with socket.setdefaulttimeout
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
     if socket_type == socket.SOCK_DGRAM:
-        # By the kernel: a timeout of Python's would make every read wait, the ones with MSG_DONTWAIT too.
+        # A timeout by the kernel: with Python's every read would wait, even with MSG_DONTWAIT.
         ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", LOOK_FOR_PARENT, 0))
     return ends

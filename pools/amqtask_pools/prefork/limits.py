@@ -19,7 +19,7 @@ class SoftLimits:
     """In a child's main thread: `begin` before a task that has a soft limit, `end` after each task."""
 
     def __init__(self) -> None:
-        # What is to be raised in the task that runs.
+        # Raises the soft limit in the running task.
         self._strike: Strike | None = None
         # Made for the first task that needs it.
         self._alarm: Alarm | None = None
@@ -30,12 +30,12 @@ class SoftLimits:
         self._set_timer(max(seconds, 1e-6))
 
     def strike_now(self, reason: str, frame: FrameType | None) -> None:
-        """Whoever runs is at its limit. A coroutine is not struck at once: the alarm asks again."""
+        """Raise the soft limit in the running task now. In a coroutine it is raised later: the alarm rings again."""
         self._strike = Strike(SoftTimeLimitExceeded(reason), self._set_timer)
         self._strike(frame)
 
     def end(self) -> None:
-        """The task has ended, so nothing may strike."""
+        """The task has ended: nothing may be raised any more."""
         if self._strike is not None:
             self._strike.end()
             self._strike = None
@@ -51,7 +51,7 @@ class SoftLimits:
 
 
 class HardLimits:
-    """One timer for all: it is due at the earliest deadline that it was told of, and `look` returns the next one."""
+    """One timer for all hard limits: it is due at the earliest deadline, and `look` returns the next one."""
 
     def __init__(self, loop: Loop, look: Callable[[], float | None]) -> None:
         self._loop = loop
@@ -60,14 +60,14 @@ class HardLimits:
         self._due = 0.0
 
     def watch(self, deadline: float) -> None:
-        """Look at this time (of time.monotonic) at the latest."""
+        """Look no later than at this time (of time.monotonic)."""
         if self._timer is None or deadline < self._due:
             self.stop()
             self._due = deadline
             self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._is_due)
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

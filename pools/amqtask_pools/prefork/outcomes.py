@@ -1,14 +1,13 @@
-"""Outcomes as bytes, from a child to its parent: JSON for what is text and numbers, and the bodies of messages behind it.
+"""Outcomes as bytes, from a child to its parent: JSON for texts and numbers, followed by the bodies of messages.
 
-The parent reads what any code in the child may have written. So reading makes nothing but plain data and our own
-dataclasses, each field of which is looked at, and whatever is wrong with it is a BrokenFrame. The one thing that holds a task's
-own values, the signature of a chord's body, is written by a serializer that the application accepts from its producers,
-too (`accept`).
+The parent reads bytes that any code in the child may have written. So reading makes only plain data and our own dataclasses,
+each field of which is checked, and raises BrokenFrame for anything else. Only the signature of a chord's body has values of a
+task; it is written by a serializer that the application accepts from its producers, too (`accept`).
 
     OUTCOMES, the length of the text, the text: a list of rows, then the bodies of their messages, one after the other
 
-A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents. That of a task
-which has ended well has three fields, number, runtime and summary, and a fourth if there is a result to be published.
+A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents. The row of a
+successful task has three fields, number, runtime and summary, and a fourth if there is a result to publish.
 """
 
 from __future__ import annotations
@@ -35,35 +34,35 @@ from amqtask.wording import described
 from amqtask_pools.prefork.frames import OUTCOMES, BrokenFrame
 
 _HEAD = struct.Struct(">BI")
-# What JSON has no form for is a table with one of these names; no header begins like that.
+# A value that JSON does not have becomes a table with one of these names; no header begins like that.
 _TIME, _BYTES, _DECIMAL, _NONE = "\0time", "\0bytes", "\0decimal", "\0none"
 _STATES = states.ALL_STATES | {states.REJECTED, states.IGNORED}
 _FIELDS = Outcome._fields
 _PUBLISH, _RESULT, _PARTS, _GOING_ON = (_FIELDS.index(name) for name in ("publish", "result", "parts", "going_on"))
-# The kinds of the other fields, by their defaults; an Answer is written as its number.
+# The types of the other fields, by their defaults; an Answer is written as its number.
 _FIELD_TYPES = tuple(
     (at, int if name in ("number", "answer") else type(Outcome._field_defaults[name]))
     for at, name in enumerate(_FIELDS)
     if at not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON)
 )
 _ANSWER, _STATE, _RUNTIME, _PAUSE = (_FIELDS.index(name) for name in ("answer", "state", "runtime", "pause"))
-# What is not in a short row: all but the number, and the result, runtime and summary, which follow each other.
+# Fields that are not in a short row begin here: all but the number, the result, runtime and summary.
 _REST = _RUNTIME + 2
 _BARE = Outcome(0)
 _BEFORE, _BEHIND = _BARE[1:_RESULT], _BARE[_REST:]
 assert _FIELDS[_RESULT:_REST] == ("result", "runtime", "summary")
-# Longer than a task runs, or an outcome waits (seconds).
+# Longer than any task runs, or any outcome waits (seconds).
 _FOR_EVER = 1e10
-# A part's body keeps its kinds best in these.
+# Serializers for a part's body; the first ones keep types best.
 _SERIALIZERS = ((PICKLE, "pickle"), (MSGPACK, "msgpack"), (YAML, "yaml"), (JSON, "json"))
 
 
-# What a property may be; whether that is right, the publisher says.
+# The types that a property may have; whether a value is valid, the publisher checks.
 _SCALARS = frozenset({type(None), str, int, float, bool, datetime, Decimal, bytes})
 
 
 class _Formless:
-    """A header's value that is no AMQP: the publisher refuses it, and says what it was."""
+    """A header's value that AMQP cannot encode: the publisher refuses it, and shows its repr."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -149,7 +148,7 @@ class _Writer:
 
 
 def _writable(headers: Any) -> Any:
-    """Headers that JSON writes: others are no AMQP either, which their publisher says."""
+    """Headers that JSON can write. Other values have no AMQP form either: their publisher refuses them."""
     try:
         _dump(headers)
     except (TypeError, ValueError, RecursionError) as error:
@@ -166,7 +165,7 @@ def _declare_text(declare: tuple[Declaration, ...]) -> str:
 
 
 def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list[Outcome]:
-    """What `encode_outcomes` wrote, but that `going_on` is only the step's `until`. Raises: BrokenFrame."""
+    """The outcomes that `encode_outcomes` wrote; `going_on` is only the step's `until`. Raises: BrokenFrame."""
     try:
         _, size = _HEAD.unpack_from(message)
         text = str(message[_HEAD.size : _HEAD.size + size], "ascii")

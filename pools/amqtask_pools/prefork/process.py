@@ -1,4 +1,4 @@
-"""One child as the parent sees it: what it was given, what it has not read yet, how it ended."""
+"""A child process in the parent: its requests, those that it has not read yet, how it ended."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from amqtask.pool import PoolOptions, Timer
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS)
-# Read of one child before others have their turn; more than there is room for in its socket.
+# Packets read from one child before others have their turn; more than its socket has room for.
 PACKETS = 1024
 
 
 class ChildProcess:
-    """`requests` holds those that the child has not answered, in its order: what it has not read can be taken back,
-    of the rest the last runs, and outcomes of those before that are on their way.
+    """One child process and its socket. `requests` are those that the child has not answered, in order: unread ones can be taken
+    back, the last of the others runs, and outcomes of those before it are under way.
 
-    `head_since` is when the first of them could begin, `is_leaving` says that it gets no more, `is_full` that it gets no
-    more until it is idle: it has a request in pieces, or there was no room. `buffer` is only used during `receive`.
+    `head_since` is when the first of them could begin, `is_leaving` tells that it gets no more requests, `is_full` that it gets
+    no more until it is idle: it has a request in pieces, or its socket was full. `buffer` is only used during `receive`.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class ChildProcess:
         self.is_leaving = False
         # How many outcomes came from it.
         self.answered = 0
-        # Runs out when it should be ready.
+        # The timer until which it must be ready.
         self.patience: Timer | None = None
-        # Why nothing more is read of what it writes; it is killed for that.
+        # Why its packets are not read any more; it is killed for that.
         self.broken: str | None = None
-        # The request that it is killed for, and why.
+        # The number of the request that it is killed for, and the reason.
         self.condemned: tuple[int, Exception | str] | None = None
-        # Not empty only while `is_full` or `is_leaving`.
+        # Packets for it; not empty only while `is_full` or `is_leaving`.
         self._unsent: deque[bytes] = deque()
         self._joiner = Joiner()
         self._steps = executor.steps
@@ -82,7 +82,7 @@ class ChildProcess:
         self._sock.setblocking(False)
         self._send = self._sock.send
         self.fd = self._sock.fileno()
-        # A child must not keep the parent's ends open: nobody would see the parent go.
+        # A child must not keep the parent's ends open: its siblings would not notice the parent's end.
         inherited = [end for sibling in siblings for end in (sibling._sock, sibling._child_end)]
         try:
             self.process = self._fork(context, executor, options, [self._sock, *inherited])
@@ -92,11 +92,11 @@ class ChildProcess:
             raise
         self.pid = int(self.process.pid)
         self._pidfd = _open_pidfd(self.pid)
-        # Readable once the process has ended. A pidfd, because a pipe stays open in what a task has started.
+        # Readable once the process has ended. A pidfd, because a pipe stays open in programs that a task has started.
         self.sentinel = int(self.process.sentinel) if self._pidfd is None else self._pidfd
 
     def _fork(self, context: Any, executor: Executor, options: PoolOptions, inherited: list[socket.socket]) -> Any:
-        # No signal handler of the parent's may run in the child before the child has its own.
+        # No signal handler of the parent may run in the child before the child has its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             process = context.Process(
@@ -110,10 +110,10 @@ class ChildProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process
 
-    # -- requests go
+    # -- requests
 
     def give(self, request: Request, message: bytes) -> bool:
-        """Hand a request over (encoded: `message`) without waiting; False when a part of it must wait for room (`send_more`)."""
+        """Send a request (encoded: `message`) without waiting; False when a part of it must wait for room (`send_more`)."""
         requests = self.requests
         if not requests:
             self.head_since = time.monotonic()
@@ -122,7 +122,7 @@ class ChildProcess:
             try:
                 self._send(message)
                 return True
-            except OSError:  # no room, though there should be; or it is gone
+            except OSError:  # no room, though there should be; or the child is gone
                 self._unsent.append(message)
         else:
             self.is_full = True
@@ -130,7 +130,7 @@ class ChildProcess:
         return self.send_more()
 
     def send_more(self) -> bool:
-        """Send what waits, as far as there is room; whether all is sent."""
+        """Send waiting packets, as far as there is room; whether all are sent."""
         unsent = self._unsent
         while unsent:
             try:
@@ -139,16 +139,16 @@ class ChildProcess:
                 if error.errno in _FULL:
                     self.is_full = True
                     return False
-                unsent.clear()  # it is gone; what it was given is recovered when its end is noticed
+                unsent.clear()  # the child is gone; its requests are recovered when its end is noticed
                 return True
             unsent.popleft()
         return True
 
     def take_back(self) -> list[Request]:
-        """What the child has not read yet, and never will: the kernel gives each packet to one reader only."""
+        """The requests that the child has not read, and never will: the kernel gives each packet to one reader only."""
         has_ended = self.has_ended
         if not has_ended and (self.is_full or self.is_leaving):
-            return []  # a piece must not be missing in the middle, nor the word to go
+            return []  # a piece must not be missing in the middle, nor the STOP packet
         packets = []
         while True:
             try:
@@ -159,14 +159,15 @@ class ChildProcess:
         for packet in (*packets, *self._unsent):
             if packet[0] == PICKLE:
                 taken.append(self.requests.pop(number_of(packet)))
-            elif packet[0] == LAST:  # of a large one, which it has not read to the end
+            elif packet[0] == LAST:  # of a large request, which it has not read to the end
                 taken.append(self.requests.popitem()[1])
         return taken
 
-    # -- outcomes come
+    # -- outcomes
 
     def receive(self) -> list[Outcome]:
-        """The outcomes that came; each ends one of `requests`. What is none breaks the child: it is killed, and heard no more."""
+        """The outcomes that came; each ends one of `requests`. After another packet the child is `broken`: it is killed, and its
+        packets are not read any more."""
         outcomes: list[Outcome] = []
         try:
             self._receive(outcomes)
@@ -188,7 +189,7 @@ class ChildProcess:
                 return
             try:
                 size = self._sock.recv_into(self._buffer)
-            except OSError:  # nothing more for now, or for ever: the sentinel tells
+            except OSError:  # no packet now, or the child is gone: the sentinel tells
                 return
             message = self._message(size)
             if message is not None:
@@ -199,11 +200,11 @@ class ChildProcess:
                     if outcome.going_on is not None:
                         outcome = self._goes_on(request, outcome)
                     outcomes.append(outcome)
-            if not requests:  # so there is nothing more to come
+            if not requests:  # so no further packet will come
                 return
 
     def _goes_on(self, request: Request, outcome: Outcome) -> Outcome:
-        """With the request of the step, which its child runs already."""
+        """The outcome with the request of the next step, which the child runs already."""
         until: Any = outcome.going_on
         try:
             if self._steps is None:
@@ -212,7 +213,7 @@ class ChildProcess:
         except (ValueError, TypeError) as error:
             self.requests[request.number] = request
             raise BrokenFrame(str(error)) from error
-        # Outcomes come in the order of `requests`, so what it runs now is the first of them.
+        # Outcomes come in the order of `requests`, so the step that runs now becomes the first of them.
         behind = list(self.requests.items())
         self.requests.clear()
         self.requests[step.number] = step
@@ -232,17 +233,17 @@ class ChildProcess:
     # -- ending
 
     def nudge(self) -> None:
-        """Have it send the outcomes that it holds back."""
+        """Make the child send the outcomes that it holds back."""
         self.kill(NUDGE)
 
     def retire(self) -> bool:
-        """No more requests: it goes when it has answered what it has read. Returns as `give` does."""
+        """Send no more requests: the child ends when it has answered those that it has read. Returns as `give` does."""
         self.is_leaving = True
         self._unsent.append(GO)
         return self.send_more()
 
     def condemn(self, number: int, why: Exception | str) -> None:
-        """It is going to be killed for this request."""
+        """Note that the child is going to be killed because of this request."""
         self.is_leaving = True
         self.condemned = (number, why)
 
@@ -251,35 +252,35 @@ class ChildProcess:
         try:
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signum)
-            elif self.process is not None and self.exit_code is None:  # asked for, so that the pid is still its own
+            elif self.process is not None and self.exit_code is None:  # checked, so that the pid is still the child's
                 os.kill(self.pid, signum)
         except ProcessLookupError:
             pass  # gone already
 
     def kill_programs(self) -> None:
-        """End what its task has started and left behind: the rest of its process group."""
+        """Kill programs that its task has started and left behind: the rest of its process group."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            pass  # there is none, or it became another user's
+            pass  # there are none, or they changed their user
 
     @property
     def exit_code(self) -> int | None:
-        """Negative for a signal; None while it runs (or when somebody else has waited for it)."""
+        """Negative for a signal; None while it runs (or when other code has reaped it)."""
         if self._exit_code is None and self.process is not None:
             self._exit_code = self.process.exitcode
         return self._exit_code
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is gone. (Not its socket: our own copy of that keeps it open.)"""
+        """Whether the process is gone. (Its socket does not tell: our own copy keeps it open.)"""
         if self.exit_code is not None:
             return True
         if self._pidfd is not None:
             return self.wait(0)
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:  # somebody else has waited for it
+        except ProcessLookupError:  # other code has reaped it
             return True
         return False
 
@@ -293,7 +294,7 @@ class ChildProcess:
 
     @property
     def ending(self) -> str:
-        """How it ended, in words."""
+        """How it ended, for logs and errors."""
         if self.broken is not None:
             return f"wrote to its pipe what is not an outcome ({self.broken}), and was killed"
         code = self.exit_code
@@ -313,7 +314,7 @@ class ChildProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-        # It closes its descriptors, the sentinel's other end among them, a moment before it can be waited for.
+        # The process closes its descriptors, the sentinel's other end among them, just before it can be reaped.
         self.process.join(0.1)
         self._exit_code = self.exit_code
         self.process = None

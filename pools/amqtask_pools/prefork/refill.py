@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
 
 logger = bounded_logger("amqtask.pools")
-# So many may die in a row before they have answered anything, until there is a pause; the first and longest (seconds).
+# After so many children in a row that died before their first outcome there is a pause; its first and longest length (seconds).
 QUICK_DEATHS, FIRST_PAUSE, LONGEST_PAUSE = 10, 0.5, 30.0
 
 
 class Refill:
-    """`fork` starts one child, `missing` says how many are wanted; `on_late` is told of one that was started later."""
+    """`fork` starts one child, `missing` tells how many are missing; `on_late` is called after one was started later."""
 
     def __init__(
         self, loop: Loop, *, fork: Callable[[], None], missing: Callable[[], int], on_late: Callable[[], None]
@@ -35,11 +35,11 @@ class Refill:
         self._deaths = 0
 
     def died_early(self) -> None:
-        """A child is gone that had not answered anything, and was not lost over a task."""
+        """A child is gone that had not sent an outcome, and ran no task."""
         self._deaths += 1
 
     def fill(self) -> None:
-        """Start what is missing, now or after the pause."""
+        """Start the missing children, now or after the pause."""
         if self._timer is not None:
             return
         if self._deaths < QUICK_DEATHS:
@@ -56,13 +56,13 @@ class Refill:
             self._timer = self._loop.call_later(pause, self._try_one)
 
     def stop(self) -> None:
-        """Start no more."""
+        """Start no more children."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _forked(self) -> bool:
-        """Whether the system had a process left; if not another attempt follows."""
+        """Fork a child; False when the system refused, and another attempt follows."""
         try:
             self._fork()
         except OSError as error:

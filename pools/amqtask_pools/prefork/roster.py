@@ -1,4 +1,4 @@
-"""Who gets the next request: an idle child, or while tasks are short the one with the least to do."""
+"""Which child gets the next request: an idle one, or while tasks are short the one with the fewest requests."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     from amqtask.execution.outcome import Outcome
     from amqtask_pools.prefork.process import ChildProcess
 
-# A child may be given so many requests at once, while the mean runtime is below SHORT.
+# A child may have so many requests at once, while the mean runtime is below SHORT.
 LOOK_AHEAD = 32
-# Bodies above this (bytes) go to idle children only: so many smaller ones fit into the smallest of socket buffers.
+# Requests with larger bodies (bytes) go to idle children only: LOOK_AHEAD smaller ones fit into the smallest socket buffer.
 LARGE = 4 * 1024
 
 
 class Roster:
-    """The children, and the books on those that take requests: none of its methods does more than write them up."""
+    """The children, and how many requests they have. Its methods only count and choose; they do not touch the children."""
 
     def __init__(self) -> None:
-        # All that live, those that are leaving too.
+        # All live children, also those that are leaving.
         self.children: list[ChildProcess] = []
-        # Of those that take requests: how many there are, how many requests they have, and which of them have none;
-        # the last of these is the warmest, and first come those that are not ready.
+        # Of the children that take requests: how many there are, how many requests they have, and which of them are idle;
+        # the last of these is the warmest, and the first are those that are not ready.
         self.taking = 0
         self.in_flight = 0
         self.idle: list[ChildProcess] = []
-        # Those whose task takes long: they get no more before it ends.
+        # Children whose task takes long: they get no more requests before it ends.
         self.slow: set[ChildProcess] = set()
         self._mean = 1.0
 
     @property
     def room(self) -> int:
-        """How many requests they take now."""
+        """How many requests the children take now."""
         if self._mean >= SHORT:
             return len(self.idle)
         if self.slow:
@@ -43,7 +43,7 @@ class Roster:
         return self.taking * LOOK_AHEAD - self.in_flight
 
     def choose(self, size: int) -> ChildProcess | None:
-        """A child for a request whose body has so many bytes."""
+        """A child for a request whose body has `size` bytes; None when all are busy."""
         if self.idle:
             return self.idle[-1]
         if self._mean >= SHORT or size > LARGE:
@@ -65,14 +65,14 @@ class Roster:
         self.in_flight += 1
 
     def gave_back(self, child: ChildProcess, count: int) -> None:
-        """So many requests were taken back from it."""
+        """So many requests were taken back from the child."""
         if not child.is_leaving:
             self.in_flight -= count
             if not child.requests:
                 self.idle.insert(0, child)
 
     def answered(self, child: ChildProcess, outcomes: Sequence[Outcome]) -> None:
-        """Its requests ended with these."""
+        """The child has sent these outcomes."""
         mean, ended = self._mean, len(outcomes)
         for outcome in outcomes:
             mean += (outcome.runtime - mean) * 0.1
@@ -88,19 +88,19 @@ class Roster:
     # -- children come and go
 
     def joins(self, child: ChildProcess) -> None:
-        """A new one."""
+        """Add a new child."""
         self.children.append(child)
         self.idle.insert(0, child)
         self.taking += 1
 
-    def is_ready(self, child: ChildProcess) -> None:
-        """It has started."""
+    def became_ready(self, child: ChildProcess) -> None:
+        """The child has started."""
         if child in self.idle:
             self.idle.remove(child)
             self.idle.append(child)
 
     def retires(self, child: ChildProcess) -> None:
-        """It takes no more requests; call this before `is_leaving` is set."""
+        """The child takes no more requests; call this before `is_leaving` is set."""
         if child.is_leaving:
             return
         self.taking -= 1
@@ -110,7 +110,7 @@ class Roster:
             self.idle.remove(child)
 
     def clear(self) -> None:
-        """They are all gone."""
+        """All children are gone."""
         self.children.clear()
         self.idle.clear()
         self.slow.clear()
