@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -113,11 +113,6 @@ class Message:
         return Message, (
             self.body, self.properties, self.exchange, self.routing_key, self.declare, self.mandatory
         )  # fmt: skip
-
-    def with_headers(self, **headers: Any) -> Message:
-        """A copy with more headers."""
-        merged = {**self.properties.headers, **headers}
-        return replace(self, properties=replace(self.properties, headers=merged))
 
 
 class Delivery(NamedTuple):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
-from amqtask.topology.plan import all_bindings
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -49,8 +48,3 @@ def known_queues(app: AmqTask) -> list[Queue]:
 def chosen_queues(app: AmqTask, names: tuple[str, ...]) -> list[Queue]:
     """The queues named with -Q, else all that the application knows. Raises: QueueNotFound."""
     return [app.queues[name] for name in names] if names else known_queues(app)
-
-
-def bindings_of(queue: Queue) -> list[tuple[str, str]]:
-    """(exchange, routing key) pairs under which the queue gets messages; the default exchange by its own name."""
-    return [("", queue.name), *((binding.source.name, binding.routing_key) for binding in all_bindings(queue))]

@@ -17,7 +17,7 @@ class TaskLike(Protocol):
     """A registered task as the executor sees it (amqtask.task.Task is one).
 
     `run` already takes `self` where the task is bound; the hooks are Celery's.
-    Options that fall back to a setting are resolved (never None) before a worker starts, see `bind_settings`.
+    Options that fall back to a setting are resolved (never None) before a worker starts, see `Task.bind`.
     """
 
     name: str

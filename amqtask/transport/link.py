@@ -26,9 +26,7 @@ from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, P
 from amqtask.message import Message
 from amqtask.topology.plan import describe_difference, is_declarable
 from amqtask.transport.content import FRAME_MAX, unwritable
-from amqtask.transport.errors import ACCESS_REFUSED as ACCESS_REFUSED
-from amqtask.transport.errors import PRECONDITION_FAILED as PRECONDITION_FAILED
-from amqtask.transport.errors import blocked, connection_error, declare_error
+from amqtask.transport.errors import ACCESS_REFUSED, PRECONDITION_FAILED, blocked, connection_error, declare_error
 from amqtask.transport.fields import install
 from amqtask.transport.frames import (
     CHANNEL,
@@ -43,8 +41,7 @@ from amqtask.transport.frames import (
     encode_method,
     encode_publish,
 )
-from amqtask.transport.names import check_name
-from amqtask.transport.names import entity_name as entity_name
+from amqtask.transport.names import check_name, entity_name
 from amqtask.transport.stream import Stream, is_failure
 from amqtask.transport.url import BrokerAddress, client_properties
 

@@ -28,11 +28,7 @@ from amqtask.entities import Declaration
 from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
 from amqtask.message import Message
 from amqtask.transport.confirms import Confirms, Returns
-from amqtask.transport.errors import NOT_FOUND, connection_closed_for, culprits
-from amqtask.transport.errors import channel_error as channel_error
-from amqtask.transport.errors import culprit as culprit
-from amqtask.transport.errors import refused as refused
-from amqtask.transport.errors import unroutable as unroutable
+from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.links import ByProcess, Links, say_goodbye
 from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, pause_after

@@ -23,13 +23,11 @@ def parse_rate(limit: str | float | None) -> float:
 class TokenBucket:
     """A bucket of one token, which is full at first and gets `rate` tokens a second (Celery's rule: runs are spread out)."""
 
-    __slots__ = ("_ready_at", "interval", "returning_at")
+    __slots__ = ("_ready_at", "interval")
 
     def __init__(self, rate: float) -> None:
         self.interval = 1.0 / rate
         self._ready_at = 0.0
-        # When the next message that was sent away is to be back (see Dispatcher).
-        self.returning_at = 0.0
 
     def take(self, now: float) -> bool:
         """Take the token, if there is one."""
