@@ -1,4 +1,4 @@
-"""Events, the client's end: receive them, fold them into a state, take snapshots of it, send one's own.
+"""Events, the client's side: receive them, keep a state of the cluster, take snapshots of it, send your own.
 
 Names are resolved on first use: a worker, which sends events, needs none of what receives them.
 """

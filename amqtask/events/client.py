@@ -64,9 +64,9 @@ class Events:
         queue_ttl: float | None = None,
         queue_expires: float | None = None,
     ) -> EventReceiver:
-        """A receiver on this app's broker. `connection` is what `app.connection()` returns, or nothing.
+        """A receiver on this app's broker. `connection` is the object that `app.connection()` returns, or None.
 
-        `routing_key` limits what comes ("worker.#"; task events come together, as `task.multi`, so "task.#").
+        `routing_key` limits the events ("worker.#"; task events come in lists, as `task.multi`, so "task.#").
         Raises: TypeError for another library's connection.
         """
         _check(connection)
@@ -92,7 +92,7 @@ class Events:
         enabled: bool = True,
         groups: Iterable[str] | None = None,
     ) -> EventDispatcher:
-        """A sender of events of one's own; close it or not, nothing stays open. Raises: TypeError, as `Receiver`."""
+        """A sender of your own events; it need not be closed. Raises: TypeError, as `Receiver`."""
         _check(connection)
         return EventDispatcher(
             self._publish,

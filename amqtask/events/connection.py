@@ -1,4 +1,4 @@
-"""BrokerConnection: stands where Celery's API takes a connection, and opens none."""
+"""BrokerConnection: an argument where Celery's API takes a connection; it opens none."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from types import TracebackType
 
 
 class BrokerConnection:
-    """What `app.connection()` returns: the name of a broker, for `app.events.Receiver(connection)` and the like.
+    """The return value of `app.connection()`: names a broker, for `app.events.Receiver(connection)` and the like.
 
-    Whatever it is given to connects by itself, and reconnects; there is nothing here to open, to share or to close.
+    The receiver connects by itself, and reconnects; this object has nothing to open, to share or to close.
     """
 
     def __init__(self, name: str) -> None:
@@ -19,7 +19,7 @@ class BrokerConnection:
         return self._name
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no connection is open."""
 
     release = close
 

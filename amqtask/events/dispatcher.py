@@ -1,4 +1,4 @@
-"""EventDispatcher: sends events of one's own, from producers, tasks and tools."""
+"""EventDispatcher: sends your own events, from producers, tasks and tools."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def anonymous_name() -> str:
 
 
 class EventDispatcher:
-    """`send(type, **fields)`; `groups` limits what is sent to events of these groups ("task", "worker", one's own)."""
+    """`send(type, **fields)` sends an event; `groups` limits that to events of these groups ("task", "worker", your own)."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class EventDispatcher:
         self.enabled = False
 
     def close(self) -> None:
-        """It has nothing of its own to close."""
+        """Does nothing: it has no connection of its own."""
 
     def __enter__(self) -> EventDispatcher:
         return self

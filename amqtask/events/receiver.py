@@ -1,4 +1,4 @@
-"""EventReceiver: hands the events of a cluster to handlers, in the thread that captures."""
+"""EventReceiver: calls handlers with the events of a cluster, in the thread that captures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = bounded_logger(__name__)
 
 Handler = Callable[[dict[str, Any]], object]
-# How long a wait goes on before `should_stop` is looked at, in seconds.
+# Seconds of a wait before `should_stop` is checked.
 LOOK_SECONDS = 0.5
 CONNECT_SECONDS = 5.0
 # Seconds between attempts to reach a broker that is away.
@@ -45,8 +45,8 @@ OpenFeed = Callable[["Queue", Callable[["Delivery"], None]], Feed]
 class EventReceiver:
     """`app.events.Receiver`: an exclusive queue of events, that the broker deletes with it.
 
-    `handlers` maps event types to functions of the event; "*" gets those that no other handler is for. What a handler
-    raises ends `capture`. Messages that are no events are logged and skipped. Timestamps stay the sender's Unix times;
+    `handlers` maps event types to functions of the event; "*" gets the events that have no other handler. An exception of a
+    handler ends `capture`. Messages that are no events are logged and skipped. Timestamps stay the sender's Unix times;
     `local_received` is added.
     """
 
@@ -81,10 +81,10 @@ class EventReceiver:
         self._came: deque[dict[str, Any]] = deque()
 
     def capture(self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True) -> None:
-        """Hand events to the handlers until `limit` events have come, or for ever.
+        """Call the handlers with events until `limit` events have come, or for ever.
 
         Raises: TimeoutError when none comes for `timeout` seconds; BrokerUnreachable when the broker cannot be reached at
-        the beginning (later it waits until the broker is back); AccessRefused; what a handler raises.
+        the beginning (later it waits until the broker is back); AccessRefused; exceptions of a handler.
         `wakeup` asks the workers for a heartbeat, so that they are known at once.
         """
         for _ in self.itercapture(limit, timeout, wakeup):
@@ -111,7 +111,7 @@ class EventReceiver:
             feed.close()
 
     def _wait(self, feed: Feed, timeout: float | None) -> bool:
-        """True once an event is there, False when told to stop. Raises: TimeoutError."""
+        """True once an event has come, False when it should stop. Raises: TimeoutError."""
         end = None if timeout is None else time.monotonic() + timeout
         was_lost = False
         while not self.should_stop:
@@ -141,9 +141,9 @@ class EventReceiver:
             handler(event)
 
     def event_from_message(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """(type, event) of what came: with the time it was received, and a place in our logical time."""
+        """(type, event) of a received event: with the time of its receipt, and our logical time."""
         if body["type"] == "task-sent":
-            # Producers hear nothing from anybody, so their clocks say nothing (celery/events/receiver.py).
+            # Producers receive no clocks, so theirs mean nothing (celery/events/receiver.py).
             body["clock"] = max(0, self.clock.value - 1)
         elif isinstance(body.get("clock"), int):
             self.clock.adjust(body["clock"])

@@ -1,4 +1,4 @@
-"""task-sent events: what a producer tells of the calls that the broker has taken."""
+"""task-sent events: a producer's events for the calls that the broker has taken."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = 100
 
 
 def sent_fields(message: Message) -> dict[str, Any]:
-    """The fields of a task-sent event (celery/app/amqp.py) from a task message; of a delayed one where it will go."""
+    """The fields of a task-sent event (celery/app/amqp.py) for a task message; for a delayed one with its destination."""
     headers = message.properties.headers
     exchange = headers.get(TO_HEADER, message.exchange)
     return {
@@ -33,7 +33,7 @@ def sent_fields(message: Message) -> dict[str, Any]:
         "retries": headers.get("retries") or 0,
         "eta": headers.get("eta"),
         "expires": headers.get("expires"),
-        # Through another exchange than the default one it is the exchange that chooses the queues.
+        # Any exchange but the default one chooses the queues itself.
         "queue": None if exchange else message.routing_key,
         "exchange": exchange,
         "routing_key": message.routing_key,
@@ -41,7 +41,7 @@ def sent_fields(message: Message) -> dict[str, Any]:
 
 
 class SentEvents:
-    """Tells of messages that were published; `tell` must not block for long, nor raise."""
+    """Sends events for messages that were published; `tell` publishes them, and must not block for long, nor raise."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Polaroid: takes a snapshot of a state now and then, for those who want totals and not a stream."""
+"""Polaroid: takes a snapshot of a state periodically, for programs that need totals and not a stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Polaroid:
-    """Calls `on_shutter(state)` every `freq` seconds from a thread, while it is installed; no event is taken in meanwhile.
+    """Calls `on_shutter(state)` every `freq` seconds from a thread, while it is installed; the state does not change meanwhile.
 
         class Camera(Polaroid):
             clear_after = True
@@ -29,9 +29,9 @@ class Polaroid:
             def on_shutter(self, state):
                 print(state.event_count, "events since the last one")
 
-    `maxrate` is shots per second at most (`"10/m"` is ten a minute), for those that `shutter` is called by hand too.
+    `maxrate` is the most shots per second (`"10/m"` is ten a minute), also for calls of `shutter` by the program.
     `on_cleanup` is called every `cleanup_freq` seconds. With `clear_after` the state begins anew after each shot.
-    What these raise is logged. At the end (`cancel`) a last shot is taken.
+    Exceptions of these are logged. At the end (`cancel`) a last shot is taken.
     """
 
     clear_after = False
@@ -54,15 +54,15 @@ class Polaroid:
     # -- to override
 
     def on_shutter(self, state: State) -> None:
-        """Look at the state."""
+        """Use the state."""
 
     def on_cleanup(self) -> None:
-        """Throw old things away."""
+        """Delete old data."""
 
-    # -- the clockwork
+    # -- the timers
 
     def install(self) -> None:
-        """Begin."""
+        """Start the thread."""
         if not self._threads:
             self._stop.clear()
             self._threads = [
@@ -76,7 +76,7 @@ class Polaroid:
                 thread.start()
 
     def cancel(self) -> None:
-        """End, with a last shot."""
+        """Stop, after a last shot."""
         if self._threads:
             self._stop.set()
             for thread in self._threads:
@@ -85,7 +85,7 @@ class Polaroid:
             self.capture()
 
     def shutter(self) -> None:
-        """One shot, unless `maxrate` forbids it."""
+        """Take a shot, unless `maxrate` forbids it."""
         now = time.monotonic()
         if now - self._last_shot >= self._pause:
             self._last_shot = now
@@ -93,11 +93,11 @@ class Polaroid:
             self.on_shutter(self.state)
 
     def capture(self) -> None:
-        """One shot while no event is taken in."""
+        """Take a shot; the state does not change meanwhile."""
         self.state.freeze_while(self.shutter, clear_after=self.clear_after)
 
     def cleanup(self) -> None:
-        """Once, now."""
+        """Call `on_cleanup` now."""
         self.cleanup_signal.send(sender=self.state)
         self.on_cleanup()
 
@@ -119,7 +119,7 @@ class Polaroid:
 
 
 def _pause(rate: str | float | None) -> float:
-    """Seconds between shots at least, of a rate per second or of "10/m". Raises: ConfigurationError."""
+    """The least seconds between shots, for a rate per second or like "10/m". Raises: ConfigurationError."""
     if not rate:
         return 0.0
     number, _, per = str(rate).partition("/")

@@ -1,8 +1,8 @@
-"""State: folds events into a picture of workers and tasks, under the names of celery.events.state.
+"""State: keeps the state of workers and tasks by their events, under the names of celery.events.state.
 
-Events of one task may come in another order than they happened: each worker's own come in order, those of a producer
-(task-sent) and of a worker that got the task later do not have to. A state therefore never goes back from one that
-logically follows it; only RETRY begins anew.
+Events of one task may come in another order than they happened: each worker's own events come in order, but not those of a
+producer (task-sent) compared to those of workers. A task's state therefore never goes back to an earlier one; only RETRY begins
+anew.
 
 Timestamps are Unix times and taken as they are; `local_received` is the receiver's own.
 """
@@ -23,12 +23,12 @@ logger = bounded_logger(__name__)
 T = TypeVar("T")
 Event = Mapping[str, Any]
 
-# A worker is gone when nothing was heard from it for so many times its heartbeat interval.
+# A worker counts as gone when no heartbeat came for so many heartbeat intervals.
 HEARTBEATS_MISSED = 2.0
 HEARTBEATS_KEPT = 4
-# Seconds between a worker's clock and ours that are said once.
+# When a worker's clock and ours differ by more seconds, that is logged once.
 MOST_DRIFT = 16
-# What a task's events make of it; others are states of their own (task-progress: PROGRESS).
+# The state of a task after an event; other events are states of their own (task-progress: PROGRESS).
 STATE_OF_EVENT = {
     "sent": states.PENDING,
     "received": states.RECEIVED,
@@ -43,9 +43,9 @@ STATE_OF_EVENT = {
 _ORDER = (states.SUCCESS, states.FAILURE, None, states.REVOKED, states.STARTED, states.RECEIVED, states.REJECTED,
           states.RETRY, states.PENDING)  # fmt: skip
 _RANK = {state: rank for rank, state in enumerate(_ORDER)}
-# The latest moment that an event may name, and the longest heartbeat interval (seconds).
+# The latest Unix time, and the longest heartbeat interval (seconds), that an event may have.
 _END_OF_TIME = 1e11
-# What no event may set.
+# Attributes that no event may set.
 _OURS = frozenset({"heartbeats", "children", "cluster_state", "state", "worker", "client"})
 
 
@@ -65,7 +65,7 @@ class Worker:
         self.pid = pid
         self.freq = freq
         self.clock = clock
-        # When it was last heard of (our time), the latest at the end.
+        # Our times of its last heartbeats, the latest at the end.
         self.heartbeats: list[float] = []
         self.active: int | None = None
         self.processed: int | None = None
@@ -83,7 +83,7 @@ class Worker:
         local_received: float | None = None,
         fields: Event | None = None,
     ) -> None:
-        """Take one of its events in; `type_` is "online", "heartbeat", "offline", None for an event about a task."""
+        """Apply one of its events; `type_` is "online", "heartbeat", "offline", None for an event about a task."""
         self.update(fields or {})
         if type_ == "offline":
             self.heartbeats.clear()
@@ -102,7 +102,7 @@ class Worker:
             )
 
     def update(self, fields: Event) -> None:
-        """Set what an event tells."""
+        """Set the fields of an event."""
         self.__dict__.update(_settable(fields, Worker))
 
     @property
@@ -112,7 +112,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it was heard of lately."""
+        """Whether a heartbeat came recently."""
         return bool(self.heartbeats) and time.time() < self.heartbeat_expires
 
     @property
@@ -157,7 +157,7 @@ class Task:
         for name in self._fields:
             self.__dict__.setdefault(name, None)
 
-    # What events tell of a task is set by name.
+    # Fields of events are set by name.
     name: str | None
     client: str | None
     parent_id: str | None
@@ -173,7 +173,7 @@ class Task:
         local_received: float | None = None,
         fields: Event | None = None,
     ) -> None:
-        """Take one of its events in; `type_` is "received", "succeeded" …"""
+        """Apply one of its events; `type_` is "received", "succeeded" …"""
         new_fields = _settable(fields or {}, Task)
         state = STATE_OF_EVENT.get(type_)
         if state is None:
@@ -181,20 +181,20 @@ class Task:
         else:
             setattr(self, type_, timestamp)
         if states.RETRY not in (state, self.state) and _rank(state) > _rank(self.state):
-            # It happened before what is known already, and only fills gaps.
+            # The event is older than the present state, and only fills gaps.
             new_fields = {name: value for name, value in new_fields.items() if getattr(self, name, None) is None}
         else:
             new_fields.update(state=state, timestamp=timestamp)
         self.__dict__.update(new_fields)
 
     def info(self, fields: Iterable[str] | None = None, extra: Iterable[str] = ()) -> dict[str, Any]:
-        """What is worth showing."""
+        """The fields to show that have a value."""
         names = [*(self._info_fields if fields is None else fields), *extra]
         shown = {name: getattr(self, name, None) for name in names}
         return {name: value for name, value in shown.items() if value is not None}
 
     def as_dict(self) -> dict[str, Any]:
-        """All that is known; `root`, `parent` and `children` as ids."""
+        """All fields; `root`, `parent` and `children` as ids."""
         own_fields = {name: getattr(self, name) for name in self._fields}
         return {
             **own_fields,
@@ -213,7 +213,7 @@ class Task:
 
     @property
     def origin(self) -> str | None:
-        """The worker that has it, else who sent it."""
+        """The worker that has the task, else the sender."""
         return self.client if self.worker is None else self.worker.id
 
     @property
@@ -265,15 +265,15 @@ class TaskIndex(dict[str, set[Task]]):
 
 
 class Bounded(dict[str, "Task"]):
-    """Tasks by id; `limit` is how many are kept, for monitors that look."""
+    """Tasks by id; `limit` is how many are kept, for monitors that read it."""
 
     limit: int = 0
 
 
 class State:
-    """The cluster as of the last event. Safe to read in one thread while another feeds it events.
+    """The state of the cluster after the last event. Safe to read in one thread while another one feeds it events.
 
-    `callback(state, event)` is called before each event is taken in; `on_node_join(worker)` and `on_node_leave(worker)`
+    `callback(state, event)` is called before each event is applied; `on_node_join(worker)` and `on_node_leave(worker)`
     when workers come and go. When there are more than `max_tasks_in_memory` tasks the oldest are forgotten.
     """
 
@@ -304,7 +304,7 @@ class State:
         self._lock = threading.RLock()
 
     def __reduce__(self) -> Any:
-        """Monitors keep what they know in a file; whom to call they say again."""
+        """Monitors pickle a state into a file; callbacks are not in it, and have to be set again."""
         with self._lock:
             limits = (self.max_workers_in_memory, self.max_tasks_in_memory)
             workers = [dict(vars(worker)) for worker in self.workers.values()]
@@ -313,12 +313,12 @@ class State:
             ]
             return _restored, (type(self), limits, workers, tasks, (self.event_count, self.task_count))
 
-    # -- taking events in
+    # -- applying events
 
     def event(self, event: Event) -> tuple[Any, str] | None:
-        """Take one event in: ((worker or task, whether it is new), subject), or None for one that says nothing to us.
+        """Apply one event: ((worker or task, whether it is new), subject), or None for an event that is ignored.
 
-        Fields of the wrong kind are left out: anybody may publish events.
+        Fields of the wrong type are left out: anybody may publish events.
         """
         with self._lock:
             self.event_count += 1
@@ -374,7 +374,7 @@ class State:
         return task, created
 
     def _now_at(self, task: Task, hostname: str, timestamp: float | None, received: float | None, event: Event) -> None:
-        """A worker told something of it."""
+        """A worker sent an event of the task."""
         worker, _ = self.get_or_create_worker(hostname)
         if task.worker is not worker:
             if task.worker is not None:
@@ -384,7 +384,7 @@ class State:
         worker.event(None, timestamp, received, {"pid": event.get("pid", worker.pid)})
 
     def _link(self, task: Task) -> None:
-        """To its parent and children, whichever came first."""
+        """Link a task to its parent and children, whichever came first."""
         if task.parent_id:
             parent = self.tasks.get(task.parent_id)
             if parent is not None:
@@ -431,10 +431,10 @@ class State:
         if parent is not None:
             parent.children.discard(task)
 
-    # -- looking
+    # -- reading
 
     def freeze_while(self, function: Callable[..., T], *args: Any, clear_after: bool = False, **kwargs: Any) -> T:
-        """Call a function while no event is taken in."""
+        """Call a function while no event is applied."""
         with self._lock:
             try:
                 return function(*args, **kwargs)
@@ -443,7 +443,7 @@ class State:
                     self.clear()
 
     def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, Task]]:
-        """(id, task) pairs in the order in which they became known."""
+        """(id, task) pairs in the order of their first events."""
         return islice(list(self.tasks.items()), limit)
 
     def tasks_by_time(self, limit: int | None = None, reverse: bool = True) -> Iterator[tuple[str, Task]]:
@@ -455,14 +455,14 @@ class State:
     tasks_by_timestamp = tasks_by_time
 
     def task_types(self) -> list[str]:
-        """The names of all tasks seen."""
+        """The names of all tasks that had events."""
         return sorted(self._seen_types)
 
     def alive_workers(self) -> Iterator[Worker]:
-        """Workers that were heard of lately."""
+        """Workers with a recent heartbeat."""
         return (worker for worker in list(self.workers.values()) if worker.alive)
 
-    # -- forgetting
+    # -- clearing
 
     def clear_tasks(self, ready: bool = True) -> None:
         """Forget tasks: those that have ended, or all."""
@@ -472,7 +472,7 @@ class State:
                     self._forget(uuid)
 
     def clear(self, ready: bool = True) -> None:
-        """Forget workers and tasks, and begin to count anew; with `ready` those tasks stay that have not ended."""
+        """Forget workers and tasks, and reset the counts; with `ready` tasks that have not ended stay."""
         with self._lock:
             self.workers.clear()
             self.clear_tasks(ready)
@@ -484,7 +484,7 @@ class State:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    """Whether a field that is relied on is what it has to be; anybody may publish events."""
+    """Whether a field that this module uses has the right type; anybody may publish events."""
     match name:
         case "name" | "uuid" | "hostname" | "parent_id" | "root_id":
             return isinstance(value, str)
@@ -501,7 +501,7 @@ def _moment(task: Task) -> tuple[int, float]:
 
 
 def _settable(fields: Event, record_class: type) -> dict[str, Any]:
-    """Without what would hide a method or break our own bookkeeping."""
+    """The fields without those that would hide a method or break our own bookkeeping."""
     return {
         name: value
         for name, value in fields.items()
@@ -509,7 +509,7 @@ def _settable(fields: Event, record_class: type) -> dict[str, Any]:
     }
 
 
-# What ties a task to others, which is worked out anew.
+# A task's links to others, which are made anew.
 _LINKS: dict[str, Any] = {"cluster_state": None, "children": None}
 
 

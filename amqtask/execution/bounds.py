@@ -1,7 +1,7 @@
-"""What one message may ask for: its follow-ups have the form of signatures, and there are not too many of them.
+"""Bounds of one message: its follow-ups must have the form of signatures, and there must not be too many.
 
-Only what is published when this message has run counts: of a chain that is its next step, of a group its members. What comes
-after those is looked at in their own messages.
+Only follow-ups that are published when this message has run count: the next step of a chain, the members of a group. Later ones
+are checked in their own messages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Bounds(NamedTuple):
     known_queues: Container[str] = frozenset()
 
     def check(self, embed: Mapping[str, Any]) -> None:
-        """Raises: InvalidTaskError for the third element of a body that asks for too much, or for what is no signature."""
+        """Raises: InvalidTaskError for the third element of a body with too many follow-ups, or with one that is no signature."""
         if not any(embed.values()):
             return
         signatures = [*_listed(embed, "callbacks"), *_listed(embed, "errbacks"), *_listed(embed, "chain")[-1:]]

@@ -1,11 +1,11 @@
-"""Chords as a worker sees them: the part of each ended member of a header, and the body once all are there.
+"""Chords in a worker: the part of each ended member of a header, and the body once all parts have come.
 
-Where the parts are counted is the store's choice. A store that can count (Redis) is told of each part in the slot and says
-to one caller that it was the last: the body leaves that slot with its outcome. Without such a store the part itself leaves
-with the outcome, as a message to the chord's queue in the broker, and the worker looks there (worker.joins).
+The store decides where parts are counted. A store that can count (Redis) gets each part from the slot and tells one caller that
+it was the last: the body leaves that slot with its outcome. Without such a store the part itself leaves with the outcome, as a
+message to the chord's queue in the broker, and the worker looks there (worker.joins).
 
-Either way the member that completes a chord is acknowledged after its body is published and confirmed. Whoever dies in between
-leaves that member to be delivered again, and with it the body. Nothing here waits for anything.
+Either way the member that completes a chord is acknowledged after the body is published and confirmed. When its worker dies
+before that, the member is delivered again, and publishes the body again. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Aftermath(NamedTuple):
-    """What is to be published after a task, and the chord parts to be published and looked after."""
+    """The messages to publish after a task, and the chord parts to publish and join."""
 
     publish: tuple[Message, ...] = ()
     parts: tuple[ChordPart, ...] = ()
@@ -42,7 +42,7 @@ NOTHING = Aftermath()
 
 
 class Chords:
-    """Makes parts, bodies and failures. `errbacks(found, context, error, trace)` gives the messages of errbacks.
+    """Makes parts, bodies and failures. `errbacks(errbacks, context, error, trace)` returns the messages of errbacks.
 
     `store` is None when parts are counted in the broker.
     """
@@ -69,7 +69,7 @@ class Chords:
         if self._store is None:
             size = size_of(body)
             if size is None:
-                return NOTHING  # a Celery program's: its task celery.chord_unlock counts the results
+                return NOTHING  # a chord of a Celery program, whose task celery.chord_unlock counts the results
             queue = queue_name(group_id, token_of(body))
             message = part_message(queue, index, part, self._serializer)
             return Aftermath((), (ChordPart(group_id, part.task_id, size, body, message),))
@@ -83,7 +83,7 @@ class Chords:
         return part._replace(message=message, is_broken=True)
 
     def joined(self, body: Mapping[str, Any], group_id: str, parts: list[Any], parent_id: str) -> Aftermath:
-        """All parts are there, in order: the body, or its failure."""
+        """All parts have come, in order: the message of the body, or its failure."""
         try:
             return Aftermath(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))
         except ChordError as error:
@@ -96,7 +96,7 @@ class Chords:
             return self.failed(body, cause)
 
     def failed(self, body: Mapping[str, Any], error: BaseException) -> Aftermath:
-        """A body that will not be run: its errbacks, and FAILURE for whoever waits for it or for what follows it."""
+        """A body will not run: its errbacks, and FAILURE for it and for the signatures after it."""
         first = first_task(body)
         options = first.get("options") or {}
         context = Context(
@@ -107,7 +107,7 @@ class Chords:
         return aftermath + self.never(body, states.FAILURE, error, "")
 
     def after(self, context: Context, state: str, error: BaseException, trace: str) -> Aftermath:
-        """A task has ended badly: the steps that were to follow it, and the chord that it is a part of, must know."""
+        """A task has failed: the later steps of its chain, and the chord that it is a part of, fail, too."""
         aftermath = NOTHING
         for step in reversed(context.chain or ()):
             aftermath += self.never(step, state, error, trace)
@@ -121,7 +121,7 @@ class Chords:
         """A signature that will never run gets the state of the task that stopped it, and so do all signatures that wait for
         it."""
         if not is_signature(sig):
-            return NOTHING  # nobody could have published it
+            return NOTHING  # it could never have been published
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
         aftermath, dependents = NOTHING, list(reversed(options.get("chain") or ()))
         match sig["task"]:
@@ -139,7 +139,7 @@ class Chords:
     def _never_ran(self, options: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
         task_id = options.get("task_id")
         if not task_id:
-            return NOTHING  # nobody knows it, nobody waits for it
+            return NOTHING  # without an id no caller can wait for it
         aftermath = NOTHING
         if self._results is not None and options.get("ignore_result") is not True:
             message = self._results.never_ran(_ended(task_id, state, error, trace), options)
@@ -155,7 +155,7 @@ def _ended(task_id: str | None, state: str, error: BaseException, trace: str) ->
 
 
 def body_id(body: Mapping[str, Any]) -> str:
-    """What the members of a chord know of it and nobody else before it is joined: the id that its body will have."""
+    """The id that the body will have. Until the chord is joined only its members know it."""
     return str((first_task(body).get("options") or {}).get("task_id") or "")
 
 

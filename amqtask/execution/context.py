@@ -1,4 +1,4 @@
-"""Context: what a running task knows of its call (`self.request`), and the one that runs now."""
+"""Context: the data of a running task's call (`self.request`), and the context that is current."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.request import Request
 
-# Called in each task's context when it has ended (what it printed without a newline is written then).
+# Called in each task's context when it has ended (then its output without a final newline is logged).
 AT_END: list[Callable[[], None]] = []
-# Where a context keeps what `ask_for_retry` was told.
+# The attribute of a context with the retries of `ask_for_retry`.
 ASKED_RETRIES = "asked_retries"
 _NOTHING: dict[str, Any] = {}
 _EMBEDDED = {"callbacks": "callbacks", "errbacks": "errbacks", "chain": "chain", "chord": "chord"}
@@ -25,12 +25,12 @@ _HEADERS = frozenset(
 
 
 class Context:
-    """`task.request` with Celery's fields. Anything may be set on it; it lasts as long as the run.
+    """`task.request` with Celery's fields. Any attribute may be set on it; it lasts as long as the run.
 
-    Fields that a plain task never reads are looked up in the message's headers when they are asked for.
+    Fields that a plain task never reads are looked up in the message's headers when they are read.
     """
 
-    # The class attributes are those of a context when nothing runs.
+    # The class attributes are the values outside of a task.
     id: str | None = None
     task: str | None = None
     args: Any = None
@@ -67,7 +67,7 @@ class Context:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Fields from the embed and the headers; the callers' own headers too, as Celery allows."""
+        """Fields from the embed and the headers, also the caller's own headers, as in Celery."""
         if name.startswith("__"):
             raise AttributeError(name)
         if name in _EMBEDDED:
@@ -106,12 +106,12 @@ class Context:
         self.__dict__.clear()
 
     def ask_for_retry(self, retry: Retry) -> None:
-        """Have another run published, although this one goes on to its own end."""
+        """Publish another run, although this one continues to its own end."""
         self.__dict__.setdefault(ASKED_RETRIES, []).append(retry)
 
     @property
     def request(self) -> Request | None:
-        """The request that runs; None when the task was called directly."""
+        """The request of this run; None when the task was called directly."""
         return self._request
 
     @property
@@ -150,5 +150,5 @@ current: ContextVar[Context | None] = ContextVar("amqtask_current_context", defa
 
 
 def current_context() -> Context | None:
-    """The context of the task that runs here; None outside of one."""
+    """The context of the task that runs in this thread, greenlet or asyncio task; None outside of a task."""
     return current.get()

@@ -1,4 +1,4 @@
-"""What the executor needs to know of tasks, results and routing: Protocols, so that it stands below all three."""
+"""The executor's view of tasks, results and routing: Protocols, so that it stands below all three."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TaskLike(Protocol):
-    """A registered task as the executor sees it (amqtask.task.Task is one).
+    """A registered task as the executor uses it (amqtask.task.Task is one).
 
     `run` already takes `self` where the task is bound; the hooks are Celery's.
     Options that fall back to a setting are resolved (never None) before a worker starts, see `Task.bind`.
@@ -40,7 +40,7 @@ class TaskLike(Protocol):
     retry_jitter: bool
     soft_time_limit: float | None
     time_limit: float | None
-    # Names of the hooks this class really overrides (of before_start, on_success, on_failure, on_retry, after_return),
+    # Names of the hooks that this class overrides (of before_start, on_success, on_failure, on_retry, after_return),
     # so that the executor can skip the others without a call.
     overridden_hooks: frozenset[str]
 
@@ -59,11 +59,11 @@ class TaskLike(Protocol):
     def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises Retry (with `sig` = what to publish) or the final error."""
+        """Raises Retry (with `sig`, the signature to publish) or the final error."""
 
 
 class Composer(Protocol):
-    """Builds the messages that follow from a task (the app does); pure, no I/O."""
+    """Builds the messages that follow from a task (the application has it); pure, no I/O."""
 
     def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
@@ -72,7 +72,7 @@ class Composer(Protocol):
         self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
     ) -> list[Message]:
         """The messages of a callback, errback or next step of a chain; `result` is prepended to its args unless it is
-        immutable. Adds what it composes to `context.children`."""
+        immutable. Adds their calls to `context.children`."""
 
     def compose_body(
         self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
@@ -85,26 +85,26 @@ class Composer(Protocol):
     def compose_errback(
         self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
     ) -> Message:
-        """The message that has an errback called with (request, exc, traceback) in some slot."""
+        """The message that makes a slot call an errback with (request, exc, traceback)."""
 
 
 class ChordStore(Protocol):
     """A result store that counts the parts of chords (a ResultBackend may be one)."""
 
     def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
-        """A header of so many members is about to be published. Only who knows `body_id`, where it is given, may add parts
-        to it and end it. Raises: BackendUnreachable."""
+        """A header of `size` members is about to be published. With a `body_id` only calls that name it may add parts to the
+        chord and end it. Raises: BackendUnreachable."""
 
     def add_chord_part(
         self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
     ) -> list[Any] | None:
-        """A member has ended; one that ends again counts once. Returns all parts in order when this completes the chord
-        (for the same member again too, until `end_chord`: it may not have come to publishing the body), else None.
+        """A member has ended; a member that ends again counts once. Returns all parts in order when this completes the chord
+        (for the same member again, too, until `end_chord`: its worker may not have published the body), else None.
 
         Raises: EncodeError, BackendUnreachable."""
 
     def add_to_chord(self, group_id: str, task_id: str) -> None:
-        """One more member than was said. Raises: BackendUnreachable."""
+        """Add one member to a chord. Raises: BackendUnreachable."""
 
     def end_chord(self, group_id: str, body_id: str = "") -> None:
         """The body has run: forget the parts. Raises: BackendUnreachable."""

@@ -1,7 +1,7 @@
-"""Runs coroutines of `async def` tasks, on loops that are used again, and lets them be interrupted from outside.
+"""Runs coroutines of `async def` tasks, on loops that are reused, and can interrupt them from outside.
 
-A loop can only cancel a task. Interruptible drives the coroutine itself and so raises what it likes (the soft time
-limit, the end of the worker) at the `await` where the coroutine waits.
+A loop can only cancel a task. Interruptible drives the coroutine itself and so can raise any exception (the soft time limit, the
+end of the worker) at the `await` where the coroutine waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.printable import bounded_logger
 
 logger = bounded_logger("amqtask.execution")
-# Seconds that what a coroutine left running may take to end, when it is cancelled and then once more.
+# Seconds that tasks which a coroutine left on its loop may take to end, after each of two cancellations.
 GRACE = 5.0
 
 
@@ -31,14 +31,14 @@ class Interruptible:
         self.task: asyncio.Task[Any] | None = None
 
     def interrupt(self, error: BaseException) -> None:
-        """Raise `error` in the coroutine; it is a CancelledError too, so that task groups and the like clean up."""
+        """Raise `error` in the coroutine; it is a CancelledError, too, so that task groups and the like clean up."""
         if self.task is None or not self.task.done():
             self._pending = error
             if self.task is not None and self._has_begun:
                 self.task.cancel()
 
     def interrupt_soon(self, error: BaseException, on_interrupted: Callable[[], object]) -> None:
-        """The same from a signal handler, with the loop's next turn."""
+        """Like `interrupt`, from a signal handler, with the loop's next turn."""
 
         def interrupt() -> None:
             on_interrupted()
@@ -52,7 +52,7 @@ class Interruptible:
         error: BaseException | None = None
         self._has_begun = True
         if self._pending is not None and self.task is not None:
-            self.task.cancel()  # where it first waits; a task that is cancelled before it begins never does
+            self.task.cancel()  # at its first await; a task that is cancelled before it begins never begins
         while True:
             try:
                 waited_for = coroutine.send(None) if error is None else coroutine.throw(error)
@@ -75,7 +75,7 @@ class Interruptible:
 
 
 def as_cancellation(error: BaseException) -> BaseException:
-    """The same error, of a class that is its own and asyncio.CancelledError's child."""
+    """The same error, of a class that derives from its own class and from asyncio.CancelledError."""
     both = _also_cancelled(type(error))
     twin: BaseException = both.__new__(both, *error.args)
     twin.args = error.args
@@ -93,7 +93,7 @@ def _also_cancelled(exception_type: type[BaseException]) -> type[BaseException]:
 class CoroutineRunner:
     """Runs coroutines to their end for callers without a loop. Keeps as many loops as were needed at once.
 
-    After a fork the child makes its own: a loop's selector must not be shared.
+    After a fork the child makes its own loops: a loop's selector must not be shared.
     """
 
     def __init__(self) -> None:
@@ -102,9 +102,9 @@ class CoroutineRunner:
         self._process = os.getpid()
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run it and return its result. What it left running on the loop is cancelled."""
+        """Run the coroutine and return its result. Tasks that it left on the loop are cancelled."""
         if self._process != os.getpid():
-            # Kept, not closed: closing would take the parent's sockets out of the selector that both share.
+            # Kept, not closed: closing would remove the parent's sockets from the selector that both share.
             self._parents, self._idle, self._process = self._idle, [], os.getpid()
         try:
             loop = self._idle.pop()
@@ -122,7 +122,7 @@ class CoroutineRunner:
         return value
 
     def close(self) -> None:
-        """Close the loops that nobody uses."""
+        """Close the unused loops."""
         while self._idle and self._process == os.getpid():
             self._idle.pop().close()
 
@@ -130,7 +130,7 @@ class CoroutineRunner:
 
 
 async def _caught(running: Interruptible) -> tuple[Any, BaseException | None]:
-    # The error is a value here: a Task would take SystemExit for the end of the loop.
+    # The error is returned as a value: with a SystemExit a Task would end the loop.
     try:
         return await running, None
     except BaseException as error:  # noqa: BLE001 - raised again by the runner
@@ -138,7 +138,7 @@ async def _caught(running: Interruptible) -> tuple[Any, BaseException | None]:
 
 
 def drive(loop: asyncio.AbstractEventLoop, running: Interruptible) -> tuple[Any, BaseException | None]:
-    """Its value, or the error that it raised."""
+    """Run the loop until the coroutine has ended: its value, or its error."""
     task = loop.create_task(_caught(running))
     running.task = task
     while True:
@@ -146,7 +146,7 @@ def drive(loop: asyncio.AbstractEventLoop, running: Interruptible) -> tuple[Any,
             loop.run_until_complete(task)
             return task.result()
         except (SoftTimeLimitExceeded, Terminated) as signalled:
-            # A signal handler raised it in the loop's own code: it is meant for the task.
+            # A signal handler raised it in the loop's own code, for the task.
             running.interrupt(signalled)
 
 
@@ -170,4 +170,4 @@ def clear(loop: asyncio.AbstractEventLoop) -> bool:
 
 async def _ends_of(tasks: set[asyncio.Task[Any]]) -> None:
     done, _ = await asyncio.wait(tasks, timeout=GRACE)
-    await asyncio.gather(*done, return_exceptions=True)  # whatever became of them
+    await asyncio.gather(*done, return_exceptions=True)  # their errors do not matter

@@ -1,7 +1,7 @@
-"""Outcomes of requests that no slot ran to their end: lost, refused, revoked, expired, or not to be kept.
+"""Outcomes of requests that no slot ran to their end: lost, refused, revoked, expired, or with a result that cannot be stored.
 
-A result store that does not answer (after its own retries) must not swallow the end of a task: the message goes
-back to the broker's delay levels for `STORE_PAUSE` seconds and the task runs again, until its end can be kept.
+A result store that does not answer (after its own retries) must not lose the end of a task: the message goes
+back to the broker's delay levels for `STORE_PAUSE` seconds and the task runs again, until its result is stored.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.execution")
 
 STORE_PAUSE = 5.0
-# Characters of a reason: it goes into headers, which have to fit into one frame.
+# Characters of a reason: it becomes a header, and headers have to fit into one frame.
 LONGEST_REASON = 1000
 
 
 class Endings:
     """Runs no task and, but for storing results, does no I/O: the worker calls it on its I/O loop.
 
-    There large bodies of what did not run are not read: what was to follow such a message is then not told. `largest_body` is in
-    bytes.
+    On the loop large bodies of requests that did not run are not decoded: the follow-ups of such a request do not get its
+    failure. `largest_body` is in bytes.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Endings:
 
     @property
     def chords(self) -> Chords:
-        """Makes the bodies of chords that are joined elsewhere."""
+        """Makes the bodies of chords that the worker joins."""
         return self._follow_ups.chords
 
     def lost(self, request: Request, error: WorkerLostError | TimeLimitExceeded) -> Outcome:
-        """The process that ran it died, or it was ended at its hard limit."""
+        """Its process died, or was killed at its hard limit."""
         task = self.tasks.get(request.task)
         if task is None:
             is_requeued = True
@@ -80,7 +80,7 @@ class Endings:
             is_requeued = task.acks_late and task.reject_on_worker_lost
         if is_requeued:
             return requeued(request, str(error))._replace(summary=repr(error))
-        # It did run, so its body can be read; that it can be large is what loses processes.
+        # It did run, so its body can be decoded, also a large one.
         return self._ended(request, states.FAILURE, error, Answer.ACK, reads_all=True)
 
     def lost_finally(self, request: Request, error: WorkerLostError) -> Outcome:
@@ -92,7 +92,7 @@ class Endings:
         return self._ended(request, states.FAILURE, error, Answer.DEAD_LETTER, reads_all=in_slot)
 
     def revoked(self, request: Request, reason: str, *, in_slot: bool = False) -> Outcome:
-        """Revoked before it ran, or terminated while it did."""
+        """It was revoked before it ran, or terminated while it ran."""
         return self._ended(request, states.REVOKED, TaskRevokedError(reason), Answer.ACK, reads_all=in_slot)
 
     def expired(self, request: Request) -> Outcome:
@@ -122,7 +122,7 @@ class Endings:
         )
 
     def _after(self, request: Request, state: str, error: Exception, trace: str, *, reads_all: bool) -> Aftermath:
-        """What was to follow it does not; whoever waits for that is told."""
+        """Its follow-ups will not run: their failures."""
         limit = self._largest_body if reads_all else min(self._largest_body, light_limit(request.content_type))
         try:
             args, kwargs, embed = request.decoded or self._decode(request, limit)
@@ -141,10 +141,10 @@ class Endings:
 
 
 def requeued(request: Request, reason: str, runtime: float = 0.0) -> Outcome:
-    """Back to its queue."""
+    """The message goes back to its queue."""
     return Outcome(request.number, states.REJECTED, Answer.REQUEUE, reason, runtime=runtime)
 
 
 def not_stored(request: Request, error: BackendUnreachable, runtime: float) -> Outcome:
-    """Back to its queue after a while: nobody could be told how it ended."""
+    """The message goes back to its queue after a pause, because its result could not be stored."""
     return requeued(request, f"its result could not be stored: {error}", runtime)._replace(pause=STORE_PAUSE)

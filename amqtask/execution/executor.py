@@ -1,7 +1,7 @@
 """Runs one request and returns one Outcome: received → find task → decode → bind context → run → classify → encode.
 
-The same code in every pool, inline (`task.apply`) and in tests. It does no I/O of its own but storing results in stores
-that want it from the slot (Redis). What has to be published afterwards leaves it as messages in the Outcome.
+The same code in every pool, inline (`task.apply`) and in tests. Its only I/O is storing results in stores that the slot writes
+to (Redis). Messages to publish afterwards leave it in the Outcome.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ RunBlocking = Callable[..., Coroutine[Any, Any, Any]]
 class Executor(Endings):
     """Runs requests of registered tasks. One per process; threads, greenlets and coroutines share it.
 
-    `run_coroutine` runs an `async def` task to its end for a slot that is no event loop; a pool may set its own.
+    `run_coroutine` runs an `async def` task to its end for a slot without an event loop; a pool may set its own.
     """
 
     def __init__(
@@ -95,20 +95,20 @@ class Executor(Endings):
         # For slots that are processes; the worker's assembly sets it.
         self.steps: SlotSteps | None = None
         self._composer = composer
-        # A store in AMQP, or in this process, only makes messages.
+        # A store in AMQP, or in this process, does not block.
         self._store_blocks = bool(getattr(store, "blocks", False))
-        # Whether outcomes describe what tasks returned; may be turned at any time.
+        # Whether outcomes have a repr of the return value; may be changed at any time.
         self._verbose = verbose
         self._around = around
         self._plans: dict[str, TaskPlan] = {}
 
     @property
     def resumes_chains(self) -> bool:
-        """Whether the result store lets a lost worker's chain be resumed, so that steps may run without the broker."""
+        """Whether a lost worker's chain can be resumed from the result store, so that steps may run without the broker."""
         return self._resuming is not None
 
     def is_async(self, name: str) -> bool:
-        """Whether `aexecute` is the better way to run requests of this task."""
+        """Whether requests of this task should be run with `aexecute`."""
         try:
             return (self._plans.get(name) or self._plan(name)).is_async
         except MessageError:
@@ -117,8 +117,8 @@ class Executor(Endings):
     # -- the pipeline
 
     def execute(self, request: Request) -> Outcome:
-        """Run a request to its end. Never raises: whatever happens is an outcome. Context variables that the task sets are its
-        own, and gone with it."""
+        """Run a request to its end. Never raises: every error becomes an outcome. Context variables that the task sets end with
+        it."""
         return copy_context().run(self._execute, request)
 
     def _execute(self, request: Request) -> Outcome:
@@ -155,9 +155,9 @@ class Executor(Endings):
                 call()
 
     async def aexecute(self, request: Request, run_blocking: RunBlocking) -> Outcome:
-        """The same on an event loop, for tasks of which `is_async` is true.
+        """Like `execute`, on an event loop, for tasks for which `is_async` is true.
 
-        `run_blocking(function, *arguments)` calls a function elsewhere: a result store that blocks must not hold up
+        `run_blocking(function, *arguments)` calls a function in a thread: a result store that blocks must not hold up
         the loop.
         """
         started = perf_counter()
@@ -226,7 +226,7 @@ class Executor(Endings):
         return plan
 
     def _resumed(self, request: Request, context: Context) -> Outcome | None:
-        """The end of a message whose task, and perhaps steps after it, were run by a worker that was lost then."""
+        """The outcome of a redelivery whose task, and perhaps later steps, were run by a worker that was lost then."""
         if self._resuming is None:
             return None
         started = perf_counter()
@@ -252,7 +252,7 @@ class Executor(Endings):
         if "before_start" in plan.hooks:
             plan.task.before_start(request.id, context.args, context.kwargs)
 
-    # -- how it ended
+    # -- ends of a run
 
     def _returned(self, plan: TaskPlan, request: Request, context: Context, value: Any, started: float) -> Outcome:
         runtime = perf_counter() - started
@@ -332,7 +332,7 @@ class Executor(Endings):
     def _late(
         self, plan: TaskPlan, request: Request, context: Context, error: BaseException, started: float
     ) -> Outcome:
-        """Raised after the task itself had ended: a time limit or termination in its last moment, or a bug."""
+        """An error after the task itself had ended: a time limit or termination in the last moment, or a bug."""
         try:
             if isinstance(error, (SoftTimeLimitExceeded, Terminated)):
                 return self._classify(plan, request, context, error, perf_counter() - started)
@@ -381,7 +381,7 @@ class Executor(Endings):
         *,
         hooks: bool = True,
     ) -> Outcome:
-        """FAILURE: stored, errbacks, hooks. `hooks` is False when the task itself asked for it (Reject)."""
+        """FAILURE: store it, compose errbacks, call hooks. `hooks` is False when the task itself raised Reject."""
         task, info, result = plan.task, ErrorInfo(error), None
         try:
             if self._results is not None and (is_wanted(plan, request) or task.store_errors_even_if_ignored):
@@ -412,7 +412,8 @@ class Executor(Endings):
         )
 
     def _asked_retries(self, request: Request, context: Context) -> Aftermath:
-        """The runs that `retry(throw=False)` asked for; asked once, so that one which cannot be encoded fails the task once."""
+        """The messages of `retry(throw=False)`; removed from the context, so that one that cannot be encoded fails the task
+        once."""
         retries = context.__dict__.pop(ASKED_RETRIES)
         return Aftermath(
             tuple(self._composer.compose_retry(request, context, when=retry.when, sig=retry.sig) for retry in retries)
@@ -421,7 +422,7 @@ class Executor(Endings):
     def _replaced(
         self, plan: TaskPlan, request: Request, context: Context, replaced: Replaced, runtime: float
     ) -> Outcome:
-        """Another signature goes on under this id; it is published before this message is answered."""
+        """Another signature replaces the task under its id; it is published before this message is answered."""
         try:
             messages = self._composer.compose_replacement(replaced.sig, context)
         except BackendUnreachable as error:
@@ -431,7 +432,7 @@ class Executor(Endings):
         return Outcome(request.number, states.IGNORED, publish=tuple(messages), runtime=runtime)
 
     def _end_chord(self, request: Request) -> None:
-        """This was a chord's body: its parts are not needed any more."""
+        """If this was a chord's body, delete the chord's parts."""
         if self._chord_store is None:
             return
         group_id, body_id = read_mark(request.headers[CHORD_HEADER])
@@ -469,7 +470,7 @@ class Executor(Endings):
         )  # fmt: skip
 
     def _hook(self, hook: Callable[..., Any], *arguments: Any) -> None:
-        """A hook that fails is logged; the task's outcome stands."""
+        """Call a hook; an error of it is logged, and does not change the task's outcome."""
         try:
             hook(*arguments)
         except Exception:
@@ -481,7 +482,7 @@ def _no_result(request: Request) -> ChordError:
 
 
 def _ask_for_retry(task: TaskLike, context: Context, error: Exception) -> BaseException:
-    """What `task.retry` raises: Retry, or the error itself once the retries are used up."""
+    """The exception of `task.retry`: Retry, or the error itself once the retries are used up."""
     try:
         task.retry(exc=error, **retry_options(task, context.retries))
     except Exception as verdict:  # noqa: BLE001 - that is how retry answers

@@ -1,4 +1,4 @@
-"""What is to be published after a task: callbacks, the next step of a chain, its part of a chord, or errbacks."""
+"""The messages after a task: callbacks, the next step of a chain, its part of a chord, or errbacks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class FollowUps:
         )
 
     def of_success(self, context: Context, value: Any) -> Aftermath:
-        """Raises what composing raises (a callback with arguments that cannot be encoded), BackendUnreachable."""
+        """The callbacks, the next step and the part of a chord. Raises: the errors of composing (a callback whose arguments
+        cannot be encoded), BackendUnreachable."""
         embed = context.embed
         messages: list[Message] = []
         for callback in embed.get("callbacks") or ():
@@ -64,7 +65,7 @@ class FollowUps:
         state: str = states.FAILURE,
         with_errbacks: bool = True,
     ) -> Aftermath:
-        """Errbacks, and the failure of all that was to follow. Raises: BackendUnreachable."""
+        """Errbacks, and the failures of the later steps and of the chord. Raises: BackendUnreachable."""
         aftermath = (
             Aftermath(self._errbacks(context.embed.get("errbacks"), context, error, trace))
             if with_errbacks
@@ -75,10 +76,10 @@ class FollowUps:
         return aftermath
 
     def _errbacks(self, errbacks: Any, context: Context, error: BaseException, trace: str) -> tuple[Message, ...]:
-        """Errbacks, as Celery calls them: one that takes (request, exc, traceback) before its own arguments and is registered
-        here is called with them, any other is published with the failed task's id before its own.
+        """Errbacks as in Celery: one that takes (request, exc, traceback) before its own arguments and is registered here is
+        called with them, any other is published with the failed task's id before its own arguments.
 
-        Where no user code must run (the worker's I/O loop, known by no task running) the call becomes a message too.
+        Where no user code may run (the worker's I/O loop, where no task is running) the call becomes a message, too.
         """
         messages: list[Message] = []
         for errback in errbacks or ():
@@ -101,7 +102,7 @@ def _call(task: TaskLike, errback: Mapping[str, Any], context: Context, error: B
 
 
 def _takes_the_error(task: TaskLike, errback: Mapping[str, Any]) -> bool:
-    # Bound and async ones go by message, as in Celery: they may retry, or need a loop.
+    # Bound and async errbacks are published, as in Celery: they may retry, or need a loop.
     if task.is_async or inspect.ismethod(task.run):
         return False
     try:
@@ -115,7 +116,7 @@ def _takes_the_error(task: TaskLike, errback: Mapping[str, Any]) -> bool:
         and sum(parameter_kind in positional for parameter_kind in parameter_kinds) < 2
     ):
         return False
-    # The others may be arguments of the errback's own, behind the id.
+    # Its further parameters may be for its own arguments, after the id.
     return _binds(signature, errback, 3) or not _binds(signature, errback, 1)
 
 

@@ -1,4 +1,4 @@
-"""The end of a process that a task forked with os.fork and let run out of the task: it must not go on as a second slot."""
+"""The end of a process that a task forked with os.fork and that returned from the task: it must not continue as a second slot."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 import traceback
 from typing import NoReturn
 
-# How many forks lie behind this process, in a list because it is looked at twice for each task: a call of the kernel
-# (getpid) costs ten times as much.
+# How many forks this process comes from; in a list, because it is read twice per task: a system call (getpid) costs ten
+# times as much.
 FORKS = [0]
 _is_counting = False
 
 
 def count_forks() -> None:
-    """Have FORKS tell a forked child from its parent from now on; once is enough."""
+    """Count forks in FORKS from now on, so that a forked child differs from its parent; may be called often."""
     global _is_counting
     if not _is_counting:
         _is_counting = True
@@ -26,7 +26,7 @@ def _count() -> None:
 
 
 def end_forked(error: BaseException | None) -> NoReturn:
-    """End this process as a program ends that returned, or that raised `error`."""
+    """End this process like a program that has returned, or that raised `error`."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,4 +1,4 @@
-"""Runs a task in its caller: the same executor, with callbacks run on the spot and the raw value and error kept."""
+"""Runs a task in its caller: the same executor, with callbacks run at once, and the value and error kept as they are."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ RunNext = Callable[[Mapping[str, Any], Any, "list[Any]"], None]
 
 
 class _Keep:
-    """A ResultStore that keeps the one result as it is, unencoded."""
+    """A ResultStore that keeps one result, unencoded."""
 
     def __init__(self) -> None:
         self.result: ResultMessage | None = None
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
-        """Nothing travels."""
+        """None: no message is needed."""
         return None
 
     def store(self, result: ResultMessage) -> None:
-        """Keep it."""
+        """Keep the result."""
         self.result = result
 
 
@@ -42,35 +42,35 @@ class _RunHere:
         self._run_next = run_next
 
     def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
-        """Never asked: the inline executor keeps retries."""
+        """Never called: the inline executor keeps retries."""
         raise AssertionError("an inline retry is not published")
 
     def compose_next(
         self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
     ) -> list[Message]:
-        """Run it."""
+        """Run the signature."""
         self._run_next(signature, result, chain)
         return []
 
     def compose_body(
         self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
     ) -> list[Message]:
-        """Never asked: inline, a chord's body is run by who runs its header."""
+        """Never called: inline, the caller that runs the header runs the body, too."""
         raise AssertionError("an inline chord has no parts")
 
     def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
-        """Never asked: inline, `Task.replace` runs the replacement."""
+        """Never called: inline, `Task.replace` runs the replacement."""
         raise AssertionError("an inline task is not replaced by a message")
 
     def compose_errback(
         self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
     ) -> Message:
-        """Never asked: inline, errbacks are called."""
+        """Never called: inline, errbacks are called directly."""
         raise AssertionError("an inline errback is called")
 
 
 class InlineExecutor(Executor):
-    """For one call. After `execute`: `kept` is the result message, `error` the exception, `retry` what asks to run again."""
+    """For one call. After `execute`: `kept` is the result message, `error` the exception, `retry` the Retry if it was raised."""
 
     def __init__(self, tasks: Mapping[str, TaskLike], *, run_next: RunNext, hostname: str) -> None:
         self._keeper = _Keep()

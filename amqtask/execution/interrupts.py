@@ -1,4 +1,4 @@
-"""What a pool raises inside a task to end it; the executor reads the outcome from the type.
+"""Exceptions that a pool raises inside a task to end it; the executor makes the outcome from the type.
 
 All derive from Terminated, a BaseException, so that a task's `except Exception` lets them pass. (The soft time limit,
 SoftTimeLimitExceeded, is an Exception on purpose: the task may handle it.)
@@ -18,7 +18,7 @@ class HardLimitReached(Terminated):
 
 
 class Abandoned(Terminated):
-    """The pool stops and has handed the request back: nothing is stored, nobody waits for the outcome."""
+    """The pool stops and has returned the request: nothing is stored, and the outcome is dropped."""
 
     def __init__(self) -> None:
         super().__init__("the worker stops")

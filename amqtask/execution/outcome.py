@@ -1,4 +1,4 @@
-"""Outcome: what came of one request, as plain data; the worker does what it says, in order."""
+"""Outcome: the end of one request, as plain data, for the worker to act on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Answer(IntEnum):
-    """What the broker is told about the delivery, after everything else was done."""
+    """The answer to the broker for a delivery, after all else was done."""
 
     ACK = 0
     REQUEUE = 1  # basic.reject(requeue=True): counts towards the delivery limit
@@ -41,11 +41,11 @@ class Outcome(NamedTuple):
     summary: str = ""
     traceback: str = ""
     expected: bool = False  # an exception listed in the task's `throws`: logged without traceback
-    # Seconds a REQUEUE waits in the broker's delay levels (a result store that is away must not be asked at once).
+    # Seconds that a REQUEUE waits in the broker's delay levels (when the result store is away).
     pause: float = 0.0
-    # Parts of chords that are joined in the broker: published, confirmed, and the chord looked after, before the answer.
+    # Parts of chords that are joined in the broker: before the answer they are published, confirmed, and the chord is looked at.
     parts: tuple[ChordPart, ...] = ()
-    # `publish` is the next step of a chain and nothing else, and a redelivery could be resumed from the stored result.
+    # `publish` is only the next step of a chain, and a redelivery could be resumed from the stored result.
     is_step: bool = False
-    # The request of that step, where the slot has gone on with it by itself.
+    # The request of that step, where the slot has begun with it by itself.
     going_on: Request | None = None

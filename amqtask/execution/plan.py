@@ -1,4 +1,4 @@
-"""TaskPlan: what the executor looks up for a task once, so that a run asks for nothing twice."""
+"""TaskPlan: attributes and options of a task that the executor looks up once, not per run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from amqtask.printable import printable
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
 
-# No name that is longer is compared with others, which takes its time.
+# Longer names are not compared with others, because that takes long.
 LONGEST_COMPARED = 200
-# Takes the coroutine of a task and gives one that awaits it.
+# Wraps the coroutine of a task in another one that awaits it.
 Around = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 
 
@@ -26,7 +26,7 @@ class TaskPlan:
 
     def __init__(self, task: TaskLike, *, has_store: bool, around: Around | None = None) -> None:
         self.task = task
-        # A class that overrides __call__ gets its say; for all others `run` is called directly.
+        # A class that overrides __call__ is called; for all others `run` is called directly.
         self.call: Callable[..., Any] = task.__call__ if "__call__" in task.overridden_hooks else task.run
         self.is_async = task.is_async
         if inspect.isasyncgenfunction(task.run):
@@ -39,7 +39,7 @@ class TaskPlan:
 
 
 def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, around: Around | None = None) -> TaskPlan:
-    """Raises: NotRegistered, with the name that was probably meant."""
+    """The plan of a task. Raises: NotRegistered, with the nearest name."""
     task = tasks.get(name)
     if task is None:
         near = difflib.get_close_matches(name, tasks, n=1) if len(name) <= LONGEST_COMPARED else ()

@@ -1,4 +1,4 @@
-"""Request: one task call about to be run, as plain data that can travel to another process."""
+"""Request: one task call about to run, as plain data that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _NO_HEADERS: dict[str, Any] = {}
 
 
-# Fields of Celery's requests that are headers, with what they are where there is none; and names for ours.
+# Fields of Celery's requests that are headers, with their defaults; and Celery's names of our fields.
 _IN_HEADERS: dict[str, Any] = {
     "argsrepr": "", "kwargsrepr": "", "eta": None, "expires": None, "group": None, "group_index": None, "ignore_result": False,
     "origin": None, "parent_id": None, "replaced_task_nesting": 0, "retries": 0, "root_id": None, "shadow": None,
@@ -20,21 +20,21 @@ _BY_OTHER_NAMES = {
     "name": "task", "request_dict": "headers", "task_id": "id", "task_name": "task", "time_limit": "hard_limit",
     "soft_time_limit": "soft_limit",
 }  # fmt: skip
-# Properties that few messages have, and that nobody reads but a task (`self.request.properties`).
+# Properties that few messages have, and that only tasks read (`self.request.properties`).
 _RARE = ("app_id", "message_id", "timestamp", "type", "user_id")
 
 
 class Request:
-    """A delivery that is going to be run.
+    """A delivery that is going to run.
 
     `number` is unique within the worker process (the same task id may be there twice: a redelivery).
     `soft_limit` and `hard_limit` are seconds or None. `decoded` is (args, kwargs, embed) when the body
     needs no decoding (inline calls, protocol v1); otherwise the slot decodes `body`.
     `attempts` is how often the broker has delivered the message before (0 at first).
-    Of a step of a chain that the broker did not deliver (worker.steps), `first` is the request that it did, and no step
-    begins after `until` (time.monotonic; 0.0 for what was delivered).
-    `delivery` and `first` stay in the worker's main process and never travel; of the delivery's properties those do that
-    few messages have (`rare`, None where there are none).
+    For a step of a chain that the broker did not deliver (worker.steps), `first` is the request that it delivered, and no step
+    begins after `until` (time.monotonic; 0.0 for a delivery).
+    `delivery` and `first` stay in the worker's main process and are never sent; of the delivery's properties only the rare ones
+    are sent (`rare`, None where there are none).
     """
 
     __slots__ = (
@@ -113,7 +113,7 @@ class Request:
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The AMQP properties of the message, without its headers; of the rare ones those that it has."""
+        """The AMQP properties of the message, without its headers; rare ones only where it has them."""
         rare = self.rare if self.delivery is None else _rare_properties(self.delivery.properties)
         return {
             "correlation_id": self.correlation_id,
@@ -125,7 +125,7 @@ class Request:
         }
 
     def __getattr__(self, name: str) -> Any:
-        """What receivers of signals (task_received, task_revoked) look for on Celery's requests."""
+        """Attributes of Celery's requests, for receivers of signals (task_received, task_revoked)."""
         if name in _IN_HEADERS:
             header = self.headers.get(name)
             return _IN_HEADERS[name] if header is None else header
@@ -134,7 +134,7 @@ class Request:
         raise AttributeError(f"a request has no field {name!r}")
 
     def to_frame(self) -> tuple[Any, ...]:
-        """Everything that travels, for another process."""
+        """All fields that are sent to another process."""
         delivery = self.delivery
         rare = self.rare if delivery is None else _rare_properties(delivery.properties)
         return (
@@ -157,7 +157,7 @@ class Request:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As `to_frame` writes it, also within an outcome."""
+        """Pickle it as `to_frame` writes it, also within an outcome."""
         return Request.from_frame, (self.to_frame(),)
 
     def __repr__(self) -> str:
@@ -165,7 +165,7 @@ class Request:
 
 
 def _rare_properties(properties: PropertiesLike) -> dict[str, Any] | None:
-    """Those that it has. Written out: this runs for each message that goes to a child process."""
+    """The rare properties that the message has. Written out: this runs for each message that goes to a child process."""
     if (
         properties.app_id
         is properties.message_id

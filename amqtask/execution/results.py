@@ -1,7 +1,7 @@
-"""What is said about a task to its result store: which results are wanted, in which form, and how they get there.
+"""A task's states and results for its result store: which of them are stored, in which form, and by whom.
 
-A store with a server of its own (Redis) is written here, in the slot; a result that travels by AMQP becomes a message
-for the outcome, and the worker publishes it.
+A store with a server of its own (Redis) is written here, in the slot; a result that is sent over AMQP becomes a message
+of the outcome, and the worker publishes it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.execution")
 Store = Callable[["ResultMessage"], None]
-# The header by which a result tells what periodic task it is of (django_celery_beat/schedulers.py).
+# The header with the name of the periodic task that a result is of (django_celery_beat/schedulers.py).
 PERIODIC = "periodic_task_name"
 
 
 class Results:
-    """The way to one result store. `extended` adds the call itself to each result (`result_extended`)."""
+    """Stores results in one result store. `extended` adds the call's own fields to each result (`result_extended`)."""
 
     def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Results:
         return self._keep(request, self._result(request, states.SUCCESS, value, context))
 
     def started(self, request: Request) -> None:
-        """Worth storing now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
+        """Store STARTED now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
         meta = ResultMessage(request.id, states.STARTED, {"pid": os.getpid(), "hostname": self._hostname})
         try:
             self._keep(request, meta, self._briefly)
@@ -52,7 +52,7 @@ class Results:
             logger.warning("STARTED of task %s[%s] was not stored: %s", request.task, request.id, error)
 
     def retry(self, request: Request, context: Context, cause: BaseException, trace: str) -> Message | None:
-        """The next run will say more: a store that is away is only worth a warning."""
+        """Store RETRY. The next run will store more: when the store is away there is only a warning."""
         meta = self._result(request, states.RETRY, exception_as_dict(cause), context, trace)
         try:
             return self._keep_or_shorten(request, meta, cause, self._briefly)
@@ -69,7 +69,7 @@ class Results:
         """The end of a request that no slot ran to its end. Raises: BackendUnreachable."""
         headers = request.headers
         meta = ResultMessage(request.id, state, exception_as_dict(error), date_done=now_iso())
-        # Anybody may have written the headers of what is refused.
+        # The headers of a refused message may have any values.
         group, parent = headers.get("group"), headers.get("parent_id")
         meta.group_id = group if isinstance(group, str) else None
         meta.parent_id = parent if isinstance(parent, str) else None
@@ -121,7 +121,7 @@ class Results:
         try:
             return self._keep(request, meta, store)
         except EncodeError:
-            # The serializer refuses what JSON takes, or (result_extended) the arguments: the repr still says it.
+            # The serializer refuses a value that JSON takes, or (result_extended) the arguments: the repr still shows it.
             meta.extra = {}
             meta.result = exception_as_dict(Exception(saferepr(error)))
             return self._keep(request, meta, store)
@@ -134,11 +134,11 @@ class Results:
 
 
 def keeps_runs(store: ResultStore) -> TypeGuard[ChainStore]:
-    """Whether a chain can be resumed from what the store knows."""
+    """Whether a chain can be resumed from the store's results."""
     return bool(getattr(store, "keeps_runs", False))
 
 
 def is_wanted(plan: TaskPlan, request: Request) -> bool:
-    """Whether this call's result is to be kept; the caller's `ignore_result` wins over the task's."""
+    """Whether this call's result is stored; the caller's `ignore_result` wins over the task's."""
     ignored = request.headers.get("ignore_result")  # None: the task's own setting decides
     return plan.wants_result if ignored is None else not ignored

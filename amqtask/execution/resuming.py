@@ -1,10 +1,10 @@
-"""Resuming a chain: what a redelivered message need not run again, because the result store knows how it ended.
+"""Resuming a chain: steps of a redelivered message that need not run again, because their results are stored.
 
-A worker goes on with a chain by itself for a moment (worker.steps): the message that it got stays unanswered, and each step's
-result is stored before the next one begins. When the worker is lost the broker gives that first message to somebody else, who
-finds here how far the chain has come, and publishes the step after that.
+A worker runs the next steps of a chain without the broker for a while (worker.steps): the message that it got stays unanswered,
+and each step's result is stored before the next one begins. When the worker is lost, the broker delivers that message again;
+the worker that gets it finds here how far the chain has come, and publishes the next step.
 
-Only results that bear the message's own run (RUN_HEADER) count: ids may be used twice, by a signature that is sent again.
+Only results with the message's own run (RUN_HEADER) count: ids may be used twice, by a signature that is sent again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
 class Resuming:
-    """With a store that keeps runs."""
+    """Resumes chains from a store that keeps runs."""
 
     def __init__(self, store: ChainStore, composer: Composer) -> None:
         self._store = store
         self._composer = composer
 
     def covers(self, request: Request, context: Context, after: Aftermath) -> bool:
-        """Whether all that follows from this task, whose result is stored, could be found again by `messages`."""
+        """Whether all follow-ups of this task, whose result is stored, could be made again by `messages`."""
         chain = context.embed.get("chain")
         return bool(
             chain
@@ -47,9 +47,9 @@ class Resuming:
         )
 
     def messages(self, request: Request, context: Context) -> tuple[Message, ...] | None:
-        """What is to be published in place of running it: the first step that has not run, or nothing when all have.
+        """The messages to publish instead of running it: the first step that has not run, or none when all have.
 
-        None: it is to run. Raises: BackendUnreachable, and what composing raises."""
+        None: it has to run. Raises: BackendUnreachable, and the errors of composing."""
         run, embed = request.headers.get(RUN_HEADER), context.embed
         if not run or embed.get("callbacks") or embed.get("chord"):
             return None
@@ -74,14 +74,14 @@ class Resuming:
         return tuple(self._composer.compose_next(remaining[-1], last.result, context, remaining[:-1]))
 
     def _success(self, task_id: str, run: str) -> ResultMessage | None:
-        """The stored result of a step that ended well in this run of its chain."""
+        """The stored result of a step that succeeded in this run of its chain."""
         stored = self._store.find(task_id)
         is_of_run = stored is not None and stored.status == states.SUCCESS and stored.extra.get(RUN_HEADER) == run
         return stored if is_of_run else None
 
 
 def _is_plain(step: Mapping[str, Any]) -> bool:
-    """A task of which nothing but the next step follows."""
+    """Whether the step has no follow-up but the next step."""
     options = step.get("options") or {}
     return bool(
         options.get("task_id")

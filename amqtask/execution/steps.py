@@ -1,8 +1,8 @@
 """Steps of a chain one after the other: when the next one may run where the last one ran, and its request.
 
-A slot that is a process of its own goes on by itself (SlotSteps) and only tells the worker, which would otherwise hand it the
-next step over two sockets; what the worker alone knows (what was revoked, limits that were changed, that it stops) reaches the
-slot as a switch. For all other slots the worker does the same itself (amqtask.worker.steps).
+A slot that is a process of its own runs the next step by itself (SlotSteps) and only tells the worker, which would otherwise send
+it the next step through two sockets. What only the worker knows (revoked tasks, changed limits, that it stops) reaches the slot
+as a switch. For all other slots the worker does the same itself (amqtask.worker.steps).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NO_LIMITS = (None, [None, None], (None, None))
 
 
 def needs_no_broker(before: Request, message: Message) -> bool:
-    """Whether the message would come back from the queue that `before` came from, at once and with the same rank."""
+    """Whether the message would be delivered from the queue that `before` came from, at once and with the same priority."""
     headers, properties = message.properties.headers, message.properties
     return (
         not message.exchange
@@ -35,7 +35,7 @@ def needs_no_broker(before: Request, message: Message) -> bool:
 
 
 class SlotSteps:
-    """For the process of a slot: goes on for up to `seconds` after the first step, while `is_allowed` is on."""
+    """For the process of a slot: makes the requests of next steps for `seconds` after the first one, while `is_allowed` is on."""
 
     def __init__(self, tasks: Mapping[str, TaskLike], seconds: float, is_allowed: Switch) -> None:
         self._tasks = tasks
@@ -56,7 +56,7 @@ class SlotSteps:
         return _request(before, outcome.publish[0], until)
 
     def begun(self, before: Request, outcome: Outcome, until: float) -> Request:
-        """What `after` returned, for who is told of it. Raises: ValueError for what it would never return."""
+        """The request that `after` returned, for the worker. Raises: ValueError for one that it would never return."""
         if not outcome.is_step or not outcome.publish or not self._may_follow(before, outcome.publish[0]):
             raise ValueError(f"a step that cannot follow {before.task}[{before.id}]")
         return _request(before, outcome.publish[0], until)

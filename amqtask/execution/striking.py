@@ -1,8 +1,8 @@
-"""How a signal handler raises an error in the task that runs: where its own code is, but not in the midst of an event loop.
+"""How a signal handler raises an error in the running task: in the task's own code, but not inside an event loop.
 
-Raised there it would hit whichever of the loop's tasks is at work, or the loop's own bookkeeping: the coroutine that it is meant
-for might never hear of it, and another never be woken again. So there the loop is asked to interrupt the coroutine. Only when it
-does not turn for LOOP_PATIENCE, because something blocks it, the error is raised in what does.
+Raised inside a loop it would hit any of the loop's tasks, or the loop's own bookkeeping: the right coroutine might never get it,
+and another one never be woken again. So a loop is asked to interrupt the coroutine. Only when the loop does not run for
+LOOP_PATIENCE, because a call blocks it, the error is raised in that call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DRIVE, _CLEAR = drive.__code__, clear.__code__
 
 
 class Strike:
-    """One error for the task that runs. `set_timer(seconds)` has it called again; 0: no more."""
+    """Raises one error in the running task. `set_timer(seconds)` makes the signal come again; 0: no more."""
 
     def __init__(self, error: BaseException, set_timer: Callable[[float], object]) -> None:
         self._error = error
@@ -30,7 +30,7 @@ class Strike:
         self._is_over = False
 
     def __call__(self, frame: FrameType | None) -> None:
-        """With the frame that the signal interrupted; does nothing where no task runs, or only what one has left on its loop."""
+        """Called with the frame that the signal interrupted; does nothing when no task runs, or only its loop is cleared."""
         driving: FrameType | None = None
         is_own = False
         while frame is not None and frame.f_code is not _EXECUTE:
@@ -52,7 +52,7 @@ class Strike:
         running.interrupt_soon(self._error, self.end)
 
     def end(self) -> None:
-        """It was raised, or is not needed any more."""
+        """Stop: the error was raised, or is not needed any more."""
         if not self._is_over:
             self._is_over = True
             self._set_timer(0)

@@ -1,4 +1,4 @@
-"""A switch that forked children see too: turned in the worker's main process, looked at before each use in any of them."""
+"""A flag that forked children see, too: set in the worker's main process, read before each use in any of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Switch(Protocol):
-    """On when its one byte is not 0; looking at it costs an index."""
+    """On when its one byte is not 0; to read it costs an index."""
 
     def __getitem__(self, index: int, /) -> int: ...
 
@@ -17,7 +17,7 @@ ON: Switch = b"\1"
 
 
 class SharedSwitch:
-    """`state` is the Switch; it lies in memory that this process shares with those it forks from now on."""
+    """`state` is the Switch, in memory that this process shares with children that it forks from now on."""
 
     def __init__(self, *, is_on: bool) -> None:
         self._page = mmap.mmap(-1, 1)
