@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from amqtask.ground import plugins as _ground
-from amqtask.ground.version import VERSION as __version__
+from amqtask.ground.plugins import register as _register
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask, Celery
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
     from amqtask.current import CurrentApp
     from amqtask.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.exceptions import Ignore, Reject, Retry
+    from amqtask.ground.plugin_contract import Plugins
+    from amqtask.ground.version import VERSION as __version__
     from amqtask.joining import allow_join_result
     from amqtask.result import AsyncResult, EagerResult
     from amqtask.result_sets import GroupResult, ResultSet
@@ -61,6 +62,7 @@ _WHERE = {
     "uuid": "utils",
     "xmap": "canvas",
     "xstarmap": "canvas",
+    "__version__": "ground.version:VERSION",
     # Only programs written for Celery ask for these.
     "VERSION": "compat.versions",
     "bugreport": "compat.apps",
@@ -117,13 +119,13 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def _plugins() -> _ground.Plugins:
+def _plugins() -> Plugins:
     import amqtask.plugin_table
 
     return amqtask.plugin_table
 
 
-_ground.register(_plugins)
+_register(_plugins)
 
 
 class _Elsewhere:
