@@ -9,20 +9,20 @@ from amqtask.ground.plugins import register as _register
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask, Celery
+    from amqtask.calls.signature import Signature
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
-    from amqtask.commands import control_command, inspect_command
-    from amqtask.current import CurrentApp
-    from amqtask.entities import Binding, Broadcast, Exchange, Queue
+    from amqtask.client.shared_tasks import shared_task
     from amqtask.exceptions import Ignore, Reject, Retry
+    from amqtask.ground.current import CurrentApp
     from amqtask.ground.plugin_contract import Plugins
     from amqtask.ground.version import VERSION as __version__
-    from amqtask.joining import allow_join_result
+    from amqtask.protocol.entities import Binding, Broadcast, Exchange, Queue
+    from amqtask.protocol.stamping import StampingVisitor
+    from amqtask.remote.commands import control_command, inspect_command
     from amqtask.result import AsyncResult, EagerResult
-    from amqtask.result_sets import GroupResult, ResultSet
+    from amqtask.results.join_guard import allow_join_result
+    from amqtask.results.sets import GroupResult, ResultSet
     from amqtask.schedules import crontab
-    from amqtask.shared import shared_task
-    from amqtask.signatures import Signature
-    from amqtask.stamping import StampingVisitor
     from amqtask.task import Task, current_task
     from amqtask.utils import uuid
 
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
 _WHERE = {
     "AmqTask": "app",
     "AsyncResult": "result",
-    "Binding": "entities",
-    "Broadcast": "entities",
+    "Binding": "protocol.entities",
+    "Broadcast": "protocol.entities",
     "Celery": "app",
     "EagerResult": "result",
-    "Exchange": "entities",
-    "GroupResult": "result_sets",
+    "Exchange": "protocol.entities",
+    "GroupResult": "results.sets",
     "Ignore": "exceptions",
-    "Queue": "entities",
+    "Queue": "protocol.entities",
     "Reject": "exceptions",
-    "ResultSet": "result_sets",
+    "ResultSet": "results.sets",
     "Retry": "exceptions",
-    "Signature": "signatures",
-    "StampingVisitor": "stamping",
+    "Signature": "calls.signature",
+    "StampingVisitor": "protocol.stamping",
     "Task": "task",
-    "allow_join_result": "joining",
+    "allow_join_result": "results.join_guard",
     "chain": "canvas",
     "chord": "canvas",
     "chunks": "canvas",
-    "control_command": "commands",
+    "control_command": "remote.commands",
     "crontab": "schedules",
-    "current_app": "current",
+    "current_app": "ground.current",
     "current_task": "task",
     "group": "canvas",
-    "inspect_command": "commands",
+    "inspect_command": "remote.commands",
     "maybe_signature": "canvas",
-    "shared_task": "shared",
+    "shared_task": "client.shared_tasks",
     "signature": "canvas",
     "uuid": "utils",
     "xmap": "canvas",

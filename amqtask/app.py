@@ -10,31 +10,33 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
-from amqtask import current, kinds, signals
-from amqtask.builtins import BUILTINS
-from amqtask.calling import Calling
-from amqtask.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
-from amqtask.elsewhere import WithOthersNames, others_names
+from amqtask import signals
+from amqtask.calls.signature import Signature
+from amqtask.client.builtin_tasks import BUILTINS
+from amqtask.client.caller import Calling
+from amqtask.client.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
+from amqtask.client.registry import TaskRegistry
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.bounds import Bounds
 from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
-from amqtask.execution.switch import OFF
+from amqtask.execution.shared_flag import OFF
+from amqtask.ground import current
+from amqtask.ground.elsewhere import WithOthersNames, others_names
 from amqtask.ground.imports import load
 from amqtask.ground.plugins import plugins
-from amqtask.printable import bounded_logger
-from amqtask.registry import TaskRegistry
+from amqtask.ground.printable import bounded_logger
+from amqtask.options import value_types
+from amqtask.protocol.serialization import LARGEST_BODY, content_types
 from amqtask.result import AsyncResult
-from amqtask.result_sets import GroupResult, ResultSet
-from amqtask.serialization import LARGEST_BODY, content_types
+from amqtask.results.sets import GroupResult, ResultSet
 from amqtask.settings import Settings
-from amqtask.signatures import Signature
 from amqtask.task import AsyncTask, make_task
 from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:
-    from amqtask.execution.plan import Around
-    from amqtask.execution.switch import Switch
+    from amqtask.execution.shared_flag import Switch
+    from amqtask.execution.task_plan import Around
     from amqtask.protocol.result import ResultMessage
 
 # `amqtask.app.task` and the like are found in amqtask.compat, as if this were a package.
@@ -174,7 +176,7 @@ class AmqTask(Calling, WithOthersNames):
         **options: Any,
     ) -> TaskBase[..., Any]:
         if name is not None:
-            name = kinds.convert(f"task {function.__module__}.{function.__name__}: name", kinds.NAME, name)
+            name = value_types.convert(f"task {function.__module__}.{function.__name__}: name", value_types.NAME, name)
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
         if self.tasks.has(task_name):
             return _registered_before(self.tasks[task_name], function)

@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.canvas import maybe_signature
-from amqtask.clock import LamportClock
-from amqtask.discovery import uses_django
-from amqtask.entities import Queue
+from amqtask.client.discovery import uses_django
+from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
-from amqtask.execution.steps import SlotSteps
-from amqtask.execution.switch import SharedSwitch
+from amqtask.execution.chain_steps import SlotSteps
+from amqtask.execution.shared_flag import SharedSwitch
 from amqtask.ground.imports import load
+from amqtask.ground.lamport_clock import LamportClock
+from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
+from amqtask.ground.printable import bounded_logger, printable
+from amqtask.ground.secrets import masked_plain
 from amqtask.ground.version import VERSION
-from amqtask.lazy import lazy
-from amqtask.masks import masked_plain
+from amqtask.ground.wording import count
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
-from amqtask.printable import bounded_logger, printable
 from amqtask.protocol.control import mailbox
-from amqtask.registry import BUILT_IN
-from amqtask.serialization import content_types
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.serialization import content_types
 from amqtask.services.asked_queue import asked_queue
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control
@@ -37,17 +38,16 @@ from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
-from amqtask.topology.plan import as_consumed, dead_letter_queue, direct_queue, too_many
+from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
 from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.collector import PikaGatherer
 from amqtask.transport.consumer import PikaConsumer
-from amqtask.transport.gather import PikaGatherer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.names import LONGEST_NAME, has_line_end
 from amqtask.transport.shared import SharedConnection
-from amqtask.wording import count
-from amqtask.worker.joins import Joins
-from amqtask.worker.orders import Orders
+from amqtask.worker.chord_joiner import Joins
+from amqtask.worker.operations import Orders
 from amqtask.worker.prefetch import MAX_WINDOW
 from amqtask.worker.processors import usable_processors
 from amqtask.worker.report import Report
@@ -58,10 +58,10 @@ from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.execution.plan import Around
-    from amqtask.message import Message
+    from amqtask.execution.task_plan import Around
     from amqtask.outbox.contract import Outbox
     from amqtask.outbox.relay import Relay
+    from amqtask.protocol.message import Message
     from amqtask.services.monitoring import Monitoring
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.options import WorkerOptions

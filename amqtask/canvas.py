@@ -8,7 +8,7 @@ A composition is data. What `|` builds is kept in one normal form, whatever it i
 
 A group that is followed by something is a chord with that as its body, and what follows a chord belongs to its body. So
 nothing that reads a composition has more than these three cases. Which ids its parts get, and which messages it begins
-with, is amqtask.freezing's.
+with, is amqtask.client.workflow_ids's.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from amqtask.calls.signature import Signature, listed
 from amqtask.exceptions import ConfigurationError
-from amqtask.kinds import arguments, signature_of
-from amqtask.signatures import Signature, listed
-from amqtask.stamping import gathered
+from amqtask.options.value_types import arguments, signature_of
+from amqtask.protocol.stamping import gathered
 
 if TYPE_CHECKING:
-    from amqtask.client.protocols import Application
+    from amqtask.calls.application import Application
+    from amqtask.protocol.stamping import StampingVisitor
     from amqtask.result import AsyncResult
-    from amqtask.result_sets import GroupResult
-    from amqtask.stamping import StampingVisitor
+    from amqtask.results.sets import GroupResult
 
 CHAIN, GROUP, CHORD = "celery.chain", "celery.group", "celery.chord"
 # Options of a chain that say where its result goes.

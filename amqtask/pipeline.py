@@ -9,7 +9,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 
 from amqtask.exceptions import PublishError
-from amqtask.message import Message
+from amqtask.protocol.message import Message
 
 # Messages that are published together: so many that a round trip to the broker does not count.
 BURST = 1000

@@ -11,18 +11,18 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
-from amqtask.current import find_current_app
-from amqtask.elsewhere import WithOthersNames, others_names
 from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedError, TimeoutError
-from amqtask.graph import DependencyGraph
-from amqtask.in_time import cancel_all
-from amqtask.joining import allow_join_result as allow_join_result
-from amqtask.joining import check_not_in_task
+from amqtask.ground.current import find_current_app
+from amqtask.ground.deadlines import cancel_all
+from amqtask.ground.elsewhere import WithOthersNames, others_names
+from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open
-from amqtask.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_from_dict
-from amqtask.result_sets import GroupResult as GroupResult
-from amqtask.result_sets import ResultSet as ResultSet
+from amqtask.results.graph import DependencyGraph
+from amqtask.results.join_guard import allow_join_result as allow_join_result
+from amqtask.results.join_guard import check_not_in_task
+from amqtask.results.sets import GroupResult as GroupResult
+from amqtask.results.sets import ResultSet as ResultSet
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend

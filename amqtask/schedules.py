@@ -21,7 +21,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from amqtask.cronfields import (
+from amqtask.cron.fields import (
     DAY_OF_MONTH,
     DAY_OF_WEEK,
     HOUR,
@@ -32,10 +32,10 @@ from amqtask.cronfields import (
     ParseException,
     Readings,
 )
+from amqtask.cron.solar import EVENTS, event_after, load_ephem
+from amqtask.cron.wall_clock import moments_of, reading_at, second_showing
 from amqtask.exceptions import ConfigurationError
-from amqtask.sun import EVENTS, event_after, load_ephem
-from amqtask.walltime import moments_of, reading_at, second_showing
-from amqtask.wording import count
+from amqtask.ground.wording import count
 
 __all__ = [
     "BaseSchedule",

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
-from amqtask.elsewhere import WithOthersNames
-from amqtask.printable import bounded_logger
-from amqtask.wording import count
+from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.ground.printable import bounded_logger
+from amqtask.ground.wording import count
 
 logger = bounded_logger("amqtask.signals")
 F = TypeVar("F", bound=Callable[..., Any])

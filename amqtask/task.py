@@ -10,10 +10,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from amqtask import kinds
+from amqtask.calls.signature import Signature
 from amqtask.canvas import ACCUMULATE, chain, chord, chunks, group, xmap, xstarmap
-from amqtask.current import current_app
-from amqtask.elsewhere import WithOthersNames
 from amqtask.exceptions import (
     ConfigurationError,
     MaxRetriesExceededError,
@@ -23,14 +21,16 @@ from amqtask.exceptions import (
     UnknownTaskOptionWarning,
 )
 from amqtask.execution.context import Context, current_context
+from amqtask.execution.pydantic_arguments import pydantic_wrapper
+from amqtask.ground.current import current_app
+from amqtask.ground.elsewhere import WithOthersNames
 from amqtask.ground.plugins import plugins
-from amqtask.options import TASK, near_option, of_call, of_task
+from amqtask.options import value_types
+from amqtask.options.task_options import TASK, near_option, of_call, of_task
 from amqtask.protocol.result import ResultMessage
-from amqtask.signatures import Signature
-from amqtask.validation import pydantic_wrapper
 
 if TYPE_CHECKING:
-    from amqtask.client.protocols import Application
+    from amqtask.calls.application import Application
     from amqtask.result import AsyncResult, EagerResult
 
 P = ParamSpec("P")
@@ -170,7 +170,7 @@ class Task(WithOthersNames, Generic[P, R]):
 
         Raises: TypeError (wrong arguments, unknown option), ValueError (soft limit above the hard one), PublishError.
         """
-        arguments, keywords = kinds.arguments(self.name, args, kwargs)
+        arguments, keywords = value_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return self.app.publish_call(self.name, arguments, keywords, options, task=self)
 
@@ -178,7 +178,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[R]:
         """`apply_async` without blocking the event loop."""
-        arguments, keywords = kinds.arguments(self.name, args, kwargs)
+        arguments, keywords = value_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return await self.app.apublish_call(self.name, arguments, keywords, options, task=self)
 
@@ -212,7 +212,7 @@ class Task(WithOthersNames, Generic[P, R]):
     def _call_later(
         self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
     ) -> Callable[[], Any]:
-        arguments, keywords = kinds.arguments(self.name, args, kwargs)
+        arguments, keywords = value_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return lambda: self.apply_async(arguments, keywords, **options)
 
@@ -220,7 +220,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> EagerResult[R]:
         """Run it here, as a worker would, and return what came of it."""
-        return self.app.run_inline(self, *kinds.arguments(self.name, args, kwargs), options)
+        return self.app.run_inline(self, *value_types.arguments(self.name, args, kwargs), options)
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raises: TypeError for arguments that the function does not take."""

@@ -22,7 +22,7 @@ import pika
 
 from amqtask import AmqTask
 from amqtask.exceptions import PublishError
-from amqtask.message import Message, Properties
+from amqtask.protocol.message import Message, Properties
 from integration.faults import Forwarder
 from integration.nodes import broker
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from amqtask.entities import Queue
 from amqtask.exceptions import PublishError
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites.transport import Listener
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop

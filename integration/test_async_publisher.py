@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import trustme
 
-from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
@@ -28,7 +27,8 @@ from amqtask.exceptions import (
     PublishTimeout,
     Unroutable,
 )
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites.transport import UNWRITABLE_HEADERS
 from amqtask.transport.async_publisher import AioPikaPublisher
 from amqtask.transport.url import parse_broker_urls

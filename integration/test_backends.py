@@ -26,7 +26,7 @@ from amqtask.backends.contract import BackendOptions, ResultBackend
 from amqtask.backends.redis import RedisBackend
 from amqtask.backends.rpc import RpcBackend
 from amqtask.exceptions import BackendUnreachable, TimeoutError, Undecodable
-from amqtask.message import Message, Properties
+from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
 from amqtask.result import AsyncResult
 from amqtask.testing.suites.backend import PATIENCE, BackendSuite, eventually

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pika
 import pytest
 
-from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import AccessRefused, OperationalError
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from integration.conftest import Broker
 from integration.faults import LOGIN, VIRTUAL_HOST, Forwarder
 from integration.looped import Looped, Sent

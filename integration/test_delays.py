@@ -15,10 +15,10 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from amqtask import AmqTask
-from amqtask.entities import Declaration, Exchange, Queue
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Declaration, Exchange, Queue
+from amqtask.protocol.message import Message, Properties
+from amqtask.topology.declarations import QueueDefaults, declarations, work_queue
 from amqtask.topology.delays import MARGIN_SECONDS, STEP_SECONDS, DelayPlan
-from amqtask.topology.plan import QueueDefaults, declarations, work_queue
 from integration.conftest import Broker
 from integration.nodes import RabbitNode
 from integration.waiting import PATIENT, eventually

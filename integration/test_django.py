@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from amqtask import current
 from amqtask.backends.contract import BackendOptions, ResultBackend
 from amqtask.backends.registry import open_backend
+from amqtask.ground import current
 from amqtask.testing.suites.backend import BackendSuite
 from integration.conftest import Broker
 from integration.servers import Postgres

@@ -13,9 +13,9 @@ import pytest
 from pika import spec
 
 from amqtask import AmqTask
-from amqtask.entities import Queue
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishRefused, ResultLost
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Message, Properties
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from amqtask.entities import Queue
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Message, Properties
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration import interrupted
@@ -183,8 +183,8 @@ def test_green_threads_whose_time_is_up_leave_the_connections_to_the_others(
 
 PROGRAM = """
     import atexit
-    from amqtask.entities import Queue
-    from amqtask.message import Message, Properties
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Message, Properties
     from amqtask.transport.publisher import PikaPublisher
     from amqtask.transport.url import parse_broker_urls
 

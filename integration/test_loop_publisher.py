@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from integration.conftest import Broker
 from integration.faults import LOGIN, VIRTUAL_HOST, Forwarder
 from integration.looped import Looped, Sent

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
@@ -26,7 +25,8 @@ from amqtask.exceptions import (
     PublishTimeout,
     Unroutable,
 )
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
@@ -519,8 +519,8 @@ GREEN = """
         eventlet.monkey_patch()
         from eventlet import spawn, sleep
         def joinall(all, raise_error): [each.wait() for each in all]
-    from amqtask.entities import Queue
-    from amqtask.message import Message, Properties
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Message, Properties
     from amqtask.transport.publisher import PikaPublisher
     from amqtask.transport.url import parse_broker_urls
 
@@ -563,8 +563,8 @@ def test_greenlets_publish_at_once_and_others_run_meanwhile(
 def test_the_program_ends_without_leaving_the_broker_a_lost_client(link: Forwarder, queue: str) -> None:
     link.cut_after(CONNECTION_CLOSE)
     program = f"""
-        from amqtask.entities import Queue
-        from amqtask.message import Message, Properties
+        from amqtask.protocol.entities import Queue
+        from amqtask.protocol.message import Message, Properties
         from amqtask.transport.publisher import PikaPublisher
         from amqtask.transport.url import parse_broker_urls
         publisher = PikaPublisher(parse_broker_urls({link.url!r}), timeout=60)

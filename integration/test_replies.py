@@ -14,10 +14,10 @@ from typing import Any
 import pika
 import pytest
 
-from amqtask.entities import Queue, arguments
 from amqtask.exceptions import BrokerUnreachable, PublishError
-from amqtask.message import Delivery
-from amqtask.transport.replies import ReplyConsumer, guarded
+from amqtask.protocol.entities import Queue, arguments
+from amqtask.protocol.message import Delivery
+from amqtask.transport.queue_reader import ReplyConsumer, guarded
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder
@@ -156,7 +156,7 @@ def test_a_queue_whose_declaration_no_host_answers_any_more_is_given_up_for_anot
 def test_short_waits_end_at_their_time_while_the_connection_is_looked_at(
     inbox: Inbox, link: Forwarder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amqtask.transport.replies.CHECK_AFTER", 0.0)
+    monkeypatch.setattr("amqtask.transport.queue_reader.CHECK_AFTER", 0.0)
     link.stall()
 
     assert [inbox.replies.drive(lambda: False, time.monotonic() + 0.05) for _ in range(3)] == [False] * 3

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from amqtask.asynchronous import is_own
 from amqtask.exceptions import EncodeError, Undecodable
+from amqtask.ground.interrupts import is_own
+from amqtask.protocol.serialization import dumps, loads
 from amqtask.protocol.task import saferepr
-from amqtask.serialization import dumps, loads
 
 
 class Strike(Exception):

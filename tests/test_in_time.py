@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amqtask.in_time import arrival, cancel_all, ended
+from amqtask.ground.deadlines import arrival, cancel_all, ended
 
 PATIENCE = 60.0
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from amqtask.ground.wording import clause, count, described
 from amqtask.transport.errors import unreachable
 from amqtask.transport.url import BrokerAddress
-from amqtask.wording import clause, count, described
 
 
 @pytest.mark.parametrize(("value", "words"), [([], "a list"), (1, "an int"), (object(), "an object"), ("", "a str")])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from amqtask import states
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
-from amqtask.serialization import content_types
+from amqtask.protocol.serialization import content_types
 
 _LAST = float("inf")
 

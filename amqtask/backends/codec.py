@@ -8,9 +8,9 @@ from typing import Any
 from amqtask import states
 from amqtask.backends.contract import BackendOptions
 from amqtask.exceptions import EncodeError, MessageError
+from amqtask.ground.wording import described
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
-from amqtask.serialization import content_type, content_types, dumps, loads
-from amqtask.wording import described
+from amqtask.protocol.serialization import content_type, content_types, dumps, loads
 
 
 class Codec:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from amqtask.elsewhere import WithOthersNames
-from amqtask.serialization import LARGEST_BODY
+from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.protocol.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
     from amqtask.backends.retrying import RetryPolicy
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
     from amqtask.transport.url import BrokerAddress
 

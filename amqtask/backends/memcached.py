@@ -16,9 +16,9 @@ from pymemcache.client.hash import HashClient
 from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheServerError, MemcacheUnknownError
 
 from amqtask.backends.contract import BackendOptions
-from amqtask.backends.values import IsFinal, ValueBackend
+from amqtask.backends.key_value import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
-from amqtask.wording import clause
+from amqtask.ground.wording import clause
 
 # memcached takes a longer expiry for a time on the clock (doc/protocol.txt, "Expiration times").
 _LONGEST_RELATIVE = 30 * 24 * 3600

@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from amqtask.backends.awaiting import await_callback
+from amqtask.backends.async_wait import await_callback
 from amqtask.backends.chords import MemoryChords
 from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.waiting import Arrivals, Mailbox, too_late
-from amqtask.message import Message
+from amqtask.backends.mailbox import Arrivals, Mailbox, too_late
+from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
-from amqtask.serialization import content_types
+from amqtask.protocol.serialization import content_types
 
 
 class MemoryBackend(MemoryChords, KnownStore):
     """See amqtask.backends.contract.ResultBackend. Values pass through the serializer, as they would elsewhere."""
 
-    # What nobody holds goes by itself (amqtask.backends.waiting).
+    # What nobody holds goes by itself (amqtask.backends.mailbox).
     supports_autoexpire = True
 
     def __init__(self, options: BackendOptions) -> None:

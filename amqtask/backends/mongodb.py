@@ -24,8 +24,8 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
+from amqtask.ground.wording import clause
 from amqtask.protocol.result import ResultMessage
-from amqtask.wording import clause
 
 T = TypeVar("T")
 Document = Mapping[str, Any]

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
-from amqtask.backends.awaiting import Arrived, await_arrival
+from amqtask.backends.async_wait import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.waiting import too_late
+from amqtask.backends.mailbox import too_late
 from amqtask.exceptions import BackendUnreachable
-from amqtask.message import Message
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage
 
 logger = bounded_logger("amqtask.backends")

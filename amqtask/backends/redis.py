@@ -19,10 +19,10 @@ import redis
 from amqtask import states
 from amqtask.backends.codec import key_prefix
 from amqtask.backends.contract import BackendOptions, KnownStore
+from amqtask.backends.mailbox import too_late
 from amqtask.backends.redis_async import AsyncWaiters
 from amqtask.backends.redis_callbacks import SLICE, Callbacks
 from amqtask.backends.redis_chords import RedisChords
-from amqtask.backends.redis_places import Cluster, SentinelMaster, deployment_of
 from amqtask.backends.redis_server import (
     ERRORS,
     FIRST_PAUSE,
@@ -33,12 +33,12 @@ from amqtask.backends.redis_server import (
     Subscription,
     unreachable,
 )
+from amqtask.backends.redis_servers import Cluster, SentinelMaster, deployment_of
 from amqtask.backends.retrying import RetryPolicy
-from amqtask.backends.waiting import too_late
-from amqtask.elsewhere import others_names
-from amqtask.message import Message
+from amqtask.ground.elsewhere import others_names
+from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
-from amqtask.serialization import content_type, content_types
+from amqtask.protocol.serialization import content_type, content_types
 
 PREFIX = "celery-task-meta-"
 # What is there is returned, and only written over when it is what the caller has seen (ARGV[3]): Redis cannot read it.

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from amqtask.backends.redis_places import Deployment
 from amqtask.backends.redis_server import ERRORS, FIRST_PAUSE, LONGEST_PAUSE, is_hopeless, unreachable
-from amqtask.in_time import arrival
+from amqtask.backends.redis_servers import Deployment
+from amqtask.ground.deadlines import arrival
 from amqtask.protocol.result import ResultMessage
 
 SLICE = 15.0

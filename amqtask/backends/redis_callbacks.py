@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from amqtask.backends.redis_server import ERRORS, LONGEST_PAUSE, RedisServer, Subscription
 from amqtask.exceptions import BackendUnreachable
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
 logger = bounded_logger("amqtask.backends")

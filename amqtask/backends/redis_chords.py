@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amqtask.exceptions import EncodeError
+from amqtask.ground.wording import described
 from amqtask.protocol.result import ResultMessage
-from amqtask.serialization import dumps, loads
-from amqtask.wording import described
+from amqtask.protocol.serialization import dumps, loads
 
 # KEYS: j t s d b c; ARGV: member, value, score ("" for a list), expiry of the parts, expiry of the claim, task id, body's id
 ADD_PART = """

@@ -10,7 +10,7 @@ from amqtask.backends.contract import MadeForApp
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import load_path
 from amqtask.ground.plugins import plugins
-from amqtask.masks import mask_urls
+from amqtask.ground.secrets import mask_urls
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from amqtask.backoff import exponential_backoff
-from amqtask.printable import bounded_logger
+from amqtask.ground.backoff import exponential_backoff
+from amqtask.ground.printable import bounded_logger
 
 logger = bounded_logger("amqtask.backends")
 T = TypeVar("T")

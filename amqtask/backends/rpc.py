@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from amqtask import states
-from amqtask.backends.awaiting import Arrived, await_arrival
+from amqtask.backends.async_wait import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.waiting import CAPACITY, Arrivals, Mailbox, too_late
-from amqtask.entities import Queue, arguments
+from amqtask.backends.mailbox import CAPACITY, Arrivals, Mailbox, too_late
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
-from amqtask.message import Delivery, Message, Properties
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.entities import Queue, arguments
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict, is_reply_queue
-from amqtask.serialization import compress, content_types, decompress
+from amqtask.protocol.serialization import compress, content_types, decompress
 from amqtask.transport.links import ByProcess
-from amqtask.transport.replies import CLOSED, ReplyConsumer
+from amqtask.transport.queue_reader import CLOSED, ReplyConsumer
 
 logger = bounded_logger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.

@@ -22,8 +22,8 @@ from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
 from amqtask.ground.imports import load
+from amqtask.ground.wording import clause
 from amqtask.protocol.result import ResultMessage
-from amqtask.wording import clause
 
 T = TypeVar("T")
 # Drivers for a URL that names none, in the order in which they are looked for.

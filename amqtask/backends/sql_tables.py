@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 logger = bounded_logger("amqtask.backends")
 # What the columns take.

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
-from amqtask.beat.clerk import Clerk
 from amqtask.beat.contract import BeatService, StoreOptions
 from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
-from amqtask.beat.pinged import Pinged
+from amqtask.beat.ping_mailbox import Pinged
 from amqtask.beat.process import BeatProcess
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.sender import AppSender
 from amqtask.beat.service import Beat
-from amqtask.printable import bounded_logger
-from amqtask.serialization import content_types
+from amqtask.beat.store_thread import Clerk
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.serialization import content_types
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher

@@ -25,15 +25,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from amqtask.entities import Queue, arguments
 from amqtask.exceptions import PublishTimeout
-from amqtask.message import Message, Properties
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.entities import Queue, arguments
+from amqtask.protocol.message import Message, Properties
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.message import Delivery
     from amqtask.pool import Loop, Timer
+    from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
 logger = bounded_logger("amqtask.beat")

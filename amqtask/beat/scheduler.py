@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from amqtask.beat.contract import Entry
 from amqtask.beat.positions import Position, merged
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.schedules import clocked, crontab, schedule
 
 logger = bounded_logger("amqtask.beat")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.scheduler import Due
     from amqtask.exceptions import PublishError
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
 
 # celery/beat.py (apply_async) and django_celery_beat/schedulers.py; the third is ours.
 BEAT_HEADER = "celery_beat_task"

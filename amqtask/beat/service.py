@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.positions import decode, encode
 from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
-    from amqtask.beat.clerk import Clerk
     from amqtask.beat.contract import ScheduleStore
     from amqtask.beat.leader import LeaderListener, Leadership
     from amqtask.beat.positions import Position
     from amqtask.beat.scheduler import Due, Scheduler
-    from amqtask.message import Message
+    from amqtask.beat.store_thread import Clerk
     from amqtask.pool import Loop, Timer
+    from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
 
 logger = bounded_logger("amqtask.beat")

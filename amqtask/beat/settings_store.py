@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from amqtask.beat.contract import Entry, Run, StoreOptions
 from amqtask.exceptions import ConfigurationError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:

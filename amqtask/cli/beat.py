@@ -19,8 +19,8 @@ from amqtask.cli.logs import check_logfile
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.own_options import Extensible, own_options
+from amqtask.ground.printable import bounded_logger
 from amqtask.ground.version import VERSION
-from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

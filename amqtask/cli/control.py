@@ -9,7 +9,7 @@ import click
 
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo
-from amqtask.cli.remote import (
+from amqtask.cli.remote_client import (
     Remote,
     Unavailable,
     ask,
@@ -21,8 +21,8 @@ from amqtask.cli.remote import (
     read_arguments,
     remote_options,
 )
-from amqtask.commands import BUILTIN
 from amqtask.exceptions import PublishError
+from amqtask.remote.commands import BUILTIN
 
 # Those that --terminate and --signal are for.
 REVOKING = ("revoke", "revoke_by_stamped_headers")

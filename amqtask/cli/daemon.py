@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-from amqtask.serialization import PICKLE, content_types
+from amqtask.protocol.serialization import PICKLE, content_types
 
 # Celery's variable: it has always been asked for.
 FORCE_ROOT = "C_FORCE_ROOT"

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli import complete
+from amqtask.cli.app_queues import known_queues
 from amqtask.cli.broker import open_admin
 from amqtask.cli.globals import Globals
-from amqtask.cli.inventory import known_queues
 from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import QueueNotFound
-from amqtask.message import Delivery, Message
+from amqtask.ground.wording import count
+from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.task import PUBLISHED_AT, saferepr
-from amqtask.topology.plan import dead_letter_queue
+from amqtask.topology.declarations import dead_letter_queue
 from amqtask.transport.admin import QueueAdmin
-from amqtask.wording import count
-from amqtask.worker.copies import copied_properties
+from amqtask.worker.republish import copied_properties
 from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:

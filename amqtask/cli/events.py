@@ -17,7 +17,7 @@ from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.imports import load
-from amqtask.printable import printable
+from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

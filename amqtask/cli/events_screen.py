@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from amqtask import states
-from amqtask.printable import printable
+from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.events.state import State, Task, Worker

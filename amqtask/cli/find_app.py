@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from amqtask.app import AmqTask
-from amqtask.discovery import app_of_flask
+from amqtask.client.discovery import app_of_flask
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.imports import load
-from amqtask.wording import described
+from amqtask.ground.wording import described
 
 USUAL_ATTRIBUTES = ("app", "amqtask_app", "celery", "celery_app", "application")
 USUAL_MODULES = ("tasks", "amqtask_app")

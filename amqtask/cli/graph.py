@@ -12,9 +12,9 @@ from amqtask.cli.broker import refuse_memory
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo
 from amqtask.cli.params import CommaList, queues_option
-from amqtask.cli.remote import Unavailable
+from amqtask.cli.remote_client import Unavailable
 from amqtask.cli.topology import planned
-from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 
 
 @click.group("graph")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from amqtask.cli.globals import Globals
-from amqtask.cli.remote import (
+from amqtask.cli.remote_client import (
     Remote,
     ask,
     exit_code,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli.app_queues import known_queues, task_routes
 from amqtask.cli.broker import api_option, open_api
 from amqtask.cli.globals import Globals
-from amqtask.cli.inventory import known_queues, task_routes
 from amqtask.cli.output import echo, json_option, print_json, print_table
-from amqtask.topology.plan import all_bindings
+from amqtask.topology.declarations import all_bindings
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

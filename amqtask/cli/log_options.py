@@ -6,9 +6,10 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from amqtask import kinds, signals
+from amqtask import signals
+from amqtask.cli.capture_output import redirected
 from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
-from amqtask.cli.stdouts import redirected
+from amqtask.options import value_types
 
 if TYPE_CHECKING:
     from amqtask.settings import Settings
@@ -21,7 +22,7 @@ def set_up(
 ) -> AbstractContextManager[None]:
     """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
     if log_format is not None and log_format != "json":
-        log_format = kinds.convert("--log-format", kinds.LOG_FORMAT, log_format)
+        log_format = value_types.convert("--log-format", value_types.LOG_FORMAT, log_format)
     level = "CRITICAL" if loglevel == "FATAL" else loglevel
     if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
         signals.setup_logging.send(

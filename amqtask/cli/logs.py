@@ -13,9 +13,9 @@ from typing import Any
 
 from amqtask import signals
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.printable import Lines
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
-from amqtask.printable import Lines
 
 # What every LogRecord has; the rest are fields somebody gave in `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -16,8 +16,8 @@ from amqtask.cli.output import echo, echo_text
 from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.imports import load
+from amqtask.ground.printable import printable_lines
 from amqtask.ground.version import VERSION
-from amqtask.printable import printable_lines
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

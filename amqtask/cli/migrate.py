@@ -13,19 +13,19 @@ import click
 
 from amqtask.app import AmqTask
 from amqtask.cli import complete
+from amqtask.cli.app_queues import known_queues
 from amqtask.cli.broker import api_option, refuse_memory
 from amqtask.cli.globals import Globals
-from amqtask.cli.inventory import known_queues
-from amqtask.cli.moving import as_sent, declare_queue, delayed_transfers, is_wanted
+from amqtask.cli.move_messages import as_sent, declare_queue, delayed_transfers, is_wanted
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
-from amqtask.message import Delivery, Message
+from amqtask.ground.wording import count
+from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.admin import BATCH, Moved, QueueAdmin
 from amqtask.transport.management import ManagementApi
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import BrokerAddress, parse_broker_urls
-from amqtask.wording import count
 
 if TYPE_CHECKING:
     pass

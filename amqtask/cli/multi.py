@@ -16,11 +16,11 @@ import click
 
 from amqtask.cli import daemon
 from amqtask.cli.globals import Globals
+from amqtask.cli.multi_nodes import Node, OptionNames, ParsedArguments, nodes, options_of, read
 from amqtask.cli.nodename import expand
-from amqtask.cli.nodes import Node, OptionNames, ParsedArguments, nodes, options_of, read
 from amqtask.cli.output import echo, echo_text, print_json
 from amqtask.cli.worker import command as worker_command
-from amqtask.wording import count
+from amqtask.ground.wording import count
 
 EXAMPLES = """\
   amqtask -A proj multi start 3 -c 3              celery1, celery2, celery3 with 3 slots each

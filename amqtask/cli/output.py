@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from amqtask.printable import printable, printable_lines
+from amqtask.ground.printable import printable, printable_lines
 
 # Characters that one line may have.
 LONGEST_LINE = 10_000

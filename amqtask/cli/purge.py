@@ -10,7 +10,7 @@ from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import QueueNotFound
-from amqtask.wording import count
+from amqtask.ground.wording import count
 
 
 @click.command("purge")

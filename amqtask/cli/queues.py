@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli.app_queues import chosen_queues
 from amqtask.cli.broker import api_option, open_admin, open_api
 from amqtask.cli.globals import Globals
-from amqtask.cli.inventory import chosen_queues
 from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.cli.params import queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import PUBLISHED_AT
-from amqtask.topology.plan import dead_letter_queue
+from amqtask.topology.declarations import dead_letter_queue
 from amqtask.transport.admin import QueueAdmin, QueueState
 from amqtask.transport.management import ManagementApi
 

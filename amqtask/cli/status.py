@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from amqtask.cli.globals import Globals
-from amqtask.cli.remote import Remote, ask, exit_code, print_count, remote_options
-from amqtask.commands import BUILTIN
+from amqtask.cli.remote_client import Remote, ask, exit_code, print_count, remote_options
+from amqtask.remote.commands import BUILTIN
 
 
 @click.command("status")

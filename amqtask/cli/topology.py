@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli.app_queues import chosen_queues
 from amqtask.cli.broker import api_option, open_admin, open_api, refuse_memory
 from amqtask.cli.globals import Globals
-from amqtask.cli.inventory import chosen_queues
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import queues_option
-from amqtask.entities import Binding, Declaration, Exchange, Queue
+from amqtask.ground.wording import count
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
+from amqtask.topology.declarations import all_bindings, dead_letter_queue, too_many
 from amqtask.topology.delays import LEVELS, MAX_SECONDS, STEP_SECONDS
-from amqtask.topology.plan import all_bindings, dead_letter_queue, too_many
+from amqtask.transport.inventory import check as check_by_amqp
+from amqtask.transport.inventory import declare as declare_by_amqp
 from amqtask.transport.names import entity_name
-from amqtask.transport.survey import check as check_by_amqp
-from amqtask.transport.survey import declare as declare_by_amqp
-from amqtask.wording import count
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -20,10 +20,10 @@ from amqtask.cli.output import echo_text
 from amqtask.cli.own_options import Extensible, own_options
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
-from amqtask.masks import mask_urls
+from amqtask.ground.printable import bounded_logger
+from amqtask.ground.secrets import mask_urls
+from amqtask.ground.wording import count
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
-from amqtask.printable import bounded_logger
-from amqtask.wording import count
 from amqtask.worker.options import WorkerOptions
 from amqtask.worker.processors import usable_processors
 

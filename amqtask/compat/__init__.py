@@ -19,11 +19,12 @@ FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."
 # Names of modules that exist: module → name → where it is.
 NAMES: dict[str, dict[str, str]] = {
+    "amqtask": {"registry": "amqtask.compat.registry"},
     "amqtask.app": {
         "app_or_default": "amqtask.compat.apps:app_or_default",
         "bugreport": "amqtask.compat.apps:bugreport",
-        "default_app": "amqtask.current:current_app",
-        "shared_task": "amqtask.shared:shared_task",
+        "default_app": "amqtask.ground.current:current_app",
+        "shared_task": "amqtask.client.shared_tasks:shared_task",
     },
     "amqtask.backends.redis": {"SentinelBackend": "amqtask.backends.redis:RedisBackend"},
     "amqtask.beat": {
@@ -82,7 +83,6 @@ NAMES: dict[str, dict[str, str]] = {
             )
         },
     },
-    "amqtask.registry": {"tasks": "amqtask.compat.registries:tasks"},
     "amqtask.result": {"ResultBase": "amqtask.compat.results:ResultBase"},
     "amqtask.states": {name: f"amqtask.compat.results:{name}" for name in ("precedence", "state")},
     "amqtask.utils.log": {
@@ -122,7 +122,8 @@ def lookup(module: str, name: str) -> Any:
     if where is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     source, _, attribute = where.partition(":")
-    return getattr(load(source), attribute)
+    found = load(source)
+    return getattr(found, attribute) if attribute else found
 
 
 # Attributes that objects have only for others' sake: class → the class in whose place theirs are.
@@ -131,7 +132,7 @@ ATTRIBUTES = {
     "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.backend:OfStore",
     "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.redis:OfRedis",
     "amqtask.result.AsyncResult": "amqtask.compat.attributes.result:OfResult",
-    "amqtask.result_sets.ResultSet": "amqtask.compat.attributes.result:OfResults",
+    "amqtask.results.sets.ResultSet": "amqtask.compat.attributes.result:OfResults",
     "amqtask.settings.Settings": "amqtask.compat.attributes.settings:OfSettings",
     "amqtask.signals.Signal": "amqtask.compat.attributes.signal:OfSignal",
     "amqtask.task.Task": "amqtask.compat.attributes.task:OfTask",

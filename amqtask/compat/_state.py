@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amqtask.current import current_app, note_shared, set_current
 from amqtask.execution.context import current_context
+from amqtask.ground.current import current_app, note_shared, set_current
 from amqtask.task import current_task
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from amqtask.current import current_app
+from amqtask.ground.current import current_app
 from amqtask.ground.version import VERSION
 
 if TYPE_CHECKING:

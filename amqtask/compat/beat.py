@@ -19,9 +19,9 @@ from amqtask.beat.lazy import BeatLazyFunc, evaluated
 from amqtask.beat.sender import BEAT_HEADER
 from amqtask.beat.settings_store import CLEANUP
 from amqtask.compat.ticking import Ticking
-from amqtask.current import current_app
 from amqtask.exceptions import AmqTaskError
-from amqtask.printable import bounded_logger
+from amqtask.ground.current import current_app
+from amqtask.ground.printable import bounded_logger
 from amqtask.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:

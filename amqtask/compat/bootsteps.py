@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import signals
 from amqtask.compat.timers import Timer
 from amqtask.compat.utils.imports import symbol_by_name
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

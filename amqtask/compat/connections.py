@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.events.connection import BrokerConnection
 from amqtask.exceptions import OperationalError
-from amqtask.message import Message, Properties
-from amqtask.serialization import compress, content_types, dumps, loads
+from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.serialization import compress, content_types, dumps, loads
 from amqtask.transport.admin import QueueAdmin
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
-from amqtask.current import current_app
 from amqtask.exceptions import TaskRevokedError, TimeoutError
 from amqtask.execution.context import Context, current_context
-from amqtask.execution.einfo import ErrorInfo
+from amqtask.execution.exception_info import ErrorInfo
+from amqtask.ground.current import current_app
 from amqtask.protocol.result import ResultMessage, exception_as_dict, exception_from_dict, now_iso
 from amqtask.result import AsyncResult
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop

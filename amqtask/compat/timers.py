@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop

@@ -13,7 +13,7 @@ from typing import Any
 
 from amqtask.app import AmqTask
 from amqtask.exceptions import PublishError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 logger = bounded_logger("amqtask.publisher")
 

@@ -53,9 +53,9 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.lazy import lazy
+from amqtask.ground.lazy import lazy
+from amqtask.ground.printable import bounded_logger
 from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, StoredRow, Waiting
-from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amqtask.elsewhere import others_names
+from amqtask.ground.elsewhere import others_names
 from amqtask.ground.imports import load
 
 if TYPE_CHECKING:

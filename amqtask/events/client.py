@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from amqtask.clock import LamportClock
 from amqtask.events.connection import BrokerConnection
 from amqtask.events.dispatcher import EventDispatcher
 from amqtask.events.receiver import EventReceiver, Handler, OpenFeed
 from amqtask.events.state import State
+from amqtask.ground.lamport_clock import LamportClock
 
 if TYPE_CHECKING:
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
 
 
 @dataclass(frozen=True, slots=True)

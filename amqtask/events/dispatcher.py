@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from amqtask.clock import LamportClock
+from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.event import event, event_message, utc_offset
 
 if TYPE_CHECKING:
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
 
 
 def anonymous_name() -> str:

@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amqtask.clock import LamportClock
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, MessageError
-from amqtask.printable import bounded_logger
+from amqtask.ground.lamport_clock import LamportClock
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.event import read_events, receiver_queue
 
 if TYPE_CHECKING:
-    from amqtask.entities import Queue
-    from amqtask.message import Delivery
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Delivery
 
 logger = bounded_logger(__name__)
 

@@ -12,8 +12,8 @@ from amqtask.protocol.event import event, event_message, events_message, utc_off
 from amqtask.topology.delays import TO_HEADER
 
 if TYPE_CHECKING:
-    from amqtask.clock import LamportClock
-    from amqtask.message import Message
+    from amqtask.ground.lamport_clock import LamportClock
+    from amqtask.protocol.message import Message
 
 # Events in one message at most.
 BATCH = 100

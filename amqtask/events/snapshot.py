@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.signals import Signal
 
 if TYPE_CHECKING:

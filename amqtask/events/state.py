@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from amqtask import states
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 logger = bounded_logger(__name__)
 

@@ -10,9 +10,9 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from amqtask.exceptions import InvalidTaskError
+from amqtask.ground.wording import described
 from amqtask.protocol.chord import size_of
 from amqtask.protocol.task import saferepr
-from amqtask.wording import described
 
 FOLLOW_UPS, NEW_QUEUES = 100_000, 10
 _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from amqtask.execution.contract import ChordStore, Composer
     from amqtask.execution.results import Results
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
 
 
 class Aftermath(NamedTuple):

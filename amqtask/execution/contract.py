@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.request import Request
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 logger = bounded_logger("amqtask.execution")
 # Seconds that tasks which a coroutine left on its loop may take to end, after each of two cancellations.

@@ -29,27 +29,27 @@ from amqtask.execution.bounds import DEFAULT, Bounds
 from amqtask.execution.chords import NOTHING, Aftermath
 from amqtask.execution.context import ASKED_RETRIES, AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
-from amqtask.execution.einfo import ErrorInfo
-from amqtask.execution.endings import Endings, not_stored, requeued
+from amqtask.execution.exception_info import ErrorInfo
 from amqtask.execution.follow_ups import FollowUps
 from amqtask.execution.forked import FORKS, count_forks, end_forked
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
+from amqtask.execution.no_run import Endings, not_stored, requeued
 from amqtask.execution.outcome import Answer, Outcome
-from amqtask.execution.plan import Around, TaskPlan, plan_for
 from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.resuming import Resuming
 from amqtask.execution.retries import retry_options, wants_retry
-from amqtask.execution.switch import OFF
-from amqtask.printable import bounded_logger
+from amqtask.execution.shared_flag import OFF
+from amqtask.execution.task_plan import Around, TaskPlan, plan_for
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
+from amqtask.protocol.serialization import LARGEST_BODY
 from amqtask.protocol.task import saferepr
-from amqtask.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
+    from amqtask.execution.chain_steps import SlotSteps
     from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
     from amqtask.execution.request import Request
-    from amqtask.execution.steps import SlotSteps
-    from amqtask.execution.switch import Switch
+    from amqtask.execution.shared_flag import Switch
 
 logger = bounded_logger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from amqtask import states
 from amqtask.execution.chords import NOTHING, Aftermath, Chords
 from amqtask.execution.context import current_context
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChordStore, Composer, TaskLike
     from amqtask.execution.results import Results
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
 
 logger = bounded_logger("amqtask.execution")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.execution.context import Context, current
-from amqtask.execution.einfo import ErrorInfo
+from amqtask.execution.exception_info import ErrorInfo
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Outcome
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.request import Request
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
 RunNext = Callable[[Mapping[str, Any], Any, "list[Any]"], None]

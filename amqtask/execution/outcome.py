@@ -9,8 +9,8 @@ from amqtask import states
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
-    from amqtask.message import Message
     from amqtask.protocol.chord import ChordPart
+    from amqtask.protocol.message import Message
 
 
 class Answer(IntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amqtask.message import PropertiesLike
+    from amqtask.protocol.message import PropertiesLike
 
 _NO_HEADERS: dict[str, Any] = {}
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, EncodeError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso, stamps_in_result
 from amqtask.protocol.task import RUN_HEADER, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChainStore, ResultStore
-    from amqtask.execution.plan import TaskPlan
     from amqtask.execution.request import Request
-    from amqtask.message import Message
+    from amqtask.execution.task_plan import TaskPlan
+    from amqtask.protocol.message import Message
 
 logger = bounded_logger("amqtask.execution")
 Store = Callable[["ResultMessage"], None]

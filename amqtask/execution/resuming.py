@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import RUN_HEADER
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChainStore, Composer
     from amqtask.execution.request import Request
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
 logger = bounded_logger("amqtask.execution")

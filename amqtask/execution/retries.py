@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amqtask.backoff import exponential_backoff
 from amqtask.exceptions import Ignore, Reject, Retry
+from amqtask.ground.backoff import exponential_backoff
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike

@@ -24,14 +24,14 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
-from amqtask.backoff import exponential_backoff
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
+from amqtask.ground.backoff import exponential_backoff
+from amqtask.ground.printable import bounded_logger
 from amqtask.outbox.contract import FailedRow, OutboxUnreachable, Store, StoredRow, Verdict
 from amqtask.outbox.rows import RowUnreadable, as_message
-from amqtask.printable import bounded_logger
 
 if TYPE_CHECKING:
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.topology.delays import DelayPlan
     from amqtask.transport.contract import Publisher
 

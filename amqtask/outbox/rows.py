@@ -19,14 +19,14 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
-from amqtask.entities import as_document, changed_fields, from_document
 from amqtask.exceptions import AmqTaskError, EncodeError
-from amqtask.message import Message, Properties
+from amqtask.ground.wording import described
 from amqtask.outbox.contract import NewRow
+from amqtask.protocol.entities import as_document, changed_fields, from_document
+from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.content import encode_properties
-from amqtask.wording import described
 
 VERSION = 1
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from amqtask import states
-from amqtask.entities import Queue, arguments
 from amqtask.exceptions import ChordError, InvalidTaskError
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Queue, arguments
+from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_from_dict
 from amqtask.protocol.task import saferepr
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from amqtask.entities import Exchange, Queue, arguments
 from amqtask.exceptions import Undecodable
 from amqtask.ground.imports import load
-from amqtask.message import Message, Properties
-from amqtask.printable import printable
-from amqtask.serialization import check_size, dumps, loads
-from amqtask.wording import described
+from amqtask.ground.printable import printable
+from amqtask.ground.wording import described
+from amqtask.protocol.entities import Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.serialization import check_size, dumps, loads
 
 # The parser of re; Python 3.11 moved it.
 re_parser = load("re._parser" if sys.version_info >= (3, 11) else "sre_parse")

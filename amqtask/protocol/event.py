@@ -9,10 +9,10 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
-from amqtask.entities import Exchange, Queue, arguments
 from amqtask.exceptions import Undecodable
-from amqtask.message import Message, Properties
-from amqtask.serialization import JSON, Encoded, content_type, dumps, loads
+from amqtask.protocol.entities import Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.serialization import JSON, Encoded, content_type, dumps, loads
 
 EXCHANGE = "celeryev"  # the setting event_exchange
 

@@ -14,9 +14,9 @@ from uuid import UUID
 
 from amqtask import states
 from amqtask.exceptions import EncodeError, Undecodable
+from amqtask.ground.wording import described
+from amqtask.protocol.serialization import Encoded, dumps, loads
 from amqtask.protocol.task import saferepr
-from amqtask.serialization import Encoded, dumps, loads
-from amqtask.wording import described
 
 _FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
 # The types that these fields may have in a result.

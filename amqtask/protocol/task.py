@@ -9,12 +9,22 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from amqtask.asynchronous import is_own
 from amqtask.exceptions import InvalidTaskError
-from amqtask.message import Properties, strip_transit_headers
-from amqtask.printable import printable
-from amqtask.serialization import JSON, LARGEST_BODY, MSGPACK, PICKLE, check_size, compress, decompress, dumps, loads
-from amqtask.wording import described, with_article
+from amqtask.ground.interrupts import is_own
+from amqtask.ground.printable import printable
+from amqtask.ground.wording import described, with_article
+from amqtask.protocol.message import Properties, strip_transit_headers
+from amqtask.protocol.serialization import (
+    JSON,
+    LARGEST_BODY,
+    MSGPACK,
+    PICKLE,
+    check_size,
+    compress,
+    decompress,
+    dumps,
+    loads,
+)
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
 # When a message was published, Unix time in milliseconds; RabbitMQ adds this header too, when it is configured to

@@ -11,15 +11,15 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import AmqTaskError
+from amqtask.protocol.serialization import dumps
 from amqtask.protocol.task import decode_body, saferepr
-from amqtask.serialization import dumps
 from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.worker.border import bare_request
 
 if TYPE_CHECKING:
-    from amqtask.entities import Exchange, Queue
     from amqtask.execution.request import Request
-    from amqtask.message import Delivery
+    from amqtask.protocol.entities import Exchange, Queue
+    from amqtask.protocol.message import Delivery
     from amqtask.services.command_context import Control
 
 # What `registered` tells of each task when it is asked for nothing else.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from amqtask.entities import Exchange
 from amqtask.exceptions import ConfigurationError
-from amqtask.topology.plan import work_queue
+from amqtask.protocol.entities import Exchange
+from amqtask.topology.declarations import work_queue
 
 if TYPE_CHECKING:
-    from amqtask.entities import Queue
-    from amqtask.topology.plan import QueueDefaults
+    from amqtask.protocol.entities import Queue
+    from amqtask.topology.declarations import QueueDefaults
 
 OPTIONS = ("durable", "exclusive", "auto_delete", "queue_arguments")
 EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")

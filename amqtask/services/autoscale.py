@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amqtask.printable import bounded_logger
-from amqtask.wording import count
+from amqtask.ground.printable import bounded_logger
+from amqtask.ground.wording import count
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
-    from amqtask.worker.orders import Orders
+    from amqtask.worker.operations import Orders
     from amqtask.worker.worker import Worker
 
 logger = bounded_logger("amqtask.worker")

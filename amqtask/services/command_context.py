@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from amqtask.clock import LamportClock
+from amqtask.ground.lamport_clock import LamportClock
 
 if TYPE_CHECKING:
-    from amqtask.entities import Queue
-    from amqtask.message import Delivery
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Delivery
     from amqtask.services.autoscale import Autoscale
     from amqtask.services.elections import Elections
     from amqtask.services.events import EventSender
-    from amqtask.worker.orders import Orders
+    from amqtask.worker.operations import Orders
     from amqtask.worker.worker import Worker
 
 

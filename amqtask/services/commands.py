@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, NotRegistered
-from amqtask.masks import masked_plain
-from amqtask.printable import bounded_logger
-from amqtask.registry import BUILT_IN
+from amqtask.ground.printable import bounded_logger
+from amqtask.ground.secrets import masked_plain
 from amqtask.services.answers import delayed_info, queue_info, registered_info, rusage, scheduled_info, task_info
 from amqtask.services.command_context import Control
 from amqtask.services.memory import draw_references, dump_samples, resident_memory

@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from amqtask.entities import Queue, arguments
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.entities import Queue, arguments
 
 if TYPE_CHECKING:
-    from amqtask.message import Delivery
     from amqtask.pool import Loop, Timer
+    from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Consumer, ConsumerListener
 
 logger = bounded_logger("amqtask.worker")

@@ -23,20 +23,20 @@ from amqtask import signals, states
 from amqtask.events.sent import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer
+from amqtask.ground.printable import bounded_logger
 from amqtask.ground.version import VERSION
-from amqtask.printable import bounded_logger
 from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
 from amqtask.worker.observer import Observer
 from amqtask.worker.report import name_of
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
-    from amqtask.clock import LamportClock
     from amqtask.exceptions import PublishError
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-    from amqtask.message import Message
+    from amqtask.ground.lamport_clock import LamportClock
     from amqtask.pool import Timer
+    from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
     from amqtask.worker.worker import Worker
 

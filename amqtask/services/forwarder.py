@@ -23,12 +23,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, PublishError, PublishRefused, Unroutable
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.topology.delays import TO_HEADER, DelayPlan, due_at, leaves_at
 
 if TYPE_CHECKING:
-    from amqtask.message import Delivery, Message
     from amqtask.pool import Loop, Timer
+    from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
 logger = bounded_logger("amqtask.worker")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from amqtask.ground.wording import count
 from amqtask.services.http import Page, Reply, text
-from amqtask.wording import count
 
 if TYPE_CHECKING:
     from amqtask.worker.worker import Worker

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
     from amqtask.worker.worker import Worker
 

@@ -16,13 +16,13 @@ import uuid
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AmqTaskError, PublishError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.services.revoking import learn_revoked, revoked_state
 
 if TYPE_CHECKING:
-    from amqtask.message import Delivery
     from amqtask.pool import Loop, Timer
+    from amqtask.protocol.message import Delivery
     from amqtask.services.command_context import Control
     from amqtask.transport.contract import Consumer
 

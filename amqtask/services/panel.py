@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amqtask.commands import find_custom
 from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, MessageError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
+from amqtask.remote.commands import find_custom
 from amqtask.services.command_context import Control
 from amqtask.services.commands import COMMANDS
 from amqtask.services.mingle import Mingle
@@ -22,8 +22,8 @@ from amqtask.transport.declare import QueueLocked
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.message import Delivery
     from amqtask.pool import Loop, Timer
+    from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
 logger = bounded_logger("amqtask.worker")

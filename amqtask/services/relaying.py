@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from amqtask.ground.printable import bounded_logger
 from amqtask.outbox.relay import Relay
-from amqtask.printable import bounded_logger
 
 logger = bounded_logger("amqtask.worker")
 

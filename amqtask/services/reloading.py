@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import load
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

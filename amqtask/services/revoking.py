@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.worker.revoked import Revocations, Stamp, stamps_in
 
 if TYPE_CHECKING:

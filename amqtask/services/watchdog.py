@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from amqtask.printable import bounded_logger
-from amqtask.wording import count
+from amqtask.ground.printable import bounded_logger
+from amqtask.ground.wording import count
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.worker.worker import Worker
 
 logger = bounded_logger("amqtask.worker")

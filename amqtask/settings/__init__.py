@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from amqtask import kinds
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.imports import load
 from amqtask.ground.plugins import plugins
-from amqtask.kinds import Kind, convert
-from amqtask.masks import is_secret, masked
-from amqtask.printable import bounded_logger
-from amqtask.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
+from amqtask.ground.printable import bounded_logger
+from amqtask.ground.secrets import is_secret, masked
+from amqtask.ground.wording import described
+from amqtask.options import value_types
+from amqtask.options.value_types import Kind, convert
+from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.others import ForeignSettings
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
-from amqtask.wording import described
 
 logger = bounded_logger("amqtask.settings")
 _TABLE: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
@@ -356,41 +356,48 @@ def _named(find: Callable[[str], str]) -> Callable[[Any], str]:
 
 # What the kinds of settings may be; see the table.
 KINDS: dict[str, Kind] = {
-    "str": kinds.TEXT,
-    "int": kinds.COUNT,
-    "float": kinds.SECONDS,
-    "bool": kinds.BOOLEAN,
-    "list": kinds.TEXTS,
-    "dict": kinds.MAPPING,
-    "any": kinds.ANY,
-    "name": kinds.NAME,
-    "key": kinds.KEY,
-    "pause": kinds.PAUSE,
-    "broker_seconds": kinds.BROKER_SECONDS,
-    "heartbeat": kinds.HEARTBEAT,
-    "port": kinds.PORT,
-    "positive": kinds.POSITIVE,
-    "attempts": kinds.ATTEMPTS,
-    "priority": kinds.PRIORITY,
-    "delivery_mode": kinds.DELIVERY_MODE,
-    "queue_type": kinds.QUEUE_TYPE,
-    "rate": kinds.RATE,
-    "level": kinds.LEVEL,
-    "log_format": kinds.LOG_FORMAT,
-    "slots": kinds.either("a whole number from 0 on, or 'auto'", kinds.COUNT, kinds.choice("auto")),
-    "prefetch": kinds.either(
+    "str": value_types.TEXT,
+    "int": value_types.COUNT,
+    "float": value_types.SECONDS,
+    "bool": value_types.BOOLEAN,
+    "list": value_types.TEXTS,
+    "dict": value_types.MAPPING,
+    "any": value_types.ANY,
+    "name": value_types.NAME,
+    "key": value_types.KEY,
+    "pause": value_types.PAUSE,
+    "broker_seconds": value_types.BROKER_SECONDS,
+    "heartbeat": value_types.HEARTBEAT,
+    "port": value_types.PORT,
+    "positive": value_types.POSITIVE,
+    "attempts": value_types.ATTEMPTS,
+    "priority": value_types.PRIORITY,
+    "delivery_mode": value_types.DELIVERY_MODE,
+    "queue_type": value_types.QUEUE_TYPE,
+    "rate": value_types.RATE,
+    "level": value_types.LEVEL,
+    "log_format": value_types.LOG_FORMAT,
+    "slots": value_types.either("a whole number from 0 on, or 'auto'", value_types.COUNT, value_types.choice("auto")),
+    "prefetch": value_types.either(
         "'auto', or a whole number from 0 to 65535",
-        kinds.choice("auto"),
-        kinds.number("", 0, 65535, integer_only=True),
+        value_types.choice("auto"),
+        value_types.number("", 0, 65535, integer_only=True),
     ),
     "serializer": Kind(f"one of {', '.join(SERIALIZERS)}", _named(content_type)),
-    "serializers": Kind("a list of serializers or content types", kinds.LIST.convert),
+    "serializers": Kind("a list of serializers or content types", value_types.LIST.convert),
     "compression": Kind(f"one of {', '.join(COMPRESSIONS)}", _named(compression_type)),
-    "queues": kinds.instance("a list of Queue, or a dictionary", Mapping, list, tuple, set, frozenset),
-    "routes": kinds.either(
-        "a dictionary, a list of routes, a function, or the path of one", Mapping, list, tuple, str, kinds.FUNCTION
+    "queues": value_types.instance("a list of Queue, or a dictionary", Mapping, list, tuple, set, frozenset),
+    "routes": value_types.either(
+        "a dictionary, a list of routes, a function, or the path of one",
+        Mapping,
+        list,
+        tuple,
+        str,
+        value_types.FUNCTION,
     ),
-    "annotations": kinds.instance("a dictionary, or a list of them", Mapping, list, tuple),
-    "urls": kinds.URLS,
-    "tls": kinds.either("True, or a dictionary (ca_certs, certfile, keyfile, cert_reqs)", Mapping, kinds.BOOLEAN),
+    "annotations": value_types.instance("a dictionary, or a list of them", Mapping, list, tuple),
+    "urls": value_types.URLS,
+    "tls": value_types.either(
+        "True, or a dictionary (ca_certs, certfile, keyfile, cert_reqs)", Mapping, value_types.BOOLEAN
+    ),
 }

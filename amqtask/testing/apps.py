@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amqtask.app import AmqTask
-from amqtask.current import replaced
+from amqtask.ground.current import replaced
 from amqtask.ground.plugins import plugins
 
 MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://"}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from amqtask.app import AmqTask
-from amqtask.current import replaced
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError
+from amqtask.ground.current import replaced
 from amqtask.transport.admin import QueueAdmin
 
 READY = " ready."

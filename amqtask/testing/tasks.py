@@ -19,9 +19,9 @@ from amqtask.exceptions import EncodeError, Retry, SoftTimeLimitExceeded
 from amqtask.execution.context import current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.request import Request
-from amqtask.message import Message, Properties
+from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, encode_result
-from amqtask.serialization import content_types
+from amqtask.protocol.serialization import content_types
 
 
 class PlainTask:

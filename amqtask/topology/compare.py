@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue
-from amqtask.topology.plan import is_declarable
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.topology.declarations import is_declarable
 
 Status = Literal["ok", "created", "missing", "differs", "refused", "unknown"]
 IN_ORDER: frozenset[Status] = frozenset({"ok", "created"})

@@ -59,12 +59,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue, arguments
-from amqtask.message import Message, Properties, strip_transit_headers
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties, strip_transit_headers
 from amqtask.topology import former_delays
 
 if TYPE_CHECKING:
-    from amqtask.message import Delivery, PropertiesLike
+    from amqtask.protocol.message import Delivery, PropertiesLike
 
 # For how many seconds a digit of each level stands, and the highest digit.
 SIZES = (4, 64, 256, 1000, 4000, 16000, 64000, 256000, 1024000)

@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from amqtask.entities import Declaration, Exchange, Queue
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.imports import load
-from amqtask.options import CALL
-from amqtask.printable import bounded_logger
-from amqtask.topology.plan import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
+from amqtask.ground.printable import bounded_logger
+from amqtask.options.task_options import CALL
+from amqtask.protocol.entities import Declaration, Exchange, Queue
+from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
 
 Target: TypeAlias = "str | Queue | Mapping[str, Any]"
 RouteFunction: TypeAlias = Callable[..., "Target | None"]

@@ -21,10 +21,10 @@ from amqtask.exceptions import (
     QueueNotFound,
     Unroutable,
 )
-from amqtask.message import Delivery, Message
+from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error, lacks
 from amqtask.transport.fields import install
-from amqtask.transport.quiet import keep_quiet
+from amqtask.transport.pika_log import keep_quiet
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from aio_pika.abc import ConnectionParameter
 from aiormq import exceptions as wire_errors
 from pamqp import commands
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
-from amqtask.in_time import ended, leave_behind
-from amqtask.message import Message
-from amqtask.topology.plan import describe_difference, is_declarable
+from amqtask.ground.deadlines import ended, leave_behind
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.protocol.message import Message
+from amqtask.topology.declarations import describe_difference, is_declarable
 from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
 from amqtask.transport.errors import (
     ACCESS_REFUSED,

@@ -19,8 +19,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unroutable
-from amqtask.in_time import cancel_all, ended
-from amqtask.message import Message
+from amqtask.ground.deadlines import cancel_all, ended
+from amqtask.protocol.message import Message
 from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
 from amqtask.transport.errors import connection_closed_for
 from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing, pause_after

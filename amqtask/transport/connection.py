@@ -20,9 +20,9 @@ from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
 from amqtask.transport.errors import connection_error, is_refusal
 from amqtask.transport.fields import install
+from amqtask.transport.liveness import Vigil
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
-from amqtask.transport.vigil import Vigil
 from amqtask.transport.wire import Wire
 
 # Seconds between attempts: the longest while no host takes connections, and while hosts take them and they do not last.

@@ -18,11 +18,11 @@ from typing import Any
 
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
-from amqtask.entities import Declaration, Queue
 from amqtask.exceptions import AccessRefused, OperationalError, PublishRefused
-from amqtask.message import Delivery
-from amqtask.printable import bounded_logger
-from amqtask.topology.plan import consumption
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.entities import Declaration, Queue
+from amqtask.protocol.message import Delivery
+from amqtask.topology.declarations import consumption
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked

@@ -17,7 +17,7 @@ import pika
 from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
 
 from amqtask.exceptions import MessageTooLarge, PublishError
-from amqtask.message import Message, Properties
+from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.task import saferepr
 from amqtask.transport.fields import install
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask.exceptions import PublishError
 
 if TYPE_CHECKING:
-    from amqtask.entities import Binding, Declaration, Queue
-    from amqtask.message import Delivery, Message
+    from amqtask.protocol.entities import Binding, Declaration, Queue
+    from amqtask.protocol.message import Delivery, Message
 
 
 class Publisher(Protocol):

@@ -16,9 +16,9 @@ from typing import Any
 
 from pika.exceptions import ChannelClosedByBroker
 
-from amqtask.entities import Binding, Declaration, Exchange
 from amqtask.exceptions import OperationalError, PublishError, PublishRefused
-from amqtask.topology.plan import describe_difference, is_declarable
+from amqtask.protocol.entities import Binding, Declaration, Exchange
+from amqtask.topology.declarations import describe_difference, is_declarable
 from amqtask.transport.content import UNWRITABLE
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, declare_error
 from amqtask.transport.link import send_declaration

@@ -19,9 +19,9 @@ from amqtask.exceptions import (
     PublishRefused,
     Unroutable,
 )
-from amqtask.message import Message
+from amqtask.ground.wording import clause
+from amqtask.protocol.message import Message
 from amqtask.transport.url import EXTERNAL, BrokerAddress
-from amqtask.wording import clause
 
 NOT_OFFERED = "no way to log in that both know"
 NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED, NOT_ALLOWED = 404, 406, 403, 530

@@ -24,9 +24,9 @@ from typing import Any, Final
 import pika.data
 from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
 
-from amqtask.asynchronous import is_own
-from amqtask.message import LARGEST_HEADERS, OddHeaders
-from amqtask.printable import printable
+from amqtask.ground.interrupts import is_own
+from amqtask.ground.printable import printable
+from amqtask.protocol.message import LARGEST_HEADERS, OddHeaders
 
 # Levels of nested tables and arrays; a task message has three (its stamps).
 MOST_DEEP = 32

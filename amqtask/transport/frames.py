@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pika import frame, spec
 
-from amqtask.asynchronous import is_own
-from amqtask.message import Message
+from amqtask.ground.interrupts import is_own
+from amqtask.protocol.message import Message
 from amqtask.transport.content import FRAME_MAX, FRAMING, basic_properties, check_frame
 
 T = TypeVar("T")

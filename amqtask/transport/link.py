@@ -21,10 +21,10 @@ from typing import Any
 from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
-from amqtask.message import Message
-from amqtask.topology.plan import describe_difference, is_declarable
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.protocol.message import Message
+from amqtask.topology.declarations import describe_difference, is_declarable
 from amqtask.transport.content import FRAME_MAX, unwritable
 from amqtask.transport.errors import ACCESS_REFUSED, PRECONDITION_FAILED, blocked, connection_error, declare_error
 from amqtask.transport.fields import install

@@ -25,9 +25,9 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
 
-from amqtask.entities import Declaration
 from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
-from amqtask.message import Message
+from amqtask.protocol.entities import Declaration
+from amqtask.protocol.message import Message
 from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable

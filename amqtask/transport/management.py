@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from amqtask.exceptions import AccessRefused, ConfigurationError, OperationalError
+from amqtask.ground.wording import clause
 from amqtask.transport.url import BrokerAddress
-from amqtask.wording import clause
 
 TIMEOUT_SECONDS = 10.0
 

@@ -9,7 +9,7 @@ connections again and again.
 
 from __future__ import annotations
 
-from amqtask.message import Message
+from amqtask.protocol.message import Message
 
 # Seconds for one message; a publish with a deadline has the time until its deadline.
 PATIENCE_SECONDS = 5.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue
 from amqtask.exceptions import PublishError
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 
 # Bytes of the name of a queue or exchange, or of a routing key: they are AMQP short strings.
 LONGEST_NAME = 255

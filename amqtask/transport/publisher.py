@@ -24,9 +24,9 @@ from types import FrameType
 from pika import spec
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
-from amqtask.entities import Declaration
 from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
-from amqtask.message import Message
+from amqtask.protocol.entities import Declaration
+from amqtask.protocol.message import Message
 from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.link import Link, LinkLost, connect

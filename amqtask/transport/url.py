@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
 
-from amqtask import kinds
 from amqtask.exceptions import ConfigurationError
-from amqtask.printable import printable
-from amqtask.wording import described
+from amqtask.ground.printable import printable
+from amqtask.ground.wording import described
+from amqtask.options import value_types
 
 SCHEMES = {"amqp": False, "amqps": True, "pyamqp": False, "rabbitmq": False}
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672//"
@@ -277,7 +277,9 @@ def _refuse_unknown(complaint: str, names: Iterable[Any], known_names: Collectio
 
 
 def _heartbeat(text: str | None) -> int | None:
-    return None if text is None else int(kinds.convert("heartbeat in the broker URL", kinds.HEARTBEAT, text))
+    return (
+        None if text is None else int(value_types.convert("heartbeat in the broker URL", value_types.HEARTBEAT, text))
+    )
 
 
 def _vhost(path: str) -> str:

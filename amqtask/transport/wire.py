@@ -22,7 +22,7 @@ from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
 from amqtask.transport.content import check_frame
-from amqtask.transport.quiet import keep_quiet
+from amqtask.transport.pika_log import keep_quiet
 from amqtask.transport.resolving import Answer, look_up_in_thread
 
 # Bytes gathered before they are handed to the socket.

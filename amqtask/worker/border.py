@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.request import Request
-from amqtask.message import OddHeaders
-from amqtask.printable import printable
+from amqtask.ground.printable import printable
+from amqtask.protocol.message import OddHeaders
 from amqtask.protocol.task import LONGEST_ID, read_v1
 from amqtask.worker.strategy import attempts_in, limits_in
 
 if TYPE_CHECKING:
-    from amqtask.message import Delivery
+    from amqtask.protocol.message import Delivery
 
 
 def bare_request(delivery: Delivery, number: int) -> Request:

@@ -12,18 +12,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import light_limit
 from amqtask.topology.delays import second_delay
-from amqtask.worker.copies import back_to_its_queue
+from amqtask.worker.republish import back_to_its_queue
 from amqtask.worker.strategy import Action, Verdict, judge
 
 if TYPE_CHECKING:
     from amqtask.execution.outcome import Answer, Outcome
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, Timer
-    from amqtask.worker.answered import Answered
-    from amqtask.worker.finish import Finisher
+    from amqtask.worker.finisher import Finisher
+    from amqtask.worker.redeliveries import Answered
     from amqtask.worker.report import Report
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.setup import Delays, Endings

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask import signals
-from amqtask.printable import bounded_logger
-from amqtask.wording import count
+from amqtask.ground.printable import bounded_logger
+from amqtask.ground.wording import count
 from amqtask.worker.orphans import LOOK_EVERY, Orphans
 from amqtask.worker.report import name_of
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
@@ -20,17 +20,17 @@ from amqtask.worker.statefile import StateFile
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
-    from amqtask.entities import Queue
     from amqtask.pool import Pool
+    from amqtask.protocol.entities import Queue
     from amqtask.transport.contract import Consumer, LoopPublisher
+    from amqtask.worker.chain_steps import Steps
+    from amqtask.worker.chord_joiner import Joins
     from amqtask.worker.dispatcher import Dispatcher
-    from amqtask.worker.finish import Finisher
-    from amqtask.worker.joins import Joins
+    from amqtask.worker.finisher import Finisher
     from amqtask.worker.lost import Lost
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.service import Service
     from amqtask.worker.setup import RunnableLoop, WorkerSetup
-    from amqtask.worker.steps import Steps
     from amqtask.worker.throttle import Throttle
     from amqtask.worker.windows import Windows
 

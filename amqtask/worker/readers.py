@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from amqtask.entities import Queue
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.entities import Queue
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
 
 logger = bounded_logger(__name__)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals, states
 from amqtask.execution.outcome import Answer
-from amqtask.printable import Lines, bounded_logger, printable
+from amqtask.ground.printable import Lines, bounded_logger, printable
 from amqtask.protocol.task import LONGEST_ID
 from amqtask.worker.observer import Observer, seen_by
 

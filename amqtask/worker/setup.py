@@ -11,13 +11,13 @@ from amqtask.worker.revoked import MAX_IDS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from amqtask.entities import Queue
     from amqtask.exceptions import WorkerLostError
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-    from amqtask.execution.switch import SharedSwitch
-    from amqtask.message import Message
+    from amqtask.execution.shared_flag import SharedSwitch
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Message
 
 
 class WorkQueue(NamedTuple):

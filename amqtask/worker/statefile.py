@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.worker.revoked import Revocations

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from amqtask.execution.plan import LONGEST_COMPARED
-from amqtask.printable import printable
+from amqtask.execution.task_plan import LONGEST_COMPARED
+from amqtask.ground.printable import printable
 from amqtask.worker.strategy import TaskStrategy
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from datetime import datetime, timezone
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqtask.elsewhere import others_names
 from amqtask.execution.request import Request
-from amqtask.printable import printable
+from amqtask.ground.elsewhere import others_names
+from amqtask.ground.printable import printable
 from amqtask.protocol.task import LONGEST_ID, checked_id
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
-    from amqtask.message import Delivery
+    from amqtask.protocol.message import Delivery
 
 # A request whose ETA is nearer than this (seconds) waits here; one with a later ETA goes to the delay levels.
 NEAR_SECONDS = 0.1

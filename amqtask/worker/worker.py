@@ -18,37 +18,37 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from amqtask import states
-from amqtask.elsewhere import WithOthersNames
 from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.outcome import Answer
-from amqtask.printable import bounded_logger
-from amqtask.worker.answered import Answered
+from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.ground.printable import bounded_logger
 from amqtask.worker.border import bare_request, read_strange
+from amqtask.worker.chain_steps import Steps, delivered
 from amqtask.worker.dispatcher import Dispatcher
-from amqtask.worker.finish import Finisher
-from amqtask.worker.following import Following
+from amqtask.worker.finisher import Finisher
+from amqtask.worker.follow_ups import Following
 from amqtask.worker.intake import Intake
 from amqtask.worker.ledger import Ledger
 from amqtask.worker.lifecycle import Lifecycle
 from amqtask.worker.lost import Lost
+from amqtask.worker.redeliveries import Answered
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue
-from amqtask.worker.steps import Steps, delivered
 from amqtask.worker.strategies import Strategies
 from amqtask.worker.strategy import read_request, without_end
 from amqtask.worker.throttle import MOST_HELD, Throttle
 from amqtask.worker.windows import Windows
 
 if TYPE_CHECKING:
-    from amqtask.entities import Queue
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-    from amqtask.message import Delivery, Message
     from amqtask.pool import OnOutcomes, Pool
     from amqtask.protocol.chord import ChordPart
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
-    from amqtask.worker.following import OnDone
-    from amqtask.worker.joins import Joins
+    from amqtask.worker.chord_joiner import Joins
+    from amqtask.worker.follow_ups import OnDone
     from amqtask.worker.observer import Observer
     from amqtask.worker.report import Report
     from amqtask.worker.service import Service

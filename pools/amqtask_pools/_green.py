@@ -16,8 +16,8 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amqtask.printable import bounded_logger
-from amqtask_pools._slots import SlotPool
+from amqtask.ground.printable import bounded_logger
+from amqtask_pools._slot_table import SlotPool
 
 if TYPE_CHECKING:
     from amqtask.exceptions import Terminated
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
     from amqtask_pools._green_loop import GreenLoop
     from amqtask_pools._hub import Cancellable, Hub
-    from amqtask_pools._hub_watch import HubWatch
+    from amqtask_pools._hub_monitor import HubWatch
 
 logger = bounded_logger("amqtask.pools")
 
@@ -84,7 +84,7 @@ class GreenPool(SlotPool):
     def start(self) -> None:
         """Green threads start with the first requests."""
         # Imported here because the libraries have to patch first.
-        from amqtask_pools._hub_watch import HubWatch
+        from amqtask_pools._hub_monitor import HubWatch
 
         if self._watch is None:
             self._watch = HubWatch(self._hub, self._loop, GreenPool._run.__code__)

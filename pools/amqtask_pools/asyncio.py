@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
 from amqtask.execution.coroutines import Interruptible
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
-from amqtask.printable import bounded_logger
-from amqtask_pools._crew import Crew
-from amqtask_pools._slots import SlotPool
+from amqtask.ground.printable import bounded_logger
+from amqtask_pools._slot_table import SlotPool
+from amqtask_pools._thread_crew import Crew
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

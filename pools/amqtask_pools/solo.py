@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.interrupts import Abandoned
-from amqtask.execution.striking import Strike
+from amqtask.execution.thread_interrupt import Strike
+from amqtask.ground.printable import bounded_logger
 from amqtask.pool import Running
-from amqtask.printable import bounded_logger
 from amqtask_pools._alarm import Alarm
 
 if TYPE_CHECKING:

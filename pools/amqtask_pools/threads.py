@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from amqtask_pools._crew import Crew
-from amqtask_pools._slots import SlotPool
+from amqtask_pools._slot_table import SlotPool
+from amqtask_pools._thread_crew import Crew
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
-from amqtask.control import Control
 from amqtask.exceptions import ConfigurationError
-from amqtask.message import Message
+from amqtask.protocol.message import Message
+from amqtask.remote.control import Control
 from amqtask.transport.url import parse_broker_urls
 
 

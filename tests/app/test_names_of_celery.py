@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import amqtask
-from amqtask import AmqTask, Task, current, current_app, current_task
+from amqtask import AmqTask, Task, current_app, current_task
+from amqtask.ground import current
 from amqtask.testing.worker import start_worker
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from amqtask.exceptions import PublishError, PublishRefused
-from amqtask.message import Message, Properties
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
+from amqtask.protocol.message import Message, Properties
 
 
 class Stored:

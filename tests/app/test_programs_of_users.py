@@ -13,8 +13,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import BaseModel
 
-from amqtask import AmqTask, AsyncResult, chain, chord, current, group
+from amqtask import AmqTask, AsyncResult, chain, chord, group
 from amqtask.exceptions import DuplicateTaskNameWarning
+from amqtask.ground import current
 from amqtask.result import ResultSet, result_from_tuple
 from amqtask.testing.worker import start_worker
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Queue
+from amqtask.calls.signature import Signature
 from amqtask.exceptions import ConfigurationError, EncodeError, WrongValue
-from amqtask.signatures import Signature
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from datetime import datetime, timedelta, timezone
 from typing import ClassVar
 
 from amqtask import AmqTask
-from amqtask.beat.clerk import Clerk
 from amqtask.beat.contract import Entry, Run, ScheduleStore
 from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.sender import AppSender
 from amqtask.beat.service import Beat
+from amqtask.beat.store_thread import Clerk
 from amqtask.protocol.task import decode_body
 from amqtask.schedules import schedule
 from amqtask.transport.memory.broker import MemoryBroker

@@ -12,7 +12,7 @@ from amqtask.beat import BeatLazyFunc
 from amqtask.beat.contract import Entry
 from amqtask.beat.scheduler import Due
 from amqtask.beat.sender import AppSender
-from amqtask.entities import arguments
+from amqtask.protocol.entities import arguments
 from amqtask.transport.memory.broker import MemoryBroker
 from tests.beat.bench import QUEUE, Bench, ListStore, entry
 

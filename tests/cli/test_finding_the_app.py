@@ -12,8 +12,8 @@ from amqtask import AmqTask, current_app
 from amqtask.cli.find_app import find_app
 from amqtask.cli.globals import Globals
 from amqtask.cli.nodename import expand, node_name
-from amqtask.current import replaced
 from amqtask.exceptions import AppNotFound
+from amqtask.ground.current import replaced
 
 APP = "from amqtask import AmqTask\n{name} = AmqTask('{main}', set_as_current=False)\n"
 

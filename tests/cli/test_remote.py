@@ -8,13 +8,13 @@ import pytest
 
 from amqtask import AmqTask, control_command, inspect_command
 from amqtask.cli.main import run
-from amqtask.commands import BUILTIN
 from amqtask.exceptions import ConfigurationError
+from amqtask.remote.commands import BUILTIN
 
 
 @pytest.fixture(autouse=True)
 def no_custom_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amqtask.commands._custom", {})
+    monkeypatch.setattr("amqtask.remote.commands._custom", {})
 
 
 @pytest.fixture

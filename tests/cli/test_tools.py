@@ -14,7 +14,7 @@ from amqtask.cli.main import COMMANDS, run
 from amqtask.cli.output import print_json, print_table
 from amqtask.cli.queues import age
 from amqtask.exceptions import ConfigurationError
-from amqtask.message import Delivery, Properties
+from amqtask.protocol.message import Delivery, Properties
 from amqtask.transport.management import ManagementApi
 from amqtask.transport.url import BrokerAddress
 

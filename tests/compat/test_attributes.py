@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Queue, signals
-from amqtask.control import Control
 from amqtask.events import State
 from amqtask.exceptions import OperationalError
+from amqtask.remote.control import Control
 from amqtask.testing.worker import start_worker
 
 

@@ -13,9 +13,10 @@ import pytest
 from flask import Flask, current_app, g
 
 from amqtask import AmqTask as Application
-from amqtask import AsyncResult, Task, current, shared_task
+from amqtask import AsyncResult, Task, shared_task
 from amqtask.contrib.flask import AmqTask
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground import current
 from amqtask.testing.worker import start_worker
 
 MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://"}

@@ -12,8 +12,8 @@ from amqtask import AmqTask
 from amqtask.events import EventReceiver
 from amqtask.events.snapshot import Polaroid
 from amqtask.exceptions import ConfigurationError
-from amqtask.message import Message, Properties
 from amqtask.protocol.event import event_exchange
+from amqtask.protocol.message import Message, Properties
 from amqtask.testing.worker import start_worker
 
 

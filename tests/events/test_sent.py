@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue, chain
-from amqtask.clock import LamportClock
-from amqtask.entities import Queue as Entity
 from amqtask.events.sent import SentEvents, sent_fields
 from amqtask.exceptions import Unroutable
-from amqtask.message import Message, Properties
+from amqtask.ground.lamport_clock import LamportClock
+from amqtask.protocol.entities import Queue as Entity
 from amqtask.protocol.event import event_exchange, read_events
-from amqtask.topology.plan import consumption
+from amqtask.protocol.message import Message, Properties
+from amqtask.topology.declarations import consumption
 
 JSON = frozenset({"application/json"})
 

@@ -14,7 +14,7 @@ from amqtask.exceptions import BackendUnreachable
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
-from amqtask.message import Message
+from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.testing.tasks import PlainTask, make_executor, request

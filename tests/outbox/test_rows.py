@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import AmqTask
-from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import EncodeError, PublishError
-from amqtask.message import Message, Properties
 from amqtask.outbox.rows import RowUnreadable, as_message, as_row
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties
 from amqtask.topology.delays import DelayPlan
 
 DELAYS = DelayPlan()

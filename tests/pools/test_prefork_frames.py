@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import states
-from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Answer, Outcome
-from amqtask.message import Delivery, Message, Properties
 from amqtask.protocol.chord import ChordPart
-from amqtask.serialization import JSON
-from amqtask.serialization import PICKLE as PICKLED
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.protocol.message import Delivery, Message, Properties
+from amqtask.protocol.serialization import JSON
+from amqtask.protocol.serialization import PICKLE as PICKLED
 from amqtask.testing.tasks import request
 from amqtask.transport.content import encode_properties
 from amqtask_pools.prefork import frames

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from amqtask import states
+from amqtask.execution.chain_steps import SlotSteps
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
-from amqtask.execution.steps import SlotSteps
-from amqtask.execution.switch import OFF, SharedSwitch
-from amqtask.message import Message, Properties
+from amqtask.execution.shared_flag import OFF, SharedSwitch
+from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
+from amqtask.protocol.serialization import content_types
 from amqtask.protocol.task import RUN_HEADER
-from amqtask.serialization import content_types
 from amqtask.testing.tasks import PlainComposer, PlainTask, request
 from tests.pools.preforked import TASKS, Prefork
 

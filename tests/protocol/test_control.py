@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from amqtask.exceptions import Undecodable
-from amqtask.message import Message
 from amqtask.protocol.control import (
     Command,
     check_pattern,
@@ -19,7 +18,8 @@ from amqtask.protocol.control import (
     reply_message,
     reply_queue,
 )
-from amqtask.serialization import content_types
+from amqtask.protocol.message import Message
+from amqtask.protocol.serialization import content_types
 
 JSON = content_types(["json"])
 

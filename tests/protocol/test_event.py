@@ -17,7 +17,7 @@ from amqtask.protocol.event import (
     receiver_queue,
     texts_message,
 )
-from amqtask.serialization import content_types
+from amqtask.protocol.serialization import content_types
 
 JSON = content_types(["json"])
 

@@ -14,7 +14,7 @@ from amqtask.protocol.result import (
     exception_as_dict,
     exception_from_dict,
 )
-from amqtask.serialization import content_types
+from amqtask.protocol.serialization import content_types
 from tests.protocol.recordings import VALUES, listed, names, one
 
 ALL = content_types(["json", "pickle"])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from amqtask.exceptions import ContentDisallowed
+from amqtask.protocol.serialization import content_types
 from amqtask.protocol.task import TaskCall, decode_body, encode_task, read_v1
-from amqtask.serialization import content_types
 from tests.protocol.recordings import VALUES, Recorded, listed, names, one, recorded
 
 ALL = content_types(["json", "yaml", "msgpack", "pickle"])

@@ -27,7 +27,7 @@ from amqtask.protocol.result import (
     is_reply_queue,
     stamps_in_result,
 )
-from amqtask.serialization import content_types
+from amqtask.protocol.serialization import content_types
 
 JSON = content_types(["json"])
 

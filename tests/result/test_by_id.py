@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from amqtask import AmqTask, current
+from amqtask import AmqTask
 from amqtask.exceptions import BackendNotConfigured
+from amqtask.ground import current
 from amqtask.result import AsyncResult
 from amqtask.testing.worker import start_worker
 

@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
-from amqtask.serialization import JSON, MSGPACK, PICKLE, YAML, compress, content_types, decompress, dumps, loads
+from amqtask.protocol.serialization import (
+    JSON,
+    MSGPACK,
+    PICKLE,
+    YAML,
+    compress,
+    content_types,
+    decompress,
+    dumps,
+    loads,
+)
 
 ALL = content_types(["json", "yaml", "msgpack", "pickle"])
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from amqtask.entities import Queue
 from amqtask.exceptions import ConfigurationError
+from amqtask.protocol.entities import Queue
 from amqtask.services.asked_queue import asked_queue
-from amqtask.topology.plan import QueueDefaults
+from amqtask.topology.declarations import QueueDefaults
 
 DEFAULTS = QueueDefaults()
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from amqtask import signals, states
-from amqtask.clock import LamportClock
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Answer
-from amqtask.message import Message, Properties
+from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.event import read_events
-from amqtask.serialization import content_types
+from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.serialization import content_types
 from amqtask.services import events
 from amqtask.services.events import EventSender
 from tests.worker.bench import Bench, FakeTask

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from amqtask.exceptions import AccessRefused, PublishError, PublishRefused, PublishTimeout, Unroutable
-from amqtask.message import Delivery, Message, Properties
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.services import forwarder
 from amqtask.services.forwarder import Forwarder
 from amqtask.topology.delays import DelayPlan

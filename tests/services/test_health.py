@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from amqtask.entities import Queue
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Message, Properties
 from amqtask.services.health import Health
 from amqtask.services.watchdog import Watchdog
 from tests.worker.bench import Bench

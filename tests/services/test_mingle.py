@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from amqtask.message import Delivery, Message, Properties
 from amqtask.protocol.control import Command, read_command, reply_message
+from amqtask.protocol.message import Delivery, Message, Properties
 from tests.services.test_panel import ACCEPT, Remote
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from amqtask.clock import LamportClock
-from amqtask.commands import BUILTIN, control_command, inspect_command
-from amqtask.entities import Queue
 from amqtask.exceptions import AccessRefused
-from amqtask.masks import masked_plain
-from amqtask.message import Delivery
+from amqtask.ground.lamport_clock import LamportClock
+from amqtask.ground.secrets import masked_plain
 from amqtask.protocol.control import Command, command_message
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Delivery
+from amqtask.remote.commands import BUILTIN, control_command, inspect_command
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control
 from amqtask.services.commands import COMMANDS
@@ -432,7 +432,7 @@ class TestElections:
 
 @pytest.fixture
 def no_custom_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amqtask.commands._custom", {})
+    monkeypatch.setattr("amqtask.remote.commands._custom", {})
 
 
 @pytest.mark.usefixtures("no_custom_commands")

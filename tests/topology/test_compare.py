@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue, arguments
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
 from amqtask.topology.compare import by_kind, compare
-from amqtask.topology.plan import QueueDefaults, declarations, first_difference, work_queue
+from amqtask.topology.declarations import QueueDefaults, declarations, first_difference, work_queue
 
 MEDIA = Exchange("media", type="topic")
 IMAGES = work_queue("images", QueueDefaults(), exchange=MEDIA, routing_key="media.image.*")

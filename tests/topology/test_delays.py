@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amqtask.entities import Binding, Exchange, Queue
-from amqtask.message import Delivery, Message, Properties
+from amqtask.protocol.entities import Binding, Exchange, Queue
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology import former_delays
 from amqtask.topology.delays import (
     EARLY_SECONDS,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from amqtask.entities import Binding, Exchange, Queue, arguments
-from amqtask.topology.plan import (
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.topology.declarations import (
     QueueDefaults,
     dead_letter_queue,
     declarations,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from amqtask.entities import Exchange, Queue
 from amqtask.exceptions import ConfigurationError, QueueNotFound
-from amqtask.topology.plan import QueueDefaults
+from amqtask.protocol.entities import Exchange, Queue
+from amqtask.topology.declarations import QueueDefaults
 from amqtask.topology.routes import Queues, Route, Router
 
 TOPIC = Exchange("topics", type="topic")

@@ -18,7 +18,7 @@ from amqtask.exceptions import (
     PublishRefused,
     Unroutable,
 )
-from amqtask.message import Message, Properties
+from amqtask.protocol.message import Message, Properties
 from amqtask.transport.errors import (
     channel_error,
     connection_error,

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika.exceptions import UnsupportedAMQPFieldException
 
-from amqtask.message import LARGEST_HEADERS, OddHeaders
+from amqtask.protocol.message import LARGEST_HEADERS, OddHeaders
 from amqtask.transport.fields import decode_short_string, decode_table, encode_table
 
 pikas_decode_table = pika.data.decode_table

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from pika import spec
 
-from amqtask.message import Message, Properties
+from amqtask.protocol.message import Message, Properties
 from amqtask.transport.content import FRAME_MAX, FrameTooLarge
 from amqtask.transport.frames import (
     HEARTBEAT,

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from amqtask.entities import Binding, Exchange, Queue, arguments
 from amqtask.exceptions import (
     BrokerUnreachable,
     ConnectionBlocked,
@@ -16,10 +15,11 @@ from amqtask.exceptions import (
     PublishRefused,
     Unroutable,
 )
-from amqtask.message import Message, Properties
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites.transport import Listener
+from amqtask.topology.declarations import QueueDefaults, dead_letter_queue, work_queue
 from amqtask.topology.delays import DelayPlan
-from amqtask.topology.plan import QueueDefaults, dead_letter_queue, work_queue
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.clock import ManualClock
 from amqtask.transport.memory.consumer import MemoryConsumer

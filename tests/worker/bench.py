@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from amqtask import states
-from amqtask.entities import Queue
 from amqtask.exceptions import WorkerLostError
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
-from amqtask.message import Delivery, Message, Properties
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
-from amqtask.worker.orders import Orders
+from amqtask.worker.operations import Orders
 from amqtask.worker.report import Report
 from amqtask.worker.setup import WorkerSetup, WorkQueue
 from amqtask.worker.worker import Worker

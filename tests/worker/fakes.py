@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from amqtask import states
-from amqtask.entities import Declaration, Queue
 from amqtask.exceptions import PublishError
 from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
-from amqtask.message import Message
 from amqtask.pool import Running
+from amqtask.protocol.entities import Declaration, Queue
+from amqtask.protocol.message import Message
 
 
 class HandTimer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amqtask.execution.outcome import Answer
 from amqtask.execution.request import Request
-from amqtask.worker.answered import Answered
+from amqtask.worker.redeliveries import Answered
 
 
 def request(number: int, task_id: str = "a", retries: int = 0) -> Request:

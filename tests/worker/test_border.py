@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amqtask.message import Delivery, Properties
+from amqtask.protocol.message import Delivery, Properties
 from amqtask.testing.tasks import PlainTask, make_executor
 from amqtask.transport.fields import decode_table
 from tests.worker.bench import Bench

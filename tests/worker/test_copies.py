@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amqtask.execution.request import Request
-from amqtask.message import Delivery, Message, Properties
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.fields import decode_table, encode_table
-from amqtask.worker.copies import dead_letter
-from amqtask.worker.fitting import CUT_HEADER, fitted
+from amqtask.worker.header_limits import CUT_HEADER, fitted
+from amqtask.worker.republish import dead_letter
 
 FRAME = 131_072
 

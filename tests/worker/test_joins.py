@@ -11,12 +11,12 @@ from amqtask import AmqTask, states
 from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
 from amqtask.execution.chords import Chords
 from amqtask.execution.executor import Executor
-from amqtask.message import Delivery, Message
 from amqtask.protocol.chord import ChordPart
+from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage, decode_result
 from amqtask.transport.contract import QueuePresence
-from amqtask.worker.following import Following
-from amqtask.worker.joins import Joins
+from amqtask.worker.chord_joiner import Joins
+from amqtask.worker.follow_ups import Following
 from tests.worker.fakes import HandLoop, HandPublisher
 
 GROUP, QUEUE = "g", "amqtask.chord.g.secret"

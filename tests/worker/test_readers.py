@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from amqtask.entities import Queue
 from amqtask.exceptions import PublishError, PublishRefused, Unroutable
+from amqtask.protocol.entities import Queue
 from tests.worker.bench import Bench, result
 
 RETURNED = Unroutable("no queue takes it")

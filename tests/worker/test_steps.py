@@ -11,8 +11,8 @@ from amqtask import states
 from amqtask.exceptions import Unroutable
 from amqtask.execution.outcome import Answer
 from amqtask.execution.request import Request
-from amqtask.execution.switch import SharedSwitch
-from amqtask.message import Message, Properties
+from amqtask.execution.shared_flag import SharedSwitch
+from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.task import RUN_HEADER
 from tests.worker.bench import Bench, result
 

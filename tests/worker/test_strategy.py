@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from amqtask.exceptions import InvalidTaskError
-from amqtask.message import Delivery, Properties
+from amqtask.protocol.message import Delivery, Properties
+from amqtask.protocol.serialization import JSON
 from amqtask.protocol.task import decode_body
-from amqtask.serialization import JSON
 from amqtask.worker.border import read_strange
 from amqtask.worker.strategies import Strategies
 from amqtask.worker.strategy import Action, TaskStrategy, judge, read_request, timestamp

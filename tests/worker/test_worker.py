@@ -10,7 +10,7 @@ import pytest
 from amqtask import states
 from amqtask.exceptions import MessageTooLarge, PublishError, Unroutable
 from amqtask.execution.outcome import Answer
-from amqtask.message import Delivery, OddHeaders, Properties
+from amqtask.protocol.message import Delivery, OddHeaders, Properties
 from tests.worker.bench import DEAD, Bench, result
 
 DIED_BEFORE: dict[str, Any] = {"x-death": [{}]}

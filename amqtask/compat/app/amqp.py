@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.compat.messages import as_task_v1, as_task_v2, task_message
-from amqtask.entities import Queue
+from amqtask.protocol.entities import Queue
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from amqtask.control import Control, Inspection
-from amqtask.current import current_app
+from amqtask.ground.current import current_app
+from amqtask.remote.control import Control, Inspection
 
 __all__ = ["Control", "Inspect", "flatten_reply"]
 

@@ -1,5 +1,5 @@
 """`celery.app.registry`."""
 
-from amqtask.registry import TaskRegistry
+from amqtask.client.registry import TaskRegistry
 
 __all__ = ["TaskRegistry"]

@@ -14,9 +14,9 @@ from amqtask.compat.apps import bugreport
 from amqtask.compat.connections import Connection, Producer, Producers
 from amqtask.compat.loaders import Loader
 from amqtask.compat.workers import Beat, make_worker
-from amqtask.current import current_app
 from amqtask.execution.context import current_context
-from amqtask.lazy import lazy
+from amqtask.ground.current import current_app
+from amqtask.ground.lazy import lazy
 
 if TYPE_CHECKING:
     import click

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from amqtask.compat.stores import Asked, Meta, message_of, meta_of
-from amqtask.current import current_app
-from amqtask.masks import mask_urls
+from amqtask.ground.current import current_app
+from amqtask.ground.secrets import mask_urls
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.message import Message
+    from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask import states
-from amqtask.current import current_app
 from amqtask.exceptions import TimeoutError
+from amqtask.ground.current import current_app
 from amqtask.result import AsyncResult
-from amqtask.result_sets import ResultSet
+from amqtask.results.sets import ResultSet
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

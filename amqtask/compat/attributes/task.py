@@ -8,7 +8,7 @@ from amqtask.execution.context import Context, current
 from amqtask.task import Task
 
 if TYPE_CHECKING:
-    from amqtask.client.protocols import Application
+    from amqtask.calls.application import Application
 
 _BELOW = "request_below"
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from amqtask.compat.timers import Timer
-from amqtask.lazy import lazy
+from amqtask.ground.lazy import lazy
 from amqtask.worker.worker import Worker
 
 

@@ -6,7 +6,7 @@ import copy
 import time
 from typing import Any
 
-from amqtask.entities import Exchange
+from amqtask.protocol.entities import Exchange
 
 __all__ = ["Event", "event_exchange", "get_exchange", "group_from"]
 

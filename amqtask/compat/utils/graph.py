@@ -1,5 +1,5 @@
 """`celery.utils.graph`."""
 
-from amqtask.graph import DependencyGraph
+from amqtask.results.graph import DependencyGraph
 
 __all__ = ["DependencyGraph"]

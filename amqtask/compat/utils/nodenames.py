@@ -6,7 +6,7 @@ import os
 import socket
 
 from amqtask.cli.nodename import expand, node_name
-from amqtask.entities import Queue
+from amqtask.protocol.entities import Queue
 
 __all__ = [
     "anon_nodename", "default_nodename", "gethostname", "host_format", "node_format", "nodename", "nodesplit", "worker_direct",

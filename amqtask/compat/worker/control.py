@@ -1,5 +1,5 @@
 """`celery.worker.control`."""
 
-from amqtask.commands import control_command, inspect_command
+from amqtask.remote.commands import control_command, inspect_command
 
 __all__ = ["control_command", "inspect_command"]

@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 from amqtask.execution import request
-from amqtask.serialization import content_types, loads
+from amqtask.protocol.serialization import content_types, loads
 
 __all__ = ["Request"]
 

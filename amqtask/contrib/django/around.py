@@ -22,7 +22,7 @@ from django.utils import timezone, translation
 
 from amqtask import signals
 from amqtask.contrib.django.connections import close_old_connections
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 
 logger = bounded_logger("amqtask.django")
 

@@ -26,13 +26,13 @@ from amqtask.backends.codec import Codec, unreadable
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
+from amqtask.client.discovery import prepare_django
 from amqtask.contrib.django.sending import NAME_HEADER
 from amqtask.contrib.django.times import aware, stored
-from amqtask.discovery import prepare_django
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
+from amqtask.ground.wording import clause
 from amqtask.protocol.result import ResultMessage
-from amqtask.serialization import content_type, content_types, loads
-from amqtask.wording import clause
+from amqtask.protocol.serialization import content_type, content_types, loads
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

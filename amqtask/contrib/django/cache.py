@@ -19,7 +19,7 @@ from amqtask.backends.codec import Codec, key_prefix
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict
 
 logger = bounded_logger("amqtask.backends")

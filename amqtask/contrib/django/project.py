@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 
-from amqtask.current import find_current_app
 from amqtask.exceptions import AppNotFound
+from amqtask.ground.current import find_current_app
 from amqtask.ground.plugins import plugins
 
 if TYPE_CHECKING:

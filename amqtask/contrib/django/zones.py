@@ -11,7 +11,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models
 
-from amqtask.current import find_current_app
+from amqtask.ground.current import find_current_app
 
 MAX_LENGTH = 63
 # The admin would have a line of text for any CharField.

@@ -26,11 +26,11 @@ import pytest
 from amqtask import states
 from amqtask.backends.contract import ResultBackend
 from amqtask.exceptions import BackendNotConfigured, BackendUnreachable, EncodeError, TimeoutError
-from amqtask.message import Message
+from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
-from amqtask.result_sets import GroupResult, ResultSet
+from amqtask.results.sets import GroupResult, ResultSet
 
 PATIENCE = 60.0
 

@@ -23,9 +23,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from amqtask.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
 from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
-from amqtask.message import Delivery, Message, Properties
+from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 

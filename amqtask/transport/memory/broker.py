@@ -18,8 +18,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from amqtask.entities import Binding, Declaration, Exchange, Queue
-from amqtask.message import Message
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.protocol.message import Message
 from amqtask.transport.memory.exchanges import PREDECLARED, is_match
 from amqtask.transport.memory.queues import MemoryQueue
 from amqtask.transport.memory.refusals import check_same, check_valid, not_found, resource_locked, too_large

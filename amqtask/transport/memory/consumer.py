@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amqtask.entities import Declaration, Queue
 from amqtask.exceptions import OperationalError
-from amqtask.message import Delivery
-from amqtask.topology.plan import consumption
+from amqtask.ground.wording import clause
+from amqtask.protocol.entities import Declaration, Queue
+from amqtask.protocol.message import Delivery
+from amqtask.topology.declarations import consumption
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.publisher import DeclarationRefused, Warnings, declare_all
 from amqtask.transport.memory.refusals import Refused
 from amqtask.transport.memory.session import Delivered, Session
 from amqtask.transport.names import entity_name
-from amqtask.wording import clause
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import Loop, Timer

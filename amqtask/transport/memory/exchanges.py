@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from amqtask.entities import Binding, Exchange
+from amqtask.protocol.entities import Binding, Exchange
 
 PREDECLARED = {
     f"amq.{name}": Exchange(f"amq.{name}", exchange_type)

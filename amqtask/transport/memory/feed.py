@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import BrokerUnreachable
-from amqtask.message import Delivery
-from amqtask.topology.plan import consumption
+from amqtask.protocol.message import Delivery
+from amqtask.topology.declarations import consumption
 from amqtask.transport.memory.publisher import declare_all
 
 if TYPE_CHECKING:
-    from amqtask.entities import Queue
+    from amqtask.protocol.entities import Queue
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.memory.session import Delivered, Session
 

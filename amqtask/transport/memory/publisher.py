@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from amqtask.entities import Binding, Declaration
 from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError
-from amqtask.message import Message
-from amqtask.topology.plan import describe_difference
+from amqtask.protocol.entities import Binding, Declaration
+from amqtask.protocol.message import Message
+from amqtask.topology.declarations import describe_difference
 from amqtask.transport.errors import PRECONDITION_FAILED, channel_error, declare_error, refused, unroutable
 from amqtask.transport.memory.broker import MemoryBroker, Verdict
 from amqtask.transport.memory.refusals import Refused

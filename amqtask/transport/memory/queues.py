@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from amqtask.entities import Queue
+from amqtask.protocol.entities import Queue
 from amqtask.transport.memory.stored import Stored
 
 # The priority of a message without one in a quorum queue (RabbitMQ 4.3).

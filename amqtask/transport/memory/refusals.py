@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amqtask.entities import Exchange, Queue
+from amqtask.protocol.entities import Exchange, Queue
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 
 RESOURCE_LOCKED = 405

@@ -8,7 +8,7 @@ from typing import Any
 
 import pika
 
-from amqtask.message import Message
+from amqtask.protocol.message import Message
 from amqtask.transport.content import encode_properties
 
 REJECTED, EXPIRED, MAXLEN, DELIVERY_LIMIT = "rejected", "expired", "maxlen", "delivery_limit"

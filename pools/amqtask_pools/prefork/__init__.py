@@ -21,14 +21,14 @@ import billiard
 
 from amqtask import signals
 from amqtask.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerLostError
+from amqtask.ground.printable import bounded_logger
 from amqtask.pool import Running
-from amqtask.printable import bounded_logger
 from amqtask_pools.prefork.child import RETIRED, SOFT_LIMIT
+from amqtask_pools.prefork.children import Roster
 from amqtask_pools.prefork.frames import PIECE, encode_request
 from amqtask_pools.prefork.limits import HardLimits
 from amqtask_pools.prefork.process import ChildProcess
-from amqtask_pools.prefork.refill import Refill
-from amqtask_pools.prefork.roster import Roster
+from amqtask_pools.prefork.respawn import Refill
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

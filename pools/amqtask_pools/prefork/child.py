@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import billiard
 
 from amqtask import signals
-from amqtask.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger
 from amqtask_pools.prefork.frames import (
     IS_READY,
     PICKLE,
@@ -32,10 +32,10 @@ from amqtask_pools.prefork.limits import SoftLimits
 from amqtask_pools.prefork.outcomes import encode_outcomes
 
 if TYPE_CHECKING:
+    from amqtask.execution.chain_steps import SlotSteps
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-    from amqtask.execution.steps import SlotSteps
     from amqtask.pool import PoolOptions
 
 logger = bounded_logger("amqtask.pools")

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import SoftTimeLimitExceeded
-from amqtask.execution.striking import Strike
+from amqtask.execution.thread_interrupt import Strike
 from amqtask_pools._alarm import Alarm
 
 if TYPE_CHECKING:

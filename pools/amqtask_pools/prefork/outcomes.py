@@ -23,14 +23,14 @@ from math import isfinite
 from typing import Any
 
 from amqtask import states
-from amqtask.entities import Declaration, as_document, from_document
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer, Outcome
-from amqtask.message import Message, Properties
+from amqtask.ground.wording import described
 from amqtask.protocol.chord import ChordPart
+from amqtask.protocol.entities import Declaration, as_document, from_document
+from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.serialization import JSON, MSGPACK, PICKLE, YAML, dumps, loads
 from amqtask.protocol.task import saferepr
-from amqtask.serialization import JSON, MSGPACK, PICKLE, YAML, dumps, loads
-from amqtask.wording import described
 from amqtask_pools.prefork.frames import OUTCOMES, BrokenFrame
 
 _HEAD = struct.Struct(">BI")

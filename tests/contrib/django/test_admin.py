@@ -25,7 +25,7 @@ def models(database: None) -> Any:
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The project's application, as the admin finds it."""
-    from amqtask import current
+    from amqtask.ground import current
 
     monkeypatch.setattr(current, "_default", [])
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "integration.apps.django_site.settings")

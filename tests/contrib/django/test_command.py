@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, current
+from amqtask import AmqTask
+from amqtask.ground import current
 
 PROJECT = """
 from amqtask import AmqTask

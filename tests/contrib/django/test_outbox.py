@@ -266,7 +266,7 @@ def test_manage_py_relays(site: Site, monkeypatch: pytest.MonkeyPatch, capfd: py
     from django.core.management import call_command
     from django.db import transaction
 
-    from amqtask import current
+    from amqtask.ground import current
 
     monkeypatch.setattr(current, "_default", [site.app])
     with transaction.atomic():

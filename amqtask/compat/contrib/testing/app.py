@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from amqtask.app import AmqTask
-from amqtask.current import replaced
+from amqtask.ground.current import replaced
 
 __all__ = ["DEFAULT_TEST_CONFIG", "TestApp", "Trap", "setup_default_app"]
 

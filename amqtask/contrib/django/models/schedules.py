@@ -18,9 +18,10 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from amqtask import cronfields, schedules
+from amqtask import schedules
 from amqtask.contrib.django.times import aware, stored
 from amqtask.contrib.django.zones import TimeZoneField, UnknownZone, default_zone
+from amqtask.cron import fields
 from amqtask.exceptions import ConfigurationError
 from amqtask.schedules import ParseException
 
@@ -46,11 +47,11 @@ SOLAR_SCHEDULES = (
 NOT_BOTH = _("Set an end or the seconds after which it expires, not both.")
 # As in a crontab line, but for the order: amqtask.schedules.crontab's keywords.
 CRON_FIELDS = {
-    "minute": cronfields.MINUTE,
-    "hour": cronfields.HOUR,
-    "day_of_week": cronfields.DAY_OF_WEEK,
-    "day_of_month": cronfields.DAY_OF_MONTH,
-    "month_of_year": cronfields.MONTH_OF_YEAR,
+    "minute": fields.MINUTE,
+    "hour": fields.HOUR,
+    "day_of_week": fields.DAY_OF_WEEK,
+    "day_of_month": fields.DAY_OF_MONTH,
+    "month_of_year": fields.MONTH_OF_YEAR,
 }
 KINDS = ("interval", "crontab", "solar", "clocked")
 

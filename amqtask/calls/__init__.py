@@ -1,0 +1,1 @@
+"""A call as data, and what it knows of its application."""

@@ -1,0 +1,235 @@
+"""What tasks, signatures and those who compose calls know of an application: its class stands above them all.
+
+What stands above this module too (tasks, signatures, compositions) is Any here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.backends.contract import ResultBackend
+    from amqtask.events.client import Events
+    from amqtask.execution.context import Context
+    from amqtask.execution.contract import ChordStore
+    from amqtask.execution.request import Request
+    from amqtask.outbox.contract import Outbox
+    from amqtask.pipeline import Pipeline
+    from amqtask.protocol.message import Message
+    from amqtask.protocol.result import ResultMessage
+    from amqtask.remote.control import Control
+    from amqtask.result import AsyncResult, EagerResult
+    from amqtask.results.sets import GroupResult
+    from amqtask.settings import Settings
+    from amqtask.topology.routes import Queues, Router
+    from amqtask.transport.contract import Publisher
+    from amqtask.transport.memory.broker import MemoryBroker
+
+
+class Configured(Protocol):
+    """Settings, tasks, and what is made from them."""
+
+    main: str | None
+    conf: Settings
+    strict_typing: bool
+    is_finalized: bool
+
+    def finalize(self, auto: bool = False) -> None:
+        """Take shared tasks in and resolve the tasks' options."""
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The tasks by name."""
+
+    @property
+    def task(self) -> Callable[..., Callable[[Callable[..., Any]], Any]]:
+        """Makes a function a task: `@app.task(name=…)`."""
+
+    @property
+    def timezone(self) -> tzinfo:
+        """That of schedules."""
+
+    def now(self) -> datetime:
+        """The present time in that zone."""
+
+    @property
+    def queues(self) -> Queues:
+        """Those of `task_queues`, and those created because they were named."""
+
+    @property
+    def router(self) -> Router:
+        """Where calls go."""
+
+    @property
+    def backend(self) -> ResultBackend | None:
+        """The result store, None when results are not kept."""
+
+    @property
+    def chord_store(self) -> ChordStore | None:
+        """Where the parts of chords are counted; None: in the broker."""
+
+    @property
+    def publisher(self) -> Publisher:
+        """Publishes with confirms."""
+
+    @property
+    def memory_broker(self) -> MemoryBroker | None:
+        """With `memory://` the broker in this process."""
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """Where calls go that are made in a database transaction."""
+
+    @property
+    def control(self) -> Control:
+        """Remote control of workers."""
+
+    @property
+    def events(self) -> Events:
+        """Receive events, and send one's own."""
+
+    def close(self) -> None:
+        """Close connections; they open again when they are used again."""
+
+
+class Sends(Protocol):
+    """Calls and compositions that leave the process. Each raises PublishError."""
+
+    def send_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Publish a task by name."""
+
+    async def asend_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """`send_task` without blocking the event loop."""
+
+    def publish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """Publish one call, or run it here when task_always_eager says so."""
+
+    async def apublish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+
+    def publish_signature(self, call: Any) -> AsyncResult[Any]:
+        """Publish a plain signature."""
+
+    async def apublish_signature(self, call: Any) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+
+    def publish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+        """Publish many signatures in one pipelined burst."""
+
+    async def apublish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+        """The same over the async publisher."""
+
+    def publish_composition(
+        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """Publish what a chain, group or chord begins with; its result."""
+
+    async def apublish_composition(
+        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """The same over the async publisher."""
+
+    def pipeline(self, *, timeout: float | None = None) -> Pipeline:
+        """A block whose calls are published together."""
+
+    def compose_call(self, call: Any) -> Message:
+        """The message of one plain signature."""
+
+    def add_to_chord(
+        self, group_id: str, member: Any, *, task_id: str | None = None, chord: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say that a chord has one more member, before that is published."""
+
+    @property
+    def revoke_call(self) -> Callable[..., None]:
+        """For results: tell all workers not to run it."""
+
+
+class RunsHere(Protocol):
+    """Calls and compositions that run where they are made."""
+
+    def run_inline(
+        self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> EagerResult[Any]:
+        """Run a task, retries and callbacks included."""
+
+    def run_composition(
+        self,
+        composition: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        *,
+        propagate: bool = False,
+    ) -> Any:
+        """Run a chain, group or chord, one task after the other."""
+
+
+class ComposesMessages(Protocol):
+    """Messages of calls."""
+
+    def compose(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        task: Any = None,
+    ) -> Message:
+        """The message of a call. Raises: TypeError, EncodeError, QueueNotFound."""
+
+    def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
+        """That of the same task again."""
+
+    def travelled(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+    ) -> tuple[Any, Any]:
+        """The arguments as a worker would get them. Raises: EncodeError."""
+
+
+class ComposesWorkflows(Protocol):
+    """Ids and places of the parts of a composition."""
+
+    def as_member(self, composition: Any, options: Mapping[str, Any]) -> Any:
+        """`composition` as one member of a chord that runs."""
+
+    def frozen(self, composition: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
+        """A copy with all its ids, and its result."""
+
+
+class Application(Configured, Sends, RunsHere, Protocol):
+    """An application."""
+
+    def signature(self, task: Any, *args: Any, **kwargs: Any) -> Any:
+        """A signature that belongs to it."""
+
+    @property
+    def calls(self) -> ComposesMessages:
+        """Composes messages."""
+
+    @property
+    def workflows(self) -> ComposesWorkflows:
+        """Composes chains, groups and callbacks."""
+
+    def freeze(self, sig: Any, *, task_id: str | None, **place: Any) -> Any:
+        """Fix the ids of a signature and of its parts, in place; the result it will have."""
+
+    def group_result(self, group_id: str, results: Sequence[Any], parent: Any = None) -> GroupResult:
+        """The results of a group."""
+
+    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> AsyncResult[Any]:
+        """The result of an earlier call, by its id."""
+
+    def store_state(self, result: ResultMessage, context: Context) -> None:
+        """Store a state now. Raises: BackendNotConfigured."""

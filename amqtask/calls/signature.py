@@ -1,0 +1,339 @@
+"""Signature: a call as data, dict-shaped as Celery writes it, that can travel and be changed before it is published."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+
+from amqtask.ground.current import current_app
+from amqtask.options.task_options import of_call
+from amqtask.options.value_types import arguments as _arguments
+from amqtask.options.value_types import signature_of
+from amqtask.protocol.stamping import gathered
+
+if TYPE_CHECKING:
+    from amqtask.calls.application import Application
+    from amqtask.protocol.stamping import StampingVisitor
+    from amqtask.result import AsyncResult, EagerResult
+
+
+T = TypeVar("T")
+
+
+class _Field(Generic[T]):
+    """A field of the dictionary, as an attribute."""
+
+    def __init__(self, key: str, doc: str) -> None:
+        self._key = key
+        self.__doc__ = doc
+
+    @overload
+    def __get__(self, signature: None, owner: type[Any]) -> _Field[T]: ...
+    @overload
+    def __get__(self, signature: Signature, owner: type[Any]) -> T: ...
+    def __get__(self, signature: Signature | None, owner: type[Any]) -> Any:
+        return self if signature is None else signature[self._key]
+
+    def __set__(self, signature: Signature, value: T) -> None:
+        signature[self._key] = value
+
+
+class Signature(dict[str, Any]):
+    """`task`, `args`, `kwargs`, `options`, `subtask_type`, `immutable`: Celery's canvas dictionary (celery/canvas.py).
+
+    `app` decides where it is published; without one it is the current app.
+    """
+
+    # `a | b`, and the signature of any kind that a dictionary describes: set by amqtask.canvas, which stands above this module.
+    piped: ClassVar[Any]
+    from_dict: ClassVar[Any]
+
+    def __or__(self, other: Any) -> Any:
+        """This signature, then another: a chain, or a chord where this is a group."""
+        return self.piped(self, other)
+
+    def __ror__(self, other: Any) -> Any:
+        """Another that came over the wire, then this signature."""
+        return self.piped(other, self)
+
+    def __ior__(self, other: Any) -> Any:
+        """`sig |= other`, not a merge of dictionaries."""
+        return self.piped(self, other)
+
+    def __init__(
+        self,
+        task: str | Mapping[str, Any] | None = None,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        subtask_type: str | None = None,
+        immutable: bool = False,
+        app: Application | None = None,
+        **more_options: Any,
+    ) -> None:
+        self._app = app
+        if isinstance(task, Mapping):
+            super().__init__(task)
+            self.setdefault("subtask_type", None)
+            self.setdefault("immutable", False)
+            return
+        name = getattr(task, "name", task)
+        arguments, keywords = _arguments(str(name), args, kwargs)
+        super().__init__(
+            task=name,
+            args=arguments,
+            kwargs=keywords,
+            options={**(options or {}), **more_options},
+            subtask_type=subtask_type,
+            immutable=immutable,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without its application: where it is read it belongs to the current one."""
+        return type(self)._unpickled, (dict(self),)
+
+    @classmethod
+    def _unpickled(cls, fields: dict[str, Any]) -> Signature:
+        sig = cls.__new__(cls)
+        dict.__init__(sig, fields)
+        sig._app = None
+        return sig
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
+        copied = self._unpickled({key: copy.deepcopy(value, memo) for key, value in self.items()})
+        copied._app = self._app
+        return copied
+
+    # -- fields
+
+    task = _Field[str]("task", "The task's name.")
+    kwargs = _Field[dict[str, Any]]("kwargs", "Keyword arguments.")
+    options = _Field[dict[str, Any]]("options", "Options of `apply_async`.")
+    immutable = _Field[bool]("immutable", "Whether a parent's result is not prepended to the arguments.")
+    subtask_type = _Field[str | None](
+        "subtask_type", "chain, group, chord, chunks, xmap, xstarmap; None for a plain task."
+    )
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments."""
+        return tuple(self["args"] or ())
+
+    @args.setter
+    def args(self, args: Iterable[Any]) -> None:
+        self["args"] = tuple(args)
+
+    @property
+    def id(self) -> str | None:
+        """The task id, once it is fixed."""
+        return self.options.get("task_id")
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the task that it follows from, if that is fixed."""
+        return self.options.get("parent_id")
+
+    @property
+    def root_id(self) -> str | None:
+        """The id of the first task of all that belong together, if that is fixed."""
+        return self.options.get("root_id")
+
+    @property
+    def name(self) -> str:
+        """The same as `task`."""
+        return self.task
+
+    @property
+    def type(self) -> Any:
+        """The task itself. Raises: NotRegistered."""
+        app = self.app
+        app.finalize()  # shared tasks are registered by that
+        return app.tasks[self.task]
+
+    @property
+    def app(self) -> Application:
+        """The application that publishes it."""
+        app: Application = self._app or current_app()
+        return app
+
+    # -- changing
+
+    def clone(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Signature:
+        """A copy with arguments put in front and options added; an immutable one takes only options."""
+        cloned = type(self).__new__(type(self))
+        dict.__init__(cloned, self)
+        cloned._app = self._app
+        if not self.immutable:
+            arguments, keywords = _arguments(self.task, args, kwargs)
+            cloned["args"] = arguments + self.args
+            cloned["kwargs"] = {**self.kwargs, **keywords}
+        # Links are added in place; the copy's are its own.
+        lists = {key: list(value) for key, value in self.options.items() if isinstance(value, list)}
+        cloned["options"] = {**self.options, **lists, **self._changeable(options)}
+        return cloned
+
+    def _changeable(self, options: dict[str, Any]) -> dict[str, Any]:
+        """A member stays in its group, and a stamp stays as it was put (Celery's rule)."""
+        fixed = self.options.keys() & {"group_id", "stamped_headers", *(self.options.get("stamped_headers") or ())}
+        return {key: value for key, value in options.items() if key not in fixed} if fixed else options
+
+    partial = clone
+
+    def set(self, immutable: bool | None = None, **options: Any) -> Signature:
+        """Add options, in place. Raises: WrongValue for one that cannot have its value."""
+        used = of_call(self.task, options)
+        if immutable is not None:
+            self["immutable"] = immutable
+        self["options"] = {**self.options, **used}
+        return self
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Whether a parent's result is left out."""
+        self["immutable"] = immutable
+
+    def replace(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Signature:
+        """A copy with other arguments or options in place of its own; None leaves them."""
+        cloned = self.clone()
+        if args is not None:
+            cloned["args"] = tuple(args)
+        if kwargs is not None:
+            cloned["kwargs"] = dict(kwargs)
+        if options is not None:
+            cloned["options"] = dict(options)
+        return cloned
+
+    def freeze(
+        self,
+        _id: str | None = None,
+        group_id: str | None = None,
+        chord: Any = None,
+        root_id: str | None = None,
+        parent_id: str | None = None,
+        group_index: int | None = None,
+    ) -> Any:
+        """Fix the task's id (and those of a composition's parts) before it is published; returns the result that it will have.
+
+        Publishing it later keeps the ids; publishing it twice makes two messages with one id.
+        """
+        ids = {"group_id": group_id, "chord": chord, "root_id": root_id, "parent_id": parent_id}
+        return self.app.freeze(self, task_id=_id, group_index=group_index, **ids)
+
+    def append_to_list_option(self, key: str, value: Any) -> Any:
+        """Add to an option that is a list, unless it is there; returns `value`."""
+        current = self.options.get(key)
+        values = [] if current is None else list(current) if isinstance(current, (list, tuple)) else [current]
+        if value not in values:
+            values.append(value)
+        self.options[key] = values
+        return value
+
+    def extend_list_option(self, key: str, values: Any) -> None:
+        """Add several (or one)."""
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            self.append_to_list_option(key, value)
+
+    def link(self, callback: Signature) -> Signature:
+        """Publish `callback` with the result when this succeeded; returns `callback`."""
+        self.append_to_list_option("link", signature_of(callback))
+        return callback
+
+    def link_error(self, errback: Signature) -> Signature:
+        """Publish `errback` when this failed; returns `errback`."""
+        self.append_to_list_option("link_error", signature_of(errback))
+        return errback
+
+    def on_error(self, errback: Signature) -> Signature:
+        """`link_error` that returns this signature."""
+        self.link_error(errback)
+        return self
+
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Put stamps on this task and its callbacks: those given by name, and those that a visitor says; returns it."""
+        self.stamp_links(visitor, append_stamps, **headers)
+        visited = visitor.on_signature(self, **headers) if visitor is not None else None
+        return self.set(**gathered(headers, visited, self.options, append=append_stamps))
+
+    def stamp_links(self, visitor: StampingVisitor | None, append_stamps: bool = False, **headers: Any) -> None:
+        """Stamp the callbacks and errbacks."""
+        for key in ("link", "link_error"):
+            stamped = []
+            for link in listed(self.options.get(key)):
+                callback = link if isinstance(link, Signature) else Signature(link, app=self._app)
+                visited = None
+                if visitor is not None:
+                    ask = visitor.on_callback if key == "link" else visitor.on_errback
+                    visited = ask(callback, **headers)
+                callback.stamp(visitor, append_stamps, **gathered(headers, visited, {}, append=append_stamps))
+                stamped.append(callback)
+            if stamped:
+                self.options[key] = stamped
+
+    def flatten_links(self) -> list[Any]:
+        """This signature, its callbacks, their callbacks, and so on."""
+        signatures: list[Any] = [self]
+        for callback in self.options.get("link") or ():
+            signatures += Signature.flatten_links(callback) if isinstance(callback, Signature) else [callback]
+        return signatures
+
+    def reprcall(self, *args: Any, **kwargs: Any) -> str:
+        """How the call would look in Python."""
+        return Signature.__repr__(self.clone(args, kwargs))
+
+    def __invert__(self) -> Any:
+        """`~sig`: publish and wait for the result."""
+        return self.apply_async().get()
+
+    # -- publishing
+
+    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Publish with more arguments."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Publish; the result of the task. Raises: PublishError."""
+        return self.app.publish_signature(self.clone(args, kwargs, **options))
+
+    async def aapply_async(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """The same without blocking the event loop."""
+        return await self.app.apublish_signature(self.clone(args, kwargs, **options))
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """`await` the publish."""
+        return await self.aapply_async(args, kwargs)
+
+    def apply(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> EagerResult[Any]:
+        """Run the task here and now."""
+        signature = self.clone(args, kwargs, **options)
+        result: EagerResult[Any] = self.type.apply(signature.args, signature.kwargs, **signature.options)
+        return result
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function itself."""
+        signature = self.clone(args, kwargs)
+        return self.type(*signature.args, **signature.kwargs)
+
+    def __repr__(self) -> str:
+        parts = [repr(value) for value in self.args] + [f"{key}={value!r}" for key, value in self.kwargs.items()]
+        return f"{self.task}({', '.join(parts)})"
+
+
+def listed(callbacks: Any) -> list[Any]:
+    """The callbacks of an option that may be one, several or none."""
+    if not callbacks:
+        return []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]

@@ -1,0 +1,133 @@
+"""What `amqtask migrate` publishes: messages as they were sent, and delayed ones with the time that is left to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from amqtask.cli.app_queues import known_queues
+from amqtask.exceptions import QueueNotFound
+from amqtask.protocol.message import Delivery, Message
+from amqtask.topology.declarations import declarations, work_queue
+from amqtask.topology.delays import TO_HEADER, seconds_left, waiting_priority
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.management import ManagementApi
+from amqtask.worker.republish import copied_properties
+from amqtask.worker.strategy import timestamp
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.protocol.entities import Declaration
+
+Convert = Callable[[Delivery], "Message | None"]
+
+
+def as_sent(delivery: Delivery, queue: str, declare: tuple[Declaration, ...] = ()) -> Message:
+    """The message for another queue: all as it is, but for what the broker wrote on its way here; and it survives a restart.
+
+    Its own time to live (`expiration`) begins again.
+    """
+    properties = replace(copied_properties(delivery.properties), expiration=delivery.properties.expiration)
+    return Message(delivery.body, properties, exchange="", routing_key=queue, declare=declare)
+
+
+def is_wanted(delivery: Delivery, tasks: Sequence[str]) -> bool:
+    """Whether its task is among those; all are when none are named."""
+    return not tasks or (delivery.properties.headers or {}).get("task") in tasks
+
+
+def declare_queue(app: AmqTask, name: str) -> tuple[Declaration, ...]:
+    """As the application has the queue; one that it does not know, and may not create, as a missing queue is made."""
+    try:
+        return app.queues.declarations(app.queues[name])
+    except QueueNotFound:
+        return declarations(work_queue(name, app.queue_defaults), app.queue_defaults)
+
+
+# -- what waits for its time
+
+
+def delayed_transfers(
+    app: AmqTask,
+    admin: QueueAdmin,
+    api: ManagementApi | None,
+    renames: Mapping[str, str] | None,
+    tasks: Sequence[str],
+) -> Iterator[tuple[str, str, Convert]]:
+    """Each delay queue that holds messages, the longest waits first: its name, "its time", and what its messages become.
+
+    Over AMQP queues of the priorities that the application's settings and tasks name are looked for; the management
+    plugin knows all. `renames` are the queues (old → new) whose messages are meant; None: all.
+    """
+    for level, name in _filled_levels(app, admin, api):
+        yield name, "the delay levels", _Delayed(app, level, renames, tasks)
+
+
+def _filled_levels(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None) -> list[tuple[int, str]]:
+    delays = app.delays
+    if api is not None:
+        names = [str(queue["name"]) for queue in api.queues()]
+        levels = [(level, name) for name in names if (level := delays.level_of(name)) is not None]
+        return sorted(levels, reverse=True)
+    places = list(delays.queue_names(_priorities(app)))
+    exchanges = {name for name in {delays.exchange_of(queue) for _, queue in places} if admin.has_exchange(name)}
+    return [(level, name) for level, name in places if delays.exchange_of(name) in exchanges and _holds(admin, name)]
+
+
+def _priorities(app: AmqTask) -> set[int | None]:
+    app.import_modules()
+    app.finalize()
+    return {0, None, app.conf.task_default_priority, *(task.priority for task in app.tasks.values())}
+
+
+def _holds(admin: QueueAdmin, name: str) -> bool:
+    try:
+        return admin.count(name) > 0
+    except QueueNotFound:
+        return False
+
+
+class _Delayed:
+    """Turns a delayed message into one that waits for the rest of its time at the destination."""
+
+    def __init__(self, app: AmqTask, level: int, renames: Mapping[str, str] | None, tasks: Sequence[str]) -> None:
+        self._app = app
+        self._level = level
+        self._renames = renames
+        self._tasks = tasks
+        self._declared: dict[tuple[str, str], tuple[Declaration, ...]] = {}
+
+    def __call__(self, delivery: Delivery) -> Message | None:
+        headers = delivery.properties.headers or {}
+        to_exchange, key = headers.get(TO_HEADER), delivery.routing_key
+        exchange = to_exchange if isinstance(to_exchange, str) else ""
+        if self._renames is not None:
+            if exchange or key not in self._renames:
+                return None
+            key = self._renames[key]
+        if not is_wanted(delivery, self._tasks):
+            return None
+        properties = replace(copied_properties(delivery.properties), priority=waiting_priority(delivery.properties))
+        message = Message(delivery.body, properties, exchange, key, self._declare(exchange, key))
+        return self._app.delays.delayed(message, self._seconds_left(headers))
+
+    def _seconds_left(self, headers: Mapping[str, Any]) -> float:
+        """Seconds until the message's `eta`, or until it would have left the delay levels."""
+        eta = headers.get("eta")
+        try:
+            return timestamp(eta) - time.time() if eta else seconds_left(headers, self._level, time.time())
+        except (TypeError, ValueError, AttributeError, ArithmeticError):  # no time that we can read
+            return seconds_left(headers, self._level, time.time())
+
+    def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
+        """What the target needs: a queue's declarations, or those of the application's queues that are bound to an exchange."""
+        address = (exchange, "" if exchange else key)
+        if address not in self._declared:
+            self._declared[address] = self._on(exchange) if exchange else declare_queue(self._app, key)
+        return self._declared[address]
+
+    def _on(self, exchange: str) -> tuple[Declaration, ...]:
+        bound = [queue for queue in known_queues(self._app) if queue.exchange and queue.exchange.name == exchange]
+        return tuple(declaration for queue in bound for declaration in self._app.queues.declarations(queue))

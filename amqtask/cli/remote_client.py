@@ -1,0 +1,223 @@
+"""What `inspect`, `control` and `status` share: options, how arguments are read, and how replies are printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pprint import pformat
+from typing import Any
+
+import click
+
+from amqtask.cli.globals import Globals
+from amqtask.cli.output import echo, echo_text
+from amqtask.cli.params import CommaList
+from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
+from amqtask.ground.printable import printable, printable_lines
+from amqtask.remote.commands import CommandInfo, Kind, commands_of, find_command
+from amqtask.remote.inspection import MATCHERS
+
+# As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
+EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
+# The end of what `datetime` can show (seconds since 1970).
+_LAST_SECOND = 253_402_214_400
+REMOTE: tuple[Callable[[Any], Any], ...] = (
+    click.option("-t", "--timeout", type=float, default=None, help="Seconds to wait for replies (default: 1)."),
+    click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…)."),
+    click.option("--pattern", metavar="PATTERN", help="Only nodes whose name fits, e.g. 'celery@web*'."),
+    click.option("--matcher", type=click.Choice(MATCHERS), default=None, help="What PATTERN is (default: glob)."),
+    click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON."),
+)
+
+
+class Unavailable(click.ClickException):
+    """No node answered, or the broker cannot be reached."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """What the options of a remote command say. `timeout` is seconds, None the command's own."""
+
+    timeout: float | None
+    destination: tuple[str, ...]
+    pattern: str | None
+    matcher: str | None
+    as_json: bool
+
+
+def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every remote command, handed to it as `remote`."""
+
+    @functools.wraps(function)
+    def collected(*args: Any, **params: Any) -> Any:
+        names = [field.name for field in fields(Remote)]
+        return function(*args, remote=Remote(**{name: params.pop(name) for name in names}), **params)
+
+    decorated: Callable[..., Any] = collected
+    for option in reversed(REMOTE):
+        decorated = option(decorated)
+    return decorated
+
+
+def listing(kind: Kind) -> str:
+    """The names of the built-in commands, for the help text."""
+    return "Commands: " + ", ".join(sorted(commands_of(kind))) + ". --list explains them, and the application's own."
+
+
+def find(settings: Globals, kind: Kind, name: str | None) -> CommandInfo:
+    """The command that was asked for; the application's modules may bring it. Raises: UsageError."""
+    if name is None:
+        raise click.UsageError(f"Missing argument 'COMMAND'. There are: {', '.join(commands_of(kind))}.")
+    settings.load().import_modules()
+    try:
+        return find_command(kind, name)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def print_list(settings: Globals, kind: Kind) -> None:
+    """All commands of a kind; the application's own, too, if there is an application."""
+    try:
+        settings.load().import_modules()
+    except AppNotFound as error:
+        echo(f"(only the built-in ones: {error})", err=True)
+    formatter = click.HelpFormatter()
+    with formatter.section(f"{kind.capitalize()} Commands"):
+        formatter.write_dl(
+            [(f"{name} {info.signature}".rstrip(), info.help) for name, info in commands_of(kind).items()]
+        )
+    echo_text(formatter.getvalue(), nl=False)
+
+
+def read_arguments(info: CommandInfo, texts: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a command. Raises: UsageError."""
+    try:
+        return info.read(texts)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def ask(
+    settings: Globals, info: CommandInfo, arguments: Mapping[str, Any], remote: Remote, *, with_replies: bool = True
+) -> dict[str, Any]:
+    """Send a command and print each reply as it comes, and which named nodes do not answer; returns the answers by node.
+
+    Raises: Unavailable (exit code 69) when there were none, or the broker cannot be reached.
+    """
+
+    def say(reply: Mapping[str, Any]) -> None:
+        ((node, answer),) = reply.items()
+        click.echo(_answer_lines(node, answer, with_replies=with_replies))
+
+    replies = collect(settings, info, arguments, remote, None if remote.as_json else say)
+    if remote.as_json:
+        # As Celery prints it: an object of a question's answers, a list of an order's.
+        shown = replies if info.kind == "inspect" else [{node: answer} for node, answer in replies.items()]
+        echo(json.dumps(shown, default=repr))
+    return replies
+
+
+def collect(
+    settings: Globals,
+    info: CommandInfo,
+    arguments: Mapping[str, Any],
+    remote: Remote,
+    on_reply: Callable[[Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Send a command; returns the answers by node, without printing them."""
+    app = settings.load()
+    try:
+        replies = app.control.ask(
+            info.name,
+            arguments,
+            destination=remote.destination or None,
+            timeout=max(1.0, info.default_timeout) if remote.timeout is None else remote.timeout,
+            pattern=remote.pattern,
+            matcher=remote.matcher,
+            callback=on_reply,
+        )
+    except PublishError as error:
+        raise Unavailable(f"Could not ask over the broker: {error}") from error
+    finally:
+        app.close()
+    if not replies:
+        raise Unavailable("No nodes replied within time constraint. Is a worker running on this broker?")
+    missing = _missing(remote, replies)
+    if missing:
+        echo(f"No reply from {', '.join(missing)}.", err=True)
+    return replies
+
+
+def exit_code(remote: Remote, replies: Mapping[str, Any]) -> int:
+    """1 when a node refused, or one that was named did not answer."""
+    return int(any(map(_is_error, replies.values())) or bool(_missing(remote, replies)))
+
+
+def _missing(remote: Remote, replies: Mapping[str, Any]) -> list[str]:
+    return [node for node in remote.destination if node not in replies]
+
+
+def _is_error(answer: Any) -> bool:
+    return isinstance(answer, Mapping) and "error" in answer and "ok" not in answer
+
+
+def print_count(count: int) -> None:
+    """How many nodes answered."""
+    echo()
+    echo(f"{count} node{'' if count == 1 else 's'} online.")
+
+
+def _answer_lines(node: str, answer: Any, *, with_replies: bool) -> str:
+    status = (
+        click.style("ERROR", fg="red", bold=True) if _is_error(answer) else click.style("OK", fg="green", bold=True)
+    )
+    line = f"->  {click.style(f'{printable(node)}: ', fg='cyan', bold=True)}{status}"
+    return f"{line}\n{_indented(_readable(answer))}" if with_replies else line
+
+
+def _readable(answer: Any) -> str:
+    if isinstance(answer, Mapping):
+        for key in ("ok", "error"):
+            if key in answer:
+                return _indented(_readable(answer[key]))
+        return json.dumps(answer, sort_keys=True, indent=4, default=repr)
+    if isinstance(answer, list):
+        return "\n".join(f"* {printable(_item(item))}" for item in answer) or "- empty -"
+    return printable_lines(answer if isinstance(answer, str) else pformat(answer))
+
+
+def _item(item: Any) -> str:
+    """A task or a queue of a worker in a line, anything else as Python shows it."""
+    if not isinstance(item, Mapping):
+        return str(item)
+    if isinstance(item.get("request"), Mapping):
+        return f"at {item.get('eta')}  {_item(item['request'])}"
+    if {"id", "name", "args", "kwargs"} <= item.keys():
+        return _task(item)
+    return str(item)
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    parts = [f"{task['name']}[{task['id']}]", f"args={task['args']}", f"kwargs={task['kwargs']}"]
+    since = task.get("time_start")
+    if isinstance(since, (int, float)) and 0 < since < _LAST_SECOND:
+        parts.append(f"since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}")
+    for name, value in (("pid", task.get("worker_pid")), ("queue", _queue(task))):
+        if value is not None:
+            parts.append(f"{name}={value}")
+    return "  ".join(parts)
+
+
+def _queue(task: Mapping[str, Any]) -> Any:
+    about = task.get("delivery_info")
+    return about.get("routing_key") if isinstance(about, Mapping) else None
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,0 +1,559 @@
+"""Calling: how calls and compositions leave an application: composed, published with confirms, and given a result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from amqtask import signals
+from amqtask.calls.signature import Signature
+from amqtask.canvas import maybe_signature, routed, signature
+from amqtask.client.inline_runner import InlineRunner
+from amqtask.client.message_builder import tell_composed
+from amqtask.client.runtime import Parts
+from amqtask.exceptions import PublishError
+from amqtask.execution.context import current_context
+from amqtask.ground.lazy import lazy
+from amqtask.options import value_types
+from amqtask.options.task_options import of_call
+from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
+from amqtask.protocol.chord import more_message, queue_name, token_of
+from amqtask.protocol.message import Message
+from amqtask.result import AsyncResult, EagerResult
+from amqtask.results.sets import GroupResult
+from amqtask.settings import Settings
+from amqtask.task import Task
+
+if TYPE_CHECKING:
+    from amqtask.client.workflow_ids import Begun
+    from amqtask.execution.contract import ChordStore
+    from amqtask.outbox.contract import NewRow, Transaction
+
+T = TypeVar("T")
+
+
+class Calling(Parts):
+    """The part of an application that callers use."""
+
+    def finalize(self, auto: bool = False) -> None:
+        """Resolve the tasks' options; implemented by the application."""
+        raise NotImplementedError
+
+    # -- calling
+
+    def send_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
+        return self.publish_call(name, *value_types.arguments(name, args, kwargs), options)
+
+    async def asend_task(
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """`send_task` without blocking the event loop."""
+        return await self.apublish_call(name, *value_types.arguments(name, args, kwargs), options)
+
+    def signature(self, task: Any, *args: Any, **kwargs: Any) -> Signature:
+        """A signature that belongs to this app."""
+        return signature(task, *args, app=self._app, **kwargs)
+
+    def publish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """Publish one call, or run it here when task_always_eager says so."""
+        if self._is_eager:
+            return self._eager(name, args, kwargs, options)
+        message = self._compose(name, args, kwargs, options, task)
+        pipeline = find_pipeline(self)
+        if pipeline is not None and self._transaction is None:
+            pipeline.add(message)
+        else:
+            self._publish(message, options)
+        return self._result_of(message)
+
+    @property
+    def _transaction(self) -> Transaction | None:
+        """The outbox's transaction that this call is made in, if any: its commit sends the call."""
+        return None if self.outbox is None else self.outbox.transaction()
+
+    def _write(self, transaction: Transaction, messages: Sequence[Message]) -> None:
+        try:
+            transaction.write(self._rows(messages))
+        except BaseException as error:
+            self._all_settled(messages, error)
+            raise
+
+    async def _awrite(self, transaction: Transaction, messages: Sequence[Message]) -> None:
+        try:
+            await transaction.awrite(self._rows(messages))
+        except BaseException as error:
+            self._all_settled(messages, error)
+            raise
+
+    def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
+        from amqtask.outbox.rows import as_row
+
+        queue = getattr(self.backend, "reply_queue", None)
+        if queue is not None:
+            messages = [
+                replace(message, declare=(*message.declare, queue))
+                if message.properties.reply_to == queue.name
+                else message
+                for message in messages
+            ]
+        return [as_row(message, self.delays) for message in messages]
+
+    def _all_settled(self, messages: Sequence[Message], error: BaseException) -> None:
+        for message in messages:
+            self._settled(message, error)
+
+    def _publish(self, message: Message, options: Mapping[str, Any]) -> None:
+        transaction = self._transaction
+        if transaction is not None:
+            self._write(transaction, (message,))
+            self._settled(message)
+            return
+        try:
+            self.publisher.publish(message, timeout=_timeout(options))
+        except BaseException as error:
+            self._settled(message, error)
+            raise
+        self._settled(message)
+        if self._tells_sent:
+            self.sent_events.sent((message,))
+
+    async def apublish_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+        if self._is_eager:
+            return self._eager(name, args, kwargs, options)
+        await self._aprepare(_timeout(options))
+        message = self._compose(name, args, kwargs, options, task)
+        transaction = self._transaction
+        if transaction is not None:
+            await self._awrite(transaction, (message,))
+            self._settled(message)
+            return self._result_of(message)
+        try:
+            await self.async_publisher.publish(message, timeout=_timeout(options))
+        except BaseException as error:
+            self._settled(message, error)
+            raise
+        self._settled(message)
+        if self._tells_sent:
+            await self._atell_sent((message,))
+        return self._result_of(message)
+
+    def publish_signature(self, call: Signature) -> AsyncResult[Any]:
+        """Publish a plain signature."""
+        return self.publish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+
+    async def apublish_signature(self, call: Signature) -> AsyncResult[Any]:
+        """The same over the async publisher."""
+        return await self.apublish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+
+    def pipeline(self, *, timeout: float | None = None) -> Pipeline:
+        """A block whose calls are published together, as fast as `publish_many`, and all confirmed at its end.
+
+            with app.pipeline():
+                results = [add.delay(n, n) for n in range(5000)]
+
+        `delay()` composes its message, checks its arguments and returns; messages leave by the thousand, or when the first
+        has waited 0.1 s at the next call, when a result is asked for, and at the end of the block. `timeout` (seconds)
+        is that of each burst, default as in `publish_many`; the calls' own `timeout` does not count.
+        Raises, from the call that completed a burst or at the end of the block: the first PublishError; `failed` of the
+        pipeline names all calls that were not stored.
+        """
+
+        def publish(messages: Sequence[Message]) -> Sequence[PublishError | None]:
+            return self._publish_at_once(messages, _many_timeout(self.conf, timeout, len(messages)))
+
+        return Pipeline(self, publish, self._settled)
+
+    def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+        """Publish many calls in one pipelined burst, each confirmed; results in their order.
+
+        Raises: the PublishError of the first that was not stored (its `results` attribute holds what was).
+        """
+        signatures = [maybe_signature(call, self._app) for call in calls]
+        if self._is_eager:
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
+        flush_open()  # earlier calls stay earlier in the queue
+        results: list[AsyncResult[Any]] = []
+        for calls_of_burst in _bursts(signatures):
+            messages = self._compose_many(calls_of_burst)
+            limit = _many_timeout(self.conf, timeout, len(messages))
+            errors = self._publish_burst(messages, limit)
+            self._all_published(messages, errors, results)
+        return results
+
+    async def apublish_many(
+        self, calls: Iterable[Signature], *, timeout: float | None = None
+    ) -> list[AsyncResult[Any]]:
+        """The same over the async publisher."""
+        signatures = [maybe_signature(call, self._app) for call in calls]
+        if self._is_eager:
+            return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
+        await self._aprepare(timeout)
+        results: list[AsyncResult[Any]] = []
+        for calls_of_burst in _bursts(signatures):
+            messages = self._compose_many(calls_of_burst)
+            limit = _many_timeout(self.conf, timeout, len(messages))
+            errors = await self._apublish_burst(messages, limit)
+            self._all_published(messages, errors, results)
+        return results
+
+    def _compose_many(self, signatures: Sequence[Signature]) -> list[Message]:
+        tasks = self.tasks
+        return [
+            self._compose(call.task, call["args"], call["kwargs"], call["options"], tasks.get(call.task))
+            for call in signatures
+        ]
+
+    def _publish_burst(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
+        transaction = self._transaction
+        if transaction is not None:
+            self._write(transaction, messages)
+            return [None] * len(messages)
+        return self._publish_at_once(messages, timeout)
+
+    def _publish_at_once(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
+        errors = self.publisher.publish_many(messages, timeout=timeout)
+        if self._tells_sent:
+            self.sent_events.sent(_stored(messages, errors))
+        return errors
+
+    async def _apublish_burst(
+        self, messages: Sequence[Message], timeout: float | None
+    ) -> Sequence[PublishError | None]:
+        transaction = self._transaction
+        if transaction is not None:
+            await self._awrite(transaction, messages)
+            return [None] * len(messages)
+        errors = await self.async_publisher.publish_many(messages, timeout=timeout)
+        if self._tells_sent:
+            await self._atell_sent(_stored(messages, errors))
+        return errors
+
+    async def _atell_sent(self, messages: Sequence[Message]) -> None:
+        """An event loop must not wait for the connection that events go over."""
+        await asyncio.to_thread(self.sent_events.sent, messages)
+
+    def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
+        """Raises: the first error."""
+        for message, error in zip(messages, errors, strict=True):
+            self._settled(message, error)
+        failed = next((error for error in errors if error is not None), None)
+        if failed is not None:
+            raise failed
+
+    def _all_published(
+        self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[AsyncResult[Any]]
+    ) -> None:
+        """Add the results of what is stored. Raises: the first error, with all results so far as `results`."""
+        for message, error in zip(messages, errors, strict=True):
+            self._settled(message, error)
+            if error is None:
+                results.append(self._result_of(message))
+        failed = next((error for error in errors if error is not None), None)
+        if failed is not None:
+            failed.results = results  # type: ignore[attr-defined]
+            raise failed
+
+    def _compose(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Message:
+        if not self.is_finalized:
+            self.finalize()
+        if options:
+            options = of_call(name, options)
+        if task is None:
+            task = self.tasks.get(name) if name in self.tasks else None
+        backend = self.backend
+        reply_to = ""
+        if backend is not None and not _ignores(options, task):
+            self._prepare_results(_timeout(options))
+            reply_to = backend.reply_to()
+        message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
+        if signals.before_task_publish:
+            tell_composed(message)
+        return message
+
+    def _prepare_results(self, timeout: float | None) -> None:
+        """Before the store is asked where results come to: a queue on a node that is away is replaced here."""
+        if self.backend is None:
+            return
+        if self._transaction is None:
+            self.backend.prepare((), timeout)
+        else:
+            self._keep_reading()
+
+    def _keep_reading(self) -> None:
+        """Read the queue of results if the broker is there. (Calls in a transaction need no broker: rows name the queue.)"""
+        keep_reading = getattr(self.backend, "keep_reading", None)
+        if keep_reading is not None:
+            keep_reading()
+
+    def _settled(self, message: Message, error: BaseException | None = None) -> None:
+        """Send the signal after_task_publish, or with an error task_publish_failed."""
+        if error is None:
+            if signals.after_task_publish:
+                signals.after_task_publish.send(**_described(message))
+        elif signals.task_publish_failed:
+            signals.task_publish_failed.send(exception=error, **_described(message))
+
+    def _result_of(self, message: Message) -> AsyncResult[Any]:
+        headers = message.properties.headers
+        ignored = bool(headers["ignore_result"])
+        result: AsyncResult[Any] = self._noted(self._result(headers["id"], headers["task"], ignored=ignored))
+        return result
+
+    def _result(self, task_id: str, name: str | None = None, *, ignored: bool = False) -> AsyncResult[Any]:
+        return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name, ignored=ignored)
+
+    def revoke_call(
+        self,
+        task_id: str | Sequence[str],
+        *,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Tell all workers not to run a task, several, or those with these stamps, after the calls that wait in a pipeline."""
+        flush_open()
+        arguments: dict[str, Any] = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
+        seconds = 1.0 if timeout is None else timeout
+        if headers is None:
+            self.control.revoke(task_id, timeout=seconds, **arguments)
+        else:
+            self.control.revoke_by_stamped_headers(headers, timeout=seconds, **arguments)
+
+    # -- workflows
+
+    def publish_composition(
+        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """Publish what a chain, group or chord begins with, in one burst; its result.
+
+        Raises: the PublishError of the first message that was not stored.
+        """
+        if self._is_eager:
+            return self.run_composition(
+                composition, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+            )
+        self._prepare_results(_timeout(options))
+        begun, result = self.workflows.prepared(composition, args, kwargs, options)
+        messages = self._composition_messages(begun)
+        pipeline = find_pipeline(self)
+        if pipeline is not None and self._transaction is None:
+            for message in messages:
+                pipeline.add(message)
+        elif len(messages) == 1:
+            self._publish(messages[0], options)
+        else:
+            timeout = _timeout(options)
+            for burst in _bursts(messages):
+                limit = _many_timeout(self.conf, timeout, len(burst))
+                self._all_announced(burst, self._publish_burst(burst, limit))
+        return self._noted(result)
+
+    async def apublish_composition(
+        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """The same over the async publisher."""
+        if self._is_eager:
+            return self.run_composition(
+                composition, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+            )
+        await self._aprepare(_timeout(options))
+        begun, result = self.workflows.prepared(composition, args, kwargs, options)
+        for burst in _bursts(self._composition_messages(begun)):
+            limit = _many_timeout(self.conf, _timeout(options), len(burst))
+            self._all_announced(burst, await self._apublish_burst(burst, limit))
+        return self._noted(result)
+
+    async def _aprepare(self, timeout: float | None) -> None:
+        """Have the store of results ready before a call is composed on an event loop, which must not wait for it."""
+        if not self.is_finalized:
+            self.finalize()
+        if self._transaction is not None:
+            start_reading = getattr(self.backend, "start_reading", None)
+            if start_reading is not None:
+                start_reading()
+            return
+        prepare = getattr(self.backend, "aprepare", None)
+        if prepare is not None:
+            await prepare(timeout)
+
+    async def aconnect(self, *, timeout: float | None = None) -> None:
+        """Connect now what `adelay` and `aget` would connect when they are used first: the publisher, and for `rpc://` the queue
+        of results. `timeout` is seconds, default: those of a publish. Raises: PublishError (BrokerUnreachable, AccessRefused …).
+        """
+        await self._aprepare(timeout)
+        await self.async_publisher.connect(timeout=timeout)
+
+    async def aclose(self) -> None:
+        """Close this event loop's connection, and what `close` closes, without blocking the loop."""
+        publisher = self.__dict__.pop("async_publisher", None)
+        if publisher is not None:
+            await publisher.close()
+        await asyncio.to_thread(self.close)
+
+    def _composition_messages(self, begun: Begun) -> list[Message]:
+        if not self.is_finalized:
+            self.finalize()
+        return self.workflows.messages(begun)
+
+    def compose_call(self, call: Signature) -> Message:
+        """The message of one plain signature. Raises: TypeError, EncodeError, QueueNotFound."""
+        call = routed(call)
+        return self._compose(call.task, call["args"], call["kwargs"], call["options"], self.tasks.get(call.task))
+
+    def compose_periodic(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+    ) -> Message:
+        """The message of a periodic task, for whose result nobody waits. Raises: TypeError, EncodeError, QueueNotFound."""
+        if not self.is_finalized:
+            self.finalize()
+        task = self.tasks.get(name)
+        if task is not None:
+            task.check_arguments(args, kwargs)
+        message = self.calls.compose(name, args, kwargs, options, task=task)
+        if signals.before_task_publish:
+            tell_composed(message)
+        return message
+
+    def periodic_settled(self, message: Message, error: PublishError | None) -> None:
+        """Tell receivers of signals that the broker has stored a periodic task's message, or has not."""
+        self._settled(message, error)
+
+    def freeze(self, sig: Signature, *, task_id: str | None, **ids: Any) -> Any:
+        """Fix the ids of a signature and of its parts, in place; the result it will have."""
+        options = {"task_id": task_id, **ids}
+        frozen, result = self.workflows.frozen(sig, {k: v for k, v in options.items() if v is not None})
+        sig.clear()
+        sig.update(frozen)
+        return result
+
+    def add_to_chord(
+        self, group_id: str, member: Signature, *, task_id: str | None = None, chord: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say that a chord has one more member, before that is published. `task_id` is that of the task that it ends in, `chord`
+        the chord's body as its members have it; a plain task has both itself.
+
+        Raises: PublishError, BackendUnreachable."""
+        store, member_id = self.chord_store, task_id or str(member.id)
+        if store is not None:
+            store.add_to_chord(group_id, member_id)
+            return
+        queue = queue_name(group_id, token_of(chord or member.options.get("chord") or {}))
+        message = more_message(queue, member_id)
+        transaction = self._transaction
+        if transaction is not None:
+            transaction.write(self._rows((message,)))
+        else:
+            self.publisher.publish(message)
+
+    def _noted(self, result: Any) -> Any:
+        """Note a published result as a child of the task that runs."""
+        parent = current_context()
+        if parent is not None and parent.id is not None:
+            parent.children.append(result.as_tuple())
+        return result
+
+    def group_result(self, group_id: str, results: Sequence[Any], parent: Any = None) -> GroupResult:
+        """The results of a group."""
+        return GroupResult(group_id, results, self.backend, parent)
+
+    @property
+    def chord_store(self) -> ChordStore | None:
+        """Where the parts of chords are counted: a result store that can, else (None) the broker."""
+        if self.memory_broker is not None and not hasattr(self.backend, "add_chord_part"):
+            return self._memory_chords
+        return cast("ChordStore | None", self.backend if hasattr(self.backend, "add_chord_part") else None)
+
+    @lazy
+    def _memory_chords(self) -> ChordStore:
+        """With the in-memory broker and no result store, chords are counted in this process."""
+        from amqtask.backends.chords import MemoryChords
+
+        return MemoryChords(self.conf.result_serializer)
+
+    # -- running here
+
+    def run_inline(
+        self, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> EagerResult[Any]:
+        """Run a task here, retries and callbacks included. Its exception is kept in the result, but for the option `throw`."""
+        return InlineRunner(self._app).run(task, args, kwargs, options)
+
+    @property
+    def _is_eager(self) -> bool:
+        return bool(self.conf.task_always_eager)
+
+    def run_composition(
+        self,
+        composition: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        *,
+        propagate: bool = False,
+    ) -> Any:
+        """Run a chain, group or chord here, one task after the other."""
+        self.finalize()
+        propagate = bool(options.get("throw", propagate))
+        sig, _ = self.workflows.frozen(
+            composition.clone(args, kwargs) if args or kwargs else composition,
+            {k: v for k, v in options.items() if k != "throw"},
+        )
+        return InlineRunner(self._app, in_place_of_publishing=self._is_eager).run_composition(sig, propagate=propagate)
+
+    def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
+        self.finalize()
+        return InlineRunner(self._app, in_place_of_publishing=True).run(
+            self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+        )
+
+
+def _described(message: Message) -> dict[str, Any]:
+    headers = message.properties.headers
+    return {
+        "sender": headers["task"],
+        "body": message.body,
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "headers": headers,
+    }
+
+
+def _timeout(options: Mapping[str, Any]) -> float | None:
+    seconds = options.get("timeout") or options.get("confirm_timeout")
+    return None if seconds is None else float(value_types.convert("timeout", value_types.SECONDS, seconds))
+
+
+def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | None:
+    """A burst has the deadline of one publish, and a second more for each thousand."""
+    if timeout is not None or conf.broker_publish_timeout is None:
+        return timeout
+    return float(conf.broker_publish_timeout) + count / 1000
+
+
+def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut calls into bursts: large, so that round trips to the broker do not count; small, so that an `eta` is worked
+    out just before its message leaves."""
+    for start in range(0, len(calls), BURST):
+        yield calls[start : start + BURST]
+
+
+def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) -> Sequence[Message]:
+    """The messages that the broker has stored."""
+    return [message for message, error in zip(messages, errors, strict=True) if error is None]
+
+
+def _ignores(options: Mapping[str, Any], task: Any) -> bool:
+    ignored = options.get("ignore_result")
+    return bool(task.ignore_result if ignored is None and task is not None else ignored)

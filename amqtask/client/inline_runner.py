@@ -1,0 +1,181 @@
+"""Calls that run here and now: `task.apply()` and `task_always_eager`."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from amqtask import states
+from amqtask.calls.signature import Signature, listed
+from amqtask.canvas import chain, chord, group, maybe_signature
+from amqtask.exceptions import ChordError
+from amqtask.execution.chords import first_task
+from amqtask.execution.context import Context, current_context
+from amqtask.execution.inline import InlineExecutor
+from amqtask.execution.request import Request
+from amqtask.protocol.task import saferepr
+from amqtask.result import EagerResult
+
+if TYPE_CHECKING:
+    from amqtask.calls.application import Application
+    from amqtask.task import Task
+
+
+class InlineRunner:
+    """Runs an application's tasks in the caller, through the executor, retries and callbacks included."""
+
+    def __init__(self, app: Application, *, in_place_of_publishing: bool = False) -> None:
+        self._app = app
+        # What is run in place of a publish gets its arguments as a worker would get them.
+        self._serializes = in_place_of_publishing
+
+    def run(
+        self,
+        task: Task[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        propagate: bool = False,
+    ) -> EagerResult[Any]:
+        """Run a task; with `propagate` (or the option `throw`) its exception is raised here."""
+        self._app.finalize()
+        if self._serializes:
+            args, kwargs = self._app.calls.travelled(task.name, args, kwargs, options, task)
+        task_id = options.get("task_id") or str(uuid.uuid4())
+        propagate = bool(options.get("throw", propagate))
+        embed = {
+            "callbacks": listed(options.get("link")) or None,
+            "errbacks": listed(options.get("link_error")) or None,
+        }
+        embed["chain"] = options.get("chain")
+        retries = int(options.get("retries") or 0)
+        family = _family(task_id, options)
+        while True:
+            executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
+            headers = {
+                "task": task.name,
+                "id": task_id,
+                "retries": retries,
+                "ignore_result": False,
+                **family,
+                **(options.get("headers") or {}),
+            }
+            request = Request(
+                number=0,
+                id=task_id,
+                task=task.name,
+                headers=headers,
+                decoded=(tuple(args), dict(kwargs), embed),
+                is_eager=True,
+            )
+            outcome = executor.execute(request)
+            if executor.retry is None:
+                break
+            changes = executor.retry.sig or {}
+            args = args if changes.get("args") is None else changes["args"]
+            kwargs = kwargs if changes.get("kwargs") is None else changes["kwargs"]
+            retries += 1
+        return self._eager_result(executor, outcome, task_id, task.name, propagate)
+
+    # -- compositions
+
+    def run_composition(self, sig: Signature, args: tuple[Any, ...] = (), *, propagate: bool = False) -> Any:
+        """Run a settled, frozen signature; the result of its end. What fails ends all that was to follow it."""
+        if isinstance(sig, chain):
+            return self._run_chain(sig, args, propagate)
+        if isinstance(sig, group):
+            results = [self.run_composition(member, args, propagate=propagate) for member in sig.tasks]
+            return self._app.group_result(str(sig.id), results)
+        if isinstance(sig, chord):
+            return self._run_chord(sig, args, propagate)
+        call = sig.clone(args)
+        task = self._app.tasks[call.task]
+        return self.run(task, call.args, call.kwargs, call.options, propagate=propagate)
+
+    def _run_chain(self, sig: chain, args: tuple[Any, ...], propagate: bool) -> Any:
+        result: Any = None
+        for step in sig.tasks:
+            before, result = result, self.run_composition(step, args, propagate=propagate)
+            _eldest(result).parent = before
+            if isinstance(result, EagerResult) and result.state != states.SUCCESS:
+                return self._ended(sig.tasks[-1], result)
+            args = (result.get(),) if isinstance(result, EagerResult) else (result.get(disable_sync_subtasks=False),)
+        return result
+
+    def _run_chord(self, sig: chord, args: tuple[Any, ...], propagate: bool) -> Any:
+        members = [self.run_composition(member, args, propagate=propagate) for member in sig.tasks]
+        header = self._app.group_result(str(sig.id), members)
+        body = sig.body
+        assert body is not None
+        failed = next((member for member in members if member.state != states.SUCCESS), None)
+        if failed is None:
+            values = [member.get() for member in members]
+            result = self.run_composition(body, (values,), propagate=propagate)
+            _eldest(result).parent = header
+            return result
+        error = ChordError(f"Dependency {failed.id} raised {saferepr(failed.result, 500)}")
+        error.__cause__ = failed.result if isinstance(failed.result, BaseException) else None
+        if propagate:
+            raise error
+        first = maybe_signature(first_task(body), self._app)
+        context = Context(id=first.id, task=first.task, args=first.args, kwargs=first.kwargs)
+        for errback in listed(first.options.get("link_error")):
+            self._call_errback(errback, context, error)
+        result = EagerResult(str(_last(body).id), error, states.FAILURE, None, _last(body).task)
+        result.parent = header
+        return result
+
+    def _call_errback(self, errback: Mapping[str, Any], context: Context, error: BaseException) -> None:
+        executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
+        executor.call_errbacks([errback], context, error)
+
+    def _ended(self, last: Signature, result: EagerResult[Any]) -> EagerResult[Any]:
+        """The result of a chain's last task when an earlier one did not succeed."""
+        end = _last(last)
+        if end.id == result.id:
+            return result
+        ended: EagerResult[Any] = EagerResult(str(end.id), result.result, result.state, result.traceback, end.task)
+        ended.parent = result
+        return ended
+
+    def _eager_result(
+        self, executor: InlineExecutor, outcome: Any, task_id: str, name: str, propagate: bool
+    ) -> EagerResult[Any]:
+        if executor.error is not None and propagate:
+            raise executor.error
+        kept = executor.kept
+        value = executor.error if executor.error is not None else (kept.result if kept is not None else None)
+        result: EagerResult[Any] = EagerResult(task_id, value, outcome.state, outcome.traceback or None, name)
+        if kept is not None and self._app.conf.task_store_eager_result and self._app.backend is not None:
+            self._app.backend.store(kept)
+        return result
+
+    def _run_next(self, step: Mapping[str, Any], result: Any, later_steps: list[Any]) -> None:
+        sig, _ = self._app.workflows.frozen(maybe_signature(step, self._app), {})
+        following = self.run_composition(sig, (result,))
+        if later_steps and following.successful():
+            self._run_next(later_steps[-1], following.get(), later_steps[:-1])
+
+
+def _family(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """root_id and parent_id of a call: those in its options, else from the task that makes the call, as for a published call."""
+    caller = current_context()
+    family: dict[str, Any] = {"root_id": task_id, "parent_id": None}
+    if caller is not None and caller.id is not None and caller.id != task_id:
+        family = {"root_id": caller.root_id or caller.id, "parent_id": caller.id}
+    return {key: options.get(key) or inherited for key, inherited in family.items()}
+
+
+def _eldest(result: Any) -> Any:
+    """The result that has no parent yet."""
+    while result.parent is not None:
+        result = result.parent
+    return result
+
+
+def _last(sig: Signature) -> Signature:
+    inner = sig.body if isinstance(sig, chord) else sig.tasks[-1] if isinstance(sig, chain) else None
+    return sig if inner is None else _last(inner)

@@ -1,0 +1,348 @@
+"""From a task's name, arguments and options to the message of a call: routing, times, workflow links; no I/O."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone, tzinfo
+from typing import TYPE_CHECKING, Any
+
+from amqtask import signals
+from amqtask.calls.signature import listed
+from amqtask.exceptions import ConfigurationError, EncodeError
+from amqtask.execution.context import Context, current_context
+from amqtask.options import value_types
+from amqtask.protocol.entities import Exchange, Queue
+from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.serialization import dumps
+from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, decode_body, encode_task, strip_death_headers
+from amqtask.task import Task, eta_of
+from amqtask.topology.delays import DelayPlan
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+    from amqtask.settings import Settings
+    from amqtask.topology.routes import Route, Router
+
+# Options that say how to publish, not what the message is.
+PUBLISHING = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", "producer", "publisher", "connection"})
+_IGNORED = frozenset(
+    {"add_to_parent", "declare", "immediate", "mandatory", "router", "result_cls", "route_name", "task_type"}
+)
+_ROUTING = frozenset({"queue", "exchange", "exchange_type", "routing_key"})
+_CALL = frozenset(
+    {
+        "task_id", "eta", "countdown", "expires", "retries", "time_limit", "soft_time_limit", "group_id", "group_index",
+        "root_id", "parent_id", "shadow", "ignore_result", "reply_to", "priority", "delivery_mode", "serializer",
+        "compression", "headers", "link", "link_error", "chain", "chord", "replaced_task_nesting", "stamped_headers",
+        "stamps", "origin", "argsrepr", "kwargsrepr",
+    }
+)  # fmt: skip
+_PROPERTIES = frozenset(
+    {"message_id", "timestamp", "type", "user_id", "app_id", "content_type", "content_encoding", "expiration",
+     "correlation_id"}
+)  # fmt: skip
+KNOWN = PUBLISHING | _IGNORED | _ROUTING | _CALL | _PROPERTIES
+
+
+class Calls:
+    """Composes task messages for one app."""
+
+    def __init__(self, conf: Settings, router: Router, delays: DelayPlan, zone: Callable[[], tzinfo]) -> None:
+        self._conf = conf
+        # The time zone that times without one are in.
+        self._zone = zone
+        self._router = router
+        self._delays = delays
+        self._serializer: str = conf.task_serializer
+        self._compression: str | None = conf.task_compression
+        self._priority: int = conf.task_default_priority or 0
+        self._inherits_priority = bool(conf.task_inherit_parent_priority)
+        self._delivery_mode: int = conf.task_default_delivery_mode or 2
+        self._says_when = bool(conf.task_send_timestamp)
+
+    def compose(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        task: Any = None,
+        reply_to: str = "",
+    ) -> Message:
+        """The message of a call. Raises: TypeError (unknown option), ValueError, EncodeError, QueueNotFound."""
+        if task is not None and task.as_data is not None:
+            args, kwargs = task.as_data(args, kwargs)
+        if options and not KNOWN.issuperset(options):
+            self._refuse(name, options, task)
+        route = self._route(name, args, kwargs, options, task)
+        if route.options:
+            options = {**route.options, **options}
+        call = self._call(name, args, kwargs, options, task, reply_to)
+        return self._message(call, route, options, task)
+
+    def _route(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+    ) -> Route:
+        return self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
+
+    def _call(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        task: Any,
+        reply_to: str,
+    ) -> TaskCall:
+        if not options and task is None:
+            call = TaskCall(str(uuid.uuid4()), name, args, kwargs, reply_to=reply_to, priority=self._priority)
+            call.delivery_mode = self._delivery_mode
+        else:
+            call = self._with_options(name, args, kwargs, options, task, reply_to)
+        parent = current_context()
+        if parent is not None and parent.id is not None and options.get("add_to_parent", True):
+            self._adopt(call, parent, options)
+        return call
+
+    def _with_options(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        task: Any,
+        reply_to: str,
+    ) -> TaskCall:
+        get = options.get
+        hard = get("time_limit") or getattr(task, "time_limit", None)
+        soft = get("soft_time_limit") or getattr(task, "soft_time_limit", None)
+        if hard is not None and soft is not None and soft > hard:
+            raise ValueError(
+                f"task {name}: soft_time_limit must be less than or equal to time_limit, and {soft:g} is above {hard:g}"
+            )
+        expires = get("expires")
+        if expires is None and task is not None:
+            expires = task.expires
+        priority = get("priority")
+        if priority is None:
+            priority = getattr(task, "priority", None)
+        ignore = get("ignore_result")
+        if ignore is None and task is not None:
+            ignore = task.ignore_result
+        call = TaskCall(
+            get("task_id") or str(uuid.uuid4()),
+            name,
+            args,
+            kwargs,
+            reply_to=get("reply_to") or reply_to,
+            priority=self._priority if priority is None else priority,
+            ignore_result=ignore,
+            expires=_expiry(expires, self._zone),
+            delivery_mode=get("delivery_mode") or getattr(task, "delivery_mode", None) or self._delivery_mode,
+        )
+        if options:
+            self._add_rare_options(call, options, task, args, kwargs)
+        return call
+
+    def _add_rare_options(
+        self, call: TaskCall, options: Mapping[str, Any], task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """The options that few calls have."""
+        get = options.get
+        call.eta = eta_of(get("eta"), get("countdown"), self._zone)
+        call.retries = get("retries") or 0
+        call.time_limit, call.soft_time_limit = get("time_limit"), get("soft_time_limit")
+        call.group, call.group_index = get("group_id"), get("group_index")
+        call.root_id, call.parent_id = get("root_id"), get("parent_id")
+        call.shadow = get("shadow") or (task.shadow_name(args, kwargs, options) if task is not None else None)
+        call.callbacks, call.errbacks = listed(get("link")) or None, listed(get("link_error")) or None
+        call.chain, call.chord = get("chain"), get("chord")
+        call.replaced_task_nesting = get("replaced_task_nesting") or 0
+        names = get("stamped_headers")
+        if names:
+            call.stamped_headers = list(names)
+            call.stamps = {
+                name: options[name] if name in options else (get("stamps") or {}).get(name) for name in names
+            }
+        call.origin = get("origin")
+        call.argsrepr, call.kwargsrepr = get("argsrepr"), get("kwargsrepr")
+        call.headers = get("headers")
+        if call.chain and RUN_HEADER not in (call.headers or {}):
+            call.headers = {**(call.headers or {}), RUN_HEADER: uuid.uuid4().hex}
+        extra = {key: options[key] for key in _PROPERTIES if options.get(key) is not None}
+        call.correlation_id = extra.pop("correlation_id", None)
+        call.extra_properties = extra or None
+
+    def _adopt(self, call: TaskCall, parent: Context, options: Mapping[str, Any]) -> None:
+        """A call published by a task is its child."""
+        if "root_id" not in options:
+            call.root_id = parent.root_id or parent.id
+        if "parent_id" not in options:
+            call.parent_id = parent.id
+        if self._inherits_priority and options.get("priority") is None and parent.request is not None:
+            call.priority = parent.request.priority or 0
+
+    def _message(self, call: TaskCall, route: Route, options: Mapping[str, Any], task: Any) -> Message:
+        serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
+        compression = options.get("compression") or getattr(task, "compression", None) or self._compression
+        body, properties = self._encode(call, serializer, compression)
+        message = Message(body, properties, route.exchange, route.routing_key, route.declare, mandatory=route.mandatory)
+        if call.eta is not None:
+            return self._delays.delayed(message, call.eta.timestamp() - time.time())
+        return message
+
+    def _encode(self, call: TaskCall, serializer: str, compression: str | None) -> tuple[bytes, Properties]:
+        try:
+            body, properties = encode_task(call, serializer=serializer, compression=compression)
+        except EncodeError as error:
+            raise _naming(call, serializer) or error from error.__cause__
+        if self._says_when:
+            properties.headers[PUBLISHED_AT] = int(time.time() * 1000)
+        return body, properties
+
+    def travelled(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+    ) -> tuple[Any, Any]:
+        """The arguments as a worker would get them. Raises: EncodeError."""
+        if task.as_data is not None:
+            args, kwargs = task.as_data(args, kwargs)
+        serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
+        body, properties = self._encode(TaskCall("", name, args, kwargs), serializer, None)
+        content_type = str(properties.content_type)
+        decoded = decode_body(
+            body, content_type, properties.content_encoding, properties.headers, frozenset({content_type})
+        )
+        return decoded[0], decoded[1]
+
+    def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
+        """The same task again: same id, workflow and place, `retries + 1` (celery-facts 1.8)."""
+        changes: Mapping[str, Any] = sig or {}
+        options = dict(changes.get("options") or {})
+        headers = strip_death_headers(request.headers)
+        eta = eta_of(when, None, self._zone) if isinstance(when, datetime) else eta_of(None, when)
+        expires = _expiry(options.get("expires"), self._zone)
+        limits = headers.get("timelimit") or (None, None)
+        call = TaskCall(
+            request.id,
+            request.task,
+            context.args if changes.get("args") is None else tuple(changes["args"]),
+            context.kwargs if changes.get("kwargs") is None else dict(changes["kwargs"]),
+            eta=eta,
+            expires=expires,
+            retries=context.retries + 1,
+            time_limit=options.get("time_limit", limits[0]),
+            soft_time_limit=options.get("soft_time_limit", limits[1]),
+            group=headers.get("group"),
+            group_index=headers.get("group_index"),
+            root_id=headers.get("root_id"),
+            parent_id=headers.get("parent_id"),
+            shadow=headers.get("shadow"),
+            origin=headers.get("origin"),
+            ignore_result=headers.get("ignore_result"),
+            reply_to=request.reply_to or "",
+            correlation_id=request.correlation_id,
+            priority=options.get("priority", request.priority) or 0,
+            replaced_task_nesting=headers.get("replaced_task_nesting") or 0,
+            stamped_headers=headers.get("stamped_headers"),
+            stamps=headers.get("stamps"),
+            callbacks=context.callbacks,
+            errbacks=context.errbacks,
+            chain=context.chain,
+            chord=context.chord,
+            headers={**_own_headers(headers), **(options.get("headers") or {})} or None,
+        )
+        message = self._retry_message(call, request, options)
+        if expires is None and headers.get("expires"):
+            message.properties.headers["expires"] = headers["expires"]
+        return message
+
+    def _retry_message(self, call: TaskCall, request: Request, options: Mapping[str, Any]) -> Message:
+        serializer = options.get("serializer") or request.content_type or self._serializer
+        compression = options.get("compression") or request.headers.get("compression")
+        body, properties = self._encode(call, serializer, compression)
+        elsewhere = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
+        if elsewhere:
+            route = self._router.route(call.task, call.args, call.kwargs, elsewhere)
+            message = Message(body, properties, route.exchange, route.routing_key, route.declare)
+        elif request.exchange:
+            message = Message(body, properties, request.exchange, request.routing_key)
+        else:
+            message = Message(body, properties, "", request.queue or request.routing_key)
+        assert call.eta is not None
+        return self._delays.delayed(message, call.eta.timestamp() - time.time())
+
+    def _refuse(self, name: str, options: Mapping[str, Any], task: Any) -> None:
+        """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read
+        them before); everything else unknown is a mistake."""
+        stamps = frozenset(options.get("stamped_headers") or ())
+        unknown = sorted(
+            option for option in set(options) - KNOWN - stamps if hasattr(Task, option) or not hasattr(task, option)
+        )
+        if unknown:
+            raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, unknown))}")
+
+
+def _naming(call: TaskCall, serializer: str) -> EncodeError | None:
+    """An error that names the argument which cannot be encoded, if it is one."""
+    by_name = {f"argument {position}": value for position, value in enumerate(call.args, 1)}
+    for argument, value in {**by_name, **{f"argument {name!r}": value for name, value in call.kwargs.items()}}.items():
+        try:
+            dumps(value, serializer)
+        except EncodeError as error:
+            return EncodeError(
+                f"task {call.task}: {argument} is {value_types.shown(value)}, and {error}; "
+                "pass plain data, or choose another serializer"
+            )
+    return None
+
+
+def tell_composed(message: Message, *, follow_up: bool = False) -> None:
+    """Send before_task_publish; a receiver may change headers and properties. Callers ask first whether it has any."""
+    signals.before_task_publish.send(
+        sender=message.properties.headers["task"],
+        body=message.body,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        headers=message.properties.headers,
+        properties=message.properties,
+        declare=[_with_exchange(entity) for entity in message.declare if isinstance(entity, Queue)],
+        retry_policy=None,
+        follow_up=follow_up,
+    )
+
+
+def _with_exchange(queue: Queue) -> Queue:
+    """The queue with an exchange, as receivers of before_task_publish expect it: the default exchange if it has none."""
+    return queue if queue.exchange is not None else replace(queue, exchange=Exchange("", type="direct"))
+
+
+# Headers that encode_task writes itself; the others of a message are its caller's own.
+_PROTOCOL = frozenset(
+    {
+        "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
+        "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
+        "stamps", "compression", PUBLISHED_AT,
+    }
+)  # fmt: skip
+
+
+def _own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in headers.items() if key not in _PROTOCOL}
+
+
+def _expiry(expires: Any, zone: Callable[[], tzinfo]) -> datetime | None:
+    """The moment of `expires`: seconds from now, a timedelta, a datetime or ISO-8601 text."""
+    if expires is None:
+        return None
+    if isinstance(expires, timedelta):
+        expires = expires.total_seconds()
+    if isinstance(expires, (int, float)) and not isinstance(expires, bool):
+        return datetime.now(timezone.utc) + timedelta(seconds=expires)
+    moment = eta_of(expires, None, zone)
+    if moment is None:
+        raise ConfigurationError(f"expires is {expires!r}: seconds or a datetime is wanted")
+    return moment

@@ -1,0 +1,463 @@
+"""Parts: what an application is made of (queues, routes, publisher, result store …), each made from its settings once."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
+
+from amqtask.client.discovery import django_time_zone
+from amqtask.client.message_builder import Calls
+from amqtask.client.registry import TaskRegistry
+from amqtask.client.workflow_messages import Workflows
+from amqtask.ground.lazy import lazy
+from amqtask.ground.plugins import plugins
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.serialization import LARGEST_BODY, content_types
+from amqtask.settings import Settings
+from amqtask.settings.task_queues import configured, default_exchange
+from amqtask.topology.declarations import QueueDefaults
+from amqtask.topology.delays import DelayPlan
+from amqtask.topology.routes import Queues, Router
+
+if TYPE_CHECKING:
+    from amqtask.backends.contract import BackendOptions, ResultBackend
+    from amqtask.backends.retrying import RetryPolicy
+    from amqtask.calls.application import Application
+    from amqtask.events import BrokerConnection, Events
+    from amqtask.events.receiver import Feed
+    from amqtask.events.sent import SentEvents
+    from amqtask.outbox.contract import Outbox
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Delivery
+    from amqtask.remote.control import Control
+    from amqtask.transport.contract import AsyncPublisher, Publisher, Teller
+    from amqtask.transport.memory.broker import MemoryBroker
+    from amqtask.transport.url import BrokerAddress
+
+logger = bounded_logger("amqtask.publisher")
+MEMORY_URL = "memory://"
+MEMORY_RESULTS = "cache+memory://"
+# What only one kind of result store has.
+_STORE_SETTINGS = (
+    "cache_backend",
+    "cache_backend_options",
+    "database_create_tables_at_setup",
+    "database_engine_callback",
+    "database_engine_options",
+    "database_short_lived_sessions",
+    "database_table_names",
+    "database_table_schemas",
+    "mongodb_backend_settings",
+    "redis_backend_use_ssl",
+    "redis_db",
+    "redis_host",
+    "redis_max_connections",
+    "redis_password",
+    "result_reply_queues",
+    "redis_port",
+    "redis_socket_connect_timeout",
+    "redis_socket_timeout",
+    "redis_username",
+)
+_LAZY = (
+    "queues",
+    "router",
+    "delays",
+    "queue_defaults",
+    "calls",
+    "broker_addresses",
+    "publisher",
+    "async_publisher",
+    "backend",
+    "control",
+    "events",
+    "teller",
+    "sent_events",
+    "_tells_sent",
+    "outbox",
+)
+
+
+class Parts:
+    """The parts of one application, found by name; nothing is imported or connected before it is asked for."""
+
+    main: str | None
+    conf: Settings
+    tasks: TaskRegistry
+    is_finalized: bool
+
+    def __init__(self) -> None:
+        self._opened_backend: tuple[BackendOptions, ResultBackend | None] | None = None
+        self._installed_outbox: Outbox | None = None
+
+    @property
+    def _app(self) -> Application:
+        """This object, typed as the application that it is."""
+        return cast("Application", self)
+
+    def _forget_derived(self) -> None:
+        """A setting changed: drop what was made from settings (open connections close); it is made again when it is asked for."""
+        opened = [self.__dict__[name] for name in ("publisher", "teller") if name in self.__dict__]
+        for name in _LAZY:
+            self.__dict__.pop(name, None)
+        if self.is_finalized:
+            for task in self.tasks.values():
+                task.bind(self._app)
+        for publisher in opened:
+            publisher.close()
+
+    # -- what is made from settings, once
+
+    @property
+    def _broker_urls(self) -> str | Sequence[str] | None:
+        # Celery's variable wins over the application, as it does there; ours is for an application that names no broker.
+        urls = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
+        return urls or _url_of_parts(self.conf) or os.environ.get("AMQTASK_BROKER_URL")
+
+    @lazy
+    def broker_addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts to connect to: CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else localhost.
+
+        None of them with the in-memory broker. Raises: ConfigurationError.
+        """
+        if self.memory_broker is not None:
+            return ()
+        return self._addresses(self._broker_urls)
+
+    @property
+    def write_addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts to publish to: broker_write_url, else broker_addresses."""
+        return self._addresses(self.conf.broker_write_url) if self.conf.broker_write_url else self.broker_addresses
+
+    def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
+        from amqtask.transport.url import parse_broker_urls
+
+        return parse_broker_urls(urls, use_ssl=self.conf.broker_use_ssl, login_method=self.conf.broker_login_method)
+
+    @property
+    def broker_name(self) -> str:
+        """The broker's URLs for people, without passwords."""
+        if self.memory_broker is not None:
+            return MEMORY_URL
+        return ", ".join(address.safe_url for address in self.broker_addresses)
+
+    @property
+    def memory_broker(self) -> MemoryBroker | None:
+        """With `broker_url = "memory://"` this app's own broker in this process, for tests; else None."""
+        urls = self._broker_urls
+        first = urls if isinstance(urls, str) else next(iter(urls or ()), "")
+        return self._made_memory_broker if first.startswith(MEMORY_URL) else None
+
+    @lazy
+    def _made_memory_broker(self) -> MemoryBroker:
+        from amqtask.transport.memory.broker import MemoryBroker
+
+        return MemoryBroker()
+
+    @property
+    def timezone(self) -> tzinfo:
+        """The time zone of schedules: `timezone`, else Django's TIME_ZONE in its projects, else UTC.
+
+        Raises: ConfigurationError for one that is not known.
+        """
+        name = self.conf.timezone or django_time_zone() or "UTC"
+        if isinstance(name, tzinfo):
+            return name
+        from amqtask.schedules import zone_named
+
+        return zone_named(name)
+
+    def now(self) -> datetime:
+        """The present time in the application's time zone."""
+        return datetime.now(self.timezone)
+
+    @lazy
+    def queue_defaults(self) -> QueueDefaults:
+        """How missing queues are declared."""
+        conf = self.conf
+        return QueueDefaults(
+            queue_type=conf.task_default_queue_type,
+            delivery_limit=conf.task_delivery_limit,
+            dead_letter=conf.task_dead_letter,
+            dead_letter_suffix=conf.task_dead_letter_suffix,
+            max_priority=conf.task_queue_max_priority,
+        )
+
+    @lazy
+    def queues(self) -> Queues:
+        """The queues of `task_queues`, and those created because they were named."""
+        conf = self.conf
+        exchange = default_exchange(conf)
+        return Queues(
+            configured(conf.task_queues, exchange),
+            defaults=self.queue_defaults,
+            default_queue=conf.task_default_queue,
+            default_exchange=exchange,
+            default_routing_key=conf.task_default_routing_key or "",
+            create_missing=conf.task_create_missing_queues,
+            create_missing_type=conf.task_create_missing_queue_type,
+            create_missing_exchange_type=conf.task_create_missing_queue_exchange_type,
+        )
+
+    @lazy
+    def router(self) -> Router:
+        """Applies `task_routes`, then the tasks' own queue, exchange and routing_key."""
+        return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
+
+    def _own_route(self, name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
+        callee = task if task is not None else self.tasks.get(name)
+        if callee is None:
+            return None
+        route = {key: getattr(callee, key) for key in ("queue", "exchange", "routing_key")}
+        return {key: value for key, value in route.items() if value is not None} or None
+
+    @lazy
+    def delays(self) -> DelayPlan:
+        """The broker's delay levels."""
+        queue_type = "quorum" if self.conf.task_default_queue_type == "quorum" else "classic"
+        return DelayPlan(self.conf.task_delay_prefix, queue_type)
+
+    @lazy
+    def calls(self) -> Calls:
+        """Composes messages."""
+        return Calls(self.conf, self.router, self.delays, lambda: self.timezone)
+
+    @lazy
+    def workflows(self) -> Workflows:
+        """Composes chains, groups and callbacks."""
+        return Workflows(self._app)
+
+    @lazy
+    def publisher(self) -> Publisher:
+        """Publishes with confirms; made at the first publish."""
+        if self.memory_broker is not None:
+            from amqtask.transport.memory.publisher import MemoryPublisher
+
+            return MemoryPublisher(self.memory_broker, on_warning=logger.warning)
+        from amqtask.transport.publisher import PikaPublisher
+
+        conf = self.conf
+        return PikaPublisher(
+            self.write_addresses,
+            timeout=conf.broker_publish_timeout,
+            pool_limit=conf.broker_pool_limit,
+            heartbeat=conf.broker_heartbeat,
+            connect_timeout=conf.broker_connection_timeout,
+            client_name=self._client_name,
+            on_warning=logger.warning,
+        )
+
+    @lazy
+    def async_publisher(self) -> AsyncPublisher:
+        """Publishes with confirms over aio-pika, for event loops."""
+        if self.memory_broker is not None:
+            from amqtask.transport.memory.publisher import MemoryAsyncPublisher
+
+            return MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
+        from amqtask.transport.async_publisher import AioPikaPublisher
+
+        conf = self.conf
+        return AioPikaPublisher(
+            self.write_addresses,
+            timeout=conf.broker_publish_timeout,
+            heartbeat=conf.broker_heartbeat,
+            connect_timeout=conf.broker_connection_timeout,
+            client_name=self._client_name,
+            on_warning=logger.warning,
+        )
+
+    @property
+    def _client_name(self) -> str:
+        return f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}"
+
+    @property
+    def backend_url(self) -> str | None:
+        """CELERY_RESULT_BACKEND, else result_backend, else AMQTASK_RESULT_BACKEND; None when results are not kept."""
+        url = os.environ.get("CELERY_RESULT_BACKEND") or self.conf.result_backend
+        return url or os.environ.get("AMQTASK_RESULT_BACKEND") or None
+
+    @lazy
+    def backend(self) -> ResultBackend | None:
+        """The result store, None when results are not kept."""
+        conf = self.conf
+        url = self.backend_url
+        if not url:
+            return None
+        if self.memory_broker is not None and url.partition("://")[0] == "rpc":
+            url = MEMORY_RESULTS  # replies stay in this process, too
+        from amqtask.backends.contract import BackendOptions
+        from amqtask.backends.registry import open_backend
+
+        options = BackendOptions(
+            url=url,
+            serializer=conf.result_serializer,
+            accept=content_types(conf.result_accept_content or conf.accept_content),
+            compression=conf.result_compression,
+            expires=conf.result_expires,
+            chord_expires=conf.result_chord_expires,
+            persistent=conf.result_persistent is not False,
+            extended=bool(conf.result_extended),
+            brokers=self.broker_addresses,
+            connect_timeout=conf.broker_connection_timeout,
+            publish_timeout=conf.broker_publish_timeout,
+            transport_options=tuple(sorted(conf.result_backend_transport_options.items())),
+            always_retry=self._always_retry(),
+            largest_body=conf.worker_max_body_size or LARGEST_BODY,
+            settings={name: conf[name] for name in _STORE_SETTINGS},
+        )
+        opened = self._opened_backend
+        if opened is None or opened[0] != options:
+            opened = self._opened_backend = (options, open_backend(url, options, self._app))
+        # Settings that do not concern it leave the store as it is: results may be on their way to it.
+        return opened[1]
+
+    def _always_retry(self) -> RetryPolicy | None:
+        conf = self.conf
+        if not conf.result_backend_always_retry:
+            return None
+        from amqtask.backends.retrying import RetryPolicy
+
+        return RetryPolicy(
+            seconds=None,
+            retries=conf.result_backend_max_retries,
+            first_pause=conf.result_backend_base_sleep_between_retries_ms / 1000,
+            longest_pause=conf.result_backend_max_sleep_between_retries_ms / 1000,
+            jitter=True,
+        )
+
+    @lazy
+    def outbox(self) -> Outbox | None:
+        """Where calls go that are made in a database transaction: what was installed, else what the setting names."""
+        if self._installed_outbox is not None or not self.conf.outbox:
+            return self._installed_outbox
+        from amqtask.outbox.find import find_outbox
+
+        return find_outbox(self.conf.outbox, self.conf.outbox_database)
+
+    def install_outbox(self, outbox: Outbox | None) -> None:
+        """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
+        self._installed_outbox = outbox
+        self.__dict__.pop("outbox", None)
+
+    @lazy
+    def control(self) -> Control:
+        """Remote control of workers."""
+        from amqtask.remote.control import Control
+
+        return Control(
+            self.broker_addresses,
+            self.publisher,
+            prefix=self.conf.control_exchange,
+            accept=content_types(self.conf.accept_content),
+            queues=lambda: [queue.name for queue in self.queues.consumed],
+        )
+
+    @lazy
+    def events(self) -> Events:
+        """Receive events, and send one's own."""
+        from amqtask.events.client import Events, EventSettings
+
+        conf = self.conf
+        settings = EventSettings(
+            exchange=conf.event_exchange,
+            queue_prefix=conf.event_queue_prefix,
+            queue_ttl=conf.event_queue_ttl,
+            queue_expires=conf.event_queue_expires,
+            serializer=conf.event_serializer,
+            accept=content_types({conf.event_serializer, "json"}),
+        )
+        return Events(
+            settings,
+            open_feed=self._open_feed,
+            publish=lambda message: self.publisher.publish(message),
+            wake_workers=lambda: self.control.broadcast("heartbeat"),
+        )
+
+    @lazy
+    def _tells_sent(self) -> bool:
+        return bool(self.conf.task_send_sent_event)
+
+    @lazy
+    def teller(self) -> Teller:
+        """Publishes events about calls; made with the first one."""
+        if self.memory_broker is not None:
+            from amqtask.transport.memory.publisher import MemoryTeller
+
+            return MemoryTeller(self.memory_broker, on_warning=logger.warning)
+        from amqtask.transport.event_publisher import PikaTeller
+
+        return PikaTeller(
+            self.write_addresses,
+            connect_timeout=self.conf.broker_connection_timeout,
+            client_name=f"{self._client_name} events",
+            on_warning=logger.warning,
+        )
+
+    @lazy
+    def sent_events(self) -> SentEvents:
+        """Tells monitors of calls (task_send_sent_event)."""
+        from amqtask.events.sent import SentEvents
+
+        return SentEvents(
+            lambda messages: self.teller.tell(messages),
+            exchange=self.conf.event_exchange,
+            serializer=self.conf.event_serializer,
+            clock=self.events.clock,
+        )
+
+    def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
+        if self.memory_broker is not None:
+            from amqtask.transport.memory.feed import MemoryFeed
+
+            return MemoryFeed(self.memory_broker, queue, on_delivery)
+        from amqtask.transport.queue_reader import ReplyConsumer, guarded
+
+        return ReplyConsumer(
+            self.broker_addresses,
+            queue,
+            guarded(on_delivery),
+            connect_timeout=self.conf.broker_connection_timeout,
+            name="amqtask events",
+        )
+
+    def connection(self, *_: Any, **__: Any) -> BrokerConnection:
+        """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
+        connection: BrokerConnection = plugins().celery_connection(self)
+        return connection
+
+    connection_for_read = connection_for_write = connection
+
+    def clear_memory(self) -> None:
+        """With `memory://` forget the broker and all that is in it, and stored results; for the next test."""
+        self.close()
+        self.__dict__.pop("_made_memory_broker", None)
+
+    def close(self) -> None:
+        """Close connections; they open again when they are used again."""
+        for name in ("publisher", "teller", "backend", "control"):
+            resource = self.__dict__.pop(name, None)
+            if resource is not None:
+                resource.close()
+        self._opened_backend = None
+
+
+def _url_of_parts(conf: Settings) -> str | None:
+    """The broker's URL from Celery 2's settings, BROKER_HOST and the like."""
+    if not any(conf.is_set(f"broker_{part}") for part in ("host", "port", "user", "password", "vhost", "transport")):
+        return None
+    user, password = (quote(credential or "guest", safe="") for credential in (conf.broker_user, conf.broker_password))
+    host_and_port = f"{conf.broker_host or 'localhost'}:{conf.broker_port or 5672}"
+    return f"{conf.broker_transport or 'amqp'}://{user}:{password}@{host_and_port}/{quote(conf.broker_vhost or '/', safe='')}"
+
+
+def _route_list(routes: Any) -> list[Any]:
+    if routes is None:
+        return []
+    if isinstance(routes, (list, tuple)):
+        pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in routes)
+        return [dict(routes)] if pairs else list(routes)
+    return [routes]

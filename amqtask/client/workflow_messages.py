@@ -1,0 +1,202 @@
+"""Workflows: compositions, callbacks and replacements as the messages that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from amqtask import signals
+from amqtask.calls.signature import Signature, listed
+from amqtask.canvas import CHAIN, CHORD, GROUP, maybe_signature, routed
+from amqtask.client.builtin_tasks import ERRBACK
+from amqtask.client.message_builder import tell_composed
+from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, end_of, settle, single
+from amqtask.execution.chords import body_id
+from amqtask.execution.context import Context, current_context
+from amqtask.execution.request import Request
+from amqtask.protocol.chord import CHORD_HEADER, chord_mark, chord_queue, without_chord_keys
+from amqtask.protocol.message import Message
+from amqtask.protocol.result import exception_as_dict
+from amqtask.protocol.task import RUN_HEADER
+from amqtask.result import AsyncResult
+
+if TYPE_CHECKING:
+    from amqtask.calls.application import Application
+
+
+class Workflows:
+    """Composes an application's workflows; its executors compose follow-ups with it (amqtask.execution.contract.Composer)."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    # -- what a caller publishes
+
+    def prepared(
+        self, composition: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[Begun, Result]:
+        """The calls that a composition begins with, and its result. Raises: ConfigurationError."""
+        sig, result = self.frozen(composition.clone(args, kwargs) if args or kwargs else composition, options)
+        return self._begun(sig), result
+
+    def _begun(self, sig: Signature, args: tuple[Any, ...] = (), continuation: list[Any] | None = None) -> Begun:
+        return begin(sig, args, continuation=continuation, says_size=self._app.chord_store is None)
+
+    def frozen(self, composition: Any, options: Mapping[str, Any]) -> tuple[Signature, Result]:
+        """A settled copy with all its ids, and its result."""
+        options = dict(options)
+        task_id, root_id, parent_id = (options.pop(key, None) for key in ("task_id", "root_id", "parent_id"))
+        membership = {key: options.pop(key, None) for key in ("group_id", "group_index", "chord")}
+        sig = settle(composition, options)
+        running = current_context()
+        if running is not None and running.id is not None:
+            root_id, parent_id = root_id or running.root_id or running.id, parent_id or running.id
+        result = self._freezer().freeze(
+            sig, task_id=task_id, membership=membership, root_id=root_id, parent_id=parent_id
+        )
+        return sig, result
+
+    def as_member(self, composition: Any, options: Mapping[str, Any]) -> Signature:
+        """`composition` as one member of a chord that runs: its end has the id and the membership that `options` say."""
+        member, _ = self.frozen(single(settle(composition)), options)
+        if type(member) is type(composition):  # a lazy one may be published by the name that its maker has for it
+            composition.clear()
+            composition.update(member)
+        return member
+
+    def _freezer(self, reply_to: str | None = None) -> Freezer:
+        app = self._app
+        if reply_to is None:
+            reply_to = app.backend.reply_to() if app.backend is not None else ""
+
+        def result(task_id: str, name: str, parent: Any) -> AsyncResult[Any]:
+            return AsyncResult(task_id, app.backend, parent=parent, revoke=app.revoke_call, task_name=name)
+
+        return Freezer(reply_to, result, app.group_result)
+
+    def messages(self, begun: Begun) -> list[Message]:
+        """The messages of calls, with what must exist before the chords that they belong to can be joined.
+
+        Raises: what composing raises, BackendUnreachable (a store that counts chords is told of them here).
+        """
+        app = self._app
+        messages = [app.compose_call(call) for call in begun.calls]
+        self.announce(begun, messages)
+        return messages
+
+    def announce(self, begun: Begun, messages: Sequence[Message]) -> None:
+        """Make sure that the parts of the chords that begin here can be counted."""
+        app, store = self._app, self._app.chord_store
+        for group_id, size in begun.chords.items():
+            if store is not None:
+                store.set_chord_size(group_id, size, begun.body_ids[group_id])
+                continue
+            queue = chord_queue(group_id, begun.tokens.get(group_id, ""), app.conf.result_chord_expires)
+            # With each: the async publisher and the relays of an outbox keep no order, and no member may end before it is there.
+            for message in messages:
+                message.declare = (*message.declare, queue)
+
+    def _composed(self, begun: Begun) -> list[Message]:
+        """`messages` in a worker: the caller that published the first task has said where results go."""
+        messages = [self._compose_here(call) for call in begun.calls]
+        self.announce(begun, messages)
+        return messages
+
+    def _compose_here(self, call: Signature) -> Message:
+        app = self._app
+        task = app.tasks.get(call.task) if call.task in app.tasks else None
+        return _announced(app.calls.compose(call.task, call.args, call.kwargs, routed(call).options, task=task))
+
+    # -- what follows from a task
+
+    def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
+        """The message of a retry."""
+        return _announced(self._app.calls.compose_retry(request, context, when=when, sig=sig))
+
+    def compose_next(
+        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
+    ) -> list[Message]:
+        """The messages of a callback or of the next step of a chain, with the rest of that (reversed) behind it."""
+        request = context.request
+        run = request.headers.get(RUN_HEADER) if request is not None else None
+        headers = {RUN_HEADER: run} if run else None
+        return self._following(maybe_signature(signature, self._app), (result,), context, chain, headers)
+
+    def compose_body(
+        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+    ) -> list[Message]:
+        """The messages of a chord's body."""
+        sig = maybe_signature(without_chord_keys(body), self._app)
+        # Whoever runs the body's first task may forget what the store knows of the chord.
+        headers = {CHORD_HEADER: chord_mark(group_id, body_id(body))}
+        context = Context(id=parent_id, root_id=_root_of(sig))
+        return self._following(sig, (values,), context, [], headers)
+
+    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
+        """The messages of what a task asked to be replaced with: its id, callbacks and place are the task's."""
+        sig = single(settle(maybe_signature(replacement, self._app)))
+        if context.stamped_headers:
+            sig.stamp(**(context.stamps or {}), stamped_headers=list(context.stamped_headers))
+        for callback in listed(context.callbacks):
+            end_of(sig, lambda end, callback=callback: end.extend_list_option("link", [callback]))  # type: ignore[misc]
+        errbacks = listed(context.errbacks)
+        nesting = (context.replaced_task_nesting or 0) + 1
+        shared = {"replaced_task_nesting": nesting}
+        sig = settle(sig, {**shared, "link_error": [*listed(sig.options.get("link_error")), *errbacks]})
+        membership = {"group_id": context.group, "group_index": context.group_index, "chord": context.chord}
+        reply_to = context.reply_to or ""
+        self._freezer(reply_to).freeze(
+            sig, task_id=context.id, membership=membership, root_id=context.root_id, parent_id=context.parent_id
+        )
+        return self._composed(self._begun(sig, continuation=list(context.chain or ())))
+
+    def compose_errback(
+        self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
+    ) -> Message:
+        """An errback that takes (request, exc, traceback), for a worker's slot to call where it may not be called here."""
+        call = maybe_signature(errback, self._app)
+        name = call.task
+        about = {
+            "id": context.id, "task": context.task, "args": context.args, "kwargs": context.kwargs,
+            "root_id": context.root_id, "parent_id": context.parent_id, "group": context.group,
+        }  # fmt: skip
+        route = self._app.router.route(name, (), {}, {}, self._app.tasks.get(name))
+        options = {"exchange": route.exchange, "routing_key": route.routing_key, "root_id": context.root_id}
+        args = (dict(call), about, exception_as_dict(error), trace)
+        message = self._compose_here(Signature(ERRBACK, args, None, options, app=self._app))
+        return replace(message, declare=(*message.declare, *route.declare))
+
+    def _following(
+        self,
+        sig: Signature,
+        args: tuple[Any, ...],
+        context: Context,
+        later_steps: list[Any],
+        headers: dict[str, Any] | None = None,
+    ) -> list[Message]:
+        sig = settle(sig)
+        request = context.request
+        reply_to = request.reply_to if request is not None else ""
+        result = self._freezer(reply_to or "").freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)
+        context.children.append(result.as_tuple())
+        begun = self._begun(sig, args, continuation=later_steps)
+        for call in begun.calls if headers else ():
+            call.options["headers"] = {**(call.options.get("headers") or {}), **(headers or {})}
+        return self._composed(begun)
+
+
+def _announced(message: Message) -> Message:
+    """Send before_task_publish, but not on a worker's I/O loop (where no task runs): receivers are users' code."""
+    if signals.before_task_publish and current_context() is not None:
+        tell_composed(message, follow_up=True)
+    return message
+
+
+def _root_of(sig: Mapping[str, Any]) -> Any:
+    """The root id of a frozen signature's first task."""
+    kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
+    inner = kwargs.get("tasks") or kwargs.get("header") or ()
+    if sig["task"] in (CHAIN, GROUP, CHORD) and not options.get("root_id"):
+        return _root_of(inner[0]) if inner else None
+    return options.get("root_id")

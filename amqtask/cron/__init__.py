@@ -1,0 +1,1 @@
+"""Wall clocks: crontab fields, time zones, the sun. Pure: no I/O."""

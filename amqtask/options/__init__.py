@@ -1,0 +1,1 @@
+"""What the values of settings, and the options of tasks and calls, may be; no I/O."""

@@ -1,0 +1,132 @@
+"""What we publish (Message) and what we get (Delivery)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.protocol.entities import Declaration
+
+
+class PropertiesLike(Protocol):
+    """The AMQP basic properties, as pika's BasicProperties has them too (so deliveries need no copy)."""
+
+    content_type: Any
+    content_encoding: Any
+    headers: Any
+    delivery_mode: Any
+    priority: Any
+    correlation_id: Any
+    reply_to: Any
+    expiration: Any
+    message_id: Any
+    timestamp: Any
+    type: Any
+    user_id: Any
+    app_id: Any
+
+
+# Headers of more bytes are not taken; a frame, which holds all of them, has 131,072 (RabbitMQ's frame_max).
+LARGEST_HEADERS = 65_536
+
+
+class OddHeaders(dict[str, Any]):
+    """Headers that cannot be taken as they were written; `problem` says why. Their values are harmless: texts, some of them."""
+
+    __slots__ = ("problem",)
+
+    def __init__(self, problem: str, values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(values or {})
+        self.problem = problem
+
+    def note(self, problem: str) -> None:
+        """Note a problem; the first one is kept."""
+        self.problem = self.problem or problem
+
+
+# What a broker or an earlier delay wrote on a message for that one journey.
+_TRANSIT_HEADERS = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+    "amqtask-delay-",
+)
+
+
+def strip_transit_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without what belongs to the last journey; for everything that is published again.
+
+    RabbitMQ drops a message that it dead-letters to the same queue twice without a rejection in between (cycle
+    detection reads x-death, see celery#9867), and an x-delivery-count of the last queue would count in the next.
+    """
+    return {name: value for name, value in headers.items() if not name.startswith(_TRANSIT_HEADERS)}
+
+
+@dataclass(slots=True)
+class Properties:
+    """AMQP basic properties; None means "not sent". `expiration` is milliseconds as a decimal string."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: dict[str, Any] = field(default_factory=dict)
+    delivery_mode: int | None = 2
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: int | datetime | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Outcomes carry messages between processes; what dataclasses do by themselves asks for the fields by name each time."""
+        return Properties, (
+            self.content_type, self.content_encoding, self.headers, self.delivery_mode, self.priority, self.correlation_id,
+            self.reply_to, self.expiration, self.message_id, self.timestamp, self.type, self.user_id, self.app_id,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Message:
+    """One message to publish, with what must exist before it can be routed.
+
+    `declare` is what the publisher makes sure of first (once per connection).
+    `mandatory` asks the broker to return the message when no queue takes it.
+    """
+
+    body: bytes
+    properties: Properties
+    exchange: str = ""
+    routing_key: str = ""
+    declare: tuple[Declaration, ...] = ()
+    mandatory: bool = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See Properties."""
+        return Message, (
+            self.body, self.properties, self.exchange, self.routing_key, self.declare, self.mandatory
+        )  # fmt: skip
+
+
+class Delivery(NamedTuple):
+    """One message as the broker delivered it.
+
+    `tag` is the delivery tag, valid only on the channel incarnation `epoch` it came on: answers for an older
+    epoch are void (the broker has requeued the message).
+    """
+
+    body: bytes
+    properties: PropertiesLike
+    exchange: str
+    routing_key: str
+    redelivered: bool
+    queue: str
+    tag: int
+    epoch: int

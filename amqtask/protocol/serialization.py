@@ -1,0 +1,429 @@
+"""Content type ⇄ codec, the accept list, compression; JSON writes dates, UUIDs, decimals and bytes as kombu does."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import json
+import lzma
+import pickle
+import sys
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
+from amqtask.ground.interrupts import is_own
+from amqtask.ground.printable import printable
+
+JSON = "application/json"
+PICKLE = "application/x-python-serialize"
+YAML = "application/x-yaml"
+MSGPACK = "application/x-msgpack"
+
+_BY_NAME = {"json": JSON, "pickle": PICKLE, "yaml": YAML, "msgpack": MSGPACK}
+# Bytes that a body may have once it is unpacked, where nobody says less.
+LARGEST_BODY = 128 * 1024 * 1024
+# How text is written in bodies. Python knows many more, of which some take quadratic time.
+_TEXTS: dict[str | None, str] = {
+    None: "utf-8",
+    "": "utf-8",
+    "binary": "utf-8",
+    "utf-8": "utf-8",
+    "utf8": "utf-8",
+    "us-ascii": "ascii",
+    "ascii": "ascii",
+} | {name: name for name in ("utf-16", "utf-32", "latin-1", "iso-8859-1")}
+# A window that a packed body may ask for, and how many packed streams may stand in a row.
+_MOST_MEMORY = 128 * 1024 * 1024
+_MOST_STREAMS = 100
+# One byte of zstd becomes some tens of kilobytes at most; it is unpacked in pieces of so many.
+_ZSTD_PIECE = 256
+_ENCODING = {JSON: "utf-8", YAML: "utf-8", PICKLE: "binary", MSGPACK: "binary"}
+
+
+class Encoded(NamedTuple):
+    """A body and what the receiver must know to read it."""
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+
+
+# -- JSON with kombu's extra types (kombu/utils/json.py: {"__type__": T, "__value__": V})
+
+
+def _wrap(type_name: str, value: Any) -> dict[str, Any]:
+    return {"__type__": type_name, "__value__": value}
+
+
+def _json_default(value: Any) -> Any:
+    as_json = getattr(value, "__json__", None)
+    if as_json is not None:
+        return as_json()
+    for value_type, encode in _JSON_ENCODERS:
+        if isinstance(value, value_type):
+            return encode(value)
+    django = sys.modules.get("django.utils.functional")
+    if django is not None and isinstance(value, django.Promise):
+        return str(value)  # a lazy translation
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _own_form(value: Any) -> Any:
+    """An object as the data that its `__json__` gives (kombu's protocol)."""
+    as_json = getattr(value, "__json__", None)
+    if as_json is None:
+        raise TypeError(f"{type(value).__name__} objects have no form there")
+    return as_json()
+
+
+def _encode_bytes(value: bytes) -> dict[str, Any]:
+    try:
+        return _wrap("bytes", value.decode("utf-8"))
+    except UnicodeDecodeError:
+        return _wrap("base64", base64.b64encode(value).decode("ascii"))
+
+
+# datetime before date: it is a subclass.
+_JSON_ENCODERS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (datetime, lambda value: _wrap("datetime", value.isoformat())),
+    (date, lambda value: _wrap("date", value.isoformat())),
+    (time, lambda value: _wrap("time", value.isoformat())),
+    (Decimal, lambda value: _wrap("decimal", str(value))),
+    (uuid.UUID, lambda value: _wrap("uuid", {"hex": value.hex})),
+    (bytes, _encode_bytes),
+)
+
+_JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "datetime": lambda value: datetime.fromisoformat(value.replace("Z", "+00:00")),
+    "date": lambda value: datetime.fromisoformat(value).date(),
+    "time": time.fromisoformat,
+    "decimal": Decimal,
+    "uuid": lambda value: uuid.UUID(**value),
+    "bytes": lambda value: value.encode("utf-8"),
+    "base64": lambda value: base64.b64decode(value.encode("ascii")),
+}
+
+
+def _json_object(table: dict[str, Any]) -> Any:
+    if len(table) == 2 and "__type__" in table and "__value__" in table:
+        decode = _JSON_DECODERS.get(table["__type__"])
+        if decode is None:
+            raise ValueError(f"unknown __type__ {table['__type__']!r}")
+        return decode(table["__value__"])
+    return table
+
+
+_json_encoder = json.JSONEncoder(default=_json_default).encode
+_json_plain = json.JSONDecoder()
+_json_typed = json.JSONDecoder(object_hook=_json_object)
+
+
+def _dump_json(value: Any) -> bytes:
+    text = _json_encoder(value)
+    if '"__type__"' in text:
+        _check_typed(value)
+    return text.encode("utf-8")
+
+
+def _check_typed(value: Any) -> None:
+    """Raises: TypeError for a dictionary that every reader would take for a value of another kind."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__type__", "__value__"}:
+            raise TypeError(
+                "a dictionary with the keys '__type__' and '__value__' and no others stands for a date, bytes … in JSON "
+                "messages, and nobody could read it; give it one more key"
+            )
+        for item in value.values():
+            _check_typed(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_typed(item)
+
+
+def _load_json(body: bytes, encoding: str) -> Any:
+    text = body.decode(encoding)
+    decoder = _json_typed if "__type__" in text else _json_plain
+    try:
+        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
+    except StopIteration:
+        end = -1
+    # Nearly always it begins and ends with the value; `decode` looks for white space twice.
+    return value if end == len(text) else decoder.decode(text)
+
+
+# -- the others; their libraries are optional
+
+
+def _dump_yaml(value: Any) -> bytes:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Signatures are dictionaries, and are written as such; results say by themselves what they are as data."""
+
+    Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
+    Dumper.add_multi_representer(object, lambda dumper, item: dumper.represent_data(_own_form(item)))
+    text: str = yaml.dump(value, Dumper=Dumper)
+    return text.encode("utf-8")
+
+
+def _load_yaml(body: bytes, encoding: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(body.decode(encoding))
+
+
+def _dump_msgpack(value: Any) -> bytes:
+    import msgpack
+
+    packed: bytes = msgpack.packb(value, use_bin_type=True, default=_own_form)
+    return packed
+
+
+def _load_msgpack(body: bytes, encoding: str) -> Any:
+    import msgpack
+
+    return msgpack.unpackb(body, raw=False, strict_map_key=False)
+
+
+def _dump_pickle(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=4)  # kombu's on every Python but the newest; all that run read it
+
+
+def _load_pickle(body: bytes, encoding: str) -> Any:
+    return pickle.loads(body)
+
+
+_DUMP: dict[str, Callable[[Any], bytes]] = {
+    JSON: _dump_json,
+    YAML: _dump_yaml,
+    MSGPACK: _dump_msgpack,
+    PICKLE: _dump_pickle,
+}
+_LOAD: dict[str, Callable[[bytes, str], Any]] = {
+    JSON: _load_json,
+    YAML: _load_yaml,
+    MSGPACK: _load_msgpack,
+    PICKLE: _load_pickle,
+}
+
+
+SERIALIZERS = tuple(sorted(_BY_NAME))
+
+
+def content_type(name: str) -> str:
+    """The content type of a serializer's name, or of itself. Raises: ConfigurationError."""
+    mime_type = _BY_NAME.get(name, name)
+    if mime_type not in _DUMP:
+        raise ConfigurationError(f"no serializer {name!r}; there are: {', '.join(sorted(_BY_NAME))}")
+    return mime_type
+
+
+def content_types(names: Iterable[str]) -> frozenset[str]:
+    """The content types of an accept list, which may name serializers or content types."""
+    return frozenset(content_type(name) for name in names)
+
+
+def dumps(value: Any, serializer: str) -> Encoded:
+    """Write a value.
+
+    Raises: EncodeError naming the serializer; ConfigurationError for an unknown one.
+    """
+    mime_type = content_type(serializer)
+    try:
+        return Encoded(_DUMP[mime_type](value), mime_type, _ENCODING[mime_type])
+    except ImportError as error:
+        raise _missing(serializer) from error
+    except Exception as error:  # the value's own methods may raise anything
+        if not is_own(error, lambda: _DUMP[mime_type](value)):
+            raise
+        raise EncodeError(f"{serializer} cannot write this {type(value).__name__}: {error}") from error
+
+
+def loads(body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]) -> Any:
+    """Read a body; `accept` holds content types.
+
+    Raises: ContentDisallowed before anything is read, Undecodable.
+    """
+    mime_type = content_type or JSON
+    if not isinstance(mime_type, str) or mime_type not in accept:
+        raise ContentDisallowed(
+            f"content type {printable(repr(mime_type), 200)} is not accepted "
+            f"(accept_content allows {', '.join(sorted(accept))}); "
+            "add its serializer to accept_content only if you trust every producer"
+        )
+    try:
+        encoding = _TEXTS[content_encoding]
+    except (KeyError, TypeError):
+        encoding = _encoding(content_encoding)
+    try:
+        return _LOAD[mime_type](body, encoding)
+    except ImportError as error:
+        raise Undecodable(f"the library that reads {mime_type} is not installed: {error}") from error
+    except Exception as error:
+        if not is_own(error, lambda: _LOAD[mime_type](body, encoding or "utf-8")):
+            raise
+        raise Undecodable(f"the body is not valid {mime_type} ({len(body)} bytes): {error}") from error
+
+
+def _encoding(content_encoding: Any) -> str:
+    encoding = _TEXTS.get(content_encoding.lower().replace("_", "-")) if isinstance(content_encoding, str) else None
+    if encoding is None:
+        raise Undecodable(
+            f"content encoding {printable(repr(content_encoding), 100)} is none that a message here can have (utf-8, binary)"
+        )
+    return encoding
+
+
+def _missing(serializer: str) -> ConfigurationError:
+    return ConfigurationError(f'serializer {serializer!r} needs a library: pip install "amqtask[{serializer}]"')
+
+
+# -- compression; the header values are kombu's
+
+
+def _zstd_compress(body: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor().compress(body)
+
+
+class _Unpacked:
+    """The unpacked output so far, and how much more is allowed."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._pieces: list[bytes] = []
+
+    @property
+    def room(self) -> int:
+        """Bytes to unpack at most: one more than allowed, which shows whether there is more."""
+        return self._limit - self._size + 1
+
+    def add(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise _too_large(self._limit)
+        self._pieces.append(piece)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
+
+
+def _zstd_decompress(body: bytes, output: _Unpacked) -> None:
+    import zstandard
+
+    # A stream may come without its size, which only this interface reads; a torn end looks like a pause to it.
+    stream = zstandard.ZstdDecompressor(max_window_size=_MOST_MEMORY).decompressobj()
+    for start in range(0, len(body), _ZSTD_PIECE):
+        output.add(stream.decompress(body[start : start + _ZSTD_PIECE]))
+        if stream.eof:
+            return
+    raise ValueError(_TORN)
+
+
+def _gunzip(body: bytes, output: _Unpacked) -> None:
+    # kombu writes zlib streams under the gzip content type; other producers write real gzip. 32: either.
+    stream = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    packed = body
+    while not stream.eof:
+        piece = stream.decompress(packed, output.room)
+        packed = stream.unconsumed_tail
+        if not piece and not packed and not stream.eof:
+            raise ValueError(_TORN)
+        output.add(piece)
+
+
+def _unpack(open_stream: Callable[[], Any]) -> Callable[[bytes, _Unpacked], None]:
+    def unpack(body: bytes, output: _Unpacked) -> None:
+        packed = body
+        for _ in range(_MOST_STREAMS):
+            stream = open_stream()
+            while not stream.eof:
+                output.add(stream.decompress(packed, output.room))
+                if stream.needs_input:
+                    raise ValueError(_TORN)
+                packed = b""
+            packed = stream.unused_data
+            if not packed:
+                return
+        raise ValueError("too many streams after each other")
+
+    return unpack
+
+
+_TORN = "the stream ends too early"
+
+
+_COMPRESSION_NAMES = {
+    "gzip": "application/x-gzip",
+    "zlib": "application/x-gzip",
+    "bz2": "application/x-bz2",
+    "bzip": "application/x-bz2",
+    "bzip2": "application/x-bz2",
+    "lzma": "application/x-lzma",
+    "xz": "application/x-lzma",
+    "zstd": "application/zstd",
+    "zstandard": "application/zstd",
+}
+_COMPRESS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes, _Unpacked], None]]] = {
+    "application/x-gzip": (zlib.compress, _gunzip),
+    "application/x-bz2": (bz2.compress, _unpack(bz2.BZ2Decompressor)),
+    "application/x-lzma": (lzma.compress, _unpack(lambda: lzma.LZMADecompressor(memlimit=_MOST_MEMORY))),
+    "application/zstd": (_zstd_compress, _zstd_decompress),
+}
+
+
+COMPRESSIONS = tuple(sorted(_COMPRESSION_NAMES))
+
+
+def compression_type(method: str) -> str:
+    """The value of the `compression` header for a method's name, or for itself. Raises: ConfigurationError."""
+    mime_type = _COMPRESSION_NAMES.get(method, method)
+    if mime_type not in _COMPRESS:
+        raise ConfigurationError(f"no compression {method!r}; there are: {', '.join(COMPRESSIONS)}")
+    return mime_type
+
+
+def compress(body: bytes, method: str) -> tuple[bytes, str]:
+    """The compressed body and the value of the `compression` header. Raises: ConfigurationError."""
+    mime_type = compression_type(method)
+    try:
+        return _COMPRESS[mime_type][0](body), mime_type
+    except ImportError as error:
+        raise _missing("zstd") from error
+
+
+def decompress(body: bytes, header_value: Any, limit: int = LARGEST_BODY) -> bytes:
+    """The body as it was before `compress`, if that has at most `limit` bytes. Raises: Undecodable."""
+    mime_type = _COMPRESSION_NAMES.get(header_value, header_value) if isinstance(header_value, str) else ""
+    if mime_type not in _COMPRESS:
+        raise Undecodable(f"the body is compressed with {printable(repr(header_value), 200)}, which is not known here")
+    output = _Unpacked(limit)
+    try:
+        _COMPRESS[mime_type][1](body, output)
+    except Undecodable:
+        raise
+    except Exception as error:
+        if not is_own(error, lambda: _COMPRESS[mime_type][1](body, _Unpacked(limit))):
+            raise
+        raise Undecodable(f"the body is not valid {mime_type}: {error}") from error
+    return bytes(output)
+
+
+def check_size(body: bytes, limit: int) -> None:
+    """Raises: Undecodable."""
+    if len(body) > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> Undecodable:
+    return Undecodable(
+        f"the body has more than {limit} bytes, unpacked, and is not read (worker_max_body_size). Store large data elsewhere and "
+        "pass where it is."
+    )

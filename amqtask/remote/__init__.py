@@ -1,0 +1,1 @@
+"""Remote control, the client's end: what workers can be asked and told."""

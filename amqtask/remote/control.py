@@ -1,0 +1,394 @@
+"""Remote control, the client's end: tell workers and ask them, over Celery's pidbox exchanges."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, QueueNotFound
+from amqtask.ground.lazy import lazy
+from amqtask.ground.printable import printable
+from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
+from amqtask.remote.inspection import MATCHERS, AskOptions, Inspect
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.queue_reader import ReplyConsumer, guarded
+
+if TYPE_CHECKING:
+    from amqtask.protocol.control import Reply
+    from amqtask.protocol.message import Delivery
+    from amqtask.transport.contract import Publisher
+    from amqtask.transport.url import BrokerAddress
+
+# Seconds that connecting for the replies may take, on top of the time that they are waited for.
+CONNECT_SECONDS = 5.0
+Callback = Callable[[dict[str, Any]], object]
+
+
+class Inspection(Inspect):
+    """Asks workers of one application; `app` is another one, `connection` is taken for Celery's sake."""
+
+    control: Control
+
+    def __init__(
+        self,
+        destination: str | Sequence[str] | None = None,
+        timeout: float = 1.0,
+        callback: Callback | None = None,
+        connection: Any = None,
+        app: Any = None,
+        limit: int | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> None:
+        options = AskOptions(
+            destination=destination,
+            timeout=timeout,
+            limit=limit,
+            pattern=pattern,
+            matcher=matcher,
+            callback=callback,
+        )
+        super().__init__(self.control if app is None else app.control, options)
+
+
+class Control:
+    """`app.control`: Celery's names. Times are seconds; `destination` is node names, None for all."""
+
+    def __init__(
+        self,
+        addresses: Sequence[BrokerAddress],
+        publisher: Publisher,
+        *,
+        prefix: str,
+        accept: frozenset[str],
+        queues: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._addresses = addresses
+        self._publisher = publisher
+        self._prefix = prefix
+        self._accept = accept
+        self._queues = queues
+        self._clock = itertools.count(1)
+
+    # -- the two roads
+
+    def broadcast(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        destination: Sequence[str] | None = None,
+        connection: Any = None,
+        reply: bool = False,
+        timeout: float = 1.0,
+        limit: int | None = None,
+        callback: Callback | None = None,
+        channel: Any = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+        **extra: Any,
+    ) -> list[dict[str, Any]] | None:
+        """Send a command; with `reply` the answers that came within `timeout` seconds, as [{node: answer}, …].
+
+        `limit` answers are enough (with `destination` as many as it names); `callback` gets each {node: answer} as it
+        comes. `pattern` names nodes by `matcher`, glob (the default) or pcre. Further keyword arguments are the
+        command's. `connection` and `channel` are taken for Celery's sake, and not used.
+        Raises: PublishError, ConfigurationError (no such matcher, or a broker that nobody can be asked over).
+        """
+        arguments = {**(arguments or {}), **extra}
+        options = AskOptions(
+            destination=destination,
+            timeout=timeout,
+            limit=limit,
+            pattern=pattern,
+            matcher=matcher,
+            callback=callback,
+        )
+        if not reply:
+            self._send(command, arguments, options)
+            return None
+        return [{answer.nodename: answer.payload} for answer in self._collect(command, arguments, options)]
+
+    def ask(
+        self,
+        command: str,
+        arguments: Mapping[str, Any],
+        *,
+        destination: str | Sequence[str] | None = None,
+        timeout: float = 1.0,
+        limit: int | None = None,
+        callback: Callback | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> dict[str, Any]:
+        """Send a command and collect the answers by node, until `timeout` or as many as were asked.
+
+        Raises: PublishError, and ConfigurationError with the in-memory broker, which nobody can be asked over.
+        """
+        options = AskOptions(
+            destination=destination,
+            timeout=timeout,
+            limit=limit,
+            pattern=pattern,
+            matcher=matcher,
+            callback=callback,
+        )
+        return self.ask_them(command, arguments, options)
+
+    def ask_them(self, question: str, arguments: Mapping[str, Any], options: AskOptions) -> dict[str, Any]:
+        """Send a command and collect the answers by node. Warns of nodes that answered twice."""
+        answers = self._collect(question, arguments, options)
+        payloads = {answer.nodename: answer.payload for answer in answers}
+        if len(payloads) < len(answers):
+            names = [answer.nodename for answer in answers]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            warnings.warn(
+                f"several workers answered as {', '.join(twice)}: give each worker a name of its own (-n w2@%h)",
+                DuplicateNodenameWarning,
+                stacklevel=3,
+            )
+        return payloads
+
+    def _collect(self, command: str, arguments: Mapping[str, Any], options: AskOptions) -> list[Reply]:
+        if not self._addresses:
+            raise ConfigurationError(
+                "workers are asked over RabbitMQ; with the broker memory:// look at the worker itself"
+            )
+        oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
+        answers: list[Reply] = []
+        names = _destination(options)
+        enough = options.limit or (len(names) if names else None)
+
+        def on_reply(delivery: Delivery) -> None:
+            answer = self._read(delivery)
+            if answer is None or answer.ticket != ticket:
+                return
+            answers.append(answer)
+            if options.callback is not None:
+                options.callback({answer.nodename: answer.payload})
+
+        replies = ReplyConsumer(
+            self._addresses, reply_queue(oid, self._prefix), guarded(on_reply), name="amqtask control"
+        )
+        try:
+            replies.ensure(timeout=CONNECT_SECONDS)
+            self._send(command, arguments, options, ticket=ticket, reply_to=oid)
+            deadline = time.monotonic() + options.timeout
+            replies.drive(lambda: enough is not None and len(answers) >= enough, deadline)
+        finally:
+            replies.close()
+        return answers
+
+    def _read(self, delivery: Delivery) -> Reply | None:
+        properties = delivery.properties
+        try:
+            return read_reply(
+                delivery.body, properties.content_type, properties.content_encoding, properties.headers, self._accept
+            )
+        except MessageError:
+            return None  # a node that answers in a serializer that we do not accept
+
+    def _send(
+        self,
+        command: str,
+        arguments: Mapping[str, Any],
+        options: AskOptions,
+        *,
+        ticket: str | None = None,
+        reply_to: str | None = None,
+    ) -> None:
+        clock = next(self._clock)
+        message = command_message(
+            Command(
+                method=command,
+                arguments=arguments,
+                destination=_destination(options),
+                pattern=options.pattern or None,
+                matcher=_matcher(options),
+                ticket=ticket,
+                reply_exchange=reply_exchange(self._prefix).name if reply_to else "",
+                reply_key=reply_to or "",
+                expires=time.time() + options.timeout,
+            ),
+            self._prefix,
+            clock=clock,
+        )
+        message.mandatory = False  # no worker may be there, and that is an answer too
+        self._publisher.publish(message)
+
+    # -- orders
+
+    def revoke(
+        self,
+        task_id: str | Sequence[str],
+        destination: Sequence[str] | None = None,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+        **kwargs: Any,
+    ) -> Any:
+        """Tell workers not to run a task (or several); with `terminate` to end it if it runs, by this signal (prefork).
+
+        Keyword arguments of all orders are those of `broadcast`.
+        """
+        ids = task_id if isinstance(task_id, str) else list(task_id)
+        arguments = {"task_id": ids, "terminate": terminate, "signal": signal}
+        return self.broadcast("revoke", arguments, destination, **kwargs)
+
+    def revoke_by_stamped_headers(
+        self,
+        headers: Mapping[str, Any],
+        destination: Sequence[str] | None = None,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+        **kwargs: Any,
+    ) -> Any:
+        """Tell workers not to run tasks with these stamps: {stamp: value or list of values}; see `revoke`."""
+        arguments = {"headers": dict(headers), "terminate": terminate, "signal": signal}
+        return self.broadcast("revoke_by_stamped_headers", arguments, destination, **kwargs)
+
+    def terminate(
+        self, task_id: str | Sequence[str], destination: Sequence[str] | None = None, signal: str = "SIGTERM", **kw: Any
+    ) -> Any:
+        """Revoke, and end it if it runs."""
+        return self.revoke(task_id, destination, True, signal, **kw)
+
+    def ping(self, destination: Sequence[str] | None = None, timeout: float = 1.0, **kwargs: Any) -> Any:
+        """[{node: {"ok": "pong"}}, …]."""
+        return self.broadcast("ping", {}, destination, reply=True, timeout=timeout, **kwargs)
+
+    def shutdown(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Warm shutdown of workers."""
+        return self.broadcast("shutdown", {}, destination, **kwargs)
+
+    def rate_limit(self, task_name: str, rate_limit: Any, destination: Sequence[str] | None = None, **kw: Any) -> Any:
+        """Another rate limit for a task."""
+        return self.broadcast("rate_limit", {"task_name": task_name, "rate_limit": rate_limit}, destination, **kw)
+
+    def time_limit(
+        self,
+        task_name: str,
+        soft: float | None = None,
+        hard: float | None = None,
+        destination: Sequence[str] | None = None,
+        **kw: Any,
+    ) -> Any:
+        """Other time limits for a task."""
+        return self.broadcast("time_limit", {"task_name": task_name, "soft": soft, "hard": hard}, destination, **kw)
+
+    def add_consumer(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        exchange_type: str = "direct",
+        routing_key: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        destination: Sequence[str] | None = None,
+        **kw: Any,
+    ) -> Any:
+        """Consume a queue too."""
+        arguments = {
+            "queue": queue,
+            "exchange": exchange,
+            "exchange_type": exchange_type,
+            "routing_key": routing_key,
+            **(options or {}),
+        }
+        return self.broadcast("add_consumer", arguments, destination, **kw)
+
+    def cancel_consumer(self, queue: str, destination: Sequence[str] | None = None, **kw: Any) -> Any:
+        """Stop consuming a queue."""
+        return self.broadcast("cancel_consumer", {"queue": queue}, destination, **kw)
+
+    def autoscale(self, max: int, min: int, destination: Sequence[str] | None = None, **kw: Any) -> Any:
+        """Other bounds for autoscale."""
+        return self.broadcast("autoscale", {"max": max, "min": min}, destination, **kw)
+
+    def pool_grow(self, n: int = 1, destination: Sequence[str] | None = None, **kw: Any) -> Any:
+        """More slots."""
+        return self.broadcast("pool_grow", {"n": n}, destination, **kw)
+
+    def pool_shrink(self, n: int = 1, destination: Sequence[str] | None = None, **kw: Any) -> Any:
+        """Fewer slots."""
+        return self.broadcast("pool_shrink", {"n": n}, destination, **kw)
+
+    def enable_events(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Have workers send task events, as `-E` does."""
+        return self.broadcast("enable_events", {}, destination, **kwargs)
+
+    def disable_events(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Have workers send no task events any more."""
+        return self.broadcast("disable_events", {}, destination, **kwargs)
+
+    def heartbeat(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Have workers send a heartbeat event now."""
+        return self.broadcast("heartbeat", {}, destination, **kwargs)
+
+    def pool_restart(
+        self,
+        modules: Sequence[str] | None = None,
+        reload: bool = False,
+        reloader: Any = None,
+        destination: Sequence[str] | None = None,
+        **kw: Any,
+    ) -> Any:
+        """Replace the pool's processes, each after its task; `modules` are imported before, or with `reload` again."""
+        arguments = {"modules": modules, "reload": reload, "reloader": reloader}
+        return self.broadcast("pool_restart", arguments, destination, **kw)
+
+    def election(self, id: str, topic: str, action: Any = None, connection: Any = None) -> None:
+        """Have exactly one of the workers call a task: `action` is its signature, `topic` "task", `id` made up for the occasion.
+
+        See docs/remote-control.md for how Celery's workers differ."""
+        self.broadcast("election", {"id": id, "topic": topic, "action": action})
+
+    def purge(self, connection: Any = None) -> int:
+        """Delete what waits in this app's queues; how many messages that were. They cannot be brought back."""
+        if not self._addresses:
+            raise ConfigurationError("purge deletes what waits in RabbitMQ; the broker memory:// ends with its process")
+        total = 0
+        with QueueAdmin(self._addresses) as admin:
+            for queue in self._queues():
+                try:
+                    total += admin.purge(queue)
+                except QueueNotFound:
+                    continue
+        return total
+
+    discard_all = purge
+
+    @lazy
+    def inspect(self) -> type[Inspection]:
+        """Questions: `app.control.inspect().active()`; for the arguments see `broadcast`."""
+        return type("Inspect", (Inspection,), {"control": self})
+
+    def close(self) -> None:
+        """Do nothing: no connection stays open between commands."""
+
+
+def _destination(options: AskOptions) -> tuple[str, ...] | None:
+    names = options.destination
+    return ((names,) if isinstance(names, str) else tuple(names)) if names else None
+
+
+def _matcher(options: AskOptions) -> str | None:
+    """Celery's workers look at a pattern only if a matcher is named."""
+    if not options.pattern:
+        return None
+    if options.matcher not in (None, *MATCHERS):
+        raise ConfigurationError(f"there is no matcher {options.matcher!r}: it is {' or '.join(MATCHERS)}")
+    try:
+        check_pattern(options.pattern, options.matcher)
+    except re.error as error:
+        raise ConfigurationError(f"the pattern {options.pattern!r} is not a regular expression: {error}") from error
+    except ValueError as error:
+        raise ConfigurationError(
+            f"workers do not try the pattern {printable(options.pattern, 100)!r}: {error}"
+        ) from error
+    return options.matcher or "glob"
+
+
+__all__ = ["Control", "Inspect"]

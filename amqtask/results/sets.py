@@ -1,0 +1,329 @@
+"""Several results at once: ResultSet, and GroupResult, the results of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+
+from amqtask import states
+from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
+from amqtask.ground.current import current_app
+from amqtask.ground.deadlines import cancel_all
+from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.results.join_guard import check_not_in_task
+
+if TYPE_CHECKING:
+    from amqtask.backends.contract import ResultBackend
+    from amqtask.protocol.result import ResultMessage
+
+
+class OneResult(Protocol):
+    """What several results need of one of them, an AsyncResult."""
+
+    id: str
+    ignored: bool
+    _final: ResultMessage | None
+    _revoke: Callable[..., None] | None
+
+    @property
+    def _store(self) -> ResultBackend:
+        """Raises: BackendNotConfigured."""
+
+    def _meta(self) -> ResultMessage:
+        """What is known of it now."""
+
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
+        """Raise the error of a task that failed, else return what is known."""
+
+    def _exception(self, final: ResultMessage) -> BaseException:
+        """The error of a task that failed."""
+
+    def _error_in_header(self) -> BaseException | None:
+        """Why the chord before this one failed, if it is known."""
+
+    @property
+    def revoke(self) -> Callable[..., None]:
+        """Tell all workers not to run it."""
+
+
+class ResultSet(WithOthersNames):
+    """Several results at once."""
+
+    def __init__(
+        self,
+        results: Iterable[Any] = (),
+        backend: ResultBackend | None = None,
+        *,
+        app: Any = None,
+        ready_barrier: Any = None,
+    ) -> None:
+        """`app` gives the store when `backend` does not; `ready_barrier` is accepted for Celery's sake."""
+        self.results: list[Any] = list(results)
+        self._backend = backend if backend is not None or app is None else app.backend
+
+    def add(self, result: Any) -> None:
+        """Add a result."""
+        if result not in self.results:
+            self.results.append(result)
+
+    def discard(self, result: Any) -> None:
+        """Remove a result, if it is there."""
+        if result in self.results:
+            self.results.remove(result)
+
+    def remove(self, result: Any) -> None:
+        """Remove a result. Raises: KeyError when it is not there."""
+        if result not in self.results:
+            raise KeyError(result)
+        self.results.remove(result)
+
+    def update(self, results: Iterable[Any]) -> None:
+        """Add the results that are not there yet."""
+        for result in results:
+            self.add(result)
+
+    def clear(self) -> None:
+        """Remove all results."""
+        self.results.clear()
+
+    def _flat(self) -> list[OneResult]:
+        flat: list[OneResult] = []
+        for result in self.results:
+            flat += result._flat() if isinstance(result, ResultSet) else [result]
+        return flat
+
+    def _by_id(self) -> dict[str, OneResult]:
+        return {result.id: result for result in self._flat()}
+
+    def _arriving(self, timeout: float | None) -> Iterator[OneResult]:
+        """Each member as it becomes ready (those that are first), in one pass over the store.
+
+        Raises: TimeoutError when the rest does not come within `timeout` seconds."""
+        waiting: dict[str, OneResult] = {}
+        for result in self._by_id().values():
+            if result._final is None and not result.ignored:
+                waiting[result.id] = result
+            else:
+                yield result
+        if waiting:
+            store = next(iter(waiting.values()))._store
+            for task_id, final in store.iter_ready(list(waiting), timeout=timeout):
+                waiting[task_id]._final = final
+                yield waiting[task_id]
+
+    def _look(self) -> None:
+        """Fetch all results that are ready now, with one question to the store."""
+        try:
+            for _ in self._arriving(0):
+                pass
+        except TimeoutError:
+            pass  # some are not ready: that is an answer
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        callback: Callable[[str, Any], Any] | None = None,
+        no_ack: bool = True,
+        on_message: Any = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: Any = None,
+    ) -> list[Any]:
+        """All values, in the order of the calls, within `timeout` seconds.
+
+        The first failure that comes is raised at once, unless `propagate` is False.
+        """
+        check_not_in_task(disable_sync_subtasks)
+        for result in self._arriving(timeout):
+            result.maybe_throw(propagate)
+        return [result.get(None, propagate, callback=callback, disable_sync_subtasks=False) for result in self.results]
+
+    join = get
+    join_native = get
+
+    async def aget(
+        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+    ) -> list[Any]:
+        """`await` all values; the first failure that comes is raised at once, unless `propagate` is False."""
+        tasks = [
+            asyncio.ensure_future(result.aget(timeout, propagate, disable_sync_subtasks=disable_sync_subtasks))
+            for result in self.results
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            await cancel_all(tasks)
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self.aget().__await__()
+
+    def iterate(self, timeout: float | None = None, propagate: bool = True) -> Iterator[Any]:
+        """Values as they come, all within `timeout` seconds."""
+        for result in self._arriving(timeout):
+            yield result.maybe_throw(propagate)
+
+    def iter_native(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, meta) as they come."""
+        for result in self._arriving(timeout):
+            yield result.id, result._meta().as_meta()
+
+    def ready(self) -> bool:
+        """Whether all tasks ended."""
+        self._look()
+        return all(result._final is not None for result in self._flat())
+
+    def successful(self) -> bool:
+        """Whether all tasks succeeded."""
+        return self.completed_count() == len(self._flat())
+
+    def failed(self) -> bool:
+        """Whether any task failed."""
+        self._look()
+        return any(result._final is not None and result._final.status == states.FAILURE for result in self._flat())
+
+    def waiting(self) -> bool:
+        """Whether any task has not ended."""
+        return not self.ready()
+
+    def completed_count(self) -> int:
+        """How many tasks succeeded."""
+        self._look()
+        flat = self._flat()
+        return sum(1 for result in flat if result._final is not None and result._final.status == states.SUCCESS)
+
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> None:
+        """Raise the error of a member that failed, if any has."""
+        self._look()
+        for result in self._flat():
+            result.maybe_throw(propagate, callback)
+
+    maybe_reraise = maybe_throw
+
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Revoke all, with one message; see AsyncResult.revoke."""
+        by_app: dict[Callable[..., None], list[str]] = {}
+        for result in self._flat():
+            if result._revoke is None:
+                result.revoke()
+            else:
+                by_app.setdefault(result._revoke, []).append(result.id)
+        for revoke, ids in by_app.items():
+            revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    def forget(self) -> None:
+        """Drop all results, here and in the store."""
+        for result in self.results:
+            result.forget()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.results[index]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: [{', '.join(map(str, self.results))}]>"
+
+
+class GroupResult(ResultSet):
+    """The results of a group, under the group's id."""
+
+    # The result that `as_tuple` described: set by amqtask.result, which stands above this module.
+    rebuilt: ClassVar[Callable[..., Any]]
+
+    def __init__(
+        self,
+        id: str | None = None,
+        results: Iterable[Any] | None = (),
+        backend: ResultBackend | None = None,
+        parent: Any = None,
+        *,
+        app: Any = None,
+    ) -> None:
+        super().__init__(results or (), backend, app=app)
+        self.id = id or str(uuid.uuid4())
+        self.parent = parent
+
+    def __eq__(self, other: object) -> bool:
+        """Groups with one id, the same members and parent are equal; a text is equal to the id."""
+        if isinstance(other, GroupResult):
+            return (self.id, self.results, self.parent) == (other.id, other.results, other.parent)
+        return self.id == other if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def first_error(self) -> BaseException | None:
+        """Of the members that are known to have failed by themselves, the first one's; one look at the store."""
+        self._look()
+        for result in self._flat():
+            if result._final is None or result._final.status not in states.PROPAGATE_STATES:
+                continue
+            error = result._exception(result._final)
+            cause = result._error_in_header() if isinstance(error, ChordError) else error
+            if cause is not None:
+                return cause
+        return None
+
+    def as_list(self) -> list[str]:
+        """Its id and those of its parents."""
+        return [self.id, *(self.parent.as_list() if self.parent else [])]
+
+    @property
+    def children(self) -> list[Any]:
+        """The members."""
+        return self.results
+
+    def save(self, backend: Any = None) -> None:
+        """Keep the members' ids in the result store (where the group has none, in the current application's), for
+        `GroupResult.restore`.
+
+        Raises: BackendNotConfigured when the store keeps no groups (`rpc://` does not: its results are for one process).
+        """
+        _group_store(backend or self._backend or current_app().backend).save_group(self.id, self.as_tuple())
+
+    def delete(self, backend: Any = None) -> None:
+        """Delete what `save` kept."""
+        _group_store(backend or self._backend or current_app().backend).delete_group(self.id)
+
+    @classmethod
+    def restore(cls, id: str, backend: Any = None, app: Any = None) -> GroupResult | None:
+        """The group that was saved under an id; None when there is none.
+
+        It is looked for in `backend`, else in that of `app`, else of the current app. Raises: BackendNotConfigured.
+        """
+        store = backend or (app or current_app()).backend
+        saved = _group_store(store).restore_group(id)
+        return None if saved is None else cast("GroupResult", cls.rebuilt(saved, store))
+
+    def as_tuple(self) -> Any:
+        """`((id, parent), [members])`, as Celery writes it."""
+        return (self.id, self.parent.as_tuple() if self.parent else None), [
+            result.as_tuple() for result in self.results
+        ]
+
+    __json__ = as_tuple
+
+    def __str__(self) -> str:
+        return self.id
+
+
+def _group_store(backend: Any) -> Any:
+    if backend is None or not hasattr(backend, "save_group"):
+        raise BackendNotConfigured(
+            "this result backend does not keep groups: rpc:// does not, the other result stores do (docs/results.md)"
+        )
+    return backend

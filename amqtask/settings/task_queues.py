@@ -1,0 +1,72 @@
+"""The settings `task_queues` and `task_default_exchange` in all their forms, as our entities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import ConfigurationError
+from amqtask.protocol.entities import Broadcast, Exchange, Queue, arguments
+
+if TYPE_CHECKING:
+    from amqtask.settings import Settings
+
+
+def default_exchange(conf: Settings) -> Exchange | None:
+    """The exchange of the default queue; None (the default exchange) when nothing is configured."""
+    name, exchange_type = conf.task_default_exchange, conf.task_default_exchange_type
+    if not name and exchange_type == "direct":
+        return None
+    return Exchange(name or conf.task_default_queue, type=exchange_type)
+
+
+def configured(queues: Any, default: Exchange | None) -> Iterator[Queue]:
+    """Queues from a list of Queue, names or kombu's queues, or from Celery's mapping of names.
+
+    Raises: ConfigurationError for anything else.
+    """
+    if queues is None:
+        return
+    if isinstance(queues, Mapping):
+        for name, options in queues.items():
+            yield _from_mapping(str(name), options or {}, default)
+        return
+    if isinstance(queues, (str, Queue)) or not isinstance(queues, Iterable):
+        queues = [queues]
+    for entry in queues:
+        if isinstance(entry, Queue):
+            yield entry
+        elif isinstance(entry, str):
+            yield Queue(entry, routing_key=entry)
+        else:
+            yield _from_entity(entry)
+
+
+def _from_mapping(name: str, options: Mapping[str, Any], default: Exchange | None) -> Queue:
+    """Celery's dictionary form: exchange, exchange_type, routing_key (or binding_key), queue_arguments."""
+    exchange = options.get("exchange")
+    if isinstance(exchange, str):
+        exchange = Exchange(exchange, type=str(options.get("exchange_type", "direct")))
+    key = options.get("routing_key") or options.get("binding_key") or name
+    queue_arguments = options.get("queue_arguments") or options.get("arguments")
+    return Queue(name, exchange=exchange or default, routing_key=str(key), arguments=arguments(queue_arguments))
+
+
+def _from_entity(entity: Any) -> Queue:
+    """A queue object of another library (kombu's) with the same attributes."""
+    try:
+        source = entity.exchange
+        exchange = Exchange(source.name, type=source.type, durable=source.durable) if source and source.name else None
+        if type(entity).__name__ == "Broadcast":
+            return Broadcast(entity.alias or entity.name, exchange=exchange)
+        return Queue(
+            entity.name,
+            exchange=exchange,
+            routing_key=entity.routing_key or entity.name,
+            durable=entity.durable,
+            exclusive=entity.exclusive,
+            auto_delete=entity.auto_delete,
+            arguments=arguments(dict(entity.queue_arguments or {})),
+        )
+    except AttributeError as error:
+        raise ConfigurationError(f"task_queues holds {entity!r}, which is no Queue: {error}") from error

@@ -1,0 +1,209 @@
+"""The plan of declarations: which arguments a queue gets, its dead-letter queue, and the order to declare in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
+
+QUORUM = "quorum"
+CLASSIC = "classic"
+
+# From more quorum queues on there is a warning: RabbitMQ 3.10 opens three files for each, and the usual limit is 1,024.
+MANY_QUORUM_QUEUES = 200
+
+# RabbitMQ 4 gives every quorum queue a delivery limit of 20; reading a dead-letter queue and requeuing the message
+# must never drop it. (-1, which means "no limit" in 4.x, is refused by 3.x.)
+_NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDefaults:
+    """The default arguments of a queue.
+
+    `delivery_limit` None leaves the limit to the broker; `max_priority` is for classic queues (quorum queues refuse it).
+    """
+
+    queue_type: str = QUORUM
+    delivery_limit: int | None = 5
+    dead_letter: bool = True
+    dead_letter_suffix: str = ".dead"
+    max_priority: int | None = None
+
+
+def work_queue(
+    name: str,
+    defaults: QueueDefaults,
+    *,
+    exchange: Exchange | None = None,
+    routing_key: str = "",
+    queue_arguments: Mapping[str, Any] | Arguments | None = None,
+    durable: bool = True,
+    exclusive: bool = False,
+    auto_delete: bool = False,
+    bindings: tuple[Binding, ...] = (),
+    broadcast: bool = False,
+) -> Queue:
+    """A queue with its own arguments, and the default ones where it has none; an argument that is None is left out."""
+    queue = Queue(
+        name=name,
+        exchange=exchange,
+        routing_key=routing_key,
+        durable=durable,
+        exclusive=exclusive,
+        auto_delete=auto_delete,
+        arguments=arguments(queue_arguments),
+        bindings=bindings,
+        broadcast=broadcast,
+    )
+    return with_defaults(queue, defaults)
+
+
+def with_defaults(queue: Queue, defaults: QueueDefaults) -> Queue:
+    """The same queue with default arguments where it has none of its own; exclusive ones are left as they are."""
+    if queue.broadcast or queue.exclusive or queue.auto_delete or not queue.durable or queue.passive:
+        return queue  # cannot be quorum; and dead letters of a temporary queue would never be read
+    argument_map = queue.argument_map
+    queue_type = argument_map.get("x-queue-type", defaults.queue_type)
+    merged = {**_default_arguments(queue.name, queue_type, argument_map, defaults), **argument_map}
+    return replace(queue, arguments=arguments({key: value for key, value in merged.items() if value is not None}))
+
+
+def _default_arguments(
+    name: str, queue_type: str, argument_map: Mapping[str, Any], defaults: QueueDefaults
+) -> dict[str, Any]:
+    default_arguments: dict[str, Any] = {"x-queue-type": queue_type}
+    if queue_type == QUORUM:
+        default_arguments["x-delivery-limit"] = defaults.delivery_limit
+    elif queue_type == CLASSIC:
+        default_arguments["x-max-priority"] = defaults.max_priority
+    else:  # streams have neither limits nor dead letters
+        return default_arguments
+    if defaults.dead_letter and "x-dead-letter-exchange" not in argument_map:
+        default_arguments["x-dead-letter-exchange"] = ""
+        default_arguments["x-dead-letter-routing-key"] = name + defaults.dead_letter_suffix
+        if queue_type == QUORUM and argument_map.get("x-overflow", "reject-publish") == "reject-publish":
+            # At-least-once requires reject-publish (rabbitmq.com/docs/quorum-queues, at-least-once dead-lettering).
+            default_arguments["x-overflow"] = "reject-publish"
+            default_arguments["x-dead-letter-strategy"] = "at-least-once"
+    return default_arguments
+
+
+def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
+    """The queue that takes this one's dead letters, if it is ours to declare (`<queue>.dead`)."""
+    argument_map = queue.argument_map
+    target = queue.name + defaults.dead_letter_suffix
+    if not defaults.dead_letter or argument_map.get("x-dead-letter-exchange") != "":
+        return None
+    if argument_map.get("x-dead-letter-routing-key") != target:
+        return None
+    queue_type = argument_map.get("x-queue-type", defaults.queue_type)
+    if queue_type != QUORUM:
+        return Queue(target, arguments=arguments({"x-queue-type": queue_type}))
+    return Queue(target, arguments=arguments({"x-queue-type": queue_type, "x-delivery-limit": _NO_LIMIT}))
+
+
+def too_many(queues: Iterable[Queue]) -> str:
+    """A warning about the cost of so many quorum queues; empty when they are not many."""
+    number = sum(queue.argument_map.get("x-queue-type") == QUORUM for queue in queues)
+    if number <= MANY_QUORUM_QUEUES:
+        return ""
+    return (
+        f"{number} quorum queues, dead-letter queues among them: each is a process with files of its own on every node "
+        "(three on RabbitMQ 3.10), and a node that runs out of files takes no connections. Look at its limit (`ulimit -n`), let "
+        "tasks share queues, or declare some as classic"
+    )
+
+
+def as_consumed(queue: Queue) -> Queue:
+    """The queue that a worker consumes: for a broadcast its own one, deleted with its connection; else the queue itself."""
+    if not queue.broadcast:
+        return queue
+    return replace(queue, name=f"bcast.{uuid4()}", exclusive=True, auto_delete=False, durable=False)
+
+
+def direct_queue(hostname: str) -> Queue:
+    """With `worker_direct`: the queue of one worker, `<node name>.dq2` on the exchange C.dq2, as Celery declares it."""
+    return Queue(f"{hostname}.dq2", exchange=Exchange("C.dq2"), routing_key=hostname)
+
+
+def declarations(queue: Queue, defaults: QueueDefaults) -> tuple[Declaration, ...]:
+    """All declarations of a queue, in an order in which they can be made: exchanges, dead-letter queue, queue, bindings."""
+    return tuple(dict.fromkeys(_in_order(queue, defaults)))
+
+
+def _in_order(queue: Queue, defaults: QueueDefaults) -> Iterator[Declaration]:
+    bindings = all_bindings(queue)
+    for binding in bindings:
+        if is_declarable(binding.source):
+            yield binding.source
+    if not queue.broadcast:  # each consumer of a broadcast declares its own queue
+        dead = dead_letter_queue(queue, defaults)
+        if dead is not None:
+            yield dead
+        yield replace(queue, bindings=())
+        yield from bindings
+
+
+def all_bindings(queue: Queue) -> tuple[Binding, ...]:
+    """The binding to the queue's own exchange, then the further ones; the default exchange needs none."""
+    exchange_binding: tuple[Binding, ...] = ()
+    if queue.exchange is not None and queue.exchange.name:
+        exchange_binding = (Binding(queue.exchange, queue.name, queue.routing_key),)
+    # A headers exchange is bound by its arguments: an explicit binding to it replaces the one without any.
+    if queue.exchange is not None and queue.exchange.type == "headers" and queue.bindings:
+        exchange_binding = ()
+    return tuple(dict.fromkeys((*exchange_binding, *(binding for binding in queue.bindings if binding.source.name))))
+
+
+def consumption(queue: Queue, dead_letter: Queue | None = None) -> tuple[Declaration, ...]:
+    """The declarations that a consumer of the queue needs, in an order in which they can be made."""
+    bindings = all_bindings(queue)
+    sources = dict.fromkeys(binding.source for binding in bindings if is_declarable(binding.source))
+    dead = (dead_letter,) if dead_letter is not None else ()
+    return (*sources, *dead, queue, *bindings)
+
+
+def is_declarable(exchange: Exchange) -> bool:
+    """Whether a client may declare it: the default exchange and the broker's `amq.…` exchanges exist always."""
+    return bool(exchange.name) and not exchange.name.startswith("amq.")
+
+
+# PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'jobs' in vhost '/': received the value 'quorum' of
+# type 'longstr' but current is the value 'classic' …  ("received none but current is …", "received 'true' but …")
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)'.*?received (?:the value )?(?P<declared>'[^']*'|none)"
+    r".*?but current is (?:the value )?(?P<existing>'[^']*'|none)",
+    re.DOTALL,
+)
+
+
+def describe_difference(declared: Queue | Exchange, error_text: str) -> str:
+    """One sentence for the operator: what exists, what was asked for, and that it is used as it is."""
+    entity_type = "exchange" if isinstance(declared, Exchange) else "queue"
+    match = _INEQUIVALENT.search(error_text)
+    if match is None:
+        return (
+            f"{entity_type} {declared.name!r} exists and differs from what was asked for ({error_text}); used as found"
+        )
+    existing_value, declared_value = (_value(match[group]) for group in ("existing", "declared"))
+    return (
+        f"{entity_type} {declared.name!r} exists with {match['argument']} {existing_value} where {declared_value} was asked for; "
+        f"used as found. To end this warning, ask for the same in task_queues, or delete the {entity_type} once it is empty"
+    )
+
+
+def first_difference(error_text: str) -> str | None:
+    """The difference in the broker's text, short: `x-queue-type is 'classic', wanted 'quorum'`; None for other texts."""
+    match = _INEQUIVALENT.search(error_text)
+    if match is None:
+        return None
+    return f"{match['argument']} is {_value(match['existing'])}, wanted {_value(match['declared'])}"
+
+
+def _value(text: str) -> str:
+    return "not set" if text == "none" else text

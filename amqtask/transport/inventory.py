@@ -1,0 +1,109 @@
+"""Check entities, or declare them, over AMQP, one after the other, for `amqtask topology`.
+
+AMQP 0-9-1 can ask whether a queue or exchange exists (a passive declare), and refuses a declaration with other arguments,
+naming the first one that differs. It cannot ask about bindings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pika.exceptions import ChannelClosedByBroker
+
+from amqtask.exceptions import OperationalError, QueueNotFound, TopologyMismatch
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.topology.compare import Finding
+from amqtask.topology.declarations import first_difference
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
+from amqtask.transport.names import entity_name
+
+NOT_ASKED = "AMQP has no question about bindings; --api asks the management plugin"
+
+
+def check(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
+    """Whether each entity exists as declared; nothing is created or changed."""
+    for entity in declarations:
+        if isinstance(entity, Binding):
+            yield Finding(entity, "unknown", NOT_ASKED)
+        else:
+            yield _check(admin, entity)
+
+
+def declare(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
+    """Declare each entity; an entity that exists with other arguments is left as it is."""
+    for entity in declarations:
+        if isinstance(entity, Binding):
+            yield _bind(admin, entity)
+            continue
+        finding = _check(admin, entity)
+        yield _create(admin, entity) if finding.status == "missing" else finding
+
+
+def _check(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+    """First a passive declare. Only an entity that exists is then declared, which changes nothing and tells what differs."""
+    try:
+        _send(admin, entity, passive=True)
+    except QueueNotFound:
+        return Finding(entity, "missing")
+    except OperationalError as error:
+        return Finding(entity, "refused", str(error))
+    return _compared(admin, entity)
+
+
+def _compared(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+    try:
+        _send(admin, entity, passive=False)
+    except TopologyMismatch as error:
+        return Finding(entity, "differs", str(error))
+    except OperationalError as error:
+        return Finding(entity, "unknown", f"it exists, but its arguments could not be compared: {error}")
+    return Finding(entity, "ok")
+
+
+def _create(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+    try:
+        _send(admin, entity, passive=False)
+    except (OperationalError, TopologyMismatch) as error:
+        return Finding(entity, "refused", str(error))
+    return Finding(entity, "created")
+
+
+def _bind(admin: QueueAdmin, binding: Binding) -> Finding:
+    try:
+        with admin.channel(binding.destination) as channel:
+            bind: Any = channel.exchange_bind if binding.to_exchange else channel.queue_bind
+            bind(binding.destination, binding.source.name, binding.routing_key, dict(binding.arguments))
+    except (OperationalError, QueueNotFound) as error:
+        return Finding(binding, "refused", str(error))
+    return Finding(binding, "ok")
+
+
+def _send(admin: QueueAdmin, entity: Queue | Exchange, *, passive: bool) -> None:
+    with admin.channel(entity.name) as channel:
+        try:
+            if isinstance(entity, Queue):
+                channel.queue_declare(
+                    entity.name,
+                    passive=passive,
+                    durable=entity.durable,
+                    exclusive=entity.exclusive,
+                    auto_delete=entity.auto_delete,
+                    arguments=entity.argument_map,
+                )
+            else:
+                channel.exchange_declare(
+                    entity.name,
+                    exchange_type=entity.type,
+                    passive=passive,
+                    durable=entity.durable,
+                    auto_delete=entity.auto_delete,
+                    arguments=dict(entity.arguments),
+                )
+        except ChannelClosedByBroker as error:
+            if error.reply_code == PRECONDITION_FAILED:
+                raise TopologyMismatch(first_difference(error.reply_text) or error.reply_text) from error
+            if error.reply_code in (NOT_FOUND, ACCESS_REFUSED):
+                raise
+            raise OperationalError(f"{entity_name(entity)}: {error.reply_text}") from error

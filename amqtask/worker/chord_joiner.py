@@ -1,0 +1,178 @@
+"""Chords that are joined in the broker: the worker that published the last part publishes the body, once, then deletes the queue.
+
+A part is confirmed before its worker looks at the queue. The member whose look finds the chord complete stays unanswered until
+the body is confirmed: when that worker dies before, the member is delivered again, and its new part causes a new look.
+
+A queue that is gone belongs to a chord that is over. A queue whose node is down comes back: its members stay unanswered, and
+their parts are published and looked at again until it does, or until it has been away for AWAY_SECONDS. Then the body fails, so
+that the caller gets an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import (
+    AccessRefused,
+    BackendUnreachable,
+    ChordError,
+    MessageError,
+    PublishError,
+    Unroutable,
+)
+from amqtask.execution.no_run import STORE_PAUSE
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.chord import Gathered, gather
+from amqtask.transport.contract import QueuePresence
+from amqtask.worker.follow_ups import ACCESS_REFUSED_SECONDS, Pauses, never_fits
+
+if TYPE_CHECKING:
+    from amqtask.execution.chords import Aftermath, Chords
+    from amqtask.protocol.chord import ChordPart
+    from amqtask.protocol.message import Delivery
+    from amqtask.transport.contract import Gatherer
+    from amqtask.worker.follow_ups import Following, OnDone
+
+logger = bounded_logger(__name__)
+
+AWAY_SECONDS = 60.0
+
+
+def _patience(error: PublishError) -> float:
+    """For how many seconds a part is published again. 0 when its queue is missing: the next look tells whether it is gone or
+    away."""
+    if isinstance(error, AccessRefused):
+        return ACCESS_REFUSED_SECONDS
+    return 0.0 if isinstance(error, Unroutable) or never_fits(error) else AWAY_SECONDS
+
+
+class Joins:
+    """Joins chords for one worker. `accept` are the content types of results."""
+
+    def __init__(self, gatherer: Gatherer, chords: Chords, accept: frozenset[str]) -> None:
+        self.gatherer = gatherer
+        self.chords = chords
+        self._accept = accept
+        self._away = 0
+
+    def waits(self, change: int, group_id: str) -> None:
+        """So many more members, or fewer, wait for a queue that is away. One log line, however many there are."""
+        if not self._away:
+            logger.warning("the parts of chord %s cannot be reached now; tried again, as others' if need be", group_id)
+        self._away += change
+
+    def add(self, part: ChordPart, following: Following, on_done: OnDone) -> None:
+        """Publish a part, and the chord's body if it was the last part. `on_done` is called when that is confirmed, or when
+        another worker has to publish the body."""
+        _Member(self, part, following, on_done).store()
+
+    def stop(self) -> None:
+        """Close the connection."""
+        self.gatherer.stop()
+
+    def read(self, deliveries: Sequence[Delivery]) -> Gathered:
+        """Raises: ContentDisallowed, Undecodable."""
+        return gather(
+            (
+                (
+                    delivery.body,
+                    delivery.properties.content_type,
+                    delivery.properties.content_encoding,
+                    delivery.properties.headers,
+                )
+                for delivery in deliveries
+            ),
+            self._accept,
+        )
+
+
+class _Member:
+    """One part: it is published, then the chord's queue is looked at."""
+
+    def __init__(self, joins: Joins, part: ChordPart, following: Following, on_done: OnDone) -> None:
+        self._joins = joins
+        self._part = part
+        self._following = following
+        self._on_done = on_done
+        self._pauses = Pauses()
+        self._is_stored = False
+        self._is_away = False
+
+    def store(self) -> None:
+        self._following.store(self._part.message, self._stored, on_kept=self._kept, patience=_patience)
+
+    def _kept(self) -> None:
+        self._on_done(False)
+
+    def _stored(self, error: PublishError | None) -> None:
+        if error is None:
+            self._is_stored = True
+            self._look()
+        elif isinstance(error, Unroutable):
+            self._look()
+        elif never_fits(error) and not self._part.is_broken:
+            logger.error("the part of task %s cannot be published, so its chord fails: %s", self._part.task_id, error)
+            self._part = self._joins.chords.broken(self._part, error)
+            self.store()
+        else:
+            self._give_up(f"a part cannot be published: {error}")
+
+    def _look(self) -> None:
+        part = self._part
+        self._joins.gatherer.gather(part.queue, part.size, take=self._take, on_done=self._looked)
+
+    def _looked(self, presence: QueuePresence) -> None:
+        is_dealt_with = presence is QueuePresence.GONE or (presence is QueuePresence.THERE and self._is_stored)
+        if not (is_dealt_with or self._following.is_stopping() or self._pauses.waited >= AWAY_SECONDS):
+            self._set_away(True)
+            self._following.later(self._pauses.next(), self._look if self._is_stored else self.store)
+            return
+        self._set_away(False)
+        if is_dealt_with or self._following.is_stopping():
+            self._on_done(is_dealt_with)
+        else:
+            self._give_up("its parts are in a queue that cannot be reached")
+
+    def _set_away(self, is_away: bool) -> None:
+        if is_away != self._is_away:
+            self._is_away = is_away
+            self._joins.waits(1 if is_away else -1, self._part.group_id)
+
+    # -- the body
+
+    def _take(self, deliveries: Sequence[Delivery], finished: OnDone) -> bool:
+        """Publish the body if all parts have come."""
+        part, chords = self._part, self._joins.chords
+        try:
+            gathered = self._joins.read(deliveries)
+            if not gathered.is_complete(part.size):
+                return False
+            parts = gathered.in_order()
+        except MessageError as error:  # reading it again cannot help
+            unreadable = ChordError(f"a part of chord {part.group_id} is unreadable: {error}")
+            self._end(lambda: chords.failed(part.body, unreadable), finished)
+        else:
+            self._end(lambda: chords.joined(part.body, part.group_id, parts, part.task_id), finished)
+        return True
+
+    def _give_up(self, reason: str) -> None:
+        error = ChordError(f"chord {self._part.group_id} fails: {reason}")
+        logger.error("%s", error)
+        self._end(lambda: self._joins.chords.failed(self._part.body, error), self._on_done)
+
+    def _end(self, make: Callable[[], Aftermath], on_done: OnDone) -> None:
+        try:
+            after = make()
+        except BackendUnreachable as error:
+            logger.warning("the body of chord %s waits for the result store: %s", self._part.group_id, error)
+            if self._following.is_stopping():
+                on_done(False)
+            else:
+                self._following.later(STORE_PAUSE, lambda: self._end(make, on_done))
+            return
+        self._following.follow(after.publish, after.parts, None, on_done, error_from=_callback_error)
+
+
+def _callback_error(error: PublishError) -> ChordError:
+    return ChordError(f"Callback error: {error!r}")

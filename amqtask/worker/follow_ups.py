@@ -1,0 +1,358 @@
+"""Following: publishes the follow-ups of a task until the broker has them, or ends those that the broker will never take.
+
+Some errors pass: a nack (a full queue, no majority of its nodes), an alarm, a broker that is away. The message is published
+again until it is taken; the delivery that it follows from stays unanswered meanwhile, and its task is not run again. A missing
+queue, exchange or right may be mended by an operator: such an error is final after some seconds. A message that AMQP cannot
+encode, or that is too large, fails at once.
+
+A follow-up that cannot be published ends like a task that is refused: FAILURE with the reason is stored, its errbacks are called,
+and the signatures that wait for it (the rest of its chain, its chord) fail with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from amqtask.exceptions import (
+    AccessRefused,
+    BrokerUnreachable,
+    ConnectionBlocked,
+    MessageRefused,
+    PublishRefused,
+    PublishTimeout,
+    Unroutable,
+)
+from amqtask.execution.request import Request
+from amqtask.ground.printable import bounded_logger
+from amqtask.worker.readers import Readers
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import PublishError
+    from amqtask.pool import Loop
+    from amqtask.protocol.chord import ChordPart
+    from amqtask.protocol.message import Message
+    from amqtask.transport.contract import LoopPublisher
+    from amqtask.worker.setup import Endings
+
+logger = bounded_logger(__name__)
+
+# True: dealt with. False: not confirmed before the worker stops, so the delivery that it follows from must stay with the broker.
+OnDone: TypeAlias = Callable[[bool], None]
+Patience: TypeAlias = Callable[["PublishError"], float]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+NEVER = float("inf")
+_ELSEWHERE = (PublishRefused, ConnectionBlocked, PublishTimeout, BrokerUnreachable, Unroutable)
+# Seconds for errors that an operator may be mending.
+UNROUTABLE_SECONDS, ACCESS_REFUSED_SECONDS = 5.0, 30.0
+# A caller whose full queue refuses results must not hold up a worker for ever (seconds).
+RESULT_SECONDS = 60.0
+
+
+def patience(error: PublishError) -> float:
+    """For how many seconds a follow-up is published again."""
+    if never_fits(error):
+        return 0.0
+    if isinstance(error, Unroutable):
+        return UNROUTABLE_SECONDS
+    return ACCESS_REFUSED_SECONDS if isinstance(error, AccessRefused) else NEVER
+
+
+def patience_with_results(error: PublishError) -> float:
+    """For how many seconds a result is published again."""
+    return min(patience(error), RESULT_SECONDS)
+
+
+def never_fits(error: PublishError) -> bool:
+    """Whether the message itself is the reason, so that publishing it again can never help."""
+    return isinstance(error, MessageRefused) or not isinstance(error, _ELSEWHERE)
+
+
+def _itself(error: PublishError) -> Exception:
+    return error
+
+
+class Following:
+    """Publishes follow-ups for one worker. `add_part(part, on_done)` deals with parts of chords; `is_stopping` ends retries."""
+
+    def __init__(
+        self,
+        publisher: LoopPublisher,
+        loop: Loop,
+        endings: Endings,
+        *,
+        add_part: Callable[[ChordPart, OnDone], None],
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self.publisher = publisher
+        self.endings = endings
+        self.add_part = add_part
+        self.is_stopping = is_stopping
+        # How many messages were refused for now and are published again.
+        self.held = 0
+        self._loop = loop
+        self.readers = Readers(publisher, self._store_result)
+
+    def follow(
+        self,
+        publish: Sequence[Message],
+        parts: Sequence[ChordPart],
+        result: Message | None,
+        on_done: OnDone,
+        *,
+        request: Request | None = None,
+        on_failed: Callable[[Message, PublishError], None] | None = None,
+        error_from: Callable[[PublishError], Exception] = _itself,
+        is_final: bool = True,
+    ) -> None:
+        """Publish all these messages; `on_done` is called when all of them are dealt with.
+
+        `request` is the request that they follow from, `is_final` tells whether `result` is its last result. `on_failed` is
+        called with follow-ups that will never be published; their result is the error that `error_from` makes of the broker's."""
+        _Follow(self, on_done, request, on_failed, error_from).start(publish, parts, result, is_final=is_final)
+
+    def result_refused(
+        self, result: Message, error: PublishError, on_done: OnDone, *, request: Request, is_final: bool
+    ) -> None:
+        """Like `follow`, for a result that has just been refused."""
+        _Follow(self, on_done, request, None, _itself).result_refused(result, error, is_final=is_final)
+
+    def store(
+        self,
+        message: Message,
+        on_end: Callable[[PublishError | None], None],
+        *,
+        on_kept: Callable[[], None],
+        patience: Patience = patience,
+    ) -> None:
+        """Publish one message, for as long as `patience` says of an error; `on_kept` comes in place of `on_end` when the worker
+        stops first."""
+        _Attempts(self, message, on_end, on_kept, patience).start()
+
+    def _store_result(
+        self, result: Message, on_end: Callable[[PublishError | None], None], on_kept: Callable[[], None]
+    ) -> None:
+        self.store(result, on_end, on_kept=on_kept, patience=patience_with_results)
+
+    def retry(
+        self,
+        message: Message,
+        error: PublishError,
+        on_end: Callable[[PublishError | None], None],
+        *,
+        on_kept: Callable[[], None],
+        patience: Patience = patience,
+    ) -> None:
+        """Like `store`, for a message that has just been refused."""
+        _Attempts(self, message, on_end, on_kept, patience).refused(error)
+
+    def holds(self, change: int) -> None:
+        """So many more messages are refused for now, or fewer."""
+        self.held += change
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call `callback` after a pause."""
+        self._loop.call_later(seconds, callback)
+
+
+class Pauses:
+    """Pauses that double from FIRST_PAUSE to LONGEST_PAUSE seconds; `waited` is their sum."""
+
+    __slots__ = ("_next", "waited")
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        self._next = FIRST_PAUSE
+
+    def next(self) -> float:
+        """The next pause, in seconds."""
+        pause, self._next = self._next, min(2 * self._next, LONGEST_PAUSE)
+        self.waited += pause
+        return pause
+
+
+class _Attempts:
+    """One message that is published until the broker has it."""
+
+    __slots__ = ("_following", "_is_held", "_message", "_on_end", "_on_kept", "_patience", "_pauses")
+
+    def __init__(
+        self,
+        following: Following,
+        message: Message,
+        on_end: Callable[[PublishError | None], None],
+        on_kept: Callable[[], None],
+        patience: Patience,
+    ) -> None:
+        self._following = following
+        self._message = message
+        self._on_end = on_end
+        self._on_kept = on_kept
+        self._patience = patience
+        self._pauses = Pauses()
+        self._is_held = False
+
+    def start(self) -> None:
+        self._following.publisher.publish(self._message, self._published)
+
+    def _published(self, error: PublishError | None) -> None:
+        if error is None:
+            self._let_go()
+            self._on_end(None)
+        else:
+            self.refused(error)
+
+    def refused(self, error: PublishError) -> None:
+        if self._pauses.waited >= self._patience(error):
+            self._let_go()
+            self._on_end(error)
+        elif self._following.is_stopping() and self._pauses.waited >= LONGEST_PAUSE:
+            self._let_go()
+            self._on_kept()
+        else:
+            self._hold(error)
+            self._following.later(self._pauses.next(), self.start)
+
+    def _hold(self, error: PublishError) -> None:
+        if self._is_held:
+            return
+        self._is_held = True
+        self._following.holds(1)
+        if self._following.held == 1:  # one line, however many there are
+            logger.warning("a message is refused for now, and published again until it is taken: %s", error)
+
+    def _let_go(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._following.holds(-1)
+
+
+class _Follow:
+    """The follow-ups, parts and result of one task, until all of them are dealt with."""
+
+    __slots__ = ("_error_from", "_following", "_is_kept", "_on_done", "_on_failed", "_request", "_unfinished")
+
+    def __init__(
+        self,
+        following: Following,
+        on_done: OnDone,
+        request: Request | None,
+        on_failed: Callable[[Message, PublishError], None] | None,
+        error_from: Callable[[PublishError], Exception],
+    ) -> None:
+        self._following = following
+        self._on_done = on_done
+        self._request = request
+        self._on_failed = on_failed
+        self._error_from = error_from
+        self._unfinished = 0
+        self._is_kept = False
+
+    def start(
+        self, publish: Sequence[Message], parts: Sequence[ChordPart], result: Message | None, *, is_final: bool
+    ) -> None:
+        self._unfinished = 1 + len(publish) + len(parts) + (result is not None)
+        publisher = self._following.publisher
+        for message in publish:
+            publisher.publish(message, partial(self._published, message))
+        for part in parts:
+            self._following.add_part(part, self._one_done)
+        if result is not None:
+            publisher.publish(result, partial(self._result_published, result, is_final))
+        self._one_done(True)
+
+    def result_refused(self, result: Message, error: PublishError, *, is_final: bool) -> None:
+        self._unfinished = 1
+        self._result_published(result, is_final, error)
+
+    def _one_done(self, is_dealt_with: bool) -> None:
+        if not is_dealt_with:
+            self._is_kept = True
+        self._unfinished -= 1
+        if not self._unfinished:
+            self._on_done(not self._is_kept)
+
+    def _keep(self) -> None:
+        self._one_done(False)
+
+    # -- tasks
+
+    def _published(self, message: Message, error: PublishError | None) -> None:
+        if error is None:
+            self._one_done(True)
+        elif "task" not in message.properties.headers:
+            self._result_published(message, False, error)
+        else:
+            self._following.retry(message, error, partial(self._ended, message), on_kept=self._keep)
+
+    def _ended(self, message: Message, error: PublishError | None) -> None:
+        if error is None:
+            self._one_done(True)
+            return
+        request = follow_up_request(message)
+        logger.error(
+            "Task %s[%s] cannot be published and fails: %s%s",
+            request.task, request.id, error, self._origin(),
+            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+        )  # fmt: skip
+        if self._on_failed is not None:
+            self._on_failed(message, error)
+        fate = self._following.endings.refused(request, self._error_from(error))
+        self._following.follow(fate.publish, fate.parts, fate.result, self._one_done, request=request)
+
+    def _origin(self) -> str:
+        request = self._request
+        return "" if request is None else f" (it follows from task {request.task}[{request.id}])"
+
+    # -- results
+
+    def _result_published(self, result: Message, is_final: bool, error: PublishError | None) -> None:
+        if error is None:
+            self._one_done(True)
+            return
+        if isinstance(error, Unroutable) and not result.exchange:
+            self._following.readers.returned(result, partial(self._one_done, True))
+            return
+        self._following.retry(
+            result, error, partial(self._result_ended, is_final),
+            on_kept=self._keep, patience=patience_with_results,
+        )  # fmt: skip
+
+    def _result_ended(self, is_final: bool, error: PublishError | None) -> None:
+        request = self._request
+        if error is not None and request is not None:
+            logger.error("The result of task %s[%s] cannot be published: %s", request.task, request.id, error)
+            if is_final and never_fits(error):
+                # The caller gets the reason as the result.
+                refusal_result = self._following.endings.refused(request, error).result
+                if refusal_result is not None:
+                    self._unfinished += 1
+                    self._following.publisher.publish(
+                        refusal_result, partial(self._result_published, refusal_result, False)
+                    )
+        elif error is not None:
+            logger.error("a result cannot be published: %s", error)
+        self._one_done(True)
+
+
+def follow_up_request(message: Message) -> Request:
+    """The request of a message that was not published, to end it like a refused task."""
+    properties = message.properties
+    headers = properties.headers
+    return Request(
+        number=0,
+        id=headers["id"],
+        task=headers["task"],
+        headers=headers,
+        body=message.body,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        queue=message.routing_key,
+        priority=properties.priority,
+    )

@@ -1,0 +1,211 @@
+"""Changes to a running worker, and questions about it: for remote control, and for the services on its loop.
+
+All of it is called on the worker's loop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.ground.printable import bounded_logger
+from amqtask.pool import restarter_of
+from amqtask.worker.intake import NEVER
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+    from amqtask.pool import Running
+    from amqtask.protocol.entities import Queue
+    from amqtask.worker.revoked import Stamp
+    from amqtask.worker.worker import Worker
+
+logger = bounded_logger("amqtask.worker")
+
+
+class Terminated(NamedTuple):
+    """Which requests were ended, and which run on because the pool cannot end them (or because they had just ended)."""
+
+    ended: list[Request]
+    going_on: list[Request]
+
+
+class Orders:
+    """Changes to one worker, and questions about it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    # -- changes
+
+    def revoke(self, task_ids: Iterable[str]) -> list[Request]:
+        """Revoke these tasks. Returns the requests that waited here and will not run."""
+        self._worker.revoked.add(task_ids, time.time())
+        return self._stop_waiting()
+
+    def revoke_stamps(self, stamps: Iterable[Stamp]) -> list[Request]:
+        """Revoke all tasks that carry one of these stamps. Returns like `revoke`."""
+        self._worker.revoked.add_stamps(stamps, time.time())
+        return self._stop_waiting()
+
+    def learn_revoked(self, ids: Mapping[str, float], stamps: Mapping[Stamp, float]) -> None:
+        """Take over the revoked ids and stamps of another worker, each with the time of its revoke."""
+        self._worker.revoked.merge(ids, stamps, time.time())
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> list[Request]:
+        worker = self._worker
+        worker.steps.look()
+        covers = worker.revoked.covers
+        stopped = [request for request in self.waiting() if covers(request.id, request.headers)]
+        worker.dispatcher.watched.update((request.number, NEVER) for request in stopped)
+        worker.wake()
+        return stopped
+
+    def terminate(self, matches: Callable[[Request], bool], signum: int | None = None) -> Terminated:
+        """End the running requests that match; prefork sends this signal (default TERM), and KILL after a second."""
+        worker = self._worker
+        matching, ended = [request for request in self.running() if matches(request)], []
+        for request in matching:
+            worker.report.terminating(request, signum or signal.SIGTERM)
+            if worker.pool.terminate(request.number, "terminated", signum):
+                ended.append(request)
+                worker.report.revoked(request, terminated=True, signum=signum or signal.SIGTERM)
+        worker.wake()
+        return Terminated(ended, [request for request in matching if request not in ended])
+
+    def set_rate_limit(self, task_name: str, limit: str | float | None) -> None:
+        """Raises: NotRegistered, ConfigurationError."""
+        self._check_registered(task_name)
+        self._worker.throttle.set_rate(task_name, limit)
+        self._worker.steps.look()
+        self._worker.wake()
+
+    def set_time_limits(self, task_name: str, *, soft: float | None, hard: float | None) -> None:
+        """For requests received from now on. Raises: NotRegistered, ConfigurationError."""
+        self._check_registered(task_name)
+        for name, value in (("soft", soft), ("hard", hard)):
+            if value is not None and name not in self._worker.pool.limits:
+                raise ConfigurationError(f"the {self._worker.pool.name} pool has no {name} time limits")
+        strategy = self._worker.strategies[task_name]
+        strategy.soft_limit, strategy.hard_limit = soft, hard
+        self._worker.steps.look(limits_changed=True)
+
+    def resize(self, slots: int) -> int:
+        """Change the number of slots (at least one); the prefetch windows follow. Returns the number."""
+        worker, slots = self._worker, max(1, slots)
+        worker.pool.resize(slots)
+        worker.windows.resize(slots)
+        worker.wake()
+        return slots
+
+    def scale(self, slots: int) -> None:
+        """Change the number of slots, but not the windows (autoscale: they are sized for its maximum)."""
+        self._worker.pool.resize(slots)
+        self._worker.wake()
+
+    def restart_pool(self, reload: Callable[[], set[str]]) -> None:
+        """Import what `reload` imports (it returns the names of tasks that changed), then replace the pool's processes.
+
+        Raises: ConfigurationError where there are no processes, or when a module cannot be imported.
+        """
+        worker = self._worker
+        restart = restarter_of(worker.pool)
+        if restart is None:
+            raise ConfigurationError(f"the {worker.pool.name} pool has no processes to replace; restart the worker")
+        for name in reload():
+            worker.strategies.forget(name)
+        restart()
+        worker.wake()
+
+    def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
+        """Consume one more queue, unless it is consumed already."""
+        if queue.name not in self._worker.windows.by_queue:
+            self._worker.lifecycle.consume(queue, dead_letter)
+
+    def cancel(self, queue: str) -> bool:
+        """Take no more deliveries from a queue; those that are here still run. False: it was not consumed."""
+        if queue not in self._worker.windows.by_queue:
+            return False
+        self._worker.consumer.cancel_queue(queue)
+        self._worker.windows.remove(queue)
+        return True
+
+    def shut_down(self) -> None:
+        """Shut down warmly, as TERM does."""
+        self._worker.lifecycle.shutdown.warm("remote control")
+
+    def _check_registered(self, task_name: str) -> None:
+        strategy = self._worker.strategies[task_name]
+        if strategy.task is None:
+            raise NotRegistered(strategy.problem)
+
+    # -- questions
+
+    def running(self) -> list[Request]:
+        """All requests that the pool has, also those that have not begun."""
+        return list(self._worker.dispatcher.running.values())
+
+    def active(self) -> list[Request]:
+        """The requests that have begun."""
+        return [request for request in self.running() if self.find(request) is not None]
+
+    def reserved(self) -> list[Request]:
+        """The requests that are here and have not begun."""
+        active = {request.number for request in self.active()}
+        return [request for request in (*self._worker.dispatcher, *self.running()) if request.number not in active]
+
+    def waiting(self) -> list[Request]:
+        return [*self._worker.dispatcher, *self._worker.intake.soon]
+
+    def soon(self) -> list[Request]:
+        """The requests that wait here for an ETA that is near."""
+        return self._worker.intake.soon
+
+    @property
+    def backlog(self) -> int:
+        """How many tasks this worker could run now with enough slots."""
+        return len(self._worker.dispatcher.running) + self._worker.dispatcher.waiting
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers about the worker itself (the panel adds the process's)."""
+        worker = self._worker
+        totals = {name: strategy.count for name, strategy in worker.strategies.items() if strategy.count}
+        return {
+            "total": totals,
+            "pool": {**self._pool_defaults(), **worker.pool.stats()},
+            "prefetch_count": sum(window.current for window in worker.windows.by_queue.values()),
+            "prefetch": {queue: window.current for queue, window in worker.windows.by_queue.items()},
+            "waiting": worker.dispatcher.waiting,
+            "unconfirmed": worker.publisher.outstanding,
+        }
+
+    def _pool_defaults(self) -> dict[str, Any]:
+        """Numbers that Celery's tools expect of every pool."""
+        worker = self._worker
+        return {
+            "implementation": worker.pool.name,
+            "max-concurrency": worker.pool.slots,
+            "processes": [os.getpid()],
+            "max-tasks-per-child": "N/A",
+            "put-guarded-by-semaphore": False,
+            "timeouts": [worker.setup.soft_time_limit or 0, worker.setup.time_limit or 0],
+            "writes": "N/A",
+        }
+
+    def start_of(self, request: Request) -> float | None:
+        """The Unix time at which the request began; exact to half a second where the pool does not record it."""
+        running = self.find(request)
+        if running is not None and running.since is not None:
+            return time.time() - (time.monotonic() - running.since)
+        lifecycle = self._worker.lifecycle
+        if request.number not in lifecycle.running_since:
+            lifecycle.note_starts()
+        return lifecycle.running_since.get(request.number)
+
+    def find(self, request: Request) -> Running | None:
+        """Where the request runs; None if it has not begun."""
+        return self._worker.pool.find(request.number)

@@ -1,0 +1,76 @@
+"""Copies of a received message that are published again: to the dead-letter queue, or to be delayed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from amqtask.ground.printable import printable
+from amqtask.protocol.message import Message, Properties, strip_transit_headers
+from amqtask.worker.header_limits import fitted
+
+if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+    from amqtask.protocol.message import PropertiesLike
+
+# The copy would be routed by these headers, too (https://www.rabbitmq.com/docs/sender-selected).
+_NOT_COPIED = frozenset({"CC", "BCC"})
+# Characters of a dead letter's reason and exception.
+_LONGEST_REASON, _LONGEST_EXCEPTION = 1000, 4000
+
+
+def copied_headers(properties: PropertiesLike) -> dict[str, Any]:
+    """The headers for a copy of a message, without those that the broker or a delay added."""
+    headers = strip_transit_headers(properties.headers or {})
+    return {name: value for name, value in headers.items() if name not in _NOT_COPIED}
+
+
+def copied_properties(properties: PropertiesLike, headers: dict[str, Any] | None = None) -> Properties:
+    """The properties for a copy of a message, with these headers or its own.
+
+    `expiration` is left out (its time in the work queue is over; `expires` in the headers still counts), and so
+    is `user_id`, which the broker lets only that user's connections send.
+    """
+    return Properties(
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        headers=copied_headers(properties) if headers is None else headers,
+        delivery_mode=2,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        type=properties.type,
+        app_id=properties.app_id,
+    )
+
+
+def back_to_its_queue(request: Request) -> Message:
+    """The same message to the same queue, through the default exchange: that works whatever exchange the queue is bound to."""
+    delivery = request.delivery
+    return Message(delivery.body, copied_properties(delivery.properties), exchange="", routing_key=request.queue)
+
+
+def dead_letter(request: Request, *, to: str, reason: str, exception: str, hostname: str, died_at: str) -> Message:
+    """The copy for the dead-letter queue; its headers say why, where, when and after how many attempts.
+
+    The body is complete. Headers that do not fit, or that cannot be encoded again, are shortened.
+    """
+    delivery = request.delivery
+    headers = fitted(copied_headers(delivery.properties))
+    headers |= {
+        "x-amqtask-reason": printable(reason, _LONGEST_REASON),
+        "x-amqtask-exception": printable(exception, _LONGEST_EXCEPTION),
+        "x-amqtask-host": hostname,
+        "x-amqtask-attempts": request.attempts + 1,
+        "x-amqtask-queue": request.queue,
+        "x-amqtask-died-at": died_at,
+    }
+    return Message(delivery.body, copied_properties(delivery.properties, headers), exchange="", routing_key=to)
+
+
+def bare_dead_letter(dead: Message) -> Message:
+    """The same dead letter with only the reason in its headers, for a broker that refuses the others."""
+    headers = {name: value for name, value in dead.properties.headers.items() if name.startswith("x-amqtask-")}
+    properties = Properties(content_type=dead.properties.content_type, headers=headers)
+    return Message(dead.body, properties, dead.exchange, dead.routing_key, dead.declare)
