@@ -1,1 +1,1 @@
-"""What rides on a worker's loop and can be taken away."""
+"""Services on a worker's loop; the worker runs without them, too."""

@@ -1,4 +1,4 @@
-"""What the panel's answers look like: Celery's dictionaries of tasks, queues, tasks' options and resources.
+"""The form of the panel's answers: Celery's dictionaries of tasks, queues, tasks' options and resources.
 
 Sources: celery/worker/request.py (`info`), kombu's Queue.as_dict, celery/worker/worker.py (`rusage`).
 """
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import Delivery
     from amqtask.services.command_context import Control
 
-# What `registered` tells of each task when it is asked for nothing else.
+# The options of each task in the answer to `registered`, by default.
 TASK_FIELDS = ("exchange", "routing_key", "rate_limit")
 RUSAGE = (
     "utime", "stime", "maxrss", "ixrss", "idrss", "isrss", "minflt", "majflt", "nswap", "inblock", "oublock",
     "msgsnd", "msgrcv", "nsignals", "nvcsw", "nivcsw",
 )  # fmt: skip
-# Larger bodies (bytes) are not decoded for a question: the worker's loop waits meanwhile.
+# Larger bodies (bytes) are not decoded for an answer: the worker's loop would wait meanwhile.
 LARGE = 64 * 1024
-# Nothing is unpickled for a question.
+# Pickled bodies are not decoded for an answer.
 _PLAIN = frozenset({"application/json", "application/x-msgpack", "application/x-yaml"})
 
 
 def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, Any]:
-    """One task that is here. `safe`: its arguments as the text that came with the message."""
+    """One task in this worker. `safe`: its arguments as the text that came with the message."""
     running = control.orders.find(request)
     args, kwargs = _arguments(control, request, safe=safe)
     return {
@@ -58,7 +58,7 @@ def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, An
 
 
 def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, Any]:
-    """The arguments; or their text, if its sender chose another one than Python's (to hide something, as a rule)."""
+    """The arguments; or their text, if the sender chose another text than Python's repr (usually to hide a value)."""
     headers = request.headers
     sent_reprs = headers.get("argsrepr"), headers.get("kwargsrepr")
     if sent_reprs != (None, None) and (safe or len(request.body) > LARGE):
@@ -79,21 +79,21 @@ def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, 
 
 
 def _plain(text: Any) -> str:
-    """JSON makes lists of tuples."""
+    """The text with lists for tuples, because JSON makes lists of tuples."""
     return str(text).replace("(", "[").replace(")", "]").replace(",]", "]")
 
 
 def scheduled_info(control: Control, request: Request) -> dict[str, Any]:
-    """One task that waits here for its time."""
+    """One task that waits here for its ETA."""
     return {
         "eta": request.headers.get("eta"),
-        "priority": 6,  # Celery's timers have one; this is the one of its ETA tasks
+        "priority": 6,  # the priority of ETA tasks among Celery's timers
         "request": task_info(control, request, safe=False),
     }
 
 
 def delayed_info(control: Control, delivery: Delivery, due: float) -> dict[str, Any]:
-    """One task that this worker holds for the broker until its time."""
+    """One delayed message that this worker holds until it is due."""
     request = bare_request(delivery, 0)
     headers = request.headers
     request.exchange = str(headers.get(TO_HEADER) or "")
@@ -148,13 +148,13 @@ def _seconds(milliseconds: Any) -> float | None:
 
 
 def registered_info(name: str, task: Any, fields: Any) -> str:
-    """`name [attribute=value …]`, as far as the task has them; private attributes are not told."""
+    """`name [attribute=value …]` with the attributes that the task has; without private ones."""
     names = [field for field in fields or TASK_FIELDS if isinstance(field, str) and not field.startswith("_")]
     values = [f"{field}={getattr(task, field)}" for field in names if getattr(task, field, None) is not None]
     return f"{name} [{' '.join(values)}]" if values else name
 
 
 def rusage() -> Mapping[str, float]:
-    """What the main process has used (getrusage(2))."""
+    """The resource usage of the main process (getrusage(2))."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {name: getattr(used, f"ru_{name}") for name in RUSAGE}

@@ -19,10 +19,10 @@ _PLACE = ("queue", "exchange", "exchange_type", "routing_key")
 
 
 def asked_queue(arguments: Mapping[str, Any], defaults: QueueDefaults) -> Queue | str:
-    """The queue as it is described; its name alone if nothing else is said of it.
+    """The queue by its description; only its name if there is no more in it.
 
     Options: `durable`, `exclusive`, `auto_delete`, `queue_arguments` (the broker's). Raises: ConfigurationError for
-    another one, for an unknown exchange type, and without a name.
+    another option, for an unknown exchange type, and without a name.
     """
     name = arguments.get("queue")
     if not name or not isinstance(name, str):

@@ -1,4 +1,4 @@
-"""Autoscale: the pool grows with what this worker could run at once, and shrinks when slots have been idle a while."""
+"""Autoscale: the pool grows with the number of tasks that could run at once, and shrinks when slots were idle for a while."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.worker")
 
 CHECK_SECONDS = 1.0
-# How long slots must have been idle before they are taken away (Celery's AUTOSCALE_KEEPALIVE).
+# Seconds that slots must have been idle before they are removed (Celery's AUTOSCALE_KEEPALIVE).
 KEEP_SECONDS = 30.0
 
 
 class Autoscale:
-    """Between `least` and `most` slots.
+    """Keeps the pool between `min_slots` and `max_slots`.
 
-    The prefetch windows are sized for `most`, so what runs and waits here says how many slots there is work for:
+    The prefetch windows are sized for `max_slots`, so the requests that run and wait here tell how many slots have work:
     growing is immediate and to exactly that many, shrinking waits until the need has been lower for `keep` seconds.
     """
 
@@ -57,7 +57,7 @@ class Autoscale:
         self._ticker.stop()
 
     def check(self) -> None:
-        """Look once."""
+        """Compare need and slots once."""
         slots = self._worker.pool.slots
         needed = min(self.max_slots, max(self.min_slots, self._orders.backlog))
         now = self._clock()
@@ -70,7 +70,7 @@ class Autoscale:
             self._scale(slots, needed)
 
     def set_bounds(self, max_slots: int | None, min_slots: int | None) -> tuple[int, int]:
-        """By remote control. Returns (max_slots, min_slots)."""
+        """Change the bounds, by remote control. Returns (max_slots, min_slots)."""
         self.max_slots = max(1, max_slots if max_slots is not None else self.max_slots)
         self.min_slots = max(1, min(self.max_slots, min_slots if min_slots is not None else self.min_slots))
         self._worker.windows.resize(self.max_slots)

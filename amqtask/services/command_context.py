@@ -1,4 +1,4 @@
-"""Control: what a worker's remote commands work on."""
+"""Control: the object that a worker's remote commands work on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Control:
-    """What commands work on. `settings()` is the app's configuration; `make_queue` builds one for `add_consumer`,
-    `report()` is the text for a bug report, `accept` what may be decoded, `reload` imports modules
-    (again, if told so) and says which tasks changed; None: the pool must not be restarted.
+    """The worker and its parts, for commands. `settings()` is the app's configuration; `make_queue` makes a queue for
+    `add_consumer`, `report()` is the text for a bug report, `accept` has the content types that may be decoded,
+    `reload(modules, again)` imports modules and returns the names of tasks that changed; None: the pool must not be restarted.
     """
 
     worker: Worker
@@ -33,7 +33,7 @@ class Control:
     make_queue: Callable[[Mapping[str, Any]], tuple[Queue, Queue | None]]
     broker_info: Mapping[str, Any]
     events: EventSender
-    # The worker's one logical clock, which its events carry too.
+    # The worker's one logical clock, which is also in its events.
     lamport: LamportClock = field(default_factory=LamportClock)
     accept: frozenset[str] = frozenset({"application/json"})
     report: Callable[[], str] = str
@@ -41,7 +41,7 @@ class Control:
     elections: Elections | None = None
     # Delayed messages that this worker holds until their time, the soonest first.
     delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
-    # What custom commands are given as `state.app`.
+    # `state.app` of custom commands.
     app: Any = None
     memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
 

@@ -1,4 +1,4 @@
-"""The commands of Celery's remote control, as far as they have a meaning here; each is one small function.
+"""The commands of Celery's remote control that have a meaning here; each is one small function.
 
 A command takes a Control (what it may look at and change) and the caller's arguments, and returns the payload of its
 reply; None: nothing is replied. What it raises of ours is answered as `{"error": …}`.
@@ -68,7 +68,7 @@ def reserved(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def scheduled(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """Those whose moment is near; all other tasks with an ETA, a countdown or a retry to come wait in the broker."""
+    """The tasks whose ETA is near; all other tasks with an ETA, a countdown or a retry wait in the broker."""
     soon = [scheduled_info(control, request) for request in control.orders.soon()]
     return soon + [delayed_info(control, delivery, due) for due, delivery in control.delayed(MOST_DELAYED)]
 
@@ -230,7 +230,7 @@ def election(control: Control, arguments: Mapping[str, Any]) -> Any:
     try:
         control.elections.hold(election_id, topic, arguments.get("action"))
     except ValueError as error:
-        logger.error("control: election %r: %s", election_id, error)  # nobody asks for an answer, as a rule
+        logger.error("control: election %r: %s", election_id, error)  # usually the caller asks for no answer
         return {"error": str(error)}
     return {"ok": f"standing for election {election_id}"}
 
@@ -268,7 +268,7 @@ COMMANDS: dict[str, Command] = {
     "stats": stats,
     "terminate": terminate,
     "time_limit": time_limit,
-    # Celery's older names for the same questions.
+    # Celery's older names of the same commands.
     "dump_active": active,
     "dump_conf": conf,
     "dump_reserved": reserved,

@@ -1,9 +1,9 @@
-"""Elections: of the workers that hear of one, exactly one runs its action (`app.control.election`).
+"""Elections: of the workers that get an election, exactly one runs its action (`app.control.election`).
 
-Celery's workers vote with events that they send each other, and count the votes of those that they have heard of
-(celery/worker/consumer/gossip.py). Here the broker decides: each worker asks for an exclusive queue that is named after the
-election, and RabbitMQ gives it to one connection. The elected one keeps it for KEEP_SECONDS, so that a worker that hears of
-the election later does not win it once more.
+Celery's workers vote with events that they send each other, and count the votes of the workers that they know
+(celery/worker/consumer/gossip.py). Here the broker decides: each worker declares an exclusive queue that is named after the
+election, and RabbitMQ gives it to one connection. The elected worker keeps it for KEEP_SECONDS, so that a worker that gets
+the election later does not win it again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.worker")
 
 KEEP_SECONDS = 60.0
-# Of 255 bytes that a queue's name may have.
+# Of the 255 bytes that a queue's name may have.
 LONGEST_ID = 200
 
 
 class Elections:
-    """Takes part in elections; `call` runs an elected worker's action, and may block: it has a thread of its own."""
+    """Takes part in elections; `call` runs an elected worker's action, and may block: it is called in a thread."""
 
     name = "elections"
 
@@ -47,10 +47,10 @@ class Elections:
         self._candidates: dict[str, _Candidate] = {}
 
     def start(self) -> None:
-        """Nothing: an election begins with a command."""
+        """Does nothing: an election begins with a command."""
 
     def hold(self, election_id: str, topic: str, action: Any) -> None:
-        """Stand for election, once for each id. Raises: ValueError for what cannot be elected."""
+        """Stand for election, once for each id. Raises: ValueError for an id or action that is not valid."""
         if topic != "task":
             raise ValueError(f"an election is about the topic 'task', not {topic!r}")
         if not isinstance(action, Mapping) or not isinstance(action.get("task"), str):
@@ -77,7 +77,7 @@ class Elections:
             logger.exception("election %s: %s could not be called", election_id, action["task"])
 
     def stop(self) -> None:
-        """Leave all that go on."""
+        """Leave all elections that are under way."""
         for candidate in list(self._candidates.values()):
             candidate.leave()
 
@@ -100,10 +100,10 @@ class _Candidate:
         loop: Loop,
         on_over: Callable[[str], None],
     ) -> None:
-        """Ask for the queue; KEEP_SECONDS later it is over."""
+        """Consume the queue; KEEP_SECONDS later the election is over."""
         self._on_over = on_over
         self._consumer = make_consumer(self)
-        # It goes with its connection; x-expires is for a broker that does not notice the end of that.
+        # The queue is deleted with its connection; x-expires is for a broker that does not notice the connection's end.
         queue_arguments = arguments({"x-expires": int(KEEP_SECONDS * 1000)})
         self._consumer.add_queue(
             Queue(queue, durable=False, exclusive=True, auto_delete=True, arguments=queue_arguments), prefetch=1
@@ -124,7 +124,7 @@ class _Candidate:
         if consumer is not None:
             consumer.stop()
 
-    # -- what the consumer tells
+    # -- the consumer's events
 
     def on_consuming(self, epoch: int) -> None:
         if not self._is_decided:
@@ -132,7 +132,7 @@ class _Candidate:
             self._on_won()
 
     def on_fatal(self, error: Exception) -> None:
-        """The queue belongs to another, as a rule. This worker remembers the election as long as that one keeps it."""
+        """Usually the queue belongs to another worker. This worker remembers the election as long as that one keeps it."""
         if not self._is_decided:
             self._is_decided = True
             logger.info("election %s: it is not this worker: %s", self._id, error)

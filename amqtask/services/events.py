@@ -1,12 +1,11 @@
-"""The event sender: tells monitors (Flower, `amqtask events`) what happens to tasks, and that the worker is alive.
+"""The event sender: sends monitors (Flower, `amqtask events`) the events of tasks, and that the worker is alive.
 
 Celery's rules (celery/worker/heartbeat.py, celery/worker/consumer/events.py): worker-online, -heartbeat and -offline are
 sent unless the worker was started `--without-heartbeat`; task events with `-E`, or from the moment that a monitor asks
 for them. Task events are gathered and go out as lists under `task.multi`, worker events one by one.
 
-Events never hold up tasks. They are transient, go over another connection than tasks and results, and of those that the
-broker does not take (it is away, or blocks publishing) the newest MOST_WAITING are kept: older ones are dropped, which is
-said once.
+Events never hold up tasks. They are transient, and go over another connection than tasks and results. While the broker takes none
+(it is away, or blocks publishing) the newest MOST_WAITING are kept: older ones are dropped, which is logged once.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.worker")
 
-# What is kept while the broker takes no events.
+# How many events are kept while the broker takes none.
 MOST_WAITING = 10_000
-# Events in one message at most, and messages on their way at once.
+# The most events in one message, and the most messages under way at once.
 BATCH = 500
 WINDOW = 16
-# How long an event may wait for others, in seconds.
+# Seconds that an event may wait for others.
 GATHER_SECONDS = 0.05
 HEARTBEAT_SECONDS = 2.0
-# The frequency that a heartbeat on request claims (celery/worker/control.py).
+# The frequency in a heartbeat on request (celery/worker/control.py).
 ASKED_FREQUENCY = 5
 SOFTWARE = {"sw_ident": "py-amqtask", "sw_ver": VERSION, "sw_sys": platform.system()}
 
@@ -58,9 +57,9 @@ SOFTWARE = {"sw_ident": "py-amqtask", "sw_ver": VERSION, "sw_sys": platform.syst
 class EventSender(Observer):
     """Sends the events of one worker.
 
-    `heartbeat` is the seconds between heartbeats, None: no worker events but those that are asked for. With `sent_events` the
-    task events include task-sent for what the worker itself publishes (retries, next steps). `on_enabled` is
-    called when task events begin (what runs the tasks is to describe their results from then on).
+    `heartbeat` is the seconds between heartbeats, None: no worker events but those on request. With `sent_events` the task
+    events include task-sent for messages that the worker itself publishes (retries, next steps). `on_enabled` is called when
+    task events begin (from then on outcomes need a repr of the result).
     """
 
     name = "events"
@@ -98,7 +97,7 @@ class EventSender(Observer):
         self._waiting: deque[str] = deque(maxlen=MOST_WAITING)
         self._on_their_way = 0
         self._timer: Timer | None = None
-        # What running requests are being ended with, by number.
+        # The signals with which running requests are being ended, by number.
         self._signums: dict[int, int] = {}
         self._dropped = 0
         self._is_refused = False
@@ -130,10 +129,10 @@ class EventSender(Observer):
         if self._publisher is not None:
             self._publisher.stop()
 
-    # -- orders
+    # -- remote commands
 
     def enable(self) -> bool:
-        """Send task events from now on. False: it does already."""
+        """Send task events from now on. False: they were sent already."""
         if self.is_enabled:
             return False
         self.is_enabled = True
@@ -144,7 +143,7 @@ class EventSender(Observer):
         return True
 
     def disable(self) -> bool:
-        """Send no more task events. False: it does not anyway."""
+        """Send no more task events. False: none were sent."""
         if not self.is_enabled:
             return False
         self.is_enabled = False
@@ -153,7 +152,7 @@ class EventSender(Observer):
         return True
 
     def beat_now(self) -> None:
-        """A heartbeat because somebody asked; a monitor that starts wants to know who is there."""
+        """Send a heartbeat on request: a monitor that starts asks for the workers that are there."""
         self._tell_worker("worker-heartbeat", freq=ASKED_FREQUENCY, **SOFTWARE)
 
     # -- what happens to tasks
@@ -167,7 +166,7 @@ class EventSender(Observer):
                 f'"parent_id": {json_text(get("parent_id"))}, "retries": {json_text(get("retries") or 0)}, '
                 f'"eta": {json_text(get("eta"))}, "expires": {json_text(get("expires"))}, '
             )
-        except EncodeError as error:  # headers of a message from elsewhere may hold anything
+        except EncodeError as error:  # headers of a foreign message may have any values
             logger.warning("events: task-received of %s tells nothing of its arguments: %s", request.id, error)
             fields = f'"name": {json_text(request.task)}, '
         self._note("task-received", request.id, request.task, fields)
@@ -219,7 +218,7 @@ class EventSender(Observer):
         self._hand_over(everything=True)
 
     def _hand_over(self, *, everything: bool = False) -> None:
-        """Publish what waits, in batches, as far as the window allows; only whole ones unless `everything`."""
+        """Publish waiting events in batches, as far as the window allows; only full batches unless `everything`."""
         waiting = self._waiting
         smallest_batch = 1 if everything else BATCH
         while len(waiting) >= smallest_batch and self._on_their_way < WINDOW:
@@ -254,7 +253,7 @@ class EventSender(Observer):
 
     def _beat(self) -> None:
         self._look_at_the_time_zone()
-        # An old heartbeat is worth nothing: none is sent while the last one has not arrived.
+        # An old heartbeat is useless: none is sent while the last one is not confirmed.
         if not self._beat_is_on_its_way:
             self._tell_worker("worker-heartbeat", **self._numbers(self._heartbeat or HEARTBEAT_SECONDS))
 
@@ -298,11 +297,11 @@ def _ending(outcome: Outcome, signum: int | None) -> tuple[tuple[str, str], ...]
     """The events of an outcome, and their fields."""
     state = outcome.state
     if state == states.SUCCESS:
-        # What ran when `enable` came may not have been described.
+        # A task that ran when `enable` was called may have no repr of its result.
         result = json_text(outcome.summary or None)
         return (("task-succeeded", f'"result": {result}, "runtime": {outcome.runtime!r}, '),)
     if state == states.RETRY:
-        # The cause; a summary says when it runs again.
+        # The cause; the summary says when it runs again.
         cause = outcome.reason or outcome.summary
         return (("task-retried", fields_text({"exception": cause, "traceback": outcome.traceback})),)
     if state == states.REVOKED:
@@ -312,9 +311,9 @@ def _ending(outcome: Outcome, signum: int | None) -> tuple[tuple[str, str], ...]
     if state == states.FAILURE:
         return (("task-failed", _error(outcome)),)
     if state == states.REJECTED:
-        # For good: the task's result is a failure, and Celery says both.
+        # Rejected without requeue: the task's result is a failure, and Celery sends both events.
         return ("task-failed", _error(outcome)), ("task-rejected", fields_text({"requeue": False}))
-    return ()  # ignored: what becomes of it is the task's own affair
+    return ()  # ignored: the task itself sets its state
 
 
 def _error(outcome: Outcome) -> str:
@@ -322,7 +321,7 @@ def _error(outcome: Outcome) -> str:
 
 
 def _revocation(outcome: Outcome, signum: int | None) -> str:
-    """As Celery words it; the reasons are those of execution/endings.py, anything else ended a running task."""
+    """The fields in Celery's words; the reasons are those of execution/endings.py, any other reason ended a running task."""
     expired = outcome.reason == "expired"
     terminated = outcome.reason not in ("expired", "revoked")
     return fields_text({"terminated": terminated, "signum": signum if terminated else None, "expired": expired})

@@ -1,16 +1,18 @@
-"""The forwarder: takes delayed messages out of their queues at their time, to where they were addressed (`topology.delays`).
+"""The forwarder: takes delayed messages out of their queues when they are due, and publishes them to their destinations
+(`topology.delays`).
 
-Each worker consumes the queues in which messages wait for up to 23 minutes, on a connection of its own. What is at the head
-of a queue comes here long before its time and is held, unacknowledged, so the broker keeps it and gives it to another worker when
-this one goes. At its time it is published; the broker's confirm is followed by the acknowledgement.
+Each worker consumes the queues in which messages wait for up to 23 minutes, on a connection of its own. Messages at the head of a
+queue come here long before they are due and are held, unacknowledged, so the broker keeps them and delivers them to another
+worker when this one ends. A message that is due is published; the broker's confirm is followed by the acknowledgement.
 
-How many may be held is the queue's window. It grows while there is more in a queue than it has room for, and all windows
-together stop to grow at MOST_HELD. What has no room waits in the queue: for level 0 that makes it late by the 4 s between two
-queues at most. A message of a higher level whose window is half full goes to a lower queue in time, which makes room for others.
+How many messages may be held is the queue's window. It grows while a queue has more messages than the window has room for, and
+all windows together stop growing at MOST_HELD. Further messages wait in the queue: on level 0 that makes them late by at most the
+4 s between two queues. A message of a higher level whose window is half full goes to a lower queue in time, which makes room for
+others.
 
-Deliveries and publishes share one connection: when it is lost, what was not confirmed comes again, to this worker or another,
-and is forwarded then (a second time, if only its confirm was lost). A message that cannot be published is tried again, then it
-waits in the broker once more, each time for longer, so that others have its place.
+Deliveries and publishes share one connection: when it is lost, unconfirmed messages are delivered again, to this worker or
+another, and are forwarded then (a second time, if only the confirm was lost). A message that cannot be published is tried again,
+then it waits in the broker once more, each time for longer, so that other messages can be held.
 """
 
 from __future__ import annotations
@@ -33,21 +35,22 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.worker")
 
-# A queue's window to begin with, and at most; and what all windows together may hold.
+# A queue's first window, its largest one, and how many messages all windows together may hold.
 WINDOW = 100
 MOST_IN_A_QUEUE = 1000
 MOST_HELD = 2000
 SHRINK_SECONDS = 10.0
-# A window grows while it is full of messages that go this soon: later ones have time to come.
+# A window grows while it is full of messages that are due within so many seconds: later ones have time to come.
 SOON_SECONDS = 8.0
-# What cannot be published is tried again after this long, so many times; then it waits in the broker.
+# A message that cannot be published is tried again after this pause (seconds), so many times; then it waits in the broker.
 PAUSE_SECONDS = 0.4
 TRIES = 5
-# Different things that are said, at most.
+# The most different warnings.
 MOST_COMPLAINTS = 100
-# A publish that is not confirmed by then needs another connection; how often to look, and the longest pause between two.
+# A publish that is not confirmed after STUCK_SECONDS needs another connection; how often to look, and the longest pause between
+# two new connections (seconds).
 STUCK_SECONDS, WATCH_SECONDS, LONGEST_RENEWAL_PAUSE = 3.0, 1.0, 60.0
-# No queues, no rights: when to look again.
+# Seconds until the next attempt when queues or rights are missing.
 RETRY_SECONDS = 60.0
 
 
@@ -61,13 +64,13 @@ class _Held:
         # The connection and channel that it came on.
         self.channel_key = channel_key
         self.due = due
-        # When to look at it next.
+        # When to look at it next (Unix time).
         self.at = at
         self.tries = 0
 
 
 class _Window:
-    """A queue's level and longest wait, how many of its messages may be held, and how many are."""
+    """A queue's level and longest wait, how many of its messages may be held, and how many are held."""
 
     __slots__ = ("held", "level", "longest", "size")
 
@@ -101,7 +104,7 @@ class Forwarder:
         self._epoch = -1
         # Each consumer counts its epochs from the start.
         self._connections = 0
-        # Those that wait for their time: (when, number, held).
+        # Held messages that are not due yet: (when to look, number, held).
         self._waiting: list[tuple[float, int, _Held]] = []
         self._numbers = itertools.count()
         self._timer: Timer | None = None
@@ -118,14 +121,14 @@ class Forwarder:
         self._is_stopped = False
 
     def soonest(self, limit: int) -> list[tuple[float, Delivery]]:
-        """What waits here, with its due time, the soonest first."""
+        """At most `limit` held deliveries with their due times, the soonest first."""
         first = heapq.nsmallest(limit, self._waiting, key=lambda entry: entry[2].due)
         return [(held.due, held.delivery) for _, _, held in first]
 
     # -- the service
 
     def start(self) -> None:
-        """Consume; what comes of it is told to this object."""
+        """Consume the queues; this object is the consumer's listener."""
         if self._consumer is not None or self._is_stopped:
             return
         self._connections += 1
@@ -138,7 +141,7 @@ class Forwarder:
             self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
 
     def stop(self) -> None:
-        """What waits here goes back; what is being published is acknowledged, if its confirm comes before the second call."""
+        """Requeue held messages; those that are being published are acknowledged, if the confirm comes before the second call."""
         if self._is_stopped:
             self._close()
             return
@@ -160,22 +163,22 @@ class Forwarder:
             self._publisher.stop()
             self._publisher = None
 
-    # -- what the consumer tells
+    # -- the consumer's events
 
     def on_delivery(self, delivery: Delivery) -> None:
-        """Hold it, or forward it now."""
+        """Hold the message, or forward it now."""
         if delivery.epoch != self._epoch:
             self._begin(delivery.epoch)
         window = self._windows.get(delivery.queue)
         if window is None or self._is_stopped:
-            return  # it goes back with the channel
+            return  # it is requeued when the channel is closed
         headers = delivery.properties.headers or {}
         if TO_HEADER not in headers:
             self._drop(delivery)
             return
         now = self._wall_clock()
         due, at = due_at(headers), leaves_at(headers, window.level)
-        # What claims to be due later than its queue is for must not take a place for ever.
+        # A message that claims to be due later than its queue allows must not be held for ever.
         due = min(now if due is None else due, now + window.longest)
         held = _Held(delivery, due, due if at is None else min(at, due), self._channel_key)
         window.held += 1
@@ -187,7 +190,7 @@ class Forwarder:
             self._grow(delivery.queue, window)
 
     def _drop(self, delivery: Delivery) -> None:
-        """Not delayed by us: nothing says where it is to go, and back in its queue it would come here again."""
+        """Drop a message that was not delayed by us: it names no destination, and requeued it would come here again."""
         self._complain(
             f"delays: a message in {delivery.queue} does not say where it is to go, and is dropped; no more is said of others"
         )
@@ -195,19 +198,19 @@ class Forwarder:
             self._consumer.ack(delivery.tag)
 
     def on_consuming(self, epoch: int) -> None:
-        """From now on."""
+        """A new channel."""
         self._begin(epoch)
         logger.debug("delays: waiting messages are forwarded by this worker")
 
     def on_connection_lost(self, error: Exception) -> None:
-        """The broker has what waited here."""
+        """The broker has requeued the held messages."""
         self._begin(-1)
 
     def on_cancelled(self, queue: str, reason: str) -> None:
-        """It is being set up again."""
+        """The consumer is set up again by itself."""
 
     def on_fatal(self, error: Exception) -> None:
-        """No such queues, and no right to make them; or no right to read them."""
+        """The queues do not exist and may not be declared, or may not be read."""
         self._complain(
             f"delays: this worker does not forward delayed messages ({error}). The broker does, 3 to 7 s after their time, if "
             "their queues exist: `amqtask topology declare` makes them, and the worker's user needs the right to read them"
@@ -218,7 +221,7 @@ class Forwarder:
             self._restart = self._loop.call_later(RETRY_SECONDS, self.start)
 
     def on_warning(self, text: str) -> None:
-        """Forty queues that are all the same make one line."""
+        """Log one line for the forty queues, which are all alike."""
         if self._complaints:
             logger.debug("delays: %s", text)
         else:
@@ -244,7 +247,7 @@ class Forwarder:
         for window in self._windows.values():
             window.held = 0
 
-    # -- until its time
+    # -- waiting
 
     def _wait(self, held: _Held) -> None:
         heapq.heappush(self._waiting, (held.at, next(self._numbers), held))
@@ -256,7 +259,7 @@ class Forwarder:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = self._waiting[0][0]
-        # The wall clock may be set: an hour from now is looked at before.
+        # The wall clock may be set, so the timer is never longer than SHRINK_SECONDS.
         seconds = min(max(0.0, self._timer_at - self._wall_clock()), SHRINK_SECONDS)
         self._timer = self._loop.call_later(seconds, self._on_time)
 
@@ -269,7 +272,7 @@ class Forwarder:
         self._set_timer()
 
     def _look(self, held: _Held, now: float) -> None:
-        """It is due, or it might make room for others."""
+        """Forward a message that is due, or that should make room for others."""
         if held.due <= now:
             self._publish(held, self._delays.addressed(held.delivery))
             return
@@ -296,7 +299,7 @@ class Forwarder:
                 self._consumer.set_prefetch(queue, window.size)
         self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
 
-    # -- onwards
+    # -- forwarding
 
     def _publish(self, held: _Held, message: Message) -> None:
         self._publishing += 1
@@ -312,12 +315,12 @@ class Forwarder:
     def _published(self, held: _Held, message: Message, error: PublishError | None) -> None:
         delivery = held.delivery
         if held.channel_key != self._channel_key or self._consumer is None:
-            return  # its channel is gone: it comes again
+            return  # its channel is gone: it is delivered again
         self._attempts.pop(held, None)
         if isinstance(error, PublishRefused) and self._renew(f"a publish was refused: {error}"):
             return
         if error is not None and held.tries > 2 * TRIES:
-            # Nothing that we can publish: the broker hands it on as it is, and whoever it is for has to deal with it.
+            # We cannot publish it: the broker dead-letters it as it is, and its destination has to deal with it.
             self._consumer.reject(delivery.tag, requeue=False)
         elif error is not None and not self._is_stopped:
             self._loop.call_later(
@@ -332,13 +335,13 @@ class Forwarder:
             self._close()
 
     def _look_at_attempts(self) -> None:
-        """A channel whose queue lost its leader may wait for a confirm for ever, while others are confirmed."""
+        """Look for publishes without a confirm: a channel whose queue lost its leader may wait for one for ever."""
         self._watch = None
         oldest = next(iter(self._attempts.values()), None)
         if oldest is None:
             return
         waited = self._wall_clock() - oldest
-        # While an alarm blocks us, what was written waits in the broker's socket, and would be taken there a second time.
+        # While an alarm blocks us, written messages wait in the broker's socket; over a new connection they would be sent twice.
         could_be = self._publisher is not None and self._publisher.oldest is not None
         if (
             waited > STUCK_SECONDS
@@ -349,7 +352,7 @@ class Forwarder:
         self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
 
     def _renew(self, why: str) -> bool:
-        """Go on with another connection: all that is held comes again. Not too often: the fault may be elsewhere."""
+        """Make another connection: all held messages are delivered again. Not too often: the fault may be elsewhere."""
         now = self._wall_clock()
         if self._is_stopped or now - self._renewed_at < self._renewal_pause:
             return False
@@ -363,11 +366,11 @@ class Forwarder:
         return True
 
     def _next_message(self, held: _Held, message: Message, error: PublishError) -> Message:
-        """What to publish in its place."""
+        """The message for the next attempt, after an error."""
         held.tries += 1
         delivery = held.delivery
         if isinstance(error, AccessRefused) and not message.exchange:
-            # The broker's own dead-lettering asks for no rights.
+            # The broker's own dead-lettering needs no rights.
             return self._delays.through_the_net(delivery)
         if held.tries < TRIES and not isinstance(error, Unroutable):
             return message

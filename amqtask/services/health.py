@@ -1,8 +1,8 @@
 """Health: two pages for Kubernetes and load balancers, `/live` and `/ready`, each 200 or 503 with a line that says why.
 
-Live means: the I/O loop turns (it answers) and the watchdog sees no standstill; the broker being away is no reason to
-restart a worker. Ready means: it consumes and is not shutting down. Neither holds for one whose results, retries or dead letters
-the broker does not confirm, though it is connected.
+Live means: the I/O loop runs (it answers) and the watchdog sees no standstill; a broker that is away is no reason to restart a
+worker. Ready means: it consumes and is not shutting down. A worker is neither when the broker does not confirm its results,
+retries or dead letters though it is connected.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from amqtask.services.http import Page, Reply, text
 if TYPE_CHECKING:
     from amqtask.worker.worker import Worker
 
-# The watchdog ends the worker after a minute; who asks may know earlier.
+# Seconds; the watchdog ends the worker after a minute, probes fail earlier.
 STUCK_SECONDS = 30.0
-# A queue that gets a new leader confirms nothing for some seconds.
+# Seconds; a queue that gets a new leader confirms nothing for some seconds.
 UNCONFIRMED_SECONDS = 15.0
 
 
 class Health:
-    """`stuck_for()` is the watchdog's: seconds for which tasks wait, slots are free and nothing moves; `unconfirmed_for()`
-    too: seconds for which a message waits for its confirm."""
+    """The two pages. `stuck_for()` and `unconfirmed_for()` are the watchdog's: seconds for which tasks wait, slots are free and
+    nothing moves; seconds for which a message waits for its confirm."""
 
     def __init__(
         self, worker: Worker, stuck_for: Callable[[], float], unconfirmed_for: Callable[[], float] = lambda: 0.0

@@ -1,9 +1,9 @@
-"""A small HTTP/1.1 server on the worker's I/O loop, for what monitors ask: metrics and health.
+"""A small HTTP/1.1 server on the worker's I/O loop, for monitors: metrics and health.
 
-On the loop, not in a thread, for three reasons: what it tells is read where it changes, without locks; it is the same
-under eventlet and gevent, where a thread is none; and a worker whose loop stands still gives no answer, which is the answer.
-One request per connection, GET and HEAD only; whoever is slow or sends much is cut off, and where all places are taken, the one
-that has taken the longest makes room for who comes.
+On the loop, not in a thread, for three reasons: the data are read where they change, without locks; it is the same under eventlet
+and gevent, where threads are green; and a worker whose loop stands still does not answer, as it should.
+One request per connection, GET and HEAD only. A client that is slow or sends much is cut off, and when the most connections are
+open, the oldest one is closed for a new one.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ _PHRASES = {
 
 
 class Reply(NamedTuple):
-    """What a page says."""
+    """The reply of a page."""
 
     status: int
     body: bytes
     content_type: str = TEXT
 
 
-# Gets the request's headers (lower-case names).
+# Called with the request's headers (lower-case names).
 Page = Callable[[Mapping[str, str]], Reply]
 
 
 def text(status: int, line: str) -> Reply:
-    """One line of text."""
+    """A reply with one line of text."""
     return Reply(status, f"{line}\n".encode())
 
 
 def respond(head: bytes, pages: Mapping[str, Page]) -> bytes:
-    """The whole response to a request's head (everything up to the empty line)."""
+    """The complete response to a request's head (all up to the empty line)."""
     lines = head.decode("latin-1").split("\r\n")
     method, _, target_and_version = lines[0].partition(" ")
     target, _, version = target_and_version.partition(" ")
@@ -91,7 +91,7 @@ def _response(reply: Reply, extra_headers: str = "", *, with_body: bool = True) 
 
 
 class HttpServer:
-    """Serves `pages` (path → page) on one port. `port` 0 takes a free one, which `port` then says."""
+    """Serves `pages` (path → page) on one port. With `port` 0 it takes a free one, which `port` then is."""
 
     name = "http"
 
@@ -104,7 +104,7 @@ class HttpServer:
         self._open: dict[int, _Connection] = {}
 
     def start(self) -> None:
-        """Raises: ConfigurationError (the port is taken, or forbidden)."""
+        """Listen. Raises: ConfigurationError (the port is taken, or forbidden)."""
         if self._listener is not None:
             return
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -132,7 +132,7 @@ class HttpServer:
         assert self._listener is not None
         try:
             accepted, _ = self._listener.accept()
-        except OSError as error:  # it has gone again, or there are no more descriptors
+        except OSError as error:  # the client has gone again, or there are no more descriptors
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._make_room()
             return
@@ -142,7 +142,7 @@ class HttpServer:
         self._open[accepted.fileno()] = _Connection(self._loop, accepted, self.pages, self._forget)
 
     def _make_room(self) -> None:
-        """Close the oldest: a probe is done in a moment."""
+        """Close the oldest connection: a probe takes a moment only."""
         oldest = next(iter(self._open.values()), None)
         if oldest is not None:
             oldest.close()
@@ -202,7 +202,7 @@ class _Connection:
             self.close()
 
     def close(self) -> None:
-        """May be called twice."""
+        """Close the connection; may be called twice."""
         if self._timer is None:
             return
         self._timer.cancel()
@@ -210,9 +210,9 @@ class _Connection:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         try:
-            # A child that was forked meanwhile has the socket too: closing alone would not end the connection.
+            # A child that was forked meanwhile has the socket, too: a mere close would not end the connection.
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # its other end has gone
+        except OSError:  # the client has closed its end
             pass
         self._socket.close()
         self._on_closed(self._fd)

@@ -1,4 +1,4 @@
-"""Memory questions: memsample, memdump and objgraph, in the form of Celery's answers (celery/utils/debug.py)."""
+"""The memory commands memsample, memdump and objgraph, in the form of Celery's answers (celery/utils/debug.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNITS = ((2**40, "TB"), (2**30, "GB"), (2**20, "MB"), (2**10, "KB"))
 
 
 def resident_memory() -> str:
-    """What this process has in use, in words; where that cannot be asked, the most that it ever had."""
+    """The resident memory of this process as text; where that is not available, the most that it ever had."""
     return humanized(_resident_bytes())
 
 
@@ -41,7 +41,7 @@ def humanized(size: int) -> str:
 
 
 def dump_samples(samples: Sequence[str], limit: int) -> str:
-    """At most so many of the samples, evenly taken, and what is in use after a garbage collection."""
+    """At most `limit` of the samples, evenly taken, and the memory in use after a garbage collection."""
     kept = list(samples)
     if len(kept) > limit > 0:
         kept = [kept[index * len(kept) // limit] for index in range(limit)]
@@ -51,7 +51,7 @@ def dump_samples(samples: Sequence[str], limit: int) -> str:
 
 
 def draw_references(type_name: str, *, limit: int, depth: int) -> str:
-    """Draw what refers to objects of a type into a PNG file; its name. The worker waits while that is done.
+    """Draw the references to objects of a type into a PNG file; its name. The worker waits meanwhile.
 
     Raises: ConfigurationError when objgraph is not installed.
     """

@@ -1,8 +1,8 @@
-"""Metrics for Prometheus, counted in the worker's main process, which sees every task of every pool come and end.
+"""Metrics for Prometheus, counted in the worker's main process, where every task of every pool begins and ends.
 
-Nothing is counted in children, so there is no directory of files that several processes share, and what a child had
-counted cannot be lost with it. Counting is adding to plain numbers on the I/O loop; prometheus_client (extra `metrics`) writes
-them down when somebody asks. Task names that this worker does not know share the label `unknown`: anybody may send names.
+Nothing is counted in children, so there is no directory of files that several processes share, and no child's counts are lost
+with it. Counting is adding to plain numbers on the I/O loop; prometheus_client (extra `metrics`) formats them on request. Task
+names that this worker does not know share the label `unknown`: anybody may send any name.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from amqtask.worker.worker import Worker
 
 UNKNOWN = "unknown"
-# In an Accept header: a version that is no number such as 1.0.0.
+# Finds a version in an Accept header that is not like 1.0.0.
 _no_version = re.compile(r"version=(?!\d{1,4}(\.\d{1,4}){0,3}\s*(;|,|$))").search
 # Upper bounds in seconds: from a cache look-up to an hour's report.
 BUCKETS = (0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
 class Durations:
-    """A histogram: how many were at most so long."""
+    """A histogram: how many durations were up to each bound."""
 
     __slots__ = ("counts", "total")
 
@@ -52,13 +52,13 @@ class Durations:
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Upper bound and how many up to it, as Prometheus wants them."""
+        """Each upper bound and how many are up to it, as Prometheus needs them."""
         bounds = [*map(str, BUCKETS), "+Inf"]
         return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
 class TaskNumbers:
-    """What is counted of one task on one queue."""
+    """The counts of one task on one queue."""
 
     __slots__ = ("dead", "received", "runtime", "states", "wait")
 
@@ -112,7 +112,7 @@ def _ending(error: PublishError | None) -> str:
 
 
 class Metrics(Observer):
-    """Counts from `start` on; `page` is what Prometheus reads.
+    """Counts from `start` on; Prometheus reads `page`.
 
     Raises: ConfigurationError, when prometheus_client is not installed.
     """
@@ -142,9 +142,9 @@ class Metrics(Observer):
         self._worker.unobserve(self)
 
     def page(self, headers: Mapping[str, str]) -> Reply:
-        """In the text format, or as OpenMetrics if it is asked for."""
+        """The page in the text format, or as OpenMetrics if the request accepts that."""
         accept = headers.get("accept", "")
-        # The library takes any version that is asked for to be a number, and writes it into its answer.
+        # The library expects that the requested version is a number, and copies it into its answer.
         encode, content_type = self._exposition.choose_encoder("" if _no_version(accept) else accept)
         return Reply(200, encode(self), content_type)
 
@@ -165,14 +165,14 @@ class Metrics(Observer):
             self._redeliveries[request.queue] += 1
 
     def on_started(self, request: Request) -> None:
-        """The wait is known of messages that say when they were published, and meant for their first delivery."""
+        """Count the wait: of messages with their time of publishing, for their first delivery only."""
         published = request.headers.get(PUBLISHED_AT)
         if published.__class__ is not int or request.redelivered:
             return
         since = published / 1000
         eta = request.headers.get("eta")
         if eta:
-            since = max(since, timestamp(eta))  # it was not to run before
+            since = max(since, timestamp(eta))  # it could not run before
         self._numbers(request).wait.add(max(0.0, self._wall_clock() - since))
 
     def on_ended(self, request: Request, outcome: Outcome) -> None:
@@ -189,7 +189,7 @@ class Metrics(Observer):
             self._reconnects += 1
         self._epoch = epoch
 
-    # -- telling
+    # -- output
 
     def collect(self) -> Iterator[Any]:
         """prometheus_client's Collector: every metric with its samples."""
@@ -274,7 +274,7 @@ def _filled(family: Any, samples: Iterable[tuple[Iterable[str], float]]) -> Any:
 
 
 def _prometheus_exposition() -> Any:
-    """What writes the metrics of anything that has `collect` down; its process-wide registry stays out of it."""
+    """prometheus_client's formatters, which work on any object with `collect`; its process-wide registry is not used."""
     try:
         import prometheus_client.exposition
     except ModuleNotFoundError as error:

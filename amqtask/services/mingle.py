@@ -1,12 +1,11 @@
-"""Mingle: a worker that starts asks its neighbours what was revoked (celery/worker/consumer/mingle.py).
+"""Mingle: a worker that starts asks its neighbours for revoked tasks (celery/worker/consumer/mingle.py).
 
-Model. `hello` goes to all mailboxes through the fanout exchange, so to one's own as well: once that copy is back, every
-neighbour has its own, and answers within milliseconds unless it is busy. Nobody knows how many neighbours there are;
-so the worker starts no task until there was no answer for QUIET_SECONDS after its own copy or the last answer, and in no case
-for longer than HOLD_SECONDS after its start (a broker that is away must not hold it longer). Answers that come
-later are heard for LISTEN_SECONDS, and count for what has not begun. After a lost connection it asks again, without holding
-anything: what was revoked meanwhile did not reach it. It then asks for that alone: after a restart of the broker all workers ask
-each other at once, and their lists may be long.
+Model. `hello` goes to all mailboxes through the fanout exchange, also to the worker's own: once that copy is back, every
+neighbour has its copy, and answers within milliseconds unless it is busy. The number of neighbours is unknown; so the worker
+starts no task until no answer came for QUIET_SECONDS after its own copy or the last answer, but at most for HOLD_SECONDS after
+its start (a broker that is away must not hold it longer). Later answers are taken for LISTEN_SECONDS, and count for tasks that
+have not begun. After a lost connection it asks again, without holding tasks: revokes of the meantime did not reach it. It then
+asks only for those: after a restart of the broker all workers ask each other at once, and their lists may be long.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ MARGIN_SECONDS = 600.0
 
 
 class Mingle:
-    """Asks over the panel's consumer and the worker's own publisher; the panel tells it what happens."""
+    """Asks over the panel's consumer and the worker's own publisher; the panel calls it with replies and events."""
 
     def __init__(
         self,
@@ -57,17 +56,17 @@ class Mingle:
         self.queue = reply_queue(self._oid, prefix, ttl=queue_ttl, expires=queue_expires)
         self._ticket = ""
         self._neighbours = 0
-        # Unix time at which the connection was lost, until we have asked again.
+        # Unix time at which the connection was lost; 0 after we have asked again.
         self._lost_at = 0.0
         self._is_holding = False
         self._has_held = False
-        # The latest end of the holding, and the one that each answer puts off.
+        # Timers that release the tasks: the latest one, and the one that each answer puts off.
         self._last_release: Timer | None = None
         self._next_release: Timer | None = None
         self._deaf_timer: Timer | None = None
 
     def start(self, consumer: Consumer) -> None:
-        """Hear answers on this consumer; hold the worker's tasks back the first time."""
+        """Consume answers with this consumer; the first time also hold the worker's tasks back."""
         self.listen(consumer)
         if not self._has_held:
             self._has_held = self._is_holding = True
@@ -75,14 +74,14 @@ class Mingle:
             self._last_release = self._loop.call_later(HOLD_SECONDS, self._release)
 
     def listen(self, consumer: Consumer) -> None:
-        """The connection is new, or about to be: the queue for answers has to be made again."""
+        """Consume the queue for answers again, on a new connection."""
         if self._ticket and not self._lost_at:
             self._lost_at = time.time()
         self._cancel_deaf_timer()
         consumer.add_queue(self.queue, prefetch=PREFETCH)
 
     def ask(self, consumer: Consumer) -> None:
-        """The mailbox and the queue for answers are consumed."""
+        """Send `hello`: the mailbox and the queue for answers are consumed now."""
         self._ticket, self._neighbours = str(uuid.uuid4()), 0
         after = self._lost_at - MARGIN_SECONDS if self._lost_at else 0.0
         self._lost_at = 0.0
@@ -99,14 +98,14 @@ class Mingle:
             reply_key=self._oid,
         )
         message = command_message(hello, self._prefix, clock=self._control.lamport.forward())
-        message.declare = ()  # the mailbox hangs on the exchange already
+        message.declare = ()  # the exchange exists, because the mailbox is bound to it
         logger.debug("mingle: searching for neighbors")
         self._control.worker.publisher.publish(message, _note)
         self._cancel_deaf_timer()
         self._deaf_timer = self._loop.call_later(LISTEN_SECONDS, lambda: self._be_deaf(consumer))
 
     def heard(self, hello: Command) -> None:
-        """Somebody's hello came: if it is our own, all neighbours have it."""
+        """A `hello` came: if it is our own, all neighbours have it."""
         if hello.ticket == self._ticket:
             self._release_soon()
 
@@ -154,7 +153,7 @@ class Mingle:
         consumer.cancel_queue(self.queue.name)
 
     def stop(self) -> None:
-        """No more timers; what was held back may go."""
+        """Cancel the timers, and release the held tasks."""
         for timer in (self._last_release, self._next_release, self._deaf_timer):
             if timer is not None:
                 timer.cancel()

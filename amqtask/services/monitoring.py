@@ -1,4 +1,4 @@
-"""What is served to monitors: metrics and health, on one port or on two. Not loaded by a worker that serves neither."""
+"""The services for monitors: metrics and health, on one port or on two. Not loaded by a worker with neither."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Monitoring:
-    """`publisher` is what the worker is to publish with, so that its confirms are counted."""
+    """Makes these services. The worker must publish with `publisher`, so that its confirms are counted."""
 
     def __init__(self, options: WorkerOptions, loop: Loop, publisher: LoopPublisher) -> None:
         self._options = options

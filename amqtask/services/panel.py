@@ -1,8 +1,8 @@
 """The panel: answers Celery's remote control (pidbox) on a connection of its own.
 
-A worker's mailbox is exclusive to its connection, so that a second worker of the same name is noticed: it is told,
-works on, and is deaf to remote control until the name is free (its own name, after a lost connection that the broker
-has not noticed yet, comes free by itself; hence the new try now and then).
+A worker's mailbox is exclusive to its connection, so that a second worker of the same name is noticed: it logs that, works on,
+and gets no remote control until the name is free. So it tries again from time to time: after a lost connection that the broker
+has not noticed yet, its own name becomes free by itself.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PREFETCH = 100
 
 
 class Panel:
-    """Listens on the worker's mailbox and replies. The publisher for replies connects with the first reply.
+    """Consumes the worker's mailbox and replies. The publisher for replies connects with the first reply.
 
-    `make_consumer` makes one without acks: a command that is lost with its worker is of no use to another. With `mingles`
-    a worker that starts asks its neighbours what was revoked.
+    `make_consumer` makes a consumer without acks: a command that is lost with its worker is useless for another one. With
+    `mingles` a worker that starts asks its neighbours for revoked tasks.
     """
 
     name = "panel"
@@ -159,7 +159,7 @@ class Panel:
             self._publisher.start()
         self._publisher.publish(message, _note_reply)
 
-    # -- what the consumer tells
+    # -- the consumer's events
 
     def on_consuming(self, epoch: int) -> None:
         if self._has_warned:
@@ -180,7 +180,7 @@ class Panel:
         logger.debug("control: %s", text)
 
     def on_fatal(self, error: Exception) -> None:
-        """The mailbox is locked by its other owner, as a rule; the worker goes on without remote control."""
+        """Usually the mailbox is locked by another owner; the worker goes on without remote control."""
         if not self._has_warned:
             self._has_warned = True
             logger.warning("%s: this one takes no remote control. %s (%s)", *self._reason(error), error)
@@ -189,7 +189,7 @@ class Panel:
             self._timer = self._loop.call_later(RETRY_SECONDS, self.start)
 
     def _reason(self, error: Exception) -> tuple[str, str]:
-        """Why the mailbox is not ours, and what to do."""
+        """Why the mailbox cannot be consumed, and what to do."""
         if isinstance(error, QueueLocked):
             return f"another worker named {self._hostname} is running", "Give each worker a name of its own (-n w2@%h)."
         if isinstance(error, AccessRefused):

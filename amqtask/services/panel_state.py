@@ -1,4 +1,4 @@
-"""What custom commands get as their first argument: Celery's names for the parts of a worker that they may use.
+"""The first argument of custom commands: Celery's names for the parts of a worker that they may use.
 
     state.app, state.hostname
     state.consumer.controller         the worker (amqtask.worker.worker.Worker)
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Qos:
-    """The prefetch windows; a change is for the window of each queue, and adaptive ones keep adapting around it."""
+    """The prefetch windows; a change applies to the window of each queue, and adaptive windows keep adapting around it."""
 
     def __init__(self, control: Control) -> None:
         self._windows = control.worker.windows
@@ -62,7 +62,7 @@ class ConsumerView:
         routing_key: str | None = None,
         **options: Any,
     ) -> None:
-        """Consume a queue, too; for the options see amqtask.services.asked_queue."""
+        """Consume one more queue; for the options see amqtask.services.asked_queue."""
         queue_options = {
             "queue": queue,
             "exchange": exchange,
@@ -86,5 +86,5 @@ class PanelState:
 
     @staticmethod
     def tset(values: Iterable[Any]) -> set[Any]:
-        """A copy that can be gone through while the worker works (Celery's commands call it so)."""
+        """A copy that does not change while a command iterates over it (Celery's commands use this name)."""
         return set(values)

@@ -1,4 +1,4 @@
-"""The relay of an outbox in a worker: in a thread of its own, as it waits for a database."""
+"""The relay of an outbox in a worker: in a thread of its own, because it waits for a database."""
 
 from __future__ import annotations
 

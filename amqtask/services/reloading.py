@@ -1,7 +1,7 @@
 """Importing task modules (again) in a running worker, for `pool_restart`: new child processes then have the new code.
 
-A module's tasks are taken out before it is imported again, because registering a name that is there keeps the old task.
-When that fails they are put back, and the worker goes on with the old code.
+A module's tasks are unregistered before it is imported again, because a name that is registered already keeps its old task.
+When the import fails they are registered again, and the worker goes on with the old code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = bounded_logger("amqtask.worker")
 
 
 def import_again(app: AmqTask, modules: Iterable[str], *, reload: bool) -> set[str]:
-    """Import modules that are not imported yet; with `reload` the others, too. The names of tasks that are other ones now.
+    """Import modules that are not imported yet; with `reload` the others, too. Returns the names of tasks that were replaced.
 
     Raises: ConfigurationError when one cannot be imported.
     """

@@ -1,5 +1,5 @@
-"""The commands about revoking: revoke, terminate, revoke_by_stamped_headers, revoked, and hello, by which workers tell
-each other (celery/worker/control.py)."""
+"""The commands about revoking: revoke, terminate, revoke_by_stamped_headers, revoked, and hello, with which workers exchange
+their revokes (celery/worker/control.py)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def revoked(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def hello(control: Control, arguments: Mapping[str, Any]) -> Any:
-    """A worker that starts asks its neighbours for what they know to be revoked, and tells what it knows."""
+    """A worker that starts sends its revokes and asks for ours."""
     if arguments.get("from_node") == control.worker.setup.hostname:
         return None
     after = arguments.get("revoked_after")
@@ -36,9 +36,9 @@ def hello(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 
 def revoked_state(control: Control, *, after: float = 0.0, without: Container[str] = ()) -> dict[str, Any]:
-    """What `hello` carries both ways: ids as Celery 5.7 sends them, beside them what only we know of.
+    """The revokes of a `hello`, in both directions: ids as Celery 5.7 sends them, beside them fields that only we use.
 
-    As far as it was revoked `after` that Unix time, and `without` the ids that the other knows: lists may be long.
+    Only those that were revoked `after` that Unix time, and `without` the ids that the other worker has: lists may be long.
     """
     revocations = control.worker.revoked
     ids = {task_id: since for task_id, since in revocations.ids.items() if since >= after and task_id not in without}
@@ -47,7 +47,7 @@ def revoked_state(control: Control, *, after: float = 0.0, without: Container[st
 
 
 def learn_revoked(control: Control, state: Mapping[str, Any]) -> None:
-    """Take over what another worker knows; one of Celery's tells ids alone, or with times that mean nothing here."""
+    """Take over the revokes of another worker; Celery's workers send only ids, or times that mean nothing here."""
     ids, times = list(state.get("revoked") or ()), state.get("revoked_at")
     if not isinstance(times, list) or len(times) != len(ids):
         times = [time.time()] * len(ids)
@@ -97,7 +97,8 @@ def _terminate(
     matches: Callable[[Request], bool],
     otherwise: str = "terminate: tasks unknown",
 ) -> Any:
-    """Flag what waits, end what runs; nothing of it when there is no such signal. `otherwise` is the reply where none is here."""
+    """Revoke waiting requests and end running ones; neither when there is no such signal. `otherwise` is the reply when no
+    request was here."""
     signum = signal_number(arguments.get("signal"))
     stopped = [request for request in flag() if matches(request)]
     ended, going_on = control.orders.terminate(matches, signum)
@@ -123,13 +124,13 @@ def signal_number(signal_name: Any) -> int | None:
 
 
 def _ids(arguments: Mapping[str, Any]) -> dict[str, None]:
-    """Each once, in the order given."""
+    """The task ids, each once, in the given order."""
     task_ids = arguments.get("task_id") or arguments.get("task_ids") or ()
     return dict.fromkeys([task_ids] if isinstance(task_ids, str) else [str(task_id) for task_id in task_ids])
 
 
 def _by_name(headers: Any) -> dict[str, Any]:
-    """Stamps by their names, from a mapping, or from the command line's `name=value` words."""
+    """Stamps by their names, from a mapping, or from the command line's `name=value` arguments."""
     if isinstance(headers, Mapping):
         return {str(name): value for name, value in headers.items()}
     if isinstance(headers, (list, tuple)):

@@ -1,11 +1,11 @@
-"""The watchdog: a worker that could work and does not is ended, so that whoever supervises it starts a new one.
+"""The watchdog: a worker that could work and does not is ended, so that its supervisor starts a new one.
 
-It bites when requests wait, slots are free and for a whole minute nothing was started and nothing ended. That can
-only be a fault of ours (or of a pool), which is why it ends the process and does not try to mend it: the broker
-still has every message.
+It acts when requests wait, slots are free and for a whole minute no request was started and none ended. That can
+only be a fault of ours (or of a pool), so it ends the process and does not try to repair it: the broker still has every
+message.
 
-A publisher whose oldest message gets no confirm for as long, though the connection is open, is told: in the log, and by
-`/ready` and `/live`. As a rule its queue lacks a majority of its nodes, and another process would fare no better.
+A publisher whose oldest message gets no confirm for as long, though the connection is open, is reported: in the log, and by
+`/ready` and `/live`. Usually the queue lacks a majority of its nodes, and another process could not publish either.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Watchdog:
         self._clock = clock
         self._last_counts = (0, 0)
         self._since = clock()
-        # The message that waited longest for its confirm at the last look, since when, and whether that was said.
+        # The message that waited longest for its confirm at the last look, since when, and whether that was logged.
         self._oldest: Message | None = None
         self._oldest_since = clock()
         self._is_told = False
@@ -64,7 +64,7 @@ class Watchdog:
         self._ticker.stop()
 
     def stuck_for(self) -> float:
-        """Seconds for which tasks wait, slots are free and nothing moves; a few seconds while all is well."""
+        """Seconds for which tasks wait, slots are free and nothing moves; a few seconds in a healthy worker."""
         return self._clock() - self._since
 
     def unconfirmed_for(self) -> float:
@@ -88,7 +88,7 @@ class Watchdog:
             )  # fmt: skip
 
     def check(self) -> None:
-        """Look once."""
+        """Check once."""
         worker = self._worker
         now = self._clock()
         self._look_at_publisher(now)
