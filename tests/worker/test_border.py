@@ -92,6 +92,6 @@ def _acked(frames: list[tuple[Any, ...]]) -> list[int]:
     """Tags that were answered, each as often as it was."""
     done: list[int] = []
     for frame in frames:
-        tags = range(max([0, *done]) + 1, frame[1] + 1) if frame[0] == "ack" and frame[2] else [frame[1]]
-        done += tags
+        is_multiple = frame[0] == "ack" and frame[2]
+        done += [tag for tag in range(1, frame[1] + 1) if tag not in done] if is_multiple else [frame[1]]
     return done
