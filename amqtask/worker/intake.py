@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 logger = bounded_logger(__name__)
 
 NEVER = float("inf")
+# For so long after a connection was lost the delivery limit is not believed (seconds).
+LOSS_SECONDS = 10.0
+# How often a message may begin anew, in the header of that name: one that breaks connections must come to its end.
+MOST_NEW_BEGINNINGS = 3
+BEGUN_ANEW = "amqtask-begun-anew"
 
 
 class Intake:
@@ -64,8 +69,8 @@ class Intake:
         self._endings = endings
         self._delivery_limit = delivery_limit
         self._silence_seconds = silence_seconds
-        # Until then the broker's count of deliveries may be of some that no worker has got.
-        self._silent_until = 0.0
+        # Until then the delivery limit is not believed.
+        self._in_doubt_until = 0.0
         self._answer = answer
         self._ready = ready
         self._wall_clock = wall_clock
@@ -85,9 +90,11 @@ class Intake:
             watched[request.number] = verdict.deadline
         return verdict.action is Action.RUN or self._divert(request, verdict)
 
-    def connection_fell_silent(self) -> None:
-        """From now on messages may have been delivered into connections that nobody reads any more, ours and other workers'."""
-        self._silent_until = self._wall_clock() + self._silence_seconds
+    def connection_lost(self, *, is_silent: bool) -> None:
+        """From now on the broker's counts may be of deliveries that no worker has begun: they were prefetched, or written into
+        connections that nobody reads any more, ours and other workers'."""
+        seconds = self._silence_seconds if is_silent else LOSS_SECONDS
+        self._in_doubt_until = max(self._in_doubt_until, self._wall_clock() + seconds)
 
     def admit(self, request: Request, deadline: float) -> bool:
         """Whether a watched request may run: called just before it does."""
@@ -117,8 +124,8 @@ class Intake:
                 self.delay(request, second_delay(request.headers, verdict.seconds))
             case Action.EXPIRED:
                 self._expire(request)
-            case Action.DEAD_LETTER if self._silent_until > self._wall_clock():
-                self._wait_for_silent_connections(request, verdict.reason)
+            case Action.DEAD_LETTER if self._is_in_doubt(request):
+                self._begin_anew(request, verdict.reason)
             case Action.DEAD_LETTER:
                 request.attempts -= 1  # it is not going to run this time
                 # The workers may have died from reading its body, so it is not read here.
@@ -127,15 +134,20 @@ class Intake:
                 self.refuse(request, InvalidTaskError(verdict.reason))
         return False
 
-    def _wait_for_silent_connections(self, request: Request, reason: str) -> None:
-        """It comes again, with a new count, when the broker has noticed that they are dead."""
-        seconds = self._silent_until - self._wall_clock()
+    def _is_in_doubt(self, request: Request) -> bool:
+        return self._in_doubt_until > self._wall_clock() and _begun_anew(request) < MOST_NEW_BEGINNINGS
+
+    def _begin_anew(self, request: Request, reason: str) -> None:
+        """The message comes again with a count of its own, once the broker must have closed the connections that were lost."""
+        seconds = self._in_doubt_until - self._wall_clock()
         logger.warning(
-            "Task %s[%s] waits for %.0f s: %s. Connections have fallen silent, and it may only have been delivered to those",
+            "Task %s[%s] begins anew in %.0f s: it was %s. Connections were lost, and it may not have been begun on them",
             request.task, request.id, seconds, reason,
             extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
         )  # fmt: skip
-        self.delay(request, seconds)
+        message = back_to_its_queue(request)
+        message.properties.headers[BEGUN_ANEW] = _begun_anew(request) + 1
+        self._finisher.forward(request, self._delays.delayed(message, seconds), partial(self.refuse, request))
 
     def delay(self, request: Request, seconds: float) -> None:
         """Send a request to the broker's delay levels, from where it comes back to its queue."""
@@ -190,3 +202,8 @@ class Intake:
             timer.cancel()
         self._soon.clear()
         return requests
+
+
+def _begun_anew(request: Request) -> int:
+    count = request.headers.get(BEGUN_ANEW)
+    return count if isinstance(count, int) and count > 0 else 0

@@ -512,8 +512,7 @@ class Worker(WithOthersNames):
                 "consumer: a task ran for longer than RabbitMQ's consumer_timeout, so the broker takes its message "
                 "back; it is answered when it comes again. Raise consumer_timeout for tasks of that length."
             )
-        if isinstance(error, TimeoutError):
-            self.intake.connection_fell_silent()
+        self.intake.connection_lost(is_silent=isinstance(error, TimeoutError))
         happened = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
         logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", happened, error)
         self._begin_epoch(self.consumer.epoch)

@@ -196,9 +196,10 @@ def test_what_cannot_be_run_is_dead_lettered_with_its_reason_and_result(delivere
     assert bench.started == []
 
 
-def test_deliveries_to_connections_that_fell_silent_are_not_counted_against_a_task() -> None:
+@pytest.mark.parametrize("error", [TimeoutError("the broker has not answered for 2 s"), ConnectionError("cut")])
+def test_deliveries_to_connections_that_were_lost_are_not_counted_against_a_task(error: Exception) -> None:
     bench = Bench(silence_seconds=60.0)
-    bench.lose_connection(TimeoutError("the broker has not answered for 2 s"))
+    bench.lose_connection(error)
     counted: dict[str, Any] = {"x-delivery-count": 5}
     bench.deliver("a", redelivered=True, **counted)
     (later,) = bench.publisher.sent
@@ -208,6 +209,17 @@ def test_deliveries_to_connections_that_fell_silent_are_not_counted_against_a_ta
 
     bench.publisher.confirm()
 
+    assert bench.frames == [("ack", 1, False)]
+
+
+def test_a_task_that_begins_anew_too_often_is_dead_lettered() -> None:
+    bench = Bench()
+    bench.lose_connection()
+    counted: dict[str, Any] = {"x-delivery-count": 5, "amqtask-begun-anew": 3}
+    bench.deliver("a", redelivered=True, **counted)
+    bench.publisher.confirm_all()
+
+    assert [message.routing_key for message in bench.publisher.sent] == ["reply-queue", "q.dead"]
     assert bench.frames == [("ack", 1, False)]
 
 
