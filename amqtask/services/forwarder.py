@@ -212,7 +212,7 @@ class Forwarder:
     def on_fatal(self, error: Exception) -> None:
         """The queues do not exist and may not be declared, or may not be read."""
         self._complain(
-            f"delays: this worker does not forward delayed messages ({error}). The broker does, 3 to 7 s after their time, if "
+            f"delays: this worker does not forward delayed messages ({error}). The broker does, 6 to 10 s after their time, if "
             "their queues exist: `amqtask topology declare` makes them, and the worker's user needs the right to read them"
         )
         self._begin(-1)

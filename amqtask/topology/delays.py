@@ -14,7 +14,7 @@ The broker is the fallback. When a queue's message TTL is over, it dead-letters 
 last queue to the headers exchange `<prefix>.out`, which looks at `amqtask-delay-to`, the name of the exchange that the message
 is for. A named exchange is bound to it directly. The default exchange cannot be bound, so its messages pass one more queue,
 `<prefix>.to`, with a TTL of 0 and the default exchange as its dead-letter exchange. So a fleet of Celery workers gets the
-messages that our producers delay, 3 to 7 s late, and no worker of ours can lose a message.
+messages that our producers delay, 6 to 10 s late, and no worker of ours can lose a message.
 
 Why the broker does not do it alone: a queue dead-letters at least once through a process that runs on the queue's leader. When
 a node dies that leads both the queue and the next one, the new leader's process asks the dead node first; RabbitMQ 3.10
@@ -26,7 +26,7 @@ Invariants, and why:
 
 - The routing key stays the destination's, so no queue has to know where a message goes; any exchange type and queues
   declared later work.
-- The TTL of a level 0 queue is 3 s longer than its longest wait: a worker may need so long to reconnect after a node's death,
+- The TTL of a level 0 queue is 6 s longer than its longest wait: a worker may need so long to reconnect after a node's death,
   before the broker forwards. Workers empty the queues of level 1 and 2 5 s before their TTL is over.
 - All messages of one queue have the same TTL and no priority, so the one at the head is always the next to expire: a queue
   expires from its head only, and since RabbitMQ 4 a quorum queue's head is its highest priority. The priority waits in the header
@@ -78,7 +78,7 @@ _FAR = SIZES[HELD_LEVELS]
 _SLACK_SECONDS = 400
 MAX_SECONDS = _FAR * 4 ** (LEVELS - HELD_LEVELS) - STEP_SECONDS
 # Between the longest wait of a level 0 queue and its TTL, when the broker forwards.
-MARGIN_SECONDS = 3
+MARGIN_SECONDS = 6
 # Workers take messages out of a queue of a higher level so long before the broker does.
 EARLY_SECONDS = 5
 # A due time that is no 64-bit number must not keep a message from being published.

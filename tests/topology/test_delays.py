@@ -251,7 +251,7 @@ def test_classic_levels_ask_for_nothing_that_classic_queues_refuse() -> None:
     level = next(entity for entity in message.declare if isinstance(entity, Queue) and entity.name == "mine.0s")
     assert level.argument_map == {
         "x-queue-type": "classic",
-        "x-message-ttl": 7000,
+        "x-message-ttl": 10000,
         "x-dead-letter-exchange": "mine.out",
     }
 

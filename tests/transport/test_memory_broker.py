@@ -112,7 +112,7 @@ def test_days_of_delay_pass_in_a_moment(bench: Bench) -> None:
     bench.clock.advance(3 * day)
     bench.turn()
     assert listener.bodies == []
-    for _ in range(75):
+    for _ in range(105):
         bench.clock.advance(0.1)
         bench.turn()
 
