@@ -108,13 +108,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from amqtask.ground.imports import load  # noqa: PLC0415 - `import amqtask` alone imports next to nothing
+    from amqtask.ground.imports import load_path  # noqa: PLC0415 - `import amqtask` alone imports next to nothing
 
     where = _WHERE.get(name)
     if where is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = where.partition(":")
-    value = getattr(load(f"amqtask.{module}"), attribute or name)
+    value = load_path(f"amqtask.{where}" if ":" in where else f"amqtask.{where}:{name}")
     globals()[name] = value
     return value
 

@@ -21,7 +21,7 @@ from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
-from amqtask.ground.imports import load
+from amqtask.ground.imports import load_path
 from amqtask.ground.wording import clause
 from amqtask.protocol.result import ResultMessage
 
@@ -336,9 +336,8 @@ def _is_installed(url: sa.URL) -> bool:
 
 
 def _named(path: str) -> Any:
-    module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        return getattr(load(module), name)
+        return load_path(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"database_engine_callback {path!r} cannot be imported: {error}") from error
 

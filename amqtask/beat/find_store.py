@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.imports import load
+from amqtask.ground.imports import load_path
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -46,7 +46,7 @@ def find_store(spec: str | None) -> Any:
         if name in points:
             store: Any = points[name].load()
         elif ":" in name or "." in name:
-            store = _by_path(name)
+            store = load_path(name)
         else:
             names = ", ".join(sorted(points))
             raise ConfigurationError(f"no schedule store {name!r}: there are {names}; or say module:Class")
@@ -64,14 +64,7 @@ def _of_library(path: str) -> Any:
     """django-celery-beat's own scheduler, where its tables are this project's, ours are not, and it derives from amqtask.beat."""
     if "django_celery_beat.models" not in sys.modules or "amqtask.contrib.django.models" in sys.modules:
         return None
-    scheduler = _by_path(
+    scheduler = load_path(
         path if path.startswith("django_celery_beat") else "django_celery_beat.schedulers:DatabaseScheduler"
     )
     return scheduler if hasattr(scheduler, "make_beat") else None
-
-
-def _by_path(path: str) -> Any:
-    module, separator, name = path.partition(":")
-    if not separator:
-        module, _, name = path.rpartition(".")
-    return getattr(load(module), name)

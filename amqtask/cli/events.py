@@ -16,7 +16,7 @@ from amqtask.cli.events_screen import Screen
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.exceptions import AmqTaskError
-from amqtask.ground.imports import load
+from amqtask.ground.imports import load_path
 from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
@@ -131,11 +131,10 @@ def _snapshots(app: AmqTask, camera_class: type[Polaroid], frequency: float, max
 
 def _find_camera(path: str) -> type[Polaroid]:
     """The class of `module:Class` or `module.Class`. Raises: ClickException."""
-    module, separator, name = path.rpartition(":" if ":" in path else ".")
     try:
-        if not separator:
+        if not {":", "."} & set(path):
             raise AttributeError(f"no module in {path!r}")
-        camera_class: type[Polaroid] = getattr(load(module), name)
+        camera_class: type[Polaroid] = load_path(path)
     except (ImportError, AttributeError) as error:
         raise click.ClickException(f"there is no camera {path}: {error}") from error
     return camera_class

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from amqtask.ground.imports import load
+from amqtask.ground.imports import load, load_path
 
 FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."
@@ -146,8 +146,7 @@ def attribute(owner: Any, name: str) -> Any:
     for owner_class in ours:
         where = ATTRIBUTES.get(f"{owner_class.__module__}.{owner_class.__qualname__}")
         if where is not None:
-            source, _, class_name = where.partition(":")
-            for theirs in getattr(load(source), class_name).__mro__:
+            for theirs in load_path(where).__mro__:
                 if theirs not in ours and name in vars(theirs):
                     member = vars(theirs)[name]
                     return member.__get__(owner, type(owner)) if hasattr(member, "__get__") else member

@@ -13,6 +13,11 @@ def load(module: str, package: str | None = None) -> Any:
 
 
 def load_path(path: str) -> Any:
-    """What `module:attribute` names; `module:attribute.of.it`, too. Raises: ImportError, AttributeError."""
-    module, _, attributes = path.partition(":")
+    """What `module:attribute` (or `module:attribute.of.it`), or `module.attribute` names.
+
+    Raises: ImportError, AttributeError, ValueError (there is no module in the path).
+    """
+    module, separator, attributes = path.partition(":")
+    if not separator:
+        module, _, attributes = path.rpartition(".")
     return attrgetter(attributes)(load(module))

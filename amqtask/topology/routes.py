@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from amqtask.exceptions import ConfigurationError, QueueNotFound
-from amqtask.ground.imports import load
+from amqtask.ground.imports import load_path
 from amqtask.ground.printable import bounded_logger
 from amqtask.options.task_options import CALL
 from amqtask.protocol.entities import Declaration, Exchange, Queue
@@ -213,9 +213,8 @@ def _compile(route: Any) -> RouteFunction:
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        return getattr(load(module), name)
+        return load_path(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"task_routes: cannot import {path!r}: {error}") from error
 
