@@ -36,7 +36,7 @@ from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:
     from amqtask.execution.shared_flag import Switch
-    from amqtask.execution.task_plan import Around
+    from amqtask.execution.task_plan import Wrapper
     from amqtask.protocol.result import ResultMessage
 
 # `amqtask.app.task` and the like are found in amqtask.compat, as if this were a package.
@@ -308,8 +308,8 @@ class AmqTask(Calling, WithOthersNames):
     GroupResult = GroupResult
     ResultSet = ResultSet
 
-    def make_executor(self, hostname: str, *, verbose: Switch = OFF, around: Around | None = None) -> Executor:
-        """What runs this app's tasks in a worker; `around` is what the coroutines of tasks are awaited in."""
+    def make_executor(self, hostname: str, *, verbose: Switch = OFF, wrapper: Wrapper | None = None) -> Executor:
+        """Makes the executor that runs this app's tasks in a worker; `wrapper` wraps the coroutines of tasks."""
         self.finalize()
         return Executor(
             self.tasks,
@@ -321,7 +321,7 @@ class AmqTask(Calling, WithOthersNames):
             hostname=hostname,
             verbose=verbose,
             extended=bool(self.conf.result_extended),
-            around=around,
+            wrapper=wrapper,
             largest_body=self.conf.worker_max_body_size or LARGEST_BODY,
             bounds=Bounds(self.conf.worker_max_follow_ups, self.conf.worker_max_new_queues, self.queues),
         )

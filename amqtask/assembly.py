@@ -58,7 +58,7 @@ from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.execution.task_plan import Around
+    from amqtask.execution.task_plan import Wrapper
     from amqtask.outbox.contract import Outbox
     from amqtask.outbox.relay import Relay
     from amqtask.protocol.message import Message
@@ -155,12 +155,12 @@ def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
     app.finalize()
 
 
-def _around() -> Around | None:
+def _task_wrapper() -> Wrapper | None:
     """In a Django project: have each task find its connections, language and time zone as a request does."""
     if not uses_django():
         return None
-    around: Around = plugins().around_django_tasks()
-    return around
+    wrapper: Wrapper = plugins().around_django_tasks()
+    return wrapper
 
 
 def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
@@ -283,7 +283,7 @@ class _Builder:
             is_on=logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events)
         )
         self.clock = LamportClock()
-        self.executor = app.make_executor(hostname, verbose=self.describes.state, around=_around())
+        self.executor = app.make_executor(hostname, verbose=self.describes.state, wrapper=_task_wrapper())
         self.slot_steps = SharedSwitch(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)

@@ -78,7 +78,7 @@ class EventReceiver:
         self._accept = accept
         self._wake_workers = wake_workers
         self._wall_clock = wall_clock
-        self._came: deque[dict[str, Any]] = deque()
+        self._received: deque[dict[str, Any]] = deque()
 
     def capture(self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True) -> None:
         """Call the handlers with events until `limit` events have come, or for ever.
@@ -101,10 +101,10 @@ class EventReceiver:
                 self.wakeup_workers()
             count = 0
             while not self.should_stop and (limit is None or count < limit):
-                if not self._came and not self._wait(feed, timeout):
+                if not self._received and not self._wait(feed, timeout):
                     return
                 count += 1
-                event = self._came.popleft()
+                event = self._received.popleft()
                 self.process(str(event["type"]), event)
                 yield event
         finally:
@@ -119,7 +119,7 @@ class EventReceiver:
             if end is not None and now >= end:
                 raise TimeoutError(f"no event came for {timeout:g} s")
             try:
-                if feed.drive(lambda: bool(self._came), now + LOOK_SECONDS):
+                if feed.drive(lambda: bool(self._received), now + LOOK_SECONDS):
                     return True
             except AccessRefused:
                 raise
@@ -159,4 +159,4 @@ class EventReceiver:
         except MessageError as error:
             logger.warning("events: a message under %r is skipped: %s", delivery.routing_key, error)
             return
-        self._came.extend(self.event_from_message(event)[1] for event in events)
+        self._received.extend(self.event_from_message(event)[1] for event in events)

@@ -76,8 +76,8 @@ class Interruptible:
 
 def as_cancellation(error: BaseException) -> BaseException:
     """The same error, of a class that derives from its own class and from asyncio.CancelledError."""
-    both = _also_cancelled(type(error))
-    twin: BaseException = both.__new__(both, *error.args)
+    combined = _also_cancelled(type(error))
+    twin: BaseException = combined.__new__(combined, *error.args)
     twin.args = error.args
     twin.__dict__.update(error.__dict__)
     return twin
@@ -86,8 +86,8 @@ def as_cancellation(error: BaseException) -> BaseException:
 def _also_cancelled(exception_type: type[BaseException]) -> type[BaseException]:
     # Under its own name, so that a stored failure says SoftTimeLimitExceeded.
     names = {"__module__": exception_type.__module__, "__qualname__": exception_type.__qualname__}
-    both: type[BaseException] = type(exception_type.__name__, (exception_type, asyncio.CancelledError), names)
-    return both
+    combined: type[BaseException] = type(exception_type.__name__, (exception_type, asyncio.CancelledError), names)
+    return combined
 
 
 class CoroutineRunner:

@@ -39,7 +39,7 @@ from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.resuming import Resuming
 from amqtask.execution.retries import retry_options, wants_retry
 from amqtask.execution.shared_flag import OFF
-from amqtask.execution.task_plan import Around, TaskPlan, plan_for
+from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
 from amqtask.protocol.serialization import LARGEST_BODY
@@ -74,7 +74,7 @@ class Executor(Endings):
         serializer: str = "json",
         verbose: Switch = OFF,
         extended: bool = False,
-        around: Around | None = None,
+        wrapper: Wrapper | None = None,
         largest_body: int = LARGEST_BODY,
         bounds: Bounds = DEFAULT,
     ) -> None:
@@ -99,7 +99,7 @@ class Executor(Endings):
         self._store_blocks = bool(getattr(store, "blocks", False))
         # Whether outcomes have a repr of the return value; may be changed at any time.
         self._verbose = verbose
-        self._around = around
+        self._wrapper = wrapper
         self._plans: dict[str, TaskPlan] = {}
 
     @property
@@ -222,7 +222,9 @@ class Executor(Endings):
             return self._late(plan, request, context, error, started)
 
     def _plan(self, name: str) -> TaskPlan:
-        plan = self._plans[name] = plan_for(self.tasks, name, has_store=self._results is not None, around=self._around)
+        plan = self._plans[name] = plan_for(
+            self.tasks, name, has_store=self._results is not None, wrapper=self._wrapper
+        )
         return plan
 
     def _resumed(self, request: Request, context: Context) -> Outcome | None:

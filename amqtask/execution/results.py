@@ -34,7 +34,7 @@ class Results:
 
     def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
         self._store = store
-        self._briefly: Store = getattr(store, "store_briefly", store.store)
+        self._store_briefly: Store = getattr(store, "store_briefly", store.store)
         self._hostname = hostname
         self._extended = extended
         self._keeps_runs = keeps_runs(store)
@@ -47,7 +47,7 @@ class Results:
         """Store STARTED now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
         meta = ResultMessage(request.id, states.STARTED, {"pid": os.getpid(), "hostname": self._hostname})
         try:
-            self._keep(request, meta, self._briefly)
+            self._keep(request, meta, self._store_briefly)
         except BackendUnreachable as error:
             logger.warning("STARTED of task %s[%s] was not stored: %s", request.task, request.id, error)
 
@@ -55,7 +55,7 @@ class Results:
         """Store RETRY. The next run will store more: when the store is away there is only a warning."""
         meta = self._result(request, states.RETRY, exception_as_dict(cause), context, trace)
         try:
-            return self._keep_or_shorten(request, meta, cause, self._briefly)
+            return self._keep_or_shorten(request, meta, cause, self._store_briefly)
         except BackendUnreachable as error:
             logger.warning("RETRY of task %s[%s] was not stored: %s", request.task, request.id, error)
             return None
@@ -73,7 +73,7 @@ class Results:
         group, parent = headers.get("group"), headers.get("parent_id")
         meta.group_id = group if isinstance(group, str) else None
         meta.parent_id = parent if isinstance(parent, str) else None
-        return self._keep(request, meta, self._briefly)
+        return self._keep(request, meta, self._store_briefly)
 
     def never_ran(self, result: ResultMessage, options: Mapping[str, Any]) -> Message | None:
         """The end of a signature that will not be published. Raises: BackendUnreachable."""
@@ -81,7 +81,7 @@ class Results:
         result.group_id = options.get("group_id")
         message = self._store.message_for(result, options.get("reply_to"), result.task_id)
         if message is None:
-            self._briefly(result)
+            self._store_briefly(result)
         return message
 
     def _result(

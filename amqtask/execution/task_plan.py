@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Longer names are not compared with others, because that takes long.
 LONGEST_COMPARED = 200
 # Wraps the coroutine of a task in another one that awaits it.
-Around = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
+Wrapper = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 
 
 class TaskPlan:
@@ -24,36 +24,36 @@ class TaskPlan:
 
     __slots__ = ("call", "hooks", "is_async", "task", "track_started", "wants_result")
 
-    def __init__(self, task: TaskLike, *, has_store: bool, around: Around | None = None) -> None:
+    def __init__(self, task: TaskLike, *, has_store: bool, wrapper: Wrapper | None = None) -> None:
         self.task = task
         # A class that overrides __call__ is called; for all others `run` is called directly.
         self.call: Callable[..., Any] = task.__call__ if "__call__" in task.overridden_hooks else task.run
         self.is_async = task.is_async
         if inspect.isasyncgenfunction(task.run):
             self.call, self.is_async = _no_async_generator(task.name), False
-        if around is not None and self.is_async:
-            self.call = _in(around, self.call)
+        if wrapper is not None and self.is_async:
+            self.call = _in(wrapper, self.call)
         self.hooks = task.overridden_hooks
         self.track_started = task.track_started and has_store
         self.wants_result = has_store and not task.ignore_result
 
 
-def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, around: Around | None = None) -> TaskPlan:
+def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, wrapper: Wrapper | None = None) -> TaskPlan:
     """The plan of a task. Raises: NotRegistered, with the nearest name."""
     task = tasks.get(name)
     if task is None:
         near = difflib.get_close_matches(name, tasks, n=1) if len(name) <= LONGEST_COMPARED else ()
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        shown = printable(name, LONGEST_COMPARED)
+        shown_name = printable(name, LONGEST_COMPARED)
         raise NotRegistered(
-            f"no task {shown!r} is registered in this worker.{hint} Is the module that defines it imported "
+            f"no task {shown_name!r} is registered in this worker.{hint} Is the module that defines it imported "
             "(include, autodiscover_tasks)?"
         )
-    return TaskPlan(task, has_store=has_store, around=around)
+    return TaskPlan(task, has_store=has_store, wrapper=wrapper)
 
 
-def _in(around: Around, call: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: around(call(*args, **kwargs))
+def _in(wrapper: Wrapper, call: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: wrapper(call(*args, **kwargs))
 
 
 def _no_async_generator(name: str) -> Callable[..., Any]:

@@ -46,7 +46,7 @@ def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, An
         "type": request.task,
         "hostname": control.worker.setup.hostname,
         "time_start": control.orders.start_of(request) if running is not None else None,
-        "acknowledged": running is not None and request.number in control.worker.dispatcher.early,
+        "acknowledged": running is not None and request.number in control.worker.dispatcher.acks_early,
         "delivery_info": {
             "exchange": request.exchange,
             "routing_key": request.routing_key,
@@ -71,9 +71,9 @@ def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, 
         dumps([args, kwargs], "json")
     except (AmqTaskError, TypeError, ValueError):
         return sent_reprs
-    shown = tuple(args), kwargs
+    decoded = tuple(args), kwargs
     is_true = all(
-        text is None or _plain(saferepr(value)) == _plain(text) for text, value in zip(sent_reprs, shown, strict=True)
+        text is None or _plain(saferepr(value)) == _plain(text) for text, value in zip(sent_reprs, decoded, strict=True)
     )
     return (list(args), dict(kwargs)) if is_true else sent_reprs
 

@@ -25,7 +25,7 @@ class Autoscale:
     """Keeps the pool between `min_slots` and `max_slots`.
 
     The prefetch windows are sized for `max_slots`, so the requests that run and wait here tell how many slots have work:
-    growing is immediate and to exactly that many, shrinking waits until the need has been lower for `keep` seconds.
+    growing is immediate and to exactly that many, shrinking waits until the need has been lower for `keep_seconds`.
     """
 
     name = "autoscale"
@@ -37,13 +37,13 @@ class Autoscale:
         *,
         max_slots: int,
         min_slots: int,
-        keep: float = KEEP_SECONDS,
+        keep_seconds: float = KEEP_SECONDS,
         check_every: float = CHECK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._worker = worker
         self._orders = orders
-        self._keep = keep
+        self._keep_seconds = keep_seconds
         self._clock = clock
         self.max_slots = max_slots
         self.min_slots = max(1, min_slots)
@@ -65,7 +65,7 @@ class Autoscale:
             self._last_needed = now
         if needed > slots:
             self._scale(slots, needed)
-        elif needed < slots and now - self._last_needed >= self._keep:
+        elif needed < slots and now - self._last_needed >= self._keep_seconds:
             self._last_needed = now
             self._scale(slots, needed)
 

@@ -57,15 +57,15 @@ RETRY_SECONDS = 60.0
 class _Held:
     """A delivery that waits here, or is being published."""
 
-    __slots__ = ("at", "channel_key", "delivery", "due", "tries")
+    __slots__ = ("channel_key", "delivery", "due", "next_look", "tries")
 
-    def __init__(self, delivery: Delivery, due: float, at: float, channel_key: tuple[int, int]) -> None:
+    def __init__(self, delivery: Delivery, due: float, next_look: float, channel_key: tuple[int, int]) -> None:
         self.delivery = delivery
         # The connection and channel that it came on.
         self.channel_key = channel_key
         self.due = due
         # When to look at it next (Unix time).
-        self.at = at
+        self.next_look = next_look
         self.tries = 0
 
 
@@ -177,16 +177,16 @@ class Forwarder:
             self._drop(delivery)
             return
         now = self._wall_clock()
-        due, at = due_at(headers), leaves_at(headers, window.level)
+        due, next_look = due_at(headers), leaves_at(headers, window.level)
         # A message that claims to be due later than its queue allows must not be held for ever.
         due = min(now if due is None else due, now + window.longest)
-        held = _Held(delivery, due, due if at is None else min(at, due), self._channel_key)
+        held = _Held(delivery, due, due if next_look is None else min(next_look, due), self._channel_key)
         window.held += 1
-        if held.at <= now:
+        if held.next_look <= now:
             self._look(held, now)
         else:
             self._wait(held)
-        if window.held >= window.size and held.at - now < SOON_SECONDS:
+        if window.held >= window.size and held.next_look - now < SOON_SECONDS:
             self._grow(delivery.queue, window)
 
     def _drop(self, delivery: Delivery) -> None:
@@ -250,7 +250,7 @@ class Forwarder:
     # -- waiting
 
     def _wait(self, held: _Held) -> None:
-        heapq.heappush(self._waiting, (held.at, next(self._numbers), held))
+        heapq.heappush(self._waiting, (held.next_look, next(self._numbers), held))
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -277,10 +277,10 @@ class Forwarder:
             self._publish(held, self._delays.addressed(held.delivery))
             return
         window = self._windows[held.delivery.queue]
-        if window.level and held.at < held.due and window.held * 2 > window.size:
+        if window.level and held.next_look < held.due and window.held * 2 > window.size:
             self._publish(held, self._delays.delayed_on(held.delivery, held.due - now))
         else:
-            held.at = held.due
+            held.next_look = held.due
             self._wait(held)
 
     # -- windows
@@ -351,7 +351,7 @@ class Forwarder:
             return
         self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
 
-    def _renew(self, why: str) -> bool:
+    def _renew(self, reason: str) -> bool:
         """Make another connection: all held messages are delivered again. Not too often: the fault may be elsewhere."""
         now = self._wall_clock()
         if self._is_stopped or now - self._renewed_at < self._renewal_pause:
@@ -359,7 +359,7 @@ class Forwarder:
         is_first = now - self._renewed_at > LONGEST_RENEWAL_PAUSE * 2
         self._renewal_pause = STUCK_SECONDS if is_first else min(self._renewal_pause * 2, LONGEST_RENEWAL_PAUSE)
         self._renewed_at = now
-        logger.warning("delays: %.500s; another connection is made", why)
+        logger.warning("delays: %.500s; another connection is made", reason)
         self._begin(-1)
         self._close()
         self.start()

@@ -139,14 +139,14 @@ class _Shared:
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
-        self.flying: dict[int, Message] = {}
+        self.unconfirmed: dict[int, Message] = {}
         self._guilty: list[Message] | None = None
 
     def verdict(self, error: aio_errors.ChannelClosed, message: Message) -> Exception:
         """Whether the broker closed the channel for this message or for another one that was under way."""
         closing = closing_of(error)
         if self._guilty is None:  # the first one to hear of it finds all others still under way
-            messages = list(self.flying.values())
+            messages = list(self.unconfirmed.values())
             self._guilty = [messages[at] for at in culprits(closing, messages, list(range(len(messages))))]
         if any(guilty is message for guilty in self._guilty):
             return channel_error(closing, message)
@@ -172,7 +172,7 @@ class Line:
         # heartbeats at most, to a peer that has only closed its end), and wakes nobody who waits for room in its queue.
         self._under_way: set[asyncio.Future[Any]] = set()
         # Whether anything came since the last look, and for how many looks nothing did.
-        self._looking: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._has_heard = False
         self._silent_looks = 0
         self._is_asking = False
@@ -232,10 +232,10 @@ class Line:
     def _look_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         pause = max(LEAST_LOOK_SECONDS, min(LOOK_SECONDS, seconds / 4))
-        self._looking = loop.call_later(pause, self._look, pause)
+        self._look_timer = loop.call_later(pause, self._look, pause)
 
     def _look(self, pause: float) -> None:
-        self._looking = None
+        self._look_timer = None
         self._silent_looks = 0 if self._has_heard or not self._under_way else self._silent_looks + 1
         self._has_heard = False
         if self._silent_looks >= 2:
@@ -252,14 +252,14 @@ class Line:
         try:
             if await self._is_blocked():
                 return
-            asking = asyncio.ensure_future(_channel(self._connection, False))
-            await asyncio.wait({asking}, timeout=seconds)
-            if not asking.done():
-                await asyncio.wait({asking}, timeout=LAST_CHANCE_SECONDS)
-            has_answered = asking.done()
-            leave_behind(asking, _abandon)
+            probing = asyncio.ensure_future(_channel(self._connection, False))
+            await asyncio.wait({probing}, timeout=seconds)
+            if not probing.done():
+                await asyncio.wait({probing}, timeout=LAST_CHANCE_SECONDS)
+            has_answered = probing.done()
+            leave_behind(probing, _abandon)
             if not has_answered:
-                asking.cancel()
+                probing.cancel()
                 self._is_dead = True
                 self._on_gone()
         finally:
@@ -285,7 +285,7 @@ class Line:
 
     async def _publish(self, message: Message, number: int, deadline: float) -> None:
         shared = await self._shared_channel(deadline)
-        shared.flying[number] = message
+        shared.unconfirmed[number] = message
         try:
             await self._send(shared.channel, message, deadline)
         except aio_errors.ChannelClosed as error:
@@ -294,8 +294,8 @@ class Line:
             self._renew(shared)
             raise
         finally:
-            del shared.flying[number]
-            if shared is not self._shared and not shared.flying:
+            del shared.unconfirmed[number]
+            if shared is not self._shared and not shared.unconfirmed:
                 _abandon(shared.channel)
 
     def _renew(self, shared: _Shared) -> None:
@@ -412,7 +412,7 @@ class Line:
         seconds_left = deadline - asyncio.get_running_loop().time()
         waiting = asyncio.ensure_future(awaitable)
         self._under_way.add(waiting)
-        if self._looking is None:
+        if self._look_timer is None:
             self._look_in(seconds_left)
         try:
             done = await ended(waiting, seconds_left, give_back)
@@ -564,10 +564,10 @@ def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreacha
 def _closing_of_handshake(error: BaseException) -> commands.Connection.Close | None:
     """The broker's connection.close in answer to connection.open, the step that names the virtual host. aiormq reports the method
     that it expected and drops the broker's text; the frame is still in the local variables of the traceback."""
-    at = error.__traceback__
-    while at is not None:
-        amqp_frame = at.tb_frame.f_locals.get("frame")
+    tb = error.__traceback__
+    while tb is not None:
+        amqp_frame = tb.tb_frame.f_locals.get("frame")
         if isinstance(amqp_frame, commands.Connection.Close):
             return amqp_frame
-        at = at.tb_next
+        tb = tb.tb_next
     return None

@@ -34,7 +34,7 @@ NO_DEADLINE = 365 * 86400.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 
 
-class _Home:
+class _LoopState:
     """The state of one event loop: its line, and the lock that lets one task at a time connect."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class AioPikaPublisher:
         self._warn = on_warning or _warn
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
-        self._homes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Home] = weakref.WeakKeyDictionary()
+        self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = weakref.WeakKeyDictionary()
         # A forked child must not close its parent's connections, not even by forgetting them.
         self._inherited: list[Any] = []
 
@@ -121,8 +121,8 @@ class AioPikaPublisher:
 
     async def close(self) -> None:
         """Close this event loop's connection; the publisher opens a new one when it is used again."""
-        home = self._home()
-        line, home.line = home.line, None
+        state = self._state()
+        line, state.line = state.line, None
         if line is not None:
             await line.close()
 
@@ -187,18 +187,18 @@ class AioPikaPublisher:
         if now + pause >= sending.give_up_at:
             self._refusing.note(sending.message, now)
             raise error
-        home = self._home()
-        is_due = sending.nacks > 1 and len(self._addresses) > 1 and now - home.left_at > self._nack_patience
-        if is_due and home.line is line:
-            home.left_at = now
-            home.line = None
+        state = self._state()
+        is_due = sending.nacks > 1 and len(self._addresses) > 1 and now - state.left_at > self._nack_patience
+        if is_due and state.line is line:
+            state.left_at = now
+            state.line = None
             self._begin_after(line)
             line.retire()
         await asyncio.sleep(pause)
 
     async def _send_alone(self, sending: _Sending) -> None:
         """Connections ended while this message was under way: on a line of its own only this message can be the reason."""
-        lock = self._home().suspecting
+        lock = self._state().suspecting
         if await ended(lock.acquire(), sending.deadline - _now(), lambda _: lock.release()) is None:
             raise PublishTimeout("the deadline passed while another message was tried on a connection of its own")
         try:
@@ -226,33 +226,33 @@ class AioPikaPublisher:
         seconds = self._timeout if timeout is None else timeout
         return _now() + (NO_DEADLINE if seconds is None else seconds)
 
-    def _home(self) -> _Home:
+    def _state(self) -> _LoopState:
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._inherited += self._homes.values()
-            self._homes = weakref.WeakKeyDictionary()
+            self._inherited += self._states.values()
+            self._states = weakref.WeakKeyDictionary()
         loop = asyncio.get_running_loop()
-        home = self._homes.get(loop)
-        if home is None:
+        state = self._states.get(loop)
+        if state is None:
             # A line knows its loop, so one that ended without `close` would be kept here, and the loop with it.
-            for closed_loop in [other_loop for other_loop in self._homes if other_loop.is_closed()]:
-                del self._homes[closed_loop]
+            for closed_loop in [other_loop for other_loop in self._states if other_loop.is_closed()]:
+                del self._states[closed_loop]
                 _silence(closed_loop)
-            home = self._homes[loop] = _Home()
-        return home
+            state = self._states[loop] = _LoopState()
+        return state
 
     async def _line(self, deadline: float) -> Line:
-        home = self._home()
-        if home.line is not None and home.line.is_open:
-            return home.line
-        release = home.connecting.release
-        if await ended(home.connecting.acquire(), deadline - _now(), lambda _: release()) is None:
+        state = self._state()
+        if state.line is not None and state.line.is_open:
+            return state.line
+        release = state.connecting.release
+        if await ended(state.connecting.acquire(), deadline - _now(), lambda _: release()) is None:
             raise PublishTimeout("the deadline passed while another task was connecting to the broker")
         try:
-            if home.line is None or not home.line.is_open:
-                home.line = await self._connect(deadline)
-                self._addresses = beginning_with(self._addresses, home.line.address)
-            return home.line
+            if state.line is None or not state.line.is_open:
+                state.line = await self._connect(deadline)
+                self._addresses = beginning_with(self._addresses, state.line.address)
+            return state.line
         finally:
             release()
 
@@ -271,9 +271,9 @@ class AioPikaPublisher:
             self._addresses = self._addresses[1:] + self._addresses[:1]
 
     def _drop(self, line: Line) -> None:
-        home = self._home()
-        if home.line is line:
-            home.line = None
+        state = self._state()
+        if state.line is line:
+            state.line = None
             if line.is_dead:
                 self._begin_after(line)
         line.abandon()

@@ -161,14 +161,14 @@ class LoopConnection:
         """Whether there is another host that `leave` could go to."""
         return len(self._addresses) > 1
 
-    def leave(self, why: str) -> None:
+    def leave(self, reason: str) -> None:
         """Treat this connection as lost, and go on with the next host."""
         if self._is_open:
-            self._give_up(why)
+            self._give_up(reason)
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, reason: str) -> None:
         """Drop the connection without a close: a dead connection cannot be closed."""
-        self._connection._terminate_stream(FellSilent(why))
+        self._connection._terminate_stream(FellSilent(reason))
 
     # -- connecting
 

@@ -59,7 +59,7 @@ def check_frame(size: int, frame_max: int) -> None:
 
 def basic_properties(properties: Properties) -> pika.BasicProperties:
     """pika's form of our properties."""
-    when = properties.timestamp
+    timestamp = properties.timestamp
     return pika.BasicProperties(
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,
@@ -70,7 +70,7 @@ def basic_properties(properties: Properties) -> pika.BasicProperties:
         reply_to=properties.reply_to,
         expiration=properties.expiration,
         message_id=properties.message_id,
-        timestamp=int(when.timestamp()) if isinstance(when, datetime) else when,
+        timestamp=int(timestamp.timestamp()) if isinstance(timestamp, datetime) else timestamp,
         type=properties.type,
         user_id=properties.user_id,
         app_id=properties.app_id,

@@ -38,7 +38,7 @@ class _Run:
 
     entities: Sequence[Declaration]
     on_done: OnDeclared
-    at: int = 0
+    position: int = 0
     # Why the broker refused to declare the current entity; a passive declare then shows whether it exists.
     refusal: ChannelClosedByBroker | None = None
 
@@ -91,7 +91,7 @@ class Declarer:
         if channel is not None and channel.is_open:
             channel.close()
         head = runs[0]
-        name = entity_name(head.entities[head.at]) if head.at < len(head.entities) else "the last of a list"
+        name = entity_name(head.entities[head.position]) if head.position < len(head.entities) else "the last of a list"
         error = PublishRefused(f"the broker has not answered the declaration of {name} for {seconds:g} s")
         for run in runs:
             run.on_done(error)
@@ -114,11 +114,11 @@ class Declarer:
 
     def _send(self) -> None:
         run = self._runs[0]
-        while run.at < len(run.entities):
-            entity = run.entities[run.at]
+        while run.position < len(run.entities):
+            entity = run.entities[run.position]
             if not isinstance(entity, Exchange) or is_declarable(entity):
                 break
-            run.at += 1
+            run.position += 1
         else:
             self._end(run, None)
             return
@@ -142,7 +142,7 @@ class Declarer:
                 self._warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
             else:
                 self._warn(describe_difference(entity, refusal.reply_text))
-        run.at += 1
+        run.position += 1
         self._patience = PATIENCE
         self._set_timer()
         self._send()
@@ -163,7 +163,7 @@ class Declarer:
         if not isinstance(error, ChannelClosedByBroker) or not self._runs:
             return  # the connection's end follows
         run = self._runs[0]
-        failure = self._failure(run, run.entities[run.at], error)
+        failure = self._failure(run, run.entities[run.position], error)
         if failure is None:
             self._open_channel()
         else:
@@ -180,7 +180,7 @@ class Declarer:
             return _error(entity, error)
         if isinstance(entity, Binding):
             if error.reply_code == ACCESS_REFUSED and entity.source in self._differing:
-                run.at += 1  # an operator's topology: a publish to the exchange shows whether it routes anywhere
+                run.position += 1  # an operator's topology: a publish to the exchange shows whether it routes anywhere
                 return None
         elif error.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED):
             run.refusal = error

@@ -55,8 +55,12 @@ def unwrap(error: BaseException) -> BaseException:
     """The innermost cause under the layers of pika's connection workflow."""
     cause = error
     while True:
-        several = getattr(cause, "exceptions", None)
-        inner = several[-1] if several else getattr(cause, "exception", None) or (cause.args[0] if cause.args else None)
+        inner_errors = getattr(cause, "exceptions", None)
+        inner = (
+            inner_errors[-1]
+            if inner_errors
+            else getattr(cause, "exception", None) or (cause.args[0] if cause.args else None)
+        )
         if not isinstance(inner, BaseException):
             return cause
         cause = inner
@@ -111,7 +115,7 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
 
     With TLS 1.3 a broker that demands a certificate hangs up after the client's handshake; whether its alert is read before the
     connection ends is a matter of microseconds."""
-    where = ", ".join(address.safe_url for address in addresses)
+    urls = ", ".join(address.safe_url for address in addresses)
     has_hung_up = isinstance(cause, _HUNG_UP)
     lacks_certificate = any(address.tls is not None and address.tls.certfile is None for address in addresses)
     hint = ""
@@ -123,7 +127,7 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
         else f"{type(cause).__name__}: {cause}"
     )
     return BrokerUnreachable(
-        f"no broker answers at {where}: {clause(reason)}. Is RabbitMQ running there, and is broker_url right?{hint}"
+        f"no broker answers at {urls}: {clause(reason)}. Is RabbitMQ running there, and is broker_url right?{hint}"
     )
 
 
@@ -143,20 +147,20 @@ def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> Acce
 
 
 def _certificate_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:
-    where = f"the broker at {address.host}:{address.port}"
+    broker = f"the broker at {address.host}:{address.port}"
     certificate = address.tls.certfile if address.tls is not None else None
     if not is_login:
         return AccessRefused(
-            f"{where} refused virtual host {address.vhost!r} to the user of certificate {certificate}: {clause(text)}. "
+            f"{broker} refused virtual host {address.vhost!r} to the user of certificate {certificate}: {clause(text)}. "
             "Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
         )
     if text.startswith(NOT_OFFERED):
         return AccessRefused(
-            f"{where} offers no login by certificate (EXTERNAL): enable the plugin rabbitmq_auth_mechanism_ssl there, and add "
+            f"{broker} offers no login by certificate (EXTERNAL): enable the plugin rabbitmq_auth_mechanism_ssl there, and add "
             "EXTERNAL to auth_mechanisms"
         )
     return AccessRefused(
-        f"{where} refused the login by certificate {certificate}: there must be a user with the certificate's name (its "
+        f"{broker} refused the login by certificate {certificate}: there must be a user with the certificate's name (its "
         "subject, or its common name: see ssl_cert_login_from in rabbitmq.conf)"
     )
 
@@ -175,11 +179,11 @@ def unroutable(message: Message) -> Unroutable:
 
 def refused(message: Message, hosts: Sequence[str] = ()) -> PublishRefused:
     """The error for a nack by each of `hosts`. A nack has no field for a reason, so none is shown."""
-    where = f" at {', '.join(hosts)}" if hosts else ""
+    by_hosts = f" at {', '.join(hosts)}" if hosts else ""
     queue = f"queue {message.routing_key!r}"
     target = f"exchange {message.exchange!r} with routing key {message.routing_key!r}" if message.exchange else queue
     return PublishRefused(
-        f"the broker{where} refused the message for {target} (basic.nack), and gives no reason. Look at the queue: is it full "
+        f"the broker{by_hosts} refused the message for {target} (basic.nack), and gives no reason. Look at the queue: is it full "
         "(x-max-length with reject-publish), has it a leader and a majority of its nodes (rabbitmq-queues quorum_status)? And at "
         "the broker's log. Another queue of the same exchange may have it"
     )
@@ -221,8 +225,8 @@ def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
             "(max_message_size). Store large data elsewhere and pass where it is."
         )
     if cause.reply_code == ACCESS_REFUSED:
-        where = f"exchange {message.exchange!r}" if message.exchange else "the default exchange"
-        return AccessRefused(f"may not publish to {where}: {lacks('write', cause.reply_text)}")
+        exchange = f"exchange {message.exchange!r}" if message.exchange else "the default exchange"
+        return AccessRefused(f"may not publish to {exchange}: {lacks('write', cause.reply_text)}")
     if cause.reply_code == NOT_FOUND:
         return Unroutable(
             f"exchange {message.exchange!r} does not exist: {clause(cause.reply_text)}. "

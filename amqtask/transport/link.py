@@ -144,12 +144,12 @@ class Link:
         mechanism, response = credentials.response_for(start)
         if response is None:
             raise LinkLost(AuthenticationError(credentials.TYPE))
-        about = {
+        client_info = {
             "platform": f"Python {sys.version.split()[0]}",
             "capabilities": _CAPABILITIES,
             **client_properties(self._name),
         }
-        self.put(spec.Connection.StartOk(about, mechanism, response, "en_US"), 0)
+        self.put(spec.Connection.StartOk(client_info, mechanism, response, "en_US"), 0)
         tune = self._answer(spec.Connection.Tune, deadline, doing)
         self._frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
         our_heartbeat = self.address.beat(self._heartbeat)

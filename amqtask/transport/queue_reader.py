@@ -129,8 +129,8 @@ class ReplyConsumer:
         self._thread: threading.Thread | None = None
         self._retry_at = 0.0
         # The host over which the queue was first consumed, and how often in a row since then that failed in the time given.
-        self._home: BrokerAddress | None = None
-        self._late = 0
+        self._first_address: BrokerAddress | None = None
+        self._late_declarations = 0
         self._is_closed = False
         # Closed while another thread leads: that thread drops the link.
         self._is_left = False
@@ -336,16 +336,20 @@ class ReplyConsumer:
             raise
         link.is_consuming = True
         self._link = link
-        self._late = 0
-        self._home = self._home or link.address
+        self._late_declarations = 0
+        self._first_address = self._first_address or link.address
 
     def _declared_late(self, address: BrokerAddress, error: PublishError) -> None:
         """The queue was not declared in time: perhaps go on with another one. (RabbitMQ 4.0 does not answer for a minute when a
         queue's node is down.)"""
-        self._late += 1
-        if self._on_queue_lost is not None and self._home is not None and (address != self._home or self._late > 1):
+        self._late_declarations += 1
+        if (
+            self._on_queue_lost is not None
+            and self._first_address is not None
+            and (address != self._first_address or self._late_declarations > 1)
+        ):
             self.queue = self._on_queue_lost(error)
-            self._home, self._late = None, 0
+            self._first_address, self._late_declarations = None, 0
 
     def _reconnect_now_and_then(self, link: _ReplyLink) -> None:
         """For `poll`: for at most a second, and at most once a second."""
@@ -389,7 +393,7 @@ class ReplyConsumer:
             is_away = isinstance(cause, ChannelClosedByBroker) and cause.reply_code == NOT_FOUND
             if not is_away or self._on_queue_lost is None:
                 raise
-            self.queue, self._home = self._on_queue_lost(error), None
+            self.queue, self._first_address = self._on_queue_lost(error), None
             link.declare(consumption(self.queue), deadline, logger.warning)
 
     def _declare_beside(self, deadline: float) -> None:

@@ -43,9 +43,9 @@ class SharedConnection:
         """Whether the connection is open."""
         return self._connection.is_open
 
-    def leave(self, why: str) -> None:
+    def leave(self, reason: str) -> None:
         """Treat the connection as lost, and go on with the next host."""
-        self._connection.leave(why)
+        self._connection.leave(reason)
 
     def started(self, use: ConnectionUse) -> None:
         """A user wants the connection."""
@@ -122,9 +122,9 @@ class ConnectionUse:
         """Always False: one user does not take the connection from the other."""
         return False
 
-    def leave(self, why: str) -> None:
+    def leave(self, reason: str) -> None:
         """Treat the connection as lost, for all its users."""
-        self._shared.leave(why)
+        self._shared.leave(reason)
 
     def start(self) -> None:
         """Connect, unless that is under way or done."""

@@ -29,10 +29,10 @@ _MAKERS = ("amqtask", "socket", "ssl", "eventlet", "gevent")
 def is_failure(error: OSError) -> bool:
     """Whether this is the error of a system call. A signal handler's TimeoutError is an OSError too; but it has no errno, or
     comes from another module."""
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
-    return error.errno is not None and (at is None or _module(at.tb_frame) in _MAKERS)
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return error.errno is not None and (tb is None or _module(tb.tb_frame) in _MAKERS)
 
 
 @lru_cache(maxsize=4)
@@ -155,9 +155,9 @@ class Stream:
             return any(select.select(sockets, sockets if writable else [], [], seconds))
         if not writable:
             return bool(self._poller.poll(seconds * 1000))
-        both = select.poll()
-        both.register(self._sock.fileno(), select.POLLIN | select.POLLOUT)
-        return bool(both.poll(seconds * 1000))
+        poller = select.poll()
+        poller.register(self._sock.fileno(), select.POLLIN | select.POLLOUT)
+        return bool(poller.poll(seconds * 1000))
 
     def close(self) -> None:
         """Close the socket; may be called twice."""

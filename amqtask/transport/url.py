@@ -188,14 +188,14 @@ Addresses = tuple[BrokerAddress, ...]
 
 def beginning_with(addresses: Addresses, first: BrokerAddress) -> Addresses:
     """The same hosts in the same order, rotated so that this one is first."""
-    at = addresses.index(first)
-    return addresses[at:] + addresses[:at]
+    index = addresses.index(first)
+    return addresses[index:] + addresses[:index]
 
 
 def beginning_after(addresses: Addresses, last: BrokerAddress) -> Addresses:
     """The same hosts in the same order, rotated so that this one is last."""
-    at = addresses.index(last) + 1
-    return addresses[at:] + addresses[:at]
+    index = addresses.index(last) + 1
+    return addresses[index:] + addresses[:index]
 
 
 def _split(url: str) -> list[str]:

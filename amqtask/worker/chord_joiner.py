@@ -100,9 +100,9 @@ class _Member:
         self._is_away = False
 
     def store(self) -> None:
-        self._following.store(self._part.message, self._stored, on_kept=self._kept, patience=_patience)
+        self._following.store(self._part.message, self._stored, on_stopped=self._stopped, patience=_patience)
 
-    def _kept(self) -> None:
+    def _stopped(self) -> None:
         self._on_done(False)
 
     def _stored(self, error: PublishError | None) -> None:

@@ -22,7 +22,7 @@ class Dispatcher:
 
     `watched` has requests that must start before a wall-clock time, or that were revoked while they waited
     (infinity): `admit(request, deadline)` is called just before they run; False means that the request must not run and has
-    been dealt with. `accepted(request)` is called just before the pool gets a request in `early`.
+    been dealt with. `accepted(request)` is called just before the pool gets a request in `acks_early`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Dispatcher:
         self._busy = False
         self.running: dict[int, Request] = {}
         self.watched: dict[int, float] = {}
-        self.early: set[int] = set()
+        self.acks_early: set[int] = set()
 
     def add(self, request: Request) -> None:
         """Append a request to its queue's line; call `run` later."""
@@ -83,7 +83,7 @@ class Dispatcher:
 
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
-        watched, early, submit = self.watched, self.early, self.submit
+        watched, acks_early, submit = self.watched, self.acks_early, self.submit
         while turns and pool.free > 0:
             line = turns.popleft()
             request = line.popleft()
@@ -95,7 +95,7 @@ class Dispatcher:
             if throttle and not throttle.lets_pass(request, self._clock()):
                 self._wake_for_held()
                 continue
-            if early and number in early:
+            if acks_early and number in acks_early:
                 self._accepted(request)
             running[number] = request
             submit(request)
@@ -107,7 +107,7 @@ class Dispatcher:
         while self._pool.free > 0 and (request := self._throttle.next_ready(self._clock())) is not None:
             if self.watched and request.number in self.watched and not self._admitted(request):
                 continue
-            if request.number in self.early:
+            if request.number in self.acks_early:
                 self._accepted(request)
             self.running[request.number] = request
             self.submit(request)
@@ -145,7 +145,7 @@ class Dispatcher:
         self._turns.clear()
         self._throttle.clear()
         self.watched.clear()
-        self.early.difference_update([request.number for request in requests])
+        self.acks_early.difference_update([request.number for request in requests])
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -162,7 +162,7 @@ class Dispatcher:
         line.extend(kept)
         for request in taken:
             self.watched.pop(request.number, None)
-            self.early.discard(request.number)
+            self.acks_early.discard(request.number)
         if not line:
             self._turns = deque(waiting_line for waiting_line in self._turns if waiting_line is not line)
         return taken

@@ -1,6 +1,6 @@
 """Between an outcome and its answer: all messages of the outcome are published and confirmed first (worker.following).
 
-Every path through this file ends in one call of `answer(request, …)`, or of `keep(request)` when the worker stops before
+Every path through this file ends in one call of `answer(request, …)`, or of `requeue(request)` when the worker stops before
 all messages are confirmed; a delivery whose publishes cannot be confirmed now stays unanswered until they are.
 """
 
@@ -39,7 +39,7 @@ class Finisher:
     """Publishes the messages of outcomes, and calls `answer` once all of them are confirmed.
 
     `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none; `dead_lettered` is called when
-    the copy in it is confirmed. `keep` gives back a request that cannot be finished before the worker has stopped.
+    the copy in it is confirmed. `requeue` is called with a request that cannot be finished before the worker stops.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Finisher:
         *,
         following: Following,
         answer: Callable[[Request, Answer], None],
-        keep: Callable[[Request], None],
+        requeue: Callable[[Request], None],
         dead_queue: Callable[[str], Queue | None],
         dead_lettered: Callable[[Request], None],
         hostname: str,
     ) -> None:
         self._following = following
         self._answer = answer
-        self._keep = keep
+        self._requeue = requeue
         self._dead_queue = dead_queue
         self.dead_lettered = dead_lettered
         self._hostname = hostname
@@ -111,7 +111,7 @@ class Finisher:
             else:
                 on_refused(error)
 
-        self._following.store(message, ended, on_kept=partial(self.kept, request))
+        self._following.store(message, ended, on_stopped=partial(self.stopped, request))
 
     def dead_letter(self, request: Request, outcome: Outcome, on_end: Callable[[Answer | None], None]) -> None:
         """Publish a copy to the dead-letter queue. `on_end` gets the answer, or None when the worker stops first."""
@@ -143,17 +143,17 @@ class Finisher:
         error: PublishError | None,
     ) -> None:
         """A confirm or an error came: declare the queue if it does not exist, shorten the copy, or publish it again."""
-        ended, kept = partial(self._dead_letter_ended, request, on_end), partial(on_end, None)
+        ended, stopped = partial(self._dead_letter_ended, request, on_end), partial(on_end, None)
         if error is None:
             ended(None)
         elif isinstance(error, Unroutable):
             dead.declare = (queue,)
-            self._following.store(dead, ended, on_kept=kept, patience=_patience)
+            self._following.store(dead, ended, on_stopped=stopped, patience=_patience)
         elif never_fits(error):
             # The broker cannot take all of it (its frame_max is smaller than other brokers').
-            self._following.store(bare_dead_letter(dead), ended, on_kept=kept, patience=_patience)
+            self._following.store(bare_dead_letter(dead), ended, on_stopped=stopped, patience=_patience)
         else:
-            self._following.retry(dead, error, ended, on_kept=kept, patience=_patience)
+            self._following.retry(dead, error, ended, on_stopped=stopped, patience=_patience)
 
     def _dead_letter_ended(
         self, request: Request, on_end: Callable[[Answer | None], None], error: PublishError | None
@@ -174,16 +174,24 @@ class Finisher:
         if self.confirming.pop(request.number, None) is not None:
             self._answer(request, answer)
 
-    def kept(self, request: Request) -> None:
+    def stopped(self, request: Request) -> None:
         """The worker stops before all messages are confirmed."""
         if self.confirming.pop(request.number, None) is not None:
-            self._keep(request)
+            self._requeue(request)
 
 
 class _End:
     """The end of one request: its follow-ups and, for a dead letter, its copy have to be confirmed."""
 
-    __slots__ = ("_answer", "_finisher", "_has_followed", "_is_dead_lettering", "_is_kept", "_outcome", "_request")
+    __slots__ = (
+        "_answer",
+        "_finisher",
+        "_has_followed",
+        "_is_dead_lettering",
+        "_is_unconfirmed",
+        "_outcome",
+        "_request",
+    )
 
     def __init__(self, finisher: Finisher, request: Request, outcome: Outcome) -> None:
         self._finisher = finisher
@@ -191,7 +199,7 @@ class _End:
         self._outcome = outcome
         self._answer = outcome.answer
         self._is_dead_lettering = outcome.answer is Answer.DEAD_LETTER
-        self._has_followed = self._is_kept = False
+        self._has_followed = self._is_unconfirmed = False
 
     def failed(self, message: Message, error: PublishError) -> None:
         """A follow-up can never be published. If it was a retry or a replacement, this task itself is dead-lettered."""
@@ -206,20 +214,20 @@ class _End:
 
     def _dead_lettered(self, answer: Answer | None) -> None:
         self._is_dead_lettering = False
-        self._is_kept |= answer is None
+        self._is_unconfirmed |= answer is None
         self._answer = answer or self._answer
         self._look()
 
     def followed(self, is_dealt_with: bool) -> None:
         self._has_followed = True
-        self._is_kept |= not is_dealt_with
+        self._is_unconfirmed |= not is_dealt_with
         self._look()
 
     def _look(self) -> None:
         if self._is_dead_lettering or not self._has_followed:
             return
-        if self._is_kept:
-            self._finisher.kept(self._request)
+        if self._is_unconfirmed:
+            self._finisher.stopped(self._request)
         else:
             self._finisher.settle(self._request, self._answer)
 

@@ -124,17 +124,17 @@ class Following:
         message: Message,
         on_end: Callable[[PublishError | None], None],
         *,
-        on_kept: Callable[[], None],
+        on_stopped: Callable[[], None],
         patience: Patience = patience,
     ) -> None:
-        """Publish one message, for as long as `patience` says of an error; `on_kept` comes in place of `on_end` when the worker
-        stops first."""
-        _Attempts(self, message, on_end, on_kept, patience).start()
+        """Publish one message, again after an error for as long as `patience` returns for it. `on_stopped` is called instead of
+        `on_end` when the worker stops first."""
+        _Attempts(self, message, on_end, on_stopped, patience).start()
 
     def _store_result(
-        self, result: Message, on_end: Callable[[PublishError | None], None], on_kept: Callable[[], None]
+        self, result: Message, on_end: Callable[[PublishError | None], None], on_stopped: Callable[[], None]
     ) -> None:
-        self.store(result, on_end, on_kept=on_kept, patience=patience_with_results)
+        self.store(result, on_end, on_stopped=on_stopped, patience=patience_with_results)
 
     def retry(
         self,
@@ -142,11 +142,11 @@ class Following:
         error: PublishError,
         on_end: Callable[[PublishError | None], None],
         *,
-        on_kept: Callable[[], None],
+        on_stopped: Callable[[], None],
         patience: Patience = patience,
     ) -> None:
         """Like `store`, for a message that has just been refused."""
-        _Attempts(self, message, on_end, on_kept, patience).refused(error)
+        _Attempts(self, message, on_end, on_stopped, patience).refused(error)
 
     def holds(self, change: int) -> None:
         """So many more messages are refused for now, or fewer."""
@@ -176,20 +176,20 @@ class Pauses:
 class _Attempts:
     """One message that is published until the broker has it."""
 
-    __slots__ = ("_following", "_is_held", "_message", "_on_end", "_on_kept", "_patience", "_pauses")
+    __slots__ = ("_following", "_is_held", "_message", "_on_end", "_on_stopped", "_patience", "_pauses")
 
     def __init__(
         self,
         following: Following,
         message: Message,
         on_end: Callable[[PublishError | None], None],
-        on_kept: Callable[[], None],
+        on_stopped: Callable[[], None],
         patience: Patience,
     ) -> None:
         self._following = following
         self._message = message
         self._on_end = on_end
-        self._on_kept = on_kept
+        self._on_stopped = on_stopped
         self._patience = patience
         self._pauses = Pauses()
         self._is_held = False
@@ -210,7 +210,7 @@ class _Attempts:
             self._on_end(error)
         elif self._following.is_stopping() and self._pauses.waited >= LONGEST_PAUSE:
             self._let_go()
-            self._on_kept()
+            self._on_stopped()
         else:
             self._hold(error)
             self._following.later(self._pauses.next(), self.start)
@@ -232,7 +232,7 @@ class _Attempts:
 class _Follow:
     """The follow-ups, parts and result of one task, until all of them are dealt with."""
 
-    __slots__ = ("_error_from", "_following", "_is_kept", "_on_done", "_on_failed", "_request", "_unfinished")
+    __slots__ = ("_error_from", "_following", "_is_unconfirmed", "_on_done", "_on_failed", "_request", "_unfinished")
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class _Follow:
         self._on_failed = on_failed
         self._error_from = error_from
         self._unfinished = 0
-        self._is_kept = False
+        self._is_unconfirmed = False
 
     def start(
         self, publish: Sequence[Message], parts: Sequence[ChordPart], result: Message | None, *, is_final: bool
@@ -269,12 +269,12 @@ class _Follow:
 
     def _one_done(self, is_dealt_with: bool) -> None:
         if not is_dealt_with:
-            self._is_kept = True
+            self._is_unconfirmed = True
         self._unfinished -= 1
         if not self._unfinished:
-            self._on_done(not self._is_kept)
+            self._on_done(not self._is_unconfirmed)
 
-    def _keep(self) -> None:
+    def _stopped(self) -> None:
         self._one_done(False)
 
     # -- tasks
@@ -285,7 +285,7 @@ class _Follow:
         elif "task" not in message.properties.headers:
             self._result_published(message, False, error)
         else:
-            self._following.retry(message, error, partial(self._ended, message), on_kept=self._keep)
+            self._following.retry(message, error, partial(self._ended, message), on_stopped=self._stopped)
 
     def _ended(self, message: Message, error: PublishError | None) -> None:
         if error is None:
@@ -317,7 +317,7 @@ class _Follow:
             return
         self._following.retry(
             result, error, partial(self._result_ended, is_final),
-            on_kept=self._keep, patience=patience_with_results,
+            on_stopped=self._stopped, patience=patience_with_results,
         )  # fmt: skip
 
     def _result_ended(self, is_final: bool, error: PublishError | None) -> None:

@@ -264,9 +264,9 @@ class Lifecycle:
     def halt(self) -> None:
         self._loop.stop()
 
-    def _tell_shutting_down(self, why: str | None, how: str, exit_code: int) -> None:
+    def _tell_shutting_down(self, signal_name: str | None, how: str, exit_code: int) -> None:
         if signals.worker_shutting_down:
-            signals.worker_shutting_down.send(sender=self._setup.hostname, sig=why, how=how, exitcode=exit_code)
+            signals.worker_shutting_down.send(sender=self._setup.hostname, sig=signal_name, how=how, exitcode=exit_code)
 
 
 def _has_file(stream: object) -> bool:

@@ -40,5 +40,5 @@ class Observer:
 
 def seen_by(observers: Iterable[Observer], point: str) -> tuple[Callable[..., None], ...]:
     """The methods of the observers that override `point`."""
-    unseen: Any = getattr(Observer, point)
-    return tuple(getattr(observer, point) for observer in observers if getattr(type(observer), point) is not unseen)
+    default: Any = getattr(Observer, point)
+    return tuple(getattr(observer, point) for observer in observers if getattr(type(observer), point) is not default)

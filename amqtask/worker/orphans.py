@@ -23,8 +23,8 @@ class Orphans:
 
     def reap(self) -> None:
         """Look now; cheap, and it never blocks."""
-        now, me = time.monotonic(), os.getpid()
-        zombies = [pid for pid in self._pids() if self._is_zombie_of(pid, me)]
+        now, own_pid = time.monotonic(), os.getpid()
+        zombies = [pid for pid in self._pids() if self._is_zombie_of(pid, own_pid)]
         self._since = {pid: self._since.get(pid, now) for pid in zombies}
         for pid, since in self._since.items():
             if now - since >= LONG:

@@ -35,32 +35,32 @@ class Readers:
     def __init__(self, publisher: LoopPublisher, store: Store) -> None:
         self._publisher = publisher
         self._store = store
-        self._gone: dict[str, None] = {}
+        self._gone_queues: dict[str, None] = {}
         self._waiting: dict[str, list[tuple[Message, OnEnd]]] = {}
 
     def returned(self, result: Message, on_end: OnEnd) -> None:
         """A result came back as unroutable: publish it again when its queue does. `on_end` is called when it is stored, or when
         nobody can read it any more."""
         queue = result.routing_key
-        if queue in self._gone:
+        if queue in self._gone_queues:
             on_end()
         elif queue in self._waiting:
             self._waiting[queue].append((result, on_end))
         else:
             self._waiting[queue] = []
-            looking = replace(result, declare=(Queue(queue, passive=True),))
-            self._store(looking, partial(self._found, queue, on_end), partial(self._found, queue, on_end, None))
+            probe = replace(result, declare=(Queue(queue, passive=True),))
+            self._store(probe, partial(self._probed, queue, on_end), partial(self._probed, queue, on_end, None))
 
-    def _found(self, queue: str, on_end: OnEnd, error: PublishError | None) -> None:
+    def _probed(self, queue: str, on_end: OnEnd, error: PublishError | None) -> None:
         waiting = self._waiting.pop(queue)
         if error is None:
             for result, on_stored in waiting:
                 self._publisher.publish(result, partial(_stored, on_stored))
         else:
             logger.debug("nobody reads the queue of results %s any more: %s", queue, error)
-            if len(self._gone) >= MOST_GONE:
-                self._gone.clear()
-            self._gone[queue] = None
+            if len(self._gone_queues) >= MOST_GONE:
+                self._gone_queues.clear()
+            self._gone_queues[queue] = None
             for _, on_lost in waiting:
                 on_lost()
         on_end()

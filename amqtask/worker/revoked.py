@@ -114,6 +114,6 @@ def stamps_in(values: Mapping[str, Any]) -> list[Stamp]:
     """The stamps of {stamp: value or list of values}; values that no stamp can have (a mapping, None) are left out."""
     stamps: list[Stamp] = []
     for name, value in values.items():
-        several = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
-        stamps += [(name, stamp_value) for stamp_value in several if isinstance(stamp_value, (str, int, float))]
+        listed = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+        stamps += [(name, stamp_value) for stamp_value in listed if isinstance(stamp_value, (str, int, float))]
     return stamps

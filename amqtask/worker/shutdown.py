@@ -124,11 +124,11 @@ class Shutdown:
             )
         self.warm("SIGHUP")
 
-    def warm(self, why: str | None = None) -> None:
+    def warm(self, signal_name: str | None = None) -> None:
         """Let running requests end."""
         if self.degree >= Degree.WARM:
             return
-        self._begin(Degree.WARM, why, "Warm", EX_OK)
+        self._begin(Degree.WARM, signal_name, "Warm", EX_OK)
         self._worker.quiet()
         if self._grace is not None:
             self._timer = self._loop.call_later(self._grace, self._grace_is_over)
@@ -136,23 +136,23 @@ class Shutdown:
             logger.warning("worker: waits for %s", self._worker.waits_for)
         self.progress()
 
-    def quit(self, why: str | None = None) -> None:
+    def quit(self, signal_name: str | None = None) -> None:
         """Shut down cold, after the time of the soft shutdown if there is one and requests run."""
         if self.degree >= Degree.SOFT or self._soft_timeout <= 0 or not (self._worker.is_busy or self._soft_on_idle):
-            self.cold(why)
+            self.cold(signal_name)
             return
-        self._begin(Degree.SOFT, why, "Soft", EX_FAILURE)
+        self._begin(Degree.SOFT, signal_name, "Soft", EX_FAILURE)
         self._worker.quiet()
         logger.warning("worker: running tasks have %g seconds to end", self._soft_timeout)
         self._timer = self._loop.call_later(self._soft_timeout, self.cold)
         if not self._soft_on_idle:
             self.progress()
 
-    def cold(self, why: str | None = None) -> None:
+    def cold(self, signal_name: str | None = None) -> None:
         """End running requests and requeue them."""
         if self.degree >= Degree.COLD:
             return
-        self._begin(Degree.COLD, why, "Cold", EX_FAILURE)
+        self._begin(Degree.COLD, signal_name, "Cold", EX_FAILURE)
         self._worker.quiet()
         self._worker.abandon()
         self._timer = self._loop.call_later(LAST_CONFIRMS_SECONDS, self._close)
@@ -168,13 +168,13 @@ class Shutdown:
         if Degree.WARM <= self.degree < Degree.CLOSING and self._worker.is_settled:
             self._close()
 
-    def _begin(self, degree: Degree, why: str | None, how: str, exit_code: int) -> None:
+    def _begin(self, degree: Degree, signal_name: str | None, how: str, exit_code: int) -> None:
         self._cancel_timer()
         self.degree = degree
         self.exit_code = max(self.exit_code, exit_code)
-        logger.warning("worker: %s shutdown%s", how, f" ({why})" if why else "")
+        logger.warning("worker: %s shutdown%s", how, f" ({signal_name})" if signal_name else "")
         if self._on_change is not None:
-            self._on_change(why, how, self.exit_code)
+            self._on_change(signal_name, how, self.exit_code)
 
     def _grace_is_over(self) -> None:
         logger.warning("worker: running tasks did not end within %g seconds", self._grace)

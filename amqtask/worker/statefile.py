@@ -54,13 +54,13 @@ class StateFile:
         self._saved_version = self._revoked.version
 
     def _put_aside(self, error: Exception) -> None:
-        aside = self._path.with_name(f"{self._path.name}.unreadable-{time.time_ns()}")
-        self._path.replace(aside)
+        new_path = self._path.with_name(f"{self._path.name}.unreadable-{time.time_ns()}")
+        self._path.replace(new_path)
         logger.error(
             "worker: the state file %s is not one of ours (%r): what was revoked before is not known. It is kept as %s",
             self._path,
             error,
-            aside.name,
+            new_path.name,
         )
 
     def save_soon(self) -> None:

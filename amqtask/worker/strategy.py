@@ -132,8 +132,10 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
     """The verdict by the headers. `now` is the wall clock, called only when a time is in the headers."""
     headers = request.headers
     if request.attempts and delivery_limit and request.attempts >= delivery_limit:
-        how = "each time the worker that had it, or the process that ran it, was lost (the workers' logs say how)"
-        return Verdict(Action.DEAD_LETTER, reason=without_end(request.attempts, how))
+        explanation = (
+            "each time the worker that had it, or the process that ran it, was lost (the workers' logs say how)"
+        )
+        return Verdict(Action.DEAD_LETTER, reason=without_end(request.attempts, explanation))
     eta, expires = headers.get("eta"), headers.get("expires")
     if not eta and not expires:
         return RUN
@@ -151,18 +153,18 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
     return RUN if deadline is None else Verdict(Action.RUN, deadline=deadline)
 
 
-def without_end(times: int, how: str) -> str:
+def without_end(times: int, explanation: str) -> str:
     """The reason for a message that must not be delivered again."""
-    return f"delivered {'once' if times == 1 else f'{times} times'} without an end: {how}"
+    return f"delivered {'once' if times == 1 else f'{times} times'} without an end: {explanation}"
 
 
 def timestamp(value: str | datetime) -> float:
     """Unix time of an ISO 8601 text; without an offset it is UTC."""
     # Python 3.10's fromisoformat does not know "Z".
-    when = value if isinstance(value, datetime) else datetime.fromisoformat(value.replace("Z", "+00:00"))
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=timezone.utc)
-    return when.timestamp()
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return moment.timestamp()
 
 
 def limits_in(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:

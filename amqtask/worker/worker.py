@@ -110,7 +110,7 @@ class Worker(WithOthersNames):
         self.finisher = Finisher(
             following=self.following,
             answer=self._answer,
-            keep=self._keep,
+            requeue=self._requeue_unconfirmed,
             dead_queue=self._dead_queue,
             dead_lettered=report.dead_lettered,
             hostname=setup.hostname,
@@ -224,7 +224,7 @@ class Worker(WithOthersNames):
             ) and not self.intake.examine(request, strategy, self.dispatcher.watched):
                 return
             if not strategy.acks_late:
-                self.dispatcher.early.add(request.number)
+                self.dispatcher.acks_early.add(request.number)
         except MessageError as error:
             self.intake.refuse(bare_request(delivery, self._number), error)
             return
@@ -258,7 +258,7 @@ class Worker(WithOthersNames):
 
     def _enqueue(self, request: Request) -> None:
         if not self.strategies[request.task].acks_late:
-            self.dispatcher.early.add(request.number)
+            self.dispatcher.acks_early.add(request.number)
         self.dispatcher.add(request)
         self.wake()
 
@@ -304,7 +304,7 @@ class Worker(WithOthersNames):
                 and not outcome.publish
                 and not outcome.parts
                 and delivery.epoch == ledger.epoch
-                and not self.dispatcher.early
+                and not self.dispatcher.acks_early
                 and request.first is None
             ):
                 ledger.finish(delivery.tag)
@@ -316,7 +316,7 @@ class Worker(WithOthersNames):
 
     def _go_on(self, request: Request, message: Message) -> bool:
         """Run the next step of a chain here, without the broker. False: it must be published."""
-        if self.is_quiet or request.number in self.dispatcher.early:
+        if self.is_quiet or request.number in self.dispatcher.acks_early:
             return False
         step = self.steps.request(request, message, self._number + 1)
         if step is None:
@@ -365,14 +365,14 @@ class Worker(WithOthersNames):
             raise AssertionError("parts of chords that are counted in the broker, and nobody to join them")
         self.joins.add(part, self.following, on_done)
 
-    def _keep(self, request: Request) -> None:
+    def _requeue_unconfirmed(self, request: Request) -> None:
         """The worker stops before the request's messages are confirmed: its delivery is requeued."""
         logger.warning(
             "Task %s[%s] goes back to %s: its result or its follow-ups could not be published before the worker stopped",
             request.task, request.id, request.queue,
             extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
         )  # fmt: skip
-        if request.number not in self.dispatcher.early:
+        if request.number not in self.dispatcher.acks_early:
             self._give_back([delivered(request).delivery])
         self.wake()
 
@@ -384,11 +384,11 @@ class Worker(WithOthersNames):
         delivery = request.delivery
         if delivery.epoch != self.ledger.epoch:
             # Its channel is gone, so it cannot be answered; its redelivery will get this answer.
-            self.dispatcher.early.discard(request.number)
+            self.dispatcher.acks_early.discard(request.number)
             for parked in self.answered.ended(delivered(request), answer):
                 self._answer(parked, answer)
-        elif request.number in self.dispatcher.early:
-            self.dispatcher.early.discard(request.number)
+        elif request.number in self.dispatcher.acks_early:
+            self.dispatcher.acks_early.discard(request.number)
         else:
             self._tell_broker(delivery.tag, answer)
             if answer is not Answer.REQUEUE:
@@ -451,7 +451,7 @@ class Worker(WithOthersNames):
 
     def _is_unanswered(self, request: Request) -> bool:
         """Whether it can be requeued: it was not acked early, and is no step of a chain that has begun."""
-        return request.first is None and request.number not in self.dispatcher.early
+        return request.first is None and request.number not in self.dispatcher.acks_early
 
     def _take_from_pool(self, allowed: Callable[[Request], bool]) -> list[Request]:
         """Take back `allowed` requests that the pool has not begun; the others stay in the pool."""
@@ -489,11 +489,11 @@ class Worker(WithOthersNames):
         self.pool.stop()
         unfinished = list(self.dispatcher.running.values())
         self.dispatcher.running.clear()
-        late = [request for request in unfinished if request.number not in self.dispatcher.early]
+        acked_late = [request for request in unfinished if request.number not in self.dispatcher.acks_early]
         for request in unfinished:
-            self.report.cancelled(request, is_lost=request not in late)
+            self.report.cancelled(request, is_lost=request not in acked_late)
         self._give_back(
-            [request.delivery for request in late] + [parked.delivery for parked in self.answered.give_up()]
+            [request.delivery for request in acked_late] + [parked.delivery for parked in self.answered.give_up()]
         )
         self.flush()
 
@@ -513,8 +513,8 @@ class Worker(WithOthersNames):
                 "back; it is answered when it comes again. Raise consumer_timeout for tasks of that length."
             )
         self.intake.connection_lost(is_silent=isinstance(error, TimeoutError))
-        happened = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
-        logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", happened, error)
+        event = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
+        logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", event, error)
         self._begin_epoch(self.consumer.epoch)
 
     def _check_epoch(self) -> None:

@@ -57,12 +57,12 @@ class HubWatch:
             self._timer = self._loop.call_later(min(BEAT, self._blocked_after / 2), self._beat)
 
     def _look(self) -> None:
-        reported, nap = 0.0, min(BEAT, self._blocked_after / 2)
+        reported, pause = 0.0, min(BEAT, self._blocked_after / 2)
         while not self._is_stopped:
             before = time.monotonic()
-            self._hub.native_sleep(nap)
+            self._hub.native_sleep(pause)
             now, beat = time.monotonic(), self._beat_at
-            if now - before > 2 * nap + 1:
+            if now - before > 2 * pause + 1:
                 continue  # the whole process was stopped
             if now - beat > self._blocked_after and beat != reported and not self._is_stopped:
                 reported = beat

@@ -96,7 +96,7 @@ def test_a_watched_request_is_asked_about_before_it_runs() -> None:
 def test_an_early_acked_request_is_told_before_the_pool_has_it() -> None:
     bench = Bench(slots=1)
     (number,) = bench.add("a")
-    bench.dispatcher.early.add(number)
+    bench.dispatcher.acks_early.add(number)
     bench.dispatcher.run()
 
     assert bench.accepted == [number]

@@ -329,13 +329,13 @@ class PreforkPool:
 
     def _start_late(self, child: ChildProcess, seconds: float) -> None:
         self._patience = max(self._patience, min(2 * seconds, LONGEST_START))
-        why = " (receivers of the signal worker_process_init run in it first)" if signals.worker_process_init else ""
+        hint = " (receivers of the signal worker_process_init run in it first)" if signals.worker_process_init else ""
         logger.error(
             "process %d of the pool is not ready after %g s and is killed%s; the next one gets %g s. If starting takes that "
             "long, raise worker_proc_alive_timeout",
             child.pid,
             seconds,
-            why,
+            hint,
             self._patience,
         )
         child.kill()
@@ -348,10 +348,10 @@ class PreforkPool:
         if not child.retire():
             self._loop.add_writer(child.fd, lambda: self._writable(child))
 
-    def _condemn(self, child: ChildProcess, number: int, why: Exception | str) -> None:
+    def _condemn(self, child: ChildProcess, number: int, reason: Exception | str) -> None:
         self._take_back(child)
         self._roster.retires(child)
-        child.condemn(number, why)
+        child.condemn(number, reason)
 
     def _look_at_limits(self) -> float | None:
         """Kill the children whose task has reached its hard limit: nothing else is sure to end a task. Returns when to look
@@ -414,10 +414,10 @@ class PreforkPool:
 
     def _end(self, child: ChildProcess, request: Request) -> Outcome:
         if child.condemned is not None and child.condemned[0] == request.number:
-            why = child.condemned[1]
-            if isinstance(why, TimeLimitExceeded):
-                return self._executor.lost(request, why)
-            return self._executor.revoked(request, str(why))
+            reason = child.condemned[1]
+            if isinstance(reason, TimeLimitExceeded):
+                return self._executor.lost(request, reason)
+            return self._executor.revoked(request, str(reason))
         logger.error("process %d, which ran %s[%s], %s", child.pid, request.task, request.id, child.ending)
         error = WorkerLostError(f"the process that ran {request.task}[{request.id}] {child.ending}")
         return self._executor.lost(request, error)

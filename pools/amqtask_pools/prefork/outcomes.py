@@ -41,9 +41,9 @@ _FIELDS = Outcome._fields
 _PUBLISH, _RESULT, _PARTS, _GOING_ON = (_FIELDS.index(name) for name in ("publish", "result", "parts", "going_on"))
 # The types of the other fields, by their defaults; an Answer is written as its number.
 _FIELD_TYPES = tuple(
-    (at, int if name in ("number", "answer") else type(Outcome._field_defaults[name]))
-    for at, name in enumerate(_FIELDS)
-    if at not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON)
+    (index, int if name in ("number", "answer") else type(Outcome._field_defaults[name]))
+    for index, name in enumerate(_FIELDS)
+    if index not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON)
 )
 _ANSWER, _STATE, _RUNTIME, _PAUSE = (_FIELDS.index(name) for name in ("answer", "state", "runtime", "pause"))
 # Fields that are not in a short row begin here: all but the number, the result, runtime and summary.
@@ -203,7 +203,7 @@ def _load(text: str) -> Any:
 class _Reader:
     def __init__(self, bodies: memoryview, accept: frozenset[str]) -> None:
         self._bodies = bodies
-        self._at = 0
+        self._offset = 0
         self._accept = accept
 
     def outcome(self, row: list[Any]) -> Outcome:
@@ -214,9 +214,9 @@ class _Reader:
                 return Outcome(number, result=result, runtime=runtime, summary=summary)
         if len(row) != len(_FIELDS):
             raise BrokenFrame(f"an outcome of {len(row)} fields")
-        for at, field_type in _FIELD_TYPES:
-            if type(row[at]) is not field_type:
-                _check(_FIELDS[at], row[at], field_type)
+        for index, field_type in _FIELD_TYPES:
+            if type(row[index]) is not field_type:
+                _check(_FIELDS[index], row[index], field_type)
         if row[_STATE] not in _STATES or not (0 <= row[_RUNTIME] < _FOR_EVER and 0 <= row[_PAUSE] < _FOR_EVER):
             raise BrokenFrame(f"an outcome {row[_STATE]!r} of {row[_RUNTIME]!r} s, with a pause of {row[_PAUSE]!r} s")
         row[_ANSWER] = Answer(row[_ANSWER])
@@ -256,11 +256,11 @@ class _Reader:
         return part._replace(body=body, message=self._message(part.message))  # type: ignore[arg-type]
 
     def _body(self, size: int) -> bytes:
-        at = self._at
-        if type(size) is not int or not 0 <= size <= len(self._bodies) - at:
+        offset = self._offset
+        if type(size) is not int or not 0 <= size <= len(self._bodies) - offset:
             raise BrokenFrame("a body that is not there")
-        self._at = end = at + size
-        return bytes(self._bodies[at:end])
+        self._offset = end = offset + size
+        return bytes(self._bodies[offset:end])
 
 
 def _check(name: str, value: Any, expected_type: Any) -> None:

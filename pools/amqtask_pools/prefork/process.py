@@ -242,10 +242,10 @@ class ChildProcess:
         self._unsent.append(GO)
         return self.send_more()
 
-    def condemn(self, number: int, why: Exception | str) -> None:
+    def condemn(self, number: int, reason: Exception | str) -> None:
         """Note that the child is going to be killed because of this request."""
         self.is_leaving = True
-        self.condemned = (number, why)
+        self.condemned = (number, reason)
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
         """Send a signal, unless it is gone."""
