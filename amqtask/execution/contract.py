@@ -132,4 +132,4 @@ class ChainStore(ResultStore, Protocol):
     lost is resumed after the last step that it knows. It says `keeps_runs = True`."""
 
     def find(self, task_id: str) -> ResultMessage | None:
-        """What is stored. Raises: BackendUnreachable."""
+        """The stored result, or None. Raises: BackendUnreachable."""

@@ -35,7 +35,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A source exchange to a queue (or to an exchange) under a routing key."""
+    """Binds a source exchange to a queue (or to an exchange) with a routing key."""
 
     source: Exchange
     destination: str
@@ -46,9 +46,9 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue and the exchange it hangs on.
+    """A queue and the exchange that it is bound to.
 
-    `exchange` None and the default exchange mean: reached by its own name through the default exchange.
+    `exchange` None, or the default exchange: messages reach it by its name through the default exchange.
     `arguments` are the broker's (`x-queue-type`, `x-delivery-limit`, …), see `topology.plan` for the defaults.
     """
 
@@ -61,7 +61,7 @@ class Queue:
     arguments: Arguments = ()
     bindings: tuple[Binding, ...] = ()
     passive: bool = False
-    # A Broadcast queue has a name of its own in each worker; nobody but its consumer declares it.
+    # A Broadcast queue has its own name in each worker; only its consumer declares it.
     broadcast: bool = field(default=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ class Queue:
 def Broadcast(name: str, *, exchange: Exchange | None = None) -> Queue:
     """Every worker that consumes `name` gets each message: a fanout exchange, and a queue of its own in each worker.
 
-    Who is not there when a message is published does not get it, and nobody is told.
+    A worker that is not connected when a message is published does not get it, and the producer gets no error.
     """
     return Queue(name, exchange=exchange or Exchange(name, type="fanout"), broadcast=True)
 
@@ -120,7 +120,7 @@ def as_document(entity: Declaration) -> dict[str, Any]:
 
 
 def from_document(document: Mapping[str, Any]) -> Any:
-    """The entity that `as_document` wrote. Raises: KeyError, TypeError, ValueError, AttributeError for what is none."""
+    """The entity that `as_document` wrote. Raises: KeyError, TypeError, ValueError, AttributeError for another document."""
     values = dict(document)
     entity_class = _KINDS[values.pop("is")]
     for name in ("source", "exchange"):

@@ -1,4 +1,4 @@
-"""What we publish (Message) and what we get (Delivery)."""
+"""Messages to publish (Message) and received ones (Delivery)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class PropertiesLike(Protocol):
     app_id: Any
 
 
-# Headers of more bytes are not taken; a frame, which holds all of them, has 131,072 (RabbitMQ's frame_max).
+# Messages with headers of more bytes are refused; the frame that holds them may have 131,072 (RabbitMQ's frame_max).
 LARGEST_HEADERS = 65_536
 
 
 class OddHeaders(dict[str, Any]):
-    """Headers that cannot be taken as they were written; `problem` says why. Their values are harmless: texts, some of them."""
+    """Headers that cannot be read as they were written; `problem` says why. Unreadable values are replaced by texts."""
 
     __slots__ = ("problem",)
 
@@ -47,7 +47,7 @@ class OddHeaders(dict[str, Any]):
         self.problem = self.problem or problem
 
 
-# What a broker or an earlier delay wrote on a message for that one journey.
+# Headers that a broker or a delay adds to a message on its way to one queue.
 _TRANSIT_HEADERS = (
     "x-death",
     "x-first-death-",
@@ -59,7 +59,7 @@ _TRANSIT_HEADERS = (
 
 
 def strip_transit_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without what belongs to the last journey; for everything that is published again.
+    """A copy without these headers, for every message that is published again.
 
     RabbitMQ drops a message that it dead-letters to the same queue twice without a rejection in between (cycle
     detection reads x-death, see celery#9867), and an x-delivery-count of the last queue would count in the next.
@@ -86,7 +86,7 @@ class Properties:
     app_id: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Outcomes carry messages between processes; what dataclasses do by themselves asks for the fields by name each time."""
+        """Outcomes carry messages between processes; a dataclass's own way to pickle looks up its fields by name each time."""
         return Properties, (
             self.content_type, self.content_encoding, self.headers, self.delivery_mode, self.priority, self.correlation_id,
             self.reply_to, self.expiration, self.message_id, self.timestamp, self.type, self.user_id, self.app_id,
@@ -95,9 +95,9 @@ class Properties:
 
 @dataclass(slots=True)
 class Message:
-    """One message to publish, with what must exist before it can be routed.
+    """One message to publish, with the entities that must exist before it can be routed.
 
-    `declare` is what the publisher makes sure of first (once per connection).
+    The publisher declares the entities of `declare` first (once per connection).
     `mandatory` asks the broker to return the message when no queue takes it.
     """
 

@@ -174,7 +174,7 @@ class RemoteTraceback(Exception):
 
 _LONGEST_NAME = 200
 OURS = "amqtask.exceptions"
-# What celery.exceptions has under the same names.
+# Exceptions that celery.exceptions has under the same names.
 TWINS = frozenset(
     {
         "Ignore", "InvalidTaskError", "MaxRetriesExceededError", "NotRegistered", "OperationalError", "QueueNotFound",

@@ -25,9 +25,9 @@ YAML = "application/x-yaml"
 MSGPACK = "application/x-msgpack"
 
 _BY_NAME = {"json": JSON, "pickle": PICKLE, "yaml": YAML, "msgpack": MSGPACK}
-# Bytes that a body may have once it is unpacked, where nobody says less.
+# Bytes that an uncompressed body may have, by default.
 LARGEST_BODY = 128 * 1024 * 1024
-# How text is written in bodies. Python knows many more, of which some take quadratic time.
+# The text encodings of bodies. Python has many more, and some take quadratic time.
 _TEXTS: dict[str | None, str] = {
     None: "utf-8",
     "": "utf-8",
@@ -37,16 +37,16 @@ _TEXTS: dict[str | None, str] = {
     "us-ascii": "ascii",
     "ascii": "ascii",
 } | {name: name for name in ("utf-16", "utf-32", "latin-1", "iso-8859-1")}
-# A window that a packed body may ask for, and how many packed streams may stand in a row.
+# The largest window that a compressed body may need, and how many compressed streams may follow each other.
 _MOST_MEMORY = 128 * 1024 * 1024
 _MOST_STREAMS = 100
-# One byte of zstd becomes some tens of kilobytes at most; it is unpacked in pieces of so many.
+# One byte of zstd becomes some tens of kilobytes at most; so it is decompressed in pieces of so many bytes.
 _ZSTD_PIECE = 256
 _ENCODING = {JSON: "utf-8", YAML: "utf-8", PICKLE: "binary", MSGPACK: "binary"}
 
 
 class Encoded(NamedTuple):
-    """A body and what the receiver must know to read it."""
+    """A body with its content type and encoding."""
 
     body: bytes
     content_type: str
@@ -74,7 +74,7 @@ def _json_default(value: Any) -> Any:
 
 
 def _own_form(value: Any) -> Any:
-    """An object as the data that its `__json__` gives (kombu's protocol)."""
+    """An object as the data that its `__json__` returns (kombu's protocol)."""
     as_json = getattr(value, "__json__", None)
     if as_json is None:
         raise TypeError(f"{type(value).__name__} objects have no form there")
@@ -131,7 +131,7 @@ def _dump_json(value: Any) -> bytes:
 
 
 def _check_typed(value: Any) -> None:
-    """Raises: TypeError for a dictionary that every reader would take for a value of another kind."""
+    """Raises: TypeError for a dictionary that readers would mistake for a value of another type."""
     if isinstance(value, Mapping):
         if value.keys() == {"__type__", "__value__"}:
             raise TypeError(
@@ -293,7 +293,7 @@ def _zstd_compress(body: bytes) -> bytes:
 
 
 class _Unpacked:
-    """The unpacked output so far, and how much more is allowed."""
+    """The decompressed output so far, and how much more is allowed."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -302,7 +302,7 @@ class _Unpacked:
 
     @property
     def room(self) -> int:
-        """Bytes to unpack at most: one more than allowed, which shows whether there is more."""
+        """The most bytes to decompress: one more than allowed, which shows whether there is more."""
         return self._limit - self._size + 1
 
     def add(self, piece: bytes) -> None:

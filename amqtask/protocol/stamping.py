@@ -1,8 +1,8 @@
 """Stamps: headers that a caller puts on every task of a composition, to find, count or revoke them by (Celery's canvas stamping).
 
-`sig.stamp(customer="7")` stamps all tasks of a signature alike; `sig.stamp(visitor)` asks a StampingVisitor for each part. What
-is handed down from a part's surroundings wins over what the visitor says, and both over what the part was stamped with
-before; with `append_stamps` all of them are kept, as a list.
+`sig.stamp(customer="7")` stamps all tasks of a signature alike; `sig.stamp(visitor)` calls a StampingVisitor for each part.
+Stamps of the composition around a part win over those of the visitor, and both over the part's earlier stamps; with
+`append_stamps` all of them are kept, as a list.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ NAMES = "stamped_headers"
 
 
 class StampingVisitor(ABC):
-    """What to stamp on the parts of a composition. Each method returns stamps by name; with the key `stamped_headers` only the
-    names listed there are stamps."""
+    """Chooses the stamps for the parts of a composition. Each method returns stamps by name; with the key `stamped_headers` only
+    the names listed there are stamps."""
 
     @abstractmethod
     def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:

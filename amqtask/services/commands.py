@@ -1,7 +1,7 @@
 """The commands of Celery's remote control that have a meaning here; each is one small function.
 
 A command takes a Control (what it may look at and change) and the caller's arguments, and returns the payload of its
-reply; None: nothing is replied. What it raises of ours is answered as `{"error": …}`.
+reply; None: no reply is sent. An AmqTaskError is answered as `{"error": …}`.
 """
 
 from __future__ import annotations

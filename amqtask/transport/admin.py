@@ -49,7 +49,7 @@ class QueueState(NamedTuple):
 
 @dataclass(slots=True)
 class Moved:
-    """What came of moving messages.
+    """The result of moving messages.
 
     `repeated` of the moved messages had been delivered before: an earlier move that was killed may have published them.
     `kept` did not fit the filter. `failed` could not be published, the first of them because of `failure`; they are still

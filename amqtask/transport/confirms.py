@@ -39,7 +39,7 @@ class Confirms(Generic[T]):
         return self._last
 
     def settle(self, number: int, multiple: bool) -> list[T]:
-        """What an ack or nack settles, oldest first; numbers that are not outstanding are ignored."""
+        """The publishes that an ack or nack settles, oldest first; numbers that are not outstanding are ignored."""
         items = self._items
         if not multiple:
             item = items.pop(number, None)

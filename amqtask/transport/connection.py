@@ -58,7 +58,7 @@ class Backoff:
 
 
 class ConnectionListener(Protocol):
-    """What a LoopConnection tells its owner."""
+    """The owner of a LoopConnection, with the methods that it calls."""
 
     def on_open(self, connection: Any) -> None: ...
 

@@ -81,7 +81,7 @@ class LoopPublisher(Protocol):
 
 
 class ConsumerListener(Protocol):
-    """What a Consumer tells its owner; all calls come on the I/O loop."""
+    """The owner of a Consumer, with the methods that it calls; all calls come on the I/O loop."""
 
     def on_delivery(self, delivery: Delivery) -> None: ...
 

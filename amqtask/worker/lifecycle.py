@@ -46,7 +46,7 @@ MOST_TOLD = 5
 
 
 class Living(Protocol):
-    """What is started, watched and stopped: a worker."""
+    """The worker's members that its lifecycle needs."""
 
     setup: WorkerSetup
     loop: RunnableLoop
@@ -65,19 +65,19 @@ class Living(Protocol):
     ended: int
 
     def add_queue(self, queue: Queue, dead_letter: Queue | None) -> None:
-        """Know of a queue that is to be consumed."""
+        """Note a queue and its dead-letter queue, before its first delivery."""
 
     def wake(self) -> None:
-        """Have the gathered work done at the end of this turn of the loop."""
+        """Do the gathered work at the end of this loop turn."""
 
     def flush(self) -> None:
-        """Do it now."""
+        """Send the acks of finished deliveries."""
 
     def quiet(self) -> None:
-        """Take no more deliveries, and give back those that have not begun."""
+        """Take no more deliveries; requeue the requests that do not run yet."""
 
     def abandon(self) -> None:
-        """End what runs, and give it back."""
+        """End running requests now, and requeue them."""
 
 
 class Lifecycle:
@@ -111,8 +111,8 @@ class Lifecycle:
         # The unconfirmed messages when a stopping worker last looked, and since when there was no confirm.
         self._unconfirmed = (0, 0)
         self._unconfirmed_since: float | None = None
-        # Unix time at which a running request was first seen running, to half a second: measuring each start would
-        # cost every task something for a question that is rarely asked.
+        # Unix time at which a running request was first seen running, exact to half a second: to measure each start would
+        # cost every task time for a rare question.
         self.running_since: dict[int, float] = {}
         self._state = StateFile(setup.statedb, worker.revoked) if setup.statedb else None
 
@@ -159,7 +159,7 @@ class Lifecycle:
         worker.consumer.add_queue(queue, prefetch=window.current, dead_letter=dead_letter)
 
     def note_consuming(self) -> None:
-        """Consuming (again); the first time the worker is ready."""
+        """All queues are consumed (again); the first time the worker is ready."""
         if not self.is_ready:
             self.is_ready = True
             logger.warning("%s ready.", self._setup.hostname)
@@ -180,7 +180,7 @@ class Lifecycle:
             signals.worker_shutdown.send(sender=self._worker)
 
     def look_at_long_tasks(self) -> None:
-        """Every BUSY_CHECK_SECONDS."""
+        """Update windows, revokes and the state file; called every BUSY_CHECK_SECONDS."""
         worker, now = self._worker, time.monotonic()
         self.note_starts()
         if worker.ended != self._ended_before or worker.pool.free > 0:

@@ -1,8 +1,8 @@
-"""Results that no queue took: their reader has gone, or the node of its queue is away and comes back.
+"""Results that no queue took: their reader has gone, or the node of its queue is down and comes back.
 
-A classic queue is on one node. While that is away, RabbitMQ 3.10 returns what is published to the queue as if there were none;
-when the node is back, so is the queue, and its reader would wait for ever for what was dropped meanwhile. Looking for the queue
-(a passive declaration) tells the two apart: "no queue", or "home node … is down or inaccessible".
+A classic queue is on one node. While that is down, RabbitMQ 3.10 returns messages for the queue as if it did not exist; when the
+node is back, so is the queue, and its reader would wait for ever for results that were dropped meanwhile. A passive declaration
+of the queue tells the two apart: "no queue", or "home node … is down or inaccessible".
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 logger = bounded_logger(__name__)
 
 OnEnd: TypeAlias = Callable[[], None]
-# Store a message for as long as it is worth it; the first callback is told how that ended, the second that the worker stops.
+# Publishes a message until it is stored; calls the first callback at the end, or the second one when the worker stops first.
 Store: TypeAlias = Callable[["Message", Callable[["PublishError | None"], None], Callable[[], None]], None]
-# Names of queues that are known to be gone, at most; names of queues of results do not come again.
+# How many names of deleted queues are remembered; names of result queues are not used again.
 MOST_GONE = 1000
 
 
 class Readers:
-    """For one worker. One result looks for its queue, and others for the same queue wait for what that finds."""
+    """Handles returned results for one worker. The first result for a queue probes the queue; others wait for the answer."""
 
     def __init__(self, publisher: LoopPublisher, store: Store) -> None:
         self._publisher = publisher
@@ -39,8 +39,8 @@ class Readers:
         self._waiting: dict[str, list[tuple[Message, OnEnd]]] = {}
 
     def returned(self, result: Message, on_end: OnEnd) -> None:
-        """A result came back as unroutable: publish it again when its queue does. `on_end` is called when it is stored, or when
-        nobody can read it any more."""
+        """A result was returned as unroutable: publish it again when its queue is back. `on_end` is called when it is stored, or
+        when its queue is gone."""
         queue = result.routing_key
         if queue in self._gone_queues:
             on_end()

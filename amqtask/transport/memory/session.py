@@ -29,7 +29,7 @@ class _Unanswered(NamedTuple):
 
 
 class Server(Protocol):
-    """What a connection needs of the broker."""
+    """The broker's members that a connection needs."""
 
     nack_counts: bool
 
