@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ def celery_bootsteps(app: Any, worker: Any, options: Any) -> Any:
     from amqtask.compat.bootsteps import service
 
     return service(app, worker, options)
+
+
+def celery_tracer(task: Any) -> Any:
+    trace = sys.modules.get("amqtask.compat.app.trace")  # a library that replaces something there has imported it
+    return None if trace is None else trace.replaced_tracer(task)
 
 
 def default_app() -> Any:

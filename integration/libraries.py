@@ -65,6 +65,14 @@ LIBRARIES = (
         ("tests",),
         (*PLAIN, "opentelemetry-test-utils==0.66b2", "opentelemetry-sdk"),
     ),
+    Library(
+        "sentry-sdk",
+        "2.68.0",
+        ("tests/integrations/celery",),
+        (*PLAIN, "kombu", "pytest-forked", "pytest-asyncio", "pytest-localserver", "jsonschema", "werkzeug", "redis"),
+        ("--ignore=tests/integrations/celery/integration_tests",),
+        git="https://github.com/getsentry/sentry-python",
+    ),
     Library("flower", "2.2.0", ("tests/unit",), (*PLAIN, "redis")),
     Library(
         "celery-singleton", "0.3.1", ("tests",), (*PLAIN, "redis", "fakeredis"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import NotRegistered
+from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class TaskPlan:
         # A class that overrides __call__ is called; for all others `run` is called directly.
         self.call: Callable[..., Any] = task.__call__ if "__call__" in task.overridden_hooks else task.run
         self.is_async = task.is_async
+        if not self.is_async and (traced := plugins().celery_tracer(task)) is not None:
+            self.call = traced
         if inspect.isasyncgenfunction(task.run):
             self.call, self.is_async = _no_async_generator(task.name), False
         if wrapper is not None and self.is_async:

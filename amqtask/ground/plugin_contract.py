@@ -23,6 +23,9 @@ class Plugins(Protocol):
     def celery_bootsteps(self, app: Any, worker: Any, options: Any) -> Any:
         """A service that runs `app.steps` in a worker."""
 
+    def celery_tracer(self, task: Any) -> Any:
+        """What a tracing library has put around a task's call, None where none has."""
+
     # -- the roof
 
     def default_app(self) -> Any:

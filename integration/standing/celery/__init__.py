@@ -1,4 +1,7 @@
-"""`celery` for programs that have this package's folder on their path: amqtask, module for module."""
+"""`celery` for programs that have this package's folder on their path: amqtask, module for module.
+
+It says to be the Celery that amqtask is written after: libraries look at the version before they do anything.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import importlib
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 from amqtask.compat import Same
+
+__version__ = "5.7.0"
+VERSION = version_info = (5, 7, 0, "", "")
 
 
 class Standing:
@@ -28,6 +35,19 @@ class Standing:
         return importlib.util.spec_from_loader(fullname, Same(found), is_package=hasattr(found, "__path__"))
 
 
+class Named(ModuleType):
+    """What the package itself does not say is amqtask's, to read and to replace."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("amqtask"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__") or name in vars(self):
+            super().__setattr__(name, value)
+        else:
+            setattr(importlib.import_module("amqtask"), name, value)
+
+
 def _ours(name: str) -> str:
     return "amqtask" + name.removeprefix("celery")
 
@@ -36,4 +56,4 @@ def _ours(name: str) -> str:
 _table = vars(importlib.import_module("amqtask.settings"))["_TABLE"]
 _table["task_default_queue"] = _table["task_default_queue"]._replace(default="celery")
 sys.meta_path.insert(0, Standing)
-sys.modules["celery"] = importlib.import_module("amqtask")
+sys.modules[__name__].__class__ = Named

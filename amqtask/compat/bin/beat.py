@@ -1,0 +1,5 @@
+"""`celery.bin.beat`: the command."""
+
+from amqtask.cli.beat import command as beat
+
+__all__ = ["beat"]
