@@ -40,7 +40,7 @@ from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
 from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.collector import PikaGatherer
+from amqtask.transport.collector import PikaCollector
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
@@ -407,7 +407,7 @@ class _Builder:
         """Chords are joined in the broker where no store counts their parts."""
         if self.app.chord_store is not None:
             return None
-        gatherer = PikaGatherer(
+        collector = PikaCollector(
             self.app.broker_addresses,
             self.loop,
             heartbeat=self.conf.broker_heartbeat,
@@ -416,7 +416,7 @@ class _Builder:
             on_warning=lambda text: logger.warning("%s", text),
         )
         accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
-        return Joins(gatherer, self.executor.chords, accept | content_types([self.conf.result_serializer]))
+        return Joins(collector, self.executor.chords, accept | content_types([self.conf.result_serializer]))
 
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         orders = Orders(worker)

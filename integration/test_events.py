@@ -310,7 +310,7 @@ def test_calls_do_not_mind_what_becomes_of_their_events(
         app = AmqTask("telling", broker=rabbit.url, **PATIENT, task_default_queue=queue, set_as_current=False)
         app.conf.update(task_send_sent_event=True, event_exchange="amq.rabbitmq.trace")  # an internal one
         far = AmqTask("far", broker=forwarder.url, set_as_current=False)
-        app.__dict__["teller"] = far.teller
+        app.__dict__["event_publisher"] = far.event_publisher
         try:
             for number in range(3):
                 app.send_task("sample.add", (number, 0))

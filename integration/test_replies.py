@@ -1,4 +1,4 @@
-"""ReplyConsumer on a real broker: whoever waits reads, nothing that came is lost, whatever happens to the connection."""
+"""QueueReader on a real broker: whoever waits reads, nothing that came is lost, whatever happens to the connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from amqtask.exceptions import BrokerUnreachable, PublishError
 from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Delivery
-from amqtask.transport.queue_reader import ReplyConsumer, guarded
+from amqtask.transport.queue_reader import QueueReader, guarded
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder
@@ -27,12 +27,12 @@ BASIC_ACK = b"\x00\x3c\x00\x50"
 
 
 class Inbox:
-    """A ReplyConsumer and what it got."""
+    """A QueueReader and what it got."""
 
     def __init__(self, url: str, queue: str) -> None:
         self.bodies: list[bytes] = []
         self.queue = Queue(queue, arguments=arguments({"x-expires": 60_000}))
-        self.replies = ReplyConsumer(parse_broker_urls(url), self.queue, guarded(self.on_reply))
+        self.replies = QueueReader(parse_broker_urls(url), self.queue, guarded(self.on_reply))
 
     def on_reply(self, delivery: Delivery) -> None:
         if delivery.body == b"broken":
@@ -139,7 +139,7 @@ def test_a_queue_whose_declaration_no_host_answers_any_more_is_given_up_for_anot
     with Forwarder(broker_url) as other:
         addresses = parse_broker_urls([link.url, other.url])
         own = Queue(queue, arguments=arguments({"x-expires": 60_000}))
-        replies = ReplyConsumer(addresses, own, lambda delivery: None, on_queue_lost=go_on)
+        replies = QueueReader(addresses, own, lambda delivery: None, on_queue_lost=go_on)
         replies.ensure(60)
         for host in (link, other):
             host.keep_secret(queue)
@@ -231,7 +231,7 @@ def test_waiting_inside_a_replys_callback_is_refused_instead_of_hanging(
             replies.drive(lambda: False, time.monotonic() + 90)
         seen.append(str(caught.value))
 
-    replies = ReplyConsumer(parse_broker_urls(broker_url), Queue(queue), on_reply)
+    replies = QueueReader(parse_broker_urls(broker_url), Queue(queue), on_reply)
     replies.ensure(60)
     send(rabbit, queue, b"1")
 
@@ -285,16 +285,16 @@ def test_a_forked_child_leaves_its_parents_consumer_alone(
 def test_whoever_is_struck_while_connecting_leaves_a_queue_that_the_next_one_reads(
     rabbit: Broker, broker_url: str, queue: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    consume, strikes = ReplyConsumer._consume, [KeyboardInterrupt()]
+    consume, strikes = QueueReader._consume, [KeyboardInterrupt()]
 
-    def struck(self: ReplyConsumer, *arguments: Any) -> None:
+    def struck(self: QueueReader, *arguments: Any) -> None:
         if strikes and moment.startswith("before"):
             raise strikes.pop()
         consume(self, *arguments)
         if strikes:
             raise strikes.pop()
 
-    monkeypatch.setattr(ReplyConsumer, "_consume", struck)
+    monkeypatch.setattr(QueueReader, "_consume", struck)
     inbox = Inbox(broker_url, queue)
     with pytest.raises(KeyboardInterrupt):
         inbox.replies.ensure(60)

@@ -23,7 +23,7 @@ from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict, is_reply_queue
 from amqtask.protocol.serialization import compress, content_types, decompress
 from amqtask.transport.links import ByProcess
-from amqtask.transport.queue_reader import CLOSED, ReplyConsumer
+from amqtask.transport.queue_reader import CLOSED, QueueReader
 
 logger = bounded_logger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.
@@ -44,7 +44,7 @@ class _Inbox:
         self.awaiting: set[Arrived] = set()
         self._accept = content_types(options.accept)
         self._largest_body = options.largest_body
-        self.replies = ReplyConsumer(
+        self.replies = QueueReader(
             options.brokers,
             self._new_queue(),
             self._on_reply,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.remote.control import Control
-    from amqtask.transport.contract import AsyncPublisher, Publisher, Teller
+    from amqtask.transport.contract import AsyncPublisher, EventPublisher, Publisher
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
 
@@ -75,7 +75,7 @@ _LAZY = (
     "backend",
     "control",
     "events",
-    "teller",
+    "event_publisher",
     "sent_events",
     "_tells_sent",
     "outbox",
@@ -101,7 +101,7 @@ class Parts:
 
     def _forget_derived(self) -> None:
         """A setting changed: drop what was made from settings (open connections close); it is made again when it is asked for."""
-        opened = [self.__dict__[name] for name in ("publisher", "teller") if name in self.__dict__]
+        opened = [self.__dict__[name] for name in ("publisher", "event_publisher") if name in self.__dict__]
         for name in _LAZY:
             self.__dict__.pop(name, None)
         if self.is_finalized:
@@ -382,15 +382,15 @@ class Parts:
         return bool(self.conf.task_send_sent_event)
 
     @lazy
-    def teller(self) -> Teller:
+    def event_publisher(self) -> EventPublisher:
         """Publishes events about calls; made with the first one."""
         if self.memory_broker is not None:
-            from amqtask.transport.memory.publisher import MemoryTeller
+            from amqtask.transport.memory.publisher import MemoryEventPublisher
 
-            return MemoryTeller(self.memory_broker, on_warning=logger.warning)
-        from amqtask.transport.event_publisher import PikaTeller
+            return MemoryEventPublisher(self.memory_broker, on_warning=logger.warning)
+        from amqtask.transport.event_publisher import PikaEventPublisher
 
-        return PikaTeller(
+        return PikaEventPublisher(
             self.write_addresses,
             connect_timeout=self.conf.broker_connection_timeout,
             client_name=f"{self._client_name} events",
@@ -403,7 +403,7 @@ class Parts:
         from amqtask.events.sent import SentEvents
 
         return SentEvents(
-            lambda messages: self.teller.tell(messages),
+            lambda messages: self.event_publisher.publish(messages),
             exchange=self.conf.event_exchange,
             serializer=self.conf.event_serializer,
             clock=self.events.clock,
@@ -411,12 +411,12 @@ class Parts:
 
     def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
         if self.memory_broker is not None:
-            from amqtask.transport.memory.feed import MemoryFeed
+            from amqtask.transport.memory.feed import MemoryQueueReader
 
-            return MemoryFeed(self.memory_broker, queue, on_delivery)
-        from amqtask.transport.queue_reader import ReplyConsumer, guarded
+            return MemoryQueueReader(self.memory_broker, queue, on_delivery)
+        from amqtask.transport.queue_reader import QueueReader, guarded
 
-        return ReplyConsumer(
+        return QueueReader(
             self.broker_addresses,
             queue,
             guarded(on_delivery),
@@ -438,7 +438,7 @@ class Parts:
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""
-        for name in ("publisher", "teller", "backend", "control"):
+        for name in ("publisher", "event_publisher", "backend", "control"):
             resource = self.__dict__.pop(name, None)
             if resource is not None:
                 resource.close()

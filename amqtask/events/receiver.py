@@ -28,7 +28,7 @@ RETRY_PAUSE = 0.5
 
 
 class Feed(Protocol):
-    """A consumed queue, read by the thread that waits (transport/replies.py)."""
+    """A consumed queue, read by the thread that waits (transport/queue_reader.py)."""
 
     def ensure(self, timeout: float) -> None:
         """Connect and consume. Raises: BrokerUnreachable, AccessRefused."""

@@ -41,18 +41,18 @@ def sent_fields(message: Message) -> dict[str, Any]:
 
 
 class SentEvents:
-    """Sends events for messages that were published; `tell` publishes them, and must not block for long, nor raise."""
+    """Sends events for messages that were published; `publish` must not block for long, nor raise."""
 
     def __init__(
         self,
-        tell: Callable[[Sequence[Message]], object],
+        publish: Callable[[Sequence[Message]], object],
         *,
         exchange: str,
         serializer: str,
         clock: LamportClock,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._tell = tell
+        self._publish = publish
         self._exchange = exchange
         self._serializer = serializer
         self._clock = clock
@@ -74,9 +74,9 @@ class SentEvents:
             for message in messages
         ]
         if len(events) == 1:
-            self._tell((event_message(events[0], self._exchange, serializer=self._serializer),))
+            self._publish((event_message(events[0], self._exchange, serializer=self._serializer),))
         elif events:
-            self._tell(
+            self._publish(
                 [
                     events_message(events[start : start + BATCH], self._exchange, serializer=self._serializer)
                     for start in range(0, len(events), BATCH)

@@ -16,7 +16,7 @@ from amqtask.ground.printable import printable
 from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.remote.inspection import MATCHERS, AskOptions, Inspect
 from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.queue_reader import ReplyConsumer, guarded
+from amqtask.transport.queue_reader import QueueReader, guarded
 
 if TYPE_CHECKING:
     from amqtask.protocol.control import Reply
@@ -171,7 +171,7 @@ class Control:
             if options.callback is not None:
                 options.callback({answer.nodename: answer.payload})
 
-        replies = ReplyConsumer(
+        replies = QueueReader(
             self._addresses, reply_queue(oid, self._prefix), guarded(on_reply), name="amqtask control"
         )
         try:

@@ -1,4 +1,4 @@
-"""Gatherer: waits until a queue holds so many messages, takes them all, and deletes it once they are dealt with.
+"""Collector: waits until a queue holds so many messages, takes them all, and deletes it once they are dealt with.
 
 Several processes may look at one queue; each does when it has published a message to it. The process that finds it full
 consumes it exclusively, so that one process at a time has all of its messages; a process that the broker refuses leaves them to
@@ -50,7 +50,7 @@ class _Look:
     is_over: bool = False
 
 
-class PikaGatherer:
+class PikaCollector:
     """One connection, made at the first look; when it is lost, looks begin again on the next one."""
 
     def __init__(
@@ -77,7 +77,7 @@ class PikaGatherer:
         self._timer: LoopTimer | None = None
         self._is_stopped = False
 
-    def gather(self, queue: str, size: int, *, take: Take, on_done: OnDone) -> None:
+    def collect(self, queue: str, size: int, *, take: Take, on_done: OnDone) -> None:
         """Look whether `queue` holds `size` messages; if so offer them: `take(messages, finished)` returns False to requeue
         them, else it calls `finished(True)` later, which deletes the queue, or `finished(False)`, which requeues them.
 
@@ -221,7 +221,7 @@ class PikaGatherer:
 class _Reader:
     """One attempt to consume all messages of a queue, on a channel of its own."""
 
-    def __init__(self, owner: PikaGatherer, look: _Look, count: int) -> None:
+    def __init__(self, owner: PikaCollector, look: _Look, count: int) -> None:
         self._owner = owner
         self._look = look
         self._expected = count

@@ -3,7 +3,7 @@
 idle ─start─► connecting ─open─► open ─lost─► waiting ─timer─► connecting …
                    └─failed─────────────────────┘        stop ─► closing ─► closed (from any state)
 
-A host that does not answer is left for the next one (see vigil.py). So is a host that closed the connection itself: it shuts
+A host that does not answer is left for the next one (see liveness.py). So is a host that closed the connection itself: it shuts
 down, or refuses us. After a mere cut the same host is tried first.
 """
 
@@ -20,7 +20,7 @@ from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
 from amqtask.transport.errors import connection_error, is_refusal
 from amqtask.transport.fields import install
-from amqtask.transport.liveness import Vigil
+from amqtask.transport.liveness import LivenessMonitor
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import Wire
@@ -117,7 +117,7 @@ class LoopConnection:
         # How many attempts have failed since a connection was open.
         self._failures = 0
         self._backoff = Backoff()
-        self._vigil = Vigil(loop, has_other_hosts=len(self._addresses) > 1, on_silent=self._give_up)
+        self._liveness = LivenessMonitor(loop, has_other_hosts=len(self._addresses) > 1, on_silent=self._give_up)
         self._connection: Any = None
         self._is_open = False
         self._was_open = False
@@ -145,7 +145,7 @@ class LoopConnection:
     def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
         """Close, flushing what was written; `on_stopped` follows once it is closed."""
         self._is_running = False
-        self._vigil.end()
+        self._liveness.end()
         self._forget_timers()
         connection = self._connection
         if connection is not None and (connection.is_open or connection.is_closing):
@@ -205,7 +205,7 @@ class LoopConnection:
         _close(connection)
 
     def _blocked(self, reason: str | None) -> None:
-        self._vigil.is_suspended = reason is not None
+        self._liveness.is_suspended = reason is not None
         self._listener.on_blocked(reason)
 
     def _opened(self, connection: Any) -> None:
@@ -216,7 +216,7 @@ class LoopConnection:
         self._is_open = self._was_open = True
         self._failures = 0
         self._backoff.succeeded()
-        self._vigil.begin(connection)
+        self._liveness.begin(connection)
         self._listener.on_open(connection)
 
     def _failed(self, connection: Any, error: Exception) -> None:
@@ -242,7 +242,7 @@ class LoopConnection:
             return
         self._is_open = False
         self._connection = None
-        self._vigil.end()
+        self._liveness.end()
         if isinstance(error, (AMQPHeartbeatTimeout, ConnectionClosedByBroker)):
             self._next += 1
         on_stopped, self._on_stopped = self._on_stopped, []

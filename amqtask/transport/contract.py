@@ -50,10 +50,10 @@ class AsyncPublisher(Protocol):
     async def close(self) -> None: ...
 
 
-class Teller(Protocol):
+class EventPublisher(Protocol):
     """Publishes messages that may be lost, such as events; safe to share like a Publisher."""
 
-    def tell(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message]) -> None:
         """Publish these messages, or drop them: waits for no confirm, raises nothing, and keeps nothing for later."""
 
     def close(self) -> None: ...
@@ -156,10 +156,10 @@ class QueuePresence(Enum):
     AWAY = auto()
 
 
-class Gatherer(Protocol):
+class Collector(Protocol):
     """Takes all messages of a queue once it holds so many; never blocks, on a worker's I/O loop."""
 
-    def gather(
+    def collect(
         self,
         queue: str,
         size: int,

@@ -1,4 +1,4 @@
-"""Teller: publishes messages that may be lost (task-sent events), over a connection of its own.
+"""EventPublisher: publishes messages that may be lost (task-sent events), over a connection of its own.
 
 It waits for no confirm and raises nothing. Messages that cannot be written at once are dropped: because the broker is away,
 blocks publishing, or reads more slowly than we write. After a failure the next attempt is made PAUSE seconds later.
@@ -29,7 +29,7 @@ PATIENCE = 0.5
 PAUSE = 30.0
 
 
-class PikaTeller:
+class PikaEventPublisher:
     """Connects with the first message."""
 
     def __init__(
@@ -48,7 +48,7 @@ class PikaTeller:
         weakref.finalize(self, say_goodbye, self._links, 0.5)
         self._retry_at = 0.0
 
-    def tell(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message]) -> None:
         """Publish these messages, or drop them."""
         if time.monotonic() < self._retry_at:
             return
@@ -59,7 +59,7 @@ class PikaTeller:
             logger.info("events are dropped for %g s: %s", PAUSE, error)
 
     def close(self) -> None:
-        """Close the connection; the teller connects again when it is used again."""
+        """Close the connection; it connects again when it is used again."""
         self._links.get().close(1.0)
 
     def _publish(self, messages: Sequence[Message]) -> None:
@@ -71,13 +71,13 @@ class PikaTeller:
         try:
             if not link.is_open:
                 connect(link, self._addresses, deadline, self._connect_timeout)
-            self._tell_over(link, messages, deadline)
+            self._publish_over(link, messages, deadline)
         except (LinkLost, PublishError):
             links.drop(link)
             raise
         links.give_back(link)
 
-    def _tell_over(self, link: Link, messages: Sequence[Message], deadline: float) -> None:
+    def _publish_over(self, link: Link, messages: Sequence[Message], deadline: float) -> None:
         # The buffer for a broker that does not read must not grow.
         if link.blocked_reason is None and not link.is_writing:
             for message in messages:

@@ -1,4 +1,4 @@
-"""Vigil: whether a connection on a loop still leads to a broker that answers.
+"""LivenessMonitor: whether a connection on a loop still leads to a broker that answers.
 
 A host may be gone without a close: it lost its power, a firewall dropped the connection from its table, its node stands still.
 AMQP's heartbeats notice that after a minute; shorter heartbeats would end the connections of every process whose loop is busy for
@@ -37,7 +37,7 @@ PATIENCE, LONE_PATIENCE, MOST_PATIENCE = 2, 11, 75
 LONG_LINE = 65536
 
 
-class Vigil:
+class LivenessMonitor:
     """Watches one connection after the other; calls `on_silent(why)` when the present one should be given up."""
 
     def __init__(self, loop: PikaLoop, *, has_other_hosts: bool, on_silent: Callable[[str], None]) -> None:

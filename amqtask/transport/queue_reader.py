@@ -1,4 +1,4 @@
-"""ReplyConsumer: one queue of replies, consumed by any thread that waits for a reply.
+"""QueueReader: one queue of replies, consumed by any thread that waits for a reply.
 
 Leader and followers: the thread that has the one link of `Links` leads, and drives the connection for all threads. The others
 wait, each on a lock of its own, and are woken when a reply has come. One of them takes over when the leader has its reply, or has
@@ -64,7 +64,7 @@ def guarded(on_reply: OnReply) -> OnReply:
 class _ReplyLink(Link):
     """A link that consumes replies; `last_tag` is the last delivery tag that is not acknowledged yet."""
 
-    def __init__(self, owner: ReplyConsumer, name: str) -> None:
+    def __init__(self, owner: QueueReader, name: str) -> None:
         super().__init__(heartbeat=0, name=name)
         self._owner = owner
         self.last_tag = 0
@@ -97,7 +97,7 @@ class _ReplyLink(Link):
         self.fail(ConnectionError(f"the broker cancelled the consumer of {self._owner.queue.name!r}"))
 
 
-class ReplyConsumer:
+class QueueReader:
     """Declares and consumes `queue` and hands each reply to `on_reply`, in the driving thread.
 
     An error of `on_reply` is raised in the driving thread; see `guarded`. `on_queue_lost` returns another queue to go on with

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from amqtask.execution.chords import Aftermath, Chords
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.message import Delivery
-    from amqtask.transport.contract import Gatherer
+    from amqtask.transport.contract import Collector
     from amqtask.worker.follow_ups import Following, OnDone
 
 logger = bounded_logger(__name__)
@@ -50,8 +50,8 @@ def _patience(error: PublishError) -> float:
 class Joins:
     """Joins chords for one worker. `accept` are the content types of results."""
 
-    def __init__(self, gatherer: Gatherer, chords: Chords, accept: frozenset[str]) -> None:
-        self.gatherer = gatherer
+    def __init__(self, collector: Collector, chords: Chords, accept: frozenset[str]) -> None:
+        self.collector = collector
         self.chords = chords
         self._accept = accept
         self._away = 0
@@ -69,7 +69,7 @@ class Joins:
 
     def stop(self) -> None:
         """Close the connection."""
-        self.gatherer.stop()
+        self.collector.stop()
 
     def read(self, deliveries: Sequence[Delivery]) -> Gathered:
         """Raises: ContentDisallowed, Undecodable."""
@@ -120,7 +120,7 @@ class _Member:
 
     def _look(self) -> None:
         part = self._part
-        self._joins.gatherer.gather(part.queue, part.size, take=self._take, on_done=self._looked)
+        self._joins.collector.collect(part.queue, part.size, take=self._take, on_done=self._looked)
 
     def _looked(self, presence: QueuePresence) -> None:
         is_dealt_with = presence is QueuePresence.GONE or (presence is QueuePresence.THERE and self._is_stored)

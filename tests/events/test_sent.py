@@ -136,7 +136,7 @@ def test_nothing_is_told_unless_it_is_asked_for() -> None:
 
 
 def test_a_broker_that_blocks_events_costs_no_call(told: Told) -> None:
-    sent = SentEvents(told.app.teller.tell, exchange="celeryev", serializer="json", clock=LamportClock())
+    sent = SentEvents(told.app.event_publisher.publish, exchange="celeryev", serializer="json", clock=LamportClock())
     message = Message(b"", Properties(headers={"id": "a", "task": "add"}), "", "work")
     told.broker.block("memory alarm")
 

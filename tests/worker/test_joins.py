@@ -23,7 +23,7 @@ GROUP, QUEUE = "g", "amqtask.chord.g.secret"
 JSON = frozenset({"application/json"})
 
 
-class HandGatherer:
+class HandCollector:
     """Looks end as the test says: with what is seen, or with all messages of a queue."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class HandGatherer:
         self._take: Any = None
         self._on_done: Any = None
 
-    def gather(
+    def collect(
         self,
         queue: str,
         size: int,
@@ -69,8 +69,8 @@ class Table:
 
         executor: Executor = app.make_executor("w@h")
         self.chords: Chords = executor.chords
-        self.loop, self.publisher, self.gatherer = HandLoop(), HandPublisher(), HandGatherer()
-        self.joins = Joins(self.gatherer, self.chords, JSON)
+        self.loop, self.publisher, self.collector = HandLoop(), HandPublisher(), HandCollector()
+        self.joins = Joins(self.collector, self.chords, JSON)
         self.is_stopping = False
         self.following = Following(
             self.publisher, self.loop, executor, add_part=self.add, is_stopping=lambda: self.is_stopping
@@ -107,9 +107,9 @@ def table() -> Table:
 def test_the_last_part_has_the_body_published_before_its_member_is_answered(table: Table) -> None:
     table.ended("b")
     table.confirm()
-    assert table.gatherer.asked == [(QUEUE, 2)]
+    assert table.collector.asked == [(QUEUE, 2)]
 
-    assert table.gatherer.has([table.part("a", 1).message, table.part("b", 2).message])
+    assert table.collector.has([table.part("a", 1).message, table.part("b", 2).message])
     body = table.publisher.sent[-1]
     assert body.properties.headers["task"] == "total"
     assert table.done == []
@@ -122,13 +122,13 @@ def test_a_part_that_is_alone_is_given_back(table: Table) -> None:
     table.ended("a")
     table.confirm()
 
-    assert not table.gatherer.has([table.part("a").message, table.part("a").message])
+    assert not table.collector.has([table.part("a").message, table.part("a").message])
 
 
 def test_a_part_that_nobody_takes_belongs_to_a_chord_that_is_over(table: Table) -> None:
     table.ended()
     table.confirm(Unroutable("no queue"))
-    table.gatherer.sees(QueuePresence.GONE)
+    table.collector.sees(QueuePresence.GONE)
 
     assert table.done == [True]
     assert len(table.publisher.sent) == 1
@@ -138,11 +138,11 @@ def test_a_part_whose_queue_is_away_with_its_node_is_published_again_when_that_i
     table.ended()
     for _ in range(5):
         table.confirm(Unroutable("no queue"))
-        table.gatherer.sees(QueuePresence.AWAY)
+        table.collector.sees(QueuePresence.AWAY)
         assert table.done == []
         table.loop.advance(5.0)
     table.confirm()
-    table.gatherer.sees(QueuePresence.THERE)
+    table.collector.sees(QueuePresence.THERE)
 
     assert table.done == [True]
 
@@ -150,10 +150,10 @@ def test_a_part_whose_queue_is_away_with_its_node_is_published_again_when_that_i
 def test_a_stored_part_is_looked_at_again_when_its_node_is_back(table: Table) -> None:
     table.ended("b")
     table.confirm()
-    table.gatherer.sees(QueuePresence.AWAY)
+    table.collector.sees(QueuePresence.AWAY)
     table.loop.advance(1.0)
-    assert len(table.gatherer.asked) == 2
-    table.gatherer.has([table.part("a").message, table.part("b").message])
+    assert len(table.collector.asked) == 2
+    table.collector.has([table.part("a").message, table.part("b").message])
     table.confirm()
 
     assert table.done == [True]
@@ -163,9 +163,9 @@ def test_a_chord_whose_queue_does_not_come_back_fails_and_its_owner_is_told(tabl
     table.ended()
     table.confirm()
     for _ in range(40):
-        if table.gatherer.asked:
-            table.gatherer.asked.clear()
-            table.gatherer.sees(QueuePresence.AWAY)
+        if table.collector.asked:
+            table.collector.asked.clear()
+            table.collector.sees(QueuePresence.AWAY)
         table.loop.advance(5.0)
     assert table.done == []
     told = table.result_of_the_body()
@@ -180,7 +180,7 @@ def test_a_part_that_is_too_large_fails_its_chord(table: Table) -> None:
     table.confirm(MessageTooLarge("too large"))
     broken = table.publisher.sent[-1]
     table.confirm()
-    assert table.gatherer.has([broken, table.part("b").message])
+    assert table.collector.has([broken, table.part("b").message])
 
     told = table.result_of_the_body()
     assert (told.task_id, told.status) == ("body", states.FAILURE)
@@ -190,7 +190,7 @@ def test_a_part_that_is_too_large_fails_its_chord(table: Table) -> None:
 def test_a_body_that_is_refused_for_now_is_published_again(table: Table) -> None:
     table.ended("b")
     table.confirm()
-    table.gatherer.has([table.part("a").message, table.part("b").message])
+    table.collector.has([table.part("a").message, table.part("b").message])
     for _ in range(10):
         table.confirm(PublishRefused("full"))
         assert table.done == []
@@ -203,7 +203,7 @@ def test_a_body_that_is_refused_for_now_is_published_again(table: Table) -> None
 def test_a_body_that_nobody_takes_fails(table: Table) -> None:
     table.ended("b")
     table.confirm()
-    table.gatherer.has([table.part("a").message, table.part("b").message])
+    table.collector.has([table.part("a").message, table.part("b").message])
     for _ in range(5):
         table.confirm(Unroutable("no such queue"))
         table.loop.advance(5.0)
@@ -219,9 +219,9 @@ def test_a_body_that_nobody_takes_fails(table: Table) -> None:
 def test_a_worker_that_stops_leaves_a_chord_that_is_away_to_others(table: Table) -> None:
     table.ended()
     table.confirm()
-    table.gatherer.sees(QueuePresence.AWAY)
+    table.collector.sees(QueuePresence.AWAY)
     table.is_stopping = True
     table.loop.advance(1.0)
-    table.gatherer.sees(QueuePresence.AWAY)
+    table.collector.sees(QueuePresence.AWAY)
 
     assert table.done == [False]

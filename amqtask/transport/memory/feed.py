@@ -1,4 +1,4 @@
-"""MemoryFeed: a queue of a MemoryBroker, read by the thread that waits; what ReplyConsumer is over AMQP."""
+"""MemoryQueueReader: a queue of a MemoryBroker, read by the thread that waits; what QueueReader is over AMQP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRY_PAUSE = 0.05
 LONG = 3600.0
 
 
-class MemoryFeed:
+class MemoryQueueReader:
     """Declares and consumes `queue` and hands each message to `on_delivery`, in the thread that drives."""
 
     def __init__(self, broker: MemoryBroker, queue_: Queue, on_delivery: Callable[[Delivery], None]) -> None:

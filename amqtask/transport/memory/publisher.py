@@ -134,14 +134,14 @@ class MemoryPublisher:
             return ConnectionBlocked(f"the in-memory broker blocks publishing: {broker.blocked_reason}")
 
 
-class MemoryTeller:
-    """See amqtask.transport.contract.Teller."""
+class MemoryEventPublisher:
+    """See amqtask.transport.contract.EventPublisher."""
 
     def __init__(self, broker: MemoryBroker, *, on_warning: Callable[[str], None] = lambda text: None) -> None:
         self._broker = broker
         self._warn = Warnings(on_warning)
 
-    def tell(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message]) -> None:
         """Publish these messages, or drop them."""
         if self._broker.is_up and self._broker.blocked_reason is None:
             for message in messages:
