@@ -151,13 +151,14 @@ class Dispatcher:
             self._timer = None
         return requests
 
-    def take_line(self, queue: str, *, allowed: Callable[[Request], bool]) -> list[Request]:
-        """Remove and return the `allowed` requests of one queue's line (its window has closed)."""
+    def take_line(self, queue: str, *, allowed: Callable[[Request], bool], most: int) -> list[Request]:
+        """Remove and return the last `allowed` requests of one queue's line (its window has closed), at most `most`."""
         line = self._lines.get(queue)
         if not line:
             return []
-        taken = [request for request in line if allowed(request)]
-        kept = [request for request in line if not allowed(request)]
+        taken = [request for request in line if allowed(request)][-most:]
+        numbers = {request.number for request in taken}
+        kept = [request for request in line if request.number not in numbers]
         line.clear()
         line.extend(kept)
         for request in taken:

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.service import Service
     from amqtask.worker.setup import RunnableLoop, WorkerSetup
+    from amqtask.worker.surplus import Surplus
     from amqtask.worker.throttle import Throttle
     from amqtask.worker.windows import Windows
 
 logger = bounded_logger("amqtask.worker")
 
-BUSY_CHECK_SECONDS = 0.5
+BUSY_CHECK_SECONDS = 0.25
 # A connection that does not close within so many seconds is left to the operating system.
 CLOSE_SECONDS = 2.0
 # After so many seconds without a confirm a stopping worker waits for confirms no longer.
@@ -58,11 +59,14 @@ class Living(Protocol):
     throttle: Throttle
     steps: Steps
     dispatcher: Dispatcher
+    surplus: Surplus
     finisher: Finisher
     revoked: Revocations
     lost: Lost
     # Tasks that have ended.
     ended: int
+    # It takes no more deliveries.
+    is_quiet: bool
 
     def add_queue(self, queue: Queue, dead_letter: Queue | None) -> None:
         """Note a queue and its dead-letter queue, before its first delivery."""
@@ -106,12 +110,13 @@ class Lifecycle:
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self.look_at_long_tasks)
         self._orphans = Ticker(worker.loop, LOOK_EVERY, Orphans().reap) if os.getpid() == 1 else None
+        # How many had ended when all slots were first seen busy with the present tasks, and when that was.
         self._ended_before = 0
-        self._idle_since = time.monotonic()
+        self._busy_since: float | None = None
         # The unconfirmed messages when a stopping worker last looked, and since when there was no confirm.
         self._unconfirmed = (0, 0)
         self._unconfirmed_since: float | None = None
-        # Unix time at which a running request was first seen running, exact to half a second: to measure each start would
+        # Unix time at which a running request was first seen running, exact to a quarter of a second: to measure each start would
         # cost every task time for a rare question.
         self.running_since: dict[int, float] = {}
         self._state = StateFile(setup.statedb, worker.revoked) if setup.statedb else None
@@ -181,17 +186,26 @@ class Lifecycle:
 
     def look_at_long_tasks(self) -> None:
         """Update windows, revokes and the state file; called every BUSY_CHECK_SECONDS."""
-        worker, now = self._worker, time.monotonic()
+        worker = self._worker
         self.note_starts()
-        if worker.ended != self._ended_before or worker.pool.free > 0:
-            self._ended_before, self._idle_since = worker.ended, now
-        else:
-            worker.windows.nothing_ends(now - self._idle_since)
+        self._look_whether_nothing_ends()
+        if not worker.is_quiet:
+            worker.surplus.look()
         worker.windows.hold(worker.finisher.look_for_long_waits() + len(worker.lost))
         worker.revoked.purge(time.time())
         if self._state is not None:
             self._state.save_soon()
         worker.wake()
+
+    def _look_whether_nothing_ends(self) -> None:
+        worker, now = self._worker, self._clock()
+        # Not what the pool says is free: it takes more than it has slots while tasks are short.
+        if len(worker.dispatcher.running) < worker.pool.slots:
+            self._busy_since = None
+        elif self._busy_since is None or worker.ended != self._ended_before:
+            self._ended_before, self._busy_since = worker.ended, now
+        else:
+            worker.windows.nothing_ends(now - self._busy_since)
 
     def note_starts(self) -> None:
         """Bring `running_since` up to date."""

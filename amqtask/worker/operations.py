@@ -197,7 +197,7 @@ class Orders:
         }
 
     def start_of(self, request: Request) -> float | None:
-        """The Unix time at which the request began; exact to half a second where the pool does not record it."""
+        """The Unix time at which the request began; exact to a quarter of a second where the pool does not record it."""
         running = self.find(request)
         if running is not None and running.since is not None:
             return time.time() - (time.monotonic() - running.since)

@@ -8,8 +8,8 @@ second and more, a hundred per slot for a no-op, and never more than MAX_RESERVE
 link.
 
 `runtime` is an exponentially weighted mean. When all slots are busy and nothing ends, the time since
-something ended is what is known about the runtime, so it counts as a sample: a window grown on short tasks
-closes when a long one comes.
+something ended is what is known about the tasks of now, whatever those before them took: a window grown on short
+tasks closes some tenths of a second after long ones have come.
 
 The window starts at one per slot (fair before anything is known), may first change after 20 ms, then after
 40, 80 … up to half a second, and only to the double, to the half, or back to one per slot. Changes are dear: a
@@ -50,6 +50,7 @@ class Window:
         "_next_change",
         "_shifted",
         "_slots",
+        "burden",
         "count",
         "current",
         "extra",
@@ -67,6 +68,8 @@ class Window:
         # others out.
         self.held = 0
         self._held_in_current = 0
+        # Deliveries from before the window closed that are still here: so much less may come.
+        self.burden = 0
         self.runtime: float | None = None
         # What ended since the last look: the worker adds to these two for every task.
         self.total = 0.0
@@ -91,13 +94,20 @@ class Window:
     def saw_nothing_end(self, seconds: float) -> None:
         """All slots have been busy for so long."""
         if self.runtime is None or seconds > self.runtime:
-            self.total += seconds
-            self.count += 1
+            self.runtime = seconds
 
     @property
     def is_for_long_tasks(self) -> bool:
         """Nothing is held in reserve."""
         return self.runtime is not None and self.runtime >= LONG_TASK_SECONDS
+
+    @property
+    def room(self) -> int:
+        """What its consumer may hold. It grows with each delivery that is dealt with, in powers of two: each step costs a
+        consumer. At least one, so that the queue has a consumer at all times: some are deleted with their last one."""
+        if not self.burden:
+            return self.current
+        return min(self.current, 1 << (max(1, self.current - self.burden) - 1).bit_length())
 
     def look(self, now: float) -> int | None:
         """Take in what ended; the new window if it should change now."""

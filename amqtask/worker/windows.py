@@ -17,13 +17,26 @@ MOST_ROOM = 4096
 
 
 class Windows:
-    """One Window per queue. `on_closed(queue)` is told when one closes because the tasks have become long."""
+    """One Window per queue. `on_closed(queue)` is told when one closes because the tasks have become long, `on_opened(queue)`
+    when it changes otherwise; `held(queue)` says how many deliveries from before the closing are still here."""
 
-    def __init__(self, consumer: Consumer, *, slots: int, pinned: int | None, on_closed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        *,
+        slots: int,
+        pinned: int | None,
+        on_closed: Callable[[str], None],
+        on_opened: Callable[[str], None],
+        held: Callable[[str], int],
+    ) -> None:
         self._consumer = consumer
         self._slots = slots
         self._pinned = pinned
         self._on_closed = on_closed
+        self._on_opened = on_opened
+        self._held = held
+        self._is_burdened = False
         self._next_look = 0.0
         self._room = 0
         # The worker adds each ended task's runtime to these directly.
@@ -37,6 +50,7 @@ class Windows:
 
     def remove(self, queue: str) -> None:
         self.by_queue.pop(queue, None)
+        self._on_opened(queue)
 
     def resize(self, slots: int) -> None:
         """The pool has another number of slots."""
@@ -47,7 +61,8 @@ class Windows:
     def shift(self, by: int) -> None:
         """So many more (or fewer) of each queue, by hand."""
         for queue, window in self.by_queue.items():
-            self._consumer.set_prefetch(queue, window.shift(by))
+            window.shift(by)
+            self._consumer.set_prefetch(queue, window.room)
 
     def hold(self, count: int) -> None:
         """So many ended tasks wait for the broker. In powers of two, and not down and up again: a change costs a consumer."""
@@ -59,16 +74,38 @@ class Windows:
 
     def look(self, now: float) -> None:
         """Change what should change."""
-        if now < self._next_look:
+        if now < self._next_look and not self._is_burdened:
             return
         self._next_look = now + LOOK_SECONDS
+        self._is_burdened = False
         for queue, window in self.by_queue.items():
             before = window.current
             wanted = window.look(now)
             if wanted is not None:
-                self._consumer.set_prefetch(queue, wanted)
-                if wanted < before and window.is_for_long_tasks:
-                    self._on_closed(queue)
+                self._changed(queue, window, has_closed=wanted < before and window.is_for_long_tasks)
+            elif window.burden:
+                self._unburden(queue, window)
+
+    def _changed(self, queue: str, window: Window, *, has_closed: bool) -> None:
+        if has_closed and window.pinned is None:
+            self._on_closed(queue)
+        else:
+            self._on_opened(queue)
+        self._unburden(queue, window)
+
+    def _unburden(self, queue: str, window: Window) -> None:
+        """As much as the worker has room for, after what it holds from before."""
+        window.burden = self._held(queue)
+        if window.room == window.current:
+            window.burden = 0
+        else:
+            self._is_burdened = True
+        self._consumer.set_prefetch(queue, window.room)
+
+    def are_long(self, queue: str) -> bool:
+        """Whether the tasks of a queue are long now."""
+        window = self.by_queue.get(queue)
+        return window is not None and window.is_for_long_tasks
 
     def nothing_ends(self, seconds: float) -> None:
         """All slots have been busy for so long and nothing ended."""

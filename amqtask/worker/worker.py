@@ -13,6 +13,7 @@ All of it runs on one thread, the I/O loop's. Work is gathered per loop turn: de
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -36,6 +37,7 @@ from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue
 from amqtask.worker.strategies import Strategies
 from amqtask.worker.strategy import read_request, without_end
+from amqtask.worker.surplus import Surplus
 from amqtask.worker.throttle import MOST_HELD, Throttle
 from amqtask.worker.windows import Windows
 
@@ -90,7 +92,12 @@ class Worker(WithOthersNames):
         self.work_queues: dict[str, WorkQueue] = {work.queue.name: work for work in setup.queues}
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
         self.windows = Windows(
-            self.consumer, slots=self.concurrency, pinned=setup.prefetch, on_closed=self._give_back_line
+            self.consumer,
+            slots=self.concurrency,
+            pinned=setup.prefetch,
+            on_closed=lambda queue: self.surplus.closed(queue, self._number),
+            on_opened=lambda queue: self.surplus.opened(queue),
+            held=lambda queue: self.surplus.held(queue),
         )
         self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
         self.answered = Answered()
@@ -145,6 +152,13 @@ class Worker(WithOthersNames):
             throttle=self.throttle,
             admit=self.intake.admit,
             accepted=self._ack_early,
+            clock=clock,
+        )
+        self.surplus = Surplus(
+            self.dispatcher,
+            give_back=self._give_back_surplus,
+            slots=lambda: self.concurrency,
+            is_long=self.windows.are_long,
             clock=clock,
         )
         # How many requests ended since the start.
@@ -437,27 +451,47 @@ class Worker(WithOthersNames):
                 self.ledger.drop(delivery.tag)
                 self.consumer.nack(delivery.tag, requeue=True)
 
-    def _give_back_line(self, queue: str) -> None:
-        """The tasks of this queue have become long: requeue its waiting requests, so that another worker may run them at once.
+    def _give_back_surplus(self, queue: str, last: int, most: int, again: bool) -> int:
+        """The tasks of this queue have become long: requeue its last waiting requests, so that another worker may run them.
+        Returns how many.
 
-        Only first deliveries: older brokers count the requeue as a failed delivery, and that must not dead-letter a message. No
-        steps of a chain that has begun here."""
+        Only first deliveries, or second ones: older brokers count the requeue as a failed delivery, and that must not
+        dead-letter a message. No steps of a chain that has begun here."""
+        self._check_epoch()
+        limit = self._delivery_limit(queue) or sys.maxsize
 
         def allowed(request: Request) -> bool:
-            return request.queue == queue and not request.redelivered and self._is_unanswered(request)
+            return (
+                request.queue == queue
+                and request.number <= last
+                and (not request.redelivered or (again and request.attempts <= 1))
+                and request.attempts + 1 < limit
+                and request.delivery.epoch == self.ledger.epoch
+                and request.first is None
+            )
 
-        taken = self._take_from_pool(allowed) + self.dispatcher.take_line(queue, allowed=allowed)
+        # What is acked early is acked on its way from the line to the pool.
+        taken = self.dispatcher.take_line(queue, allowed=allowed, most=most)
+        if len(taken) < most:
+            unanswered = self._take_from_pool(
+                lambda request: allowed(request) and self._is_unanswered(request), most - len(taken)
+            )
+            taken = unanswered + taken
         self._give_back([request.delivery for request in taken])
+        return len(taken)
 
     def _is_unanswered(self, request: Request) -> bool:
         """Whether it can be requeued: it was not acked early, and is no step of a chain that has begun."""
         return request.first is None and request.number not in self.dispatcher.acks_early
 
-    def _take_from_pool(self, allowed: Callable[[Request], bool]) -> list[Request]:
-        """Take back `allowed` requests that the pool has not begun; the others stay in the pool."""
+    def _take_from_pool(self, allowed: Callable[[Request], bool], most: int | None = None) -> list[Request]:
+        """Take back `allowed` requests that the pool has not begun, the last ones; the others stay in the pool."""
+        unbegun = self.pool.take_back()
+        meant = [request.number for request in unbegun if allowed(request)]
+        numbers = set(meant if most is None else meant[-most:])
         taken = []
-        for request in self.pool.take_back():
-            if allowed(request):
+        for request in unbegun:
+            if request.number in numbers:
                 del self.dispatcher.running[request.number]
                 taken.append(request)
             else:

@@ -490,6 +490,7 @@ def test_long_tasks_close_the_window_and_what_waits_is_given_back() -> None:
     bench.pass_time(2.0)
     bench.end("b", runtime=2.0)
     bench.pass_time(0.1)
+    bench.pass_time(0.25)
 
     assert ("nack", 4, True) in bench.frames
     assert bench.consumer.windows == {"q": 1}
@@ -509,6 +510,7 @@ def test_long_tasks_have_what_the_pool_has_not_begun_given_back() -> None:
     bench.pass_time(2.0)
     bench.end("b", runtime=2.0)
     bench.pass_time(0.1)
+    bench.pass_time(0.25)
 
     assert ("nack", 4, True) in bench.frames
 
