@@ -541,6 +541,8 @@ class _Builder:
             lamport=self.clock,
             elections=elections,
             delayed=forwarder.soonest,
+            count_delayed=forwarder.count,
+            drop_delayed=forwarder.drop,
         )
         return Panel(
             control,

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pika
 import pytest
 
+from amqtask import AmqTask
+from amqtask.topology.delays import LEVELS
 from amqtask.transport import fields
 from integration.looped import Looped
 from integration.nodes import Cluster, NodeError, RabbitNode, broker, rabbitmq_installed
@@ -224,6 +226,24 @@ def rabbit(broker_url: str) -> Iterator[Broker]:
         yield seen
     finally:
         seen.close()
+
+
+@pytest.fixture
+def own_delays(rabbit: Broker) -> Iterator[Callable[[AmqTask], None]]:
+    """Gives an application delay levels that no other test uses, and deletes them after the test."""
+    given: list[AmqTask] = []
+
+    def give(app: AmqTask) -> None:
+        app.conf.task_delay_prefix = rabbit.queue("delay")
+        given.append(app)
+
+    yield give
+    channel = rabbit.channel()
+    for app in given:
+        for _, name in app.delays.queue_names([0]):
+            channel.queue_delete(name)
+        for level in range(-1, LEVELS):
+            channel.exchange_delete(app.delays.level_name(level))
 
 
 @pytest.fixture

@@ -13,12 +13,15 @@ import pytest
 
 from amqtask import AmqTask, Exchange, Queue
 from amqtask.cli.main import run
+from amqtask.protocol.message import Delivery
+from amqtask.transport.admin import QueueAdmin
 from integration.conftest import Broker
 from integration.nodes import RabbitNode, free_port, rabbitmq_installed
 from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
 Cli = Callable[..., Any]
+OwnDelays = Callable[[AmqTask], None]
 
 
 @pytest.fixture
@@ -104,8 +107,87 @@ def test_delayed_tasks_are_a_line_of_their_own(rabbit: Broker, app: AmqTask, que
 
     eventually(lambda: delayed() >= before + 3)
     assert [row["queue"] for row in cli("queues", "-Q", queue)] == [queue]
-    assert cli("purge", "-f") == {"purged": {queue: 1}}
+    assert cli("purge", "-f") == {"purged": {queue: 1}, "delayed": {queue: 3}}
     assert delayed() >= before + 3
+
+
+def bodies_of(rabbit: Broker, name: str) -> list[bytes]:
+    """The bodies of what waits in a queue, in order; they stay there."""
+    channel = rabbit.channel()
+    bodies = []
+    while (found := channel.basic_get(name))[0] is not None:
+        bodies.append(found[2])
+    channel.close()
+    return bodies
+
+
+def test_delayed_tasks_for_the_queues_named_are_purged_and_no_others(
+    rabbit: Broker, app: AmqTask, queue: str, cli: Cli, own_delays: OwnDelays
+) -> None:
+    own_delays(app)
+    other = rabbit.queue()
+    for number in range(120):
+        app.send_task("add", (number, 0), countdown=40 * 86400, queue=other if number % 3 else queue)
+    app.send_task("add", (1, 2), countdown=300)
+    app.send_task("add", (1, 2))
+
+    def waiting() -> dict[str, int]:
+        names = [name for _, name in app.delays.queue_names(())]
+        return {name: found for name in names if (found := rabbit.count(name))}
+
+    eventually(lambda: sum(waiting().values()) == 121, what=lambda: str(waiting()))
+    (far,) = [name for name, number in waiting().items() if number == 120]
+
+    assert cli("purge", "-f", "-Q", queue) == {"purged": {queue: 1}, "delayed": {queue: 41}}
+    settled(rabbit, far, 120)
+    assert cli("purge", "-f", "-Q", queue, "--delayed") == {"purged": {queue: 0}, "purged_delayed": {queue: 41}}
+    eventually(lambda: waiting() == {far: 80}, what=lambda: str(waiting()))
+
+    left = [json.loads(body)[0][0] for body in bodies_of(rabbit, far)]
+    assert left == [number for number in range(120) if number % 3]
+    settled(rabbit, far, 80)
+    assert cli("purge", "-f", "-Q", queue) == {"purged": {queue: 0}, "delayed": {queue: 0}}
+
+
+def test_a_look_at_a_queue_that_is_ended_has_deleted_nothing(rabbit: Broker, app: AmqTask, queue: str) -> None:
+    for number in range(40):
+        app.send_task("add", (number, 0))
+    eventually(lambda: rabbit.count(queue) == 40, what="not all is there")
+
+    def ends_at_the_last(delivery: Delivery) -> bool:
+        if json.loads(delivery.body)[0][0] == 39:
+            raise KeyboardInterrupt
+        return True
+
+    with QueueAdmin(app.broker_addresses) as admin, pytest.raises(KeyboardInterrupt):
+        admin.sift(queue, ends_at_the_last, delete=True)
+
+    settled(rabbit, queue, 40)
+    assert [json.loads(body)[0][0] for body in bodies_of(rabbit, queue)] == list(range(40))
+
+
+def test_delayed_tasks_that_workers_hold_are_purged(
+    rabbit: Broker, app: AmqTask, queue: str, cli: Cli, own_delays: OwnDelays
+) -> None:
+    own_delays(app)
+    other = rabbit.queue()
+    node = f"holds-{uuid.uuid4().hex[:8]}@here"
+    environment = {"SAMPLE_DELAYS": app.conf.task_delay_prefix}
+    for number in range(10):
+        app.send_task("add", (number, 0), countdown=600, queue=other if number % 2 else queue)
+    with WorkerProcess(
+        "integration.apps.sample", "-P", "solo", "-Q", rabbit.queue(), "-n", node, environment=environment
+    ):
+
+        def held() -> list[str]:
+            answer = app.control.ask("scheduled", {}, destination=[node], timeout=90)[node]
+            return [task["request"]["delivery_info"]["routing_key"] for task in answer]
+
+        eventually(lambda: len(held()) == 10, what=lambda: str(held()))
+
+        assert cli("purge", "-f", "-Q", queue) == {"purged": {queue: 0}, "delayed": {queue: 5}}
+        assert cli("purge", "-f", "-Q", queue, "--delayed") == {"purged": {queue: 0}, "purged_delayed": {queue: 5}}
+        assert held() == [other] * 5
 
 
 def test_two_looks_tell_how_fast_a_queue_grows(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:
@@ -135,7 +217,7 @@ def test_purge_tells_how_many_it_deleted(rabbit: Broker, app: AmqTask, queue: st
     for _ in range(3):
         app.send_task("add", (1, 2))
 
-    assert cli("purge", "-f") == {"purged": {queue: 3}}
+    assert cli("purge", "-f") == {"purged": {queue: 3}, "delayed": {queue: 0}}
     assert rabbit.count(queue) == 0
 
 

@@ -193,15 +193,9 @@ def test_to_another_broker(rabbit: Broker, old: str, hurt_node: RabbitNode, migr
 
 
 @pytest.fixture
-def delays(rabbit: Broker, app: AmqTask) -> Iterator[None]:
+def delays(own_delays: Callable[[AmqTask], None], app: AmqTask) -> None:
     """Delay levels of this test's own, on both brokers."""
-    app.conf.task_delay_prefix = rabbit.queue("delay")
-    yield
-    channel = rabbit.channel()
-    for _, name in app.delays.queue_names([0]):
-        channel.queue_delete(name)
-    for level in range(-1, 9):
-        channel.exchange_delete(app.delays.level_name(level))
+    own_delays(app)
 
 
 @pytest.mark.usefixtures("delays")

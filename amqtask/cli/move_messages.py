@@ -61,11 +61,12 @@ def delayed_transfers(
     Over AMQP queues of the priorities that the application's settings and tasks name are looked for; the management
     plugin knows all. `renames` are the queues (old → new) whose messages are meant; None: all.
     """
-    for level, name in _filled_levels(app, admin, api):
+    for level, name in delay_queues(app, admin, api):
         yield name, "the delay levels", _Delayed(app, level, renames, tasks)
 
 
-def _filled_levels(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None) -> list[tuple[int, str]]:
+def delay_queues(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None = None) -> list[tuple[int, str]]:
+    """(level, queue) of those that hold messages."""
     delays = app.delays
     if api is not None:
         names = [str(queue["name"]) for queue in api.queues()]

@@ -2,50 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 import click
 
 from amqtask.cli import complete
 from amqtask.cli.broker import open_admin, refuse_memory
+from amqtask.cli.delayed import MOST_COUNTED, Delayed
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
-from amqtask.exceptions import QueueNotFound
+from amqtask.exceptions import AmqTaskError, QueueNotFound
 from amqtask.ground.wording import count
+from amqtask.transport.admin import QueueAdmin
 
 
 @click.command("purge")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @click.option("-Q", "--queues", type=CommaList(), default=(), shell_complete=complete.queues, help="Only these queues.")
 @click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="All configured queues but these.")
+@click.option(
+    "--delayed", is_flag=True, help="Also the tasks that wait for their time (eta, countdown, retries) to go there."
+)
 @json_option
 @click.pass_obj
 def command(
-    settings: Globals, force: bool, queues: tuple[str, ...], exclude_queues: tuple[str, ...], as_json: bool
+    settings: Globals,
+    force: bool,
+    queues: tuple[str, ...],
+    exclude_queues: tuple[str, ...],
+    delayed: bool,
+    as_json: bool,
 ) -> None:
     """Delete all messages that wait in the application's queues. They cannot be brought back.
 
-    Delayed tasks (eta, countdown, retries) wait elsewhere and stay: `amqtask queues` counts them, and
-    `amqtask control revoke ID` keeps one from running.
+    Delayed tasks (eta, countdown, retries) wait elsewhere. They stay, and are counted, unless --delayed is given: that deletes
+    those that are addressed to these queues, also what workers hold until its time; all others stay where they are. What
+    is due while they are looked at (some thousands a second) is late by so much.
     """
     app = settings.load()
     if queues:
         app.queues.select(queues)
     if exclude_queues:
         app.queues.deselect(exclude_queues)
-    names = [queue.name for queue in app.queues.consumed if not queue.broadcast]
+    chosen = [queue for queue in app.queues.consumed if not queue.broadcast]
+    names = [queue.name for queue in chosen]
     if not names:
         raise click.ClickException("no queue is left to purge")
     refuse_memory(app)
     if not force:
-        click.confirm(f"Delete all messages in {', '.join(names)}?", abort=True, err=as_json)
-    purged: dict[str, int] = {}
+        also = ", and the delayed tasks for them" if delayed else ""
+        click.confirm(f"Delete all messages in {', '.join(names)}{also}?", abort=True, err=as_json)
     with open_admin(app) as admin:
-        for name in names:
-            try:
-                purged[name] = admin.purge(name)
-            except QueueNotFound as error:
-                echo(str(error), err=True)
+        waiting = Delayed(app, admin, chosen)
+        # They first: what becomes due meanwhile is purged after them.
+        deleted = waiting.delete() if delayed else None
+        purged = dict(_purge(admin, names))
+        if deleted is not None:
+            _tell(as_json, {"purged": purged, "purged_delayed": deleted}, _told(purged, deleted))
+            return
+        left, why = _count(waiting)
+    _tell(as_json, {"purged": purged, "delayed": left}, _told(purged, None))
+    if why:
+        echo(why, err=True)
+    elif left is not None and any(left.values()) and not as_json:
+        told = ", ".join(f"{number} for {name}" for name, number in left.items() if number)
+        echo(f"Delayed tasks remain ({told}): --delayed deletes them, too.")
+
+
+def _count(waiting: Delayed) -> tuple[dict[str, int] | None, str]:
+    """The delayed tasks that remain; or None, and why they are not known: what was purged is purged."""
+    try:
+        left = waiting.count()
+    except AmqTaskError as error:
+        return None, f"Whether delayed tasks for them remain is not known: {error}"
+    if left is None:
+        return (
+            None,
+            f"More than {MOST_COUNTED} delayed tasks wait, so those for these queues were not counted; --delayed deletes them.",
+        )
+    return left, ""
+
+
+def _tell(as_json: bool, data: Mapping[str, Any], text: str) -> None:
     if as_json:
-        print_json({"purged": purged})
-        return
-    echo(f"Purged {count(sum(purged.values()), 'message')} from {count(len(purged), 'queue')}.")
+        print_json(data)
+    else:
+        echo(text)
+
+
+def _purge(admin: QueueAdmin, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    for name in names:
+        try:
+            yield name, admin.purge(name)
+        except QueueNotFound as error:
+            echo(str(error), err=True)
+
+
+def _told(purged: Mapping[str, int], deleted: Mapping[str, int] | None) -> str:
+    also = "" if deleted is None else f", and {count(sum(deleted.values()), 'delayed task')}"
+    return f"Purged {count(sum(purged.values()), 'message')} from {count(len(purged), 'queue')}{also}."

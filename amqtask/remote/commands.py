@@ -112,6 +112,7 @@ BUILTIN: Mapping[str, CommandInfo] = {
         _tell("pool_restart", "Replace the pool's processes (needs worker_pool_restarts).",
               signature="[module1 [... [moduleN]]]", variadic="modules"),
         _tell("pool_shrink", "Fewer slots.", signature="[N=1]", args=(("n", int),)),
+        _tell("purge_delayed", "Delete what is held here until its time.", visible=False),
         _tell("rate_limit", "Another rate limit for a task.",
               signature="<task_name> <rate_limit (e.g., 5/s | 5/m | 5/h)>",
               args=(("task_name", str), ("rate_limit", str))),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amqtask.services.autoscale import Autoscale
     from amqtask.services.elections import Elections
     from amqtask.services.events import EventSender
+    from amqtask.topology.delays import Address
     from amqtask.worker.operations import Orders
     from amqtask.worker.worker import Worker
 
@@ -41,6 +42,9 @@ class Control:
     elections: Elections | None = None
     # Delayed messages that this worker holds until their time, the soonest first.
     delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
+    # How many of them are to go to an address; and deleting those.
+    count_delayed: Callable[[Address], int] = lambda address: 0
+    drop_delayed: Callable[[Address], int] = lambda address: 0
     # `state.app` of custom commands.
     app: Any = None
     memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))

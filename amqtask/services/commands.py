@@ -73,6 +73,17 @@ def scheduled(control: Control, arguments: Mapping[str, Any]) -> Any:
     return soon + [delayed_info(control, delivery, due) for due, delivery in control.delayed(MOST_DELAYED)]
 
 
+def purge_delayed(control: Control, arguments: Mapping[str, Any]) -> Any:
+    """What `amqtask purge` asks: how many delayed messages are held here for each of these (exchange, key); with `delete` they
+    are deleted."""
+    try:
+        wanted = [(str(exchange), str(key)) for exchange, key in arguments.get("addresses") or ()]
+    except (TypeError, ValueError):
+        return {"error": "addresses are pairs of an exchange and a routing key"}
+    count = control.drop_delayed if arguments.get("delete") else control.count_delayed
+    return {"counts": [count(address) for address in wanted]}
+
+
 def registered(control: Control, arguments: Mapping[str, Any]) -> Any:
     fields = arguments.get("taskinfoitems")
     tasks = control.worker.setup.tasks
@@ -255,6 +266,7 @@ COMMANDS: dict[str, Command] = {
     "pool_grow": pool_grow,
     "pool_restart": pool_restart,
     "pool_shrink": pool_shrink,
+    "purge_delayed": purge_delayed,
     "query_task": query_task,
     "rate_limit": rate_limit,
     "registered": registered,

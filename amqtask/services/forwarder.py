@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, PublishError, PublishRefused, Unroutable
 from amqtask.ground.printable import bounded_logger
-from amqtask.topology.delays import TO_HEADER, DelayPlan, due_at, leaves_at
+from amqtask.topology.delays import TO_HEADER, Address, DelayPlan, address_of, due_at, leaves_at
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
@@ -124,6 +124,23 @@ class Forwarder:
         """At most `limit` held deliveries with their due times, the soonest first."""
         first = heapq.nsmallest(limit, self._waiting, key=lambda entry: entry[2].due)
         return [(held.due, held.delivery) for _, _, held in first]
+
+    def count(self, address: Address) -> int:
+        """How many wait here that are to go there."""
+        return sum(address_of(held.delivery) == address for _, _, held in self._waiting)
+
+    def drop(self, address: Address) -> int:
+        """Delete those that wait here and are to go there; how many that were."""
+        dropped = [entry for entry in self._waiting if address_of(entry[2].delivery) == address]
+        if self._consumer is None or not dropped:
+            return 0
+        for _, _, held in dropped:
+            self._windows[held.delivery.queue].held -= 1
+            self._consumer.ack(held.delivery.tag)
+        numbers = {number for _, number, _ in dropped}
+        self._waiting = [entry for entry in self._waiting if entry[1] not in numbers]
+        heapq.heapify(self._waiting)
+        return len(dropped)
 
     # -- the service
 

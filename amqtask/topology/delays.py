@@ -93,6 +93,8 @@ _LEVEL_HEADER = "amqtask-delay-"
 _PRIORITY_HEADER = "amqtask-delay-priority"
 
 Path = tuple[tuple[int, int], ...]
+# Where a message is to go: an exchange ("": the default one) and a routing key.
+Address = tuple[str, str]
 
 
 def digits(seconds: float) -> Path:
@@ -324,6 +326,24 @@ def due_at(headers: Mapping[str, Any]) -> float | None:
     """Unix time at which a delayed message is due; None where its header is missing or unreadable."""
     until = headers.get(UNTIL_HEADER)
     return until / 1000 if isinstance(until, int) and not isinstance(until, bool) else None
+
+
+def address_of(delivery: Delivery) -> Address:
+    """Where a waiting message is to go."""
+    return _text((delivery.properties.headers or {}).get(TO_HEADER)), delivery.routing_key
+
+
+def addresses(queue: Queue) -> tuple[Address, ...]:
+    """What messages are addressed to that come to this queue and to no other: the queue, or its key on a direct exchange.
+
+    A topic, fanout or headers exchange may have more queues for the same message."""
+    own = (Binding(queue.exchange, queue.name, queue.routing_key),) if queue.exchange else ()
+    direct = [
+        (binding.source.name, binding.routing_key)
+        for binding in (*own, *queue.bindings)
+        if binding.source.name and binding.source.type == "direct"
+    ]
+    return tuple(dict.fromkeys([("", queue.name), *direct]))
 
 
 def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 # soft limit), and forgets those of basic.get when the channel closes (3.10: 67 of 100 came back). Each basic.get waits for
 # all that came before it, so fewer than that at once are safe.
 BATCH = 25
+# What one consumer may hold (basic.qos has 16 bits), and seconds without a delivery after which no more are waited for.
+MOST_PREFETCHED = 65535
+DELIVERY_SECONDS = 10.0
+# What is ready no more, and does not come within so many seconds, went to others.
+QUIET_SECONDS = 1.0
 # Errors that fail every message; other errors concern one message only (a nack may be either).
 _NO_BROKER = (BrokerUnreachable, ConnectionBlocked, PublishTimeout)
 _ITS_OWN = (Unroutable, MessageTooLarge)
@@ -164,6 +170,50 @@ class QueueAdmin:
                 on_progress(done)
         return done
 
+    def sift(self, queue: str, is_meant: Callable[[Delivery], bool], *, delete: bool) -> int:
+        """How many of the messages that are ready now are meant; with `delete` they are deleted.
+
+        All are looked at before the first is deleted, and the others go back to where they were when the channel closes:
+        in their order, because they were delivered to one consumer. They have been delivered once more, then.
+        """
+        with self.channel(queue) as channel:
+            tags = self._look_at_all(channel, queue, is_meant)
+            if delete:
+                for first in range(0, len(tags), BATCH):
+                    for tag in tags[first : first + BATCH]:
+                        channel.basic_ack(tag)
+                    channel.basic_get(queue)  # see BATCH; what has come meanwhile goes back, too
+            return len(tags)
+
+    def _look_at_all(self, channel: Any, queue: str, is_meant: Callable[[Delivery], bool]) -> list[int]:
+        """The tags of what is meant."""
+        left = _ready(channel, queue)
+        seen, tags = 0, list[int]()
+
+        def look(_: Any, method: Any, properties: Any, body: bytes) -> None:
+            nonlocal seen
+            seen += 1
+            delivery = Delivery(
+                body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, 0
+            )
+            if is_meant(delivery):
+                tags.append(method.delivery_tag)
+
+        channel.basic_qos(prefetch_count=MOST_PREFETCHED)
+        last, room = time.monotonic(), 0
+        while seen < left and time.monotonic() < last + DELIVERY_SECONDS:
+            if seen == room:
+                # Broker and tags keep the consumers' order.
+                channel.basic_consume(queue, look, consumer_tag=f"amqtask-sift-{room:09}")
+                room += MOST_PREFETCHED
+            before = seen
+            self._connection.process_data_events(time_limit=0.1)
+            if seen > before:
+                last = time.monotonic()
+            elif time.monotonic() > last + QUIET_SECONDS and not _ready(channel, queue):
+                break  # others have taken the rest
+        return tags
+
     def wait(self, seconds: float) -> None:
         """Do nothing for so long, but keep the connection alive. Raises: OperationalError when it breaks."""
         try:
@@ -193,6 +243,10 @@ class QueueAdmin:
 
 def _broken(error: AMQPError) -> OperationalError:
     return OperationalError(f"the connection to the broker broke: {error!r}")
+
+
+def _ready(channel: Any, queue: str) -> int:
+    return int(channel.queue_declare(queue, passive=True).method.message_count)
 
 
 def _get(channel: Any, queue: str) -> Delivery | None:

@@ -20,6 +20,8 @@ app.conf.update(PATIENT)
 app.conf.task_default_queue = os.environ.get("SAMPLE_QUEUE", "sample")
 app.conf.worker_direct = bool(os.environ.get("SAMPLE_DIRECT"))
 app.conf.worker_pool_restarts = bool(os.environ.get("SAMPLE_POOL_RESTARTS"))
+if "SAMPLE_DELAYS" in os.environ:
+    app.conf.task_delay_prefix = os.environ["SAMPLE_DELAYS"]
 if "SAMPLE_BROADCAST" in os.environ:
     app.conf.task_queues = [Broadcast(os.environ["SAMPLE_BROADCAST"]), Queue(app.conf.task_default_queue)]
 

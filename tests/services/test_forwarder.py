@@ -65,6 +65,32 @@ def test_what_it_holds_is_told_the_soonest_first() -> None:
     ]
 
 
+def test_what_it_holds_for_an_address_is_counted_and_dropped_and_the_rest_goes_on() -> None:
+    place = Place()
+    tags = [place.deliver(place.message(10, body=b"queue")) for _ in range(2)]
+    place.deliver(place.message(5, to="x", body=b"exchange"))
+    place.deliver(place.message(20, body=b"queue"))
+
+    assert place.forwarder.count(("", "work")) == 3
+    assert place.forwarder.count(("x", "work")) == 1
+    assert place.forwarder.count(("", "other")) == 0
+    assert place.forwarder.drop(("", "work")) == 3
+    assert sorted(place.consumer.frames)[:2] == [("ack", tag, False) for tag in tags]
+    assert place.forwarder.count(("", "work")) == 0
+    place.loop.advance(30)
+    assert [body for _, _, body in place.sent] == [b"exchange"]
+
+
+def test_what_is_being_published_is_not_dropped() -> None:
+    place = Place()
+    tag = place.deliver(place.message(1))
+    place.loop.advance(2)
+
+    assert place.forwarder.drop(("", "work")) == 0
+    place.publisher.confirm()
+    assert place.consumer.frames == [("ack", tag, False)]
+
+
 def test_a_message_is_held_until_its_time_then_published_then_acknowledged() -> None:
     place = Place()
     tag = place.deliver(place.message(10, body=b"b"))

@@ -200,6 +200,19 @@ def test_revoke_flags_one_or_many_ids() -> None:
     assert remote.bench.started == ["d"]
 
 
+def test_delayed_messages_that_are_held_are_counted_and_dropped_by_their_address() -> None:
+    remote = Remote()
+    held = {("", "work"): 2, ("x", "k"): 1}
+    remote.control.count_delayed = lambda address: held.get(address, 0)
+    remote.control.drop_delayed = lambda address: held.pop(address, 0)
+    addresses = [["", "work"], ["x", "k"], ["", "other"]]
+
+    assert remote.ask("purge_delayed", addresses=addresses) == {"counts": [2, 1, 0]}
+    assert remote.ask("purge_delayed", addresses=addresses[:1], delete=True) == {"counts": [2]}
+    assert remote.ask("purge_delayed", addresses=addresses) == {"counts": [0, 1, 0]}
+    assert "error" in remote.ask("purge_delayed", addresses=[1])
+
+
 def test_hello_exchanges_revoked_ids() -> None:
     remote = Remote()
     remote.ask("revoke", task_id="a")

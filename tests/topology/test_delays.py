@@ -20,6 +20,7 @@ from amqtask.topology.delays import (
     STEP_SECONDS,
     UNTIL_HEADER,
     DelayPlan,
+    addresses,
     digits,
     due_at,
     leaves_at,
@@ -289,3 +290,12 @@ def test_how_long_a_waiting_message_has_still_to_wait() -> None:
     headers = PLAN.delayed(task_message(), 100.0).properties.headers
 
     assert seconds_left(headers, 1, NOW + 40) == 60.0
+
+
+def test_a_queue_s_addresses_are_its_name_and_its_keys_on_direct_exchanges() -> None:
+    media = Exchange("media")
+    assert addresses(Queue("plain")) == (("", "plain"),)
+    assert addresses(Queue("images", exchange=media, routing_key="image")) == (("", "images"), ("media", "image"))
+    assert addresses(Queue("all", exchange=Exchange("media", type="topic"), routing_key="#")) == (("", "all"),)
+    more = (Binding(media, "images", "picture"), Binding(Exchange("news", type="fanout"), "images"))
+    assert addresses(Queue("images", bindings=more)) == (("", "images"), ("media", "picture"))
