@@ -17,10 +17,8 @@ def main() -> int:
         compileall.compile_dir(ROOT / folder, quiet=1)
     coverage = [sys.executable, "-m", "coverage"]
     subprocess.run([*coverage, "erase"], cwd=ROOT, check=True)
-    codes = [
-        subprocess.run([*coverage, "run", "-m", "pytest", folder, "-q", "-ra"], cwd=ROOT, check=False).returncode
-        for folder in ("tests", "integration")
-    ]
+    tests = [*coverage, "run", "-m", "pytest", "-q", "-ra", "--durations=40"]
+    codes = [subprocess.run([*tests, folder], cwd=ROOT, check=False).returncode for folder in ("tests", "integration")]
     subprocess.run([*coverage, "combine", "-q"], cwd=ROOT, check=False)
     subprocess.run([*coverage, "report", "--skip-covered"], cwd=ROOT, check=False)
     return max(codes)
