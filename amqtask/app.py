@@ -35,7 +35,7 @@ from amqtask.task import AsyncTask, make_task
 from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:
-    from amqtask.execution.shared_flag import Switch
+    from amqtask.execution.shared_flag import Flag
     from amqtask.execution.task_plan import Wrapper
     from amqtask.protocol.result import ResultMessage
 
@@ -308,7 +308,7 @@ class AmqTask(Calling, WithOthersNames):
     GroupResult = GroupResult
     ResultSet = ResultSet
 
-    def make_executor(self, hostname: str, *, verbose: Switch = OFF, wrapper: Wrapper | None = None) -> Executor:
+    def make_executor(self, hostname: str, *, verbose: Flag = OFF, wrapper: Wrapper | None = None) -> Executor:
         """Makes the executor that runs this app's tasks in a worker; `wrapper` wraps the coroutines of tasks."""
         self.finalize()
         return Executor(

@@ -16,7 +16,7 @@ from amqtask.client.discovery import uses_django
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.chain_steps import SlotSteps
-from amqtask.execution.shared_flag import SharedSwitch
+from amqtask.execution.shared_flag import SharedFlag
 from amqtask.ground.imports import load
 from amqtask.ground.lamport_clock import LamportClock
 from amqtask.ground.lazy import lazy
@@ -46,8 +46,8 @@ from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.names import LONGEST_NAME, has_line_end
 from amqtask.transport.shared import SharedConnection
-from amqtask.worker.chord_joiner import Joins
-from amqtask.worker.operations import Orders
+from amqtask.worker.chord_joiner import ChordJoiner
+from amqtask.worker.operations import Operations
 from amqtask.worker.prefetch import MAX_WINDOW
 from amqtask.worker.processors import usable_processors
 from amqtask.worker.report import Report
@@ -279,12 +279,10 @@ class _Builder:
         self.revoke_expires = _from_environment("CELERY_WORKER_REVOKE_EXPIRES")
         self.loop = PikaLoop()
         # Whether slots describe what tasks return, for log lines and events. Monitors may ask for events at any time.
-        self.describes = SharedSwitch(
-            is_on=logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events)
-        )
+        self.describes = SharedFlag(is_on=logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events))
         self.clock = LamportClock()
         self.executor = app.make_executor(hostname, verbose=self.describes.state, wrapper=_task_wrapper())
-        self.slot_steps = SharedSwitch(is_on=False)
+        self.slot_steps = SharedFlag(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
         max_slots, min_slots = options.autoscale or (0, 0)
@@ -304,7 +302,7 @@ class _Builder:
             report=report,
             make_pool=self.pool,
             make_consumer=lambda listener: self.consumer(listener, "consumer"),
-            joins=self.joins(),
+            chord_joiner=self.chord_joiner(),
             services=lambda worker: self.services(worker, monitoring),
             app=self.app,
         )
@@ -403,7 +401,7 @@ class _Builder:
             on_warning=lambda text: logger.warning("%s", text),
         )
 
-    def joins(self) -> Joins | None:
+    def chord_joiner(self) -> ChordJoiner | None:
         """Chords are joined in the broker where no store counts their parts."""
         if self.app.chord_store is not None:
             return None
@@ -416,10 +414,10 @@ class _Builder:
             on_warning=lambda text: logger.warning("%s", text),
         )
         accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
-        return Joins(collector, self.executor.chords, accept | content_types([self.conf.result_serializer]))
+        return ChordJoiner(collector, self.executor.chords, accept | content_types([self.conf.result_serializer]))
 
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
-        orders = Orders(worker)
+        operations = Operations(worker)
         watchdog = Watchdog(worker)
         forwarder = self.forwarder()
         services: list[Service] = [watchdog, forwarder]
@@ -428,13 +426,13 @@ class _Builder:
         autoscale: Autoscale | None = None
         if self.options.autoscale is not None:
             max_slots, min_slots = self.options.autoscale
-            autoscale = Autoscale(worker, orders, max_slots=max_slots, min_slots=min_slots)
+            autoscale = Autoscale(worker, operations, max_slots=max_slots, min_slots=min_slots)
             services.append(autoscale)
         events = self.events(worker)
         services.append(events)
         if self.conf.worker_enable_remote_control:
             elections = self.elections()
-            services += [elections, self.panel(worker, orders, autoscale, events, elections, forwarder)]
+            services += [elections, self.panel(worker, operations, autoscale, events, elections, forwarder)]
         if self.conf.outbox_relay:
             services.append(build_relaying(self.app))
         if self.options.beat:
@@ -520,7 +518,7 @@ class _Builder:
     def panel(
         self,
         worker: Worker,
-        orders: Orders,
+        operations: Operations,
         autoscale: Autoscale | None,
         events: EventSender,
         elections: Elections,
@@ -528,7 +526,7 @@ class _Builder:
     ) -> Panel:
         control = Control(
             worker=worker,
-            orders=orders,
+            operations=operations,
             autoscale=autoscale,
             settings=self.settings,
             make_queue=self.make_queue,

@@ -37,7 +37,7 @@ DEADLINE, TOLERANCE = 20.0, 5.0
 KINDS = ("signal", "thread", "result", "nested")
 
 
-class Strike(Exception):
+class ThreadInterrupt(Exception):
     """What is thrown; an Exception, because those are what libraries swallow."""
 
 
@@ -49,7 +49,7 @@ class Break(BaseException):
     """As KeyboardInterrupt."""
 
 
-STRIKES: tuple[type[BaseException], ...] = (Strike, TimeStrike, Break)
+STRIKES: tuple[type[BaseException], ...] = (ThreadInterrupt, TimeStrike, Break)
 
 
 @dataclass

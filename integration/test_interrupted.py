@@ -138,7 +138,7 @@ GREEN = """
         def joinall(all, raise_error): [each.wait() for each in all]
     from amqtask import AmqTask
 
-    class Strike(Exception):
+    class ThreadInterrupt(Exception):
         pass
 
     app = AmqTask("green", broker=sys.argv[2], backend="rpc://", broker_pool_limit=3, broker_publish_timeout=60.0)
@@ -148,12 +148,12 @@ GREEN = """
 
     def publish(number):
         for _ in range(20):
-            timeout = starting(random.uniform(0.0001, 0.02), Strike())
+            timeout = starting(random.uniform(0.0001, 0.02), ThreadInterrupt())
             if hasattr(timeout, "start") and not timeout.pending:
                 timeout.start()
             try:
                 app.send_task("t")
-            except Strike:
+            except ThreadInterrupt:
                 struck[0] += 1
             finally:
                 timeout.cancel()

@@ -16,7 +16,7 @@ from amqtask.execution.request import Request
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.outcome import Outcome
-    from amqtask.execution.shared_flag import Switch
+    from amqtask.execution.shared_flag import Flag
     from amqtask.protocol.message import Message
 
 _NO_LIMITS = (None, [None, None], (None, None))
@@ -37,7 +37,7 @@ def needs_no_broker(before: Request, message: Message) -> bool:
 class SlotSteps:
     """For the process of a slot: makes the requests of next steps for `seconds` after the first one, while `is_allowed` is on."""
 
-    def __init__(self, tasks: Mapping[str, TaskLike], seconds: float, is_allowed: Switch) -> None:
+    def __init__(self, tasks: Mapping[str, TaskLike], seconds: float, is_allowed: Flag) -> None:
         self._tasks = tasks
         self._seconds = seconds
         self._is_allowed = is_allowed

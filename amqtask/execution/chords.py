@@ -2,7 +2,7 @@
 
 The store decides where parts are counted. A store that can count (Redis) gets each part from the slot and tells one caller that
 it was the last: the body leaves that slot with its outcome. Without such a store the part itself leaves with the outcome, as a
-message to the chord's queue in the broker, and the worker looks there (worker.joins).
+message to the chord's queue in the broker, and the worker looks there (worker.chord_joiner).
 
 Either way the member that completes a chord is acknowledged after the body is published and confirmed. When its worker dies
 before that, the member is delivered again, and publishes the body again. Nothing here waits.
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import Message
 
 
-class Aftermath(NamedTuple):
+class FollowUps(NamedTuple):
     """The messages to publish after a task, and the chord parts to publish and join."""
 
     publish: tuple[Message, ...] = ()
     parts: tuple[ChordPart, ...] = ()
 
-    def __add__(self, other: Aftermath) -> Aftermath:  # type: ignore[override] # not a longer tuple
-        return Aftermath(self.publish + other.publish, self.parts + other.parts)
+    def __add__(self, other: FollowUps) -> FollowUps:  # type: ignore[override] # not a longer tuple
+        return FollowUps(self.publish + other.publish, self.parts + other.parts)
 
 
-NOTHING = Aftermath()
+NOTHING = FollowUps()
 
 
 class Chords:
@@ -62,7 +62,7 @@ class Chords:
         self._serializer = serializer
         self._errbacks = errbacks
 
-    def part(self, body: Mapping[str, Any], group_id: str | None, index: int | None, part: ResultMessage) -> Aftermath:
+    def part(self, body: Mapping[str, Any], group_id: str | None, index: int | None, part: ResultMessage) -> FollowUps:
         """A member of a header has ended. Raises: EncodeError, BackendUnreachable."""
         if not group_id:
             return NOTHING
@@ -72,7 +72,7 @@ class Chords:
                 return NOTHING  # a chord of a Celery program, whose task celery.chord_unlock counts the results
             queue = queue_name(group_id, token_of(body))
             message = part_message(queue, index, part, self._serializer)
-            return Aftermath((), (ChordPart(group_id, part.task_id, size, body, message),))
+            return FollowUps((), (ChordPart(group_id, part.task_id, size, body, message),))
         everything = self._store.add_chord_part(group_id, index, part, body_id(body))
         return NOTHING if everything is None else self.joined(body, group_id, everything, part.task_id)
 
@@ -82,10 +82,10 @@ class Chords:
         message = part_message(part.queue, None, failure, self._serializer)
         return part._replace(message=message, is_broken=True)
 
-    def joined(self, body: Mapping[str, Any], group_id: str, parts: list[Any], parent_id: str) -> Aftermath:
+    def joined(self, body: Mapping[str, Any], group_id: str, parts: list[Any], parent_id: str) -> FollowUps:
         """All parts have come, in order: the message of the body, or its failure."""
         try:
-            return Aftermath(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))
+            return FollowUps(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))
         except ChordError as error:
             return self.failed(body, error)
         except BackendUnreachable:
@@ -95,7 +95,7 @@ class Chords:
             cause.__cause__ = error
             return self.failed(body, cause)
 
-    def failed(self, body: Mapping[str, Any], error: BaseException) -> Aftermath:
+    def failed(self, body: Mapping[str, Any], error: BaseException) -> FollowUps:
         """A body will not run: its errbacks, and FAILURE for it and for the signatures after it."""
         first = first_task(body)
         options = first.get("options") or {}
@@ -103,27 +103,27 @@ class Chords:
             id=options.get("task_id"), task=first["task"], args=first.get("args"), kwargs=first.get("kwargs"),
             root_id=options.get("root_id"), parent_id=options.get("parent_id"), group=options.get("group_id"),
         )  # fmt: skip
-        aftermath = Aftermath(self._errbacks(options.get("link_error"), context, error, ""))
-        return aftermath + self.never(body, states.FAILURE, error, "")
+        follow_ups = FollowUps(self._errbacks(options.get("link_error"), context, error, ""))
+        return follow_ups + self.never(body, states.FAILURE, error, "")
 
-    def after(self, context: Context, state: str, error: BaseException, trace: str) -> Aftermath:
+    def after(self, context: Context, state: str, error: BaseException, trace: str) -> FollowUps:
         """A task has failed: the later steps of its chain, and the chord that it is a part of, fail, too."""
-        aftermath = NOTHING
+        follow_ups = NOTHING
         for step in reversed(context.chain or ()):
-            aftermath += self.never(step, state, error, trace)
+            follow_ups += self.never(step, state, error, trace)
         if context.chord:
-            aftermath += self.part(
+            follow_ups += self.part(
                 context.chord, context.group, context.group_index, _ended(context.id, state, error, trace)
             )
-        return aftermath
+        return follow_ups
 
-    def never(self, sig: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
+    def never(self, sig: Mapping[str, Any], state: str, error: BaseException, trace: str) -> FollowUps:
         """A signature that will never run gets the state of the task that stopped it, and so do all signatures that wait for
         it."""
         if not is_signature(sig):
             return NOTHING  # it could never have been published
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
-        aftermath, dependents = NOTHING, list(reversed(options.get("chain") or ()))
+        follow_ups, dependents = NOTHING, list(reversed(options.get("chain") or ()))
         match sig["task"]:
             case "celery.chain" | "celery.group":
                 dependents = [*(kwargs.get("tasks") or ()), *dependents]
@@ -131,23 +131,23 @@ class Chords:
                 header, body = kwargs.get("header") or (), [kwargs["body"]] if kwargs.get("body") else []
                 dependents = [*([header] if is_signature(header) else header), *body, *dependents]
             case _:
-                aftermath = self._never_ran(options, state, error, trace)
+                follow_ups = self._never_ran(options, state, error, trace)
         for dependent in dependents:
-            aftermath += self.never(dependent, state, error, trace)
-        return aftermath
+            follow_ups += self.never(dependent, state, error, trace)
+        return follow_ups
 
-    def _never_ran(self, options: Mapping[str, Any], state: str, error: BaseException, trace: str) -> Aftermath:
+    def _never_ran(self, options: Mapping[str, Any], state: str, error: BaseException, trace: str) -> FollowUps:
         task_id = options.get("task_id")
         if not task_id:
             return NOTHING  # without an id no caller can wait for it
-        aftermath = NOTHING
+        follow_ups = NOTHING
         if self._results is not None and options.get("ignore_result") is not True:
             message = self._results.never_ran(_ended(task_id, state, error, trace), options)
-            aftermath = Aftermath((message,) if message is not None else ())
+            follow_ups = FollowUps((message,) if message is not None else ())
         if options.get("chord"):
             part = _ended(task_id, state, error, trace)
-            aftermath += self.part(options["chord"], options.get("group_id"), options.get("group_index"), part)
-        return aftermath
+            follow_ups += self.part(options["chord"], options.get("group_id"), options.get("group_index"), part)
+        return follow_ups
 
 
 def _ended(task_id: str | None, state: str, error: BaseException, trace: str) -> ResultMessage:

@@ -26,11 +26,11 @@ from amqtask.exceptions import (
     TimeLimitExceeded,
 )
 from amqtask.execution.bounds import DEFAULT, Bounds
-from amqtask.execution.chords import NOTHING, Aftermath
+from amqtask.execution.chords import NOTHING, FollowUps
 from amqtask.execution.context import ASKED_RETRIES, AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.exception_info import ErrorInfo
-from amqtask.execution.follow_ups import FollowUps
+from amqtask.execution.follow_ups import FollowUpComposer
 from amqtask.execution.forked import FORKS, count_forks, end_forked
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.no_run import Endings, not_stored, requeued
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from amqtask.execution.chain_steps import SlotSteps
     from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
     from amqtask.execution.request import Request
-    from amqtask.execution.shared_flag import Switch
+    from amqtask.execution.shared_flag import Flag
 
 logger = bounded_logger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -72,7 +72,7 @@ class Executor(Endings):
         hostname: str = "",
         chord_store: ChordStore | None = None,
         serializer: str = "json",
-        verbose: Switch = OFF,
+        verbose: Flag = OFF,
         extended: bool = False,
         wrapper: Wrapper | None = None,
         largest_body: int = LARGEST_BODY,
@@ -82,7 +82,9 @@ class Executor(Endings):
         super().__init__(
             tasks,
             accept=accept,
-            follow_ups=FollowUps(tasks, composer, results=results, chord_store=chord_store, serializer=serializer),
+            follow_up_composer=FollowUpComposer(
+                tasks, composer, results=results, chord_store=chord_store, serializer=serializer
+            ),
             results=results,
             hostname=hostname,
             largest_body=largest_body,
@@ -261,7 +263,7 @@ class Executor(Endings):
         embed, result, after, is_step = context.embed, None, NOTHING, False
         try:
             if embed and (embed.get("callbacks") or embed.get("chain") or embed.get("chord")):
-                after = self._follow_ups.of_success(context, value)
+                after = self._follow_up_composer.of_success(context, value)
             if ASKED_RETRIES in context.__dict__:
                 after += self._asked_retries(request, context)
             if self._results is not None and is_wanted(plan, request):
@@ -388,7 +390,7 @@ class Executor(Endings):
         try:
             if self._results is not None and (is_wanted(plan, request) or task.store_errors_even_if_ignored):
                 result = self._results.failure(request, context, error, info.traceback)
-            after = self._follow_ups.of_failure(context, error, info.traceback)
+            after = self._follow_up_composer.of_failure(context, error, info.traceback)
             if ASKED_RETRIES in context.__dict__:
                 after += self._asked_retries(request, context)
         except BackendUnreachable as unreachable:
@@ -413,11 +415,11 @@ class Executor(Endings):
             parts=after.parts,
         )
 
-    def _asked_retries(self, request: Request, context: Context) -> Aftermath:
+    def _asked_retries(self, request: Request, context: Context) -> FollowUps:
         """The messages of `retry(throw=False)`; removed from the context, so that one that cannot be encoded fails the task
         once."""
         retries = context.__dict__.pop(ASKED_RETRIES)
-        return Aftermath(
+        return FollowUps(
             tuple(self._composer.compose_retry(request, context, when=retry.when, sig=retry.sig) for retry in retries)
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
-from amqtask.execution.chords import NOTHING, Aftermath, Chords
+from amqtask.execution.chords import NOTHING, Chords, FollowUps
 from amqtask.execution.context import current_context
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.execution")
 
 
-class FollowUps:
+class FollowUpComposer:
     """Composes messages through the app; publishes nothing."""
 
     def __init__(
@@ -39,7 +39,7 @@ class FollowUps:
             composer, results=results, store=chord_store, serializer=serializer, errbacks=self._errbacks
         )
 
-    def of_success(self, context: Context, value: Any) -> Aftermath:
+    def of_success(self, context: Context, value: Any) -> FollowUps:
         """The callbacks, the next step and the part of a chord. Raises: the errors of composing (a callback whose arguments
         cannot be encoded), BackendUnreachable."""
         embed = context.embed
@@ -50,11 +50,11 @@ class FollowUps:
         if chain:
             # Reversed: the next step is the last element (celery-protocol: `chain`).
             messages += self._composer.compose_next(chain[-1], value, context, list(chain[:-1]))
-        aftermath = Aftermath(tuple(messages))
+        follow_ups = FollowUps(tuple(messages))
         if embed.get("chord"):
             part = ResultMessage(context.id or "", states.SUCCESS, value)
-            aftermath += self.chords.part(embed["chord"], context.group, context.group_index, part)
-        return aftermath
+            follow_ups += self.chords.part(embed["chord"], context.group, context.group_index, part)
+        return follow_ups
 
     def of_failure(
         self,
@@ -64,16 +64,16 @@ class FollowUps:
         *,
         state: str = states.FAILURE,
         with_errbacks: bool = True,
-    ) -> Aftermath:
+    ) -> FollowUps:
         """Errbacks, and the failures of the later steps and of the chord. Raises: BackendUnreachable."""
-        aftermath = (
-            Aftermath(self._errbacks(context.embed.get("errbacks"), context, error, trace))
+        follow_ups = (
+            FollowUps(self._errbacks(context.embed.get("errbacks"), context, error, trace))
             if with_errbacks
             else NOTHING
         )
         if context.embed.get("chain") or context.embed.get("chord"):
-            aftermath += self.chords.after(context, state, error, trace)
-        return aftermath
+            follow_ups += self.chords.after(context, state, error, trace)
+        return follow_ups
 
     def _errbacks(self, errbacks: Any, context: Context, error: BaseException, trace: str) -> tuple[Message, ...]:
         """Errbacks as in Celery: one that takes (request, exc, traceback) before its own arguments and is registered here is

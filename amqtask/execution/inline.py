@@ -82,7 +82,9 @@ class InlineExecutor(Executor):
         """Call (or run) the errbacks of a chord's body that does not run."""
         token = current.set(context)
         try:
-            self._follow_ups.of_failure(Context(**{**context.__dict__, "_embed": {"errbacks": errbacks}}), error, "")
+            self._follow_up_composer.of_failure(
+                Context(**{**context.__dict__, "_embed": {"errbacks": errbacks}}), error, ""
+            )
         finally:
             current.reset(token)
 

@@ -17,7 +17,7 @@ from amqtask.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from amqtask.execution.chords import NOTHING, Aftermath, Chords
+from amqtask.execution.chords import NOTHING, Chords, FollowUps
 from amqtask.execution.context import Context
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.ground.printable import bounded_logger, printable
@@ -27,7 +27,7 @@ from amqtask.protocol.task import decode_body, light_limit, saferepr
 if TYPE_CHECKING:
     from amqtask.execution.bounds import Bounds
     from amqtask.execution.contract import TaskLike
-    from amqtask.execution.follow_ups import FollowUps
+    from amqtask.execution.follow_ups import FollowUpComposer
     from amqtask.execution.request import Request
     from amqtask.execution.results import Results
 
@@ -50,7 +50,7 @@ class Endings:
         tasks: Mapping[str, TaskLike],
         *,
         accept: frozenset[str],
-        follow_ups: FollowUps,
+        follow_up_composer: FollowUpComposer,
         results: Results | None,
         hostname: str,
         bounds: Bounds,
@@ -61,13 +61,13 @@ class Endings:
         self.tasks = tasks
         self.hostname = hostname
         self.accept = accept
-        self._follow_ups = follow_ups
+        self._follow_up_composer = follow_up_composer
         self._results = results
 
     @property
     def chords(self) -> Chords:
         """Makes the bodies of chords that the worker joins."""
-        return self._follow_ups.chords
+        return self._follow_up_composer.chords
 
     def lost(self, request: Request, error: WorkerLostError | TimeLimitExceeded) -> Outcome:
         """Its process died, or was killed at its hard limit."""
@@ -121,7 +121,7 @@ class Endings:
             parts=after.parts,
         )
 
-    def _after(self, request: Request, state: str, error: Exception, trace: str, *, reads_all: bool) -> Aftermath:
+    def _after(self, request: Request, state: str, error: Exception, trace: str, *, reads_all: bool) -> FollowUps:
         """Its follow-ups will not run: their failures."""
         limit = self._largest_body if reads_all else min(self._largest_body, light_limit(request.content_type))
         try:
@@ -130,7 +130,9 @@ class Endings:
             logger.info("What was to follow task %s[%s] is not known: %s", request.task, request.id, trouble)
             return NOTHING
         context = Context.of(request, args, kwargs, embed, self.hostname)
-        return self._follow_ups.of_failure(context, error, trace, state=state, with_errbacks=state == states.FAILURE)
+        return self._follow_up_composer.of_failure(
+            context, error, trace, state=state, with_errbacks=state == states.FAILURE
+        )
 
     def _decode(self, request: Request, limit: int) -> tuple[Any, Any, dict[str, Any]]:
         decoded = decode_body(

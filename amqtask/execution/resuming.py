@@ -17,7 +17,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import RUN_HEADER
 
 if TYPE_CHECKING:
-    from amqtask.execution.chords import Aftermath
+    from amqtask.execution.chords import FollowUps
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChainStore, Composer
     from amqtask.execution.request import Request
@@ -35,7 +35,7 @@ class Resuming:
         self._store = store
         self._composer = composer
 
-    def covers(self, request: Request, context: Context, after: Aftermath) -> bool:
+    def covers(self, request: Request, context: Context, after: FollowUps) -> bool:
         """Whether all follow-ups of this task, whose result is stored, could be made again by `messages`."""
         chain = context.embed.get("chain")
         return bool(

@@ -6,22 +6,22 @@ import mmap
 from typing import Protocol
 
 
-class Switch(Protocol):
+class Flag(Protocol):
     """On when its one byte is not 0; to read it costs an index."""
 
     def __getitem__(self, index: int, /) -> int: ...
 
 
-OFF: Switch = b"\0"
-ON: Switch = b"\1"
+OFF: Flag = b"\0"
+ON: Flag = b"\1"
 
 
-class SharedSwitch:
-    """`state` is the Switch, in memory that this process shares with children that it forks from now on."""
+class SharedFlag:
+    """`state` is the Flag, in memory that this process shares with children that it forks from now on."""
 
     def __init__(self, *, is_on: bool) -> None:
         self._page = mmap.mmap(-1, 1)
-        self.state: Switch = self._page
+        self.state: Flag = self._page
         if is_on:
             self.turn_on()
 

@@ -20,7 +20,7 @@ _OWN_CODE: CodeType = Interruptible.__await__.__code__
 _DRIVE, _CLEAR = drive.__code__, clear.__code__
 
 
-class Strike:
+class ThreadInterrupt:
     """Raises one error in the running task. `set_timer(seconds)` makes the signal come again; 0: no more."""
 
     def __init__(self, error: BaseException, set_timer: Callable[[float], object]) -> None:

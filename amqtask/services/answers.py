@@ -36,7 +36,7 @@ _PLAIN = frozenset({"application/json", "application/x-msgpack", "application/x-
 
 def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, Any]:
     """One task in this worker. `safe`: its arguments as the text that came with the message."""
-    running = control.orders.find(request)
+    running = control.operations.find(request)
     args, kwargs = _arguments(control, request, safe=safe)
     return {
         "id": request.id,
@@ -45,7 +45,7 @@ def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, An
         "kwargs": kwargs,
         "type": request.task,
         "hostname": control.worker.setup.hostname,
-        "time_start": control.orders.start_of(request) if running is not None else None,
+        "time_start": control.operations.start_of(request) if running is not None else None,
         "acknowledged": running is not None and request.number in control.worker.dispatcher.acks_early,
         "delivery_info": {
             "exchange": request.exchange,

@@ -11,7 +11,7 @@ from amqtask.ground.wording import count
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
-    from amqtask.worker.operations import Orders
+    from amqtask.worker.operations import Operations
     from amqtask.worker.worker import Worker
 
 logger = bounded_logger("amqtask.worker")
@@ -33,7 +33,7 @@ class Autoscale:
     def __init__(
         self,
         worker: Worker,
-        orders: Orders,
+        operations: Operations,
         *,
         max_slots: int,
         min_slots: int,
@@ -42,7 +42,7 @@ class Autoscale:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._worker = worker
-        self._orders = orders
+        self._operations = operations
         self._keep_seconds = keep_seconds
         self._clock = clock
         self.max_slots = max_slots
@@ -59,7 +59,7 @@ class Autoscale:
     def check(self) -> None:
         """Compare need and slots once."""
         slots = self._worker.pool.slots
-        needed = min(self.max_slots, max(self.min_slots, self._orders.backlog))
+        needed = min(self.max_slots, max(self.min_slots, self._operations.backlog))
         now = self._clock()
         if needed >= slots:
             self._last_needed = now
@@ -85,4 +85,4 @@ class Autoscale:
 
     def _scale(self, before: int, slots: int) -> None:
         logger.info("Scaling %s to %s.", "up" if slots > before else "down", count(slots, "slot"))
-        self._orders.scale(slots)
+        self._operations.scale(slots)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from amqtask.services.elections import Elections
     from amqtask.services.events import EventSender
     from amqtask.topology.delays import Address
-    from amqtask.worker.operations import Orders
+    from amqtask.worker.operations import Operations
     from amqtask.worker.worker import Worker
 
 
@@ -28,7 +28,7 @@ class Control:
     """
 
     worker: Worker
-    orders: Orders
+    operations: Operations
     autoscale: Autoscale | None
     settings: Callable[[bool], Mapping[str, Any]]
     make_queue: Callable[[Mapping[str, Any]], tuple[Queue, Queue | None]]

@@ -45,7 +45,7 @@ def clock(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 def stats(control: Control, arguments: Mapping[str, Any]) -> Any:
     numbers = {
-        **control.orders.stats(),
+        **control.operations.stats(),
         "pid": os.getpid(),
         "clock": str(control.clock),
         "uptime": round(time.time() - control.worker.lifecycle.started_at),
@@ -59,17 +59,17 @@ def stats(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 def active(control: Control, arguments: Mapping[str, Any]) -> Any:
     safe = bool(arguments.get("safe"))
-    return [task_info(control, request, safe=safe) for request in control.orders.active()]
+    return [task_info(control, request, safe=safe) for request in control.operations.active()]
 
 
 def reserved(control: Control, arguments: Mapping[str, Any]) -> Any:
     safe = bool(arguments.get("safe"))
-    return [task_info(control, request, safe=safe) for request in control.orders.reserved()]
+    return [task_info(control, request, safe=safe) for request in control.operations.reserved()]
 
 
 def scheduled(control: Control, arguments: Mapping[str, Any]) -> Any:
     """The tasks whose ETA is near; all other tasks with an ETA, a countdown or a retry wait in the broker."""
-    soon = [scheduled_info(control, request) for request in control.orders.soon()]
+    soon = [scheduled_info(control, request) for request in control.operations.soon()]
     return soon + [delayed_info(control, delivery, due) for due, delivery in control.delayed(MOST_DELAYED)]
 
 
@@ -105,8 +105,8 @@ def conf(control: Control, arguments: Mapping[str, Any]) -> Any:
 def query_task(control: Control, arguments: Mapping[str, Any]) -> Any:
     task_ids = arguments.get("ids") or ()
     ids = {task_ids} if isinstance(task_ids, str) else set(task_ids)
-    orders = control.orders
-    by_state = {"reserved": orders.reserved(), "scheduled": orders.soon(), "active": orders.active()}
+    operations = control.operations
+    by_state = {"reserved": operations.reserved(), "scheduled": operations.soon(), "active": operations.active()}
     return {
         request.id: [state, task_info(control, request, safe=False)]
         for state, requests in by_state.items()
@@ -141,13 +141,13 @@ def objgraph(control: Control, arguments: Mapping[str, Any]) -> Any:
     }
 
 
-# -- orders
+# -- changes
 
 
 def rate_limit(control: Control, arguments: Mapping[str, Any]) -> Any:
     name, limit = str(arguments.get("task_name")), arguments.get("rate_limit")
     try:
-        control.orders.set_rate_limit(name, limit)
+        control.operations.set_rate_limit(name, limit)
     except NotRegistered:
         logger.error("Rate limit attempt for unknown task %s", name)
         return {"error": "unknown task"}
@@ -160,7 +160,7 @@ def rate_limit(control: Control, arguments: Mapping[str, Any]) -> Any:
 def time_limit(control: Control, arguments: Mapping[str, Any]) -> Any:
     name, soft, hard = str(arguments.get("task_name")), _limit(arguments, "soft"), _limit(arguments, "hard")
     try:
-        control.orders.set_time_limits(name, soft=soft, hard=hard)
+        control.operations.set_time_limits(name, soft=soft, hard=hard)
     except NotRegistered:
         logger.error("Change time limit attempt for unknown task %s", name)
         return {"error": "unknown task"}
@@ -198,18 +198,18 @@ def autoscale(control: Control, arguments: Mapping[str, Any]) -> Any:
 
 def add_consumer(control: Control, arguments: Mapping[str, Any]) -> Any:
     queue, dead_letter = control.make_queue(arguments)
-    control.orders.consume(queue, dead_letter)
+    control.operations.consume(queue, dead_letter)
     return {"ok": f"add consumer {queue.name}"}
 
 
 def cancel_consumer(control: Control, arguments: Mapping[str, Any]) -> Any:
     name = str(arguments.get("queue"))
-    was_consumed = control.orders.cancel(name)
+    was_consumed = control.operations.cancel(name)
     return {"ok": f"no longer consuming from {name}" if was_consumed else f"was not consuming from {name}"}
 
 
 def shutdown(control: Control, arguments: Mapping[str, Any]) -> Any:
-    control.orders.shut_down()
+    control.operations.shut_down()
 
 
 def enable_events(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -230,7 +230,7 @@ def pool_restart(control: Control, arguments: Mapping[str, Any]) -> Any:
     if arguments.get("reloader") is not None:
         return {"error": "a reloader is a function of the worker's process and cannot be sent to it"}
     reload, modules, reload_imported = control.reload, arguments.get("modules"), bool(arguments.get("reload"))
-    control.orders.restart_pool(lambda: reload([modules] if isinstance(modules, str) else modules, reload_imported))
+    control.operations.restart_pool(lambda: reload([modules] if isinstance(modules, str) else modules, reload_imported))
     return {"ok": "reload started"}
 
 
@@ -294,5 +294,5 @@ def _resized(control: Control, by: int) -> Any:
     verb = "grow" if by > 0 else "shrink"
     if control.autoscale is not None:
         return {"error": f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."}
-    control.orders.resize(control.worker.pool.slots + by)
+    control.operations.resize(control.worker.pool.slots + by)
     return {"ok": f"pool will {verb}"}

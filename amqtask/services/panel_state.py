@@ -69,11 +69,11 @@ class ConsumerView:
             "exchange_type": exchange_type,
             "routing_key": routing_key,
         }
-        self._control.orders.consume(*self._control.make_queue({**queue_options, **options}))
+        self._control.operations.consume(*self._control.make_queue({**queue_options, **options}))
 
     def cancel_task_queue(self, queue: str) -> None:
         """Stop consuming a queue."""
-        self._control.orders.cancel(queue)
+        self._control.operations.cancel(queue)
 
 
 class PanelState:

@@ -52,7 +52,7 @@ def learn_revoked(control: Control, state: Mapping[str, Any]) -> None:
     if not isinstance(times, list) or len(times) != len(ids):
         times = [time.time()] * len(ids)
     stamps = {(str(name), value): float(since) for name, value, since in state.get("revoked_stamps") or ()}
-    control.orders.learn_revoked({str(key): float(since) for key, since in zip(ids, times, strict=True)}, stamps)
+    control.operations.learn_revoked({str(key): float(since) for key, since in zip(ids, times, strict=True)}, stamps)
 
 
 def revoke(control: Control, arguments: Mapping[str, Any]) -> Any:
@@ -60,8 +60,8 @@ def revoke(control: Control, arguments: Mapping[str, Any]) -> Any:
     if not ids:
         return {"error": "no task id was given"}
     if arguments.get("terminate"):
-        return _terminate(control, arguments, lambda: control.orders.revoke(ids), lambda request: request.id in ids)
-    control.orders.revoke(ids)
+        return _terminate(control, arguments, lambda: control.operations.revoke(ids), lambda request: request.id in ids)
+    control.operations.revoke(ids)
     logger.info("Tasks flagged as revoked: %s", ", ".join(ids))
     return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
 
@@ -77,11 +77,11 @@ def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) ->
         return _terminate(
             control,
             arguments,
-            lambda: control.orders.revoke_stamps(stamps),
+            lambda: control.operations.revoke_stamps(stamps),
             lambda request: revocations.covers(request.id, request.headers),
             otherwise=f"headers {headers} were not terminated",
         )
-    control.orders.revoke_stamps(stamps)
+    control.operations.revoke_stamps(stamps)
     logger.info("Stamps flagged as revoked: %s", _spelled(stamps))
     return {"ok": f"headers {headers} flagged as revoked, but not terminated"}
 
@@ -101,8 +101,8 @@ def _terminate(
     request was here."""
     signum = signal_number(arguments.get("signal"))
     stopped = [request for request in flag() if matches(request)]
-    ended, going_on = control.orders.terminate(matches, signum)
-    if any(control.orders.find(request) is not None for request in going_on):
+    ended, going_on = control.operations.terminate(matches, signum)
+    if any(control.operations.find(request) is not None for request in going_on):
         names = ", ".join(request.id for request in going_on)
         return {"error": f"the {control.worker.pool.name} pool cannot end what runs: {names}"}
     names = ", ".join(dict.fromkeys(request.id for request in (*ended, *stopped)))

@@ -21,7 +21,7 @@ from amqtask.worker.strategy import read_request
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
-    from amqtask.execution.shared_flag import SharedSwitch
+    from amqtask.execution.shared_flag import SharedFlag
     from amqtask.protocol.message import Message
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.strategies import Strategies
@@ -45,7 +45,7 @@ class Steps:
         throttle: Throttle,
         revoked: Revocations,
         consumed: Container[str],
-        switch: SharedSwitch | None = None,
+        switch: SharedFlag | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds = seconds

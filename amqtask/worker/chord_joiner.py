@@ -28,11 +28,11 @@ from amqtask.transport.contract import QueuePresence
 from amqtask.worker.follow_ups import ACCESS_REFUSED_SECONDS, Pauses, never_fits
 
 if TYPE_CHECKING:
-    from amqtask.execution.chords import Aftermath, Chords
+    from amqtask.execution.chords import Chords, FollowUps
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Collector
-    from amqtask.worker.follow_ups import Following, OnDone
+    from amqtask.worker.follow_ups import FollowUpPublisher, OnDone
 
 logger = bounded_logger(__name__)
 
@@ -47,8 +47,8 @@ def _patience(error: PublishError) -> float:
     return 0.0 if isinstance(error, Unroutable) or never_fits(error) else AWAY_SECONDS
 
 
-class Joins:
-    """Joins chords for one worker. `accept` are the content types of results."""
+class ChordJoiner:
+    """ChordJoiner chords for one worker. `accept` are the content types of results."""
 
     def __init__(self, collector: Collector, chords: Chords, accept: frozenset[str]) -> None:
         self.collector = collector
@@ -62,7 +62,7 @@ class Joins:
             logger.warning("the parts of chord %s cannot be reached now; tried again, as others' if need be", group_id)
         self._away += change
 
-    def add(self, part: ChordPart, following: Following, on_done: OnDone) -> None:
+    def add(self, part: ChordPart, following: FollowUpPublisher, on_done: OnDone) -> None:
         """Publish a part, and the chord's body if it was the last part. `on_done` is called when that is confirmed, or when
         another worker has to publish the body."""
         _Member(self, part, following, on_done).store()
@@ -90,8 +90,8 @@ class Joins:
 class _Member:
     """One part: it is published, then the chord's queue is looked at."""
 
-    def __init__(self, joins: Joins, part: ChordPart, following: Following, on_done: OnDone) -> None:
-        self._joins = joins
+    def __init__(self, joiner: ChordJoiner, part: ChordPart, following: FollowUpPublisher, on_done: OnDone) -> None:
+        self._joiner = joiner
         self._part = part
         self._following = following
         self._on_done = on_done
@@ -113,14 +113,14 @@ class _Member:
             self._look()
         elif never_fits(error) and not self._part.is_broken:
             logger.error("the part of task %s cannot be published, so its chord fails: %s", self._part.task_id, error)
-            self._part = self._joins.chords.broken(self._part, error)
+            self._part = self._joiner.chords.broken(self._part, error)
             self.store()
         else:
             self._give_up(f"a part cannot be published: {error}")
 
     def _look(self) -> None:
         part = self._part
-        self._joins.collector.collect(part.queue, part.size, take=self._take, on_done=self._looked)
+        self._joiner.collector.collect(part.queue, part.size, take=self._take, on_done=self._looked)
 
     def _looked(self, presence: QueuePresence) -> None:
         is_dealt_with = presence is QueuePresence.GONE or (presence is QueuePresence.THERE and self._is_stored)
@@ -137,15 +137,15 @@ class _Member:
     def _set_away(self, is_away: bool) -> None:
         if is_away != self._is_away:
             self._is_away = is_away
-            self._joins.waits(1 if is_away else -1, self._part.group_id)
+            self._joiner.waits(1 if is_away else -1, self._part.group_id)
 
     # -- the body
 
     def _take(self, deliveries: Sequence[Delivery], finished: OnDone) -> bool:
         """Publish the body if all parts have come."""
-        part, chords = self._part, self._joins.chords
+        part, chords = self._part, self._joiner.chords
         try:
-            gathered = self._joins.read(deliveries)
+            gathered = self._joiner.read(deliveries)
             if not gathered.is_complete(part.size):
                 return False
             parts = gathered.in_order()
@@ -159,9 +159,9 @@ class _Member:
     def _give_up(self, reason: str) -> None:
         error = ChordError(f"chord {self._part.group_id} fails: {reason}")
         logger.error("%s", error)
-        self._end(lambda: self._joins.chords.failed(self._part.body, error), self._on_done)
+        self._end(lambda: self._joiner.chords.failed(self._part.body, error), self._on_done)
 
-    def _end(self, make: Callable[[], Aftermath], on_done: OnDone) -> None:
+    def _end(self, make: Callable[[], FollowUps], on_done: OnDone) -> None:
         try:
             after = make()
         except BackendUnreachable as error:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
-    from amqtask.worker.follow_ups import Following
+    from amqtask.worker.follow_ups import FollowUpPublisher
 
 logger = bounded_logger(__name__)
 
@@ -45,7 +45,7 @@ class Finisher:
     def __init__(
         self,
         *,
-        following: Following,
+        following: FollowUpPublisher,
         answer: Callable[[Request, Answer], None],
         requeue: Callable[[Request], None],
         dead_queue: Callable[[str], Queue | None],

@@ -1,4 +1,4 @@
-"""Following: publishes the follow-ups of a task until the broker has them, or ends those that the broker will never take.
+"""FollowUpPublisher: publishes the follow-ups of a task until the broker has them, or ends those that the broker will never take.
 
 Some errors pass: a nack (a full queue, no majority of its nodes), an alarm, a broker that is away. The message is published
 again until it is taken; the delivery that it follows from stays unanswered meanwhile, and its task is not run again. A missing
@@ -74,7 +74,7 @@ def _itself(error: PublishError) -> Exception:
     return error
 
 
-class Following:
+class FollowUpPublisher:
     """Publishes follow-ups for one worker. `add_part(part, on_done)` deals with parts of chords; `is_stopping` ends retries."""
 
     def __init__(
@@ -111,13 +111,13 @@ class Following:
 
         `request` is the request that they follow from, `is_final` tells whether `result` is its last result. `on_failed` is
         called with follow-ups that will never be published; their result is the error that `error_from` makes of the broker's."""
-        _Follow(self, on_done, request, on_failed, error_from).start(publish, parts, result, is_final=is_final)
+        _FollowUps(self, on_done, request, on_failed, error_from).start(publish, parts, result, is_final=is_final)
 
     def result_refused(
         self, result: Message, error: PublishError, on_done: OnDone, *, request: Request, is_final: bool
     ) -> None:
         """Like `follow`, for a result that has just been refused."""
-        _Follow(self, on_done, request, None, _itself).result_refused(result, error, is_final=is_final)
+        _FollowUps(self, on_done, request, None, _itself).result_refused(result, error, is_final=is_final)
 
     def store(
         self,
@@ -180,7 +180,7 @@ class _Attempts:
 
     def __init__(
         self,
-        following: Following,
+        following: FollowUpPublisher,
         message: Message,
         on_end: Callable[[PublishError | None], None],
         on_stopped: Callable[[], None],
@@ -229,14 +229,14 @@ class _Attempts:
             self._following.holds(-1)
 
 
-class _Follow:
+class _FollowUps:
     """The follow-ups, parts and result of one task, until all of them are dealt with."""
 
     __slots__ = ("_error_from", "_following", "_is_unconfirmed", "_on_done", "_on_failed", "_request", "_unfinished")
 
     def __init__(
         self,
-        following: Following,
+        following: FollowUpPublisher,
         on_done: OnDone,
         request: Request | None,
         on_failed: Callable[[Message, PublishError], None] | None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, Timer
     from amqtask.worker.finisher import Finisher
-    from amqtask.worker.redeliveries import Answered
+    from amqtask.worker.redeliveries import Redeliveries
     from amqtask.worker.report import Report
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.setup import Delays, Endings
@@ -47,7 +47,7 @@ class Intake:
         *,
         loop: Loop,
         finisher: Finisher,
-        answered: Answered,
+        redeliveries: Redeliveries,
         losses: Callable[[str], int],
         revoked: Revocations,
         report: Report,
@@ -61,7 +61,7 @@ class Intake:
     ) -> None:
         self._loop = loop
         self._finisher = finisher
-        self._answered = answered
+        self._redeliveries = redeliveries
         self._losses = losses
         self._revoked = revoked
         self._report = report
@@ -107,13 +107,13 @@ class Intake:
         return True
 
     def _is_known(self, request: Request) -> bool:
-        answer = self._answered.recall(request)
+        answer = self._redeliveries.recall(request)
         if answer is not None:
             self._answer(request, answer)
             return True
         if not request.attempts:
             request.attempts = self._losses(request.id)
-        return self._answered.park(request)
+        return self._redeliveries.park(request)
 
     def _divert(self, request: Request, verdict: Verdict) -> bool:
         match verdict.action:

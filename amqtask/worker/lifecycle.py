@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.transport.contract import Consumer, LoopPublisher
     from amqtask.worker.chain_steps import Steps
-    from amqtask.worker.chord_joiner import Joins
+    from amqtask.worker.chord_joiner import ChordJoiner
     from amqtask.worker.dispatcher import Dispatcher
     from amqtask.worker.finisher import Finisher
     from amqtask.worker.lost import Lost
@@ -54,7 +54,7 @@ class Living(Protocol):
     pool: Pool
     publisher: LoopPublisher
     consumer: Consumer
-    joins: Joins | None
+    chord_joiner: ChordJoiner | None
     windows: Windows
     throttle: Throttle
     steps: Steps
@@ -270,8 +270,8 @@ class Lifecycle:
         for service in self.services:
             service.stop()
         worker.publisher.stop()
-        if worker.joins is not None:
-            worker.joins.stop()
+        if worker.chord_joiner is not None:
+            worker.chord_joiner.stop()
         worker.consumer.stop(on_stopped=self._loop.stop)
         self._loop.call_later(CLOSE_SECONDS, self._loop.stop)
 

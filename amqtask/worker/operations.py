@@ -33,7 +33,7 @@ class Terminated(NamedTuple):
     going_on: list[Request]
 
 
-class Orders:
+class Operations:
     """Changes to one worker, and questions about it."""
 
     def __init__(self, worker: Worker) -> None:

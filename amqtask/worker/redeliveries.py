@@ -41,7 +41,7 @@ def _key(task_id: str, headers: Mapping[str, Any]) -> Key:
     return task_id, retries if isinstance(retries, int) else 0
 
 
-class Answered:
+class Redeliveries:
     """Orphans, their parked redeliveries, and the answers of those that ended (the newest `limit`)."""
 
     def __init__(self, limit: int = 10_000, *, clock: Callable[[], float] = time.monotonic) -> None:

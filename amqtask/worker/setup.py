@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
-    from amqtask.execution.shared_flag import SharedSwitch
+    from amqtask.execution.shared_flag import SharedFlag
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
 
@@ -82,7 +82,7 @@ class WorkerSetup:
     # For how many seconds a worker runs the steps of a chain without the broker; 0: each step goes through the broker.
     chain_seconds: float = 0.0
     # On while slots that are processes may do so, too.
-    slot_steps: SharedSwitch | None = None
+    slot_steps: SharedFlag | None = None
     shutdown_timeout: float | None = None
     soft_shutdown_timeout: float = 0.0
     soft_shutdown_on_idle: bool = False

@@ -27,12 +27,12 @@ from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.chain_steps import Steps, delivered
 from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.finisher import Finisher
-from amqtask.worker.follow_ups import Following
+from amqtask.worker.follow_ups import FollowUpPublisher
 from amqtask.worker.intake import Intake
 from amqtask.worker.ledger import Ledger
 from amqtask.worker.lifecycle import Lifecycle
 from amqtask.worker.lost import Lost
-from amqtask.worker.redeliveries import Answered
+from amqtask.worker.redeliveries import Redeliveries
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue
 from amqtask.worker.strategies import Strategies
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
-    from amqtask.worker.chord_joiner import Joins
+    from amqtask.worker.chord_joiner import ChordJoiner
     from amqtask.worker.follow_ups import OnDone
     from amqtask.worker.observer import Observer
     from amqtask.worker.report import Report
@@ -63,7 +63,7 @@ NO_EPOCH = -1
 
 
 class Worker(WithOthersNames):
-    """Takes deliveries, runs them in a pool, answers them. Start and stop are in lifecycle.py, remote commands in orders.py."""
+    """Takes deliveries, runs them in a pool, answers them. For start and stop see lifecycle.py, for changes operations.py."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Worker(WithOthersNames):
         report: Report,
         make_pool: Callable[[OnOutcomes], Pool],
         make_consumer: Callable[[ConsumerListener], Consumer],
-        joins: Joins | None = None,
+        chord_joiner: ChordJoiner | None = None,
         services: Callable[[Worker], Sequence[Service]] = lambda worker: (),
         clock: Callable[[], float] = time.monotonic,
         app: Any = None,
@@ -85,7 +85,7 @@ class Worker(WithOthersNames):
         self.setup = setup
         self.loop = loop
         self.publisher = publisher
-        self.joins = joins
+        self.chord_joiner = chord_joiner
         self.report = report
         self.pool = make_pool(self.on_outcomes)
         self.consumer = make_consumer(self)
@@ -100,14 +100,14 @@ class Worker(WithOthersNames):
             held=lambda queue: self.surplus.held(queue),
         )
         self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
-        self.answered = Answered()
+        self.redeliveries = Redeliveries()
         self.lost = Lost(
             loop,
             give_back=lambda request: self._answer(request, Answer.REQUEUE),
             delivery_limit=self._delivery_limit,
         )
         self.ledger = Ledger(NO_EPOCH)
-        self.following = Following(
+        self.following = FollowUpPublisher(
             publisher,
             loop,
             endings,
@@ -125,7 +125,7 @@ class Worker(WithOthersNames):
         self.intake = Intake(
             loop=loop,
             finisher=self.finisher,
-            answered=self.answered,
+            redeliveries=self.redeliveries,
             losses=self.lost.count,
             revoked=self.revoked,
             report=report,
@@ -295,7 +295,7 @@ class Worker(WithOthersNames):
         """The pool's slots have outcomes of their requests."""
         self._check_epoch()
         running, windows, report, ledger = self.dispatcher.running, self.windows.by_queue, self.report, self.ledger
-        acked = self.answered.acked
+        acked = self.redeliveries.acked
         for outcome in outcomes:
             request = running.pop(outcome.number, None)
             if request is None:
@@ -375,9 +375,9 @@ class Worker(WithOthersNames):
             self.lost.hold(request)
 
     def _add_part(self, part: ChordPart, on_done: OnDone) -> None:
-        if self.joins is None:
+        if self.chord_joiner is None:
             raise AssertionError("parts of chords that are counted in the broker, and nobody to join them")
-        self.joins.add(part, self.following, on_done)
+        self.chord_joiner.add(part, self.following, on_done)
 
     def _requeue_unconfirmed(self, request: Request) -> None:
         """The worker stops before the request's messages are confirmed: its delivery is requeued."""
@@ -399,14 +399,14 @@ class Worker(WithOthersNames):
         if delivery.epoch != self.ledger.epoch:
             # Its channel is gone, so it cannot be answered; its redelivery will get this answer.
             self.dispatcher.acks_early.discard(request.number)
-            for parked in self.answered.ended(delivered(request), answer):
+            for parked in self.redeliveries.ended(delivered(request), answer):
                 self._answer(parked, answer)
         elif request.number in self.dispatcher.acks_early:
             self.dispatcher.acks_early.discard(request.number)
         else:
             self._tell_broker(delivery.tag, answer)
             if answer is not Answer.REQUEUE:
-                self.answered.acked(delivered(request).headers)
+                self.redeliveries.acked(delivered(request).headers)
         self.wake()
 
     def _tell_broker(self, tag: int, answer: Answer) -> None:
@@ -527,7 +527,7 @@ class Worker(WithOthersNames):
         for request in unfinished:
             self.report.cancelled(request, is_lost=request not in acked_late)
         self._give_back(
-            [request.delivery for request in acked_late] + [parked.delivery for parked in self.answered.give_up()]
+            [request.delivery for request in acked_late] + [parked.delivery for parked in self.redeliveries.give_up()]
         )
         self.flush()
 
@@ -561,7 +561,7 @@ class Worker(WithOthersNames):
         alive = [*self.dispatcher.running.values(), *self.finisher.confirming.values()]
         orphans = [delivered(request) for request in alive if request.delivery.epoch == self.ledger.epoch]
         waiting = [delivered(request) for request in self.dispatcher.clear() + self.intake.clear()]
-        self.answered.adopt(orphans, waiting)
+        self.redeliveries.adopt(orphans, waiting)
         self.ledger.begin(epoch)
 
     def on_cancelled(self, queue: str, reason: str) -> None:

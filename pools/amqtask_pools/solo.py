@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.interrupts import Abandoned
-from amqtask.execution.thread_interrupt import Strike
+from amqtask.execution.thread_interrupt import ThreadInterrupt
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import Running
 from amqtask_pools._alarm import Alarm
@@ -56,7 +56,7 @@ class SoloPool:
         self._total = 0
         self._is_due = False
         # Raises the next alarm's exception in the task.
-        self._interruption: Strike | None = None
+        self._interruption: ThreadInterrupt | None = None
         self._main: int | None = None
         self._alarm: Alarm | None = None
         # Whether only tasks use ITIMER_REAL: an alarm that they leave is cleared.
@@ -138,7 +138,7 @@ class SoloPool:
         if limit is None or self._alarm is None:
             logger.warning("the soft limit of %s is not enforced: the worker has not the main thread", request.task)
             return self._executor.execute(request)
-        self._interruption = Strike(SoftTimeLimitExceeded(limit), self._alarm.set)
+        self._interruption = ThreadInterrupt(SoftTimeLimitExceeded(limit), self._alarm.set)
         self._alarm.set(limit)
         return self._executor.execute(request)
 
@@ -151,7 +151,7 @@ class SoloPool:
         """Interrupt the task, from the helper thread while it runs the loop."""
         if self._main is None or self._alarm is None:
             return False
-        self._interruption = Strike(error, self._alarm.set)
+        self._interruption = ThreadInterrupt(error, self._alarm.set)
         signal.pthread_kill(self._main, self._alarm.signum)
         return True
 

@@ -14,7 +14,7 @@ from amqtask.execution.chain_steps import SlotSteps
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
-from amqtask.execution.shared_flag import OFF, SharedSwitch
+from amqtask.execution.shared_flag import OFF, SharedFlag
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_types
@@ -53,7 +53,7 @@ class Chains(PlainComposer):
 def executor(*tasks: PlainTask, seconds: float = 60.0, allowed: Any = None) -> Executor:
     known = {task.name: task for task in (*TASKS, *tasks)}
     made = Executor(known, accept=content_types(["json"]), composer=Chains(), store=Nowhere(), hostname="tests@here")
-    made.steps = SlotSteps(known, seconds, SharedSwitch(is_on=True).state if allowed is None else allowed)
+    made.steps = SlotSteps(known, seconds, SharedFlag(is_on=True).state if allowed is None else allowed)
     return made
 
 

@@ -13,7 +13,12 @@ class Scaled:
         self.bench = Bench(slots=1, most_slots=4)
         self.now = 0.0
         self.autoscale = Autoscale(
-            self.bench.worker, self.bench.orders, max_slots=4, min_slots=1, keep_seconds=30.0, clock=lambda: self.now
+            self.bench.worker,
+            self.bench.operations,
+            max_slots=4,
+            min_slots=1,
+            keep_seconds=30.0,
+            clock=lambda: self.now,
         )
 
     def check_at(self, now: float) -> int:

@@ -174,7 +174,7 @@ def test_a_task_that_is_terminated_is_told_with_the_signal(asked: int | None, to
     watched = Watched()
     watched.bench.pool.can_terminate = True
     watched.bench.deliver("a")
-    watched.bench.orders.terminate(lambda request: request.id == "a", asked)
+    watched.bench.operations.terminate(lambda request: request.id == "a", asked)
 
     revoked = watched.events[-1]
 
@@ -192,7 +192,7 @@ def test_tasks_that_a_cold_shutdown_ends_are_told() -> None:
 def test_a_task_that_could_not_be_terminated_says_nothing_of_a_signal() -> None:
     watched = Watched()
     watched.bench.deliver("a")
-    watched.bench.orders.terminate(lambda request: request.id == "a", signal.SIGKILL)
+    watched.bench.operations.terminate(lambda request: request.id == "a", signal.SIGKILL)
     watched.bench.end("a", summary="3", runtime=0.25)
 
     assert watched.types[-1] == "task-succeeded"

@@ -41,9 +41,9 @@ def test_a_queue_that_was_cancelled_is_not_told_as_consumed() -> None:
     patient.bench.worker.lifecycle.consume(Queue("more"), None)
     assert patient.ready() == (200, "ready: consuming more, q")
 
-    patient.bench.orders.cancel("q")
+    patient.bench.operations.cancel("q")
     assert patient.ready() == (200, "ready: consuming more")
-    patient.bench.orders.cancel("more")
+    patient.bench.operations.cancel("more")
     assert patient.ready() == (200, "ready: consuming nothing: all queues were cancelled (cancel_consumer)")
 
 

@@ -37,7 +37,7 @@ class Remote:
         self.bench = Bench(slots=slots)
         self.publisher = HandPublisher()
         self.consumers: list[ToldConsumer] = []
-        worker, orders = self.bench.worker, self.bench.orders
+        worker, operations = self.bench.worker, self.bench.operations
         self.told = HandPublisher()
         clock = LamportClock()
         self.called: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -46,8 +46,8 @@ class Remote:
         self.elections = Elections(loop=self.bench.loop, make_consumer=self.make_candidate, call=self.called.put)
         self.control = control = Control(
             worker=worker,
-            orders=orders,
-            autoscale=Autoscale(worker, orders, max_slots=4, min_slots=1) if autoscale else None,
+            operations=operations,
+            autoscale=Autoscale(worker, operations, max_slots=4, min_slots=1) if autoscale else None,
             settings=lambda with_defaults: {"broker_url": "amqp://u:secret@h//", "result_expires": 60},
             make_queue=lambda arguments: (Queue(str(arguments["queue"])), None),
             broker_info={"url": "amqp://h"},

@@ -11,7 +11,7 @@ from amqtask.execution.request import Request
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
-from amqtask.worker.operations import Orders
+from amqtask.worker.operations import Operations
 from amqtask.worker.report import Report
 from amqtask.worker.setup import WorkerSetup, WorkQueue
 from amqtask.worker.worker import Worker
@@ -89,7 +89,7 @@ class Bench:
             make_consumer=lambda listener: self.consumer,
             clock=lambda: self.loop.now,
         )
-        self.orders = Orders(self.worker)
+        self.operations = Operations(self.worker)
         self.worker.lifecycle.consume(QUEUE, dead_letter)
         self.epoch = 1
         self.tag = 0

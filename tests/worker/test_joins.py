@@ -15,8 +15,8 @@ from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage, decode_result
 from amqtask.transport.contract import QueuePresence
-from amqtask.worker.chord_joiner import Joins
-from amqtask.worker.follow_ups import Following
+from amqtask.worker.chord_joiner import ChordJoiner
+from amqtask.worker.follow_ups import FollowUpPublisher
 from tests.worker.fakes import HandLoop, HandPublisher
 
 GROUP, QUEUE = "g", "amqtask.chord.g.secret"
@@ -58,7 +58,7 @@ class HandCollector:
 
 
 class Table:
-    """A worker's joins, with the broker in the test's hands."""
+    """A worker's chord joiner, with the broker in the test's hands."""
 
     def __init__(self) -> None:
         app = AmqTask("joins", broker="amqp://", backend="rpc://", set_as_current=False)
@@ -70,9 +70,9 @@ class Table:
         executor: Executor = app.make_executor("w@h")
         self.chords: Chords = executor.chords
         self.loop, self.publisher, self.collector = HandLoop(), HandPublisher(), HandCollector()
-        self.joins = Joins(self.collector, self.chords, JSON)
+        self.chord_joiner = ChordJoiner(self.collector, self.chords, JSON)
         self.is_stopping = False
-        self.following = Following(
+        self.following = FollowUpPublisher(
             self.publisher, self.loop, executor, add_part=self.add, is_stopping=lambda: self.is_stopping
         )
         self.done: list[bool] = []
@@ -82,7 +82,7 @@ class Table:
         }  # fmt: skip
 
     def add(self, part: ChordPart, on_done: Callable[[bool], None]) -> None:
-        self.joins.add(part, self.following, on_done)
+        self.chord_joiner.add(part, self.following, on_done)
 
     def part(self, task_id: str, value: Any = 1) -> ChordPart:
         (part,) = self.chords.part(self.body, GROUP, 0, ResultMessage(task_id, states.SUCCESS, value)).parts

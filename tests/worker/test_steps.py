@@ -11,7 +11,7 @@ from amqtask import states
 from amqtask.exceptions import Unroutable
 from amqtask.execution.outcome import Answer
 from amqtask.execution.request import Request
-from amqtask.execution.shared_flag import SharedSwitch
+from amqtask.execution.shared_flag import SharedFlag
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.task import RUN_HEADER
 from tests.worker.bench import Bench, result
@@ -83,7 +83,7 @@ def test_a_step_that_needs_the_broker_is_published(bench: Bench, message: Messag
 
 
 def test_a_step_that_must_wait_for_its_rate_limit_is_published(bench: Bench) -> None:
-    bench.orders.set_rate_limit("t", "1/s")
+    bench.operations.set_rate_limit("t", "1/s")
     bench.deliver("a", **RUN)
     go_on(bench, "a", step("b"))
 
@@ -117,7 +117,7 @@ def test_a_redelivered_one_goes_through_the_broker_so_that_it_counts_its_own_del
 
 
 def test_a_revoked_step_does_not_run(bench: Bench) -> None:
-    bench.orders.revoke(["b"])
+    bench.operations.revoke(["b"])
     bench.deliver("a", **RUN)
     go_on(bench, "a", step("b"))
 
@@ -273,7 +273,7 @@ def test_a_chain_that_a_slot_runs_is_answered_by_its_last_step(bench: Bench) -> 
     bench.deliver("a", **RUN)
     go_on_by_itself(bench, "a", "b", -101)
     go_on_by_itself(bench, "b", "c", -102)
-    assert [request.id for request in bench.orders.running()] == ["c"]
+    assert [request.id for request in bench.operations.running()] == ["c"]
     assert bench.frames == []
 
     bench.end("c")
@@ -333,16 +333,16 @@ def test_the_redelivery_of_a_chain_that_a_slot_still_runs_waits_for_it(bench: Be
 
 def test_slots_go_on_while_there_is_nothing_that_they_do_not_know() -> None:
     def switched(change: Callable[[Bench], object]) -> list[bool]:
-        switch = SharedSwitch(is_on=False)
+        switch = SharedFlag(is_on=False)
         bench = Bench(chain_seconds=1.0, slot_steps=switch)
         bench.worker.steps.look()
         before = switch.state[0]
         change(bench)
         return [bool(before), bool(switch.state[0])]
 
-    assert switched(lambda bench: bench.orders.revoke(["x"])) == [True, False]
-    assert switched(lambda bench: bench.orders.learn_revoked({"x": 1.0}, {})) == [True, False]
-    assert switched(lambda bench: bench.orders.set_rate_limit("t", "1/s")) == [True, False]
-    assert switched(lambda bench: bench.orders.set_time_limits("t", soft=None, hard=None)) == [True, False]
+    assert switched(lambda bench: bench.operations.revoke(["x"])) == [True, False]
+    assert switched(lambda bench: bench.operations.learn_revoked({"x": 1.0}, {})) == [True, False]
+    assert switched(lambda bench: bench.operations.set_rate_limit("t", "1/s")) == [True, False]
+    assert switched(lambda bench: bench.operations.set_time_limits("t", soft=None, hard=None)) == [True, False]
     assert switched(lambda bench: bench.worker.lifecycle.shutdown.warm()) == [True, False]
     assert switched(lambda bench: bench.deliver("a")) == [True, True]

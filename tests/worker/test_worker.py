@@ -303,7 +303,7 @@ def test_a_protocol_v1_task_runs() -> None:
 
 def test_a_revoked_task_does_not_run() -> None:
     bench = Bench()
-    bench.orders.revoke(["a"])
+    bench.operations.revoke(["a"])
     bench.deliver("a", "b")
 
     assert bench.started == ["b"]
@@ -313,7 +313,7 @@ def test_a_revoked_task_does_not_run() -> None:
 def test_a_task_revoked_while_it_waits_does_not_run() -> None:
     bench = Bench(slots=1)
     bench.deliver("a", "b", "c")
-    bench.orders.revoke(["b"])
+    bench.operations.revoke(["b"])
     bench.end("a")
 
     assert bench.frames == [("ack", 2, True)]
@@ -613,7 +613,7 @@ def test_everything_received_is_answered_exactly_once() -> None:
 
 def test_a_window_with_rate_limited_tasks_has_room_for_them() -> None:
     bench = Bench(slots=1)
-    bench.orders.set_rate_limit("t", "2/s")
+    bench.operations.set_rate_limit("t", "2/s")
     bench.deliver("a", "b")
     bench.end("a", runtime=1.0)
     bench.pass_time(0.1)

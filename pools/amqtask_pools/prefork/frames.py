@@ -63,7 +63,7 @@ class BrokenFrame(Exception):
 
 
 class Joiner:
-    """Joins the pieces of messages of one direction."""
+    """ChordJoiner the pieces of messages of one direction."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import SoftTimeLimitExceeded
-from amqtask.execution.thread_interrupt import Strike
+from amqtask.execution.thread_interrupt import ThreadInterrupt
 from amqtask_pools._alarm import Alarm
 
 if TYPE_CHECKING:
@@ -20,18 +20,18 @@ class SoftLimits:
 
     def __init__(self) -> None:
         # Raises the soft limit in the running task.
-        self._strike: Strike | None = None
+        self._strike: ThreadInterrupt | None = None
         # Made for the first task that needs it.
         self._alarm: Alarm | None = None
 
     def begin(self, seconds: float) -> None:
         """The task that begins now may run so long."""
-        self._strike = Strike(SoftTimeLimitExceeded(seconds), self._set_timer)
+        self._strike = ThreadInterrupt(SoftTimeLimitExceeded(seconds), self._set_timer)
         self._set_timer(max(seconds, 1e-6))
 
     def strike_now(self, reason: str, frame: FrameType | None) -> None:
         """Raise the soft limit in the running task now. In a coroutine it is raised later: the alarm rings again."""
-        self._strike = Strike(SoftTimeLimitExceeded(reason), self._set_timer)
+        self._strike = ThreadInterrupt(SoftTimeLimitExceeded(reason), self._set_timer)
         self._strike(frame)
 
     def end(self) -> None:
