@@ -126,8 +126,9 @@ def _sender_key(sender: Any) -> Any:
 # -- publishing, in the caller's process
 before_task_publish = Signal(
     "before_task_publish",
-    # `follow_up` is ours: a retry, callback or next step, made where a task runs; its worker publishes it later.
-    ("body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy", "follow_up"),
+    # `follow_up` and `size` are ours: whether it is a retry, callback or next step, made where a task runs (the worker publishes
+    # it later), and the bytes of the body.
+    ("body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy", "follow_up", "size"),
 )
 after_task_publish = Signal("after_task_publish", ("body", "exchange", "routing_key", "headers"))
 # Ours: what before_task_publish announced is not stored by the broker.

@@ -11,7 +11,7 @@ from amqtask import signals
 from amqtask.calls.signature import Signature
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
-from amqtask.client.message_builder import tell_composed
+from amqtask.client.message_builder import body_of, tell_composed
 from amqtask.client.runtime import Parts
 from amqtask.exceptions import PublishError
 from amqtask.execution.context import current_context
@@ -523,7 +523,7 @@ def _described(message: Message) -> dict[str, Any]:
     headers = message.properties.headers
     return {
         "sender": headers["task"],
-        "body": message.body,
+        "body": body_of(message),
         "exchange": message.exchange,
         "routing_key": message.routing_key,
         "headers": headers,

@@ -16,7 +16,7 @@ from amqtask.execution.context import Context, current_context
 from amqtask.options import value_types
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.serialization import dumps
+from amqtask.protocol.serialization import JSON, compress, dumps
 from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, decode_body, encode_task, strip_death_headers
 from amqtask.task import Task, eta_of
 from amqtask.topology.delays import DelayPlan
@@ -301,10 +301,14 @@ def _naming(call: TaskCall, serializer: str) -> EncodeError | None:
 
 
 def tell_composed(message: Message, *, follow_up: bool = False) -> None:
-    """Send before_task_publish; a receiver may change headers and properties. Callers ask first whether it has any."""
+    """Send before_task_publish; a receiver may change arguments, headers and properties. Callers ask first whether it has any.
+
+    Raises: EncodeError for an argument that a receiver has put in.
+    """
+    body = body_of(message)
     signals.before_task_publish.send(
         sender=message.properties.headers["task"],
-        body=message.body,
+        body=body,
         exchange=message.exchange,
         routing_key=message.routing_key,
         headers=message.properties.headers,
@@ -312,7 +316,27 @@ def tell_composed(message: Message, *, follow_up: bool = False) -> None:
         declare=[_with_exchange(entity) for entity in message.declare if isinstance(entity, Queue)],
         retry_policy=None,
         follow_up=follow_up,
+        size=len(message.body),
     )
+    _write_body(message, body)
+
+
+# Bytes that a body of our own may have, which is read again for receivers of signals.
+_ANY_SIZE = 1 << 40
+
+
+def body_of(message: Message) -> tuple[Any, Any, dict[str, Any]]:
+    """The (args, kwargs, embed) of a call's message, as receivers of signals expect them."""
+    properties = message.properties
+    mime_type, encoding, headers = properties.content_type, properties.content_encoding, properties.headers
+    return decode_body(message.body, mime_type, encoding, headers, frozenset({mime_type or JSON}), _ANY_SIZE)
+
+
+def _write_body(message: Message, body: tuple[Any, Any, dict[str, Any]]) -> None:
+    properties = message.properties
+    encoded = dumps(body, properties.content_type or JSON).body
+    compression = properties.headers.get("compression")
+    message.body = compress(encoded, compression)[0] if compression else encoded
 
 
 def _with_exchange(queue: Queue) -> Queue:

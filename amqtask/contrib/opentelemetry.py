@@ -94,7 +94,7 @@ class Tracing:
         headers: dict[str, Any],
         exchange: str,
         routing_key: str,
-        body: bytes,
+        size: int,
         properties: Any,
         follow_up: bool = False,
         **_: Any,
@@ -109,7 +109,7 @@ class Tracing:
                 **_attributes(sender, headers, destination, routing_key, properties.correlation_id),
                 "messaging.operation.name": operation,
                 "messaging.operation.type": "create" if follow_up else "send",
-                "messaging.message.body.size": len(body),
+                "messaging.message.body.size": size,
             },
         )
         propagate.inject(headers, context=trace.set_span_in_context(span))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, chain, group, signals
+from amqtask import AmqTask, chain, chord, group, signals
 from amqtask.exceptions import PublishError, Unroutable
 from amqtask.testing.worker import start_worker
 
@@ -137,3 +138,57 @@ def test_no_receiver_is_called_on_a_worker_s_loop(app: AmqTask, listener: Listen
         assert done.wait(60)
 
     assert listener.seen == [("before", "nobody.knows", False), ("after", "nobody.knows", None)]
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_receivers_get_the_arguments_and_may_change_them(serializer: str, compression: str | None) -> None:
+    told: list[Any] = []
+
+    def change(body: Any, **_: Any) -> None:
+        args, kwargs, embed = body
+        told.append((list(args), dict(kwargs), set(embed)))
+        kwargs["tenant"] = "acme"
+
+    def note(body: Any, **_: Any) -> None:
+        told.append(body[1])
+
+    with AmqTask("changed", broker="memory://", backend="cache+memory://", accept_content=["json", "pickle"]) as app:
+        work = app.task(name="work")(lambda *args, **kwargs: [args, kwargs])
+        signals.before_task_publish.connect(change)
+        signals.after_task_publish.connect(note)
+        try:
+            with start_worker(app, pool="threads"):
+                result = work.apply_async((1,), {"a": 2}, serializer=serializer, compression=compression).get(60)
+        finally:
+            signals.before_task_publish.disconnect(change)
+            signals.after_task_publish.disconnect(note)
+
+    assert result == [[1], {"a": 2, "tenant": "acme"}]
+    assert told == [([1], {"a": 2}, {"callbacks", "errbacks", "chain", "chord"}), {"a": 2, "tenant": "acme"}]
+
+
+def test_what_a_receiver_publishes_again_is_the_same_call(app: Any) -> None:
+    def again(body: Any, headers: Any, exchange: Any, routing_key: Any, retry_policy: Any, **more: Any) -> None:
+        with app.producer_pool.acquire(block=True) as producer:
+            producer.publish(
+                body, exchange=exchange, routing_key=routing_key, headers=headers, serializer="json", delivery_mode=None,
+                retry=None, retry_policy=retry_policy,
+            )  # fmt: skip
+
+    groups: list[Any] = []
+    app.task(name="members", bind=True)(lambda self, *_: groups.append(self.request.group))
+    signals.before_task_publish.connect(again)
+    try:
+        with start_worker(app, pool="threads"):
+            sign = app.signature
+            result = chain(sign("plain", (42,)), chord([sign("members"), sign("plain")], sign("plain"))).delay()
+            result.get(60)
+            until = time.monotonic() + 60
+            while len(groups) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+    finally:
+        signals.before_task_publish.disconnect(again)
+
+    assert len(groups) >= 2
+    assert len(set(groups)) == 1
