@@ -14,6 +14,8 @@ from pika import spec
 
 from amqtask.transport.frames import GREETING, Frames, content_size, decode_method, encode_method
 
+CAPABILITIES = {"publisher_confirms": True, "basic.nack": True}
+
 
 @dataclass
 class Script:
@@ -50,14 +52,14 @@ class _Session:
         self._frames = Frames()
         self._published = 0
         self._missing = 0
-        self._key = ""
+        self._key, self._channel = "", 1
         # It stays so for this connection: a channel that refuses, until there is a new one.
         self._verdict = ""
 
     def run(self) -> None:
         with contextlib.suppress(OSError), self._sock:
             if self._sock.recv(len(GREETING), socket.MSG_WAITALL) == GREETING:
-                self._say(spec.Connection.Start(0, 9, {}, "PLAIN", "en_US"), 0)
+                self._say(spec.Connection.Start(0, 9, {"capabilities": CAPABILITIES}, "PLAIN", "en_US"), 0)
                 while (data := self._sock.recv(65536)) and all(
                     self._heard(*frame) for frame in self._frames.feed(data)
                 ):
@@ -86,9 +88,9 @@ class _Session:
         self._published += 1
         if self._script.verdict == "ack":
             self._script.published.append(self._key)
-            self._say(spec.Basic.Ack(self._published))
+            self._say(spec.Basic.Ack(self._published), self._channel)
         elif self._script.verdict == "nack":
-            self._say(spec.Basic.Nack(self._published))
+            self._say(spec.Basic.Nack(self._published), self._channel)
 
     def _answer(self, method: Any, channel: int) -> bool:
         match method:
@@ -97,34 +99,36 @@ class _Session:
             case spec.Connection.Open():
                 self._say(spec.Connection.OpenOk(), 0)
             case spec.Channel.Open():
-                self._say(spec.Channel.OpenOk())
+                self._say(spec.Channel.OpenOk(), channel)
             case spec.Confirm.Select():
-                self._say(spec.Confirm.SelectOk())
+                self._say(spec.Confirm.SelectOk(), channel)
             case spec.Basic.Publish():
-                self._key = method.routing_key
+                self._key, self._channel = method.routing_key, channel
             case spec.Queue.Declare():
-                self._declare(method.queue)
+                self._declare(method.queue, channel)
             case spec.Basic.Consume():
-                self._say(spec.Basic.ConsumeOk("tag"))
+                self._say(spec.Basic.ConsumeOk("tag"), channel)
             case spec.Basic.Qos():
                 if self._script.verdict != "silence":
-                    self._say(spec.Basic.QosOk())
+                    self._say(spec.Basic.QosOk(), channel)
+            case spec.Channel.Close():
+                self._say(spec.Channel.CloseOk(), channel)
             case spec.Queue.Delete():
-                self._say(spec.Queue.DeleteOk(0))
+                self._say(spec.Queue.DeleteOk(0), channel)
             case spec.Connection.Close():
                 self._say(spec.Connection.CloseOk(), 0)
                 return False
         return True
 
-    def _declare(self, queue: str) -> None:
+    def _declare(self, queue: str, channel: int) -> None:
         if queue in self._script.away:
             text = (
                 f"NOT_FOUND - home node 'rabbit@away' of durable queue '{queue}' in vhost '/' is down or inaccessible"
             )
-            self._say(spec.Channel.Close(404, text, 50, 10))
+            self._say(spec.Channel.Close(404, text, 50, 10), channel)
         else:
             self._script.declared.append(queue)
-            self._say(spec.Queue.DeclareOk(queue, 0, 0))
+            self._say(spec.Queue.DeclareOk(queue, 0, 0), channel)
 
 
 @contextmanager

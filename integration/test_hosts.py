@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from amqtask import AmqTask
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishRefused, ResultLost
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Message, Properties
+from amqtask.transport.async_publisher import AioPikaPublisher
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
@@ -186,6 +188,29 @@ def test_a_broker_that_is_slow_and_alive_is_waited_for(host: Host, make: Make) -
 
     assert time.monotonic() - began < 60
     assert slow.connections == 1
+
+
+def test_a_host_that_answers_and_confirms_nothing_is_left_for_another_within_the_deadline(
+    host: Host, make: Make
+) -> None:
+    minority, other = host(verdict="later"), host()
+
+    make(minority.url, other.url).publish(to("q"), timeout=10.0)
+
+    assert other.published == ["q"]
+
+
+def test_a_coroutine_leaves_a_host_that_answers_and_confirms_nothing_within_the_deadline(host: Host) -> None:
+    minority, other = host(verdict="later"), host()
+
+    async def publish() -> None:
+        publisher = AioPikaPublisher(parse_broker_urls([minority.url, other.url]))
+        await publisher.publish(to("q"), timeout=10.0)
+        await publisher.close()
+
+    asyncio.run(publish())
+
+    assert other.published == ["q"]
 
 
 # -- what somebody has deleted

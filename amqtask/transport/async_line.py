@@ -175,6 +175,9 @@ class Line:
         self._look_timer: asyncio.TimerHandle | None = None
         self._has_heard = False
         self._silent_looks = 0
+        # Whether there is a host to go to, and whether the broker, when it was asked, has answered that and nothing else.
+        self.has_other_hosts = False
+        self._confirms_nothing = False
         self._is_asking = False
         self._is_dead = False
         self._reader = connection.transport.connection._reader_task
@@ -189,7 +192,7 @@ class Line:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the broker has stopped answering."""
+        """Whether the broker has stopped answering, or confirms nothing while another host might."""
         return self._is_dead
 
     @property
@@ -236,9 +239,14 @@ class Line:
 
     def _look(self, pause: float) -> None:
         self._look_timer = None
-        self._silent_looks = 0 if self._has_heard or not self._under_way else self._silent_looks + 1
+        if self._has_heard or not self._under_way:
+            self._silent_looks, self._confirms_nothing = 0, False
+        else:
+            self._silent_looks += 1
         self._has_heard = False
-        if self._silent_looks >= 2:
+        if self._confirms_nothing and self.has_other_hosts:
+            self._give_up()
+        elif self._silent_looks >= 2:
             self._ask(pause)
         if self._under_way and self.is_open:
             self._look_in(4 * pause)
@@ -258,13 +266,18 @@ class Line:
                 await asyncio.wait({probing}, timeout=LAST_CHANCE_SECONDS)
             has_answered = probing.done()
             leave_behind(probing, _abandon)
-            if not has_answered:
+            if has_answered:
+                self._confirms_nothing = True
+            else:
                 probing.cancel()
-                self._is_dead = True
-                self._on_gone()
+                self._give_up()
         finally:
             self._is_asking = False
             self._silent_looks = 0
+
+    def _give_up(self) -> None:
+        self._is_dead = True
+        self._on_gone()
 
     # -- publishing
 
@@ -514,7 +527,9 @@ async def connect(
                     last = BrokerUnreachable(f"{address.safe_url} did not answer in time")
                 continue
             try:
-                return opening.result()
+                line = opening.result()
+                line.has_other_hosts = len(addresses) > 1
+                return line
             except (OSError, aio_errors.AMQPError, asyncio.CancelledError) as error:
                 last = _unreachable(error, address)
         if deadline - now() <= pause:

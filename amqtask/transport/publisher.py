@@ -322,8 +322,10 @@ class PikaPublisher:
             self._leave(link)
 
     def _is_answered(self, link: PublishingLink, batch: _Batch) -> bool:
-        """False when the host does not answer. Raises: LinkLost, and PublishTimeout when it answers and confirms nothing."""
-        deadline = batch.work.deadline
+        """False when the host does not answer, or when it confirms nothing and another one might. Raises: LinkLost, and
+        PublishTimeout when there is no other one."""
+        work = batch.work
+        deadline = work.deadline
         began = time.monotonic()
         patience = min(max((deadline - began) * PATIENCE, SHORTEST), LONGEST)
         if link.run(batch.is_done, min(began + patience, deadline)):
@@ -333,6 +335,13 @@ class PikaPublisher:
             answered_by = min(time.monotonic() + patience, deadline)
             link.run(lambda: not link.is_asked or batch.is_done(), answered_by)
             if link.is_asked and link.blocked_reason is None and time.monotonic() < deadline and not batch.is_done():
+                return False
+        if {*self._addresses} > {*work.silent, link.address} and link.blocked_reason is None:
+            # A node on the wrong side of a partition answers its clients, and has no majority to store anything.
+            count = len(work.unanswered)
+            if link.run(batch.is_done, (time.monotonic() + deadline) / 2):
+                return True
+            if len(work.unanswered) == count and link.blocked_reason is None:
                 return False
         link.demand(batch.is_done, deadline, "waiting for the broker's confirm")
         return True
