@@ -5,7 +5,7 @@ switches back: no hub, no timer, no wake-up. A task that waits switches to the h
 resumes the submitter: `_return_to_submitter` was put into the hub's queue before, once per turn of the hub.
 
 Time limits are the library's own timeouts, terminations are thrown from the hub; both reach a task where it waits.
-Code that does not wait cannot be interrupted by anything in its process: HubWatch at least logs which task it is.
+Code that does not wait cannot be interrupted by anything in its process: HubMonitor at least logs which task it is.
 
 This module imports neither library and nothing that must be patched before it is imported.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
     from amqtask_pools._green_loop import GreenLoop
     from amqtask_pools._hub import Cancellable, Hub
-    from amqtask_pools._hub_monitor import HubWatch
+    from amqtask_pools._hub_monitor import HubMonitor
 
 logger = bounded_logger("amqtask.pools")
 
@@ -73,7 +73,7 @@ class GreenPool(SlotPool):
         self._turn_began = 0.0
         self._is_turn_over = False
         self._green_loop: GreenLoop | None = None
-        self._watch: HubWatch | None = None
+        self._watch: HubMonitor | None = None
         executor.run_coroutine = self._run_coroutine
 
     @classmethod
@@ -84,10 +84,10 @@ class GreenPool(SlotPool):
     def start(self) -> None:
         """Green threads start with the first requests."""
         # Imported here because the libraries have to patch first.
-        from amqtask_pools._hub_monitor import HubWatch
+        from amqtask_pools._hub_monitor import HubMonitor
 
         if self._watch is None:
-            self._watch = HubWatch(self._hub, self._loop, GreenPool._run.__code__)
+            self._watch = HubMonitor(self._hub, self._loop, GreenPool._run.__code__)
             self._watch.start()
 
     @property

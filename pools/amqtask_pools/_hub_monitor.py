@@ -1,4 +1,4 @@
-"""HubWatch: logs which task blocks the hub, when all green threads (and the worker's I/O loop) have to wait for it."""
+"""HubMonitor: logs which task blocks the hub, when all green threads (and the worker's I/O loop) have to wait for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKED = 10.0
 BEAT = 1.0
 
 
-class HubWatch:
+class HubMonitor:
     """A native thread that looks at the clock. `code` is the code of the function whose local `request` is the running request.
 
     `coroutine_code`, once it is set, is the code of the coroutine whose local `call` has the green thread that waits for it.

@@ -15,7 +15,7 @@ from amqtask.ground.printable import bounded_logger
 logger = bounded_logger("amqtask.pools")
 
 
-class Crew:
+class ThreadCrew:
     """At most `limit` threads. `call` is for one thread only (the loop's)."""
 
     def __init__(self, limit: int, name: str) -> None:

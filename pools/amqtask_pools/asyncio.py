@@ -21,7 +21,7 @@ from amqtask.execution.coroutines import Interruptible
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools._slot_table import SlotPool
-from amqtask_pools._thread_crew import Crew
+from amqtask_pools._thread_crew import ThreadCrew
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -56,8 +56,8 @@ class AsyncioPool(SlotPool):
         self._in_threads: set[int] = set()
         self._given_up: set[int] = set()
         self._unlimited: set[str] = set()
-        self._crew = Crew(options.slots, "amqtask")
-        self._storing = Crew(STORING_THREADS, "amqtask-results")
+        self._crew = ThreadCrew(options.slots, "amqtask")
+        self._storing = ThreadCrew(STORING_THREADS, "amqtask-results")
         self._storing_now = 0
         self._aloop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from amqtask_pools._slot_table import SlotPool
-from amqtask_pools._thread_crew import Crew
+from amqtask_pools._thread_crew import ThreadCrew
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -32,7 +32,7 @@ class ThreadsPool(SlotPool):
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         super().__init__(executor, loop, on_outcomes, options)
-        self._crew = Crew(options.slots, "amqtask")
+        self._crew = ThreadCrew(options.slots, "amqtask")
         self._mean = 1.0
 
     @property

@@ -20,7 +20,7 @@ from amqtask.protocol.task import RUN_HEADER
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import PlainTask, add, add_async, make_executor, request
 from amqtask_pools import asyncio as asyncio_pool
-from amqtask_pools._hub_monitor import HubWatch
+from amqtask_pools._hub_monitor import HubMonitor
 
 TASKS = (PlainTask(add),)
 
@@ -86,7 +86,7 @@ def test_a_coroutine_whose_store_fails_in_an_unforeseen_way_ends_and_its_slot_is
 
 
 class NativeHub:
-    """What HubWatch asks of a hub, where nothing is patched."""
+    """What HubMonitor asks of a hub, where nothing is patched."""
 
     native_sleep = staticmethod(time.sleep)
     native_ident = staticmethod(threading.get_ident)
@@ -111,7 +111,7 @@ def test_a_task_that_keeps_the_hub_is_named_with_its_place(caplog: pytest.LogCap
     handler.addFilter(logging.Filter("amqtask.pools"))
     logger.addHandler(handler)
     loop, hub = PlainLoop(), NativeHub()
-    watch = HubWatch(hub, loop, run.__code__, blocked_after=0.2)  # type: ignore[arg-type] # it asks for no more than that
+    watch = HubMonitor(hub, loop, run.__code__, blocked_after=0.2)  # type: ignore[arg-type] # it asks for no more than that
     watch.start()
     is_heard = run(request(7, "add", 1, 1))
     watch.stop()

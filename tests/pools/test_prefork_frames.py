@@ -33,7 +33,7 @@ from amqtask_pools.prefork.frames import (
     PICKLE,
     PIECE,
     BrokenFrame,
-    Joiner,
+    FrameReader,
     cut,
     decode_request,
     encode_request,
@@ -193,21 +193,21 @@ def test_outcomes_with_anything_anywhere_are_outcomes_or_a_broken_frame(data: st
 
 def test_pieces_that_never_end_are_a_broken_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "LONGEST", 3 * PIECE)
-    joiner = Joiner()
+    frame_reader = FrameReader()
     piece = memoryview(b"\x01" + b"x" * PIECE)
     for _ in range(3):
-        joiner.feed(piece)
+        frame_reader.feed(piece)
 
     with pytest.raises(BrokenFrame):
-        joiner.feed(piece)
+        frame_reader.feed(piece)
 
 
 @pytest.mark.parametrize("size", [PIECE + 1, 2 * PIECE, 2 * PIECE + 1, 1_000_000])
 def test_a_long_message_is_cut_and_joined(size: int) -> None:
     message = bytes(range(256)) * (size // 256) + b"!" * (size % 256)
     packets = cut(message)
-    joiner = Joiner()
-    joined = [joiner.feed(memoryview(packet)) for packet in packets]
+    frame_reader = FrameReader()
+    joined = [frame_reader.feed(memoryview(packet)) for packet in packets]
 
     assert max(map(len, packets)) <= PIECE + 1
     assert [packet[0] == LAST for packet in packets] == [False] * (len(packets) - 1) + [True]

@@ -116,7 +116,7 @@ def test_a_timeout_for_all_sockets_changes_nothing() -> None:
     try:
         with Prefork(2, tasks=TASKS) as prefork:
             pids = prefork.pids
-            prefork.until(lambda: all(child.is_ready for child in prefork.pool._roster.children))
+            prefork.until(lambda: all(child.is_ready for child in prefork.pool._children.live))
             over = time.monotonic() + 0.6
             prefork.until(lambda: time.monotonic() > over)
 

@@ -24,11 +24,11 @@ from amqtask.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerLostEr
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import Running
 from amqtask_pools.prefork.child import RETIRED, SOFT_LIMIT
-from amqtask_pools.prefork.children import Roster
+from amqtask_pools.prefork.children import Children
 from amqtask_pools.prefork.frames import PIECE, encode_request
 from amqtask_pools.prefork.limits import HardLimits
 from amqtask_pools.prefork.process import ChildProcess
-from amqtask_pools.prefork.respawn import Refill
+from amqtask_pools.prefork.respawn import Respawn
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -58,15 +58,15 @@ class PreforkPool:
         self._options = options
         self._slots = options.slots
         self._context = billiard.get_context("fork")
-        self._roster = Roster()
+        self._children = Children()
         # Requests that were taken back, or that found no child; they go before all others.
         self._line: deque[Request] = deque()
         self._check: Timer | None = None
         self._hard_limits = HardLimits(loop, self._look_at_limits)
-        self._refill = Refill(
+        self._respawn = Respawn(
             loop,
             fork=self._fork,
-            missing=lambda: self._slots - self._roster.taking - len(self._finishing),
+            missing=lambda: self._slots - self._children.taking - len(self._finishing),
             on_late=self._filled,
         )
         self._buffer = bytearray(PIECE + 1)
@@ -88,7 +88,7 @@ class PreforkPool:
         """Fork the children; they share the parent's present memory, page by page, until it is written to."""
         gc.collect()
         gc.freeze()
-        self._refill.fill()
+        self._respawn.fill()
 
     @property
     def slots(self) -> int:
@@ -98,11 +98,11 @@ class PreforkPool:
     @property
     def free(self) -> int:
         """Idle children; more while tasks are short."""
-        return 0 if self._line else self._roster.room
+        return 0 if self._line else self._children.room
 
     def submit(self, request: Request) -> None:
         """Send the request to an idle child, or to the child with the fewest requests."""
-        child = self._roster.choose(len(request.body))
+        child = self._children.choose(len(request.body))
         if child is None:
             self._line.append(request)
         else:
@@ -111,16 +111,16 @@ class PreforkPool:
     def resize(self, slots: int) -> None:
         """Fork more children, or retire some, idle ones first."""
         self._slots = slots
-        for child in sorted(self._roster.children, key=lambda child: len(child.requests)):
-            if self._roster.taking > slots and not child.is_leaving:
+        for child in sorted(self._children.live, key=lambda child: len(child.requests)):
+            if self._children.taking > slots and not child.is_leaving:
                 self._let_go(child)
-        self._refill.fill()
+        self._respawn.fill()
         self._give_line()
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """End the child that runs the request with `signum` (default TERM), and a second later with KILL; its outcome is
         REVOKED."""
-        for child in self._roster.children:
+        for child in self._children.live:
             if number in child.requests:
                 self._readable(child)
                 self._take_back(child)
@@ -143,7 +143,7 @@ class PreforkPool:
 
     def take_back(self) -> list[Request]:
         """The requests that no child has begun: unread by their child, or waiting for one."""
-        for child in self._roster.children:
+        for child in self._children.live:
             self._take_back(child)
         taken = list(self._line)
         self._line.clear()
@@ -151,13 +151,13 @@ class PreforkPool:
 
     def restart(self) -> None:
         """Replace all children: busy ones when their task has ended, idle ones one after the other."""
-        self._old = deque(sorted(self._roster.children, key=lambda child: not child.requests))
+        self._old = deque(sorted(self._children.live, key=lambda child: not child.requests))
         self._renew()
 
     def _renew(self) -> None:
         while self._old:
             child = self._old.popleft()
-            if child.is_leaving or child not in self._roster.children:
+            if child.is_leaving or child not in self._children.live:
                 continue
             self._let_go(child)
             if not child.requests:
@@ -167,7 +167,7 @@ class PreforkPool:
 
     def find(self, number: int) -> Running | None:
         """The child that runs the request; None when it was only sent ahead of time and has not begun."""
-        for child in self._roster.children:
+        for child in self._children.live:
             if child.is_ready and number == next(iter(child.requests), None):
                 return Running(child.pid, child.head_since)
         return None
@@ -175,21 +175,21 @@ class PreforkPool:
     def stop(self) -> list[Request]:
         """End all children now, busy ones in the middle of their task."""
         self._is_stopped = True
-        self._refill.stop()
+        self._respawn.stop()
         self._hard_limits.stop()
         if self._check is not None:
             self._check.cancel()
         unfinished = list(self._line)
-        for child in self._roster.children:
+        for child in self._children.live:
             self._unwatch(child)
             unfinished += child.requests.values()
             if child.requests:
                 child.kill(signal.SIGTERM)
             else:
                 child.retire()
-        _end_all(self._roster.children)
+        _end_all(self._children.live)
         self._line.clear()
-        self._roster.clear()
+        self._children.clear()
         self._old.clear()
         self._finishing.clear()
         return unfinished
@@ -198,10 +198,10 @@ class PreforkPool:
         """Numbers for `inspect stats`."""
         return {
             "max-concurrency": self._slots,
-            "processes": [child.pid for child in self._roster.children],
+            "processes": [child.pid for child in self._children.live],
             "max-tasks-per-child": self._options.max_tasks_per_child or "N/A",
             "total": self._total,
-            "writes": {"total": self._total, "raw": ", ".join(str(child.answered) for child in self._roster.children)},
+            "writes": {"total": self._total, "raw": ", ".join(str(child.answered) for child in self._children.live)},
         }
 
     # -- sending requests
@@ -213,7 +213,7 @@ class PreforkPool:
             outcome = self._executor.refused(request, error)
             self._loop.call_soon(lambda: self._deliver([outcome]))
             return
-        self._roster.took(child)
+        self._children.note_given(child)
         if not child.give(request, message):
             self._loop.add_writer(child.fd, lambda: self._writable(child))
         if request.hard_limit is not None:
@@ -227,7 +227,7 @@ class PreforkPool:
 
     def _give_line(self) -> None:
         while self._line:
-            child = self._roster.choose(len(self._line[0].body))
+            child = self._children.choose(len(self._line[0].body))
             if child is None:
                 return
             self._give(child, self._line.popleft())
@@ -239,7 +239,7 @@ class PreforkPool:
         self._check = None
         latest = time.monotonic() - EXPECTED
         is_waiting = False
-        for child in self._roster.children:
+        for child in self._children.live:
             if len(child.requests) > child.is_ready and not child.is_leaving:
                 is_waiting = True
                 if child.head_since < latest:
@@ -250,8 +250,8 @@ class PreforkPool:
 
     def _relieve(self, child: ChildProcess) -> None:
         if child.is_ready:
-            self._roster.slow.add(child)
-        elif not any(idle_child.is_ready for idle_child in self._roster.idle[-1:]):
+            self._children.slow.add(child)
+        elif not any(idle_child.is_ready for idle_child in self._children.idle[-1:]):
             return  # no other child would begin them sooner
         self._take_back(child)
         if len(child.requests) > 1:
@@ -261,7 +261,7 @@ class PreforkPool:
         taken = child.take_back()
         self._line.extendleft(reversed(taken))
         if taken:
-            self._roster.gave_back(child, len(taken))
+            self._children.note_taken_back(child, len(taken))
 
     def _revoke_waiting(self, number: int, reason: str) -> bool:
         request = next((request for request in self._line if request.number == number), None)
@@ -280,12 +280,12 @@ class PreforkPool:
             self._is_ready(child)
         if outcomes:
             self._total += len(outcomes)
-            self._refill.works()
-            self._roster.answered(child, outcomes)
+            self._respawn.works()
+            self._children.note_outcomes(child, outcomes)
             self._watch_head(child)
         if child.broken is not None:
             self._loop.remove_reader(child.fd)
-            self._roster.retires(child)
+            self._children.note_retiring(child)
             child.is_leaving = True
         if outcomes:
             if self._line:
@@ -307,9 +307,9 @@ class PreforkPool:
         if signals.worker_before_create_process:
             signals.worker_before_create_process.send(sender=self)
         child = ChildProcess(
-            self._context, self._executor, self._options, siblings=self._roster.children, buffer=self._buffer
+            self._context, self._executor, self._options, siblings=self._children.live, buffer=self._buffer
         )
-        self._roster.joins(child)
+        self._children.add(child)
         self._loop.add_reader(child.fd, lambda: self._readable(child))
         self._loop.add_reader(child.sentinel, lambda: self._ended(child))
         patience = self._patience
@@ -324,7 +324,7 @@ class PreforkPool:
         if child.patience is not None:
             child.patience.cancel()
             child.patience = None
-        self._roster.became_ready(child)
+        self._children.note_ready(child)
         self._watch_head(child)
 
     def _start_late(self, child: ChildProcess, seconds: float) -> None:
@@ -344,20 +344,20 @@ class PreforkPool:
 
     def _let_go(self, child: ChildProcess) -> None:
         self._take_back(child)
-        self._roster.retires(child)
+        self._children.note_retiring(child)
         if not child.retire():
             self._loop.add_writer(child.fd, lambda: self._writable(child))
 
     def _condemn(self, child: ChildProcess, number: int, reason: Exception | str) -> None:
         self._take_back(child)
-        self._roster.retires(child)
+        self._children.note_retiring(child)
         child.condemn(number, reason)
 
     def _look_at_limits(self) -> float | None:
         """Kill the children whose task has reached its hard limit: nothing else is sure to end a task. Returns when to look
         again."""
         next_deadline: float | None = None
-        for child in list(self._roster.children):
+        for child in list(self._children.live):
             deadline = _deadline(child)
             if deadline is not None and deadline <= time.monotonic():
                 self._readable(child)  # perhaps it has just ended
@@ -380,13 +380,13 @@ class PreforkPool:
         if not child.has_ended:
             return  # the descriptor belonged to another child a moment ago
         self._readable(child)  # its last outcomes
-        if child not in self._roster.children:
+        if child not in self._children.live:
             return  # stopped, meanwhile
         self._unwatch(child)
         was_told_to_go = child.is_leaving and child.broken is None
         self._finishing.discard(child)
-        self._roster.retires(child)
-        self._roster.children.remove(child)
+        self._children.note_retiring(child)
+        self._children.live.remove(child)
         child.is_leaving = True
         if child.exit_code != RETIRED:
             child.kill_programs()
@@ -400,7 +400,7 @@ class PreforkPool:
             self._note_end(child, was_told_to_go=was_told_to_go)
         self._line.extendleft(reversed(unread))
         child.close()
-        self._refill.fill()
+        self._respawn.fill()
         self._renew()
         self._total += len(outcomes)
         self._on_outcomes(outcomes)
@@ -410,7 +410,7 @@ class PreforkPool:
         if child.exit_code != RETIRED:
             logger.warning("process %d %s while it ran no task; it is replaced", child.pid, child.ending)
         if not child.answered and not was_told_to_go:
-            self._refill.died_early()
+            self._respawn.died_early()
 
     def _end(self, child: ChildProcess, request: Request) -> Outcome:
         if child.condemned is not None and child.condemned[0] == request.number:

@@ -24,7 +24,7 @@ from amqtask_pools.prefork.frames import (
     PICKLE,
     PIECE,
     STOP,
-    Joiner,
+    FrameReader,
     cut,
     decode_request,
 )
@@ -124,7 +124,7 @@ class Child:
         self._sock = sock
         self._buffer = bytearray(PIECE + 1)
         self._view = memoryview(self._buffer)
-        self._joiner = Joiner()
+        self._frame_reader = FrameReader()
         self._execute = executor.execute
         self._steps = executor.steps
         self._accept = executor.accept
@@ -132,7 +132,7 @@ class Child:
         self._outcomes: list[Outcome] = []
         self._since = 0.0
         self._mean = 1.0
-        self._wear = Wear.of(options)
+        self._use = ChildUse.of(options)
         signal.signal(NUDGE, self._nudged)
         self._soft_limits = SoftLimits()
         signal.signal(SOFT_LIMIT, self._asked_to_end)
@@ -142,7 +142,7 @@ class Child:
         self._sock.send(IS_READY)
         while (message := self._next()) is not None:
             self._run(decode_request(message))
-            if self._wear is not None and self._wear.is_out():
+            if self._use is not None and self._use.is_out():
                 break
         self._flush()
         return RETIRED
@@ -157,7 +157,7 @@ class Child:
                 return None
             if packet_type == PICKLE:
                 return self._view[:size]
-            message = self._joiner.feed(self._view[:size])
+            message = self._frame_reader.feed(self._view[:size])
             if message is not None:
                 return message
 
@@ -187,7 +187,7 @@ class Child:
                 self._since = perf_counter()
             outcome = self._execute(request)
             self._soft_limits.end()
-            if outcome.is_step and self._steps is not None and self._wear is None:
+            if outcome.is_step and self._steps is not None and self._use is None:
                 outcome = self._go_on(request, outcome, self._steps)
             self._outcomes.append(outcome)
             self._mean += (outcome.runtime - self._mean) * 0.2
@@ -240,7 +240,7 @@ class Child:
         self._soft_limits.strike_now(f"by {signal.Signals(signum).name}", frame)
 
 
-class Wear:
+class ChildUse:
     """Tells after each task whether this process has reached its limit of tasks or memory."""
 
     def __init__(self, most_tasks: int | None, most_kib: int | None) -> None:
@@ -249,7 +249,7 @@ class Wear:
         self._done = 0
 
     @classmethod
-    def of(cls, options: PoolOptions) -> Wear | None:
+    def of(cls, options: PoolOptions) -> ChildUse | None:
         """None for a process without such limits."""
         if not options.max_tasks_per_child and not options.max_memory_per_child:
             return None

@@ -18,12 +18,12 @@ LOOK_AHEAD = 32
 LARGE = 4 * 1024
 
 
-class Roster:
+class Children:
     """The children, and how many requests they have. Its methods only count and choose; they do not touch the children."""
 
     def __init__(self) -> None:
         # All live children, also those that are leaving.
-        self.children: list[ChildProcess] = []
+        self.live: list[ChildProcess] = []
         # Of the children that take requests: how many there are, how many requests they have, and which of them are idle;
         # the last of these is the warmest, and the first are those that are not ready.
         self.taking = 0
@@ -39,7 +39,7 @@ class Roster:
         if self._mean >= SHORT:
             return len(self.idle)
         if self.slow:
-            return sum(LOOK_AHEAD - len(child.requests) for child in self.children if self._is_open(child))
+            return sum(LOOK_AHEAD - len(child.requests) for child in self.live if self._is_open(child))
         return self.taking * LOOK_AHEAD - self.in_flight
 
     def choose(self, size: int) -> ChildProcess | None:
@@ -50,7 +50,7 @@ class Roster:
             return None
         best: ChildProcess | None = None
         fewest = LOOK_AHEAD
-        for child in self.children:
+        for child in self.live:
             if len(child.requests) < fewest and not child.is_full and self._is_open(child):
                 best, fewest = child, len(child.requests)
         return best
@@ -58,20 +58,20 @@ class Roster:
     def _is_open(self, child: ChildProcess) -> bool:
         return not child.is_leaving and child not in self.slow
 
-    def took(self, child: ChildProcess) -> None:
+    def note_given(self, child: ChildProcess) -> None:
         """The child that `choose` chose is about to get the request."""
         if not child.requests:
             self.idle.pop()
         self.in_flight += 1
 
-    def gave_back(self, child: ChildProcess, count: int) -> None:
+    def note_taken_back(self, child: ChildProcess, count: int) -> None:
         """So many requests were taken back from the child."""
         if not child.is_leaving:
             self.in_flight -= count
             if not child.requests:
                 self.idle.insert(0, child)
 
-    def answered(self, child: ChildProcess, outcomes: Sequence[Outcome]) -> None:
+    def note_outcomes(self, child: ChildProcess, outcomes: Sequence[Outcome]) -> None:
         """The child has sent these outcomes."""
         mean, ended = self._mean, len(outcomes)
         for outcome in outcomes:
@@ -87,19 +87,19 @@ class Roster:
 
     # -- children come and go
 
-    def joins(self, child: ChildProcess) -> None:
+    def add(self, child: ChildProcess) -> None:
         """Add a new child."""
-        self.children.append(child)
+        self.live.append(child)
         self.idle.insert(0, child)
         self.taking += 1
 
-    def became_ready(self, child: ChildProcess) -> None:
+    def note_ready(self, child: ChildProcess) -> None:
         """The child has started."""
         if child in self.idle:
             self.idle.remove(child)
             self.idle.append(child)
 
-    def retires(self, child: ChildProcess) -> None:
+    def note_retiring(self, child: ChildProcess) -> None:
         """The child takes no more requests; call this before `is_leaving` is set."""
         if child.is_leaving:
             return
@@ -111,7 +111,7 @@ class Roster:
 
     def clear(self) -> None:
         """All children are gone."""
-        self.children.clear()
+        self.live.clear()
         self.idle.clear()
         self.slow.clear()
         self.taking = self.in_flight = 0

@@ -62,7 +62,7 @@ class BrokenFrame(Exception):
     """A packet that the other end would never write."""
 
 
-class Joiner:
+class FrameReader:
     """ChordJoiner the pieces of messages of one direction."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from amqtask_pools.prefork.frames import (
     PIECE,
     READY,
     BrokenFrame,
-    Joiner,
+    FrameReader,
     cut,
     number_of,
     socket_pair,
@@ -72,7 +72,7 @@ class ChildProcess:
         self.condemned: tuple[int, Exception | str] | None = None
         # Packets for it; not empty only while `is_full` or `is_leaving`.
         self._unsent: deque[bytes] = deque()
-        self._joiner = Joiner()
+        self._frame_reader = FrameReader()
         self._steps = executor.steps
         self._accept = executor.accept
         self._buffer = buffer
@@ -228,7 +228,7 @@ class ChildProcess:
             self.is_ready = True
             self.head_since = time.monotonic()
             return None
-        return self._joiner.feed(self._view[:size])
+        return self._frame_reader.feed(self._view[:size])
 
     # -- ending
 

@@ -15,7 +15,7 @@ logger = bounded_logger("amqtask.pools")
 QUICK_DEATHS, FIRST_PAUSE, LONGEST_PAUSE = 10, 0.5, 30.0
 
 
-class Refill:
+class Respawn:
     """`fork` starts one child, `missing` tells how many are missing; `on_late` is called after one was started later."""
 
     def __init__(
