@@ -329,18 +329,18 @@ def due_at(headers: Mapping[str, Any]) -> float | None:
 
 
 def address_of(delivery: Delivery) -> Address:
-    """Where a waiting message is to go."""
+    """The destination of a delayed message: (exchange, routing key)."""
     return _text((delivery.properties.headers or {}).get(TO_HEADER)), delivery.routing_key
 
 
 def addresses(queue: Queue) -> tuple[Address, ...]:
-    """What messages are addressed to that come to this queue and to no other: the queue, or its key on a direct exchange.
+    """The addresses of messages that come to this queue and to no other: the queue's name, or its key on a direct exchange.
 
     A topic, fanout or headers exchange may have more queues for the same message."""
-    own = (Binding(queue.exchange, queue.name, queue.routing_key),) if queue.exchange else ()
+    queue_binding = (Binding(queue.exchange, queue.name, queue.routing_key),) if queue.exchange else ()
     direct = [
         (binding.source.name, binding.routing_key)
-        for binding in (*own, *queue.bindings)
+        for binding in (*queue_binding, *queue.bindings)
         if binding.source.name and binding.source.type == "direct"
     ]
     return tuple(dict.fromkeys([("", queue.name), *direct]))

@@ -173,8 +173,8 @@ class QueueAdmin:
     def sift(self, queue: str, is_meant: Callable[[Delivery], bool], *, delete: bool) -> int:
         """How many of the messages that are ready now are meant; with `delete` they are deleted.
 
-        All are looked at before the first is deleted, and the others go back to where they were when the channel closes:
-        in their order, because they were delivered to one consumer. They have been delivered once more, then.
+        All are read before the first one is deleted, and the others are requeued when the channel closes: in their order,
+        because they were delivered to one consumer. They then count as redelivered.
         """
         with self.channel(queue) as channel:
             tags = self._look_at_all(channel, queue, is_meant)
@@ -186,13 +186,13 @@ class QueueAdmin:
             return len(tags)
 
     def _look_at_all(self, channel: Any, queue: str, is_meant: Callable[[Delivery], bool]) -> list[int]:
-        """The tags of what is meant."""
-        left = _ready(channel, queue)
-        seen, tags = 0, list[int]()
+        """The delivery tags of the messages that are meant."""
+        expected = _ready(channel, queue)
+        read_count, tags = 0, list[int]()
 
         def look(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            nonlocal seen
-            seen += 1
+            nonlocal read_count
+            read_count += 1
             delivery = Delivery(
                 body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, 0
             )
@@ -200,18 +200,18 @@ class QueueAdmin:
                 tags.append(method.delivery_tag)
 
         channel.basic_qos(prefetch_count=MOST_PREFETCHED)
-        last, room = time.monotonic(), 0
-        while seen < left and time.monotonic() < last + DELIVERY_SECONDS:
-            if seen == room:
+        last_delivery, room = time.monotonic(), 0
+        while read_count < expected and time.monotonic() < last_delivery + DELIVERY_SECONDS:
+            if read_count == room:
                 # Broker and tags keep the consumers' order.
                 channel.basic_consume(queue, look, consumer_tag=f"amqtask-sift-{room:09}")
                 room += MOST_PREFETCHED
-            before = seen
+            count_before = read_count
             self._connection.process_data_events(time_limit=0.1)
-            if seen > before:
-                last = time.monotonic()
-            elif time.monotonic() > last + QUIET_SECONDS and not _ready(channel, queue):
-                break  # others have taken the rest
+            if read_count > count_before:
+                last_delivery = time.monotonic()
+            elif time.monotonic() > last_delivery + QUIET_SECONDS and not _ready(channel, queue):
+                break  # other consumers have taken the others
         return tags
 
     def wait(self, seconds: float) -> None:

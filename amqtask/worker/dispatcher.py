@@ -151,16 +151,16 @@ class Dispatcher:
             self._timer = None
         return requests
 
-    def take_line(self, queue: str, *, allowed: Callable[[Request], bool], most: int) -> list[Request]:
-        """Remove and return the last `allowed` requests of one queue's line (its window has closed), at most `most`."""
+    def take_line(self, queue: str, *, allowed: Callable[[Request], bool], limit: int) -> list[Request]:
+        """Remove and return the last `allowed` requests of one queue's line (its window has closed), at most `limit`."""
         line = self._lines.get(queue)
         if not line:
             return []
-        taken = [request for request in line if allowed(request)][-most:]
+        taken = [request for request in line if allowed(request)][-limit:]
         numbers = {request.number for request in taken}
-        kept = [request for request in line if request.number not in numbers]
+        remaining = [request for request in line if request.number not in numbers]
         line.clear()
-        line.extend(kept)
+        line.extend(remaining)
         for request in taken:
             self.watched.pop(request.number, None)
             self.acks_early.discard(request.number)

@@ -1,14 +1,15 @@
-"""What a worker held of a queue when its window closed, because the tasks have become long: others may run it sooner.
+"""Surplus: the deliveries of a queue that a worker held when its window closed, because the tasks have become long. Other workers
+may run them sooner.
 
-A window that short tasks have opened holds many deliveries. When long ones come, those that wait here wait for as long as the
-present ones run, even while a slot of another worker idles. So they go back to the queue, in portions: the first one as large as
-the pool, each further one twice as large. A worker that idles now may still take all that it is given, and only its first
-long tasks tell it; and a message must not go round, because older brokers count each return as a failed delivery. Given
-back at once, everything would lie in the next wrong hands. While the worker has not dealt with what it keeps, its consumer gets
-only the rest of the window (see windows.py).
+A window that short tasks have opened holds many deliveries. When long tasks come, the deliveries that wait here wait for as long
+as the present ones run, even while a slot of another worker idles. So they are requeued, in portions: the first one as large as
+the pool, each further one twice as large. An idle worker may still have a wide window and take all that is requeued, until it has
+run its first long tasks; so a requeue of everything at once would only move the surplus there. And a message must not be requeued
+often, because older brokers count each requeue as a failed delivery. While the worker still has deliveries from before the
+closing, its consumer gets only the rest of the window (see windows.py).
 
-That consumer may have taken one of them again, and who was idle more than it has slots for. So when all portions have gone, what
-waits here goes back a second time, and never a third.
+That consumer may get a requeued delivery again, and an idle worker may get more than it has slots for. So when all portions have
+gone, waiting requests are requeued a second time, and never a third.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from amqtask.worker.dispatcher import Dispatcher
 
-# From the closing to the first portion, and from one to the next: others notice within half a second that tasks are long.
+# Seconds from the closing to the first portion, and between portions: other workers notice long tasks within half a second.
 FIRST_SECONDS, PORTION_SECONDS = 0.2, 0.4
 
 
 @dataclass(slots=True)
 class _Closed:
-    """A queue whose window has closed: the number of the last request before, the next portion (0: the second time for
-    all; None: nothing more), and when it is due."""
+    """A queue whose window has closed: the number of the last request before that, the size of the next portion (0: all of them
+    for the second time; None: no more), and when it is due."""
 
     last: int
     portion: int | None
@@ -36,8 +37,8 @@ class _Closed:
 
 
 class Surplus:
-    """`give_back(queue, last, most, again)` gives back what waits of the requests up to the number `last`, and says how many;
-    with `again` also what comes from having been given back."""
+    """Requeues the surplus. `give_back(queue, last, count, includes_redelivered)` requeues at most `count` waiting requests up to
+    the number `last`, and returns how many; with `includes_redelivered` also requests that were requeued before."""
 
     def __init__(
         self,
@@ -60,11 +61,11 @@ class Surplus:
         self._closed[queue] = _Closed(last, max(1, self._slots()), self._clock() + FIRST_SECONDS)
 
     def opened(self, queue: str) -> None:
-        """The tasks are short again, or the queue is consumed no more."""
+        """The tasks are short again, or the queue is not consumed any more."""
         self._closed.pop(queue, None)
 
-    def held(self, queue: str) -> int:
-        """How many requests from before the closing are still here, running ones too."""
+    def old_deliveries(self, queue: str) -> int:
+        """How many requests from before the closing are still here, waiting or running."""
         closed = self._closed.get(queue)
         if closed is None:
             return 0
@@ -79,7 +80,7 @@ class Surplus:
         return count
 
     def look(self) -> None:
-        """Give back the portions that are due; called some times a second."""
+        """Requeue the portions that are due; called some times a second."""
         now = self._clock()
         for queue, closed in list(self._closed.items()):
             if not self._is_long(queue):
@@ -89,9 +90,9 @@ class Surplus:
                 closed.portion = self._next(queue, closed.last, closed.portion)
 
     def _next(self, queue: str, last: int, portion: int) -> int | None:
-        """Give back this portion; the next one."""
+        """Requeue this portion; returns the size of the next one."""
         if not portion:
             self._give_back(queue, sys.maxsize, sys.maxsize, True)
             return None
-        given = self._give_back(queue, last, portion, False)
-        return 2 * portion if given == portion else 0
+        count = self._give_back(queue, last, portion, False)
+        return 2 * portion if count == portion else 0

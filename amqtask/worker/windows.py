@@ -1,4 +1,4 @@
-"""The prefetch windows of all queues of a worker, and telling the consumer when one changes."""
+"""The prefetch windows of all queues of a worker; changes the consumer's prefetch when a window changes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 # How often `look` really looks; it is called once per loop turn.
 LOOK_SECONDS = 0.01
-# While the broker takes nothing at all, no more than this runs on top of the windows.
+# The most extra deliveries per window while the broker confirms nothing.
 MOST_ROOM = 4096
 
 
 class Windows:
-    """One Window per queue. `on_closed(queue)` is told when one closes because the tasks have become long, `on_opened(queue)`
-    when it changes otherwise; `held(queue)` says how many deliveries from before the closing are still here."""
+    """One Window per queue. `on_closed(queue)` is called when one closes because the tasks have become long, `on_opened(queue)`
+    when it changes otherwise; `old_deliveries(queue)` is how many deliveries from before the closing are still here."""
 
     def __init__(
         self,
@@ -28,22 +28,22 @@ class Windows:
         pinned: int | None,
         on_closed: Callable[[str], None],
         on_opened: Callable[[str], None],
-        held: Callable[[str], int],
+        old_deliveries: Callable[[str], int],
     ) -> None:
         self._consumer = consumer
         self._slots = slots
         self._pinned = pinned
         self._on_closed = on_closed
         self._on_opened = on_opened
-        self._held = held
-        self._is_burdened = False
+        self._old_deliveries = old_deliveries
+        self._has_old_deliveries = False
         self._next_look = 0.0
         self._room = 0
         # The worker adds each ended task's runtime to these directly.
         self.by_queue: dict[str, Window] = {}
 
     def add(self, queue: str) -> Window:
-        """A queue that is going to be consumed."""
+        """Add the window of a queue that is going to be consumed."""
         window = self.by_queue[queue] = Window(self._slots, self._pinned)
         window.held = self._room
         return window
@@ -59,13 +59,14 @@ class Windows:
             window.resize(slots)
 
     def shift(self, by: int) -> None:
-        """So many more (or fewer) of each queue, by hand."""
+        """Make each window larger (or smaller) by so many, by remote control."""
         for queue, window in self.by_queue.items():
             window.shift(by)
             self._consumer.set_prefetch(queue, window.room)
 
     def hold(self, count: int) -> None:
-        """So many ended tasks wait for the broker. In powers of two, and not down and up again: a change costs a consumer."""
+        """Make room for so many ended tasks that wait for confirms. In powers of two, and not down and up again, because a change
+        costs a consumer."""
         if self._room >> 2 < count <= self._room:
             return
         self._room = min(MOST_ROOM, 1 << (count - 1).bit_length()) if count else 0
@@ -73,33 +74,33 @@ class Windows:
             window.held = self._room
 
     def look(self, now: float) -> None:
-        """Change what should change."""
-        if now < self._next_look and not self._is_burdened:
+        """Change the windows that should change now."""
+        if now < self._next_look and not self._has_old_deliveries:
             return
         self._next_look = now + LOOK_SECONDS
-        self._is_burdened = False
+        self._has_old_deliveries = False
         for queue, window in self.by_queue.items():
-            before = window.current
-            wanted = window.look(now)
-            if wanted is not None:
-                self._changed(queue, window, has_closed=wanted < before and window.is_for_long_tasks)
-            elif window.burden:
-                self._unburden(queue, window)
+            old_size = window.current
+            new_size = window.look(now)
+            if new_size is not None:
+                self._changed(queue, window, has_closed=new_size < old_size and window.is_for_long_tasks)
+            elif window.old_deliveries:
+                self._set_prefetch(queue, window)
 
     def _changed(self, queue: str, window: Window, *, has_closed: bool) -> None:
         if has_closed and window.pinned is None:
             self._on_closed(queue)
         else:
             self._on_opened(queue)
-        self._unburden(queue, window)
+        self._set_prefetch(queue, window)
 
-    def _unburden(self, queue: str, window: Window) -> None:
-        """As much as the worker has room for, after what it holds from before."""
-        window.burden = self._held(queue)
+    def _set_prefetch(self, queue: str, window: Window) -> None:
+        """Set the prefetch to the window without the deliveries from before its closing."""
+        window.old_deliveries = self._old_deliveries(queue)
         if window.room == window.current:
-            window.burden = 0
+            window.old_deliveries = 0
         else:
-            self._is_burdened = True
+            self._has_old_deliveries = True
         self._consumer.set_prefetch(queue, window.room)
 
     def are_long(self, queue: str) -> bool:
@@ -108,6 +109,6 @@ class Windows:
         return window is not None and window.is_for_long_tasks
 
     def nothing_ends(self, seconds: float) -> None:
-        """All slots have been busy for so long and nothing ended."""
+        """All slots have been busy for so long, and no task ended."""
         for window in self.by_queue.values():
             window.saw_nothing_end(seconds)

@@ -97,7 +97,7 @@ class Worker(WithOthersNames):
             pinned=setup.prefetch,
             on_closed=lambda queue: self.surplus.closed(queue, self._number),
             on_opened=lambda queue: self.surplus.opened(queue),
-            held=lambda queue: self.surplus.held(queue),
+            old_deliveries=lambda queue: self.surplus.old_deliveries(queue),
         )
         self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
         self.redeliveries = Redeliveries()
@@ -451,7 +451,7 @@ class Worker(WithOthersNames):
                 self.ledger.drop(delivery.tag)
                 self.consumer.nack(delivery.tag, requeue=True)
 
-    def _give_back_surplus(self, queue: str, last: int, most: int, again: bool) -> int:
+    def _give_back_surplus(self, queue: str, last: int, count: int, includes_redelivered: bool) -> int:
         """The tasks of this queue have become long: requeue its last waiting requests, so that another worker may run them.
         Returns how many.
 
@@ -464,17 +464,17 @@ class Worker(WithOthersNames):
             return (
                 request.queue == queue
                 and request.number <= last
-                and (not request.redelivered or (again and request.attempts <= 1))
+                and (not request.redelivered or (includes_redelivered and request.attempts <= 1))
                 and request.attempts + 1 < limit
                 and request.delivery.epoch == self.ledger.epoch
                 and request.first is None
             )
 
-        # What is acked early is acked on its way from the line to the pool.
-        taken = self.dispatcher.take_line(queue, allowed=allowed, most=most)
-        if len(taken) < most:
+        # A request that is acked early is acked when it goes from the line to the pool.
+        taken = self.dispatcher.take_line(queue, allowed=allowed, limit=count)
+        if len(taken) < count:
             unanswered = self._take_from_pool(
-                lambda request: allowed(request) and self._is_unanswered(request), most - len(taken)
+                lambda request: allowed(request) and self._is_unanswered(request), count - len(taken)
             )
             taken = unanswered + taken
         self._give_back([request.delivery for request in taken])
@@ -484,11 +484,11 @@ class Worker(WithOthersNames):
         """Whether it can be requeued: it was not acked early, and is no step of a chain that has begun."""
         return request.first is None and request.number not in self.dispatcher.acks_early
 
-    def _take_from_pool(self, allowed: Callable[[Request], bool], most: int | None = None) -> list[Request]:
+    def _take_from_pool(self, allowed: Callable[[Request], bool], limit: int | None = None) -> list[Request]:
         """Take back `allowed` requests that the pool has not begun, the last ones; the others stay in the pool."""
         unbegun = self.pool.take_back()
-        meant = [request.number for request in unbegun if allowed(request)]
-        numbers = set(meant if most is None else meant[-most:])
+        matching = [request.number for request in unbegun if allowed(request)]
+        numbers = set(matching if limit is None else matching[-limit:])
         taken = []
         for request in unbegun:
             if request.number in numbers:

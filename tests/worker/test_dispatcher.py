@@ -165,7 +165,7 @@ def test_the_line_of_one_queue_can_be_taken_back() -> None:
     bench.add("a", "b", "keep", "c", "d")
     bench.dispatcher.run()
 
-    taken = bench.dispatcher.take_line("q", allowed=lambda request: request.id != "keep", most=2)
+    taken = bench.dispatcher.take_line("q", allowed=lambda request: request.id != "keep", limit=2)
 
     assert [request.id for request in taken] == ["c", "d"]
     assert [request.id for request in bench.dispatcher] == ["b", "keep"]
