@@ -77,11 +77,11 @@ def purge_delayed(control: Control, arguments: Mapping[str, Any]) -> Any:
     """What `amqtask purge` asks: how many delayed messages are held here for each of these (exchange, key); with `delete` they
     are deleted."""
     try:
-        wanted = [(str(exchange), str(key)) for exchange, key in arguments.get("addresses") or ()]
+        addresses = [(str(exchange), str(key)) for exchange, key in arguments.get("addresses") or ()]
     except (TypeError, ValueError):
         return {"error": "addresses are pairs of an exchange and a routing key"}
     count = control.drop_delayed if arguments.get("delete") else control.count_delayed
-    return {"counts": [count(address) for address in wanted]}
+    return {"counts": [count(address) for address in addresses]}
 
 
 def registered(control: Control, arguments: Mapping[str, Any]) -> Any:
