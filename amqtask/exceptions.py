@@ -145,7 +145,11 @@ ResultTimeout = TimeoutError
 
 
 class BackendUnreachable(ResultError, OperationalError):
-    """The result backend does not answer."""
+    """The result backend does not answer. `task_id` and `state` are of the result, where it is known."""
+
+    def __init__(self, *args: Any, task_id: str = "", state: str = "") -> None:
+        super().__init__(*args)
+        self.task_id, self.state = task_id, state
 
 
 class ResultLost(ResultError):

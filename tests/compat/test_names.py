@@ -152,3 +152,16 @@ def test_the_helpers_for_exceptions_that_cannot_be_pickled() -> None:
         with pytest.raises(NeedsTwo) as raised:
             helpers.raise_with_context(wide)
     assert raised.value.__cause__ is stays
+
+
+def test_what_json_cannot_carry_is_made_plain() -> None:
+    jsonify = find("utils.serialization").jsonify
+    moment = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=timezone.utc)
+
+    plain = jsonify(
+        {"when": moment, "list": (1, None), "span": timedelta(hours=1), "secret": 1}, keyfilter=lambda k: k != "secret"
+    )
+    assert plain == {"when": "2026-01-02T03:04:05.678Z", "list": [1, None], "span": "1:00:00"}
+    assert jsonify(object, unknown_type_filter=lambda value: value.__name__) == "object"
+    with pytest.raises(ValueError, match="Unsupported type"):
+        jsonify({"x": object()})

@@ -170,6 +170,31 @@ def test_another_attempt_is_made_where_the_store_says_that_it_may_help(tmp_path:
     assert Shaky(app=app, url=f"files://{tmp_path}").get_state("it") == states.PENDING
 
 
+def test_a_store_that_stays_away_is_asked_so_often_and_no_more(tmp_path: Path) -> None:
+    class Gone(Away):
+        hooks: list[BaseException] = []  # noqa: RUF012
+
+        def exception_safe_to_retry(self, exc: BaseException) -> bool:
+            return True
+
+        def on_backend_retryable_error(self, exc: BaseException) -> None:
+            self.hooks.append(exc)
+            raise ValueError("a hook that fails")
+
+    app = make_app(
+        "disabled",
+        result_backend_always_retry=True,
+        result_backend_max_retries=3,
+        result_backend_base_sleep_between_retries_ms=1,
+    )
+    store = Gone(app=app, url=f"files://{tmp_path}")
+
+    with pytest.raises(BackendUnreachable, match="failed to store result") as raised:
+        store.mark_as_done("it", 1)
+    assert (raised.value.task_id, raised.value.state, len(store.hooks)) == ("it", states.SUCCESS, 3)
+    assert isinstance(raised.value.__cause__, OSError)
+
+
 def test_keys_and_values_are_celery_s(tmp_path: Path) -> None:
     app = make_app("disabled", result_backend_transport_options={"global_keyprefix": "shop"})
     store = Files(app=app, url=f"files://{tmp_path}", expires=timedelta(seconds=9))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 from uuid import UUID
 
@@ -112,12 +113,27 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
     ) -> Any:
         """Store a value, an exception or a meta; as it was encoded."""
         encoded = self.encode_result(result, state)
-        self._ensure_retryable(self._store_result, task_id, encoded, state, traceback, request=request, **kwargs)
+        self._ensure_retryable(
+            self._store_result,
+            task_id,
+            encoded,
+            state,
+            traceback,
+            fallback_exc=partial(BackendUnreachable, task_id=task_id, state=state),
+            fallback_msg="failed to store result on the backend",
+            request=request,
+            **kwargs,
+        )
         return encoded
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
         """What is stored; PENDING where nothing is."""
-        meta: Meta = self._ensure_retryable(self._get_task_meta_for, task_id)
+        meta: Meta = self._ensure_retryable(
+            self._get_task_meta_for,
+            task_id,
+            fallback_exc=partial(BackendUnreachable, task_id=task_id),
+            fallback_msg="failed to get meta",
+        )
         return meta
 
     def reload_task_result(self, task_id: str) -> None:
@@ -150,9 +166,18 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
                 if retries >= limit:
                     raise (fallback_exc(fallback_msg) if fallback_exc else error) from error
                 logger.warning("%s cannot be asked, trying again: %r", type(self).__name__, error)
-                self.on_backend_retryable_error(error)
-            time.sleep(self._pause(retries))
+                self._tell_hook(error)
+            self._sleep(self._pause(retries))
             retries += 1
+
+    def _tell_hook(self, error: Exception) -> None:
+        try:
+            self.on_backend_retryable_error(error)
+        except Exception:
+            logger.exception("on_backend_retryable_error of %s failed", type(self).__name__)
+
+    def _sleep(self, amount: float) -> None:
+        time.sleep(amount)
 
     def _pause(self, retries: int) -> float:
         return exponential_backoff(
@@ -271,6 +296,10 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
     def as_uri(self, include_password: bool = False) -> str:
         """Where results are, for people."""
         return (self.url or "") if include_password else mask_urls(self.url or "")
+
+    def add_to_chord(self, chord_id: str, result: Any) -> Any:
+        """For who calls it by hand. Raises: NotImplementedError."""
+        raise NotImplementedError("Backend does not support add_to_chord")
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
         """Do nothing: the members' messages carry the body."""

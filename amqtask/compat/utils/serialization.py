@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import numbers
 import pickle
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time, timedelta
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -21,12 +23,13 @@ __all__ = [
     "get_pickleable_etype",
     "get_pickleable_exception",
     "get_pickled_exception",
+    "jsonify",
     "raise_with_context",
     "strtobool",
     "subclass_exception",
 ]
 
-_WORDS = {
+STRTOBOOL_DEFAULT_TABLE = {
     "false": False, "no": False, "0": False, "off": False, "true": True, "yes": True, "1": True, "on": True,
 }  # fmt: skip
 # No error is told by these instead of its own class.
@@ -48,9 +51,9 @@ def strtobool(term: Any, table: dict[str, bool] | None = None) -> Any:
     if not isinstance(term, str):
         return term
     try:
-        return (table or _WORDS)[term.lower()]
+        return (table or STRTOBOOL_DEFAULT_TABLE)[term.lower()]
     except KeyError:
-        raise TypeError(f"cannot coerce {term!r} to type bool") from None
+        raise TypeError(f"Cannot coerce {term!r} to type bool") from None
 
 
 def subclass_exception(name: str, parent: type[BaseException], module: str) -> type[BaseException]:
@@ -146,3 +149,43 @@ def _succeeds(work: Callable[[], Any]) -> bool:
     except Exception:  # noqa: BLE001 - a value's own methods may raise anything
         return False
     return True
+
+
+def jsonify(
+    obj: Any,
+    builtin_types: tuple[type, ...] = (numbers.Real, str),
+    key: Any = None,
+    keyfilter: Callable[[Any], Any] | None = None,
+    unknown_type_filter: Callable[[Any], Any] | None = None,
+) -> Any:
+    """As JSON can carry it: times as text, tuples as lists; of mappings the keys that `keyfilter` lets through.
+
+    Raises: ValueError for anything else, where `unknown_type_filter` does not say what it becomes.
+    """
+
+    def inner(value: Any, name: Any = key) -> Any:
+        return jsonify(value, builtin_types, name, keyfilter, unknown_type_filter)
+
+    if hasattr(obj, "as_dict"):  # kombu's entities
+        obj = obj.as_dict(recurse=True)
+    if obj is None or isinstance(obj, builtin_types):
+        return obj
+    if isinstance(obj, (tuple, list)):
+        return [inner(item) for item in obj]
+    if isinstance(obj, Mapping):
+        return {name: inner(value, name) for name, value in obj.items() if keyfilter is None or keyfilter(name)}
+    if isinstance(obj, (date, time)):
+        return _moment(obj)
+    if isinstance(obj, timedelta):
+        return str(obj)
+    if unknown_type_filter is None:
+        raise ValueError(f"Unsupported type: {type(obj)!r} {obj!r} (parent: {key})")
+    return unknown_type_filter(obj)
+
+
+def _moment(when: date | time) -> str:
+    """In milliseconds, as JavaScript writes it."""
+    if isinstance(when, datetime):
+        text = when.isoformat(timespec="milliseconds" if when.microsecond else "auto")
+        return text.removesuffix("+00:00") + "Z" if text.endswith("+00:00") else text
+    return when.isoformat()[:12] if isinstance(when, time) and when.microsecond else when.isoformat()
