@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
@@ -37,6 +37,7 @@ from amqtask.task import Task as TaskBase
 if TYPE_CHECKING:
     from amqtask.execution.shared_flag import Flag
     from amqtask.execution.task_plan import Wrapper
+    from amqtask.ground.shapes import Keywords
     from amqtask.protocol.result import ResultMessage
 
 # `amqtask.app.task` and the like are found in amqtask.compat, as if this were a package.
@@ -262,7 +263,7 @@ class AmqTask(Calling, WithOthersNames):
         schedule: Any,
         sig: Any,
         args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        kwargs: Keywords | None = None,
         name: str | None = None,
         **options: Any,
     ) -> str:

@@ -59,6 +59,7 @@ from amqtask.worker.worker import Worker
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.execution.task_plan import Wrapper
+    from amqtask.ground.shapes import CommandArguments, JsonFields, JsonObject
     from amqtask.outbox.contract import Outbox
     from amqtask.outbox.relay import Relay
     from amqtask.protocol.message import Message
@@ -554,9 +555,9 @@ class _Builder:
             mingles=not self.options.without_mingle and self.app.memory_broker is None,
         )
 
-    def broker_info(self) -> Mapping[str, Any]:
+    def broker_info(self) -> JsonFields:
         """Under kombu's names (kombu/connection.py, `info`), without the password."""
-        info: dict[str, Any] = {
+        info: JsonObject = {
             "transport": "memory" if self.app.memory_broker is not None else "amqp",
             "url": self.app.broker_name,
             "connect_timeout": self.conf.broker_connection_timeout,
@@ -600,7 +601,7 @@ class _Builder:
     def settings(self, with_defaults: bool) -> Mapping[str, Any]:
         return self.conf.table(with_defaults=with_defaults)
 
-    def make_queue(self, arguments: Mapping[str, Any]) -> tuple[Queue, Queue | None]:
+    def make_queue(self, arguments: CommandArguments) -> tuple[Queue, Queue | None]:
         """The queue of `add_consumer`, and where its dead letters go. Raises: ConfigurationError."""
         queue_or_name = asked_queue(arguments, self.app.queue_defaults)
         queue = (

@@ -24,6 +24,7 @@ from amqtask.protocol.stamping import gathered
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.ground.shapes import HeaderDict, KeywordDict, Keywords, StampDict
     from amqtask.protocol.stamping import StampingVisitor
     from amqtask.result import AsyncResult
     from amqtask.results.sets import GroupResult
@@ -63,27 +64,25 @@ class Composition(Signature):
         self.tasks = tasks
 
     def _stamp_tasks(
-        self, visitor: StampingVisitor | None, append: bool, headers: dict[str, Any], visited: dict[str, Any] | None
-    ) -> dict[str, Any]:
+        self, visitor: StampingVisitor | None, append: bool, headers: HeaderDict, visited: StampDict | None
+    ) -> StampDict:
         """Stamp callbacks and parts with the stamps handed down and the visitor's for the composition; returns these stamps."""
         stamps = gathered(headers, visited, self.options, append=append)
         self.stamp_links(visitor, append, **stamps)
         self.tasks = [task.stamp(visitor, append, **stamps) for task in self.tasks]
         return stamps
 
-    def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> Any:
+    def apply_async(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Any:
         """Publish what it begins with; the rest travels with that. Raises: PublishError."""
         return self.app.publish_composition(self, *arguments(self.task, args, kwargs), options)
 
     async def aapply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> Any:
         """The same without blocking the event loop."""
         return await self.app.apublish_composition(self, *arguments(self.task, args, kwargs), options)
 
-    def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    def apply(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Any:
         """Run all of it here, one part after the other."""
         return self.app.run_composition(self, *arguments(self.task, args, kwargs), options)
 
@@ -115,9 +114,7 @@ class chain(Composition):
             _append(steps, maybe_signature(task, app))
         super().__init__(CHAIN, (), {"tasks": steps}, options, subtask_type="chain", app=app)
 
-    def clone(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> Signature:
+    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
         """A copy whose first step has the arguments put in front."""
         cloned = super().clone(None, None, **options)
         steps = [step.clone() for step in self.tasks]
@@ -165,9 +162,7 @@ class group(Composition):
         members = [maybe_signature(task, app) for task in _flattened(tasks)]
         super().__init__(GROUP, (), {"tasks": members}, options, subtask_type="group", app=app)
 
-    def clone(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> Signature:
+    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
         """A copy whose members have the arguments put in front."""
         cloned = super().clone(None, None, **options)
         cloned["kwargs"] = {"tasks": [member.clone(args, kwargs) for member in self.tasks]}
@@ -221,7 +216,7 @@ class chord(Composition):
     """
 
     def __init__(self, header: Any, body: Any = None, *, app: Application | None = None, **options: Any) -> None:
-        kwargs: dict[str, Any] = {"kwargs": {}, "header": _members(header, app), "body": _body(body, app)}
+        kwargs: KeywordDict = {"kwargs": {}, "header": _members(header, app), "body": _body(body, app)}
         super().__init__(CHORD, (), kwargs, options, subtask_type="chord", app=app)
 
     @property
@@ -246,9 +241,7 @@ class chord(Composition):
         body = self.body
         return self.tasks if body is None else [*self.tasks, body]
 
-    def clone(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> Signature:
+    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
         """A copy whose header's members have the arguments put in front."""
         extra_kwargs = dict(kwargs or {})
         body = _body(extra_kwargs.pop("body", None), self._app) or self.body
@@ -332,13 +325,13 @@ class chunks(Signature):
         return group(parts, app=self._app)
 
     def apply_async(  # type: ignore[override]
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> GroupResult:
         """Publish the chunks. Raises: PublishError."""
         result: GroupResult = self.group().apply_async(**options)
         return result
 
-    def apply(self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    def apply(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Any:
         """Run the chunks here."""
         return self.group().apply(**options)
 
@@ -366,7 +359,7 @@ class _Mapped(Signature):
         )
 
     def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Publish, to where the inner task goes."""
         return self.app.publish_signature(routed(self.clone(None, None, **options)))
@@ -507,7 +500,7 @@ def maybe_signature(sig: Any, app: Application | None = None) -> Signature:
 def signature(
     task: Any,
     args: Iterable[Any] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
+    kwargs: Keywords | None = None,
     *,
     app: Application | None = None,
     immutable: bool = False,

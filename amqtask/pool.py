@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
 
 
 class Running(NamedTuple):
@@ -104,7 +105,7 @@ class Pool(Protocol):
         The worker drains first (it keeps the loop running until nothing runs), so this is quick. May be called twice,
         and before `start`."""
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> JsonObject: ...
 
 
 def limits_of(pool_class: type[Pool], *, is_async: bool) -> frozenset[str]:

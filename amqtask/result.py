@@ -6,7 +6,7 @@ import asyncio
 import copy
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -26,6 +26,7 @@ from amqtask.results.sets import ResultSet as ResultSet
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
+    from amqtask.ground.shapes import Headers
 
 logger = bounded_logger("amqtask.backends")
 R = TypeVar("R")
@@ -443,7 +444,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
 
     def revoke_by_stamped_headers(
         self,
-        headers: Mapping[str, Any],
+        headers: Headers,
         connection: Any = None,
         terminate: bool = False,
         signal: str | None = None,

@@ -31,6 +31,7 @@ from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, OptionDict, Options
     from amqtask.result import AsyncResult, EagerResult
 
 P = ParamSpec("P")
@@ -77,7 +78,7 @@ class Task(WithOthersNames, Generic[P, R]):
     default_retry_delay: float = 180.0
     autoretry_for: tuple[type[BaseException], ...] = ()
     dont_autoretry_for: tuple[type[BaseException], ...] = ()
-    retry_kwargs: dict[str, Any] = {}  # noqa: RUF012 - an option like the others; replaced, never changed
+    retry_kwargs: KeywordDict = {}  # noqa: RUF012 - an option like the others; replaced, never changed
     retry_backoff: float = 0
     retry_backoff_max: float = 600
     retry_jitter: bool = True
@@ -163,7 +164,7 @@ class Task(WithOthersNames, Generic[P, R]):
         return await self.aapply_async(args, kwargs)
 
     def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[R]:
         """Publish a call with options: task_id, countdown, eta, expires, queue, exchange, routing_key, priority,
         serializer, compression, headers, link, link_error, time_limit, soft_time_limit, ignore_result, shadow, timeout …
@@ -175,7 +176,7 @@ class Task(WithOthersNames, Generic[P, R]):
         return self.app.publish_call(self.name, arguments, keywords, options, task=self)
 
     async def aapply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[R]:
         """`apply_async` without blocking the event loop."""
         arguments, keywords = value_types.arguments(self.name, args, kwargs)
@@ -192,7 +193,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self.apply_async_on_commit(args, kwargs)
 
     def apply_async_on_commit(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> None:
         """`apply_async` when the present transaction of Django's is committed."""
         call = self._call_later(args, kwargs, options)
@@ -203,26 +204,24 @@ class Task(WithOthersNames, Generic[P, R]):
         await self.aapply_async_on_commit(args, kwargs)
 
     async def aapply_async_on_commit(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> None:
         """`apply_async_on_commit` without blocking the event loop."""
         call = self._call_later(args, kwargs, options)
         await plugins().aafter_commit(call, self.app.outbox)
 
-    def _call_later(
-        self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
-    ) -> Callable[[], Any]:
+    def _call_later(self, args: Iterable[Any] | None, kwargs: Keywords | None, options: Options) -> Callable[[], Any]:
         arguments, keywords = value_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return lambda: self.apply_async(arguments, keywords, **options)
 
     def apply(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> EagerResult[R]:
         """Run it here, as a worker would, and return what came of it."""
         return self.app.run_inline(self, *value_types.arguments(self.name, args, kwargs), options)
 
-    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check_arguments(self, args: Arguments, kwargs: KeywordDict) -> None:
         """Raises: TypeError for arguments that the function does not take."""
         if not self.app.is_finalized:
             self.app.finalize()
@@ -243,9 +242,7 @@ class Task(WithOthersNames, Generic[P, R]):
         """An immutable signature: a parent's result is not put in front of its arguments."""
         return Signature(self.name, args, kwargs, immutable=True, app=self.app)
 
-    def signature(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> Signature:
+    def signature(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
         """A signature with options. Raises: WrongValue for one that cannot have its value."""
         return Signature(self.name, args, kwargs, of_call(self.name, options), app=self.app)
 
@@ -274,7 +271,7 @@ class Task(WithOthersNames, Generic[P, R]):
     def retry(
         self,
         args: Iterable[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
+        kwargs: Keywords | None = None,
         exc: BaseException | None = None,
         throw: bool = True,
         eta: datetime | None = None,
@@ -451,7 +448,7 @@ class AsyncTask(Task[P, R]):
 
 
 def _in_their_place(
-    function: Callable[..., Any], request: Context, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None
+    function: Callable[..., Any], request: Context, args: Iterable[Any] | None, kwargs: Keywords | None
 ) -> tuple[Iterable[Any], Mapping[str, Any]]:
     """New positional arguments with the old keyword arguments, or the reverse, without those that they replace."""
     old, old_by_name = tuple(request.args or ()), dict(request.kwargs or {})
@@ -486,8 +483,8 @@ def make_task(
     name: str,
     bind: bool,
     pydantic: bool,
-    pydantic_options: dict[str, Any],
-    options: Mapping[str, Any],
+    pydantic_options: OptionDict,
+    options: Options,
 ) -> Task[..., Any]:
     """The task of a function; options that are none of ours are its attributes, as in Celery, and slips are told."""
     if inspect.isasyncgenfunction(function):

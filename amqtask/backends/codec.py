@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.backends.contract import BackendOptions
@@ -11,6 +10,9 @@ from amqtask.exceptions import EncodeError, MessageError
 from amqtask.ground.wording import described
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
 from amqtask.protocol.serialization import content_type, content_types, dumps, loads
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Options
 
 
 class Codec:
@@ -56,7 +58,7 @@ def unreadable(task_id: str, error: Exception) -> ResultMessage:
     return ResultMessage(task_id, states.FAILURE, exception_as_dict(error))
 
 
-def key_prefix(transport_options: Mapping[str, Any]) -> str:
+def key_prefix(transport_options: Options) -> str:
     """`global_keyprefix` as it stands before Celery's keys (celery/backends/base.py)."""
     prefix = str(transport_options.get("global_keyprefix") or "")
     return f"{prefix}_" if prefix and prefix[-1] not in ":_-." else prefix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -11,6 +11,7 @@ from amqtask.protocol.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
     from amqtask.backends.retrying import RetryPolicy
+    from amqtask.ground.shapes import SettingValues
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
     from amqtask.transport.url import BrokerAddress
@@ -40,7 +41,7 @@ class BackendOptions:
     # Bytes that a result may have once it is unpacked.
     largest_body: int = LARGEST_BODY
     # The settings that only one kind of store has, by name: `database_…`, `mongodb_backend_settings` …
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: SettingValues = field(default_factory=dict)
 
 
 class ResultBackend(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote_plus, urlsplit
 
 import bson
@@ -26,6 +26,10 @@ from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.ground.wording import clause
 from amqtask.protocol.result import ResultMessage
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject, SettingDict
+
 
 T = TypeVar("T")
 Document = Mapping[str, Any]
@@ -94,7 +98,7 @@ class MongoBackend(PollingBackend):
             except errors.DuplicateKeyError:
                 pass  # SUCCESS, which stays, or somebody inserted it a moment ago
 
-    def _document(self, result: ResultMessage) -> dict[str, Any]:
+    def _document(self, result: ResultMessage) -> JsonObject:
         document = {
             "_id": result.task_id,
             "status": result.status,
@@ -261,7 +265,7 @@ class Server(NamedTuple):
     hosts: str
 
 
-def server_of(url: str, settings: dict[str, Any]) -> Server:
+def server_of(url: str, settings: SettingDict) -> Server:
     """The server that URL and settings name together; takes the settings that it uses out of `settings`.
 
     Raises: ConfigurationError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
@@ -19,6 +19,10 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 
 from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Options, SettingValues
+
 
 # Options of result_backend_transport_options that go to the client as they are.
 CLIENT_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval", "username",
@@ -46,7 +50,7 @@ class Deployment(Protocol):
 
 
 def client_arguments(
-    options: Mapping[str, Any], connect_timeout: float, settings: Mapping[str, Any] = MappingProxyType({})
+    options: Options, connect_timeout: float, settings: SettingValues = MappingProxyType({})
 ) -> dict[str, Any]:
     """The arguments of every connection: ours, then the settings `redis_…`, then `result_backend_transport_options`."""
     from_settings = {name: settings.get(f"redis_{name}") for name in CLIENT_OPTIONS}
@@ -111,7 +115,7 @@ class SentinelMaster:
     `min_other_sentinels`, `sentinel_kwargs` (of the connections to sentinels).
     """
 
-    def __init__(self, url: str, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, arguments: Mapping[str, Any], options: Options) -> None:
         splits = [urlsplit(part) for part in url.split(";") if part]
         self._hosts = [(split.hostname or "localhost", split.port or SENTINEL_PORT) for split in splits]
         self._master = options.get("master_name")
@@ -203,7 +207,7 @@ class _Together:
 
 
 def deployment_of(
-    url: str, options: Mapping[str, Any], connect_timeout: float, settings: Mapping[str, Any] = MappingProxyType({})
+    url: str, options: Options, connect_timeout: float, settings: SettingValues = MappingProxyType({})
 ) -> Deployment:
     """The deployment that a URL names, with what settings (`redis_…`) add to it. Raises: ConfigurationError."""
     arguments = client_arguments(options, connect_timeout, settings)

@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.backends.async_wait import Arrived, await_arrival
@@ -24,6 +24,10 @@ from amqtask.protocol.result import ResultMessage, decode_result, encode_result,
 from amqtask.protocol.serialization import compress, content_types, decompress
 from amqtask.transport.links import ByProcess
 from amqtask.transport.queue_reader import CLOSED, QueueReader
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import QueueArgumentDict
+
 
 logger = bounded_logger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.
@@ -59,7 +63,7 @@ class _Inbox:
 
     def _new_queue(self) -> Queue:
         # Classic by default: one reader and short messages; three copies of each result cost more than they are worth to most.
-        queue_arguments: dict[str, Any] = {"x-queue-type": self._queue_type}
+        queue_arguments: QueueArgumentDict = {"x-queue-type": self._queue_type}
         if self._expires:
             queue_arguments["x-expires"] = max(1, int(self._expires * 1000))
         return Queue(str(uuid.uuid4()), arguments=arguments(queue_arguments))

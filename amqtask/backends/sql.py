@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -24,6 +24,10 @@ from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeErr
 from amqtask.ground.imports import load_path
 from amqtask.ground.wording import clause
 from amqtask.protocol.result import ResultMessage
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields, JsonObject, OptionDict
+
 
 T = TypeVar("T")
 # Drivers for a URL that names none, in the order in which they are looked for.
@@ -84,7 +88,7 @@ class SqlBackend(PollingBackend):
         row = self._row(result)
         self._run(lambda database: self._write(database, row), policy)
 
-    def _write(self, database: _Database, row: Mapping[str, Any]) -> None:
+    def _write(self, database: _Database, row: JsonFields) -> None:
         table = self._tables.tasks
         values = {name: value for name, value in row.items() if name in database.columns}
         is_open = sa.and_(table.c.task_id == row["task_id"], table.c.status != states.SUCCESS)
@@ -98,9 +102,9 @@ class SqlBackend(PollingBackend):
                 except sa.exc.IntegrityError:
                     pass  # it is there: as SUCCESS, which stays, or since a moment ago
 
-    def _row(self, result: ResultMessage) -> dict[str, Any]:
+    def _row(self, result: ResultMessage) -> JsonObject:
         extra, codec = result.extra, self._codec
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "task_id": result.task_id,
             "status": result.status,
             "result": codec.value(result.result, f"the result of task {result.task_id}"),
@@ -266,7 +270,7 @@ class SqlBackend(PollingBackend):
     def _connect(self) -> _Database:
         settings = self._settings
         custom_options = settings.get("database_engine_options") or {}
-        options: dict[str, Any] = {"hide_parameters": True, **ENGINE_OPTIONS, **custom_options}
+        options: OptionDict = {"hide_parameters": True, **ENGINE_OPTIONS, **custom_options}
         if self._url.get_driver_name() in _CONNECT_TIMEOUT:
             arguments = {"connect_timeout": max(1, int(self._options.connect_timeout))}
             options["connect_args"] = {**arguments, **options.get("connect_args", {})}

@@ -13,7 +13,7 @@ one can go on exactly where another ended. The later of the two counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -23,6 +23,7 @@ from amqtask.schedules import BaseSchedule
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.options import BeatOptions
+    from amqtask.ground.shapes import Keywords, Options
     from amqtask.pool import Loop
 
 
@@ -38,8 +39,8 @@ class Entry:
     task: str
     schedule: BaseSchedule
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Keywords = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     enabled: bool = True
     # Not due before `start_time`, nor at or after `expires`.
     start_time: datetime | None = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Keywords
 
 
 class BeatLazyFunc:
@@ -21,7 +24,7 @@ class BeatLazyFunc:
     delay = __call__
 
 
-def evaluated(args: Iterable[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def evaluated(args: Iterable[Any], kwargs: Keywords) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments, with lazy ones worked out."""
     return (
         tuple(value() if isinstance(value, BeatLazyFunc) else value for value in args),

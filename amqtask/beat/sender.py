@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.beat.lazy import evaluated
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.scheduler import Due
     from amqtask.exceptions import PublishError
+    from amqtask.ground.shapes import OptionDict
     from amqtask.protocol.message import Message
 
 # celery/beat.py (apply_async) and django_celery_beat/schedulers.py; the third is ours.
@@ -37,7 +38,7 @@ class AppSender:
         """The message of a run. Raises: TypeError, ValueError, EncodeError, QueueNotFound; whatever a lazy argument raises."""
         entry = due.entry
         args, kwargs = evaluated(entry.args, entry.kwargs)
-        options: dict[str, Any] = {**entry.options, "task_id": self.task_id(due)}
+        options: OptionDict = {**entry.options, "task_id": self.task_id(due)}
         options["headers"] = {
             **(entry.options.get("headers") or {}),
             BEAT_HEADER: True,

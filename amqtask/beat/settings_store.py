@@ -17,6 +17,7 @@ from amqtask.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import SettingDict
 
 logger = bounded_logger("amqtask.beat")
 
@@ -51,7 +52,7 @@ class MemoryStore:
     def __init__(self, app: AmqTask, options: StoreOptions) -> None:
         self._app = app
         self._last: dict[str, LastRun] = {}
-        self._last_snapshot: dict[str, Any] | None = None
+        self._last_snapshot: SettingDict | None = None
 
     def entries(self) -> Iterable[Entry]:
         """The entries as the settings are now. Raises: ConfigurationError naming the entry that is wrong."""
@@ -182,7 +183,7 @@ def _needs_cleanup(app: AmqTask) -> bool:
     return backend is not None and bool(app.conf.result_expires) and not getattr(backend, "supports_autoexpire", True)
 
 
-def _snapshot(app: AmqTask) -> dict[str, Any]:
+def _snapshot(app: AmqTask) -> SettingDict:
     """A copy of beat_schedule to compare with later, deep enough to see changes inside an entry."""
     entries = dict(app.conf.beat_schedule or {})
     return {name: dict(fields) if isinstance(fields, Mapping) else fields for name, fields in entries.items()}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChordStore
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import Outbox
     from amqtask.pipeline import Pipeline
     from amqtask.protocol.message import Message
@@ -98,22 +99,22 @@ class Sends(Protocol):
     """Calls and compositions that leave the process. Each raises PublishError."""
 
     def send_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Publish a task by name."""
 
     async def asend_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """`send_task` without blocking the event loop."""
 
     def publish_call(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
     ) -> AsyncResult[Any]:
         """Publish one call, or run it here when task_always_eager says so."""
 
     async def apublish_call(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
     ) -> AsyncResult[Any]:
         """The same over the async publisher."""
 
@@ -129,13 +130,11 @@ class Sends(Protocol):
     async def apublish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
         """The same over the async publisher."""
 
-    def publish_composition(
-        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
-    ) -> Any:
+    def publish_composition(self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options) -> Any:
         """Publish what a chain, group or chord begins with; its result."""
 
     async def apublish_composition(
-        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+        self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options
     ) -> Any:
         """The same over the async publisher."""
 
@@ -146,7 +145,7 @@ class Sends(Protocol):
         """The message of one plain signature."""
 
     def add_to_chord(
-        self, group_id: str, member: Any, *, task_id: str | None = None, chord: Mapping[str, Any] | None = None
+        self, group_id: str, member: Any, *, task_id: str | None = None, chord: SignatureFields | None = None
     ) -> None:
         """Say that a chord has one more member, before that is published."""
 
@@ -158,17 +157,15 @@ class Sends(Protocol):
 class RunsHere(Protocol):
     """Calls and compositions that run where they are made."""
 
-    def run_inline(
-        self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> EagerResult[Any]:
+    def run_inline(self, task: Any, args: Sequence[Any], kwargs: Keywords, options: Options) -> EagerResult[Any]:
         """Run a task, retries and callbacks included."""
 
     def run_composition(
         self,
         composition: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: Mapping[str, Any],
+        args: Arguments,
+        kwargs: KeywordDict,
+        options: Options,
         *,
         propagate: bool = False,
     ) -> Any:
@@ -182,8 +179,8 @@ class ComposesMessages(Protocol):
         self,
         name: str,
         args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
+        kwargs: Keywords,
+        options: Options,
         *,
         task: Any = None,
     ) -> Message:
@@ -193,7 +190,7 @@ class ComposesMessages(Protocol):
         """That of the same task again."""
 
     def travelled(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+        self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any
     ) -> tuple[Any, Any]:
         """The arguments as a worker would get them. Raises: EncodeError."""
 
@@ -201,10 +198,10 @@ class ComposesMessages(Protocol):
 class ComposesWorkflows(Protocol):
     """Ids and places of the parts of a composition."""
 
-    def as_member(self, composition: Any, options: Mapping[str, Any]) -> Any:
+    def as_member(self, composition: Any, options: Options) -> Any:
         """`composition` as one member of a chord that runs."""
 
-    def frozen(self, composition: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    def frozen(self, composition: Any, options: Options) -> tuple[Any, Any]:
         """A copy with all its ids, and its result."""
 
 

@@ -14,6 +14,7 @@ from amqtask.protocol.stamping import gathered
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.ground.shapes import Arguments, Keywords, OptionDict, Options, SignatureFields
     from amqtask.protocol.stamping import StampingVisitor
     from amqtask.result import AsyncResult, EagerResult
 
@@ -63,10 +64,10 @@ class Signature(dict[str, Any]):
 
     def __init__(
         self,
-        task: str | Mapping[str, Any] | None = None,
+        task: str | SignatureFields | None = None,
         args: Iterable[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
+        kwargs: Keywords | None = None,
+        options: Options | None = None,
         *,
         subtask_type: str | None = None,
         immutable: bool = False,
@@ -117,7 +118,7 @@ class Signature(dict[str, Any]):
     )
 
     @property
-    def args(self) -> tuple[Any, ...]:
+    def args(self) -> Arguments:
         """Positional arguments."""
         return tuple(self["args"] or ())
 
@@ -160,9 +161,7 @@ class Signature(dict[str, Any]):
 
     # -- changing
 
-    def clone(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> Signature:
+    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
         """A copy with arguments put in front and options added; an immutable one takes only options."""
         cloned = type(self).__new__(type(self))
         dict.__init__(cloned, self)
@@ -176,7 +175,7 @@ class Signature(dict[str, Any]):
         cloned["options"] = {**self.options, **lists, **self._changeable(options)}
         return cloned
 
-    def _changeable(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _changeable(self, options: OptionDict) -> OptionDict:
         """A member stays in its group, and a stamp stays as it was put (Celery's rule)."""
         fixed = self.options.keys() & {"group_id", "stamped_headers", *(self.options.get("stamped_headers") or ())}
         return {key: value for key, value in options.items() if key not in fixed} if fixed else options
@@ -198,8 +197,8 @@ class Signature(dict[str, Any]):
     def replace(
         self,
         args: Iterable[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
+        kwargs: Keywords | None = None,
+        options: Options | None = None,
     ) -> Signature:
         """A copy with other arguments or options in place of its own; None leaves them."""
         cloned = self.clone()
@@ -299,13 +298,13 @@ class Signature(dict[str, Any]):
         return self.apply_async(args, kwargs)
 
     def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Publish; the result of the task. Raises: PublishError."""
         return self.app.publish_signature(self.clone(args, kwargs, **options))
 
     async def aapply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """The same without blocking the event loop."""
         return await self.app.apublish_signature(self.clone(args, kwargs, **options))
@@ -315,7 +314,7 @@ class Signature(dict[str, Any]):
         return await self.aapply_async(args, kwargs)
 
     def apply(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> EagerResult[Any]:
         """Run the task here and now."""
         signature = self.clone(args, kwargs, **options)

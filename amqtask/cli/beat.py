@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.contract import Entry
     from amqtask.beat.scheduler import Scheduler
+    from amqtask.ground.shapes import JsonObject
 
 logger = bounded_logger("amqtask.beat")
 
@@ -187,7 +188,7 @@ def _list(app: AmqTask, options: BeatOptions, *, as_json: bool) -> None:
     )
 
 
-def _row(entry: Entry, next_due_at: datetime | None) -> dict[str, Any]:
+def _row(entry: Entry, next_due_at: datetime | None) -> JsonObject:
     return {
         "name": entry.name,
         "task": entry.task,

@@ -16,6 +16,7 @@ from amqtask.cli.output import echo, json_option, print_json
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import KeywordDict
 
 
 class Json(ParamType):
@@ -61,7 +62,7 @@ class Expiry(Moment):
             return super().convert(value, param, ctx)
 
 
-def check(app: AmqTask, name: str, arguments: list[Any], kwargs: dict[str, Any]) -> None:
+def check(app: AmqTask, name: str, arguments: list[Any], kwargs: KeywordDict) -> None:
     """What the loaded application knows. Another one's task it need not know, unless it has one of nearly that name.
 
     Raises: ClickException."""
@@ -95,7 +96,7 @@ def check(app: AmqTask, name: str, arguments: list[Any], kwargs: dict[str, Any])
 @json_option
 @click.pass_obj
 def command(
-    settings: Globals, /, name: str, arguments: list[Any], kwargs: dict[str, Any], as_json: bool, **options: Any
+    settings: Globals, /, name: str, arguments: list[Any], kwargs: KeywordDict, as_json: bool, **options: Any
 ) -> None:
     """Publish task NAME and print its id, once the broker has confirmed it."""
     app = settings.load()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,10 @@ from amqtask.cli.remote_client import (
 )
 from amqtask.exceptions import PublishError
 from amqtask.remote.commands import BUILTIN
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import CommandArguments
+
 
 # Those that --terminate and --signal are for.
 REVOKING = ("revoke", "revoke_by_stamped_headers")
@@ -84,7 +88,7 @@ def _shut_down(settings: Globals, remote: Remote) -> int:
     return exit_code(remote, answers)
 
 
-def _options(order: str, terminate: bool, signal: str | None, reload: bool) -> dict[str, Any]:
+def _options(order: str, terminate: bool, signal: str | None, reload: bool) -> CommandArguments:
     arguments: dict[str, Any] = {}
     if terminate or signal:
         if order not in REVOKING:

@@ -26,13 +26,14 @@ from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import Headers, JsonFields, JsonObject
 
 REASON = "x-amqtask-reason"
 OURS = "x-amqtask-"
 ALL = 1_000_000
 
 
-def reason(headers: Mapping[str, Any]) -> str:
+def reason(headers: Headers) -> str:
     """Why a message died: by our header, else by the broker's x-death entry."""
     if REASON in headers:
         return str(headers[REASON])
@@ -41,7 +42,7 @@ def reason(headers: Mapping[str, Any]) -> str:
     return "unknown"
 
 
-def _deaths(headers: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _deaths(headers: Headers) -> list[JsonFields]:
     """The broker's x-death entries. Publishers may have written anything there: only mappings are taken."""
     deaths = headers.get("x-death")
     return [death for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
@@ -73,7 +74,7 @@ def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False
     return Message(body=delivery.body, properties=properties, exchange="", routing_key=queue)
 
 
-def has_expired(headers: Mapping[str, Any], now: float) -> bool:
+def has_expired(headers: Headers, now: float) -> bool:
     """Whether a worker would drop the task at once, because its `expires` has passed."""
     expires = headers.get("expires")
     if not expires:
@@ -84,7 +85,7 @@ def has_expired(headers: Mapping[str, Any], now: float) -> bool:
         return False  # a worker says so, with the message
 
 
-def as_entry(delivery: Delivery) -> dict[str, Any]:
+def as_entry(delivery: Delivery) -> JsonObject:
     """What `dead list --json` says about a message."""
     headers = delivery.properties.headers or {}
     return {
@@ -99,7 +100,7 @@ def as_entry(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _died_at(headers: Mapping[str, Any]) -> str | None:
+def _died_at(headers: Headers) -> str | None:
     """When a message died, in ISO 8601: by our header, else by the broker's x-death entry."""
     died_at = headers.get(f"{OURS}died-at")
     if died_at is not None:
@@ -108,7 +109,7 @@ def _died_at(headers: Mapping[str, Any]) -> str | None:
     return next((when.isoformat() for when in times if isinstance(when, datetime)), None)
 
 
-def line_of(entry: Mapping[str, Any]) -> str:
+def line_of(entry: JsonFields) -> str:
     """What `dead list` says about a message."""
     attempts = "-" if entry["attempts"] is None else entry["attempts"]
     summary = f"{entry['id'] or '?'}  {entry['task'] or '?'}  attempts={attempts}  {entry['reason']}"
@@ -185,7 +186,7 @@ def list_(
     """One line a message: when it died, id, task, attempts, reason. They stay, but count as delivered once more."""
     app = settings.load()
     totals: dict[str, int] = {}
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     reasons: Counter[tuple[str, str | None, str]] = Counter()
     with open_admin(app) as admin:
         for name in _names(app, admin, queue, all_queues):
@@ -251,7 +252,7 @@ def show(settings: Globals, task_id: str, queue: str | None, all_queues: bool, a
         echo_text(delivery.body.decode(errors="replace"))
 
 
-def _full_entry(delivery: Delivery) -> dict[str, Any]:
+def _full_entry(delivery: Delivery) -> JsonObject:
     properties = delivery.properties
     return {
         **as_entry(delivery),

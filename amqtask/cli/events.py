@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.events.receiver import EventReceiver
     from amqtask.events.snapshot import Polaroid
+    from amqtask.ground.shapes import EventDict
 
 # The other screen of a terminal, with the cursor hidden; and back.
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -85,7 +86,7 @@ def command(
 
 
 def _dump(app: AmqTask, *, as_json: bool) -> None:
-    def tell(event: dict[str, Any]) -> None:
+    def tell(event: EventDict) -> None:
         if as_json:
             print_json(event, one_line=True)
         else:
@@ -99,7 +100,7 @@ _SHOWN_APART = frozenset(
 )
 
 
-def _as_line(event: dict[str, Any]) -> str:
+def _as_line(event: EventDict) -> str:
     """An event as a line: time, type, node, task, and its other fields."""
     fields = [f"{name}={value}" for name, value in event.items() if name not in _SHOWN_APART and value is not None]
     name = event.get("name")

@@ -17,6 +17,7 @@ from amqtask.cli.globals import Globals
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject, SettingDict
     from amqtask.transport.url import TlsOptions
 
 # What Flower has to know as workers do; where our defaults and Celery's differ, ours count.
@@ -87,9 +88,9 @@ def celery_app(app: AmqTask) -> Any:
     return application
 
 
-def celery_settings(app: AmqTask) -> dict[str, Any]:
+def celery_settings(app: AmqTask) -> SettingDict:
     """The settings of a Celery application that talks to the same workers."""
-    settings: dict[str, Any] = {name: getattr(app.conf, name) for name in SHARED}
+    settings: SettingDict = {name: getattr(app.conf, name) for name in SHARED}
     addresses = app.broker_addresses
     settings["broker_url"] = ";".join(address.url for address in addresses)
     if addresses[0].tls is not None:
@@ -100,7 +101,7 @@ def celery_settings(app: AmqTask) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _ssl(tls: TlsOptions) -> dict[str, Any]:
+def _ssl(tls: TlsOptions) -> JsonObject:
     """TLS options as kombu takes them."""
     options = {
         "ca_certs": tls.cafile,
@@ -116,7 +117,7 @@ def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
     """Calls from Flower go where ours would go. Celery must not declare those queues: it would do it otherwise."""
     import kombu
 
-    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any]:
+    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> JsonObject:
         addressed = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
         target = app.router.route(name, args or (), kwargs or {}, addressed)
         exchange = kombu.Exchange(target.exchange, no_declare=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,9 @@ from amqtask.cli.params import CommaList, queues_option
 from amqtask.cli.remote_client import Unavailable
 from amqtask.cli.topology import planned
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Replies
 
 
 @click.group("graph")
@@ -66,7 +69,7 @@ def drawn(entities: Iterable[Declaration]) -> Iterator[str]:
             yield _bound(entity)
 
 
-def consuming(replies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+def consuming(replies: Mapping[str, Sequence[Replies]]) -> Iterator[str]:
     """Nodes and edges of `active_queues` replies."""
     lines: dict[str, None] = {}
     for node, queues in sorted(replies.items()):

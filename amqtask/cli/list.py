@@ -15,6 +15,7 @@ from amqtask.topology.declarations import all_bindings
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject
 
 
 # Each worker that consumes a broadcast has a queue of its own, `bcast.<unique>`.
@@ -31,7 +32,7 @@ def command() -> None:
 @click.pass_obj
 def tasks(settings: Globals, as_json: bool) -> None:
     """The registered tasks, and the queue, exchange and routing key that a call of each goes to."""
-    rows: list[dict[str, Any]] = [
+    rows: list[JsonObject] = [
         {
             "task": name,
             "queue": route.queue.name if route is not None and route.queue is not None else None,
@@ -67,7 +68,7 @@ def bindings(settings: Globals, api: str | None, as_json: bool) -> None:
         echo("These are planned; --api asks the broker's management plugin what is there.", err=True)
 
 
-def _planned(app: AmqTask) -> Iterator[dict[str, Any]]:
+def _planned(app: AmqTask) -> Iterator[JsonObject]:
     for queue in known_queues(app):
         if not queue.broadcast:
             yield _row("", queue.name, "queue", queue.name, {})
@@ -77,7 +78,7 @@ def _planned(app: AmqTask) -> Iterator[dict[str, Any]]:
             yield _row(binding.source.name, to, destination_type, binding.routing_key, dict(binding.arguments))
 
 
-def _bound_on_broker(app: AmqTask, api: str) -> list[dict[str, Any]]:
+def _bound_on_broker(app: AmqTask, api: str) -> list[JsonObject]:
     fields = ("source", "destination", "destination_type", "routing_key", "arguments")
     rows = [_row(*(entry[field] for field in fields)) for entry in open_api(app, api).bindings()]
     return sorted(rows, key=lambda row: (row["destination"], row["source"], row["routing_key"]))
@@ -85,7 +86,7 @@ def _bound_on_broker(app: AmqTask, api: str) -> list[dict[str, Any]]:
 
 def _row(
     source: str, destination: str, destination_type: str, routing_key: str, arguments: dict[str, Any]
-) -> dict[str, Any]:
+) -> JsonObject:
     return {
         "source": source,
         "destination": destination,

@@ -9,13 +9,17 @@ import sys
 import textwrap
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from amqtask import signals
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import Lines
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 # What every LogRecord has; the rest are fields somebody gave in `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -32,7 +36,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         add_task_fields(record)
         message, exception = _message_and_traceback(record)
-        entry: dict[str, Any] = {
+        entry: JsonObject = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.cli.app_queues import known_queues
 from amqtask.exceptions import QueueNotFound
@@ -19,6 +19,7 @@ from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import Headers
     from amqtask.protocol.entities import Declaration
 
 Convert = Callable[[Delivery], "Message | None"]
@@ -114,7 +115,7 @@ class _Delayed:
         message = Message(delivery.body, properties, exchange, key, self._declare(exchange, key))
         return self._app.delays.delayed(message, self._seconds_left(headers))
 
-    def _seconds_left(self, headers: Mapping[str, Any]) -> float:
+    def _seconds_left(self, headers: Headers) -> float:
         """Seconds until the message's `eta`, or until it would have left the delay levels."""
         eta = headers.get("eta")
         try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +21,10 @@ from amqtask.cli.nodename import expand
 from amqtask.cli.output import echo, echo_text, print_json
 from amqtask.cli.worker import command as worker_command
 from amqtask.ground.wording import count
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 EXAMPLES = """\
   amqtask -A proj multi start 3 -c 3              celery1, celery2, celery3 with 3 slots each
@@ -306,7 +310,7 @@ def _get(targets: list[Node], say: Say, signum: signal.Signals, operand: str | N
     raise click.ClickException(f"no node {operand!r} among {', '.join(node.name for node in targets)}")
 
 
-def _as_data(node: Node) -> dict[str, Any]:
+def _as_data(node: Node) -> JsonObject:
     return {
         "name": node.name,
         "pid": running(node),

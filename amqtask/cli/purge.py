@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,9 @@ from amqtask.cli.params import CommaList
 from amqtask.exceptions import AmqTaskError, QueueNotFound
 from amqtask.ground.wording import count
 from amqtask.transport.admin import QueueAdmin
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields
 
 
 @click.command("purge")
@@ -85,7 +88,7 @@ def _count(waiting: Delayed) -> tuple[dict[str, int] | None, str]:
     return left, ""
 
 
-def _tell(as_json: bool, data: Mapping[str, Any], text: str) -> None:
+def _tell(as_json: bool, data: JsonFields, text: str) -> None:
     if as_json:
         print_json(data)
     else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +24,7 @@ from amqtask.transport.management import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import Headers, JsonFields
 
 # (title, field) in the order they are printed; a column that nobody knows anything of is left out.
 COLUMNS = (
@@ -197,7 +198,7 @@ class _Look:
         return None if first is None else age(first.properties.timestamp, first.properties.headers or {}, time.time())
 
 
-def age(timestamp: datetime | float | None, headers: Mapping[str, Any], now: float) -> float | None:
+def age(timestamp: datetime | float | None, headers: Headers, now: float) -> float | None:
     """Seconds since a message was published, by its own or by the broker's timestamp; None when it has none.
 
     RabbitMQ writes one with `message_interceptors.incoming.set_header_timestamp.overwrite = false`
@@ -213,7 +214,7 @@ def age(timestamp: datetime | float | None, headers: Mapping[str, Any], now: flo
     return None if timestamp is None else max(0.0, now - timestamp)
 
 
-def _add(row: Row, queue: Mapping[str, Any]) -> None:
+def _add(row: Row, queue: JsonFields) -> None:
     """Add the figures that only the management plugin knows. They are some seconds old; a queue that it has not seen has none."""
     row.unacked = queue.get("messages_unacknowledged")
     stats = queue.get("message_stats") or {}
@@ -223,7 +224,7 @@ def _add(row: Row, queue: Mapping[str, Any]) -> None:
     row.oldest_seconds = age(head, {}, time.time()) if head else None
 
 
-def _rate(stats: Mapping[str, Any], name: str) -> float | None:
+def _rate(stats: JsonFields, name: str) -> float | None:
     rate = (stats.get(name) or {}).get("rate")
     return None if rate is None else float(rate)
 
@@ -243,5 +244,5 @@ def _print(rows: Sequence[Row], as_json: bool, *, one_line: bool = False) -> Non
         echo()
 
 
-def _is_known(data: Sequence[Mapping[str, Any]], field: str) -> bool:
+def _is_known(data: Sequence[JsonFields], field: str) -> bool:
     return any(entry[field] is not None for entry in data)

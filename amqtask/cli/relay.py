@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +19,10 @@ from amqtask.cli.output import echo, json_option, print_json
 from amqtask.ground.wording import count
 from amqtask.outbox.contract import Failing, Waiting
 from amqtask.outbox.relay import BATCH, Relay
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 SHOWN = 20
 
@@ -116,7 +120,7 @@ def _lines(name: str, waiting: Waiting, failing: Sequence[Failing]) -> list[str]
     return lines
 
 
-def _say(document: dict[str, Any], line: str, *, as_json: bool) -> None:
+def _say(document: JsonObject, line: str, *, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:

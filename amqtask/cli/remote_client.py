@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pprint import pformat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,10 @@ from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
 from amqtask.ground.printable import printable, printable_lines
 from amqtask.remote.commands import CommandInfo, Kind, commands_of, find_command
 from amqtask.remote.inspection import MATCHERS
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import CommandArguments, JsonFields, Replies
+
 
 # As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
 EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
@@ -104,14 +108,14 @@ def read_arguments(info: CommandInfo, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def ask(
-    settings: Globals, info: CommandInfo, arguments: Mapping[str, Any], remote: Remote, *, with_replies: bool = True
-) -> dict[str, Any]:
+    settings: Globals, info: CommandInfo, arguments: CommandArguments, remote: Remote, *, with_replies: bool = True
+) -> Replies:
     """Send a command and print each reply as it comes, and which named nodes do not answer; returns the answers by node.
 
     Raises: Unavailable (exit code 69) when there were none, or the broker cannot be reached.
     """
 
-    def say(reply: Mapping[str, Any]) -> None:
+    def say(reply: JsonFields) -> None:
         ((node, answer),) = reply.items()
         click.echo(_answer_lines(node, answer, with_replies=with_replies))
 
@@ -126,10 +130,10 @@ def ask(
 def collect(
     settings: Globals,
     info: CommandInfo,
-    arguments: Mapping[str, Any],
+    arguments: CommandArguments,
     remote: Remote,
     on_reply: Callable[[Mapping[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+) -> Replies:
     """Send a command; returns the answers by node, without printing them."""
     app = settings.load()
     try:
@@ -154,12 +158,12 @@ def collect(
     return replies
 
 
-def exit_code(remote: Remote, replies: Mapping[str, Any]) -> int:
+def exit_code(remote: Remote, replies: Replies) -> int:
     """1 when a node refused, or one that was named did not answer."""
     return int(any(map(_is_error, replies.values())) or bool(_missing(remote, replies)))
 
 
-def _missing(remote: Remote, replies: Mapping[str, Any]) -> list[str]:
+def _missing(remote: Remote, replies: Replies) -> list[str]:
     return [node for node in remote.destination if node not in replies]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,10 @@ from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.ground.secrets import mask_urls
 from amqtask.ground.version import VERSION
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redis", "celery")
 
@@ -24,7 +28,7 @@ PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redi
 def command(settings: Globals, server: bool, as_json: bool) -> None:
     """Print versions, and the application's settings without secrets."""
     app = settings.load()
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "amqtask": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -51,7 +55,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: JsonObject) -> None:
     echo(f"amqtask {report['amqtask']}, Python {report['python']} on {report['platform']}")
     for name, version in report["packages"].items():
         echo(f"  {name:<10} {version or '-'}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo_text, json_option, print_json
 from amqtask.exceptions import BackendNotConfigured
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
 
 
 @click.command("result")
@@ -47,7 +50,7 @@ def command(
     return 0
 
 
-def _as_data(result: Any) -> dict[str, Any]:
+def _as_data(result: Any) -> JsonObject:
     value = result.result
     return {
         "id": str(result.id),

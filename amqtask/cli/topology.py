@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +23,7 @@ from amqtask.transport.names import entity_name
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject
 
 
 def planned(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
@@ -64,7 +65,7 @@ def show(settings: Globals, queues: tuple[str, ...], as_json: bool) -> None:
         _print_plan(app, entities, dead, planned_delays(app, queues))
 
 
-def as_data(entities: Iterable[Declaration], dead: Iterable[str], *, role: str = "work") -> dict[str, Any]:
+def as_data(entities: Iterable[Declaration], dead: Iterable[str], *, role: str = "work") -> JsonObject:
     """The plan as plain data; `dead` names the dead-letter queues, `role` says what the others are."""
     exchanges, queues, bindings = by_kind(entities)
     return {
@@ -102,7 +103,7 @@ def as_data(entities: Iterable[Declaration], dead: Iterable[str], *, role: str =
     }
 
 
-def _delays(app: AmqTask) -> dict[str, Any]:
+def _delays(app: AmqTask) -> JsonObject:
     return {
         "prefix": app.delays.prefix,
         "queue_type": app.delays.queue_type,
@@ -212,7 +213,7 @@ def _is_unasked(finding: Finding) -> bool:
     return finding.status == "unknown" and isinstance(finding.entity, Binding)
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: Finding) -> JsonObject:
     entity = finding.entity
     entity_type = type(entity).__name__.lower()
     name = f"{entity.source.name} -> {entity.destination}" if isinstance(entity, Binding) else entity.name

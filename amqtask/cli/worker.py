@@ -29,6 +29,7 @@ from amqtask.worker.processors import usable_processors
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject
 
 F = TypeVar("F", bound=Callable[..., Any])
 logger = bounded_logger("amqtask.worker")
@@ -310,7 +311,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
     )
 
 
-def _about(app: AmqTask, options: WorkerOptions, worker: Any) -> dict[str, Any]:
+def _about(app: AmqTask, options: WorkerOptions, worker: Any) -> JsonObject:
     """What a worker says of itself when it starts."""
     backend = app.backend_url
     return {

@@ -12,23 +12,24 @@ from amqtask.protocol.result import exception_from_dict
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.ground.shapes import SignatureFields
 
 ERRBACK = "amqtask.errback"
 
 
 def _map(app: Application) -> None:
     @app.task(name=MAP, shared=False)
-    def run_map(task: Mapping[str, Any], it: list[Any]) -> Any:
+    def run_map(task: SignatureFields, it: list[Any]) -> Any:
         return _each(app, task, [(item,) for item in it])
 
 
 def _starmap(app: Application) -> None:
     @app.task(name=STARMAP, shared=False)
-    def run_starmap(task: Mapping[str, Any], it: list[Any]) -> Any:
+    def run_starmap(task: SignatureFields, it: list[Any]) -> Any:
         return _each(app, task, [tuple(item) for item in it])
 
 
-def _each(app: Application, task: Mapping[str, Any], calls: list[tuple[Any, ...]]) -> Any:
+def _each(app: Application, task: SignatureFields, calls: list[tuple[Any, ...]]) -> Any:
     call = maybe_signature(task, app)
     function = app.tasks[call.task]
     arguments = [((*leading, *call.args), call.kwargs) for leading in calls]
@@ -50,7 +51,7 @@ def _accumulate(app: Application) -> None:
 
 def _chunks(app: Application) -> None:
     @app.task(name=CHUNKS, shared=False)
-    def run_chunks(task: Mapping[str, Any], it: list[Any], n: int) -> Any:
+    def run_chunks(task: SignatureFields, it: list[Any], n: int) -> Any:
         return chunks(task, it, n, app=app).apply_async().as_tuple()
 
 
@@ -80,7 +81,7 @@ def _chain(app: Application) -> None:
 def _errback(app: Application) -> None:
     @app.task(name=ERRBACK, ignore_result=True, shared=False)
     def call_errback(
-        errback: Mapping[str, Any], request: Mapping[str, Any], error: Mapping[str, Any], trace: str
+        errback: SignatureFields, request: Mapping[str, Any], error: Mapping[str, Any], trace: str
     ) -> None:
         """Calls an errback that takes (request, exc, traceback) for a task that no slot ran to its end."""
         call = maybe_signature(errback, app)

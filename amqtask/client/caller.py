@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -29,6 +29,7 @@ from amqtask.task import Task
 if TYPE_CHECKING:
     from amqtask.client.workflow_ids import Begun
     from amqtask.execution.contract import ChordStore
+    from amqtask.ground.shapes import Arguments, Headers, JsonObject, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import NewRow, Transaction
 
 T = TypeVar("T")
@@ -44,13 +45,13 @@ class Calling(Parts):
     # -- calling
 
     def send_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
         return self.publish_call(name, *value_types.arguments(name, args, kwargs), options)
 
     async def asend_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """`send_task` without blocking the event loop."""
         return await self.apublish_call(name, *value_types.arguments(name, args, kwargs), options)
@@ -60,7 +61,7 @@ class Calling(Parts):
         return signature(task, *args, app=self._app, **kwargs)
 
     def publish_call(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
     ) -> AsyncResult[Any]:
         """Publish one call, or run it here when task_always_eager says so."""
         if self._is_eager:
@@ -109,7 +110,7 @@ class Calling(Parts):
         for message in messages:
             self._settled(message, error)
 
-    def _publish(self, message: Message, options: Mapping[str, Any]) -> None:
+    def _publish(self, message: Message, options: Options) -> None:
         transaction = self._transaction
         if transaction is not None:
             self._write(transaction, (message,))
@@ -125,7 +126,7 @@ class Calling(Parts):
             self.sent_events.sent((message,))
 
     async def apublish_call(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any], task: Any = None
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
     ) -> AsyncResult[Any]:
         """The same over the async publisher."""
         if self._is_eager:
@@ -263,7 +264,7 @@ class Calling(Parts):
             failed.results = results  # type: ignore[attr-defined]
             raise failed
 
-    def _compose(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Message:
+    def _compose(self, name: str, args: Any, kwargs: Any, options: Options, task: Any) -> Message:
         if not self.is_finalized:
             self.finalize()
         if options:
@@ -320,7 +321,7 @@ class Calling(Parts):
         signal: str | None = None,
         wait: bool = False,
         timeout: float | None = None,
-        headers: Mapping[str, Any] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         """Tell all workers not to run a task, several, or those with these stamps, after the calls that wait in a pipeline."""
         flush_open()
@@ -333,9 +334,7 @@ class Calling(Parts):
 
     # -- workflows
 
-    def publish_composition(
-        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
-    ) -> Any:
+    def publish_composition(self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options) -> Any:
         """Publish what a chain, group or chord begins with, in one burst; its result.
 
         Raises: the PublishError of the first message that was not stored.
@@ -361,7 +360,7 @@ class Calling(Parts):
         return self._noted(result)
 
     async def apublish_composition(
-        self, composition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+        self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options
     ) -> Any:
         """The same over the async publisher."""
         if self._is_eager:
@@ -412,9 +411,7 @@ class Calling(Parts):
         call = routed(call)
         return self._compose(call.task, call["args"], call["kwargs"], call["options"], self.tasks.get(call.task))
 
-    def compose_periodic(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
-    ) -> Message:
+    def compose_periodic(self, name: str, args: Arguments, kwargs: KeywordDict, options: Options) -> Message:
         """The message of a periodic task, for whose result nobody waits. Raises: TypeError, EncodeError, QueueNotFound."""
         if not self.is_finalized:
             self.finalize()
@@ -439,7 +436,7 @@ class Calling(Parts):
         return result
 
     def add_to_chord(
-        self, group_id: str, member: Signature, *, task_id: str | None = None, chord: Mapping[str, Any] | None = None
+        self, group_id: str, member: Signature, *, task_id: str | None = None, chord: SignatureFields | None = None
     ) -> None:
         """Say that a chord has one more member, before that is published. `task_id` is that of the task that it ends in, `chord`
         the chord's body as its members have it; a plain task has both itself.
@@ -485,7 +482,7 @@ class Calling(Parts):
     # -- running here
 
     def run_inline(
-        self, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        self, task: Task[..., Any], args: Sequence[Any], kwargs: Keywords, options: Options
     ) -> EagerResult[Any]:
         """Run a task here, retries and callbacks included. Its exception is kept in the result, but for the option `throw`."""
         return InlineRunner(self._app).run(task, args, kwargs, options)
@@ -497,9 +494,9 @@ class Calling(Parts):
     def run_composition(
         self,
         composition: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: Mapping[str, Any],
+        args: Arguments,
+        kwargs: KeywordDict,
+        options: Options,
         *,
         propagate: bool = False,
     ) -> Any:
@@ -512,14 +509,14 @@ class Calling(Parts):
         )
         return InlineRunner(self._app, in_place_of_publishing=self._is_eager).run_composition(sig, propagate=propagate)
 
-    def _eager(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> EagerResult[Any]:
+    def _eager(self, name: str, args: Any, kwargs: Any, options: Options) -> EagerResult[Any]:
         self.finalize()
         return InlineRunner(self._app, in_place_of_publishing=True).run(
             self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
         )
 
 
-def _described(message: Message) -> dict[str, Any]:
+def _described(message: Message) -> JsonObject:
     headers = message.properties.headers
     return {
         "sender": headers["task"],
@@ -530,7 +527,7 @@ def _described(message: Message) -> dict[str, Any]:
     }
 
 
-def _timeout(options: Mapping[str, Any]) -> float | None:
+def _timeout(options: Options) -> float | None:
     seconds = options.get("timeout") or options.get("confirm_timeout")
     return None if seconds is None else float(value_types.convert("timeout", value_types.SECONDS, seconds))
 
@@ -554,6 +551,6 @@ def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) 
     return [message for message, error in zip(messages, errors, strict=True) if error is None]
 
 
-def _ignores(options: Mapping[str, Any], task: Any) -> bool:
+def _ignores(options: Options, task: Any) -> bool:
     ignored = options.get("ignore_result")
     return bool(task.ignore_result if ignored is None and task is not None else ignored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
@@ -20,6 +20,7 @@ from amqtask.result import EagerResult
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.ground.shapes import Arguments, Keywords, Options, SignatureFields
     from amqtask.task import Task
 
 
@@ -35,8 +36,8 @@ class InlineRunner:
         self,
         task: Task[..., Any],
         args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
+        kwargs: Keywords,
+        options: Options,
         *,
         propagate: bool = False,
     ) -> EagerResult[Any]:
@@ -82,7 +83,7 @@ class InlineRunner:
 
     # -- compositions
 
-    def run_composition(self, sig: Signature, args: tuple[Any, ...] = (), *, propagate: bool = False) -> Any:
+    def run_composition(self, sig: Signature, args: Arguments = (), *, propagate: bool = False) -> Any:
         """Run a settled, frozen signature; the result of its end. What fails ends all that was to follow it."""
         if isinstance(sig, chain):
             return self._run_chain(sig, args, propagate)
@@ -95,7 +96,7 @@ class InlineRunner:
         task = self._app.tasks[call.task]
         return self.run(task, call.args, call.kwargs, call.options, propagate=propagate)
 
-    def _run_chain(self, sig: chain, args: tuple[Any, ...], propagate: bool) -> Any:
+    def _run_chain(self, sig: chain, args: Arguments, propagate: bool) -> Any:
         result: Any = None
         for step in sig.tasks:
             before, result = result, self.run_composition(step, args, propagate=propagate)
@@ -105,7 +106,7 @@ class InlineRunner:
             args = (result.get(),) if isinstance(result, EagerResult) else (result.get(disable_sync_subtasks=False),)
         return result
 
-    def _run_chord(self, sig: chord, args: tuple[Any, ...], propagate: bool) -> Any:
+    def _run_chord(self, sig: chord, args: Arguments, propagate: bool) -> Any:
         members = [self.run_composition(member, args, propagate=propagate) for member in sig.tasks]
         header = self._app.group_result(str(sig.id), members)
         body = sig.body
@@ -128,7 +129,7 @@ class InlineRunner:
         result.parent = header
         return result
 
-    def _call_errback(self, errback: Mapping[str, Any], context: Context, error: BaseException) -> None:
+    def _call_errback(self, errback: SignatureFields, context: Context, error: BaseException) -> None:
         executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
         executor.call_errbacks([errback], context, error)
 
@@ -153,14 +154,14 @@ class InlineRunner:
             self._app.backend.store(kept)
         return result
 
-    def _run_next(self, step: Mapping[str, Any], result: Any, later_steps: list[Any]) -> None:
+    def _run_next(self, step: SignatureFields, result: Any, later_steps: list[Any]) -> None:
         sig, _ = self._app.workflows.frozen(maybe_signature(step, self._app), {})
         following = self.run_composition(sig, (result,))
         if later_steps and following.successful():
             self._run_next(later_steps[-1], following.get(), later_steps[:-1])
 
 
-def _family(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _family(task_id: str, options: Options) -> dict[str, Any]:
     """root_id and parent_id of a call: those in its options, else from the task that makes the call, as for a published call."""
     caller = current_context()
     family: dict[str, Any] = {"root_id": task_id, "parent_id": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from amqtask.topology.delays import DelayPlan
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import HeaderDict, Headers, JsonObject, Keywords, Options
     from amqtask.settings import Settings
     from amqtask.topology.routes import Route, Router
 
@@ -67,8 +68,8 @@ class Calls:
         self,
         name: str,
         args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
+        kwargs: Keywords,
+        options: Options,
         *,
         task: Any = None,
         reply_to: str = "",
@@ -84,17 +85,15 @@ class Calls:
         call = self._call(name, args, kwargs, options, task, reply_to)
         return self._message(call, route, options, task)
 
-    def _route(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
-    ) -> Route:
+    def _route(self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any) -> Route:
         return self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
 
     def _call(
         self,
         name: str,
         args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
+        kwargs: Keywords,
+        options: Options,
         task: Any,
         reply_to: str,
     ) -> TaskCall:
@@ -112,8 +111,8 @@ class Calls:
         self,
         name: str,
         args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
+        kwargs: Keywords,
+        options: Options,
         task: Any,
         reply_to: str,
     ) -> TaskCall:
@@ -149,7 +148,7 @@ class Calls:
         return call
 
     def _add_rare_options(
-        self, call: TaskCall, options: Mapping[str, Any], task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, call: TaskCall, options: Options, task: Any, args: Sequence[Any], kwargs: Keywords
     ) -> None:
         """The options that few calls have."""
         get = options.get
@@ -177,7 +176,7 @@ class Calls:
         call.correlation_id = extra.pop("correlation_id", None)
         call.extra_properties = extra or None
 
-    def _adopt(self, call: TaskCall, parent: Context, options: Mapping[str, Any]) -> None:
+    def _adopt(self, call: TaskCall, parent: Context, options: Options) -> None:
         """A call published by a task is its child."""
         if "root_id" not in options:
             call.root_id = parent.root_id or parent.id
@@ -186,7 +185,7 @@ class Calls:
         if self._inherits_priority and options.get("priority") is None and parent.request is not None:
             call.priority = parent.request.priority or 0
 
-    def _message(self, call: TaskCall, route: Route, options: Mapping[str, Any], task: Any) -> Message:
+    def _message(self, call: TaskCall, route: Route, options: Options, task: Any) -> Message:
         serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
         compression = options.get("compression") or getattr(task, "compression", None) or self._compression
         body, properties = self._encode(call, serializer, compression)
@@ -205,7 +204,7 @@ class Calls:
         return body, properties
 
     def travelled(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
+        self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any
     ) -> tuple[Any, Any]:
         """The arguments as a worker would get them. Raises: EncodeError."""
         if task.as_data is not None:
@@ -220,7 +219,7 @@ class Calls:
 
     def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
         """The same task again: same id, workflow and place, `retries + 1` (celery-facts 1.8)."""
-        changes: Mapping[str, Any] = sig or {}
+        changes: Options = sig or {}
         options = dict(changes.get("options") or {})
         headers = strip_death_headers(request.headers)
         eta = eta_of(when, None, self._zone) if isinstance(when, datetime) else eta_of(None, when)
@@ -260,7 +259,7 @@ class Calls:
             message.properties.headers["expires"] = headers["expires"]
         return message
 
-    def _retry_message(self, call: TaskCall, request: Request, options: Mapping[str, Any]) -> Message:
+    def _retry_message(self, call: TaskCall, request: Request, options: Options) -> Message:
         serializer = options.get("serializer") or request.content_type or self._serializer
         compression = options.get("compression") or request.headers.get("compression")
         body, properties = self._encode(call, serializer, compression)
@@ -275,7 +274,7 @@ class Calls:
         assert call.eta is not None
         return self._delays.delayed(message, call.eta.timestamp() - time.time())
 
-    def _refuse(self, name: str, options: Mapping[str, Any], task: Any) -> None:
+    def _refuse(self, name: str, options: Options, task: Any) -> None:
         """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read
         them before); everything else unknown is a mistake."""
         stamps = frozenset(options.get("stamped_headers") or ())
@@ -325,7 +324,7 @@ def tell_composed(message: Message, *, follow_up: bool = False) -> None:
 _ANY_SIZE = 1 << 40
 
 
-def body_of(message: Message) -> tuple[Any, Any, dict[str, Any]]:
+def body_of(message: Message) -> tuple[Any, Any, JsonObject]:
     """The (args, kwargs, embed) of a call's message, as receivers of signals expect them."""
     properties = message.properties
     mime_type, encoding, headers = properties.content_type, properties.content_encoding, properties.headers
@@ -354,7 +353,7 @@ _PROTOCOL = frozenset(
 )  # fmt: skip
 
 
-def _own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+def _own_headers(headers: Headers) -> HeaderDict:
     return {key: value for key, value in headers.items() if key not in _PROTOCOL}
 
 

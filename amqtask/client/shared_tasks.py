@@ -11,6 +11,7 @@ from amqtask.ground.current import current_app, note_shared
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from amqtask.ground.shapes import OptionDict
     from amqtask.task import AsyncTask, Task
 
 P = ParamSpec("P")
@@ -20,7 +21,7 @@ R = TypeVar("R")
 class SharedTask:
     """Stands for the task of the current app and passes everything on to it."""
 
-    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], options: OptionDict) -> None:
         self.__wrapped__ = function
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__

@@ -15,8 +15,8 @@ gets `celery.accumulate` behind it, so that its part is the list of that group's
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import ACCUMULATE, chain, chord, group, maybe_signature, piped
@@ -25,6 +25,10 @@ from amqtask.execution.chords import body_id
 from amqtask.protocol.chord import SIZE, TOKEN, new_token
 from amqtask.result import AsyncResult
 from amqtask.results.sets import GroupResult
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options
+
 
 Result = AsyncResult[Any] | GroupResult
 # Options that belong to one task of a composition and never to all.
@@ -47,7 +51,7 @@ class Begun(NamedTuple):
 # -- options where they belong
 
 
-def settle(unsettled: Any, options: Mapping[str, Any] | None = None) -> Signature:
+def settle(unsettled: Any, options: Options | None = None) -> Signature:
     """A copy in which only tasks have options, but for ids; `options` are those of the call. Raises: ConfigurationError."""
     # Copy the composition itself only: its parts are settled, and copied, one by one.
     sig = Signature.clone(maybe_signature(unsettled), None, None, **(options or {}))
@@ -64,7 +68,7 @@ def settle(unsettled: Any, options: Mapping[str, Any] | None = None) -> Signatur
     return sig
 
 
-def _ids(options: Mapping[str, Any]) -> dict[str, Any]:
+def _ids(options: Options) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in _OWN}
 
 
@@ -204,7 +208,7 @@ class Freezer:
         sig: Signature,
         *,
         task_id: str | None = None,
-        membership: Mapping[str, Any] | None = None,
+        membership: Options | None = None,
         root_id: str | None = None,
         parent_id: str | None = None,
         parent: Any = None,
@@ -332,7 +336,7 @@ class Freezer:
 def begin(
     sig: Signature,
     args: Iterable[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
+    kwargs: Keywords | None = None,
     continuation: list[Any] | None = None,
     *,
     says_size: bool = True,
@@ -347,7 +351,7 @@ def begin(
     return begun
 
 
-def _begin(sig: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], later_steps: list[Any], begun: Begun) -> None:
+def _begin(sig: Signature, args: Arguments, kwargs: KeywordDict, later_steps: list[Any], begun: Begun) -> None:
     if isinstance(sig, chain):
         steps = sig.tasks
         _begin(steps[0], args, kwargs, [*later_steps, *reversed(steps[1:])], begun)
@@ -378,9 +382,7 @@ def _led_by_a_task(body: Signature) -> Signature:
     return led
 
 
-def _begin_chord(
-    sig: chord, args: tuple[Any, ...], kwargs: dict[str, Any], later_steps: list[Any], begun: Begun
-) -> None:
+def _begin_chord(sig: chord, args: Arguments, kwargs: KeywordDict, later_steps: list[Any], begun: Begun) -> None:
     body, members, group_id = sig.body, sig.tasks, sig.options.get("task_id") or str(uuid.uuid4())
     assert body is not None
     if later_steps:

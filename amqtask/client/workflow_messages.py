@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from amqtask.result import AsyncResult
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.ground.shapes import Arguments, HeaderDict, Keywords, Options, SignatureFields
 
 
 class Workflows:
@@ -34,16 +35,16 @@ class Workflows:
     # -- what a caller publishes
 
     def prepared(
-        self, composition: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        self, composition: Any, args: Sequence[Any], kwargs: Keywords, options: Options
     ) -> tuple[Begun, Result]:
         """The calls that a composition begins with, and its result. Raises: ConfigurationError."""
         sig, result = self.frozen(composition.clone(args, kwargs) if args or kwargs else composition, options)
         return self._begun(sig), result
 
-    def _begun(self, sig: Signature, args: tuple[Any, ...] = (), continuation: list[Any] | None = None) -> Begun:
+    def _begun(self, sig: Signature, args: Arguments = (), continuation: list[Any] | None = None) -> Begun:
         return begin(sig, args, continuation=continuation, says_size=self._app.chord_store is None)
 
-    def frozen(self, composition: Any, options: Mapping[str, Any]) -> tuple[Signature, Result]:
+    def frozen(self, composition: Any, options: Options) -> tuple[Signature, Result]:
         """A settled copy with all its ids, and its result."""
         options = dict(options)
         task_id, root_id, parent_id = (options.pop(key, None) for key in ("task_id", "root_id", "parent_id"))
@@ -57,7 +58,7 @@ class Workflows:
         )
         return sig, result
 
-    def as_member(self, composition: Any, options: Mapping[str, Any]) -> Signature:
+    def as_member(self, composition: Any, options: Options) -> Signature:
         """`composition` as one member of a chord that runs: its end has the id and the membership that `options` say."""
         member, _ = self.frozen(single(settle(composition)), options)
         if type(member) is type(composition):  # a lazy one may be published by the name that its maker has for it
@@ -115,7 +116,7 @@ class Workflows:
         return _announced(self._app.calls.compose_retry(request, context, when=when, sig=sig))
 
     def compose_next(
-        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
+        self, signature: SignatureFields, result: Any, context: Context, chain: list[Any]
     ) -> list[Message]:
         """The messages of a callback or of the next step of a chain, with the rest of that (reversed) behind it."""
         request = context.request
@@ -124,7 +125,7 @@ class Workflows:
         return self._following(maybe_signature(signature, self._app), (result,), context, chain, headers)
 
     def compose_body(
-        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The messages of a chord's body."""
         sig = maybe_signature(without_chord_keys(body), self._app)
@@ -151,9 +152,7 @@ class Workflows:
         )
         return self._composed(self._begun(sig, continuation=list(context.chain or ())))
 
-    def compose_errback(
-        self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
-    ) -> Message:
+    def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:
         """An errback that takes (request, exc, traceback), for a worker's slot to call where it may not be called here."""
         call = maybe_signature(errback, self._app)
         name = call.task
@@ -170,10 +169,10 @@ class Workflows:
     def _following(
         self,
         sig: Signature,
-        args: tuple[Any, ...],
+        args: Arguments,
         context: Context,
         later_steps: list[Any],
-        headers: dict[str, Any] | None = None,
+        headers: HeaderDict | None = None,
     ) -> list[Message]:
         sig = settle(sig)
         request = context.request
@@ -193,7 +192,7 @@ def _announced(message: Message) -> Message:
     return message
 
 
-def _root_of(sig: Mapping[str, Any]) -> Any:
+def _root_of(sig: SignatureFields) -> Any:
     """The root id of a frozen signature's first task."""
     kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
     inner = kwargs.get("tasks") or kwargs.get("header") or ()

@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
 from amqtask.app import AmqTask as Application
 from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingDict, SettingValues
+
 
 # Under this name the application is in `app.extensions`.
 EXTENSION = "amqtask"
@@ -52,7 +56,7 @@ class AmqTask(Application):
         flask.extensions[EXTENSION] = self
         self.conf.later(lambda: self._configure(flask.config))
 
-    def _configure(self, config: Mapping[str, Any]) -> None:
+    def _configure(self, config: SettingValues) -> None:
         for name in self._from_flask:
             self.conf.pop(name, None)
         before = set(self.conf.humanize())
@@ -98,6 +102,6 @@ class AmqTask(Application):
         return self.flask
 
 
-def _of_namespace(config: Mapping[str, Any], namespace: str) -> dict[str, Any]:
+def _of_namespace(config: SettingValues, namespace: str) -> SettingDict:
     """The entries whose names begin with the namespace, old names such as CELERYBEAT_SCHEDULE among them."""
     return {name: value for name, value in config.items() if name.startswith(namespace) and name != namespace}

@@ -32,7 +32,10 @@ from amqtask.ground.version import VERSION
 from amqtask.topology.delays import TO_HEADER
 
 if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
+
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import HeaderDict, Headers
 
 # Publishes whose end nobody tells (interrupted, or never sent because another call of a burst was wrong) are few.
 MOST_OPEN_PUBLISHES = 10_000
@@ -91,7 +94,7 @@ class Tracing:
     def before_publish(
         self,
         sender: str,
-        headers: dict[str, Any],
+        headers: HeaderDict,
         exchange: str,
         routing_key: str,
         size: int,
@@ -120,12 +123,12 @@ class Tracing:
         if len(self._publishing) > MOST_OPEN_PUBLISHES:
             self._publishing.popitem(last=False)[1][0].end()
 
-    def after_publish(self, sender: str, headers: Mapping[str, Any], **_: Any) -> None:
+    def after_publish(self, sender: str, headers: Headers, **_: Any) -> None:
         span, _headers = self._publishing.pop(id(headers), (None, None))
         if span is not None:
             span.end()
 
-    def publish_failed(self, sender: str, headers: Mapping[str, Any], exception: BaseException, **_: Any) -> None:
+    def publish_failed(self, sender: str, headers: Headers, exception: BaseException, **_: Any) -> None:
         span, _headers = self._publishing.pop(id(headers), (None, None))
         if span is not None:
             _fail(span, exception)
@@ -198,8 +201,8 @@ def _destination(exchange: str, routing_key: str, queue: str = "") -> str:
 
 
 def _attributes(
-    task: str, headers: Mapping[str, Any], destination: str, routing_key: str, correlation_id: str | None
-) -> dict[str, Any]:
+    task: str, headers: Headers, destination: str, routing_key: str, correlation_id: str | None
+) -> dict[str, AttributeValue]:
     attributes = {
         "messaging.system": "rabbitmq",
         "messaging.destination.name": destination,
@@ -210,7 +213,7 @@ def _attributes(
     return {name: value for name, value in attributes.items() if value} | _task_attributes(task, headers)
 
 
-def _task_attributes(task: str, headers: Mapping[str, Any]) -> dict[str, Any]:
+def _task_attributes(task: str, headers: Headers) -> dict[str, AttributeValue]:
     return {"amqtask.task.name": task, "amqtask.task.id": str(headers.get("id") or "")}
 
 
@@ -225,11 +228,11 @@ def _fail(span: Span, error: BaseException, *, is_expected: bool = False) -> Non
 class _Headers(Getter[Mapping[str, Any]]):
     """Reads trace context from headers; anybody may have written them, so what is no text is not read."""
 
-    def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
         header = carrier.get(key)
         return [header] if isinstance(header, str) else None
 
-    def keys(self, carrier: Mapping[str, Any]) -> list[str]:
+    def keys(self, carrier: Headers) -> list[str]:
         return list(carrier)
 
 

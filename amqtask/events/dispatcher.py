@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.event import event, event_message, utc_offset
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import EventDict, EventFields
     from amqtask.protocol.message import Message
 
 
@@ -53,7 +54,7 @@ class EventDispatcher:
             event_fields = self._event(type, fields, blind=blind)
             self._publish(event_message(event_fields, self._exchange, serializer=self._serializer))
 
-    def _event(self, type: str, fields: Mapping[str, Any], *, blind: bool) -> dict[str, Any]:
+    def _event(self, type: str, fields: EventFields, *, blind: bool) -> EventDict:
         with self._lock:
             clock = None if blind else self.clock.forward()
         all_fields = {"timestamp": self._wall_clock(), "pid": os.getpid(), "utcoffset": utc_offset(), **fields}

@@ -14,6 +14,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.event import read_events, receiver_queue
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import EventDict, JsonObject
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
 
@@ -92,7 +93,7 @@ class EventReceiver:
 
     def itercapture(
         self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[EventDict]:
         """`capture` that yields each event after its handler was called."""
         feed = self._open_feed(self.queue, self._on_delivery)
         try:
@@ -134,13 +135,13 @@ class EventReceiver:
         """Ask all workers for a heartbeat."""
         self._wake_workers()
 
-    def process(self, type: str, event: dict[str, Any]) -> None:
+    def process(self, type: str, event: EventDict) -> None:
         """Call the handler for an event."""
         handler = self.handlers.get(type) or self.handlers.get("*")
         if handler is not None:
             handler(event)
 
-    def event_from_message(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def event_from_message(self, body: JsonObject) -> tuple[str, EventDict]:
         """(type, event) of a received event: with the time of its receipt, and our logical time."""
         if body["type"] == "task-sent":
             # Producers receive no clocks, so theirs mean nothing (celery/events/receiver.py).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.events.dispatcher import anonymous_name
 from amqtask.protocol.event import event, event_message, events_message, utc_offset
@@ -13,13 +13,14 @@ from amqtask.topology.delays import TO_HEADER
 
 if TYPE_CHECKING:
     from amqtask.ground.lamport_clock import LamportClock
+    from amqtask.ground.shapes import EventDict
     from amqtask.protocol.message import Message
 
 # Events in one message at most.
 BATCH = 100
 
 
-def sent_fields(message: Message) -> dict[str, Any]:
+def sent_fields(message: Message) -> EventDict:
     """The fields of a task-sent event (celery/app/amqp.py) for a task message; for a delayed one with its destination."""
     headers = message.properties.headers
     exchange = headers.get(TO_HEADER, message.exchange)

@@ -13,10 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amqtask import states
 from amqtask.ground.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 logger = bounded_logger(__name__)
 
@@ -187,13 +191,13 @@ class Task:
             new_fields.update(state=state, timestamp=timestamp)
         self.__dict__.update(new_fields)
 
-    def info(self, fields: Iterable[str] | None = None, extra: Iterable[str] = ()) -> dict[str, Any]:
+    def info(self, fields: Iterable[str] | None = None, extra: Iterable[str] = ()) -> JsonObject:
         """The fields to show that have a value."""
         names = [*(self._info_fields if fields is None else fields), *extra]
         shown = {name: getattr(self, name, None) for name in names}
         return {name: value for name, value in shown.items() if value is not None}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """All fields; `root`, `parent` and `children` as ids."""
         own_fields = {name: getattr(self, name) for name in self._fields}
         return {

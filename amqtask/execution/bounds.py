@@ -7,12 +7,16 @@ are checked in their own messages.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.ground.wording import described
 from amqtask.protocol.chord import size_of
 from amqtask.protocol.task import saferepr
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields, Keywords
+
 
 FOLLOW_UPS, NEW_QUEUES = 100_000, 10
 _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
@@ -25,7 +29,7 @@ class Bounds(NamedTuple):
     new_queues: int = NEW_QUEUES
     known_queues: Container[str] = frozenset()
 
-    def check(self, embed: Mapping[str, Any]) -> None:
+    def check(self, embed: JsonFields) -> None:
         """Raises: InvalidTaskError for the third element of a body with too many follow-ups, or with one that is no signature."""
         if not any(embed.values()):
             return
@@ -58,7 +62,7 @@ class Bounds(NamedTuple):
 DEFAULT = Bounds()
 
 
-def _listed(embed: Mapping[str, Any], name: str) -> list[Any]:
+def _listed(embed: JsonFields, name: str) -> list[Any]:
     signatures = embed.get(name)
     if not signatures:
         return []
@@ -86,7 +90,7 @@ def _published(signatures: list[Any]) -> Iterator[Mapping[str, Any]]:
             yield options
 
 
-def _members(task: str, kwargs: Mapping[str, Any]) -> list[Any]:
+def _members(task: str, kwargs: Keywords) -> list[Any]:
     tasks = kwargs.get("header" if task == "celery.chord" else "tasks") or []
     if isinstance(tasks, Mapping):  # a header that is a group, or one task
         return [tasks]

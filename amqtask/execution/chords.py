@@ -10,7 +10,6 @@ before that, the member is delivered again, and publishes the body again. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask import states
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from amqtask.execution.contract import ChordStore, Composer
     from amqtask.execution.results import Results
+    from amqtask.ground.shapes import Options, SignatureFields
     from amqtask.protocol.message import Message
 
 
@@ -62,7 +62,7 @@ class Chords:
         self._serializer = serializer
         self._errbacks = errbacks
 
-    def part(self, body: Mapping[str, Any], group_id: str | None, index: int | None, part: ResultMessage) -> FollowUps:
+    def part(self, body: SignatureFields, group_id: str | None, index: int | None, part: ResultMessage) -> FollowUps:
         """A member of a header has ended. Raises: EncodeError, BackendUnreachable."""
         if not group_id:
             return NOTHING
@@ -82,7 +82,7 @@ class Chords:
         message = part_message(part.queue, None, failure, self._serializer)
         return part._replace(message=message, is_broken=True)
 
-    def joined(self, body: Mapping[str, Any], group_id: str, parts: list[Any], parent_id: str) -> FollowUps:
+    def joined(self, body: SignatureFields, group_id: str, parts: list[Any], parent_id: str) -> FollowUps:
         """All parts have come, in order: the message of the body, or its failure."""
         try:
             return FollowUps(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))
@@ -95,7 +95,7 @@ class Chords:
             cause.__cause__ = error
             return self.failed(body, cause)
 
-    def failed(self, body: Mapping[str, Any], error: BaseException) -> FollowUps:
+    def failed(self, body: SignatureFields, error: BaseException) -> FollowUps:
         """A body will not run: its errbacks, and FAILURE for it and for the signatures after it."""
         first = first_task(body)
         options = first.get("options") or {}
@@ -117,7 +117,7 @@ class Chords:
             )
         return follow_ups
 
-    def never(self, sig: Mapping[str, Any], state: str, error: BaseException, trace: str) -> FollowUps:
+    def never(self, sig: SignatureFields, state: str, error: BaseException, trace: str) -> FollowUps:
         """A signature that will never run gets the state of the task that stopped it, and so do all signatures that wait for
         it."""
         if not is_signature(sig):
@@ -136,7 +136,7 @@ class Chords:
             follow_ups += self.never(dependent, state, error, trace)
         return follow_ups
 
-    def _never_ran(self, options: Mapping[str, Any], state: str, error: BaseException, trace: str) -> FollowUps:
+    def _never_ran(self, options: Options, state: str, error: BaseException, trace: str) -> FollowUps:
         task_id = options.get("task_id")
         if not task_id:
             return NOTHING  # without an id no caller can wait for it
@@ -154,12 +154,12 @@ def _ended(task_id: str | None, state: str, error: BaseException, trace: str) ->
     return ResultMessage(task_id or "", state, exception_as_dict(error), trace or None)
 
 
-def body_id(body: Mapping[str, Any]) -> str:
+def body_id(body: SignatureFields) -> str:
     """The id that the body will have. Until the chord is joined only its members know it."""
     return str((first_task(body).get("options") or {}).get("task_id") or "")
 
 
-def first_task(sig: Mapping[str, Any]) -> Mapping[str, Any]:
+def first_task(sig: SignatureFields) -> SignatureFields:
     """The first task of a signature (of a chord: of its body), or the signature when it has none."""
     kwargs = sig.get("kwargs") or {}
     if sig["task"] in ("celery.chain", "celery.group"):

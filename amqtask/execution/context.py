@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
 
 # Called in each task's context when it has ended (then its output without a final newline is logged).
 AT_END: list[Callable[[], None]] = []
@@ -43,14 +44,14 @@ class Context:
     logfile: str | None = None
     loglevel: int | None = None
     _request: Request | None = None
-    _embed: dict[str, Any] = _NOTHING
+    _embed: JsonObject = _NOTHING
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         """Of fields, or of a mapping of them, as Celery's."""
         self.__dict__.update(*args, **fields)
 
     @classmethod
-    def of(cls, request: Request, args: Any, kwargs: Any, embed: dict[str, Any], hostname: str) -> Context:
+    def of(cls, request: Request, args: Any, kwargs: Any, embed: JsonObject, hostname: str) -> Context:
         """The context of a request that is about to run."""
         self = cls.__new__(cls)
         fields = self.__dict__
@@ -115,7 +116,7 @@ class Context:
         return self._request
 
     @property
-    def embed(self) -> dict[str, Any]:
+    def embed(self) -> JsonObject:
         """The third element of the body."""
         return self._embed
 

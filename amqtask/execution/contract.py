@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import KeywordDict, SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
@@ -34,7 +34,7 @@ class TaskLike(Protocol):
     throws: tuple[type[BaseException], ...]
     autoretry_for: tuple[type[BaseException], ...]
     dont_autoretry_for: tuple[type[BaseException], ...]
-    retry_kwargs: dict[str, Any]
+    retry_kwargs: KeywordDict
     retry_backoff: float  # 0: off; else the factor in seconds
     retry_backoff_max: float
     retry_jitter: bool
@@ -69,22 +69,20 @@ class Composer(Protocol):
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
 
     def compose_next(
-        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
+        self, signature: SignatureFields, result: Any, context: Context, chain: list[Any]
     ) -> list[Message]:
         """The messages of a callback, errback or next step of a chain; `result` is prepended to its args unless it is
         immutable. Adds their calls to `context.children`."""
 
     def compose_body(
-        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The messages of a chord's body, which gets the list of its header's results."""
 
     def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
         """The messages of a signature that replaces the running task, under that task's id."""
 
-    def compose_errback(
-        self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
-    ) -> Message:
+    def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:
         """The message that makes a slot call an errback with (request, exc, traceback)."""
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChordStore, Composer, TaskLike
     from amqtask.execution.results import Results
+    from amqtask.ground.shapes import SignatureFields
     from amqtask.protocol.message import Message
 
 logger = bounded_logger("amqtask.execution")
@@ -96,12 +97,12 @@ class FollowUpComposer:
         return tuple(messages)
 
 
-def _call(task: TaskLike, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str) -> None:
+def _call(task: TaskLike, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> None:
     first_arguments = () if errback.get("immutable") else (context, error, trace)
     task(*first_arguments, *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
 
 
-def _takes_the_error(task: TaskLike, errback: Mapping[str, Any]) -> bool:
+def _takes_the_error(task: TaskLike, errback: SignatureFields) -> bool:
     # Bound and async errbacks are published, as in Celery: they may retry, or need a loop.
     if task.is_async or inspect.ismethod(task.run):
         return False
@@ -120,7 +121,7 @@ def _takes_the_error(task: TaskLike, errback: Mapping[str, Any]) -> bool:
     return _binds(signature, errback, 3) or not _binds(signature, errback, 1)
 
 
-def _binds(signature: inspect.Signature, errback: Mapping[str, Any], argument_count: int) -> bool:
+def _binds(signature: inspect.Signature, errback: SignatureFields, argument_count: int) -> bool:
     leading_count = 0 if errback.get("immutable") else argument_count
     try:
         signature.bind(*range(leading_count), *(errback.get("args") or ()), **(errback.get("kwargs") or {}))

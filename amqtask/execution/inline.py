@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
@@ -46,14 +47,14 @@ class _RunHere:
         raise AssertionError("an inline retry is not published")
 
     def compose_next(
-        self, signature: Mapping[str, Any], result: Any, context: Context, chain: list[Any]
+        self, signature: SignatureFields, result: Any, context: Context, chain: list[Any]
     ) -> list[Message]:
         """Run the signature."""
         self._run_next(signature, result, chain)
         return []
 
     def compose_body(
-        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """Never called: inline, the caller that runs the header runs the body, too."""
         raise AssertionError("an inline chord has no parts")
@@ -62,9 +63,7 @@ class _RunHere:
         """Never called: inline, `Task.replace` runs the replacement."""
         raise AssertionError("an inline task is not replaced by a message")
 
-    def compose_errback(
-        self, errback: Mapping[str, Any], context: Context, error: BaseException, trace: str
-    ) -> Message:
+    def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:
         """Never called: inline, errbacks are called directly."""
         raise AssertionError("an inline errback is called")
 

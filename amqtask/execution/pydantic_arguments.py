@@ -6,10 +6,13 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import KeywordDict, Keywords
 
 
 def pydantic_wrapper(
@@ -17,7 +20,7 @@ def pydantic_wrapper(
     *,
     strict: bool = False,
     context: dict[str, Any] | None = None,
-    dump_kwargs: dict[str, Any] | None = None,
+    dump_kwargs: KeywordDict | None = None,
 ) -> Callable[..., Any]:
     """The function with its model parameters validated from plain data (Celery's pydantic task option).
 
@@ -41,7 +44,7 @@ def pydantic_wrapper(
     def dumped(value: Any) -> Any:
         return value.model_dump(**(dump_kwargs or {"mode": "json"})) if isinstance(value, BaseModel) else value
 
-    def as_data(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    def as_data(args: Sequence[Any], kwargs: Keywords) -> tuple[Sequence[Any], Keywords]:
         return [dumped(value) for value in args], {name: dumped(value) for name, value in kwargs.items()}
 
     if inspect.iscoroutinefunction(function):

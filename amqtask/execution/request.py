@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict
     from amqtask.protocol.message import PropertiesLike
 
-_NO_HEADERS: dict[str, Any] = {}
+_NO_HEADERS: HeaderDict = {}
 
 
 # Fields of Celery's requests that are headers, with their defaults; and Celery's names of our fields.
-_IN_HEADERS: dict[str, Any] = {
+_IN_HEADERS: HeaderDict = {
     "argsrepr": "", "kwargsrepr": "", "eta": None, "expires": None, "group": None, "group_index": None, "ignore_result": False,
     "origin": None, "parent_id": None, "replaced_task_nesting": 0, "retries": 0, "root_id": None, "shadow": None,
     "stamped_headers": [], "stamps": {},
@@ -69,7 +70,7 @@ class Request:
         number: int,
         id: str,
         task: str,
-        headers: dict[str, Any] | None = None,
+        headers: HeaderDict | None = None,
         body: bytes = b"",
         content_type: str | None = "application/json",
         content_encoding: str | None = "utf-8",

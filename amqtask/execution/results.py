@@ -7,7 +7,7 @@ of the outcome, and the worker publishes it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from amqtask import states
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import ChainStore, ResultStore
     from amqtask.execution.request import Request
     from amqtask.execution.task_plan import TaskPlan
+    from amqtask.ground.shapes import Options
     from amqtask.protocol.message import Message
 
 logger = bounded_logger("amqtask.execution")
@@ -75,7 +76,7 @@ class Results:
         meta.parent_id = parent if isinstance(parent, str) else None
         return self._keep(request, meta, self._store_briefly)
 
-    def never_ran(self, result: ResultMessage, options: Mapping[str, Any]) -> Message | None:
+    def never_ran(self, result: ResultMessage, options: Options) -> Message | None:
         """The end of a signature that will not be published. Raises: BackendUnreachable."""
         result.date_done, result.parent_id = now_iso(), options.get("parent_id")
         result.group_id = options.get("group_id")

@@ -9,8 +9,7 @@ Only results with the message's own run (RUN_HEADER) count: ids may be used twic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask import states
 from amqtask.ground.printable import bounded_logger
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChainStore, Composer
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
@@ -80,7 +80,7 @@ class Resuming:
         return stored if is_of_run else None
 
 
-def _is_plain(step: Mapping[str, Any]) -> bool:
+def _is_plain(step: SignatureFields) -> bool:
     """Whether the step has no follow-up but the next step."""
     options = step.get("options") or {}
     return bool(

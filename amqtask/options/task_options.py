@@ -7,12 +7,15 @@ application or to a library, which read them from the task, or to a workflow, wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, checked
 from amqtask.protocol.entities import Exchange, Queue
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Options
+
 
 _BACKOFF = value_types.either(
     "True, False, or a number of seconds from 0 on", value_types.instance("", bool), value_types.SECONDS
@@ -85,12 +88,12 @@ CALL: dict[str, Kind] = {
 }
 
 
-def of_call(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def of_call(task: str, options: Options) -> Options:
     """The options of a call as they are used. Raises: WrongValue, which names the task, the option and what is wanted."""
     return checked(f"task {task}", CALL, options)
 
 
-def of_task(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def of_task(task: str, options: Options) -> Options:
     """The options of a task's definition as they are used. Raises: WrongValue."""
     return checked(f"task {task}", TASK, options)
 

@@ -15,10 +15,14 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import WrongValue
 from amqtask.ground.printable import printable
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Arguments, SignatureFields
+
 
 # Seconds, more than a hundred years: no longer time is meant by anybody, or fits into a datetime.
 LONGEST = 4e9
@@ -293,14 +297,14 @@ MAPPING = Kind("a dictionary", lambda value: value if isinstance(value, dict) el
 TABLE = Kind("a dictionary", _table)
 
 
-def signature_of(value: Any) -> Mapping[str, Any]:
+def signature_of(value: Any) -> SignatureFields:
     """A signature is a mapping, and so is what JSON makes of one; a task stands for `task.s()`. Raises: TypeError."""
     if isinstance(value, Mapping):
         return value
     make = getattr(value, "s", None)
     if not callable(make):
         raise TypeError(f"a signature is wanted (task.s(…)), not {value!r}")
-    sig: Mapping[str, Any] = make()
+    sig: SignatureFields = make()
     return sig
 
 
@@ -357,7 +361,7 @@ ANY = Kind("anything", lambda value: value)
 URLS = either("a URL, or a list of them", TEXT, TEXTS)
 
 
-def arguments(task: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(task: str, args: Any, kwargs: Any) -> tuple[Arguments, dict[str, Any]]:
     """The arguments of a call. Raises: TypeError, which names the task, for what are none."""
     positional, keywords = args or (), kwargs or {}
     if isinstance(positional, (str, bytes, Mapping, Set)) or not isinstance(positional, Iterable):

@@ -11,8 +11,8 @@ group's id, which is also in headers, events and results, is not enough.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask import states
 from amqtask.exceptions import ChordError, InvalidTaskError
@@ -20,6 +20,10 @@ from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_from_dict
 from amqtask.protocol.task import saferepr
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields, JsonObject, SignatureFields
+
 
 # On the message of a chord's body: the group whose parts can be deleted once the body has run.
 CHORD_HEADER = "x-amqtask-chord"
@@ -65,13 +69,13 @@ def new_token() -> str:
     return secrets.token_urlsafe(16)
 
 
-def token_of(body: Mapping[str, Any]) -> str:
+def token_of(body: SignatureFields) -> str:
     """The token of the chord whose body this is."""
     token = body.get(TOKEN)
     return token if isinstance(token, str) else ""
 
 
-def size_of(body: Mapping[str, Any]) -> int | None:
+def size_of(body: SignatureFields) -> int | None:
     """How many members the header was published with; None where the broker does not count them (Celery's database backend).
 
     Raises: InvalidTaskError."""
@@ -83,7 +87,7 @@ def size_of(body: Mapping[str, Any]) -> int | None:
     return int(size)
 
 
-def without_chord_keys(body: Mapping[str, Any]) -> dict[str, Any]:
+def without_chord_keys(body: SignatureFields) -> JsonObject:
     """The signature of a chord's body without these two keys."""
     return {key: value for key, value in body.items() if key not in (SIZE, TOKEN)}
 
@@ -97,7 +101,7 @@ class ChordPart(NamedTuple):
     group_id: str
     task_id: str
     size: int
-    body: Mapping[str, Any]
+    body: SignatureFields
     message: Message
     # It replaces a part that could not be published.
     is_broken: bool = False
@@ -142,7 +146,7 @@ class Gathered(NamedTuple):
 
 
 def gather(
-    messages: Iterable[tuple[bytes, str | None, str | None, Mapping[str, Any] | None]], accept: frozenset[str]
+    messages: Iterable[tuple[bytes, str | None, str | None, JsonFields | None]], accept: frozenset[str]
 ) -> Gathered:
     """Read messages, each as (body, content type, content encoding, headers). Raises: ContentDisallowed, Undecodable."""
     parts: dict[str, tuple[float, ResultMessage]] = {}

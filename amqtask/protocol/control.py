@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from amqtask.exceptions import Undecodable
 from amqtask.ground.imports import load
@@ -16,6 +16,10 @@ from amqtask.ground.wording import described
 from amqtask.protocol.entities import Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import check_size, dumps, loads
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict, Headers, JsonObject
+
 
 # The parser of re; Python 3.11 moved it.
 re_parser = load("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
@@ -107,7 +111,7 @@ def _mailbox(name: str, exchange: Exchange, key: str, ttl: float, expires: float
 
 def command_message(command: Command, prefix: str = PREFIX, *, serializer: str = "json", clock: int = 0) -> Message:
     """The message for every worker's mailbox. Raises: EncodeError."""
-    body: dict[str, Any] = {
+    body: JsonObject = {
         "method": command.method,
         "arguments": dict(command.arguments),
         "destination": None if command.destination is None else list(command.destination),
@@ -130,7 +134,7 @@ def read_command(
     body: bytes,
     content_type: str | None,
     content_encoding: str | None,
-    headers: Mapping[str, Any] | None,
+    headers: Headers | None,
     accept: frozenset[str],
 ) -> Command:
     """Read a command. Raises: ContentDisallowed, Undecodable."""
@@ -146,7 +150,7 @@ def read_command(
         ) from error
 
 
-def _command(decoded: dict[str, Any], headers: Mapping[str, Any]) -> Command:
+def _command(decoded: JsonObject, headers: Headers) -> Command:
     reply_to = _of_type(dict, decoded, "reply_to") or {}
     arguments = _of_type(dict, decoded, "arguments") or {}
     if not all(isinstance(name, str) for name in arguments):
@@ -242,7 +246,7 @@ def read_reply(
     body: bytes,
     content_type: str | None,
     content_encoding: str | None,
-    headers: Mapping[str, Any] | None,
+    headers: Headers | None,
     accept: frozenset[str],
 ) -> Reply:
     """Read a reply. Raises: ContentDisallowed, Undecodable."""
@@ -256,7 +260,7 @@ def read_reply(
     return Reply(nodename, payload, (headers or {}).get("ticket"))
 
 
-def _transient(body: Any, serializer: str, headers: dict[str, Any]) -> Message:
+def _transient(body: Any, serializer: str, headers: HeaderDict) -> Message:
     # Not mandatory: there may be no consumer (any more), and that is no error.
     encoded = dumps(body, serializer)
     properties = Properties(

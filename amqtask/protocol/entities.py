@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields, JsonObject, QueueArgumentDict
+
 
 Arguments: TypeAlias = tuple[tuple[str, Any], ...]
 
@@ -72,7 +76,7 @@ class Queue:
         )  # fmt: skip
 
     @property
-    def argument_map(self) -> dict[str, Any]:
+    def argument_map(self) -> QueueArgumentDict:
         """The arguments as the dictionary that goes to the broker."""
         return dict(self.arguments)
 
@@ -97,13 +101,13 @@ _KINDS: dict[str, type[Exchange] | type[Queue] | type[Binding]] = {
 }
 
 
-def changed_fields(value: Any, default: Any) -> dict[str, Any]:
+def changed_fields(value: Any, default: Any) -> JsonObject:
     """The fields of a dataclass that differ from those of `default`."""
     values = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: current for name, current in values.items() if current != getattr(default, name)}
 
 
-def as_document(entity: Declaration) -> dict[str, Any]:
+def as_document(entity: Declaration) -> JsonObject:
     """An entity as tables and lists; fields with their default are left out."""
     if isinstance(entity, Binding):
         document = changed_fields(entity, Binding(Exchange(), ""))
@@ -119,7 +123,7 @@ def as_document(entity: Declaration) -> dict[str, Any]:
     return {"is": "queue", "name": entity.name, **document}
 
 
-def from_document(document: Mapping[str, Any]) -> Any:
+def from_document(document: JsonFields) -> Any:
     """The entity that `as_document` wrote. Raises: KeyError, TypeError, ValueError, AttributeError for another document."""
     values = dict(document)
     entity_class = _KINDS[values.pop("is")]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import Undecodable
 from amqtask.protocol.entities import Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, Encoded, content_type, dumps, loads
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import EventDict, EventFields
+
 
 EXCHANGE = "celeryev"  # the setting event_exchange
 
@@ -66,7 +70,7 @@ def event(
     pid: int,
     utcoffset: int = 0,
     **fields: Any,
-) -> dict[str, Any]:
+) -> EventDict:
     """An event with the fields that all events have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
     return {
         "type": event_type,
@@ -89,7 +93,7 @@ def json_text(value: Any) -> str:
     return repr(value) if value_type is int else dumps(value, "json").body.decode()
 
 
-def fields_text(fields: Mapping[str, Any]) -> str:
+def fields_text(fields: EventFields) -> str:
     """The middle of a JSON object. Raises: EncodeError."""
     return "".join(f'"{name}": {json_text(value)}, ' for name, value in fields.items())
 
@@ -123,13 +127,13 @@ def texts_message(
     return _in_message(encoded, f"{group}.multi", hostname, exchange)
 
 
-def event_message(event: Mapping[str, Any], exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
+def event_message(event: EventFields, exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
     """One event; the routing key is its type, `task.succeeded`."""
     return _message(event, event["type"].replace("-", "."), event.get("hostname"), exchange, serializer)
 
 
 def events_message(
-    events: Sequence[Mapping[str, Any]], exchange: str = EXCHANGE, *, group: str = "task", serializer: str = "json"
+    events: Sequence[EventFields], exchange: str = EXCHANGE, *, group: str = "task", serializer: str = "json"
 ) -> Message:
     """Several events of one group in one message, under the routing key `<group>.multi`."""
     hostname = events[0].get("hostname") if events else None
@@ -152,7 +156,7 @@ def _in_message(encoded: Encoded, routing_key: str, hostname: str | None, exchan
 
 def read_events(
     body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]
-) -> list[dict[str, Any]]:
+) -> list[EventDict]:
     """The events of a message, which holds one or a list. Raises: ContentDisallowed, Undecodable."""
     decoded = loads(body, content_type, content_encoding, accept)
     events = decoded if isinstance(decoded, list) else [decoded]

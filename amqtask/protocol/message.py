@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict, Headers
     from amqtask.protocol.entities import Declaration
 
 
@@ -58,7 +59,7 @@ _TRANSIT_HEADERS = (
 )
 
 
-def strip_transit_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+def strip_transit_headers(headers: Headers) -> HeaderDict:
     """A copy without these headers, for every message that is published again.
 
     RabbitMQ drops a message that it dead-letters to the same queue twice without a rejection in between (cycle
@@ -73,7 +74,7 @@ class Properties:
 
     content_type: str | None = None
     content_encoding: str | None = None
-    headers: dict[str, Any] = field(default_factory=dict)
+    headers: HeaderDict = field(default_factory=dict)
     delivery_mode: int | None = 2
     priority: int | None = None
     correlation_id: str | None = None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from amqtask import states
@@ -17,6 +17,10 @@ from amqtask.exceptions import EncodeError, Undecodable
 from amqtask.ground.wording import described
 from amqtask.protocol.serialization import Encoded, dumps, loads
 from amqtask.protocol.task import saferepr
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Arguments, JsonFields, JsonObject, StampDict
+
 
 _FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
 # The types that these fields may have in a result.
@@ -45,16 +49,16 @@ class ResultMessage:
     date_done: str | None = None
     group_id: str | None = None
     parent_id: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
         """Whether the state is final."""
         return self.status in states.READY_STATES
 
-    def as_meta(self) -> dict[str, Any]:
+    def as_meta(self) -> JsonObject:
         """The mapping that goes on the wire and into key/value stores."""
-        meta: dict[str, Any] = {
+        meta: JsonObject = {
             "status": self.status,
             "result": self.result,
             "traceback": self.traceback,
@@ -70,7 +74,7 @@ class ResultMessage:
         return meta
 
     @classmethod
-    def from_meta(cls, meta: Mapping[str, Any]) -> ResultMessage:
+    def from_meta(cls, meta: JsonFields) -> ResultMessage:
         """The result of a mapping as `as_meta` writes it (Celery's has the same fields). Raises: Undecodable."""
         task_id, status, children = meta["task_id"], meta.get("status", states.PENDING), meta.get("children") or ()
         if not isinstance(task_id, (str, int, UUID)):
@@ -101,7 +105,7 @@ _TAKEN = frozenset(
 )  # fmt: skip
 
 
-def stamps_in_result(names: Any, stamps: Any) -> dict[str, Any]:
+def stamps_in_result(names: Any, stamps: Any) -> StampDict:
     """A task's stamps as fields of its result, where Celery's readers look for them, without names that are taken."""
     if not isinstance(names, (list, tuple)) or not isinstance(stamps, Mapping):
         return {}
@@ -188,7 +192,7 @@ class RemoteError(Exception):
     """An exception whose class is not known in this process; subclasses carry the original's name."""
 
 
-def exception_as_dict(error: BaseException, serializer: str = "json") -> dict[str, Any]:
+def exception_as_dict(error: BaseException, serializer: str = "json") -> JsonObject:
     """Type, module and arguments; an argument that the serializer can't write is replaced by its repr."""
     exception_type = type(error)
     return {
@@ -245,7 +249,7 @@ def exception_from_dict(exception_dict: Any, traceback: str | None = None) -> Ba
     return error
 
 
-def _rebuild(exception_dict: Mapping[str, Any]) -> BaseException:
+def _rebuild(exception_dict: JsonFields) -> BaseException:
     name, module = str(exception_dict["exc_type"]), exception_dict.get("exc_module")
     message = exception_dict.get("exc_message")
     arguments = tuple(message) if isinstance(message, (list, tuple)) else (message,)
@@ -254,7 +258,7 @@ def _rebuild(exception_dict: Mapping[str, Any]) -> BaseException:
     return rebuilt or _stand_in(name, str(module or __name__))(*arguments)
 
 
-def _construct(exception_type: type[BaseException], arguments: tuple[Any, ...]) -> BaseException | None:
+def _construct(exception_type: type[BaseException], arguments: Arguments) -> BaseException | None:
     try:
         return exception_type(*arguments)
     except Exception:  # noqa: BLE001 - a constructor with other parameters; keep the type if it can be shown

@@ -13,11 +13,15 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
 from amqtask.ground.interrupts import is_own
 from amqtask.ground.printable import printable
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 JSON = "application/json"
 PICKLE = "application/x-python-serialize"
@@ -56,7 +60,7 @@ class Encoded(NamedTuple):
 # -- JSON with kombu's extra types (kombu/utils/json.py: {"__type__": T, "__value__": V})
 
 
-def _wrap(type_name: str, value: Any) -> dict[str, Any]:
+def _wrap(type_name: str, value: Any) -> JsonObject:
     return {"__type__": type_name, "__value__": value}
 
 
@@ -109,7 +113,7 @@ _JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _json_object(table: dict[str, Any]) -> Any:
+def _json_object(table: JsonObject) -> Any:
     if len(table) == 2 and "__type__" in table and "__value__" in table:
         decode = _JSON_DECODERS.get(table["__type__"])
         if decode is None:

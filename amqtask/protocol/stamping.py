@@ -8,8 +8,11 @@ Stamps of the composition around a part win over those of the visitor, and both 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Options, StampDict, Stamps
+
 
 NAMES = "stamped_headers"
 
@@ -19,24 +22,24 @@ class StampingVisitor(ABC):
     the names listed there are stamps."""
 
     @abstractmethod
-    def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
+    def on_signature(self, sig: Any, **headers: Any) -> StampDict:
         """For each task."""
 
-    def on_group_start(self, group: Any, **headers: Any) -> dict[str, Any]:
+    def on_group_start(self, group: Any, **headers: Any) -> StampDict:
         """For all members of a group."""
         return {}
 
     def on_group_end(self, group: Any, **headers: Any) -> None:  # noqa: B027 - a hook
         """Its members are stamped."""
 
-    def on_chain_start(self, chain: Any, **headers: Any) -> dict[str, Any]:
+    def on_chain_start(self, chain: Any, **headers: Any) -> StampDict:
         """For all steps of a chain."""
         return {}
 
     def on_chain_end(self, chain: Any, **headers: Any) -> None:  # noqa: B027 - a hook
         """Its steps are stamped."""
 
-    def on_chord_header_start(self, chord: Any, **headers: Any) -> dict[str, Any]:
+    def on_chord_header_start(self, chord: Any, **headers: Any) -> StampDict:
         """For all members of a chord's header; as for a group unless it is overridden."""
         return self.on_group_start(chord, **headers)
 
@@ -44,26 +47,26 @@ class StampingVisitor(ABC):
         """Its header is stamped."""
         self.on_group_end(chord, **headers)
 
-    def on_chord_body(self, chord: Any, **headers: Any) -> dict[str, Any]:
+    def on_chord_body(self, chord: Any, **headers: Any) -> StampDict:
         """For a chord's body."""
         return {}
 
-    def on_callback(self, callback: Any, **headers: Any) -> dict[str, Any]:
+    def on_callback(self, callback: Any, **headers: Any) -> StampDict:
         """For a callback (`link`)."""
         return {}
 
-    def on_errback(self, errback: Any, **headers: Any) -> dict[str, Any]:
+    def on_errback(self, errback: Any, **headers: Any) -> StampDict:
         """For an errback (`link_error`)."""
         return {}
 
 
 def gathered(
-    handed_down: Mapping[str, Any],
-    visited: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
+    handed_down: Stamps,
+    visited: Stamps | None,
+    options: Options,
     *,
     append: bool,
-) -> dict[str, Any]:
+) -> StampDict:
     """The stamps of one part, with their names under `stamped_headers`. `options` are its own."""
     stamps = _named(handed_down)
     if visited:
@@ -75,12 +78,12 @@ def gathered(
     return stamps
 
 
-def _named(stamps: Mapping[str, Any]) -> dict[str, Any]:
+def _named(stamps: Stamps) -> StampDict:
     names = list(stamps[NAMES]) if NAMES in stamps else list(stamps)
     return {**stamps, NAMES: names}
 
 
-def _add(stamps: dict[str, Any], added: Mapping[str, Any], append: bool) -> None:
+def _add(stamps: StampDict, added: Stamps, append: bool) -> None:
     for name, value in added.items():
         current = stamps.get(name)
         if name not in stamps:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.ground.interrupts import is_own
@@ -25,6 +25,10 @@ from amqtask.protocol.serialization import (
     dumps,
     loads,
 )
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict, Headers, JsonFields, JsonObject, Keywords, StampDict
+
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
 # When a message was published, Unix time in milliseconds; RabbitMQ adds this header too, when it is configured to
@@ -61,7 +65,7 @@ class TaskCall:
     id: str
     task: str
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Keywords = field(default_factory=dict)
     eta: datetime | None = None
     expires: datetime | None = None
     retries: int = 0
@@ -80,18 +84,18 @@ class TaskCall:
     delivery_mode: int = 2
     replaced_task_nesting: int = 0
     stamped_headers: list[str] | None = None
-    stamps: dict[str, Any] | None = None
+    stamps: StampDict | None = None
     callbacks: list[Any] | None = None
     errbacks: list[Any] | None = None
     chain: list[Any] | None = None
     chord: Any = None
-    headers: dict[str, Any] | None = None
+    headers: HeaderDict | None = None
     argsrepr: str | None = None
     kwargsrepr: str | None = None
-    extra_properties: dict[str, Any] | None = None
+    extra_properties: dict[str, object] | None = None
 
     @property
-    def embed(self) -> dict[str, Any]:
+    def embed(self) -> JsonObject:
         """The third element of the body."""
         if not (self.callbacks or self.errbacks or self.chain or self.chord):
             return _EMPTY_EMBED
@@ -137,9 +141,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def task_headers(call: TaskCall) -> dict[str, Any]:
+def task_headers(call: TaskCall) -> HeaderDict:
     """The application headers, in the order in which Celery writes them."""
-    headers: dict[str, Any] = {
+    headers: HeaderDict = {
         "lang": "py",
         "task": call.task,
         "id": call.id,
@@ -180,7 +184,7 @@ def decode_body(
     body: bytes,
     content_type: str | None,
     content_encoding: str | None,
-    headers: Mapping[str, Any],
+    headers: Headers,
     accept: frozenset[str],
     limit: int = LARGEST_BODY,
 ) -> tuple[Any, Any, dict[str, Any]]:
@@ -212,7 +216,7 @@ def _unpacked(body: bytes, compression: Any, limit: int) -> bytes:
     return body
 
 
-def _check_headers(headers: Mapping[str, Any]) -> None:
+def _check_headers(headers: Headers) -> None:
     get = headers.get
     if not _TEXT_TYPES.issuperset(map(type, map(get, _TEXT_HEADERS))):
         raise _wrong_type(headers, _TEXT_HEADERS, str)
@@ -223,7 +227,7 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
         _check_stamps(headers)
 
 
-def _wrong_type(headers: Mapping[str, Any], names: Sequence[str], expected_type: type) -> InvalidTaskError:
+def _wrong_type(headers: Headers, names: Sequence[str], expected_type: type) -> InvalidTaskError:
     wrong = next(
         (name for name in names if headers.get(name) is not None and headers[name].__class__ is not expected_type), None
     )
@@ -234,7 +238,7 @@ def _wrong_type(headers: Mapping[str, Any], names: Sequence[str], expected_type:
     )
 
 
-def _check_stamps(headers: Mapping[str, Any]) -> None:
+def _check_stamps(headers: Headers) -> None:
     names = headers["stamped_headers"]
     if not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
         raise InvalidTaskError("the header `stamped_headers` is not a list of names")
@@ -272,7 +276,7 @@ def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, An
     raise InvalidTaskError(f"args, kwargs and embed of a task message are a list and two mappings, not {kinds}")
 
 
-def _check_embed(embed: Mapping[str, Any]) -> None:
+def _check_embed(embed: JsonFields) -> None:
     for name in ("callbacks", "errbacks"):
         signatures = embed.get(name)
         if signatures and not (isinstance(signatures, (list, tuple)) and all(map(is_signature, signatures))):
@@ -352,7 +356,7 @@ def read_v1(
     return headers
 
 
-def strip_death_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+def strip_death_headers(headers: Headers) -> HeaderDict:
     """A copy without the broker's headers on earlier deaths, deliveries and delays; for every republish."""
     return strip_transit_headers(headers)
 

@@ -12,9 +12,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import OptionDict
+
 
 Kind = Literal["control", "inspect"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -173,7 +177,7 @@ def inspect_command(function: Any = None, /, **options: Any) -> Any:
     return _register("inspect", function, options)
 
 
-def _register(kind: Kind, function: Any, options: dict[str, Any]) -> Any:
+def _register(kind: Kind, function: Any, options: OptionDict) -> Any:
     if function is None:
         return lambda decorated: _register(kind, decorated, options)
     fields = {key: value for key, value in options.items() if value is not None}

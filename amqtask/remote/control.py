@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, QueueNotFound
@@ -19,6 +19,7 @@ from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.queue_reader import QueueReader, guarded
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import CommandArguments, Headers, Options, Replies
     from amqtask.protocol.control import Reply
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Publisher
@@ -80,7 +81,7 @@ class Control:
     def broadcast(
         self,
         command: str,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: CommandArguments | None = None,
         destination: Sequence[str] | None = None,
         connection: Any = None,
         reply: bool = False,
@@ -91,7 +92,7 @@ class Control:
         pattern: str | None = None,
         matcher: str | None = None,
         **extra: Any,
-    ) -> list[dict[str, Any]] | None:
+    ) -> list[Replies] | None:
         """Send a command; with `reply` the answers that came within `timeout` seconds, as [{node: answer}, …].
 
         `limit` answers are enough (with `destination` as many as it names); `callback` gets each {node: answer} as it
@@ -116,7 +117,7 @@ class Control:
     def ask(
         self,
         command: str,
-        arguments: Mapping[str, Any],
+        arguments: CommandArguments,
         *,
         destination: str | Sequence[str] | None = None,
         timeout: float = 1.0,
@@ -124,7 +125,7 @@ class Control:
         callback: Callback | None = None,
         pattern: str | None = None,
         matcher: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Replies:
         """Send a command and collect the answers by node, until `timeout` or as many as were asked.
 
         Raises: PublishError, and ConfigurationError with the in-memory broker, which nobody can be asked over.
@@ -139,7 +140,7 @@ class Control:
         )
         return self.ask_them(command, arguments, options)
 
-    def ask_them(self, question: str, arguments: Mapping[str, Any], options: AskOptions) -> dict[str, Any]:
+    def ask_them(self, question: str, arguments: CommandArguments, options: AskOptions) -> Replies:
         """Send a command and collect the answers by node. Warns of nodes that answered twice."""
         answers = self._collect(question, arguments, options)
         payloads = {answer.nodename: answer.payload for answer in answers}
@@ -153,7 +154,7 @@ class Control:
             )
         return payloads
 
-    def _collect(self, command: str, arguments: Mapping[str, Any], options: AskOptions) -> list[Reply]:
+    def _collect(self, command: str, arguments: CommandArguments, options: AskOptions) -> list[Reply]:
         if not self._addresses:
             raise ConfigurationError(
                 "workers are asked over RabbitMQ; with the broker memory:// look at the worker itself"
@@ -195,7 +196,7 @@ class Control:
     def _send(
         self,
         command: str,
-        arguments: Mapping[str, Any],
+        arguments: CommandArguments,
         options: AskOptions,
         *,
         ticket: str | None = None,
@@ -240,7 +241,7 @@ class Control:
 
     def revoke_by_stamped_headers(
         self,
-        headers: Mapping[str, Any],
+        headers: Headers,
         destination: Sequence[str] | None = None,
         terminate: bool = False,
         signal: str = "SIGTERM",
@@ -285,7 +286,7 @@ class Control:
         exchange: str | None = None,
         exchange_type: str = "direct",
         routing_key: str | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Options | None = None,
         destination: Sequence[str] | None = None,
         **kw: Any,
     ) -> Any:

@@ -18,6 +18,7 @@ from amqtask.worker.border import bare_request
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Exchange, Queue
     from amqtask.protocol.message import Delivery
     from amqtask.services.command_context import Control
@@ -34,7 +35,7 @@ LARGE = 64 * 1024
 _PLAIN = frozenset({"application/json", "application/x-msgpack", "application/x-yaml"})
 
 
-def task_info(control: Control, request: Request, *, safe: bool) -> dict[str, Any]:
+def task_info(control: Control, request: Request, *, safe: bool) -> JsonObject:
     """One task in this worker. `safe`: its arguments as the text that came with the message."""
     running = control.operations.find(request)
     args, kwargs = _arguments(control, request, safe=safe)
@@ -83,7 +84,7 @@ def _plain(text: Any) -> str:
     return str(text).replace("(", "[").replace(")", "]").replace(",]", "]")
 
 
-def scheduled_info(control: Control, request: Request) -> dict[str, Any]:
+def scheduled_info(control: Control, request: Request) -> JsonObject:
     """One task that waits here for its ETA."""
     return {
         "eta": request.headers.get("eta"),
@@ -92,7 +93,7 @@ def scheduled_info(control: Control, request: Request) -> dict[str, Any]:
     }
 
 
-def delayed_info(control: Control, delivery: Delivery, due: float) -> dict[str, Any]:
+def delayed_info(control: Control, delivery: Delivery, due: float) -> JsonObject:
     """One delayed message that this worker holds until it is due."""
     request = bare_request(delivery, 0)
     headers = request.headers
@@ -102,7 +103,7 @@ def delayed_info(control: Control, delivery: Delivery, due: float) -> dict[str, 
     return {"eta": headers.get("eta") or eta, "priority": 6, "request": task_info(control, request, safe=True)}
 
 
-def queue_info(queue: Queue) -> dict[str, Any]:
+def queue_info(queue: Queue) -> JsonObject:
     """One queue that is consumed, with kombu's names."""
     arguments = queue.argument_map
     return {
@@ -130,7 +131,7 @@ def queue_info(queue: Queue) -> dict[str, Any]:
     }
 
 
-def _exchange_info(exchange: Exchange | None) -> dict[str, Any]:
+def _exchange_info(exchange: Exchange | None) -> JsonObject:
     return {
         "name": exchange.name if exchange else "",
         "type": exchange.type if exchange else "direct",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
@@ -10,6 +9,7 @@ from amqtask.protocol.entities import Exchange
 from amqtask.topology.declarations import work_queue
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import CommandArguments
     from amqtask.protocol.entities import Queue
     from amqtask.topology.declarations import QueueDefaults
 
@@ -18,7 +18,7 @@ EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
 _PLACE = ("queue", "exchange", "exchange_type", "routing_key")
 
 
-def asked_queue(arguments: Mapping[str, Any], defaults: QueueDefaults) -> Queue | str:
+def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue | str:
     """The queue by its description; only its name if there is no more in it.
 
     Options: `durable`, `exclusive`, `auto_delete`, `queue_arguments` (the broker's). Raises: ConfigurationError for

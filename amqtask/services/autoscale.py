@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.wording import count
 from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
     from amqtask.worker.operations import Operations
     from amqtask.worker.worker import Worker
 
@@ -80,7 +81,7 @@ class Autoscale:
             self._scale(slots, bounded)
         return self.max_slots, self.min_slots
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> JsonObject:
         return {"max": self.max_slots, "min": self.min_slots, "current": self._worker.pool.slots}
 
     def _scale(self, before: int, slots: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.ground.lamport_clock import LamportClock
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.services.autoscale import Autoscale
@@ -32,7 +33,7 @@ class Control:
     autoscale: Autoscale | None
     settings: Callable[[bool], Mapping[str, Any]]
     make_queue: Callable[[Mapping[str, Any]], tuple[Queue, Queue | None]]
-    broker_info: Mapping[str, Any]
+    broker_info: JsonFields
     events: EventSender
     # The worker's one logical clock, which is also in its events.
     lamport: LamportClock = field(default_factory=LamportClock)

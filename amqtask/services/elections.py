@@ -16,6 +16,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields
     from amqtask.pool import Loop, Timer
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Consumer, ConsumerListener
@@ -65,12 +66,12 @@ class Elections:
     def _over(self, election_id: str) -> None:
         self._candidates.pop(election_id, None)
 
-    def _won(self, election_id: str, action: Mapping[str, Any]) -> None:
+    def _won(self, election_id: str, action: JsonFields) -> None:
         logger.info("election %s: this worker is elected, and calls %s", election_id, action["task"])
         name = f"amqtask election {election_id}"
         threading.Thread(target=self._run, args=(election_id, action), name=name, daemon=True).start()
 
-    def _run(self, election_id: str, action: Mapping[str, Any]) -> None:
+    def _run(self, election_id: str, action: JsonFields) -> None:
         try:
             self._call(action)
         except Exception:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.ground.lamport_clock import LamportClock
+    from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Timer
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
@@ -263,7 +264,7 @@ class EventSender(Observer):
             self._utcoffset = offset
             self._texts = EventTexts(self._hostname, pid=self._pid, utcoffset=offset)
 
-    def _numbers(self, frequency: float) -> dict[str, Any]:
+    def _numbers(self, frequency: float) -> JsonObject:
         return {
             "freq": frequency,
             "active": len(self._worker.dispatcher.running),

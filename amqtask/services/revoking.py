@@ -14,16 +14,17 @@ from amqtask.worker.revoked import Revocations, Stamp, stamps_in
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import CommandArguments, JsonFields, JsonObject
     from amqtask.services.command_context import Control
 
 logger = bounded_logger("amqtask.worker")
 
 
-def revoked(control: Control, arguments: Mapping[str, Any]) -> Any:
+def revoked(control: Control, arguments: CommandArguments) -> Any:
     return list(control.worker.revoked.ids)
 
 
-def hello(control: Control, arguments: Mapping[str, Any]) -> Any:
+def hello(control: Control, arguments: CommandArguments) -> Any:
     """A worker that starts sends its revokes and asks for ours."""
     if arguments.get("from_node") == control.worker.setup.hostname:
         return None
@@ -35,7 +36,7 @@ def hello(control: Control, arguments: Mapping[str, Any]) -> Any:
     return {**answer, "clock": control.clock}
 
 
-def revoked_state(control: Control, *, after: float = 0.0, without: Container[str] = ()) -> dict[str, Any]:
+def revoked_state(control: Control, *, after: float = 0.0, without: Container[str] = ()) -> JsonObject:
     """The revokes of a `hello`, in both directions: ids as Celery 5.7 sends them, beside them fields that only we use.
 
     Only those that were revoked `after` that Unix time, and `without` the ids that the other worker has: lists may be long.
@@ -46,7 +47,7 @@ def revoked_state(control: Control, *, after: float = 0.0, without: Container[st
     return {"revoked": list(ids), "revoked_at": list(ids.values()), "revoked_stamps": stamps}
 
 
-def learn_revoked(control: Control, state: Mapping[str, Any]) -> None:
+def learn_revoked(control: Control, state: JsonFields) -> None:
     """Take over the revokes of another worker; Celery's workers send only ids, or times that mean nothing here."""
     ids, times = list(state.get("revoked") or ()), state.get("revoked_at")
     if not isinstance(times, list) or len(times) != len(ids):
@@ -55,7 +56,7 @@ def learn_revoked(control: Control, state: Mapping[str, Any]) -> None:
     control.operations.learn_revoked({str(key): float(since) for key, since in zip(ids, times, strict=True)}, stamps)
 
 
-def revoke(control: Control, arguments: Mapping[str, Any]) -> Any:
+def revoke(control: Control, arguments: CommandArguments) -> Any:
     ids = _ids(arguments)
     if not ids:
         return {"error": "no task id was given"}
@@ -66,7 +67,7 @@ def revoke(control: Control, arguments: Mapping[str, Any]) -> Any:
     return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
 
 
-def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) -> Any:
+def revoke_by_stamped_headers(control: Control, arguments: CommandArguments) -> Any:
     headers = _by_name(arguments.get("headers"))
     stamps = dict.fromkeys(stamps_in(headers))
     if not stamps:
@@ -86,13 +87,13 @@ def revoke_by_stamped_headers(control: Control, arguments: Mapping[str, Any]) ->
     return {"ok": f"headers {headers} flagged as revoked, but not terminated"}
 
 
-def terminate(control: Control, arguments: Mapping[str, Any]) -> Any:
+def terminate(control: Control, arguments: CommandArguments) -> Any:
     return revoke(control, {**arguments, "terminate": True})
 
 
 def _terminate(
     control: Control,
-    arguments: Mapping[str, Any],
+    arguments: CommandArguments,
     flag: Callable[[], list[Request]],
     matches: Callable[[Request], bool],
     otherwise: str = "terminate: tasks unknown",
@@ -123,7 +124,7 @@ def signal_number(signal_name: Any) -> int | None:
         raise ConfigurationError(f"there is no signal {signal_name!r} (it is like SIGTERM, KILL or 9)") from None
 
 
-def _ids(arguments: Mapping[str, Any]) -> dict[str, None]:
+def _ids(arguments: CommandArguments) -> dict[str, None]:
     """The task ids, each once, in the given order."""
     task_ids = arguments.get("task_id") or arguments.get("task_ids") or ()
     return dict.fromkeys([task_ids] if isinstance(task_ids, str) else [str(task_id) for task_id in task_ids])

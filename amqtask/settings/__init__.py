@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.imports import load
@@ -20,6 +20,10 @@ from amqtask.options.value_types import Kind, convert
 from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.others import ForeignSettings
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingDict, SettingValues
+
 
 logger = bounded_logger("amqtask.settings")
 _TABLE: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
@@ -117,7 +121,7 @@ class Settings(MutableMapping[str, Any]):
         setting = _TABLE.get(name)
         self._values[name] = value if setting is None else _coerce(setting, value)
 
-    def _set_foreign(self, foreign: Mapping[str, Any]) -> None:
+    def _set_foreign(self, foreign: SettingValues) -> None:
         """Set names that are no settings of ours, and warn of slips. Raises: SettingUnknown with `strict_settings`."""
         if foreign and self.strict_settings:
             raise self._unknown(*foreign)
@@ -168,7 +172,7 @@ class Settings(MutableMapping[str, Any]):
 
     def _get(self, name: str) -> Any:
         self._load()
-        values: dict[str, Any] = self._values
+        values: SettingDict = self._values
         if name in values:
             return values[name]
         setting_name = find_name(name)
@@ -190,7 +194,7 @@ class Settings(MutableMapping[str, Any]):
     def update(self, *mappings: Any, **settings: Any) -> None:
         """Set several, or take in a whole configuration such as Flask's `app.config`."""
         self._load()
-        named: dict[str, Any] = {}
+        named: SettingDict = {}
         for name, value in (pair for mapping in mappings for pair in dict(mapping).items()):
             if name.isupper() and self.setting_meant_by(name, None) is None:
                 self._foreign.keep(name, value)
@@ -216,7 +220,7 @@ class Settings(MutableMapping[str, Any]):
         return {name: near_setting(self._foreign.bare(name)) for name in sorted(self._foreign.explicit)}
 
     @contextmanager
-    def overridden(self, values: Mapping[str, Any]) -> Iterator[None]:
+    def overridden(self, values: SettingValues) -> Iterator[None]:
         """Have these settings in the block; at its end all settings are what they were before it. For tests."""
         self._load()
         before, foreign = dict(self._values), dict(self._foreign.explicit)
@@ -279,13 +283,13 @@ class Settings(MutableMapping[str, Any]):
 
     # -- for people
 
-    def table(self, *, with_defaults: bool = False) -> dict[str, Any]:
+    def table(self, *, with_defaults: bool = False) -> SettingDict:
         """The settings that were given (or all), secrets masked."""
         self._load()
         names = [*(_TABLE if with_defaults else self._values), *self._foreign.explicit]
         return {name: masked(name, self._get(name)) for name in sorted(names)}
 
-    def humanize(self) -> dict[str, Any]:
+    def humanize(self) -> SettingDict:
         """The settings that were given, secrets masked."""
         return self.table()
 

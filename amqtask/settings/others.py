@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingDict, SettingValues
+
 
 _MISSING = object()
 
@@ -16,7 +20,7 @@ class ForeignSettings(MutableMapping[str, Any]):
 
     def __init__(self) -> None:
         # Names that were set one by one, or in a namespace of ours.
-        self.explicit: dict[str, Any] = {}
+        self.explicit: SettingDict = {}
         self._kept: dict[str, Any] = {}
         # Sources that were read, each with the prefix of its names; the last one first.
         self._sources: list[tuple[Any, str]] = []
@@ -71,7 +75,7 @@ class ForeignSettings(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def replace(self, values: Mapping[str, Any]) -> None:
+    def replace(self, values: SettingValues) -> None:
         """Replace the names that were set one by one by these."""
         self.explicit.clear()
         self.explicit.update(values)

@@ -9,6 +9,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.entities import Broadcast, Exchange, Queue, arguments
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import Options
     from amqtask.settings import Settings
 
 
@@ -42,7 +43,7 @@ def configured(queues: Any, default: Exchange | None) -> Iterator[Queue]:
             yield _from_entity(entry)
 
 
-def _from_mapping(name: str, options: Mapping[str, Any], default: Exchange | None) -> Queue:
+def _from_mapping(name: str, options: Options, default: Exchange | None) -> Queue:
     """Celery's dictionary form: exchange, exchange_type, routing_key (or binding_key), queue_arguments."""
     exchange = options.get("exchange")
     if isinstance(exchange, str):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amqtask.app import AmqTask
 from amqtask.ground.current import replaced
 from amqtask.ground.plugins import plugins
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingValues
+
 
 MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://"}
 # They would win over the settings.
@@ -24,7 +28,7 @@ def load(name: str) -> AmqTask:
 
 
 @contextmanager
-def in_memory(app: AmqTask, settings: Mapping[str, Any]) -> Iterator[AmqTask]:
+def in_memory(app: AmqTask, settings: SettingValues) -> Iterator[AmqTask]:
     """The application on a broker of its own in this process, with these settings; it is the current one in the block.
 
     At the end its settings are what they were, and the broker is gone with its messages and results.

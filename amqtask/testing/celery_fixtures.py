@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from amqtask.ground.imports import load
 from amqtask.testing.apps import in_memory, new
 from amqtask.testing.worker import start_worker
 from amqtask.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import KeywordDict, OptionDict, SettingDict, SettingValues
 
 
 class ReloadableWorker:
@@ -46,13 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def celery_config() -> dict[str, Any]:
+def celery_config() -> SettingDict:
     """Settings of the application; to be overridden."""
     return {}
 
 
 @pytest.fixture(scope="session")
-def celery_parameters() -> dict[str, Any]:
+def celery_parameters() -> SettingDict:
     """Arguments of AmqTask(…); to be overridden."""
     return {}
 
@@ -95,7 +98,7 @@ def use_celery_app_trap() -> bool:
 
 @pytest.fixture
 def celery_app(
-    request: pytest.FixtureRequest, celery_config: dict[str, Any], celery_parameters: dict[str, Any]
+    request: pytest.FixtureRequest, celery_config: SettingDict, celery_parameters: SettingDict
 ) -> Iterator[AmqTask]:
     """A new application for this test."""
     with _application(request, celery_config, celery_parameters) as app:
@@ -104,7 +107,7 @@ def celery_app(
 
 @pytest.fixture(scope="session")
 def celery_session_app(
-    request: pytest.FixtureRequest, celery_config: dict[str, Any], celery_parameters: dict[str, Any]
+    request: pytest.FixtureRequest, celery_config: SettingDict, celery_parameters: SettingDict
 ) -> Iterator[AmqTask]:
     """One application for all tests."""
     with _application(request, celery_config, celery_parameters) as app:
@@ -113,7 +116,7 @@ def celery_session_app(
 
 @pytest.fixture
 def celery_worker(
-    celery_app: AmqTask, celery_worker_pool: str, celery_worker_parameters: dict[str, Any]
+    celery_app: AmqTask, celery_worker_pool: str, celery_worker_parameters: KeywordDict
 ) -> Iterator[ReloadableWorker]:
     """A worker of `celery_app`, in a thread."""
     with start_worker(celery_app, **_options(celery_worker_pool, celery_worker_parameters)) as worker:
@@ -126,7 +129,7 @@ def celery_session_worker(
     celery_includes: Sequence[str],
     celery_class_tasks: list[Any],
     celery_worker_pool: str,
-    celery_worker_parameters: dict[str, Any],
+    celery_worker_parameters: KeywordDict,
 ) -> Iterator[ReloadableWorker]:
     """A worker of `celery_session_app` for all tests, in a thread."""
     for module in celery_includes:
@@ -143,15 +146,13 @@ def depends_on_current_app(celery_app: AmqTask) -> None:
 
 
 @contextmanager
-def _application(
-    request: pytest.FixtureRequest, config: Mapping[str, Any], parameters: Mapping[str, Any]
-) -> Iterator[AmqTask]:
+def _application(request: pytest.FixtureRequest, config: SettingValues, parameters: SettingValues) -> Iterator[AmqTask]:
     mark = request.node.get_closest_marker("celery")
     with in_memory(new(**parameters), {**config, **(mark.kwargs if mark else {})}) as app:
         yield app
 
 
-def _options(pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _options(pool: str, parameters: SettingValues) -> OptionDict:
     unknown = sorted(parameters.keys() - _PARAMETERS.keys())
     if unknown:
         raise ConfigurationError(

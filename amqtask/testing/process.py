@@ -10,15 +10,19 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from amqtask.app import AmqTask
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError
 from amqtask.ground.current import replaced
 from amqtask.transport.admin import QueueAdmin
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingValues
+
 
 READY = " ready."
 
@@ -69,7 +73,7 @@ def real_worker(
     app: AmqTask,
     name: str,
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: SettingValues | None = None,
     pool: str = "prefork",
     concurrency: int = 1,
     queues: Sequence[str] = (),
@@ -120,7 +124,7 @@ def _check(app: AmqTask) -> None:
         )
 
 
-def _source(settings: Mapping[str, Any]) -> str:
+def _source(settings: SettingValues) -> str:
     """The source of a module with these settings."""
     for name, value in settings.items():
         try:

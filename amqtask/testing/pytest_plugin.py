@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import SettingDict
     from amqtask.testing.process import RealWorker
     from amqtask.worker.worker import Worker
 
@@ -29,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def amqtask_config() -> dict[str, Any]:
+def amqtask_config() -> SettingDict:
     """Settings of the application in all tests; override it in conftest.py."""
     return {}
 
@@ -41,7 +42,7 @@ def amqtask_worker_options() -> dict[str, Any]:
 
 
 @pytest.fixture
-def amqtask_app(request: pytest.FixtureRequest, amqtask_config: dict[str, Any]) -> Iterator[AmqTask]:
+def amqtask_app(request: pytest.FixtureRequest, amqtask_config: SettingDict) -> Iterator[AmqTask]:
     """The application that the option `amqtask_app` names, or a new one, on a broker and result store in this process."""
     from amqtask.testing import apps
 
@@ -69,7 +70,7 @@ def amqtask_worker(amqtask_app: AmqTask, amqtask_worker_options: dict[str, Any])
 
 @pytest.fixture
 def amqtask_real_worker(
-    request: pytest.FixtureRequest, amqtask_config: dict[str, Any], amqtask_worker_options: dict[str, Any]
+    request: pytest.FixtureRequest, amqtask_config: SettingDict, amqtask_worker_options: dict[str, Any]
 ) -> Iterator[RealWorker]:
     """A worker process of the application that the option `amqtask_app` names, on that application's own broker."""
     name = request.config.getini("amqtask_app")

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import EncodeError, Retry, SoftTimeLimitExceeded
 from amqtask.execution.context import current_context
@@ -22,6 +22,9 @@ from amqtask.execution.request import Request
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, encode_result
 from amqtask.protocol.serialization import content_types
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject, KeywordDict, SignatureFields
 
 
 class PlainTask:
@@ -45,7 +48,7 @@ class PlainTask:
         self.throws: tuple[type[BaseException], ...] = ()
         self.autoretry_for: tuple[type[BaseException], ...] = ()
         self.dont_autoretry_for: tuple[type[BaseException], ...] = ()
-        self.retry_kwargs: dict[str, Any] = {}
+        self.retry_kwargs: KeywordDict = {}
         self.retry_backoff = 0.0
         self.retry_backoff_max = 600.0
         self.retry_jitter = True
@@ -82,12 +85,12 @@ class PlainComposer:
         """The routing key is `retry`."""
         return _message("retry", {"id": request.id, "retries": context.retries + 1, "when": when})
 
-    def compose_next(self, signature: Mapping[str, Any], result: Any, context: Any, chain: list[Any]) -> list[Message]:
+    def compose_next(self, signature: SignatureFields, result: Any, context: Any, chain: list[Any]) -> list[Message]:
         """The routing key is the next task's name."""
         return [_message(signature["task"], {"args": [result], "chain": chain})]
 
     def compose_body(
-        self, body: Mapping[str, Any], values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The routing key is the body's name."""
         return [_message(body["task"], {"args": [values]})]
@@ -96,7 +99,7 @@ class PlainComposer:
         """The routing key is the replacement's name."""
         return [_message(replacement["task"], {"id": context.id})]
 
-    def compose_errback(self, errback: Mapping[str, Any], context: Any, error: BaseException, trace: str) -> Message:
+    def compose_errback(self, errback: SignatureFields, context: Any, error: BaseException, trace: str) -> Message:
         """The routing key is the errback's name."""
         return _message(errback["task"], {"of": context.id, "error": repr(error)})
 
@@ -121,7 +124,7 @@ def _message(routing_key: str, value: Any) -> Message:
         raise EncodeError(str(error)) from error
 
 
-def request(number: int, task: str, *args: Any, embed: dict[str, Any] | None = None, **options: Any) -> Request:
+def request(number: int, task: str, *args: Any, embed: JsonObject | None = None, **options: Any) -> Request:
     """A request as the worker makes them; `options` are Request's."""
     headers = {"task": task, "id": f"id-{number}", "retries": 0, **options.pop("headers", {})}
     body = options.pop("body", None)

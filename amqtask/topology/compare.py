@@ -6,11 +6,15 @@ The API's objects are those of RabbitMQ's `/api/queues`, `/api/exchanges` and `/
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import is_declarable
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields, JsonObject, QueueArguments
+
 
 Status = Literal["ok", "created", "missing", "differs", "refused", "unknown"]
 IN_ORDER: frozenset[Status] = frozenset({"ok", "created"})
@@ -26,9 +30,9 @@ class Finding(NamedTuple):
 
 def compare(
     declarations: Iterable[Declaration],
-    queues: Iterable[Mapping[str, Any]],
-    exchanges: Iterable[Mapping[str, Any]],
-    bindings: Iterable[Mapping[str, Any]],
+    queues: Iterable[JsonFields],
+    exchanges: Iterable[JsonFields],
+    bindings: Iterable[JsonFields],
 ) -> Iterator[Finding]:
     """A finding for each declared entity, in the same order."""
     queues_there = {str(queue["name"]): queue for queue in queues}
@@ -43,14 +47,14 @@ def compare(
             yield _compare(entity, exchanges_there.get(entity.name), _of_exchange(entity))
 
 
-def _compare(entity: Queue | Exchange, existing: Mapping[str, Any] | None, declared: Mapping[str, Any]) -> Finding:
+def _compare(entity: Queue | Exchange, existing: QueueArguments | None, declared: QueueArguments) -> Finding:
     if existing is None:
         return Finding(entity, "missing")
     differences = list(_differences(declared, {**existing, **_flat(existing.get("arguments") or {})}))
     return Finding(entity, "differs" if differences else "ok", "; ".join(differences))
 
 
-def _differences(declared: Mapping[str, Any], existing: Mapping[str, Any]) -> Iterator[str]:
+def _differences(declared: QueueArguments, existing: QueueArguments) -> Iterator[str]:
     arguments = {name for name in existing if name.startswith("x-") or name == "alternate-exchange"}
     for name in sorted({*declared, *arguments}):
         existing_value, declared_value = existing.get(name), declared.get(name)
@@ -66,21 +70,21 @@ def _text(value: Any) -> str:
     return "not set" if value is None else repr(value)
 
 
-def _of_queue(queue: Queue) -> dict[str, Any]:
+def _of_queue(queue: Queue) -> JsonObject:
     return {"durable": queue.durable, "auto_delete": queue.auto_delete, **_flat(queue.argument_map)}
 
 
-def _of_exchange(exchange: Exchange) -> dict[str, Any]:
+def _of_exchange(exchange: Exchange) -> JsonObject:
     properties = {"type": exchange.type, "durable": exchange.durable, "auto_delete": exchange.auto_delete}
     return {**properties, **_flat(dict(exchange.arguments))}
 
 
-def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(arguments: QueueArguments) -> JsonObject:
     """Arguments as JSON has them: a number is a number, whatever its AMQP type."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _binding_key(binding: Mapping[str, Any]) -> tuple[Any, ...]:
+def _binding_key(binding: JsonFields) -> tuple[Any, ...]:
     return (
         binding["source"],
         binding["destination"],
@@ -97,7 +101,7 @@ def _declared_key(binding: Binding) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _hashable(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+def _hashable(arguments: QueueArguments) -> tuple[Any, ...]:
     return tuple(sorted((name, repr(value)) for name, value in arguments.items()))
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import QueueArgumentDict, QueueArguments
+
 
 QUORUM = "quorum"
 CLASSIC = "classic"
@@ -41,7 +45,7 @@ def work_queue(
     *,
     exchange: Exchange | None = None,
     routing_key: str = "",
-    queue_arguments: Mapping[str, Any] | Arguments | None = None,
+    queue_arguments: QueueArguments | Arguments | None = None,
     durable: bool = True,
     exclusive: bool = False,
     auto_delete: bool = False,
@@ -74,9 +78,9 @@ def with_defaults(queue: Queue, defaults: QueueDefaults) -> Queue:
 
 
 def _default_arguments(
-    name: str, queue_type: str, argument_map: Mapping[str, Any], defaults: QueueDefaults
-) -> dict[str, Any]:
-    default_arguments: dict[str, Any] = {"x-queue-type": queue_type}
+    name: str, queue_type: str, argument_map: QueueArguments, defaults: QueueDefaults
+) -> QueueArgumentDict:
+    default_arguments: QueueArgumentDict = {"x-queue-type": queue_type}
     if queue_type == QUORUM:
         default_arguments["x-delivery-limit"] = defaults.delivery_limit
     elif queue_type == CLASSIC:

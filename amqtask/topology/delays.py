@@ -54,7 +54,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,6 +64,7 @@ from amqtask.protocol.message import Message, Properties, strip_transit_headers
 from amqtask.topology import former_delays
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict, Headers, QueueArgumentDict
     from amqtask.protocol.message import Delivery, PropertiesLike
 
 # For how many seconds a digit of each level stands, and the highest digit.
@@ -114,7 +115,7 @@ def digits(seconds: float) -> Path:
     return tuple(path)
 
 
-def second_delay(headers: Mapping[str, Any], seconds: float) -> float:
+def second_delay(headers: Headers, seconds: float) -> float:
     """How long to delay a message with these headers again, when it arrived `seconds` early.
 
     If a worker forwarded it, that worker's clock is ahead by `seconds`: with twice the delay it comes in time from there.
@@ -309,7 +310,7 @@ class DelayPlan:
         return Exchange(self.level_name(level), type="headers")
 
     def _arguments(self, ttl: int, onwards: str) -> tuple[tuple[str, Any], ...]:
-        queue_arguments: dict[str, Any] = {
+        queue_arguments: QueueArgumentDict = {
             "x-queue-type": self.queue_type,
             "x-message-ttl": ttl,
             "x-dead-letter-exchange": onwards,
@@ -326,7 +327,7 @@ _NO_LIMIT = 1_000_000
 _DISCONNECTED_MS = 500
 
 
-def due_at(headers: Mapping[str, Any]) -> float | None:
+def due_at(headers: Headers) -> float | None:
     """Unix time at which a delayed message is due; None where its header is missing or unreadable."""
     until = headers.get(UNTIL_HEADER)
     return until / 1000 if isinstance(until, int) and not isinstance(until, bool) else None
@@ -350,7 +351,7 @@ def addresses(queue: Queue) -> tuple[Address, ...]:
     return tuple(dict.fromkeys([("", queue.name), *direct]))
 
 
-def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:
+def leaves_at(headers: Headers, queue_level: int) -> float | None:
     """Unix time at which a message should leave a queue of that level for a lower one, if workers hold too many there."""
     due = due_at(headers)
     if due is None or not queue_level:
@@ -359,7 +360,7 @@ def leaves_at(headers: Mapping[str, Any], queue_level: int) -> float | None:
     return due - lower - STEP_SECONDS - EARLY_SECONDS
 
 
-def seconds_left(headers: Mapping[str, Any], level: int, now: float) -> float:
+def seconds_left(headers: Headers, level: int, now: float) -> float:
     """The longest time, in seconds, that a message in a queue of that level still waits, by its delay headers."""
     due = due_at(headers)
     return former_delays.longest_wait(headers, level) if due is None else due - now
@@ -370,7 +371,7 @@ def _level_digits(levels: Iterable[int]) -> Iterator[tuple[int, int]]:
     return ((level, digit) for level in levels for digit in range(1 if level else 0, HIGHEST[level] + 1))
 
 
-def _path(headers: Mapping[str, Any]) -> Path:
+def _path(headers: Headers) -> Path:
     path = []
     for level in reversed(range(LEVELS)):
         digit = headers.get(f"{_LEVEL_HEADER}{level}")
@@ -387,7 +388,7 @@ def _match(level: int, digit: int) -> tuple[tuple[str, Any], ...]:
     return arguments({"x-match": "all", f"{_LEVEL_HEADER}{level}": f"{digit:x}"})
 
 
-def _copied(properties: PropertiesLike, headers: dict[str, Any]) -> Properties:
+def _copied(properties: PropertiesLike, headers: HeaderDict) -> Properties:
     return Properties(
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,

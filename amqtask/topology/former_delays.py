@@ -9,8 +9,12 @@ module finds the messages that still wait: digits of base 16, units of 125 ms, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Headers
+
 
 UNIT_MS = 125
 LEVELS = 6
@@ -41,7 +45,7 @@ def level_of(prefix: str, queue: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def longest_wait(headers: Mapping[str, Any], level: int) -> float:
+def longest_wait(headers: Headers, level: int) -> float:
     """The longest time, in seconds, that a message in a queue of that level still waits, by its headers."""
     digits = {lower: headers.get(f"amqtask-delay-{lower}") for lower in range(level + 1)}
     return sum(

@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.imports import load_path
@@ -18,6 +18,10 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.options.task_options import CALL
 from amqtask.protocol.entities import Declaration, Exchange, Queue
 from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Keywords, OptionDict, Options
+
 
 Target: TypeAlias = "str | Queue | Mapping[str, Any]"
 RouteFunction: TypeAlias = Callable[..., "Target | None"]
@@ -37,7 +41,7 @@ class Route(NamedTuple):
     routing_key: str
     queue: Queue | None
     declare: tuple[Declaration, ...]
-    options: dict[str, Any]
+    options: OptionDict
     mandatory: bool = True
 
 
@@ -163,7 +167,7 @@ def _near(name: str, names: Iterable[str]) -> str:
 # -- task_routes
 
 
-def _checked_options(name: str, target: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked_options(name: str, target: Options) -> Options:
     """Raises: ConfigurationError for a key that is no option of a call."""
     for key in target:
         if key not in CALL:
@@ -253,8 +257,8 @@ class Router:
         self,
         name: str,
         args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
+        kwargs: Keywords | None = None,
+        options: Options | None = None,
         task: Any = None,
     ) -> Route:
         """The route of this call. Raises: QueueNotFound, ConfigurationError."""
@@ -268,17 +272,13 @@ class Router:
             queue = self._queues[queue or self._queues.default_queue]
         return self._to_queue(queue, exchange, routing_key, call_options)
 
-    def _merge(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], task: Any
-    ) -> dict[str, Any]:
+    def _merge(self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any) -> OptionDict:
         given_options = {key: value for key, value in options.items() if value is not None}
         if "queue" in given_options or not self._routes:
             return given_options
         return {**self._ask(name, args, kwargs, given_options, task), **given_options}
 
-    def _ask(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any], task: Any
-    ) -> dict[str, Any]:
+    def _ask(self, name: str, args: Sequence[Any], kwargs: Keywords, options: OptionDict, task: Any) -> OptionDict:
         for route in self._routes:
             target = route(name, args, kwargs, options, task=task)
             if target is None:
@@ -290,7 +290,7 @@ class Router:
             raise ConfigurationError(f"task_routes: the route of task {name!r} is {target!r}, no queue or mapping")
         return {}
 
-    def _to_exchange(self, exchange: str | Exchange, routing_key: str | None, options: dict[str, Any]) -> Route:
+    def _to_exchange(self, exchange: str | Exchange, routing_key: str | None, options: OptionDict) -> Route:
         declare: tuple[Declaration, ...] = ()
         if isinstance(exchange, Exchange):
             declare = (exchange,) if is_declarable(exchange) else ()
@@ -298,7 +298,7 @@ class Router:
         return Route(exchange, routing_key or "", None, declare, options)
 
     def _to_queue(
-        self, queue: Queue, exchange: str | Exchange | None, routing_key: str | None, options: dict[str, Any]
+        self, queue: Queue, exchange: str | Exchange | None, routing_key: str | None, options: OptionDict
     ) -> Route:
         declare = self._queues.declarations(queue)
         queue_exchange = queue.exchange

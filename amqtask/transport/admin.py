@@ -29,6 +29,7 @@ from amqtask.transport.pika_log import keep_quiet
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import FieldTable
     from amqtask.transport.contract import Publisher
 
 # How many messages are under way at once when messages move: so many may be stored twice after a kill.
@@ -98,7 +99,7 @@ class QueueAdmin:
     @property
     def server(self) -> str:
         """The broker's product and version, from its server properties."""
-        properties: dict[str, Any] = self._connection._impl.server_properties or {}
+        properties: FieldTable = self._connection._impl.server_properties or {}
         return f"{properties.get('product', '?')} {properties.get('version', '?')}"
 
     def state(self, queue: str) -> QueueState:

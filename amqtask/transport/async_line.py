@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aio_pika
 from aio_pika import exceptions as aio_errors
@@ -44,6 +44,10 @@ from amqtask.transport.errors import (
 )
 from amqtask.transport.names import check_name, entity_name
 from amqtask.transport.url import EXTERNAL, BrokerAddress
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import OptionDict
+
 
 Warn = Callable[[str], None]
 # With these codes a broker closes the connection of a client that sent invalid frames.
@@ -543,7 +547,7 @@ async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Lin
     for logger_name in _LOGGERS:
         logging.getLogger(logger_name).addFilter(_not_ours)
     tls = address.tls
-    options: dict[str, Any] = {"heartbeat": address.heartbeat if address.heartbeat is not None else heartbeat}
+    options: OptionDict = {"heartbeat": address.heartbeat if address.heartbeat is not None else heartbeat}
     if tls is not None and tls.server_hostname:
         options["server_hostname"] = tls.server_hostname
     if address.login_method == EXTERNAL:

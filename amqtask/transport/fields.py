@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pika.data
 from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
@@ -27,6 +27,10 @@ from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
 from amqtask.ground.interrupts import is_own
 from amqtask.ground.printable import printable
 from amqtask.protocol.message import LARGEST_HEADERS, OddHeaders
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import FieldTable
+
 
 # Levels of nested tables and arrays; a task message has three (its stamps).
 MOST_DEEP = 32
@@ -59,7 +63,7 @@ _LAST_SECOND = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc).times
 _TROUBLE = (ValueError, IndexError, OverflowError, struct.error)
 
 
-def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
+def decode_table(encoded: bytes, offset: int) -> tuple[FieldTable, int]:
     """A table and the offset of its end; an OddHeaders for a table that cannot be read. Never raises."""
     try:
         (size,) = _read_size(encoded, offset)
@@ -94,11 +98,11 @@ def decode_short_string(encoded: bytes, offset: int) -> tuple[str, int]:
         return raw.decode("utf-8", "backslashreplace")[:_SAFE_LENGTH], end
 
 
-def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[dict[str, Any], int]:
+def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[FieldTable, int]:
     """The strict reader; the types that task headers are made of are read in this function."""
     if depth > MOST_DEEP:
         raise _Unreadable(f"tables or arrays within each other, more than {MOST_DEEP}")
-    table: dict[str, Any] = {}
+    table: FieldTable = {}
     (size,) = _read_size(encoded, offset)
     offset += 4
     end = offset + size
@@ -262,7 +266,7 @@ def _odd_name(encoded: bytes, offset: int, headers: OddHeaders) -> tuple[str, in
 # -- writing
 
 
-def encode_table(pieces: list[bytes], table: dict[str, Any] | None) -> int:
+def encode_table(pieces: list[bytes], table: FieldTable | None) -> int:
     """Append a table to the pieces; its size in bytes. Raises: UnsupportedAMQPFieldException."""
     try:
         return _write_fields(pieces, table)
@@ -270,7 +274,7 @@ def encode_table(pieces: list[bytes], table: dict[str, Any] | None) -> int:
         raise UnsupportedAMQPFieldException([], "tables or lists within each other, too many") from None
 
 
-def _write_fields(pieces: list[bytes], table: dict[str, Any] | None) -> int:
+def _write_fields(pieces: list[bytes], table: FieldTable | None) -> int:
     size_index = len(pieces)
     pieces.append(b"")
     size = 0

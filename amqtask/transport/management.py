@@ -6,12 +6,16 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from amqtask.exceptions import AccessRefused, ConfigurationError, OperationalError
 from amqtask.ground.wording import clause
 from amqtask.transport.url import BrokerAddress
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 TIMEOUT_SECONDS = 10.0
 
@@ -35,24 +39,24 @@ class ManagementApi:
         self._login = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._vhost = address.vhost
 
-    def queues(self) -> list[dict[str, Any]]:
+    def queues(self) -> list[JsonObject]:
         """All queues of the virtual host."""
         return self._get("queues")
 
-    def exchanges(self) -> list[dict[str, Any]]:
+    def exchanges(self) -> list[JsonObject]:
         """All exchanges of the virtual host."""
         return self._get("exchanges")
 
-    def bindings(self) -> list[dict[str, Any]]:
+    def bindings(self) -> list[JsonObject]:
         """All bindings of the virtual host, those of the default exchange too (source "")."""
         return self._get("bindings")
 
-    def _get(self, resource: str) -> list[dict[str, Any]]:
+    def _get(self, resource: str) -> list[JsonObject]:
         url = f"{self.safe_url}/api/{resource}/{quote(self._vhost, safe='')}"
         request = urllib.request.Request(url, headers={"Authorization": f"Basic {self._login}"})
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-                entries: list[dict[str, Any]] = json.load(answer)
+                entries: list[JsonObject] = json.load(answer)
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from error
         except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ import difflib
 import ssl
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
@@ -15,6 +15,10 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import printable
 from amqtask.ground.wording import described
 from amqtask.options import value_types
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Options
+
 
 SCHEMES = {"amqp": False, "amqps": True, "pyamqp": False, "rabbitmq": False}
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672//"
@@ -288,7 +292,7 @@ def _vhost(path: str) -> str:
     return name or "/"
 
 
-def _tls(options: Mapping[str, Any]) -> TlsOptions:
+def _tls(options: Options) -> TlsOptions:
     fields: dict[str, Any] = {}
     for name, value in options.items():
         target = _TLS_NAMES.get(name)

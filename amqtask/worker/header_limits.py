@@ -7,12 +7,15 @@ fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.printable import printable
 from amqtask.protocol.task import saferepr
 from amqtask.transport.fields import field_size
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict, Headers
+
 
 # Bytes; leaves room in a frame for the properties, for the headers of a dead letter, and for those that brokers add.
 ROOM = 98_304
@@ -24,7 +27,7 @@ _SHORT, _LISTED = 200, 1000
 _FIRST = ("task", "id", "lang", "root_id", "parent_id", "group", "retries", "eta", "expires")
 
 
-def fitted(headers: Mapping[str, Any]) -> dict[str, Any]:
+def fitted(headers: Headers) -> HeaderDict:
     """The headers, shortened where they do not fit or cannot be encoded; CUT_HEADER names those that were changed."""
     kept, sizes, cut = dict(headers), {}, []
     for name in sorted(headers, key=lambda name: name not in _FIRST):
@@ -41,7 +44,7 @@ def fitted(headers: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _make_room(kept: dict[str, Any], sizes: dict[str, int]) -> list[str]:
+def _make_room(kept: HeaderDict, sizes: dict[str, int]) -> list[str]:
     """Shorten the largest headers, then drop the last ones, until the headers fit; the names of those that changed."""
     cut: list[str] = []
     total_size = sum(sizes.values())

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.ground.printable import bounded_logger
@@ -18,6 +18,7 @@ from amqtask.worker.intake import NEVER
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Running
     from amqtask.protocol.entities import Queue
     from amqtask.worker.revoked import Stamp
@@ -170,7 +171,7 @@ class Operations:
         """How many tasks this worker could run now with enough slots."""
         return len(self._worker.dispatcher.running) + self._worker.dispatcher.waiting
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> JsonObject:
         """Numbers about the worker itself (the panel adds the process's)."""
         worker = self._worker
         totals = {name: strategy.count for name, strategy in worker.strategies.items() if strategy.count}
@@ -183,7 +184,7 @@ class Operations:
             "unconfirmed": worker.publisher.outstanding,
         }
 
-    def _pool_defaults(self) -> dict[str, Any]:
+    def _pool_defaults(self) -> JsonObject:
         """Numbers that Celery's tools expect of every pool."""
         worker = self._worker
         return {

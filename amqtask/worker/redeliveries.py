@@ -24,6 +24,7 @@ from amqtask.execution.outcome import Answer
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import Headers
 
 Key: TypeAlias = tuple[str, int]
 # Acks that may be under way to the broker when the connection breaks.
@@ -36,7 +37,7 @@ def key_of(request: Request) -> Key:
     return _key(request.id, request.headers)
 
 
-def _key(task_id: str, headers: Mapping[str, Any]) -> Key:
+def _key(task_id: str, headers: Headers) -> Key:
     retries = headers.get("retries")
     return task_id, retries if isinstance(retries, int) else 0
 

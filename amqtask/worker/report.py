@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
 
 logger = bounded_logger("amqtask.worker")
 
@@ -109,7 +110,7 @@ class Report:
         else:
             logger.info("Task %s[%s] %s", name, task_id, _WORDS.get(state, state.lower()), extra=extra)
 
-    def _failed(self, name: str, task_id: str, outcome: Outcome, extra: dict[str, Any]) -> None:
+    def _failed(self, name: str, task_id: str, outcome: Outcome, extra: JsonObject) -> None:
         if outcome.expected:
             logger.info("Task %s[%s] raised expected: %s", name, task_id, outcome.summary, extra=extra)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import printable
 from amqtask.protocol.message import Message, Properties, strip_transit_headers
@@ -10,6 +10,7 @@ from amqtask.worker.header_limits import fitted
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import HeaderDict
     from amqtask.protocol.message import PropertiesLike
 
 # The copy would be routed by these headers, too (https://www.rabbitmq.com/docs/sender-selected).
@@ -18,13 +19,13 @@ _NOT_COPIED = frozenset({"CC", "BCC"})
 _LONGEST_REASON, _LONGEST_EXCEPTION = 1000, 4000
 
 
-def copied_headers(properties: PropertiesLike) -> dict[str, Any]:
+def copied_headers(properties: PropertiesLike) -> HeaderDict:
     """The headers for a copy of a message, without those that the broker or a delay added."""
     headers = strip_transit_headers(properties.headers or {})
     return {name: value for name, value in headers.items() if name not in _NOT_COPIED}
 
 
-def copied_properties(properties: PropertiesLike, headers: dict[str, Any] | None = None) -> Properties:
+def copied_properties(properties: PropertiesLike, headers: HeaderDict | None = None) -> Properties:
     """The properties for a copy of a message, with these headers or its own.
 
     `expiration` is left out (its time in the work queue is over; `expires` in the headers still counts), and so

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Headers
+
 
 MAX_IDS = 50_000
 # Characters of an id or of a stamp's value; messages with longer ones are refused.
@@ -34,7 +38,7 @@ class Revocations:
     def __bool__(self) -> bool:
         return bool(self._ids or self._stamps)
 
-    def covers(self, task_id: str, headers: Mapping[str, Any]) -> bool:
+    def covers(self, task_id: str, headers: Headers) -> bool:
         """Whether a task with this id and these message headers is revoked."""
         if task_id in self._ids:
             return True
@@ -102,7 +106,7 @@ def _is_short(key: str | Stamp) -> bool:
     return all(len(part) <= LONGEST for part in parts if isinstance(part, str))
 
 
-def _stamps_of(headers: Mapping[str, Any]) -> Iterable[Stamp]:
+def _stamps_of(headers: Headers) -> Iterable[Stamp]:
     """The stamps of a message; each value of a list is one stamp."""
     names, stamps = headers.get("stamped_headers"), headers.get("stamps")
     if not isinstance(names, (list, tuple)) or not isinstance(stamps, Mapping):

@@ -11,12 +11,13 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
     from amqtask.worker.revoked import Revocations
 
 logger = bounded_logger("amqtask.worker")
@@ -79,12 +80,12 @@ class StateFile:
             self._writer.join()
         self._write(self._take_state())
 
-    def _take_state(self) -> dict[str, Any]:
+    def _take_state(self) -> JsonObject:
         self._saved_version = self._revoked.version
         stamps = [[name, value, since] for (name, value), since in self._revoked.stamps.items()]
         return {"revoked": self._revoked.ids, "revoked_stamps": stamps}
 
-    def _write(self, state: dict[str, Any]) -> None:
+    def _write(self, state: JsonObject) -> None:
         new = self._path.with_name(f"{self._path.name}.new-{os.getpid()}")
         try:
             with new.open("w") as file:

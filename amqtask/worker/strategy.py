@@ -7,7 +7,7 @@ path: its body is read here (protocol v1), or it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from amqtask.protocol.task import LONGEST_ID, checked_id
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
+    from amqtask.ground.shapes import Headers
     from amqtask.protocol.message import Delivery
 
 # A request whose ETA is nearer than this (seconds) waits here; one with a later ETA goes to the delay levels.
@@ -167,7 +168,7 @@ def timestamp(value: str | datetime) -> float:
     return moment.timestamp()
 
 
-def limits_in(headers: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def limits_in(headers: Headers) -> tuple[float | None, float | None]:
     """The message's own (hard, soft) time limit."""
     limits = headers.get("timelimit")
     if not isinstance(limits, (list, tuple)) or len(limits) != 2:
@@ -184,7 +185,7 @@ def as_limit(seconds: Any) -> float | None:
     return seconds if 0 < seconds < ENDLESS else None
 
 
-def attempts_in(headers: Mapping[str, Any]) -> int:
+def attempts_in(headers: Headers) -> int:
     """How often the message was delivered before, by the broker's header."""
     count = headers.get("x-delivery-count")
     return count if count.__class__ is int and count > 0 else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.pool import Running
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
 
@@ -51,7 +52,7 @@ class SlotPool:
         """Always empty: each request begins at once."""
         return []
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> JsonObject:
         """Numbers for `inspect stats`."""
         return {"max-concurrency": self._slots, "running": len(self._running), "total": self._total}
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.interrupts import Abandoned
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
 logger = bounded_logger("amqtask.pools")
@@ -201,6 +202,6 @@ class SoloPool:
             self._alarm = None
         return unfinished
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> JsonObject:
         """Numbers for `inspect stats`."""
         return {"max-concurrency": 1, "running": int(self._running is not None), "total": self._total}

@@ -37,6 +37,8 @@ from amqtask.protocol.serialization import content_type, content_types, loads
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    from amqtask.ground.shapes import JsonObject
+
 T = TypeVar("T")
 # Ids per SELECT: databases limit the number of parameters.
 AT_ONCE = 500
@@ -87,10 +89,10 @@ class DatabaseBackend(PollingBackend):
         """A savepoint where a transaction is open, which an INSERT that fails must not end; else no transaction."""
         return transaction.atomic(using=self._alias) if self._connection.in_atomic_block else nullcontext()
 
-    def _fields(self, result: ResultMessage) -> dict[str, Any]:
+    def _fields(self, result: ResultMessage) -> JsonObject:
         extra = dict(result.extra)
         now = stored(datetime.now(timezone.utc))
-        meta: dict[str, Any] = {"children": result.children}
+        meta: JsonObject = {"children": result.children}
         if result.group_id:
             meta["group_id"] = result.group_id
         if result.parent_id:
@@ -133,7 +135,7 @@ class DatabaseBackend(PollingBackend):
     def _result(self, row: Any) -> ResultMessage:
         try:
             meta = self._decode(row, row.meta) or {}
-            extra: dict[str, Any] = {}
+            extra: JsonObject = {}
             if row.task_name is not None:
                 extra = {"name": row.task_name, "worker": row.worker}
                 extra |= {name: self._call_part(row, getattr(row, _COLUMNS[name])) for name in ("args", "kwargs")}

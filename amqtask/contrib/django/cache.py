@@ -6,8 +6,8 @@ but it can say "unless it is there": a SUCCESS is kept under a second key too, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from django.core.cache import InvalidCacheBackendError, caches
 from django.core.cache.backends.dummy import DummyCache
@@ -21,6 +21,10 @@ from amqtask.backends.polling import PollingBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields
+
 
 logger = bounded_logger("amqtask.backends")
 RESULT, GROUP = "celery-task-meta-", "celery-taskset-meta-"
@@ -93,7 +97,7 @@ class CacheBackend(PollingBackend):
             raise BackendUnreachable(f"Django's cache {self._alias!r} does not answer: {error}") from error
 
 
-def _result(meta: Mapping[str, Any]) -> ResultMessage:
+def _result(meta: JsonFields) -> ResultMessage:
     result = ResultMessage.from_meta(meta)
     if isinstance(result.result, BaseException):  # as Celery leaves it there
         result.result = exception_as_dict(result.result)

@@ -32,6 +32,7 @@ from amqtask.schedules import clocked, crontab, schedule, solar
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import OptionDict
 
 logger = bounded_logger("amqtask.beat")
 # Seconds after which the tasks are read again although nothing was said to have changed.
@@ -182,7 +183,7 @@ class DatabaseScheduler:
         )
 
 
-def _option_fields(entry: Entry) -> dict[str, Any]:
+def _option_fields(entry: Entry) -> OptionDict:
     """Columns for an entry's options. Raises: ConfigurationError for options without one."""
     options = dict(entry.options)
     fields: dict[str, Any] = {name: options.pop(name, None) for name in _OPTIONS}

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -29,11 +29,15 @@ from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import FieldTable
+
+
 PATIENCE = 60.0
 
 
 def _nested(depth: int) -> dict[str, Any]:
-    table: dict[str, Any] = {}
+    table: FieldTable = {}
     for _ in range(depth):
         table = {"inner": table}
     return table
@@ -315,7 +319,7 @@ class TransportSuite:
             self.publish(queue, b"3")
 
     @pytest.mark.parametrize("headers", UNWRITABLE_HEADERS.values(), ids=UNWRITABLE_HEADERS)
-    def test_headers_that_amqp_cannot_write_are_refused_and_do_no_harm(self, headers: dict[str, Any]) -> None:
+    def test_headers_that_amqp_cannot_write_are_refused_and_do_no_harm(self, headers: FieldTable) -> None:
         queue = Queue(self.name(), arguments=CLASSIC)
         good = Message(b"good", Properties(), "", queue.name, (queue,))
         bad = Message(b"bad", Properties(headers=headers), "", queue.name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from amqtask.protocol.entities import Binding, Exchange
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Headers, QueueArguments
+
 
 PREDECLARED = {
     f"amq.{name}": Exchange(f"amq.{name}", exchange_type)
@@ -31,7 +34,7 @@ def _match_words(pattern: tuple[str, ...], key_words: tuple[str, ...]) -> bool:
     return bool(key_words) and pattern[0] in ("*", key_words[0]) and _match_words(pattern[1:], key_words[1:])
 
 
-def matches_headers(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
+def matches_headers(arguments: QueueArguments, headers: Headers) -> bool:
     """`x-match`: all (default), any, all-with-x, any-with-x; an argument without a value asks for presence."""
     mode = str(arguments.get("x-match", "all"))
     with_x = mode.endswith("-with-x")
@@ -40,7 +43,7 @@ def matches_headers(arguments: Mapping[str, Any], headers: Mapping[str, Any]) ->
     return any(hits) if mode.startswith("any") else all(hits)
 
 
-def is_match(exchange: Exchange, binding: Binding, routing_key: str, headers: Mapping[str, Any]) -> bool:
+def is_match(exchange: Exchange, binding: Binding, routing_key: str, headers: Headers) -> bool:
     """Whether a binding of this exchange takes the message."""
     match exchange.type:
         case "fanout":

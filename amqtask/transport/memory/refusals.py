@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 RESOURCE_LOCKED = 405
 
@@ -70,7 +74,7 @@ def check_same(declared: Queue | Exchange, existing: Queue | Exchange) -> None:
             )
 
 
-def _properties(entity: Queue | Exchange) -> dict[str, Any]:
+def _properties(entity: Queue | Exchange) -> JsonObject:
     arguments = dict(entity.arguments)
     if isinstance(entity, Exchange):
         # A client that only uses an exchange need not know whether it deletes itself.

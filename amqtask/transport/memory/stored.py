@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pika
 
 from amqtask.protocol.message import Message
 from amqtask.transport.content import encode_properties
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict, JsonObject
+
 
 REJECTED, EXPIRED, MAXLEN, DELIVERY_LIMIT = "rejected", "expired", "maxlen", "delivery_limit"
 
@@ -22,7 +26,7 @@ class Stored:
     properties: bytes
     exchange: str
     routing_key: str
-    headers: dict[str, Any]
+    headers: HeaderDict
     priority: int | None
     expiration: float | None
     is_persistent: bool
@@ -75,7 +79,7 @@ def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: st
     return _stored(stored.body, b"".join(properties.encode()), exchange, key)
 
 
-def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> list[dict[str, Any]]:
+def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> list[JsonObject]:
     """One entry per queue and reason, the latest first."""
     deaths = [dict(entry) for entry in stored.headers.get("x-death") or []]
     for entry in deaths:

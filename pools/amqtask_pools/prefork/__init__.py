@@ -15,7 +15,7 @@ import gc
 import signal
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import billiard
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
 
 logger = bounded_logger("amqtask.pools")
@@ -194,7 +195,7 @@ class PreforkPool:
         self._finishing.clear()
         return unfinished
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> JsonObject:
         """Numbers for `inspect stats`."""
         return {
             "max-concurrency": self._slots,

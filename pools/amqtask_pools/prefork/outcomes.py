@@ -20,7 +20,7 @@ from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import EncodeError
@@ -32,6 +32,10 @@ from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, MSGPACK, PICKLE, YAML, dumps, loads
 from amqtask.protocol.task import saferepr
 from amqtask_pools.prefork.frames import OUTCOMES, BrokenFrame
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 _HEAD = struct.Struct(">BI")
 # A value that JSON does not have becomes a table with one of these names; no header begins like that.
@@ -177,7 +181,7 @@ def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list
         raise BrokenFrame(f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _rich(table: dict[str, Any]) -> Any:
+def _rich(table: JsonObject) -> Any:
     if len(table) == 1:
         ((name, value),) = table.items()
         match name:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from amqtask import states
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 STATES = sorted(states.ALL_STATES)
 
@@ -46,7 +50,7 @@ class TaskResult(models.Model):
             models.Index(fields=["periodic_task_name"], name="amqtask_result_periodic_idx"),
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The fields that a result has everywhere, as they are stored."""
         return {
             "task_id": self.task_id,
@@ -84,7 +88,7 @@ class GroupResult(models.Model):
             models.Index(fields=["date_done"], name="amqtask_group_done_idx"),
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Id, members and date, as they are stored."""
         return {"group_id": self.group_id, "result": self.result, "date_done": self.date_done}
 
