@@ -51,6 +51,10 @@ class Rows(BaseDictBackend):
 
     rows: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - a table
     requests: list[Any] = []  # noqa: RUF012
+    cleanups: list[int] = []  # noqa: RUF012
+
+    def process_cleanup(self) -> None:
+        self.cleanups.append(1)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
@@ -107,6 +111,7 @@ def rows() -> Iterator[Any]:
         yield app
     Rows.rows.clear()
     Rows.requests.clear()
+    Rows.cleanups.clear()
 
 
 def test_a_worker_s_results_are_kept_in_a_class_that_the_setting_names(rows: Any) -> None:
@@ -122,6 +127,7 @@ def test_a_worker_s_results_are_kept_in_a_class_that_the_setting_names(rows: Any
     assert isinstance(rows.backend, Rows)
     assert Rows.rows[done.id]["status"] == states.SUCCESS
     assert "ZeroDivisionError" in Rows.rows[failed.id]["traceback"]
+    assert len(Rows.cleanups) == 2
     request = next(request for request in Rows.requests if request.id == done.id)
     assert (request.task, list(request.args), request.delivery_info["routing_key"]) == ("add", [1, 2], "amqtask")
     failed.forget()
@@ -317,6 +323,9 @@ def test_results_answer_to_more_of_celery_s_names(ours: Any) -> None:
     failed: Any = AsyncResult("a")
     several: Any = GroupResult("g", [failed], app=ours)
 
+    meta = failed._get_task_meta()
+    assert (meta["status"], type(meta["result"]), meta["task_id"]) == (states.FAILURE, KeyError, "a")
+    assert ours.AsyncResult("x")._get_task_meta()["status"] == states.PENDING
     assert (failed.exists(), ours.AsyncResult("x").exists()) == (True, False)
     with pytest.raises(KeyError):
         failed.throw()

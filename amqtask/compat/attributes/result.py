@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask import states
+from amqtask.compat.stores import Meta, meta_of
 from amqtask.exceptions import TimeoutError
 from amqtask.ground.current import current_app
 from amqtask.result import AsyncResult
@@ -26,6 +27,10 @@ class OfResult(AsyncResult[Any]):
         """The current application."""
         app: AmqTask = current_app()
         return app
+
+    def _get_task_meta(self) -> Meta:
+        stored = self._meta()
+        return meta_of(self.id, None if stored.status == states.PENDING else stored)
 
     def exists(self) -> bool:
         """Whether the store knows anything of the task."""

@@ -315,6 +315,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
             self.store_result(
                 result.task_id, result.result, result.status, traceback=result.traceback, request=request_of(result)
             )
+            self.process_cleanup()
         except (EncodeError, BackendUnreachable):
             raise
         except Exception as error:  # each library has errors of its own
