@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from amqtask.compat.stores import Asked, Meta, message_of, meta_of
+from amqtask.execution.context import current_context
 from amqtask.ground.current import current_app
 from amqtask.ground.secrets import mask_urls
 
@@ -62,14 +63,14 @@ class OfStore(Asked):
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        """Store a value, an exception or a meta; over `rpc://` it goes to `request.reply_to`, to nobody without a request.
+        """Store a value, an exception or a meta; over `rpc://` it goes to who has called `request`, or the task that runs here.
 
         Raises: EncodeError, BackendUnreachable, PublishError.
         """
         result_message = message_of(task_id, result, state, traceback, request, self.serializer)
-        message = self.message_for(
-            result_message, getattr(request, "reply_to", None), getattr(request, "correlation_id", task_id)
-        )
+        of_call = current_context() if request is None else request
+        correlation_id = getattr(of_call, "correlation_id", None) or task_id
+        message = self.message_for(result_message, getattr(of_call, "reply_to", None), correlation_id)
         if message is None:
             self.store(result_message)
         elif message.routing_key:
