@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.calls.signature import listed
+from amqtask.client.property_mapping import PropertyMapping
 from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current_context
 from amqtask.options import value_types
@@ -311,7 +312,7 @@ def tell_composed(message: Message, *, follow_up: bool = False) -> None:
         exchange=message.exchange,
         routing_key=message.routing_key,
         headers=message.properties.headers,
-        properties=message.properties,
+        properties=PropertyMapping(message.properties),
         declare=[_with_exchange(entity) for entity in message.declare if isinstance(entity, Queue)],
         retry_policy=None,
         follow_up=follow_up,

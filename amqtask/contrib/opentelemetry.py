@@ -98,7 +98,7 @@ class Tracing:
         exchange: str,
         routing_key: str,
         size: int,
-        properties: Any,
+        properties: Mapping[str, Any],
         follow_up: bool = False,
         **_: Any,
     ) -> None:
@@ -109,7 +109,7 @@ class Tracing:
             f"{operation} {destination}",
             kind=SpanKind.PRODUCER,
             attributes={
-                **_attributes(sender, headers, destination, routing_key, properties.correlation_id),
+                **_attributes(sender, headers, destination, routing_key, properties.get("correlation_id")),
                 "messaging.operation.name": operation,
                 "messaging.operation.type": "create" if follow_up else "send",
                 "messaging.message.body.size": size,

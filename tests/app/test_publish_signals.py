@@ -192,3 +192,24 @@ def test_what_a_receiver_publishes_again_is_the_same_call(app: Any) -> None:
 
     assert len(groups) >= 2
     assert len(set(groups)) == 1
+
+
+def test_receivers_get_the_properties_as_a_mapping_and_may_change_them(app: Any) -> None:
+    told: list[Any] = []
+
+    def change(properties: Any, **_: Any) -> None:
+        told.append((properties["correlation_id"], properties.get("app_id"), "headers" in properties, len(properties)))
+        properties.update(app_id="mine", priority=3)
+        del properties["reply_to"]
+        with pytest.raises(KeyError, match="no property"):
+            properties["prioritie"] = 1
+
+    signals.before_task_publish.connect(change)
+    try:
+        app.send_task("plain", task_id="one", queue="changed", reply_to="there")
+    finally:
+        signals.before_task_publish.disconnect(change)
+
+    ((sent, _),) = app.memory_broker.messages("changed")
+    assert told == [("one", None, False, 6)]
+    assert (sent.app_id, sent.priority, sent.reply_to) == ("mine", 3, None)
