@@ -334,7 +334,7 @@ class AmqTask(Calling, WithOthersNames):
         message = self.backend.message_for(result, context.reply_to, context.correlation_id)
         if message is None:
             # A state on the way is not worth waiting for a store without end.
-            getattr(self.backend, "store_briefly", self.backend.store)(result)
+            self.backend.store_briefly(result)
         elif message.routing_key:
             self.publisher.publish(replace(message, mandatory=False))
 

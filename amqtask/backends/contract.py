@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from amqtask.exceptions import BackendNotConfigured
 from amqtask.ground.elsewhere import WithOthersNames
 from amqtask.protocol.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:
     from amqtask.backends.retrying import RetryPolicy
     from amqtask.ground.shapes import SettingValues
+    from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
     from amqtask.transport.url import BrokerAddress
@@ -44,15 +46,78 @@ class BackendOptions:
     settings: SettingValues = field(default_factory=dict)
 
 
-class ResultBackend(Protocol):
-    """Stores and finds results. Safe across threads, greenlets and forks.
+NO_GROUPS = "this result backend does not keep groups: rpc:// does not, the other result stores do (docs/results.md)"
 
-    A store that also keeps groups has `save_group(id, members)`, `restore_group(id)` and `delete_group(id)`; one that counts
-    the parts of chords is an amqtask.execution.contract.ChordStore too.
-    """
 
+class StoreDefaults(Protocol):
+    """What a result store may leave out, and what it is then; one that derives from nothing of ours gets it when it is opened."""
+
+    # Whether `store` waits for a server: event loops then call it in a thread.
+    blocks: ClassVar[bool] = False
+    # Whether it outlives the worker and gives back all that it was given, `extra` too: a chain whose worker was lost is
+    # resumed after the last step that it knows.
+    keeps_runs: ClassVar[bool] = False
     # Whether the store deletes expired results by itself; else `cleanup` must be called now and then.
-    supports_autoexpire: bool
+    supports_autoexpire: ClassVar[bool] = True
+
+    def store(self, result: ResultMessage) -> None:
+        """See ResultBackend: this one is the store's own."""
+        raise NotImplementedError
+
+    def store_briefly(self, result: ResultMessage) -> None:
+        """`store`, but it gives up after seconds even with `result_backend_always_retry`: for what a worker stores on its
+        I/O loop, and for states on the way."""
+        self.store(result)
+
+    # -- stores whose results travel as messages
+
+    @property
+    def reply_queue(self) -> Queue | None:
+        """The queue that this process's results come to, for calls that are published later by another one."""
+        return None
+
+    def keep_reading(self) -> None:
+        """Read the queue if the broker is there, in place of `prepare` for calls that are published later."""
+        return
+
+    def start_reading(self) -> None:
+        """`keep_reading` for an event loop: does not wait."""
+        return
+
+    async def aprepare(self, timeout: float | None = None) -> None:
+        """`prepare` for an event loop."""
+        return
+
+    # -- groups
+
+    def save_group(self, group_id: str, members: Any) -> None:
+        """Keep a group. Raises: BackendNotConfigured (it keeps none), BackendUnreachable."""
+        raise BackendNotConfigured(NO_GROUPS)
+
+    def restore_group(self, group_id: str) -> Any:
+        """What `save_group` kept; None when there is nothing. Raises: as `save_group`."""
+        raise BackendNotConfigured(NO_GROUPS)
+
+    def delete_group(self, group_id: str) -> None:
+        """Forget a group. Raises: as `save_group`."""
+        raise BackendNotConfigured(NO_GROUPS)
+
+    # -- chords
+
+    def add_chord_part(
+        self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
+    ) -> list[Any] | None:
+        """See amqtask.execution.contract.ChordStore; a store that has this has all of it."""
+        raise BackendNotConfigured("this result backend does not count the parts of chords: the broker does")
+
+    @property
+    def counts_chords(self) -> bool:
+        """Whether the store is an amqtask.execution.contract.ChordStore; else chords are joined in the broker."""
+        return type(self).add_chord_part is not StoreDefaults.add_chord_part
+
+
+class ResultBackend(StoreDefaults, Protocol):
+    """Stores and finds results. Safe across threads, greenlets and forks. What it may leave out: StoreDefaults."""
 
     def __init__(self, options: BackendOptions) -> None: ...
 
@@ -103,15 +168,8 @@ class ResultBackend(Protocol):
     def close(self) -> None: ...
 
 
-class KnownStore(WithOthersNames):
+class KnownStore(WithOthersNames, StoreDefaults):
     """A store that answers to Celery's names as well (`mark_as_done`, `get_task_meta`, `client` …)."""
-
-    NEVER_ELSEWHERE: ClassVar[frozenset[str]] = frozenset(
-        {
-            "add_chord_part", "aprepare", "blocks", "delete_group", "keep_reading", "keeps_runs", "reply_queue",
-            "restore_group", "save_group", "start_reading", "store_briefly", "supports_autoexpire",
-        }
-    )  # fmt: skip
 
 
 class MadeForApp:

@@ -39,7 +39,7 @@ class PollingBackend(KnownStore):
 
     # Event loops call `store` in a thread (amqtask.execution.contract.ResultStore).
     blocks: ClassVar[bool] = True
-    supports_autoexpire: bool = False
+    supports_autoexpire: ClassVar[bool] = False
 
     def __init__(self, options: BackendOptions) -> None:
         self._longest_pause = float(dict(options.transport_options).get("polling_interval", LONGEST_PAUSE))

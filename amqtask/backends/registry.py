@@ -6,8 +6,9 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Any
 
-from amqtask.backends.contract import MadeForApp
+from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.completion import completed
 from amqtask.ground.imports import load_path
 from amqtask.ground.plugins import plugins
 from amqtask.ground.secrets import mask_urls
@@ -59,6 +60,7 @@ def open_backend(url: str | None, options: BackendOptions, app: Any = None) -> R
     if (url or "").partition("://")[0].lower() in DISABLED:
         return None
     kind, address = find_named(url or "")
+    kind = completed(kind, StoreDefaults)
     backend: ResultBackend = kind(app=app, url=address) if issubclass(kind, MadeForApp) else kind(options)
     return backend
 

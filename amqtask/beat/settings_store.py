@@ -180,7 +180,7 @@ def entries_of(app: AmqTask) -> Iterable[Entry]:
 def _needs_cleanup(app: AmqTask) -> bool:
     """Whether results stay until somebody deletes them."""
     backend = app.backend
-    return backend is not None and bool(app.conf.result_expires) and not getattr(backend, "supports_autoexpire", True)
+    return backend is not None and bool(app.conf.result_expires) and not backend.supports_autoexpire
 
 
 def _snapshot(app: AmqTask) -> SettingDict:

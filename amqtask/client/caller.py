@@ -96,7 +96,7 @@ class Calling(Parts):
     def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
         from amqtask.outbox.rows import as_row
 
-        queue = getattr(self.backend, "reply_queue", None)
+        queue = self.backend.reply_queue if self.backend is not None else None
         if queue is not None:
             messages = [
                 replace(message, declare=(*message.declare, queue))
@@ -287,14 +287,8 @@ class Calling(Parts):
             return
         if self._transaction is None:
             self.backend.prepare((), timeout)
-        else:
-            self._keep_reading()
-
-    def _keep_reading(self) -> None:
-        """Read the queue of results if the broker is there. (Calls in a transaction need no broker: rows name the queue.)"""
-        keep_reading = getattr(self.backend, "keep_reading", None)
-        if keep_reading is not None:
-            keep_reading()
+        else:  # calls in a transaction need no broker: rows name the queue of results
+            self.backend.keep_reading()
 
     def _settled(self, message: Message, error: BaseException | None = None) -> None:
         """Send the signal after_task_publish, or with an error task_publish_failed."""
@@ -378,14 +372,13 @@ class Calling(Parts):
         """Have the store of results ready before a call is composed on an event loop, which must not wait for it."""
         if not self.is_finalized:
             self.finalize()
-        if self._transaction is not None:
-            start_reading = getattr(self.backend, "start_reading", None)
-            if start_reading is not None:
-                start_reading()
+        backend = self.backend
+        if backend is None:
             return
-        prepare = getattr(self.backend, "aprepare", None)
-        if prepare is not None:
-            await prepare(timeout)
+        if self._transaction is not None:
+            backend.start_reading()
+        else:
+            await backend.aprepare(timeout)
 
     async def aconnect(self, *, timeout: float | None = None) -> None:
         """Connect now what `adelay` and `aget` would connect when they are used first: the publisher, and for `rpc://` the queue
@@ -468,9 +461,10 @@ class Calling(Parts):
     @property
     def chord_store(self) -> ChordStore | None:
         """Where the parts of chords are counted: a result store that can, else (None) the broker."""
-        if self.memory_broker is not None and not hasattr(self.backend, "add_chord_part"):
-            return self._memory_chords
-        return cast("ChordStore | None", self.backend if hasattr(self.backend, "add_chord_part") else None)
+        backend = self.backend
+        if backend is not None and backend.counts_chords:
+            return cast("ChordStore", backend)
+        return self._memory_chords if self.memory_broker is not None else None
 
     @lazy
     def _memory_chords(self) -> ChordStore:

@@ -184,7 +184,7 @@ class Scheduler:
     def install_default_entries(self, data: Mapping[str, Any]) -> None:
         """Add the entry that deletes old results, where the store does not do so itself."""
         backend = self.app.backend
-        if backend is None or not self.app.conf.result_expires or getattr(backend, "supports_autoexpire", True):
+        if backend is None or not self.app.conf.result_expires or backend.supports_autoexpire:
             return
         if CLEANUP not in data:
             self.update_from_dict(

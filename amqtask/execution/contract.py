@@ -109,12 +109,15 @@ class ChordStore(Protocol):
 
 
 class ResultStore(Protocol):
-    """Where a slot leaves results (amqtask.backends.contract.ResultBackend is one).
+    """Where a slot leaves results (amqtask.backends.contract.ResultBackend is one). One with `keeps_runs` is a ChainStore."""
 
-    A store whose `store` waits for a server has the attribute `blocks = True`: event loops then call it in a thread. One that
-    may try for ever when its server is away (`result_backend_always_retry`) has `store_briefly` too, which gives up after
-    seconds: for what a worker stores on its I/O loop, and for states on the way. One with `keeps_runs = True` is a ChainStore.
-    """
+    @property
+    def blocks(self) -> bool:
+        """Whether `store` waits for a server: event loops then call it in a thread."""
+
+    @property
+    def keeps_runs(self) -> bool:
+        """Whether a chain can be resumed from what is stored."""
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """The message that carries this result, for stores that live in AMQP; None for the others."""
@@ -124,10 +127,14 @@ class ResultStore(Protocol):
 
         Raises: EncodeError (the value cannot be written), BackendUnreachable."""
 
+    def store_briefly(self, result: ResultMessage) -> None:
+        """`store`, but it gives up after seconds where `store` may try for ever when its server is away
+        (`result_backend_always_retry`): for what a worker stores on its I/O loop, and for states on the way."""
+
 
 class ChainStore(ResultStore, Protocol):
     """A result store that outlives the worker and gives back all that it was given, `extra` too: a chain whose worker was
-    lost is resumed after the last step that it knows. It says `keeps_runs = True`."""
+    lost is resumed after the last step that it knows."""
 
     def find(self, task_id: str) -> ResultMessage | None:
         """The stored result, or None. Raises: BackendUnreachable."""

@@ -98,7 +98,7 @@ class Executor(Endings):
         self.steps: SlotSteps | None = None
         self._composer = composer
         # A store in AMQP, or in this process, does not block.
-        self._store_blocks = bool(getattr(store, "blocks", False))
+        self._store_blocks = store is not None and store.blocks
         # Whether outcomes have a repr of the return value; may be changed at any time.
         self._verbose = verbose
         self._wrapper = wrapper

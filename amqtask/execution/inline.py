@@ -24,6 +24,8 @@ RunNext = Callable[[Mapping[str, Any], Any, "list[Any]"], None]
 class _Keep:
     """A ResultStore that keeps one result, unencoded."""
 
+    blocks = keeps_runs = False
+
     def __init__(self) -> None:
         self.result: ResultMessage | None = None
 
@@ -34,6 +36,8 @@ class _Keep:
     def store(self, result: ResultMessage) -> None:
         """Keep the result."""
         self.result = result
+
+    store_briefly = store
 
 
 class _RunHere:

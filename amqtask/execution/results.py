@@ -35,7 +35,7 @@ class Results:
 
     def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
         self._store = store
-        self._store_briefly: Store = getattr(store, "store_briefly", store.store)
+        self._store_briefly: Store = store.store_briefly
         self._hostname = hostname
         self._extended = extended
         self._keeps_runs = keeps_runs(store)
@@ -136,7 +136,7 @@ class Results:
 
 def keeps_runs(store: ResultStore) -> TypeGuard[ChainStore]:
     """Whether a chain can be resumed from the store's results."""
-    return bool(getattr(store, "keeps_runs", False))
+    return store.keeps_runs
 
 
 def is_wanted(plan: TaskPlan, request: Request) -> bool:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.plugins import plugins
 
 
 class WithOthersNames:
-    """Looks for attributes that an object does not have in `amqtask.compat.attributes`; not for those of `NEVER_ELSEWHERE`."""
-
-    # What our own code asks for, where an object may not have it.
-    NEVER_ELSEWHERE: ClassVar[frozenset[str]] = frozenset()
+    """Looks for attributes that an object does not have in `amqtask.compat.attributes`."""
 
     if not TYPE_CHECKING:  # what is there is for them, not for us
 
         def __getattr__(self, name: str) -> Any:
-            if name.startswith("__") or name in self.NEVER_ELSEWHERE:
+            if name.startswith("__"):
                 raise AttributeError(name)
             return plugins().celery_attribute(self, name)
 

@@ -321,9 +321,9 @@ class GroupResult(ResultSet):
         return self.id
 
 
-def _group_store(backend: Any) -> Any:
-    if backend is None or not hasattr(backend, "save_group"):
-        raise BackendNotConfigured(
-            "this result backend does not keep groups: rpc:// does not, the other result stores do (docs/results.md)"
-        )
+def _group_store(backend: ResultBackend | None) -> ResultBackend:
+    if backend is None:
+        from amqtask.backends.contract import NO_GROUPS
+
+        raise BackendNotConfigured(NO_GROUPS)
     return backend

@@ -107,6 +107,8 @@ class PlainComposer:
 class AmqpStore:
     """A result store like `rpc://`: results are messages."""
 
+    blocks = keeps_runs = False
+
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """Raises: EncodeError."""
         body, content_type, encoding = encode_result(result, "json")
@@ -115,6 +117,8 @@ class AmqpStore:
 
     def store(self, result: ResultMessage) -> None:
         """Do nothing: results are messages."""
+
+    store_briefly = store
 
 
 def _message(routing_key: str, value: Any) -> Message:

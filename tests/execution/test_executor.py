@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from amqtask import signals, states
+from amqtask.backends.contract import StoreDefaults
 from amqtask.exceptions import (
     BackendUnreachable,
     Ignore,
@@ -50,7 +51,7 @@ def stored(outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-class KeptStore:
+class KeptStore(StoreDefaults):
     """A store with a server of its own, in memory: results are stored by the slot."""
 
     blocks = True

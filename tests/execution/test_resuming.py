@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from amqtask import states
+from amqtask.backends.contract import StoreDefaults
 from amqtask.exceptions import BackendUnreachable
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Answer, Outcome
@@ -23,7 +24,7 @@ RUN = "run-1"
 Execute = Callable[[Executor, Request], Outcome]
 
 
-class Server:
+class Server(StoreDefaults):
     """A store with a server of its own that gives back what it was given."""
 
     blocks = True

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from amqtask import states
+from amqtask.backends.contract import StoreDefaults
 from amqtask.execution.outcome import Outcome
 from amqtask.pool import PoolOptions
 from amqtask.protocol.result import ResultMessage
@@ -54,7 +55,7 @@ def test_a_coroutine_that_swallows_its_hard_limit_is_given_up(
     assert "task deaf[id-1] does not end" in caplog.text
 
 
-class Broken:
+class Broken(StoreDefaults):
     """A result store with a server of its own, whose answers nobody can read."""
 
     blocks = True

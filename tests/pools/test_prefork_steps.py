@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amqtask import states
+from amqtask.backends.contract import StoreDefaults
 from amqtask.execution.chain_steps import SlotSteps
 from amqtask.execution.executor import Executor
 from amqtask.execution.outcome import Answer, Outcome
@@ -23,7 +24,7 @@ from amqtask.testing.tasks import PlainComposer, PlainTask, request
 from tests.pools.preforked import TASKS, Prefork
 
 
-class Nowhere:
+class Nowhere(StoreDefaults):
     """A store of which only the promise matters here: what it was given could be asked for."""
 
     blocks = True

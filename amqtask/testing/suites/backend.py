@@ -24,8 +24,9 @@ from typing import Any, ClassVar
 import pytest
 
 from amqtask import states
-from amqtask.backends.contract import ResultBackend
+from amqtask.backends.contract import ResultBackend, StoreDefaults
 from amqtask.exceptions import BackendNotConfigured, BackendUnreachable, EncodeError, TimeoutError
+from amqtask.ground.completion import completed, misspelt
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.protocol.task import RUN_HEADER
@@ -67,7 +68,7 @@ class BackendSuite:
 
     @pytest.fixture
     def backend(self) -> Iterator[ResultBackend]:
-        backend = self.make()
+        backend = _as_opened(self.make())
         backend.prepare(())
         yield backend
         backend.close()
@@ -86,6 +87,13 @@ class BackendSuite:
             backend.store(result)
         else:
             self.publish(message)
+
+    # -- the class
+
+    def test_no_member_of_the_contract_is_misspelt(self) -> None:
+        backend = self.make()
+        backend.close()
+        assert misspelt(type(backend), ResultBackend) == {}, "a member, and which one of the contract it looks like"
 
     # -- one result
 
@@ -168,7 +176,7 @@ class BackendSuite:
         assert abs(datetime.fromisoformat(stored.date_done) - datetime.now(timezone.utc)).total_seconds() < 60
 
     def test_a_store_that_says_so_tells_the_runs_of_a_chain_apart(self, backend: ResultBackend) -> None:
-        if not getattr(backend, "keeps_runs", False):
+        if not backend.keeps_runs:
             pytest.skip("it does not say so: each step of a chain goes through the broker")
         result = ResultMessage(_id(), states.SUCCESS, 1, date_done=now_iso(), extra={RUN_HEADER: "run-1"})
 
@@ -242,7 +250,7 @@ class BackendSuite:
     def test_a_group_is_kept_until_it_is_deleted_or_refused_by_name(self, backend: ResultBackend) -> None:
         members = [AsyncResult[int](_id(), backend) for _ in range(2)]
         group = GroupResult(_id(), members, backend)
-        if not hasattr(backend, "save_group"):
+        if type(backend).save_group is StoreDefaults.save_group:
             with pytest.raises(BackendNotConfigured, match="does not keep groups"):
                 group.save()
             return
@@ -257,7 +265,7 @@ class BackendSuite:
         assert GroupResult.restore(group.id, backend=backend) is None
 
     def test_the_parts_of_a_chord_are_counted_once(self, backend: Any) -> None:
-        if not hasattr(backend, "add_chord_part"):
+        if not backend.counts_chords:
             pytest.skip("chords are joined in the broker")
         group_id = _id()
         backend.set_chord_size(group_id, 1)
@@ -277,7 +285,7 @@ class BackendSuite:
         assert backend.add_chord_part(group_id, None, ResultMessage("added", states.SUCCESS, 2)) is None
 
     def test_who_does_not_know_a_chords_body_cannot_add_to_it_or_end_it(self, backend: Any) -> None:
-        if not hasattr(backend, "add_chord_part"):
+        if not backend.counts_chords:
             pytest.skip("chords are joined in the broker")
         group_id = _id()
         backend.set_chord_size(group_id, 2, "body")
@@ -318,6 +326,7 @@ class BackendSuite:
         backend = self.make_expiring(1.0)
         if backend is None:
             pytest.skip("its results are kept as long as somebody holds them")
+        backend = _as_opened(backend)
         done, started = _id(), _id()
         began = time.monotonic()
         self.store(backend, done, value=1)
@@ -511,6 +520,14 @@ class BackendSuite:
             return asyncio.all_tasks() - before, problems
 
         assert asyncio.run(main()) == (set(), [])
+
+
+def _as_opened(backend: ResultBackend) -> ResultBackend:
+    """The backend with what `open_backend` adds to one that derives from nothing of ours."""
+    backend_class = completed(type(backend), StoreDefaults)
+    if type(backend) is not backend_class:
+        backend.__class__ = backend_class
+    return backend
 
 
 def _id() -> str:
