@@ -18,7 +18,15 @@ from amqtask.options import value_types
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, compress, dumps
-from amqtask.protocol.task import PUBLISHED_AT, RUN_HEADER, TaskCall, decode_body, encode_task, strip_death_headers
+from amqtask.protocol.task import (
+    PROTOCOL_HEADERS,
+    PUBLISHED_AT,
+    RUN_HEADER,
+    TaskCall,
+    decode_body,
+    encode_task,
+    strip_death_headers,
+)
 from amqtask.task import Task, eta_of
 from amqtask.topology.delays import DelayPlan
 
@@ -344,18 +352,8 @@ def _with_exchange(queue: Queue) -> Queue:
     return queue if queue.exchange is not None else replace(queue, exchange=Exchange("", type="direct"))
 
 
-# Headers that encode_task writes itself; the others of a message are its caller's own.
-_PROTOCOL = frozenset(
-    {
-        "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
-        "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
-        "stamps", "compression", PUBLISHED_AT,
-    }
-)  # fmt: skip
-
-
 def _own_headers(headers: Headers) -> HeaderDict:
-    return {key: value for key, value in headers.items() if key not in _PROTOCOL}
+    return {key: value for key, value in headers.items() if key not in PROTOCOL_HEADERS}
 
 
 def _expiry(expires: Any, zone: Callable[[], tzinfo]) -> datetime | None:

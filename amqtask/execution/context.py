@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from amqtask.protocol.task import callers_headers
+
 if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.request import Request
@@ -85,7 +87,8 @@ class Context:
         if name in _FROM_REQUEST:
             return _FROM_REQUEST[name](request)
         if name == "headers":
-            return request.headers
+            headers = self.__dict__["headers"] = callers_headers(request.headers)
+            return headers
         if name in request.headers or name in _HEADERS:
             return request.headers.get(name)
         raise AttributeError(f"task.request has no field {name!r}")

@@ -37,6 +37,23 @@ PUBLISHED_AT = "timestamp_in_ms"
 # Our header on messages that carry the rest of a chain: an id of this run of the chain. Results of steps that a worker ran
 # without a message have it too, so that a redelivery can tell them from results of another run with the same ids.
 RUN_HEADER = "amqtask-run"
+# Headers that encode_task writes itself; the others of a message are its caller's own, or a broker's, a delay's and a worker's.
+PROTOCOL_HEADERS = frozenset(
+    {
+        "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
+        "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
+        "stamps", "compression", PUBLISHED_AT,
+    }
+)  # fmt: skip
+_NO_CALLERS = (
+    "amqtask-",
+    "x-amqtask-",
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+)
 # JSON writes a signature as the dictionary that it is.
 _WRITES_SIGNATURES = frozenset({"json", "application/json"})
 _SMALL = (float, bool, type(None))
@@ -168,6 +185,17 @@ def task_headers(call: TaskCall) -> HeaderDict:
     if call.headers:
         headers.update(call.headers)
     return headers
+
+
+def callers_headers(headers: Headers) -> HeaderDict:
+    """The headers that a call was given. Some libraries write theirs, and the call's, once more in a header `headers`."""
+    own = {
+        name: value
+        for name, value in headers.items()
+        if name not in PROTOCOL_HEADERS and not name.startswith(_NO_CALLERS)
+    }
+    nested = own.pop("headers", None)
+    return {**own, **nested} if isinstance(nested, Mapping) else own
 
 
 def origin() -> str:

@@ -66,3 +66,18 @@ def test_a_task_sees_the_properties_that_its_call_was_given() -> None:
 
     assert (given["app_id"], given["message_id"], given["content_type"]) == ("1234", "m", "application/json")
     assert plain.keys() == {"correlation_id", "reply_to", "content_type", "content_encoding", "priority"}
+
+
+def test_a_task_may_hand_its_headers_on_to_what_it_calls() -> None:
+    with make_app(result_backend="cache+memory://") as app:
+        child = app.task(name="child", bind=True)(lambda self: (self.name, self.request.id, self.request.headers))
+
+        def call_child(self: Any) -> str:
+            return child.apply_async(task_id="of-child", headers=self.request.headers).id
+
+        parent = app.task(name="parent", bind=True)(call_child)
+        with start_worker(app, pool="threads"):
+            child_id = parent.apply_async(headers={"tenant": "acme"}).get(60)
+            found = app.AsyncResult(child_id).get(60)
+
+    assert found == ["child", "of-child", {"tenant": "acme"}]

@@ -37,7 +37,7 @@ def test_a_retry_does_not_keep_the_time_of_the_first_try() -> None:
 
     @app.task(name="timed.again", bind=True, default_retry_delay=0)
     def again(self: Any) -> None:
-        seen.append(self.request.headers.get("timestamp_in_ms"))
+        seen.append(self.request.get("timestamp_in_ms"))
         if not self.request.retries:
             raise self.retry()
 

@@ -58,3 +58,16 @@ def test_children_are_kept() -> None:
     running.children.append("child")
 
     assert running.children == ["child"]
+
+
+def test_the_headers_are_those_that_the_caller_gave() -> None:
+    running = context(tenant="acme", retries=1, compression=None, **{"x-death": [1], "amqtask-run": "r"})
+    running.headers["more"] = 1
+
+    assert running.headers == {"tenant": "acme", "more": 1}
+    assert context().headers == {}
+    assert Context().headers is None
+
+
+def test_headers_that_a_library_writes_twice_are_there_once() -> None:
+    assert context(trace="t", headers={"trace": "t", "tenant": "acme"}).headers == {"trace": "t", "tenant": "acme"}

@@ -62,8 +62,7 @@ def replaced_tracer(task: Any) -> Callable[..., Any] | None:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         request = task.request
-        headers = dict(request.headers or {})
-        headers.setdefault("headers", request.headers)
+        headers = {**request.request.headers, "headers": request.headers}
         ended = trace_task(request.id, args, kwargs, headers)
         if ended.info is not None:
             raise ended.info
