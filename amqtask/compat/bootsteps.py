@@ -7,7 +7,7 @@ worker begins to consume. Consumers of a ConsumerStep are kombu's, on a connecti
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -256,8 +256,15 @@ class Steps:
         parent.restart_count += 1
         self._of_consumer.apply(parent, **self._options).start(parent)
         if parent.has_connection:
-            self._draining = Draining(parent.connection)
+            self._draining = Draining(parent.connection, self._consume_again)
             self._draining.start()
+
+    def _consume_again(self) -> None:
+        """Have consumer steps consume on the connection's new channels."""
+        self._parent.restart_count += 1
+        for step in self._of_consumer:
+            if isinstance(step, ConsumerStep):
+                step.start(self._parent)
 
     def stop(self) -> None:
         """Stop the consumer's steps, then the worker's."""
@@ -273,10 +280,11 @@ class Steps:
 
 
 class Draining:
-    """Hands kombu's consumers what comes, on a thread; a connection that is lost is opened again."""
+    """Hands kombu's consumers what comes, on a thread; a connection that is lost is opened again, and `begin_again` called."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, begin_again: Callable[[], None]) -> None:
         self._connection = connection
+        self._begin_again = begin_again
         self._is_stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="consumer steps", daemon=True)
 
@@ -290,15 +298,24 @@ class Draining:
         self._thread.join(5.0)
 
     def _run(self) -> None:
+        is_lost = False
         while not self._is_stopped.is_set():
             try:
-                self._connection.drain_events(timeout=0.5)
-            except TimeoutError:
-                self._beat()
+                if is_lost:
+                    self._connection.ensure_connection(max_retries=1, reraise_as_library_errors=False)
+                    self._begin_again()
+                    is_lost = False
+                self._drain()
             except self._connection.recoverable_connection_errors as error:
                 logger.warning("worker: the connection of consumer steps is lost (%s); it is opened again", error)
+                is_lost = True
                 self._is_stopped.wait(1.0)
-                self._connection.ensure_connection(max_retries=None)
+
+    def _drain(self) -> None:
+        try:
+            self._connection.drain_events(timeout=0.5)
+        except TimeoutError:
+            self._beat()
 
     def _beat(self) -> None:
         if self._connection.heartbeat:
