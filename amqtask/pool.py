@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from amqtask.exceptions import PoolNotFound
+from amqtask.ground.completion import completed
 from amqtask.ground.imports import load_path
 from amqtask.ground.loop import Loop as Loop
 from amqtask.ground.loop import Timer as Timer
@@ -56,8 +57,27 @@ class PoolOptions:
 OnOutcomes = Callable[[Sequence["Outcome"]], None]
 
 
-class Pool(Protocol):
-    """Runs requests. Constructed with everything it needs; `start` before the first `submit`."""
+class PoolDefaults(Protocol):
+    """What a pool may leave out; `find_pool` adds it to one that derives from nothing of ours."""
+
+    # The limits for `def` tasks, where they are others than those for `async def` tasks; None: `limits` is for both.
+    def_limits: ClassVar[frozenset[str] | None] = None
+
+    def restart(self) -> None:
+        """Replace all processes, each when its task has ended; called only where `can_restart`."""
+        raise RuntimeError("this pool has no processes to replace")
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether the pool has processes that `restart` replaces."""
+        return type(self).restart is not PoolDefaults.restart
+
+
+class Pool(PoolDefaults, Protocol):
+    """Runs requests. Constructed with everything it needs; `start` before the first `submit`.
+
+    What it may leave out: PoolDefaults.
+    """
 
     name: ClassVar[str]
     # Of {"soft", "hard"}: the time limits this pool can enforce; a task that asks for another is refused at start-up
@@ -109,18 +129,9 @@ class Pool(Protocol):
 
 
 def limits_of(pool_class: type[Pool], *, is_async: bool) -> frozenset[str]:
-    """The limits that a pool enforces for `async def` tasks, or for `def` tasks.
-
-    A pool that runs the two in different places says the latter in `def_limits`; for the others `limits` is for both.
-    """
-    limits: frozenset[str] = pool_class.limits
-    return limits if is_async else getattr(pool_class, "def_limits", limits)
-
-
-def restarter_of(pool: Pool) -> Callable[[], None] | None:
-    """A pool of processes may have `restart()`: replace them all, each when its task has ended. None: it has not."""
-    restart: Callable[[], None] | None = getattr(pool, "restart", None)
-    return restart
+    """The limits that a pool enforces for `async def` tasks, or for `def` tasks."""
+    def_limits = pool_class.def_limits
+    return pool_class.limits if is_async or def_limits is None else def_limits
 
 
 GROUP = "amqtask.pools"
@@ -142,7 +153,8 @@ def find_pool(name: str) -> type[Pool]:
         raise PoolNotFound(
             f'pool {name!r} needs {library}, which is not installed: pip install "{requirement}"'
         ) from error
-    return pool_class
+    complete: type[Pool] = completed(pool_class, PoolDefaults)
+    return complete
 
 
 def _other_pool(name: str) -> Any:

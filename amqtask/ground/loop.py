@@ -30,3 +30,6 @@ class Loop(Protocol):
     def add_writer(self, fd: int, callback: Callable[[], None]) -> None: ...
 
     def remove_writer(self, fd: int) -> None: ...
+
+    def service(self) -> None:
+        """Turn once without waiting, from inside a callback (a task that keeps the loop's thread)."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.ground.printable import bounded_logger
-from amqtask.pool import restarter_of
 from amqtask.worker.intake import NEVER
 
 if TYPE_CHECKING:
@@ -114,12 +113,11 @@ class Operations:
         Raises: ConfigurationError where there are no processes, or when a module cannot be imported.
         """
         worker = self._worker
-        restart = restarter_of(worker.pool)
-        if restart is None:
+        if not worker.pool.can_restart:
             raise ConfigurationError(f"the {worker.pool.name} pool has no processes to replace; restart the worker")
         for name in reload():
             worker.strategies.forget(name)
-        restart()
+        worker.pool.restart()
         worker.wake()
 
     def consume(self, queue: Queue, dead_letter: Queue | None) -> None:

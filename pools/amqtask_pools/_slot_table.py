@@ -6,7 +6,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING
 
-from amqtask.pool import Running
+from amqtask.pool import PoolDefaults, Running
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
 
-class SlotPool:
+class SlotPool(PoolDefaults):
     """The part of the pool contract that does not depend on what a slot is.
 
     A slot is taken from `submit` until its outcome is on the loop. An outcome whose request is not running any more (it was

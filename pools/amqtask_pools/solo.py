@@ -21,7 +21,7 @@ from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.interrupts import Abandoned
 from amqtask.execution.thread_interrupt import ThreadInterrupt
 from amqtask.ground.printable import bounded_logger
-from amqtask.pool import Running
+from amqtask.pool import PoolDefaults, Running
 from amqtask_pools._alarm import Alarm
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ BATCH_TIME = 0.005
 BURST = 64
 
 
-class SoloPool:
+class SoloPool(PoolDefaults):
     """See amqtask.pool.Pool."""
 
     name: ClassVar[str] = "solo"
@@ -157,16 +157,13 @@ class SoloPool:
         return True
 
     def _serve_loop(self) -> None:
-        service = getattr(self._loop, "service", None)
-        if service is None:
-            return
         while not self._stopped.wait(SERVICE_EVERY):
             if self._running is None or time.monotonic() - self._since < PATIENCE:
                 continue
             if self._loop_lock.acquire(blocking=False):
                 try:
                     if self._running is not None:
-                        service()
+                        self._loop.service()
                 finally:
                     self._loop_lock.release()
 

@@ -32,16 +32,28 @@ print([name for name in OURS if find_pool(name) is not declared[name].load()])
 
 
 def test_a_pool_of_another_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    assert _with_pool_mine(tmp_path, "    name = 'mine'", "print(pool.name)") == "mine"
+
+
+def test_a_pool_has_all_members_of_the_contract_and_need_not_derive_from_it(tmp_path: Path) -> None:
+    members = "    limits = frozenset({'hard'})"
+    program = "print(*limits_of(pool, is_async=False), pool().can_restart)"
+
+    assert _with_pool_mine(tmp_path, members, program) == "hard False"
+    assert _with_pool_mine(tmp_path, members + "; restart = print", program) == "hard True"
+
+
+def _with_pool_mine(tmp_path: Path, members: str, program: str) -> str:
     about = tmp_path / "mine-1.0.dist-info"
-    about.mkdir()
+    about.mkdir(exist_ok=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[amqtask.pools]\nmine = mine:Pools.Mine\n")
-    (tmp_path / "mine.py").write_text("class Pools:\n    class Mine:\n        name = 'mine'\n")
-    program = "from amqtask.pool import find_pool; print(find_pool('mine').name)"
+    (tmp_path / "mine.py").write_text(f"class Pools:\n  class Mine:\n{members}\n")
+    program = f"from amqtask.pool import find_pool, limits_of; pool = find_pool('mine'); {program}"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-
-    assert done.stdout == "mine\n"
+    command = [sys.executable, "-B", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.strip()
 
 
 def test_an_unknown_name_gets_near_ones_and_the_list() -> None:

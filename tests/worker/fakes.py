@@ -50,6 +50,9 @@ class HandLoop:
     remove_reader = remove_writer = lambda self, fd: None
     add_writer = add_reader
 
+    def service(self) -> None:
+        self.turn()
+
     def run(self) -> None:
         self.turn()
 
@@ -81,9 +84,9 @@ class HandPool:
     """`end(number)` ends a request; with `inline` it ends inside `submit`, as in the solo pool."""
 
     name: ClassVar[str] = "hand"
-    # Only a pool of processes has it.
-    restart: Callable[[], None]
     limits: ClassVar[frozenset[str]] = frozenset()
+    def_limits: ClassVar[frozenset[str] | None] = None
+    can_restart = False
 
     def __init__(self, slots: int = 1, *, inline: bool = False) -> None:
         self.slots = slots
@@ -93,6 +96,7 @@ class HandPool:
         # Numbers of those in `running` that have not begun.
         self.unbegun: list[int] = []
         self.can_terminate = False
+        self.restarts = 0
         self.signals: list[int | None] = []
         self.on_outcomes: Callable[[list[Outcome]], None] = lambda outcomes: None
 
@@ -118,6 +122,9 @@ class HandPool:
 
     def resize(self, slots: int) -> None:
         self.slots = slots
+
+    def restart(self) -> None:
+        self.restarts += 1
 
     def take_back(self) -> list[Request]:
         taken = [self.running.pop(number) for number in self.unbegun if number in self.running]

@@ -21,7 +21,8 @@ import pytest
 from amqtask import states
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
-from amqtask.pool import Pool, PoolOptions, Running, find_pool, limits_of
+from amqtask.ground.completion import completed, misspelt
+from amqtask.pool import Pool, PoolDefaults, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request
 
@@ -42,7 +43,7 @@ class Bench:
         self._is_due = False
         self._thread = threading.get_ident()
         options = PoolOptions(slots=slots, hostname="tests@here")
-        self.pool = pool_class(make_executor(*tasks), self.loop, self._take, options)
+        self.pool: Pool = completed(pool_class, PoolDefaults)(make_executor(*tasks), self.loop, self._take, options)
         self.pool.start()
 
     def submit(self, task: str, *args: Any, **options: Any) -> int:
@@ -104,6 +105,9 @@ class PoolSuite:
     def pool_class(self) -> type[Pool]:
         """The pool class, found as the worker finds it."""
         return find_pool(self.pool_name or os.environ["AMQTASK_SUITE_POOL"])
+
+    def test_no_member_of_the_contract_is_misspelt(self, pool_class: type[Pool]) -> None:
+        assert misspelt(pool_class, Pool) == {}, "a member, and which one of the contract it looks like"
 
     @pytest.fixture
     def bench(self, pool_class: type[Pool]) -> Iterator[Bench]:

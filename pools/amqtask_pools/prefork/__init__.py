@@ -22,7 +22,7 @@ import billiard
 from amqtask import signals
 from amqtask.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerLostError
 from amqtask.ground.printable import bounded_logger
-from amqtask.pool import Running
+from amqtask.pool import PoolDefaults, Running
 from amqtask_pools.prefork.child import RETIRED, SOFT_LIMIT
 from amqtask_pools.prefork.children import Children
 from amqtask_pools.prefork.frames import PIECE, encode_request
@@ -46,7 +46,7 @@ GRACE, END_GRACE = 1.0, 0.5
 LONGEST_START = 120.0
 
 
-class PreforkPool:
+class PreforkPool(PoolDefaults):
     """See amqtask.pool.Pool."""
 
     name: ClassVar[str] = "prefork"
