@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
-from amqtask.beat.contract import BeatService, StoreOptions
+from amqtask.beat.contract import BeatService, KeepsTime, StoreOptions
 from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
 from amqtask.beat.ping_mailbox import Pinged
@@ -107,9 +107,8 @@ def _beat(
 ) -> BeatService:
     conf = app.conf
     factory = find_store(options.scheduler or conf.beat_scheduler)
-    if hasattr(factory, "make_beat"):
-        custom_beat: BeatService = factory.make_beat(app, options, loop, on_start=on_start, on_failed=on_failed)
-        return custom_beat
+    if isinstance(factory, KeepsTime):
+        return factory.make_beat(app, options, loop, on_start=on_start, on_failed=on_failed)
     queue = leader_queue(leader_name(app, options.scheduler), queue_type=conf.task_default_queue_type)
     make_consumer, publisher = _transport(app, loop, client_name)
 

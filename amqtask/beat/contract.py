@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from amqtask.schedules import BaseSchedule
 
@@ -55,7 +55,7 @@ class Entry:
     @property
     def relative(self) -> bool:
         """Whether due times are rounded down to the interval's resolution."""
-        return bool(getattr(self.schedule, "relative", False))
+        return self.schedule.relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class ScheduleStore(Protocol):
         """Release what is open; called once, on the same thread as all else."""
 
 
+@runtime_checkable
 class KeepsTime(Protocol):
     """A class in place of a store that sends what is due itself, as schedulers written for Celery do (amqtask.compat.beat).
 

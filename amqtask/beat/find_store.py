@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from amqtask.beat.contract import KeepsTime
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import load_path
 
@@ -32,7 +33,7 @@ def short_name(spec: str | None) -> str:
     return _CELERYS.get(name.replace(":", "."), name)
 
 
-def find_store(spec: str | None) -> Any:
+def find_store(spec: str | None) -> StoreFactory | KeepsTime:
     """The store of that name (a StoreFactory), or a class that keeps time itself (KeepsTime).
 
     Raises: ConfigurationError saying what there is.
@@ -52,19 +53,20 @@ def find_store(spec: str | None) -> Any:
             raise ConfigurationError(f"no schedule store {name!r}: there are {names}; or say module:Class")
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"the schedule store {spec!r} cannot be loaded: {error}") from error
-    if not hasattr(store, "make_beat") and not (hasattr(store, "entries") and hasattr(store, "record")):
+    if not isinstance(store, KeepsTime) and not (hasattr(store, "entries") and hasattr(store, "record")):
         raise ConfigurationError(
             f"{spec!r} is not a schedule store (amqtask.beat.contract.ScheduleStore): it has no entries() and record(). A "
             "scheduler class written for Celery must derive from amqtask.beat.Scheduler in place of celery.beat.Scheduler."
         )
-    return store
+    factory: StoreFactory | KeepsTime = store
+    return factory
 
 
-def _of_library(path: str) -> Any:
+def _of_library(path: str) -> KeepsTime | None:
     """django-celery-beat's own scheduler, where its tables are this project's, ours are not, and it derives from amqtask.beat."""
     if "django_celery_beat.models" not in sys.modules or "amqtask.contrib.django.models" in sys.modules:
         return None
     scheduler = load_path(
         path if path.startswith("django_celery_beat") else "django_celery_beat.schedulers:DatabaseScheduler"
     )
-    return scheduler if hasattr(scheduler, "make_beat") else None
+    return scheduler if isinstance(scheduler, KeepsTime) else None

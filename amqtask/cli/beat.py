@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.beat.build import build_beat, leader_name, make_scheduler
-from amqtask.beat.contract import StoreOptions
+from amqtask.beat.contract import KeepsTime, StoreOptions
 from amqtask.beat.find_store import find_store, short_name
 from amqtask.beat.options import BeatOptions
 from amqtask.cli import daemon
@@ -152,7 +152,7 @@ def _loaded(app: AmqTask, options: BeatOptions, now: datetime) -> Scheduler:
     app.finalize()
     scheduler_name = options.scheduler or app.conf.beat_scheduler
     make_store = find_store(scheduler_name)
-    if hasattr(make_store, "make_beat"):
+    if isinstance(make_store, KeepsTime):
         raise click.UsageError(f"{scheduler_name} keeps its entries and their times to itself: nothing can be listed.")
     store = make_store(app, StoreOptions(filename=options.schedule, read_only=True))
     try:
