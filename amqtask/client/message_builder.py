@@ -57,6 +57,15 @@ _PROPERTIES = frozenset(
 KNOWN = PUBLISHING | _IGNORED | _ROUTING | _CALL | _PROPERTIES
 
 
+class _Unregistered:
+    """The options of a task that is not registered here: none."""
+
+    time_limit = soft_time_limit = expires = priority = ignore_result = delivery_mode = serializer = compression = None
+
+
+_UNREGISTERED = _Unregistered()
+
+
 class Calls:
     """Composes task messages for one app."""
 
@@ -126,21 +135,22 @@ class Calls:
         reply_to: str,
     ) -> TaskCall:
         get = options.get
-        hard = get("time_limit") or getattr(task, "time_limit", None)
-        soft = get("soft_time_limit") or getattr(task, "soft_time_limit", None)
+        defaults = _UNREGISTERED if task is None else task
+        hard = get("time_limit") or defaults.time_limit
+        soft = get("soft_time_limit") or defaults.soft_time_limit
         if hard is not None and soft is not None and soft > hard:
             raise ValueError(
                 f"task {name}: soft_time_limit must be less than or equal to time_limit, and {soft:g} is above {hard:g}"
             )
         expires = get("expires")
-        if expires is None and task is not None:
-            expires = task.expires
+        if expires is None:
+            expires = defaults.expires
         priority = get("priority")
         if priority is None:
-            priority = getattr(task, "priority", None)
+            priority = defaults.priority
         ignore = get("ignore_result")
-        if ignore is None and task is not None:
-            ignore = task.ignore_result
+        if ignore is None:
+            ignore = defaults.ignore_result
         call = TaskCall(
             get("task_id") or str(uuid.uuid4()),
             name,
@@ -150,7 +160,7 @@ class Calls:
             priority=self._priority if priority is None else priority,
             ignore_result=ignore,
             expires=_expiry(expires, self._zone),
-            delivery_mode=get("delivery_mode") or getattr(task, "delivery_mode", None) or self._delivery_mode,
+            delivery_mode=get("delivery_mode") or defaults.delivery_mode or self._delivery_mode,
         )
         if options:
             self._add_rare_options(call, options, task, args, kwargs)
@@ -195,8 +205,9 @@ class Calls:
             call.priority = parent.request.priority or 0
 
     def _message(self, call: TaskCall, route: Route, options: Options, task: Any) -> Message:
-        serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
-        compression = options.get("compression") or getattr(task, "compression", None) or self._compression
+        defaults = _UNREGISTERED if task is None else task
+        serializer = options.get("serializer") or defaults.serializer or self._serializer
+        compression = options.get("compression") or defaults.compression or self._compression
         body, properties = self._encode(call, serializer, compression)
         message = Message(body, properties, route.exchange, route.routing_key, route.declare, mandatory=route.mandatory)
         if call.eta is not None:
@@ -218,7 +229,7 @@ class Calls:
         """The arguments as a worker would get them. Raises: EncodeError."""
         if task.as_data is not None:
             args, kwargs = task.as_data(args, kwargs)
-        serializer = options.get("serializer") or getattr(task, "serializer", None) or self._serializer
+        serializer = options.get("serializer") or task.serializer or self._serializer
         body, properties = self._encode(TaskCall("", name, args, kwargs), serializer, None)
         content_type = str(properties.content_type)
         decoded = decode_body(

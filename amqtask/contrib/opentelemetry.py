@@ -181,7 +181,7 @@ class Tracing:
             return
         span.set_attribute("amqtask.task.state", state)
         if state == states.FAILURE and error is not None:
-            _fail(span, error, is_expected=isinstance(error, tuple(getattr(task, "throws", None) or ())))
+            _fail(span, error, is_expected=isinstance(error, () if task is None else tuple(task.throws or ())))
         elif error is not None:
             span.add_event(f"task {state.lower()}", {"reason": str(error)})
         span.end()

@@ -40,6 +40,7 @@ class TaskLike(Protocol):
     retry_jitter: bool
     soft_time_limit: float | None
     time_limit: float | None
+    send_events: bool  # of what happens to it, where its worker sends any
     # Names of the hooks that this class overrides (of before_start, on_success, on_failure, on_retry, after_return),
     # so that the executor can skip the others without a call.
     overridden_hooks: frozenset[str]

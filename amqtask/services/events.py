@@ -138,7 +138,7 @@ class EventSender(Observer):
             return False
         self.is_enabled = True
         tasks = self._worker.setup.tasks
-        self._silent = frozenset(name for name in tasks if not getattr(tasks[name], "send_events", True))
+        self._silent = frozenset(name for name in tasks if not tasks[name].send_events)
         self._on_enabled()
         self._worker.observe(self)
         return True

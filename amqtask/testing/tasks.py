@@ -54,6 +54,7 @@ class PlainTask:
         self.retry_jitter = True
         self.soft_time_limit: float | None = None
         self.time_limit: float | None = None
+        self.send_events = True
         self.__dict__.update(options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

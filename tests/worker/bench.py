@@ -21,7 +21,9 @@ QUEUE, DEAD = Queue("q"), Queue("q.dead")
 
 
 class FakeTask:
-    """The options of a task that a strategy reads."""
+    """The options of a task that a worker reads."""
+
+    send_events = True
 
     def __init__(self, **options: Any) -> None:
         self.acks_late = options.get("acks_late", True)
