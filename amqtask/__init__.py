@@ -131,7 +131,7 @@ class _Elsewhere:
     """Modules that are only at Celery's places are found in amqtask.compat."""
 
     @staticmethod
-    def find_spec(fullname: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(fullname: str, path: object = None, target: object = None) -> Any:
         if not fullname.startswith("amqtask.") or fullname.startswith("amqtask.compat"):
             return None
         from amqtask.compat import Finder

@@ -65,7 +65,7 @@ class AmqTask(Calling, WithOthersNames):
         broker: str | Sequence[str] | None = None,
         backend: str | None = None,
         include: Iterable[str] | None = None,
-        config_source: Any = None,
+        config_source: object = None,
         namespace: str | None = None,
         set_as_current: bool = True,
         task_cls: type[TaskBase[..., Any]] | None = None,
@@ -107,7 +107,7 @@ class AmqTask(Calling, WithOthersNames):
     # -- configuration
 
     def config_from_object(
-        self, source: Any, silent: bool = False, force: bool = False, namespace: str | None = None
+        self, source: object, silent: bool = False, force: bool = False, namespace: str | None = None
     ) -> None:
         """Take settings from a module (or its name), object, class or mapping, when the first setting is looked at.
 
@@ -144,11 +144,11 @@ class AmqTask(Calling, WithOthersNames):
     def task(self, function: Callable[P, R], /) -> TaskBase[P, R]: ...
     @overload
     def task(
-        self, /, *, bind: Literal[True], **options: Any
+        self, /, *, bind: Literal[True], **options: object
     ) -> Callable[[Callable[Concatenate[Any, P], R]], TaskBase[P, R]]: ...
     @overload
     def task(
-        self, /, *, bind: Literal[False] = False, **options: Any
+        self, /, *, bind: Literal[False] = False, **options: object
     ) -> Callable[[Callable[P, R]], TaskBase[P, R]]: ...
     def task(self, function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
         """Make a function a task: `@app.task` or `@app.task(name=…, bind=True, max_retries=5, …)`.
@@ -174,7 +174,7 @@ class AmqTask(Calling, WithOthersNames):
         pydantic_strict: bool = False,
         pydantic_context: dict[str, Any] | None = None,
         pydantic_dump_kwargs: dict[str, Any] | None = None,
-        **options: Any,
+        **options: object,
     ) -> TaskBase[..., Any]:
         if name is not None:
             name = value_types.convert(f"task {function.__module__}.{function.__name__}: name", value_types.NAME, name)
@@ -200,7 +200,7 @@ class AmqTask(Calling, WithOthersNames):
         registered: TaskBase[..., Any] = self.register_task(new_task)
         return registered
 
-    def register_task(self, task: Any, **options: Any) -> Any:
+    def register_task(self, task: Any, **options: object) -> Any:
         """Register a class-based task (an instance or a class)."""
         instance = task(**options) if isinstance(task, type) else task
         if not instance.name:
@@ -262,10 +262,10 @@ class AmqTask(Calling, WithOthersNames):
         self,
         schedule: Any,
         sig: Any,
-        args: Iterable[Any] = (),
+        args: Iterable[object] = (),
         kwargs: Keywords | None = None,
         name: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> str:
         """Have beat send a task (or a signature) by a schedule: seconds, a timedelta, crontab() …; the entry's name.
 
@@ -379,7 +379,7 @@ class AmqTask(Calling, WithOthersNames):
 Celery = AmqTask
 
 
-def _registered_before(task: TaskBase[..., Any], function: Callable[..., Any]) -> TaskBase[..., Any]:
+def _registered_before(task: TaskBase[..., Any], function: Callable[..., object]) -> TaskBase[..., Any]:
     """The task that has the name already. A module that is imported twice makes the same task again; another function's task
     would never run, so that is said."""
     first, second = _source_of(getattr(type(task), "__wrapped__", type(task).run)), _source_of(function)

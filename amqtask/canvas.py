@@ -72,25 +72,27 @@ class Composition(Signature):
         self.tasks = [task.stamp(visitor, append, **stamps) for task in self.tasks]
         return stamps
 
-    def apply_async(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Any:
+    def apply_async(
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
+    ) -> Any:
         """Publish what it begins with; the rest travels with that. Raises: PublishError."""
         return self.app.publish_composition(self, *arguments(self.task, args, kwargs), options)
 
     async def aapply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> Any:
         """The same without blocking the event loop."""
         return await self.app.apublish_composition(self, *arguments(self.task, args, kwargs), options)
 
-    def apply(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Any:
+    def apply(self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object) -> Any:
         """Run all of it here, one part after the other."""
         return self.app.run_composition(self, *arguments(self.task, args, kwargs), options)
 
-    def delay(self, *args: Any, **kwargs: Any) -> Any:
+    def delay(self, *args: object, **kwargs: object) -> Any:
         """Publish with more arguments."""
         return self.apply_async(args, kwargs)
 
-    async def adelay(self, *args: Any, **kwargs: Any) -> Any:
+    async def adelay(self, *args: object, **kwargs: object) -> Any:
         """`await` the publish."""
         return await self.aapply_async(args, kwargs)
 
@@ -108,13 +110,15 @@ class Composition(Signature):
 class chain(Composition):
     """Each task gets the result of the one before as its first argument; the last one's result is the chain's."""
 
-    def __init__(self, *tasks: Any, app: Application | None = None, **options: Any) -> None:
+    def __init__(self, *tasks: Any, app: Application | None = None, **options: object) -> None:
         steps: list[Signature] = []
         for task in _flattened(tasks):
             _append(steps, maybe_signature(task, app))
         super().__init__(CHAIN, (), {"tasks": steps}, options, subtask_type="chain", app=app)
 
-    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
+    def clone(
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
+    ) -> Signature:
         """A copy whose first step has the arguments put in front."""
         cloned = super().clone(None, None, **options)
         steps = [step.clone() for step in self.tasks]
@@ -123,7 +127,7 @@ class chain(Composition):
         cloned["kwargs"] = {"tasks": steps}
         return cloned
 
-    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: object) -> Any:
         """Stamp the steps and callbacks."""
         visited = visitor.on_chain_start(self, **headers) if visitor is not None else None
         headers = self._stamp_tasks(visitor, append_stamps, headers, visited)
@@ -158,11 +162,13 @@ class chain(Composition):
 class group(Composition):
     """Tasks that run side by side; all are published in one pipelined burst."""
 
-    def __init__(self, *tasks: Any, app: Application | None = None, **options: Any) -> None:
+    def __init__(self, *tasks: Any, app: Application | None = None, **options: object) -> None:
         members = [maybe_signature(task, app) for task in _flattened(tasks)]
         super().__init__(GROUP, (), {"tasks": members}, options, subtask_type="group", app=app)
 
-    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
+    def clone(
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
+    ) -> Signature:
         """A copy whose members have the arguments put in front."""
         cloned = super().clone(None, None, **options)
         cloned["kwargs"] = {"tasks": [member.clone(args, kwargs) for member in self.tasks]}
@@ -184,7 +190,7 @@ class group(Composition):
         self._change_tasks(lambda member: member.link_error(maybe_signature(errback).clone()))
         return errback
 
-    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: object) -> Any:
         """Stamp the members and callbacks."""
         visited = visitor.on_group_start(self, **headers) if visitor is not None else None
         headers = self._stamp_tasks(visitor, append_stamps, headers, visited)
@@ -215,7 +221,7 @@ class chord(Composition):
     `chord(header)(body)` publishes it as `chord(header, body).apply_async()` does.
     """
 
-    def __init__(self, header: Any, body: Any = None, *, app: Application | None = None, **options: Any) -> None:
+    def __init__(self, header: Any, body: Any = None, *, app: Application | None = None, **options: object) -> None:
         kwargs: KeywordDict = {"kwargs": {}, "header": _members(header, app), "body": _body(body, app)}
         super().__init__(CHORD, (), kwargs, options, subtask_type="chord", app=app)
 
@@ -241,7 +247,9 @@ class chord(Composition):
         body = self.body
         return self.tasks if body is None else [*self.tasks, body]
 
-    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
+    def clone(
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
+    ) -> Signature:
         """A copy whose header's members have the arguments put in front."""
         extra_kwargs = dict(kwargs or {})
         body = _body(extra_kwargs.pop("body", None), self._app) or self.body
@@ -280,7 +288,7 @@ class chord(Composition):
         self.body = body
         return errback
 
-    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: object) -> Any:
         """Stamp the header's members, the body and callbacks."""
         visited = visitor.on_chord_header_start(self, **headers) if visitor is not None else None
         headers = self._stamp_tasks(visitor, append_stamps, headers, visited)
@@ -312,7 +320,9 @@ class chord(Composition):
 class chunks(Signature):
     """Calls with many arguments, cut into tasks of `n` calls each."""
 
-    def __init__(self, task: Any, it: Iterable[Any], n: int, *, app: Application | None = None, **options: Any) -> None:
+    def __init__(
+        self, task: Any, it: Iterable[object], n: int, *, app: Application | None = None, **options: object
+    ) -> None:
         kwargs = {"task": maybe_signature(task, app), "it": list(it), "n": n}
         super().__init__(CHUNKS, (), kwargs, options, subtask_type="chunks", immutable=True, app=app)
 
@@ -325,13 +335,13 @@ class chunks(Signature):
         return group(parts, app=self._app)
 
     def apply_async(  # type: ignore[override]
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: Any
     ) -> GroupResult:
         """Publish the chunks. Raises: PublishError."""
         result: GroupResult = self.group().apply_async(**options)
         return result
 
-    def apply(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Any:
+    def apply(self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: Any) -> Any:
         """Run the chunks here."""
         return self.group().apply(**options)
 
@@ -346,7 +356,7 @@ class _Mapped(Signature):
     name_of_task = ""
     mapped_type = ""
 
-    def __init__(self, task: Any, it: Iterable[Any], *, app: Application | None = None, **options: Any) -> None:
+    def __init__(self, task: Any, it: Iterable[object], *, app: Application | None = None, **options: object) -> None:
         inner = maybe_signature(task, app)
         super().__init__(
             self.name_of_task,
@@ -359,7 +369,7 @@ class _Mapped(Signature):
         )
 
     def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[Any]:
         """Publish, to where the inner task goes."""
         return self.app.publish_signature(routed(self.clone(None, None, **options)))
@@ -394,7 +404,7 @@ def routed(call: Signature) -> Signature:
 # -- putting together
 
 
-def _flattened(tasks: tuple[Any, ...]) -> Iterable[Any]:
+def _flattened(tasks: tuple[object, ...]) -> Iterable[Any]:
     """`group(a, b)`, `group([a, b])` and `group(generator)` mean the same."""
     if len(tasks) == 1 and not isinstance(tasks[0], Mapping) and isinstance(tasks[0], Iterable):
         return tasks[0]
@@ -437,7 +447,7 @@ def _append(steps: list[Signature], other: Signature) -> None:
         steps.append(other)
 
 
-def piped(left: Any, right: Any) -> Any:
+def piped(left: object, right: object) -> Any:
     """`left | right`."""
     try:
         first, second = maybe_signature(left), maybe_signature(right)

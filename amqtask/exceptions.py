@@ -147,7 +147,7 @@ ResultTimeout = TimeoutError
 class BackendUnreachable(ResultError, OperationalError):
     """The result backend does not answer. `task_id` and `state` are of the result, where it is known."""
 
-    def __init__(self, *args: Any, task_id: str = "", state: str = "") -> None:
+    def __init__(self, *args: object, task_id: str = "", state: str = "") -> None:
         super().__init__(*args)
         self.task_id, self.state = task_id, state
 

@@ -25,7 +25,7 @@ def celery_connection(app: Any) -> Any:
     return Connection(app)
 
 
-def celery_bootsteps(app: Any, worker: Any, options: Any) -> Any:
+def celery_bootsteps(app: Any, worker: Any, options: object) -> Any:
     from amqtask.compat.bootsteps import service
 
     return service(app, worker, options)

@@ -91,7 +91,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         interval: float = 0.5,
         no_ack: bool = True,
         follow_parents: bool = True,
-        callback: Callable[[str, Any], Any] | None = None,
+        callback: Callable[[str, Any], object] | None = None,
         on_message: Callable[[Any], None] | None = None,
         on_interval: Callable[[], None] | None = None,
         disable_sync_subtasks: bool = True,
@@ -392,7 +392,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         """Whether the task failed."""
         return self.state == states.FAILURE
 
-    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> Any:
         """Raise the error of a task that failed, else return what is known."""
         meta = self._meta()
         try:
@@ -408,7 +408,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
     # -- acting
 
     def then(
-        self, callback: Callable[[AsyncResult[R]], Any], on_error: Callable[[AsyncResult[R]], Any] | None = None
+        self, callback: Callable[[AsyncResult[R]], object], on_error: Callable[[AsyncResult[R]], object] | None = None
     ) -> AsyncResult[R]:
         """Call `callback(self)` when it ended (`on_error(self)` when it failed, if given), from a background thread."""
 
@@ -430,7 +430,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
 
     def revoke(
         self,
-        connection: Any = None,
+        connection: object = None,
         terminate: bool = False,
         signal: str | None = None,
         wait: bool = False,
@@ -445,7 +445,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
     def revoke_by_stamped_headers(
         self,
         headers: Headers,
-        connection: Any = None,
+        connection: object = None,
         terminate: bool = False,
         signal: str | None = None,
         wait: bool = False,
@@ -473,7 +473,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         """The ids of this result and of its parents."""
         return [self.id, *(self.parent.as_list() if self.parent else [])]
 
-    def iterdeps(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[Any, Any]]:
+    def iterdeps(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
         """This result and those of what its task published, and so on, as (publisher's result, result); each is waited
         for before its children are known."""
         waiting: deque[tuple[Any, Any]] = deque([(None, self)])
@@ -483,7 +483,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
             result.get(timeout)
             waiting.extend((result, child) for child in result.children or ())
 
-    def collect(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[Any, Any]]:
+    def collect(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
         """This result and those of what its task published, and so on, as (result, value)."""
         for _parent, result in self.iterdeps(timeout):
             yield result, result.get(timeout)
@@ -493,7 +493,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         """The graph of this result and of the tasks that it led to, each waited for."""
         return self.build_graph()
 
-    def build_graph(self, timeout: float | None = None, **_: Any) -> DependencyGraph:
+    def build_graph(self, timeout: float | None = None, **_: object) -> DependencyGraph:
         """The graph of results, with `timeout` seconds for each."""
         graph = DependencyGraph()
         for parent, result in self.iterdeps(timeout):
@@ -525,7 +525,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
     def __deepcopy__(self, memo: dict[int, Any]) -> AsyncResult[R]:
         return self._copied(copy.deepcopy(self.parent, memo))
 
-    def _copied(self, parent: Any) -> AsyncResult[R]:
+    def _copied(self, parent: object) -> AsyncResult[R]:
         """A copy of this result, of the same store, with another parent."""
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__, parent=parent)
@@ -541,7 +541,9 @@ class AsyncResult(WithOthersNames, Generic[R]):
 class EagerResult(AsyncResult[R]):
     """The result of a task that ran in the caller."""
 
-    def __init__(self, id: str, value: Any, state: str, traceback: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, id: str, value: object, state: str, traceback: str | None = None, name: str | None = None
+    ) -> None:
         super().__init__(id, None, task_name=name)
         self._eager_value = value
         self._final = ResultMessage(id, state, value, traceback)
@@ -565,7 +567,7 @@ class EagerResult(AsyncResult[R]):
     def forget(self) -> None:
         """Do nothing: the result is not stored."""
 
-    def revoke(self, *args: Any, **kwargs: Any) -> None:
+    def revoke(self, *args: object, **kwargs: object) -> None:
         """Do nothing: the task has run already."""
 
 

@@ -316,7 +316,7 @@ class crontab(BaseSchedule):
         return None
 
     def remaining_delta(
-        self, last_run_at: datetime, tz: tzinfo | None = None, ffwd: Any = None
+        self, last_run_at: datetime, tz: tzinfo | None = None, ffwd: object = None
     ) -> tuple[datetime, timedelta, datetime]:
         """That run in the schedule's time, how long after it the next one is due, and the present time."""
         last = _aware(last_run_at).astimezone(tz or self.tz)
@@ -477,7 +477,7 @@ def _rounded_down(after: datetime, interval: timedelta, zone: tzinfo) -> datetim
     return after + interval - excess - timedelta(microseconds=reading.microsecond)
 
 
-def _kept(spec: Any) -> Any:
+def _kept(spec: object) -> Any:
     """A field as given; an iterator is read once and kept, so that it can be shown and pickled."""
     if spec is None:
         return "*"

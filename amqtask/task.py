@@ -164,7 +164,7 @@ class Task(WithOthersNames, Generic[P, R]):
         return await self.aapply_async(args, kwargs)
 
     def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[R]:
         """Publish a call with options: task_id, countdown, eta, expires, queue, exchange, routing_key, priority,
         serializer, compression, headers, link, link_error, time_limit, soft_time_limit, ignore_result, shadow, timeout …
@@ -176,7 +176,7 @@ class Task(WithOthersNames, Generic[P, R]):
         return self.app.publish_call(self.name, arguments, keywords, options, task=self)
 
     async def aapply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[R]:
         """`apply_async` without blocking the event loop."""
         arguments, keywords = value_types.arguments(self.name, args, kwargs)
@@ -193,7 +193,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self.apply_async_on_commit(args, kwargs)
 
     def apply_async_on_commit(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> None:
         """`apply_async` when the present transaction of Django's is committed."""
         call = self._call_later(args, kwargs, options)
@@ -204,19 +204,21 @@ class Task(WithOthersNames, Generic[P, R]):
         await self.aapply_async_on_commit(args, kwargs)
 
     async def aapply_async_on_commit(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> None:
         """`apply_async_on_commit` without blocking the event loop."""
         call = self._call_later(args, kwargs, options)
         await plugins().aafter_commit(call, self.app.outbox)
 
-    def _call_later(self, args: Iterable[Any] | None, kwargs: Keywords | None, options: Options) -> Callable[[], Any]:
+    def _call_later(
+        self, args: Iterable[object] | None, kwargs: Keywords | None, options: Options
+    ) -> Callable[[], Any]:
         arguments, keywords = value_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return lambda: self.apply_async(arguments, keywords, **options)
 
     def apply(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> EagerResult[R]:
         """Run it here, as a worker would, and return what came of it."""
         return self.app.run_inline(self, *value_types.arguments(self.name, args, kwargs), options)
@@ -234,11 +236,11 @@ class Task(WithOthersNames, Generic[P, R]):
 
     # -- signatures
 
-    def s(self, *args: Any, **kwargs: Any) -> Signature:
+    def s(self, *args: object, **kwargs: object) -> Signature:
         """A signature of this task."""
         return Signature(self.name, args, kwargs, app=self.app)
 
-    def si(self, *args: Any, **kwargs: Any) -> Signature:
+    def si(self, *args: object, **kwargs: object) -> Signature:
         """An immutable signature: a parent's result is not put in front of its arguments."""
         return Signature(self.name, args, kwargs, immutable=True, app=self.app)
 
@@ -248,15 +250,15 @@ class Task(WithOthersNames, Generic[P, R]):
 
     subtask = signature
 
-    def chunks(self, it: Iterable[Any], n: int) -> Signature:
+    def chunks(self, it: Iterable[object], n: int) -> Signature:
         """Calls with each tuple of `it` as arguments, `n` of them to a task."""
         return chunks(self.s(), it, n, app=self.app)
 
-    def map(self, it: Iterable[Any]) -> Signature:
+    def map(self, it: Iterable[object]) -> Signature:
         """One task that calls this with each item of `it`."""
         return xmap(self.s(), it, app=self.app)
 
-    def starmap(self, it: Iterable[Any]) -> Signature:
+    def starmap(self, it: Iterable[object]) -> Signature:
         """One task that calls this with each tuple of `it` as arguments."""
         return xstarmap(self.s(), it, app=self.app)
 
@@ -359,7 +361,9 @@ class Task(WithOthersNames, Generic[P, R]):
             self.request.children.append(result.as_tuple())
         return result
 
-    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **_: Any) -> None:
+    def update_state(
+        self, task_id: str | None = None, state: str | None = None, meta: object = None, **_: object
+    ) -> None:
         """Store a state of the task's own, such as PROGRESS with a dictionary. Raises: BackendNotConfigured."""
         request = self.request
         updated_id = task_id or request.id
@@ -367,7 +371,7 @@ class Task(WithOthersNames, Generic[P, R]):
             raise ValueError("update_state() needs a task_id when no task runs")
         self.app.store_state(ResultMessage(updated_id, state or "PENDING", meta), request)
 
-    def send_event(self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any) -> None:
+    def send_event(self, type_: str, retry: bool = True, retry_policy: object = None, **fields: Any) -> None:
         """Publish an event of the task's own, such as "task-progress", for monitors. Raises: PublishError.
 
         `retry` and `retry_policy` are accepted for Celery's sake: the publish has its deadline and retries within it.
@@ -376,7 +380,7 @@ class Task(WithOthersNames, Generic[P, R]):
         with self.app.events.default_dispatcher(hostname=request.hostname) as dispatcher:
             dispatcher.send(type_, **{"uuid": request.id, **fields})
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
+    def AsyncResult(self, task_id: str, **kwargs: object) -> AsyncResult[R]:
         """The result of an earlier call."""
         return self.app.AsyncResult(task_id, task_name=self.name)
 
@@ -448,7 +452,7 @@ class AsyncTask(Task[P, R]):
 
 
 def _in_their_place(
-    function: Callable[..., Any], request: Context, args: Iterable[Any] | None, kwargs: Keywords | None
+    function: Callable[..., object], request: Context, args: Iterable[object] | None, kwargs: Keywords | None
 ) -> tuple[Iterable[Any], Mapping[str, Any]]:
     """New positional arguments with the old keyword arguments, or the reverse, without those that they replace."""
     old, old_by_name = tuple(request.args or ()), dict(request.kwargs or {})
@@ -468,7 +472,7 @@ def _in_their_place(
     return old[:first], {**later_by_name, **keywords}
 
 
-def argument_check(function: Callable[..., Any]) -> Callable[..., Any] | None:
+def argument_check(function: Callable[..., object]) -> Callable[..., Any] | None:
     """Raises TypeError for arguments that `function` does not take; None where that cannot be known."""
     try:
         return inspect.signature(function).bind
@@ -514,7 +518,7 @@ def make_task(
     return task
 
 
-def _annotations(annotations: Any, name: str) -> dict[str, Any]:
+def _annotations(annotations: object, name: str) -> dict[str, Any]:
     """The setting task_annotations for one task: what stands under `*`, then what stands under its name."""
     tables = annotations if isinstance(annotations, (list, tuple)) else [annotations]
     merged: dict[str, Any] = {}
@@ -549,7 +553,7 @@ def _by_name(name: str) -> Any:
     return current_app().tasks[name]
 
 
-def eta_of(eta: Any, countdown: float | None, zone: Callable[[], tzinfo] = lambda: timezone.utc) -> datetime | None:
+def eta_of(eta: object, countdown: float | None, zone: Callable[[], tzinfo] = lambda: timezone.utc) -> datetime | None:
     """The aware datetime of an `eta` or `countdown`; a naive one is in the application's time zone, `zone()`, as in Celery.
 
     Raises: TypeError, ValueError for what is no time."""

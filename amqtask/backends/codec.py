@@ -37,7 +37,7 @@ class Codec:
         except MessageError as error:
             return unreadable(task_id, error)
 
-    def value(self, value: Any, label: str) -> bytes:
+    def value(self, value: object, label: str) -> bytes:
         """Write a part of a result; `label` names it in the error. Raises: EncodeError."""
         try:
             return dumps(value, self.serializer).body

@@ -113,11 +113,11 @@ class MongoBackend(PollingBackend):
         document |= {name: value for name in ("group_id", "parent_id") if (value := getattr(result, name))}
         return document | {name: self._plain(name, value) for name, value in result.extra.items()}
 
-    def _stored(self, value: Any, label: str) -> str | bytes:
+    def _stored(self, value: object, label: str) -> str | bytes:
         body = self._codec.value(value, label)
         return body.decode() if self._codec.is_text else body
 
-    def _plain(self, name: str, value: Any) -> Any:
+    def _plain(self, name: str, value: object) -> Any:
         """A value as BSON has it, so that it can be searched for, else as the serializer writes it."""
         try:
             bson.encode({name: value})
@@ -154,7 +154,7 @@ class MongoBackend(PollingBackend):
         except MessageError as error:
             return unreadable(document["_id"], error)
 
-    def _value(self, name: str, value: Any) -> Any:
+    def _value(self, name: str, value: object) -> Any:
         if name in ("args", "kwargs") and isinstance(value, (str, bytes)):
             return self._codec.read(value)
         return value

@@ -49,7 +49,7 @@ def unreachable(name: str, error: BaseException) -> BackendUnreachable:
     return BackendUnreachable(f"Redis at {name} refused: {error}")
 
 
-def or_connection_error(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def or_connection_error(work: Callable[..., T], *args: object, **kwargs: object) -> T:
     """What `work` returns. Raises: redis.ConnectionError, also when another thread has closed the connection meanwhile (redis-py
     trips over what is left of it)."""
     try:

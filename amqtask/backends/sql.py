@@ -355,5 +355,5 @@ def _aware(when: datetime | None) -> str | None:
     return None if when is None else when.replace(tzinfo=timezone.utc).isoformat()
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> Any:
     return value[:NAME_LENGTH] if isinstance(value, str) else value

@@ -70,7 +70,7 @@ def _pinged(app: AmqTask, options: BeatOptions, loop: Any) -> Pinged | None:
 def embedded_beat(app: AmqTask, options: BeatOptions, loop: Any, hostname: str) -> BeatService:
     """A service for a worker's loop. Raises: ConfigurationError."""
 
-    def tell(beat: Any) -> None:
+    def tell(beat: object) -> None:
         _tell_started(beat)
         if signals.beat_embedded_init:
             signals.beat_embedded_init.send(sender=beat)
@@ -150,6 +150,6 @@ def _transport(
     return make_consumer, publisher
 
 
-def _tell_started(beat: Any) -> None:
+def _tell_started(beat: object) -> None:
     if signals.beat_init:
         signals.beat_init.send(sender=beat)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class BeatLazyFunc:
     """`"kwargs": {"now": BeatLazyFunc(datetime.now)}`: the function is called each time the entry is sent."""
 
-    def __init__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, func: Callable[..., object], *args: object, **kwargs: object) -> None:
         self._function = func
         self._args = args
         self._kwargs = kwargs
@@ -24,7 +24,7 @@ class BeatLazyFunc:
     delay = __call__
 
 
-def evaluated(args: Iterable[Any], kwargs: Keywords) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def evaluated(args: Iterable[object], kwargs: Keywords) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments, with lazy ones worked out."""
     return (
         tuple(value() if isinstance(value, BeatLazyFunc) else value for value in args),

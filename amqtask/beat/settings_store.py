@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from amqtask.beat.contract import Entry, Run, StoreOptions
 from amqtask.exceptions import ConfigurationError
@@ -189,7 +189,7 @@ def _snapshot(app: AmqTask) -> SettingDict:
     return {name: dict(fields) if isinstance(fields, Mapping) else fields for name, fields in entries.items()}
 
 
-def entry_of(app: AmqTask, name: str, fields: Any) -> Entry:
+def entry_of(app: AmqTask, name: str, fields: object) -> Entry:
     """One entry of beat_schedule. Raises: ConfigurationError."""
     if not isinstance(fields, Mapping):
         raise ConfigurationError(f"beat_schedule[{name!r}] is not a mapping with task and schedule, but {fields!r}")

@@ -81,5 +81,5 @@ class Clerk:
             self._loop.call_soon_threadsafe(callback)
 
 
-def _bound(function: Callable[[Any], None], argument: Any) -> Callable[[], None]:
+def _bound(function: Callable[[Any], None], argument: object) -> Callable[[], None]:
     return lambda: function(argument)

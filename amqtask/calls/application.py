@@ -99,22 +99,22 @@ class Sends(Protocol):
     """Calls and compositions that leave the process. Each raises PublishError."""
 
     def send_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[Any]:
         """Publish a task by name."""
 
     async def asend_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[Any]:
         """`send_task` without blocking the event loop."""
 
     def publish_call(
-        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: object = None
     ) -> AsyncResult[Any]:
         """Publish one call, or run it here when task_always_eager says so."""
 
     async def apublish_call(
-        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: object = None
     ) -> AsyncResult[Any]:
         """The same over the async publisher."""
 
@@ -130,11 +130,11 @@ class Sends(Protocol):
     async def apublish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
         """The same over the async publisher."""
 
-    def publish_composition(self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options) -> Any:
+    def publish_composition(self, composition: object, args: Arguments, kwargs: KeywordDict, options: Options) -> Any:
         """Publish what a chain, group or chord begins with; its result."""
 
     async def apublish_composition(
-        self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options
+        self, composition: object, args: Arguments, kwargs: KeywordDict, options: Options
     ) -> Any:
         """The same over the async publisher."""
 
@@ -162,7 +162,7 @@ class RunsHere(Protocol):
 
     def run_composition(
         self,
-        composition: Any,
+        composition: object,
         args: Arguments,
         kwargs: KeywordDict,
         options: Options,
@@ -178,19 +178,21 @@ class ComposesMessages(Protocol):
     def compose(
         self,
         name: str,
-        args: Sequence[Any],
+        args: Sequence[object],
         kwargs: Keywords,
         options: Options,
         *,
-        task: Any = None,
+        task: object = None,
     ) -> Message:
         """The message of a call. Raises: TypeError, EncodeError, QueueNotFound."""
 
-    def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
+    def compose_retry(
+        self, request: Request, context: Context, *, when: datetime | float | None, sig: object
+    ) -> Message:
         """That of the same task again."""
 
     def travelled(
-        self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any
+        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: object
     ) -> tuple[Any, Any]:
         """The arguments as a worker would get them. Raises: EncodeError."""
 
@@ -198,10 +200,10 @@ class ComposesMessages(Protocol):
 class ComposesWorkflows(Protocol):
     """Ids and places of the parts of a composition."""
 
-    def as_member(self, composition: Any, options: Options) -> Any:
+    def as_member(self, composition: object, options: Options) -> Any:
         """`composition` as one member of a chord that runs."""
 
-    def frozen(self, composition: Any, options: Options) -> tuple[Any, Any]:
+    def frozen(self, composition: object, options: Options) -> tuple[Any, Any]:
         """A copy with all its ids, and its result."""
 
 
@@ -222,7 +224,7 @@ class Application(Configured, Sends, RunsHere, Protocol):
     def freeze(self, sig: Any, *, task_id: str | None, **place: Any) -> Any:
         """Fix the ids of a signature and of its parts, in place; the result it will have."""
 
-    def group_result(self, group_id: str, results: Sequence[Any], parent: Any = None) -> GroupResult:
+    def group_result(self, group_id: str, results: Sequence[object], parent: object = None) -> GroupResult:
         """The results of a group."""
 
     def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> AsyncResult[Any]:

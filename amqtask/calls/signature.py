@@ -50,29 +50,29 @@ class Signature(dict[str, Any]):
     piped: ClassVar[Any]
     from_dict: ClassVar[Any]
 
-    def __or__(self, other: Any) -> Any:
+    def __or__(self, other: object) -> Any:
         """This signature, then another: a chain, or a chord where this is a group."""
         return self.piped(self, other)
 
-    def __ror__(self, other: Any) -> Any:
+    def __ror__(self, other: object) -> Any:
         """Another that came over the wire, then this signature."""
         return self.piped(other, self)
 
-    def __ior__(self, other: Any) -> Any:
+    def __ior__(self, other: object) -> Any:
         """`sig |= other`, not a merge of dictionaries."""
         return self.piped(self, other)
 
     def __init__(
         self,
         task: str | SignatureFields | None = None,
-        args: Iterable[Any] | None = None,
+        args: Iterable[object] | None = None,
         kwargs: Keywords | None = None,
         options: Options | None = None,
         *,
         subtask_type: str | None = None,
         immutable: bool = False,
         app: Application | None = None,
-        **more_options: Any,
+        **more_options: object,
     ) -> None:
         self._app = app
         if isinstance(task, Mapping):
@@ -123,7 +123,7 @@ class Signature(dict[str, Any]):
         return tuple(self["args"] or ())
 
     @args.setter
-    def args(self, args: Iterable[Any]) -> None:
+    def args(self, args: Iterable[object]) -> None:
         self["args"] = tuple(args)
 
     @property
@@ -161,7 +161,9 @@ class Signature(dict[str, Any]):
 
     # -- changing
 
-    def clone(self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any) -> Signature:
+    def clone(
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
+    ) -> Signature:
         """A copy with arguments put in front and options added; an immutable one takes only options."""
         cloned = type(self).__new__(type(self))
         dict.__init__(cloned, self)
@@ -182,7 +184,7 @@ class Signature(dict[str, Any]):
 
     partial = clone
 
-    def set(self, immutable: bool | None = None, **options: Any) -> Signature:
+    def set(self, immutable: bool | None = None, **options: object) -> Signature:
         """Add options, in place. Raises: WrongValue for one that cannot have its value."""
         used = of_call(self.task, options)
         if immutable is not None:
@@ -196,7 +198,7 @@ class Signature(dict[str, Any]):
 
     def replace(
         self,
-        args: Iterable[Any] | None = None,
+        args: Iterable[object] | None = None,
         kwargs: Keywords | None = None,
         options: Options | None = None,
     ) -> Signature:
@@ -226,7 +228,7 @@ class Signature(dict[str, Any]):
         ids = {"group_id": group_id, "chord": chord, "root_id": root_id, "parent_id": parent_id}
         return self.app.freeze(self, task_id=_id, group_index=group_index, **ids)
 
-    def append_to_list_option(self, key: str, value: Any) -> Any:
+    def append_to_list_option(self, key: str, value: object) -> Any:
         """Add to an option that is a list, unless it is there; returns `value`."""
         current = self.options.get(key)
         values = [] if current is None else list(current) if isinstance(current, (list, tuple)) else [current]
@@ -235,7 +237,7 @@ class Signature(dict[str, Any]):
         self.options[key] = values
         return value
 
-    def extend_list_option(self, key: str, values: Any) -> None:
+    def extend_list_option(self, key: str, values: object) -> None:
         """Add several (or one)."""
         for value in values if isinstance(values, (list, tuple)) else [values]:
             self.append_to_list_option(key, value)
@@ -255,13 +257,13 @@ class Signature(dict[str, Any]):
         self.link_error(errback)
         return self
 
-    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any) -> Any:
+    def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: object) -> Any:
         """Put stamps on this task and its callbacks: those given by name, and those that a visitor says; returns it."""
         self.stamp_links(visitor, append_stamps, **headers)
         visited = visitor.on_signature(self, **headers) if visitor is not None else None
         return self.set(**gathered(headers, visited, self.options, append=append_stamps))
 
-    def stamp_links(self, visitor: StampingVisitor | None, append_stamps: bool = False, **headers: Any) -> None:
+    def stamp_links(self, visitor: StampingVisitor | None, append_stamps: bool = False, **headers: object) -> None:
         """Stamp the callbacks and errbacks."""
         for key in ("link", "link_error"):
             stamped = []
@@ -283,7 +285,7 @@ class Signature(dict[str, Any]):
             signatures += Signature.flatten_links(callback) if isinstance(callback, Signature) else [callback]
         return signatures
 
-    def reprcall(self, *args: Any, **kwargs: Any) -> str:
+    def reprcall(self, *args: object, **kwargs: object) -> str:
         """How the call would look in Python."""
         return Signature.__repr__(self.clone(args, kwargs))
 
@@ -293,28 +295,28 @@ class Signature(dict[str, Any]):
 
     # -- publishing
 
-    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+    def delay(self, *args: object, **kwargs: object) -> AsyncResult[Any]:
         """Publish with more arguments."""
         return self.apply_async(args, kwargs)
 
     def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[Any]:
         """Publish; the result of the task. Raises: PublishError."""
         return self.app.publish_signature(self.clone(args, kwargs, **options))
 
     async def aapply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[Any]:
         """The same without blocking the event loop."""
         return await self.app.apublish_signature(self.clone(args, kwargs, **options))
 
-    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+    async def adelay(self, *args: object, **kwargs: object) -> AsyncResult[Any]:
         """`await` the publish."""
         return await self.aapply_async(args, kwargs)
 
     def apply(
-        self, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> EagerResult[Any]:
         """Run the task here and now."""
         signature = self.clone(args, kwargs, **options)
@@ -331,7 +333,7 @@ class Signature(dict[str, Any]):
         return f"{self.task}({', '.join(parts)})"
 
 
-def listed(callbacks: Any) -> list[Any]:
+def listed(callbacks: object) -> list[Any]:
     """The callbacks of an option that may be one, several or none."""
     if not callbacks:
         return []

@@ -43,7 +43,7 @@ class Moment(ParamType):
 
     name = "ISO-8601"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         try:
             return datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone()
         except ValueError:
@@ -96,7 +96,7 @@ def check(app: AmqTask, name: str, arguments: list[Any], kwargs: KeywordDict) ->
 @json_option
 @click.pass_obj
 def command(
-    settings: Globals, /, name: str, arguments: list[Any], kwargs: KeywordDict, as_json: bool, **options: Any
+    settings: Globals, /, name: str, arguments: list[Any], kwargs: KeywordDict, as_json: bool, **options: object
 ) -> None:
     """Publish task NAME and print its id, once the broker has confirmed it."""
     app = settings.load()

@@ -65,7 +65,7 @@ class LoggedStream(io.TextIOBase):
     def mode(self) -> str:
         return "w"
 
-    def reconfigure(self, **_: Any) -> None:
+    def reconfigure(self, **_: object) -> None:
         """Accepted: lines are logged as they come, in the log's encoding."""
 
     def close(self) -> None:

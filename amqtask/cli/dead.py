@@ -48,7 +48,7 @@ def _deaths(headers: Headers) -> list[JsonFields]:
     return [death for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     """The text of a header, which may be something else."""
     return value if value is None or isinstance(value, str) else saferepr(value)
 

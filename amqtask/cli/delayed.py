@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.cli.move_messages import delay_queues
 from amqtask.topology.delays import Address, address_of, addresses
@@ -67,7 +67,7 @@ class Delayed:
                 found[self._queue_of[address]] += number
 
 
-def _counts(answer: Any) -> Sequence[int]:
+def _counts(answer: object) -> Sequence[int]:
     """What a worker that knows the command answers; Celery's, and older ones, have nothing to tell."""
     counts = answer.get("counts") if isinstance(answer, dict) else None
     return [number for number in counts if isinstance(number, int)] if isinstance(counts, list) else []

@@ -117,7 +117,7 @@ def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
     """Calls from Flower go where ours would go. Celery must not declare those queues: it would do it otherwise."""
     import kombu
 
-    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> JsonObject:
+    def route(name: str, args: Any, kwargs: Any, options: Any, task: object = None, **_: object) -> JsonObject:
         addressed = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
         target = app.router.route(name, args or (), kwargs or {}, addressed)
         exchange = kombu.Exchange(target.exchange, no_declare=True)
@@ -126,5 +126,5 @@ def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
     return route
 
 
-def _runs_elsewhere(*args: Any, **kwargs: Any) -> None:
+def _runs_elsewhere(*args: object, **kwargs: object) -> None:
     raise NotImplementedError("this is Flower's list of task names; tasks run in workers")

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
 import click
 
@@ -31,13 +30,13 @@ def echo_text(text: str, *, err: bool = False, nl: bool = True) -> None:
     click.echo(printable_lines(text), err=err, nl=nl)
 
 
-def print_json(data: Any, *, one_line: bool = False) -> None:
+def print_json(data: object, *, one_line: bool = False) -> None:
     """The data as one JSON document; what JSON has no form for (bytes, times) as text."""
     text = json.dumps(data, default=_as_text, indent=None if one_line else 2, ensure_ascii=False)
     click.echo(_RAW.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, datetime):
@@ -45,7 +44,7 @@ def _as_text(value: Any) -> str:
     return repr(value)
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns as wide as their widest cell, numbers to the right; None is shown as `-`."""
     body = [list(row) for row in rows]
     cells = [[printable(_cell(value), LONGEST_LINE) for value in row] for row in body]
@@ -62,7 +61,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         echo("  ".join(padded).rstrip())
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -167,7 +167,7 @@ def _missing(remote: Remote, replies: Replies) -> list[str]:
     return [node for node in remote.destination if node not in replies]
 
 
-def _is_error(answer: Any) -> bool:
+def _is_error(answer: object) -> bool:
     return isinstance(answer, Mapping) and "error" in answer and "ok" not in answer
 
 
@@ -177,7 +177,7 @@ def print_count(count: int) -> None:
     echo(f"{count} node{'' if count == 1 else 's'} online.")
 
 
-def _answer_lines(node: str, answer: Any, *, with_replies: bool) -> str:
+def _answer_lines(node: str, answer: object, *, with_replies: bool) -> str:
     status = (
         click.style("ERROR", fg="red", bold=True) if _is_error(answer) else click.style("OK", fg="green", bold=True)
     )
@@ -185,7 +185,7 @@ def _answer_lines(node: str, answer: Any, *, with_replies: bool) -> str:
     return f"{line}\n{_indented(_readable(answer))}" if with_replies else line
 
 
-def _readable(answer: Any) -> str:
+def _readable(answer: object) -> str:
     if isinstance(answer, Mapping):
         for key in ("ok", "error"):
             if key in answer:
@@ -196,7 +196,7 @@ def _readable(answer: Any) -> str:
     return printable_lines(answer if isinstance(answer, str) else pformat(answer))
 
 
-def _item(item: Any) -> str:
+def _item(item: object) -> str:
     """A task or a queue of a worker in a line, anything else as Python shows it."""
     if not isinstance(item, Mapping):
         return str(item)

@@ -44,7 +44,7 @@ def _each(app: Application, task: SignatureFields, calls: list[tuple[Any, ...]])
 
 def _accumulate(app: Application) -> None:
     @app.task(name=ACCUMULATE, shared=False)
-    def accumulate(*args: Any, index: int | None = None, **kwargs: Any) -> Any:
+    def accumulate(*args: object, index: int | None = None, **kwargs: object) -> Any:
         """All of its arguments, or one: what makes one task of a group's results."""
         return list(args) if index is None else args[index]
 
@@ -57,21 +57,23 @@ def _chunks(app: Application) -> None:
 
 def _group(app: Application) -> None:
     @app.task(name=GROUP, bind=True, shared=False)
-    def run_group(self: Any, /, tasks: Any, result: Any = None, group_id: Any = None, partial_args: Any = ()) -> Any:
+    def run_group(
+        self: object, /, tasks: Any, result: object = None, group_id: object = None, partial_args: Any = ()
+    ) -> Any:
         from_wire = maybe_signature({"task": GROUP, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
         return from_wire.apply_async(tuple(partial_args or ())).as_tuple()
 
 
 def _chord(app: Application) -> None:
     @app.task(name=CHORD, bind=True, shared=False)
-    def run_chord(self: Any, /, header: Any, body: Any, partial_args: Any = (), **options: Any) -> Any:
+    def run_chord(self: Any, /, header: Any, body: Any, partial_args: Any = (), **options: object) -> Any:
         sig = chord(header, body, app=app)
         return self.replace(sig.clone(tuple(partial_args or ())))
 
 
 def _chain(app: Application) -> None:
     @app.task(name=CHAIN, bind=True, shared=False)
-    def run_chain(self: Any, /, *args: Any, tasks: list[Any] | None = None, **kwargs: Any) -> Any:
+    def run_chain(self: Any, /, *args: Any, tasks: list[Any] | None = None, **kwargs: object) -> Any:
         if not tasks:
             raise ConfigurationError("a chain travels as the first of its tasks; this message has no tasks in it")
         sig = maybe_signature({"task": CHAIN, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
@@ -81,7 +83,7 @@ def _chain(app: Application) -> None:
 def _errback(app: Application) -> None:
     @app.task(name=ERRBACK, ignore_result=True, shared=False)
     def call_errback(
-        errback: SignatureFields, request: Mapping[str, Any], error: Mapping[str, Any], trace: str
+        errback: SignatureFields, request: Mapping[str, Any], error: Mapping[str, object], trace: str
     ) -> None:
         """Calls an errback that takes (request, exc, traceback) for a task that no slot ran to its end."""
         call = maybe_signature(errback, app)

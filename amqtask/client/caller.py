@@ -45,13 +45,13 @@ class Calling(Parts):
     # -- calling
 
     def send_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[Any]:
         """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
         return self.publish_call(name, *value_types.arguments(name, args, kwargs), options)
 
     async def asend_task(
-        self, name: str, args: Iterable[Any] | None = None, kwargs: Keywords | None = None, **options: Any
+        self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[Any]:
         """`send_task` without blocking the event loop."""
         return await self.apublish_call(name, *value_types.arguments(name, args, kwargs), options)
@@ -454,7 +454,7 @@ class Calling(Parts):
             parent.children.append(result.as_tuple())
         return result
 
-    def group_result(self, group_id: str, results: Sequence[Any], parent: Any = None) -> GroupResult:
+    def group_result(self, group_id: str, results: Sequence[Any], parent: object = None) -> GroupResult:
         """The results of a group."""
         return GroupResult(group_id, results, self.backend, parent)
 

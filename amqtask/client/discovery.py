@@ -82,7 +82,7 @@ def twin_of_main(value: object, load: Callable[[], None]) -> object | None:
     return getattr(sys.modules.get(name_of_main()), name, None)
 
 
-def app_of_flask(value: Any) -> Any:
+def app_of_flask(value: object) -> Any:
     """The application of a Flask app, in its `extensions` under "amqtask" or, as Flask's documentation teaches, "celery";
     None for what is no Flask app, or has no application."""
     extensions = getattr(value, "extensions", None)

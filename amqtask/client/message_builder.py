@@ -85,7 +85,7 @@ class Calls:
     def compose(
         self,
         name: str,
-        args: Sequence[Any],
+        args: Sequence[object],
         kwargs: Keywords,
         options: Options,
         *,
@@ -103,13 +103,13 @@ class Calls:
         call = self._call(name, args, kwargs, options, task, reply_to)
         return self._message(call, route, options, task)
 
-    def _route(self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any) -> Route:
+    def _route(self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: Any) -> Route:
         return self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
 
     def _call(
         self,
         name: str,
-        args: Sequence[Any],
+        args: Sequence[object],
         kwargs: Keywords,
         options: Options,
         task: Any,
@@ -128,7 +128,7 @@ class Calls:
     def _with_options(
         self,
         name: str,
-        args: Sequence[Any],
+        args: Sequence[object],
         kwargs: Keywords,
         options: Options,
         task: Any,
@@ -167,7 +167,7 @@ class Calls:
         return call
 
     def _add_rare_options(
-        self, call: TaskCall, options: Options, task: Any, args: Sequence[Any], kwargs: Keywords
+        self, call: TaskCall, options: Options, task: Any, args: Sequence[object], kwargs: Keywords
     ) -> None:
         """The options that few calls have."""
         get = options.get
@@ -224,7 +224,7 @@ class Calls:
         return body, properties
 
     def travelled(
-        self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any
+        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: Any
     ) -> tuple[Any, Any]:
         """The arguments as a worker would get them. Raises: EncodeError."""
         if task.as_data is not None:
@@ -367,7 +367,7 @@ def _own_headers(headers: Headers) -> HeaderDict:
     return {key: value for key, value in headers.items() if key not in PROTOCOL_HEADERS}
 
 
-def _expiry(expires: Any, zone: Callable[[], tzinfo]) -> datetime | None:
+def _expiry(expires: object, zone: Callable[[], tzinfo]) -> datetime | None:
     """The moment of `expires`: seconds from now, a timedelta, a datetime or ISO-8601 text."""
     if expires is None:
         return None

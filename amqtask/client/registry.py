@@ -45,7 +45,7 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
         """Whether a task of that name was registered so far."""
         return name in self._tasks
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         """The task of that name, or the default."""
         return self._tasks[name] if name in self else default
 

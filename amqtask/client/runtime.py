@@ -208,7 +208,9 @@ class Parts:
         """Applies `task_routes`, then the tasks' own queue, exchange and routing_key."""
         return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
 
-    def _own_route(self, name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
+    def _own_route(
+        self, name: str, args: object, kwargs: object, options: object, task: Any = None, **_: object
+    ) -> Any:
         callee = task if task is not None else self.tasks.get(name)
         if callee is None:
             return None
@@ -424,7 +426,7 @@ class Parts:
             name="amqtask events",
         )
 
-    def connection(self, *_: Any, **__: Any) -> BrokerConnection:
+    def connection(self, *_: object, **__: object) -> BrokerConnection:
         """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
         connection: BrokerConnection = plugins().celery_connection(self)
         return connection
@@ -454,7 +456,7 @@ def _url_of_parts(conf: Settings) -> str | None:
     return f"{conf.broker_transport or 'amqp'}://{user}:{password}@{host_and_port}/{quote(conf.broker_vhost or '/', safe='')}"
 
 
-def _route_list(routes: Any) -> list[Any]:
+def _route_list(routes: object) -> list[Any]:
     if routes is None:
         return []
     if isinstance(routes, (list, tuple)):

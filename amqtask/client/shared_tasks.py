@@ -21,7 +21,7 @@ R = TypeVar("R")
 class SharedTask:
     """Stands for the task of the current app and passes everything on to it."""
 
-    def __init__(self, function: Callable[..., Any], options: OptionDict) -> None:
+    def __init__(self, function: Callable[..., object], options: OptionDict) -> None:
         self.__wrapped__ = function
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
@@ -56,10 +56,12 @@ def shared_task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P
 @overload
 def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def shared_task(*, bind: Literal[True], **options: Any) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+def shared_task(
+    *, bind: Literal[True], **options: object
+) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 @overload
-def shared_task(*, bind: Literal[False] = False, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def shared_task(function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
+def shared_task(*, bind: Literal[False] = False, **options: object) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def shared_task(function: object = None, /, *, bind: bool = False, **options: object) -> Any:
     """`@shared_task` or `@shared_task(bind=True, …)`: options as of `app.task`."""
     if function is None:
         return lambda decorated: SharedTask(decorated, {**options, "bind": bind})

@@ -51,7 +51,7 @@ class Begun(NamedTuple):
 # -- options where they belong
 
 
-def settle(unsettled: Any, options: Options | None = None) -> Signature:
+def settle(unsettled: object, options: Options | None = None) -> Signature:
     """A copy in which only tasks have options, but for ids; `options` are those of the call. Raises: ConfigurationError."""
     # Copy the composition itself only: its parts are settled, and copied, one by one.
     sig = Signature.clone(maybe_signature(unsettled), None, None, **(options or {}))
@@ -274,11 +274,11 @@ class Freezer:
     def _group(
         self,
         sig: group,
-        task_id: Any,
+        task_id: object,
         membership: Any,
         root_id: str | None,
         parent_id: str | None,
-        parent: Any,
+        parent: object,
         *,
         is_head: bool,
     ) -> Result:
@@ -335,7 +335,7 @@ class Freezer:
 
 def begin(
     sig: Signature,
-    args: Iterable[Any] = (),
+    args: Iterable[object] = (),
     kwargs: Keywords | None = None,
     continuation: list[Any] | None = None,
     *,

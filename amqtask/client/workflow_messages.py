@@ -35,7 +35,7 @@ class Workflows:
     # -- what a caller publishes
 
     def prepared(
-        self, composition: Any, args: Sequence[Any], kwargs: Keywords, options: Options
+        self, composition: Any, args: Sequence[object], kwargs: Keywords, options: Options
     ) -> tuple[Begun, Result]:
         """The calls that a composition begins with, and its result. Raises: ConfigurationError."""
         sig, result = self.frozen(composition.clone(args, kwargs) if args or kwargs else composition, options)
@@ -134,7 +134,7 @@ class Workflows:
         context = Context(id=parent_id, root_id=_root_of(sig))
         return self._following(sig, (values,), context, [], headers)
 
-    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
+    def compose_replacement(self, replacement: object, context: Context) -> list[Message]:
         """The messages of what a task asked to be replaced with: its id, callbacks and place are the task's."""
         sig = single(settle(maybe_signature(replacement, self._app)))
         if context.stamped_headers:

@@ -12,7 +12,7 @@ from amqtask.contrib.asgi import connected
 def cleanup_ctx(app: AmqTask, *, must_connect: bool = True) -> Callable[[Any], AsyncIterator[None]]:
     """Connected when the service starts, closed when it ends; see `amqtask.contrib.asgi.connected`."""
 
-    async def lives(_service: Any) -> AsyncIterator[None]:
+    async def lives(_service: object) -> AsyncIterator[None]:
         async with connected(app, must_connect=must_connect):
             yield
 

@@ -41,7 +41,7 @@ def lifespan(app: AmqTask, *, must_connect: bool = True) -> Callable[[Any], Abst
     """For `FastAPI(lifespan=…)` and `Starlette(lifespan=…)`; see `connected`."""
 
     @asynccontextmanager
-    async def lives(_service: Any) -> AsyncIterator[None]:
+    async def lives(_service: object) -> AsyncIterator[None]:
         async with connected(app, must_connect=must_connect):
             yield
 

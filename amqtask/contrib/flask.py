@@ -72,24 +72,24 @@ class AmqTask(Application):
             raise ConfigurationError(NO_FLASK)
         super().finalize(auto)
 
-    def register_task(self, task: Any, **options: Any) -> Any:
+    def register_task(self, task: Any, **options: object) -> Any:
         """As `amqtask.AmqTask.register_task`; the task runs in an application context."""
         instance = task(**options) if isinstance(task, type) else task
         instance.run = self._in_context(instance.run)
         return super().register_task(instance)
 
-    def _in_context(self, run: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_context(self, run: Callable[..., object]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(run):
 
             @functools.wraps(run)
-            async def run_async(*args: Any, **kwargs: Any) -> Any:
+            async def run_async(*args: object, **kwargs: object) -> Any:
                 with self._app_of_tasks.app_context():
                     return await run(*args, **kwargs)
 
             return run_async
 
         @functools.wraps(run)
-        def run_here(*args: Any, **kwargs: Any) -> Any:
+        def run_here(*args: object, **kwargs: object) -> Any:
             with self._app_of_tasks.app_context():
                 return run(*args, **kwargs)
 

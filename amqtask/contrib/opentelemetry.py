@@ -57,7 +57,7 @@ class AmqTaskInstrumentor(BaseInstrumentor):  # type: ignore[misc] # untyped
         self._tracing = Tracing(kwargs.get("tracer_provider"))
         self._tracing.connect()
 
-    def _uninstrument(self, **kwargs: Any) -> None:
+    def _uninstrument(self, **kwargs: object) -> None:
         if self._tracing is not None:
             self._tracing.disconnect()
             self._tracing = None
@@ -100,7 +100,7 @@ class Tracing:
         size: int,
         properties: Mapping[str, Any],
         follow_up: bool = False,
-        **_: Any,
+        **_: object,
     ) -> None:
         exchange = headers.get(TO_HEADER, exchange)  # where it goes once its delay is over
         destination = _destination(exchange, routing_key)
@@ -123,12 +123,12 @@ class Tracing:
         if len(self._publishing) > MOST_OPEN_PUBLISHES:
             self._publishing.popitem(last=False)[1][0].end()
 
-    def after_publish(self, sender: str, headers: Headers, **_: Any) -> None:
+    def after_publish(self, sender: str, headers: Headers, **_: object) -> None:
         span, _headers = self._publishing.pop(id(headers), (None, None))
         if span is not None:
             span.end()
 
-    def publish_failed(self, sender: str, headers: Headers, exception: BaseException, **_: Any) -> None:
+    def publish_failed(self, sender: str, headers: Headers, exception: BaseException, **_: object) -> None:
         span, _headers = self._publishing.pop(id(headers), (None, None))
         if span is not None:
             _fail(span, exception)
@@ -136,7 +136,7 @@ class Tracing:
 
     # -- running
 
-    def before_run(self, sender: Any, **_: Any) -> None:
+    def before_run(self, sender: object, **_: object) -> None:
         context = current_context()
         request = context.request if context is not None else None
         if context is None or request is None:
@@ -168,10 +168,10 @@ class Tracing:
             },
         )
 
-    def after_run(self, sender: Any, state: str, retval: Any, **_: Any) -> None:
+    def after_run(self, sender: object, state: str, retval: object, **_: object) -> None:
         self._end(current_context(), state, retval if isinstance(retval, BaseException) else None, sender)
 
-    def run_broke(self, sender: Any, request: Context, exception: BaseException, **_: Any) -> None:
+    def run_broke(self, sender: object, request: Context, exception: BaseException, **_: object) -> None:
         """End the span of a run that an error of amqtask's, or of the result store, has broken."""
         self._end(request, states.FAILURE, exception)
 
@@ -187,7 +187,7 @@ class Tracing:
         span.end()
         otel_context.attach(before)
 
-    def flush(self, **_: Any) -> None:
+    def flush(self, **_: object) -> None:
         """Send spans that wait, when a child of prefork ends: exit handlers do not run there."""
         provider: Any = self._provider or trace.get_tracer_provider()
         if hasattr(provider, "force_flush"):

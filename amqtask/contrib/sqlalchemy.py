@@ -261,7 +261,7 @@ class _Watch:
                 "thread or context. Put `with outbox.using(session):` around such calls"
             )
 
-    def _attached(self, session: Session, instance: Any) -> None:
+    def _attached(self, session: Session, instance: object) -> None:
         self._note(session)
 
     def _executes(self, state: Any) -> None:
@@ -325,13 +325,13 @@ def _sync(bound: Any) -> Session | Connection:
     return bound
 
 
-def _is(candidate: Any, name: str) -> bool:
+def _is(candidate: object, name: str) -> bool:
     """Whether it is an instance of that asyncio class of SQLAlchemy's. Importing those needs greenlet: no import, no instance."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     return module is not None and isinstance(candidate, getattr(module, name))
 
 
-def _is_scoped(sessions: Any) -> bool:
+def _is_scoped(sessions: object) -> bool:
     return isinstance(sessions, scoped_session) or _is(sessions, "async_scoped_session")
 
 

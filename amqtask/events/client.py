@@ -58,7 +58,7 @@ class Events:
         handlers: Mapping[str, Handler] | None = None,
         routing_key: str = "#",
         node_id: str | None = None,
-        app: Any = None,
+        app: object = None,
         queue_prefix: str | None = None,
         accept: Iterable[str] | None = None,
         queue_ttl: float | None = None,

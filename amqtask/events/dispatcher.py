@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.event import event, event_message, utc_offset
@@ -48,7 +48,7 @@ class EventDispatcher:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
 
-    def send(self, type: str, blind: bool = False, **fields: Any) -> None:
+    def send(self, type: str, blind: bool = False, **fields: object) -> None:
         """Publish an event, transient but confirmed; `blind` leaves the logical time out. Raises: PublishError."""
         if self.enabled and (not self.groups or type.partition("-")[0] in self.groups):
             event_fields = self._event(type, fields, blind=blind)

@@ -64,7 +64,9 @@ class Worker:
         "hostname", "pid", "freq", "heartbeats", "clock", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys",
     )  # fmt: skip
 
-    def __init__(self, hostname: str, pid: int | None = None, freq: float = 60, clock: int = 0, **fields: Any) -> None:
+    def __init__(
+        self, hostname: str, pid: int | None = None, freq: float = 60, clock: int = 0, **fields: object
+    ) -> None:
         self.hostname = hostname
         self.pid = pid
         self.freq = freq
@@ -437,7 +439,7 @@ class State:
 
     # -- reading
 
-    def freeze_while(self, function: Callable[..., T], *args: Any, clear_after: bool = False, **kwargs: Any) -> T:
+    def freeze_while(self, function: Callable[..., T], *args: object, clear_after: bool = False, **kwargs: object) -> T:
         """Call a function while no event is applied."""
         with self._lock:
             try:
@@ -487,7 +489,7 @@ class State:
         return f"<State: events={self.event_count} tasks={self.task_count}>"
 
 
-def _is_sound(name: str, value: Any) -> bool:
+def _is_sound(name: str, value: object) -> bool:
     """Whether a field that this module uses has the right type; anybody may publish events."""
     match name:
         case "name" | "uuid" | "hostname" | "parent_id" | "root_id":

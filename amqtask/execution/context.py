@@ -48,12 +48,12 @@ class Context:
     _request: Request | None = None
     _embed: JsonObject = _NOTHING
 
-    def __init__(self, *args: Any, **fields: Any) -> None:
+    def __init__(self, *args: object, **fields: object) -> None:
         """Of fields, or of a mapping of them, as Celery's."""
         self.__dict__.update(*args, **fields)
 
     @classmethod
-    def of(cls, request: Request, args: Any, kwargs: Any, embed: JsonObject, hostname: str) -> Context:
+    def of(cls, request: Request, args: object, kwargs: object, embed: JsonObject, hostname: str) -> Context:
         """The context of a request that is about to run."""
         self = cls.__new__(cls)
         fields = self.__dict__
@@ -97,11 +97,11 @@ class Context:
 
         def __setattr__(self, name: str, value: Any) -> None: ...
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         """A field, or `default`."""
         return getattr(self, name, default)
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    def update(self, *args: object, **kwargs: object) -> None:
         """Set fields."""
         self.__dict__.update(*args, **kwargs)
 

@@ -24,7 +24,7 @@ class Interruptible:
 
     __slots__ = ("_coroutine", "_has_begun", "_pending", "task")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
         self._coroutine = coroutine
         self._pending: BaseException | None = None
         self._has_begun = False

@@ -204,7 +204,7 @@ class Executor(Endings):
                 call()
             current.reset(token)
 
-    async def _elsewhere(self, run_blocking: RunBlocking, *arguments: Any) -> Outcome:
+    async def _elsewhere(self, run_blocking: RunBlocking, *arguments: object) -> Outcome:
         outcome: Outcome = await run_blocking(self._settled, *arguments)
         return outcome
 
@@ -214,7 +214,7 @@ class Executor(Endings):
         plan: TaskPlan,
         request: Request,
         context: Context,
-        result_or_error: Any,
+        result_or_error: object,
         started: float,
     ) -> Outcome:
         """`_returned` or `_raised` in another thread, which must get an outcome."""
@@ -258,7 +258,7 @@ class Executor(Endings):
 
     # -- ends of a run
 
-    def _returned(self, plan: TaskPlan, request: Request, context: Context, value: Any, started: float) -> Outcome:
+    def _returned(self, plan: TaskPlan, request: Request, context: Context, value: object, started: float) -> Outcome:
         runtime = perf_counter() - started
         embed, result, after, is_step = context.embed, None, NOTHING, False
         try:
@@ -467,13 +467,13 @@ class Executor(Endings):
         if signals.task_retry:
             signals.task_retry.send(sender=plan.task, request=context, reason=retry, einfo=info)
 
-    def _tell_postrun(self, plan: TaskPlan, request: Request, context: Context, state: str, value: Any) -> None:
+    def _tell_postrun(self, plan: TaskPlan, request: Request, context: Context, state: str, value: object) -> None:
         signals.task_postrun.send(
             sender=plan.task, task_id=request.id, task=plan.task, args=context.args, kwargs=context.kwargs,
             retval=value, state=state,
         )  # fmt: skip
 
-    def _hook(self, hook: Callable[..., Any], *arguments: Any) -> None:
+    def _hook(self, hook: Callable[..., object], *arguments: object) -> None:
         """Call a hook; an error of it is logged, and does not change the task's outcome."""
         try:
             hook(*arguments)

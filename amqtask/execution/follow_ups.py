@@ -40,7 +40,7 @@ class FollowUpComposer:
             composer, results=results, store=chord_store, serializer=serializer, errbacks=self._errbacks
         )
 
-    def of_success(self, context: Context, value: Any) -> FollowUps:
+    def of_success(self, context: Context, value: object) -> FollowUps:
         """The callbacks, the next step and the part of a chord. Raises: the errors of composing (a callback whose arguments
         cannot be encoded), BackendUnreachable."""
         embed = context.embed

@@ -46,7 +46,7 @@ class _RunHere:
     def __init__(self, run_next: RunNext) -> None:
         self._run_next = run_next
 
-    def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
+    def compose_retry(self, request: Request, context: Context, *, when: object, sig: object) -> Message:
         """Never called: the inline executor keeps retries."""
         raise AssertionError("an inline retry is not published")
 
@@ -63,7 +63,7 @@ class _RunHere:
         """Never called: inline, the caller that runs the header runs the body, too."""
         raise AssertionError("an inline chord has no parts")
 
-    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
+    def compose_replacement(self, replacement: object, context: Context) -> list[Message]:
         """Never called: inline, `Task.replace` runs the replacement."""
         raise AssertionError("an inline task is not replaced by a message")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pydantic_wrapper(
-    function: Callable[..., Any],
+    function: Callable[..., object],
     *,
     strict: bool = False,
     context: dict[str, Any] | None = None,
@@ -41,7 +41,7 @@ def pydantic_wrapper(
                 bound.arguments[name] = model.model_validate(bound.arguments[name], strict=strict, context=context)
         return bound
 
-    def dumped(value: Any) -> Any:
+    def dumped(value: object) -> Any:
         return value.model_dump(**(dump_kwargs or {"mode": "json"})) if isinstance(value, BaseModel) else value
 
     def as_data(args: Sequence[Any], kwargs: Keywords) -> tuple[Sequence[Any], Keywords]:
@@ -50,7 +50,7 @@ def pydantic_wrapper(
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
+        async def call_async(*args: object, **kwargs: object) -> Any:
             bound = validated(args, kwargs)
             return dumped(await function(*bound.args, **bound.kwargs))
 
@@ -58,7 +58,7 @@ def pydantic_wrapper(
         return call_async
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         bound = validated(args, kwargs)
         return dumped(function(*bound.args, **bound.kwargs))
 
@@ -67,7 +67,7 @@ def pydantic_wrapper(
     return call
 
 
-def _model_of(hint: Any, base: type) -> Any:
+def _model_of(hint: object, base: type) -> Any:
     """The model that an annotation names, alone or beside None; None where it names none."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         alternatives = [part for part in typing.get_args(hint) if part is not type(None)]

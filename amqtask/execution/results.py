@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, EncodeError
@@ -40,7 +40,7 @@ class Results:
         self._extended = extended
         self._keeps_runs = keeps_runs(store)
 
-    def success(self, request: Request, context: Context, value: Any) -> Message | None:
+    def success(self, request: Request, context: Context, value: object) -> Message | None:
         """Raises: EncodeError, BackendUnreachable."""
         return self._keep(request, self._result(request, states.SUCCESS, value, context))
 
@@ -86,7 +86,7 @@ class Results:
         return message
 
     def _result(
-        self, request: Request, state: str, value: Any, context: Context, trace: str | None = None
+        self, request: Request, state: str, value: object, context: Context, trace: str | None = None
     ) -> ResultMessage:
         headers = request.headers
         meta = ResultMessage(

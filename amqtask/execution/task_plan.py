@@ -60,7 +60,7 @@ def _in(wrapper: Wrapper, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _no_async_generator(name: str) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
+    def refuse(*args: object, **kwargs: object) -> Any:
         raise TypeError(f"task {name} is an async generator (async def with yield), which has no result; return a list")
 
     return refuse

@@ -71,7 +71,7 @@ def note_app(app: Any) -> None:
     _apps.add(app)
 
 
-def note_shared(make: Callable[[Any], Any]) -> None:
+def note_shared(make: Callable[[Any], object]) -> None:
     """A shared task; apps that are finalised already get it now."""
     _shared.append(make)
     for app in list(_apps):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 # No clock comes so far by itself, and one day more would not fit into an AMQP header.
 NEVER = 1 << 62
 
@@ -21,7 +19,7 @@ class LamportClock:
         self.value += 1
         return self.value
 
-    def adjust(self, other: Any) -> int:
+    def adjust(self, other: object) -> int:
         """Count a message of another process with the time `other` (0 if that is no time); returns its time here."""
         heard = other if isinstance(other, int) and other < NEVER else 0
         self.value = max(self.value, heard) + 1

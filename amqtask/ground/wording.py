@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
 
-
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """A value's type with its article: `a list`, `an int`."""
     return with_article(type(value).__name__)
 

@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     convert: Callable[[Any], Any]
 
 
-def convert(subject: str, kind: Kind, value: Any) -> Any:
+def convert(subject: str, kind: Kind, value: object) -> Any:
     """The value as it is used; `subject` says whose it is. Raises: WrongValue, which says what is wanted."""
     try:
         return kind.convert(value)
@@ -49,7 +49,7 @@ def convert(subject: str, kind: Kind, value: Any) -> Any:
         raise WrongValue(f"{subject} wants {kind.wants}, not {shown(value)}{reason}") from None
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as errors show it: its repr, shortened."""
     try:
         text = repr(value)
@@ -78,7 +78,7 @@ def _number(value: Any) -> float:
 def number(wants: str, low: float, high: float, *, integer_only: bool = False) -> Kind:
     """A finite number in a range."""
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> Any:
         amount = _number(value)
         if not low <= amount <= high or not math.isfinite(amount):
             raise ValueError
@@ -109,14 +109,14 @@ PORT = number("a port number from 1 to 65535", 1, 65535, integer_only=True)
 HEARTBEAT = number("a whole number of seconds from 0 (off) to 65535", 0, 65535, integer_only=True)
 
 
-def _attempts(value: Any) -> float:
+def _attempts(value: object) -> float:
     return math.inf if value == math.inf else COUNT.convert(value)
 
 
 ATTEMPTS = Kind("a whole number from 0 on, or float('inf')", _attempts)
 
 
-def _moment(value: Any) -> Any:
+def _moment(value: object) -> Any:
     if isinstance(value, str):
         return datetime.fromisoformat(value.replace("Z", "+00:00"))
     if isinstance(value, datetime):
@@ -129,7 +129,7 @@ def _moment(value: Any) -> Any:
 MOMENT = Kind("a datetime, or text in ISO 8601", _moment)
 
 
-def _expiry(value: Any) -> Any:
+def _expiry(value: object) -> Any:
     if isinstance(value, (int, float, timedelta)):
         return FROM_NOW.convert(value)
     return _moment(value)
@@ -138,7 +138,7 @@ def _expiry(value: Any) -> Any:
 EXPIRY = Kind("seconds from now, a timedelta, a datetime, or text in ISO 8601", _expiry)
 
 
-def _rate(value: Any) -> Any:
+def _rate(value: object) -> Any:
     if isinstance(value, str):
         if value and _RATE.fullmatch(value) is None:
             raise ValueError
@@ -151,7 +151,7 @@ RATE = Kind("a number a second, or text like '10/s', '100/m' or '5/h'", _rate)
 # -- text and choices
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError
     text = os.fspath(value)
@@ -163,7 +163,7 @@ def _text(value: Any) -> str:
 TEXT = Kind("text", _text)
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     if isinstance(value, uuid.UUID):
         return str(value)
     if not isinstance(value, str) or not value:
@@ -179,7 +179,7 @@ NAME = Kind("text of at most 255 bytes", _name)
 KEY = Kind("text of at most 255 bytes", lambda value: value if value == "" else _name(value))
 
 
-def _boolean(value: Any) -> bool:
+def _boolean(value: object) -> bool:
     if isinstance(value, str):
         if value.lower() not in _TRUE + _FALSE:
             raise ValueError
@@ -195,7 +195,7 @@ BOOLEAN = Kind("True or False", _boolean)
 def choice(*names: str) -> Kind:
     """A kind for one of several texts."""
 
-    def convert(value: Any) -> str:
+    def convert(value: object) -> str:
         if value not in names:
             raise ValueError
         return str(value)
@@ -206,7 +206,7 @@ def choice(*names: str) -> Kind:
 _MODES = {"persistent": 2, "transient": 1, "1": 1, "2": 2}
 
 
-def _delivery_mode(value: Any) -> int:
+def _delivery_mode(value: object) -> int:
     mode = _MODES.get(str(value).lower())
     if mode is None or isinstance(value, bool):
         raise ValueError
@@ -217,13 +217,13 @@ DELIVERY_MODE = Kind("2 (persistent) or 1 (transient)", _delivery_mode)
 QUEUE_TYPE = choice("quorum", "classic", "stream")
 
 
-def _level(value: Any) -> Any:
+def _level(value: object) -> Any:
     if isinstance(value, str) and isinstance(logging.getLevelName(value.upper()), int):
         return value
     return logging.getLevelName(COUNT.convert(value))
 
 
-def _log_format(value: Any) -> str:
+def _log_format(value: object) -> str:
     text = _text(value)
     try:
         formatter = logging.Formatter(text)
@@ -250,7 +250,7 @@ def _list(value: Any) -> list[Any]:
 LIST = Kind("a list", _list)
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     texts = _list(value)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError
@@ -270,7 +270,7 @@ def _table(value: Any) -> Any:
 _IN_HEADERS = (str, bytes, bytearray, bool, int, float, Decimal, datetime, type(None))
 
 
-def _header(value: Any, where: str) -> None:
+def _header(value: object, where: str) -> None:
     if isinstance(value, Mapping):
         for name, item in value.items():
             _header(item, f"{where}[{name!r}]")
@@ -283,7 +283,7 @@ def _header(value: Any, where: str) -> None:
         )
 
 
-def _headers(value: Any) -> Any:
+def _headers(value: object) -> Any:
     headers = _table(value)
     for name, item in headers.items():
         _header(item, repr(name))
@@ -297,7 +297,7 @@ MAPPING = Kind("a dictionary", lambda value: value if isinstance(value, dict) el
 TABLE = Kind("a dictionary", _table)
 
 
-def signature_of(value: Any) -> SignatureFields:
+def signature_of(value: object) -> SignatureFields:
     """A signature is a mapping, and so is what JSON makes of one; a task stands for `task.s()`. Raises: TypeError."""
     if isinstance(value, Mapping):
         return value
@@ -308,7 +308,7 @@ def signature_of(value: Any) -> SignatureFields:
     return sig
 
 
-def signatures(value: Any) -> Any:
+def signatures(value: object) -> Any:
     """One signature, or several."""
     if not isinstance(value, (list, tuple)):
         return signature_of(value)
@@ -330,7 +330,7 @@ EXCEPTIONS = Kind("exception classes, such as (ConnectionError, TimeoutError)", 
 def either(wants: str, *kinds: Kind | type) -> Kind:
     """The first of several that takes it; an instance of a class is left as it is."""
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> Any:
         for kind in kinds:
             if isinstance(kind, type):
                 if isinstance(value, kind):
@@ -350,7 +350,7 @@ def instance(wants: str, *classes: type) -> Kind:
     return either(wants, *classes)
 
 
-def _function(value: Any) -> Any:
+def _function(value: object) -> Any:
     if not callable(value):
         raise TypeError
     return value
@@ -361,7 +361,7 @@ ANY = Kind("anything", lambda value: value)
 URLS = either("a URL, or a list of them", TEXT, TEXTS)
 
 
-def arguments(task: str, args: Any, kwargs: Any) -> tuple[Arguments, dict[str, Any]]:
+def arguments(task: str, args: object, kwargs: object) -> tuple[Arguments, dict[str, Any]]:
     """The arguments of a call. Raises: TypeError, which names the task, for what are none."""
     positional, keywords = args or (), kwargs or {}
     if isinstance(positional, (str, bytes, Mapping, Set)) or not isinstance(positional, Iterable):
@@ -372,7 +372,7 @@ def arguments(task: str, args: Any, kwargs: Any) -> tuple[Arguments, dict[str, A
     return tuple(positional), dict(keywords)
 
 
-def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, object]) -> Mapping[str, Any]:
     """`values` as they are used; those without a kind are left alone. Raises: WrongValue."""
     converted: dict[str, Any] | None = None
     for name, value in values.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import load_path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from amqtask.outbox.contract import Outbox
 
 
-def find_outbox(setting: Any, database: str) -> Outbox:
+def find_outbox(setting: object, database: str) -> Outbox:
     """True: Django's; `module:name`: that object. Raises: ConfigurationError."""
     if setting is True or setting in ("django", "True", "true", "1"):
         django: Outbox = plugins().django_outbox(database)

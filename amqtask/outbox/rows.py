@@ -101,7 +101,7 @@ _KIND: dict[str, type | tuple[type, ...]] = {
 _NEVER_NONE = frozenset({"headers", "exchange", "routing_key"})
 
 
-def _checked(name: str, value: Any) -> Any:
+def _checked(name: str, value: object) -> Any:
     """A property, or where the message goes. Raises: TypeError for a value of another kind."""
     if (value is not None or name in _NEVER_NONE) and not isinstance(value, _KIND.get(name, str)):
         raise TypeError(f"{name} is {described(value)}")
@@ -119,7 +119,7 @@ def _moment(text: str) -> float:
 # -- values
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A header value in JSON's types."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
@@ -150,7 +150,7 @@ _RICH: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _rich(value: Any) -> Any:
+def _rich(value: object) -> Any:
     if isinstance(value, list):
         return [_rich(item) for item in value]
     if not isinstance(value, dict):

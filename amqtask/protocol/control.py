@@ -172,14 +172,14 @@ def _command(decoded: JsonObject, headers: Headers) -> Command:
     )
 
 
-def _of_type(expected_type: type[Expected], mapping: Mapping[str, Any], name: str) -> Expected | None:
+def _of_type(expected_type: type[Expected], mapping: Mapping[str, object], name: str) -> Expected | None:
     value = mapping.get(name)
     if value is not None and not isinstance(value, expected_type):
         raise TypeError(f"`{name}` is {described(value)}")
     return value
 
 
-def _names(destination: Any) -> tuple[str, ...]:
+def _names(destination: object) -> tuple[str, ...]:
     if isinstance(destination, str):
         return (destination,)
     if isinstance(destination, (list, tuple)) and all(isinstance(name, str) for name in destination):
@@ -224,7 +224,7 @@ def _tries(items: Iterable[tuple[Any, Any]]) -> int:
 _REPEATS = (re_parser.MAX_REPEAT, re_parser.MIN_REPEAT)
 
 
-def _parts(argument: Any) -> list[Any]:
+def _parts(argument: object) -> list[Any]:
     """The expressions within the argument of an opcode, however it holds them."""
     if isinstance(argument, re_parser.SubPattern):
         return [argument]
@@ -234,7 +234,7 @@ def _parts(argument: Any) -> list[Any]:
 
 
 def reply_message(
-    command: Command, nodename: str, payload: Any, *, serializer: str = "json", clock: int = 0
+    command: Command, nodename: str, payload: object, *, serializer: str = "json", clock: int = 0
 ) -> Message:
     """This node's answer to a command that asks for one. Raises: EncodeError."""
     message = _transient({nodename: payload}, serializer, {"ticket": command.ticket, "clock": clock})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Arguments: TypeAlias = tuple[tuple[str, Any], ...]
 
 
-def arguments(values: Mapping[str, Any] | Arguments | None) -> Arguments:
+def arguments(values: Mapping[str, object] | Arguments | None) -> Arguments:
     """Queue or binding arguments in a hashable, order-free form."""
     if not values:
         return ()
@@ -101,7 +101,7 @@ _KINDS: dict[str, type[Exchange] | type[Queue] | type[Binding]] = {
 }
 
 
-def changed_fields(value: Any, default: Any) -> JsonObject:
+def changed_fields(value: Any, default: object) -> JsonObject:
     """The fields of a dataclass that differ from those of `default`."""
     values = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: current for name, current in values.items() if current != getattr(default, name)}

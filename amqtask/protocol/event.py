@@ -69,7 +69,7 @@ def event(
     clock: int | None,
     pid: int,
     utcoffset: int = 0,
-    **fields: Any,
+    **fields: object,
 ) -> EventDict:
     """An event with the fields that all events have. `timestamp` is Unix time, `utcoffset` hours west of UTC."""
     return {

@@ -39,7 +39,7 @@ class OddHeaders(dict[str, Any]):
 
     __slots__ = ("problem",)
 
-    def __init__(self, problem: str, values: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, problem: str, values: Mapping[str, object] | None = None) -> None:
         super().__init__(values or {})
         self.problem = problem
 

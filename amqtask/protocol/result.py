@@ -105,7 +105,7 @@ _TAKEN = frozenset(
 )  # fmt: skip
 
 
-def stamps_in_result(names: Any, stamps: Any) -> StampDict:
+def stamps_in_result(names: object, stamps: object) -> StampDict:
     """A task's stamps as fields of its result, where Celery's readers look for them, without names that are taken."""
     if not isinstance(names, (list, tuple)) or not isinstance(stamps, Mapping):
         return {}
@@ -219,7 +219,7 @@ def _arguments(error: BaseException) -> tuple[Any, ...]:
     return (text,) if text else ()
 
 
-def _writable(value: Any, serializer: str) -> Any:
+def _writable(value: object, serializer: str) -> Any:
     if isinstance(value, str):
         # Lone surrogates, which os.fsdecode makes, cannot be encoded as UTF-8.
         return value.encode("utf-8", "backslashreplace").decode()
@@ -232,7 +232,7 @@ def _writable(value: Any, serializer: str) -> Any:
         return saferepr(value)
 
 
-def exception_from_dict(exception_dict: Any, traceback: str | None = None) -> BaseException:
+def exception_from_dict(exception_dict: object, traceback: str | None = None) -> BaseException:
     """The exception that `exception_as_dict` (ours or Celery's) described, with the traceback as its cause.
 
     Only classes that this process has imported already are used (nothing is imported because a message says so), and
@@ -279,7 +279,7 @@ def _stand_in(name: str, module: str) -> type[RemoteError]:
     return type(class_name or "RemoteError", (RemoteError,), {"__module__": module[:_LONGEST_NAME]})
 
 
-def _find(qualified: str, module: Any) -> type[BaseException] | None:
+def _find(qualified: str, module: object) -> type[BaseException] | None:
     # Celery's own exceptions have twins here under the same names.
     is_celerys = str(module).startswith(("celery.", "billiard."))
     for module_name in (OURS if is_celerys else None, module, "builtins"):
@@ -291,7 +291,7 @@ def _find(qualified: str, module: Any) -> type[BaseException] | None:
     return None
 
 
-def _attribute(holder: Any, name: str) -> Any:
+def _attribute(holder: object, name: str) -> Any:
     try:
         return getattr(holder, name, None)
     except Exception:  # noqa: BLE001 - a module's own __getattr__, under a name that the message chose

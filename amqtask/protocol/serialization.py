@@ -60,11 +60,11 @@ class Encoded(NamedTuple):
 # -- JSON with kombu's extra types (kombu/utils/json.py: {"__type__": T, "__value__": V})
 
 
-def _wrap(type_name: str, value: Any) -> JsonObject:
+def _wrap(type_name: str, value: object) -> JsonObject:
     return {"__type__": type_name, "__value__": value}
 
 
-def _json_default(value: Any) -> Any:
+def _json_default(value: object) -> Any:
     as_json = getattr(value, "__json__", None)
     if as_json is not None:
         return as_json()
@@ -77,7 +77,7 @@ def _json_default(value: Any) -> Any:
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
-def _own_form(value: Any) -> Any:
+def _own_form(value: object) -> Any:
     """An object as the data that its `__json__` returns (kombu's protocol)."""
     as_json = getattr(value, "__json__", None)
     if as_json is None:
@@ -127,14 +127,14 @@ _json_plain = json.JSONDecoder()
 _json_typed = json.JSONDecoder(object_hook=_json_object)
 
 
-def _dump_json(value: Any) -> bytes:
+def _dump_json(value: object) -> bytes:
     text = _json_encoder(value)
     if '"__type__"' in text:
         _check_typed(value)
     return text.encode("utf-8")
 
 
-def _check_typed(value: Any) -> None:
+def _check_typed(value: object) -> None:
     """Raises: TypeError for a dictionary that readers would mistake for a value of another type."""
     if isinstance(value, Mapping):
         if value.keys() == {"__type__", "__value__"}:
@@ -163,7 +163,7 @@ def _load_json(body: bytes, encoding: str) -> Any:
 # -- the others; their libraries are optional
 
 
-def _dump_yaml(value: Any) -> bytes:
+def _dump_yaml(value: object) -> bytes:
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -181,7 +181,7 @@ def _load_yaml(body: bytes, encoding: str) -> Any:
     return yaml.safe_load(body.decode(encoding))
 
 
-def _dump_msgpack(value: Any) -> bytes:
+def _dump_msgpack(value: object) -> bytes:
     import msgpack
 
     packed: bytes = msgpack.packb(value, use_bin_type=True, default=_own_form)
@@ -194,7 +194,7 @@ def _load_msgpack(body: bytes, encoding: str) -> Any:
     return msgpack.unpackb(body, raw=False, strict_map_key=False)
 
 
-def _dump_pickle(value: Any) -> bytes:
+def _dump_pickle(value: object) -> bytes:
     return pickle.dumps(value, protocol=4)  # kombu's on every Python but the newest; all that run read it
 
 
@@ -232,7 +232,7 @@ def content_types(names: Iterable[str]) -> frozenset[str]:
     return frozenset(content_type(name) for name in names)
 
 
-def dumps(value: Any, serializer: str) -> Encoded:
+def dumps(value: object, serializer: str) -> Encoded:
     """Write a value.
 
     Raises: EncodeError naming the serializer; ConfigurationError for an unknown one.
@@ -274,7 +274,7 @@ def loads(body: bytes, content_type: str | None, content_encoding: str | None, a
         raise Undecodable(f"the body is not valid {mime_type} ({len(body)} bytes): {error}") from error
 
 
-def _encoding(content_encoding: Any) -> str:
+def _encoding(content_encoding: object) -> str:
     encoding = _TEXTS.get(content_encoding.lower().replace("_", "-")) if isinstance(content_encoding, str) else None
     if encoding is None:
         raise Undecodable(

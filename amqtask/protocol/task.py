@@ -149,7 +149,7 @@ def encode_task(
     return body, properties
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Signatures as the plain dictionaries that every serializer writes, and every worker reads."""
     if isinstance(value, Mapping):
         return {key: plain(element) for key, element in value.items()}
@@ -237,7 +237,7 @@ def decode_body(
     return _checked(args, kwargs, {} if embed is None else embed)
 
 
-def _unpacked(body: bytes, compression: Any, limit: int) -> bytes:
+def _unpacked(body: bytes, compression: object, limit: int) -> bytes:
     if compression:
         return decompress(body, compression, limit)
     check_size(body, limit)
@@ -279,7 +279,7 @@ def light_limit(content_type: str | None) -> int:
     return _LIGHT.get(content_type or JSON, _LIGHT_ELSE)
 
 
-def checked_id(task_id: Any) -> str:
+def checked_id(task_id: object) -> str:
     """A task's id as it may stand in logs, keys and properties. Raises: InvalidTaskError."""
     if task_id.__class__ is int:
         task_id = saferepr(task_id)
@@ -292,7 +292,7 @@ def checked_id(task_id: Any) -> str:
     return task_id
 
 
-def _checked(args: Any, kwargs: Any, embed: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _checked(args: object, kwargs: object, embed: object) -> tuple[Any, Any, dict[str, Any]]:
     if isinstance(args, (list, tuple)) and isinstance(kwargs, dict) and isinstance(embed, dict):
         if any(embed.values()):
             try:
@@ -317,7 +317,7 @@ def _check_embed(embed: JsonFields) -> None:
         raise InvalidTaskError("`chord` of the message is not a signature")
 
 
-def is_signature(candidate: Any) -> bool:
+def is_signature(candidate: object) -> bool:
     """Whether it looks like a signature that can be published; its parts are checked when they are published."""
     if not isinstance(candidate, Mapping) or not isinstance(candidate.get("task"), str):
         return False
@@ -341,7 +341,7 @@ def read_v1(
     content_encoding: str | None,
     accept: frozenset[str],
     *,
-    compression: Any = None,
+    compression: object = None,
 ) -> dict[str, Any]:
     """The v2 headers of a protocol v1 message, which has everything in its body (`decode_body` reads the rest of it).
 

@@ -149,7 +149,7 @@ def control_command(
     args: Sequence[Argument] | None = None,
     variadic: str | None = None,
 ) -> Callable[[Function], Function]: ...
-def control_command(function: Any = None, /, **options: Any) -> Any:
+def control_command(function: object = None, /, **options: object) -> Any:
     """Add a command that changes a worker: `function(state, **arguments)`, run on its I/O loop.
 
     `name` is the function's unless given, `args` and `variadic` say what the command line takes. What the function
@@ -172,7 +172,7 @@ def inspect_command(
     args: Sequence[Argument] | None = None,
     variadic: str | None = None,
 ) -> Callable[[Function], Function]: ...
-def inspect_command(function: Any = None, /, **options: Any) -> Any:
+def inspect_command(function: object = None, /, **options: object) -> Any:
     """Add a command that asks a worker; see `control_command`."""
     return _register("inspect", function, options)
 

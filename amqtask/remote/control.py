@@ -40,7 +40,7 @@ class Inspection(Inspect):
         destination: str | Sequence[str] | None = None,
         timeout: float = 1.0,
         callback: Callback | None = None,
-        connection: Any = None,
+        connection: object = None,
         app: Any = None,
         limit: int | None = None,
         pattern: str | None = None,
@@ -83,15 +83,15 @@ class Control:
         command: str,
         arguments: CommandArguments | None = None,
         destination: Sequence[str] | None = None,
-        connection: Any = None,
+        connection: object = None,
         reply: bool = False,
         timeout: float = 1.0,
         limit: int | None = None,
         callback: Callback | None = None,
-        channel: Any = None,
+        channel: object = None,
         pattern: str | None = None,
         matcher: str | None = None,
-        **extra: Any,
+        **extra: object,
     ) -> list[Replies] | None:
         """Send a command; with `reply` the answers that came within `timeout` seconds, as [{node: answer}, …].
 
@@ -252,7 +252,11 @@ class Control:
         return self.broadcast("revoke_by_stamped_headers", arguments, destination, **kwargs)
 
     def terminate(
-        self, task_id: str | Sequence[str], destination: Sequence[str] | None = None, signal: str = "SIGTERM", **kw: Any
+        self,
+        task_id: str | Sequence[str],
+        destination: Sequence[str] | None = None,
+        signal: str = "SIGTERM",
+        **kw: object,
     ) -> Any:
         """Revoke, and end it if it runs."""
         return self.revoke(task_id, destination, True, signal, **kw)
@@ -332,7 +336,7 @@ class Control:
         self,
         modules: Sequence[str] | None = None,
         reload: bool = False,
-        reloader: Any = None,
+        reloader: object = None,
         destination: Sequence[str] | None = None,
         **kw: Any,
     ) -> Any:
@@ -340,13 +344,13 @@ class Control:
         arguments = {"modules": modules, "reload": reload, "reloader": reloader}
         return self.broadcast("pool_restart", arguments, destination, **kw)
 
-    def election(self, id: str, topic: str, action: Any = None, connection: Any = None) -> None:
+    def election(self, id: str, topic: str, action: object = None, connection: object = None) -> None:
         """Have exactly one of the workers call a task: `action` is its signature, `topic` "task", `id` made up for the occasion.
 
         See docs/remote-control.md for how Celery's workers differ."""
         self.broadcast("election", {"id": id, "topic": topic, "action": action})
 
-    def purge(self, connection: Any = None) -> int:
+    def purge(self, connection: object = None) -> int:
         """Delete what waits in this app's queues; how many messages that were. They cannot be brought back."""
         if not self._addresses:
             raise ConfigurationError("purge deletes what waits in RabbitMQ; the broker memory:// ends with its process")

@@ -38,7 +38,7 @@ class Inspect:
         self._asker = asker
         self._options = options
 
-    def _request(self, command: str, **arguments: Any) -> Replies | None:
+    def _request(self, command: str, **arguments: object) -> Replies | None:
         """Any question, a custom one too, under Celery's name for this method."""
         return self._asker.ask_them(command, arguments, self._options) or None
 

@@ -34,7 +34,7 @@ class OneResult(Protocol):
     def _meta(self) -> ResultMessage:
         """What is known of it now."""
 
-    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> Any:
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> Any:
         """Raise the error of a task that failed, else return what is known."""
 
     def _exception(self, final: ResultMessage) -> BaseException:
@@ -57,7 +57,7 @@ class ResultSet(WithOthersNames):
         backend: ResultBackend | None = None,
         *,
         app: Any = None,
-        ready_barrier: Any = None,
+        ready_barrier: object = None,
     ) -> None:
         """`app` gives the store when `backend` does not; `ready_barrier` is accepted for Celery's sake."""
         self.results: list[Any] = list(results)
@@ -126,11 +126,11 @@ class ResultSet(WithOthersNames):
         timeout: float | None = None,
         propagate: bool = True,
         interval: float = 0.5,
-        callback: Callable[[str, Any], Any] | None = None,
+        callback: Callable[[str, Any], object] | None = None,
         no_ack: bool = True,
-        on_message: Any = None,
+        on_message: object = None,
         disable_sync_subtasks: bool = True,
-        on_interval: Any = None,
+        on_interval: object = None,
     ) -> list[Any]:
         """All values, in the order of the calls, within `timeout` seconds.
 
@@ -165,7 +165,7 @@ class ResultSet(WithOthersNames):
         for result in self._arriving(timeout):
             yield result.maybe_throw(propagate)
 
-    def iter_native(self, timeout: float | None = None, **_: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    def iter_native(self, timeout: float | None = None, **_: object) -> Iterator[tuple[str, dict[str, Any]]]:
         """(id, meta) as they come."""
         for result in self._arriving(timeout):
             yield result.id, result._meta().as_meta()
@@ -194,7 +194,7 @@ class ResultSet(WithOthersNames):
         flat = self._flat()
         return sum(1 for result in flat if result._final is not None and result._final.status == states.SUCCESS)
 
-    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None) -> None:
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> None:
         """Raise the error of a member that failed, if any has."""
         self._look()
         for result in self._flat():
@@ -204,7 +204,7 @@ class ResultSet(WithOthersNames):
 
     def revoke(
         self,
-        connection: Any = None,
+        connection: object = None,
         terminate: bool = False,
         signal: str | None = None,
         wait: bool = False,

@@ -79,7 +79,7 @@ def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, 
     return (list(args), dict(kwargs)) if is_true else sent_reprs
 
 
-def _plain(text: Any) -> str:
+def _plain(text: object) -> str:
     """The text with lists for tuples, because JSON makes lists of tuples."""
     return str(text).replace("(", "[").replace(")", "]").replace(",]", "]")
 
@@ -144,7 +144,7 @@ def _exchange_info(exchange: Exchange | None) -> JsonObject:
     }
 
 
-def _seconds(milliseconds: Any) -> float | None:
+def _seconds(milliseconds: object) -> float | None:
     return milliseconds / 1000 if isinstance(milliseconds, (int, float)) else None
 
 

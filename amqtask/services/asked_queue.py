@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.entities import Exchange
@@ -46,7 +46,7 @@ def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue |
     )
 
 
-def _exchange(name: str, exchange_type: Any) -> Exchange:
+def _exchange(name: str, exchange_type: object) -> Exchange:
     exchange_type = exchange_type or "direct"
     if exchange_type not in EXCHANGE_TYPES and not str(exchange_type).startswith("x-"):
         raise ConfigurationError(f"there is no exchange type {exchange_type!r}: it is {', '.join(EXCHANGE_TYPES)}")

@@ -50,7 +50,7 @@ class Elections:
     def start(self) -> None:
         """Does nothing: an election begins with a command."""
 
-    def hold(self, election_id: str, topic: str, action: Any) -> None:
+    def hold(self, election_id: str, topic: str, action: object) -> None:
         """Stand for election, once for each id. Raises: ValueError for an id or action that is not valid."""
         if topic != "task":
             raise ValueError(f"an election is about the topic 'task', not {topic!r}")

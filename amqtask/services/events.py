@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask import signals, states
 from amqtask.events.sent import sent_fields
@@ -273,7 +273,7 @@ class EventSender(Observer):
             **SOFTWARE,
         }
 
-    def _tell_worker(self, event_type: str, **fields: Any) -> None:
+    def _tell_worker(self, event_type: str, **fields: object) -> None:
         if signals.heartbeat_sent:
             signals.heartbeat_sent.send(sender=self)
         event = {

@@ -144,7 +144,7 @@ class Panel:
             return {"error": f"no such command: {command.method!r}"}
         return function(self._control, command.arguments)
 
-    def _reply(self, command: Command, payload: Any) -> None:
+    def _reply(self, command: Command, payload: object) -> None:
         try:
             message = reply_message(command, self._hostname, payload, clock=self._control.clock)
         except EncodeError as error:

@@ -60,7 +60,7 @@ class ConsumerView:
         exchange: str | None = None,
         exchange_type: str | None = None,
         routing_key: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> None:
         """Consume one more queue; for the options see amqtask.services.asked_queue."""
         queue_options = {
@@ -85,6 +85,6 @@ class PanelState:
         self.consumer = ConsumerView(control)
 
     @staticmethod
-    def tset(values: Iterable[Any]) -> set[Any]:
+    def tset(values: Iterable[object]) -> set[Any]:
         """A copy that does not change while a command iterates over it (Celery's commands use this name)."""
         return set(values)

@@ -111,7 +111,7 @@ def _terminate(
     return {"ok": f"terminate: {names}" if names else otherwise}
 
 
-def signal_number(signal_name: Any) -> int | None:
+def signal_number(signal_name: object) -> int | None:
     """SIGTERM, TERM, 15 or "15" as a number; None for nothing. Raises: ConfigurationError."""
     if signal_name in (None, ""):
         return None
@@ -130,7 +130,7 @@ def _ids(arguments: CommandArguments) -> dict[str, None]:
     return dict.fromkeys([task_ids] if isinstance(task_ids, str) else [str(task_id) for task_id in task_ids])
 
 
-def _by_name(headers: Any) -> dict[str, Any]:
+def _by_name(headers: object) -> dict[str, Any]:
     """Stamps by their names, from a mapping, or from the command line's `name=value` arguments."""
     if isinstance(headers, Mapping):
         return {str(name): value for name, value in headers.items()}

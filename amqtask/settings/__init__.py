@@ -108,7 +108,7 @@ class Settings(MutableMapping[str, Any]):
         except SettingUnknown as error:
             raise KeyError(str(error)) from error
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         self._load()
         setting_name = find_name(name)
         if setting_name is None:
@@ -117,7 +117,7 @@ class Settings(MutableMapping[str, Any]):
         self._set(setting_name, value)
         self._changed()
 
-    def _set(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: object) -> None:
         setting = _TABLE.get(name)
         self._values[name] = value if setting is None else _coerce(setting, value)
 
@@ -191,7 +191,7 @@ class Settings(MutableMapping[str, Any]):
             return values.setdefault(setting_name, copy.copy(setting.default))
         return setting.default
 
-    def update(self, *mappings: Any, **settings: Any) -> None:
+    def update(self, *mappings: Any, **settings: object) -> None:
         """Set several, or take in a whole configuration such as Flask's `app.config`."""
         self._load()
         named: SettingDict = {}
@@ -249,7 +249,7 @@ class Settings(MutableMapping[str, Any]):
         if self.on_change is not None:
             self.on_change()
 
-    def read_object(self, source: Any, *, namespace: str | None = None) -> None:
+    def read_object(self, source: object, *, namespace: str | None = None) -> None:
         """Take the settings of a module, object, class or mapping; see `config_from_object`."""
         if isinstance(source, str):
             source = _import(source)
@@ -314,14 +314,14 @@ def _import(path: str) -> Any:
     return source
 
 
-def follow_django(source: Any, conf: Settings, namespace: str | None) -> None:
+def follow_django(source: object, conf: Settings, namespace: str | None) -> None:
     """Have changes of Django's settings (`override_settings` in tests) take effect in `conf`, too."""
     django = sys.modules.get("django.conf")
     if django is not None and source is django.settings:
         plugins().follow_django_settings(conf, namespace)
 
 
-def _names(source: Any) -> Iterator[str]:
+def _names(source: object) -> Iterator[str]:
     if isinstance(source, Mapping):
         yield from source
         return
@@ -330,7 +330,7 @@ def _names(source: Any) -> Iterator[str]:
             yield name
 
 
-def _coerce(setting: Setting, value: Any) -> Any:
+def _coerce(setting: Setting, value: object) -> Any:
     """The value in the setting's kind. Raises: WrongValue naming setting, kind and value."""
     if value is None or setting.kind == "any":
         return value
@@ -346,7 +346,7 @@ def _coerce(setting: Setting, value: Any) -> Any:
 def _named(find: Callable[[str], str]) -> Callable[[Any], str]:
     """A kind's conversion for names that the serialization knows (or content types)."""
 
-    def known(value: Any) -> str:
+    def known(value: object) -> str:
         if not isinstance(value, str):
             raise TypeError
         try:

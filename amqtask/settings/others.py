@@ -25,11 +25,11 @@ class ForeignSettings(MutableMapping[str, Any]):
         # Sources that were read, each with the prefix of its names; the last one first.
         self._sources: list[tuple[Any, str]] = []
 
-    def add_source(self, source: Any, namespace: str | None) -> None:
+    def add_source(self, source: object, namespace: str | None) -> None:
         """A module, object or mapping that was read."""
         self._sources.insert(0, (source, f"{namespace.rstrip('_')}_" if namespace else ""))
 
-    def keep(self, name: str, value: Any) -> None:
+    def keep(self, name: str, value: object) -> None:
         """Keep an entry of a configuration that belongs to another program."""
         self._kept[name] = value
 
@@ -56,7 +56,7 @@ class ForeignSettings(MutableMapping[str, Any]):
                     return value
         raise KeyError(name)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         self.explicit[name] = value
 
     def __delitem__(self, name: str) -> None:
@@ -86,5 +86,5 @@ class ForeignSettings(MutableMapping[str, Any]):
             names.clear()
 
 
-def _attribute(source: Any, name: str) -> Any:
+def _attribute(source: object, name: str) -> Any:
     return _MISSING if name.startswith("_") else getattr(source, name, _MISSING)

@@ -21,7 +21,7 @@ def default_exchange(conf: Settings) -> Exchange | None:
     return Exchange(name or conf.task_default_queue, type=exchange_type)
 
 
-def configured(queues: Any, default: Exchange | None) -> Iterator[Queue]:
+def configured(queues: object, default: Exchange | None) -> Iterator[Queue]:
     """Queues from a list of Queue, names or kombu's queues, or from Celery's mapping of names.
 
     Raises: ConfigurationError for anything else.

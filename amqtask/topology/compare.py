@@ -66,7 +66,7 @@ def _differences(declared: QueueArguments, existing: QueueArguments) -> Iterator
             yield f"{name} is {_text(existing_value)}, wanted {_text(declared_value)}"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "not set" if value is None else repr(value)
 
 

@@ -410,7 +410,7 @@ def waiting_priority(properties: PropertiesLike) -> int | None:
     return priority if isinstance(priority, int) and 0 <= priority <= 255 else None
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 

@@ -181,7 +181,7 @@ def _checked_options(name: str, target: Options) -> Options:
     return target
 
 
-def compile_routes(routes: Any) -> tuple[RouteFunction, ...]:
+def compile_routes(routes: object) -> tuple[RouteFunction, ...]:
     """The setting `task_routes` as functions: a mapping, a function, a dotted path to one, or a list of those.
 
     Raises: ConfigurationError for anything else.
@@ -193,14 +193,14 @@ def compile_routes(routes: Any) -> tuple[RouteFunction, ...]:
     return (_compile(routes),)
 
 
-def _are_pairs(routes: Sequence[Any]) -> bool:
+def _are_pairs(routes: Sequence[object]) -> bool:
     return all(
         isinstance(route, (list, tuple)) and len(route) == 2 and isinstance(route[0], (str, re.Pattern))
         for route in routes
     )
 
 
-def _compile(route: Any) -> RouteFunction:
+def _compile(route: object) -> RouteFunction:
     if isinstance(route, Mapping) or (isinstance(route, (list, tuple)) and _are_pairs(route)):
         return _MapRoute(dict(route))
     if isinstance(route, str):
@@ -248,7 +248,7 @@ class _MapRoute:
 class Router:
     """Routes calls; `routes` is the setting `task_routes`."""
 
-    def __init__(self, routes: Any, queues: Queues, defaults: QueueDefaults | None = None) -> None:
+    def __init__(self, routes: object, queues: Queues, defaults: QueueDefaults | None = None) -> None:
         self._routes = compile_routes(routes)
         self._queues = queues
         self._defaults = defaults or queues.defaults
@@ -256,7 +256,7 @@ class Router:
     def route(
         self,
         name: str,
-        args: Sequence[Any] = (),
+        args: Sequence[object] = (),
         kwargs: Keywords | None = None,
         options: Options | None = None,
         task: Any = None,
@@ -272,13 +272,13 @@ class Router:
             queue = self._queues[queue or self._queues.default_queue]
         return self._to_queue(queue, exchange, routing_key, call_options)
 
-    def _merge(self, name: str, args: Sequence[Any], kwargs: Keywords, options: Options, task: Any) -> OptionDict:
+    def _merge(self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: Any) -> OptionDict:
         given_options = {key: value for key, value in options.items() if value is not None}
         if "queue" in given_options or not self._routes:
             return given_options
         return {**self._ask(name, args, kwargs, given_options, task), **given_options}
 
-    def _ask(self, name: str, args: Sequence[Any], kwargs: Keywords, options: OptionDict, task: Any) -> OptionDict:
+    def _ask(self, name: str, args: Sequence[object], kwargs: Keywords, options: OptionDict, task: Any) -> OptionDict:
         for route in self._routes:
             target = route(name, args, kwargs, options, task=task)
             if target is None:

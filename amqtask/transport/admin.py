@@ -191,7 +191,7 @@ class QueueAdmin:
         expected = _ready(channel, queue)
         read_count, tags = 0, list[int]()
 
-        def look(_: Any, method: Any, properties: Any, body: bytes) -> None:
+        def look(_: object, method: Any, properties: Any, body: bytes) -> None:
             nonlocal read_count
             read_count += 1
             delivery = Delivery(

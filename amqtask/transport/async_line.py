@@ -230,7 +230,7 @@ class Line:
             await asyncio.wait(set(self._under_way), timeout=LOOK_SECONDS)
         await self.close()
 
-    def _on_gone(self, _: Any = None) -> None:
+    def _on_gone(self, _: object = None) -> None:
         for waiting in self._under_way:
             waiting.cancel()
 

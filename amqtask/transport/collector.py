@@ -242,7 +242,7 @@ class _Reader:
         self._is_decided = False
         self._tag = self._channel.basic_consume(self._look.queue, self._message, exclusive=True)
 
-    def _message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+    def _message(self, channel: object, method: Any, properties: Any, body: bytes) -> None:
         self._deliveries.append(
             Delivery(
                 body, properties, method.exchange, method.routing_key, method.redelivered, self._look.queue,
@@ -261,7 +261,7 @@ class _Reader:
             self._timer = self._owner.call_later(READ_SECONDS, lambda: self._end(QueuePresence.AWAY))
             self._channel.basic_cancel(self._tag, callback=self._give_back)
 
-    def _give_back(self, _: Any) -> None:
+    def _give_back(self, _: object) -> None:
         read_count = len(self._deliveries)
         self._deliveries.clear()
         self._channel.basic_nack(0, multiple=True, requeue=True)
@@ -297,11 +297,11 @@ class _Reader:
             self._channel.close()
         self._owner.settle(self._look, presence)
 
-    def _cancelled(self, frame: Any) -> None:
+    def _cancelled(self, frame: object) -> None:
         if not self._is_completing:
             self._end(QueuePresence.AWAY)
 
-    def _closed(self, channel: Any, error: Exception) -> None:
+    def _closed(self, channel: object, error: Exception) -> None:
         if self._is_over or self._is_completing:
             return  # in the latter case it goes on when it has finished
         if self._owner.connection is None:

@@ -60,7 +60,7 @@ class Backoff:
 class ConnectionListener(Protocol):
     """The owner of a LoopConnection, with the methods that it calls."""
 
-    def on_open(self, connection: Any) -> None: ...
+    def on_open(self, connection: object) -> None: ...
 
     def on_lost(self, error: Exception) -> None:
         """An open connection is gone; another attempt follows by itself."""

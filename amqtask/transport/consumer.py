@@ -416,7 +416,7 @@ class PikaConsumer:
 def _deliver_to(on_delivery: Callable[[Delivery], None], queue: str, epoch: int) -> Callable[..., None]:
     """pika's callback for one consumer: the hot path."""
 
-    def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+    def on_message(channel: object, method: Any, properties: Any, body: bytes) -> None:
         delivery = Delivery(
             body,
             properties,

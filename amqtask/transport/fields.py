@@ -146,7 +146,7 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _fixed(form: str, convert: Callable[[Any], Any] | None = None) -> Reader:
+def _fixed(form: str, convert: Callable[[Any], object] | None = None) -> Reader:
     packed = struct.Struct(f">{form}")
     size, unpack = packed.size, packed.unpack_from
 
@@ -294,7 +294,7 @@ def _write_fields(pieces: list[bytes], table: FieldTable | None) -> int:
     return size + 4
 
 
-def encode_value(pieces: list[bytes], value: Any) -> int:
+def encode_value(pieces: list[bytes], value: object) -> int:
     """Append one value with its type in front; its size in bytes. Raises: UnsupportedAMQPFieldException."""
     writer = _WRITERS.get(type(value))
     if writer is not None:
@@ -306,7 +306,7 @@ def encode_value(pieces: list[bytes], value: Any) -> int:
     return size
 
 
-def field_size(name: str, value: Any) -> int | None:
+def field_size(name: str, value: object) -> int | None:
     """How many bytes a header takes in its table; None: it cannot be written."""
     try:
         return len(_name(name)) + encode_value([], value)

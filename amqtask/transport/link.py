@@ -427,10 +427,10 @@ class Link:
     def on_confirm(self, number: int, multiple: bool, *, is_ack: bool) -> None:
         """basic.ack or basic.nack."""
 
-    def on_return(self, method: Any, properties: Any) -> None:
+    def on_return(self, method: object, properties: object) -> None:
         """basic.return."""
 
-    def on_delivery(self, method: Any, properties: Any, body: bytes, error: Exception | None) -> None:
+    def on_delivery(self, method: object, properties: object, body: bytes, error: Exception | None) -> None:
         """basic.deliver; `error` tells why the properties cannot be read."""
 
     def on_cancelled(self, consumer: str) -> None:

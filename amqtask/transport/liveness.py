@@ -100,7 +100,7 @@ class LivenessMonitor:
             elif channel.is_open:
                 channel.flow(True, callback=self._answered)
 
-    def _answered(self, _: Any) -> None:
+    def _answered(self, _: object) -> None:
         self._patience = self._least_patience
 
 

@@ -476,7 +476,7 @@ class PikaLoopPublisher:
         channel.confirm_delivery(partial(self._on_confirm, confirming), callback=lambda _: self._ready(confirming))
 
     def _on_return(
-        self, confirming: _ConfirmingChannel, channel: Any, method: Any, properties: Any, body: bytes
+        self, confirming: _ConfirmingChannel, channel: object, method: Any, properties: Any, body: bytes
     ) -> None:
         confirming.returns.returned(properties.message_id, method.exchange, method.routing_key)
 

@@ -169,7 +169,7 @@ TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_U
 def parse_broker_urls(
     urls: str | Sequence[str] | None,
     *,
-    use_ssl: bool | Mapping[str, Any] | None = None,
+    use_ssl: bool | Mapping[str, object] | None = None,
     login_method: str | None = None,
 ) -> tuple[BrokerAddress, ...]:
     """The addresses of one URL, several separated by `;` or `,`, or a list of them, in order.
@@ -212,7 +212,7 @@ def _split(url: str) -> list[str]:
     return pieces if all("://" in piece for piece in pieces) else [url]
 
 
-def _parse(url: str, use_ssl: bool | Mapping[str, Any] | None, login_method: str | None) -> BrokerAddress:
+def _parse(url: str, use_ssl: bool | Mapping[str, object] | None, login_method: str | None) -> BrokerAddress:
     text = url if "://" in url else f"amqp://{url}"
     try:
         split = urlsplit(text)
@@ -268,7 +268,7 @@ def _unescaped() -> ConfigurationError:
     )
 
 
-def _refuse_unknown(complaint: str, names: Iterable[Any], known_names: Collection[str]) -> None:
+def _refuse_unknown(complaint: str, names: Iterable[object], known_names: Collection[str]) -> None:
     for name in names:
         if name not in known_names:
             near = difflib.get_close_matches(str(name)[:50].removeprefix("ssl_"), known_names, n=1)

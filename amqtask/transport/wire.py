@@ -69,7 +69,7 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
 
     _gathered: bytearray | None = None
 
-    def __init__(self, *arguments: Any, custom_ioloop: Any, **options: Any) -> None:
+    def __init__(self, *arguments: object, custom_ioloop: object, **options: object) -> None:
         keep_quiet()
         super().__init__(*arguments, custom_ioloop=_Services(custom_ioloop), **options)
 

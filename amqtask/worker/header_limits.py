@@ -7,7 +7,7 @@ fit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import printable
 from amqtask.protocol.task import saferepr
@@ -66,5 +66,5 @@ def _make_room(kept: HeaderDict, sizes: dict[str, int]) -> list[str]:
     return cut
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     return printable(saferepr(value, _SHORT), _SHORT)

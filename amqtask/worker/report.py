@@ -151,7 +151,7 @@ class Report:
 _WORDS = {"IGNORED": "ignored", "REJECTED": "rejected"}
 
 
-def _notify(observers: tuple[Callable[..., None], ...], *arguments: Any) -> None:
+def _notify(observers: tuple[Callable[..., None], ...], *arguments: object) -> None:
     for observer in observers:
         try:
             observer(*arguments)

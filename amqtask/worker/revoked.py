@@ -114,7 +114,7 @@ def _stamps_of(headers: Headers) -> Iterable[Stamp]:
     return stamps_in({name: stamps[name] for name in names if isinstance(name, str) and name in stamps})
 
 
-def stamps_in(values: Mapping[str, Any]) -> list[Stamp]:
+def stamps_in(values: Mapping[str, object]) -> list[Stamp]:
     """The stamps of {stamp: value or list of values}; values that no stamp can have (a mapping, None) are left out."""
     stamps: list[Stamp] = []
     for name, value in values.items():

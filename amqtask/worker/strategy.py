@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.execution.request import Request
 from amqtask.ground.elsewhere import others_names
@@ -177,7 +177,7 @@ def limits_in(headers: Headers) -> tuple[float | None, float | None]:
     return as_limit(hard), as_limit(soft)
 
 
-def as_limit(seconds: Any) -> float | None:
+def as_limit(seconds: object) -> float | None:
     """A time limit as pools get it: a finite number above 0, or None for no limit (0, and values that are no number)."""
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
         return None

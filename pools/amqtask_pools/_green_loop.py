@@ -73,7 +73,7 @@ class GreenLoop:
             raise call.error
         return call.value
 
-    def _soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+    def _soon(self, callback: Callable[..., object], *arguments: object) -> None:
         self._aloop.call_soon(callback, *arguments)
         self._selector.wake()
 
@@ -107,7 +107,7 @@ def _resume(call: _Call) -> None:
 class _ThreadShare:
     """asyncio's state per thread (the running loop): this loop's while its green thread runs, else that of the others."""
 
-    def __init__(self, green: Any) -> None:
+    def __init__(self, green: object) -> None:
         self._green = green
         self._kept = _running()
         self._traced_before: Any = None
@@ -120,7 +120,7 @@ class _ThreadShare:
         greenlet.settrace(self._traced_before)
         _set_running(*self._kept)
 
-    def _on_switch(self, event: str, ends: tuple[Any, Any]) -> None:
+    def _on_switch(self, event: str, ends: tuple[object, object]) -> None:
         if self._green in ends:
             kept, self._kept = self._kept, _running()
             _set_running(*kept)
@@ -145,7 +145,7 @@ class _HubSelector(BaseSelector):
         self._selector: DefaultSelector = hub.native_selector()
         self._green: Any = None
 
-    def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> SelectorKey:
+    def register(self, fileobj: FileDescriptorLike, events: int, data: object = None) -> SelectorKey:
         """The system's."""
         return self._selector.register(fileobj, events, data)
 

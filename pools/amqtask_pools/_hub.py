@@ -31,13 +31,13 @@ class Hub(Protocol):
     def current(self) -> Any:
         """The green thread that runs."""
 
-    def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
+    def make(self, function: Callable[..., None], argument: object) -> tuple[Any, tuple[Any, ...]]:
         """A green thread that has not run, and the arguments for its first `switch`."""
 
     def spawn(self, function: Callable[[], None]) -> None:
         """Run a function in a green thread of its own, soon."""
 
-    def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+    def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         """Run a callback in the hub, soon. It must not wait."""
 
     def wait(self) -> None:

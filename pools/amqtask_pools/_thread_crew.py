@@ -29,7 +29,7 @@ class ThreadCrew:
         """How many threads there are."""
         return self._size
 
-    def call(self, function: Callable[..., Any], *arguments: Any, busy: int) -> None:
+    def call(self, function: Callable[..., object], *arguments: object, busy: int) -> None:
         """Make this call in a thread; `busy` is how many calls are running or waiting, this one included."""
         if self._size < busy and self._size < self.limit:
             self._size += 1

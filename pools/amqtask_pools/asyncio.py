@@ -141,11 +141,11 @@ class AsyncioPool(SlotPool):
             return self._executor.lost(request, TimeLimitExceeded(str(error)))
         return self._executor.revoked(request, str(error))
 
-    async def _in_storing_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _in_storing_thread(self, function: Callable[..., object], *arguments: object) -> Any:
         assert self._aloop is not None
         loop, done, context = self._aloop, self._aloop.create_future(), contextvars.copy_context()
 
-        def settle(outcome: Any, error: BaseException | None) -> None:
+        def settle(outcome: object, error: BaseException | None) -> None:
             if done.done():
                 return
             if error is None:

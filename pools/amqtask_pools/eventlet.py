@@ -44,12 +44,12 @@ class EventletHub:
         """Whether the modules that waiting tasks need are patched."""
         return bool(patcher.is_monkey_patched("socket") and patcher.is_monkey_patched("time"))
 
-    def make(self, function: Callable[..., None], argument: Any) -> tuple[Any, tuple[Any, ...]]:
+    def make(self, function: Callable[..., None], argument: object) -> tuple[Any, tuple[Any, ...]]:
         """A GreenThread takes its function with the first switch."""
         self._hub.ensure_greenlet()
         return GreenThread(self._hub.greenlet), (function, (argument,), {})
 
-    def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+    def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         """By a timer that is due."""
         self._hub.schedule_call_global(0, callback, *arguments)
 

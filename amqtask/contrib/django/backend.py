@@ -73,7 +73,7 @@ class DatabaseBackend(PollingBackend):
         fields = self._fields(result)
         self._run(lambda: self._write(result.task_id, fields), self._options.always_retry or self._patience)
 
-    def _write(self, task_id: str, fields: Mapping[str, Any]) -> None:
+    def _write(self, task_id: str, fields: Mapping[str, object]) -> None:
         rows = self._results.objects.using(self._alias)
         for _ in range(2):
             if rows.filter(task_id=task_id).exclude(status=states.SUCCESS).update(**fields):
@@ -157,7 +157,7 @@ class DatabaseBackend(PollingBackend):
         except MessageError as error:
             return unreadable(row.task_id, error)
 
-    def _call_part(self, row: Any, value: str | None) -> Any:
+    def _call_part(self, row: object, value: str | None) -> Any:
         """Arguments; django-celery-results wrote text of some versions' own making there, which stays text."""
         try:
             return self._decode(row, value)
@@ -213,7 +213,7 @@ class DatabaseBackend(PollingBackend):
 
     # -- values and their text
 
-    def _encode(self, value: Any, label: str) -> str:
+    def _encode(self, value: object, label: str) -> str:
         body = self._codec.value(value, label)
         return base64.b64encode(body).decode() if self._encoding == "binary" else body.decode()
 

@@ -90,7 +90,7 @@ class CacheBackend(PollingBackend):
     def _key(self, key_type: str, name: str) -> str:
         return f"{self._prefix}{key_type}{name}"
 
-    def _call_cache(self, method: str, *arguments: Any) -> Any:
+    def _call_cache(self, method: str, *arguments: object) -> Any:
         try:
             return getattr(caches[self._alias], method)(*arguments)
         except Exception as error:  # each kind of cache has errors of its own

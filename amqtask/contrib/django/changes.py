@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 from django.core.signals import setting_changed
 
@@ -14,7 +13,7 @@ def follow(conf: Settings, namespace: str | None) -> None:
     """Follow changes of Django's settings from now on, for as long as `conf` lives."""
     reference = weakref.ref(conf)
 
-    def changed(*, setting: str, value: Any, **_: Any) -> None:
+    def changed(*, setting: str, value: object, **_: object) -> None:
         settings = reference()
         name = None if settings is None else settings.setting_meant_by(setting, namespace)
         if settings is None or name is None:

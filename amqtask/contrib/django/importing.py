@@ -124,7 +124,7 @@ class Import:
         )
         return Copied(table.source, cursor.rowcount, total - cursor.rowcount)
 
-    def _schedule_columns(self, cursor: Any, tables: set[str]) -> dict[str, str]:
+    def _schedule_columns(self, cursor: object, tables: set[str]) -> dict[str, str]:
         """For each type of schedule the SQL that finds our row with the fields of theirs."""
         if PERIODIC.source not in tables:
             return {}

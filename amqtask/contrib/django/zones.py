@@ -40,25 +40,25 @@ class TimeZoneField(CharField):
         options.setdefault("max_length", MAX_LENGTH)
         super().__init__(*args, **options)
 
-    def to_python(self, value: Any) -> ZoneInfo | UnknownZone | None:
+    def to_python(self, value: object) -> ZoneInfo | UnknownZone | None:
         """The zone of a name; an empty name is None."""
         if value is None or isinstance(value, (ZoneInfo, UnknownZone)):
             return value
         return zone(str(value)) if value else None
 
-    def from_db_value(self, value: Any, *_: Any) -> ZoneInfo | UnknownZone | None:
+    def from_db_value(self, value: object, *_: object) -> ZoneInfo | UnknownZone | None:
         """What the database has as a zone. One bad row must not keep the others from being read."""
         try:
             return self.to_python(value)
         except ValidationError:
             return UnknownZone(str(value))
 
-    def get_prep_value(self, value: Any) -> str | None:
+    def get_prep_value(self, value: object) -> str | None:
         """The zone's name."""
         zone = self.to_python(value)
         return None if zone is None else zone.key
 
-    def run_validators(self, value: Any) -> None:
+    def run_validators(self, value: object) -> None:
         """Run the validators on the zone's name, which has a length."""
         super().run_validators(self.get_prep_value(value))
 
@@ -80,7 +80,7 @@ class _ZoneChoice(forms.TypedChoiceField):
         # A CharField of the model passes its length on, which a list has no use for.
         super().__init__(choices=_choices, coerce=zone, **options)
 
-    def prepare_value(self, value: Any) -> Any:
+    def prepare_value(self, value: object) -> Any:
         return value.key if isinstance(value, (ZoneInfo, UnknownZone)) else value
 
 

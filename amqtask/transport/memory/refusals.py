@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
@@ -89,7 +89,7 @@ def _properties(entity: Queue | Exchange) -> JsonObject:
     }
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):

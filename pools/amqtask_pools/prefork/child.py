@@ -54,7 +54,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(
     sock: socket.socket,
-    inherited: Sequence[Any],
+    inherited: Sequence[object],
     executor: Executor,
     options: PoolOptions,
     parent: int,

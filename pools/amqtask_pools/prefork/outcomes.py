@@ -90,7 +90,7 @@ def encode_outcomes(outcomes: Sequence[Outcome], accept: frozenset[str]) -> byte
     return b"".join((_HEAD.pack(OUTCOMES, len(text)), text, *writer.bodies))
 
 
-def _special(value: Any) -> Any:
+def _special(value: object) -> Any:
     if isinstance(value, datetime):
         return {_TIME: value.isoformat()}
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -104,7 +104,7 @@ _dump = json.JSONEncoder(default=_special, separators=(",", ":")).encode
 
 
 class _Writer:
-    def __init__(self, accept: frozenset[str], headers: Callable[[Any], Any] = lambda table: table) -> None:
+    def __init__(self, accept: frozenset[str], headers: Callable[[Any], object] = lambda table: table) -> None:
         self.bodies: list[bytes] = []
         self._accept = accept
         self._headers = headers
@@ -151,7 +151,7 @@ class _Writer:
         raise EncodeError(f"the body of chord {part.group_id} cannot be written by any serializer of accept_content")
 
 
-def _writable(headers: Any) -> Any:
+def _writable(headers: object) -> Any:
     """Headers that JSON can write. Other values have no AMQP form either: their publisher refuses them."""
     try:
         _dump(headers)

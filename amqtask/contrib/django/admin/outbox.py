@@ -31,7 +31,7 @@ class HasFailed(admin.SimpleListFilter):
     title = _("state")
     parameter_name = "failed"
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, Any]]:
         """The choices of the filter."""
         return [("no", _("waits for a relay")), ("yes", _("could not be published"))]
 
@@ -58,7 +58,7 @@ class OutboxMessageAdmin(_Admin):
         """Never: calls add rows."""
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
         """Never: a row is sent as the call has made it."""
         return False
 

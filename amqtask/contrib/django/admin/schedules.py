@@ -42,7 +42,7 @@ class NameOrOther(forms.TextInput):
 
     template_name = "amqtask/name_or_other.html"
 
-    def get_context(self, name: str, value: Any, attrs: dict[str, Any] | None) -> dict[str, Any]:
+    def get_context(self, name: str, value: object, attrs: dict[str, Any] | None) -> dict[str, Any]:
         """The widget's context, with the names of the tasks that this process knows."""
         context = super().get_context(name, value, attrs)
         proposals = f"id_{name}_names"
@@ -126,7 +126,7 @@ class PeriodicTaskAdmin(_Admin):
         """The time, to the second."""
         return moment(periodic.date_changed)
 
-    def save_model(self, request: HttpRequest, obj: PeriodicTask, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: PeriodicTask, form: object, change: bool) -> None:
         """Save the periodic task; warn when this process knows no task of that name."""
         super().save_model(request, obj, form, change)
         names = registered_tasks()
@@ -179,7 +179,7 @@ class UsedBy(_Inline):
     extra = 0
     verbose_name_plural = _("periodic tasks with this schedule")
 
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
         """Never: periodic tasks are added in their own form, which has all fields."""
         return False
 

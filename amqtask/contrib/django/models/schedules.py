@@ -67,7 +67,7 @@ class PeriodicTasks(models.Model):
         verbose_name_plural = _("changes of periodic tasks")
 
     @classmethod
-    def update_changed(cls, **_: Any) -> None:
+    def update_changed(cls, **_: object) -> None:
         """Have schedulers read the periodic tasks again. Takes what signals send, so that it may be a receiver."""
         cls.objects.update_or_create(ident=1, defaults={"last_update": timezone.now()})
 

@@ -35,7 +35,7 @@ class Command(BaseCommand):
         """Arguments of call_command."""
         parser.add_argument("arguments", nargs=argparse.REMAINDER)
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def handle(self, *args: object, **options: Any) -> None:
         """Run by call_command. Raises: CommandError with the exit code."""
         code = self._run(options["arguments"])
         if code:

@@ -22,7 +22,7 @@ class Command(BaseCommand):
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="The database that has both (default).")
         parser.add_argument("--dry-run", action="store_true", help="Only say what would be copied.")
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def handle(self, *args: object, **options: Any) -> None:
         """Say what came of each table."""
         verb = "would be copied" if options["dry_run"] else "copied"
         for table, rows, present in Import(options["database"], is_rehearsal=options["dry_run"]).run():
