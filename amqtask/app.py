@@ -205,6 +205,7 @@ class AmqTask(Calling, WithOthersNames):
         instance = task(**options) if isinstance(task, type) else task
         if not instance.name:
             instance.name = self.gen_task_name(type(instance).__name__, type(instance).__module__)
+        instance.__dict__.setdefault("__name__", type(instance).__name__)
         instance.check_options()
         instance.app = self
         self.tasks.register(instance)

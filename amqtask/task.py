@@ -114,6 +114,8 @@ class Task(WithOthersNames, Generic[P, R]):
     OperationalError = OperationalError
 
     app: Application
+    # Of the function, or of a class of one's own.
+    __name__: str
     _check: Callable[..., Any] | None = None
     # Of a task with pydantic=True: the arguments of a call as what a serializer writes.
     as_data: Callable[..., tuple[Any, Any]] | None = None
@@ -515,6 +517,8 @@ def make_task(
             )
     task_class = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
     task: Task[..., Any] = task_class()
+    # What decorators above the task copy (functools.wraps), and logs show.
+    task.__dict__.update(__name__=function.__name__, __qualname__=function.__qualname__)
     return task
 
 

@@ -36,7 +36,7 @@ def command(settings: Globals, server: bool, as_json: bool) -> None:
         "broker": app.broker_name,
         "server": None,
         "results": mask_urls(app.backend_url, "**") if app.backend_url else None,
-        "settings": dict(sorted(app.conf.humanize().items())),
+        "settings": dict(sorted(app.conf.table().items())),
         "unknown_settings": app.conf.unknown_names(),
     }
     if server:

@@ -19,6 +19,6 @@ def app_or_default(app: AmqTask | None = None) -> AmqTask:
 
 def bugreport(app: AmqTask | None = None) -> str:
     """Versions, and the settings without secrets; `amqtask report` says more."""
-    settings = app_or_default(app).conf.humanize()
+    settings = app_or_default(app).conf.table()
     lines = [f"software -> amqtask:{VERSION} py:{platform.python_version()}", f"platform -> {platform.platform()}"]
     return "\n".join([*lines, "", *(f"{name}: {value!r}" for name, value in sorted(settings.items()))])

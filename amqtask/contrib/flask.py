@@ -59,12 +59,12 @@ class AmqTask(Application):
     def _configure(self, config: SettingValues) -> None:
         for name in self._from_flask:
             self.conf.pop(name, None)
-        before = set(self.conf.humanize())
+        before = set(self.conf.table())
         for namespace in ("CELERY", "AMQTASK"):
             for name, value in (config.get(namespace) or {}).items():
                 self.conf[name] = value
             self.conf.read_object(_of_namespace(config, namespace), namespace=namespace)
-        self._from_flask = set(self.conf.humanize()) - before
+        self._from_flask = set(self.conf.table()) - before
 
     def finalize(self, auto: bool = False) -> None:
         """As `amqtask.AmqTask.finalize`. Raises: ConfigurationError without a Flask app."""

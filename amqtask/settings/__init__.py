@@ -283,15 +283,16 @@ class Settings(MutableMapping[str, Any]):
 
     # -- for people
 
-    def table(self, *, with_defaults: bool = False) -> SettingDict:
-        """The settings that were given (or all), secrets masked."""
+    def table(self, with_defaults: bool = False, censored: bool = True) -> SettingDict:
+        """The settings that were given (or all); secrets are masked unless `censored` is false."""
         self._load()
         names = [*(_TABLE if with_defaults else self._values), *self._foreign.explicit]
-        return {name: masked(name, self._get(name)) for name in sorted(names)}
+        return {name: masked(name, self._get(name)) if censored else self._get(name) for name in sorted(names)}
 
-    def humanize(self) -> SettingDict:
-        """The settings that were given, secrets masked."""
-        return self.table()
+    def humanize(self, with_defaults: bool = False, censored: bool = True) -> str:
+        """The settings that were given, a line for each; with stars for secrets unless `censored` is false."""
+        settings = self.table(with_defaults, censored)
+        return "\n".join(f"{name}: {value!r}" for name, value in settings.items())
 
     def __repr__(self) -> str:
         return f"<Settings {self.table()}>"

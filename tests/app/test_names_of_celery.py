@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,3 +111,23 @@ def test_a_broker_in_parts_is_found(settings: dict[str, Any], name: str) -> None
     found = AmqTask("old", config_source=settings, set_as_current=False)
 
     assert found.broker_name == name
+
+
+def test_a_task_has_the_name_of_its_function_for_decorators_above_it() -> None:
+    app = AmqTask("named", broker="memory://", set_as_current=False)
+
+    def work() -> None:
+        """Works."""
+
+    class Job(Task[..., Any]):
+        name = "job"
+
+    task = app.task(work)
+
+    @functools.wraps(task)
+    def above() -> None:
+        task()
+
+    assert (task.__name__, above.__name__, above.__doc__) == ("work", "work", "Works.")
+    assert above.__qualname__ == work.__qualname__
+    assert app.register_task(Job()).__name__ == "Job"

@@ -199,7 +199,10 @@ def test_secrets_are_masked(app: AmqTask) -> None:
     app.conf.redis_password = "secret"
 
     assert "secret" not in repr(app.conf)
-    assert app.conf.humanize()["broker_url"] == "amqp://user:********@host//"
+    assert app.conf.table()["broker_url"] == "amqp://user:********@host//"
+    assert app.conf.table(censored=False)["broker_url"] == "amqp://user:secret@host//"
+    assert "broker_url: 'amqp://user:********@host//'" in app.conf.humanize().splitlines()
+    assert "secret" in app.conf.humanize(with_defaults=True, censored=False)
 
 
 def test_the_environment_is_the_last_resort(app: AmqTask, monkeypatch: pytest.MonkeyPatch) -> None:
