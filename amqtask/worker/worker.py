@@ -91,83 +91,109 @@ class Worker(WithOthersNames):
         self.consumer = make_consumer(self)
         self.work_queues: dict[str, WorkQueue] = {work.queue.name: work for work in setup.queues}
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
-        self.windows = Windows(
+        self.windows = self._make_windows()
+        self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
+        self.redeliveries = Redeliveries()
+        self.lost = self._make_lost()
+        self.ledger = Ledger(NO_EPOCH)
+        self.following = self._make_following(endings)
+        self.finisher = self._make_finisher()
+        self.intake = self._make_intake(endings)
+        self.throttle = Throttle(self.intake.delay, on_limited=self._make_room, most_held=self._room_for_held())
+        self._clock = clock
+        self.steps = self._make_steps()
+        self.dispatcher = self._make_dispatcher()
+        self.surplus = self._make_surplus()
+        # How many requests ended since the start.
+        self.ended = 0
+        self.is_quiet = False
+        self._number = 0
+        self._turn_is_due = False
+        self.lifecycle = Lifecycle(self, services(self), clock)
+
+    # -- its parts, which know each other by their methods alone
+
+    def _make_windows(self) -> Windows:
+        return Windows(
             self.consumer,
             slots=self.concurrency,
-            pinned=setup.prefetch,
+            pinned=self.setup.prefetch,
             on_closed=lambda queue: self.surplus.closed(queue, self._number),
             on_opened=lambda queue: self.surplus.opened(queue),
             old_deliveries=lambda queue: self.surplus.old_deliveries(queue),
         )
-        self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
-        self.redeliveries = Redeliveries()
-        self.lost = Lost(
-            loop,
+
+    def _make_lost(self) -> Lost:
+        return Lost(
+            self.loop,
             give_back=lambda request: self._answer(request, Answer.REQUEUE),
             delivery_limit=self._delivery_limit,
         )
-        self.ledger = Ledger(NO_EPOCH)
-        self.following = FollowUpPublisher(
-            publisher,
-            loop,
+
+    def _make_following(self, endings: Endings) -> FollowUpPublisher:
+        return FollowUpPublisher(
+            self.publisher,
+            self.loop,
             endings,
             add_part=self._add_part,
             is_stopping=lambda: self.is_quiet,
         )
-        self.finisher = Finisher(
+
+    def _make_finisher(self) -> Finisher:
+        return Finisher(
             following=self.following,
             answer=self._answer,
             requeue=self._requeue_unconfirmed,
             dead_queue=self._dead_queue,
-            dead_lettered=report.dead_lettered,
-            hostname=setup.hostname,
+            dead_lettered=self.report.dead_lettered,
+            hostname=self.setup.hostname,
         )
-        self.intake = Intake(
-            loop=loop,
+
+    def _make_intake(self, endings: Endings) -> Intake:
+        return Intake(
+            loop=self.loop,
             finisher=self.finisher,
             redeliveries=self.redeliveries,
             losses=self.lost.count,
             revoked=self.revoked,
-            report=report,
-            delays=setup.delays,
+            report=self.report,
+            delays=self.setup.delays,
             endings=endings,
             delivery_limit=self._delivery_limit,
-            silence_seconds=setup.silence_seconds,
+            silence_seconds=self.setup.silence_seconds,
             answer=self._answer,
             ready=self._enqueue,
         )
-        self.throttle = Throttle(self.intake.delay, on_limited=self._make_room, most_held=self._room_for_held())
-        self.steps = Steps(
-            setup.chain_seconds,
+
+    def _make_steps(self) -> Steps:
+        return Steps(
+            self.setup.chain_seconds,
             strategies=self.strategies,
             throttle=self.throttle,
             revoked=self.revoked,
             consumed=self.windows.by_queue,
-            switch=setup.slot_steps,
-            clock=clock,
+            switch=self.setup.slot_steps,
+            clock=self._clock,
         )
-        self.dispatcher = Dispatcher(
+
+    def _make_dispatcher(self) -> Dispatcher:
+        return Dispatcher(
             pool=self.pool,
-            loop=loop,
+            loop=self.loop,
             throttle=self.throttle,
             admit=self.intake.admit,
             accepted=self._ack_early,
-            clock=clock,
+            clock=self._clock,
         )
-        self.surplus = Surplus(
+
+    def _make_surplus(self) -> Surplus:
+        return Surplus(
             self.dispatcher,
             give_back=self._give_back_surplus,
             slots=lambda: self.concurrency,
             is_long=self.windows.are_long,
-            clock=clock,
+            clock=self._clock,
         )
-        # How many requests ended since the start.
-        self.ended = 0
-        self.is_quiet = False
-        self._clock = clock
-        self._number = 0
-        self._turn_is_due = False
-        self.lifecycle = Lifecycle(self, services(self), clock)
 
     @property
     def queues(self) -> tuple[Queue, ...]:
