@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import time
 from collections import deque
@@ -416,7 +417,8 @@ class AsyncResult(WithOthersNames, Generic[R]):
             self._final = final
             failed = final.status in states.PROPAGATE_STATES
             try:
-                (on_error if failed and on_error is not None else callback)(self)
+                # It may be the thread of the task that has ended (a store in this process): the callback is no part of that.
+                contextvars.Context().run(on_error if failed and on_error is not None else callback, self)
             except Exception:
                 logger.exception("a callback for the result of task %s failed", self.id)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from amqtask import states
+from amqtask import AmqTask, states
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.memory import MemoryBackend
 from amqtask.exceptions import BackendNotConfigured, TaskRevokedError, TimeoutError
@@ -24,6 +25,7 @@ from amqtask.result import (
     allow_join_result,
     result_from_tuple,
 )
+from amqtask.testing.worker import start_worker
 
 
 class Store(MemoryBackend):
@@ -398,3 +400,14 @@ def test_an_eager_result_has_its_value_or_error() -> None:
     good.forget()
     good.revoke()
     assert good.get() == 3
+
+
+def test_a_callback_may_ask_for_the_value_whoever_has_stored_it() -> None:
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with AmqTask("then", broker="memory://", backend="cache+memory://", set_as_current=False) as app:
+        begin = threading.Event()
+        task = app.task(name="one")(lambda: (begin.wait(60), 1)[1])
+        with start_worker(app, pool="threads"):
+            task.delay().then(lambda result: told.put(result.get()))
+            begin.set()
+            assert told.get(timeout=60) == 1
