@@ -41,17 +41,17 @@ class Composition(Signature):
     @property
     def tasks(self) -> list[Signature]:
         """The parts."""
-        return [maybe_signature(part, self._app) for part in self.kwargs["tasks"]]
+        return [maybe_signature(part, self.bound_app) for part in self.kwargs["tasks"]]
 
     @tasks.setter
     def tasks(self, parts: Iterable[Any]) -> None:
-        self.kwargs["tasks"] = [maybe_signature(part, self._app) for part in parts]
+        self.kwargs["tasks"] = [maybe_signature(part, self.bound_app) for part in parts]
 
     @property
     def app(self) -> Application:
         """The application of the composition, else of its first part that has one, else the current one."""
-        if self._app is None:
-            self._app = next((part._app for part in self._parts() if part._app is not None), None)
+        if self.bound_app is None:
+            self.bound_app = next((part.bound_app for part in self._parts() if part.bound_app is not None), None)
         return super().app
 
     def _parts(self) -> list[Signature]:
@@ -228,20 +228,20 @@ class chord(Composition):
     @property
     def tasks(self) -> list[Signature]:
         """The header's members."""
-        return [maybe_signature(member, self._app) for member in self.kwargs["header"]]
+        return [maybe_signature(member, self.bound_app) for member in self.kwargs["header"]]
 
     @tasks.setter
     def tasks(self, parts: Iterable[Any]) -> None:
-        self.kwargs["header"] = _members(parts, self._app)
+        self.kwargs["header"] = _members(parts, self.bound_app)
 
     @property
     def body(self) -> Signature | None:
         """What is published with the header's results."""
-        return _body(self.kwargs.get("body"), self._app)
+        return _body(self.kwargs.get("body"), self.bound_app)
 
     @body.setter
     def body(self, body: Any) -> None:
-        self.kwargs["body"] = _body(body, self._app)
+        self.kwargs["body"] = _body(body, self.bound_app)
 
     def _parts(self) -> list[Signature]:
         body = self.body
@@ -252,7 +252,7 @@ class chord(Composition):
     ) -> Signature:
         """A copy whose header's members have the arguments put in front."""
         extra_kwargs = dict(kwargs or {})
-        body = _body(extra_kwargs.pop("body", None), self._app) or self.body
+        body = _body(extra_kwargs.pop("body", None), self.bound_app) or self.body
         cloned = super().clone(None, None, **options)
         if self.immutable:
             args, extra_kwargs = (), {}
@@ -331,8 +331,8 @@ class chunks(Signature):
         task, items, size = self.kwargs["task"], iter(self.kwargs["it"]), self.kwargs["n"]
         parts: list[Signature] = []
         while part := list(islice(items, size)):
-            parts.append(xstarmap(task, part, app=self._app, **self.options))
-        return group(parts, app=self._app)
+            parts.append(xstarmap(task, part, app=self.bound_app, **self.options))
+        return group(parts, app=self.bound_app)
 
     def apply_async(  # type: ignore[override]
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: Any
@@ -365,7 +365,7 @@ class _Mapped(Signature):
             options,
             subtask_type=self.mapped_type,
             immutable=True,
-            app=app or inner._app,
+            app=app or inner.bound_app,
         )
 
     def apply_async(
@@ -437,7 +437,7 @@ def _append(steps: list[Signature], other: Signature) -> None:
             return
     last = steps[-1] if steps else None
     if isinstance(last, group):
-        steps[-1] = chord(last, other, app=last._app)
+        steps[-1] = chord(last, other, app=last.bound_app)
     elif isinstance(last, chord) and last.body is not None:
         longer = last.clone()
         assert isinstance(longer, chord)
@@ -456,12 +456,12 @@ def piped(left: object, right: object) -> Any:
     if isinstance(second, group) and not len(second):
         return first
     if isinstance(first, group):
-        return chord(first, second, app=first._app)
+        return chord(first, second, app=first.bound_app)
     if isinstance(first, chord):
         steps: list[Signature] = [first]
         _append(steps, second)
-        return steps[0] if len(steps) == 1 else chain(steps, app=first._app)
-    return chain([first, second], app=first._app)
+        return steps[0] if len(steps) == 1 else chain(steps, app=first.bound_app)
+    return chain([first, second], app=first.bound_app)
 
 
 # -- from data

@@ -74,7 +74,8 @@ class Signature(dict[str, Any]):
         app: Application | None = None,
         **more_options: object,
     ) -> None:
-        self._app = app
+        # Where it was made for an application; else it belongs to the current one when it is published.
+        self.bound_app = app
         if isinstance(task, Mapping):
             super().__init__(task)
             self.setdefault("subtask_type", None)
@@ -99,12 +100,12 @@ class Signature(dict[str, Any]):
     def _unpickled(cls, fields: dict[str, Any]) -> Signature:
         sig = cls.__new__(cls)
         dict.__init__(sig, fields)
-        sig._app = None
+        sig.bound_app = None
         return sig
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
         copied = self._unpickled({key: copy.deepcopy(value, memo) for key, value in self.items()})
-        copied._app = self._app
+        copied.bound_app = self.bound_app
         return copied
 
     # -- fields
@@ -156,7 +157,7 @@ class Signature(dict[str, Any]):
     @property
     def app(self) -> Application:
         """The application that publishes it."""
-        app: Application = self._app or current_app()
+        app: Application = self.bound_app or current_app()
         return app
 
     # -- changing
@@ -167,7 +168,7 @@ class Signature(dict[str, Any]):
         """A copy with arguments put in front and options added; an immutable one takes only options."""
         cloned = type(self).__new__(type(self))
         dict.__init__(cloned, self)
-        cloned._app = self._app
+        cloned.bound_app = self.bound_app
         if not self.immutable:
             arguments, keywords = _arguments(self.task, args, kwargs)
             cloned["args"] = arguments + self.args
@@ -268,7 +269,7 @@ class Signature(dict[str, Any]):
         for key in ("link", "link_error"):
             stamped = []
             for link in listed(self.options.get(key)):
-                callback = link if isinstance(link, Signature) else Signature(link, app=self._app)
+                callback = link if isinstance(link, Signature) else Signature(link, app=self.bound_app)
                 visited = None
                 if visitor is not None:
                     ask = visitor.on_callback if key == "link" else visitor.on_errback

@@ -76,14 +76,14 @@ def _settled_chain(sig: chain) -> Signature:
     if not len(sig):
         raise ConfigurationError("a chain needs at least one task")
     steps = [settle(step) for step in chain(sig.unchain_tasks()).tasks]
-    settled = chain(app=sig._app)
+    settled = chain(app=sig.bound_app)
     settled["kwargs"] = {"tasks": steps}
     settled["options"] = {key: value for key, value in _ids(sig.options).items() if key in ("root_id", "parent_id")}
     return settled
 
 
 def _settled_group(sig: group) -> Signature:
-    settled = group(_settled_members(sig), app=sig._app)
+    settled = group(_settled_members(sig), app=sig.bound_app)
     settled["options"] = _ids(sig.options)
     return settled
 
@@ -129,10 +129,10 @@ def _settled_chord(sig: chord) -> Signature:
         body.link(callback)
     for errback in errbacks:
         body.link_error(errback)
-    header = group(sig.tasks, app=sig._app)
+    header = group(sig.tasks, app=sig.bound_app)
     header["options"] = {**shared, **times}
     members = [single(member) for member in _settled_members(header)]
-    settled = chord(members, settle(body), app=sig._app)
+    settled = chord(members, settle(body), app=sig.bound_app)
     settled["options"] = {**ids, **({"task_id": gid} if gid else {})}
     return settled
 
@@ -140,10 +140,10 @@ def _settled_chord(sig: chord) -> Signature:
 def single(sig: Signature) -> Signature:
     """A settled signature that ends in one task: what ends in a group ends in the list of its results instead."""
     if isinstance(sig, group):
-        return settle(chord(sig, _accumulate(sig), app=sig._app))
+        return settle(chord(sig, _accumulate(sig), app=sig.bound_app))
     if isinstance(sig, chain) and _ends_in_group(sig):
         steps = sig.tasks
-        return settle(chain([*steps[:-1], single(steps[-1])], app=sig._app))
+        return settle(chain([*steps[:-1], single(steps[-1])], app=sig.bound_app))
     if isinstance(sig, chord) and _ends_in_group(sig):
         longer = sig.clone()
         assert isinstance(longer, chord)
@@ -163,7 +163,7 @@ def _ends_in_group(sig: Signature) -> bool:
 
 
 def _accumulate(sig: Signature) -> Signature:
-    return Signature(ACCUMULATE, (), {"index": 0}, app=sig._app)
+    return Signature(ACCUMULATE, (), {"index": 0}, app=sig.bound_app)
 
 
 def end_of(sig: Signature, change: Callable[[Signature], None]) -> None:
