@@ -75,9 +75,11 @@ class AsyncResult(WithOthersNames, Generic[R]):
         self.id = self.task_id = id
         self.parent = parent
         self._backend = backend
-        self._revoke = revoke
+        # Tells all workers not to run one task, or several; None for a result that belongs to no application.
+        self.revoke_call = revoke
         self._task_name = task_name
-        self._final: ResultMessage | None = None
+        # How the task ended, once that was read.
+        self.final_meta: ResultMessage | None = None
         # Whether the call was made with ignore_result: nothing will ever be stored, so nothing waits for it.
         self.ignored = ignored
         if backend is not None and not ignored:
@@ -110,19 +112,21 @@ class AsyncResult(WithOthersNames, Generic[R]):
             return cast("R", None)
         check_not_in_task(disable_sync_subtasks)
         try:
-            final = self._final
+            final = self.final_meta
             if final is None:
                 deadline = None if timeout is None else time.monotonic() + timeout
                 ancestors = self._ancestors() if follow_parents and propagate else {}
                 if ancestors:
-                    final = self._final = self._first_end(ancestors, _left(deadline))
+                    final = self.final_meta = self._first_end(ancestors, _left(deadline))
                 elif on_message is not None:
-                    final = self._final = self._watch(on_message, on_interval, interval, deadline)
+                    final = self.final_meta = self._watch(on_message, on_interval, interval, deadline)
                 else:
-                    final = self._final = self._store.wait(self.id, timeout=_left(deadline), on_interval=on_interval)
+                    final = self.final_meta = self.result_store.wait(
+                        self.id, timeout=_left(deadline), on_interval=on_interval
+                    )
             value = self._value(final, propagate)
         except ChordError as error:
-            raise (self._error_in_header() if follow_parents else None) or error from None
+            raise (self.error_in_header() if follow_parents else None) or error from None
         if callback is not None:
             callback(self.id, value)
         return value
@@ -142,17 +146,17 @@ class AsyncResult(WithOthersNames, Generic[R]):
             return cast("R", None)
         check_not_in_task(disable_sync_subtasks)
         try:
-            final = self._final
+            final = self.final_meta
             if final is None:
                 deadline = None if timeout is None else time.monotonic() + timeout
                 ancestors = self._ancestors() if follow_parents and propagate else {}
                 if ancestors:
-                    final = self._final = await self._afirst_end(ancestors, _left(deadline))
+                    final = self.final_meta = await self._afirst_end(ancestors, _left(deadline))
                 else:
-                    final = self._final = await self._store.await_result(self.id, timeout=_left(deadline))
+                    final = self.final_meta = await self.result_store.await_result(self.id, timeout=_left(deadline))
             return self._value(final, propagate)
         except ChordError as error:
-            cause = await asyncio.to_thread(self._error_in_header) if follow_parents else None
+            cause = await asyncio.to_thread(self.error_in_header) if follow_parents else None
             raise cause or error from None
 
     def __await__(self) -> Generator[Any, None, R]:
@@ -165,21 +169,21 @@ class AsyncResult(WithOthersNames, Generic[R]):
         looked at each `interval` seconds, so of two changes within one only the later is seen; the final state comes when it is
         stored. Raises: TimeoutError after `timeout` seconds, BackendUnreachable, BackendNotConfigured.
         """
-        if self._final is not None:
-            yield self._final.status, self._info(self._final)
+        if self.final_meta is not None:
+            yield self.final_meta.status, self._info(self.final_meta)
             return
         reported: ResultMessage | None = None
-        end = asyncio.ensure_future(self._store.await_result(self.id, timeout=timeout))
+        end = asyncio.ensure_future(self.result_store.await_result(self.id, timeout=timeout))
         try:
             while not end.done():
-                stored = await asyncio.to_thread(self._meta)
+                stored = await asyncio.to_thread(self.latest_meta)
                 if stored.is_ready:
                     break
                 if stored != reported:
                     reported = stored
                     yield stored.status, self._info(stored)
                 await asyncio.wait([end], timeout=interval)
-            final = self._final = await end
+            final = self.final_meta = await end
             yield final.status, self._info(final)
         finally:
             await cancel_all((end,))
@@ -196,7 +200,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         while True:
             remaining = _left(deadline)
             try:
-                final = self._store.wait(
+                final = self.result_store.wait(
                     self.id,
                     timeout=interval if remaining is None else min(interval, remaining),
                     on_interval=on_interval,
@@ -204,7 +208,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
             except TimeoutError:
                 if remaining is not None and remaining <= interval:
                     raise
-                stored = self._store.find(self.id)
+                stored = self.result_store.find(self.id)
                 if stored is not None and not stored.is_ready and stored != reported:
                     reported = stored
                     on_message(stored.as_meta())
@@ -219,23 +223,23 @@ class AsyncResult(WithOthersNames, Generic[R]):
         node = self.parent
         while node is not None:
             if isinstance(node, AsyncResult):
-                if node._final is None:
+                if node.final_meta is None:
                     ancestors[node.id] = node
-                elif node._final.status in states.PROPAGATE_STATES:
-                    raise node._exception(node._final)
+                elif node.final_meta.status in states.PROPAGATE_STATES:
+                    raise node.error_of(node.final_meta)
             node = node.parent
         return ancestors
 
     def _first_end(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> ResultMessage:
         """This result, or the error of the ancestor that failed before it."""
-        arriving = self._store.iter_ready([self.id, *ancestors], timeout=timeout)
+        arriving = self.result_store.iter_ready([self.id, *ancestors], timeout=timeout)
         try:
             for task_id, final in arriving:
                 if task_id == self.id:
                     return final
-                ancestors[task_id]._final = final
+                ancestors[task_id].final_meta = final
                 if final.status in states.PROPAGATE_STATES:
-                    raise ancestors[task_id]._exception(final)
+                    raise ancestors[task_id].error_of(final)
         except TimeoutError as late:
             raise self._too_late(ancestors, timeout) from late
         finally:
@@ -244,7 +248,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
 
     async def _afirst_end(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> ResultMessage:
         waiting = {
-            asyncio.ensure_future(self._store.await_result(task_id, timeout=timeout)): task_id
+            asyncio.ensure_future(self.result_store.await_result(task_id, timeout=timeout)): task_id
             for task_id in (self.id, *ancestors)
         }
         try:
@@ -255,28 +259,28 @@ class AsyncResult(WithOthersNames, Generic[R]):
                     final = future.result()
                     if task_id == self.id:
                         return final
-                    ancestors[task_id]._final = final
+                    ancestors[task_id].final_meta = final
                     if final.status in states.PROPAGATE_STATES:
-                        raise ancestors[task_id]._exception(final)
+                        raise ancestors[task_id].error_of(final)
         except TimeoutError as late:
             raise self._too_late(ancestors, timeout) from late
         finally:
             await cancel_all(waiting)
 
     def _too_late(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> TimeoutError:
-        unfinished = [task_id for task_id, ancestor in ancestors.items() if ancestor._final is None]
+        unfinished = [task_id for task_id, ancestor in ancestors.items() if ancestor.final_meta is None]
         at = f"; its chain is still at task {unfinished[-1]}" if unfinished else ""
         return TimeoutError(f"no result of task {self.id} within {timeout or 0:g} s{at}")
 
     def _value(self, final: ResultMessage, propagate: bool) -> R:
         if final.status in states.PROPAGATE_STATES:
-            error = self._exception(final)
+            error = self.error_of(final)
             if propagate:
                 raise error
             return cast("R", error)
         return cast("R", final.result)
 
-    def _error_in_header(self) -> BaseException | None:
+    def error_in_header(self) -> BaseException | None:
         """Why the chord before this one failed, if it is known: the error of its header's first member that did."""
         node = self.parent
         while node is not None:
@@ -285,7 +289,8 @@ class AsyncResult(WithOthersNames, Generic[R]):
             node = node.parent
         return None
 
-    def _exception(self, final: ResultMessage) -> BaseException:
+    def error_of(self, final: ResultMessage) -> BaseException:
+        """The exception of a task that ended so: with an error, or revoked."""
         if final.status == states.REVOKED and not isinstance(final.result, dict):
             return TaskRevokedError(str(final.result or "revoked"))
         return exception_from_dict(final.result, final.traceback)
@@ -298,7 +303,8 @@ class AsyncResult(WithOthersNames, Generic[R]):
         return self._backend
 
     @property
-    def _store(self) -> ResultBackend:
+    def result_store(self) -> ResultBackend:
+        """The result store. Raises: BackendNotConfigured where results are not kept."""
         flush_open()  # or the result of a call that still waits in a pipeline would never come
         if self._backend is None:
             raise BackendNotConfigured(
@@ -307,83 +313,84 @@ class AsyncResult(WithOthersNames, Generic[R]):
             )
         return self._backend
 
-    def _meta(self) -> ResultMessage:
-        if self._final is not None:
-            return self._final
-        stored = self._store.find(self.id)
+    def latest_meta(self) -> ResultMessage:
+        """What the store knows now; PENDING where that is nothing. Raises: BackendUnreachable, BackendNotConfigured."""
+        if self.final_meta is not None:
+            return self.final_meta
+        stored = self.result_store.find(self.id)
         if stored is None:
             return ResultMessage(self.id)
         if stored.is_ready:
-            self._final = stored
+            self.final_meta = stored
         return stored
 
     @property
     def state(self) -> str:
         """PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or a task's own."""
-        return self._meta().status
+        return self.latest_meta().status
 
     status = state
 
     @property
     def result(self) -> Any:
         """The return value; the exception of a failed task; the meta of a custom state; None while nothing is known."""
-        return self._info(self._meta())
+        return self._info(self.latest_meta())
 
     info = result
 
     def _info(self, meta: ResultMessage) -> Any:
-        return self._exception(meta) if meta.status in states.EXCEPTION_STATES else meta.result
+        return self.error_of(meta) if meta.status in states.EXCEPTION_STATES else meta.result
 
     @property
     def traceback(self) -> str | None:
         """The worker's traceback of a failed task."""
-        return self._meta().traceback
+        return self.latest_meta().traceback
 
     @property
     def date_done(self) -> datetime | None:
         """When the task ended."""
-        text = self._meta().date_done
+        text = self.latest_meta().date_done
         return datetime.fromisoformat(text) if text else None
 
     @property
     def children(self) -> list[Any] | None:
         """The results of what the task published itself."""
-        tuples = self._meta().children
-        return [result_from_tuple(child, self._backend, self._revoke) for child in tuples] if tuples else None
+        tuples = self.latest_meta().children
+        return [result_from_tuple(child, self._backend, self.revoke_call) for child in tuples] if tuples else None
 
     @property
     def name(self) -> str | None:
         """The task's name (when known here, or with result_extended)."""
-        return self._task_name or self._meta().extra.get("name")
+        return self._task_name or self.latest_meta().extra.get("name")
 
     @property
     def args(self) -> Any:
         """The task's arguments (with result_extended)."""
-        return self._meta().extra.get("args")
+        return self.latest_meta().extra.get("args")
 
     @property
     def kwargs(self) -> Any:
         """The task's keyword arguments (with result_extended)."""
-        return self._meta().extra.get("kwargs")
+        return self.latest_meta().extra.get("kwargs")
 
     @property
     def worker(self) -> str | None:
         """The node that ran the task (with result_extended)."""
-        return self._meta().extra.get("worker")
+        return self.latest_meta().extra.get("worker")
 
     @property
     def retries(self) -> int | None:
         """How often the task was retried (with result_extended)."""
-        return self._meta().extra.get("retries")
+        return self.latest_meta().extra.get("retries")
 
     @property
     def queue(self) -> str | None:
         """The queue that the task came through (with result_extended)."""
-        return self._meta().extra.get("queue")
+        return self.latest_meta().extra.get("queue")
 
     def ready(self) -> bool:
         """Whether the task ended, well or not."""
-        return self._meta().is_ready
+        return self.latest_meta().is_ready
 
     def successful(self) -> bool:
         """Whether the task succeeded."""
@@ -395,11 +402,11 @@ class AsyncResult(WithOthersNames, Generic[R]):
 
     def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> Any:
         """Raise the error of a task that failed, else return what is known."""
-        meta = self._meta()
+        meta = self.latest_meta()
         try:
             value = self._value(meta, propagate) if meta.is_ready else meta.result
         except ChordError as error:
-            raise self._error_in_header() or error from None
+            raise self.error_in_header() or error from None
         if callback is not None:
             callback(self.id, value)
         return value
@@ -414,7 +421,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         """Call `callback(self)` when it ended (`on_error(self)` when it failed, if given), from a background thread."""
 
         def arrived(final: ResultMessage) -> None:
-            self._final = final
+            self.final_meta = final
             failed = final.status in states.PROPAGATE_STATES
             try:
                 # It may be the thread of the task that has ended (a store in this process): the callback is no part of that.
@@ -422,13 +429,13 @@ class AsyncResult(WithOthersNames, Generic[R]):
             except Exception:
                 logger.exception("a callback for the result of task %s failed", self.id)
 
-        self._store.add_callback(self.id, arrived)
+        self.result_store.add_callback(self.id, arrived)
         return self
 
     def forget(self) -> None:
         """Drop the result, here and in the store."""
-        self._final = None
-        self._store.forget(self.id)
+        self.final_meta = None
+        self.result_store.forget(self.id)
 
     def revoke(
         self,
@@ -458,9 +465,9 @@ class AsyncResult(WithOthersNames, Generic[R]):
 
     @property
     def _revoker(self) -> Revoke:
-        if self._revoke is None:
+        if self.revoke_call is None:
             raise BackendNotConfigured("this result belongs to no application, so nobody can be told to revoke it")
-        return self._revoke
+        return self.revoke_call
 
     # -- as data
 
@@ -519,7 +526,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without its store: where it is read the current application's is asked."""
-        return _unpickled, (type(self), self.id, self.parent, self._task_name, self._final, self.ignored)
+        return _unpickled, (type(self), self.id, self.parent, self._task_name, self.final_meta, self.ignored)
 
     def __copy__(self) -> AsyncResult[R]:
         return self._copied(self.parent)
@@ -548,7 +555,7 @@ class EagerResult(AsyncResult[R]):
     ) -> None:
         super().__init__(id, None, task_name=name)
         self._eager_value = value
-        self._final = ResultMessage(id, state, value, traceback)
+        self.final_meta = ResultMessage(id, state, value, traceback)
 
     def get(self, timeout: float | None = None, propagate: bool = True, *args: Any, **kwargs: Any) -> R:
         """The value; nothing waits, so a task may ask too."""
@@ -558,13 +565,14 @@ class EagerResult(AsyncResult[R]):
     wait = get
 
     def __reduce__(self) -> tuple[Any, ...]:
-        final = self._final
+        final = self.final_meta
         assert final is not None
         return EagerResult, (self.id, self._eager_value, final.status, final.traceback, self._task_name)
 
-    def _exception(self, final: ResultMessage) -> BaseException:
+    def error_of(self, final: ResultMessage) -> BaseException:
+        """The exception itself."""
         value = self._eager_value
-        return value if isinstance(value, BaseException) else super()._exception(final)
+        return value if isinstance(value, BaseException) else super().error_of(final)
 
     def forget(self) -> None:
         """Do nothing: the result is not stored."""
@@ -583,7 +591,7 @@ def _unpickled(
 ) -> AsyncResult[Any]:
     result = result_class.__new__(result_class)
     AsyncResult.__init__(result, id, parent=parent, task_name=name, ignored=ignored)
-    result._final = final
+    result.final_meta = final
     return result
 
 

@@ -24,23 +24,23 @@ class OneResult(Protocol):
 
     id: str
     ignored: bool
-    _final: ResultMessage | None
-    _revoke: Callable[..., None] | None
+    final_meta: ResultMessage | None  # how it ended, once that was read
+    revoke_call: Callable[..., None] | None
 
     @property
-    def _store(self) -> ResultBackend:
+    def result_store(self) -> ResultBackend:
         """Raises: BackendNotConfigured."""
 
-    def _meta(self) -> ResultMessage:
+    def latest_meta(self) -> ResultMessage:
         """What is known of it now."""
 
     def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> Any:
         """Raise the error of a task that failed, else return what is known."""
 
-    def _exception(self, final: ResultMessage) -> BaseException:
+    def error_of(self, final: ResultMessage) -> BaseException:
         """The error of a task that failed."""
 
-    def _error_in_header(self) -> BaseException | None:
+    def error_in_header(self) -> BaseException | None:
         """Why the chord before this one failed, if it is known."""
 
     @property
@@ -103,14 +103,14 @@ class ResultSet(WithOthersNames):
         Raises: TimeoutError when the rest does not come within `timeout` seconds."""
         waiting: dict[str, OneResult] = {}
         for result in self._by_id().values():
-            if result._final is None and not result.ignored:
+            if result.final_meta is None and not result.ignored:
                 waiting[result.id] = result
             else:
                 yield result
         if waiting:
-            store = next(iter(waiting.values()))._store
+            store = next(iter(waiting.values())).result_store
             for task_id, final in store.iter_ready(list(waiting), timeout=timeout):
-                waiting[task_id]._final = final
+                waiting[task_id].final_meta = final
                 yield waiting[task_id]
 
     def _look(self) -> None:
@@ -168,12 +168,12 @@ class ResultSet(WithOthersNames):
     def iter_native(self, timeout: float | None = None, **_: object) -> Iterator[tuple[str, dict[str, Any]]]:
         """(id, meta) as they come."""
         for result in self._arriving(timeout):
-            yield result.id, result._meta().as_meta()
+            yield result.id, result.latest_meta().as_meta()
 
     def ready(self) -> bool:
         """Whether all tasks ended."""
         self._look()
-        return all(result._final is not None for result in self._flat())
+        return all(result.final_meta is not None for result in self._flat())
 
     def successful(self) -> bool:
         """Whether all tasks succeeded."""
@@ -182,7 +182,9 @@ class ResultSet(WithOthersNames):
     def failed(self) -> bool:
         """Whether any task failed."""
         self._look()
-        return any(result._final is not None and result._final.status == states.FAILURE for result in self._flat())
+        return any(
+            result.final_meta is not None and result.final_meta.status == states.FAILURE for result in self._flat()
+        )
 
     def waiting(self) -> bool:
         """Whether any task has not ended."""
@@ -192,7 +194,7 @@ class ResultSet(WithOthersNames):
         """How many tasks succeeded."""
         self._look()
         flat = self._flat()
-        return sum(1 for result in flat if result._final is not None and result._final.status == states.SUCCESS)
+        return sum(1 for result in flat if result.final_meta is not None and result.final_meta.status == states.SUCCESS)
 
     def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> None:
         """Raise the error of a member that failed, if any has."""
@@ -213,10 +215,10 @@ class ResultSet(WithOthersNames):
         """Revoke all, with one message; see AsyncResult.revoke."""
         by_app: dict[Callable[..., None], list[str]] = {}
         for result in self._flat():
-            if result._revoke is None:
+            if result.revoke_call is None:
                 result.revoke()
             else:
-                by_app.setdefault(result._revoke, []).append(result.id)
+                by_app.setdefault(result.revoke_call, []).append(result.id)
         for revoke, ids in by_app.items():
             revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
@@ -270,10 +272,10 @@ class GroupResult(ResultSet):
         """Of the members that are known to have failed by themselves, the first one's; one look at the store."""
         self._look()
         for result in self._flat():
-            if result._final is None or result._final.status not in states.PROPAGATE_STATES:
+            if result.final_meta is None or result.final_meta.status not in states.PROPAGATE_STATES:
                 continue
-            error = result._exception(result._final)
-            cause = result._error_in_header() if isinstance(error, ChordError) else error
+            error = result.error_of(result.final_meta)
+            cause = result.error_in_header() if isinstance(error, ChordError) else error
             if cause is not None:
                 return cause
         return None

@@ -29,7 +29,7 @@ class OfResult(AsyncResult[Any]):
         return app
 
     def _get_task_meta(self) -> Meta:
-        stored = self._meta()
+        stored = self.latest_meta()
         return meta_of(self.id, None if stored.status == states.PENDING else stored)
 
     def exists(self) -> bool:

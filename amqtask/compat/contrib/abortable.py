@@ -26,7 +26,7 @@ class AbortableAsyncResult(AsyncResult[Any]):
 
     def abort(self) -> None:
         """Ask the task to stop. Raises: BackendNotConfigured, BackendUnreachable."""
-        self._store.store(ResultMessage(self.id, ABORTED))
+        self.result_store.store(ResultMessage(self.id, ABORTED))
 
 
 class AbortableTask(Task[Any, Any]):
