@@ -9,9 +9,7 @@ down, or refuses us. After a mere cut the same host is tried first.
 
 from __future__ import annotations
 
-import contextlib
 import random
-import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -84,12 +82,12 @@ class FellSilent(AMQPHeartbeatTimeout, TimeoutError):  # type: ignore[misc]  # p
 class _Connection(Wire):
     """Frames of one loop turn are written at its end, in one go."""
 
-    _turns: PikaLoop
+    turns: PikaLoop
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if self._gathered is None:
             self.gather()
-            self._turns.call_last(self.flush)
+            self.turns.call_last(self.flush)
         super()._adapter_emit_data(data)
 
 
@@ -154,7 +152,7 @@ class LoopConnection:
         elif on_stopped is not None:
             self._loop.call_soon(on_stopped)
         if connection is not None:
-            _close(connection)
+            connection.end()
 
     @property
     def has_other_hosts(self) -> bool:
@@ -167,8 +165,7 @@ class LoopConnection:
             self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
-        """Drop the connection without a close: a dead connection cannot be closed."""
-        self._connection._terminate_stream(FellSilent(reason))
+        self._connection.give_up(FellSilent(reason))
 
     # -- connecting
 
@@ -191,7 +188,7 @@ class LoopConnection:
             on_close_callback=self._closed,
             custom_ioloop=self._loop.pika,
         )
-        connection._turns = self._loop
+        connection.turns = self._loop
         connection.add_on_connection_blocked_callback(
             lambda _, frame: self._blocked(frame.method.reason or "no reason given")
         )
@@ -202,7 +199,7 @@ class LoopConnection:
 
     def _took_too_long(self, connection: Any, seconds: float) -> None:
         self._failed(connection, TimeoutError(f"it did not answer within {seconds:g} s"))
-        _close(connection)
+        connection.end()
 
     def _blocked(self, reason: str | None) -> None:
         self._liveness.is_suspended = reason is not None
@@ -210,7 +207,7 @@ class LoopConnection:
 
     def _opened(self, connection: Any) -> None:
         if connection is not self._connection or not self._is_running:
-            _close(connection)
+            connection.end()
             return
         self._forget_timers()
         self._is_open = self._was_open = True
@@ -261,15 +258,3 @@ class LoopConnection:
             if timer is not None:
                 timer.cancel()
         self._timer = self._overtime = None
-
-
-def _close(connection: Any) -> None:
-    """Close a connection, also one in the handshake, which pika then treats as lost. (pika 1.4.4's own method to give up an
-    attempt raises an AssertionError out of the loop; an attempt that has no socket yet ends by itself.)"""
-    if connection.is_open:
-        connection.close()
-    elif not (connection.is_closing or connection.is_closed):
-        sock = getattr(connection._transport, "_sock", None)
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)

@@ -30,6 +30,7 @@ from amqtask.transport.errors import ACCESS_REFUSED, lacks
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
+from amqtask.transport.wire import take_until_cancelled
 
 logger = bounded_logger("amqtask.transport")
 
@@ -380,9 +381,7 @@ class PikaConsumer:
                 self._channel.basic_cancel(tag, callback=lambda _: None)
             except ChannelWrongStateError:
                 return  # the channel is closing: its consumers go with it
-            # pika would reject deliveries under way to a cancelled consumer, and each reject counts towards the delivery limit
-            # of a quorum queue; this way they are taken until the broker confirms the cancel.
-            self._channel._cancelled.discard(tag)
+            take_until_cancelled(self._channel, tag)
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ended a consumer: its queue was deleted or moved, or (4.3) a delivery was held for too long."""

@@ -20,15 +20,13 @@ that a worker goes on within five.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import struct
-import termios
 from collections.abc import Callable
 from typing import Any
 
 from pika.exceptions import AMQPError
 
 from amqtask.transport.loop import LoopTimer, PikaLoop
+from amqtask.transport.wire import Wire
 
 TICK_SECONDS = 0.8
 # How long a question may stay without an answer (ticks).
@@ -45,7 +43,7 @@ class LivenessMonitor:
         self._on_silent = on_silent
         self._least_patience = PATIENCE if has_other_hosts else LONE_PATIENCE
         self._patience = self._least_patience
-        self._connection: Any = None
+        self._connection: Any = None  # a Wire, from `begin` to `end`
         self._channel: Any = None
         self._timer: LoopTimer | None = None
         self._heard = (0, 0)
@@ -54,7 +52,7 @@ class LivenessMonitor:
         # While True nothing is asked and no connection is given up.
         self.is_suspended = False
 
-    def begin(self, connection: Any) -> None:
+    def begin(self, connection: Wire) -> None:
         """Watch this connection."""
         self.end()
         self._connection = connection
@@ -86,7 +84,7 @@ class LivenessMonitor:
 
     def _has_moved(self) -> bool:
         connection = self._connection
-        heard, unsent = (connection.bytes_received, len(connection._frame_buffer)), _unsent(connection)
+        heard, unsent = connection.heard, connection.unsent
         has_moved = heard != self._heard or (unsent < self._unsent and self._unsent >= LONG_LINE)
         self._heard, self._unsent = heard, unsent
         return has_moved
@@ -102,16 +100,3 @@ class LivenessMonitor:
 
     def _answered(self, _: object) -> None:
         self._patience = self._least_patience
-
-
-def _unsent(connection: Any) -> int:
-    """How many bytes the other end has not acknowledged yet."""
-    sock = getattr(connection._transport, "_sock", None)
-    waiting = int(connection._get_write_buffer_size())
-    if sock is None:
-        return waiting
-    try:
-        raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
-        return waiting
-    return waiting + int(struct.unpack("i", raw)[0])

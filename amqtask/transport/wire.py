@@ -11,7 +11,11 @@ to pika. The frames are those of AMQP 0-9-1, sections 2.3.5 and 4.2.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import socket
 import struct
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +88,47 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
         if gathered and not self.is_closed:
             self._write(bytes(gathered))
 
+    # -- what pika keeps to itself
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """None until there is one, and once it is closed."""
+        # A transport that pika has not finished yet has none.
+        return getattr(self._transport, "_sock", None)
+
+    @property
+    def heard(self) -> tuple[int, int]:
+        """Bytes of the frames that came, and bytes of the one that is coming."""
+        return self.bytes_received, len(self._frame_buffer)
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes the other end has not acknowledged yet."""
+        sock = self.sock
+        waiting = int(self._get_write_buffer_size())
+        if sock is None:
+            return waiting
+        try:
+            raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return waiting
+        return waiting + int(struct.unpack("i", raw)[0])
+
+    def give_up(self, error: Exception) -> None:
+        """Drop the connection without a close: a dead connection cannot be closed."""
+        self._terminate_stream(error)
+
+    def end(self) -> None:
+        """Close the connection, also one in the handshake, which pika then treats as lost. (pika 1.4.4's own method to give up
+        an attempt raises an AssertionError out of the loop; an attempt that has no socket yet ends by itself.)"""
+        if self.is_open:
+            self.close()
+        elif not (self.is_closing or self.is_closed):
+            sock = self.sock
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
     def _output_marshaled_frames(self, marshaled_frames: list[bytes]) -> None:
         frame_max = self.params.frame_max
         for marshaled in marshaled_frames:
@@ -151,6 +196,14 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
         self.frames_received += len(marks)
         channel._on_deliver(frame.Method(number, method), frame.Header(number, body_size, properties), content)
         return True
+
+
+def take_until_cancelled(channel: Any, tag: str) -> None:
+    """Have deliveries taken that are under way to a consumer which is being cancelled, until the broker confirms the cancel.
+
+    pika would reject them, and each reject counts towards the delivery limit of a quorum queue.
+    """
+    channel._cancelled.discard(tag)
 
 
 def _takes_writes(transport: Any) -> bool:
