@@ -85,7 +85,7 @@ class AmqTask(Calling, WithOthersNames):
         self.on_after_finalize = signals.Signal("on_after_finalize")
         self._task_class: type[TaskBase[..., Any]] = task_cls or TaskBase
         self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
-        self._new_periodic: list[tuple[str, bool, dict[str, Any]]] = []
+        self._new_periodic: list[tuple[str, bool, dict[str, object]]] = []
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         for part in _PARTS_OF_CELERY:

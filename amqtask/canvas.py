@@ -404,7 +404,7 @@ def routed(call: Signature) -> Signature:
 # -- putting together
 
 
-def _flattened(tasks: tuple[object, ...]) -> Iterable[Any]:
+def _flattened(tasks: tuple[object, ...]) -> Iterable[object]:
     """`group(a, b)`, `group([a, b])` and `group(generator)` mean the same."""
     if len(tasks) == 1 and not isinstance(tasks[0], Mapping) and isinstance(tasks[0], Iterable):
         return tasks[0]

@@ -214,7 +214,7 @@ class Task(WithOthersNames, Generic[P, R]):
 
     def _call_later(
         self, args: Iterable[object] | None, kwargs: Keywords | None, options: Options
-    ) -> Callable[[], Any]:
+    ) -> Callable[[], object]:
         arguments, keywords = value_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return lambda: self.apply_async(arguments, keywords, **options)
@@ -455,7 +455,7 @@ class AsyncTask(Task[P, R]):
 
 def _in_their_place(
     function: Callable[..., object], request: Context, args: Iterable[object] | None, kwargs: Keywords | None
-) -> tuple[Iterable[Any], Mapping[str, Any]]:
+) -> tuple[Iterable[object], Mapping[str, object]]:
     """New positional arguments with the old keyword arguments, or the reverse, without those that they replace."""
     old, old_by_name = tuple(request.args or ()), dict(request.kwargs or {})
     try:
@@ -496,7 +496,7 @@ def make_task(
     if inspect.isasyncgenfunction(function):
         raise TypeError(f"task {name} is an async generator; a task returns one value: use a plain `async def`")
     body = pydantic_wrapper(function, **pydantic_options) if pydantic else function
-    attributes: dict[str, Any] = {
+    attributes: dict[str, object] = {
         "name": name,
         "run": body if bind else staticmethod(body),
         "__doc__": function.__doc__,
@@ -525,7 +525,7 @@ def make_task(
 def _annotations(annotations: object, name: str) -> dict[str, Any]:
     """The setting task_annotations for one task: what stands under `*`, then what stands under its name."""
     tables = annotations if isinstance(annotations, (list, tuple)) else [annotations]
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     for table in tables:
         if isinstance(table, Mapping):
             merged.update(table.get("*") or {})
@@ -553,7 +553,7 @@ class CurrentTask:
 current_task = CurrentTask()
 
 
-def _by_name(name: str) -> Any:
+def _by_name(name: str) -> object:
     return current_app().tasks[name]
 
 

@@ -28,7 +28,7 @@ class MemoryBackend(MemoryChords, KnownStore):
         self._accept = content_types([options.serializer])
         self._mailbox = Mailbox()
         self._changed = threading.Condition()
-        self._groups: dict[str, Any] = {}
+        self._groups: dict[str, object] = {}
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """None: results stay in this process."""

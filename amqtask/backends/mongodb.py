@@ -117,7 +117,7 @@ class MongoBackend(PollingBackend):
         body = self._codec.value(value, label)
         return body.decode() if self._codec.is_text else body
 
-    def _plain(self, name: str, value: object) -> Any:
+    def _plain(self, name: str, value: object) -> object:
         """A value as BSON has it, so that it can be searched for, else as the serializer writes it."""
         try:
             bson.encode({name: value})
@@ -154,7 +154,7 @@ class MongoBackend(PollingBackend):
         except MessageError as error:
             return unreadable(document["_id"], error)
 
-    def _value(self, name: str, value: object) -> Any:
+    def _value(self, name: str, value: object) -> object:
         if name in ("args", "kwargs") and isinstance(value, (str, bytes)):
             return self._codec.read(value)
         return value

@@ -178,7 +178,7 @@ class RedisChords:
         return [_in_shape(member, by_id) for member in members or ()]
 
 
-def _in_shape(member: Any, parts: Mapping[str, ResultMessage]) -> Any:
+def _in_shape(member: Any, parts: Mapping[str, ResultMessage]) -> object:
     (task_id, _), children = member
     if children is None:
         return parts[task_id]

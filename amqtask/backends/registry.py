@@ -80,7 +80,7 @@ def find_named(url: str) -> tuple[Any, str | None]:
     return kind, url if named is None else named["url"]
 
 
-def _find_class(module: str, name: str) -> Any:
+def _find_class(module: str, name: str) -> object:
     try:
         return load_path(f"{module}:{name}")
     except (ImportError, AttributeError) as error:
@@ -102,7 +102,7 @@ def find_backend(scheme: str) -> Any:
         ) from error
 
 
-def _our_backend(scheme: str) -> Any:
+def _our_backend(scheme: str) -> object:
     match scheme:
         case "rpc":
             from amqtask.backends.rpc import RpcBackend
@@ -135,7 +135,7 @@ def _our_backend(scheme: str) -> Any:
     return None
 
 
-def _other_backend(scheme: str) -> Any:
+def _other_backend(scheme: str) -> object:
     from importlib.metadata import entry_points
 
     paths = {point.name: point.value for group in reversed(GROUPS) for point in entry_points(group=group)}

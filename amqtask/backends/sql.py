@@ -135,7 +135,7 @@ class SqlBackend(PollingBackend):
             results += (self._result(row) for row in rows)
         return results
 
-    def _select(self, database: _Database, task_ids: Sequence[str]) -> Sequence[Mapping[Any, Any]]:
+    def _select(self, database: _Database, task_ids: Sequence[str]) -> Sequence[Mapping[Any, object]]:
         table = self._tables.tasks
         columns = [column for column in table.columns if column.name in database.columns]
         with database.engine.connect() as connection:
@@ -355,5 +355,5 @@ def _aware(when: datetime | None) -> str | None:
     return None if when is None else when.replace(tzinfo=timezone.utc).isoformat()
 
 
-def _short(value: object) -> Any:
+def _short(value: object) -> object:
     return value[:NAME_LENGTH] if isinstance(value, str) else value

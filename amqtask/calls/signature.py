@@ -281,7 +281,7 @@ class Signature(dict[str, Any]):
 
     def flatten_links(self) -> list[Any]:
         """This signature, its callbacks, their callbacks, and so on."""
-        signatures: list[Any] = [self]
+        signatures: list[object] = [self]
         for callback in self.options.get("link") or ():
             signatures += Signature.flatten_links(callback) if isinstance(callback, Signature) else [callback]
         return signatures

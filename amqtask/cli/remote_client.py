@@ -59,11 +59,11 @@ def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every remote command, handed to it as `remote`."""
 
     @functools.wraps(function)
-    def collected(*args: Any, **params: Any) -> Any:
+    def collected(*args: Any, **params: Any) -> object:
         names = [field.name for field in fields(Remote)]
         return function(*args, remote=Remote(**{name: params.pop(name) for name in names}), **params)
 
-    decorated: Callable[..., Any] = collected
+    decorated: Callable[..., object] = collected
     for option in reversed(REMOTE):
         decorated = option(decorated)
     return decorated
@@ -218,7 +218,7 @@ def _task(task: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _queue(task: Mapping[str, Any]) -> Any:
+def _queue(task: Mapping[str, Any]) -> object:
     about = task.get("delivery_info")
     return about.get("routing_key") if isinstance(about, Mapping) else None
 

@@ -19,17 +19,17 @@ ERRBACK = "amqtask.errback"
 
 def _map(app: Application) -> None:
     @app.task(name=MAP, shared=False)
-    def run_map(task: SignatureFields, it: list[Any]) -> Any:
+    def run_map(task: SignatureFields, it: list[Any]) -> object:
         return _each(app, task, [(item,) for item in it])
 
 
 def _starmap(app: Application) -> None:
     @app.task(name=STARMAP, shared=False)
-    def run_starmap(task: SignatureFields, it: list[Any]) -> Any:
+    def run_starmap(task: SignatureFields, it: list[Any]) -> object:
         return _each(app, task, [tuple(item) for item in it])
 
 
-def _each(app: Application, task: SignatureFields, calls: list[tuple[Any, ...]]) -> Any:
+def _each(app: Application, task: SignatureFields, calls: list[tuple[Any, ...]]) -> object:
     call = maybe_signature(task, app)
     function = app.tasks[call.task]
     arguments = [((*leading, *call.args), call.kwargs) for leading in calls]
@@ -44,14 +44,14 @@ def _each(app: Application, task: SignatureFields, calls: list[tuple[Any, ...]])
 
 def _accumulate(app: Application) -> None:
     @app.task(name=ACCUMULATE, shared=False)
-    def accumulate(*args: object, index: int | None = None, **kwargs: object) -> Any:
+    def accumulate(*args: object, index: int | None = None, **kwargs: object) -> object:
         """All of its arguments, or one: what makes one task of a group's results."""
         return list(args) if index is None else args[index]
 
 
 def _chunks(app: Application) -> None:
     @app.task(name=CHUNKS, shared=False)
-    def run_chunks(task: SignatureFields, it: list[Any], n: int) -> Any:
+    def run_chunks(task: SignatureFields, it: list[Any], n: int) -> object:
         return chunks(task, it, n, app=app).apply_async().as_tuple()
 
 
@@ -59,21 +59,21 @@ def _group(app: Application) -> None:
     @app.task(name=GROUP, bind=True, shared=False)
     def run_group(
         self: object, /, tasks: Any, result: object = None, group_id: object = None, partial_args: Any = ()
-    ) -> Any:
+    ) -> object:
         from_wire = maybe_signature({"task": GROUP, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
         return from_wire.apply_async(tuple(partial_args or ())).as_tuple()
 
 
 def _chord(app: Application) -> None:
     @app.task(name=CHORD, bind=True, shared=False)
-    def run_chord(self: Any, /, header: Any, body: Any, partial_args: Any = (), **options: object) -> Any:
+    def run_chord(self: Any, /, header: Any, body: Any, partial_args: Any = (), **options: object) -> object:
         sig = chord(header, body, app=app)
         return self.replace(sig.clone(tuple(partial_args or ())))
 
 
 def _chain(app: Application) -> None:
     @app.task(name=CHAIN, bind=True, shared=False)
-    def run_chain(self: Any, /, *args: Any, tasks: list[Any] | None = None, **kwargs: object) -> Any:
+    def run_chain(self: Any, /, *args: Any, tasks: list[Any] | None = None, **kwargs: object) -> object:
         if not tasks:
             raise ConfigurationError("a chain travels as the first of its tasks; this message has no tasks in it")
         sig = maybe_signature({"task": CHAIN, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)

@@ -96,7 +96,7 @@ class InlineRunner:
         task = self._app.tasks[call.task]
         return self.run(task, call.args, call.kwargs, call.options, propagate=propagate)
 
-    def _run_chain(self, sig: chain, args: Arguments, propagate: bool) -> Any:
+    def _run_chain(self, sig: chain, args: Arguments, propagate: bool) -> object:
         result: Any = None
         for step in sig.tasks:
             before, result = result, self.run_composition(step, args, propagate=propagate)
@@ -106,7 +106,7 @@ class InlineRunner:
             args = (result.get(),) if isinstance(result, EagerResult) else (result.get(disable_sync_subtasks=False),)
         return result
 
-    def _run_chord(self, sig: chord, args: Arguments, propagate: bool) -> Any:
+    def _run_chord(self, sig: chord, args: Arguments, propagate: bool) -> object:
         members = [self.run_composition(member, args, propagate=propagate) for member in sig.tasks]
         header = self._app.group_result(str(sig.id), members)
         body = sig.body
@@ -164,7 +164,7 @@ class InlineRunner:
 def _family(task_id: str, options: Options) -> dict[str, Any]:
     """root_id and parent_id of a call: those in its options, else from the task that makes the call, as for a published call."""
     caller = current_context()
-    family: dict[str, Any] = {"root_id": task_id, "parent_id": None}
+    family: dict[str, object] = {"root_id": task_id, "parent_id": None}
     if caller is not None and caller.id is not None and caller.id != task_id:
         family = {"root_id": caller.root_id or caller.id, "parent_id": caller.id}
     return {key: options.get(key) or inherited for key, inherited in family.items()}

@@ -210,7 +210,7 @@ class Parts:
 
     def _own_route(
         self, name: str, args: object, kwargs: object, options: object, task: Any = None, **_: object
-    ) -> Any:
+    ) -> object:
         callee = task if task is not None else self.tasks.get(name)
         if callee is None:
             return None

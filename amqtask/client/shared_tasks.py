@@ -30,7 +30,7 @@ class SharedTask:
         self._options = options
         note_shared(self._make)
 
-    def _make(self, app: Any) -> Any:
+    def _make(self, app: Any) -> object:
         if app.tasks.has(self._name):
             return app.tasks[self._name]
         return app.task(name=self._name, **self._options)(self.__wrapped__)

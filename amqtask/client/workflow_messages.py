@@ -192,7 +192,7 @@ def _announced(message: Message) -> Message:
     return message
 
 
-def _root_of(sig: SignatureFields) -> Any:
+def _root_of(sig: SignatureFields) -> object:
     """The root id of a frozen signature's first task."""
     kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
     inner = kwargs.get("tasks") or kwargs.get("header") or ()

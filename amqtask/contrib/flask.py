@@ -78,18 +78,18 @@ class AmqTask(Application):
         instance.run = self._in_context(instance.run)
         return super().register_task(instance)
 
-    def _in_context(self, run: Callable[..., object]) -> Callable[..., Any]:
+    def _in_context(self, run: Callable[..., object]) -> Callable[..., object]:
         if inspect.iscoroutinefunction(run):
 
             @functools.wraps(run)
-            async def run_async(*args: object, **kwargs: object) -> Any:
+            async def run_async(*args: object, **kwargs: object) -> object:
                 with self._app_of_tasks.app_context():
                     return await run(*args, **kwargs)
 
             return run_async
 
         @functools.wraps(run)
-        def run_here(*args: object, **kwargs: object) -> Any:
+        def run_here(*args: object, **kwargs: object) -> object:
             with self._app_of_tasks.app_context():
                 return run(*args, **kwargs)
 

@@ -70,7 +70,7 @@ class Tracing:
         self._provider = provider
         self._tracer = trace.get_tracer("amqtask", VERSION, provider)
         # By the identity of the headers that both signals get; they are kept so that the identity stays theirs.
-        self._publishing: OrderedDict[int, tuple[Span, Mapping[str, Any]]] = OrderedDict()
+        self._publishing: OrderedDict[int, tuple[Span, Mapping[str, object]]] = OrderedDict()
         self._receivers = (
             (signals.before_task_publish, self.before_publish),
             (signals.after_task_publish, self.after_publish),
@@ -189,7 +189,7 @@ class Tracing:
 
     def flush(self, **_: object) -> None:
         """Send spans that wait, when a child of prefork ends: exit handlers do not run there."""
-        provider: Any = self._provider or trace.get_tracer_provider()
+        provider: object = self._provider or trace.get_tracer_provider()
         if hasattr(provider, "force_flush"):
             provider.force_flush(FLUSH_MILLISECONDS)
 

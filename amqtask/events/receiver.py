@@ -79,7 +79,7 @@ class EventReceiver:
         self._accept = accept
         self._wake_workers = wake_workers
         self._wall_clock = wall_clock
-        self._received: deque[dict[str, Any]] = deque()
+        self._received: deque[dict[str, object]] = deque()
 
     def capture(self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True) -> None:
         """Call the handlers with events until `limit` events have come, or for ever.

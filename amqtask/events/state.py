@@ -297,7 +297,7 @@ class State:
         self.on_node_join = on_node_join
         self.on_node_leave = on_node_leave
         # Handlers of groups other than "task" and "worker": group → handler(subject, event).
-        self.handlers: dict[str, Callable[[str, Event], Any]] = {}
+        self.handlers: dict[str, Callable[[str, Event], object]] = {}
         self.workers: dict[str, Worker] = {}
         self.tasks = Bounded()
         self.tasks.limit = max_tasks_in_memory

@@ -73,7 +73,7 @@ def _listed(embed: JsonFields, name: str) -> list[Any]:
     return list(signatures)
 
 
-def _published(signatures: list[Any]) -> Iterator[Mapping[str, Any]]:
+def _published(signatures: list[Any]) -> Iterator[Mapping[str, object]]:
     """The options of each call that is published for these signatures."""
     while signatures:
         sig = signatures.pop()

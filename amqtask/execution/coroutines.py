@@ -129,7 +129,7 @@ class CoroutineRunner:
     __del__ = close
 
 
-async def _caught(running: Interruptible) -> tuple[Any, BaseException | None]:
+async def _caught(running: Interruptible) -> tuple[object, BaseException | None]:
     # The error is returned as a value: with a SystemExit a Task would end the loop.
     try:
         return await running, None

@@ -110,7 +110,7 @@ class Request:
         self.delivery = delivery
         self.first: Request | None = None
         self.until = 0.0
-        self.rare: dict[str, Any] | None = None
+        self.rare: dict[str, object] | None = None
 
     @property
     def properties(self) -> dict[str, Any]:

@@ -55,12 +55,12 @@ def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, wrapp
     return TaskPlan(task, has_store=has_store, wrapper=wrapper)
 
 
-def _in(wrapper: Wrapper, call: Callable[..., Any]) -> Callable[..., Any]:
+def _in(wrapper: Wrapper, call: Callable[..., Any]) -> Callable[..., object]:
     return lambda *args, **kwargs: wrapper(call(*args, **kwargs))
 
 
-def _no_async_generator(name: str) -> Callable[..., Any]:
-    def refuse(*args: object, **kwargs: object) -> Any:
+def _no_async_generator(name: str) -> Callable[..., object]:
+    def refuse(*args: object, **kwargs: object) -> object:
         raise TypeError(f"task {name} is an async generator (async def with yield), which has no result; return a list")
 
     return refuse

@@ -38,6 +38,6 @@ def _public(of: type) -> list[str]:
     return [name for name in dir(of) if not name.startswith("_")]
 
 
-def _member(of: type, name: str) -> Any:
+def _member(of: type, name: str) -> object:
     """What a class has under a name, as it stands there."""
     return next((vars(base)[name] for base in of.__mro__ if name in vars(base)), _ABSENT)

@@ -73,7 +73,7 @@ class _Shown:
             return f"<{type(self._value).__name__}: {write.__name__}() raised {type(error).__name__}>"
 
 
-def _argument(value: Any) -> Any:
+def _argument(value: Any) -> object:
     value_class = value.__class__
     if value_class is str:
         return value if value.isprintable() and len(value) <= _LONGEST_ARGUMENT else _Shown(value)

@@ -208,7 +208,7 @@ def _module_of(exception_type: type[BaseException]) -> str:
     return "celery.exceptions" if is_twin else exception_type.__module__
 
 
-def _arguments(error: BaseException) -> tuple[Any, ...]:
+def _arguments(error: BaseException) -> tuple[object, ...]:
     """The exception's arguments; its text where it has none (pydantic's ValidationError)."""
     if error.args:
         return error.args
@@ -219,7 +219,7 @@ def _arguments(error: BaseException) -> tuple[Any, ...]:
     return (text,) if text else ()
 
 
-def _writable(value: object, serializer: str) -> Any:
+def _writable(value: object, serializer: str) -> object:
     if isinstance(value, str):
         # Lone surrogates, which os.fsdecode makes, cannot be encoded as UTF-8.
         return value.encode("utf-8", "backslashreplace").decode()
@@ -291,7 +291,7 @@ def _find(qualified: str, module: object) -> type[BaseException] | None:
     return None
 
 
-def _attribute(holder: object, name: str) -> Any:
+def _attribute(holder: object, name: str) -> object:
     try:
         return getattr(holder, name, None)
     except Exception:  # noqa: BLE001 - a module's own __getattr__, under a name that the message chose

@@ -64,7 +64,7 @@ def _wrap(type_name: str, value: object) -> JsonObject:
     return {"__type__": type_name, "__value__": value}
 
 
-def _json_default(value: object) -> Any:
+def _json_default(value: object) -> object:
     as_json = getattr(value, "__json__", None)
     if as_json is not None:
         return as_json()
@@ -77,7 +77,7 @@ def _json_default(value: object) -> Any:
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
-def _own_form(value: object) -> Any:
+def _own_form(value: object) -> object:
     """An object as the data that its `__json__` returns (kombu's protocol)."""
     as_json = getattr(value, "__json__", None)
     if as_json is None:
@@ -113,7 +113,7 @@ _JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _json_object(table: JsonObject) -> Any:
+def _json_object(table: JsonObject) -> object:
     if len(table) == 2 and "__type__" in table and "__value__" in table:
         decode = _JSON_DECODERS.get(table["__type__"])
         if decode is None:
@@ -149,7 +149,7 @@ def _check_typed(value: object) -> None:
             _check_typed(item)
 
 
-def _load_json(body: bytes, encoding: str) -> Any:
+def _load_json(body: bytes, encoding: str) -> object:
     text = body.decode(encoding)
     decoder = _json_typed if "__type__" in text else _json_plain
     try:
@@ -175,7 +175,7 @@ def _dump_yaml(value: object) -> bytes:
     return text.encode("utf-8")
 
 
-def _load_yaml(body: bytes, encoding: str) -> Any:
+def _load_yaml(body: bytes, encoding: str) -> object:
     import yaml
 
     return yaml.safe_load(body.decode(encoding))
@@ -188,7 +188,7 @@ def _dump_msgpack(value: object) -> bytes:
     return packed
 
 
-def _load_msgpack(body: bytes, encoding: str) -> Any:
+def _load_msgpack(body: bytes, encoding: str) -> object:
     import msgpack
 
     return msgpack.unpackb(body, raw=False, strict_map_key=False)
@@ -198,7 +198,7 @@ def _dump_pickle(value: object) -> bytes:
     return pickle.dumps(value, protocol=4)  # kombu's on every Python but the newest; all that run read it
 
 
-def _load_pickle(body: bytes, encoding: str) -> Any:
+def _load_pickle(body: bytes, encoding: str) -> object:
     return pickle.loads(body)
 
 

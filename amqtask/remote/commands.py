@@ -177,7 +177,7 @@ def inspect_command(function: object = None, /, **options: object) -> Any:
     return _register("inspect", function, options)
 
 
-def _register(kind: Kind, function: Any, options: OptionDict) -> Any:
+def _register(kind: Kind, function: Any, options: OptionDict) -> object:
     if function is None:
         return lambda decorated: _register(kind, decorated, options)
     fields = {key: value for key, value in options.items() if value is not None}

@@ -10,7 +10,7 @@ class DependencyGraph:
     """Nodes and, for each, what it led to."""
 
     def __init__(self) -> None:
-        self.adjacent: dict[Any, list[Any]] = {}
+        self.adjacent: dict[Any, list[object]] = {}
 
     def add_arc(self, node: Any) -> None:
         """A node."""

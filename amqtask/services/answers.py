@@ -58,7 +58,7 @@ def task_info(control: Control, request: Request, *, safe: bool) -> JsonObject:
     }
 
 
-def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[Any, Any]:
+def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[object, object]:
     """The arguments; or their text, if the sender chose another text than Python's repr (usually to hide a value)."""
     headers = request.headers
     sent_reprs = headers.get("argsrepr"), headers.get("kwargsrepr")

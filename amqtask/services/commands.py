@@ -290,7 +290,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def _resized(control: Control, by: int) -> Any:
+def _resized(control: Control, by: int) -> object:
     verb = "grow" if by > 0 else "shrink"
     if control.autoscale is not None:
         return {"error": f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."}

@@ -8,7 +8,7 @@ has not noticed yet, its own name becomes free by itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, MessageError
 from amqtask.ground.printable import bounded_logger
@@ -134,7 +134,7 @@ class Panel:
         if command.wants_reply and payload is not None:
             self._reply(command, payload)
 
-    def _run(self, command: Command) -> Any:
+    def _run(self, command: Command) -> object:
         custom = find_custom(command.method)
         if custom is not None:
             return custom(self._state, **command.arguments)

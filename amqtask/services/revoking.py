@@ -97,7 +97,7 @@ def _terminate(
     flag: Callable[[], list[Request]],
     matches: Callable[[Request], bool],
     otherwise: str = "terminate: tasks unknown",
-) -> Any:
+) -> object:
     """Revoke waiting requests and end running ones; neither when there is no such signal. `otherwise` is the reply when no
     request was here."""
     signum = signal_number(arguments.get("signal"))

@@ -131,7 +131,7 @@ class Settings(MutableMapping[str, Any]):
             logger.warning("kept for other libraries, but these are not settings of amqtask: %s", ", ".join(slips))
         self._foreign.update(foreign)
 
-    def _of_celery(self, name: str) -> Any:
+    def _of_celery(self, name: str) -> object:
         try:
             return plugins().celery_attribute(self, name)
         except AttributeError:
@@ -170,7 +170,7 @@ class Settings(MutableMapping[str, Any]):
         self._load()
         return find_name(name) is not None or name in self._foreign
 
-    def _get(self, name: str) -> Any:
+    def _get(self, name: str) -> object:
         self._load()
         values: SettingDict = self._values
         if name in values:
@@ -298,11 +298,11 @@ class Settings(MutableMapping[str, Any]):
         return f"<Settings {self.table()}>"
 
 
-def _import(path: str) -> Any:
+def _import(path: str) -> object:
     """`module` or `module:attribute` or `package.module.attribute`."""
     module, _, attribute = path.partition(":")
     try:
-        source: Any = load(module)
+        source: object = load(module)
     except ModuleNotFoundError as error:
         parent, _, last = module.rpartition(".")
         if not parent or attribute or error.name != module:
@@ -331,7 +331,7 @@ def _names(source: object) -> Iterator[str]:
             yield name
 
 
-def _coerce(setting: Setting, value: object) -> Any:
+def _coerce(setting: Setting, value: object) -> object:
     """The value in the setting's kind. Raises: WrongValue naming setting, kind and value."""
     if value is None or setting.kind == "any":
         return value

@@ -21,9 +21,9 @@ class ForeignSettings(MutableMapping[str, Any]):
     def __init__(self) -> None:
         # Names that were set one by one, or in a namespace of ours.
         self.explicit: SettingDict = {}
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, object] = {}
         # Sources that were read, each with the prefix of its names; the last one first.
-        self._sources: list[tuple[Any, str]] = []
+        self._sources: list[tuple[object, str]] = []
 
     def add_source(self, source: object, namespace: str | None) -> None:
         """A module, object or mapping that was read."""
@@ -86,5 +86,5 @@ class ForeignSettings(MutableMapping[str, Any]):
             names.clear()
 
 
-def _attribute(source: object, name: str) -> Any:
+def _attribute(source: object, name: str) -> object:
     return _MISSING if name.startswith("_") else getattr(source, name, _MISSING)

@@ -7,7 +7,7 @@ The API's objects are those of RabbitMQ's `/api/queues`, `/api/exchanges` and `/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import is_declarable
@@ -84,7 +84,7 @@ def _flat(arguments: QueueArguments) -> JsonObject:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _binding_key(binding: JsonFields) -> tuple[Any, ...]:
+def _binding_key(binding: JsonFields) -> tuple[object, ...]:
     return (
         binding["source"],
         binding["destination"],
@@ -94,14 +94,14 @@ def _binding_key(binding: JsonFields) -> tuple[Any, ...]:
     )
 
 
-def _declared_key(binding: Binding) -> tuple[Any, ...]:
+def _declared_key(binding: Binding) -> tuple[object, ...]:
     destination_type = "exchange" if binding.to_exchange else "queue"
     return (
         binding.source.name, binding.destination, destination_type, binding.routing_key, _hashable(dict(binding.arguments))
     )  # fmt: skip
 
 
-def _hashable(arguments: QueueArguments) -> tuple[Any, ...]:
+def _hashable(arguments: QueueArguments) -> tuple[object, ...]:
     return tuple(sorted((name, repr(value)) for name, value in arguments.items()))
 
 

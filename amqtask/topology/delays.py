@@ -57,7 +57,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties, strip_transit_headers
@@ -309,7 +309,7 @@ class DelayPlan:
     def _exchange(self, level: int) -> Exchange:
         return Exchange(self.level_name(level), type="headers")
 
-    def _arguments(self, ttl: int, onwards: str) -> tuple[tuple[str, Any], ...]:
+    def _arguments(self, ttl: int, onwards: str) -> tuple[tuple[str, object], ...]:
         queue_arguments: QueueArgumentDict = {
             "x-queue-type": self.queue_type,
             "x-message-ttl": ttl,
@@ -384,7 +384,7 @@ def _single(level: int, digit: int) -> Path:
     return ((level, digit), *((lower, 0) for lower in reversed(range(level))))
 
 
-def _match(level: int, digit: int) -> tuple[tuple[str, Any], ...]:
+def _match(level: int, digit: int) -> tuple[tuple[str, object], ...]:
     return arguments({"x-match": "all", f"{_LEVEL_HEADER}{level}": f"{digit:x}"})
 
 

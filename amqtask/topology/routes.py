@@ -216,7 +216,7 @@ def _compile(route: object) -> RouteFunction:
     raise ConfigurationError(f"task_routes: {route!r} is not a mapping, function, router or dotted path to one")
 
 
-def _imported(path: str) -> Any:
+def _imported(path: str) -> object:
     try:
         return load_path(path)
     except (ImportError, AttributeError, ValueError) as error:

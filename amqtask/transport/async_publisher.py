@@ -89,7 +89,7 @@ class AioPikaPublisher:
         self._pid = os.getpid()
         self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = weakref.WeakKeyDictionary()
         # A forked child must not close its parent's connections, not even by forgetting them.
-        self._inherited: list[Any] = []
+        self._inherited: list[object] = []
 
     # -- the contract
 

@@ -128,7 +128,7 @@ def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[FieldTable, in
     return table, offset
 
 
-def _read_value(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
+def _read_value(encoded: bytes, offset: int, depth: int) -> tuple[object, int]:
     return _reader(encoded[offset])(encoded, offset + 1, depth)
 
 
@@ -157,7 +157,7 @@ def _fixed(form: str, convert: Callable[[Any], object] | None = None) -> Reader:
     return read
 
 
-def _read_text(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
+def _read_text(encoded: bytes, offset: int, depth: int) -> tuple[object, int]:
     raw, offset = _read_bytes(encoded, offset, depth)
     return _text(raw), offset
 
@@ -168,7 +168,7 @@ def _read_bytes(encoded: bytes, offset: int, _depth: int) -> tuple[bytes, int]:
     return encoded[begin:end], end
 
 
-def _read_array(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
+def _read_array(encoded: bytes, offset: int, depth: int) -> tuple[object, int]:
     if depth > MOST_DEEP:
         raise _Unreadable(f"tables or arrays within each other, more than {MOST_DEEP}")
     end = offset + 4 + _read_size(encoded, offset)[0]
@@ -182,12 +182,12 @@ def _read_array(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
     return elements, offset
 
 
-def _read_decimal(encoded: bytes, offset: int, _depth: int) -> tuple[Any, int]:
+def _read_decimal(encoded: bytes, offset: int, _depth: int) -> tuple[object, int]:
     (raw,) = _read_int(encoded, offset + 1)
     return Decimal(raw).scaleb(-encoded[offset]), offset + 5
 
 
-def _read_void(_encoded: bytes, offset: int, _depth: int) -> tuple[Any, int]:
+def _read_void(_encoded: bytes, offset: int, _depth: int) -> tuple[object, int]:
     return None, offset
 
 

@@ -63,7 +63,7 @@ class Frames:
 def decode_method(payload: bytes) -> Any:
     """pika's object of a method. Raises: Unreadable."""
 
-    def decode() -> Any:
+    def decode() -> object:
         return spec.methods[struct.unpack_from(">I", payload)[0]]().decode(payload, 4)
 
     method, error = attempt(decode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from amqtask.execution.outcome import Outcome
@@ -40,5 +40,5 @@ class Observer:
 
 def seen_by(observers: Iterable[Observer], point: str) -> tuple[Callable[..., None], ...]:
     """The methods of the observers that override `point`."""
-    default: Any = getattr(Observer, point)
+    default: object = getattr(Observer, point)
     return tuple(getattr(observer, point) for observer in observers if getattr(type(observer), point) is not default)

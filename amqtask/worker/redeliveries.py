@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from amqtask.execution.outcome import Answer
 
@@ -52,7 +52,7 @@ class Redeliveries:
         self._answers: OrderedDict[Key, tuple[Answer, float]] = OrderedDict()
         self._orphans: dict[Key, int] = {}
         self._parked: dict[Key, list[Request]] = {}
-        self._acked: deque[Mapping[str, Any]] = deque(maxlen=ACKS_IN_FLIGHT)
+        self._acked: deque[Mapping[str, object]] = deque(maxlen=ACKS_IN_FLIGHT)
         # Called with the headers of every task that is acked; keys are computed only when a channel is lost.
         self.acked = self._acked.append
 

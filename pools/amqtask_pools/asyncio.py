@@ -14,7 +14,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
 from amqtask.execution.coroutines import Interruptible
@@ -141,7 +141,7 @@ class AsyncioPool(SlotPool):
             return self._executor.lost(request, TimeLimitExceeded(str(error)))
         return self._executor.revoked(request, str(error))
 
-    async def _in_storing_thread(self, function: Callable[..., object], *arguments: object) -> Any:
+    async def _in_storing_thread(self, function: Callable[..., object], *arguments: object) -> object:
         assert self._aloop is not None
         loop, done, context = self._aloop, self._aloop.create_future(), contextvars.copy_context()
 

@@ -90,7 +90,7 @@ def encode_outcomes(outcomes: Sequence[Outcome], accept: frozenset[str]) -> byte
     return b"".join((_HEAD.pack(OUTCOMES, len(text)), text, *writer.bodies))
 
 
-def _special(value: object) -> Any:
+def _special(value: object) -> object:
     if isinstance(value, datetime):
         return {_TIME: value.isoformat()}
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -151,7 +151,7 @@ class _Writer:
         raise EncodeError(f"the body of chord {part.group_id} cannot be written by any serializer of accept_content")
 
 
-def _writable(headers: object) -> Any:
+def _writable(headers: object) -> object:
     """Headers that JSON can write. Other values have no AMQP form either: their publisher refuses them."""
     try:
         _dump(headers)
@@ -181,7 +181,7 @@ def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list
         raise BrokenFrame(f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _rich(table: JsonObject) -> Any:
+def _rich(table: JsonObject) -> object:
     if len(table) == 1:
         ((name, value),) = table.items()
         match name:

@@ -339,7 +339,7 @@ class PeriodicTask(models.Model):
 
     def clean(self) -> None:
         """For forms: arguments and headers are JSON of the right kind. Raises: ValidationError."""
-        errors: dict[str, Any] = {}
+        errors: dict[str, object] = {}
         for field, json_type, example in (
             ("args", list, '["a", 1]'),
             ("kwargs", dict, '{"a": 1}'),
