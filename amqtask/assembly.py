@@ -8,7 +8,7 @@ import platform
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask import signals
 from amqtask.canvas import maybe_signature
@@ -598,7 +598,7 @@ class _Builder:
             modules = (*self.conf.include, *self.conf.imports, *self.options.include)
         return import_again(self.app, modules, reload=again)
 
-    def settings(self, with_defaults: bool) -> Mapping[str, Any]:
+    def settings(self, with_defaults: bool) -> Mapping[str, object]:
         return self.conf.table(with_defaults=with_defaults)
 
     def make_queue(self, arguments: CommandArguments) -> tuple[Queue, Queue | None]:

@@ -103,7 +103,7 @@ class MemcachedBackend(ValueBackend):
             client = self._clients.setdefault(pid, self._connect())
         return client
 
-    def _connect(self) -> Any:
+    def _connect(self) -> object:
         if len(self._servers) == 1:
             return PooledClient(self._servers[0], **self._arguments)
         # A server that is away is an error, not an empty store.

@@ -97,7 +97,7 @@ class MemoryBackend(MemoryChords, KnownStore):
         """Keep a group's results (their ids)."""
         self._groups[group_id] = members
 
-    def restore_group(self, group_id: str) -> Any:
+    def restore_group(self, group_id: str) -> object:
         """What `save_group` kept; None when there is nothing."""
         return self._groups.get(group_id)
 

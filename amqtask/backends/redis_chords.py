@@ -97,7 +97,7 @@ class RedisChords:
 
     def add_chord_part(
         self, group_id: str, index: int | None, part: ResultMessage, body_id: str = ""
-    ) -> list[Any] | None:
+    ) -> list[object] | None:
         """Add the part of a member that has ended; all parts when it completes the chord.
 
         Raises: EncodeError, BackendUnreachable."""

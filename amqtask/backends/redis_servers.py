@@ -51,7 +51,7 @@ class Deployment(Protocol):
 
 def client_arguments(
     options: Options, connect_timeout: float, settings: SettingValues = MappingProxyType({})
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The arguments of every connection: ours, then the settings `redis_…`, then `result_backend_transport_options`."""
     from_settings = {name: settings.get(f"redis_{name}") for name in CLIENT_OPTIONS}
     return {

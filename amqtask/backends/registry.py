@@ -65,7 +65,7 @@ def open_backend(url: str | None, options: BackendOptions, app: Any = None) -> R
     return backend
 
 
-def find_named(url: str) -> tuple[Any, str | None]:
+def find_named(url: str) -> tuple[object, str | None]:
     """The class that a URL, a scheme or a class's own name means, and what it shall connect to. Raises: ConfigurationError."""
     named = _CLASS.fullmatch(url)
     kind = (
@@ -89,7 +89,7 @@ def _find_class(module: str, name: str) -> object:
         ) from error
 
 
-def find_backend(scheme: str) -> Any:
+def find_backend(scheme: str) -> object:
     """The class of a scheme. Raises: ConfigurationError for an unknown one or a missing library."""
     # What follows db+ is SQLAlchemy's: db+postgresql://, db+mysql+pymysql://.
     scheme = "db" if scheme.startswith("db+") else scheme

@@ -24,7 +24,7 @@ class BeatLazyFunc:
     delay = __call__
 
 
-def evaluated(args: Iterable[object], kwargs: Keywords) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def evaluated(args: Iterable[object], kwargs: Keywords) -> tuple[tuple[object, ...], dict[str, object]]:
     """The arguments, with lazy ones worked out."""
     return (
         tuple(value() if isinstance(value, BeatLazyFunc) else value for value in args),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TextIO
+from typing import TextIO
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import AT_END, Context, current_context
@@ -38,7 +38,7 @@ class LoggedStream(io.TextIOBase):
         return self._original.encoding
 
     @property
-    def buffer(self) -> Any:
+    def buffer(self) -> object:
         return self._original.buffer
 
     @property
@@ -46,7 +46,7 @@ class LoggedStream(io.TextIOBase):
         return self._original.errors
 
     @property
-    def newlines(self) -> Any:  # type: ignore[override]
+    def newlines(self) -> object:  # type: ignore[override]
         return self._original.newlines
 
     @property

@@ -113,7 +113,7 @@ def _ssl(tls: TlsOptions) -> JsonObject:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _route(app: AmqTask) -> Callable[..., dict[str, Any]]:
+def _route(app: AmqTask) -> Callable[..., dict[str, object]]:
     """Calls from Flower go where ours would go. Celery must not declare those queues: it would do it otherwise."""
     import kombu
 

@@ -55,7 +55,7 @@ class Remote:
     as_json: bool
 
 
-def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def remote_options(function: Callable[..., Any]) -> Callable[..., object]:
     """The options of every remote command, handed to it as `remote`."""
 
     @functools.wraps(function)
@@ -99,7 +99,7 @@ def print_list(settings: Globals, kind: Kind) -> None:
     echo_text(formatter.getvalue(), nl=False)
 
 
-def read_arguments(info: CommandInfo, texts: Sequence[str]) -> dict[str, Any]:
+def read_arguments(info: CommandInfo, texts: Sequence[str]) -> dict[str, object]:
     """The arguments of a command. Raises: UsageError."""
     try:
         return info.read(texts)

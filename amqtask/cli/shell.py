@@ -61,7 +61,7 @@ def command(settings: Globals, kind: str | None, without_tasks: bool, eventlet: 
         return
 
 
-def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, Any]:
+def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, object]:
     """The names of the shell: tasks, and ours, which a task of that name never hides."""
     names: dict[str, Any] = {}
     if with_tasks:

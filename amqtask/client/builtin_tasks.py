@@ -35,7 +35,7 @@ def _each(app: Application, task: SignatureFields, calls: list[tuple[Any, ...]])
     arguments = [((*leading, *call.args), call.kwargs) for leading in calls]
     if function.is_async:
 
-        async def one_after_the_other() -> list[Any]:
+        async def one_after_the_other() -> list[object]:
             return [await function(*args, **kwargs) for args, kwargs in arguments]
 
         return one_after_the_other()

@@ -328,7 +328,7 @@ class Calling(Parts):
 
     # -- workflows
 
-    def publish_composition(self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options) -> Any:
+    def publish_composition(self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options) -> object:
         """Publish what a chain, group or chord begins with, in one burst; its result.
 
         Raises: the PublishError of the first message that was not stored.
@@ -355,7 +355,7 @@ class Calling(Parts):
 
     async def apublish_composition(
         self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options
-    ) -> Any:
+    ) -> object:
         """The same over the async publisher."""
         if self._is_eager:
             return self.run_composition(
@@ -420,7 +420,7 @@ class Calling(Parts):
         """Tell receivers of signals that the broker has stored a periodic task's message, or has not."""
         self._settled(message, error)
 
-    def freeze(self, sig: Signature, *, task_id: str | None, **ids: Any) -> Any:
+    def freeze(self, sig: Signature, *, task_id: str | None, **ids: Any) -> object:
         """Fix the ids of a signature and of its parts, in place; the result it will have."""
         options = {"task_id": task_id, **ids}
         frozen, result = self.workflows.frozen(sig, {k: v for k, v in options.items() if v is not None})
@@ -493,7 +493,7 @@ class Calling(Parts):
         options: Options,
         *,
         propagate: bool = False,
-    ) -> Any:
+    ) -> object:
         """Run a chain, group or chord here, one task after the other."""
         self.finalize()
         propagate = bool(options.get("throw", propagate))

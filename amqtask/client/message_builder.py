@@ -225,7 +225,7 @@ class Calls:
 
     def travelled(
         self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: Any
-    ) -> tuple[Any, Any]:
+    ) -> tuple[object, object]:
         """The arguments as a worker would get them. Raises: EncodeError."""
         if task.as_data is not None:
             args, kwargs = task.as_data(args, kwargs)
@@ -344,7 +344,7 @@ def tell_composed(message: Message, *, follow_up: bool = False) -> None:
 _ANY_SIZE = 1 << 40
 
 
-def body_of(message: Message) -> tuple[Any, Any, JsonObject]:
+def body_of(message: Message) -> tuple[object, object, JsonObject]:
     """The (args, kwargs, embed) of a call's message, as receivers of signals expect them."""
     properties = message.properties
     mime_type, encoding, headers = properties.content_type, properties.content_encoding, properties.headers

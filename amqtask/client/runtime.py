@@ -456,7 +456,7 @@ def _url_of_parts(conf: Settings) -> str | None:
     return f"{conf.broker_transport or 'amqp'}://{user}:{password}@{host_and_port}/{quote(conf.broker_vhost or '/', safe='')}"
 
 
-def _route_list(routes: object) -> list[Any]:
+def _route_list(routes: object) -> list[object]:
     if routes is None:
         return []
     if isinstance(routes, (list, tuple)):

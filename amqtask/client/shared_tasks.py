@@ -61,7 +61,7 @@ def shared_task(
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 @overload
 def shared_task(*, bind: Literal[False] = False, **options: object) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def shared_task(function: object = None, /, *, bind: bool = False, **options: object) -> Any:
+def shared_task(function: object = None, /, *, bind: bool = False, **options: object) -> object:
     """`@shared_task` or `@shared_task(bind=True, …)`: options as of `app.task`."""
     if function is None:
         return lambda decorated: SharedTask(decorated, {**options, "bind": bind})

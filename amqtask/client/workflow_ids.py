@@ -68,7 +68,7 @@ def settle(unsettled: object, options: Options | None = None) -> Signature:
     return sig
 
 
-def _ids(options: Options) -> dict[str, Any]:
+def _ids(options: Options) -> dict[str, object]:
     return {key: value for key, value in options.items() if key in _OWN}
 
 

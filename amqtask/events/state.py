@@ -321,7 +321,7 @@ class State:
 
     # -- applying events
 
-    def event(self, event: Event) -> tuple[Any, str] | None:
+    def event(self, event: Event) -> tuple[object, str] | None:
         """Apply one event: ((worker or task, whether it is new), subject), or None for an event that is ignored.
 
         Fields of the wrong type are left out: anybody may publish events.
@@ -506,7 +506,7 @@ def _moment(task: Task) -> tuple[int, float]:
     return task.clock, task.timestamp or 0.0
 
 
-def _settable(fields: Event, record_class: type) -> dict[str, Any]:
+def _settable(fields: Event, record_class: type) -> dict[str, object]:
     """The fields without those that would hide a method or break our own bookkeeping."""
     return {
         name: value

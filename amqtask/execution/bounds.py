@@ -62,7 +62,7 @@ class Bounds(NamedTuple):
 DEFAULT = Bounds()
 
 
-def _listed(embed: JsonFields, name: str) -> list[Any]:
+def _listed(embed: JsonFields, name: str) -> list[object]:
     signatures = embed.get(name)
     if not signatures:
         return []
@@ -90,7 +90,7 @@ def _published(signatures: list[Any]) -> Iterator[Mapping[str, object]]:
             yield options
 
 
-def _members(task: str, kwargs: Keywords) -> list[Any]:
+def _members(task: str, kwargs: Keywords) -> list[object]:
     tasks = kwargs.get("header" if task == "celery.chord" else "tasks") or []
     if isinstance(tasks, Mapping):  # a header that is a group, or one task
         return [tasks]

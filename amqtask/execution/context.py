@@ -127,7 +127,7 @@ class Context:
         return f"<Context {self.task}[{self.id}]>"
 
 
-def _delivery_info(request: Request) -> dict[str, Any]:
+def _delivery_info(request: Request) -> dict[str, object]:
     return {
         "exchange": request.exchange,
         "routing_key": request.routing_key,

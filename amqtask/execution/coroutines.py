@@ -47,7 +47,7 @@ class Interruptible:
         if self.task is not None:
             self.task.get_loop().call_soon_threadsafe(interrupt)
 
-    def __await__(self) -> Generator[Any, Any, Any]:
+    def __await__(self) -> Generator[object, Any, Any]:
         coroutine = self._coroutine
         error: BaseException | None = None
         self._has_begun = True
@@ -137,7 +137,7 @@ async def _caught(running: Interruptible) -> tuple[object, BaseException | None]
         return None, error
 
 
-def drive(loop: asyncio.AbstractEventLoop, running: Interruptible) -> tuple[Any, BaseException | None]:
+def drive(loop: asyncio.AbstractEventLoop, running: Interruptible) -> tuple[object, BaseException | None]:
     """Run the loop until the coroutine has ended: its value, or its error."""
     task = loop.create_task(_caught(running))
     running.task = task

@@ -134,7 +134,7 @@ class Request:
             return getattr(self, _BY_OTHER_NAMES[name])
         raise AttributeError(f"a request has no field {name!r}")
 
-    def to_frame(self) -> tuple[Any, ...]:
+    def to_frame(self) -> tuple[object, ...]:
         """All fields that are sent to another process."""
         delivery = self.delivery
         rare = self.rare if delivery is None else _rare_properties(delivery.properties)
@@ -165,7 +165,7 @@ class Request:
         return f"<Request {self.task}[{self.id}] #{self.number}>"
 
 
-def _rare_properties(properties: PropertiesLike) -> dict[str, Any] | None:
+def _rare_properties(properties: PropertiesLike) -> dict[str, object] | None:
     """The rare properties that the message has. Written out: this runs for each message that goes to a child process."""
     if (
         properties.app_id

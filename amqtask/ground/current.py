@@ -79,6 +79,6 @@ def note_shared(make: Callable[[Any], object]) -> None:
             make(app)
 
 
-def shared_tasks() -> tuple[Callable[[Any], Any], ...]:
+def shared_tasks() -> tuple[Callable[[Any], object], ...]:
     """All that `shared_task` noted."""
     return tuple(_shared)

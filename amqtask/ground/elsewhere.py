@@ -22,7 +22,7 @@ class WithOthersNames:
 def others_names(module: str) -> Callable[[str], Any]:
     """The `__getattr__` of a module that has names for their sake."""
 
-    def find(name: str) -> object:
+    def find(name: str) -> Any:
         if name.startswith("__"):  # the import system asks each module for a __path__
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         return plugins().celery_name(module, name)

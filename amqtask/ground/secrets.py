@@ -36,7 +36,7 @@ def _starred(stars: str) -> Any:
     return lambda match: f"{match['name']}{stars}" if is_secret(match["word"]) else match[0]
 
 
-def masked(name: str, value: object) -> Any:
+def masked(name: str, value: object) -> object:
     """A setting's value with stars for its secrets, in tables and lists too."""
     if value is None or isinstance(value, bool):
         return value
@@ -55,7 +55,7 @@ def masked(name: str, value: object) -> Any:
     return value
 
 
-def masked_plain(name: str, value: object) -> Any:
+def masked_plain(name: str, value: object) -> object:
     """`masked` in a form that JSON can carry."""
     hidden = masked(name, value)
     if hidden is None or isinstance(hidden, (bool, int, float, str)):

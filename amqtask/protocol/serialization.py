@@ -85,7 +85,7 @@ def _own_form(value: object) -> object:
     return as_json()
 
 
-def _encode_bytes(value: bytes) -> dict[str, Any]:
+def _encode_bytes(value: bytes) -> dict[str, object]:
     try:
         return _wrap("bytes", value.decode("utf-8"))
     except UnicodeDecodeError:

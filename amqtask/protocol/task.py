@@ -342,7 +342,7 @@ def read_v1(
     accept: frozenset[str],
     *,
     compression: object = None,
-) -> dict[str, Any]:
+) -> HeaderDict:
     """The v2 headers of a protocol v1 message, which has everything in its body (`decode_body` reads the rest of it).
 
     Raises: ContentDisallowed, Undecodable, InvalidTaskError.

@@ -39,11 +39,11 @@ def ping(control: Control, arguments: CommandArguments) -> Any:
     return {"ok": "pong"}
 
 
-def clock(control: Control, arguments: CommandArguments) -> Any:
+def clock(control: Control, arguments: CommandArguments) -> object:
     return {"clock": control.clock}
 
 
-def stats(control: Control, arguments: CommandArguments) -> Any:
+def stats(control: Control, arguments: CommandArguments) -> object:
     numbers = {
         **control.operations.stats(),
         "pid": os.getpid(),
@@ -57,23 +57,23 @@ def stats(control: Control, arguments: CommandArguments) -> Any:
     return numbers
 
 
-def active(control: Control, arguments: CommandArguments) -> Any:
+def active(control: Control, arguments: CommandArguments) -> object:
     safe = bool(arguments.get("safe"))
     return [task_info(control, request, safe=safe) for request in control.operations.active()]
 
 
-def reserved(control: Control, arguments: CommandArguments) -> Any:
+def reserved(control: Control, arguments: CommandArguments) -> object:
     safe = bool(arguments.get("safe"))
     return [task_info(control, request, safe=safe) for request in control.operations.reserved()]
 
 
-def scheduled(control: Control, arguments: CommandArguments) -> Any:
+def scheduled(control: Control, arguments: CommandArguments) -> object:
     """The tasks whose ETA is near; all other tasks with an ETA, a countdown or a retry wait in the broker."""
     soon = [scheduled_info(control, request) for request in control.operations.soon()]
     return soon + [delayed_info(control, delivery, due) for due, delivery in control.delayed(MOST_DELAYED)]
 
 
-def purge_delayed(control: Control, arguments: CommandArguments) -> Any:
+def purge_delayed(control: Control, arguments: CommandArguments) -> object:
     """What `amqtask purge` asks: how many delayed messages are held here for each of these (exchange, key); with `delete` they
     are deleted."""
     try:
@@ -84,7 +84,7 @@ def purge_delayed(control: Control, arguments: CommandArguments) -> Any:
     return {"counts": [count(address) for address in addresses]}
 
 
-def registered(control: Control, arguments: CommandArguments) -> Any:
+def registered(control: Control, arguments: CommandArguments) -> object:
     fields = arguments.get("taskinfoitems")
     tasks = control.worker.setup.tasks
     names = sorted(tasks)
@@ -93,7 +93,7 @@ def registered(control: Control, arguments: CommandArguments) -> Any:
     return [registered_info(name, tasks[name], fields) for name in names]
 
 
-def active_queues(control: Control, arguments: CommandArguments) -> Any:
+def active_queues(control: Control, arguments: CommandArguments) -> object:
     return [queue_info(queue) for queue in control.worker.consumed]
 
 
@@ -102,7 +102,7 @@ def conf(control: Control, arguments: CommandArguments) -> Any:
     return {name: masked_plain(name, value) for name, value in settings.items()}
 
 
-def query_task(control: Control, arguments: CommandArguments) -> Any:
+def query_task(control: Control, arguments: CommandArguments) -> object:
     task_ids = arguments.get("ids") or ()
     ids = {task_ids} if isinstance(task_ids, str) else set(task_ids)
     operations = control.operations
@@ -115,23 +115,23 @@ def query_task(control: Control, arguments: CommandArguments) -> Any:
     }
 
 
-def report(control: Control, arguments: CommandArguments) -> Any:
+def report(control: Control, arguments: CommandArguments) -> object:
     return {"ok": control.report()}
 
 
-def memsample(control: Control, arguments: CommandArguments) -> Any:
+def memsample(control: Control, arguments: CommandArguments) -> object:
     sample = resident_memory()
     control.memory_samples.append(sample)
     return sample
 
 
-def memdump(control: Control, arguments: CommandArguments) -> Any:
+def memdump(control: Control, arguments: CommandArguments) -> object:
     text = dump_samples(control.memory_samples, int(arguments.get("samples") or 10))
     control.memory_samples.clear()
     return text
 
 
-def objgraph(control: Control, arguments: CommandArguments) -> Any:
+def objgraph(control: Control, arguments: CommandArguments) -> object:
     return {
         "filename": draw_references(
             str(arguments.get("type") or "Request"),
@@ -144,7 +144,7 @@ def objgraph(control: Control, arguments: CommandArguments) -> Any:
 # -- changes
 
 
-def rate_limit(control: Control, arguments: CommandArguments) -> Any:
+def rate_limit(control: Control, arguments: CommandArguments) -> object:
     name, limit = str(arguments.get("task_name")), arguments.get("rate_limit")
     try:
         control.operations.set_rate_limit(name, limit)
@@ -157,7 +157,7 @@ def rate_limit(control: Control, arguments: CommandArguments) -> Any:
     return {"ok": "new rate limit set successfully" if limit else "rate limit disabled successfully"}
 
 
-def time_limit(control: Control, arguments: CommandArguments) -> Any:
+def time_limit(control: Control, arguments: CommandArguments) -> object:
     name, soft, hard = str(arguments.get("task_name")), _limit(arguments, "soft"), _limit(arguments, "hard")
     try:
         control.operations.set_time_limits(name, soft=soft, hard=hard)
@@ -181,28 +181,28 @@ def _limit(arguments: CommandArguments, limit_name: str) -> float | None:
     return seconds
 
 
-def pool_grow(control: Control, arguments: CommandArguments) -> Any:
+def pool_grow(control: Control, arguments: CommandArguments) -> object:
     return _resized(control, int(arguments.get("n") or 1))
 
 
-def pool_shrink(control: Control, arguments: CommandArguments) -> Any:
+def pool_shrink(control: Control, arguments: CommandArguments) -> object:
     return _resized(control, -int(arguments.get("n") or 1))
 
 
-def autoscale(control: Control, arguments: CommandArguments) -> Any:
+def autoscale(control: Control, arguments: CommandArguments) -> object:
     if control.autoscale is None:
         return {"error": "Autoscale not enabled in this worker (start it with --autoscale=MAX,MIN)"}
     max_slots, min_slots = control.autoscale.set_bounds(arguments.get("max"), arguments.get("min"))
     return {"ok": f"autoscale now max={max_slots} min={min_slots}"}
 
 
-def add_consumer(control: Control, arguments: CommandArguments) -> Any:
+def add_consumer(control: Control, arguments: CommandArguments) -> object:
     queue, dead_letter = control.make_queue(arguments)
     control.operations.consume(queue, dead_letter)
     return {"ok": f"add consumer {queue.name}"}
 
 
-def cancel_consumer(control: Control, arguments: CommandArguments) -> Any:
+def cancel_consumer(control: Control, arguments: CommandArguments) -> object:
     name = str(arguments.get("queue"))
     was_consumed = control.operations.cancel(name)
     return {"ok": f"no longer consuming from {name}" if was_consumed else f"was not consuming from {name}"}
@@ -212,11 +212,11 @@ def shutdown(control: Control, arguments: CommandArguments) -> Any:
     control.operations.shut_down()
 
 
-def enable_events(control: Control, arguments: CommandArguments) -> Any:
+def enable_events(control: Control, arguments: CommandArguments) -> object:
     return {"ok": "task events enabled" if control.events.enable() else "task events already enabled"}
 
 
-def disable_events(control: Control, arguments: CommandArguments) -> Any:
+def disable_events(control: Control, arguments: CommandArguments) -> object:
     return {"ok": "task events disabled" if control.events.disable() else "task events already disabled"}
 
 
@@ -224,7 +224,7 @@ def heartbeat(control: Control, arguments: CommandArguments) -> Any:
     control.events.beat_now()
 
 
-def pool_restart(control: Control, arguments: CommandArguments) -> Any:
+def pool_restart(control: Control, arguments: CommandArguments) -> object:
     if control.reload is None:
         return {"error": "Pool restarts not enabled (set worker_pool_restarts = True)"}
     if arguments.get("reloader") is not None:
@@ -234,7 +234,7 @@ def pool_restart(control: Control, arguments: CommandArguments) -> Any:
     return {"ok": "reload started"}
 
 
-def election(control: Control, arguments: CommandArguments) -> Any:
+def election(control: Control, arguments: CommandArguments) -> object:
     if control.elections is None:
         return {"error": "this worker takes no part in elections"}
     election_id, topic = str(arguments.get("id") or ""), str(arguments.get("topic"))

@@ -85,6 +85,6 @@ class PanelState:
         self.consumer = ConsumerView(control)
 
     @staticmethod
-    def tset(values: Iterable[object]) -> set[Any]:
+    def tset(values: Iterable[object]) -> set[object]:
         """A copy that does not change while a command iterates over it (Celery's commands use this name)."""
         return set(values)

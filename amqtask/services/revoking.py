@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.worker")
 
 
-def revoked(control: Control, arguments: CommandArguments) -> Any:
+def revoked(control: Control, arguments: CommandArguments) -> object:
     return list(control.worker.revoked.ids)
 
 
-def hello(control: Control, arguments: CommandArguments) -> Any:
+def hello(control: Control, arguments: CommandArguments) -> object:
     """A worker that starts sends its revokes and asks for ours."""
     if arguments.get("from_node") == control.worker.setup.hostname:
         return None
@@ -56,7 +56,7 @@ def learn_revoked(control: Control, state: JsonFields) -> None:
     control.operations.learn_revoked({str(key): float(since) for key, since in zip(ids, times, strict=True)}, stamps)
 
 
-def revoke(control: Control, arguments: CommandArguments) -> Any:
+def revoke(control: Control, arguments: CommandArguments) -> object:
     ids = _ids(arguments)
     if not ids:
         return {"error": "no task id was given"}
@@ -67,7 +67,7 @@ def revoke(control: Control, arguments: CommandArguments) -> Any:
     return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
 
 
-def revoke_by_stamped_headers(control: Control, arguments: CommandArguments) -> Any:
+def revoke_by_stamped_headers(control: Control, arguments: CommandArguments) -> object:
     headers = _by_name(arguments.get("headers"))
     stamps = dict.fromkeys(stamps_in(headers))
     if not stamps:
@@ -87,7 +87,7 @@ def revoke_by_stamped_headers(control: Control, arguments: CommandArguments) -> 
     return {"ok": f"headers {headers} flagged as revoked, but not terminated"}
 
 
-def terminate(control: Control, arguments: CommandArguments) -> Any:
+def terminate(control: Control, arguments: CommandArguments) -> object:
     return revoke(control, {**arguments, "terminate": True})
 
 
@@ -130,7 +130,7 @@ def _ids(arguments: CommandArguments) -> dict[str, None]:
     return dict.fromkeys([task_ids] if isinstance(task_ids, str) else [str(task_id) for task_id in task_ids])
 
 
-def _by_name(headers: object) -> dict[str, Any]:
+def _by_name(headers: object) -> dict[str, object]:
     """Stamps by their names, from a mapping, or from the command line's `name=value` arguments."""
     if isinstance(headers, Mapping):
         return {str(name): value for name, value in headers.items()}

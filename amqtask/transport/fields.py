@@ -81,7 +81,7 @@ def decode_table(encoded: bytes, offset: int) -> tuple[FieldTable, int]:
     return table, end
 
 
-def decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
+def decode_value(encoded: bytes, offset: int) -> tuple[object, int]:
     """One value with its type in front, and the offset of its end."""
     return _read_value(encoded, offset, 0)
 

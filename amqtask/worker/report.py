@@ -164,6 +164,6 @@ def name_of(request: Request) -> str:
     return request.headers.get("shadow") or request.task
 
 
-def fields(request: Request) -> dict[str, Any]:
+def fields(request: Request) -> dict[str, object]:
     """The fields of a log record about a request."""
     return {"task_id": request.id, "task_name": printable(request.task, LONGEST_ID), "queue": request.queue}

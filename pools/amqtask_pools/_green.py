@@ -229,7 +229,7 @@ class GreenPool(SlotPool):
 
     # -- async def tasks
 
-    def _run_coroutine(self, coroutine: Coroutine[Any, Any, object]) -> Any:
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, object]) -> object:
         from amqtask_pools._green_loop import GreenLoop  # see start
 
         if self._green_loop is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from selectors import DefaultSelector
@@ -28,10 +28,10 @@ class Hub(Protocol):
     def is_patched() -> bool:
         """Whether it is patched, by us or by the program."""
 
-    def current(self) -> Any:
+    def current(self) -> object:
         """The green thread that runs."""
 
-    def make(self, function: Callable[..., None], argument: object) -> tuple[Any, tuple[Any, ...]]:
+    def make(self, function: Callable[..., None], argument: object) -> tuple[object, tuple[object, ...]]:
         """A green thread that has not run, and the arguments for its first `switch`."""
 
     def spawn(self, function: Callable[[], None]) -> None:

@@ -38,7 +38,7 @@ class ThreadCrew:
 
     def take_back(self) -> list[tuple[Any, ...]]:
         """Remove the calls that no thread has taken yet, and return their arguments."""
-        taken: list[tuple[object, ...]] = []
+        taken: list[tuple[Any, ...]] = []
         words_to_go = 0
         try:
             while True:

@@ -44,7 +44,7 @@ class EventletHub:
         """Whether the modules that waiting tasks need are patched."""
         return bool(patcher.is_monkey_patched("socket") and patcher.is_monkey_patched("time"))
 
-    def make(self, function: Callable[..., None], argument: object) -> tuple[Any, tuple[Any, ...]]:
+    def make(self, function: Callable[..., None], argument: object) -> tuple[object, tuple[object, ...]]:
         """A GreenThread takes its function with the first switch."""
         self._hub.ensure_greenlet()
         return GreenThread(self._hub.greenlet), (function, (argument,), {})

@@ -39,7 +39,7 @@ class GeventHub:
         """Whether the modules that waiting tasks need are patched."""
         return bool(monkey.is_module_patched("socket") and monkey.is_module_patched("time"))
 
-    def make(self, function: Callable[..., None], argument: object) -> tuple[Any, tuple[Any, ...]]:
+    def make(self, function: Callable[..., None], argument: object) -> tuple[object, tuple[object, ...]]:
         """A greenlet that is not started: the first switch starts it."""
         return gevent.Greenlet(function, argument), ()
 

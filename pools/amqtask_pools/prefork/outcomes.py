@@ -123,7 +123,7 @@ class _Writer:
             row[_GOING_ON] = outcome.going_on.until
         return row
 
-    def _message(self, message: Message) -> list[Any]:
+    def _message(self, message: Message) -> list[object]:
         _, properties = message.properties.__reduce__()
         self.bodies.append(message.body)
         return [
@@ -137,7 +137,7 @@ class _Writer:
             *properties[3:],
         ]
 
-    def _part(self, part: ChordPart) -> list[Any]:
+    def _part(self, part: ChordPart) -> list[object]:
         for content_type, name in _SERIALIZERS:
             if content_type not in self._accept:
                 continue
