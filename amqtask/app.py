@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
@@ -28,7 +28,6 @@ from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger
 from amqtask.options import value_types
 from amqtask.protocol.serialization import LARGEST_BODY, content_types
-from amqtask.result import AsyncResult
 from amqtask.results.sets import GroupResult, ResultSet
 from amqtask.settings import Settings
 from amqtask.task import AsyncTask, make_task
@@ -37,8 +36,10 @@ from amqtask.task import Task as TaskBase
 if TYPE_CHECKING:
     from amqtask.execution.shared_flag import Flag
     from amqtask.execution.task_plan import Wrapper
-    from amqtask.ground.shapes import Keywords
+    from amqtask.ground.shapes import CoroutineOf, Keywords
     from amqtask.protocol.result import ResultMessage
+    from amqtask.result import UntypedResult
+    from amqtask.task import RegisteredTask
 
 # `amqtask.app.task` and the like are found in amqtask.compat, as if this were a package.
 __path__: list[str] = []
@@ -68,7 +69,7 @@ class AmqTask(Calling, WithOthersNames):
         config_source: object = None,
         namespace: str | None = None,
         set_as_current: bool = True,
-        task_cls: type[TaskBase[..., Any]] | None = None,
+        task_cls: type[RegisteredTask] | None = None,
         strict_typing: bool = True,
         **settings: Any,
     ) -> None:
@@ -83,7 +84,7 @@ class AmqTask(Calling, WithOthersNames):
         self.on_configure = signals.Signal("on_configure")
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
         self.on_after_finalize = signals.Signal("on_after_finalize")
-        self._task_class: type[TaskBase[..., Any]] = task_cls or TaskBase
+        self._task_class: type[RegisteredTask] = task_cls or TaskBase
         self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
         self._new_periodic: list[tuple[str, bool, dict[str, object]]] = []
         if config_source is not None:
@@ -139,7 +140,7 @@ class AmqTask(Calling, WithOthersNames):
     # -- tasks
 
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(self, function: Callable[P, CoroutineOf[R]], /) -> AsyncTask[P, R]: ...
     @overload
     def task(self, function: Callable[P, R], /) -> TaskBase[P, R]: ...
     @overload
@@ -165,7 +166,7 @@ class AmqTask(Calling, WithOthersNames):
         function: Callable[..., Any],
         *,
         name: str | None = None,
-        base: type[TaskBase[..., Any]] | None = None,
+        base: type[RegisteredTask] | None = None,
         bind: bool = False,
         shared: bool = True,
         lazy: bool = True,
@@ -175,7 +176,7 @@ class AmqTask(Calling, WithOthersNames):
         pydantic_context: dict[str, Any] | None = None,
         pydantic_dump_kwargs: dict[str, Any] | None = None,
         **options: object,
-    ) -> TaskBase[..., Any]:
+    ) -> RegisteredTask:
         if name is not None:
             name = value_types.convert(f"task {function.__module__}.{function.__name__}: name", value_types.NAME, name)
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
@@ -197,7 +198,7 @@ class AmqTask(Calling, WithOthersNames):
             },
             options=options,
         )
-        registered: TaskBase[..., Any] = self.register_task(new_task)
+        registered: RegisteredTask = self.register_task(new_task)
         return registered
 
     def register_task(self, task: Any, **options: object) -> Any:
@@ -298,12 +299,12 @@ class AmqTask(Calling, WithOthersNames):
     # -- for workers and results
 
     @property
-    def Task(self) -> type[TaskBase[..., Any]]:
+    def Task(self) -> type[RegisteredTask]:
         """The class of tasks that name no `base=`, for `class Mine(app.Task)`; `app.Task = Mine` makes it another one."""
         return self._task_class
 
     @Task.setter
-    def Task(self, task_class: type[TaskBase[..., Any]]) -> None:
+    def Task(self, task_class: type[RegisteredTask]) -> None:
         self._task_class = task_class
 
     # For `app.GroupResult.restore(id)`, as in Celery.
@@ -339,7 +340,7 @@ class AmqTask(Calling, WithOthersNames):
         elif message.routing_key:
             self.publisher.publish(replace(message, mandatory=False))
 
-    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> AsyncResult[Any]:
+    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> UntypedResult:
         """The result of an earlier call, by its id."""
         return self._result(task_id, task_name)
 
@@ -380,7 +381,7 @@ class AmqTask(Calling, WithOthersNames):
 Celery = AmqTask
 
 
-def _registered_before(task: TaskBase[..., Any], function: Callable[..., object]) -> TaskBase[..., Any]:
+def _registered_before(task: RegisteredTask, function: Callable[..., object]) -> RegisteredTask:
     """The task that has the name already. A module that is imported twice makes the same task again; another function's task
     would never run, so that is said."""
     first, second = _source_of(getattr(type(task), "__wrapped__", type(task).run)), _source_of(function)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amqtask.calls.application import Application
     from amqtask.ground.shapes import HeaderDict, KeywordDict, Keywords, StampDict
     from amqtask.protocol.stamping import StampingVisitor
-    from amqtask.result import AsyncResult
+    from amqtask.result import UntypedResult
     from amqtask.results.sets import GroupResult
 
 CHAIN, GROUP, CHORD = "celery.chain", "celery.group", "celery.chord"
@@ -370,7 +370,7 @@ class _Mapped(Signature):
 
     def apply_async(
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> AsyncResult[Any]:
+    ) -> UntypedResult:
         """Publish, to where the inner task goes."""
         return self.app.publish_signature(routed(self.clone(None, None, **options)))
 

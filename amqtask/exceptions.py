@@ -230,7 +230,7 @@ class Retry(TaskPredicate):
         cause = f": {self.excs}" if self.excs else ""
         return f"Retry {self.humanize()}{cause}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return self.__class__, (self.message, self.exc or self.excs, self.when, self.is_eager, None)
 
 

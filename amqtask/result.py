@@ -63,7 +63,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         backend: ResultBackend | None = _FROM_APP,
         *,
         app: Any = None,
-        parent: AsyncResult[Any] | GroupResult | None = None,
+        parent: UntypedResult | GroupResult | None = None,
         revoke: Revoke | None = None,
         task_name: str | None = None,
         ignored: bool = False,
@@ -216,10 +216,10 @@ class AsyncResult(WithOthersNames, Generic[R]):
                 on_message(final.as_meta())
                 return final
 
-    def _ancestors(self) -> dict[str, AsyncResult[Any]]:
+    def _ancestors(self) -> dict[str, UntypedResult]:
         """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
         them is a chord's header, whose body hears of a failure.)"""
-        ancestors: dict[str, AsyncResult[Any]] = {}
+        ancestors: dict[str, UntypedResult] = {}
         node = self.parent
         while node is not None:
             if isinstance(node, AsyncResult):
@@ -230,7 +230,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
             node = node.parent
         return ancestors
 
-    def _first_end(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> ResultMessage:
+    def _first_end(self, ancestors: dict[str, UntypedResult], timeout: float | None) -> ResultMessage:
         """This result, or the error of the ancestor that failed before it."""
         arriving = self.result_store.iter_ready([self.id, *ancestors], timeout=timeout)
         try:
@@ -246,7 +246,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
             arriving.close()  # type: ignore[attr-defined] # a generator in every store; it may hold a connection
         raise AssertionError("iter_ready ends with all results or raises TimeoutError")
 
-    async def _afirst_end(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> ResultMessage:
+    async def _afirst_end(self, ancestors: dict[str, UntypedResult], timeout: float | None) -> ResultMessage:
         waiting = {
             asyncio.ensure_future(self.result_store.await_result(task_id, timeout=timeout)): task_id
             for task_id in (self.id, *ancestors)
@@ -267,7 +267,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         finally:
             await cancel_all(waiting)
 
-    def _too_late(self, ancestors: dict[str, AsyncResult[Any]], timeout: float | None) -> TimeoutError:
+    def _too_late(self, ancestors: dict[str, UntypedResult], timeout: float | None) -> TimeoutError:
         unfinished = [task_id for task_id, ancestor in ancestors.items() if ancestor.final_meta is None]
         at = f"; its chain is still at task {unfinished[-1]}" if unfinished else ""
         return TimeoutError(f"no result of task {self.id} within {timeout or 0:g} s{at}")
@@ -524,7 +524,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickled without its store: where it is read the current application's is asked."""
         return _unpickled, (type(self), self.id, self.parent, self._task_name, self.final_meta, self.ignored)
 
@@ -564,7 +564,7 @@ class EagerResult(AsyncResult[R]):
 
     wait = get
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         final = self.final_meta
         assert final is not None
         return EagerResult, (self.id, self._eager_value, final.status, final.traceback, self._task_name)
@@ -582,13 +582,13 @@ class EagerResult(AsyncResult[R]):
 
 
 def _unpickled(
-    result_class: type[AsyncResult[Any]],
+    result_class: type[UntypedResult],
     id: str,
     parent: Any,
     name: str | None,
     final: ResultMessage | None,
     ignored: bool,
-) -> AsyncResult[Any]:
+) -> UntypedResult:
     result = result_class.__new__(result_class)
     AsyncResult.__init__(result, id, parent=parent, task_name=name, ignored=ignored)
     result.final_meta = final
@@ -617,3 +617,9 @@ def result_from_tuple(
 GroupResult.rebuilt = staticmethod(result_from_tuple)
 
 __getattr__ = others_names(__name__)
+
+
+if TYPE_CHECKING:
+    # The result of a call whose type is not known: of a task by its name, of a signature.
+    UntypedResult = AsyncResult[Any]
+    UntypedEagerResult = EagerResult[Any]

@@ -6,7 +6,7 @@ import inspect
 import types
 import uuid
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -31,7 +31,7 @@ from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
-    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, OptionDict, Options
+    from amqtask.ground.shapes import Arguments, CoroutineOf, KeywordDict, Keywords, OptionDict, Options
     from amqtask.result import AsyncResult, EagerResult
 
 P = ParamSpec("P")
@@ -438,7 +438,7 @@ class Task(WithOthersNames, Generic[P, R]):
     def __repr__(self) -> str:
         return f"<@task: {self.name}>"
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return _by_name, (self.name,)
 
 
@@ -447,9 +447,9 @@ class AsyncTask(Task[P, R]):
 
     abstract = True
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> CoroutineOf[R]:  # type: ignore[override]
         """The coroutine, for `await`."""
-        coroutine: Coroutine[Any, Any, R] = self.run(*args, **kwargs)
+        coroutine: CoroutineOf[R] = self.run(*args, **kwargs)
         return coroutine
 
 
@@ -484,14 +484,14 @@ def argument_check(function: Callable[..., object]) -> Callable[..., Any] | None
 
 def make_task(
     function: Callable[..., Any],
-    base: type[Task[..., Any]],
+    base: type[RegisteredTask],
     *,
     name: str,
     bind: bool,
     pydantic: bool,
     pydantic_options: OptionDict,
     options: Options,
-) -> Task[..., Any]:
+) -> RegisteredTask:
     """The task of a function; options that are none of ours are its attributes, as in Celery, and slips are told."""
     if inspect.isasyncgenfunction(function):
         raise TypeError(f"task {name} is an async generator; a task returns one value: use a plain `async def`")
@@ -516,7 +516,7 @@ def make_task(
                 stacklevel=4,
             )
     task_class = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
-    task: Task[..., Any] = task_class()
+    task: RegisteredTask = task_class()
     # What decorators above the task copy (functools.wraps), and logs show.
     task.__dict__.update(__name__=function.__name__, __qualname__=function.__qualname__)
     return task
@@ -569,3 +569,8 @@ def eta_of(eta: object, countdown: float | None, zone: Callable[[], tzinfo] = la
     if not isinstance(moment, datetime):
         raise TypeError(f"a datetime or an ISO 8601 text is wanted, not {eta!r} (seconds from now: countdown={eta!r})")
     return moment.replace(tzinfo=zone()) if moment.tzinfo is None else moment
+
+
+if TYPE_CHECKING:
+    # A task as the application's table has it, whatever it takes and returns.
+    RegisteredTask = Task[..., Any]

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from amqtask.backends.redis_server import ERRORS, FIRST_PAUSE, LONGEST_PAUSE, is_hopeless, unreachable
 from amqtask.backends.redis_servers import Deployment
 from amqtask.ground.deadlines import arrival
 from amqtask.protocol.result import ResultMessage
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import CoroutineOf
+
 
 SLICE = 15.0
 # Seconds after which a task that was cancelled and goes on is cancelled again.
@@ -168,7 +172,7 @@ class AsyncWaiters:
                     future.set_exception(error)
 
 
-async def _to_its_end(closing: Coroutine[Any, Any, None]) -> None:
+async def _to_its_end(closing: CoroutineOf[None]) -> None:
     """Await a coroutine to its end, however often we are cancelled meanwhile."""
     task = asyncio.ensure_future(closing)
     while not task.done():

@@ -21,12 +21,51 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
     from amqtask.remote.control import Control
-    from amqtask.result import AsyncResult, EagerResult
+    from amqtask.result import UntypedEagerResult, UntypedResult
     from amqtask.results.sets import GroupResult
     from amqtask.settings import Settings
     from amqtask.topology.routes import Queues, Router
     from amqtask.transport.contract import Publisher
     from amqtask.transport.memory.broker import MemoryBroker
+
+
+class CalledTask(Protocol):
+    """What a call asks of its task, where that is registered here."""
+
+    name: str
+
+    @property
+    def ignore_result(self) -> bool | None:
+        """Whether its results are not kept."""
+
+    @property
+    def serializer(self) -> str | None:
+        """That of its calls, None for the app's; so are the options below."""
+
+    @property
+    def compression(self) -> str | None: ...
+
+    @property
+    def delivery_mode(self) -> int | None: ...
+
+    @property
+    def priority(self) -> int | None: ...
+
+    @property
+    def expires(self) -> object: ...
+
+    @property
+    def time_limit(self) -> float | None: ...
+
+    @property
+    def soft_time_limit(self) -> float | None: ...
+
+    @property
+    def as_data(self) -> Callable[..., tuple[Any, Any]] | None:
+        """Makes models of arguments what a serializer writes; None where it takes none."""
+
+    def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str | None:
+        """Another name for logs and monitors."""
 
 
 class Configured(Protocol):
@@ -100,34 +139,34 @@ class Sends(Protocol):
 
     def send_task(
         self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> AsyncResult[Any]:
+    ) -> UntypedResult:
         """Publish a task by name."""
 
     async def asend_task(
         self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> AsyncResult[Any]:
+    ) -> UntypedResult:
         """`send_task` without blocking the event loop."""
 
     def publish_call(
-        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: object = None
-    ) -> AsyncResult[Any]:
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
+    ) -> UntypedResult:
         """Publish one call, or run it here when task_always_eager says so."""
 
     async def apublish_call(
-        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: object = None
-    ) -> AsyncResult[Any]:
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
+    ) -> UntypedResult:
         """The same over the async publisher."""
 
-    def publish_signature(self, call: Any) -> AsyncResult[Any]:
+    def publish_signature(self, call: Any) -> UntypedResult:
         """Publish a plain signature."""
 
-    async def apublish_signature(self, call: Any) -> AsyncResult[Any]:
+    async def apublish_signature(self, call: Any) -> UntypedResult:
         """The same over the async publisher."""
 
-    def publish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+    def publish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[UntypedResult]:
         """Publish many signatures in one pipelined burst."""
 
-    async def apublish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+    async def apublish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[UntypedResult]:
         """The same over the async publisher."""
 
     def publish_composition(self, composition: object, args: Arguments, kwargs: KeywordDict, options: Options) -> Any:
@@ -157,7 +196,9 @@ class Sends(Protocol):
 class RunsHere(Protocol):
     """Calls and compositions that run where they are made."""
 
-    def run_inline(self, task: Any, args: Sequence[Any], kwargs: Keywords, options: Options) -> EagerResult[Any]:
+    def run_inline(
+        self, task: CalledTask, args: Sequence[Any], kwargs: Keywords, options: Options
+    ) -> UntypedEagerResult:
         """Run a task, retries and callbacks included."""
 
     def run_composition(
@@ -182,7 +223,7 @@ class ComposesMessages(Protocol):
         kwargs: Keywords,
         options: Options,
         *,
-        task: object = None,
+        task: CalledTask | None = None,
     ) -> Message:
         """The message of a call. Raises: TypeError, EncodeError, QueueNotFound."""
 
@@ -192,7 +233,7 @@ class ComposesMessages(Protocol):
         """That of the same task again."""
 
     def travelled(
-        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: object
+        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: CalledTask
     ) -> tuple[Any, Any]:
         """The arguments as a worker would get them. Raises: EncodeError."""
 
@@ -227,7 +268,7 @@ class Application(Configured, Sends, RunsHere, Protocol):
     def group_result(self, group_id: str, results: Sequence[object], parent: object = None) -> GroupResult:
         """The results of a group."""
 
-    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> AsyncResult[Any]:
+    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> UntypedResult:
         """The result of an earlier call, by its id."""
 
     def store_state(self, result: ResultMessage, context: Context) -> None:

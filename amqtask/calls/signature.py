@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from amqtask.calls.application import Application
     from amqtask.ground.shapes import Arguments, Keywords, OptionDict, Options, SignatureFields
     from amqtask.protocol.stamping import StampingVisitor
-    from amqtask.result import AsyncResult, EagerResult
+    from amqtask.result import UntypedEagerResult, UntypedResult
 
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Signature(dict[str, Any]):
             immutable=immutable,
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickled without its application: where it is read it belongs to the current one."""
         return type(self)._unpickled, (dict(self),)
 
@@ -296,32 +296,32 @@ class Signature(dict[str, Any]):
 
     # -- publishing
 
-    def delay(self, *args: object, **kwargs: object) -> AsyncResult[Any]:
+    def delay(self, *args: object, **kwargs: object) -> UntypedResult:
         """Publish with more arguments."""
         return self.apply_async(args, kwargs)
 
     def apply_async(
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> AsyncResult[Any]:
+    ) -> UntypedResult:
         """Publish; the result of the task. Raises: PublishError."""
         return self.app.publish_signature(self.clone(args, kwargs, **options))
 
     async def aapply_async(
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> AsyncResult[Any]:
+    ) -> UntypedResult:
         """The same without blocking the event loop."""
         return await self.app.apublish_signature(self.clone(args, kwargs, **options))
 
-    async def adelay(self, *args: object, **kwargs: object) -> AsyncResult[Any]:
+    async def adelay(self, *args: object, **kwargs: object) -> UntypedResult:
         """`await` the publish."""
         return await self.aapply_async(args, kwargs)
 
     def apply(
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> EagerResult[Any]:
+    ) -> UntypedEagerResult:
         """Run the task here and now."""
         signature = self.clone(args, kwargs, **options)
-        result: EagerResult[Any] = self.type.apply(signature.args, signature.kwargs, **signature.options)
+        result: UntypedEagerResult = self.type.apply(signature.args, signature.kwargs, **signature.options)
         return result
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -21,16 +21,17 @@ from amqtask.options.task_options import of_call
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
 from amqtask.protocol.chord import more_message, queue_name, token_of
 from amqtask.protocol.message import Message
-from amqtask.result import AsyncResult, EagerResult
+from amqtask.result import AsyncResult
 from amqtask.results.sets import GroupResult
 from amqtask.settings import Settings
-from amqtask.task import Task
 
 if TYPE_CHECKING:
+    from amqtask.calls.application import CalledTask
     from amqtask.client.workflow_ids import Begun
     from amqtask.execution.contract import ChordStore
     from amqtask.ground.shapes import Arguments, Headers, JsonObject, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import NewRow, Transaction
+    from amqtask.result import UntypedEagerResult, UntypedResult
 
 T = TypeVar("T")
 
@@ -46,13 +47,13 @@ class Calling(Parts):
 
     def send_task(
         self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> AsyncResult[Any]:
+    ) -> UntypedResult:
         """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
         return self.publish_call(name, *value_types.arguments(name, args, kwargs), options)
 
     async def asend_task(
         self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> AsyncResult[Any]:
+    ) -> UntypedResult:
         """`send_task` without blocking the event loop."""
         return await self.apublish_call(name, *value_types.arguments(name, args, kwargs), options)
 
@@ -61,8 +62,8 @@ class Calling(Parts):
         return signature(task, *args, app=self._app, **kwargs)
 
     def publish_call(
-        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
-    ) -> AsyncResult[Any]:
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
+    ) -> UntypedResult:
         """Publish one call, or run it here when task_always_eager says so."""
         if self._is_eager:
             return self._eager(name, args, kwargs, options)
@@ -126,8 +127,8 @@ class Calling(Parts):
             self.sent_events.sent((message,))
 
     async def apublish_call(
-        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: Any = None
-    ) -> AsyncResult[Any]:
+        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
+    ) -> UntypedResult:
         """The same over the async publisher."""
         if self._is_eager:
             return self._eager(name, args, kwargs, options)
@@ -148,11 +149,11 @@ class Calling(Parts):
             await self._atell_sent((message,))
         return self._result_of(message)
 
-    def publish_signature(self, call: Signature) -> AsyncResult[Any]:
+    def publish_signature(self, call: Signature) -> UntypedResult:
         """Publish a plain signature."""
         return self.publish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
 
-    async def apublish_signature(self, call: Signature) -> AsyncResult[Any]:
+    async def apublish_signature(self, call: Signature) -> UntypedResult:
         """The same over the async publisher."""
         return await self.apublish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
 
@@ -174,7 +175,7 @@ class Calling(Parts):
 
         return Pipeline(self, publish, self._settled)
 
-    def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[AsyncResult[Any]]:
+    def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[UntypedResult]:
         """Publish many calls in one pipelined burst, each confirmed; results in their order.
 
         Raises: the PublishError of the first that was not stored (its `results` attribute holds what was).
@@ -183,7 +184,7 @@ class Calling(Parts):
         if self._is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         flush_open()  # earlier calls stay earlier in the queue
-        results: list[AsyncResult[Any]] = []
+        results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
             limit = _many_timeout(self.conf, timeout, len(messages))
@@ -191,15 +192,13 @@ class Calling(Parts):
             self._all_published(messages, errors, results)
         return results
 
-    async def apublish_many(
-        self, calls: Iterable[Signature], *, timeout: float | None = None
-    ) -> list[AsyncResult[Any]]:
+    async def apublish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[UntypedResult]:
         """The same over the async publisher."""
         signatures = [maybe_signature(call, self._app) for call in calls]
         if self._is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         await self._aprepare(timeout)
-        results: list[AsyncResult[Any]] = []
+        results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
             limit = _many_timeout(self.conf, timeout, len(messages))
@@ -252,7 +251,7 @@ class Calling(Parts):
             raise failed
 
     def _all_published(
-        self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[AsyncResult[Any]]
+        self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[UntypedResult]
     ) -> None:
         """Add the results of what is stored. Raises: the first error, with all results so far as `results`."""
         for message, error in zip(messages, errors, strict=True):
@@ -264,7 +263,7 @@ class Calling(Parts):
             failed.results = results  # type: ignore[attr-defined]
             raise failed
 
-    def _compose(self, name: str, args: Any, kwargs: Any, options: Options, task: Any) -> Message:
+    def _compose(self, name: str, args: Any, kwargs: Any, options: Options, task: CalledTask | None) -> Message:
         if not self.is_finalized:
             self.finalize()
         if options:
@@ -298,13 +297,13 @@ class Calling(Parts):
         elif signals.task_publish_failed:
             signals.task_publish_failed.send(exception=error, **_described(message))
 
-    def _result_of(self, message: Message) -> AsyncResult[Any]:
+    def _result_of(self, message: Message) -> UntypedResult:
         headers = message.properties.headers
         ignored = bool(headers["ignore_result"])
-        result: AsyncResult[Any] = self._noted(self._result(headers["id"], headers["task"], ignored=ignored))
+        result: UntypedResult = self._noted(self._result(headers["id"], headers["task"], ignored=ignored))
         return result
 
-    def _result(self, task_id: str, name: str | None = None, *, ignored: bool = False) -> AsyncResult[Any]:
+    def _result(self, task_id: str, name: str | None = None, *, ignored: bool = False) -> UntypedResult:
         return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name, ignored=ignored)
 
     def revoke_call(
@@ -476,8 +475,8 @@ class Calling(Parts):
     # -- running here
 
     def run_inline(
-        self, task: Task[..., Any], args: Sequence[Any], kwargs: Keywords, options: Options
-    ) -> EagerResult[Any]:
+        self, task: CalledTask, args: Sequence[object], kwargs: Keywords, options: Options
+    ) -> UntypedEagerResult:
         """Run a task here, retries and callbacks included. Its exception is kept in the result, but for the option `throw`."""
         return InlineRunner(self._app).run(task, args, kwargs, options)
 
@@ -503,7 +502,7 @@ class Calling(Parts):
         )
         return InlineRunner(self._app, in_place_of_publishing=self._is_eager).run_composition(sig, propagate=propagate)
 
-    def _eager(self, name: str, args: Any, kwargs: Any, options: Options) -> EagerResult[Any]:
+    def _eager(self, name: str, args: Any, kwargs: Any, options: Options) -> UntypedEagerResult:
         self.finalize()
         return InlineRunner(self._app, in_place_of_publishing=True).run(
             self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
@@ -545,6 +544,6 @@ def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) 
     return [message for message, error in zip(messages, errors, strict=True) if error is None]
 
 
-def _ignores(options: Options, task: Any) -> bool:
+def _ignores(options: Options, task: CalledTask | None) -> bool:
     ignored = options.get("ignore_result")
     return bool(task.ignore_result if ignored is None and task is not None else ignored)

@@ -19,9 +19,9 @@ from amqtask.protocol.task import saferepr
 from amqtask.result import EagerResult
 
 if TYPE_CHECKING:
-    from amqtask.calls.application import Application
+    from amqtask.calls.application import Application, CalledTask
     from amqtask.ground.shapes import Arguments, Keywords, Options, SignatureFields
-    from amqtask.task import Task
+    from amqtask.result import UntypedEagerResult
 
 
 class InlineRunner:
@@ -34,13 +34,13 @@ class InlineRunner:
 
     def run(
         self,
-        task: Task[..., Any],
-        args: Sequence[Any],
+        task: CalledTask,
+        args: Sequence[object],
         kwargs: Keywords,
         options: Options,
         *,
         propagate: bool = False,
-    ) -> EagerResult[Any]:
+    ) -> UntypedEagerResult:
         """Run a task; with `propagate` (or the option `throw`) its exception is raised here."""
         self._app.finalize()
         if self._serializes:
@@ -133,23 +133,23 @@ class InlineRunner:
         executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
         executor.call_errbacks([errback], context, error)
 
-    def _ended(self, last: Signature, result: EagerResult[Any]) -> EagerResult[Any]:
+    def _ended(self, last: Signature, result: UntypedEagerResult) -> UntypedEagerResult:
         """The result of a chain's last task when an earlier one did not succeed."""
         end = _last(last)
         if end.id == result.id:
             return result
-        ended: EagerResult[Any] = EagerResult(str(end.id), result.result, result.state, result.traceback, end.task)
+        ended: UntypedEagerResult = EagerResult(str(end.id), result.result, result.state, result.traceback, end.task)
         ended.parent = result
         return ended
 
     def _eager_result(
         self, executor: InlineExecutor, outcome: Any, task_id: str, name: str, propagate: bool
-    ) -> EagerResult[Any]:
+    ) -> UntypedEagerResult:
         if executor.error is not None and propagate:
             raise executor.error
         kept = executor.kept
         value = executor.error if executor.error is not None else (kept.result if kept is not None else None)
-        result: EagerResult[Any] = EagerResult(task_id, value, outcome.state, outcome.traceback or None, name)
+        result: UntypedEagerResult = EagerResult(task_id, value, outcome.state, outcome.traceback or None, name)
         if kept is not None and self._app.conf.task_store_eager_result and self._app.backend is not None:
             self._app.backend.store(kept)
         return result

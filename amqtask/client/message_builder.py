@@ -31,8 +31,9 @@ from amqtask.task import Task, eta_of
 from amqtask.topology.delays import DelayPlan
 
 if TYPE_CHECKING:
+    from amqtask.calls.application import CalledTask
     from amqtask.execution.request import Request
-    from amqtask.ground.shapes import HeaderDict, Headers, JsonObject, Keywords, Options
+    from amqtask.ground.shapes import HeaderDict, Headers, JsonObject, Keywords, Options, TaskBody
     from amqtask.settings import Settings
     from amqtask.topology.routes import Route, Router
 
@@ -89,7 +90,7 @@ class Calls:
         kwargs: Keywords,
         options: Options,
         *,
-        task: Any = None,
+        task: CalledTask | None = None,
         reply_to: str = "",
     ) -> Message:
         """The message of a call. Raises: TypeError (unknown option), ValueError, EncodeError, QueueNotFound."""
@@ -103,7 +104,9 @@ class Calls:
         call = self._call(name, args, kwargs, options, task, reply_to)
         return self._message(call, route, options, task)
 
-    def _route(self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: Any) -> Route:
+    def _route(
+        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: CalledTask | None
+    ) -> Route:
         return self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
 
     def _call(
@@ -112,7 +115,7 @@ class Calls:
         args: Sequence[object],
         kwargs: Keywords,
         options: Options,
-        task: Any,
+        task: CalledTask | None,
         reply_to: str,
     ) -> TaskCall:
         if not options and task is None:
@@ -131,7 +134,7 @@ class Calls:
         args: Sequence[object],
         kwargs: Keywords,
         options: Options,
-        task: Any,
+        task: CalledTask | None,
         reply_to: str,
     ) -> TaskCall:
         get = options.get
@@ -167,7 +170,7 @@ class Calls:
         return call
 
     def _add_rare_options(
-        self, call: TaskCall, options: Options, task: Any, args: Sequence[object], kwargs: Keywords
+        self, call: TaskCall, options: Options, task: CalledTask | None, args: Sequence[object], kwargs: Keywords
     ) -> None:
         """The options that few calls have."""
         get = options.get
@@ -204,7 +207,7 @@ class Calls:
         if self._inherits_priority and options.get("priority") is None and parent.request is not None:
             call.priority = parent.request.priority or 0
 
-    def _message(self, call: TaskCall, route: Route, options: Options, task: Any) -> Message:
+    def _message(self, call: TaskCall, route: Route, options: Options, task: CalledTask | None) -> Message:
         defaults = _UNREGISTERED if task is None else task
         serializer = options.get("serializer") or defaults.serializer or self._serializer
         compression = options.get("compression") or defaults.compression or self._compression
@@ -224,7 +227,7 @@ class Calls:
         return body, properties
 
     def travelled(
-        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: Any
+        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: CalledTask
     ) -> tuple[object, object]:
         """The arguments as a worker would get them. Raises: EncodeError."""
         if task.as_data is not None:
@@ -294,7 +297,7 @@ class Calls:
         assert call.eta is not None
         return self._delays.delayed(message, call.eta.timestamp() - time.time())
 
-    def _refuse(self, name: str, options: Options, task: Any) -> None:
+    def _refuse(self, name: str, options: Options, task: CalledTask | None) -> None:
         """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read
         them before); everything else unknown is a mistake."""
         stamps = frozenset(options.get("stamped_headers") or ())
@@ -351,7 +354,7 @@ def body_of(message: Message) -> tuple[object, object, JsonObject]:
     return decode_body(message.body, mime_type, encoding, headers, frozenset({mime_type or JSON}), _ANY_SIZE)
 
 
-def _write_body(message: Message, body: tuple[Any, Any, dict[str, Any]]) -> None:
+def _write_body(message: Message, body: TaskBody) -> None:
     properties = message.properties
     encoded = dumps(body, properties.content_type or JSON).body
     compression = properties.headers.get("compression")

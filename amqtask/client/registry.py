@@ -10,7 +10,7 @@ from amqtask.exceptions import NotRegistered
 from amqtask.ground.elsewhere import others_names
 
 if TYPE_CHECKING:
-    from amqtask.task import Task
+    from amqtask.task import RegisteredTask, Task
 
 
 # What the names of the tasks begin with that every worker has (amqtask.client.builtin_tasks).
@@ -22,10 +22,10 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
 
     def __init__(self, complete: Callable[[], None] = lambda: None) -> None:
         """`complete` takes in what is still to come (shared tasks, those that every worker has), when it is first looked for."""
-        self._tasks: dict[str, Task[..., Any]] = {}
+        self._tasks: dict[str, RegisteredTask] = {}
         self._complete = complete
 
-    def __getitem__(self, name: str) -> Task[..., Any]:
+    def __getitem__(self, name: str) -> RegisteredTask:
         try:
             return self._tasks[name]
         except KeyError:
@@ -62,11 +62,11 @@ class TaskRegistry(Mapping[str, "Task[..., Any]"]):
         self._complete()
         return len(self._tasks)
 
-    def register(self, task: Task[..., Any]) -> None:
+    def register(self, task: RegisteredTask) -> None:
         """Add a task under its name; it replaces an earlier one of that name."""
         self._tasks[task.name] = task
 
-    def __setitem__(self, name: str, task: Task[..., Any]) -> None:
+    def __setitem__(self, name: str, task: RegisteredTask) -> None:
         self._tasks[name] = task
 
     def unregister(self, name: str) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 from amqtask.client.discovery import django_time_zone
@@ -26,7 +26,7 @@ from amqtask.topology.routes import Queues, Router
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend
     from amqtask.backends.retrying import RetryPolicy
-    from amqtask.calls.application import Application
+    from amqtask.calls.application import Application, CalledTask
     from amqtask.events import BrokerConnection, Events
     from amqtask.events.receiver import Feed
     from amqtask.events.sent import SentEvents
@@ -209,7 +209,7 @@ class Parts:
         return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
 
     def _own_route(
-        self, name: str, args: object, kwargs: object, options: object, task: Any = None, **_: object
+        self, name: str, args: object, kwargs: object, options: object, task: CalledTask | None = None, **_: object
     ) -> object:
         callee = task if task is not None else self.tasks.get(name)
         if callee is None:

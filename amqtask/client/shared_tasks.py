@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from amqtask.ground.current import current_app, note_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-    from amqtask.ground.shapes import OptionDict
+    from amqtask.ground.shapes import CoroutineOf, OptionDict
     from amqtask.task import AsyncTask, Task
 
 P = ParamSpec("P")
@@ -52,7 +50,7 @@ class SharedTask:
 
 
 @overload
-def shared_task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+def shared_task(function: Callable[P, CoroutineOf[R]], /) -> AsyncTask[P, R]: ...
 @overload
 def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload

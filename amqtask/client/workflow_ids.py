@@ -28,6 +28,7 @@ from amqtask.results.sets import GroupResult
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options
+    from amqtask.result import UntypedResult
 
 
 Result = AsyncResult[Any] | GroupResult
@@ -196,7 +197,7 @@ class Freezer:
     def __init__(
         self,
         reply_to: str,
-        result: Callable[[str, str, Any], AsyncResult[Any]],
+        result: Callable[[str, str, Any], UntypedResult],
         group_result: Callable[[str, list[Any], Any], GroupResult],
     ) -> None:
         self._reply_to = reply_to

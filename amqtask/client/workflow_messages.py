@@ -24,6 +24,7 @@ from amqtask.result import AsyncResult
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
     from amqtask.ground.shapes import Arguments, HeaderDict, Keywords, Options, SignatureFields
+    from amqtask.result import UntypedResult
 
 
 class Workflows:
@@ -71,7 +72,7 @@ class Workflows:
         if reply_to is None:
             reply_to = app.backend.reply_to() if app.backend is not None else ""
 
-        def result(task_id: str, name: str, parent: Any) -> AsyncResult[Any]:
+        def result(task_id: str, name: str, parent: Any) -> UntypedResult:
             return AsyncResult(task_id, app.backend, parent=parent, revoke=app.revoke_call, task_name=name)
 
         return Freezer(reply_to, result, app.group_result)

@@ -309,7 +309,7 @@ class State:
         self._orphans: dict[str, set[str]] = {}
         self._lock = threading.RLock()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         """Monitors pickle a state into a file; callbacks are not in it, and have to be set again."""
         with self._lock:
             limits = (self.max_workers_in_memory, self.max_tasks_in_memory)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.ground.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import CoroutineOf
+
 
 logger = bounded_logger("amqtask.execution")
 # Seconds that tasks which a coroutine left on its loop may take to end, after each of two cancellations.
@@ -24,7 +28,7 @@ class Interruptible:
 
     __slots__ = ("_coroutine", "_has_begun", "_pending", "task")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
+    def __init__(self, coroutine: CoroutineOf[object]) -> None:
         self._coroutine = coroutine
         self._pending: BaseException | None = None
         self._has_begun = False
@@ -101,7 +105,7 @@ class CoroutineRunner:
         self._parents: list[asyncio.AbstractEventLoop] = []
         self._process = os.getpid()
 
-    def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def __call__(self, coroutine: CoroutineOf[object]) -> Any:
         """Run the coroutine and return its result. Tasks that it left on the loop are cancelled."""
         if self._process != os.getpid():
             # Kept, not closed: closing would remove the parent's sockets from the selector that both share.

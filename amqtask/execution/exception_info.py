@@ -38,7 +38,7 @@ class ErrorInfo:
     def __str__(self) -> str:
         return self.traceback
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return _again, (self.exception, self.traceback)
 
 

@@ -7,7 +7,7 @@ back to the broker's delay levels for `STORE_PAUSE` seconds and the task runs ag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask import states
 from amqtask.exceptions import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from amqtask.execution.follow_ups import FollowUpComposer
     from amqtask.execution.request import Request
     from amqtask.execution.results import Results
+    from amqtask.ground.shapes import TaskBody
 
 logger = bounded_logger("amqtask.execution")
 
@@ -134,7 +135,7 @@ class Endings:
             context, error, trace, state=state, with_errbacks=state == states.FAILURE
         )
 
-    def _decode(self, request: Request, limit: int) -> tuple[Any, Any, dict[str, Any]]:
+    def _decode(self, request: Request, limit: int) -> TaskBody:
         decoded = decode_body(
             request.body, request.content_type, request.content_encoding, request.headers, self.accept, limit
         )

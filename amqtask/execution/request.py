@@ -157,7 +157,7 @@ class Request:
         self.delivery = self.first = None
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle it as `to_frame` writes it, also within an outcome."""
         return Request.from_frame, (self.to_frame(),)
 

@@ -6,13 +6,21 @@ where the values are the user's own (arguments), or have types that a reader kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# What an `async def` gives when it is called.
+CoroutineOf = Coroutine[Any, Any, T]
 
 # What a caller gives a task by position and by name: anything that the serializer can write.
 Arguments = tuple[Any, ...]
 Keywords = Mapping[str, Any]
 KeywordDict = dict[str, Any]
+
+# The decoded body of a task message: positional and keyword arguments, and what is to follow (callbacks, chain, chord …).
+TaskBody = tuple[Any, Any, dict[str, Any]]
 
 # Options by name: of a call or a task (countdown, queue, priority …), whose types amqtask.options has, or of a connection.
 Options = Mapping[str, Any]

@@ -32,7 +32,7 @@ class Exchange:
     arguments: Arguments = ()
     passive: bool = False
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Exchanges travel with messages between processes, often: pickled without a look at the dataclass's fields each time."""
         return Exchange, (self.name, self.type, self.durable, self.auto_delete, self.arguments, self.passive)
 
@@ -68,7 +68,7 @@ class Queue:
     # A Broadcast queue has its own name in each worker; only its consumer declares it.
     broadcast: bool = field(default=False)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """See Exchange."""
         return Queue, (
             self.name, self.exchange, self.routing_key, self.durable, self.exclusive, self.auto_delete, self.arguments,

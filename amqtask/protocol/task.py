@@ -27,7 +27,7 @@ from amqtask.protocol.serialization import (
 )
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import HeaderDict, Headers, JsonFields, JsonObject, Keywords, StampDict
+    from amqtask.ground.shapes import HeaderDict, Headers, JsonFields, JsonObject, Keywords, StampDict, TaskBody
 
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
@@ -215,7 +215,7 @@ def decode_body(
     headers: Headers,
     accept: frozenset[str],
     limit: int = LARGEST_BODY,
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> TaskBody:
     """The (args, kwargs, embed) of a body of protocol v2 or v1, which may have `limit` bytes.
 
     Raises: ContentDisallowed, Undecodable, InvalidTaskError (it decodes, but to something else, or its headers do).
@@ -292,7 +292,7 @@ def checked_id(task_id: object) -> str:
     return task_id
 
 
-def _checked(args: object, kwargs: object, embed: object) -> tuple[Any, Any, dict[str, Any]]:
+def _checked(args: object, kwargs: object, embed: object) -> TaskBody:
     if isinstance(args, (list, tuple)) and isinstance(kwargs, dict) and isinstance(embed, dict):
         if any(embed.values()):
             try:

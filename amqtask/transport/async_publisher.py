@@ -15,8 +15,8 @@ import itertools
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unroutable
 from amqtask.ground.deadlines import cancel_all, ended
@@ -25,6 +25,10 @@ from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, conn
 from amqtask.transport.errors import connection_closed_for
 from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.url import BrokerAddress, beginning_with
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import CoroutineOf
+
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 500
@@ -279,7 +283,7 @@ class AioPikaPublisher:
         line.abandon()
 
 
-async def _together(workers: list[Coroutine[Any, Any, None]]) -> None:
+async def _together(workers: list[CoroutineOf[None]]) -> None:
     """Run all of them; a cancellation cancels all."""
     tasks = [asyncio.ensure_future(worker) for worker in workers]
     try:

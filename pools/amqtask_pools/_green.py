@@ -13,7 +13,6 @@ This module imports neither library and nothing that must be patched before it i
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqtask.ground.printable import bounded_logger
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from amqtask.exceptions import Terminated
     from amqtask.execution.executor import Executor
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import CoroutineOf
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
     from amqtask_pools._green_loop import GreenLoop
     from amqtask_pools._hub import Cancellable, Hub
@@ -229,7 +229,7 @@ class GreenPool(SlotPool):
 
     # -- async def tasks
 
-    def _run_coroutine(self, coroutine: Coroutine[Any, Any, object]) -> object:
+    def _run_coroutine(self, coroutine: CoroutineOf[object]) -> object:
         from amqtask_pools._green_loop import GreenLoop  # see start
 
         if self._green_loop is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from selectors import BaseSelector
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from _typeshed import FileDescriptorLike
 
+    from amqtask.ground.shapes import CoroutineOf
     from amqtask_pools._hub import Hub
 
 
@@ -35,7 +36,7 @@ class _Call:
 
     __slots__ = ("context", "coroutine", "error", "green", "is_done", "value")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], green: Any) -> None:
+    def __init__(self, coroutine: CoroutineOf[object], green: Any) -> None:
         self.coroutine = Interruptible(coroutine)
         self.context = contextvars.copy_context()
         self.green = green
@@ -60,7 +61,7 @@ class GreenLoop:
         """Stop the loop; coroutines that still run end with the process."""
         self._soon(self._aloop.stop)
 
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, coroutine: CoroutineOf[object]) -> Any:
         """From a green thread: the coroutine's result. An exception thrown into the green thread is raised in the coroutine."""
         call = _Call(coroutine, self._hub.current())
         self._soon(self._begin, call)

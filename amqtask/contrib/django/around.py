@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django import db
@@ -23,6 +23,10 @@ from django.utils import timezone, translation
 from amqtask import signals
 from amqtask.contrib.django.connections import close_old_connections
 from amqtask.ground.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import CoroutineOf
+
 
 logger = bounded_logger("amqtask.django")
 
@@ -48,7 +52,7 @@ class AroundTasks:
             signal.disconnect(receiver)
         self._close_all()
 
-    async def coroutine(self, running: Coroutine[Any, Any, Any]) -> Any:
+    async def coroutine(self, running: CoroutineOf[object]) -> Any:
         """Await an `async def` task with a thread of its own for what it calls synchronously."""
         context = ThreadSensitiveContext()
         async with context:

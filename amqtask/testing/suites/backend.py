@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -32,6 +32,10 @@ from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
 from amqtask.results.sets import GroupResult, ResultSet
+
+if TYPE_CHECKING:
+    from amqtask.result import UntypedResult
+
 
 PATIENCE = 60.0
 
@@ -429,7 +433,7 @@ class BackendSuite:
         called: list[Any] = []
         calls = threading.Semaphore(0)
 
-        def note(result: AsyncResult[Any]) -> None:
+        def note(result: UntypedResult) -> None:
             called.append(result.get())
             calls.release()
 
