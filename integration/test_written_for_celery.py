@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from integration import celery_peer
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.waiting import PATIENT
-from integration.workers import BeatProcess, WorkerProcess, eventually
+from integration.workers import ROOT, BeatProcess, WorkerProcess, eventually
 
 APP = "integration.apps.celerys"
 # What kombu consists of.
@@ -159,3 +161,41 @@ def test_redis_has_a_client_for_locks_and_what_is_stored_under_celery_s_names_is
         assert store.wait_for(result.id)["result"] == 42
         result.forget()
         assert not store.task_result_exists(result.id)
+
+
+# A serializer and a JSON type that are registered with kombu, as Celery's documentation shows.
+REGISTERED = """
+import json
+from kombu.serialization import register
+from kombu.utils.json import register_type
+from amqtask import AmqTask
+from amqtask.testing.worker import start_worker
+
+class Money:
+    def __init__(self, cents):
+        self.cents = cents
+
+def dumps(value):
+    return json.dumps(value, default=lambda money: {"money": money.cents})
+
+def loads(text):
+    return json.loads(text, object_hook=lambda table: Money(table["money"]) if "money" in table else table)
+
+register("money", dumps, loads, content_type="application/x-money", content_encoding="utf-8")
+register_type(Money, "money", lambda money: money.cents, Money)
+
+for serializer in ("money", "json"):
+    with AmqTask("shop", broker="memory://", backend="cache+memory://", task_serializer=serializer,
+                 result_serializer=serializer, accept_content=[serializer]) as app:
+        double = app.task(name="double")(lambda money: Money(2 * money.cents))
+        with start_worker(app, pool="threads"):
+            print(serializer, double.delay(Money(4)).get(60).cents)
+"""
+
+
+def test_what_was_registered_with_kombu_is_used(kombu: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTERED],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(kombu)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["money", "8", "json", "8"], done.stdout + done.stderr

@@ -74,6 +74,9 @@ def _json_default(value: object) -> object:
     django = sys.modules.get("django.utils.functional")
     if django is not None and isinstance(value, django.Promise):
         return str(value)  # a lazy translation
+    kombu = sys.modules.get("kombu.utils.json")
+    if kombu is not None:
+        return kombu.JSONEncoder().default(value)  # a type that was registered with kombu, as programs for Celery do
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
@@ -93,14 +96,14 @@ def _encode_bytes(value: bytes) -> dict[str, object]:
 
 
 # datetime before date: it is a subclass.
-_JSON_ENCODERS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+_JSON_ENCODERS: list[tuple[type, Callable[[Any], Any]]] = [
     (datetime, lambda value: _wrap("datetime", value.isoformat())),
     (date, lambda value: _wrap("date", value.isoformat())),
     (time, lambda value: _wrap("time", value.isoformat())),
     (Decimal, lambda value: _wrap("decimal", str(value))),
     (uuid.UUID, lambda value: _wrap("uuid", {"hex": value.hex})),
     (bytes, _encode_bytes),
-)
+]
 
 _JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
     "datetime": lambda value: datetime.fromisoformat(value.replace("Z", "+00:00")),
@@ -116,9 +119,12 @@ _JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
 def _json_object(table: JsonObject) -> object:
     if len(table) == 2 and "__type__" in table and "__value__" in table:
         decode = _JSON_DECODERS.get(table["__type__"])
-        if decode is None:
+        if decode is not None:
+            return decode(table["__value__"])
+        kombu = sys.modules.get("kombu.utils.json")
+        if kombu is None:
             raise ValueError(f"unknown __type__ {table['__type__']!r}")
-        return decode(table["__value__"])
+        return kombu.object_hook(table)
     return table
 
 
@@ -222,9 +228,59 @@ SERIALIZERS = tuple(sorted(_BY_NAME))
 def content_type(name: str) -> str:
     """The content type of a serializer's name, or of itself. Raises: ConfigurationError."""
     mime_type = _BY_NAME.get(name, name)
-    if mime_type not in _DUMP:
+    if mime_type not in _DUMP and not _adopt(name):
         raise ConfigurationError(f"no serializer {name!r}; there are: {', '.join(sorted(_BY_NAME))}")
-    return mime_type
+    return _BY_NAME.get(name, name)
+
+
+def register(
+    name: str,
+    encode: Callable[[Any], Any],
+    decode: Callable[[Any], Any],
+    content_type: str,
+    content_encoding: str = "utf-8",
+) -> None:
+    """A serializer of one's own. With a `content_encoding` of `binary` it writes and reads bytes, else text.
+
+    Messages in it are read where `accept_content` names it.
+    """
+    charset = _TEXTS.get(content_encoding) if content_encoding != "binary" else None
+
+    def dump(value: object) -> bytes:
+        encoded = encode(value)
+        return encoded.encode(charset or "utf-8") if isinstance(encoded, str) else bytes(encoded)
+
+    def load(body: bytes, encoding: str) -> Any:
+        return decode(body if charset is None else body.decode(encoding))
+
+    _BY_NAME[name] = content_type
+    _DUMP[content_type], _LOAD[content_type], _ENCODING[content_type] = dump, load, content_encoding
+
+
+def register_type(value_type: type, name: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> None:
+    """A type that JSON messages can hold, marked by `name`: `encode` gives data, from which `decode` makes the value again."""
+    _JSON_ENCODERS.insert(0, (value_type, lambda value: _wrap(name, encode(value))))
+    _JSON_DECODERS[name] = decode
+
+
+def _adopt(name: str) -> bool:
+    """Take a serializer over that was registered with kombu, as programs for Celery do; whether there is one."""
+    kombu = sys.modules.get("kombu.serialization")
+    if kombu is None or not isinstance(name, str):
+        return False
+    registry = kombu.registry
+    kombus_name = registry.type_to_name.get(name, name)
+    codec = registry._encoders.get(kombus_name)  # Celery reads it, too
+    if codec is None or codec.content_type in _DUMP or codec.content_type not in registry._decoders:
+        return False
+    register(
+        kombus_name,
+        codec.encoder,
+        registry._decoders[codec.content_type],
+        codec.content_type,
+        codec.content_encoding,
+    )
+    return True
 
 
 def content_types(names: Iterable[str]) -> frozenset[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
+import importlib
 import pickle
 import tracemalloc
 import uuid
@@ -13,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amqtask import AmqTask
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
+from amqtask.protocol import serialization
 from amqtask.protocol.serialization import (
     JSON,
     MSGPACK,
@@ -25,6 +29,7 @@ from amqtask.protocol.serialization import (
     dumps,
     loads,
 )
+from amqtask.testing.worker import start_worker
 
 ALL = content_types(["json", "yaml", "msgpack", "pickle"])
 
@@ -240,3 +245,63 @@ def test_an_unknown_compression_is_an_error_of_its_own_on_each_side() -> None:
         compress(b"", "brötli")
     with pytest.raises(Undecodable, match="application/x-new"):
         decompress(b"", "application/x-new")
+
+
+class Money:
+    """A value that no serializer knows by itself."""
+
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`amqtask.serialization`; what is registered there is gone after the test."""
+    for name in ("_BY_NAME", "_DUMP", "_LOAD", "_ENCODING", "_JSON_DECODERS"):
+        monkeypatch.setattr(serialization, name, dict(getattr(serialization, name)))
+    monkeypatch.setattr(serialization, "_JSON_ENCODERS", list(serialization._JSON_ENCODERS))
+    return importlib.import_module("amqtask.serialization")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encode", "decode"),
+    [
+        ("utf-8", lambda money: str(money.cents), lambda text: Money(int(text))),
+        ("binary", lambda money: b"%d" % money.cents, lambda raw: Money(int(raw.decode()))),
+    ],
+)
+def test_a_serializer_of_one_s_own_is_used_by_its_name(own: Any, encoding: str, encode: Any, decode: Any) -> None:
+    own.register("money", encode, decode, "application/x-money", encoding)
+
+    written = dumps(Money(5), "money")
+    read = loads(*written, content_types(["money"]))
+    assert written == (b"5", "application/x-money", encoding)
+    assert read.cents == 5
+    with pytest.raises(ContentDisallowed, match="application/x-money"):
+        loads(*written, content_types(["json"]))
+    with pytest.raises(EncodeError, match="money cannot write this str"):
+        dumps("text", "money")
+
+
+def test_json_holds_a_type_that_was_registered(own: Any) -> None:
+    own.register_type(Money, "money", lambda money: money.cents, Money)
+
+    written = dumps({"price": Money(5), "when": dt.date(2026, 1, 2)}, "json")
+    read = loads(*written, content_types(["json"]))
+    assert (read["price"].cents, read["when"]) == (5, dt.date(2026, 1, 2))
+
+
+def test_an_application_uses_a_serializer_of_one_s_own(own: Any) -> None:
+    own.register("money", lambda value: repr(value), ast.literal_eval, "application/x-money")
+    with AmqTask(
+        "shop",
+        broker="memory://",
+        backend="cache+memory://",
+        task_serializer="money",
+        result_serializer="money",
+        accept_content=["money"],
+        set_as_current=False,
+    ) as app:
+        add = app.task(name="add")(lambda x, y: (x, y, x + y))
+        with start_worker(app, pool="threads"):
+            assert add.delay(1, y=2).get(60) == (1, 2, 3)
