@@ -29,7 +29,7 @@ class Globals:
     config: str | None = None
     color: bool = True
     quiet: bool = False
-    _loaded: Any = field(default=None, repr=False)
+    loaded: Any = field(default=None, repr=False)
     _is_told: bool = False
 
     def load(self, app_path: str | None = None) -> AmqTask:
@@ -37,7 +37,7 @@ class Globals:
         if not self._is_told:
             from amqtask.cli.find_app import find_app
 
-            app: AmqTask = self._loaded or find_app(app_path or self.app)
+            app: AmqTask = self.loaded or find_app(app_path or self.app)
             if self.config:
                 app.config_from_object(self.config)
             if self.broker:
@@ -47,6 +47,6 @@ class Globals:
                 app.conf.result_backend = self.result_backend
                 os.environ.pop("CELERY_RESULT_BACKEND", None)
             app.set_current()  # whatever else its modules made: shared tasks and `current_app` are this one's
-            self._loaded, self._is_told = app, True
-        loaded: AmqTask = self._loaded
+            self.loaded, self._is_told = app, True
+        loaded: AmqTask = self.loaded
         return loaded

@@ -117,7 +117,7 @@ def cli(
     del loader, skip_checks
     if workdir is not None:
         os.chdir(workdir)
-    loaded = ctx.obj._loaded if isinstance(ctx.obj, Globals) else None
+    loaded = ctx.obj.loaded if isinstance(ctx.obj, Globals) else None
     ctx.obj = Globals(
         app=app,
         broker=broker,
@@ -125,7 +125,7 @@ def cli(
         config=config,
         color=not no_color,
         quiet=quiet,
-        _loaded=loaded,
+        loaded=loaded,
     )
 
 
@@ -133,7 +133,7 @@ def run(argv: Sequence[str], app: AmqTask | None = None) -> int:
     """Run the command line and return its exit code; `app` when the caller already is the application."""
     make_usable()
     try:
-        preset = Globals(_loaded=app) if app is not None else None
+        preset = Globals(loaded=app) if app is not None else None
         outcome = cli.main(args=list(argv), prog_name=PROGRAM, standalone_mode=False, obj=preset)
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)

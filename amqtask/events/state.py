@@ -375,7 +375,7 @@ class State:
         if task.name is not None and task.name != known_as:
             self.tasks_by_type.discard(known_as, task)
             self.tasks_by_type.add(task.name, task)
-            self._seen_types.add(task.name)
+            self.note_type(task.name)
         self._link(task)
         return task, created
 
@@ -460,6 +460,10 @@ class State:
 
     tasks_by_timestamp = tasks_by_time
 
+    def note_type(self, name: str) -> None:
+        """A task of that name had events."""
+        self._seen_types.add(name)
+
     def task_types(self) -> list[str]:
         """The names of all tasks that had events."""
         return sorted(self._seen_types)
@@ -536,7 +540,7 @@ def _restored(
             state.tasks_by_worker.add(hostname, task)
         if task.name is not None:
             state.tasks_by_type.add(task.name, task)
-            state._seen_types.add(task.name)
+            state.note_type(task.name)
     for task in state.tasks.values():
         parent = state.tasks.get(task.parent_id or "")
         if parent is not None:

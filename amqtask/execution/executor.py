@@ -121,9 +121,10 @@ class Executor(Endings):
     def execute(self, request: Request) -> Outcome:
         """Run a request to its end. Never raises: every error becomes an outcome. Context variables that the task sets end with
         it."""
-        return copy_context().run(self._execute, request)
+        return copy_context().run(self.execute_here, request)
 
-    def _execute(self, request: Request) -> Outcome:
+    def execute_here(self, request: Request) -> Outcome:
+        """`execute` in the present context, where variables that the task sets stay."""
         started = perf_counter()
         try:
             plan = self._plans.get(request.task) or self._plan(request.task)

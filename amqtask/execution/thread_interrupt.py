@@ -15,7 +15,7 @@ from amqtask.execution.executor import Executor
 
 # Seconds.
 LOOP_PATIENCE = 1.0
-_EXECUTE = Executor._execute.__code__
+_EXECUTE = Executor.execute_here.__code__
 _OWN_CODE: CodeType = Interruptible.__await__.__code__
 _DRIVE, _CLEAR = drive.__code__, clear.__code__
 

@@ -246,7 +246,7 @@ class DelayPlan:
         for level, digit in _level_digits(range(LEVELS)):
             declarations.update(dict.fromkeys(self.declarations(_single(level, digit), "")))
         for target in targets:
-            declarations.update(dict.fromkeys(self._way_out(target)))
+            declarations.update(dict.fromkeys(self.way_out(target)))
         return tuple(declarations)
 
     def queue_names(self, priorities: Iterable[int | None]) -> Iterator[tuple[int, str]]:
@@ -276,7 +276,8 @@ class DelayPlan:
         """The queue of a digit."""
         return f"{self.prefix}.{digit * SIZES[level]}s"
 
-    def _way_out(self, target: str) -> Iterator[Declaration]:
+    def way_out(self, target: str) -> Iterator[Declaration]:
+        """The last exchange, and how messages for `target` ("": the default exchange) leave it."""
         out = self._exchange(-1)
         yield out
         match = arguments({"x-match": "all", TO_HEADER: target})
@@ -287,7 +288,8 @@ class DelayPlan:
             yield Queue(release, arguments=self._arguments(0, ""))
             yield Binding(out, release, arguments=match)
 
-    def _level(self, level: int, digit: int) -> Iterator[Declaration]:
+    def level(self, level: int, digit: int) -> Iterator[Declaration]:
+        """The exchange of a level, and the queue of one of its digits."""
         exchange = self._exchange(level)
         yield exchange
         if level:
@@ -417,7 +419,7 @@ def _text(value: object) -> str:
 # Producers often publish many messages with the same countdown: those share one tuple.
 @lru_cache(maxsize=1024)
 def _path_declarations(plan: DelayPlan, path: Path, target: str) -> tuple[Declaration, ...]:
-    declarations: list[Declaration] = list(plan._way_out(target))
+    declarations: list[Declaration] = list(plan.way_out(target))
     for level, digit in reversed(path):
-        declarations.extend(plan._level(level, digit))
+        declarations.extend(plan.level(level, digit))
     return tuple(declarations)

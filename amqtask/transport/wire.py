@@ -103,7 +103,7 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
 
     @property
     def unsent(self) -> int:
-        """How many bytes the other end has not acknowledged yet."""
+        """How many bytes the other end has not acknowledged yet; of an open connection."""
         sock = self.sock
         waiting = int(self._get_write_buffer_size())
         if sock is None:

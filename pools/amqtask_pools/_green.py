@@ -87,7 +87,7 @@ class GreenPool(SlotPool):
         from amqtask_pools._hub_monitor import HubMonitor
 
         if self._watch is None:
-            self._watch = HubMonitor(self._hub, self._loop, GreenPool._run.__code__)
+            self._watch = HubMonitor(self._hub, self._loop, self._run.__code__)
             self._watch.start()
 
     @property

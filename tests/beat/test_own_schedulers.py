@@ -150,7 +150,7 @@ def test_entries_as_in_celery(app: AmqTask) -> None:
 
 
 def test_listing_a_scheduler_that_keeps_time_itself_is_refused(app: AmqTask) -> None:
-    done = CliRunner().invoke(cli, ["beat", "--list", "-S", f"{__name__}:Rows"], obj=Globals(_loaded=app))
+    done = CliRunner().invoke(cli, ["beat", "--list", "-S", f"{__name__}:Rows"], obj=Globals(loaded=app))
 
     assert done.exit_code == 2
     assert "to itself" in done.output

@@ -23,7 +23,7 @@ SCHEDULE = {
 
 def amqtask(*arguments: str, schedule: object = SCHEDULE) -> Result:
     app = AmqTask("tasks", broker="memory://", set_as_current=False, beat_schedule=schedule, timezone="Asia/Shanghai")
-    return CliRunner().invoke(cli, list(arguments), obj=Globals(_loaded=app))
+    return CliRunner().invoke(cli, list(arguments), obj=Globals(loaded=app))
 
 
 def test_list_shows_entries_with_their_next_runs(tmp_path: Path) -> None:

@@ -168,10 +168,10 @@ def test_a_worker_takes_options_of_the_application(app: Any, monkeypatch: pytest
     signals.user_preload_options.connect(note)
     try:
         for words in ([], ["--my-option", "7", "--tenant=one"]):
-            CliRunner().invoke(cli, ["worker", "-P", "solo", *words], obj=Globals(_loaded=app))
+            CliRunner().invoke(cli, ["worker", "-P", "solo", *words], obj=Globals(loaded=app))
     finally:
         signals.user_preload_options.disconnect(note)
-    wrong = CliRunner().invoke(cli, ["worker", "--nonsense"], obj=Globals(_loaded=app))
+    wrong = CliRunner().invoke(cli, ["worker", "--nonsense"], obj=Globals(loaded=app))
 
     first, second = {"my_option": 3, "tenant": None}, {"my_option": 7, "tenant": "one"}
     assert told == [first, first, second, second]

@@ -50,10 +50,11 @@ class Bench:
         """Submit a request when there is a free slot; returns its number."""
         self._numbers += 1
         self._waiting.append(request(self._numbers, task, *args, **options))
-        self._wake()
+        self.feed_soon()
         return self._numbers
 
-    def _wake(self) -> None:
+    def feed_soon(self) -> None:
+        """Submit what waits at the end of this turn of the loop."""
         if not self._is_due:
             self._is_due = True
             self.loop.call_soon(self._feed)
@@ -71,7 +72,7 @@ class Bench:
                 self.surprises.append(f"a second outcome of {outcome.number}")
             self.outcomes[outcome.number] = outcome
             self.order.append(outcome.number)
-        self._wake()
+        self.feed_soon()
 
     def until(self, predicate: Callable[[], object], timeout: float = PATIENCE) -> None:
         """Turn the loop until the predicate holds."""
@@ -142,7 +143,7 @@ class PoolSuite:
 
         def take_back() -> None:
             taken.extend(bench.pool.take_back())
-            bench._wake()
+            bench.feed_soon()
 
         bench.loop.call_soon(take_back)
         bench.until(lambda: len(bench.outcomes) + len(taken) == len(numbers))
