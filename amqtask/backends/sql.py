@@ -241,13 +241,13 @@ class SqlBackend(PollingBackend):
             lambda: work(self._database()),
             policy or self._patience,
             errors=(sa.exc.SQLAlchemyError,),
-            is_transient=lambda error: isinstance(error, _GONE) or getattr(error, "connection_invalidated", False),
+            is_transient=_is_gone,
             explain=self._explain,
         )
 
     def _explain(self, error: Exception) -> Exception:
         safe_url = self._url.render_as_string(hide_password=True)
-        cause = getattr(error, "orig", None) or error
+        cause = (error.orig if isinstance(error, sa.exc.StatementError) else None) or error
         if isinstance(error, sa.exc.DataError):
             return EncodeError(f"{safe_url} does not take a result: {cause}")
         if isinstance(error, _GONE):
@@ -289,6 +289,11 @@ class SqlBackend(PollingBackend):
             engine.dispose()
             raise
         return _Database(engine.execution_options(isolation_level="AUTOCOMMIT"), columns)
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether the server is away, or has closed the connection."""
+    return isinstance(error, _GONE) or (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated)
 
 
 def database_url(url: str) -> sa.URL:
