@@ -531,7 +531,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
     def __copy__(self) -> AsyncResult[R]:
         return self._copied(self.parent)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncResult[R]:
+    def __deepcopy__(self, memo: dict[int, object]) -> AsyncResult[R]:
         return self._copied(copy.deepcopy(self.parent, memo))
 
     def _copied(self, parent: object) -> AsyncResult[R]:

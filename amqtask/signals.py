@@ -42,7 +42,7 @@ class Signal(WithOthersNames):
         weak: bool = True,
         dispatch_uid: Any = None,
         retry: bool = False,
-        **_: Any,
+        **_: object,
     ) -> Any:
         """Call `receiver(sender=…, signal=…, **arguments)` for each send (of that sender); returns the receiver.
 
@@ -57,7 +57,7 @@ class Signal(WithOthersNames):
         return receiver
 
     def disconnect(
-        self, receiver: Callable[..., Any] | None = None, sender: Any = None, dispatch_uid: Any = None, **_: Any
+        self, receiver: Callable[..., Any] | None = None, sender: Any = None, dispatch_uid: Any = None, **_: object
     ) -> bool:
         """Undo `connect`; whether it was connected."""
         identity = dispatch_uid if dispatch_uid is not None else _identity(receiver)
@@ -86,7 +86,7 @@ class Signal(WithOthersNames):
         return any(filtered is None or filtered == sender_key for filtered, _ in self._receivers.values())
 
     def _reference(self, receiver: Callable[..., Any], key: Any) -> Callable[[], Any]:
-        def gone(_: Any) -> None:
+        def gone(_: object) -> None:
             self._receivers.pop(key, None)
 
         if hasattr(receiver, "__self__") and hasattr(receiver, "__func__"):

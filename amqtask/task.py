@@ -274,7 +274,7 @@ class Task(WithOthersNames, Generic[P, R]):
 
     def retry(
         self,
-        args: Iterable[Any] | None = None,
+        args: Iterable[object] | None = None,
         kwargs: Keywords | None = None,
         exc: BaseException | None = None,
         throw: bool = True,

@@ -197,7 +197,7 @@ class RunsHere(Protocol):
     """Calls and compositions that run where they are made."""
 
     def run_inline(
-        self, task: CalledTask, args: Sequence[Any], kwargs: Keywords, options: Options
+        self, task: CalledTask, args: Sequence[object], kwargs: Keywords, options: Options
     ) -> UntypedEagerResult:
         """Run a task, retries and callbacks included."""
 

@@ -97,13 +97,13 @@ class Signature(dict[str, Any]):
         return type(self)._unpickled, (dict(self),)
 
     @classmethod
-    def _unpickled(cls, fields: dict[str, Any]) -> Signature:
+    def _unpickled(cls, fields: dict[str, object]) -> Signature:
         sig = cls.__new__(cls)
         dict.__init__(sig, fields)
         sig.bound_app = None
         return sig
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
+    def __deepcopy__(self, memo: dict[int, object]) -> Signature:
         copied = self._unpickled({key: copy.deepcopy(value, memo) for key, value in self.items()})
         copied.bound_app = self.bound_app
         return copied

@@ -62,7 +62,7 @@ class Expiry(Moment):
             return super().convert(value, param, ctx)
 
 
-def check(app: AmqTask, name: str, arguments: list[Any], kwargs: KeywordDict) -> None:
+def check(app: AmqTask, name: str, arguments: list[object], kwargs: KeywordDict) -> None:
     """What the loaded application knows. Another one's task it need not know, unless it has one of nearly that name.
 
     Raises: ClickException."""
@@ -96,7 +96,7 @@ def check(app: AmqTask, name: str, arguments: list[Any], kwargs: KeywordDict) ->
 @json_option
 @click.pass_obj
 def command(
-    settings: Globals, /, name: str, arguments: list[Any], kwargs: KeywordDict, as_json: bool, **options: object
+    settings: Globals, /, name: str, arguments: list[object], kwargs: KeywordDict, as_json: bool, **options: object
 ) -> None:
     """Publish task NAME and print its id, once the broker has confirmed it."""
     app = settings.load()

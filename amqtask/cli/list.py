@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -85,7 +85,7 @@ def _bound_on_broker(app: AmqTask, api: str) -> list[JsonObject]:
 
 
 def _row(
-    source: str, destination: str, destination_type: str, routing_key: str, arguments: dict[str, Any]
+    source: str, destination: str, destination_type: str, routing_key: str, arguments: dict[str, object]
 ) -> JsonObject:
     return {
         "source": source,

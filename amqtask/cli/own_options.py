@@ -33,7 +33,7 @@ class Extensible(click.Command):
         return super().parse_args(ctx, all_args)
 
 
-def own_options(app: AmqTask, ctx: click.Context, params: dict[str, Any]) -> dict[str, object]:
+def own_options(app: AmqTask, ctx: click.Context, params: dict[str, object]) -> dict[str, object]:
     """The application's own options with their values; receivers of `user_preload_options` are told of them."""
     options = _options(app, ctx.command.name)
     absent = [option for option in options if option.name not in params]

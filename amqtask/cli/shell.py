@@ -72,7 +72,7 @@ def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, object]:
     return names | NAMES | {"app": app, "celery": app}
 
 
-def _greeting(app: AmqTask, names: dict[str, Any]) -> str:
+def _greeting(app: AmqTask, names: dict[str, object]) -> str:
     tasks = sorted(name for name, value in names.items() if isinstance(value, Task))
     return f"amqtask {VERSION}: app = {app!r} on {app.broker_name}\ntasks: {', '.join(tasks) or 'none'}"
 
@@ -93,17 +93,17 @@ def _library(name: str) -> Any:
         raise _NotInstalled(name) from error
 
 
-def _ipython(names: dict[str, Any], greeting: str) -> None:
+def _ipython(names: dict[str, object], greeting: str) -> None:
     library = _library("IPython")
     echo_text(greeting)
     library.start_ipython(argv=[], user_ns=names)
 
 
-def _bpython(names: dict[str, Any], greeting: str) -> None:
+def _bpython(names: dict[str, object], greeting: str) -> None:
     _library("bpython").embed(names, banner=greeting)
 
 
-def _python(names: dict[str, Any], greeting: str) -> None:
+def _python(names: dict[str, object], greeting: str) -> None:
     try:
         import readline
         import rlcompleter

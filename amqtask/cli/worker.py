@@ -228,13 +228,13 @@ def command(settings: Globals, /, **params: Any) -> int:
     return exit_code
 
 
-def _check_pool_options(params: dict[str, Any]) -> None:
+def _check_pool_options(params: dict[str, object]) -> None:
     """Raises: UsageError."""
     if params["pool_start_method"] == "spawn":
         raise click.UsageError("--pool-start-method spawn: prefork's children are forked; there is no other way.")
 
 
-def _tell_useless(pool: str, params: dict[str, Any]) -> None:
+def _tell_useless(pool: str, params: dict[str, object]) -> None:
     useless = [
         f"--{name.replace('_', '-')}"
         for name in ("max_tasks_per_child", "max_memory_per_child")

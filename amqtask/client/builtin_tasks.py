@@ -19,7 +19,7 @@ ERRBACK = "amqtask.errback"
 
 def _map(app: Application) -> None:
     @app.task(name=MAP, shared=False)
-    def run_map(task: SignatureFields, it: list[Any]) -> object:
+    def run_map(task: SignatureFields, it: list[object]) -> object:
         return _each(app, task, [(item,) for item in it])
 
 
@@ -51,7 +51,7 @@ def _accumulate(app: Application) -> None:
 
 def _chunks(app: Application) -> None:
     @app.task(name=CHUNKS, shared=False)
-    def run_chunks(task: SignatureFields, it: list[Any], n: int) -> object:
+    def run_chunks(task: SignatureFields, it: list[object], n: int) -> object:
         return chunks(task, it, n, app=app).apply_async().as_tuple()
 
 
@@ -73,7 +73,7 @@ def _chord(app: Application) -> None:
 
 def _chain(app: Application) -> None:
     @app.task(name=CHAIN, bind=True, shared=False)
-    def run_chain(self: Any, /, *args: Any, tasks: list[Any] | None = None, **kwargs: object) -> object:
+    def run_chain(self: Any, /, *args: Any, tasks: list[object] | None = None, **kwargs: object) -> object:
         if not tasks:
             raise ConfigurationError("a chain travels as the first of its tasks; this message has no tasks in it")
         sig = maybe_signature({"task": CHAIN, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)

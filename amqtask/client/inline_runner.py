@@ -154,7 +154,7 @@ class InlineRunner:
             self._app.backend.store(kept)
         return result
 
-    def _run_next(self, step: SignatureFields, result: Any, later_steps: list[Any]) -> None:
+    def _run_next(self, step: SignatureFields, result: Any, later_steps: list[SignatureFields]) -> None:
         sig, _ = self._app.workflows.frozen(maybe_signature(step, self._app), {})
         following = self.run_composition(sig, (result,))
         if later_steps and following.successful():

@@ -25,7 +25,7 @@ class PropertyMapping(MutableMapping[str, Any]):
             raise KeyError(name)
         return value
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         if name not in _NAMES:
             raise KeyError(f"{name!r} is no property of a message; there are: {', '.join(_NAMES)}")
         setattr(self._properties, name, value)

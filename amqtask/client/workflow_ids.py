@@ -27,7 +27,7 @@ from amqtask.result import AsyncResult
 from amqtask.results.sets import GroupResult
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options
+    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.result import UntypedResult
 
 
@@ -338,7 +338,7 @@ def begin(
     sig: Signature,
     args: Iterable[object] = (),
     kwargs: Keywords | None = None,
-    continuation: list[Any] | None = None,
+    continuation: list[SignatureFields] | None = None,
     *,
     says_size: bool = True,
 ) -> Begun:
@@ -352,7 +352,9 @@ def begin(
     return begun
 
 
-def _begin(sig: Signature, args: Arguments, kwargs: KeywordDict, later_steps: list[Any], begun: Begun) -> None:
+def _begin(
+    sig: Signature, args: Arguments, kwargs: KeywordDict, later_steps: list[SignatureFields], begun: Begun
+) -> None:
     if isinstance(sig, chain):
         steps = sig.tasks
         _begin(steps[0], args, kwargs, [*later_steps, *reversed(steps[1:])], begun)
@@ -383,7 +385,9 @@ def _led_by_a_task(body: Signature) -> Signature:
     return led
 
 
-def _begin_chord(sig: chord, args: Arguments, kwargs: KeywordDict, later_steps: list[Any], begun: Begun) -> None:
+def _begin_chord(
+    sig: chord, args: Arguments, kwargs: KeywordDict, later_steps: list[SignatureFields], begun: Begun
+) -> None:
     body, members, group_id = sig.body, sig.tasks, sig.options.get("task_id") or str(uuid.uuid4())
     assert body is not None
     if later_steps:

@@ -42,7 +42,7 @@ class Workflows:
         sig, result = self.frozen(composition.clone(args, kwargs) if args or kwargs else composition, options)
         return self._begun(sig), result
 
-    def _begun(self, sig: Signature, args: Arguments = (), continuation: list[Any] | None = None) -> Begun:
+    def _begun(self, sig: Signature, args: Arguments = (), continuation: list[SignatureFields] | None = None) -> Begun:
         return begin(sig, args, continuation=continuation, says_size=self._app.chord_store is None)
 
     def frozen(self, composition: Any, options: Options) -> tuple[Signature, Result]:
@@ -117,7 +117,7 @@ class Workflows:
         return _announced(self._app.calls.compose_retry(request, context, when=when, sig=sig))
 
     def compose_next(
-        self, signature: SignatureFields, result: Any, context: Context, chain: list[Any]
+        self, signature: SignatureFields, result: Any, context: Context, chain: list[SignatureFields]
     ) -> list[Message]:
         """The messages of a callback or of the next step of a chain, with the rest of that (reversed) behind it."""
         request = context.request
@@ -126,7 +126,7 @@ class Workflows:
         return self._following(maybe_signature(signature, self._app), (result,), context, chain, headers)
 
     def compose_body(
-        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[object], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The messages of a chord's body."""
         sig = maybe_signature(without_chord_keys(body), self._app)
@@ -172,7 +172,7 @@ class Workflows:
         sig: Signature,
         args: Arguments,
         context: Context,
-        later_steps: list[Any],
+        later_steps: list[SignatureFields],
         headers: HeaderDict | None = None,
     ) -> list[Message]:
         sig = settle(sig)

@@ -7,7 +7,7 @@ are checked in their own messages.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.ground.wording import described
@@ -42,7 +42,7 @@ class Bounds(NamedTuple):
         if signatures:
             self._count(signatures)
 
-    def _count(self, signatures: list[Any]) -> None:
+    def _count(self, signatures: list[object]) -> None:
         queues = set()
         for count, call in enumerate(_published(signatures), 1):
             if count > self.follow_ups:
@@ -73,7 +73,7 @@ def _listed(embed: JsonFields, name: str) -> list[object]:
     return list(signatures)
 
 
-def _published(signatures: list[Any]) -> Iterator[Mapping[str, object]]:
+def _published(signatures: list[object]) -> Iterator[Mapping[str, object]]:
     """The options of each call that is published for these signatures."""
     while signatures:
         sig = signatures.pop()

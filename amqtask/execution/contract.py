@@ -70,7 +70,7 @@ class Composer(Protocol):
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
 
     def compose_next(
-        self, signature: SignatureFields, result: Any, context: Context, chain: list[Any]
+        self, signature: SignatureFields, result: Any, context: Context, chain: list[SignatureFields]
     ) -> list[Message]:
         """The messages of a callback, errback or next step of a chain; `result` is prepended to its args unless it is
         immutable. Adds their calls to `context.children`."""

@@ -51,14 +51,14 @@ class _RunHere:
         raise AssertionError("an inline retry is not published")
 
     def compose_next(
-        self, signature: SignatureFields, result: Any, context: Context, chain: list[Any]
+        self, signature: SignatureFields, result: Any, context: Context, chain: list[SignatureFields]
     ) -> list[Message]:
         """Run the signature."""
         self._run_next(signature, result, chain)
         return []
 
     def compose_body(
-        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[object], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """Never called: inline, the caller that runs the header runs the body, too."""
         raise AssertionError("an inline chord has no parts")
@@ -81,7 +81,7 @@ class InlineExecutor(Executor):
         self.retry: Retry | None = None
         super().__init__(tasks, accept=frozenset(), composer=_RunHere(run_next), store=self._keeper, hostname=hostname)
 
-    def call_errbacks(self, errbacks: list[Any], context: Context, error: BaseException) -> None:
+    def call_errbacks(self, errbacks: list[SignatureFields], context: Context, error: BaseException) -> None:
         """Call (or run) the errbacks of a chord's body that does not run."""
         token = current.set(context)
         try:

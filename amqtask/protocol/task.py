@@ -27,7 +27,16 @@ from amqtask.protocol.serialization import (
 )
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import HeaderDict, Headers, JsonFields, JsonObject, Keywords, StampDict, TaskBody
+    from amqtask.ground.shapes import (
+        HeaderDict,
+        Headers,
+        JsonFields,
+        JsonObject,
+        Keywords,
+        SignatureFields,
+        StampDict,
+        TaskBody,
+    )
 
 
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
@@ -102,9 +111,9 @@ class TaskCall:
     replaced_task_nesting: int = 0
     stamped_headers: list[str] | None = None
     stamps: StampDict | None = None
-    callbacks: list[Any] | None = None
-    errbacks: list[Any] | None = None
-    chain: list[Any] | None = None
+    callbacks: list[SignatureFields] | None = None
+    errbacks: list[SignatureFields] | None = None
+    chain: list[SignatureFields] | None = None
     chord: Any = None
     headers: HeaderDict | None = None
     argsrepr: str | None = None

@@ -86,7 +86,9 @@ class PlainComposer:
         """The routing key is `retry`."""
         return _message("retry", {"id": request.id, "retries": context.retries + 1, "when": when})
 
-    def compose_next(self, signature: SignatureFields, result: Any, context: Any, chain: list[Any]) -> list[Message]:
+    def compose_next(
+        self, signature: SignatureFields, result: Any, context: Any, chain: list[SignatureFields]
+    ) -> list[Message]:
         """The routing key is the next task's name."""
         return [_message(signature["task"], {"args": [result], "chain": chain})]
 

@@ -354,7 +354,7 @@ def _write_void(pieces: list[bytes], _value: None) -> int:
     return 1
 
 
-def _write_table(pieces: list[bytes], value: dict[str, Any]) -> int:
+def _write_table(pieces: list[bytes], value: dict[str, object]) -> int:
     pieces.append(b"F")
     return 1 + _write_fields(pieces, value)
 

@@ -201,7 +201,7 @@ def _option_fields(entry: Entry) -> OptionDict:
     return fields
 
 
-def _json(name: str, value: list[Any] | Mapping[str, object]) -> str:
+def _json(name: str, value: list[object] | Mapping[str, object]) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:

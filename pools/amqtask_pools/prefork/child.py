@@ -58,7 +58,7 @@ def main(
     executor: Executor,
     options: PoolOptions,
     parent: int,
-    mask: set[Any],
+    mask: set[object],
 ) -> None:
     """The child's main function; ends the process. `mask` is its signal mask; until it is set all signals are blocked."""
     try:

@@ -42,7 +42,7 @@ class NameOrOther(forms.TextInput):
 
     template_name = "amqtask/name_or_other.html"
 
-    def get_context(self, name: str, value: object, attrs: dict[str, Any] | None) -> dict[str, Any]:
+    def get_context(self, name: str, value: object, attrs: dict[str, object] | None) -> dict[str, Any]:
         """The widget's context, with the names of the tasks that this process knows."""
         context = super().get_context(name, value, attrs)
         proposals = f"id_{name}_names"
