@@ -163,9 +163,10 @@ def test_redis_has_a_client_for_locks_and_what_is_stored_under_celery_s_names_is
         assert not store.task_result_exists(result.id)
 
 
-# A serializer and a JSON type that are registered with kombu, as Celery's documentation shows.
+# What programs for Celery take from kombu, as Celery's documentation shows: queues, a serializer and a JSON type.
 REGISTERED = """
 import json
+from kombu import Exchange, Queue, binding
 from kombu.serialization import register
 from kombu.utils.json import register_type
 from amqtask import AmqTask
@@ -181,6 +182,16 @@ def dumps(value):
 def loads(text):
     return json.loads(text, object_hook=lambda table: Money(table["money"]) if "money" in table else table)
 
+media = Exchange("media", type="topic")
+queues = [Queue("a", media, routing_key="a.#", max_priority=3), Queue("b", [binding(media, "x"), binding(media, "y")])]
+with AmqTask("routes", broker="memory://", task_queues=queues, task_default_queue="a") as app:
+    app.send_task("t", queue=Queue("c", Exchange("c"), routing_key="c"))
+    for name in ("a", "b"):
+        app.send_task("t", queue=name)  # which declares it
+    app.send_task("t", exchange=media, routing_key="a.1")
+    app.send_task("t", exchange=media, routing_key="y")
+    print(*(len(app.memory_broker.messages(name)) for name in "abc"), app.queues["a"].queue_arguments["x-max-priority"])
+
 register("money", dumps, loads, content_type="application/x-money", content_encoding="utf-8")
 register_type(Money, "money", lambda money: money.cents, Money)
 
@@ -193,9 +204,9 @@ for serializer in ("money", "json"):
 """
 
 
-def test_what_was_registered_with_kombu_is_used(kombu: Path) -> None:
+def test_queues_of_kombu_and_what_was_registered_there_are_used(kombu: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", REGISTERED],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(kombu)}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.stdout.split() == ["money", "8", "json", "8"], done.stdout + done.stderr
+    assert done.stdout.split() == ["2", "2", "1", "3", "money", "8", "json", "8"], done.stdout + done.stderr

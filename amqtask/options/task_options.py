@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, checked
 from amqtask.protocol.entities import Exchange, Queue
+from amqtask.protocol.kombu_entities import as_exchange, as_queue
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 _BACKOFF = value_types.either(
     "True, False, or a number of seconds from 0 on", value_types.instance("", bool), value_types.SECONDS
 )
-_QUEUE = value_types.either("the name of a queue, or a Queue", Queue, value_types.NAME)
-_EXCHANGE = value_types.either("the name of an exchange, or an Exchange", Exchange, value_types.KEY)
+_QUEUE = value_types.either(
+    "the name of a queue, or a Queue", Queue, value_types.NAME, Kind("a queue of kombu's", as_queue)
+)
+_EXCHANGE = value_types.either(
+    "the name of an exchange, or an Exchange", Exchange, value_types.KEY, Kind("an exchange of kombu's", as_exchange)
+)
 _LINKS = value_types.Kind("a signature, or a list of them", value_types.signatures)
 _SERIALIZER = value_types.NAME  # a name or content type; the serialization knows which there are
 

@@ -15,10 +15,11 @@ Arguments: TypeAlias = tuple[tuple[str, Any], ...]
 
 def arguments(values: Mapping[str, object] | Arguments | None) -> Arguments:
     """Queue or binding arguments in a hashable, order-free form."""
-    if not values:
-        return ()
-    items = values.items() if isinstance(values, Mapping) else values
-    return tuple(sorted(items))
+    return _sorted(values) if values else ()
+
+
+def _sorted(values: Mapping[str, object] | Arguments) -> Arguments:
+    return tuple(sorted(values.items() if isinstance(values, Mapping) else values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,14 @@ class Binding:
     to_exchange: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Queue:
     """A queue and the exchange that it is bound to.
 
     `exchange` None, or the default exchange: messages reach it by its name through the default exchange.
-    `arguments` are the broker's (`x-queue-type`, `x-delivery-limit`, …), see `topology.plan` for the defaults.
+    `arguments` are the broker's (`x-queue-type`, `x-delivery-limit`, …), see `topology.plan` for the defaults. kombu's names
+    for them are taken, too: `queue_arguments`, `max_priority`, `max_length`, `max_length_bytes`, and in seconds `message_ttl`
+    and `expires`.
     """
 
     name: str
@@ -68,6 +71,50 @@ class Queue:
     # A Broadcast queue has its own name in each worker; only its consumer declares it.
     broadcast: bool = field(default=False)
 
+    def __init__(
+        self,
+        name: str,
+        exchange: Exchange | str | None = None,
+        routing_key: str = "",
+        durable: bool = True,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: Arguments | Mapping[str, Any] = (),
+        bindings: tuple[Binding, ...] = (),
+        passive: bool = False,
+        broadcast: bool = False,
+        *,
+        queue_arguments: Mapping[str, Any] | None = None,
+        max_priority: int | None = None,
+        max_length: int | None = None,
+        max_length_bytes: int | None = None,
+        message_ttl: float | None = None,
+        expires: float | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "name", name)
+        put(self, "exchange", Exchange(exchange) if isinstance(exchange, str) else exchange)
+        put(self, "routing_key", routing_key)
+        put(self, "durable", durable)
+        put(self, "exclusive", exclusive)
+        put(self, "auto_delete", auto_delete)
+        put(self, "bindings", bindings)
+        put(self, "passive", passive)
+        put(self, "broadcast", broadcast)
+        named = {
+            "x-max-priority": max_priority,
+            "x-max-length": max_length,
+            "x-max-length-bytes": max_length_bytes,
+            "x-message-ttl": _milliseconds(message_ttl),
+            "x-expires": _milliseconds(expires),
+        }
+        more = {**(queue_arguments or {}), **{key: value for key, value in named.items() if value is not None}}
+        put(
+            self,
+            "arguments",
+            _sorted({**dict(arguments), **more}) if more or isinstance(arguments, Mapping) else arguments,
+        )
+
     def __reduce__(self) -> tuple[object, ...]:
         """See Exchange."""
         return Queue, (
@@ -79,6 +126,13 @@ class Queue:
     def argument_map(self) -> QueueArgumentDict:
         """The arguments as the dictionary that goes to the broker."""
         return dict(self.arguments)
+
+    # kombu's name.
+    queue_arguments = argument_map
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
 def Broadcast(name: str, *, exchange: Exchange | None = None) -> Queue:

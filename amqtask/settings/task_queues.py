@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.protocol.entities import Broadcast, Exchange, Queue, arguments
+from amqtask.protocol.entities import Exchange, Queue, arguments
+from amqtask.protocol.kombu_entities import queue_of
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options
@@ -54,20 +55,7 @@ def _from_mapping(name: str, options: Options, default: Exchange | None) -> Queu
 
 
 def _from_entity(entity: Any) -> Queue:
-    """A queue object of another library (kombu's) with the same attributes."""
     try:
-        source = entity.exchange
-        exchange = Exchange(source.name, type=source.type, durable=source.durable) if source and source.name else None
-        if type(entity).__name__ == "Broadcast":
-            return Broadcast(entity.alias or entity.name, exchange=exchange)
-        return Queue(
-            entity.name,
-            exchange=exchange,
-            routing_key=entity.routing_key or entity.name,
-            durable=entity.durable,
-            exclusive=entity.exclusive,
-            auto_delete=entity.auto_delete,
-            arguments=arguments(dict(entity.queue_arguments or {})),
-        )
+        return queue_of(entity)
     except AttributeError as error:
         raise ConfigurationError(f"task_queues holds {entity!r}, which is no Queue: {error}") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, Task
+from amqtask import AmqTask, Exchange, Queue, Task
+from amqtask.exceptions import WrongValue
 from amqtask.testing.worker import start_worker
 
 
@@ -81,3 +84,57 @@ def test_a_task_may_hand_its_headers_on_to_what_it_calls() -> None:
             found = app.AsyncResult(child_id).get(60)
 
     assert found == ["child", "of-child", {"tenant": "acme"}]
+
+
+def test_a_queue_is_made_with_kombu_s_names() -> None:
+    queue = Queue(
+        "jobs",
+        "jobs",
+        "key",
+        queue_arguments={"x-queue-type": "classic"},
+        max_priority=5,
+        message_ttl=1.5,
+        expires=60,
+        max_length=9,
+    )
+
+    assert queue.exchange == Exchange("jobs")
+    assert queue.queue_arguments == {
+        "x-queue-type": "classic", "x-max-priority": 5, "x-message-ttl": 1500, "x-expires": 60000, "x-max-length": 9,
+    }  # fmt: skip
+    assert Queue("jobs", arguments={"b": 1, "a": 2}) == Queue("jobs", queue_arguments={"a": 2, "b": 1})
+    assert replace(queue, durable=False).queue_arguments == queue.queue_arguments
+
+
+def kombu_exchange(name: str, kind: str = "direct") -> Any:
+    return SimpleNamespace(name=name, type=kind, durable=True)
+
+
+def kombu_queue(name: str, exchange: Any, key: str, **more: Any) -> Any:
+    """An object with a kombu.Queue's attributes."""
+    fields: dict[str, Any] = {
+        "durable": True,
+        "exclusive": False,
+        "auto_delete": False,
+        "queue_arguments": None,
+        "bindings": (),
+    }
+    return SimpleNamespace(name=name, exchange=exchange, routing_key=key, **{**fields, **more})
+
+
+def test_queues_and_exchanges_of_kombu_are_taken_by_settings_and_calls() -> None:
+    media = kombu_exchange("media", "topic")
+    bound = [SimpleNamespace(exchange=media, routing_key=key) for key in ("x", "y")]
+    queues = [kombu_queue("a", media, "a.#", max_priority=3), kombu_queue("b", None, "", bindings=bound)]
+    with make_app(task_queues=queues) as app:
+        app.send_task("t", queue=kombu_queue("c", kombu_exchange("c"), "c"))
+        for name in ("a", "b"):
+            app.send_task("t", queue=name)  # which declares it
+        app.send_task("t", exchange=media, routing_key="a.1")
+        app.send_task("t", exchange=media, routing_key="y")
+
+        assert app.memory_broker is not None
+        assert [len(app.memory_broker.messages(name)) for name in ("a", "b", "c")] == [2, 2, 1]
+        assert app.queues["a"].queue_arguments["x-max-priority"] == 3
+        with pytest.raises(WrongValue, match="queue wants the name of a queue, or a Queue"):
+            app.send_task("t", queue=SimpleNamespace(name="d"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from amqtask.compat.messages import as_task_v1, as_task_v2, task_message
-from amqtask.protocol.entities import Queue
+from amqtask.protocol.entities import Exchange, Queue
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -22,7 +23,8 @@ class Queues(Mapping[str, Queue]):
         self._app = app
 
     def __getitem__(self, name: str) -> Queue:
-        return self._app.queues[name]
+        queue = self._app.queues[name]
+        return queue if queue.exchange is not None else replace(queue, exchange=Exchange())
 
     def __contains__(self, name: object) -> bool:
         return name in self._app.queues
