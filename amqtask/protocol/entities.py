@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ def _sorted(values: Mapping[str, object] | Arguments) -> Arguments:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An exchange; `name=""` is the default exchange, which is never declared."""
+    """An exchange; `name=""` is the default exchange, which is never declared.
+
+    `delivery_mode` is taken for programs that had kombu's: that of a message is its call's, its task's or the setting's.
+    """
 
     name: str = ""
     type: str = "direct"
@@ -32,6 +35,7 @@ class Exchange:
     auto_delete: bool = False
     arguments: Arguments = ()
     passive: bool = False
+    delivery_mode: InitVar[int | str | None] = None
 
     def __reduce__(self) -> tuple[object, ...]:
         """Exchanges travel with messages between processes, often: pickled without a look at the dataclass's fields each time."""

@@ -104,6 +104,7 @@ def test_a_queue_is_made_with_kombu_s_names() -> None:
     }  # fmt: skip
     assert Queue("jobs", arguments={"b": 1, "a": 2}) == Queue("jobs", queue_arguments={"a": 2, "b": 1})
     assert replace(queue, durable=False).queue_arguments == queue.queue_arguments
+    assert Exchange("jobs", type="topic", delivery_mode=1) == Exchange("jobs", "topic")
 
 
 def kombu_exchange(name: str, kind: str = "direct") -> Any:
