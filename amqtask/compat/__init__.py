@@ -140,7 +140,7 @@ ATTRIBUTES = {
 }
 
 
-def attribute(owner: Any, name: str) -> Any:
+def attribute(owner: object, name: str) -> Any:
     """An attribute that an object has only for others' sake, bound to it. Raises: AttributeError."""
     ours = type(owner).__mro__
     for owner_class in ours:

@@ -35,7 +35,7 @@ def get_current_task() -> Any:
 get_current_worker_task = get_current_task
 
 
-def connect_on_app_finalize(callback: Callable[[AmqTask], Any]) -> Callable[[AmqTask], Any]:
+def connect_on_app_finalize(callback: Callable[[AmqTask], object]) -> Callable[[AmqTask], Any]:
     """Call it with each application that is finalised."""
     note_shared(callback)
     return callback

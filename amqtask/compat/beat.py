@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from amqtask.app import AmqTask
     from amqtask.beat.options import BeatOptions
+    from amqtask.ground.shapes import JsonFields, JsonObject
     from amqtask.pool import Loop
 
 __all__ = [
@@ -143,7 +144,7 @@ class Scheduler:
 
     Entry: ClassVar[type[ScheduleEntry]] = ScheduleEntry
     #: Where the entries are, when `schedule` is not defined otherwise.
-    data: dict[str, Any]
+    data: JsonObject
     max_interval: float = DEFAULT_MAX_INTERVAL
     #: Seconds, or (when set) sent tasks, after which `sync` is called.
     sync_every: float = 180
@@ -181,7 +182,7 @@ class Scheduler:
         self.install_default_entries(self.data)
         self.merge_inplace(self.app.conf.beat_schedule)
 
-    def install_default_entries(self, data: Mapping[str, Any]) -> None:
+    def install_default_entries(self, data: JsonFields) -> None:
         """Add the entry that deletes old results, where the store does not do so itself."""
         backend = self.app.backend
         if backend is None or not self.app.conf.result_expires or backend.supports_autoexpire:

@@ -17,6 +17,7 @@ from amqtask.transport.admin import QueueAdmin
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject
 
 _PROPERTIES = frozenset(Properties.__dataclass_fields__)
 
@@ -66,12 +67,12 @@ class Connection(BrokerConnection):
 
     def ensure_connection(
         self,
-        errback: Callable[[Any, float], Any] | None = None,
+        errback: Callable[[Any, float], object] | None = None,
         max_retries: int | None = None,
         interval_start: float = 2,
         interval_step: float = 2,
         interval_max: float = 30,
-        callback: Any = None,
+        callback: object = None,
         reraise_as_library_errors: bool = True,
         timeout: float | None = None,
     ) -> Connection:
@@ -103,7 +104,7 @@ class Connection(BrokerConnection):
     def heartbeat_check(self, rate: int = 2) -> None:
         """Do nothing: the connection is short-lived."""
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> JsonObject:
         """The connection's parameters, without password."""
         address = next(iter(self.app.broker_addresses), None)
         return {} if address is None else {"hostname": address.host, "port": address.port, "uri": address.safe_url}
@@ -124,11 +125,11 @@ class Connection(BrokerConnection):
         """A channel."""
         return Channel(self)
 
-    def Producer(self, channel: Any = None, **options: Any) -> Producer:
+    def Producer(self, channel: object = None, **options: Any) -> Producer:
         """A producer on this connection."""
         return Producer(self.app, **options)
 
-    def SimpleQueue(self, name: Any, no_ack: bool | None = None, **_: Any) -> SimpleQueue:
+    def SimpleQueue(self, name: Any, no_ack: bool | None = None, **_: object) -> SimpleQueue:
         """`get` and `put`."""
         return SimpleQueue(self, getattr(name, "name", name))
 
@@ -158,7 +159,7 @@ class Channel(_Closing):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def queue_declare(self, queue: str, passive: bool = False, **_: Any) -> queue_declare_ok_t:
+    def queue_declare(self, queue: str, passive: bool = False, **_: object) -> queue_declare_ok_t:
         """A queue's numbers of messages and consumers. Raises: QueueNotFound; NotImplementedError unless `passive`."""
         memory = self.connection.app.memory_broker
         if not passive:
@@ -168,12 +169,12 @@ class Channel(_Closing):
         state = self.connection.admin.state(queue)
         return queue_declare_ok_t(queue, state.ready, state.consumers)
 
-    def queue_purge(self, queue: str, **_: Any) -> int:
+    def queue_purge(self, queue: str, **_: object) -> int:
         """Delete the messages of a queue; returns how many there were."""
         memory = self.connection.app.memory_broker
         return memory.purge(queue) if memory is not None else self.connection.admin.purge(queue)
 
-    def queue_delete(self, queue: str, **_: Any) -> None:
+    def queue_delete(self, queue: str, **_: object) -> None:
         """Delete a queue."""
         memory = self.connection.app.memory_broker
         if memory is not None:
@@ -186,7 +187,7 @@ class Producer(_Closing):
     """Publishes, with confirms, through the application's own connections."""
 
     def __init__(
-        self, app: AmqTask, exchange: Any = "", routing_key: str = "", serializer: str | None = None, **_: Any
+        self, app: AmqTask, exchange: Any = "", routing_key: str = "", serializer: str | None = None, **_: object
     ) -> None:
         self.app = app
         self.exchange = exchange
@@ -206,10 +207,10 @@ class Producer(_Closing):
         serializer: str | None = None,
         headers: Any = None,
         compression: str | None = None,
-        exchange: Any = None,
+        exchange: object = None,
         retry: bool = False,
-        retry_policy: Any = None,
-        declare: Any = (),
+        retry_policy: object = None,
+        declare: object = (),
         expiration: float | None = None,
         timeout: float | None = None,
         **properties: Any,
@@ -259,7 +260,7 @@ class Producer(_Closing):
 class Producers:
     """A pool: `with pool.acquire(block=True) as producer`. The application limits its own connections (broker_pool_limit)."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], object]) -> None:
         self._make = make
 
     def acquire(self, block: bool = False, timeout: float | None = None) -> Any:

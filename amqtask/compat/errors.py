@@ -63,6 +63,6 @@ class CDeprecationWarning(DeprecationWarning):
     """Never shown."""
 
 
-def reraise(tp: Any, value: BaseException, tb: Any = None) -> None:
+def reraise(tp: object, value: BaseException, tb: Any = None) -> None:
     """Raise an exception with a traceback."""
     raise value.with_traceback(tb) if value.__traceback__ is not tb else value

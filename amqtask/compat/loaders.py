@@ -38,7 +38,7 @@ class Loader:
 
     import_from_cwd = import_module
 
-    def autodiscover_tasks(self, packages: Any, related_name: str = "tasks") -> None:
+    def autodiscover_tasks(self, packages: object, related_name: str = "tasks") -> None:
         """`app.autodiscover_tasks`."""
         self.app.autodiscover_tasks(packages, related_name, force=True)
 
@@ -57,6 +57,6 @@ class Loader:
         return {*self.app.conf.imports, *self.app.conf.include}
 
 
-def get_loader_cls(loader: Any) -> type[Loader]:
+def get_loader_cls(loader: object) -> type[Loader]:
     """The loader's class: there is only one."""
     return Loader

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.imports import load
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Arguments
+
 
 __all__ = ["PromiseProxy", "Proxy", "maybe_evaluate", "try_import"]
 
@@ -15,9 +19,7 @@ class Proxy:
 
     __slots__ = ("_found",)
 
-    def __init__(
-        self, local: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None, name: Any = None
-    ) -> None:
+    def __init__(self, local: Callable[..., Any], args: Arguments = (), kwargs: Any = None, name: Any = None) -> None:
         object.__setattr__(self, "_found", lambda: local(*args, **(kwargs or {})))
 
     def _get_current_object(self) -> Any:
@@ -62,9 +64,7 @@ class PromiseProxy(Proxy):
 
     __slots__ = ()
 
-    def __init__(
-        self, local: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None, name: Any = None
-    ) -> None:
+    def __init__(self, local: Callable[..., Any], args: Arguments = (), kwargs: Any = None, name: Any = None) -> None:
         kept: list[Any] = []
 
         def found() -> Any:

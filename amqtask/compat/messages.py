@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.protocol.task import TaskCall, saferepr, task_headers
 from amqtask.task import eta_of
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
 
 # Options of calls that TaskCall has under other names; and those that are no part of a message.
 _RENAMED = {"group_id": "group"}
@@ -52,7 +56,7 @@ def as_task_v2(task_id: str, name: str, args: Any = None, kwargs: Any = None, **
     )
 
 
-def as_task_v1(task_id: str, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> task_message:
+def as_task_v1(task_id: str, name: str, args: object = None, kwargs: object = None, **options: Any) -> task_message:
     """Protocol 1: all of it is in the body. Raises: TypeError."""
     args, kwargs = _checked(args, kwargs)
     eta, expires = eta_of(options.get("eta"), options.get("countdown")), _expiry(options.get("expires"))
@@ -80,7 +84,7 @@ def as_task_v1(task_id: str, name: str, args: Any = None, kwargs: Any = None, **
     return task_message({}, properties, body, event if options.get("create_sent_event") else None)
 
 
-def _checked(args: Any, kwargs: Any) -> tuple[Any, Any]:
+def _checked(args: object, kwargs: object) -> tuple[Any, Any]:
     args, kwargs = args or (), kwargs or {}
     if not isinstance(args, (list, tuple)):
         raise TypeError("task args must be a list or tuple")
@@ -89,11 +93,11 @@ def _checked(args: Any, kwargs: Any) -> tuple[Any, Any]:
     return args, kwargs
 
 
-def _properties(task_id: str, reply_to: str | None) -> dict[str, Any]:
+def _properties(task_id: str, reply_to: str | None) -> JsonObject:
     return {"correlation_id": task_id, "reply_to": reply_to or ""}
 
 
-def _expiry(expires: Any) -> datetime | None:
+def _expiry(expires: object) -> datetime | None:
     """Seconds from now, or a time."""
     return eta_of(None, expires) if isinstance(expires, (int, float)) else eta_of(expires, None)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import Keywords
     from amqtask.pool import Loop
     from amqtask.pool import Timer as LoopTimer
 
@@ -74,5 +75,5 @@ class Timer:
             self._arm(entry, entry.repeat)
 
 
-def _bound(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Callable[[], None]:
+def _bound(function: Callable[..., Any], args: Sequence[Any], kwargs: Keywords | None) -> Callable[[], None]:
     return lambda: function(*args, **(kwargs or {}))

@@ -40,7 +40,7 @@ class Beat:
         max_interval: float | None = None,
         schedule: str | None = None,
         scheduler: str | None = None,
-        **_: Any,
+        **_: object,
     ) -> None:
         self.app = app
         self._options = BeatOptions(schedule=schedule, scheduler=scheduler, max_interval=max_interval)

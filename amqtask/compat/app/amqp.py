@@ -52,7 +52,7 @@ class Queues(Mapping[str, Queue]):
         """Consume all queues but these."""
         self._app.queues.deselect([exclude] if isinstance(exclude, str) else exclude)
 
-    def select_add(self, queue: str, **options: Any) -> Queue:
+    def select_add(self, queue: str, **options: object) -> Queue:
         """Add a queue and consume it, too."""
         added = self.add(queue, **options)
         self._app.queues.select([*self.consume_from, added.name])

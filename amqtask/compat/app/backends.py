@@ -7,12 +7,12 @@ from typing import Any
 from amqtask.backends.registry import find_named
 
 
-def by_name(backend: str | None = None, loader: Any = None, extension_namespace: str = "") -> Any:
+def by_name(backend: str | None = None, loader: object = None, extension_namespace: str = "") -> Any:
     """The class. Raises: ConfigurationError."""
     return find_named(backend or "")[0]
 
 
-def by_url(backend: str | None = None, loader: Any = None) -> tuple[Any, str | None]:
+def by_url(backend: str | None = None, loader: object = None) -> tuple[Any, str | None]:
     """The class, and the URL."""
     backend_class, url = find_named(backend or "")
     return backend_class, url if url and "://" in url else None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.current import current_app
 from amqtask.remote.control import Control, Inspection
 
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonFields
+
+
 __all__ = ["Control", "Inspect", "flatten_reply"]
 
 
-def flatten_reply(reply: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def flatten_reply(reply: Iterable[JsonFields]) -> dict[str, Any]:
     """A list of replies as one dictionary: node → answer."""
     replies: dict[str, Any] = {}
     for item in reply:

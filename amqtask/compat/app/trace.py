@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
-def setup_worker_optimizations(app: Any, hostname: str | None = None) -> None:
+def setup_worker_optimizations(app: object, hostname: str | None = None) -> None:
     """Nothing to do."""
 
 
-def reset_worker_optimizations(app: Any = None) -> None:
+def reset_worker_optimizations(app: object = None) -> None:
     """Nothing to do."""
 
 
@@ -35,10 +35,10 @@ class trace_ok_t(NamedTuple):
     retstr: str
 
 
-def build_tracer(name: str, task: Any, *_: Any, **__: Any) -> Callable[..., Any]:
+def build_tracer(name: str, task: Any, *_: object, **__: object) -> Callable[..., Any]:
     """What runs a task: a function that takes (id, args, kwargs, request) and raises nothing."""
 
-    def trace_task(uuid: str | None, args: Any, kwargs: Any, request: Any = None) -> trace_ok_t:
+    def trace_task(uuid: str | None, args: Any, kwargs: Any, request: object = None) -> trace_ok_t:
         began = time.perf_counter()
         # Looked up at each run: a library may have replaced it since.
         call = task if task_has_custom(task, "__call__") else task.run
@@ -60,7 +60,7 @@ def replaced_tracer(task: Any) -> Callable[..., Any] | None:
         return None
     trace_task = build_tracer(task.name, task, app=task.app)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         request = task.request
         headers = {**request.request.headers, "headers": request.headers}
         ended = trace_task(request.id, args, kwargs, headers)

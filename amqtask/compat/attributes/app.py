@@ -62,7 +62,9 @@ class OfApp(AmqTask):
         return Producers(lambda: Producer(self))
 
     @contextmanager
-    def connection_or_acquire(self, connection: Any = None, pool: bool = True, *_: Any, **__: Any) -> Iterator[Any]:
+    def connection_or_acquire(
+        self, connection: Any = None, pool: bool = True, *_: object, **__: object
+    ) -> Iterator[Any]:
         """The connection that is given, or one for the block."""
         if connection is not None:
             yield connection
@@ -73,35 +75,35 @@ class OfApp(AmqTask):
     default_connection = connection_or_acquire
 
     @contextmanager
-    def producer_or_acquire(self, producer: Any = None) -> Iterator[Any]:
+    def producer_or_acquire(self, producer: object = None) -> Iterator[Any]:
         """The producer that is given, or one for the block."""
         yield Producer(self) if producer is None else producer
 
     default_producer = producer_or_acquire
 
-    def broker_connection(self, *_: Any, **__: Any) -> Any:
+    def broker_connection(self, *_: object, **__: object) -> Any:
         """A connection."""
         return self.connection()
 
     # -- processes
 
-    def Worker(self, app: Any = None, **options: Any) -> Any:
+    def Worker(self, app: object = None, **options: object) -> Any:
         """A worker: `app.Worker(pool="solo", concurrency=1).start()`."""
         return make_worker(self, **options)
 
     WorkController = Worker
 
-    def Beat(self, app: Any = None, **options: Any) -> Beat:
+    def Beat(self, app: object = None, **options: Any) -> Beat:
         """A beat: `app.Beat(scheduler="…").run()`."""
         return Beat(self, **options)
 
     # -- settings
 
-    def add_defaults(self, fun: Any) -> None:
+    def add_defaults(self, fun: object) -> None:
         """Add defaults for settings that nothing else has set; they are read when they are needed."""
         self.conf.later(lambda: self.conf.add_defaults(fun))
 
-    def either(self, default_key: str, *defaults: Any) -> Any:
+    def either(self, default_key: str, *defaults: object) -> Any:
         """The first of `defaults` that is not None, else the setting."""
         return next((value for value in defaults if value is not None), self.conf[default_key])
 
@@ -109,7 +111,7 @@ class OfApp(AmqTask):
         """Consume these only."""
         self.queues.select(list(queues or ()))
 
-    def prepare_config(self, c: Any) -> Any:
+    def prepare_config(self, c: object) -> Any:
         """Return the configuration unchanged."""
         return c
 

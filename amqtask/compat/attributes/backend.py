@@ -61,7 +61,7 @@ class OfStore(Asked):
         """Do nothing: the store caches no results."""
 
     def store_result(
-        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+        self, task_id: str, result: Any, state: str, traceback: object = None, request: Any = None, **kwargs: object
     ) -> Any:
         """Store a value, an exception or a meta; over `rpc://` it goes to who has called `request`, or the task that runs here.
 

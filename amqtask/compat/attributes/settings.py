@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.settings import Settings
 from amqtask.settings.table import SETTINGS
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingValues
 
 
 class Option:
@@ -62,7 +64,7 @@ class OfSettings(Settings):
 
     def add_defaults(self, fun: Any) -> None:
         """Values (or a function that returns them) for what is not set."""
-        values: Mapping[str, Any] = fun() if callable(fun) else fun
+        values: SettingValues = fun() if callable(fun) else fun
         for name, value in values.items():
             if not self.is_set(name):
                 self[name] = value

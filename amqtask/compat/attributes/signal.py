@@ -11,7 +11,7 @@ from amqtask.signals import Signal
 class OfSignal(Signal):
     """Bound to a signal."""
 
-    def send_robust(self, sender: Any = None, **arguments: Any) -> list[tuple[Callable[..., Any], Any]]:
+    def send_robust(self, sender: object = None, **arguments: object) -> list[tuple[Callable[..., Any], Any]]:
         """`send` under Django's name."""
         return self.send(sender, **arguments)
 

@@ -72,7 +72,7 @@ class OfTask(Task[..., Any]):
     def _get_request(self) -> Context:
         return self.request
 
-    def push_request(self, *args: Any, **kwargs: Any) -> None:
+    def push_request(self, *args: object, **kwargs: object) -> None:
         """Have `task.request` be one with these fields."""
         push(self, Context(**dict(*args, **kwargs)))
 
@@ -85,11 +85,11 @@ class OfTask(Task[..., Any]):
         """The requests that run, here the task's own."""
         return RequestStack(self)
 
-    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+    def start_strategy(self, app: object, consumer: object, **kwargs: object) -> Any:
         """Do nothing: our workers need no strategy per task."""
         return None
 
-    def on_bound(self, app: Any) -> None:
+    def on_bound(self, app: object) -> None:
         """Do nothing: for `super().on_bound(app)`."""
 
     def on_replace(self, sig: Any) -> Any:
@@ -97,7 +97,7 @@ class OfTask(Task[..., Any]):
         return self.replace(sig)
 
     def signature_from_request(
-        self, request: Any = None, args: Any = None, kwargs: Any = None, queue: str | None = None, **extra: Any
+        self, request: Any = None, args: Any = None, kwargs: Any = None, queue: str | None = None, **extra: object
     ) -> Any:
         """A signature that calls the task as `request` does, with one retry more."""
         context = self.request if request is None else request

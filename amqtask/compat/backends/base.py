@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from uuid import UUID
 
 from amqtask import states
@@ -31,6 +31,10 @@ from amqtask.protocol.result import ResultMessage, exception_as_dict, exception_
 from amqtask.protocol.serialization import content_type, content_types, dumps, loads
 from amqtask.result import AsyncResult, result_from_tuple
 from amqtask.results.sets import GroupResult, ResultSet
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import Arguments, Keywords
+
 
 __all__ = [
     "Backend", "BaseBackend", "BaseDictBackend", "DisabledBackend", "KeyValueStoreBackend", "SyncBackendMixin",
@@ -304,7 +308,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
         """Do nothing: the members' messages carry the body."""
 
-    def __reduce__(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __reduce__(self, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         return unpickle_backend, (type(self), args, dict(kwargs or {}))
 
     # -- our end (amqtask.backends.contract)
@@ -455,7 +459,7 @@ class KeyValueStoreBackend(BaseBackend):
         return self.delete(self.get_key_for_group(group_id))
 
 
-def unpickle_backend(cls: type[BaseBackend], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BaseBackend:
+def unpickle_backend(cls: type[BaseBackend], args: Arguments, kwargs: Keywords) -> BaseBackend:
     """A store of the current application."""
     backend: BaseBackend = cls(*args, **{**kwargs, "app": current_app()})
     return backend

@@ -34,11 +34,11 @@ class AbortableTask(Task[Any, Any]):
 
     abstract = True
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> AbortableAsyncResult:
+    def AsyncResult(self, task_id: str, **kwargs: object) -> AbortableAsyncResult:
         """The result of an earlier call."""
         return AbortableAsyncResult(task_id, app=self.app, task_name=self.name)
 
-    def is_aborted(self, **kwargs: Any) -> bool:
+    def is_aborted(self, **kwargs: object) -> bool:
         """Whether the call that runs (or `task_id`) is to stop."""
         task_id = str(kwargs.get("task_id", self.request.id))
         return self.AsyncResult(task_id).is_aborted()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from amqtask import signals
 
@@ -14,6 +13,6 @@ class Signal(signals.Signal):
     """A signal of one's own, made as Celery's are."""
 
     def __init__(
-        self, providing_args: Iterable[str] | None = None, use_caching: bool = False, name: Any = None
+        self, providing_args: Iterable[str] | None = None, use_caching: bool = False, name: object = None
     ) -> None:
         super().__init__(str(name), tuple(providing_args or ()))

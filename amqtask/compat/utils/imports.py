@@ -27,19 +27,19 @@ class NotAPackage(Exception):
     """A module of a module that is no package."""
 
 
-def qualname(obj: Any) -> str:
+def qualname(obj: object) -> str:
     """`module.Class` of a class or of an instance."""
     named = obj if isinstance(obj, type) or hasattr(obj, "__qualname__") else type(obj)
     return f"{named.__module__}.{named.__qualname__}"
 
 
 def symbol_by_name(
-    name: Any,
+    name: object,
     aliases: dict[str, str] | None = None,
     imp: Any = None,
     package: str | None = None,
     sep: str = ".",
-    default: Any = None,
+    default: object = None,
 ) -> Any:
     """The object at `module.Name` or `module:Name`; what is no text is itself."""
     if not isinstance(name, str):
@@ -57,7 +57,7 @@ def symbol_by_name(
         return default
 
 
-def instantiate(name: Any, *args: Any, **kwargs: Any) -> Any:
+def instantiate(name: object, *args: object, **kwargs: object) -> Any:
     """An instance of the class of that name."""
     return symbol_by_name(name)(*args, **kwargs)
 
@@ -77,7 +77,7 @@ def cwd_in_path() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def find_module(module: str, path: Any = None, imp: Any = None) -> ModuleType:
+def find_module(module: str, path: object = None, imp: Any = None) -> ModuleType:
     """Import a module, of the present folder too. Raises: NotAPackage, ImportError."""
     with cwd_in_path():
         try:

@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["Bunch", "mro_lookup"]
 
 
-def mro_lookup(cls: type, attr: str, stop: Any = None, monkey_patched: Any = None) -> type | None:
+def mro_lookup(cls: type, attr: str, stop: Any = None, monkey_patched: object = None) -> type | None:
     """The class that defines an attribute."""
     for ancestor in cls.mro():
         if stop and ancestor in stop:

@@ -46,7 +46,7 @@ def b64decode(s: bytes | str) -> bytes:
     return base64.b64decode(s)
 
 
-def strtobool(term: Any, table: dict[str, bool] | None = None) -> Any:
+def strtobool(term: object, table: dict[str, bool] | None = None) -> Any:
     """The truth value of a word. Raises: TypeError."""
     if not isinstance(term, str):
         return term
@@ -74,7 +74,7 @@ def raise_with_context(exc: BaseException) -> NoReturn:
     raise exc from handled
 
 
-def ensure_serializable(items: Iterable[Any], encoder: Callable[[Any], Any]) -> tuple[Any, ...]:
+def ensure_serializable(items: Iterable[object], encoder: Callable[[Any], object]) -> tuple[Any, ...]:
     """The items, those that the encoder cannot take as text."""
     return tuple(item if _succeeds(lambda item=item: encoder(item)) else saferepr(item) for item in items)  # type: ignore[misc]
 
@@ -82,7 +82,7 @@ def ensure_serializable(items: Iterable[Any], encoder: Callable[[Any], Any]) -> 
 class UnpickleableExceptionWrapper(Exception):
     """Stands for an exception that cannot be pickled."""
 
-    def __init__(self, exc_module: str, exc_cls_name: str, exc_args: Iterable[Any], text: str | None = None) -> None:
+    def __init__(self, exc_module: str, exc_cls_name: str, exc_args: Iterable[object], text: str | None = None) -> None:
         arguments = ensure_serializable(exc_args, _round)
         super().__init__(exc_module, exc_cls_name, arguments, text)
         self.exc_module, self.exc_cls_name, self.exc_args, self.text = exc_module, exc_cls_name, arguments, text
@@ -103,7 +103,7 @@ class UnpickleableExceptionWrapper(Exception):
 
 def find_pickleable_exception(
     exc: BaseException,
-    loads: Callable[[bytes], Any] = pickle.loads,
+    loads: Callable[[bytes], object] = pickle.loads,
     dumps: Callable[[Any], bytes] = pickle.dumps,
 ) -> BaseException | None:
     """The same of the nearest class above it that can be pickled; None, if there is none below Exception."""
@@ -127,7 +127,7 @@ def get_pickleable_exception(exc: BaseException) -> BaseException:
 
 def get_pickleable_etype(
     cls: type[BaseException],
-    loads: Callable[[bytes], Any] = pickle.loads,
+    loads: Callable[[bytes], object] = pickle.loads,
     dumps: Callable[[Any], bytes] = pickle.dumps,
 ) -> type[BaseException]:
     """The class, or Exception where it cannot be pickled."""
@@ -139,11 +139,11 @@ def get_pickled_exception(exc: BaseException) -> BaseException:
     return exc.restore() if isinstance(exc, UnpickleableExceptionWrapper) else exc
 
 
-def _round(value: Any) -> Any:
+def _round(value: object) -> Any:
     return pickle.loads(pickle.dumps(value))
 
 
-def _succeeds(work: Callable[[], Any]) -> bool:
+def _succeeds(work: Callable[[], object]) -> bool:
     try:
         work()
     except Exception:  # noqa: BLE001 - a value's own methods may raise anything
@@ -152,18 +152,18 @@ def _succeeds(work: Callable[[], Any]) -> bool:
 
 
 def jsonify(
-    obj: Any,
+    obj: object,
     builtin_types: tuple[type, ...] = (numbers.Real, str),
-    key: Any = None,
-    keyfilter: Callable[[Any], Any] | None = None,
-    unknown_type_filter: Callable[[Any], Any] | None = None,
+    key: object = None,
+    keyfilter: Callable[[Any], object] | None = None,
+    unknown_type_filter: Callable[[Any], object] | None = None,
 ) -> Any:
     """As JSON can carry it: times as text, tuples as lists; of mappings the keys that `keyfilter` lets through.
 
     Raises: ValueError for anything else, where `unknown_type_filter` does not say what it becomes.
     """
 
-    def inner(value: Any, name: Any = key) -> Any:
+    def inner(value: object, name: object = key) -> Any:
         return jsonify(value, builtin_types, name, keyfilter, unknown_type_filter)
 
     if hasattr(obj, "as_dict"):  # kombu's entities

@@ -23,7 +23,7 @@ class LocalStack:
         stack: list[Any] = self._local.__dict__.setdefault("stack", [])
         return stack
 
-    def push(self, obj: Any) -> list[Any]:
+    def push(self, obj: object) -> list[Any]:
         """One more."""
         self.stack.append(obj)
         return self.stack

@@ -42,7 +42,7 @@ class _Zones:
 timezone = _Zones()
 
 
-def maybe_timedelta(delta: Any) -> Any:
+def maybe_timedelta(delta: object) -> Any:
     """Seconds as a timedelta."""
     return timedelta(seconds=delta) if isinstance(delta, (int, float)) and not isinstance(delta, bool) else delta
 
@@ -79,7 +79,7 @@ def to_utc(dt: datetime) -> datetime:
     return make_aware(dt, _timezone.utc)
 
 
-def utcoffset(time: Any = None, localtime: Any = None) -> int:
+def utcoffset(time: object = None, localtime: object = None) -> int:
     """Whole hours between UTC and the machine's zone, west is positive."""
     offset = datetime.now().astimezone().utcoffset() or timedelta()
     return -int(offset.total_seconds() // 3600)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.execution import request
 from amqtask.protocol.serialization import content_types, loads
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict
+
 
 __all__ = ["Request"]
 
@@ -22,19 +26,19 @@ class Request(request.Request, metaclass=_OursToo):
     def __init__(
         self,
         message: Any,
-        on_ack: Any = None,
+        on_ack: object = None,
         hostname: str | None = None,
-        eventer: Any = None,
+        eventer: object = None,
         app: Any = None,
-        connection_errors: Any = None,
-        request_dict: Any = None,
-        task: Any = None,
-        on_reject: Any = None,
+        connection_errors: object = None,
+        request_dict: object = None,
+        task: object = None,
+        on_reject: object = None,
         body: Any = None,
-        headers: dict[str, Any] | None = None,
+        headers: HeaderDict | None = None,
         decoded: bool = False,
         utc: bool = True,
-        **opts: Any,
+        **opts: object,
     ) -> None:
         fields = dict(message.headers if headers is None else headers)
         content = message.body if body is None else body

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtask.app import AmqTask
 from amqtask.ground.current import replaced
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingValues
+
 
 __all__ = ["DEFAULT_TEST_CONFIG", "TestApp", "Trap", "setup_default_app"]
 
@@ -23,10 +27,10 @@ class Trap:
 
 def TestApp(
     name: str | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: SettingValues | None = None,
     enable_logging: bool = False,
     set_as_current: bool = False,
-    log: Any = None,
+    log: object = None,
     backend: str | None = None,
     broker: str | None = None,
     **options: Any,

@@ -16,7 +16,7 @@ def start_worker(
     app: AmqTask,
     concurrency: int = 1,
     pool: str = "solo",
-    loglevel: Any = None,
+    loglevel: object = None,
     logfile: str | None = None,
     perform_ping_check: bool = True,
     ping_task_timeout: float = 10.0,
