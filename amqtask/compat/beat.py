@@ -170,8 +170,8 @@ class Scheduler:
         self.sync_every_tasks = sync_every_tasks
         self._last_sync: float | None = None
         self._tasks_since_sync = 0
-        self._heap: list[Any] | None = None
-        self.old_schedulers: Any = None
+        self._heap: list[object] | None = None
+        self.old_schedulers: object = None
         if not lazy:
             self.setup_schedule()
 
@@ -451,7 +451,7 @@ class Service:
         self.max_interval = max_interval or app.conf.beat_max_loop_interval
         self.schedule_filename = schedule_filename or app.conf.beat_schedule_filename
         self.scheduler_cls = scheduler_cls or self.scheduler_cls
-        self._scheduler: Any = None
+        self._scheduler: object = None
 
     def get_scheduler(self, lazy: bool = False, extension_namespace: str = "celery.beat_schedulers") -> Any:
         """A new scheduler."""

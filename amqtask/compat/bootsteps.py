@@ -43,7 +43,7 @@ class Step:
         """Whether the step takes part."""
         return self.enabled
 
-    def _should_include(self, parent: Any) -> tuple[bool, Any]:
+    def _should_include(self, parent: Any) -> tuple[bool, object]:
         return self.include_if(parent), None
 
     def instantiate(self, name: Any, *args: Any, **kwargs: Any) -> Any:

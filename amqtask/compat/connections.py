@@ -327,7 +327,7 @@ class Received:
 
     def __init__(self, properties: Any, body: bytes) -> None:
         self.properties = properties
-        self.headers: dict[str, Any] = properties.headers or {}
+        self.headers: dict[str, object] = properties.headers or {}
         self.body = body
 
     @property

@@ -65,9 +65,9 @@ class PromiseProxy(Proxy):
     __slots__ = ()
 
     def __init__(self, local: Callable[..., Any], args: Arguments = (), kwargs: Any = None, name: Any = None) -> None:
-        kept: list[Any] = []
+        kept: list[object] = []
 
-        def found() -> Any:
+        def found() -> object:
             if not kept:
                 kept.append(local(*args, **(kwargs or {})))
             return kept[0]

@@ -84,7 +84,7 @@ def as_task_v1(task_id: str, name: str, args: object = None, kwargs: object = No
     return task_message({}, properties, body, event if options.get("create_sent_event") else None)
 
 
-def _checked(args: object, kwargs: object) -> tuple[Any, Any]:
+def _checked(args: object, kwargs: object) -> tuple[object, object]:
     args, kwargs = args or (), kwargs or {}
     if not isinstance(args, (list, tuple)):
         raise TypeError("task args must be a list or tuple")
@@ -126,7 +126,7 @@ def proto1_to_proto2(message: Any, body: dict[str, Any]) -> Read:
     return embedded, body, True, body.get("utc", True)
 
 
-def _embedded(body: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _embedded(body: Any) -> tuple[object, object, dict[str, object]]:
     if not isinstance(body, Mapping):
         raise InvalidTaskError("Message does not have args/kwargs")
     kwargs = body.get("kwargs", {})

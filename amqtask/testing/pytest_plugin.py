@@ -88,6 +88,6 @@ def amqtask_real_worker(
         yield worker
 
 
-def _marked(request: pytest.FixtureRequest) -> dict[str, Any]:
+def _marked(request: pytest.FixtureRequest) -> dict[str, object]:
     marks = [mark.kwargs for mark in request.node.iter_markers("amqtask")]
     return {name: value for settings in reversed(marks) for name, value in settings.items()}

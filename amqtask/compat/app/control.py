@@ -17,7 +17,7 @@ __all__ = ["Control", "Inspect", "flatten_reply"]
 
 def flatten_reply(reply: Iterable[JsonFields]) -> dict[str, Any]:
     """A list of replies as one dictionary: node → answer."""
-    replies: dict[str, Any] = {}
+    replies: dict[str, object] = {}
     for item in reply:
         replies.update(item)
     return replies

@@ -60,7 +60,7 @@ def replaced_tracer(task: Any) -> Callable[..., Any] | None:
         return None
     trace_task = build_tracer(task.name, task, app=task.app)
 
-    def call(*args: object, **kwargs: object) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         request = task.request
         headers = {**request.request.headers, "headers": request.headers}
         ended = trace_task(request.id, args, kwargs, headers)

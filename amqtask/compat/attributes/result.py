@@ -53,5 +53,5 @@ class OfResults(ResultSet):
         app: AmqTask = current_app()
         return app
 
-    def _failed_join_report(self) -> Iterator[Any]:
+    def _failed_join_report(self) -> Iterator[object]:
         return (result for result in self.results if result.state in states.PROPAGATE_STATES)

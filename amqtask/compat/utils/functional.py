@@ -44,7 +44,7 @@ def first(predicate: Callable[[Any], object] | None, it: Iterable[object]) -> An
 def firstmethod(method: str, on_call: object = None) -> Callable[..., Any]:
     """A function that calls the method of each in turn until one answers."""
 
-    def call(it: Iterable[object], *args: object, **kwargs: object) -> Any:
+    def call(it: Iterable[object], *args: object, **kwargs: object) -> object:
         for item in it:
             answer = getattr(item, method)(*args, **kwargs)
             if answer is not None:

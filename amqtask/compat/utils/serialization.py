@@ -139,7 +139,7 @@ def get_pickled_exception(exc: BaseException) -> BaseException:
     return exc.restore() if isinstance(exc, UnpickleableExceptionWrapper) else exc
 
 
-def _round(value: object) -> Any:
+def _round(value: object) -> object:
     return pickle.loads(pickle.dumps(value))
 
 
@@ -163,7 +163,7 @@ def jsonify(
     Raises: ValueError for anything else, where `unknown_type_filter` does not say what it becomes.
     """
 
-    def inner(value: object, name: object = key) -> Any:
+    def inner(value: object, name: object = key) -> object:
         return jsonify(value, builtin_types, name, keyfilter, unknown_type_filter)
 
     if hasattr(obj, "as_dict"):  # kombu's entities

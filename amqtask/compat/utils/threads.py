@@ -20,7 +20,7 @@ class LocalStack:
     @property
     def stack(self) -> list[Any]:
         """This thread's."""
-        stack: list[Any] = self._local.__dict__.setdefault("stack", [])
+        stack: list[object] = self._local.__dict__.setdefault("stack", [])
         return stack
 
     def push(self, obj: object) -> list[Any]:

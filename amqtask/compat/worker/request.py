@@ -92,5 +92,5 @@ class Request(request.Request, metaclass=_OursToo):
             "redelivered": self.redelivered,
         }
 
-    def _embedded(self, name: str) -> Any:
+    def _embedded(self, name: str) -> object:
         return (self.decoded or ((), {}, {}))[2].get(name)

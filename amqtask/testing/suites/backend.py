@@ -379,7 +379,7 @@ class BackendSuite:
     def test_many_results_come_in_the_order_in_which_they_are_ready(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(5)]
         self.store(backend, ids[3], value=3)
-        arrived: list[Any] = []
+        arrived: list[object] = []
         for task_id, result in backend.iter_ready(ids, timeout=PATIENCE):
             arrived.append((task_id, result.result))
             following = {3: 0, 0: 4, 4: 1, 1: 2}.get(result.result)
@@ -462,7 +462,7 @@ class BackendSuite:
     def test_coroutines_await_results_side_by_side(self, backend: ResultBackend) -> None:
         results = ResultSet([AsyncResult[Any](_id(), backend) for _ in range(20)])
 
-        async def main() -> list[Any]:
+        async def main() -> list[object]:
             self.store(backend, results[0].id, value=0)
             waiting = asyncio.ensure_future(results.aget(timeout=PATIENCE))
             await asyncio.sleep(0)
@@ -475,7 +475,7 @@ class BackendSuite:
     def test_awaiting_ends_at_the_timeout_and_leaves_nothing_behind(self, backend: ResultBackend) -> None:
         task_id = _id()
 
-        async def main() -> Any:
+        async def main() -> object:
             with pytest.raises(TimeoutError, match=task_id):
                 await AsyncResult[Any](task_id, backend).aget(timeout=0.05)
             await asyncio.to_thread(self.store, backend, task_id, value="late")
@@ -559,7 +559,7 @@ class _Waiting:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
-        self._outcome: Any = None
+        self._outcome: object = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 

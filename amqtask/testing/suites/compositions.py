@@ -32,7 +32,7 @@ def define(app: AmqTask) -> AmqTask:
         return sum(total(number) if isinstance(number, (list, tuple)) else number for number in numbers)
 
     @app.task(name="same")
-    def same(value: Any = "nothing") -> Any:
+    def same(value: Any = "nothing") -> object:
         return value
 
     @app.task(name="fail")
@@ -40,15 +40,15 @@ def define(app: AmqTask) -> AmqTask:
         raise ValueError("as told")
 
     @app.task(name="replaced", bind=True)
-    def replaced(self: Any, x: int) -> Any:
+    def replaced(self: Any, x: int) -> object:
         return self.replace(add.s(x, 100))
 
     @app.task(name="replaced_by_group", bind=True)
-    def replaced_by_group(self: Any, x: int) -> Any:
+    def replaced_by_group(self: Any, x: int) -> object:
         return self.replace(group(add.s(x, n) for n in range(3)))
 
     @app.task(name="replaced_by_chain", bind=True)
-    def replaced_by_chain(self: Any, x: int) -> Any:
+    def replaced_by_chain(self: Any, x: int) -> object:
         return self.replace(add.s(x, 1) | group(double.s(), double.s()) | total.s())
 
     @app.task(name="flaky", bind=True, default_retry_delay=0)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 
 
-def _nested(depth: int) -> dict[str, Any]:
+def _nested(depth: int) -> dict[str, object]:
     table: FieldTable = {}
     for _ in range(depth):
         table = {"inner": table}
@@ -729,7 +729,7 @@ class TransportSuite:
         queue = Queue(self.name(), arguments=CLASSIC)
         publisher = self.loop_publisher()
         listener, _ = self.consume(queue, acks=True)
-        confirmed: list[Any] = []
+        confirmed: list[object] = []
 
         for number in range(200):
             publisher.publish(Message(b"%d" % number, Properties(), "", queue.name, (queue,)), confirmed.append)
