@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.compat.bootsteps import Steps
+    from amqtask.compat.connections import Connection
+    from amqtask.contrib.django.outbox import DjangoOutbox
+    from amqtask.ground.shapes import CoroutineOf
+    from amqtask.outbox.contract import Outbox
+    from amqtask.settings import Settings
+    from amqtask.worker.worker import Worker
 
 
 def celery_name(module: str, name: str) -> Any:
@@ -19,42 +29,42 @@ def celery_attribute(owner: object, name: str) -> Any:
     return compat.attribute(owner, name)
 
 
-def celery_connection(app: Any) -> Any:
+def celery_connection(app: AmqTask) -> Connection:
     from amqtask.compat.connections import Connection
 
     return Connection(app)
 
 
-def celery_bootsteps(app: Any, worker: Any, options: object) -> Any:
+def celery_bootsteps(app: AmqTask, worker: Worker, options: object) -> Steps:
     from amqtask.compat.bootsteps import service
 
     return service(app, worker, options)
 
 
-def celery_tracer(task: Any) -> Any:
+def celery_tracer(task: object) -> Any:
     trace = sys.modules.get("amqtask.compat.app.trace")  # a library that replaces something there has imported it
     return None if trace is None else trace.replaced_tracer(task)
 
 
-def default_app() -> Any:
+def default_app() -> AmqTask:
     from amqtask.app import AmqTask
 
     return AmqTask("default", set_as_current=False)
 
 
-def run_command_line(app: Any, argv: Sequence[str]) -> int:
+def run_command_line(app: AmqTask | None, argv: Sequence[str]) -> int:
     from amqtask.cli.main import run
 
     return run(argv, app)
 
 
-def load_app(name: str, source: str) -> Any:
+def load_app(name: str, source: str) -> AmqTask:
     from amqtask.cli import find_app
 
     return find_app.load_app(name, source)
 
 
-def pool(name: str) -> Any:
+def pool(name: str) -> type | None:
     match name:
         case "solo":
             from amqtask_pools.solo import SoloPool
@@ -95,7 +105,7 @@ def django_time_zone() -> str:
     return time_zone()
 
 
-def django_backend(scheme: str) -> Any:
+def django_backend(scheme: str) -> type | None:
     match scheme:
         case "django-db":
             from amqtask.contrib.django.backend import DatabaseBackend
@@ -108,31 +118,31 @@ def django_backend(scheme: str) -> Any:
     return None
 
 
-def django_outbox(database: str) -> Any:
+def django_outbox(database: str) -> DjangoOutbox:
     from amqtask.contrib.django.outbox import DjangoOutbox
 
     return DjangoOutbox(database)
 
 
-def after_commit(call: Callable[[], Any], outbox: Any) -> None:
+def after_commit(call: Callable[[], object], outbox: Outbox | None) -> None:
     from amqtask.contrib.django import commit
 
     commit.after_commit(call, outbox)
 
 
-def aafter_commit(call: Callable[[], Any], outbox: Any) -> Awaitable[None]:
+def aafter_commit(call: Callable[[], object], outbox: Outbox | None) -> Awaitable[None]:
     from amqtask.contrib.django import commit
 
     return commit.aafter_commit(call, outbox)
 
 
-def follow_django_settings(conf: Any, namespace: str | None) -> None:
+def follow_django_settings(conf: Settings, namespace: str | None) -> None:
     from amqtask.contrib.django.changes import follow
 
     follow(conf, namespace)
 
 
-def around_django_tasks() -> Any:
+def around_django_tasks() -> Callable[[CoroutineOf[object]], CoroutineOf[object]]:
     from amqtask.contrib.django.around import AroundTasks
 
     return AroundTasks().coroutine

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone, tzinfo
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from amqtask.cron.fields import (
@@ -79,6 +79,20 @@ def zone_named(name: str | tzinfo) -> tzinfo:
         ) from error
 
 
+if TYPE_CHECKING:
+
+    class ScheduleApp(Protocol):
+        """The application, as a schedule asks it: for the time, its zone and the settings."""
+
+        @property
+        def timezone(self) -> tzinfo: ...
+
+        @property
+        def conf(self) -> Any: ...
+
+        def now(self) -> datetime: ...
+
+
 class BaseSchedule:
     """What all schedules share. A schedule of your own derives from it and defines `next_due`.
 
@@ -87,12 +101,15 @@ class BaseSchedule:
     """
 
     nowfun: Callable[[], datetime] | None = None
-    app: Any = None
+    app: ScheduleApp | None = None
     relative: bool = False
     _tz: tzinfo | None = None
 
     def __init__(
-        self, nowfun: Callable[[], datetime] | None = None, app: Any = None, tz: str | tzinfo | None = None
+        self,
+        nowfun: Callable[[], datetime] | None = None,
+        app: ScheduleApp | None = None,
+        tz: str | tzinfo | None = None,
     ) -> None:
         self.nowfun = nowfun
         self.app = app
@@ -189,7 +206,7 @@ class schedule(BaseSchedule):
         run_every: float | timedelta | None = None,
         relative: bool = False,
         nowfun: Callable[[], datetime] | None = None,
-        app: Any = None,
+        app: ScheduleApp | None = None,
         tz: str | tzinfo | None = None,
     ) -> None:
         super().__init__(nowfun, app, tz)
@@ -257,7 +274,7 @@ class crontab(BaseSchedule):
         month_of_year: FieldSpec = "*",
         *,
         nowfun: Callable[[], datetime] | None = None,
-        app: Any = None,
+        app: ScheduleApp | None = None,
         tz: str | tzinfo | None = None,
     ) -> None:
         super().__init__(nowfun, app, tz)
@@ -367,7 +384,9 @@ class crontab_parser:
 class clocked(BaseSchedule):
     """Once, at one time (a naive one is UTC); an entry that is made later than that is due at once."""
 
-    def __init__(self, clocked_time: datetime, nowfun: Callable[[], datetime] | None = None, app: Any = None) -> None:
+    def __init__(
+        self, clocked_time: datetime, nowfun: Callable[[], datetime] | None = None, app: ScheduleApp | None = None
+    ) -> None:
         super().__init__(nowfun, app)
         self.clocked_time = _aware(clocked_time)
 
@@ -404,7 +423,7 @@ class solar(BaseSchedule):
         lat: float,
         lon: float,
         nowfun: Callable[[], datetime] | None = None,
-        app: Any = None,
+        app: ScheduleApp | None = None,
     ) -> None:
         super().__init__(nowfun, app)
         if event not in EVENTS:
@@ -440,7 +459,7 @@ class solar(BaseSchedule):
         return hash(self._key)
 
 
-def maybe_schedule(spec: Any, relative: bool = False, app: Any = None) -> Any:
+def maybe_schedule(spec: Any, relative: bool = False, app: ScheduleApp | None = None) -> Any:
     """A number of seconds or a timedelta as a schedule; a schedule as it is, with `app`. Raises: ParseException."""
     if spec is None:
         return None

@@ -133,22 +133,22 @@ class Task(WithOthersNames, Generic[P, R]):
 
     # -- hooks
 
-    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+    def before_start(self, task_id: str, args: Any, kwargs: KeywordDict) -> None:
         """Before each run."""
 
-    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: KeywordDict) -> None:
         """After a run that returned."""
 
-    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: KeywordDict, einfo: Any) -> None:
         """After a run that failed for good."""
 
-    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: KeywordDict, einfo: Any) -> None:
         """After a run that will be retried."""
 
-    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: KeywordDict, einfo: Any) -> None:
         """After every run."""
 
-    def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str | None:
+    def shadow_name(self, args: Any, kwargs: KeywordDict, options: Any) -> str | None:
         """Another name for logs and monitors."""
         return None
 

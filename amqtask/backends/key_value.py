@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from amqtask import states
 from amqtask.backends.codec import Codec, key_prefix
@@ -96,12 +96,12 @@ class ValueBackend(PollingBackend):
 
     # -- groups
 
-    def save_group(self, group_id: str, members: Any) -> None:
+    def save_group(self, group_id: str, members: object) -> None:
         """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
         body = self._codec.value({"result": members}, f"group {group_id}")
         self._run(lambda: self.put_value(self._group_prefix + group_id, body))
 
-    def restore_group(self, group_id: str) -> Any:
+    def restore_group(self, group_id: str) -> object:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
         key = self._group_prefix + group_id
         body = self._run(lambda: self.get_values([key])).get(key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from amqtask.backends.async_wait import await_callback
 from amqtask.backends.chords import MemoryChords
@@ -93,7 +92,7 @@ class MemoryBackend(MemoryChords, KnownStore):
         """Drop the result."""
         self._mailbox.forget(task_id)
 
-    def save_group(self, group_id: str, members: Any) -> None:
+    def save_group(self, group_id: str, members: object) -> None:
         """Keep a group's results (their ids)."""
         self._groups[group_id] = members
 

@@ -193,7 +193,7 @@ class MongoBackend(PollingBackend):
         }
         self._run(lambda database: database[self._groups].replace_one({"_id": group_id}, document, upsert=True))
 
-    def restore_group(self, group_id: str) -> Any:
+    def restore_group(self, group_id: str) -> object:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
         document = self._run(lambda database: database[self._groups].find_one({"_id": group_id}))
         if document is None:

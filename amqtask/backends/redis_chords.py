@@ -146,7 +146,7 @@ class RedisChords:
 
     # -- groups
 
-    def save_group(self, group_id: str, members: Any) -> None:
+    def save_group(self, group_id: str, members: object) -> None:
         """Keep a group's results (their ids). Raises: BackendUnreachable."""
         body = dumps({"result": members}, self._serializer).body
         self._retrying(lambda client: client.set(self._key(group_id), body, ex=self._expires or None))

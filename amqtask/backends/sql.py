@@ -192,7 +192,7 @@ class SqlBackend(PollingBackend):
 
     # -- groups
 
-    def save_group(self, group_id: str, members: Any) -> None:
+    def save_group(self, group_id: str, members: object) -> None:
         """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
         table = self._tables.groups
         values = {
@@ -211,7 +211,7 @@ class SqlBackend(PollingBackend):
 
         self._run(write)
 
-    def restore_group(self, group_id: str) -> Any:
+    def restore_group(self, group_id: str) -> object:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
         table = self._tables.groups
 

@@ -30,10 +30,10 @@ class _Field(Generic[T]):
         self.__doc__ = doc
 
     @overload
-    def __get__(self, signature: None, owner: type[Any]) -> _Field[T]: ...
+    def __get__(self, signature: None, owner: type) -> _Field[T]: ...
     @overload
-    def __get__(self, signature: Signature, owner: type[Any]) -> T: ...
-    def __get__(self, signature: Signature | None, owner: type[Any]) -> Any:
+    def __get__(self, signature: Signature, owner: type) -> T: ...
+    def __get__(self, signature: Signature | None, owner: type) -> Any:
         return self if signature is None else signature[self._key]
 
     def __set__(self, signature: Signature, value: T) -> None:

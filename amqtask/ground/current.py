@@ -11,9 +11,9 @@ from amqtask.ground.plugins import plugins
 
 # The application's class, which stands above this module: `amqtask.current_app` says which one it is.
 App = TypeVar("App")
-_default: list[Any] = []
+_default: list[object] = []
 # What `shared_task` noted: each makes one task in an app. Apps that exist and those to come take them.
-_shared: list[Callable[[Any], Any]] = []
+_shared: list[Callable[[Any], object]] = []
 _apps: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -50,13 +50,13 @@ def find_current_app() -> Any:
     return _default[-1] if _default else None
 
 
-def set_current(app: Any) -> None:
+def set_current(app: object) -> None:
     """Make `app` the process default."""
     _default[:] = [app]
 
 
 @contextmanager
-def replaced(app: Any) -> Iterator[None]:
+def replaced(app: object) -> Iterator[None]:
     """In the block `app` is the process default. For tests."""
     before = list(_default)
     set_current(app)
@@ -66,7 +66,7 @@ def replaced(app: Any) -> Iterator[None]:
         _default[:] = before
 
 
-def note_app(app: Any) -> None:
+def note_app(app: object) -> None:
     """An app that takes shared tasks when it is finalised."""
     _apps.add(app)
 

@@ -30,16 +30,16 @@ class lazy(Generic[T]):
         self._make = make
         self.__doc__ = make.__doc__
 
-    def __set_name__(self, owner: type[Any], name: str) -> None:
+    def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
     @overload
-    def __get__(self, instance: None, owner: type[Any]) -> lazy[T]: ...
+    def __get__(self, instance: None, owner: type) -> lazy[T]: ...
 
     @overload
-    def __get__(self, instance: object, owner: type[Any]) -> T: ...
+    def __get__(self, instance: object, owner: type) -> T: ...
 
-    def __get__(self, instance: object | None, owner: type[Any]) -> lazy[T] | T:
+    def __get__(self, instance: object | None, owner: type) -> lazy[T] | T:
         if instance is None:
             return self
         frame = sys._getframe()

@@ -20,10 +20,10 @@ class Plugins(Protocol):
     def celery_connection(self, app: Any) -> Any:
         """What `app.connection()` gives."""
 
-    def celery_bootsteps(self, app: Any, worker: Any, options: Any) -> Any:
+    def celery_bootsteps(self, app: Any, worker: Any, options: object) -> Any:
         """A service that runs `app.steps` in a worker."""
 
-    def celery_tracer(self, task: Any) -> Any:
+    def celery_tracer(self, task: object) -> Any:
         """What a tracing library has put around a task's call, None where none has."""
 
     # -- the roof
@@ -56,10 +56,10 @@ class Plugins(Protocol):
     def django_outbox(self, database: str) -> Any:
         """The outbox in a database of Django's."""
 
-    def after_commit(self, call: Callable[[], Any], outbox: Any) -> None:
+    def after_commit(self, call: Callable[[], object], outbox: Any) -> None:
         """Call when the present transaction of Django's is committed."""
 
-    def aafter_commit(self, call: Callable[[], Any], outbox: Any) -> Awaitable[None]:
+    def aafter_commit(self, call: Callable[[], object], outbox: Any) -> Awaitable[None]:
         """The same without blocking the event loop."""
 
     def follow_django_settings(self, conf: Any, namespace: str | None) -> None:

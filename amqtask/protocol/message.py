@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 class PropertiesLike(Protocol):
     """The AMQP basic properties, as pika's BasicProperties has them too (so deliveries need no copy)."""
 
-    content_type: Any
-    content_encoding: Any
-    headers: Any
-    delivery_mode: Any
-    priority: Any
-    correlation_id: Any
-    reply_to: Any
-    expiration: Any
-    message_id: Any
+    content_type: str | None
+    content_encoding: str | None
+    headers: HeaderDict
+    delivery_mode: int | None
+    priority: int | None
+    correlation_id: str | None
+    reply_to: str | None
+    expiration: str | None
+    message_id: str | None
     timestamp: Any
-    type: Any
-    user_id: Any
-    app_id: Any
+    type: str | None
+    user_id: str | None
+    app_id: str | None
 
 
 # Messages with headers of more bytes are refused; the frame that holds them may have 131,072 (RabbitMQ's frame_max).

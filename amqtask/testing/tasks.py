@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import EncodeError, Retry, SoftTimeLimitExceeded
-from amqtask.execution.context import current_context
+from amqtask.execution.context import Context, current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.request import Request
 from amqtask.protocol.message import Message, Properties
@@ -60,15 +60,17 @@ class PlainTask:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(*args, **kwargs)
 
-    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None: ...
+    def before_start(self, task_id: str, args: Any, kwargs: KeywordDict) -> None: ...
 
-    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None: ...
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: KeywordDict) -> None: ...
 
-    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: KeywordDict, einfo: Any) -> None: ...
 
-    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: KeywordDict, einfo: Any) -> None: ...
 
-    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None: ...
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: KeywordDict, einfo: Any
+    ) -> None: ...
 
     def retry(self, *, exc: BaseException | None = None, countdown: float | None = None, **options: Any) -> Any:
         """Retry until `max_retries`, then the error itself."""
@@ -82,27 +84,27 @@ class PlainTask:
 class PlainComposer:
     """Follow-ups as messages that say what they are."""
 
-    def compose_retry(self, request: Request, context: Any, *, when: Any, sig: Any) -> Message:
+    def compose_retry(self, request: Request, context: Context, *, when: object, sig: object) -> Message:
         """The routing key is `retry`."""
         return _message("retry", {"id": request.id, "retries": context.retries + 1, "when": when})
 
     def compose_next(
-        self, signature: SignatureFields, result: Any, context: Any, chain: list[SignatureFields]
+        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
     ) -> list[Message]:
         """The routing key is the next task's name."""
         return [_message(signature["task"], {"args": [result], "chain": chain})]
 
     def compose_body(
-        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[object], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The routing key is the body's name."""
         return [_message(body["task"], {"args": [values]})]
 
-    def compose_replacement(self, replacement: Any, context: Any) -> list[Message]:
+    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
         """The routing key is the replacement's name."""
         return [_message(replacement["task"], {"id": context.id})]
 
-    def compose_errback(self, errback: SignatureFields, context: Any, error: BaseException, trace: str) -> Message:
+    def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:
         """The routing key is the errback's name."""
         return _message(errback["task"], {"of": context.id, "error": repr(error)})
 
@@ -124,14 +126,14 @@ class AmqpStore:
     store_briefly = store
 
 
-def _message(routing_key: str, value: Any) -> Message:
+def _message(routing_key: str, value: object) -> Message:
     try:
         return Message(json.dumps(value).encode(), Properties(content_type="application/json"), routing_key=routing_key)
     except TypeError as error:
         raise EncodeError(str(error)) from error
 
 
-def request(number: int, task: str, *args: Any, embed: JsonObject | None = None, **options: Any) -> Request:
+def request(number: int, task: str, *args: object, embed: JsonObject | None = None, **options: Any) -> Request:
     """A request as the worker makes them; `options` are Request's."""
     headers = {"task": task, "id": f"id-{number}", "retries": 0, **options.pop("headers", {})}
     body = options.pop("body", None)

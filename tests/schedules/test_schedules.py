@@ -68,7 +68,8 @@ def test_intervals_are_equal_by_length_and_pickled() -> None:
     assert schedule(60) == schedule(timedelta(minutes=1)) == timedelta(minutes=1)
     assert schedule(60) != schedule(60, relative=True)
     assert schedule(60) != crontab()
-    copy = pickle.loads(pickle.dumps(schedule(60, relative=True, app=object())))
+    app: Any = object()
+    copy = pickle.loads(pickle.dumps(schedule(60, relative=True, app=app)))
     assert copy == schedule(60, relative=True)
     assert copy.app is None
 

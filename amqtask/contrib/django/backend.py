@@ -191,7 +191,7 @@ class DatabaseBackend(PollingBackend):
 
     # -- groups
 
-    def save_group(self, group_id: str, members: Any) -> None:
+    def save_group(self, group_id: str, members: object) -> None:
         """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
         fields = {
             "result": self._encode(members, f"group {group_id}"),
@@ -201,7 +201,7 @@ class DatabaseBackend(PollingBackend):
         rows = self._groups.objects.using(self._alias)
         self._run(lambda: rows.update_or_create(group_id=group_id, defaults=fields))
 
-    def restore_group(self, group_id: str) -> Any:
+    def restore_group(self, group_id: str) -> object:
         """What `save_group`, ours or django-celery-results', kept; None when there is nothing. Raises: BackendUnreachable."""
         rows = self._groups.objects.using(self._alias)
         row = self._run(lambda: rows.filter(group_id=group_id).first())

@@ -73,12 +73,12 @@ class CacheBackend(PollingBackend):
         key = self._key(RESULT, task_id)
         self._call_cache("delete_many", [key, key + SUCCESS])
 
-    def save_group(self, group_id: str, members: Any) -> None:
+    def save_group(self, group_id: str, members: object) -> None:
         """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
         self._codec.value(members, f"group {group_id}")
         self._call_cache("set", self._key(GROUP, group_id), {"result": members}, self._expires)
 
-    def restore_group(self, group_id: str) -> Any:
+    def restore_group(self, group_id: str) -> object:
         """What `save_group` kept; None when there is nothing. Raises: BackendUnreachable."""
         group = self._call_cache("get", self._key(GROUP, group_id))
         return None if group is None else group["result"]

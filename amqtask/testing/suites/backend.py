@@ -142,7 +142,7 @@ class BackendSuite:
     def test_a_failure_comes_back_as_its_own_exception_with_the_remote_traceback(self, backend: ResultBackend) -> None:
         task_id = _id()
         self.store(backend, task_id, states.FAILURE, exception_as_dict(KeyError("no such key")))
-        result = AsyncResult[Any](task_id, backend)
+        result = AsyncResult[object](task_id, backend)
 
         with pytest.raises(KeyError, match="no such key") as caught:
             result.get(timeout=PATIENCE)
@@ -203,7 +203,7 @@ class BackendSuite:
     def test_a_state_on_the_way_is_seen_and_does_not_end_a_wait(self, backend: ResultBackend) -> None:
         task_id = _id()
         self.store(backend, task_id, states.STARTED, {"pid": 1})
-        result = AsyncResult[Any](task_id, backend)
+        result = AsyncResult[object](task_id, backend)
         eventually(lambda: result.state == states.STARTED)
         assert result.info == {"pid": 1}
         waiting = _Waiting(lambda: result.get(timeout=PATIENCE))
@@ -399,7 +399,7 @@ class BackendSuite:
             next(arriving)
 
     def test_one_look_finds_what_is_ready_and_does_not_wait(self, backend: ResultBackend) -> None:
-        results = ResultSet([AsyncResult[Any](_id(), backend) for _ in range(4)])
+        results = ResultSet([AsyncResult[object](_id(), backend) for _ in range(4)])
         for result in results.results[:3]:
             self.store(backend, result.id, value=1)
 
@@ -411,7 +411,7 @@ class BackendSuite:
         assert results.successful()
 
     def test_hundreds_of_results_are_read_one_after_the_other(self, backend: ResultBackend) -> None:
-        results = [AsyncResult[Any](_id(), backend) for _ in range(200)]
+        results = [AsyncResult[object](_id(), backend) for _ in range(200)]
         for number, result in enumerate(results):
             self.store(backend, result.id, value=number)
 
@@ -439,8 +439,8 @@ class BackendSuite:
 
         self.store(backend, late, value="late")
         backend.wait(late, timeout=PATIENCE)
-        AsyncResult[Any](late, backend).then(note)
-        AsyncResult[Any](early, backend).then(note)
+        AsyncResult[object](late, backend).then(note)
+        AsyncResult[object](early, backend).then(note)
         self.store(backend, early, value="early")
         self.store(backend, early, value="early, again")
 
@@ -451,8 +451,8 @@ class BackendSuite:
     def test_a_callback_that_fails_does_not_keep_others_from_being_called(self, backend: ResultBackend) -> None:
         called = threading.Event()
         first, second = _id(), _id()
-        AsyncResult[Any](first, backend).then(lambda result: 1 / 0)
-        AsyncResult[Any](second, backend).then(lambda result: called.set())
+        AsyncResult[object](first, backend).then(lambda result: 1 / 0)
+        AsyncResult[object](second, backend).then(lambda result: called.set())
 
         self.store(backend, first)
         self.store(backend, second)
@@ -460,7 +460,7 @@ class BackendSuite:
         assert called.wait(PATIENCE)
 
     def test_coroutines_await_results_side_by_side(self, backend: ResultBackend) -> None:
-        results = ResultSet([AsyncResult[Any](_id(), backend) for _ in range(20)])
+        results = ResultSet([AsyncResult[object](_id(), backend) for _ in range(20)])
 
         async def main() -> list[object]:
             self.store(backend, results[0].id, value=0)
@@ -477,9 +477,9 @@ class BackendSuite:
 
         async def main() -> object:
             with pytest.raises(TimeoutError, match=task_id):
-                await AsyncResult[Any](task_id, backend).aget(timeout=0.05)
+                await AsyncResult[object](task_id, backend).aget(timeout=0.05)
             await asyncio.to_thread(self.store, backend, task_id, value="late")
-            return await AsyncResult[Any](task_id, backend)
+            return await AsyncResult[object](task_id, backend)
 
         assert asyncio.run(main()) == "late"
 
@@ -489,7 +489,7 @@ class BackendSuite:
         async def main() -> int:
             ended = 0
             for step in range(100):
-                waiting = asyncio.ensure_future(AsyncResult[Any](_id(), backend).aget(timeout=step * 0.0002))
+                waiting = asyncio.ensure_future(AsyncResult[object](_id(), backend).aget(timeout=step * 0.0002))
                 await asyncio.wait({waiting}, timeout=PATIENCE)
                 ended += waiting.done() and isinstance(waiting.exception(), TimeoutError)
             return ended
@@ -503,7 +503,7 @@ class BackendSuite:
             before = asyncio.all_tasks()
             for step in range(150):
                 seconds = step % 30 * 0.0003
-                waiting = asyncio.ensure_future(AsyncResult[Any](_id(), backend).aget(timeout=seconds))
+                waiting = asyncio.ensure_future(AsyncResult[object](_id(), backend).aget(timeout=seconds))
                 await asyncio.sleep(seconds + step % 4 * 0.0003)
                 waiting.cancel()
                 await asyncio.wait({waiting}, timeout=PATIENCE)
@@ -517,8 +517,8 @@ class BackendSuite:
             problems: list[str] = []
             asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
             before = asyncio.all_tasks()
-            first = AsyncResult[Any](_id(), backend)
-            for waits in (AsyncResult[Any](_id(), backend, parent=first), ResultSet([first, first])):
+            first = AsyncResult[object](_id(), backend)
+            for waits in (AsyncResult[object](_id(), backend, parent=first), ResultSet([first, first])):
                 with pytest.raises(TimeoutError):
                     await waits.aget(timeout=0.01)
             return asyncio.all_tasks() - before, problems
