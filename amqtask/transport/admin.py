@@ -30,7 +30,9 @@ from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
+    from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.contract import Publisher
+    from amqtask.transport.pika_types import BlockingChannel, PikaMethod
 
 # How many messages are under way at once when messages move: so many may be stored twice after a kill.
 # RabbitMQ's client of a quorum queue keeps acknowledgements to itself while 32 are not yet applied (rabbit_fifo_client's
@@ -186,12 +188,12 @@ class QueueAdmin:
                     channel.basic_get(queue)  # see BATCH; what has come meanwhile goes back, too
             return len(tags)
 
-    def _look_at_all(self, channel: Any, queue: str, is_meant: Callable[[Delivery], bool]) -> list[int]:
+    def _look_at_all(self, channel: BlockingChannel, queue: str, is_meant: Callable[[Delivery], bool]) -> list[int]:
         """The delivery tags of the messages that are meant."""
         expected = _ready(channel, queue)
         read_count, tags = 0, list[int]()
 
-        def look(_: object, method: Any, properties: Any, body: bytes) -> None:
+        def look(_: object, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
             nonlocal read_count
             read_count += 1
             delivery = Delivery(
@@ -223,7 +225,7 @@ class QueueAdmin:
             raise _broken(error) from error
 
     @contextmanager
-    def channel(self, queue: str) -> Iterator[Any]:
+    def channel(self, queue: str) -> Iterator[BlockingChannel]:
         """A pika channel for a job on the queue; its refusals become our errors."""
         try:
             channel = self._connection.channel()
@@ -246,11 +248,11 @@ def _broken(error: AMQPError) -> OperationalError:
     return OperationalError(f"the connection to the broker broke: {error!r}")
 
 
-def _ready(channel: Any, queue: str) -> int:
+def _ready(channel: BlockingChannel, queue: str) -> int:
     return int(channel.queue_declare(queue, passive=True).method.message_count)
 
 
-def _get(channel: Any, queue: str) -> Delivery | None:
+def _get(channel: BlockingChannel, queue: str) -> Delivery | None:
     method, properties, body = channel.basic_get(queue)
     if method is None:
         return None
@@ -260,7 +262,7 @@ def _get(channel: Any, queue: str) -> Delivery | None:
 
 
 def _publish(
-    channel: Any,
+    channel: BlockingChannel,
     publisher: Publisher,
     pairs: Sequence[tuple[Delivery, Message]],
     done: Moved,

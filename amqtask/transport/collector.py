@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import ChannelClosedByBroker
 
@@ -28,6 +28,12 @@ from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import has_line_end
 from amqtask.transport.url import BrokerAddress
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
+    from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
+    from amqtask.transport.wire import Wire
+
 
 OnDone = Callable[[QueuePresence], None]
 Deliveries = Sequence[Delivery]
@@ -70,7 +76,7 @@ class PikaCollector:
             addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
         self._pika: Any = None
-        self._channel: Any = None
+        self._channel: PikaChannel | None = None
         self._looks: dict[str, _Look] = {}
         self._line: deque[_Look] = deque()
         self._current: _Look | None = None
@@ -178,7 +184,7 @@ class PikaCollector:
             self._channel = self._pika.channel(on_open_callback=lambda _: self._next())
             self._channel.add_on_close_callback(self._on_channel_closed)
 
-    def _on_channel_closed(self, channel: Any, error: Exception) -> None:
+    def _on_channel_closed(self, channel: PikaChannel, error: Exception) -> None:
         if channel is not self._channel:
             return
         self._channel = None
@@ -193,7 +199,7 @@ class PikaCollector:
 
     # -- the connection's events
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Wire) -> None:
         """Look at what waits."""
         self._pika = connection
         self._open_channel()
@@ -242,7 +248,7 @@ class _Reader:
         self._is_decided = False
         self._tag = self._channel.basic_consume(self._look.queue, self._message, exclusive=True)
 
-    def _message(self, channel: object, method: Any, properties: Any, body: bytes) -> None:
+    def _message(self, channel: object, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
         self._deliveries.append(
             Delivery(
                 body, properties, method.exchange, method.routing_key, method.redelivered, self._look.queue,
@@ -322,5 +328,5 @@ def _presence_of(error: Exception) -> QueuePresence:
     return QueuePresence.GONE if error.reply_code == NOT_FOUND else QueuePresence.AWAY
 
 
-def _count(frame: Any) -> int:
+def _count(frame: PikaFrame) -> int:
     return int(frame.method.message_count)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
@@ -22,6 +22,10 @@ from amqtask.transport.liveness import LivenessMonitor
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import Wire
+
+if TYPE_CHECKING:
+    from amqtask.transport.wire import Wire
+
 
 # Seconds between attempts: the longest while no host takes connections, and while hosts take them and they do not last.
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_IF_TAKEN = 0.1, 2.0, 1.0
@@ -58,7 +62,7 @@ class Backoff:
 class ConnectionListener(Protocol):
     """The owner of a LoopConnection, with the methods that it calls."""
 
-    def on_open(self, connection: object) -> None: ...
+    def on_open(self, connection: Wire) -> None: ...
 
     def on_lost(self, error: Exception) -> None:
         """An open connection is gone; another attempt follows by itself."""
@@ -197,7 +201,7 @@ class LoopConnection:
             seconds + OVERTIME_SECONDS, lambda: self._took_too_long(connection, seconds)
         )
 
-    def _took_too_long(self, connection: Any, seconds: float) -> None:
+    def _took_too_long(self, connection: Wire, seconds: float) -> None:
         self._failed(connection, TimeoutError(f"it did not answer within {seconds:g} s"))
         connection.end()
 
@@ -205,7 +209,7 @@ class LoopConnection:
         self._liveness.is_suspended = reason is not None
         self._listener.on_blocked(reason)
 
-    def _opened(self, connection: Any) -> None:
+    def _opened(self, connection: Wire) -> None:
         if connection is not self._connection or not self._is_running:
             connection.end()
             return
@@ -216,7 +220,7 @@ class LoopConnection:
         self._liveness.begin(connection)
         self._listener.on_open(connection)
 
-    def _failed(self, connection: Any, error: Exception) -> None:
+    def _failed(self, connection: Wire, error: Exception) -> None:
         if connection is not self._connection:
             return
         self._connection = None
@@ -234,7 +238,7 @@ class LoopConnection:
             self._listener.on_unreachable(connection_error(error, tried))
         self._connect_later(self._backoff.next() if is_round else 0)
 
-    def _closed(self, connection: Any, error: Exception) -> None:
+    def _closed(self, connection: Wire, error: Exception) -> None:
         if connection is not self._connection:
             return
         self._is_open = False

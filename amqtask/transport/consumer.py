@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
@@ -31,6 +31,12 @@ from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import take_until_cancelled
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
+    from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
+    from amqtask.transport.wire import Wire
+
 
 logger = bounded_logger("amqtask.transport")
 
@@ -79,10 +85,10 @@ class PikaConsumer:
             )
         )
         self._declarer = Declarer(loop, listener.on_warning)
-        self._pika: Any = None
+        self._pika: Wire | None = None
         # The present channel, once it is open; and the one that is being opened.
         self._channel: Any = None
-        self._opening: Any = None
+        self._opening: PikaChannel | None = None
         self._epoch = 0
         self._queues: dict[str, _Consumed] = {}
         # Consumers that the broker has not confirmed yet, in the order in which it will confirm them.
@@ -188,7 +194,7 @@ class PikaConsumer:
 
     # -- the connection's events
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Wire) -> None:
         """There is a connection: open the channel."""
         self._forget_timer()
         self._unreachable.clear()
@@ -234,7 +240,7 @@ class PikaConsumer:
             # Meanwhile, on a channel of its own.
             self._set_up()
 
-    def _on_channel(self, channel: Any) -> None:
+    def _on_channel(self, channel: PikaChannel) -> None:
         if channel is not self._opening:
             return
         self._opening, self._channel = None, channel
@@ -242,7 +248,7 @@ class PikaConsumer:
         self._epoch += 1
         self._set_up()
 
-    def _on_channel_closed(self, channel: Any, error: Exception) -> None:
+    def _on_channel_closed(self, channel: PikaChannel, error: Exception) -> None:
         if channel not in (self._channel, self._opening):
             return
         refused = next(iter(self._starting.values()), None)
@@ -383,7 +389,7 @@ class PikaConsumer:
                 return  # the channel is closing: its consumers go with it
             take_until_cancelled(self._channel, tag)
 
-    def _on_cancelled(self, frame: Any) -> None:
+    def _on_cancelled(self, frame: PikaFrame) -> None:
         """The broker ended a consumer: its queue was deleted or moved, or (4.3) a delivery was held for too long."""
         tag = frame.method.consumer_tag
         for name, consumed in list(self._queues.items()):
@@ -415,7 +421,7 @@ class PikaConsumer:
 def _deliver_to(on_delivery: Callable[[Delivery], None], queue: str, epoch: int) -> Callable[..., None]:
     """pika's callback for one consumer: the hot path."""
 
-    def on_message(channel: object, method: Any, properties: Any, body: bytes) -> None:
+    def on_message(channel: object, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
         delivery = Delivery(
             body,
             properties,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import ChannelClosedByBroker
 
@@ -24,6 +24,11 @@ from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAI
 from amqtask.transport.link import send_declaration
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import check_name, entity_name
+
+if TYPE_CHECKING:
+    from amqtask.transport.pika_types import PikaChannel
+    from amqtask.transport.wire import Wire
+
 
 RESOURCE_LOCKED = 405
 # Seconds for one entity; doubled after each that took longer, until one is declared.
@@ -54,10 +59,10 @@ class Declarer:
         # Entities that exist with other arguments: checked passively, not declared, on later connections too.
         self._differing: set[Declaration] = set()
         self._runs: deque[_Run] = deque()
-        self._connection: Any = None
+        self._connection: Wire | None = None
         self._channel: Any = None
 
-    def connected(self, connection: Any) -> None:
+    def connected(self, connection: Wire) -> None:
         """There is a connection."""
         self._connection = connection
 
@@ -108,7 +113,7 @@ class Declarer:
             self._channel = self._connection.channel(on_open_callback=self._on_channel)
             self._channel.add_on_close_callback(self._on_channel_closed)
 
-    def _on_channel(self, channel: Any) -> None:
+    def _on_channel(self, channel: PikaChannel) -> None:
         if channel is self._channel and self._runs:
             self._send()
 
@@ -156,7 +161,7 @@ class Declarer:
             self._set_timer()
         run.on_done(error)
 
-    def _on_channel_closed(self, channel: Any, error: Exception) -> None:
+    def _on_channel_closed(self, channel: PikaChannel, error: Exception) -> None:
         if channel is not self._channel:
             return
         self._channel = None

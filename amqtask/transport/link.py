@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
@@ -44,6 +44,11 @@ from amqtask.transport.frames import (
 from amqtask.transport.names import check_name, entity_name
 from amqtask.transport.stream import Stream, is_failure
 from amqtask.transport.url import BrokerAddress, client_properties
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
+    from amqtask.transport.pika_types import PikaChannel, PikaMethod
+
 
 Warn = Callable[[str], None]
 # How many entities a connection remembers as declared, at most.
@@ -427,10 +432,10 @@ class Link:
     def on_confirm(self, number: int, multiple: bool, *, is_ack: bool) -> None:
         """basic.ack or basic.nack."""
 
-    def on_return(self, method: object, properties: object) -> None:
+    def on_return(self, method: PikaMethod, properties: PropertiesLike) -> None:
         """basic.return."""
 
-    def on_delivery(self, method: object, properties: object, body: bytes, error: Exception | None) -> None:
+    def on_delivery(self, method: PikaMethod, properties: PropertiesLike, body: bytes, error: Exception | None) -> None:
         """basic.deliver; `error` tells why the properties cannot be read."""
 
     def on_cancelled(self, consumer: str) -> None:
@@ -522,7 +527,9 @@ def _declaration(entity: Declaration, *, passive: bool) -> tuple[Any, type[Any]]
     return spec.Queue.Bind(queue=entity.destination, **details), spec.Queue.BindOk
 
 
-def send_declaration(channel: Any, entity: Declaration, callback: Callable[[Any], None], *, passive: bool) -> None:
+def send_declaration(
+    channel: PikaChannel, entity: Declaration, callback: Callable[[Any], None], *, passive: bool
+) -> None:
     """The declare or bind method of an entity on a pika channel."""
     if isinstance(entity, Queue):
         channel.queue_declare(

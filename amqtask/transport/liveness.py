@@ -21,12 +21,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
 
 from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.wire import Wire
+
+if TYPE_CHECKING:
+    from amqtask.transport.pika_types import PikaChannel
+
 
 TICK_SECONDS = 0.8
 # How long a question may stay without an answer (ticks).
@@ -44,7 +48,7 @@ class LivenessMonitor:
         self._least_patience = PATIENCE if has_other_hosts else LONE_PATIENCE
         self._patience = self._least_patience
         self._connection: Any = None  # a Wire, from `begin` to `end`
-        self._channel: Any = None
+        self._channel: PikaChannel | None = None
         self._timer: LoopTimer | None = None
         self._heard = (0, 0)
         self._unsent = 0

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pika
 from pika.exceptions import AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
@@ -45,6 +45,12 @@ from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
+    from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
+    from amqtask.transport.wire import Wire
+
 
 OnDone = Callable[["PublishError | None"], None]
 # The most unconfirmed messages; further ones wait here, where they cost the broker nothing.
@@ -83,7 +89,7 @@ class _ConfirmingChannel:
 
     __slots__ = ("channel", "confirms", "returns")
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: PikaChannel) -> None:
         self.channel = channel
         self.confirms: Confirms[_Pending] = Confirms()
         self.returns = Returns()
@@ -122,10 +128,10 @@ class PikaLoopPublisher:
             )
         )
         self._declarer = Declarer(loop, on_warning)
-        self._pika: Any = None
+        self._pika: Wire | None = None
         # The present channel, once it confirms; the one that is being opened; and old ones that have unconfirmed messages.
         self._current: _ConfirmingChannel | None = None
-        self._opening: Any = None
+        self._opening: PikaChannel | None = None
         self._old: list[_ConfirmingChannel] = []
         self._waiting: deque[_Pending] = deque()
         # Refused messages that go again after a pause, in order.
@@ -256,7 +262,7 @@ class PikaLoopPublisher:
         else:
             confirming.confirms.published(pending)
 
-    def _on_confirm(self, confirming: _ConfirmingChannel, frame: Any) -> None:
+    def _on_confirm(self, confirming: _ConfirmingChannel, frame: PikaFrame) -> None:
         method = frame.method
         acked = isinstance(method, pika.spec.Basic.Ack)
         returns = confirming.returns
@@ -414,7 +420,7 @@ class PikaLoopPublisher:
 
     # -- the connection's events
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Wire) -> None:
         """There is a connection: open a channel in confirm mode."""
         self._forget_timer()
         self._pika = connection
@@ -470,13 +476,18 @@ class PikaLoopPublisher:
             self._opening = self._pika.channel(on_open_callback=self._on_channel)
             self._opening.add_on_close_callback(self._on_channel_closed)
 
-    def _on_channel(self, channel: Any) -> None:
+    def _on_channel(self, channel: PikaChannel) -> None:
         confirming = _ConfirmingChannel(channel)
         channel.add_on_return_callback(partial(self._on_return, confirming))
         channel.confirm_delivery(partial(self._on_confirm, confirming), callback=lambda _: self._ready(confirming))
 
     def _on_return(
-        self, confirming: _ConfirmingChannel, channel: object, method: Any, properties: Any, body: bytes
+        self,
+        confirming: _ConfirmingChannel,
+        channel: object,
+        method: PikaMethod,
+        properties: PropertiesLike,
+        body: bytes,
     ) -> None:
         confirming.returns.returned(properties.message_id, method.exchange, method.routing_key)
 
@@ -487,7 +498,7 @@ class PikaLoopPublisher:
         self._backoff.succeeded()
         self._flush()
 
-    def _on_channel_closed(self, channel: Any, error: Exception) -> None:
+    def _on_channel_closed(self, channel: PikaChannel, error: Exception) -> None:
         if self._pika is None or not self._pika.is_open or self._is_stopped:
             return  # the connection's own end follows
         confirming = next(

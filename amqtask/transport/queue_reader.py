@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika import spec
 from pika.exceptions import ChannelClosedByBroker
@@ -33,6 +33,11 @@ from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks
 from amqtask.transport.link import SLICE, Link, LinkLost, connect
 from amqtask.transport.links import Links
 from amqtask.transport.url import BrokerAddress, beginning_after
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
+    from amqtask.transport.pika_types import PikaMethod
+
 
 logger = bounded_logger("amqtask.transport")
 OnReply = Callable[[Delivery], None]
@@ -73,7 +78,7 @@ class _ReplyLink(Link):
         # Since when the answer to a check of the connection is missing.
         self.asked_at: float | None = None
 
-    def on_delivery(self, method: Any, properties: Any, body: bytes, error: Exception | None) -> None:
+    def on_delivery(self, method: PikaMethod, properties: PropertiesLike, body: bytes, error: Exception | None) -> None:
         """A reply has come."""
         self.last_tag = method.delivery_tag
         if error is not None:

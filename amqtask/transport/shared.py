@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from amqtask.transport.connection import ConnectionListener, LoopConnection
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.url import BrokerAddress
+
+if TYPE_CHECKING:
+    from amqtask.transport.wire import Wire
 
 
 class SharedConnection:
@@ -29,7 +32,7 @@ class SharedConnection:
         self._connection = LoopConnection(
             addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=name
         )
-        self._pika: Any = None
+        self._pika: Wire | None = None
         self._users: list[ConnectionUse] = []
 
     def join(self, listener: ConnectionListener) -> ConnectionUse:
@@ -71,7 +74,7 @@ class SharedConnection:
 
     # -- the connection's events
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Wire) -> None:
         """To all users."""
         self._pika = connection
         for listener in self._listeners:
