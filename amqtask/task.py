@@ -82,12 +82,12 @@ class Task(WithOthersNames, Generic[P, R]):
     retry_backoff: float = 0
     retry_backoff_max: float = 600
     retry_jitter: bool = True
-    rate_limit: Any = None
+    rate_limit: str | float | None = None
     time_limit: Any = None
     soft_time_limit: Any = None
     ignore_result: Any = None
     store_errors_even_if_ignored: Any = None
-    store_eager_result: Any = None
+    store_eager_result: bool | None = None
     track_started: Any = None
     acks_late: Any = None
     acks_on_failure_or_timeout: Any = None
@@ -96,12 +96,12 @@ class Task(WithOthersNames, Generic[P, R]):
     reject_on_worker_lost: Any = None
     throws: tuple[type[BaseException], ...] = ()
     expires: Any = None
-    priority: Any = None
-    serializer: Any = None
-    compression: Any = None
+    priority: int | None = None
+    serializer: str | None = None
+    compression: str | None = None
     queue: Any = None
     exchange: Any = None
-    routing_key: Any = None
+    routing_key: str | None = None
     delivery_mode: Any = None
     send_events: bool = True
     trail: bool = True
@@ -116,7 +116,7 @@ class Task(WithOthersNames, Generic[P, R]):
     app: Application
     # Of the function, or of a class of one's own.
     __name__: str
-    _check: Callable[..., Any] | None = None
+    _check: Callable[..., object] | None = None
     # Of a task with pydantic=True: the arguments of a call as what a serializer writes.
     as_data: Callable[..., tuple[Any, Any]] | None = None
 

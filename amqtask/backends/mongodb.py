@@ -73,7 +73,7 @@ class MongoBackend(PollingBackend):
             **settings.pop("options", {}),
             **settings,
         }
-        self._clients: dict[int, pymongo.MongoClient[dict[str, Any]]] = {}
+        self._clients: dict[int, pymongo.MongoClient[JsonObject]] = {}
 
     # -- the worker's end
 
@@ -226,7 +226,7 @@ class MongoBackend(PollingBackend):
             )
         return BackendUnreachable(f"MongoDB at {self._hosts} refused: {error}")
 
-    def _client(self) -> pymongo.MongoClient[dict[str, Any]]:
+    def _client(self) -> pymongo.MongoClient[JsonObject]:
         """The client of this process: a forked child has connections of its own and leaves its parent's alone."""
         pid = os.getpid()
         client = self._clients.get(pid)
@@ -237,8 +237,8 @@ class MongoBackend(PollingBackend):
                 new_client.close()  # another thread was first
         return client
 
-    def _connect(self) -> pymongo.MongoClient[dict[str, Any]]:
-        client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(self._uri, tz_aware=True, **self._arguments)
+    def _connect(self) -> pymongo.MongoClient[JsonObject]:
+        client: pymongo.MongoClient[JsonObject] = pymongo.MongoClient(self._uri, tz_aware=True, **self._arguments)
         try:
             for name in (self._tasks, self._groups):
                 _index(client[self._database][name])

@@ -26,7 +26,7 @@ class Json(ParamType):
         self.name = name
         self._json_type = json_type
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> object:
         if isinstance(value, self._json_type):
             return value
         try:

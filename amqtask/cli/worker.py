@@ -30,8 +30,10 @@ from amqtask.worker.processors import usable_processors
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
+    from amqtask.worker.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 logger = bounded_logger("amqtask.worker")
 
 HAVE_CHILDREN = frozenset({"prefork", "processes"})
@@ -107,7 +109,7 @@ def _options(*groups: list[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
-WORKER: list[Any] = [
+WORKER: list[Decorator] = [
     click.option("-A", "--app", "told_app", metavar="MODULE[:ATTR]", help="The application (also before `worker`)."),
     click.option("-n", "--hostname", metavar="NAME", help="Node name: w1@%h, with %h host, %n name, %d domain."),
     click.option("-D", "--detach", is_flag=True, help="Run in the background."),
@@ -128,7 +130,7 @@ WORKER: list[Any] = [
     ),
     click.option("--disable-prefetch", is_flag=True, help="Take only what can run at once."),
 ]
-POOL: list[Any] = [
+POOL: list[Decorator] = [
     click.option("-c", "--concurrency", type=Concurrency(), help="Slots [number of processors]."),
     click.option(
         "-P", "--pool", envvar="AMQTASK_POOL", callback=_pool_name, metavar="NAME", shell_complete=complete.pools,
@@ -144,7 +146,7 @@ POOL: list[Any] = [
     ),
     click.option("--autoscale", type=Autoscale(), help="Grow and shrink the pool with the backlog."),
 ]  # fmt: skip
-QUEUES: list[Any] = [
+QUEUES: list[Decorator] = [
     click.option(
         "-Q",
         "--queues",
@@ -157,7 +159,7 @@ QUEUES: list[Any] = [
     click.option("-I", "--include", type=CommaList(), default=(), help="More modules to import."),
     click.option("--purge", "--discard", is_flag=True, help="Delete what waits in the queues first."),
 ]
-FEATURES: list[Any] = [
+FEATURES: list[Decorator] = [
     click.option("--without-gossip", is_flag=True, help="Accepted; workers do not gossip."),
     click.option("--without-mingle", is_flag=True, help="Do not ask other workers what was revoked."),
     click.option("--without-heartbeat", is_flag=True, help="Send no worker heartbeat events."),
@@ -174,7 +176,7 @@ FEATURES: list[Any] = [
     ),
     click.option("--scheduler", metavar="NAME", help="With -B: file, memory, django, or module:Class."),
 ]
-DAEMON: list[Any] = [
+DAEMON: list[Decorator] = [
     click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname)."),
     click.option("--pidfile", help="Write the process id here."),
     click.option("--uid", help="User to run as."),
@@ -292,7 +294,7 @@ def _worker_options(app: AmqTask, params: dict[str, Any]) -> WorkerOptions:
     )
 
 
-def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
+def _banner(app: AmqTask, options: WorkerOptions, worker: Worker) -> str:
     about = _about(app, options, worker)
     return banner(
         node=options.hostname or "",
@@ -311,7 +313,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Any) -> str:
     )
 
 
-def _about(app: AmqTask, options: WorkerOptions, worker: Any) -> JsonObject:
+def _about(app: AmqTask, options: WorkerOptions, worker: Worker) -> JsonObject:
     """What a worker says of itself when it starts."""
     backend = app.backend_url
     return {

@@ -20,6 +20,7 @@ from amqtask.result import EagerResult
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application, CalledTask
+    from amqtask.execution.outcome import Outcome
     from amqtask.ground.shapes import Arguments, Keywords, Options, SignatureFields
     from amqtask.result import UntypedEagerResult
 
@@ -143,7 +144,7 @@ class InlineRunner:
         return ended
 
     def _eager_result(
-        self, executor: InlineExecutor, outcome: Any, task_id: str, name: str, propagate: bool
+        self, executor: InlineExecutor, outcome: Outcome, task_id: str, name: str, propagate: bool
     ) -> UntypedEagerResult:
         if executor.error is not None and propagate:
             raise executor.error

@@ -197,8 +197,8 @@ class Freezer:
     def __init__(
         self,
         reply_to: str,
-        result: Callable[[str, str, Any], UntypedResult],
-        group_result: Callable[[str, list[Any], Any], GroupResult],
+        result: Callable[[str, str, Result | None], UntypedResult],
+        group_result: Callable[[str, list[Result], Result | None], GroupResult],
     ) -> None:
         self._reply_to = reply_to
         self._result = result
@@ -212,7 +212,7 @@ class Freezer:
         membership: Options | None = None,
         root_id: str | None = None,
         parent_id: str | None = None,
-        parent: Any = None,
+        parent: Result | None = None,
         is_head: bool = True,
     ) -> Result:
         """Give a settled signature its ids, in place, where it has none; its result.
@@ -242,8 +242,8 @@ class Freezer:
     def _chain(
         self,
         sig: chain,
-        task_id: Any,
-        membership: Any,
+        task_id: str | None,
+        membership: Options | None,
         root_id: str | None,
         parent_id: str | None,
         parent: Any,
@@ -275,11 +275,11 @@ class Freezer:
     def _group(
         self,
         sig: group,
-        task_id: object,
-        membership: Any,
+        task_id: str | None,
+        membership: Options | None,
         root_id: str | None,
         parent_id: str | None,
-        parent: object,
+        parent: Result | None,
         *,
         is_head: bool,
     ) -> Result:
@@ -303,11 +303,11 @@ class Freezer:
     def _chord(
         self,
         sig: chord,
-        task_id: Any,
-        membership: Any,
+        task_id: str | None,
+        membership: Options | None,
         root_id: str | None,
         parent_id: str | None,
-        parent: Any,
+        parent: Result | None,
         *,
         is_head: bool,
     ) -> Result:

@@ -78,7 +78,7 @@ def _number(value: Any) -> float:
 def number(wants: str, low: float, high: float, *, integer_only: bool = False) -> Kind:
     """A finite number in a range."""
 
-    def convert(value: object) -> Any:
+    def convert(value: object) -> object:
         amount = _number(value)
         if not low <= amount <= high or not math.isfinite(amount):
             raise ValueError
@@ -116,7 +116,7 @@ def _attempts(value: object) -> float:
 ATTEMPTS = Kind("a whole number from 0 on, or float('inf')", _attempts)
 
 
-def _moment(value: object) -> Any:
+def _moment(value: object) -> object:
     if isinstance(value, str):
         return datetime.fromisoformat(value.replace("Z", "+00:00"))
     if isinstance(value, datetime):
@@ -129,7 +129,7 @@ def _moment(value: object) -> Any:
 MOMENT = Kind("a datetime, or text in ISO 8601", _moment)
 
 
-def _expiry(value: object) -> Any:
+def _expiry(value: object) -> object:
     if isinstance(value, (int, float, timedelta)):
         return FROM_NOW.convert(value)
     return _moment(value)
@@ -138,7 +138,7 @@ def _expiry(value: object) -> Any:
 EXPIRY = Kind("seconds from now, a timedelta, a datetime, or text in ISO 8601", _expiry)
 
 
-def _rate(value: object) -> Any:
+def _rate(value: object) -> object:
     if isinstance(value, str):
         if value and _RATE.fullmatch(value) is None:
             raise ValueError
@@ -217,7 +217,7 @@ DELIVERY_MODE = Kind("2 (persistent) or 1 (transient)", _delivery_mode)
 QUEUE_TYPE = choice("quorum", "classic", "stream")
 
 
-def _level(value: object) -> Any:
+def _level(value: object) -> object:
     if isinstance(value, str) and isinstance(logging.getLevelName(value.upper()), int):
         return value
     return logging.getLevelName(COUNT.convert(value))
@@ -283,7 +283,7 @@ def _header(value: object, where: str) -> None:
         )
 
 
-def _headers(value: object) -> Any:
+def _headers(value: object) -> object:
     headers = _table(value)
     for name, item in headers.items():
         _header(item, repr(name))
@@ -308,7 +308,7 @@ def signature_of(value: object) -> SignatureFields:
     return sig
 
 
-def signatures(value: object) -> Any:
+def signatures(value: object) -> object:
     """One signature, or several."""
     if not isinstance(value, (list, tuple)):
         return signature_of(value)
@@ -330,7 +330,7 @@ EXCEPTIONS = Kind("exception classes, such as (ConnectionError, TimeoutError)", 
 def either(wants: str, *kinds: Kind | type) -> Kind:
     """The first of several that takes it; an instance of a class is left as it is."""
 
-    def convert(value: object) -> Any:
+    def convert(value: object) -> object:
         for kind in kinds:
             if isinstance(kind, type):
                 if isinstance(value, kind):
@@ -350,7 +350,7 @@ def instance(wants: str, *classes: type) -> Kind:
     return either(wants, *classes)
 
 
-def _function(value: object) -> Any:
+def _function(value: object) -> object:
     if not callable(value):
         raise TypeError
     return value
@@ -374,7 +374,7 @@ def arguments(task: str, args: object, kwargs: object) -> tuple[Arguments, dict[
 
 def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, object]) -> Mapping[str, Any]:
     """`values` as they are used; those without a kind are left alone. Raises: WrongValue."""
-    converted: dict[str, Any] | None = None
+    converted: dict[str, object] | None = None
     for name, value in values.items():
         kind = kinds.get(name)
         if kind is None or value is None:

@@ -96,7 +96,7 @@ def _encode_bytes(value: bytes) -> dict[str, object]:
 
 
 # datetime before date: it is a subclass.
-_JSON_ENCODERS: list[tuple[type, Callable[[Any], Any]]] = [
+_JSON_ENCODERS: list[tuple[type, Callable[[Any], object]]] = [
     (datetime, lambda value: _wrap("datetime", value.isoformat())),
     (date, lambda value: _wrap("date", value.isoformat())),
     (time, lambda value: _wrap("time", value.isoformat())),
@@ -105,7 +105,7 @@ _JSON_ENCODERS: list[tuple[type, Callable[[Any], Any]]] = [
     (bytes, _encode_bytes),
 ]
 
-_JSON_DECODERS: dict[str, Callable[[Any], Any]] = {
+_JSON_DECODERS: dict[str, Callable[[Any], object]] = {
     "datetime": lambda value: datetime.fromisoformat(value.replace("Z", "+00:00")),
     "date": lambda value: datetime.fromisoformat(value).date(),
     "time": time.fromisoformat,
@@ -208,13 +208,13 @@ def _load_pickle(body: bytes, encoding: str) -> object:
     return pickle.loads(body)
 
 
-_DUMP: dict[str, Callable[[Any], bytes]] = {
+_DUMP: dict[str, Callable[[object], bytes]] = {
     JSON: _dump_json,
     YAML: _dump_yaml,
     MSGPACK: _dump_msgpack,
     PICKLE: _dump_pickle,
 }
-_LOAD: dict[str, Callable[[bytes, str], Any]] = {
+_LOAD: dict[str, Callable[[bytes, str], object]] = {
     JSON: _load_json,
     YAML: _load_yaml,
     MSGPACK: _load_msgpack,
@@ -236,7 +236,7 @@ def content_type(name: str) -> str:
 def register(
     name: str,
     encode: Callable[[Any], Any],
-    decode: Callable[[Any], Any],
+    decode: Callable[[Any], object],
     content_type: str,
     content_encoding: str = "utf-8",
 ) -> None:
@@ -250,14 +250,16 @@ def register(
         encoded = encode(value)
         return encoded.encode(charset or "utf-8") if isinstance(encoded, str) else bytes(encoded)
 
-    def load(body: bytes, encoding: str) -> Any:
+    def load(body: bytes, encoding: str) -> object:
         return decode(body if charset is None else body.decode(encoding))
 
     _BY_NAME[name] = content_type
     _DUMP[content_type], _LOAD[content_type], _ENCODING[content_type] = dump, load, content_encoding
 
 
-def register_type(value_type: type, name: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> None:
+def register_type(
+    value_type: type, name: str, encode: Callable[[Any], object], decode: Callable[[Any], object]
+) -> None:
     """A type that JSON messages can hold, marked by `name`: `encode` gives data, from which `decode` makes the value again."""
     _JSON_ENCODERS.insert(0, (value_type, lambda value: _wrap(name, encode(value))))
     _JSON_DECODERS[name] = decode
@@ -459,7 +461,7 @@ def compress(body: bytes, method: str) -> tuple[bytes, str]:
         raise _missing("zstd") from error
 
 
-def decompress(body: bytes, header_value: Any, limit: int = LARGEST_BODY) -> bytes:
+def decompress(body: bytes, header_value: object, limit: int = LARGEST_BODY) -> bytes:
     """The body as it was before `compress`, if that has at most `limit` bytes. Raises: Undecodable."""
     mime_type = _COMPRESSION_NAMES.get(header_value, header_value) if isinstance(header_value, str) else ""
     if mime_type not in _COMPRESS:

@@ -22,40 +22,40 @@ class StampingVisitor(ABC):
     the names listed there are stamps."""
 
     @abstractmethod
-    def on_signature(self, sig: Any, **headers: Any) -> StampDict:
+    def on_signature(self, sig: Any, **headers: object) -> StampDict:
         """For each task."""
 
-    def on_group_start(self, group: Any, **headers: Any) -> StampDict:
+    def on_group_start(self, group: Any, **headers: object) -> StampDict:
         """For all members of a group."""
         return {}
 
-    def on_group_end(self, group: Any, **headers: Any) -> None:  # noqa: B027 - a hook
+    def on_group_end(self, group: Any, **headers: object) -> None:  # noqa: B027 - a hook
         """Its members are stamped."""
 
-    def on_chain_start(self, chain: Any, **headers: Any) -> StampDict:
+    def on_chain_start(self, chain: Any, **headers: object) -> StampDict:
         """For all steps of a chain."""
         return {}
 
-    def on_chain_end(self, chain: Any, **headers: Any) -> None:  # noqa: B027 - a hook
+    def on_chain_end(self, chain: Any, **headers: object) -> None:  # noqa: B027 - a hook
         """Its steps are stamped."""
 
-    def on_chord_header_start(self, chord: Any, **headers: Any) -> StampDict:
+    def on_chord_header_start(self, chord: Any, **headers: object) -> StampDict:
         """For all members of a chord's header; as for a group unless it is overridden."""
         return self.on_group_start(chord, **headers)
 
-    def on_chord_header_end(self, chord: Any, **headers: Any) -> None:
+    def on_chord_header_end(self, chord: Any, **headers: object) -> None:
         """Its header is stamped."""
         self.on_group_end(chord, **headers)
 
-    def on_chord_body(self, chord: Any, **headers: Any) -> StampDict:
+    def on_chord_body(self, chord: Any, **headers: object) -> StampDict:
         """For a chord's body."""
         return {}
 
-    def on_callback(self, callback: Any, **headers: Any) -> StampDict:
+    def on_callback(self, callback: Any, **headers: object) -> StampDict:
         """For a callback (`link`)."""
         return {}
 
-    def on_errback(self, errback: Any, **headers: Any) -> StampDict:
+    def on_errback(self, errback: Any, **headers: object) -> StampDict:
         """For an errback (`link_error`)."""
         return {}
 

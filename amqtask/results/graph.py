@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator
+from typing import Any, TextIO
 
 
 class DependencyGraph:
     """Nodes and, for each, what it led to."""
 
     def __init__(self) -> None:
-        self.adjacent: dict[Any, list[object]] = {}
+        self.adjacent: dict[Hashable, list[Hashable]] = {}
 
-    def add_arc(self, node: Any) -> None:
+    def add_arc(self, node: Hashable) -> None:
         """A node."""
         self.adjacent.setdefault(node, [])
 
-    def add_edge(self, node: Any, following: Any) -> None:
+    def add_edge(self, node: Hashable, following: Hashable) -> None:
         """`node` led to `following`."""
         self.add_arc(node)
         self.add_arc(following)
@@ -24,9 +24,9 @@ class DependencyGraph:
 
     def topsort(self) -> list[Any]:
         """The nodes, each after all that it led to."""
-        ordered: dict[Any, None] = {}
+        ordered: dict[Hashable, None] = {}
 
-        def visit(node: Any) -> None:
+        def visit(node: Hashable) -> None:
             for following in self.adjacent[node]:
                 if following not in ordered:
                     visit(following)
@@ -37,7 +37,7 @@ class DependencyGraph:
                 visit(node)
         return list(ordered)
 
-    def to_dot(self, file: Any = None) -> str:
+    def to_dot(self, file: TextIO | None = None) -> str:
         """The graph in Graphviz's language; written to `file` too, if one is given."""
         lines = ["digraph dependencies {"]
         lines += [f'    "{node}";' for node in self.adjacent]

@@ -24,6 +24,8 @@ from amqtask.worker.observer import Observer
 from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from amqtask.exceptions import PublishError
     from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
@@ -198,7 +200,7 @@ class Metrics(Observer):
         yield from self._of_tasks(core)
         yield from self._of_the_worker(core)
 
-    def _of_tasks(self, core: Any) -> Iterator[Any]:
+    def _of_tasks(self, core: ModuleType) -> Iterator[Any]:
         tasks = sorted(self._tasks.items())
         labels = ["task", "queue"]
         yield _filled(
@@ -228,7 +230,7 @@ class Metrics(Observer):
         yield runtime
         yield wait
 
-    def _of_the_worker(self, core: Any) -> Iterator[Any]:
+    def _of_the_worker(self, core: ModuleType) -> Iterator[Any]:
         worker, counter, gauge = self._worker, core.CounterMetricFamily, core.GaugeMetricFamily
         slots, running = worker.pool.slots, len(worker.dispatcher.running)
         busy = min(slots, running)

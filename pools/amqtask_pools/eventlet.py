@@ -29,7 +29,7 @@ class EventletHub:
 
     def __init__(self) -> None:
         self._hub = hubs.get_hub()
-        self.current: Callable[[], Any] = eventlet.getcurrent
+        self.current: Callable[[], object] = eventlet.getcurrent
         self.wait: Callable[[], Any] = self._hub.switch
         self.sleep: Callable[[float], Any] = eventlet.sleep
         self.spawn: Callable[[Callable[[], None]], Any] = eventlet.spawn_n

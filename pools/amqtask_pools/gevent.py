@@ -24,7 +24,7 @@ class GeventHub:
     def __init__(self) -> None:
         hub = self._hub = gevent.get_hub()
         self.call_soon: Callable[..., Any] = hub.loop.run_callback
-        self.current: Callable[[], Any] = gevent.getcurrent
+        self.current: Callable[[], object] = gevent.getcurrent
         self.wait: Callable[[], Any] = hub.switch
         self.sleep: Callable[[float], Any] = gevent.sleep
         self.spawn: Callable[[Callable[[], None]], Any] = gevent.spawn_raw

@@ -12,6 +12,7 @@ from amqtask.canvas import chain, chord, group
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.task import RegisteredTask
 
 Build = Callable[[Any], Any]
 
@@ -32,43 +33,43 @@ def define(app: AmqTask) -> AmqTask:
         return sum(total(number) if isinstance(number, (list, tuple)) else number for number in numbers)
 
     @app.task(name="same")
-    def same(value: Any = "nothing") -> object:
+    def same(value: object = "nothing") -> object:
         return value
 
     @app.task(name="fail")
-    def fail(*args: Any) -> None:
+    def fail(*args: object) -> None:
         raise ValueError("as told")
 
     @app.task(name="replaced", bind=True)
-    def replaced(self: Any, x: int) -> object:
+    def replaced(self: RegisteredTask, x: int) -> object:
         return self.replace(add.s(x, 100))
 
     @app.task(name="replaced_by_group", bind=True)
-    def replaced_by_group(self: Any, x: int) -> object:
+    def replaced_by_group(self: RegisteredTask, x: int) -> object:
         return self.replace(group(add.s(x, n) for n in range(3)))
 
     @app.task(name="replaced_by_chain", bind=True)
-    def replaced_by_chain(self: Any, x: int) -> object:
+    def replaced_by_chain(self: RegisteredTask, x: int) -> object:
         return self.replace(add.s(x, 1) | group(double.s(), double.s()) | total.s())
 
     @app.task(name="flaky", bind=True, default_retry_delay=0)
-    def flaky(self: Any, x: int) -> int:
+    def flaky(self: RegisteredTask, x: int) -> int:
         if not self.request.retries:
             raise self.retry()
         return x
 
     @app.task(name="adds_one", bind=True)
-    def adds_one(self: Any, x: int) -> int:
+    def adds_one(self: RegisteredTask, x: int) -> int:
         self.add_to_chord(same.s(x + 1))
         return x
 
     @app.task(name="adds_a_chord", bind=True)
-    def adds_a_chord(self: Any, x: int) -> int:
+    def adds_a_chord(self: RegisteredTask, x: int) -> int:
         self.add_to_chord(group(add.s(x, 1), add.s(x, 2)) | total.s())
         return x
 
     @app.task(name="adds_chains", bind=True)
-    def adds_chains(self: Any, x: int) -> int:
+    def adds_chains(self: RegisteredTask, x: int) -> int:
         for _ in range(2):
             self.add_to_chord(add.s(x, 1) | double.s())
         return x
