@@ -18,7 +18,14 @@ def main() -> int:
     coverage = [sys.executable, "-m", "coverage"]
     subprocess.run([*coverage, "erase"], cwd=ROOT, check=True)
     tests = [*coverage, "run", "-m", "pytest", "-q", "-ra", "--durations=40"]
-    codes = [subprocess.run([*tests, folder], cwd=ROOT, check=False).returncode for folder in ("tests", "integration")]
+    # On a fresh machine what integration tests need is installed meanwhile.
+    with subprocess.Popen([sys.executable, "-m", "integration.prepare"], cwd=ROOT) as preparing:
+        try:
+            codes = [subprocess.run([*tests, "tests"], cwd=ROOT, check=False).returncode]
+        except BaseException:
+            preparing.kill()
+            raise
+    codes.append(subprocess.run([*tests, "integration"], cwd=ROOT, check=False).returncode)
     subprocess.run([*coverage, "combine", "-q"], cwd=ROOT, check=False)
     subprocess.run([*coverage, "report", "--skip-covered"], cwd=ROOT, check=False)
     return max(codes)

@@ -310,14 +310,15 @@ class MongoServer(Server):
     def start(self) -> MongoServer:
         """Start and return once it accepts connections."""
         self.run(
-            [str(_mongo_program()), "--host", "127.0.0.1", "--port", str(self.port), "--storage-path",
+            [str(mongo_program()), "--host", "127.0.0.1", "--port", str(self.port), "--storage-path",
              str(self.folder / "data"), "--cache-size", "64M", "--log-level", "WARNING"],
             lambda: answers(self.port),
         )  # fmt: skip
         return self
 
 
-def _mongo_program() -> Path:
+def mongo_program() -> Path:
+    """SecantusDB, installed on first use. Raises: NodeError."""
     found = MONGO_FOLDER / "bin" / "secantusd-py"
     if not (MONGO_FOLDER / ".installed").exists():
         interpreter = MONGO_FOLDER / "bin" / "python"
