@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amqtask.ground.elsewhere import WithOthersNames
 from amqtask.ground.printable import bounded_logger
@@ -14,6 +14,10 @@ from amqtask.ground.wording import count
 
 logger = bounded_logger("amqtask.signals")
 F = TypeVar("F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+    # Called with sender=, signal= and the arguments of its signal; what it returns is told to who sends.
+    Receiver = Callable[..., Any]
 # Seconds between the attempts of a receiver that is connected with `retry`: the first pause, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0
 
@@ -27,7 +31,7 @@ class Signal(WithOthersNames):
     def __init__(self, name: str, arguments: tuple[str, ...] = ()) -> None:
         self.name = name
         self.arguments = arguments
-        self._receivers: dict[Any, tuple[Any, Callable[[], Any]]] = {}
+        self._receivers: dict[object, tuple[object, Callable[[], Receiver | None]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._receivers)
@@ -38,9 +42,9 @@ class Signal(WithOthersNames):
     def connect(
         self,
         receiver: F | None = None,
-        sender: Any = None,
+        sender: object = None,
         weak: bool = True,
-        dispatch_uid: Any = None,
+        dispatch_uid: object = None,
         retry: bool = False,
         **_: object,
     ) -> Any:
@@ -57,15 +61,15 @@ class Signal(WithOthersNames):
         return receiver
 
     def disconnect(
-        self, receiver: Callable[..., Any] | None = None, sender: Any = None, dispatch_uid: Any = None, **_: object
+        self, receiver: Receiver | None = None, sender: object = None, dispatch_uid: object = None, **_: object
     ) -> bool:
         """Undo `connect`; whether it was connected."""
         identity = dispatch_uid if dispatch_uid is not None else _identity(receiver)
         return self._receivers.pop((identity, _sender_key(sender)), None) is not None
 
-    def send(self, sender: Any = None, **arguments: Any) -> list[tuple[Callable[..., Any], Any]]:
+    def send(self, sender: object = None, **arguments: object) -> list[tuple[Receiver, Any]]:
         """Call the receivers; what each returned (or the exception it raised)."""
-        answers: list[tuple[Callable[..., Any], Any]] = []
+        answers: list[tuple[Receiver, Any]] = []
         if not self._receivers:
             return answers
         sender_key = _sender_key(sender)
@@ -80,12 +84,12 @@ class Signal(WithOthersNames):
                 answers.append((receiver, error))
         return answers
 
-    def has_listeners(self, sender: Any = None) -> bool:
+    def has_listeners(self, sender: object = None) -> bool:
         """Whether a send by `sender` would reach anybody."""
         sender_key = _sender_key(sender)
         return any(filtered is None or filtered == sender_key for filtered, _ in self._receivers.values())
 
-    def _reference(self, receiver: Callable[..., Any], key: Any) -> Callable[[], Any]:
+    def _reference(self, receiver: Receiver, key: object) -> Callable[[], Receiver | None]:
         def gone(_: object) -> None:
             self._receivers.pop(key, None)
 
@@ -94,9 +98,9 @@ class Signal(WithOthersNames):
         return weakref.ref(receiver, gone)
 
 
-def _until_it_ends_well(receiver: Callable[..., Any], signal: str) -> Callable[..., Any]:
+def _until_it_ends_well(receiver: Receiver, signal: str) -> Receiver:
     @wraps(receiver)
-    def called(**arguments: Any) -> Any:
+    def called(**arguments: object) -> object:
         pause = FIRST_PAUSE
         while True:
             try:
@@ -109,13 +113,13 @@ def _until_it_ends_well(receiver: Callable[..., Any], signal: str) -> Callable[.
     return called
 
 
-def _identity(receiver: Any) -> Any:
+def _identity(receiver: Any) -> object:
     if hasattr(receiver, "__self__") and hasattr(receiver, "__func__"):
         return id(receiver.__self__), id(receiver.__func__)
     return id(receiver)
 
 
-def _sender_key(sender: Any) -> Any:
+def _sender_key(sender: object) -> object:
     """Strings are equal by value (task names, node names); a task stands for its name; others for themselves."""
     if sender is None or isinstance(sender, str):
         return sender

@@ -159,7 +159,7 @@ class Scheduler:
         Producer: Any = None,
         lazy: bool = False,
         sync_every_tasks: int | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.app = app
         self.data = {} if schedule is None else schedule
@@ -316,7 +316,7 @@ class Scheduler:
         else:
             logger.debug("%s sent. id->%s", entry.task, getattr(result, "id", None))
 
-    def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
+    def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: object) -> Any:
         """Send an entry's task now. Raises: SchedulingError."""
         if advance:
             entry = self.reserve(entry)

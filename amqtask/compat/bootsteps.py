@@ -36,7 +36,7 @@ class Step:
     last = False
     enabled = True
 
-    def __init__(self, parent: Any, **kwargs: Any) -> None:
+    def __init__(self, parent: Any, **kwargs: object) -> None:
         """`kwargs` are the worker's options, those of `app.user_options` too."""
 
     def include_if(self, parent: Any) -> bool:
@@ -46,7 +46,7 @@ class Step:
     def _should_include(self, parent: Any) -> tuple[bool, object]:
         return self.include_if(parent), None
 
-    def instantiate(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+    def instantiate(self, name: Any, *args: object, **kwargs: object) -> Any:
         """An object of the class of that name."""
         return symbol_by_name(name)(*args, **kwargs)
 
@@ -134,7 +134,7 @@ class Blueprint:
         self._kinds = tuple(kinds)
         self._started: list[Step] = []
 
-    def apply(self, parent: Any, **options: Any) -> Blueprint:
+    def apply(self, parent: Any, **options: object) -> Blueprint:
         """Make the steps that take part."""
         for step_class in ordered(self._kinds):
             step = step_class(parent, **options)
@@ -251,7 +251,7 @@ class Steps:
             else:
                 signals.worker_ready.connect(self._consume, sender=self._worker)
 
-    def _consume(self, **_: Any) -> None:
+    def _consume(self, **_: object) -> None:
         parent = self._parent
         parent.restart_count += 1
         self._of_consumer.apply(parent, **self._options).start(parent)

@@ -39,7 +39,7 @@ class Asked:
     if TYPE_CHECKING:
 
         def store_result(
-            self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+            self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: object
         ) -> Any: ...
 
         def get_task_meta(self, task_id: str, cache: bool = True) -> Meta: ...
@@ -87,7 +87,7 @@ class Asked:
         no_ack: bool = True,
         on_message: Any = None,
         on_interval: Any = None,
-        **_: Any,
+        **_: object,
     ) -> Iterator[tuple[str, Meta]]:
         """(id, meta) of each that has ended; looked for every `interval` seconds. Raises: TimeoutError."""
         missing = dict.fromkeys(task_ids)
@@ -113,7 +113,7 @@ class Asked:
         return self.get_many([member.id for member in result.results], timeout, interval, **options)
 
     def wait_for_pending(
-        self, result: Any, timeout: float | None = None, propagate: bool = True, callback: Any = None, **options: Any
+        self, result: Any, timeout: float | None = None, propagate: bool = True, callback: Any = None, **options: object
     ) -> Any:
         """The value of a result that is waited for."""
         return result.get(timeout=timeout, propagate=propagate, callback=callback)
@@ -126,7 +126,7 @@ class Asked:
 
     # -- what became of a task
 
-    def mark_as_started(self, task_id: str, **meta: Any) -> Any:
+    def mark_as_started(self, task_id: str, **meta: object) -> Any:
         """Store STARTED with this meta."""
         return self.store_result(task_id, meta, states.STARTED)
 
@@ -174,7 +174,7 @@ class Asked:
         traceback: Any = None,
         request: Any = None,
         state: str = states.RETRY,
-        **_: Any,
+        **_: object,
     ) -> Any:
         """Store RETRY with the reason."""
         return self.store_result(task_id, exc, state, traceback=traceback, request=request)
@@ -215,7 +215,7 @@ class Asked:
     def ensure_chords_allowed(self) -> None:
         """Do nothing: every store allows chords here."""
 
-    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: object) -> None:
         """A member of a header has ended: for who calls `mark_as_done` by hand."""
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:

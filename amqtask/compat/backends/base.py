@@ -60,7 +60,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         expires: float | timedelta | None = None,
         expires_type: Callable[[Any], Any] | None = None,
         url: str | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.app = app or current_app()
         conf = self.app.conf
@@ -84,7 +84,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
     # -- what a store adds
 
     def _store_result(
-        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: object
     ) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not say how a result is stored: _store_result")
 
@@ -153,11 +153,11 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
     def _ensure_retryable(
         self,
         func: Callable[..., Any],
-        *args: Any,
+        *args: object,
         fallback_exc: Any = None,
         fallback_msg: str | None = None,
         max_retries: float | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         limit = self.max_retries if max_retries is None else max_retries
         retries = 0
@@ -305,7 +305,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         """For who calls it by hand. Raises: NotImplementedError."""
         raise NotImplementedError("Backend does not support add_to_chord")
 
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: object) -> Any:
         """Do nothing: the members' messages carry the body."""
 
     def __reduce__(self, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
@@ -431,7 +431,7 @@ class KeyValueStoreBackend(BaseBackend):
         return self.delete(self.get_key_for_task(task_id))
 
     def _store_result(
-        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: object
     ) -> Any:
         if self._get_task_meta_for(task_id)["status"] == states.SUCCESS:
             return result  # what a lost worker's task says later does not count
@@ -477,7 +477,7 @@ class _NoBackend(type):
 class DisabledBackend(metaclass=_NoBackend):
     """What `app.backend` is in Celery when no results are kept: None here, which `isinstance` takes for one."""
 
-    def _is_disabled(self, *_: Any, **__: Any) -> NoReturn:
+    def _is_disabled(self, *_: object, **__: object) -> NoReturn:
         raise BackendNotConfigured("the application keeps no results: set result_backend")
 
     get_state = get_status = get_result = get_traceback = get_task_meta_for = wait_for = get_many = _is_disabled
