@@ -24,7 +24,7 @@ from amqtask.protocol.stamping import gathered
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
-    from amqtask.ground.shapes import HeaderDict, KeywordDict, Keywords, StampDict
+    from amqtask.ground.shapes import HeaderDict, KeywordDict, Keywords, SignatureFields, StampDict
     from amqtask.protocol.stamping import StampingVisitor
     from amqtask.result import UntypedResult
     from amqtask.results.sets import GroupResult
@@ -483,7 +483,7 @@ def _rebuilt_members(header: Any) -> list[Any]:
     return list(header)
 
 
-def from_dict(fields: Mapping[str, Any], app: Application | None = None) -> Signature:
+def from_dict(fields: SignatureFields, app: Application | None = None) -> Signature:
     """The chain, group, chord … or plain signature that a dictionary describes, ours or Celery's."""
     if isinstance(fields, Signature) and (type(fields) is not Signature or fields["task"] not in _KINDS):
         return fields

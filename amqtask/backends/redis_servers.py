@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -89,7 +89,7 @@ def _async_once() -> redis.asyncio.retry.Retry:
 class SingleServer:
     """`redis://` and `rediss://`."""
 
-    def __init__(self, url: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, arguments: Options) -> None:
         self.name = safe_url(url)
         self._url = client_url(url)
         self._arguments = arguments
@@ -115,7 +115,7 @@ class SentinelMaster:
     `min_other_sentinels`, `sentinel_kwargs` (of the connections to sentinels).
     """
 
-    def __init__(self, url: str, arguments: Mapping[str, Any], options: Options) -> None:
+    def __init__(self, url: str, arguments: Options, options: Options) -> None:
         splits = [urlsplit(part) for part in url.split(";") if part]
         self._hosts = [(split.hostname or "localhost", split.port or SENTINEL_PORT) for split in splits]
         self._master = options.get("master_name")
@@ -158,7 +158,7 @@ class SentinelMaster:
 class Cluster:
     """`redis+cluster://host:port;redis+cluster://other:port` (`rediss+cluster://` with TLS): some nodes of a cluster."""
 
-    def __init__(self, url: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, arguments: Options) -> None:
         self._urls = [client_url(part.replace("+cluster:", ":", 1)) for part in url.split(";") if part]
         self.name = f"cluster {', '.join(safe_url(node_url) for node_url in self._urls)}"
         self._arguments = dict(arguments)

@@ -38,7 +38,7 @@ class Entry:
     name: str
     task: str
     schedule: BaseSchedule
-    args: Sequence[Any] = ()
+    args: Sequence[object] = ()
     kwargs: Keywords = field(default_factory=dict)
     options: Options = field(default_factory=dict)
     enabled: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Keywords
@@ -17,7 +17,7 @@ class BeatLazyFunc:
         self._args = args
         self._kwargs = kwargs
 
-    def __call__(self) -> Any:
+    def __call__(self) -> object:
         """What the function says now."""
         return self._function(*self._args, **self._kwargs)
 

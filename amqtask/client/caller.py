@@ -318,7 +318,7 @@ class Calling(Parts):
     ) -> None:
         """Tell all workers not to run a task, several, or those with these stamps, after the calls that wait in a pipeline."""
         flush_open()
-        arguments: dict[str, Any] = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
+        arguments: KeywordDict = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
         seconds = 1.0 if timeout is None else timeout
         if headers is None:
             self.control.revoke(task_id, timeout=seconds, **arguments)

@@ -21,7 +21,7 @@ from amqtask.result import EagerResult
 if TYPE_CHECKING:
     from amqtask.calls.application import Application, CalledTask
     from amqtask.execution.outcome import Outcome
-    from amqtask.ground.shapes import Arguments, Keywords, Options, SignatureFields
+    from amqtask.ground.shapes import Arguments, Keywords, OptionDict, Options, SignatureFields
     from amqtask.result import UntypedEagerResult
 
 
@@ -155,14 +155,14 @@ class InlineRunner:
             self._app.backend.store(kept)
         return result
 
-    def _run_next(self, step: SignatureFields, result: Any, later_steps: list[SignatureFields]) -> None:
+    def _run_next(self, step: SignatureFields, result: object, later_steps: list[SignatureFields]) -> None:
         sig, _ = self._app.workflows.frozen(maybe_signature(step, self._app), {})
         following = self.run_composition(sig, (result,))
         if later_steps and following.successful():
             self._run_next(later_steps[-1], following.get(), later_steps[:-1])
 
 
-def _family(task_id: str, options: Options) -> dict[str, Any]:
+def _family(task_id: str, options: Options) -> OptionDict:
     """root_id and parent_id of a call: those in its options, else from the task that makes the call, as for a published call."""
     caller = current_context()
     family: dict[str, object] = {"root_id": task_id, "parent_id": None}

@@ -22,6 +22,8 @@ from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from amqtask.calls.application import Application
     from amqtask.ground.shapes import Arguments, HeaderDict, Keywords, Options, SignatureFields
     from amqtask.result import UntypedResult
@@ -112,12 +114,14 @@ class Workflows:
 
     # -- what follows from a task
 
-    def compose_retry(self, request: Request, context: Context, *, when: Any, sig: Any) -> Message:
+    def compose_retry(
+        self, request: Request, context: Context, *, when: datetime | float | None, sig: object
+    ) -> Message:
         """The message of a retry."""
         return _announced(self._app.calls.compose_retry(request, context, when=when, sig=sig))
 
     def compose_next(
-        self, signature: SignatureFields, result: Any, context: Context, chain: list[SignatureFields]
+        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
     ) -> list[Message]:
         """The messages of a callback or of the next step of a chain, with the rest of that (reversed) behind it."""
         request = context.request

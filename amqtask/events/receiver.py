@@ -6,7 +6,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, MessageError
 from amqtask.ground.lamport_clock import LamportClock
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = bounded_logger(__name__)
 
-Handler = Callable[[dict[str, Any]], object]
+Handler = Callable[["EventDict"], object]
 # Seconds of a wait before `should_stop` is checked.
 LOOK_SECONDS = 0.5
 CONNECT_SECONDS = 5.0

@@ -520,7 +520,7 @@ def _settable(fields: Event, record_class: type) -> dict[str, object]:
 
 
 # A task's links to others, which are made anew.
-_LINKS: dict[str, Any] = {"cluster_state": None, "children": None}
+_LINKS: dict[str, object] = {"cluster_state": None, "children": None}
 
 
 def _restored(

@@ -10,7 +10,7 @@ before that, the member is delivered again, and publishes the body again. Nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, ChordError
@@ -20,7 +20,7 @@ from amqtask.protocol.result import ResultMessage, exception_as_dict
 from amqtask.protocol.task import is_signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from amqtask.execution.contract import ChordStore, Composer
     from amqtask.execution.results import Results
@@ -54,7 +54,7 @@ class Chords:
         results: Results | None,
         store: ChordStore | None,
         serializer: str,
-        errbacks: Callable[[Any, Context, BaseException, str], tuple[Message, ...]],
+        errbacks: Callable[[list[SignatureFields] | None, Context, BaseException, str], tuple[Message, ...]],
     ) -> None:
         self._composer = composer
         self._results = results
@@ -82,7 +82,7 @@ class Chords:
         message = part_message(part.queue, None, failure, self._serializer)
         return part._replace(message=message, is_broken=True)
 
-    def joined(self, body: SignatureFields, group_id: str, parts: list[Any], parent_id: str) -> FollowUps:
+    def joined(self, body: SignatureFields, group_id: str, parts: Iterable[object], parent_id: str) -> FollowUps:
         """All parts have come, in order: the message of the body, or its failure."""
         try:
             return FollowUps(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AT_END: list[Callable[[], None]] = []
 # The attribute of a context with the retries of `ask_for_retry`.
 ASKED_RETRIES = "asked_retries"
-_NOTHING: dict[str, Any] = {}
+_NOTHING: dict[str, object] = {}
 _EMBEDDED = {"callbacks": "callbacks", "errbacks": "errbacks", "chain": "chain", "chord": "chord"}
 _HEADERS = frozenset(
     {
@@ -77,7 +77,7 @@ class Context:
             return self._embed.get(name)
         request = self._request
         if name == "children":
-            children: list[Any] = []
+            children: list[object] = []
             self.__dict__["children"] = children
             return children
         if request is None:
@@ -95,7 +95,7 @@ class Context:
 
     if TYPE_CHECKING:
 
-        def __setattr__(self, name: str, value: Any) -> None: ...
+        def __setattr__(self, name: str, value: object) -> None: ...
 
     def get(self, name: str, default: object = None) -> Any:
         """A field, or `default`."""

@@ -68,21 +68,23 @@ class TaskLike(Protocol):
 class Composer(Protocol):
     """Builds the messages that follow from a task (the application has it); pure, no I/O."""
 
-    def compose_retry(self, request: Request, context: Context, *, when: datetime | float | None, sig: Any) -> Message:
+    def compose_retry(
+        self, request: Request, context: Context, *, when: datetime | float | None, sig: object
+    ) -> Message:
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
 
     def compose_next(
-        self, signature: SignatureFields, result: Any, context: Context, chain: list[SignatureFields]
+        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
     ) -> list[Message]:
         """The messages of a callback, errback or next step of a chain; `result` is prepended to its args unless it is
         immutable. Adds their calls to `context.children`."""
 
     def compose_body(
-        self, body: SignatureFields, values: list[Any], group_id: str, parent_id: str | None
+        self, body: SignatureFields, values: list[object], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The messages of a chord's body, which gets the list of its header's results."""
 
-    def compose_replacement(self, replacement: Any, context: Context) -> list[Message]:
+    def compose_replacement(self, replacement: object, context: Context) -> list[Message]:
         """The messages of a signature that replaces the running task, under that task's id."""
 
     def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:

@@ -32,7 +32,7 @@ class Interruptible:
         self._coroutine = coroutine
         self._pending: BaseException | None = None
         self._has_begun = False
-        self.task: asyncio.Task[Any] | None = None
+        self.task: asyncio.Task[object] | None = None
 
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` in the coroutine; it is a CancelledError, too, so that task groups and the like clean up."""
@@ -172,6 +172,6 @@ def clear(loop: asyncio.AbstractEventLoop) -> bool:
     return not remaining
 
 
-async def _ends_of(tasks: set[asyncio.Task[Any]]) -> None:
+async def _ends_of(tasks: set[asyncio.Task[object]]) -> None:
     done, _ = await asyncio.wait(tasks, timeout=GRACE)
     await asyncio.gather(*done, return_exceptions=True)  # their errors do not matter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask import states
 from amqtask.execution.chords import NOTHING, Chords, FollowUps
@@ -76,7 +76,9 @@ class FollowUpComposer:
             follow_ups += self.chords.after(context, state, error, trace)
         return follow_ups
 
-    def _errbacks(self, errbacks: Any, context: Context, error: BaseException, trace: str) -> tuple[Message, ...]:
+    def _errbacks(
+        self, errbacks: list[SignatureFields] | None, context: Context, error: BaseException, trace: str
+    ) -> tuple[Message, ...]:
         """Errbacks as in Celery: one that takes (request, exc, traceback) before its own arguments and is registered here is
         called with them, any other is published with the failed task's id before its own arguments.
 

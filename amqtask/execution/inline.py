@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.request import Request
+    from amqtask.execution.task_plan import TaskPlan
     from amqtask.ground.shapes import SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
-RunNext = Callable[[Mapping[str, Any], Any, "list[Any]"], None]
+RunNext = Callable[["SignatureFields", Any, "list[SignatureFields]"], None]
 
 
 class _Keep:
@@ -51,7 +52,7 @@ class _RunHere:
         raise AssertionError("an inline retry is not published")
 
     def compose_next(
-        self, signature: SignatureFields, result: Any, context: Context, chain: list[SignatureFields]
+        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
     ) -> list[Message]:
         """Run the signature."""
         self._run_next(signature, result, chain)
@@ -96,13 +97,20 @@ class InlineExecutor(Executor):
         """The result, with its value as the task returned it."""
         return self._keeper.result
 
-    def _retried(self, plan: Any, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
+    def _retried(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
         self.retry = retry
         self._tell_retry(plan, request, context, retry, ErrorInfo(retry.exc or retry))
         return Outcome(request.number, "RETRY", runtime=runtime)
 
     def _failed(
-        self, plan: Any, request: Request, context: Context, error: BaseException, runtime: float, *, hooks: bool = True
+        self,
+        plan: TaskPlan,
+        request: Request,
+        context: Context,
+        error: BaseException,
+        runtime: float,
+        *,
+        hooks: bool = True,
     ) -> Outcome:
         self.error = error
         return super()._failed(plan, request, context, error, runtime, hooks=hooks)

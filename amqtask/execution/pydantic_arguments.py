@@ -19,7 +19,7 @@ def pydantic_wrapper(
     function: Callable[..., object],
     *,
     strict: bool = False,
-    context: dict[str, Any] | None = None,
+    context: KeywordDict | None = None,
     dump_kwargs: KeywordDict | None = None,
 ) -> Callable[..., Any]:
     """The function with its model parameters validated from plain data (Celery's pydantic task option).
@@ -34,17 +34,17 @@ def pydantic_wrapper(
     hints = {name: hint for name, hint in typing.get_type_hints(function).items() if name != "return"}
     models = {name: model for name, hint in hints.items() if (model := _model_of(hint, BaseModel)) is not None}
 
-    def validated(args: Any, kwargs: Any) -> inspect.BoundArguments:
+    def validated(args: Sequence[object], kwargs: Keywords) -> inspect.BoundArguments:
         bound = parameters.bind(*args, **kwargs)
         for name, model in models.items():
             if bound.arguments.get(name) is not None and not isinstance(bound.arguments[name], model):
                 bound.arguments[name] = model.model_validate(bound.arguments[name], strict=strict, context=context)
         return bound
 
-    def dumped(value: object) -> Any:
+    def dumped(value: object) -> object:
         return value.model_dump(**(dump_kwargs or {"mode": "json"})) if isinstance(value, BaseModel) else value
 
-    def as_data(args: Sequence[Any], kwargs: Keywords) -> tuple[Sequence[Any], Keywords]:
+    def as_data(args: Sequence[object], kwargs: Keywords) -> tuple[Sequence[object], Keywords]:
         return [dumped(value) for value in args], {name: dumped(value) for name, value in kwargs.items()}
 
     if inspect.iscoroutinefunction(function):

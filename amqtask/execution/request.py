@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import HeaderDict
+    from amqtask.ground.shapes import HeaderDict, TaskBody
     from amqtask.protocol.message import PropertiesLike
 
 _NO_HEADERS: HeaderDict = {}
@@ -84,7 +84,7 @@ class Request:
         attempts: int = 0,
         soft_limit: float | None = None,
         hard_limit: float | None = None,
-        decoded: tuple[Any, Any, Any] | None = None,
+        decoded: TaskBody | None = None,
         is_eager: bool = False,
         delivery: Any = None,
     ) -> None:
@@ -113,7 +113,7 @@ class Request:
         self.rare: dict[str, object] | None = None
 
     @property
-    def properties(self) -> dict[str, Any]:
+    def properties(self) -> dict[str, object]:
         """The AMQP properties of the message, without its headers; rare ones only where it has them."""
         rare = self.rare if self.delivery is None else _rare_properties(self.delivery.properties)
         return {

@@ -29,7 +29,7 @@ async def arrival(future: asyncio.Future[T], timeout: float | None) -> T:
         timer.cancel()
 
 
-def _expire(future: asyncio.Future[Any]) -> None:
+def _expire(future: asyncio.Future[T]) -> None:
     if not future.done():
         future.set_exception(asyncio.TimeoutError())
 
@@ -72,7 +72,7 @@ def leave_behind(awaitable: Awaitable[T], give_back: Callable[[T], object] | Non
     task.add_done_callback(on_ended)
 
 
-async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
+async def cancel_all(tasks: Iterable[asyncio.Future[T]]) -> None:
     """Cancel tasks and let them end, so that nothing of them is left when their loop stops now."""
     futures = set(tasks)
     for task in futures:
@@ -80,7 +80,7 @@ async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
     await _cancelled(futures)
 
 
-async def _cancelled(tasks: set[asyncio.Future[Any]]) -> None:
+async def _cancelled(tasks: set[asyncio.Future[T]]) -> None:
     for _ in range(ATTEMPTS):
         for task in tasks:
             task.cancel()

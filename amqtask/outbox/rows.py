@@ -119,7 +119,7 @@ def _moment(text: str) -> float:
 # -- values
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """A header value in JSON's types."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
@@ -142,7 +142,7 @@ def _plain(value: object) -> Any:
     )
 
 
-_RICH: dict[str, Callable[[Any], Any]] = {
+_RICH: dict[str, Callable[[Any], object]] = {
     "$time": datetime.fromisoformat,
     "$bytes": lambda text: base64.b64decode(text, validate=True),
     "$decimal": Decimal,

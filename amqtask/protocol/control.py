@@ -18,7 +18,7 @@ from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import check_size, dumps, loads
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import HeaderDict, Headers, JsonObject
+    from amqtask.ground.shapes import CommandArguments, HeaderDict, Headers, JsonObject
 
 
 # The parser of re; Python 3.11 moved it.
@@ -45,7 +45,7 @@ class Command:
     """
 
     method: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: CommandArguments = field(default_factory=dict)
     destination: tuple[str, ...] | None = None
     pattern: str | None = None
     matcher: str | None = None
@@ -72,7 +72,7 @@ class Reply(NamedTuple):
     """One node's answer: `{"ok": …}`, `{"error": …}`, or a command's own payload."""
 
     nodename: str
-    payload: Any
+    payload: object
     ticket: str | None
 
 
@@ -260,7 +260,7 @@ def read_reply(
     return Reply(nodename, payload, (headers or {}).get("ticket"))
 
 
-def _transient(body: Any, serializer: str, headers: HeaderDict) -> Message:
+def _transient(body: object, serializer: str, headers: HeaderDict) -> Message:
     # Not mandatory: there may be no consumer (any more), and that is no error.
     encoded = dumps(body, serializer)
     properties = Properties(

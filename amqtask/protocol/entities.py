@@ -7,7 +7,7 @@ from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import JsonFields, JsonObject, QueueArgumentDict
+    from amqtask.ground.shapes import JsonFields, JsonObject, QueueArgumentDict, QueueArguments
 
 
 Arguments: TypeAlias = tuple[tuple[str, Any], ...]
@@ -83,12 +83,12 @@ class Queue:
         durable: bool = True,
         exclusive: bool = False,
         auto_delete: bool = False,
-        arguments: Arguments | Mapping[str, Any] = (),
+        arguments: Arguments | QueueArguments = (),
         bindings: tuple[Binding, ...] = (),
         passive: bool = False,
         broadcast: bool = False,
         *,
-        queue_arguments: Mapping[str, Any] | None = None,
+        queue_arguments: QueueArguments | None = None,
         max_priority: int | None = None,
         max_length: int | None = None,
         max_length_bytes: int | None = None,

@@ -140,7 +140,7 @@ def events_message(
     return _message(list(events), f"{group}.multi", hostname, exchange, serializer)
 
 
-def _message(body: Any, routing_key: str, hostname: str | None, exchange: str, serializer: str) -> Message:
+def _message(body: object, routing_key: str, hostname: str | None, exchange: str, serializer: str) -> Message:
     return _in_message(dumps(body, serializer), routing_key, hostname, exchange)
 
 

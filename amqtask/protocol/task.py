@@ -90,7 +90,7 @@ class TaskCall:
 
     id: str
     task: str
-    args: Sequence[Any] = ()
+    args: Sequence[object] = ()
     kwargs: Keywords = field(default_factory=dict)
     eta: datetime | None = None
     expires: datetime | None = None
@@ -114,7 +114,7 @@ class TaskCall:
     callbacks: list[SignatureFields] | None = None
     errbacks: list[SignatureFields] | None = None
     chain: list[SignatureFields] | None = None
-    chord: Any = None
+    chord: SignatureFields | None = None
     headers: HeaderDict | None = None
     argsrepr: str | None = None
     kwargsrepr: str | None = None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from amqtask.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import OptionDict
+    from amqtask.ground.shapes import KeywordDict, OptionDict
 
 
 Kind = Literal["control", "inspect"]
@@ -41,13 +41,13 @@ class CommandInfo:
     args: tuple[Argument, ...] = ()
     variadic: str | None = None
 
-    def read(self, texts: Sequence[str]) -> dict[str, Any]:
+    def read(self, texts: Sequence[str]) -> KeywordDict:
         """The arguments of the command, from the texts of a command line. Raises: ConfigurationError."""
         # Arguments in angle brackets are required.
         is_short = len(texts) < self.signature.count("<")
         if is_short or (len(texts) > len(self.args) and self.variadic is None):
             raise ConfigurationError(f"{self.name} takes: {self.signature or 'no arguments'}")
-        arguments: dict[str, Any] = {}
+        arguments: KeywordDict = {}
         for (name, convert), text in zip(self.args, texts, strict=False):
             try:
                 arguments[name] = text if convert is None else convert(text)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.lamport_clock import LamportClock
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import JsonFields
+    from amqtask.ground.shapes import CommandArguments, JsonFields, SettingValues
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.services.autoscale import Autoscale
@@ -31,8 +31,8 @@ class Control:
     worker: Worker
     operations: Operations
     autoscale: Autoscale | None
-    settings: Callable[[bool], Mapping[str, Any]]
-    make_queue: Callable[[Mapping[str, Any]], tuple[Queue, Queue | None]]
+    settings: Callable[[bool], SettingValues]
+    make_queue: Callable[[CommandArguments], tuple[Queue, Queue | None]]
     broker_info: JsonFields
     events: EventSender
     # The worker's one logical clock, which is also in its events.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, NotRegistered
@@ -29,13 +29,13 @@ logger = bounded_logger("amqtask.worker")
 
 # Delayed tasks in one answer.
 MOST_DELAYED = 500
-Command = Callable[[Control, Mapping[str, Any]], Any]
+Command = Callable[[Control, "CommandArguments"], object]
 
 
 # -- questions
 
 
-def ping(control: Control, arguments: CommandArguments) -> Any:
+def ping(control: Control, arguments: CommandArguments) -> object:
     return {"ok": "pong"}
 
 
@@ -97,7 +97,7 @@ def active_queues(control: Control, arguments: CommandArguments) -> object:
     return [queue_info(queue) for queue in control.worker.consumed]
 
 
-def conf(control: Control, arguments: CommandArguments) -> Any:
+def conf(control: Control, arguments: CommandArguments) -> object:
     settings = control.settings(bool(arguments.get("with_defaults")))
     return {name: masked_plain(name, value) for name, value in settings.items()}
 
@@ -208,7 +208,7 @@ def cancel_consumer(control: Control, arguments: CommandArguments) -> object:
     return {"ok": f"no longer consuming from {name}" if was_consumed else f"was not consuming from {name}"}
 
 
-def shutdown(control: Control, arguments: CommandArguments) -> Any:
+def shutdown(control: Control, arguments: CommandArguments) -> None:
     control.operations.shut_down()
 
 
@@ -220,7 +220,7 @@ def disable_events(control: Control, arguments: CommandArguments) -> object:
     return {"ok": "task events disabled" if control.events.disable() else "task events already disabled"}
 
 
-def heartbeat(control: Control, arguments: CommandArguments) -> Any:
+def heartbeat(control: Control, arguments: CommandArguments) -> None:
     control.events.beat_now()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments
@@ -38,7 +38,7 @@ class Elections:
         *,
         loop: Loop,
         make_consumer: Callable[[ConsumerListener], Consumer],
-        call: Callable[[Mapping[str, Any]], object],
+        call: Callable[[JsonFields], object],
         prefix: str = "celery",
     ) -> None:
         self._loop = loop

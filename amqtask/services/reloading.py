@@ -10,13 +10,15 @@ import importlib
 import sys
 from collections.abc import Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import load
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from amqtask.app import AmqTask
 
 logger = bounded_logger("amqtask.worker")
@@ -63,7 +65,7 @@ def _reloaded(app: AmqTask, module: ModuleType) -> set[str]:
     return set(module_tasks)
 
 
-def _check_app(module: ModuleType, before: dict[str, Any]) -> None:
+def _check_app(module: ModuleType, before: Mapping[str, object]) -> None:
     for name, app in before.items():
         if getattr(module, name, None) is not app:
             raise ConfigurationError(f"it makes the application ({name}) anew; restart the worker instead")

@@ -6,13 +6,13 @@ Every pytest run where amqtask is installed imports this module, so it imports n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import SettingDict
+    from amqtask.ground.shapes import OptionDict, SettingDict
     from amqtask.testing.process import RealWorker
     from amqtask.worker.worker import Worker
 
@@ -36,7 +36,7 @@ def amqtask_config() -> SettingDict:
 
 
 @pytest.fixture(scope="session")
-def amqtask_worker_options() -> dict[str, Any]:
+def amqtask_worker_options() -> OptionDict:
     """Options of `amqtask_worker` and `amqtask_real_worker`: pool, concurrency, queues, timeout; override it in conftest.py."""
     return {}
 
@@ -60,7 +60,7 @@ def amqtask_eager(amqtask_app: AmqTask) -> AmqTask:
 
 
 @pytest.fixture
-def amqtask_worker(amqtask_app: AmqTask, amqtask_worker_options: dict[str, Any]) -> Iterator[Worker]:
+def amqtask_worker(amqtask_app: AmqTask, amqtask_worker_options: OptionDict) -> Iterator[Worker]:
     """A worker of `amqtask_app` in a thread of this process."""
     from amqtask.testing.worker import start_worker
 
@@ -70,7 +70,7 @@ def amqtask_worker(amqtask_app: AmqTask, amqtask_worker_options: dict[str, Any])
 
 @pytest.fixture
 def amqtask_real_worker(
-    request: pytest.FixtureRequest, amqtask_config: SettingDict, amqtask_worker_options: dict[str, Any]
+    request: pytest.FixtureRequest, amqtask_config: SettingDict, amqtask_worker_options: OptionDict
 ) -> Iterator[RealWorker]:
     """A worker process of the application that the option `amqtask_app` names, on that application's own broker."""
     name = request.config.getini("amqtask_app")

@@ -239,7 +239,7 @@ class _MapRoute:
             if isinstance(target, Mapping):
                 _checked_options(name if isinstance(name, str) else name.pattern, target)
 
-    def __call__(self, name: str, *_args: Any, **_options: Any) -> Target | None:
+    def __call__(self, name: str, *_args: object, **_options: object) -> Target | None:
         if name in self._exact:
             return self._exact[name]
         return next((target for pattern, target in self._patterns if pattern.match(name)), None)
@@ -259,7 +259,7 @@ class Router:
         args: Sequence[object] = (),
         kwargs: Keywords | None = None,
         options: Options | None = None,
-        task: Any = None,
+        task: object = None,
     ) -> Route:
         """The route of this call. Raises: QueueNotFound, ConfigurationError."""
         merged = self._merge(name, args, kwargs or {}, options or {}, task)
@@ -272,13 +272,15 @@ class Router:
             queue = self._queues[queue or self._queues.default_queue]
         return self._to_queue(queue, exchange, routing_key, call_options)
 
-    def _merge(self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: Any) -> OptionDict:
+    def _merge(self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: object) -> OptionDict:
         given_options = {key: value for key, value in options.items() if value is not None}
         if "queue" in given_options or not self._routes:
             return given_options
         return {**self._ask(name, args, kwargs, given_options, task), **given_options}
 
-    def _ask(self, name: str, args: Sequence[object], kwargs: Keywords, options: OptionDict, task: Any) -> OptionDict:
+    def _ask(
+        self, name: str, args: Sequence[object], kwargs: Keywords, options: OptionDict, task: object
+    ) -> OptionDict:
         for route in self._routes:
             target = route(name, args, kwargs, options, task=task)
             if target is None:

@@ -174,7 +174,7 @@ class Line:
         self._number = 0
         # Futures that would wait on when nobody reads the connection any more: aiormq first writes all that it has (for three
         # heartbeats at most, to a peer that has only closed its end), and wakes nobody who waits for room in its queue.
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self._under_way: set[asyncio.Future[object]] = set()
         # Whether anything came since the last look, and for how many looks nothing did.
         self._look_timer: asyncio.TimerHandle | None = None
         self._has_heard = False

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pika import frame, spec
 
 from amqtask.ground.interrupts import is_own
 from amqtask.protocol.message import Message
 from amqtask.transport.content import FRAME_MAX, FRAMING, basic_properties, check_frame
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
+
 
 T = TypeVar("T")
 # The one channel that a link speaks on.
@@ -78,7 +82,7 @@ def content_size(payload: bytes) -> int:
     return size
 
 
-def decode_properties(payload: bytes) -> tuple[Any, Exception | None]:
+def decode_properties(payload: bytes) -> tuple[PropertiesLike, Exception | None]:
     """The properties of a message, and the error when they cannot be read."""
     properties, error = attempt(lambda: spec.BasicProperties().decode(payload, _content_head_size))
     return (spec.BasicProperties() if properties is None else properties), error

@@ -280,7 +280,7 @@ class Link:
 
     # -- writing
 
-    def put(self, method: Any, channel: int = CHANNEL) -> None:
+    def put(self, method: object, channel: int = CHANNEL) -> None:
         """Send this method with the next `run` or `flush`."""
         self._outgoing.append(encode_method(method, channel))
 
@@ -314,7 +314,7 @@ class Link:
         self._wrote_at = time.monotonic()
         self.is_whole = True
 
-    def call(self, method: Any, answer: type[Any], deadline: float, doing: str) -> Any:
+    def call(self, method: object, answer: type[Any], deadline: float, doing: str) -> Any:
         """Ask the broker; its answer. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
         self.put(method)
         return self._answer(answer, deadline, doing)
@@ -500,7 +500,7 @@ class Link:
         return None
 
 
-def _declaration(entity: Declaration, *, passive: bool) -> tuple[Any, type[Any]]:
+def _declaration(entity: Declaration, *, passive: bool) -> tuple[object, type]:
     """The method that declares or binds an entity, and the class of its answer."""
     if isinstance(entity, Queue):
         return spec.Queue.Declare(
@@ -528,7 +528,7 @@ def _declaration(entity: Declaration, *, passive: bool) -> tuple[Any, type[Any]]
 
 
 def send_declaration(
-    channel: PikaChannel, entity: Declaration, callback: Callable[[Any], None], *, passive: bool
+    channel: PikaChannel, entity: Declaration, callback: Callable[[Any], object], *, passive: bool
 ) -> None:
     """The declare or bind method of an entity on a pika channel."""
     if isinstance(entity, Queue):

@@ -12,10 +12,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 # What socket.getaddrinfo returns for one address: family, type, protocol, canonical name, address.
-AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
+AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[object, ...]]"
 Answer: TypeAlias = "Sequence[AddressInfo] | OSError"
 
 

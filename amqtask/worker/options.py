@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingValues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,4 +58,4 @@ class WorkerOptions:
     schedule: str | None = None
     scheduler: str | None = None
     # Options that the application adds (app.user_options).
-    of_app: Mapping[str, Any] = field(default_factory=dict)
+    of_app: SettingValues = field(default_factory=dict)

@@ -7,7 +7,7 @@ connected signal or observer needs them, and the worker then makes no call at al
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask import signals, states
 from amqtask.execution.outcome import Answer
@@ -28,7 +28,7 @@ logger = bounded_logger("amqtask.worker")
 class Report:
     """Log lines, signals and observers of deliveries. `sender` is the signals' sender (the worker)."""
 
-    def __init__(self, sender: Any = None) -> None:
+    def __init__(self, sender: object = None) -> None:
         self.sender = sender
         self._info = logger.isEnabledFor(logging.INFO)
         self._observers: tuple[Observer, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Headers
@@ -20,6 +20,8 @@ MAX_IDS = 50_000
 # Characters of an id or of a stamp's value; messages with longer ones are refused.
 LONGEST = 1000
 Stamp = tuple[str, Any]
+# An id or a stamp.
+Revoked = TypeVar("Revoked", str, Stamp)
 
 
 class Revocations:
@@ -56,7 +58,7 @@ class Revocations:
         """Revoke all tasks that carry one of these stamps."""
         self._renew(self._stamps, stamps, now)
 
-    def _renew(self, times: OrderedDict[Any, float], keys: Iterable[Any], now: float) -> None:
+    def _renew(self, times: OrderedDict[Revoked, float], keys: Iterable[Revoked], now: float) -> None:
         for key in filter(_is_short, keys):
             times[key] = now
             times.move_to_end(key)
@@ -96,7 +98,9 @@ class Revocations:
             self.version += 1
 
 
-def _merged(current: Mapping[Any, float], received: Mapping[Any, float], now: float) -> OrderedDict[Any, float]:
+def _merged(
+    current: Mapping[Revoked, float], received: Mapping[Revoked, float], now: float
+) -> OrderedDict[Revoked, float]:
     merged = {key: min(now, since) for key, since in received.items() if _is_short(key)} | dict(current)
     return OrderedDict(sorted(merged.items(), key=lambda entry: entry[1]))
 

@@ -78,7 +78,7 @@ class Worker(WithOthersNames):
         chord_joiner: ChordJoiner | None = None,
         services: Callable[[Worker], Sequence[Service]] = lambda worker: (),
         clock: Callable[[], float] = time.monotonic,
-        app: Any = None,
+        app: object = None,
     ) -> None:
         # For receivers of signals; the worker itself does not use it.
         self.app: Any = app

@@ -21,6 +21,7 @@ from amqtask_pools._slot_table import SlotPool
 if TYPE_CHECKING:
     from amqtask.exceptions import Terminated
     from amqtask.execution.executor import Executor
+    from amqtask.execution.outcome import Outcome
     from amqtask.execution.request import Request
     from amqtask.ground.shapes import CoroutineOf
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
@@ -175,7 +176,7 @@ class GreenPool(SlotPool):
             # Still in the submitter's loop turn, at whose end `_deliver` runs.
             self._outcomes.append(outcome)
 
-    def _run_limited(self, request: Request) -> Any:
+    def _run_limited(self, request: Request) -> Outcome:
         from amqtask.exceptions import SoftTimeLimitExceeded  # see start
         from amqtask.execution.interrupts import HardLimitReached
 
@@ -219,7 +220,7 @@ class GreenPool(SlotPool):
             # Storing the result may wait, and the I/O loop must not wait.
             self._hub.spawn(lambda: self._hand_back(self._outcome_of(request, error)))
 
-    def _outcome_of(self, request: Request, error: Terminated) -> Any:
+    def _outcome_of(self, request: Request, error: Terminated) -> Outcome:
         from amqtask.exceptions import TimeLimitExceeded  # see start
         from amqtask.execution.interrupts import HardLimitReached
 

@@ -21,7 +21,7 @@ class ThreadCrew:
     def __init__(self, limit: int, name: str) -> None:
         self.limit = limit
         self._name = name
-        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._size = 0
 
     @property

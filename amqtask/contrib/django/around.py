@@ -25,6 +25,8 @@ from amqtask.contrib.django.connections import close_old_connections
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     from amqtask.ground.shapes import CoroutineOf
 
 
@@ -97,7 +99,7 @@ class AroundTasks:
         self._close_all()
 
 
-def _detach(connection: Any) -> None:
+def _detach(connection: BaseDatabaseWrapper) -> None:
     """Detach a connection from its socket: to close it properly would end the parent's session on the server."""
     fileno = getattr(connection, "fileno", None)
     if fileno is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import db
 from django.apps import apps
@@ -21,6 +21,10 @@ from django.utils import timezone as zones
 from amqtask.client.discovery import prepare_django
 from amqtask.exceptions import ConfigurationError
 from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, StoredRow, Verdict, Waiting
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
 
 APPLICATION = "amqtask.contrib.django"
 # A relay's host may vanish without a word: PostgreSQL gives the rows back after so long.
@@ -52,7 +56,7 @@ class DjangoOutbox:
         return DjangoStore(self._database)
 
 
-def _never_commits_by_itself(connection: Any) -> bool:
+def _never_commits_by_itself(connection: BaseDatabaseWrapper) -> bool:
     """Whether AUTOCOMMIT is off, in the settings or since (`transaction.set_autocommit`)."""
     if connection.connection is None:
         return not connection.settings_dict["AUTOCOMMIT"]
@@ -100,7 +104,7 @@ class DjangoStore:
                     self._settle(verdict)
             return len(rows)
 
-    def _relay_locked(self, connection: Any, limit: int, now: datetime, send: Send) -> int:
+    def _relay_locked(self, connection: BaseDatabaseWrapper, limit: int, now: datetime, send: Send) -> int:
         with transaction.atomic(using=self._database):
             if connection.vendor == "postgresql":
                 with connection.cursor() as cursor:

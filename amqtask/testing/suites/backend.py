@@ -77,7 +77,7 @@ class BackendSuite:
         yield backend
         backend.close()
 
-    def store(self, backend: ResultBackend, task_id: str, status: str = states.SUCCESS, value: Any = None) -> None:
+    def store(self, backend: ResultBackend, task_id: str, status: str = states.SUCCESS, value: object = None) -> None:
         """Store a result as a worker does at the end of a task."""
         date_done = now_iso() if status in states.READY_STATES else None
         traceback = "Traceback (most recent call last): …" if status == states.FAILURE else None
@@ -499,7 +499,7 @@ class BackendSuite:
     def test_awaiting_leaves_nothing_behind_however_it_is_cancelled(self, backend: ResultBackend) -> None:
         """At its own end too, which may take a store's client some time."""
 
-        async def main() -> set[asyncio.Task[Any]]:
+        async def main() -> set[asyncio.Task[object]]:
             before = asyncio.all_tasks()
             for step in range(150):
                 seconds = step % 30 * 0.0003
@@ -513,7 +513,7 @@ class BackendSuite:
         assert asyncio.run(main()) == set()
 
     def test_awaiting_a_chain_or_a_group_leaves_nothing_behind(self, backend: ResultBackend) -> None:
-        async def main() -> tuple[set[asyncio.Task[Any]], list[str]]:
+        async def main() -> tuple[set[asyncio.Task[object]], list[str]]:
             problems: list[str] = []
             asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
             before = asyncio.all_tasks()

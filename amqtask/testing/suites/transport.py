@@ -55,7 +55,7 @@ def _living(message: Message, seconds: float) -> Message:
 
 
 # What a broker would close the connection for, or what cannot be written at all.
-UNWRITABLE_HEADERS: dict[str, dict[str, Any]] = {
+UNWRITABLE_HEADERS: dict[str, FieldTable] = {
     "an object": {"what": object()},
     "larger than a frame": {"large": "x" * 200_000},
     "no number": {"limit": float("nan")},
@@ -243,7 +243,7 @@ class TransportSuite:
         self.stop(consumer)
         return len(listener.deliveries) - 1
 
-    def work_queue(self, **queue_arguments: Any) -> tuple[Queue, Queue]:
+    def work_queue(self, **queue_arguments: object) -> tuple[Queue, Queue]:
         """A quorum queue and the queue of its dead letters."""
         name = self.name("work")
         dead = Queue(self.name("dead"), arguments=CLASSIC)

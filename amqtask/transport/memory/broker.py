@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.protocol.message import Message
@@ -37,6 +37,7 @@ from amqtask.transport.memory.stored import (
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import Loop
+    from amqtask.protocol.message import PropertiesLike
 
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 
@@ -344,7 +345,7 @@ class MemoryBroker:
         with self.lock:
             return list(self._queues)
 
-    def messages(self, name: str) -> list[tuple[Any, bytes]]:
+    def messages(self, name: str) -> list[tuple[PropertiesLike, bytes]]:
         """(properties, body) of all ready messages, in order; they stay."""
         with self.lock:
             self.expire()

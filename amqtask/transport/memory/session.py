@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.transport.memory.queues import MemoryQueue, Subscriber
 from amqtask.transport.memory.refusals import unknown_tag
 from amqtask.transport.memory.stored import REJECTED, Stored
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
 
 
 class Delivered(NamedTuple):
@@ -18,7 +21,7 @@ class Delivered(NamedTuple):
     tag: int
     queue: str
     stored: Stored
-    properties: Any
+    properties: PropertiesLike
     redelivered: bool
 
 
@@ -34,7 +37,7 @@ class Server(Protocol):
     nack_counts: bool
 
     @property
-    def lock(self) -> AbstractContextManager[Any]:
+    def lock(self) -> AbstractContextManager[object]:
         """Held by every operation."""
 
     def queue(self, name: str, session: object = None) -> MemoryQueue:

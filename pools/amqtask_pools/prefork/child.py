@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from time import perf_counter
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import billiard
 
@@ -54,11 +54,11 @@ _PR_SET_PDEATHSIG = 1
 
 def main(
     sock: socket.socket,
-    inherited: Sequence[object],
+    inherited: Sequence[socket.socket],
     executor: Executor,
     options: PoolOptions,
     parent: int,
-    mask: set[object],
+    mask: set[int],
 ) -> None:
     """The child's main function; ends the process. `mask` is its signal mask; until it is set all signals are blocked."""
     try:
@@ -77,7 +77,7 @@ def main(
     _leave(code)
 
 
-def _settle(inherited: Sequence[Any], options: PoolOptions, parent: int, mask: set[Any]) -> None:
+def _settle(inherited: Sequence[socket.socket], options: PoolOptions, parent: int, mask: set[int]) -> None:
     """Set up the process: signals, sockets of its siblings, random numbers, its end with the parent's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent, which lets tasks finish

@@ -109,12 +109,12 @@ class _Writer:
         self._accept = accept
         self._headers = headers
 
-    def row(self, outcome: Outcome) -> Sequence[Any]:
+    def row(self, outcome: Outcome) -> Sequence[object]:
         if outcome[1:_RESULT] == _BEFORE and outcome[_REST:] == _BEHIND:
             if outcome.result is None:
                 return outcome.number, outcome.runtime, outcome.summary
             return outcome.number, outcome.runtime, outcome.summary, self._message(outcome.result)
-        row: list[Any] = [*outcome]
+        row: list[object] = [*outcome]
         row[_PUBLISH] = [self._message(message) for message in outcome.publish]
         if outcome.result is not None:
             row[_RESULT] = self._message(outcome.result)
@@ -267,7 +267,7 @@ class _Reader:
         return bytes(self._bodies[offset:end])
 
 
-def _check(name: str, value: Any, expected_type: Any) -> None:
+def _check(name: str, value: object, expected_type: type | tuple[type, ...]) -> None:
     if expected_type is float and type(value) is int:
         return
     if not isinstance(value, expected_type) or (type(value) is bool and expected_type is not bool):
