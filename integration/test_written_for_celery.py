@@ -96,7 +96,8 @@ def test_a_consumer_step_takes_messages_that_are_no_tasks_also_after_its_connect
             eventually(lambda: "heard two" in ours.lines, what=lambda: worker.log)
 
             assert worker.stop() == 0
-    assert [line for line in ours.lines if line.startswith("heard")] == ["heard one", "heard two"]
+    # An acknowledgement may be lost with the connection.
+    assert list(dict.fromkeys(line for line in ours.lines if line.startswith("heard"))) == ["heard one", "heard two"]
     assert ours.lines[-1] == "stopped"
     ours.tell("three")
     eventually(lambda: ours.broker.count(f"{ours.queue}.own") == 1)

@@ -302,6 +302,7 @@ class Draining:
         while not self._is_stopped.is_set():
             try:
                 if is_lost:
+                    self._connection.collect()  # what is left of the old one, and what was declared over it
                     self._connection.ensure_connection(max_retries=1, reraise_as_library_errors=False)
                     self._begin_again()
                     is_lost = False
