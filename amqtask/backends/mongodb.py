@@ -30,7 +30,6 @@ from amqtask.protocol.result import ResultMessage
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject, SettingDict
 
-
 T = TypeVar("T")
 Document = Mapping[str, Any]
 # What Celery calls them.

@@ -18,7 +18,6 @@ from amqtask.protocol.result import ResultMessage
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf
 
-
 SLICE = 15.0
 # Seconds after which a task that was cancelled and goes on is cancelled again.
 CANCEL_AGAIN = 0.1

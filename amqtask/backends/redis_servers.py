@@ -23,7 +23,6 @@ from amqtask.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options, SettingValues
 
-
 # Options of result_backend_transport_options that go to the client as they are.
 CLIENT_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval", "username",
                   "password", "client_name", "max_connections")  # fmt: skip

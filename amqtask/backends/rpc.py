@@ -28,7 +28,6 @@ from amqtask.transport.queue_reader import CLOSED, QueueReader
 if TYPE_CHECKING:
     from amqtask.ground.shapes import QueueArgumentDict
 
-
 logger = bounded_logger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.
 READ_EVERY = 0.1

@@ -28,7 +28,6 @@ from amqtask.protocol.result import ResultMessage
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields, JsonObject, OptionDict
 
-
 T = TypeVar("T")
 # Drivers for a URL that names none, in the order in which they are looked for.
 DRIVERS = {"postgresql": ("psycopg", "psycopg2", "pg8000"), "mysql": ("mysqldb", "pymysql", "mysqlconnector")}

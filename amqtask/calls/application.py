@@ -1,6 +1,6 @@
 """What tasks, signatures and those who compose calls know of an application: its class stands above them all.
 
-What stands above this module too (tasks, signatures, compositions) is Any here.
+Signatures and compositions stand above this module too, and are Any here; a task is what a call asks of it (CalledTask).
 """
 
 from __future__ import annotations

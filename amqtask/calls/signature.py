@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from amqtask.protocol.stamping import StampingVisitor
     from amqtask.result import UntypedEagerResult, UntypedResult
 
-
 T = TypeVar("T")
 
 

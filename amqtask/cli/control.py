@@ -27,7 +27,6 @@ from amqtask.remote.commands import BUILTIN
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments
 
-
 # Those that --terminate and --signal are for.
 REVOKING = ("revoke", "revoke_by_stamped_headers")
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
 
-
 # Each worker that consumes a broadcast has a queue of its own, `bcast.<unique>`.
 ANY_BROADCAST = "bcast.*"
 

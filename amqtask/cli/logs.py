@@ -20,7 +20,6 @@ from amqtask.log import ColorFormatter as PlainFormatter
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 # What every LogRecord has; the rest are fields somebody gave in `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

@@ -25,7 +25,6 @@ from amqtask.ground.wording import count
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 EXAMPLES = """\
   amqtask -A proj multi start 3 -c 3              celery1, celery2, celery3 with 3 slots each
   amqtask -A proj multi start 3 -c 3 -c:1 10      … the first with 10

@@ -23,7 +23,6 @@ from amqtask.outbox.relay import BATCH, Relay
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 SHOWN = 20
 
 

@@ -24,7 +24,6 @@ from amqtask.remote.inspection import MATCHERS
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonFields, Replies
 
-
 # As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
 EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
 # The end of what `datetime` can show (seconds since 1970).

@@ -17,7 +17,6 @@ from amqtask.ground.version import VERSION
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redis", "celery")
 
 

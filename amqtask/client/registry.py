@@ -12,7 +12,6 @@ from amqtask.ground.elsewhere import others_names
 if TYPE_CHECKING:
     from amqtask.task import RegisteredTask, Task
 
-
 # What the names of the tasks begin with that every worker has (amqtask.client.builtin_tasks).
 BUILT_IN = ("celery.", "amqtask.")
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.result import UntypedResult
 
-
 Result = AsyncResult[Any] | GroupResult
 # Options that belong to one task of a composition and never to all.
 _OWN = frozenset({"task_id", "group_id", "group_index", "chord", "chain", "root_id", "parent_id", "reply_to"})

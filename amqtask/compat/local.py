@@ -10,7 +10,6 @@ from amqtask.ground.imports import load
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments
 
-
 __all__ = ["PromiseProxy", "Proxy", "maybe_evaluate", "try_import"]
 
 

@@ -13,7 +13,6 @@ from amqtask.task import eta_of
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 # Options of calls that TaskCall has under other names; and those that are no part of a message.
 _RENAMED = {"group_id": "group"}
 _NOT_WRITTEN = frozenset({"countdown", "eta", "expires", "create_sent_event", "now", "timezone", "stamped_headers"})

@@ -26,7 +26,6 @@ from amqtask.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingDict, SettingValues
 
-
 # Under this name the application is in `app.extensions`.
 EXTENSION = "amqtask"
 NO_FLASK = (

@@ -21,7 +21,6 @@ from amqtask.ground.printable import bounded_logger
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 logger = bounded_logger(__name__)
 
 T = TypeVar("T")

@@ -17,7 +17,6 @@ from amqtask.protocol.task import saferepr
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields, Keywords
 
-
 FOLLOW_UPS, NEW_QUEUES = 100_000, 10
 _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 

@@ -17,7 +17,6 @@ from amqtask.ground.printable import bounded_logger
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf
 
-
 logger = bounded_logger("amqtask.execution")
 # Seconds that tasks which a coroutine left on its loop may take to end, after each of two cancellations.
 GRACE = 5.0

@@ -17,7 +17,6 @@ from amqtask.protocol.kombu_entities import as_exchange, as_queue
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options
 
-
 _BACKOFF = value_types.either(
     "True, False, or a number of seconds from 0 on", value_types.instance("", bool), value_types.SECONDS
 )

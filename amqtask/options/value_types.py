@@ -23,7 +23,6 @@ from amqtask.ground.printable import printable
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, SignatureFields
 
-
 # Seconds, more than a hundred years: no longer time is meant by anybody, or fits into a datetime.
 LONGEST = 4e9
 # The broker counts its times to live in milliseconds with 32 bits.

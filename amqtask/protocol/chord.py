@@ -24,7 +24,6 @@ from amqtask.protocol.task import saferepr
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields, JsonObject, SignatureFields
 
-
 # On the message of a chord's body: the group whose parts can be deleted once the body has run.
 CHORD_HEADER = "x-amqtask-chord"
 # A chord's queue that is unused for so many seconds (a week) is deleted.

@@ -20,7 +20,6 @@ from amqtask.protocol.serialization import check_size, dumps, loads
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, HeaderDict, Headers, JsonObject
 
-
 # The parser of re; Python 3.11 moved it.
 re_parser = load("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 Expected = TypeVar("Expected")

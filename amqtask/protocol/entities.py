@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields, JsonObject, QueueArgumentDict, QueueArguments
 
-
 Arguments: TypeAlias = tuple[tuple[str, Any], ...]
 
 

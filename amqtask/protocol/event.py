@@ -17,7 +17,6 @@ from amqtask.protocol.serialization import JSON, Encoded, content_type, dumps, l
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventDict, EventFields
 
-
 EXCHANGE = "celeryev"  # the setting event_exchange
 
 TASK_EVENTS = frozenset(

@@ -21,7 +21,6 @@ from amqtask.protocol.task import saferepr
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, JsonFields, JsonObject, StampDict
 
-
 _FIELDS = ("status", "result", "traceback", "children", "date_done", "task_id", "group_id", "parent_id")
 # The types that these fields may have in a result.
 _EXPECTED_TYPES: dict[str, tuple[type, ...]] = {

@@ -22,7 +22,6 @@ from amqtask.ground.printable import printable
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 JSON = "application/json"
 PICKLE = "application/x-python-serialize"
 YAML = "application/x-yaml"

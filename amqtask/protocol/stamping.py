@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options, StampDict, Stamps
 
-
 NAMES = "stamped_headers"
 
 

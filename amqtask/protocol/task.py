@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         TaskBody,
     )
 
-
 _REPR_LENGTH = 1024  # protocol: argsrepr and kwargsrepr hold 1024 characters at most
 # When a message was published, Unix time in milliseconds; RabbitMQ adds this header too, when it is configured to
 # (https://www.rabbitmq.com/docs/message-interceptors).

@@ -19,7 +19,6 @@ from amqtask.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from amqtask.ground.shapes import KeywordDict, OptionDict
 
-
 Kind = Literal["control", "inspect"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 # An argument's name, and what makes its value of a word on the command line (None: the word itself).

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, Replies
 
-
 MATCHERS = ("glob", "pcre")
 
 

@@ -24,7 +24,6 @@ from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingDict, SettingValues
 
-
 logger = bounded_logger("amqtask.settings")
 _TABLE: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
 _OLD: dict[str, str] = {setting.old: setting.name for setting in SETTINGS if setting.old}

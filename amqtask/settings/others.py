@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingDict, SettingValues
 
-
 _MISSING = object()
 
 

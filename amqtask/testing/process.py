@@ -23,7 +23,6 @@ from amqtask.transport.admin import QueueAdmin
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingValues
 
-
 READY = " ready."
 
 

@@ -15,7 +15,6 @@ from amqtask.topology.declarations import is_declarable
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields, JsonObject, QueueArguments
 
-
 Status = Literal["ok", "created", "missing", "differs", "refused", "unknown"]
 IN_ORDER: frozenset[Status] = frozenset({"ok", "created"})
 

@@ -13,7 +13,6 @@ from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange,
 if TYPE_CHECKING:
     from amqtask.ground.shapes import QueueArgumentDict, QueueArguments
 
-
 QUORUM = "quorum"
 CLASSIC = "classic"
 

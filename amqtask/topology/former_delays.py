@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Headers
 
-
 UNIT_MS = 125
 LEVELS = 6
 LANES = 4

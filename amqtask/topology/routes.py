@@ -22,7 +22,6 @@ from amqtask.topology.declarations import QueueDefaults, declarations, is_declar
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Keywords, OptionDict, Options
 
-
 Target: TypeAlias = "str | Queue | Mapping[str, Any]"
 RouteFunction: TypeAlias = Callable[..., "Target | None"]
 

@@ -48,7 +48,6 @@ from amqtask.transport.url import EXTERNAL, BrokerAddress
 if TYPE_CHECKING:
     from amqtask.ground.shapes import OptionDict
 
-
 Warn = Callable[[str], None]
 # With these codes a broker closes the connection of a client that sent invalid frames.
 _NONSENSE = (

@@ -29,7 +29,6 @@ from amqtask.transport.url import BrokerAddress, beginning_with
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf
 
-
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 500
 # A message that was under way so often when a connection ended goes alone; so often alone, and it is to blame.

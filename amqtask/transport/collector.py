@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
     from amqtask.transport.wire import Wire
 
-
 OnDone = Callable[[QueuePresence], None]
 Deliveries = Sequence[Delivery]
 Take = Callable[[Deliveries, Callable[[bool], None]], bool]

@@ -26,7 +26,6 @@ from amqtask.transport.wire import Wire
 if TYPE_CHECKING:
     from amqtask.transport.wire import Wire
 
-
 # Seconds between attempts: the longest while no host takes connections, and while hosts take them and they do not last.
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_IF_TAKEN = 0.1, 2.0, 1.0
 # A connection that lasted so long was no failed attempt.

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
     from amqtask.transport.wire import Wire
 
-
 logger = bounded_logger("amqtask.transport")
 
 # RabbitMQ waits for a queue's leader for half a minute and more, even when the leader stands still or has just been replaced, and

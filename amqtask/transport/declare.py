@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from amqtask.transport.pika_types import PikaChannel
     from amqtask.transport.wire import Wire
 
-
 RESOURCE_LOCKED = 405
 # Seconds for one entity; doubled after each that took longer, until one is declared.
 PATIENCE, LONGEST_PATIENCE = 2.0, 60.0

@@ -31,7 +31,6 @@ from amqtask.protocol.message import LARGEST_HEADERS, OddHeaders
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
 
-
 # Levels of nested tables and arrays; a task message has three (its stamps).
 MOST_DEEP = 32
 # A property is a short string, of 255 bytes at most; so many characters always fit.

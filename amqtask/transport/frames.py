@@ -18,7 +18,6 @@ from amqtask.transport.content import FRAME_MAX, FRAMING, basic_properties, chec
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
 
-
 T = TypeVar("T")
 # The one channel that a link speaks on.
 CHANNEL = 1

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.pika_types import PikaChannel, PikaMethod
 
-
 Warn = Callable[[str], None]
 # How many entities a connection remembers as declared, at most.
 MOST_DECLARED = 10_000

@@ -31,7 +31,6 @@ from amqtask.transport.wire import Wire
 if TYPE_CHECKING:
     from amqtask.transport.pika_types import PikaChannel
 
-
 TICK_SECONDS = 0.8
 # How long a question may stay without an answer (ticks).
 PATIENCE, LONE_PATIENCE, MOST_PATIENCE = 2, 11, 75

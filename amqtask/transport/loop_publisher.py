@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
     from amqtask.transport.wire import Wire
 
-
 OnDone = Callable[["PublishError | None"], None]
 # The most unconfirmed messages; further ones wait here, where they cost the broker nothing.
 WINDOW = 2000

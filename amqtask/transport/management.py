@@ -16,7 +16,6 @@ from amqtask.transport.url import BrokerAddress
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 TIMEOUT_SECONDS = 10.0
 
 

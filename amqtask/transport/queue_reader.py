@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.pika_types import PikaMethod
 
-
 logger = bounded_logger("amqtask.transport")
 OnReply = Callable[[Delivery], None]
 # Seconds of silence after which the connection is checked, and how long the answer may take.

@@ -19,7 +19,6 @@ from amqtask.options import value_types
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options
 
-
 SCHEMES = {"amqp": False, "amqps": True, "pyamqp": False, "rabbitmq": False}
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672//"
 # How to log in: by user and password, or by the client's certificate. AMQPLAIN is PLAIN in another form.

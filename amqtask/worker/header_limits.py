@@ -16,7 +16,6 @@ from amqtask.transport.fields import field_size
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, Headers
 
-
 # Bytes; leaves room in a frame for the properties, for the headers of a dead letter, and for those that brokers add.
 ROOM = 98_304
 # The names of headers that were shortened or dropped.

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Headers
 
-
 MAX_IDS = 50_000
 # Characters of an id or of a stamp's value; messages with longer ones are refused.
 LONGEST = 1000

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
-
 # While the mean runtime is below SHORT (seconds), so many requests per thread are taken.
 SHORT, LOOK_AHEAD = 0.001, 4
 

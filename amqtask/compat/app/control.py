@@ -11,7 +11,6 @@ from amqtask.remote.control import Control, Inspection
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields
 
-
 __all__ = ["Control", "Inspect", "flatten_reply"]
 
 

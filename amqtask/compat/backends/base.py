@@ -35,7 +35,6 @@ from amqtask.results.sets import GroupResult, ResultSet
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, Keywords
 
-
 __all__ = [
     "Backend", "BaseBackend", "BaseDictBackend", "DisabledBackend", "KeyValueStoreBackend", "SyncBackendMixin",
     "get_current_task", "unpickle_backend",

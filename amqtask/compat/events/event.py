@@ -11,7 +11,6 @@ from amqtask.protocol.entities import Exchange
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventDict
 
-
 __all__ = ["Event", "event_exchange", "get_exchange", "group_from"]
 
 event_exchange = Exchange("celeryev", type="topic")

@@ -11,7 +11,6 @@ from amqtask.protocol.serialization import content_types, loads
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict
 
-
 __all__ = ["Request"]
 
 

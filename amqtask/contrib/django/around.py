@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from amqtask.ground.shapes import CoroutineOf
 
-
 logger = bounded_logger("amqtask.django")
 
 

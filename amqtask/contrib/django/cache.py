@@ -25,7 +25,6 @@ from amqtask.protocol.result import ResultMessage, exception_as_dict
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields
 
-
 logger = bounded_logger("amqtask.backends")
 RESULT, GROUP = "celery-task-meta-", "celery-taskset-meta-"
 SUCCESS = "-success"

@@ -25,7 +25,6 @@ from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, St
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-
 APPLICATION = "amqtask.contrib.django"
 # A relay's host may vanish without a word: PostgreSQL gives the rows back after so long.
 GIVE_UP_ROWS = "SET LOCAL idle_in_transaction_session_timeout = '60s'"

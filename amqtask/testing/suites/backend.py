@@ -36,7 +36,6 @@ from amqtask.results.sets import GroupResult, ResultSet
 if TYPE_CHECKING:
     from amqtask.result import UntypedResult
 
-
 PATIENCE = 60.0
 
 

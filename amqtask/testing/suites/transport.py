@@ -32,7 +32,6 @@ from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
 
-
 PATIENCE = 60.0
 
 

@@ -10,7 +10,6 @@ from amqtask.protocol.entities import Binding, Exchange
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Headers, QueueArguments
 
-
 PREDECLARED = {
     f"amq.{name}": Exchange(f"amq.{name}", exchange_type)
     for name, exchange_type in (("direct", "direct"), ("topic", "topic"), ("fanout", "fanout"), ("headers", "headers"),

@@ -10,7 +10,6 @@ from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 RESOURCE_LOCKED = 405
 
 

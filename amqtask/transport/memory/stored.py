@@ -14,7 +14,6 @@ from amqtask.transport.content import encode_properties
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, JsonObject
 
-
 REJECTED, EXPIRED, MAXLEN, DELIVERY_LIMIT = "rejected", "expired", "maxlen", "delivery_limit"
 
 

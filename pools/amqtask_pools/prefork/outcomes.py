@@ -36,7 +36,6 @@ from amqtask_pools.prefork.frames import OUTCOMES, BrokenFrame
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 _HEAD = struct.Struct(">BI")
 # A value that JSON does not have becomes a table with one of these names; no header begins like that.
 _TIME, _BYTES, _DECIMAL, _NONE = "\0time", "\0bytes", "\0decimal", "\0none"

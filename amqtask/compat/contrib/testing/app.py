@@ -12,7 +12,6 @@ from amqtask.ground.current import replaced
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingValues
 
-
 __all__ = ["DEFAULT_TEST_CONFIG", "TestApp", "Trap", "setup_default_app"]
 
 DEFAULT_TEST_CONFIG = {"broker_url": "memory://", "result_backend": "cache+memory://"}

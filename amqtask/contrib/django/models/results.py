@@ -12,7 +12,6 @@ from amqtask import states
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-
 STATES = sorted(states.ALL_STATES)
 
 
