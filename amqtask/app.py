@@ -36,7 +36,7 @@ from amqtask.task import Task as TaskBase
 if TYPE_CHECKING:
     from amqtask.execution.shared_flag import Flag
     from amqtask.execution.task_plan import Wrapper
-    from amqtask.ground.shapes import CoroutineOf, Keywords
+    from amqtask.ground.shapes import CoroutineOf, KeywordDict, Keywords
     from amqtask.protocol.result import ResultMessage
     from amqtask.result import UntypedResult
     from amqtask.task import RegisteredTask
@@ -173,8 +173,8 @@ class AmqTask(Calling, WithOthersNames):
         filter: Callable[..., Any] | None = None,
         pydantic: bool = False,
         pydantic_strict: bool = False,
-        pydantic_context: dict[str, Any] | None = None,
-        pydantic_dump_kwargs: dict[str, Any] | None = None,
+        pydantic_context: KeywordDict | None = None,
+        pydantic_dump_kwargs: KeywordDict | None = None,
         **options: object,
     ) -> RegisteredTask:
         if name is not None:
@@ -395,7 +395,7 @@ def _registered_before(task: RegisteredTask, function: Callable[..., object]) ->
     return task
 
 
-def _source_of(function: Any) -> str:
+def _source_of(function: Callable[..., object]) -> str:
     wrapped = inspect.unwrap(function)
     code = getattr(wrapped, "__code__", None)
     if code is None:

@@ -306,7 +306,7 @@ class chord(Composition):
             raise ConfigurationError(f"a chord needs a body before it can have callbacks: {self!r}")
         return body
 
-    def __call__(self, body: Any = None, *args: Any, **options: Any) -> Any:
+    def __call__(self, body: Any = None, *args: object, **options: object) -> Any:
         """Publish; with `body` if it has none yet."""
         return self.apply_async(args, {"body": body} if body is not None else None, **options)
 
@@ -476,7 +476,7 @@ _KINDS: dict[str, Callable[[dict[str, Any], Application | None], Signature]] = {
 }
 
 
-def _rebuilt_members(header: Any) -> list[Any]:
+def _rebuilt_members(header: Any) -> list[object]:
     # Celery writes the members of a group in a chord's header as one more group.
     if isinstance(header, Mapping):
         return list(header["kwargs"]["tasks"]) if header.get("task") == GROUP else [header]

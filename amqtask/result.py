@@ -27,7 +27,7 @@ from amqtask.results.sets import ResultSet as ResultSet
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
-    from amqtask.ground.shapes import Headers
+    from amqtask.ground.shapes import Headers, JsonObject
 
 logger = bounded_logger("amqtask.backends")
 R = TypeVar("R")
@@ -95,7 +95,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
         no_ack: bool = True,
         follow_parents: bool = True,
         callback: Callable[[str, Any], object] | None = None,
-        on_message: Callable[[Any], None] | None = None,
+        on_message: Callable[[JsonObject], object] | None = None,
         on_interval: Callable[[], None] | None = None,
         disable_sync_subtasks: bool = True,
     ) -> R:
@@ -190,7 +190,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
 
     def _watch(
         self,
-        on_message: Callable[[Any], None],
+        on_message: Callable[[JsonObject], object],
         on_interval: Callable[[], None] | None,
         interval: float,
         deadline: float | None,

@@ -23,6 +23,8 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.ground.version import VERSION
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from amqtask.app import AmqTask
     from amqtask.beat.contract import Entry
     from amqtask.beat.scheduler import Scheduler
@@ -226,12 +228,12 @@ def _call(entry: Entry) -> str:
     return f"{entry.task}({', '.join(arguments)})"
 
 
-def _described(schedule: Any) -> str:
+def _described(schedule: object) -> str:
     text = repr(schedule)
     return text[1:-1] if text.startswith("<") else text
 
 
-def _local(moment: datetime | None, zone: Any) -> str | None:
+def _local(moment: datetime | None, zone: tzinfo | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S%z")

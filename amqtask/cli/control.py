@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -88,7 +88,7 @@ def _shut_down(settings: Globals, remote: Remote) -> int:
 
 
 def _options(order: str, terminate: bool, signal: str | None, reload: bool) -> CommandArguments:
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     if terminate or signal:
         if order not in REVOKING:
             raise click.UsageError(f"--terminate and --signal are for {' and '.join(REVOKING)}")

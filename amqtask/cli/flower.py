@@ -16,8 +16,10 @@ import click
 from amqtask.cli.globals import Globals
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import JsonObject, SettingDict
+    from amqtask.ground.shapes import JsonObject, Keywords, Options, SettingDict
     from amqtask.transport.url import TlsOptions
 
 # What Flower has to know as workers do; where our defaults and Celery's differ, ours count.
@@ -117,7 +119,9 @@ def _route(app: AmqTask) -> Callable[..., dict[str, object]]:
     """Calls from Flower go where ours would go. Celery must not declare those queues: it would do it otherwise."""
     import kombu
 
-    def route(name: str, args: Any, kwargs: Any, options: Any, task: object = None, **_: object) -> JsonObject:
+    def route(
+        name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: object = None, **_: object
+    ) -> JsonObject:
         addressed = {key: options[key] for key in ("queue", "exchange", "routing_key") if options.get(key)}
         target = app.router.route(name, args or (), kwargs or {}, addressed)
         exchange = kombu.Exchange(target.exchange, no_declare=True)

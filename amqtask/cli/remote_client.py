@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
 # The end of what `datetime` can show (seconds since 1970).
 _LAST_SECOND = 253_402_214_400
-REMOTE: tuple[Callable[[Any], Any], ...] = (
+REMOTE: tuple[Callable[[Any], object], ...] = (
     click.option("-t", "--timeout", type=float, default=None, help="Seconds to wait for replies (default: 1)."),
     click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…)."),
     click.option("--pattern", metavar="PATTERN", help="Only nodes whose name fits, e.g. 'celery@web*'."),
@@ -131,7 +131,7 @@ def collect(
     info: CommandInfo,
     arguments: CommandArguments,
     remote: Remote,
-    on_reply: Callable[[Mapping[str, Any]], None] | None = None,
+    on_reply: Callable[[JsonFields], None] | None = None,
 ) -> Replies:
     """Send a command; returns the answers by node, without printing them."""
     app = settings.load()
@@ -206,7 +206,7 @@ def _item(item: object) -> str:
     return str(item)
 
 
-def _task(task: Mapping[str, Any]) -> str:
+def _task(task: JsonFields) -> str:
     parts = [f"{task['name']}[{task['id']}]", f"args={task['args']}", f"kwargs={task['kwargs']}"]
     since = task.get("time_start")
     if isinstance(since, (int, float)) and 0 < since < _LAST_SECOND:
@@ -217,7 +217,7 @@ def _task(task: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _queue(task: Mapping[str, Any]) -> object:
+def _queue(task: JsonFields) -> object:
     about = task.get("delivery_info")
     return about.get("routing_key") if isinstance(about, Mapping) else None
 

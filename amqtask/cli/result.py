@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from amqtask.exceptions import BackendNotConfigured
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
+    from amqtask.result import UntypedResult
 
 
 @click.command("result")
@@ -50,7 +51,7 @@ def command(
     return 0
 
 
-def _as_data(result: Any) -> JsonObject:
+def _as_data(result: UntypedResult) -> JsonObject:
     value = result.result
     return {
         "id": str(result.id),

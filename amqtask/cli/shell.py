@@ -63,7 +63,7 @@ def command(settings: Globals, kind: str | None, without_tasks: bool, eventlet: 
 
 def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, object]:
     """The names of the shell: tasks, and ours, which a task of that name never hides."""
-    names: dict[str, Any] = {}
+    names: dict[str, object] = {}
     if with_tasks:
         app.import_modules()
         app.finalize()
@@ -115,7 +115,7 @@ def _python(names: dict[str, object], greeting: str) -> None:
     code.interact(banner=greeting, local=names, exitmsg="")
 
 
-_SHELLS: dict[str, Callable[[dict[str, Any], str], None]] = {
+_SHELLS: dict[str, Callable[[dict[str, object], str], None]] = {
     "ipython": _ipython,
     "bpython": _bpython,
     "python": _python,

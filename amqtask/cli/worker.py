@@ -29,7 +29,7 @@ from amqtask.worker.processors import usable_processors
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import JsonObject
+    from amqtask.ground.shapes import JsonObject, OptionDict
     from amqtask.worker.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -246,7 +246,7 @@ def _tell_useless(pool: str, params: dict[str, object]) -> None:
         logger.warning("%s: no effect, the %s pool has no child processes.", " and ".join(useless), pool)
 
 
-def _worker_options(app: AmqTask, params: dict[str, Any]) -> WorkerOptions:
+def _worker_options(app: AmqTask, params: OptionDict) -> WorkerOptions:
     pool = params["pool"] or app.conf.worker_pool
     if pool in GREEN_POOLS and params["pool"] is None:
         raise click.UsageError(

@@ -12,7 +12,7 @@ from amqtask.protocol.result import exception_from_dict
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
-    from amqtask.ground.shapes import SignatureFields
+    from amqtask.ground.shapes import Arguments, JsonFields, SignatureFields
 
 ERRBACK = "amqtask.errback"
 
@@ -25,11 +25,11 @@ def _map(app: Application) -> None:
 
 def _starmap(app: Application) -> None:
     @app.task(name=STARMAP, shared=False)
-    def run_starmap(task: SignatureFields, it: list[Any]) -> object:
+    def run_starmap(task: SignatureFields, it: list[Arguments]) -> object:
         return _each(app, task, [tuple(item) for item in it])
 
 
-def _each(app: Application, task: SignatureFields, calls: list[tuple[Any, ...]]) -> object:
+def _each(app: Application, task: SignatureFields, calls: list[Arguments]) -> object:
     call = maybe_signature(task, app)
     function = app.tasks[call.task]
     arguments = [((*leading, *call.args), call.kwargs) for leading in calls]
@@ -82,9 +82,7 @@ def _chain(app: Application) -> None:
 
 def _errback(app: Application) -> None:
     @app.task(name=ERRBACK, ignore_result=True, shared=False)
-    def call_errback(
-        errback: SignatureFields, request: Mapping[str, Any], error: Mapping[str, object], trace: str
-    ) -> None:
+    def call_errback(errback: SignatureFields, request: JsonFields, error: Mapping[str, object], trace: str) -> None:
         """Calls an errback that takes (request, exc, traceback) for a task that no slot ran to its end."""
         call = maybe_signature(errback, app)
         extra_args = () if call.immutable else (Context(**request), exception_from_dict(error, trace), trace)

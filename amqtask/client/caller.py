@@ -263,7 +263,9 @@ class Calling(Parts):
             failed.results = results  # type: ignore[attr-defined]
             raise failed
 
-    def _compose(self, name: str, args: Any, kwargs: Any, options: Options, task: CalledTask | None) -> Message:
+    def _compose(
+        self, name: str, args: Arguments, kwargs: Keywords, options: Options, task: CalledTask | None
+    ) -> Message:
         if not self.is_finalized:
             self.finalize()
         if options:
@@ -502,7 +504,7 @@ class Calling(Parts):
         )
         return InlineRunner(self._app, in_place_of_publishing=self._is_eager).run_composition(sig, propagate=propagate)
 
-    def _eager(self, name: str, args: Any, kwargs: Any, options: Options) -> UntypedEagerResult:
+    def _eager(self, name: str, args: Arguments, kwargs: Keywords, options: Options) -> UntypedEagerResult:
         self.finalize()
         return InlineRunner(self._app, in_place_of_publishing=True).run(
             self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)

@@ -10,13 +10,13 @@ from amqtask.exceptions import NotRegistered
 from amqtask.ground.elsewhere import others_names
 
 if TYPE_CHECKING:
-    from amqtask.task import RegisteredTask, Task
+    from amqtask.task import RegisteredTask
 
 # What the names of the tasks begin with that every worker has (amqtask.client.builtin_tasks).
 BUILT_IN = ("celery.", "amqtask.")
 
 
-class TaskRegistry(Mapping[str, "Task[..., Any]"]):
+class TaskRegistry(Mapping[str, "RegisteredTask"]):
     """Read it like a dictionary; `register` adds."""
 
     def __init__(self, complete: Callable[[], None] = lambda: None) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 from amqtask.app import AmqTask
 from amqtask.contrib.asgi import connected
 
 
-def cleanup_ctx(app: AmqTask, *, must_connect: bool = True) -> Callable[[Any], AsyncIterator[None]]:
+def cleanup_ctx(app: AmqTask, *, must_connect: bool = True) -> Callable[[object], AsyncIterator[None]]:
     """Connected when the service starts, closed when it ends; see `amqtask.contrib.asgi.connected`."""
 
     async def lives(_service: object) -> AsyncIterator[None]:

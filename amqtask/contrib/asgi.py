@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
 
 from amqtask.app import AmqTask
 from amqtask.exceptions import PublishError
@@ -37,7 +36,7 @@ async def connected(app: AmqTask, *, must_connect: bool = True) -> AsyncIterator
         await app.aclose()
 
 
-def lifespan(app: AmqTask, *, must_connect: bool = True) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+def lifespan(app: AmqTask, *, must_connect: bool = True) -> Callable[[object], AbstractAsyncContextManager[None]]:
     """For `FastAPI(lifespan=…)` and `Starlette(lifespan=…)`; see `connected`."""
 
     @asynccontextmanager

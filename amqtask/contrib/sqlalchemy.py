@@ -59,6 +59,7 @@ from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, St
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
+    from sqlalchemy.orm import ORMExecuteState, SessionTransaction
 
     from amqtask.app import AmqTask
 
@@ -247,7 +248,7 @@ class _Watch:
             event.listen(target, "after_attach", self._attached)
             event.listen(target, "do_orm_execute", self._executes)
 
-    def _began(self, session: Session, transaction: Any) -> None:
+    def _began(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:
             session.info[_BEGAN] = time.monotonic()
             self._note(session)
@@ -264,7 +265,7 @@ class _Watch:
     def _attached(self, session: Session, instance: object) -> None:
         self._note(session)
 
-    def _executes(self, state: Any) -> None:
+    def _executes(self, state: ORMExecuteState) -> None:
         self._note(state.session)
 
     def _note(self, session: Session) -> None:
@@ -284,7 +285,7 @@ class _Watch:
         if not session.in_nested_transaction():
             session.info.pop(_WRITTEN, None)
 
-    def _ended(self, session: Session, transaction: Any) -> None:
+    def _ended(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is not None:
             return
         session.info.pop(_COMMITTED, None)
