@@ -18,6 +18,8 @@ from integration.workers import ROOT, eventually
 
 FOLDER = ROOT / ".venv-flower"
 # Ours runs from this tree, so only what it needs is installed.
+# What it asks all workers takes it so long each time, however soon they answer; and its first questions hold up those of a test.
+ANSWER_SECONDS = 5
 PACKAGES = ("flower==2.2.0", "pika", "aio-pika", "click")
 
 
@@ -30,6 +32,10 @@ def python() -> str:
         subprocess.run(pip, check=True)
         (FOLDER / ".installed").touch()
     return str(interpreter)
+
+
+# Of what Flower asks a worker, what tests look at.
+ASKED = frozenset({"stats", "registered", "active_queues", "revoked", "conf"})
 
 
 class Flower:
@@ -47,7 +53,12 @@ class Flower:
         return f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Flower:
-        options = ["flower", f"--port={self._port}", "--address=127.0.0.1", "--inspect_timeout=20000"]
+        options = [
+            "flower",
+            f"--port={self._port}",
+            "--address=127.0.0.1",
+            f"--inspect_timeout={ANSWER_SECONDS * 1000}",
+        ]
         options += [f"--broker={url}" for name, url in self._environment.items() if name == "AMQTASK_BROKER_URL"]
         environment = {
             **os.environ,
@@ -95,6 +106,18 @@ class Flower:
     def get(self, path: str) -> Any:
         """The JSON of a GET. Raises: AssertionError with what it said instead."""
         return self._ask(urllib.request.Request(f"{self.url}{path}"))
+
+    def worker(self, name: str) -> dict[str, Any]:
+        """What a worker says of itself, asked now, and again when it did not answer all in time."""
+        found: dict[str, Any] = {}
+
+        def look() -> bool:
+            found.clear()
+            found.update(self.get(f"/api/workers?refresh=1&workername={urllib.parse.quote(name)}").get(name, {}))
+            return found.keys() >= ASKED
+
+        eventually(look, every=0.2, what=lambda: f"{name} does not tell all: {sorted(found)}")
+        return found
 
     def find(self, path: str) -> Any:
         """The JSON of a GET; None for what Flower does not know (404)."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,15 +107,6 @@ class Place:
         self._connection.close()
 
 
-@pytest.fixture(params=["quorum", "classic"])
-def place(request: pytest.FixtureRequest, broker_url: str) -> Iterator[Place]:
-    place = Place(broker_url, request.param)
-    try:
-        yield place
-    finally:
-        place.close()
-
-
 @pytest.fixture
 def quorum(broker_url: str) -> Iterator[Place]:
     place = Place(broker_url, "quorum")
@@ -124,63 +116,112 @@ def quorum(broker_url: str) -> Iterator[Place]:
         place.close()
 
 
-def test_without_any_worker_of_ours_messages_come_some_seconds_late_and_never_early(place: Place) -> None:
-    waits = [4.25, 0.125, 1.875, 2.0, 0.5, 2.125, 3.0]
+# -- without workers of ours: each waits for the broker's clock for ten seconds, so all do so at once
+
+
+def waits_of_all_lengths(place: Place) -> tuple[dict[str, float], list[tuple[float, str, dict[str, Any]]], list[float]]:
+    """When each message is due, the arrivals, and for how long the queues of each have held it."""
     due = {}
-    for wait in waits:
+    for wait in (4.25, 0.125, 1.875, 2.0, 0.5, 2.125, 3.0):
         due[str(wait)] = time.monotonic() + wait
         place.publish(place.plan.delayed(place.message(str(wait)), wait))
+    arrived = place.arrivals(len(due))
+    return due, arrived, [place.waited(headers) for _, _, headers in arrived]
 
-    arrived = place.arrivals(len(waits))
+
+def long_ones_before_a_short_one(place: Place) -> list[str]:
+    """What arrives first."""
+    place.publish(place.plan.delayed(place.message("long"), 3600.5))
+    place.publish(place.plan.delayed(place.message("longer"), 90_000))
+    place.publish(place.plan.delayed(place.message("short"), 0.5))
+    return [name for _, name, _ in place.arrivals(1)]
+
+
+def by_a_topic_exchange(place: Place) -> tuple[float, str, dict[str, Any]]:
+    """After how many seconds it arrives, and what."""
+    published = time.monotonic()
+    place.publish(place.plan.delayed(place.message("topic", place.topic.name, "feed.import"), 0.2))
+    ((when, name, headers),) = place.arrivals(1)
+    return when - published, name, headers
+
+
+def to_a_queue_that_is_declared_later(place: Place) -> str:
+    """What arrives. The at-least-once strategy keeps what cannot be delivered yet."""
+    other = replace(place.message("later"), declare=())
+    place.publish(place.plan.delayed(other, 1.0))
+    place.declare(declarations(place.queue, DEFAULTS))
+    ((_, name, _),) = place.arrivals(1)
+    return name
+
+
+def with_an_expiration(place: Place) -> float:
+    """After how many seconds it arrives."""
+    published = time.monotonic()
+    place.publish(place.plan.delayed(place.message("expires", expiration="100"), 0.5))
+    ((when, _, _),) = place.arrivals(1)
+    return when - published
+
+
+KINDS = ("quorum", "classic")
+SCENARIOS: tuple[tuple[Callable[[Place], Any], str], ...] = (
+    *((waits_of_all_lengths, kind) for kind in KINDS),
+    *((long_ones_before_a_short_one, kind) for kind in KINDS),
+    *((by_a_topic_exchange, kind) for kind in KINDS),
+    *((with_an_expiration, kind) for kind in KINDS),
+    (to_a_queue_that_is_declared_later, "quorum"),
+)
+Found = Callable[[Callable[[Place], Any], str], Any]
+
+
+@pytest.fixture(scope="module")
+def found(broker_url: str) -> Iterator[Found]:
+    """What came of a scenario on queues of a kind."""
+
+    def run(scenario: Callable[[Place], Any], kind: str) -> Any:
+        place = Place(broker_url, kind)
+        try:
+            return scenario(place)
+        finally:
+            place.close()
+
+    with ThreadPoolExecutor(len(SCENARIOS)) as threads:
+        running = {(scenario, kind): threads.submit(run, scenario, kind) for scenario, kind in SCENARIOS}
+        yield lambda scenario, kind: running[scenario, kind].result()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_any_worker_of_ours_messages_come_some_seconds_late_and_never_early(found: Found, kind: str) -> None:
+    due, arrived, waited = found(waits_of_all_lengths, kind)
 
     assert sorted(name for _, name, _ in arrived) == sorted(due)
     assert min(when - due[name] for when, name, _ in arrived) > MARGIN_SECONDS - 0.1, (arrived, due)
     # How late they are is the machine's affair; the queues that they passed are ours.
     most = MARGIN_SECONDS + STEP_SECONDS
-    assert all(float(name) < place.waited(headers) <= float(name) + most for _, name, headers in arrived)
+    names = [float(name) for _, name, _ in arrived]
+    assert all(name < seconds <= name + most for name, seconds in zip(names, waited, strict=True))
 
 
-def test_no_long_delay_holds_a_short_one_up(place: Place) -> None:
-    place.publish(place.plan.delayed(place.message("long"), 3600.5))
-    place.publish(place.plan.delayed(place.message("longer"), 90_000))
-    place.publish(place.plan.delayed(place.message("short"), 0.5))
-
-    arrived = place.arrivals(1)
-
-    assert [name for _, name, _ in arrived] == ["short"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_long_delay_holds_a_short_one_up(found: Found, kind: str) -> None:
+    assert found(long_ones_before_a_short_one, kind) == ["short"]
 
 
-def test_a_delayed_message_goes_to_a_topic_exchange_under_its_own_key(place: Place) -> None:
-    wait = 0.2
-    message = place.message("topic", place.topic.name, "feed.import")
-    published = time.monotonic()
-    place.publish(place.plan.delayed(message, wait))
-
-    ((when, name, headers),) = place.arrivals(1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_delayed_message_goes_to_a_topic_exchange_under_its_own_key(found: Found, kind: str) -> None:
+    seconds, name, headers = found(by_a_topic_exchange, kind)
 
     assert name == "topic"
-    assert when - published > wait - 0.1
+    assert seconds > 0.1
     assert headers["task"] == "t"
 
 
-def test_a_queue_that_is_declared_later_still_gets_the_message(quorum: Place) -> None:
-    # The at-least-once strategy keeps what cannot be delivered yet.
-    other = replace(quorum.message("later"), declare=())
-    quorum.publish(quorum.plan.delayed(other, 1.0))
-    quorum.declare(declarations(quorum.queue, DEFAULTS))
-
-    ((_, name, _),) = quorum.arrivals(1)
-
-    assert name == "later"
+def test_a_queue_that_is_declared_later_still_gets_the_message(found: Found) -> None:
+    assert found(to_a_queue_that_is_declared_later, "quorum") == "later"
 
 
-def test_a_message_that_expires_sooner_does_not_arrive_early(place: Place) -> None:
-    published = time.monotonic()
-    place.publish(place.plan.delayed(place.message("expires", expiration="100"), 0.5))
-
-    ((when, _, _),) = place.arrivals(1)
-
-    assert when - published > 0.4
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_that_expires_sooner_does_not_arrive_early(found: Found, kind: str) -> None:
+    assert found(with_an_expiration, kind) > 0.4
 
 
 def test_the_work_queue_and_its_dead_letter_queue_are_what_a_broker_takes(quorum: Place) -> None:

@@ -78,9 +78,8 @@ class Scene:
         return found
 
     def worker(self, name: str) -> dict[str, Any]:
-        """What the worker says of itself, asked now."""
-        found: dict[str, Any] = self.flower.get(f"/api/workers?refresh=1&workername={name}")[name]
-        return found
+        """What the worker says of itself, asked now (and again, when the machine stood still meanwhile)."""
+        return self.flower.worker(name)
 
     def pool_size(self, name: str) -> int:
         return int(self.worker(name)["stats"]["pool"]["max-concurrency"])

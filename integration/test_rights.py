@@ -141,7 +141,7 @@ def test_flower_shows_workers_with_a_monitors_rights(urls: dict[str, str], worke
             every=0.5,
             what="Flower does not show the worker",
         )
-        found = flower.get("/api/workers?refresh=1&workername=w@guarded")["w@guarded"]
+        found = flower.worker("w@guarded")
 
     assert "guarded.add" in found["registered"]
 
