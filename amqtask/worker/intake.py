@@ -34,6 +34,9 @@ logger = bounded_logger(__name__)
 NEVER = float("inf")
 # For so long after a connection was lost the delivery limit is not believed (seconds).
 LOSS_SECONDS = 10.0
+# So many deliveries before the limit a message in doubt begins anew: more connections may be lost before it has, and what is over
+# the limit the broker dead-letters by itself.
+SPARE = 2
 # How often a message may begin anew, in the header of that name: one that breaks connections must come to its end.
 MOST_NEW_BEGINNINGS = 3
 BEGUN_ANEW = "amqtask-begun-anew"
@@ -85,7 +88,10 @@ class Intake:
             return False
         if strategy.task is None:
             return self._refuse_unknown(request, strategy)
-        verdict = judge(request, self._wall_clock, delivery_limit=self._delivery_limit(request.queue))
+        limit = self._delivery_limit(request.queue)
+        if limit is not None and request.attempts and self._is_in_doubt(request):
+            limit = max(1, limit - SPARE)
+        verdict = judge(request, self._wall_clock, delivery_limit=limit)
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
         return verdict.action is Action.RUN or self._divert(request, verdict)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from amqtask import AmqTask
+from amqtask.execution.context import Context
 from amqtask.signals import task_prerun, task_revoked
 from integration.waiting import PATIENT
 
@@ -23,7 +24,8 @@ app.conf.worker_prefetch_multiplier = 3
 
 def _note(kind: str, request: Any) -> None:
     """One line in one write, with the three places where a message may still say which one it was."""
-    headers = request.request.headers if isinstance(request.request.headers, dict) else {}
+    message: Any = request.request if isinstance(request, Context) else request
+    headers = message.headers if isinstance(message.headers, dict) else {}
     names = [str(found)[:100] for found in (request.id, request.correlation_id, headers.get("fuzz"))]
     counted = "x-delivery-count" in headers or (kind == "good" and request.delivery_info["redelivered"])
     descriptor = os.open(NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
