@@ -109,7 +109,7 @@ def test_a_worker_runs_a_scheduler_that_was_written_for_celery(ours: Ours, broke
     with WorkerProcess(APP, *arguments, environment=ours.environment(broker_url)) as worker:
         eventually(lambda: ours.lines.count("often True") >= 3, what=lambda: worker.log)
         assert worker.stop() == 0
-    assert "Traceback" not in worker.log
+        assert "Traceback" not in worker.log
     counts = [int(line.split()[1]) for line in ours.lines if line.startswith("synced")]
     assert counts == sorted(counts)
     assert counts[-1] >= 3
