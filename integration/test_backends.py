@@ -104,10 +104,11 @@ def answer(backend: RpcBackend, publisher: PikaPublisher, result: ResultMessage,
 
 @pytest.mark.parametrize(("persistent", "mode"), [(True, 2), (False, 1)])
 def test_a_result_message_is_celerys(broker_url: str, persistent: bool, mode: int) -> None:
+    # But for the mandatory flag: the broker says when its reader's queue is away.
     message = rpc(broker_url, persistent=persistent).message_for(success(1), CALLER, "the-task")
 
     assert message is not None
-    assert (message.exchange, message.routing_key, message.mandatory) == ("", CALLER, False)
+    assert (message.exchange, message.routing_key, message.mandatory) == ("", CALLER, True)
     assert (message.properties.correlation_id, message.properties.delivery_mode) == ("the-task", mode)
     assert (message.properties.content_type, message.properties.content_encoding) == ("application/json", "utf-8")
     assert message.properties.expiration == "60000"
