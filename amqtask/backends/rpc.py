@@ -218,7 +218,9 @@ class RpcBackend(KnownStore):
     def find(self, task_id: str) -> ResultMessage | None:
         """The result, if it has come."""
         inbox = self._inbox()
-        if not inbox.mailbox.is_ready(task_id):
+        known = inbox.mailbox.find(task_id)
+        # After a failure the success of another run of the task may be on its way.
+        if known is None or known.status != states.SUCCESS:
             inbox.replies.poll()
         return inbox.mailbox.take(task_id)
 
