@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from amqtask.exceptions import PublishRefused
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue
 
@@ -49,6 +50,7 @@ class Readers:
         else:
             self._waiting[queue] = []
             probe = replace(result, declare=(Queue(queue, passive=True),))
+            # A worker that stops first lets the others have their last attempt.
             self._store(probe, partial(self._probed, queue, on_end), partial(self._probed, queue, on_end, None))
 
     def _probed(self, queue: str, on_end: OnEnd, error: PublishError | None) -> None:
@@ -57,13 +59,19 @@ class Readers:
             for result, on_stored in waiting:
                 self._publisher.publish(result, partial(_stored, on_stored))
         else:
-            logger.debug("nobody reads the queue of results %s any more: %s", queue, error)
-            if len(self._gone_queues) >= MOST_GONE:
-                self._gone_queues.clear()
-            self._gone_queues[queue] = None
+            if isinstance(error, PublishRefused):
+                logger.warning("%d results for queue %s are lost: %s", 1 + len(waiting), queue, error)
+            else:
+                self._note_gone(queue, error)
             for _, on_lost in waiting:
                 on_lost()
         on_end()
+
+    def _note_gone(self, queue: str, error: PublishError) -> None:
+        logger.debug("nobody reads the queue of results %s any more: %s", queue, error)
+        if len(self._gone_queues) >= MOST_GONE:
+            self._gone_queues.clear()
+        self._gone_queues[queue] = None
 
 
 def _stored(on_end: OnEnd, error: PublishError | None) -> None:

@@ -66,3 +66,20 @@ def test_a_node_that_stays_away_holds_up_no_task_for_more_than_a_minute() -> Non
 
     assert bench.frames == [("ack", 1, False)]
     assert bench.publisher.outstanding == 0
+
+
+def test_a_queue_whose_node_stayed_away_is_looked_for_again() -> None:
+    bench = Bench()
+    bench.deliver("a")
+    bench.end("a", result=result())
+    bench.publisher.confirm(RETURNED)
+    for _ in range(20):
+        if bench.publisher.outstanding:
+            bench.publisher.confirm(AWAY)
+        bench.loop.advance(5.0)
+    bench.deliver("b")
+    bench.end("b", result=result())
+    bench.publisher.confirm(RETURNED)
+
+    assert bench.publisher.sent[-1].declare == (Queue("reply-queue", passive=True),)
+    assert bench.publisher.outstanding == 1
