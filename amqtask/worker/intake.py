@@ -21,6 +21,7 @@ from amqtask.worker.strategy import Action, Verdict, judge
 if TYPE_CHECKING:
     from amqtask.execution.outcome import Answer, Outcome
     from amqtask.execution.request import Request
+    from amqtask.ground.shapes import Headers
     from amqtask.pool import Loop, Timer
     from amqtask.worker.finisher import Finisher
     from amqtask.worker.redeliveries import Redeliveries
@@ -89,8 +90,9 @@ class Intake:
         if strategy.task is None:
             return self._refuse_unknown(request, strategy)
         limit = self._delivery_limit(request.queue)
-        if limit is not None and request.attempts and self._is_in_doubt(request):
-            limit = max(1, limit - SPARE)
+        if limit and request.attempts >= max(1, limit - SPARE) and self._is_in_doubt(request):
+            self._begin_anew(request)
+            return False
         verdict = judge(request, self._wall_clock, delivery_limit=limit)
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
@@ -130,8 +132,6 @@ class Intake:
                 self.delay(request, second_delay(request.headers, verdict.seconds))
             case Action.EXPIRED:
                 self._expire(request)
-            case Action.DEAD_LETTER if self._is_in_doubt(request):
-                self._begin_anew(request, verdict.reason)
             case Action.DEAD_LETTER:
                 request.attempts -= 1  # it is not going to run this time
                 # The workers may have died from reading its body, so it is not read here.
@@ -143,22 +143,21 @@ class Intake:
     def _is_in_doubt(self, request: Request) -> bool:
         return self._in_doubt_until > self._wall_clock() and _begun_anew(request) < MOST_NEW_BEGINNINGS
 
-    def _begin_anew(self, request: Request, reason: str) -> None:
+    def _begin_anew(self, request: Request) -> None:
         """The message comes again with a count of its own, once the broker must have closed the connections that were lost."""
         seconds = self._in_doubt_until - self._wall_clock()
         logger.warning(
-            "Task %s[%s] begins anew in %.0f s: it was %s. Connections were lost, and it may not have been begun on them",
-            request.task, request.id, seconds, reason,
+            "Task %s[%s] begins anew in %.0f s: it was delivered before (%d times), perhaps only over connections that were lost",
+            request.task, request.id, seconds, request.attempts,
             extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
         )  # fmt: skip
-        message = back_to_its_queue(request)
-        message.properties.headers[BEGUN_ANEW] = _begun_anew(request) + 1
-        self._finisher.forward(request, self._delays.delayed(message, seconds), partial(self.refuse, request))
+        self.delay(request, seconds, {BEGUN_ANEW: _begun_anew(request) + 1})
 
-    def delay(self, request: Request, seconds: float) -> None:
+    def delay(self, request: Request, seconds: float, more_headers: Headers | None = None) -> None:
         """Send a request to the broker's delay levels, from where it comes back to its queue."""
-        message = self._delays.delayed(back_to_its_queue(request), seconds)
-        self._finisher.forward(request, message, partial(self.refuse, request))
+        message = back_to_its_queue(request)
+        message.properties.headers.update(more_headers or {})
+        self._finisher.forward(request, self._delays.delayed(message, seconds), partial(self.refuse, request))
 
     def refuse(self, request: Request, error: Exception) -> None:
         """Dead-letter a message that is no task message, with the reason."""
