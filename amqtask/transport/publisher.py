@@ -336,7 +336,7 @@ class PikaPublisher:
             link.run(lambda: not link.is_asked or batch.is_done(), answered_by)
             if link.is_asked and link.blocked_reason is None and time.monotonic() < deadline and not batch.is_done():
                 return False
-        if {*self._addresses} > {*work.silent, link.address} and link.blocked_reason is None:
+        if self._has_another_host(link, work) and link.blocked_reason is None:
             # A node on the wrong side of a partition answers its clients, and has no majority to store anything.
             count = len(work.unanswered)
             if link.run(batch.is_done, (time.monotonic() + deadline) / 2):
@@ -393,7 +393,7 @@ class PikaPublisher:
     def _declare_on(self, link: PublishingLink, entities: Sequence[Declaration], work: _Work) -> None:
         """Declare on this host, in half of the remaining time if there is another host. Raises: LinkLost, PublishError."""
         deadline = work.deadline
-        if {*self._addresses} > {*work.silent, link.address}:
+        if self._has_another_host(link, work):
             deadline = (time.monotonic() + deadline) / 2
         try:
             link.declare(entities, deadline, self._warn)
@@ -480,6 +480,10 @@ class PikaPublisher:
         connect(link, addresses, work.deadline, self._connect_timeout)
         # The next connection begins with the host that answers.
         self._addresses = beginning_with(self._addresses, link.address)
+
+    def _has_another_host(self, link: PublishingLink, work: _Work) -> bool:
+        """Whether there is a host besides this link's that has not been silent during this call."""
+        return {*self._addresses} > {*work.silent, link.address}
 
     def _leave(self, link: PublishingLink) -> None:
         """The next connection begins with another host than this link's, which is dropped."""
