@@ -53,15 +53,7 @@ PROTOCOL_HEADERS = frozenset(
         "stamps", "compression", PUBLISHED_AT,
     }
 )  # fmt: skip
-_NO_CALLERS = (
-    "amqtask-",
-    "x-amqtask-",
-    "x-death",
-    "x-first-death-",
-    "x-last-death-",
-    "x-delivery-count",
-    "x-acquired-count",
-)
+_OUR_HEADERS = ("amqtask-", "x-amqtask-")
 # JSON writes a signature as the dictionary that it is.
 _WRITES_SIGNATURES = frozenset({"json", "application/json"})
 _SMALL = (float, bool, type(None))
@@ -199,8 +191,8 @@ def callers_headers(headers: Headers) -> HeaderDict:
     """The headers that a call was given. Some libraries write theirs, and the call's, once more in a header `headers`."""
     own = {
         name: value
-        for name, value in headers.items()
-        if name not in PROTOCOL_HEADERS and not name.startswith(_NO_CALLERS)
+        for name, value in strip_transit_headers(headers).items()
+        if name not in PROTOCOL_HEADERS and not name.startswith(_OUR_HEADERS)
     }
     nested = own.pop("headers", None)
     return {**own, **nested} if isinstance(nested, Mapping) else own
