@@ -47,7 +47,7 @@ def task_info(control: Control, request: Request, *, safe: bool) -> JsonObject:
         "type": request.task,
         "hostname": control.worker.setup.hostname,
         "time_start": control.operations.start_of(request) if running is not None else None,
-        "acknowledged": running is not None and request.number in control.worker.dispatcher.acks_early,
+        "acknowledged": running is not None and request.number in control.worker.deliveries.acks_early,
         "delivery_info": {
             "exchange": request.exchange,
             "routing_key": request.routing_key,

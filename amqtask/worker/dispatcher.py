@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Dispatcher:
         loop: Loop,
         throttle: Throttle,
         admit: Callable[[Request, float], bool],
+        acks_early: AbstractSet[int],
         accepted: Callable[[Request], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -41,6 +43,7 @@ class Dispatcher:
         self._loop = loop
         self._throttle = throttle
         self._admit = admit
+        self._acks_early = acks_early
         self._accepted = accepted
         self._clock = clock
         self._lines: dict[str, deque[Request]] = {}
@@ -49,7 +52,6 @@ class Dispatcher:
         self._busy = False
         self.running: dict[int, Request] = {}
         self.watched: dict[int, float] = {}
-        self.acks_early: set[int] = set()
 
     def add(self, request: Request) -> None:
         """Append a request to its queue's line; call `run` later."""
@@ -83,7 +85,7 @@ class Dispatcher:
 
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
-        watched, acks_early, submit = self.watched, self.acks_early, self.submit
+        watched, acks_early, submit = self.watched, self._acks_early, self.submit
         while turns and pool.free > 0:
             line = turns.popleft()
             request = line.popleft()
@@ -107,7 +109,7 @@ class Dispatcher:
         while self._pool.free > 0 and (request := self._throttle.next_ready(self._clock())) is not None:
             if self.watched and request.number in self.watched and not self._admitted(request):
                 continue
-            if request.number in self.acks_early:
+            if request.number in self._acks_early:
                 self._accepted(request)
             self.running[request.number] = request
             self.submit(request)
@@ -145,7 +147,6 @@ class Dispatcher:
         self._turns.clear()
         self._throttle.clear()
         self.watched.clear()
-        self.acks_early.difference_update([request.number for request in requests])
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -163,7 +164,27 @@ class Dispatcher:
         line.extend(remaining)
         for request in taken:
             self.watched.pop(request.number, None)
-            self.acks_early.discard(request.number)
         if not line:
             self._turns = deque(waiting_line for waiting_line in self._turns if waiting_line is not line)
         return taken
+
+    def take_unbegun(self, allowed: Callable[[Request], bool], limit: int | None = None) -> list[Request]:
+        """Take back `allowed` requests that the pool has not begun, the last ones; the others stay in the pool."""
+        unbegun = self._pool.take_back()
+        matching = [request.number for request in unbegun if allowed(request)]
+        numbers = set(matching if limit is None else matching[-limit:])
+        taken = []
+        for request in unbegun:
+            if request.number in numbers:
+                del self.running[request.number]
+                taken.append(request)
+            else:
+                self._pool.submit(request)
+        return taken
+
+    def stop(self) -> list[Request]:
+        """End what runs, and return it."""
+        self._pool.stop()
+        unfinished = list(self.running.values())
+        self.running.clear()
+        return unfinished

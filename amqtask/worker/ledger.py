@@ -47,6 +47,10 @@ class Ledger:
         """A delivery came; tags come in rising order."""
         self._open[tag] = None
 
+    def is_open(self, tag: int) -> bool:
+        """Whether the delivery has neither an answer nor been finished."""
+        return tag in self._open
+
     def finish(self, tag: int) -> None:
         """Ack this delivery at the end of the turn."""
         del self._open[tag]

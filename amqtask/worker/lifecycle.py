@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import Consumer, LoopPublisher
     from amqtask.worker.chain_steps import Steps
     from amqtask.worker.chord_joiner import ChordJoiner
+    from amqtask.worker.deliveries import Deliveries
     from amqtask.worker.dispatcher import Dispatcher
     from amqtask.worker.finisher import Finisher
     from amqtask.worker.lost import Lost
@@ -58,6 +59,7 @@ class Living(Protocol):
     windows: Windows
     throttle: Throttle
     steps: Steps
+    deliveries: Deliveries
     dispatcher: Dispatcher
     surplus: Surplus
     finisher: Finisher
@@ -73,9 +75,6 @@ class Living(Protocol):
 
     def wake(self) -> None:
         """Do the gathered work at the end of this loop turn."""
-
-    def flush(self) -> None:
-        """Send the acks of finished deliveries."""
 
     def quiet(self) -> None:
         """Take no more deliveries; requeue the requests that do not run yet."""
@@ -266,7 +265,7 @@ class Lifecycle:
     def close(self) -> None:
         """Send the answers, close the connections, then end the loop."""
         worker = self._worker
-        worker.flush()
+        worker.deliveries.flush()
         for service in self.services:
             service.stop()
         worker.publisher.stop()

@@ -9,7 +9,7 @@ from amqtask.pool import Loop
 from amqtask.worker.revoked import MAX_IDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from amqtask.exceptions import WorkerLostError
     from amqtask.execution.contract import TaskLike
@@ -25,6 +25,25 @@ class WorkQueue(NamedTuple):
 
     queue: Queue
     dead_letter: Queue | None
+
+
+class WorkQueues(dict[str, WorkQueue]):
+    """All queues that a worker consumes or has consumed, by name: requests of the latter may still be running."""
+
+    def __init__(self, queues: Iterable[WorkQueue], delivery_limit: int | None) -> None:
+        super().__init__((work.queue.name, work) for work in queues)
+        self._delivery_limit = delivery_limit
+
+    def dead_letter_queue(self, queue: str) -> Queue | None:
+        """The dead-letter queue of a queue, None where there is none."""
+        work = self.get(queue)
+        return work.dead_letter if work is not None else None
+
+    def delivery_limit(self, queue: str) -> int | None:
+        """How often a message of a queue may be delivered: the queue's argument, else the setting."""
+        work = self.get(queue)
+        queue_limit = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
+        return queue_limit if isinstance(queue_limit, int) else self._delivery_limit
 
 
 class RunnableLoop(Loop, Protocol):

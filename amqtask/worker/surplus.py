@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from amqtask.execution.request import Request
+    from amqtask.worker.deliveries import Deliveries
     from amqtask.worker.dispatcher import Dispatcher
 
 # Seconds from the closing to the first portion, and between portions: other workers notice long tasks within half a second.
@@ -37,20 +39,21 @@ class _Closed:
 
 
 class Surplus:
-    """Requeues the surplus. `give_back(queue, last, count, includes_redelivered)` requeues at most `count` waiting requests up to
-    the number `last`, and returns how many; with `includes_redelivered` also requests that were requeued before."""
+    """Requeues the surplus, so that another worker may run it."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
+        deliveries: Deliveries,
         *,
-        give_back: Callable[[str, int, int, bool], int],
+        delivery_limit: Callable[[str], int | None],
         slots: Callable[[], int],
         is_long: Callable[[str], bool],
         clock: Callable[[], float],
     ) -> None:
         self._dispatcher = dispatcher
-        self._give_back = give_back
+        self._deliveries = deliveries
+        self._delivery_limit = delivery_limit
         self._slots = slots
         self._is_long = is_long
         self._clock = clock
@@ -92,7 +95,36 @@ class Surplus:
     def _next(self, queue: str, last: int, portion: int) -> int | None:
         """Requeue this portion; returns the size of the next one."""
         if not portion:
-            self._give_back(queue, sys.maxsize, sys.maxsize, True)
+            self._give_back(queue, sys.maxsize, sys.maxsize, includes_redelivered=True)
             return None
-        count = self._give_back(queue, last, portion, False)
+        count = self._give_back(queue, last, portion, includes_redelivered=False)
         return 2 * portion if count == portion else 0
+
+    def _give_back(self, queue: str, last: int, count: int, *, includes_redelivered: bool) -> int:
+        """Requeue at most `count` waiting requests up to the number `last`, the last ones. Returns how many.
+
+        Only first deliveries, or second ones: older brokers count the requeue as a failed delivery, and that must not
+        dead-letter a message. No steps of a chain that has begun here."""
+        self._deliveries.look_at_channel()
+        limit = self._delivery_limit(queue) or sys.maxsize
+        acks_early = self._deliveries.acks_early
+
+        def allowed(request: Request) -> bool:
+            return (
+                request.queue == queue
+                and request.number <= last
+                and (not request.redelivered or (includes_redelivered and request.attempts <= 1))
+                and request.attempts + 1 < limit
+                and self._deliveries.is_present(request)
+                and request.first is None
+            )
+
+        # A request that is acked early is acked when it goes from the line to the pool.
+        taken = self._dispatcher.take_line(queue, allowed=allowed, limit=count)
+        if len(taken) < count:
+            unanswered = self._dispatcher.take_unbegun(
+                lambda request: allowed(request) and request.number not in acks_early, count - len(taken)
+            )
+            taken = unanswered + taken
+        self._deliveries.give_back(taken)
+        return len(taken)

@@ -2,10 +2,10 @@
 
     on_delivery ─► (intake: redelivered, timed, revoked, unknown …) ─► dispatcher ─► pool
                                                                                      │ Outcome
-    _answer ◄── ledger, at the end of the loop turn ◄── finisher (publish, confirm) ◄┘ on_outcomes
+    deliveries.answer ◄───────────────────────────────── finisher (publish, confirm) ◄┘ on_outcomes
 
-Every delivery gets exactly one of ack, reject or nack on the channel it came on, after all messages of its outcome
-are confirmed; or its channel is lost, and the broker delivers it again.
+Every delivery gets exactly one answer on the channel it came on (deliveries.py), after all messages of its outcome are
+confirmed; or its channel is lost, and the broker delivers it again.
 
 All of it runs on one thread, the I/O loop's. Work is gathered per loop turn: deliveries and outcomes are only noted;
 `_turn` fills the slots, sends the acks and looks at the prefetch windows.
@@ -13,10 +13,9 @@ All of it runs on one thread, the I/O loop's. Work is gathered per loop turn: de
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
@@ -25,16 +24,16 @@ from amqtask.ground.elsewhere import WithOthersNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.chain_steps import Steps, delivered
+from amqtask.worker.deliveries import Deliveries
 from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.finisher import Finisher
 from amqtask.worker.follow_ups import FollowUpPublisher
 from amqtask.worker.intake import Intake
-from amqtask.worker.ledger import Ledger
 from amqtask.worker.lifecycle import Lifecycle
 from amqtask.worker.lost import Lost
 from amqtask.worker.redeliveries import Redeliveries
 from amqtask.worker.revoked import Revocations
-from amqtask.worker.setup import WorkQueue
+from amqtask.worker.setup import WorkQueue, WorkQueues
 from amqtask.worker.strategies import Strategies
 from amqtask.worker.strategy import read_request, without_end
 from amqtask.worker.surplus import Surplus
@@ -57,9 +56,6 @@ if TYPE_CHECKING:
     from amqtask.worker.setup import Endings, RunnableLoop, WorkerSetup
 
 logger = bounded_logger("amqtask.worker")
-
-# The epoch of no channel: no delivery has it.
-NO_EPOCH = -1
 
 
 class Worker(WithOthersNames):
@@ -89,13 +85,13 @@ class Worker(WithOthersNames):
         self.report = report
         self.pool = make_pool(self.on_outcomes)
         self.consumer = make_consumer(self)
-        self.work_queues: dict[str, WorkQueue] = {work.queue.name: work for work in setup.queues}
+        self.work_queues = WorkQueues(setup.queues, setup.delivery_limit)
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
         self.windows = self._make_windows()
         self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
         self.redeliveries = Redeliveries()
         self.lost = self._make_lost()
-        self.ledger = Ledger(NO_EPOCH)
+        self.deliveries = Deliveries(self.consumer, self.redeliveries, unanswered=self._unanswered, changed=self.wake)
         self.following = self._make_following(endings)
         self.finisher = self._make_finisher()
         self.intake = self._make_intake(endings)
@@ -126,8 +122,8 @@ class Worker(WithOthersNames):
     def _make_lost(self) -> Lost:
         return Lost(
             self.loop,
-            give_back=lambda request: self._answer(request, Answer.REQUEUE),
-            delivery_limit=self._delivery_limit,
+            give_back=lambda request: self.deliveries.answer(request, Answer.REQUEUE),
+            delivery_limit=self.work_queues.delivery_limit,
         )
 
     def _make_following(self, endings: Endings) -> FollowUpPublisher:
@@ -142,9 +138,9 @@ class Worker(WithOthersNames):
     def _make_finisher(self) -> Finisher:
         return Finisher(
             following=self.following,
-            answer=self._answer,
+            answer=self.deliveries.answer,
             requeue=self._requeue_unconfirmed,
-            dead_queue=self._dead_queue,
+            dead_queue=self.work_queues.dead_letter_queue,
             dead_lettered=self.report.dead_lettered,
             hostname=self.setup.hostname,
         )
@@ -159,9 +155,9 @@ class Worker(WithOthersNames):
             report=self.report,
             delays=self.setup.delays,
             endings=endings,
-            delivery_limit=self._delivery_limit,
+            delivery_limit=self.work_queues.delivery_limit,
             silence_seconds=self.setup.silence_seconds,
-            answer=self._answer,
+            answer=self.deliveries.answer,
             ready=self._enqueue,
         )
 
@@ -182,14 +178,16 @@ class Worker(WithOthersNames):
             loop=self.loop,
             throttle=self.throttle,
             admit=self.intake.admit,
-            accepted=self._ack_early,
+            acks_early=self.deliveries.acks_early,
+            accepted=self.deliveries.ack_early,
             clock=self._clock,
         )
 
     def _make_surplus(self) -> Surplus:
         return Surplus(
             self.dispatcher,
-            give_back=self._give_back_surplus,
+            self.deliveries,
+            delivery_limit=self.work_queues.delivery_limit,
             slots=lambda: self.concurrency,
             is_long=self.windows.are_long,
             clock=self._clock,
@@ -241,9 +239,7 @@ class Worker(WithOthersNames):
 
     def on_delivery(self, delivery: Delivery) -> None:
         """The hot path: a plain message becomes a Request that is appended to its queue's line."""
-        if delivery.epoch != self.ledger.epoch:
-            self._begin_epoch(delivery.epoch)
-        self.ledger.add(delivery.tag)
+        self.deliveries.came(delivery)
         self._number += 1
         try:
             headers = delivery.properties.headers
@@ -264,7 +260,7 @@ class Worker(WithOthersNames):
             ) and not self.intake.examine(request, strategy, self.dispatcher.watched):
                 return
             if not strategy.acks_late:
-                self.dispatcher.acks_early.add(request.number)
+                self.deliveries.acks_early.add(request.number)
         except MessageError as error:
             self.intake.refuse(bare_request(delivery, self._number), error)
             return
@@ -273,14 +269,12 @@ class Worker(WithOthersNames):
             self.intake.refuse(bare_request(delivery, self._number), InvalidTaskError(repr(exc)))
             return
         self.dispatcher.add(request)
-        if not self._turn_is_due:
-            self._turn_is_due = True
-            self.loop.call_soon(self._turn)
+        self.wake()
 
     def _take_strange(self, delivery: Delivery) -> None:
         """A delivery of an old channel, or of protocol v1, or no task message at all."""
         if self.is_quiet:
-            self._give_back([delivery])
+            self.deliveries.give_back_delivery(delivery)
             return
         request, error = read_strange(delivery, self._number, self.setup.accept)
         if error is not None:
@@ -298,7 +292,7 @@ class Worker(WithOthersNames):
 
     def _enqueue(self, request: Request) -> None:
         if not self.strategies[request.task].acks_late:
-            self.dispatcher.acks_early.add(request.number)
+            self.deliveries.acks_early.add(request.number)
         self.dispatcher.add(request)
         self.wake()
 
@@ -308,20 +302,13 @@ class Worker(WithOthersNames):
             self._turn_is_due = True
             self.loop.call_soon(self._turn)
 
-    def _ack_early(self, request: Request) -> None:
-        """Ack before the run, for a task that must run at most once."""
-        delivery = request.delivery
-        if delivery.epoch == self.ledger.epoch:
-            self.ledger.drop(delivery.tag)
-            self.consumer.ack(delivery.tag)
-
     # -- an outcome comes
 
     def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """The pool's slots have outcomes of their requests."""
-        self._check_epoch()
-        running, windows, report, ledger = self.dispatcher.running, self.windows.by_queue, self.report, self.ledger
-        acked = self.redeliveries.acked
+        self.deliveries.look_at_channel()
+        running, windows, report = self.dispatcher.running, self.windows.by_queue, self.report
+        plain: list[Request] = []
         for outcome in outcomes:
             request = running.pop(outcome.number, None)
             if request is None:
@@ -336,27 +323,18 @@ class Worker(WithOthersNames):
                 report.ended(request, outcome)
             if outcome.going_on is not None:
                 self._gone_on(request, outcome.publish[0], outcome.going_on)
-                continue
-            delivery = request.delivery
-            if (
-                outcome.result is None
-                and outcome.answer is Answer.ACK
-                and not outcome.publish
-                and not outcome.parts
-                and delivery.epoch == ledger.epoch
-                and not self.dispatcher.acks_early
-                and request.first is None
-            ):
-                ledger.finish(delivery.tag)
-                acked(request.headers)
-            elif not (outcome.is_step and delivery.epoch == ledger.epoch and self._go_on(request, outcome.publish[0])):
+            elif outcome.result is None and outcome.answer is Answer.ACK and not outcome.publish and not outcome.parts:
+                plain.append(request)
+            elif not (outcome.is_step and self._go_on(request, outcome.publish[0])):
                 self._finish(request, outcome)
+        self.deliveries.ack(plain)
         self.ended += len(outcomes)
         self.wake()
 
     def _go_on(self, request: Request, message: Message) -> bool:
         """Run the next step of a chain here, without the broker. False: it must be published."""
-        if self.is_quiet or request.number in self.dispatcher.acks_early:
+        is_present = self.deliveries.is_present(request)
+        if not is_present or self.is_quiet or request.number in self.deliveries.acks_early:
             return False
         step = self.steps.request(request, message, self._number + 1)
         if step is None:
@@ -395,8 +373,8 @@ class Worker(WithOthersNames):
         first = delivered(request)
         if self.lost.is_last(first) and request is first:
             self.intake.dead_letter(request, without_end(request.attempts + 1, outcome.reason))
-        elif self.is_quiet or request.delivery.epoch != self.ledger.epoch:
-            self._answer(request, Answer.REQUEUE)
+        elif self.is_quiet or not self.deliveries.is_present(request):
+            self.deliveries.answer(request, Answer.REQUEUE)
         else:
             self.lost.hold(request)
 
@@ -412,119 +390,18 @@ class Worker(WithOthersNames):
             request.task, request.id, request.queue,
             extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
         )  # fmt: skip
-        if request.number not in self.dispatcher.acks_early:
-            self._give_back([delivered(request).delivery])
+        self.deliveries.give_back([request])
         self.wake()
-
-    # -- the answer
-
-    def _answer(self, request: Request, answer: Answer) -> None:
-        """The end of a delivery: all messages of its outcome have been confirmed."""
-        self._check_epoch()
-        delivery = request.delivery
-        if delivery.epoch != self.ledger.epoch:
-            # Its channel is gone, so it cannot be answered; its redelivery will get this answer.
-            self.dispatcher.acks_early.discard(request.number)
-            for parked in self.redeliveries.ended(delivered(request), answer):
-                self._answer(parked, answer)
-        elif request.number in self.dispatcher.acks_early:
-            self.dispatcher.acks_early.discard(request.number)
-        else:
-            self._tell_broker(delivery.tag, answer)
-            if answer is not Answer.REQUEUE:
-                self.redeliveries.acked(delivered(request).headers)
-        self.wake()
-
-    def _tell_broker(self, tag: int, answer: Answer) -> None:
-        match answer:
-            case Answer.ACK | Answer.DEAD_LETTER:  # the dead letter has been confirmed
-                self.ledger.finish(tag)
-            case Answer.REQUEUE:
-                self.ledger.drop(tag)
-                self.consumer.reject(tag, requeue=True)
-            case Answer.DROP:
-                self.ledger.drop(tag)
-                self.consumer.reject(tag, requeue=False)
-            case _:
-                _never(answer)
 
     def _turn(self) -> None:
         """The end of a loop turn with deliveries or outcomes."""
         self._turn_is_due = False
         self.dispatcher.run()
-        self.flush()
+        self.deliveries.flush()
         if not self.is_quiet:
             self.windows.look(self._clock())
         else:
             self.lifecycle.shutdown.progress()
-
-    def flush(self) -> None:
-        """Send the acks of finished deliveries."""
-        self._check_epoch()
-        acks = self.ledger.flush()
-        if acks.upto:
-            self.consumer.ack(acks.upto, multiple=True)
-        for tag in acks.singles:
-            self.consumer.ack(tag)
-
-    # -- requeuing
-
-    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Requeue deliveries. With nack, not reject: on RabbitMQ 4.3 that does not count as a failed delivery."""
-        self._check_epoch()
-        for delivery in deliveries:
-            if delivery.epoch == self.ledger.epoch:
-                self.ledger.drop(delivery.tag)
-                self.consumer.nack(delivery.tag, requeue=True)
-
-    def _give_back_surplus(self, queue: str, last: int, count: int, includes_redelivered: bool) -> int:
-        """The tasks of this queue have become long: requeue its last waiting requests, so that another worker may run them.
-        Returns how many.
-
-        Only first deliveries, or second ones: older brokers count the requeue as a failed delivery, and that must not
-        dead-letter a message. No steps of a chain that has begun here."""
-        self._check_epoch()
-        limit = self._delivery_limit(queue) or sys.maxsize
-
-        def allowed(request: Request) -> bool:
-            return (
-                request.queue == queue
-                and request.number <= last
-                and (not request.redelivered or (includes_redelivered and request.attempts <= 1))
-                and request.attempts + 1 < limit
-                and request.delivery.epoch == self.ledger.epoch
-                and request.first is None
-            )
-
-        # A request that is acked early is acked when it goes from the line to the pool.
-        taken = self.dispatcher.take_line(queue, allowed=allowed, limit=count)
-        if len(taken) < count:
-            unanswered = self._take_from_pool(
-                lambda request: allowed(request) and self._is_unanswered(request), count - len(taken)
-            )
-            taken = unanswered + taken
-        self._give_back([request.delivery for request in taken])
-        return len(taken)
-
-    def _is_unanswered(self, request: Request) -> bool:
-        """Whether it can be requeued: it was not acked early, and is no step of a chain that has begun."""
-        return request.first is None and request.number not in self.dispatcher.acks_early
-
-    def _take_from_pool(self, allowed: Callable[[Request], bool], limit: int | None = None) -> list[Request]:
-        """Take back `allowed` requests that the pool has not begun, the last ones; the others stay in the pool."""
-        unbegun = self.pool.take_back()
-        matching = [request.number for request in unbegun if allowed(request)]
-        numbers = set(matching if limit is None else matching[-limit:])
-        taken = []
-        for request in unbegun:
-            if request.number in numbers:
-                del self.dispatcher.running[request.number]
-                taken.append(request)
-            else:
-                self.pool.submit(request)
-        if taken:
-            self.wake()
-        return taken
 
     def _make_room(self, request: Request) -> None:
         """A request over its task's rate limit waits here: that must not narrow the window for other tasks of its queue."""
@@ -540,28 +417,25 @@ class Worker(WithOthersNames):
         self.lost.stop()
         self.steps.look(is_quiet=True)
         self.consumer.pause()
-        waiting = self._take_from_pool(self._is_unanswered) + self.dispatcher.clear() + self.intake.clear()
-        self._give_back([request.delivery for request in waiting])
-        self.flush()
+        acks_early = self.deliveries.acks_early
+        # What was acked early runs, and so does the next step of a chain that has begun.
+        unbegun = self.dispatcher.take_unbegun(lambda request: not request.first and request.number not in acks_early)
+        self.deliveries.give_back(unbegun + self.dispatcher.clear() + self.intake.clear())
+        self.deliveries.flush()
+        self.wake()
 
     def abandon(self) -> None:
         """End running requests now, and requeue them."""
-        self.pool.stop()
-        unfinished = list(self.dispatcher.running.values())
-        self.dispatcher.running.clear()
-        acked_late = [request for request in unfinished if request.number not in self.dispatcher.acks_early]
+        unfinished = self.dispatcher.stop()
         for request in unfinished:
-            self.report.cancelled(request, is_lost=request not in acked_late)
-        self._give_back(
-            [request.delivery for request in acked_late] + [parked.delivery for parked in self.redeliveries.give_up()]
-        )
-        self.flush()
+            self.report.cancelled(request, is_lost=request.number in self.deliveries.acks_early)
+        self.deliveries.give_back(unfinished + self.redeliveries.give_up())
+        self.deliveries.flush()
 
     # -- the consumer's events
 
     def on_consuming(self, epoch: int) -> None:
-        if epoch != self.ledger.epoch:
-            self._begin_epoch(epoch)
+        self.deliveries.begin(epoch)
         logger.info("worker: consuming from %s", ", ".join(queue.name for queue in self.consumed) or "no queue")
         self.report.consuming(epoch)
         self.lifecycle.note_consuming()
@@ -575,20 +449,12 @@ class Worker(WithOthersNames):
         self.intake.connection_lost(is_silent=isinstance(error, TimeoutError))
         event = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
         logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", event, error)
-        self._begin_epoch(self.consumer.epoch)
+        self.deliveries.look_at_channel()
 
-    def _check_epoch(self) -> None:
-        """A channel may be gone before its event comes; its tags must not be answered on the next channel."""
-        if self.consumer.epoch != self.ledger.epoch:
-            self._begin_epoch(self.consumer.epoch)
-
-    def _begin_epoch(self, epoch: int) -> None:
-        """Deliveries of the old channel are void: waiting requests are dropped, running ones become orphans."""
+    def _unanswered(self) -> tuple[list[Request], list[Request]]:
+        """The channel is lost: the requests that run on, and those that had not begun, which are dropped."""
         alive = [*self.dispatcher.running.values(), *self.finisher.confirming.values()]
-        orphans = [delivered(request) for request in alive if request.delivery.epoch == self.ledger.epoch]
-        waiting = [delivered(request) for request in self.dispatcher.clear() + self.intake.clear()]
-        self.redeliveries.adopt(orphans, waiting)
-        self.ledger.begin(epoch)
+        return alive, self.dispatcher.clear() + self.intake.clear()
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         logger.warning("consumer: the broker cancelled the consumer of queue %s: %s", queue, reason)
@@ -607,16 +473,3 @@ class Worker(WithOthersNames):
         """How many rate-limited requests may be held: a pinned window cannot grow for them, so its part beyond the slots."""
         pinned = self.setup.prefetch
         return MOST_HELD if pinned is None else max(0, min(MOST_HELD, pinned - self.concurrency))
-
-    def _dead_queue(self, queue: str) -> Queue | None:
-        work = self.work_queues.get(queue)
-        return work.dead_letter if work is not None else None
-
-    def _delivery_limit(self, queue: str) -> int | None:
-        work = self.work_queues.get(queue)
-        queue_limit = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
-        return queue_limit if isinstance(queue_limit, int) else self.setup.delivery_limit
-
-
-def _never(value: NoReturn) -> NoReturn:
-    raise AssertionError(f"unhandled: {value!r}")

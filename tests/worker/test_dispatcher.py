@@ -20,6 +20,7 @@ class Bench:
         self.pool = HandPool(slots, inline=inline)
         self.away: list[tuple[str, float]] = []
         self.refused: set[int] = set()
+        self.acks_early: set[int] = set()
         self.accepted: list[int] = []
         self.throttle = Throttle(lambda request, seconds: self.away.append((request.id, seconds)))
         self.dispatcher = Dispatcher(
@@ -27,6 +28,7 @@ class Bench:
             loop=self.loop,
             throttle=self.throttle,
             admit=lambda request, deadline: request.number not in self.refused,
+            acks_early=self.acks_early,
             accepted=lambda request: self.accepted.append(request.number),
             clock=lambda: self.loop.now,
         )
@@ -96,7 +98,7 @@ def test_a_watched_request_is_asked_about_before_it_runs() -> None:
 def test_an_early_acked_request_is_told_before_the_pool_has_it() -> None:
     bench = Bench(slots=1)
     (number,) = bench.add("a")
-    bench.dispatcher.acks_early.add(number)
+    bench.acks_early.add(number)
     bench.dispatcher.run()
 
     assert bench.accepted == [number]

@@ -226,7 +226,7 @@ def test_what_is_to_be_acked_early_goes_back_before_it_was() -> None:
     assert after(bench, 5.0) == 1
     assert [frame for frame in bench.frames if frame[1] == 3] == [("nack", 3, True)]
     bench.end("a")
-    assert bench.worker.ledger.outstanding == 0
+    assert bench.worker.deliveries.outstanding == 0
 
 
 def test_what_comes_when_all_has_gone_back_stays() -> None:

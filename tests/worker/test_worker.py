@@ -143,6 +143,18 @@ def test_an_early_acked_task_that_waits_is_not_acked_yet() -> None:
     assert bench.frames == [("ack", 1, False)]
 
 
+def test_an_early_acked_task_that_is_revoked_while_it_waits_is_answered() -> None:
+    bench = Bench(slots=1)
+    bench.deliver("a")
+    bench.deliver("b", task="early")
+    bench.operations.revoke(["b"])
+
+    bench.end("a")
+
+    assert bench.frames == [("ack", 2, True)]
+    assert bench.worker.deliveries.outstanding == 0
+
+
 @pytest.mark.parametrize(
     "headers",
     [
