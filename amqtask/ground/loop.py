@@ -33,3 +33,10 @@ class Loop(Protocol):
 
     def service(self) -> None:
         """Turn once without waiting, from inside a callback (a task that keeps the loop's thread)."""
+
+
+class TurnLoop(Loop, Protocol):
+    """A loop whose turns have an end, at which connections write what was sent in the turn."""
+
+    def call_last(self, callback: Callable[[], None]) -> None:
+        """Run at the very end of this loop turn, after all `call_soon` callbacks."""

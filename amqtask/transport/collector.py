@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import ChannelClosedByBroker
 
+from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.protocol.message import Delivery
 from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import QueuePresence
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
-from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import has_line_end
 from amqtask.transport.url import BrokerAddress
 
@@ -61,7 +61,7 @@ class PikaCollector:
     def __init__(
         self,
         addresses: Sequence[BrokerAddress],
-        loop: PikaLoop,
+        loop: TurnLoop,
         *,
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
@@ -79,7 +79,7 @@ class PikaCollector:
         self._looks: dict[str, _Look] = {}
         self._line: deque[_Look] = deque()
         self._current: _Look | None = None
-        self._timer: LoopTimer | None = None
+        self._timer: Timer | None = None
         self._is_stopped = False
 
     def collect(self, queue: str, size: int, *, take: Take, on_done: OnDone) -> None:
@@ -172,7 +172,7 @@ class PikaCollector:
         """The open connection, else None."""
         return self._pika if self._pika is not None and self._pika.is_open else None
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> LoopTimer:
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """On the loop."""
         return self._loop.call_later(seconds, callback)
 

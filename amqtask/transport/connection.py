@@ -12,19 +12,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
+from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.transport.errors import connection_error, is_refusal
 from amqtask.transport.fields import install
 from amqtask.transport.liveness import LivenessMonitor
-from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import Wire
-
-if TYPE_CHECKING:
-    from amqtask.transport.wire import Wire
 
 # Seconds between attempts: the longest while no host takes connections, and while hosts take them and they do not last.
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_IF_TAKEN = 0.1, 2.0, 1.0
@@ -82,25 +79,13 @@ class FellSilent(AMQPHeartbeatTimeout, TimeoutError):  # type: ignore[misc]  # p
     """We gave up a connection that the broker may still take for alive."""
 
 
-class _Connection(Wire):
-    """Frames of one loop turn are written at its end, in one go."""
-
-    turns: PikaLoop
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        if self._gathered is None:
-            self.gather()
-            self.turns.call_last(self.flush)
-        super()._adapter_emit_data(data)
-
-
 class LoopConnection:
     """Keeps one connection open until `stop`."""
 
     def __init__(
         self,
         addresses: Sequence[BrokerAddress],
-        loop: PikaLoop,
+        loop: TurnLoop,
         listener: ConnectionListener,
         *,
         heartbeat: int | None,
@@ -122,8 +107,8 @@ class LoopConnection:
         self._connection: Any = None
         self._is_open = False
         self._was_open = False
-        self._timer: LoopTimer | None = None
-        self._overtime: LoopTimer | None = None
+        self._timer: Timer | None = None
+        self._overtime: Timer | None = None
         self._is_running = False
         self._on_stopped: list[Callable[[], None]] = []
 
@@ -184,14 +169,9 @@ class LoopConnection:
         if self.has_other_hosts and self._failures < len(self._addresses):
             seconds = min(seconds, FIRST_ROUND_SECONDS)
         parameters = self._address.parameters(heartbeat=self._heartbeat, connect_timeout=seconds, name=self._name)
-        self._connection = connection = _Connection(
-            parameters,
-            on_open_callback=self._opened,
-            on_open_error_callback=self._failed,
-            on_close_callback=self._closed,
-            custom_ioloop=self._loop.pika,
+        self._connection = connection = self._address.wire(
+            self._loop, parameters, self._opened, self._failed, self._closed
         )
-        connection.turns = self._loop
         connection.add_on_connection_blocked_callback(
             lambda _, frame: self._blocked(frame.method.reason or "no reason given")
         )

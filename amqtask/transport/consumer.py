@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishRefused
+from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Delivery
@@ -27,7 +28,6 @@ from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
-from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import take_until_cancelled
@@ -64,7 +64,7 @@ class PikaConsumer:
     def __init__(
         self,
         addresses: Sequence[BrokerAddress],
-        loop: PikaLoop,
+        loop: TurnLoop,
         listener: ConsumerListener,
         *,
         heartbeat: int | None = 60,
@@ -100,8 +100,8 @@ class PikaConsumer:
         # Warnings given since the connection was lost: each once.
         self._unreachable: set[str] = set()
         self._backoff = Backoff()
-        self._timer: LoopTimer | None = None
-        self._start_timer: LoopTimer | None = None
+        self._timer: Timer | None = None
+        self._start_timer: Timer | None = None
         self._start_seconds = START_SECONDS
         self._consumer_number = 0
 

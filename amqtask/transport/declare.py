@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishRefused
+from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.protocol.entities import Binding, Declaration, Exchange
 from amqtask.topology.declarations import describe_difference, is_declarable
 from amqtask.transport.content import UNWRITABLE
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, declare_error
 from amqtask.transport.link import send_declaration
-from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.names import check_name, entity_name
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class _Run:
 class Declarer:
     """Declares one list after the other. Its owner says when there is a connection and when it is gone."""
 
-    def __init__(self, loop: PikaLoop, on_warning: Callable[[str], None]) -> None:
+    def __init__(self, loop: TurnLoop, on_warning: Callable[[str], None]) -> None:
         self._loop = loop
         self._warn = on_warning
         self._patience = PATIENCE
-        self._timer: LoopTimer | None = None
+        self._timer: Timer | None = None
         # Entities that exist with other arguments: checked passively, not declared, on later connections too.
         self._differing: set[Declaration] = set()
         self._runs: deque[_Run] = deque()

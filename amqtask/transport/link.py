@@ -117,7 +117,7 @@ class Link:
         """
         self._reset()
         self.address = address
-        stream = self._stream = Stream(address.host, address.port, address.ssl_options())
+        stream = self._stream = address.stream()
         self._error = None
         try:
             stream.open(deadline)

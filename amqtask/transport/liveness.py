@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
 
-from amqtask.transport.loop import LoopTimer, PikaLoop
+from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.transport.wire import Wire
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ LONG_LINE = 65536
 class LivenessMonitor:
     """Watches one connection after the other; calls `on_silent(why)` when the present one should be given up."""
 
-    def __init__(self, loop: PikaLoop, *, has_other_hosts: bool, on_silent: Callable[[str], None]) -> None:
+    def __init__(self, loop: TurnLoop, *, has_other_hosts: bool, on_silent: Callable[[str], None]) -> None:
         self._loop = loop
         self._on_silent = on_silent
         self._least_patience = PATIENCE if has_other_hosts else LONE_PATIENCE
         self._patience = self._least_patience
         self._connection: Any = None  # a Wire, from `begin` to `end`
         self._channel: PikaChannel | None = None
-        self._timer: LoopTimer | None = None
+        self._timer: Timer | None = None
         self._heard = (0, 0)
         self._unsent = 0
         self._quiet = 0

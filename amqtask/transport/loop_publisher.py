@@ -26,6 +26,7 @@ import pika
 from pika.exceptions import AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
+from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
 from amqtask.transport.confirms import Confirms, Returns
@@ -41,7 +42,6 @@ from amqtask.transport.errors import (
     unroutable,
 )
 from amqtask.transport.link import MOST_DECLARED
-from amqtask.transport.loop import LoopTimer, PikaLoop
 from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
@@ -105,7 +105,7 @@ class PikaLoopPublisher:
     def __init__(
         self,
         addresses: Sequence[BrokerAddress],
-        loop: PikaLoop,
+        loop: TurnLoop,
         *,
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
@@ -134,17 +134,17 @@ class PikaLoopPublisher:
         self._old: list[_ConfirmingChannel] = []
         self._waiting: deque[_Pending] = deque()
         # Refused messages that go again after a pause, in order.
-        self._held: dict[_Pending, LoopTimer] = {}
+        self._held: dict[_Pending, Timer] = {}
         self._refusing = Refusing()
         self._renewed_at = self._left_at = float("-inf")
         self._is_leaving = False
-        self._leaving: LoopTimer | None = None
+        self._leaving: Timer | None = None
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
         # Messages that wait for their declarations, by these declarations; other messages go on when one is late.
         self._undeclared: dict[tuple[Declaration, ...], list[_Pending]] = {}
         # While this timer runs, all messages wait for a declaration. Once one was late, the others pass until all are declared.
-        self._in_line: LoopTimer | None = None
+        self._in_line: Timer | None = None
         self._is_late = False
         self._number = 0
         # How many messages to publish one at a time, because one of them makes the broker close the channel.
@@ -154,9 +154,9 @@ class PikaLoopPublisher:
         self._is_blocked = False
         self._refusals: set[str] = set()
         self._backoff = Backoff()
-        self._timer: LoopTimer | None = None
+        self._timer: Timer | None = None
         # The look at confirms: how many there were at the last one, and for how many looks there was none.
-        self._watch: LoopTimer | None = None
+        self._watch: Timer | None = None
         self._confirmed = 0
         self._silent_looks = 0
         self._confirm_seconds = CONFIRM_SECONDS

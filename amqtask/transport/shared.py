@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from amqtask.ground.loop import TurnLoop
 from amqtask.transport.connection import ConnectionListener, LoopConnection
-from amqtask.transport.loop import PikaLoop
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class SharedConnection:
     def __init__(
         self,
         addresses: Sequence[BrokerAddress],
-        loop: PikaLoop,
+        loop: TurnLoop,
         *,
         heartbeat: int | None,
         connect_timeout: float,

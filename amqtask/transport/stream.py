@@ -18,10 +18,11 @@ from types import FrameType
 from typing import Any
 
 from amqtask.transport.resolving import AddressInfo, resolve
-from amqtask.transport.url import TCP_OPTIONS
 
 # Bytes that are read at once.
 CHUNK = 65536
+# A peer that is gone without a close is noticed after a minute of unanswered probes (seconds; USER_TIMEOUT milliseconds).
+TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 # Modules that a system call's error comes from: ours, the modules around it, and those that green libraries replace them by.
 _MAKERS = ("amqtask", "socket", "ssl", "eventlet", "gevent")
 

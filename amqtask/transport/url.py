@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ssl
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -15,8 +15,11 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import printable
 from amqtask.ground.wording import described
 from amqtask.options import value_types
+from amqtask.transport.stream import TCP_OPTIONS, Stream
+from amqtask.transport.wire import SocketWire, Wire
 
 if TYPE_CHECKING:
+    from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import Options
 
 SCHEMES = {"amqp": False, "amqps": True, "pyamqp": False, "rabbitmq": False}
@@ -131,11 +134,26 @@ class BrokerAddress:
             socket_timeout=connect_timeout,
             stack_timeout=connect_timeout,
             blocked_connection_timeout=blocked_timeout,
-            ssl_options=self.ssl_options(),
+            ssl_options=self._ssl_options(),
             client_properties=client_properties(name),
             tcp_options=TCP_OPTIONS,
             connection_attempts=1,
         )
+
+    def stream(self) -> Stream:
+        """A stream of bytes to the host, not connected. Raises: ConfigurationError for a certificate that cannot be read."""
+        return Stream(self.host, self.port, self._ssl_options())
+
+    def wire(
+        self,
+        loop: TurnLoop,
+        parameters: pika.ConnectionParameters,
+        on_open: Callable[[Wire], None],
+        on_failed: Callable[[Wire, Exception], None],
+        on_closed: Callable[[Wire, Exception], None],
+    ) -> Wire:
+        """A connection on a loop, that begins to connect; `parameters` are those of this address."""
+        return SocketWire(loop, parameters, on_open, on_failed, on_closed)
 
     @property
     def credentials(self) -> Any:
@@ -149,7 +167,7 @@ class BrokerAddress:
         send heartbeats)."""
         return self.heartbeat if self.heartbeat is not None and heartbeat != 0 else heartbeat
 
-    def ssl_options(self) -> pika.SSLOptions | None:
+    def _ssl_options(self) -> pika.SSLOptions | None:
         """pika's options for TLS. Raises: ConfigurationError for a certificate that cannot be read."""
         if self.tls is None:
             return None
@@ -159,10 +177,6 @@ class BrokerAddress:
 def client_properties(name: str) -> dict[str, object]:
     """The client properties that a connection sends to the broker."""
     return {"product": "amqtask", **({"connection_name": name} if name else {})}
-
-
-# A peer that is gone without a close is noticed after a minute of unanswered probes (seconds; USER_TIMEOUT milliseconds).
-TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
 def parse_broker_urls(

@@ -24,8 +24,11 @@ from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
+from pika.connection import Connection
 
+from amqtask.ground.loop import TurnLoop
 from amqtask.transport.content import check_frame
+from amqtask.transport.loop import PikaLoop
 from amqtask.transport.pika_log import keep_quiet
 from amqtask.transport.resolving import Answer, look_up_in_thread
 
@@ -68,33 +71,14 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # pika is unt
         return _Lookup(self.get_native_ioloop(), host, port, on_done)
 
 
-class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
-    """Writes go out when they are made, unless they are gathered."""
+class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
+    """pika's connection on a loop, without the way to the broker. Frames of one loop turn are written at its end, in one go."""
 
+    # The loop, set by the constructors.
+    turns: TurnLoop
     _gathered: bytearray | None = None
 
-    def __init__(self, *arguments: object, custom_ioloop: object, **options: object) -> None:
-        keep_quiet()
-        super().__init__(*arguments, custom_ioloop=_Services(custom_ioloop), **options)
-
-    def gather(self) -> None:
-        """Keep the frames that are written from now on, until `flush`."""
-        if self._gathered is None:
-            self._gathered = bytearray()
-
-    def flush(self) -> None:
-        """Write the kept frames; later frames are written at once again."""
-        gathered, self._gathered = self._gathered, None
-        if gathered and not self.is_closed:
-            self._write(bytes(gathered))
-
     # -- what pika keeps to itself
-
-    @property
-    def sock(self) -> socket.socket | None:
-        """None until there is one, and once it is closed."""
-        # A transport that pika has not finished yet has none.
-        return getattr(self._transport, "_sock", None)
 
     @property
     def heard(self) -> tuple[int, int]:
@@ -104,15 +88,7 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
     @property
     def unsent(self) -> int:
         """How many bytes the other end has not acknowledged yet; of an open connection."""
-        sock = self.sock
-        waiting = int(self._get_write_buffer_size())
-        if sock is None:
-            return waiting
-        try:
-            raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            return waiting
-        return waiting + int(struct.unpack("i", raw)[0])
+        return 0
 
     def give_up(self, error: Exception) -> None:
         """Drop the connection without a close: a dead connection cannot be closed."""
@@ -124,10 +100,22 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
         if self.is_open:
             self.close()
         elif not (self.is_closing or self.is_closed):
-            sock = self.sock
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End the attempt to connect, if it has come as far as a stream of bytes."""
+        raise NotImplementedError
+
+    # -- writing
+
+    def _write(self, data: bytes) -> None:
+        """Send bytes to the broker."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, None
+        if gathered and not self.is_closed:
+            self._write(bytes(gathered))
 
     def _output_marshaled_frames(self, marshaled_frames: list[bytes]) -> None:
         frame_max = self.params.frame_max
@@ -138,24 +126,14 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
     def _adapter_emit_data(self, data: bytes) -> None:
         gathered = self._gathered
         if gathered is None:
-            self._write(data)
-            return
+            gathered = self._gathered = bytearray()
+            self.turns.call_last(self._flush)
         gathered += data
         if len(gathered) >= BURST:
             self._gathered = bytearray()
             self._write(bytes(gathered))
 
-    def _write(self, data: bytes) -> None:
-        transport: Any = self._transport
-        if _takes_writes(transport):
-            try:
-                sent = transport._sock.send(data)
-            except OSError:
-                sent = 0  # full; or broken, which pika notices and handles
-            if sent == len(data):
-                return
-            data = data[sent:]
-        super()._adapter_emit_data(data)
+    # -- reading
 
     def _on_data_available(self, data_in: bytes) -> None:
         self._frame_buffer += data_in
@@ -196,6 +174,55 @@ class Wire(SelectConnection):  # type: ignore[misc]  # pika is untyped here
         self.frames_received += len(marks)
         channel._on_deliver(frame.Method(number, method), frame.Header(number, body_size, properties), content)
         return True
+
+
+class SocketWire(Wire, SelectConnection):  # type: ignore[misc]  # pika is untyped here
+    """A connection over TCP or TLS, on a PikaLoop."""
+
+    def __init__(self, loop: TurnLoop, *arguments: object) -> None:
+        """`arguments`: pika's parameters, and its callbacks for an open, a failed and a closed connection."""
+        if not isinstance(loop, PikaLoop):
+            raise TypeError(f"a connection over a socket needs a PikaLoop, not {loop!r}")
+        keep_quiet()
+        self.turns = loop
+        super().__init__(*arguments, custom_ioloop=_Services(loop.pika))
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """None until there is one, and once it is closed."""
+        # A transport that pika has not finished yet has none.
+        return getattr(self._transport, "_sock", None)
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes the other end has not acknowledged yet; of an open connection."""
+        sock = self.sock
+        waiting = int(self._get_write_buffer_size())
+        if sock is None:
+            return waiting
+        try:
+            raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return waiting
+        return waiting + int(struct.unpack("i", raw)[0])
+
+    def _hang_up(self) -> None:
+        sock = self.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _write(self, data: bytes) -> None:
+        transport: Any = self._transport
+        if _takes_writes(transport):
+            try:
+                sent = transport._sock.send(data)
+            except OSError:
+                sent = 0  # full; or broken, which pika notices and handles
+            if sent == len(data):
+                return
+            data = data[sent:]
+        SelectConnection._adapter_emit_data(self, data)
 
 
 def take_until_cancelled(channel: Any, tag: str) -> None:
