@@ -39,13 +39,8 @@ from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
-from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.collector import PikaCollector
-from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
-from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.names import LONGEST_NAME, has_line_end
-from amqtask.transport.shared import SharedConnection
 from amqtask.worker.chord_joiner import ChordJoiner
 from amqtask.worker.operations import Operations
 from amqtask.worker.prefetch import MAX_WINDOW
@@ -59,7 +54,7 @@ from amqtask.worker.worker import Worker
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.execution.task_plan import Wrapper
-    from amqtask.ground.shapes import CommandArguments, JsonFields, JsonObject
+    from amqtask.ground.shapes import CommandArguments, JsonFields
     from amqtask.outbox.contract import Outbox
     from amqtask.outbox.relay import Relay
     from amqtask.protocol.message import Message
@@ -234,15 +229,17 @@ def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[W
 
 
 def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
-    if app.memory_broker is not None:
-        return  # it began with this process
-    with QueueAdmin(app.broker_addresses) as admin:
+    with app.broker.queue_jobs() as jobs:
         for work in queues:
             try:
-                erased = admin.purge(work.queue.name)
+                erased = jobs.purge(work.queue.name)
             except QueueNotFound:
                 continue
             logger.warning("purge: erased %s from %s", count(erased, "message"), work.queue.name)
+
+
+def _warn(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def _from_environment(name: str) -> float | None:
@@ -374,45 +371,25 @@ class _Builder:
             signals.worker_process_init.send(sender=self.hostname)
 
     def consumer(self, listener: ConsumerListener, role: str, *, no_ack: bool = False) -> Consumer:
-        if self.app.memory_broker is not None:
-            from amqtask.transport.memory.consumer import MemoryConsumer
-
-            return MemoryConsumer(self.app.memory_broker, self.loop, listener, no_ack=no_ack)
-        return PikaConsumer(
-            self.app.broker_addresses,
+        return self.app.broker.consumer(
             self.loop,
             listener,
+            name=f"{self.hostname} {role}",
             heartbeat=self.conf.broker_heartbeat,
-            connect_timeout=self.conf.broker_connection_timeout,
-            client_name=f"{self.hostname} {role}",
             no_ack=no_ack,
         )
 
     def publisher(self, role: str) -> LoopPublisher:
-        if self.app.memory_broker is not None:
-            from amqtask.transport.memory.publisher import MemoryLoopPublisher
-
-            return MemoryLoopPublisher(self.app.memory_broker, self.loop, on_warning=logger.warning)
-        return PikaLoopPublisher(
-            self.app.broker_addresses,
-            self.loop,
-            heartbeat=self.conf.broker_heartbeat,
-            connect_timeout=self.conf.broker_connection_timeout,
-            client_name=f"{self.hostname} {role}",
-            on_warning=lambda text: logger.warning("%s", text),
+        return self.app.broker.loop_publisher(
+            self.loop, name=f"{self.hostname} {role}", heartbeat=self.conf.broker_heartbeat, on_warning=_warn
         )
 
     def chord_joiner(self) -> ChordJoiner | None:
         """Chords are joined in the broker where no store counts their parts."""
         if self.app.chord_store is not None:
             return None
-        collector = PikaCollector(
-            self.app.broker_addresses,
-            self.loop,
-            heartbeat=self.conf.broker_heartbeat,
-            connect_timeout=self.conf.broker_connection_timeout,
-            client_name=f"{self.hostname} chords",
-            on_warning=lambda text: logger.warning("%s", text),
+        collector = self.app.broker.collector(
+            self.loop, name=f"{self.hostname} chords", heartbeat=self.conf.broker_heartbeat, on_warning=_warn
         )
         accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
         return ChordJoiner(collector, self.executor.chords, accept | content_types([self.conf.result_serializer]))
@@ -447,26 +424,11 @@ class _Builder:
         return Forwarder(loop=self.loop, delays=self.app.delays, make_ends=self.forwarding_ends)
 
     def forwarding_ends(self, listener: ConsumerListener) -> tuple[Consumer, LoopPublisher]:
-        role, addresses = "delays", self.app.broker_addresses
-        if self.app.memory_broker is not None:
-            return self.consumer(listener, role), self.publisher(role)
-        shared = SharedConnection(
-            addresses,
-            self.loop,
-            heartbeat=self.conf.broker_heartbeat,
-            connect_timeout=self.conf.broker_connection_timeout,
-            name=f"{self.hostname} {role}",
+        ends = self.app.broker.shared_ends(
+            self.loop, name=f"{self.hostname} delays", heartbeat=self.conf.broker_heartbeat
         )
         # The consumer first: it is the first to be told that their connection is lost.
-        consumer = PikaConsumer(addresses, self.loop, listener, shared=shared)
-        publisher = PikaLoopPublisher(
-            addresses,
-            self.loop,
-            on_warning=lambda text: logger.warning("%s", text),
-            shared=shared,
-            nack_patience=FORWARD_PATIENCE,
-        )
-        return consumer, publisher
+        return ends.consumer(listener), ends.publisher(on_warning=_warn, nack_patience=FORWARD_PATIENCE)
 
     def beat(self) -> Service:
         """The scheduler; its modules are loaded only for -B."""
@@ -552,31 +514,16 @@ class _Builder:
             prefix=self.conf.control_exchange,
             queue_ttl=self.conf.control_queue_ttl,
             queue_expires=self.conf.control_queue_expires,
-            mingles=not self.options.without_mingle and self.app.memory_broker is None,
+            mingles=not self.options.without_mingle and self.app.broker.is_shared,
         )
 
     def broker_info(self) -> JsonFields:
         """Under kombu's names (kombu/connection.py, `info`), without the password."""
-        info: JsonObject = {
-            "transport": "memory" if self.app.memory_broker is not None else "amqp",
-            "url": self.app.broker_name,
+        return {
+            **self.app.broker.info(),
             "connect_timeout": self.conf.broker_connection_timeout,
             "heartbeat": self.conf.broker_heartbeat,
-            "transport_options": {},
-            "alternates": [address.safe_url for address in self.app.broker_addresses[1:]],
         }
-        for address in self.app.broker_addresses[:1]:
-            info.update(
-                hostname=address.host,
-                port=address.port,
-                userid=address.user,
-                virtual_host=address.vhost,
-                ssl=address.tls is not None,
-                login_method=address.login_method,
-                uri_prefix=None,
-                insist=False,
-            )
-        return info
 
     def report(self) -> str:
         """For a bug report, as `inspect report` answers it: versions, then the settings that were given."""
@@ -585,7 +532,7 @@ class _Builder:
             f"platform -> system:{platform.system()} arch:{platform.machine()} "
             f"kernel version:{platform.release()} imp:{sys.implementation.name}",
             f"pool     -> {self.pool_class.name}:{self.slots}",
-            f"settings -> transport:amqp broker:{self.app.broker_name} "
+            f"settings -> transport:{self.app.broker.transport} broker:{self.app.broker_name} "
             f"results:{masked_plain('', self.app.backend_url or 'disabled')}",
             "",
             *(f"{name}: {masked_plain(name, value)!r}" for name, value in self.settings(False).items()),

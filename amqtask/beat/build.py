@@ -19,10 +19,7 @@ from amqtask.beat.service import Beat
 from amqtask.beat.store_thread import Clerk
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import content_types
-from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
-from amqtask.transport.loop_publisher import PikaLoopPublisher
-from amqtask.transport.shared import SharedConnection
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -53,7 +50,7 @@ def build_beat(app: AmqTask, options: BeatOptions) -> BeatProcess:
 
 def _pinged(app: AmqTask, options: BeatOptions, loop: Any) -> Pinged | None:
     is_enabled = options.remote_control
-    if not (app.conf.beat_enable_remote_control if is_enabled is None else is_enabled) or app.memory_broker is not None:
+    if not (app.conf.beat_enable_remote_control if is_enabled is None else is_enabled) or not app.broker.is_shared:
         return None
     nodename = options.hostname or f"celerybeat@{socket.gethostname()}"
     return Pinged(
@@ -133,21 +130,9 @@ def _beat(
 def _transport(
     app: AmqTask, loop: Any, client_name: str, *, heartbeat: int | None = HEARTBEAT_SECONDS, no_ack: bool = False
 ) -> tuple[Callable[[ConsumerListener], Consumer], LoopPublisher]:
-    if app.memory_broker is not None:
-        broker = app.memory_broker
-        from amqtask.transport.memory.consumer import MemoryConsumer
-        from amqtask.transport.memory.publisher import MemoryLoopPublisher
-
-        memory_publisher = MemoryLoopPublisher(broker, loop, on_warning=logger.warning)
-        return lambda listener: MemoryConsumer(broker, loop, listener), memory_publisher
-    timeout = app.conf.broker_connection_timeout
-    shared = SharedConnection(app.write_addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=client_name)
-
-    def make_consumer(listener: ConsumerListener) -> Consumer:
-        return PikaConsumer((), loop, listener, shared=shared, no_ack=no_ack)
-
-    publisher = PikaLoopPublisher((), loop, on_warning=lambda text: logger.warning("%s", text), shared=shared)
-    return make_consumer, publisher
+    ends = app.broker.shared_ends(loop, name=client_name, heartbeat=heartbeat, writes=True)
+    publisher = ends.publisher(on_warning=lambda text: logger.warning("%s", text))
+    return lambda listener: ends.consumer(listener, no_ack=no_ack), publisher
 
 
 def _tell_started(beat: object) -> None:

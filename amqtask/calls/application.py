@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from amqtask.results.sets import GroupResult
     from amqtask.settings import Settings
     from amqtask.topology.routes import Queues, Router
+    from amqtask.transport.broker import Broker
     from amqtask.transport.contract import Publisher
-    from amqtask.transport.memory.broker import MemoryBroker
 
 
 class CalledTask(Protocol):
@@ -115,8 +115,8 @@ class Configured(Protocol):
         """Publishes with confirms."""
 
     @property
-    def memory_broker(self) -> MemoryBroker | None:
-        """With `memory://` the broker in this process."""
+    def broker(self) -> Broker:
+        """What the broker can do, and the doors to it."""
 
     @property
     def outbox(self) -> Outbox | None:

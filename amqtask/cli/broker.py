@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.transport.admin import QueueAdmin
 from amqtask.transport.management import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.transport.admin import QueueAdmin
 
 
 def refuse_memory(app: AmqTask) -> None:
     """Raises ConfigurationError for an application on `memory://`."""
-    if app.memory_broker is not None:
+    if not app.broker.is_shared:
         raise ConfigurationError(
             "the application's broker is memory://, which lives inside each process: there is nothing that this "
             "command could see. Name a RabbitMQ: amqtask -b amqp://user:password@host/vhost …"
@@ -24,9 +24,9 @@ def refuse_memory(app: AmqTask) -> None:
 
 
 def open_admin(app: AmqTask) -> QueueAdmin:
-    """A QueueAdmin on the application's broker, as a context manager. Raises: ConfigurationError for `memory://`."""
+    """A QueueAdmin on the broker, as a context manager. Raises: ConfigurationError for `memory://`."""
     refuse_memory(app)
-    return QueueAdmin(app.broker_addresses)
+    return app.broker.admin()
 
 
 api_option = click.option(

@@ -63,7 +63,7 @@ def command(
     Workers started without -E tell of themselves only: `amqtask control enable_events` makes them tell of tasks.
     """
     app = settings.load()
-    if app.memory_broker is not None:
+    if not app.broker.is_shared:
         raise click.ClickException("memory:// lives inside each process: the events of other processes cannot be seen")
     try:
         if camera is not None:

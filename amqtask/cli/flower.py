@@ -55,7 +55,7 @@ def command(settings: Globals, arguments: tuple[str, ...]) -> None:
             raise click.ClickException(MISSING)
     settings.broker, arguments = broker_of(arguments, settings.broker)
     app = settings.load()
-    if app.memory_broker is not None:
+    if not app.broker.is_shared:
         raise click.ClickException("Flower needs RabbitMQ; memory:// lives inside each process")
     quiet = ["--quiet"] if settings.quiet else []
     celery_app(app).start([*quiet, "flower", *arguments])
@@ -94,7 +94,7 @@ def celery_settings(app: AmqTask) -> SettingDict:
     """The settings of a Celery application that talks to the same workers."""
     settings: SettingDict = {name: getattr(app.conf, name) for name in SHARED}
     addresses = app.broker_addresses
-    settings["broker_url"] = ";".join(address.url for address in addresses)
+    settings["broker_url"] = ";".join(app.broker.urls)
     if addresses[0].tls is not None:
         settings["broker_use_ssl"] = _ssl(addresses[0].tls)
         settings["broker_login_method"] = addresses[0].login_method

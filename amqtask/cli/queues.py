@@ -19,7 +19,8 @@ from amqtask.cli.params import queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.declarations import dead_letter_queue
-from amqtask.transport.admin import QueueAdmin, QueueState
+from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.contract import QueueState
 from amqtask.transport.management import ManagementApi
 
 if TYPE_CHECKING:

@@ -465,7 +465,7 @@ class Calling(Parts):
         backend = self.backend
         if backend is not None and backend.counts_chords:
             return cast("ChordStore", backend)
-        return self._memory_chords if self.memory_broker is not None else None
+        return None if self.broker.joins_chords else self._memory_chords
 
     @lazy
     def _memory_chords(self) -> ChordStore:

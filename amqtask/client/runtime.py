@@ -34,13 +34,12 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.remote.control import Control
+    from amqtask.transport.broker import Broker
     from amqtask.transport.contract import AsyncPublisher, EventPublisher, Publisher
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
 
 logger = bounded_logger("amqtask.publisher")
-MEMORY_URL = "memory://"
-MEMORY_RESULTS = "cache+memory://"
 # What only one kind of result store has.
 _STORE_SETTINGS = (
     "cache_backend",
@@ -69,7 +68,7 @@ _LAZY = (
     "delays",
     "queue_defaults",
     "calls",
-    "broker_addresses",
+    "broker",
     "publisher",
     "async_publisher",
     "backend",
@@ -93,6 +92,8 @@ class Parts:
     def __init__(self) -> None:
         self._opened_backend: tuple[BackendOptions, ResultBackend | None] | None = None
         self._installed_outbox: Outbox | None = None
+        # What a broker in this process keeps, whatever settings change.
+        self._kept: dict[str, object] = {}
 
     @property
     def _app(self) -> Application:
@@ -119,44 +120,38 @@ class Parts:
         return urls or _url_of_parts(self.conf) or os.environ.get("AMQTASK_BROKER_URL")
 
     @lazy
-    def broker_addresses(self) -> tuple[BrokerAddress, ...]:
-        """The hosts to connect to: CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else localhost.
+    def broker(self) -> Broker:
+        """The broker, and the doors to it: of CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else RabbitMQ here."""
+        from amqtask.transport.broker import open_broker
+        from amqtask.transport.contract import BrokerOptions
 
-        None of them with the in-memory broker. Raises: ConfigurationError.
-        """
-        if self.memory_broker is not None:
-            return ()
-        return self._addresses(self._broker_urls)
+        conf = self.conf
+        options = BrokerOptions(
+            urls=self._broker_urls,
+            write_urls=conf.broker_write_url,
+            use_ssl=conf.broker_use_ssl,
+            login_method=conf.broker_login_method,
+            publish_timeout=conf.broker_publish_timeout,
+            connect_timeout=conf.broker_connection_timeout,
+            heartbeat=conf.broker_heartbeat,
+            pool_limit=conf.broker_pool_limit,
+        )
+        return open_broker(options, self._kept)
 
     @property
-    def write_addresses(self) -> tuple[BrokerAddress, ...]:
-        """The hosts to publish to: broker_write_url, else broker_addresses."""
-        return self._addresses(self.conf.broker_write_url) if self.conf.broker_write_url else self.broker_addresses
-
-    def _addresses(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
-        from amqtask.transport.url import parse_broker_urls
-
-        return parse_broker_urls(urls, use_ssl=self.conf.broker_use_ssl, login_method=self.conf.broker_login_method)
+    def broker_addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts of RabbitMQ to connect to; none of another broker. Raises: ConfigurationError."""
+        return self.broker.addresses
 
     @property
     def broker_name(self) -> str:
         """The broker's URLs for people, without passwords."""
-        if self.memory_broker is not None:
-            return MEMORY_URL
-        return ", ".join(address.safe_url for address in self.broker_addresses)
+        return self.broker.safe_url
 
     @property
     def memory_broker(self) -> MemoryBroker | None:
         """With `broker_url = "memory://"` this app's own broker in this process, for tests; else None."""
-        urls = self._broker_urls
-        first = urls if isinstance(urls, str) else next(iter(urls or ()), "")
-        return self._made_memory_broker if first.startswith(MEMORY_URL) else None
-
-    @lazy
-    def _made_memory_broker(self) -> MemoryBroker:
-        from amqtask.transport.memory.broker import MemoryBroker
-
-        return MemoryBroker()
+        return self.broker.memory
 
     @property
     def timezone(self) -> tzinfo:
@@ -236,41 +231,12 @@ class Parts:
     @lazy
     def publisher(self) -> Publisher:
         """Publishes with confirms; made at the first publish."""
-        if self.memory_broker is not None:
-            from amqtask.transport.memory.publisher import MemoryPublisher
-
-            return MemoryPublisher(self.memory_broker, on_warning=logger.warning)
-        from amqtask.transport.publisher import PikaPublisher
-
-        conf = self.conf
-        return PikaPublisher(
-            self.write_addresses,
-            timeout=conf.broker_publish_timeout,
-            pool_limit=conf.broker_pool_limit,
-            heartbeat=conf.broker_heartbeat,
-            connect_timeout=conf.broker_connection_timeout,
-            client_name=self._client_name,
-            on_warning=logger.warning,
-        )
+        return self.broker.publisher(name=self._client_name, on_warning=logger.warning)
 
     @lazy
     def async_publisher(self) -> AsyncPublisher:
-        """Publishes with confirms over aio-pika, for event loops."""
-        if self.memory_broker is not None:
-            from amqtask.transport.memory.publisher import MemoryAsyncPublisher
-
-            return MemoryAsyncPublisher(self.memory_broker, on_warning=logger.warning)
-        from amqtask.transport.async_publisher import AioPikaPublisher
-
-        conf = self.conf
-        return AioPikaPublisher(
-            self.write_addresses,
-            timeout=conf.broker_publish_timeout,
-            heartbeat=conf.broker_heartbeat,
-            connect_timeout=conf.broker_connection_timeout,
-            client_name=self._client_name,
-            on_warning=logger.warning,
-        )
+        """Publishes with confirms, for event loops."""
+        return self.broker.async_publisher(name=self._client_name, on_warning=logger.warning)
 
     @property
     def _client_name(self) -> str:
@@ -289,8 +255,7 @@ class Parts:
         url = self.backend_url
         if not url:
             return None
-        if self.memory_broker is not None and url.partition("://")[0] == "rpc":
-            url = MEMORY_RESULTS  # replies stay in this process, too
+        url = self.broker.results_url(url)
         from amqtask.backends.contract import BackendOptions
         from amqtask.backends.registry import open_backend
 
@@ -351,7 +316,7 @@ class Parts:
         from amqtask.remote.control import Control
 
         return Control(
-            self.broker_addresses,
+            self.broker,
             self.publisher,
             prefix=self.conf.control_exchange,
             accept=content_types(self.conf.accept_content),
@@ -386,18 +351,7 @@ class Parts:
     @lazy
     def event_publisher(self) -> EventPublisher:
         """Publishes events about calls; made with the first one."""
-        if self.memory_broker is not None:
-            from amqtask.transport.memory.publisher import MemoryEventPublisher
-
-            return MemoryEventPublisher(self.memory_broker, on_warning=logger.warning)
-        from amqtask.transport.event_publisher import PikaEventPublisher
-
-        return PikaEventPublisher(
-            self.write_addresses,
-            connect_timeout=self.conf.broker_connection_timeout,
-            client_name=f"{self._client_name} events",
-            on_warning=logger.warning,
-        )
+        return self.broker.event_publisher(name=f"{self._client_name} events", on_warning=logger.warning)
 
     @lazy
     def sent_events(self) -> SentEvents:
@@ -412,19 +366,7 @@ class Parts:
         )
 
     def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
-        if self.memory_broker is not None:
-            from amqtask.transport.memory.feed import MemoryQueueReader
-
-            return MemoryQueueReader(self.memory_broker, queue, on_delivery)
-        from amqtask.transport.queue_reader import QueueReader, guarded
-
-        return QueueReader(
-            self.broker_addresses,
-            queue,
-            guarded(on_delivery),
-            connect_timeout=self.conf.broker_connection_timeout,
-            name="amqtask events",
-        )
+        return self.broker.queue_reader(queue, on_delivery, name="amqtask events")
 
     def connection(self, *_: object, **__: object) -> BrokerConnection:
         """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
@@ -436,7 +378,8 @@ class Parts:
     def clear_memory(self) -> None:
         """With `memory://` forget the broker and all that is in it, and stored results; for the next test."""
         self.close()
-        self.__dict__.pop("_made_memory_broker", None)
+        self._kept.clear()
+        self.__dict__.pop("broker", None)
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""

@@ -209,9 +209,8 @@ class ConsumerParent:
         if connection is None:
             import kombu
 
-            urls = [address.url for address in self.app.broker_addresses] or ["memory://"]
             connection = self.__dict__["_connection"] = kombu.Connection(
-                ";".join(urls), heartbeat=self.app.conf.broker_heartbeat
+                ";".join(self.app.broker.urls), heartbeat=self.app.conf.broker_heartbeat
             )
         return connection
 

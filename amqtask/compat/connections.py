@@ -13,12 +13,14 @@ from amqtask.events.connection import BrokerConnection
 from amqtask.exceptions import OperationalError
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import compress, content_types, dumps, loads
-from amqtask.transport.admin import QueueAdmin
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
+    from amqtask.transport.contract import QueueJobs
 
+# Names of a connection's parameters, and what the broker calls them.
+_INFO = {"hostname": "hostname", "port": "port", "uri": "url"}
 _PROPERTIES = frozenset(Properties.__dataclass_fields__)
 
 
@@ -45,24 +47,23 @@ class Connection(BrokerConnection):
     def __init__(self, app: AmqTask) -> None:
         super().__init__(app.broker_name)
         self.app = app
-        self._admin: QueueAdmin | None = None
+        self._jobs: QueueJobs | None = None
 
     def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
         """The first broker's URL; with the password on request."""
-        address = next(iter(self.app.broker_addresses), None)
-        return super().as_uri() if address is None or not include_password else address.url
+        return self.app.broker.urls[0] if include_password else super().as_uri()
 
     # -- opening
 
     @property
     def connected(self) -> bool:
         """Whether the connection is open."""
-        return self._admin is not None
+        return self._jobs is not None
 
     def connect(self) -> Connection:
         """Open the connection. Raises: OperationalError when no broker answers."""
-        if self._admin is None and self.app.memory_broker is None:
-            self._admin = QueueAdmin(self.app.broker_addresses).__enter__()
+        if self._jobs is None:
+            self._jobs = self.app.broker.queue_jobs().__enter__()
         return self
 
     def ensure_connection(
@@ -95,9 +96,9 @@ class Connection(BrokerConnection):
 
     def close(self) -> None:
         """Close it."""
-        admin, self._admin = self._admin, None
-        if admin is not None:
-            admin.__exit__()
+        jobs, self._jobs = self._jobs, None
+        if jobs is not None:
+            jobs.__exit__()
 
     release = _close = close
 
@@ -106,13 +107,13 @@ class Connection(BrokerConnection):
 
     def info(self) -> JsonObject:
         """The connection's parameters, without password."""
-        address = next(iter(self.app.broker_addresses), None)
-        return {} if address is None else {"hostname": address.host, "port": address.port, "uri": address.safe_url}
+        info = self.app.broker.info()
+        return {name: info[key] for name, key in _INFO.items() if "hostname" in info}
 
     @property
     def transport(self) -> Transport:
         """AMQP, or this process's memory."""
-        return Transport("memory", "memory") if self.app.memory_broker is not None else Transport("amqp", "pika")
+        return Transport(self.app.broker.transport, self.app.broker.driver)
 
     # -- using it
 
@@ -134,11 +135,11 @@ class Connection(BrokerConnection):
         return SimpleQueue(self, getattr(name, "name", name))
 
     @property
-    def admin(self) -> QueueAdmin:
-        """A QueueAdmin on the broker. Raises: OperationalError."""
+    def jobs(self) -> QueueJobs:
+        """Odd jobs on the broker's queues. Raises: OperationalError."""
         self.connect()
-        assert self._admin is not None
-        return self._admin
+        assert self._jobs is not None
+        return self._jobs
 
 
 class _Closing(AbstractContextManager[Any]):
@@ -161,26 +162,18 @@ class Channel(_Closing):
 
     def queue_declare(self, queue: str, passive: bool = False, **_: object) -> queue_declare_ok_t:
         """A queue's numbers of messages and consumers. Raises: QueueNotFound; NotImplementedError unless `passive`."""
-        memory = self.connection.app.memory_broker
         if not passive:
             raise NotImplementedError("queues are declared by amqtask.Queue and `amqtask topology declare`")
-        if memory is not None:
-            return queue_declare_ok_t(queue, memory.count(queue), 0)
-        state = self.connection.admin.state(queue)
+        state = self.connection.jobs.state(queue)
         return queue_declare_ok_t(queue, state.ready, state.consumers)
 
     def queue_purge(self, queue: str, **_: object) -> int:
         """Delete the messages of a queue; returns how many there were."""
-        memory = self.connection.app.memory_broker
-        return memory.purge(queue) if memory is not None else self.connection.admin.purge(queue)
+        return self.connection.jobs.purge(queue)
 
     def queue_delete(self, queue: str, **_: object) -> None:
         """Delete a queue."""
-        memory = self.connection.app.memory_broker
-        if memory is not None:
-            memory.delete_queue(queue)
-        else:
-            self.connection.admin.delete(queue)
+        self.connection.jobs.delete(queue)
 
 
 class Producer(_Closing):
@@ -302,14 +295,8 @@ class SimpleQueue(_Closing):
         return self.get(block=False)
 
     def _get(self) -> Received | None:
-        memory = self._connection.app.memory_broker
-        if memory is not None:
-            with memory.lock:
-                stored = memory.queue(self.name).pop() if memory.count(self.name) else None
-            return None if stored is None else Received(stored.decoded(), stored.body)
-        with self._connection.admin.channel(self.name) as channel:
-            method, properties, body = channel.basic_get(self.name, auto_ack=True)
-        return None if method is None else Received(properties, body)
+        delivery = self._connection.jobs.take(self.name)
+        return None if delivery is None else Received(delivery.properties, delivery.body)
 
     def qsize(self) -> int:
         """How many messages wait."""

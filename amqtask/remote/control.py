@@ -15,15 +15,13 @@ from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import printable
 from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.remote.inspection import MATCHERS, AskOptions, Inspect
-from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.queue_reader import QueueReader, guarded
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, Headers, Options, Replies
     from amqtask.protocol.control import Reply
     from amqtask.protocol.message import Delivery
+    from amqtask.transport.broker import Broker
     from amqtask.transport.contract import Publisher
-    from amqtask.transport.url import BrokerAddress
 
 # Seconds that connecting for the replies may take, on top of the time that they are waited for.
 CONNECT_SECONDS = 5.0
@@ -62,14 +60,14 @@ class Control:
 
     def __init__(
         self,
-        addresses: Sequence[BrokerAddress],
+        broker: Broker,
         publisher: Publisher,
         *,
         prefix: str,
         accept: frozenset[str],
         queues: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        self._addresses = addresses
+        self._broker = broker
         self._publisher = publisher
         self._prefix = prefix
         self._accept = accept
@@ -155,7 +153,7 @@ class Control:
         return payloads
 
     def _collect(self, command: str, arguments: CommandArguments, options: AskOptions) -> list[Reply]:
-        if not self._addresses:
+        if not self._broker.is_shared:
             raise ConfigurationError(
                 "workers are asked over RabbitMQ; with the broker memory:// look at the worker itself"
             )
@@ -172,9 +170,7 @@ class Control:
             if options.callback is not None:
                 options.callback({answer.nodename: answer.payload})
 
-        replies = QueueReader(
-            self._addresses, reply_queue(oid, self._prefix), guarded(on_reply), name="amqtask control"
-        )
+        replies = self._broker.queue_reader(reply_queue(oid, self._prefix), on_reply, name="amqtask control")
         try:
             replies.ensure(timeout=CONNECT_SECONDS)
             self._send(command, arguments, options, ticket=ticket, reply_to=oid)
@@ -352,13 +348,13 @@ class Control:
 
     def purge(self, connection: object = None) -> int:
         """Delete what waits in this app's queues; how many messages that were. They cannot be brought back."""
-        if not self._addresses:
+        if not self._broker.is_shared:
             raise ConfigurationError("purge deletes what waits in RabbitMQ; the broker memory:// ends with its process")
         total = 0
-        with QueueAdmin(self._addresses) as admin:
+        with self._broker.queue_jobs() as jobs:
             for queue in self._queues():
                 try:
-                    total += admin.purge(queue)
+                    total += jobs.purge(queue)
                 except QueueNotFound:
                     continue
         return total

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from amqtask.app import AmqTask
 from amqtask.exceptions import BackendNotConfigured, ConfigurationError
 from amqtask.ground.current import replaced
-from amqtask.transport.admin import QueueAdmin
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingValues
@@ -115,7 +114,7 @@ def real_worker(
 
 
 def _check(app: AmqTask) -> None:
-    if app.memory_broker is not None:
+    if not app.broker.is_shared:
         raise ConfigurationError("a worker process needs RabbitMQ, and this application's broker is memory://")
     if not app.backend_url:
         raise BackendNotConfigured(
@@ -138,6 +137,6 @@ def _source(settings: SettingValues) -> str:
 
 
 def _delete(app: AmqTask, queue: str) -> None:
-    with QueueAdmin(app.broker_addresses) as admin:
+    with app.broker.queue_jobs() as admin:
         for name in (queue, f"{queue}{app.conf.task_dead_letter_suffix}"):
             admin.delete(name)

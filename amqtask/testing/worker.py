@@ -36,7 +36,7 @@ def start_worker(
     `timeout` is seconds to become ready, and again to end; `pool` is solo, threads, asyncio or a plug-in.
     Raises: ConfigurationError for another pool or broker; what ended the worker, from the end of the block; TimeoutError.
     """
-    if app.memory_broker is None:
+    if app.broker.is_shared:
         raise ConfigurationError("start_worker() is for tests on the in-memory broker: set broker_url = 'memory://'")
     if pool in _NEED_A_PROCESS:
         raise ConfigurationError(f"the {pool} pool needs processes of its own: test with solo, threads or asyncio")

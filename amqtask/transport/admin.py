@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
@@ -23,6 +23,7 @@ from amqtask.exceptions import (
     Unroutable,
 )
 from amqtask.protocol.message import Delivery, Message
+from amqtask.transport.contract import QueueState
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error, lacks
 from amqtask.transport.fields import install
 from amqtask.transport.pika_log import keep_quiet
@@ -47,13 +48,6 @@ QUIET_SECONDS = 1.0
 # Errors that fail every message; other errors concern one message only (a nack may be either).
 _NO_BROKER = (BrokerUnreachable, ConnectionBlocked, PublishTimeout)
 _ITS_OWN = (Unroutable, MessageTooLarge)
-
-
-class QueueState(NamedTuple):
-    """The answer to a passive declare: how many messages are ready, and how many consumers there are."""
-
-    ready: int
-    consumers: int
 
 
 @dataclass(slots=True)
@@ -132,6 +126,11 @@ class QueueAdmin:
         """Delete the queue with its messages; no error when it does not exist."""
         with self.channel(queue) as channel:
             channel.queue_delete(queue)
+
+    def take(self, queue: str) -> Delivery | None:
+        """The first message, which is gone then."""
+        with self.channel(queue) as channel:
+            return _get(channel, queue, auto_ack=True)
 
     def browse(self, queue: str, limit: int) -> Iterator[Delivery]:
         """The first messages, which stay in the queue (and are marked as redelivered from now on)."""
@@ -252,8 +251,8 @@ def _ready(channel: BlockingChannel, queue: str) -> int:
     return int(channel.queue_declare(queue, passive=True).method.message_count)
 
 
-def _get(channel: BlockingChannel, queue: str) -> Delivery | None:
-    method, properties, body = channel.basic_get(queue)
+def _get(channel: BlockingChannel, queue: str, *, auto_ack: bool = False) -> Delivery | None:
+    method, properties, body = channel.basic_get(queue, auto_ack=auto_ack)
     if method is None:
         return None
     return Delivery(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.exceptions import PublishError
 
 if TYPE_CHECKING:
     from amqtask.protocol.entities import Binding, Declaration, Queue
     from amqtask.protocol.message import Delivery, Message
+
+OnWarning = Callable[[str], None]
 
 
 class Publisher(Protocol):
@@ -176,3 +179,69 @@ class Collector(Protocol):
 
 
 BindingPlan = Callable[["Queue"], "tuple[Binding, ...]"]
+
+
+class QueueReader(Protocol):
+    """Declares and consumes one queue, and hands each message to its callback in the thread that drives it."""
+
+    def ensure(self, timeout: float) -> None:
+        """Make sure that the queue exists and is consumed, within `timeout` seconds. Raises: BrokerUnreachable, AccessRefused."""
+
+    def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Wait until `done()` or the deadline (monotonic seconds, None: for ever); whether it is done.
+
+        Raises: BrokerUnreachable, AccessRefused."""
+
+    def close(self) -> None:
+        """Delete the queue and disconnect."""
+
+
+class QueueState(NamedTuple):
+    """How many messages of a queue are ready, and how many consumers it has."""
+
+    ready: int
+    consumers: int
+
+
+class QueueJobs(Protocol):
+    """Odd jobs on queues that every broker has; a context manager. Each raises QueueNotFound and OperationalError."""
+
+    def state(self, queue: str) -> QueueState: ...
+
+    def purge(self, queue: str) -> int:
+        """Delete the ready messages; how many there were."""
+
+    def delete(self, queue: str) -> None:
+        """Delete the queue with its messages; no error when it does not exist."""
+
+    def take(self, queue: str) -> Delivery | None:
+        """The first message, which is gone then."""
+
+    def __enter__(self) -> QueueJobs: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class SharedEnds(Protocol):
+    """A consumer and a publisher that share a connection: when one loses it, the other has lost it, too.
+
+    The first that is made is the first to be told so."""
+
+    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> Consumer: ...
+
+    def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> LoopPublisher:
+        """`nack_patience`: for so many seconds a message that the broker refuses is tried again (None: the publisher's own)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """What a broker is opened with; the settings' values. Times are seconds."""
+
+    urls: str | Sequence[str] | None
+    write_urls: str | Sequence[str] | None = None
+    use_ssl: bool | Mapping[str, object] | None = None
+    login_method: str | None = None
+    publish_timeout: float | None = 5.0
+    connect_timeout: float = 4.0
+    heartbeat: int | None = 60
+    pool_limit: int | None = 10

@@ -13,7 +13,8 @@ from amqtask import AmqTask
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.message import Message
 from amqtask.remote.control import Control
-from amqtask.transport.url import parse_broker_urls
+from amqtask.transport.broker import open_broker
+from amqtask.transport.contract import BrokerOptions
 
 
 class Publisher:
@@ -40,8 +41,8 @@ def publisher() -> Publisher:
 
 @pytest.fixture
 def control(publisher: Publisher) -> Control:
-    addresses = parse_broker_urls("amqp://nobody//")
-    return Control(addresses, publisher, prefix="celery", accept=frozenset({"application/json"}))
+    broker = open_broker(BrokerOptions("amqp://nobody//"), {})
+    return Control(broker, publisher, prefix="celery", accept=frozenset({"application/json"}))
 
 
 @pytest.mark.parametrize(

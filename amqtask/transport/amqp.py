@@ -1,0 +1,201 @@
+"""AmqpBroker: RabbitMQ, over pika, aio-pika and links of our own. Its modules are imported when a door is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqtask.ground.lazy import lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amqtask.ground.shapes import JsonObject
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Delivery
+    from amqtask.transport.admin import QueueAdmin
+    from amqtask.transport.async_publisher import AioPikaPublisher
+    from amqtask.transport.collector import PikaCollector
+    from amqtask.transport.consumer import PikaConsumer
+    from amqtask.transport.contract import BrokerOptions, ConsumerListener, OnWarning
+    from amqtask.transport.event_publisher import PikaEventPublisher
+    from amqtask.transport.loop import PikaLoop
+    from amqtask.transport.loop_publisher import PikaLoopPublisher
+    from amqtask.transport.publisher import PikaPublisher
+    from amqtask.transport.queue_reader import QueueReader
+    from amqtask.transport.shared import SharedConnection
+    from amqtask.transport.url import BrokerAddress
+
+
+class AmqpBroker:
+    """See amqtask.transport.broker.Broker."""
+
+    transport, driver = "amqp", "pika"
+    is_shared = joins_chords = True
+    memory = None
+
+    def __init__(self, options: BrokerOptions, kept: dict[str, object]) -> None:
+        self._options = options
+
+    # -- what it is
+
+    @lazy
+    def addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts to read from. Raises: ConfigurationError."""
+        return self._parsed(self._options.urls)
+
+    @lazy
+    def _written(self) -> tuple[BrokerAddress, ...]:
+        """The hosts to publish to."""
+        return self._parsed(self._options.write_urls) if self._options.write_urls else self.addresses
+
+    def _parsed(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
+        from amqtask.transport.url import parse_broker_urls
+
+        return parse_broker_urls(urls, use_ssl=self._options.use_ssl, login_method=self._options.login_method)
+
+    @property
+    def safe_url(self) -> str:
+        """The URLs, without passwords."""
+        return ", ".join(address.safe_url for address in self.addresses)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The URLs, with passwords."""
+        return tuple(address.url for address in self.addresses)
+
+    def info(self) -> JsonObject:
+        """The first host, and the URLs of the others."""
+        first, *others = self.addresses
+        return {
+            "transport": self.transport,
+            "url": self.safe_url,
+            "transport_options": {},
+            "alternates": [address.safe_url for address in others],
+            "hostname": first.host,
+            "port": first.port,
+            "userid": first.user,
+            "virtual_host": first.vhost,
+            "ssl": first.tls is not None,
+            "login_method": first.login_method,
+            "uri_prefix": None,
+            "insist": False,
+        }
+
+    def results_url(self, url: str) -> str:
+        """Every result store works beside RabbitMQ."""
+        return url
+
+    # -- doors for callers
+
+    def publisher(self, *, name: str, on_warning: OnWarning) -> PikaPublisher:
+        """Blocking, over a pool of connections."""
+        from amqtask.transport.publisher import PikaPublisher
+
+        options = self._options
+        return PikaPublisher(
+            self._written,
+            timeout=options.publish_timeout,
+            pool_limit=options.pool_limit,
+            heartbeat=options.heartbeat,
+            connect_timeout=options.connect_timeout,
+            client_name=name,
+            on_warning=on_warning,
+        )
+
+    def async_publisher(self, *, name: str, on_warning: OnWarning) -> AioPikaPublisher:
+        """Over aio-pika."""
+        from amqtask.transport.async_publisher import AioPikaPublisher
+
+        options = self._options
+        return AioPikaPublisher(
+            self._written,
+            timeout=options.publish_timeout,
+            heartbeat=options.heartbeat,
+            connect_timeout=options.connect_timeout,
+            client_name=name,
+            on_warning=on_warning,
+        )
+
+    def event_publisher(self, *, name: str, on_warning: OnWarning) -> PikaEventPublisher:
+        """Without confirms."""
+        from amqtask.transport.event_publisher import PikaEventPublisher
+
+        return PikaEventPublisher(
+            self._written, connect_timeout=self._options.connect_timeout, client_name=name, on_warning=on_warning
+        )
+
+    def queue_reader(self, queue: Queue, on_delivery: Callable[[Delivery], None], *, name: str) -> QueueReader:
+        """Over a connection of its own."""
+        from amqtask.transport.queue_reader import QueueReader, guarded
+
+        return QueueReader(
+            self.addresses, queue, guarded(on_delivery), connect_timeout=self._options.connect_timeout, name=name
+        )
+
+    def admin(self) -> QueueAdmin:
+        """Over a connection of its own."""
+        from amqtask.transport.admin import QueueAdmin
+
+        return QueueAdmin(self.addresses)
+
+    queue_jobs = admin
+
+    # -- doors for those who run on a loop
+
+    def consumer(
+        self, loop: PikaLoop, listener: ConsumerListener, *, name: str, heartbeat: int | None, no_ack: bool = False
+    ) -> PikaConsumer:
+        """Over a connection of its own."""
+        from amqtask.transport.consumer import PikaConsumer
+
+        return PikaConsumer(self.addresses, loop, listener, no_ack=no_ack, **self._connecting(name, heartbeat))
+
+    def loop_publisher(
+        self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
+    ) -> PikaLoopPublisher:
+        """Over a connection of its own."""
+        from amqtask.transport.loop_publisher import PikaLoopPublisher
+
+        return PikaLoopPublisher(self.addresses, loop, on_warning=on_warning, **self._connecting(name, heartbeat))
+
+    def shared_ends(self, loop: PikaLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> AmqpSharedEnds:
+        """Over one connection for both."""
+        from amqtask.transport.shared import SharedConnection
+
+        addresses = self._written if writes else self.addresses
+        timeout = self._options.connect_timeout
+        return AmqpSharedEnds(
+            loop, SharedConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
+        )
+
+    def collector(self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> PikaCollector:
+        """Over a connection of its own."""
+        from amqtask.transport.collector import PikaCollector
+
+        return PikaCollector(self.addresses, loop, on_warning=on_warning, **self._connecting(name, heartbeat))
+
+    def _connecting(self, name: str, heartbeat: int | None) -> dict[str, Any]:
+        return {"heartbeat": heartbeat, "connect_timeout": self._options.connect_timeout, "client_name": name}
+
+
+class AmqpSharedEnds:
+    """See amqtask.transport.contract.SharedEnds."""
+
+    def __init__(self, loop: PikaLoop, shared: SharedConnection) -> None:
+        self._loop = loop
+        self._shared = shared
+
+    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> PikaConsumer:
+        """A consumer over the connection."""
+        from amqtask.transport.consumer import PikaConsumer
+
+        return PikaConsumer((), self._loop, listener, shared=self._shared, no_ack=no_ack)
+
+    def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> PikaLoopPublisher:
+        """A publisher over the connection."""
+        from amqtask.transport.loop_publisher import PikaLoopPublisher
+        from amqtask.transport.nacks import PATIENCE_SECONDS
+
+        patience = PATIENCE_SECONDS if nack_patience is None else nack_patience
+        return PikaLoopPublisher((), self._loop, on_warning=on_warning, shared=self._shared, nack_patience=patience)

@@ -1,0 +1,130 @@
+"""Broker: what an application's broker can do, and the doors to it; found by the scheme of its URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+    from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Delivery
+    from amqtask.transport.admin import QueueAdmin
+    from amqtask.transport.contract import (
+        AsyncPublisher,
+        BrokerOptions,
+        Collector,
+        Consumer,
+        ConsumerListener,
+        EventPublisher,
+        LoopPublisher,
+        OnWarning,
+        Publisher,
+        QueueJobs,
+        QueueReader,
+        SharedEnds,
+    )
+    from amqtask.transport.loop import PikaLoop
+    from amqtask.transport.memory.broker import MemoryBroker
+    from amqtask.transport.url import BrokerAddress
+
+
+class Broker(Protocol):
+    """A broker as an application uses it: what it can do, and the doors to it. `open_broker` finds it by its URL.
+
+    Nothing is connected before a door's object is used. `name` is for people, as the broker shows it with its connections.
+    """
+
+    # -- what it is
+
+    @property
+    def transport(self) -> str:
+        """Its name in kombu's words: amqp, memory."""
+
+    @property
+    def driver(self) -> str:
+        """The library that speaks to it."""
+
+    @property
+    def safe_url(self) -> str:
+        """Its URLs for people, without passwords. Raises: ConfigurationError."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Its URLs with passwords, for another program. Raises: ConfigurationError."""
+
+    @property
+    def addresses(self) -> tuple[BrokerAddress, ...]:
+        """The hosts of a RabbitMQ; none of another broker. Raises: ConfigurationError."""
+
+    @property
+    def memory(self) -> MemoryBroker | None:
+        """The broker itself, where it lives in this process, for tests; else None."""
+
+    def info(self) -> JsonObject:
+        """Where it is, under kombu's names (kombu/connection.py, `info`), without the password."""
+
+    # -- what it can do
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes use it, too: only then can workers be asked, and its queues be looked at from outside."""
+
+    @property
+    def joins_chords(self) -> bool:
+        """Whether the parts of a chord can be joined in it (`collector`), where no result store counts them."""
+
+    def results_url(self, url: str) -> str:
+        """The result store for an application that names this one. Raises: ConfigurationError if it needs another broker."""
+
+    # -- doors for callers
+
+    def publisher(self, *, name: str, on_warning: OnWarning) -> Publisher: ...
+
+    def async_publisher(self, *, name: str, on_warning: OnWarning) -> AsyncPublisher: ...
+
+    def event_publisher(self, *, name: str, on_warning: OnWarning) -> EventPublisher: ...
+
+    def queue_reader(self, queue: Queue, on_delivery: Callable[[Delivery], None], *, name: str) -> QueueReader: ...
+
+    def queue_jobs(self) -> QueueJobs: ...
+
+    def admin(self) -> QueueAdmin:
+        """For the command line; a context manager. Raises: ConfigurationError where `is_shared` is False."""
+
+    # -- doors for those who run on a loop
+
+    def consumer(
+        self, loop: PikaLoop, listener: ConsumerListener, *, name: str, heartbeat: int | None, no_ack: bool = False
+    ) -> Consumer: ...
+
+    def loop_publisher(
+        self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
+    ) -> LoopPublisher: ...
+
+    def shared_ends(self, loop: PikaLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> SharedEnds:
+        """`writes`: over the hosts that are written to (`broker_write_url`)."""
+
+    def collector(self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> Collector:
+        """Only where `joins_chords`."""
+
+
+# URL scheme -> module and class, imported when a URL has the scheme. Whatever else is there is AMQP's to take or to refuse.
+_AMQP = ("amqtask.transport.amqp", "AmqpBroker")
+_BROKERS = {"memory": ("amqtask.transport.memory.local", "LocalBroker")}
+
+
+def open_broker(options: BrokerOptions, kept: dict[str, object]) -> Broker:
+    """The broker of these URLs; nothing is connected yet, and of AMQP's URLs nothing is looked at before it is used.
+
+    What must outlive a change of settings stays in `kept`, which is one application's.
+    """
+    module, class_name = _BROKERS.get(_scheme(options.urls), _AMQP)
+    broker: Broker = getattr(import_module(module), class_name)(options, kept)
+    return broker
+
+
+def _scheme(urls: object) -> str:
+    first = urls if isinstance(urls, str) else next(iter(urls or ()), "")  # type: ignore[call-overload]
+    return first.partition("://")[0].strip().lower() if isinstance(first, str) and "://" in first else ""
