@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.ground.elsewhere import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.wording import count
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0
 
 
-class Signal(WithOthersNames):
+class Signal(WithListedNames, others_names="providing_args receivers send_robust"):
     """`connect` as a decorator or call, with or without a `sender`; receivers are held weakly unless `weak=False`.
 
     A receiver that raises is logged and does not stop the others, nor the sender.
@@ -31,13 +31,14 @@ class Signal(WithOthersNames):
     def __init__(self, name: str, arguments: tuple[str, ...] = ()) -> None:
         self.name = name
         self.arguments = arguments
-        self._receivers: dict[object, tuple[object, Callable[[], Receiver | None]]] = {}
+        # Empty while nobody is connected; where each task asks, it is looked at directly.
+        self.connected: dict[object, tuple[object, Callable[[], Receiver | None]]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._receivers)
+        return bool(self.connected)
 
     def __repr__(self) -> str:
-        return f"<Signal {self.name}: {count(len(self._receivers), 'receiver')}>"
+        return f"<Signal {self.name}: {count(len(self.connected), 'receiver')}>"
 
     def connect(
         self,
@@ -57,7 +58,7 @@ class Signal(WithOthersNames):
         key = (dispatch_uid if dispatch_uid is not None else _identity(receiver), _sender_key(sender))
         called = _until_it_ends_well(receiver, self.name) if retry else receiver
         reference = self._reference(receiver, key) if weak and not retry else lambda: called
-        self._receivers[key] = (_sender_key(sender), reference)
+        self.connected[key] = (_sender_key(sender), reference)
         return receiver
 
     def disconnect(
@@ -65,15 +66,15 @@ class Signal(WithOthersNames):
     ) -> bool:
         """Undo `connect`; whether it was connected."""
         identity = dispatch_uid if dispatch_uid is not None else _identity(receiver)
-        return self._receivers.pop((identity, _sender_key(sender)), None) is not None
+        return self.connected.pop((identity, _sender_key(sender)), None) is not None
 
     def send(self, sender: object = None, **arguments: object) -> list[tuple[Receiver, Any]]:
         """Call the receivers; what each returned (or the exception it raised)."""
         answers: list[tuple[Receiver, Any]] = []
-        if not self._receivers:
+        if not self.connected:
             return answers
         sender_key = _sender_key(sender)
-        for filtered, reference in list(self._receivers.values()):
+        for filtered, reference in list(self.connected.values()):
             receiver = reference()
             if receiver is None or (filtered is not None and filtered != sender_key):
                 continue
@@ -87,11 +88,11 @@ class Signal(WithOthersNames):
     def has_listeners(self, sender: object = None) -> bool:
         """Whether a send by `sender` would reach anybody."""
         sender_key = _sender_key(sender)
-        return any(filtered is None or filtered == sender_key for filtered, _ in self._receivers.values())
+        return any(filtered is None or filtered == sender_key for filtered, _ in self.connected.values())
 
     def _reference(self, receiver: Receiver, key: object) -> Callable[[], Receiver | None]:
         def gone(_: object) -> None:
-            self._receivers.pop(key, None)
+            self.connected.pop(key, None)
 
         if hasattr(receiver, "__self__") and hasattr(receiver, "__func__"):
             return weakref.WeakMethod(receiver, gone)

@@ -131,6 +131,7 @@ ATTRIBUTES = {
     "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
     "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.backend:OfStore",
     "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.redis:OfRedis",
+    "amqtask.execution.request.Request": "amqtask.compat.attributes.request:OfRequest",
     "amqtask.result.AsyncResult": "amqtask.compat.attributes.result:OfResult",
     "amqtask.results.sets.ResultSet": "amqtask.compat.attributes.result:OfResults",
     "amqtask.settings.Settings": "amqtask.compat.attributes.settings:OfSettings",

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 # Called in each task's context when it has ended (then its output without a final newline is logged).
 AT_END: list[Callable[[], None]] = []
-# The attribute of a context with the retries of `ask_for_retry`.
-ASKED_RETRIES = "asked_retries"
 _NOTHING: dict[str, object] = {}
 _EMBEDDED = {"callbacks": "callbacks", "errbacks": "errbacks", "chain": "chain", "chord": "chord"}
 _HEADERS = frozenset(
@@ -45,8 +43,11 @@ class Context:
     utc: bool = True
     logfile: str | None = None
     loglevel: int | None = None
+    # The third element of the body.
+    embed: JsonObject = _NOTHING
+    # Of `ask_for_retry`.
+    asked_retries: tuple[Retry, ...] = ()
     _request: Request | None = None
-    _embed: JsonObject = _NOTHING
 
     def __init__(self, *args: object, **fields: object) -> None:
         """Of fields, or of a mapping of them, as Celery's."""
@@ -54,19 +55,18 @@ class Context:
 
     @classmethod
     def of(cls, request: Request, args: object, kwargs: object, embed: JsonObject, hostname: str) -> Context:
-        """The context of a request that is about to run."""
+        """The context of a request that is about to run. Attribute by attribute: that is faster than a dictionary of them."""
         self = cls.__new__(cls)
-        fields = self.__dict__
-        fields["id"] = request.id
-        fields["task"] = request.task
-        fields["args"] = args
-        fields["kwargs"] = kwargs
-        fields["retries"] = request.headers.get("retries") or 0
-        fields["hostname"] = hostname
-        fields["called_directly"] = False
-        fields["is_eager"] = request.is_eager
-        fields["_request"] = request
-        fields["_embed"] = embed
+        self.id = request.id
+        self.task = request.task
+        self.args = args
+        self.kwargs = kwargs
+        self.retries = request.headers.get("retries") or 0
+        self.hostname = hostname
+        self.called_directly = False
+        self.is_eager = request.is_eager
+        self.embed = embed
+        self._request = request
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -74,7 +74,7 @@ class Context:
         if name.startswith("__"):
             raise AttributeError(name)
         if name in _EMBEDDED:
-            return self._embed.get(name)
+            return self.embed.get(name)
         request = self._request
         if name == "children":
             children: list[object] = []
@@ -111,17 +111,12 @@ class Context:
 
     def ask_for_retry(self, retry: Retry) -> None:
         """Publish another run, although this one continues to its own end."""
-        self.__dict__.setdefault(ASKED_RETRIES, []).append(retry)
+        self.asked_retries += (retry,)
 
     @property
     def request(self) -> Request | None:
         """The request of this run; None when the task was called directly."""
         return self._request
-
-    @property
-    def embed(self) -> JsonObject:
-        """The third element of the body."""
-        return self._embed
 
     def __repr__(self) -> str:
         return f"<Context {self.task}[{self.id}]>"

@@ -27,14 +27,14 @@ from amqtask.exceptions import (
 )
 from amqtask.execution.bounds import DEFAULT, Bounds
 from amqtask.execution.chords import NOTHING, FollowUps
-from amqtask.execution.context import ASKED_RETRIES, AT_END, Context, current
+from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.exception_info import ErrorInfo
 from amqtask.execution.follow_ups import FollowUpComposer
 from amqtask.execution.forked import FORKS, count_forks, end_forked
 from amqtask.execution.interrupts import Abandoned, HardLimitReached
 from amqtask.execution.no_run import Endings, not_stored, requeued
-from amqtask.execution.outcome import Answer, Outcome
+from amqtask.execution.outcome import Answer, Outcome, of_success
 from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.resuming import Resuming
 from amqtask.execution.retries import retry_options, wants_retry
@@ -43,7 +43,7 @@ from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
 from amqtask.protocol.serialization import LARGEST_BODY
-from amqtask.protocol.task import saferepr
+from amqtask.protocol.task import NO_FOLLOW_UPS, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.chain_steps import SlotSteps
@@ -140,7 +140,8 @@ class Executor(Endings):
                     return resumed
                 if plan.track_started:
                     self._mark_started(plan, request)
-                self._before(plan, request, context)
+                if plan.hooks or signals.task_prerun.connected:
+                    self._before(plan, request, context)
                 value = plan.call(*args, **kwargs)
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = self.run_coroutine(value)
@@ -183,7 +184,8 @@ class Executor(Endings):
                         await run_blocking(self._mark_started, plan, request)
                     else:
                         self._mark_started(plan, request)
-                self._before(plan, request, context)
+                if plan.hooks or signals.task_prerun.connected:
+                    self._before(plan, request, context)
                 value = plan.call(*args, **kwargs)
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = await value
@@ -263,9 +265,9 @@ class Executor(Endings):
         runtime = perf_counter() - started
         embed, result, after, is_step = context.embed, None, NOTHING, False
         try:
-            if embed and (embed.get("callbacks") or embed.get("chain") or embed.get("chord")):
+            if embed is not NO_FOLLOW_UPS and (embed.get("callbacks") or embed.get("chain") or embed.get("chord")):
                 after = self._follow_up_composer.of_success(context, value)
-            if ASKED_RETRIES in context.__dict__:
+            if context.asked_retries:
                 after += self._asked_retries(request, context)
             if self._results is not None and is_wanted(plan, request):
                 result = self._results.success(request, context, value)
@@ -280,19 +282,14 @@ class Executor(Endings):
             return self._failed(plan, request, context, error, runtime)
         if CHORD_HEADER in request.headers:
             self._end_chord(request)
-        if "on_success" in plan.hooks:
-            self._hook(plan.task.on_success, value, request.id, context.args, context.kwargs)
-        if signals.task_success:
-            signals.task_success.send(sender=plan.task, result=value, runtime=runtime)
-        if "after_return" in plan.hooks:
-            self._hook(plan.task.after_return, states.SUCCESS, value, request.id, context.args, context.kwargs, None)
-        if signals.task_postrun:
-            self._tell_postrun(plan, request, context, states.SUCCESS, value)
+        if plan.hooks or signals.task_success.connected or signals.task_postrun.connected:
+            self._tell_success(plan, request, context, value, runtime)
         summary = saferepr(value) if self._verbose[0] else ""
-        return Outcome(
-            request.number, publish=after.publish, result=result, runtime=runtime, summary=summary, parts=after.parts,
-            is_step=is_step,
-        )  # fmt: skip
+        if after is NOTHING:
+            return of_success(request.number, runtime, summary, result=result)
+        return of_success(
+            request.number, runtime, summary, publish=after.publish, result=result, parts=after.parts, is_step=is_step
+        )
 
     def _raised(
         self, plan: TaskPlan, request: Request, context: Context, error: BaseException, started: float
@@ -392,7 +389,7 @@ class Executor(Endings):
             if self._results is not None and (is_wanted(plan, request) or task.store_errors_even_if_ignored):
                 result = self._results.failure(request, context, error, info.traceback)
             after = self._follow_up_composer.of_failure(context, error, info.traceback)
-            if ASKED_RETRIES in context.__dict__:
+            if context.asked_retries:
                 after += self._asked_retries(request, context)
         except BackendUnreachable as unreachable:
             return not_stored(request, unreachable, runtime)
@@ -419,7 +416,7 @@ class Executor(Endings):
     def _asked_retries(self, request: Request, context: Context) -> FollowUps:
         """The messages of `retry(throw=False)`; removed from the context, so that one that cannot be encoded fails the task
         once."""
-        retries = context.__dict__.pop(ASKED_RETRIES)
+        retries, context.asked_retries = context.asked_retries, ()
         return FollowUps(
             tuple(self._composer.compose_retry(request, context, when=retry.when, sig=retry.sig) for retry in retries)
         )
@@ -447,6 +444,16 @@ class Executor(Endings):
             logger.warning("the parts of chord %s stay until they expire: %s", group_id, error)
 
     # -- hooks and signals
+
+    def _tell_success(self, plan: TaskPlan, request: Request, context: Context, value: object, runtime: float) -> None:
+        if "on_success" in plan.hooks:
+            self._hook(plan.task.on_success, value, request.id, context.args, context.kwargs)
+        if signals.task_success:
+            signals.task_success.send(sender=plan.task, result=value, runtime=runtime)
+        if "after_return" in plan.hooks:
+            self._hook(plan.task.after_return, states.SUCCESS, value, request.id, context.args, context.kwargs, None)
+        if signals.task_postrun:
+            self._tell_postrun(plan, request, context, states.SUCCESS, value)
 
     def _tell_failure(
         self, plan: TaskPlan, request: Request, context: Context, error: BaseException, info: ErrorInfo

@@ -87,7 +87,7 @@ class InlineExecutor(Executor):
         token = current.set(context)
         try:
             self._follow_up_composer.of_failure(
-                Context(**{**context.__dict__, "_embed": {"errbacks": errbacks}}), error, ""
+                Context(**{**context.__dict__, "embed": {"errbacks": errbacks}}), error, ""
             )
         finally:
             current.reset(token)

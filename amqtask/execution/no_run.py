@@ -22,7 +22,7 @@ from amqtask.execution.context import Context
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.ground.printable import bounded_logger, printable
 from amqtask.protocol.serialization import LARGEST_BODY
-from amqtask.protocol.task import decode_body, light_limit, saferepr
+from amqtask.protocol.task import NO_FOLLOW_UPS, decode_body, light_limit, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.bounds import Bounds
@@ -139,7 +139,8 @@ class Endings:
         decoded = decode_body(
             request.body, request.content_type, request.content_encoding, request.headers, self.accept, limit
         )
-        self._bounds.check(decoded[2])
+        if decoded[2] is not NO_FOLLOW_UPS:
+            self._bounds.check(decoded[2])
         return decoded
 
 

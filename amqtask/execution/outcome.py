@@ -49,3 +49,25 @@ class Outcome(NamedTuple):
     is_step: bool = False
     # The request of that step, where the slot has begun with it by itself.
     going_on: Request | None = None
+
+
+_new = tuple.__new__
+
+
+def of_success(
+    number: int,
+    runtime: float,
+    summary: str = "",
+    *,
+    publish: tuple[Message, ...] = (),
+    result: Message | None = None,
+    parts: tuple[ChordPart, ...] = (),
+    is_step: bool = False,
+) -> Outcome:
+    """`Outcome(number, …)` of a task that has succeeded, in a third of the time."""
+    return _new(
+        Outcome,
+        (
+            number, states.SUCCESS, Answer.ACK, "", publish, result, runtime, summary, "", False, 0.0, parts, is_step, None
+        ),
+    )  # fmt: skip

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from amqtask.ground.elsewhere import WithListedNames
+
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, TaskBody
     from amqtask.protocol.message import PropertiesLike
 
 _NO_HEADERS: HeaderDict = {}
 
-
-# Fields of Celery's requests that are headers, with their defaults; and Celery's names of our fields.
-_IN_HEADERS: HeaderDict = {
-    "argsrepr": "", "kwargsrepr": "", "eta": None, "expires": None, "group": None, "group_index": None, "ignore_result": False,
-    "origin": None, "parent_id": None, "replaced_task_nesting": 0, "retries": 0, "root_id": None, "shadow": None,
-    "stamped_headers": [], "stamps": {},
-}  # fmt: skip
-_BY_OTHER_NAMES = {
-    "name": "task", "request_dict": "headers", "task_id": "id", "task_name": "task", "time_limit": "hard_limit",
-    "soft_time_limit": "soft_limit",
-}  # fmt: skip
 # Properties that few messages have, and that only tasks read (`self.request.properties`).
 _RARE = ("app_id", "message_id", "timestamp", "type", "user_id")
 
 
-class Request:
+class Request(
+    WithListedNames,
+    others_names="""argsrepr eta expires group group_index ignore_result kwargsrepr name origin parent_id replaced_task_nesting
+    request_dict retries root_id shadow soft_time_limit stamped_headers stamps task_id task_name time_limit""",
+):
     """A delivery that is going to run.
 
     `number` is unique within the worker process (the same task id may be there twice: a redelivery).
@@ -124,15 +119,6 @@ class Request:
             "priority": self.priority,
             **(rare or {}),
         }
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of Celery's requests, for receivers of signals (task_received, task_revoked)."""
-        if name in _IN_HEADERS:
-            header = self.headers.get(name)
-            return _IN_HEADERS[name] if header is None else header
-        if name in _BY_OTHER_NAMES:
-            return getattr(self, _BY_OTHER_NAMES[name])
-        raise AttributeError(f"a request has no field {name!r}")
 
     def to_frame(self) -> tuple[object, ...]:
         """All fields that are sent to another process."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import InvalidTaskError
@@ -67,8 +68,11 @@ _LIGHT_ELSE = 64 * 1024
 # The headers that the worker works with are of these types, or absent.
 _TEXT_HEADERS = ("group", "root_id", "parent_id", "shadow", "x-amqtask-chord", RUN_HEADER)
 _NUMBER_HEADERS = ("retries", "group_index", "replaced_task_nesting")
+_usual_headers = itemgetter(
+    "root_id", "parent_id", "group", "group_index", "shadow", "retries", "replaced_task_nesting", "stamped_headers"
+)
 _TEXT_TYPES, _NUMBER_TYPES = frozenset({type(None), str}), frozenset({type(None), int})
-_EMPTY_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+NO_FOLLOW_UPS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 @dataclass(slots=True)
@@ -115,7 +119,7 @@ class TaskCall:
     def embed(self) -> JsonObject:
         """The third element of the body."""
         if not (self.callbacks or self.errbacks or self.chain or self.chord):
-            return _EMPTY_EMBED
+            return NO_FOLLOW_UPS
         return {
             "callbacks": self.callbacks or None,
             "errbacks": self.errbacks or None,
@@ -129,7 +133,7 @@ def encode_task(
 ) -> tuple[bytes, Properties]:
     """The body and properties of a protocol v2 message. Raises: EncodeError, ConfigurationError."""
     embed = call.embed
-    if embed is not _EMPTY_EMBED and serializer not in _WRITES_SIGNATURES:
+    if embed is not NO_FOLLOW_UPS and serializer not in _WRITES_SIGNATURES:
         embed = plain(embed)
     body, content_type, content_encoding = dumps((tuple(call.args), call.kwargs, embed), serializer)
     headers = task_headers(call)
@@ -216,7 +220,8 @@ def decode_body(
     accept: frozenset[str],
     limit: int = LARGEST_BODY,
 ) -> TaskBody:
-    """The (args, kwargs, embed) of a body of protocol v2 or v1, which may have `limit` bytes.
+    """The (args, kwargs, embed) of a body of protocol v2 or v1, which may have `limit` bytes; embed is NO_FOLLOW_UPS where it
+    has none.
 
     Raises: ContentDisallowed, Undecodable, InvalidTaskError (it decodes, but to something else, or its headers do).
     """
@@ -226,7 +231,7 @@ def decode_body(
         body = _unpacked(body, compression, limit)
     decoded = loads(body, content_type, content_encoding, accept)
     if decoded.__class__ is dict and "task" in decoded and "id" in decoded:
-        embed = {name: decoded.get(name) for name in _EMPTY_EMBED}
+        embed = {name: decoded.get(name) for name in NO_FOLLOW_UPS}
         return _checked(decoded.get("args") or [], decoded.get("kwargs") or {}, embed)
     try:
         args, kwargs, embed = decoded
@@ -245,6 +250,28 @@ def _unpacked(body: bytes, compression: object, limit: int) -> bytes:
 
 
 def _check_headers(headers: Headers) -> None:
+    """Written out for the headers that nearly all messages have: this runs for every message."""
+    try:
+        root_id, parent_id, group, group_index, shadow, retries, nesting, stamped = _usual_headers(headers)
+    except KeyError:
+        _check_each_header(headers)
+        return
+    if not (
+        root_id.__class__ is str
+        and (parent_id is None or parent_id.__class__ is str)
+        and (group is None or group.__class__ is str)
+        and (group_index is None or (group_index.__class__ is int and group_index >= 0))
+        and shadow is None
+        and retries.__class__ is nesting.__class__ is int
+        and retries >= 0 <= nesting
+        and not stamped
+        and "x-amqtask-chord" not in headers
+        and RUN_HEADER not in headers
+    ):
+        _check_each_header(headers)
+
+
+def _check_each_header(headers: Headers) -> None:
     get = headers.get
     if not _TEXT_TYPES.issuperset(map(type, map(get, _TEXT_HEADERS))):
         raise _wrong_type(headers, _TEXT_HEADERS, str)
@@ -294,11 +321,12 @@ def checked_id(task_id: object) -> str:
 
 def _checked(args: object, kwargs: object, embed: object) -> TaskBody:
     if isinstance(args, (list, tuple)) and isinstance(kwargs, dict) and isinstance(embed, dict):
-        if any(embed.values()):
-            try:
-                _check_embed(embed)
-            except RecursionError:
-                raise InvalidTaskError("the follow-ups of the task are nested too deep") from None
+        if not any(embed.values()):
+            return args, kwargs, NO_FOLLOW_UPS
+        try:
+            _check_embed(embed)
+        except RecursionError:
+            raise InvalidTaskError("the follow-ups of the task are nested too deep") from None
         return args, kwargs, embed
     kinds = ", ".join(type(part).__name__ for part in (args, kwargs, embed))
     raise InvalidTaskError(f"args, kwargs and embed of a task message are a list and two mappings, not {kinds}")

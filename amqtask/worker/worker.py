@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.outcome import Answer
-from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.ground.elsewhere import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.chain_steps import Steps, delivered
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.worker")
 
 
-class Worker(WithOthersNames):
+class Worker(WithListedNames, others_names="blueprint hostname pid start timer"):
     """Takes deliveries, runs them in a pool, answers them. For start and stop see lifecycle.py, for changes operations.py."""
 
     def __init__(

@@ -128,7 +128,7 @@ def test_who_hears_of_received_tasks_sees_their_stamps_and_family() -> None:
     assert (first.stamps, first.stamped_headers) == ({"shop": "north"}, ["shop"])
     assert (first.replaced_task_nesting, last.replaced_task_nesting) == (0, 1)
     assert (first.root_id, first.parent_id) == (first.id, None)
-    with pytest.raises(AttributeError, match="no field 'nonsense'"):
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = first.nonsense
 
 

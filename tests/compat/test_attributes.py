@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Queue, signals
+from amqtask.compat import ATTRIBUTES
 from amqtask.events import State
 from amqtask.exceptions import OperationalError
+from amqtask.execution.request import Request
+from amqtask.ground.imports import load_path
 from amqtask.remote.control import Control
+from amqtask.signals import Signal
 from amqtask.testing.worker import start_worker
+from amqtask.worker.worker import Worker
 
 
 @pytest.fixture
@@ -223,3 +228,10 @@ def test_an_application_takes_what_celery_s_is_made_with() -> None:
 
     assert made.conf.task_default_queue == "q"
     assert made.conf.unknown_names() == {}
+
+
+@pytest.mark.parametrize("listing", [Request, Signal, Worker])
+def test_a_class_that_lists_names_of_celery_lists_all_that_there_are(listing: type) -> None:
+    elsewhere = load_path(ATTRIBUTES[f"{listing.__module__}.{listing.__name__}"])
+
+    assert {name for name in vars(elsewhere) if not name.startswith("__")} <= vars(listing).keys()

@@ -23,4 +23,4 @@ class OfSignal(Signal):
     @property
     def receivers(self) -> list[tuple[Any, Callable[[], Any]]]:
         """Those that are connected: ((what it is known by, the sender's key), a function that gives the receiver)."""
-        return [(key, reference) for key, (_, reference) in self._receivers.items()]
+        return [(key, reference) for key, (_, reference) in self.connected.items()]
