@@ -27,11 +27,13 @@ from amqtask.exceptions import (
 )
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
+from amqtask.transport.link import Link, connect
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder, hangs_up_once
 from integration.nodes import free_port
+from integration.waiting import eventually
 
 # Class and method of connection.close on the wire.
 CONNECTION_CLOSE = b"\x00\x0a\x00\x32"
@@ -496,6 +498,18 @@ def test_threads_that_come_first_in_a_forked_child_share_its_connections(
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     assert rabbit.count(queue) == 1 + 15 * 16
+
+
+def test_an_answer_that_came_while_the_caller_stood_still_until_its_deadline_counts(broker_url: str) -> None:
+    link = Link(heartbeat=None, name="late")
+    connect(link, parse_broker_urls(broker_url), time.monotonic() + 60, 60)
+    link.ask()
+    link.flush()
+    now = time.monotonic()
+
+    eventually(lambda: link.run(lambda: not link.is_asked, now))
+
+    link.close()
 
 
 def test_closing_twice_and_publishing_after_it_is_fine(rabbit: Broker, queue: str, make: MakePublisher) -> None:

@@ -225,7 +225,9 @@ class Link:
         self._read()
 
     def run(self, condition: Callable[[], bool], deadline: float | None) -> bool:
-        """Write and read until `condition()` or the deadline; whether it holds. Raises: LinkLost."""
+        """Write and read until `condition()` or the deadline; whether it holds. Raises: LinkLost.
+
+        What has come before the deadline counts, even if this thread stood still until after it."""
         if self._error is not None:
             raise LinkLost(self._error)
         began = time.monotonic()
@@ -234,7 +236,8 @@ class Link:
                 now = time.monotonic()
                 seconds_left = SLICE if deadline is None else min(SLICE, deadline - now)
                 if seconds_left <= 0:
-                    return False
+                    self._read()
+                    return condition()
                 if self._beat:
                     self._keep_alive(now, began)
                 self.flush()

@@ -109,7 +109,9 @@ class Links(Generic[L]):
                 frame.clear()
             except RuntimeError:
                 continue  # it runs
-            self.drop(link)
+            # Since `items`, the call may have given its link back and ended, and another call may have taken it.
+            if self._held.get(link) is frame:
+                self.drop(link)
 
     def is_held_here(self) -> bool:
         """Whether a call further up the stack of the calling thread has a link."""
