@@ -201,6 +201,31 @@ def test_after_the_broker_cancelled_a_queue_its_window_is_whole_again(
     assert rabbit.count(queue.name) == 3
 
 
+@pytest.mark.parametrize("prefetch", [2, 100], ids=["a window that the old deliveries fill", "a larger one"])
+def test_a_queue_that_is_deleted_and_made_anew_at_once_is_consumed_again(
+    rabbit: Broker, looped: Looped, queue: Queue, prefetch: int
+) -> None:
+    listener, consumer = looped.consuming(queue, prefetch=prefetch)
+    consumer.set_prefetch(queue.name, prefetch + 1)  # two consumers
+    fill(rabbit, queue, *[b"old"] * (prefetch + 1))
+    looped.until(lambda: len(listener.deliveries) == prefetch + 1)
+    # When one comes again, the broker has done all that was asked of it before.
+    consumer.nack(listener.deliveries.pop().tag)
+    looped.until(lambda: len(listener.deliveries) == prefetch + 1)
+    for delivery in listener.deliveries:
+        consumer.ack(delivery.tag)
+    listener.deliveries.clear()
+
+    channel = rabbit.channel()
+    channel.queue_delete(queue.name)
+    channel.queue_declare(queue.name, durable=True, arguments=dict(QUORUM))
+    fill(rabbit, queue, b"1", b"2", b"3")
+    looped.until(lambda: len(listener.deliveries) == min(3, prefetch + 1))
+
+    assert set(listener.bodies) == {b"1", b"2", b"3"}
+    assert listener.lost == []
+
+
 # -- what exists, what does not
 
 

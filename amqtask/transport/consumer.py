@@ -28,6 +28,7 @@ from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
+from amqtask.transport.recreation import RecreationGuard, keeps_consumers_of_deleted
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import take_until_cancelled
@@ -88,6 +89,7 @@ class PikaConsumer:
         # The present channel, once it is open; and the one that is being opened.
         self._channel: Any = None
         self._opening: PikaChannel | None = None
+        self._guard: RecreationGuard | None = None
         self._epoch = 0
         self._queues: dict[str, _Consumed] = {}
         # Consumers that the broker has not confirmed yet, in the order in which it will confirm them.
@@ -243,6 +245,9 @@ class PikaConsumer:
         if channel is not self._opening:
             return
         self._opening, self._channel = None, channel
+        self._guard = None
+        if self._pika is not None and not self._no_ack and keeps_consumers_of_deleted(self._pika):
+            self._guard = RecreationGuard(channel)
         self._window = None
         self._epoch += 1
         self._set_up()
@@ -328,6 +333,8 @@ class PikaConsumer:
         tag = f"amqtask-{self._consumer_number}"
         consumed.tags.append(tag)
         self._starting[tag] = consumed
+        if self._guard is not None:
+            self._guard.lift()
         if not self._no_ack and prefetch != self._window:
             self._window = prefetch
             self._channel.basic_qos(prefetch_count=prefetch)
@@ -362,6 +369,8 @@ class PikaConsumer:
             consumed.was_consumed = True
             self._start_seconds = START_SECONDS
             self._watch_start()
+            if self._guard is not None and not self._starting:
+                self._guard.set(consumed.queue for consumed in self._queues.values())
         if on_started is not None:
             on_started()
         self._look_complete()
