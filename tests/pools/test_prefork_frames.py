@@ -32,6 +32,7 @@ from amqtask_pools.prefork.frames import (
     OUTCOMES,
     PICKLE,
     PIECE,
+    SUCCESSES,
     BrokenFrame,
     FrameReader,
     cut,
@@ -105,6 +106,13 @@ def test_outcomes_travel_in_batches() -> None:
     assert travelled(*sent) == sent
 
 
+def test_successes_without_a_result_travel_as_numbers_and_runtimes() -> None:
+    sent = [Outcome(2**40 + number, runtime=number / 3) for number in range(16)]
+
+    assert travelled(*sent) == sent
+    assert len(encode_outcomes(sent, ACCEPT)) == 1 + 16 * 16
+
+
 def test_the_body_of_a_chord_keeps_what_the_accepted_serializers_can_say() -> None:
     part = ChordPart("g", "t", 2, {"task": "body", "args": ({1: {2}},)}, MESSAGE)
 
@@ -127,7 +135,8 @@ def test_headers_that_cannot_be_published_do_not_keep_outcomes_back(headers: dic
 
 def test_a_whole_message_is_told_from_pieces_and_words_by_its_first_byte() -> None:
     assert encode_request(request(1, "add"))[0] == PICKLE
-    assert encode_outcomes([Outcome(1)], ACCEPT)[0] == OUTCOMES
+    assert encode_outcomes([Outcome(1)], ACCEPT)[0] == SUCCESSES
+    assert encode_outcomes([Outcome(1), Outcome(2, summary="None")], ACCEPT)[0] == OUTCOMES
 
 
 class Evil:
@@ -168,6 +177,9 @@ RUBBISH = {
     "headers that are none": row(result=[0, "", "", "", True, *[None] * 13]),
     "an entity of its own": row(result=[0, "", "", '[{"is": "os.system"}]', True, *[None] * 2, {}, *[None] * 10]),
     "a chord that is pickled": row(parts=[["g", "t", 1, [0, "application/x-python-serialize", "binary"], []]]),
+    "successes that end too early": struct.pack(">Bq", SUCCESSES, 1),
+    "a success that took no time that there is": struct.pack(">Bqd", SUCCESSES, 1, math.nan),
+    "a success before it began": struct.pack(">B2q2d", SUCCESSES, 1, 2, 0.0, -1.0),
     "nested without end": struct.pack(">BI", OUTCOMES, 100_000) + b"[" * 100_000,
 }
 
@@ -183,6 +195,8 @@ def test_what_is_no_outcome_is_a_broken_frame_and_executes_nothing(message: byte
 @given(st.data())
 def test_outcomes_with_anything_anywhere_are_outcomes_or_a_broken_frame(data: st.DataObject) -> None:
     raw = bytearray(encode_outcomes([Outcome(1), Outcome(2, publish=(MESSAGE,), result=MESSAGE)], ACCEPT))
+    if data.draw(st.booleans()):
+        raw = bytearray(encode_outcomes([Outcome(1, runtime=0.1), Outcome(2)], ACCEPT))
     for _ in range(data.draw(st.integers(1, 5))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
 

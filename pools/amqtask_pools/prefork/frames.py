@@ -18,7 +18,7 @@ import struct
 from amqtask.exceptions import InvalidTaskError
 from amqtask.execution.request import Request
 
-PICKLE, PART, LAST, READY, STOP, OUTCOMES = 0x80, 0x01, 0x02, 0x03, 0x04, 0x05
+PICKLE, PART, LAST, READY, STOP, OUTCOMES, SUCCESSES = 0x80, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06
 IS_READY, GO = bytes([READY]), bytes([STOP])
 # A complete packet must fit into the socket's send buffer.
 PIECE = 60 * 1024

@@ -8,6 +8,10 @@ task; it is written by a serializer that the application accepts from its produc
 
 A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents. The row of a
 successful task has three fields, number, runtime and summary, and a fourth if there is a result to publish.
+
+Where all have succeeded, without a result to publish or anything to log, only their numbers and runtimes are sent:
+
+    SUCCESSES, the numbers (64 bits each), the runtimes (floats)
 """
 
 from __future__ import annotations
@@ -24,14 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import EncodeError
-from amqtask.execution.outcome import Answer, Outcome
+from amqtask.execution.outcome import Answer, Outcome, of_success
 from amqtask.ground.wording import described
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.entities import Declaration, as_document, from_document
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, MSGPACK, PICKLE, YAML, dumps, loads
 from amqtask.protocol.task import saferepr
-from amqtask_pools.prefork.frames import OUTCOMES, BrokenFrame
+from amqtask_pools.prefork.frames import OUTCOMES, SUCCESSES, BrokenFrame
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
@@ -53,7 +57,10 @@ _ANSWER, _STATE, _RUNTIME, _PAUSE = (_FIELDS.index(name) for name in ("answer", 
 _REST = _RUNTIME + 2
 _BARE = Outcome(0)
 _BEFORE, _BEHIND = _BARE[1:_RESULT], _BARE[_REST:]
+# The same for an outcome that is only a number and a runtime.
+_BEFORE_RUNTIME, _BEHIND_RUNTIME = _BARE[1:_RUNTIME], _BARE[_RUNTIME + 1 :]
 assert _FIELDS[_RESULT:_REST] == ("result", "runtime", "summary")
+_SUCCESS_SIZE = struct.calcsize(">qd")
 # Longer than any task runs, or any outcome waits (seconds).
 _FOR_EVER = 1e10
 # Serializers for a part's body; the first ones keep types best.
@@ -79,6 +86,13 @@ class _Formless:
 
 def encode_outcomes(outcomes: Sequence[Outcome], accept: frozenset[str]) -> bytes:
     """One message; cut it when it is longer than PIECE. `accept` are the content types that the application reads."""
+    for outcome in outcomes:
+        if outcome[1:_RUNTIME] != _BEFORE_RUNTIME or outcome[_RUNTIME + 1 :] != _BEHIND_RUNTIME:
+            break
+    else:
+        count = len(outcomes)
+        numbers, runtimes = [outcome[0] for outcome in outcomes], [outcome[_RUNTIME] for outcome in outcomes]
+        return struct.pack(f">B{count}q{count}d", SUCCESSES, *numbers, *runtimes)
     writer = _Writer(accept)
     rows = [writer.row(outcome) for outcome in outcomes]
     try:
@@ -170,6 +184,8 @@ def _declare_text(declare: tuple[Declaration, ...]) -> str:
 def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list[Outcome]:
     """The outcomes that `encode_outcomes` wrote; `going_on` is only the step's `until`. Raises: BrokenFrame."""
     try:
+        if message[0] == SUCCESSES:
+            return _successes(message)
         _, size = _HEAD.unpack_from(message)
         text = str(message[_HEAD.size : _HEAD.size + size], "ascii")
         reader = _Reader(memoryview(message)[_HEAD.size + size :], accept)
@@ -178,6 +194,16 @@ def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list
         raise
     except Exception as error:
         raise BrokenFrame(f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _successes(message: bytes | memoryview) -> list[Outcome]:
+    count = len(message) // _SUCCESS_SIZE
+    values = struct.unpack(f">B{count}q{count}d", message)
+    numbers, runtimes = values[1 : count + 1], values[count + 1 :]
+    for runtime in runtimes:
+        if not 0 <= runtime < _FOR_EVER:
+            raise BrokenFrame(f"an outcome of {runtime!r} s")
+    return [*map(of_success, numbers, runtimes)]
 
 
 def _rich(table: JsonObject) -> object:
@@ -214,7 +240,7 @@ class _Reader:
             number, runtime, summary, *results = row
             if type(number) is int and type(runtime) is float and 0 <= runtime < _FOR_EVER and type(summary) is str:
                 result = self._message(results[0]) if results else None
-                return Outcome(number, result=result, runtime=runtime, summary=summary)
+                return of_success(number, runtime, summary, result=result)
         if len(row) != len(_FIELDS):
             raise BrokenFrame(f"an outcome of {len(row)} fields")
         for index, field_type in _FIELD_TYPES:

@@ -20,6 +20,7 @@ from amqtask_pools.prefork.frames import (
     PICKLE,
     PIECE,
     READY,
+    SUCCESSES,
     BrokenFrame,
     FrameReader,
     cut,
@@ -222,7 +223,7 @@ class ChildProcess:
 
     def _message(self, size: int) -> bytes | memoryview | None:
         packet_type = self._view[0] if size else None
-        if packet_type == OUTCOMES:
+        if packet_type in (OUTCOMES, SUCCESSES):
             return self._view[:size]
         if packet_type == READY and not self.is_ready:
             self.is_ready = True
