@@ -43,8 +43,8 @@ from amqtask.transport.loop import PikaLoop
 from amqtask.transport.names import LONGEST_NAME, has_line_end
 from amqtask.worker.chord_joiner import ChordJoiner
 from amqtask.worker.operations import Operations
+from amqtask.worker.options import usable_processors
 from amqtask.worker.prefetch import MAX_WINDOW
-from amqtask.worker.processors import usable_processors
 from amqtask.worker.report import Report
 from amqtask.worker.revoked import MAX_IDS
 from amqtask.worker.setup import WorkerSetup, WorkQueue
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from amqtask.services.monitoring import Monitoring
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.options import WorkerOptions
-    from amqtask.worker.service import Service
+    from amqtask.worker.setup import Service
 
 logger = bounded_logger("amqtask.worker")
 

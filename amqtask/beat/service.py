@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.positions import decode, encode
 from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
+from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
-from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
     from amqtask.beat.contract import ScheduleStore

@@ -24,8 +24,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.ground.secrets import mask_urls
 from amqtask.ground.wording import count
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
-from amqtask.worker.options import WorkerOptions
-from amqtask.worker.processors import usable_processors
+from amqtask.worker.options import WorkerOptions, usable_processors
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

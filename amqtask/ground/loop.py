@@ -1,4 +1,4 @@
-"""The I/O loop of a worker or of beat, as those know it who run on it."""
+"""The I/O loop of a worker or of beat, as those know it who run on it; and a periodic call on it."""
 
 from __future__ import annotations
 
@@ -40,3 +40,30 @@ class TurnLoop(Loop, Protocol):
 
     def call_last(self, callback: Callable[[], None]) -> None:
         """Run at the very end of this loop turn, after all `call_soon` callbacks."""
+
+
+class Ticker:
+    """Calls `tick` every `seconds` between `start` and `stop`; both may be called twice."""
+
+    def __init__(self, loop: Loop, seconds: float, tick: Callable[[], None]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._tick = tick
+        self._timer: Timer | None = None
+        self._running = False
+
+    def start(self) -> None:
+        if not self._running:
+            self._running = True
+            self._timer = self._loop.call_later(self._seconds, self._fire)
+
+    def stop(self) -> None:
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        if self._running:
+            self._timer = self._loop.call_later(self._seconds, self._fire)
+            self._tick()

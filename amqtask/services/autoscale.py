@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.wording import count
-from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject

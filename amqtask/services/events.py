@@ -22,12 +22,11 @@ from amqtask import signals, states
 from amqtask.events.sent import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer
+from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.version import VERSION
 from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
-from amqtask.worker.observer import Observer
-from amqtask.worker.report import name_of
-from amqtask.worker.ticker import Ticker
+from amqtask.worker.report import Observer, name_of
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError

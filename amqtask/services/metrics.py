@@ -20,7 +20,7 @@ from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
 from amqtask.ground.version import VERSION
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.services.http import Page, Reply
-from amqtask.worker.observer import Observer
+from amqtask.worker.report import Observer
 from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:

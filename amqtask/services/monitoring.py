@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from amqtask.services.watchdog import Watchdog
     from amqtask.transport.contract import LoopPublisher
     from amqtask.worker.options import WorkerOptions
-    from amqtask.worker.service import Service
+    from amqtask.worker.setup import Service
     from amqtask.worker.worker import Worker
 
 

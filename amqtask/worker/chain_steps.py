@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amqtask.execution.shared_flag import SharedFlag
     from amqtask.protocol.message import Message
     from amqtask.worker.revoked import Revocations
-    from amqtask.worker.strategies import Strategies
+    from amqtask.worker.strategy import Strategies
     from amqtask.worker.throttle import Throttle
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask import signals
+from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.wording import count
 from amqtask.worker.orphans import LOOK_EVERY, Orphans
 from amqtask.worker.report import name_of
+from amqtask.worker.revoked import StateFile
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
-from amqtask.worker.statefile import StateFile
-from amqtask.worker.ticker import Ticker
 
 if TYPE_CHECKING:
     from amqtask.pool import Pool
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from amqtask.worker.dispatcher import Dispatcher
     from amqtask.worker.finisher import Finisher
     from amqtask.worker.lost import Lost
+    from amqtask.worker.prefetch import Windows
     from amqtask.worker.revoked import Revocations
-    from amqtask.worker.service import Service
-    from amqtask.worker.setup import RunnableLoop, WorkerSetup
+    from amqtask.worker.setup import RunnableLoop, Service, WorkerSetup
     from amqtask.worker.surplus import Surplus
     from amqtask.worker.throttle import Throttle
-    from amqtask.worker.windows import Windows
 
 logger = bounded_logger("amqtask.worker")
 

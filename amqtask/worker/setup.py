@@ -1,4 +1,4 @@
-"""WorkerSetup: a worker's configuration, as plain data that `assembly` makes from settings and options."""
+"""WorkerSetup: a worker's configuration, as plain data that `assembly` makes; and the contracts of a worker's parts."""
 
 from __future__ import annotations
 
@@ -112,3 +112,13 @@ class WorkerSetup:
     # How many revoked ids are remembered, and for how long (None: until there are too many).
     revokes_max: int = MAX_IDS
     revoke_expires: float | None = None
+
+
+class Service(Protocol):
+    """Started when the worker starts, stopped before its connections close; both may be called twice."""
+
+    name: str
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...

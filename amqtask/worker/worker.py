@@ -31,14 +31,13 @@ from amqtask.worker.follow_ups import FollowUpPublisher
 from amqtask.worker.intake import Intake
 from amqtask.worker.lifecycle import Lifecycle
 from amqtask.worker.lost import Lost
+from amqtask.worker.prefetch import Windows
 from amqtask.worker.redeliveries import Redeliveries
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.setup import WorkQueue, WorkQueues
-from amqtask.worker.strategies import Strategies
-from amqtask.worker.strategy import read_request, without_end
+from amqtask.worker.strategy import Strategies, read_request, without_end
 from amqtask.worker.surplus import Surplus
 from amqtask.worker.throttle import MOST_HELD, Throttle
-from amqtask.worker.windows import Windows
 
 if TYPE_CHECKING:
     from amqtask.execution.outcome import Outcome
@@ -50,10 +49,8 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.chord_joiner import ChordJoiner
     from amqtask.worker.follow_ups import OnDone
-    from amqtask.worker.observer import Observer
-    from amqtask.worker.report import Report
-    from amqtask.worker.service import Service
-    from amqtask.worker.setup import Endings, RunnableLoop, WorkerSetup
+    from amqtask.worker.report import Observer, Report
+    from amqtask.worker.setup import Endings, RunnableLoop, Service, WorkerSetup
 
 logger = bounded_logger("amqtask.worker")
 

@@ -12,7 +12,7 @@ from amqtask import AmqTask
 from amqtask.cli.daemon import check_pidfile
 from amqtask.cli.main import run
 from amqtask.cli.worker import command
-from amqtask.worker.processors import usable_processors
+from amqtask.worker.options import usable_processors
 
 
 def test_what_kubernetes_sets_for_a_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:

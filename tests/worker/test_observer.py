@@ -9,7 +9,7 @@ import pytest
 from amqtask import states
 from amqtask.execution.outcome import Outcome
 from amqtask.execution.request import Request
-from amqtask.worker.observer import Observer
+from amqtask.worker.report import Observer
 from tests.worker.bench import Bench
 
 

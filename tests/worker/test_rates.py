@@ -8,8 +8,7 @@ import pytest
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.request import Request
-from amqtask.worker.rates import TokenBucket, parse_rate
-from amqtask.worker.throttle import MOST_HELD, Throttle
+from amqtask.worker.throttle import MOST_HELD, Throttle, TokenBucket, parse_rate
 
 
 @pytest.mark.parametrize(

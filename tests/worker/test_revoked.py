@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.worker.revoked import Revocations
-from amqtask.worker.statefile import StateFile
+from amqtask.worker.revoked import Revocations, StateFile
 
 
 def test_it_is_remembered_for_as_long_as_there_is_room() -> None:
