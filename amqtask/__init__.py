@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from amqtask.client.shared_tasks import shared_task
     from amqtask.exceptions import Ignore, Reject, Retry
     from amqtask.ground.current import CurrentApp
-    from amqtask.ground.plugin_contract import Plugins
+    from amqtask.ground.plugins import Plugins
     from amqtask.ground.version import VERSION as __version__
     from amqtask.protocol.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.protocol.stamping import StampingVisitor

@@ -22,9 +22,8 @@ from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.shared_flag import OFF
 from amqtask.ground import current
-from amqtask.ground.elsewhere import WithOthersNames, others_names
 from amqtask.ground.imports import load
-from amqtask.ground.plugins import plugins
+from amqtask.ground.plugins import WithOthersNames, others_names, plugins
 from amqtask.ground.printable import bounded_logger
 from amqtask.options import value_types
 from amqtask.protocol.serialization import LARGEST_BODY, content_types

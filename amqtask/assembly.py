@@ -21,15 +21,14 @@ from amqtask.ground.imports import load
 from amqtask.ground.lamport_clock import LamportClock
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import bounded_logger, printable
+from amqtask.ground.printable import bounded_logger, count, printable
 from amqtask.ground.secrets import masked_plain
 from amqtask.ground.version import VERSION
-from amqtask.ground.wording import count
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.serialization import content_types
-from amqtask.services.asked_queue import asked_queue
+from amqtask.services.answers import asked_queue
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control
 from amqtask.services.elections import Elections
@@ -120,7 +119,7 @@ def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | Non
 
 def build_relaying(app: AmqTask) -> Service:
     """A relay in a thread, for a process that does something else. Raises: ConfigurationError."""
-    from amqtask.services.relaying import Relaying
+    from amqtask.outbox.relay import Relaying
 
     return Relaying(build_relay(app))
 
@@ -433,7 +432,7 @@ class _Builder:
     def beat(self) -> Service:
         """The scheduler; its modules are loaded only for -B."""
         from amqtask.beat.build import embedded_beat
-        from amqtask.beat.options import BeatOptions
+        from amqtask.beat.contract import BeatOptions
 
         return embedded_beat(
             self.app,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import TYPE_CHECKING, Any
 
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from amqtask.exceptions import PoolNotFound
-from amqtask.ground.completion import completed
-from amqtask.ground.imports import load_path
+from amqtask.ground.imports import completed, load_path
 from amqtask.ground.loop import Loop as Loop
 from amqtask.ground.loop import Timer as Timer
 from amqtask.ground.plugins import plugins

@@ -15,7 +15,7 @@ from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedError, TimeoutError
 from amqtask.ground.current import find_current_app
 from amqtask.ground.deadlines import cancel_all
-from amqtask.ground.elsewhere import WithOthersNames, others_names
+from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open
 from amqtask.protocol.result import ResultMessage, exception_from_dict

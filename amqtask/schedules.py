@@ -35,7 +35,7 @@ from amqtask.cron.fields import (
 from amqtask.cron.solar import EVENTS, event_after, load_ephem
 from amqtask.cron.wall_clock import moments_of, reading_at, second_showing
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.wording import count
+from amqtask.ground.printable import count
 
 __all__ = [
     "BaseSchedule",

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amqtask.ground.elsewhere import WithListedNames
-from amqtask.ground.printable import bounded_logger
-from amqtask.ground.wording import count
+from amqtask.ground.plugins import WithListedNames
+from amqtask.ground.printable import bounded_logger, count
 
 logger = bounded_logger("amqtask.signals")
 F = TypeVar("F", bound=Callable[..., Any])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 
 PENDING: Final = "PENDING"
 RECEIVED: Final = "RECEIVED"

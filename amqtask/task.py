@@ -23,8 +23,7 @@ from amqtask.exceptions import (
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.pydantic_arguments import pydantic_wrapper
 from amqtask.ground.current import current_app
-from amqtask.ground.elsewhere import WithOthersNames
-from amqtask.ground.plugins import plugins
+from amqtask.ground.plugins import WithOthersNames, plugins
 from amqtask.options import value_types
 from amqtask.options.task_options import TASK, near_option, of_call, of_task
 from amqtask.protocol.result import ResultMessage

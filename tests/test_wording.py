@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from amqtask.ground.wording import clause, count, described
+from amqtask.ground.printable import clause, count, described
 from amqtask.transport.errors import unreachable
 from amqtask.transport.url import BrokerAddress
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import states
 from amqtask.backends.contract import BackendOptions
 from amqtask.exceptions import EncodeError, MessageError
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
 from amqtask.protocol.serialization import content_type, content_types, dumps, loads
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from amqtask.exceptions import BackendNotConfigured
-from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.ground.plugins import WithOthersNames
 from amqtask.protocol.serialization import LARGEST_BODY
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheSe
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.key_value import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import clause
 
 # memcached takes a longer expiry for a time on the clock (doc/protocol.txt, "Expiration times").
 _LONGEST_RELATIVE = 30 * 24 * 3600

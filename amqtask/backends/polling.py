@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
-from amqtask.backends.async_wait import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.mailbox import too_late
+from amqtask.backends.mailbox import Arrived, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Message

@@ -35,7 +35,7 @@ from amqtask.backends.redis_server import (
 )
 from amqtask.backends.redis_servers import Cluster, SentinelMaster, deployment_of
 from amqtask.backends.retrying import RetryPolicy
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.protocol.serialization import content_type, content_types

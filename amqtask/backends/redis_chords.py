@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amqtask.exceptions import EncodeError
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import dumps, loads
 

@@ -14,7 +14,7 @@ from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, R
 from amqtask.backends.redis_servers import Deployment
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import clause
 
 T = TypeVar("T")
 # How long a server may be away before its callers are told, and the pauses between attempts (seconds).

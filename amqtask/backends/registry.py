@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.completion import completed
-from amqtask.ground.imports import load_path
+from amqtask.ground.imports import completed, load_path
 from amqtask.ground.plugins import plugins
 from amqtask.ground.secrets import mask_urls
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
-from amqtask.backends.async_wait import Arrived, await_arrival
 from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.mailbox import CAPACITY, Arrivals, Mailbox, too_late
+from amqtask.backends.mailbox import CAPACITY, Arrivals, Arrived, Mailbox, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments

@@ -22,7 +22,7 @@ from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
 from amqtask.ground.imports import load_path
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:

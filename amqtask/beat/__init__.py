@@ -1,7 +1,7 @@
 """beat: publishes periodic tasks when they are due; any number may run, one of them at a time does."""
 
-from amqtask.beat.lazy import BeatLazyFunc
-from amqtask.ground.elsewhere import others_names
+from amqtask.beat.sender import BeatLazyFunc
+from amqtask.ground.plugins import others_names
 
 __all__ = ["BeatLazyFunc"]
 

@@ -22,7 +22,6 @@ from amqtask.schedules import BaseSchedule
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.beat.options import BeatOptions
     from amqtask.ground.shapes import Keywords, Options
     from amqtask.pool import Loop
 
@@ -131,3 +130,15 @@ class BeatService(Protocol):
 
     def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
         """`on_stopped` follows when nothing is on its way any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeatOptions:
+    """`schedule` is `-s`, `scheduler` is `-S`; None: as the settings say. `max_interval` is in seconds."""
+
+    schedule: str | None = None
+    scheduler: str | None = None
+    max_interval: float | None = None
+    # The node name for `inspect ping`, and whether to answer it; None: as beat_enable_remote_control says.
+    hostname: str | None = None
+    remote_control: bool | None = None

@@ -1,19 +1,44 @@
-"""From a due entry to the message of its task: Celery's headers, and an id that follows from entry and due time."""
+"""From a due entry to the message of its task: Celery's headers, and an id that follows from entry and due time.
+
+An argument may be worked out when the task is sent (BeatLazyFunc, celery/beat.py).
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
-
-from amqtask.beat.lazy import evaluated
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.scheduler import Due
     from amqtask.exceptions import PublishError
-    from amqtask.ground.shapes import OptionDict
+    from amqtask.ground.shapes import Keywords, OptionDict
     from amqtask.protocol.message import Message
+
+
+class BeatLazyFunc:
+    """`"kwargs": {"now": BeatLazyFunc(datetime.now)}`: the function is called each time the entry is sent."""
+
+    def __init__(self, func: Callable[..., object], *args: object, **kwargs: object) -> None:
+        self._function = func
+        self._args = args
+        self._kwargs = kwargs
+
+    def __call__(self) -> object:
+        """What the function says now."""
+        return self._function(*self._args, **self._kwargs)
+
+    delay = __call__
+
+
+def evaluated(args: Iterable[object], kwargs: Keywords) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The arguments, with lazy ones worked out."""
+    return (
+        tuple(value() if isinstance(value, BeatLazyFunc) else value for value in args),
+        {key: value() if isinstance(value, BeatLazyFunc) else value for key, value in kwargs.items()},
+    )
+
 
 # celery/beat.py (apply_async) and django_celery_beat/schedulers.py; the third is ours.
 BEAT_HEADER = "celery_beat_task"

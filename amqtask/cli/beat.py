@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqtask.beat.build import build_beat, leader_name, make_scheduler
-from amqtask.beat.contract import KeepsTime, StoreOptions
-from amqtask.beat.find_store import find_store, short_name
-from amqtask.beat.options import BeatOptions
+from amqtask.beat.build import build_beat, find_store, leader_name, make_scheduler, short_name
+from amqtask.beat.contract import BeatOptions, KeepsTime, StoreOptions
 from amqtask.cli import daemon
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.log_options import LEVELS, is_in_json, set_up

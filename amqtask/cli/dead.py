@@ -16,7 +16,7 @@ from amqtask.cli.broker import open_admin
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import QueueNotFound
-from amqtask.ground.wording import count
+from amqtask.ground.printable import count
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.task import PUBLISHED_AT, saferepr
 from amqtask.topology.declarations import dead_letter_queue

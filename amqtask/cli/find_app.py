@@ -15,7 +15,7 @@ from amqtask.app import AmqTask
 from amqtask.client.discovery import app_of_flask
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.imports import load
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described
 
 USUAL_ATTRIBUTES = ("app", "amqtask_app", "celery", "celery_app", "application")
 USUAL_MODULES = ("tasks", "amqtask_app")

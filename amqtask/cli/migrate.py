@@ -20,7 +20,7 @@ from amqtask.cli.move_messages import as_sent, declare_queue, delayed_transfers,
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
-from amqtask.ground.wording import count
+from amqtask.ground.printable import count
 from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.admin import BATCH, Moved, QueueAdmin
 from amqtask.transport.management import ManagementApi

@@ -20,7 +20,7 @@ from amqtask.cli.multi_nodes import Node, OptionNames, ParsedArguments, nodes, o
 from amqtask.cli.nodename import expand
 from amqtask.cli.output import echo, echo_text, print_json
 from amqtask.cli.worker import command as worker_command
-from amqtask.ground.wording import count
+from amqtask.ground.printable import count
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject

@@ -14,7 +14,7 @@ from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AmqTaskError, QueueNotFound
-from amqtask.ground.wording import count
+from amqtask.ground.printable import count
 from amqtask.transport.admin import QueueAdmin
 
 if TYPE_CHECKING:

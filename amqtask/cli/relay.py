@@ -16,7 +16,7 @@ from amqtask.cli.globals import Globals
 from amqtask.cli.log_options import LEVELS, set_up
 from amqtask.cli.logs import check_logfile
 from amqtask.cli.output import echo, json_option, print_json
-from amqtask.ground.wording import count
+from amqtask.ground.printable import count
 from amqtask.outbox.contract import Failing, Waiting
 from amqtask.outbox.relay import BATCH, Relay
 

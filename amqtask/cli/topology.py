@@ -12,7 +12,7 @@ from amqtask.cli.broker import api_option, open_admin, open_api, refuse_memory
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import queues_option
-from amqtask.ground.wording import count
+from amqtask.ground.printable import count
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, too_many

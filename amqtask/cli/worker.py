@@ -20,9 +20,8 @@ from amqtask.cli.output import echo_text
 from amqtask.cli.own_options import Extensible, own_options
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import PoolNotFound
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, count
 from amqtask.ground.secrets import mask_urls
-from amqtask.ground.wording import count
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
 from amqtask.worker.options import WorkerOptions, usable_processors
 

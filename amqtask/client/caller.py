@@ -470,7 +470,7 @@ class Calling(Parts):
     @lazy
     def _memory_chords(self) -> ChordStore:
         """With the in-memory broker and no result store, chords are counted in this process."""
-        from amqtask.backends.chords import MemoryChords
+        from amqtask.backends.memory import MemoryChords
 
         return MemoryChords(self.conf.result_serializer)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.calls.signature import listed
-from amqtask.client.property_mapping import PropertyMapping
 from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current_context
 from amqtask.options import value_types
@@ -382,3 +381,39 @@ def _expiry(expires: object, zone: Callable[[], tzinfo]) -> datetime | None:
     if moment is None:
         raise ConfigurationError(f"expires is {expires!r}: seconds or a datetime is wanted")
     return moment
+
+
+_NAMES = tuple(field.name for field in fields(Properties) if field.name != "headers")
+
+
+class PropertyMapping(MutableMapping[str, Any]):
+    """Reads and writes the properties of one message; `headers` are not among them."""
+
+    __slots__ = ("_properties",)
+
+    def __init__(self, properties: Properties) -> None:
+        self._properties = properties
+
+    def __getitem__(self, name: str) -> Any:
+        value = getattr(self._properties, name) if name in _NAMES else None
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name not in _NAMES:
+            raise KeyError(f"{name!r} is no property of a message; there are: {', '.join(_NAMES)}")
+        setattr(self._properties, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self[name]
+        setattr(self._properties, name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in _NAMES if getattr(self._properties, name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import NotRegistered
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 
 if TYPE_CHECKING:
     from amqtask.task import RegisteredTask

@@ -301,7 +301,7 @@ class Parts:
         """Where calls go that are made in a database transaction: what was installed, else what the setting names."""
         if self._installed_outbox is not None or not self.conf.outbox:
             return self._installed_outbox
-        from amqtask.outbox.find import find_outbox
+        from amqtask.outbox.contract import find_outbox
 
         return find_outbox(self.conf.outbox, self.conf.outbox_database)
 

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from amqtask.beat.lazy import BeatLazyFunc, evaluated
-from amqtask.beat.sender import BEAT_HEADER
+from amqtask.beat.sender import BEAT_HEADER, BeatLazyFunc, evaluated
 from amqtask.beat.settings_store import CLEANUP
 from amqtask.compat.ticking import Ticking
 from amqtask.exceptions import AmqTaskError
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     import threading
 
     from amqtask.app import AmqTask
-    from amqtask.beat.options import BeatOptions
+    from amqtask.beat.contract import BeatOptions
     from amqtask.ground.shapes import JsonFields, JsonObject
     from amqtask.pool import Loop
 

@@ -9,7 +9,7 @@ from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqtask.events.connection import BrokerConnection
+from amqtask.events.client import BrokerConnection
 from amqtask.exceptions import OperationalError
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import compress, content_types, dumps, loads

@@ -6,7 +6,7 @@ import threading
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from amqtask.beat.options import BeatOptions
+from amqtask.beat.contract import BeatOptions
 from amqtask.worker.options import WorkerOptions
 
 if TYPE_CHECKING:

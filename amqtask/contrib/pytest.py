@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 
 pytest_plugins = ("amqtask.testing.celery_fixtures",)
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amqtask.ground.elsewhere import others_names
 from amqtask.ground.imports import load
+from amqtask.ground.plugins import others_names
 
 if TYPE_CHECKING:
-    from amqtask.events.client import Events, EventSettings
-    from amqtask.events.connection import BrokerConnection
+    from amqtask.events.client import BrokerConnection, Events, EventSettings
     from amqtask.events.dispatcher import EventDispatcher
     from amqtask.events.receiver import EventReceiver
     from amqtask.events.state import State
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["BrokerConnection", "EventDispatcher", "EventReceiver", "EventSettings", "Events", "State"]
 
 _WHERE = {
-    "BrokerConnection": "connection",
+    "BrokerConnection": "client",
     "EventDispatcher": "dispatcher",
     "EventReceiver": "receiver",
     "EventSettings": "client",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from amqtask.events.connection import BrokerConnection
 from amqtask.events.dispatcher import EventDispatcher
 from amqtask.events.receiver import EventReceiver, Handler, OpenFeed
 from amqtask.events.state import State
@@ -115,3 +115,33 @@ def _check(connection: Any) -> None:
             f"{type(connection).__module__}.{type(connection).__name__} is not a connection of ours: "
             "say app.connection(), or nothing"
         )
+
+
+class BrokerConnection:
+    """The return value of `app.connection()`: names a broker, for `app.events.Receiver(connection)` and the like.
+
+    The receiver connects by itself, and reconnects; this object has nothing to open, to share or to close.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
+        """The broker's URLs, without passwords."""
+        return self._name
+
+    def close(self) -> None:
+        """Does nothing: no connection is open."""
+
+    release = close
+
+    def __enter__(self) -> BrokerConnection:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<BrokerConnection {self._name}>"

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import InvalidTaskError
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described
 from amqtask.protocol.chord import size_of
 from amqtask.protocol.task import saferepr
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amqtask.ground.elsewhere import WithListedNames
+from amqtask.ground.plugins import WithListedNames
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, TaskBody

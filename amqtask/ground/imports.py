@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -21,3 +23,40 @@ def load_path(path: str) -> Any:
     if not separator:
         module, _, attributes = path.rpartition(".")
     return attrgetter(attributes)(load(module))
+
+
+_ABSENT = object()
+
+
+@lru_cache
+def completed(plugin: Any, defaults: type) -> Any:
+    """The class `plugin`; where it lacks members that `defaults` has, a class derived from it that has them.
+
+    So plug-ins need not derive from a class of ours, and go on as they are when a contract gets new members.
+    """
+    missing = {name: _member(defaults, name) for name in _public(defaults) if _member(plugin, name) is _ABSENT}
+    if not missing:
+        return plugin
+    names = {"__module__": plugin.__module__, "__qualname__": plugin.__qualname__, "__doc__": plugin.__doc__}
+    return type(plugin)(plugin.__name__, (plugin,), {**missing, **names})
+
+
+def misspelt(plugin: type, contract: type) -> dict[str, str]:
+    """Members of `plugin` that look like one of the contract that it leaves out: its name by theirs."""
+    members = _public(contract)
+    left_out = [name for name in members if _member(plugin, name) in (_ABSENT, _member(contract, name))]
+    near = {
+        name: difflib.get_close_matches(name, left_out, n=1, cutoff=0.85)
+        for name in _public(plugin)
+        if name not in members
+    }
+    return {name: matches[0] for name, matches in near.items() if matches}
+
+
+def _public(of: type) -> list[str]:
+    return [name for name in dir(of) if not name.startswith("_")]
+
+
+def _member(of: type, name: str) -> object:
+    """What a class has under a name, as it stands there."""
+    return next((vars(base)[name] for base in of.__mro__ if name in vars(base)), _ABSENT)

@@ -1,17 +1,79 @@
 """What lower rows need of upper ones: who asks neither imports nor names what stands above.
 
 `amqtask.plugin_table` answers, and is imported when it is first asked. The package's root says, as it is imported, where that is:
-this module is a part of every `import amqtask`, so that the contract stands in another one.
+this module is a part of every `import amqtask`, so that the contract is for type checkers and readers only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Protocol
 
-    from amqtask.ground.plugin_contract import Plugins
+    class Plugins(Protocol):
+        """What the core asks for. Types of upper rows are Any: this row does not know them."""
+
+        # -- programs written for Celery
+
+        def celery_name(self, module: str, name: str) -> Any:
+            """A name that one of our modules has only for them. Raises: AttributeError."""
+
+        def celery_attribute(self, owner: object, name: str) -> Any:
+            """An attribute that one of our objects has only for them, bound to it. Raises: AttributeError."""
+
+        def celery_connection(self, app: Any) -> Any:
+            """What `app.connection()` gives."""
+
+        def celery_bootsteps(self, app: Any, worker: Any, options: object) -> Any:
+            """A service that runs `app.steps` in a worker."""
+
+        def celery_tracer(self, task: object) -> Any:
+            """What a tracing library has put around a task's call, None where none has."""
+
+        # -- the roof
+
+        def default_app(self) -> Any:
+            """An application with default settings, which is not made the current one."""
+
+        def run_command_line(self, app: Any, argv: Sequence[str]) -> int:
+            """`amqtask …` with this application (None: that which the arguments lead to); the exit code."""
+
+        def load_app(self, name: str, source: str) -> Any:
+            """The application under this name, as after -A; `source` says who gave it. Raises: AppNotFound."""
+
+        # -- pools
+
+        def pool(self, name: str) -> Any:
+            """The class of one of our own pools, None for another name. Raises: ModuleNotFoundError (a library)."""
+
+        # -- Django; each raises ImportError where it is not installed
+
+        def load_django(self) -> None:
+            """Have its applications ready."""
+
+        def django_time_zone(self) -> str:
+            """The settings' TIME_ZONE."""
+
+        def django_backend(self, scheme: str) -> Any:
+            """The class of result store for `django-db://` and `django-cache://`, None for another scheme."""
+
+        def django_outbox(self, database: str) -> Any:
+            """The outbox in a database of Django's."""
+
+        def after_commit(self, call: Callable[[], object], outbox: Any) -> None:
+            """Call when the present transaction of Django's is committed."""
+
+        def aafter_commit(self, call: Callable[[], object], outbox: Any) -> Awaitable[None]:
+            """The same without blocking the event loop."""
+
+        def follow_django_settings(self, conf: Any, namespace: str | None) -> None:
+            """Have changes of Django's settings take effect in `conf`."""
+
+        def around_django_tasks(self) -> Any:
+            """What tasks run in, in a Django project."""
+
 
 _sources: list[Callable[[], Plugins]] = []
 
@@ -24,3 +86,47 @@ def register(source: Callable[[], Plugins]) -> None:
 def plugins() -> Plugins:
     """Those who answer."""
     return _sources[0]()
+
+
+class WithOthersNames:
+    """Looks for attributes that an object does not have in `amqtask.compat.attributes`."""
+
+    if not TYPE_CHECKING:  # what is there is for them, not for us
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return plugins().celery_attribute(self, name)
+
+
+class WithListedNames:
+    """As WithOthersNames, for objects that each message has to do with: a class with a `__getattr__` takes five times as long for
+    every attribute that it does have (Python 3.11). So the class lists these names (`others_names="pid start"`)."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, *, others_names: str = "") -> None:
+        super().__init_subclass__()
+        for name in others_names.split():
+            setattr(cls, name, _Elsewhere(name))
+
+
+class _Elsewhere:
+    """An attribute in `amqtask.compat.attributes`, as a member of the class that has it for others' sake."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: object, owner_class: type) -> Any:
+        return self if owner is None else plugins().celery_attribute(owner, self._name)
+
+
+def others_names(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that has names for their sake."""
+
+    def find(name: str) -> Any:
+        if name.startswith("__"):  # the import system asks each module for a __path__
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return plugins().celery_name(module, name)
+
+    return find

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, checked
-from amqtask.protocol.entities import Exchange, Queue
-from amqtask.protocol.kombu_entities import as_exchange, as_queue
+from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
-from amqtask.exceptions import OperationalError
+from amqtask.exceptions import ConfigurationError, OperationalError
+from amqtask.ground.imports import load_path
+from amqtask.ground.plugins import plugins
 
 
 class OutboxUnreachable(OperationalError):
@@ -113,3 +115,21 @@ class Outbox(Protocol):
 
     def store(self) -> Store:
         """The store that a relay reads."""
+
+
+def find_outbox(setting: object, database: str) -> Outbox:
+    """True: Django's; `module:name`: that object. Raises: ConfigurationError."""
+    if setting is True or setting in ("django", "True", "true", "1"):
+        django: Outbox = plugins().django_outbox(database)
+        return django
+    if not isinstance(setting, str):
+        return cast("Outbox", setting)
+    try:
+        outbox = load_path(setting) if setting.partition(":")[2] else None
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"outbox = {setting!r}: {error}") from error
+    if not hasattr(outbox, "transaction"):
+        raise ConfigurationError(
+            f"outbox = {setting!r} names no outbox: True is Django's, 'proj.db:outbox' an object in a module of yours"
+        )
+    return cast("Outbox", outbox)

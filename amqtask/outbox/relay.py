@@ -14,6 +14,8 @@ Invariants, and why:
   one second, two, four … up to a minute, and does not hold up the rows behind it.
 - A confirm that does not come may be either. Three bursts in a row without a single confirm count as the rows' fault,
   so that a queue which lost its majority does not hold up all others.
+
+A worker runs it in a thread of its own (`Relaying`), because it waits for a database.
 """
 
 from __future__ import annotations
@@ -202,3 +204,40 @@ def _may_pass(error: PublishError, blames_rows: bool) -> bool:
     if isinstance(error, PublishTimeout):
         return not blames_rows
     return isinstance(error, (BrokerUnreachable, ConnectionBlocked)) and not isinstance(error, AccessRefused)
+
+
+logger = bounded_logger("amqtask.worker")
+
+STOP_SECONDS = 10.0
+PAUSE_SECONDS = 5.0
+
+
+class Relaying:
+    """Runs a relay while the worker runs."""
+
+    name = "relay"
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="amqtask relay", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._relay.stop()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+            self._thread = None
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._relay.run()
+            except Exception:
+                logger.exception("the relay failed, nothing is lost; it starts again in %g s", PAUSE_SECONDS)
+                self._over.wait(PAUSE_SECONDS)

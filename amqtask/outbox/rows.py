@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any
 
 from amqtask.exceptions import AmqTaskError, EncodeError
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described
 from amqtask.outbox.contract import NewRow
 from amqtask.protocol.entities import as_document, changed_fields, from_document
 from amqtask.protocol.message import Message, Properties

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from amqtask.exceptions import Undecodable
 from amqtask.ground.imports import load
-from amqtask.ground.printable import printable
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described, printable
 from amqtask.protocol.entities import Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import check_size, dumps, loads

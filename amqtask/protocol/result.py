@@ -14,7 +14,7 @@ from uuid import UUID
 
 from amqtask import states
 from amqtask.exceptions import EncodeError, Undecodable
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described
 from amqtask.protocol.serialization import Encoded, dumps, loads
 from amqtask.protocol.task import saferepr
 

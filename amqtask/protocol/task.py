@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.ground.interrupts import is_own
-from amqtask.ground.printable import printable
-from amqtask.ground.wording import described, with_article
+from amqtask.ground.printable import described, printable, with_article
 from amqtask.protocol.message import Properties, strip_transit_headers
 from amqtask.protocol.serialization import (
     JSON,

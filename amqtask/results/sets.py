@@ -11,7 +11,7 @@ from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
 from amqtask.ground.current import current_app
 from amqtask.ground.deadlines import cancel_all
-from amqtask.ground.elsewhere import WithOthersNames
+from amqtask.ground.plugins import WithOthersNames
 from amqtask.results.join_guard import check_not_in_task
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The form of the panel's answers: Celery's dictionaries of tasks, queues, tasks' options and resources.
+"""The form of the panel's answers: Celery's dictionaries of tasks, queues, tasks' options and resources; and asked queues.
 
 Sources: celery/worker/request.py (`info`), kombu's Queue.as_dict, celery/worker/worker.py (`rusage`).
 """
@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import AmqTaskError
+from amqtask.exceptions import AmqTaskError, ConfigurationError
+from amqtask.protocol.entities import Exchange
 from amqtask.protocol.serialization import dumps
 from amqtask.protocol.task import decode_body, saferepr
+from amqtask.topology.declarations import work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.worker.border import bare_request
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
-    from amqtask.ground.shapes import JsonObject
+    from amqtask.ground.shapes import CommandArguments, JsonObject
     from amqtask.protocol.entities import Exchange, Queue
     from amqtask.protocol.message import Delivery
     from amqtask.services.command_context import Control
+    from amqtask.topology.declarations import QueueDefaults
 
 # The options of each task in the answer to `registered`, by default.
 TASK_FIELDS = ("exchange", "routing_key", "rate_limit")
@@ -159,3 +162,43 @@ def rusage() -> Mapping[str, float]:
     """The resource usage of the main process (getrusage(2))."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {name: getattr(used, f"ru_{name}") for name in RUSAGE}
+
+
+OPTIONS = ("durable", "exclusive", "auto_delete", "queue_arguments")
+EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
+_PLACE = ("queue", "exchange", "exchange_type", "routing_key")
+
+
+def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue | str:
+    """The queue by its description; only its name if there is no more in it.
+
+    Options: `durable`, `exclusive`, `auto_delete`, `queue_arguments` (the broker's). Raises: ConfigurationError for
+    another option, for an unknown exchange type, and without a name.
+    """
+    name = arguments.get("queue")
+    if not name or not isinstance(name, str):
+        raise ConfigurationError("add_consumer needs the name of a queue")
+    options = {key: value for key, value in arguments.items() if key not in _PLACE and value is not None}
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ConfigurationError(f"add_consumer knows no option {', '.join(unknown)} (there are: {', '.join(OPTIONS)})")
+    exchange = arguments.get("exchange")
+    if not exchange and not options:
+        return name
+    return work_queue(
+        name,
+        defaults,
+        exchange=_exchange(str(exchange), arguments.get("exchange_type")) if exchange else None,
+        routing_key=str(arguments.get("routing_key") or name),
+        queue_arguments=options.get("queue_arguments"),
+        durable=bool(options.get("durable", True)),
+        exclusive=bool(options.get("exclusive")),
+        auto_delete=bool(options.get("auto_delete")),
+    )
+
+
+def _exchange(name: str, exchange_type: object) -> Exchange:
+    exchange_type = exchange_type or "direct"
+    if exchange_type not in EXCHANGE_TYPES and not str(exchange_type).startswith("x-"):
+        raise ConfigurationError(f"there is no exchange type {exchange_type!r}: it is {', '.join(EXCHANGE_TYPES)}")
+    return Exchange(name, type=str(exchange_type))

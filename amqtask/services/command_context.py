@@ -1,4 +1,4 @@
-"""Control: the object that a worker's remote commands work on."""
+"""Control: the object that a worker's remote commands work on; and PanelState, the first argument of custom commands."""
 
 from __future__ import annotations
 
@@ -54,3 +54,75 @@ class Control:
     def clock(self) -> int:
         """The logical time."""
         return self.lamport.value
+
+
+class Qos:
+    """The prefetch windows; a change applies to the window of each queue, and adaptive windows keep adapting around it."""
+
+    def __init__(self, control: Control) -> None:
+        self._windows = control.worker.windows
+
+    @property
+    def value(self) -> int:
+        """How many deliveries the worker may hold, all queues together."""
+        return sum(window.current for window in self._windows.by_queue.values())
+
+    def increment_eventually(self, n: int = 1) -> int:
+        """Hold `n` more of each queue; the new `value`."""
+        self._windows.shift(n)
+        return self.value
+
+    def decrement_eventually(self, n: int = 1) -> int:
+        """Hold `n` fewer of each queue, but at least one."""
+        return self.increment_eventually(-n)
+
+
+class ConsumerView:
+    """`state.consumer`."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.app = control.app
+        self.hostname = control.worker.setup.hostname
+        self.controller = control.worker
+        self.qos = Qos(control)
+
+    @property
+    def pool(self) -> Any:
+        """The worker's pool."""
+        return self.controller.pool
+
+    def add_task_queue(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        exchange_type: str | None = None,
+        routing_key: str | None = None,
+        **options: object,
+    ) -> None:
+        """Consume one more queue; for the options see amqtask.services.answers."""
+        queue_options = {
+            "queue": queue,
+            "exchange": exchange,
+            "exchange_type": exchange_type,
+            "routing_key": routing_key,
+        }
+        self._control.operations.consume(*self._control.make_queue({**queue_options, **options}))
+
+    def cancel_task_queue(self, queue: str) -> None:
+        """Stop consuming a queue."""
+        self._control.operations.cancel(queue)
+
+
+class PanelState:
+    """`state`."""
+
+    def __init__(self, control: Control) -> None:
+        self.app = control.app
+        self.hostname = control.worker.setup.hostname
+        self.consumer = ConsumerView(control)
+
+    @staticmethod
+    def tset(values: Iterable[object]) -> set[object]:
+        """A copy that does not change while a command iterates over it (Celery's commands use this name)."""
+        return set(values)

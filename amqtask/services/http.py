@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import bounded_logger
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import bounded_logger, clause
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer

@@ -14,10 +14,9 @@ from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, Message
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
 from amqtask.remote.commands import find_custom
-from amqtask.services.command_context import Control
+from amqtask.services.command_context import Control, PanelState
 from amqtask.services.commands import COMMANDS
 from amqtask.services.mingle import Mingle
-from amqtask.services.panel_state import PanelState
 from amqtask.transport.declare import QueueLocked
 
 if TYPE_CHECKING:

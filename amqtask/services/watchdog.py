@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.ground.loop import Ticker
-from amqtask.ground.printable import bounded_logger
-from amqtask.ground.wording import count
+from amqtask.ground.printable import bounded_logger, count
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import Message

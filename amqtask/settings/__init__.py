@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.imports import load
 from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, described
 from amqtask.ground.secrets import is_secret, masked
-from amqtask.ground.wording import described
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, convert
 from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type

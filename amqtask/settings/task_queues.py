@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.protocol.entities import Exchange, Queue, arguments
-from amqtask.protocol.kombu_entities import queue_of
+from amqtask.protocol.entities import Exchange, Queue, arguments, queue_of
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options

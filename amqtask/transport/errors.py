@@ -19,7 +19,7 @@ from amqtask.exceptions import (
     PublishRefused,
     Unroutable,
 )
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import clause
 from amqtask.protocol.message import Message
 from amqtask.transport.url import EXTERNAL, BrokerAddress
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from amqtask.exceptions import AccessRefused, ConfigurationError, OperationalError
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import clause
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:

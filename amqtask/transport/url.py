@@ -12,8 +12,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import pika
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import printable
-from amqtask.ground.wording import described
+from amqtask.ground.printable import described, printable
 from amqtask.options import value_types
 from amqtask.transport.stream import TCP_OPTIONS, Stream
 from amqtask.transport.wire import SocketWire, Wire

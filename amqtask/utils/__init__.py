@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid as _uuid
 
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 
 
 def uuid() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 from amqtask.log import ColorFormatter, get_logger, get_task_logger
 
 __all__ = ["ColorFormatter", "get_logger", "get_task_logger"]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 
 __getattr__ = others_names(__name__)

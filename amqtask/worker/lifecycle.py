@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from amqtask import signals
 from amqtask.ground.loop import Ticker
-from amqtask.ground.printable import bounded_logger
-from amqtask.ground.wording import count
+from amqtask.ground.printable import bounded_logger, count
 from amqtask.worker.orphans import LOOK_EVERY, Orphans
 from amqtask.worker.report import name_of
 from amqtask.worker.revoked import StateFile

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.execution.request import Request
 from amqtask.execution.task_plan import LONGEST_COMPARED
-from amqtask.ground.elsewhere import others_names
+from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import printable
 from amqtask.protocol.task import LONGEST_ID, checked_id
 

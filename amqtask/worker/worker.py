@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.outcome import Answer
-from amqtask.ground.elsewhere import WithListedNames
+from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.chain_steps import Steps, delivered

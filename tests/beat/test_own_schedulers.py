@@ -15,9 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from amqtask import AmqTask, signals
-from amqtask.beat.build import build_beat
-from amqtask.beat.find_store import find_store
-from amqtask.beat.options import BeatOptions
+from amqtask.beat.build import build_beat, find_store
+from amqtask.beat.contract import BeatOptions
 from amqtask.cli.globals import Globals
 from amqtask.cli.main import cli
 from amqtask.compat.beat import PersistentScheduler, ScheduleEntry, Scheduler, Service

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, crontab
+from amqtask.beat.build import find_store
 from amqtask.beat.contract import Run, ScheduleStore, StoreOptions
-from amqtask.beat.find_store import find_store
 from amqtask.beat.settings_store import FileStore, MemoryStore
 from amqtask.exceptions import ConfigurationError
 from amqtask.schedules import schedule

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import amqtask.events
 from amqtask import AmqTask
 from amqtask.events import EventReceiver
 from amqtask.events.snapshot import Polaroid
@@ -229,3 +230,9 @@ def test_a_camera_keeps_its_rate(app: AmqTask) -> None:
     assert seen == [1]
     with pytest.raises(ConfigurationError, match="not a rate"):
         Camera(app.events.State(), maxrate="often")
+
+
+def test_each_public_name_of_the_package_is_there() -> None:
+    assert {name: getattr(amqtask.events, name).__name__ for name in amqtask.events.__all__} == {
+        name: name for name in amqtask.events.__all__
+    }

@@ -6,7 +6,7 @@ import pytest
 
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Message, Properties
-from amqtask.services.health import Health
+from amqtask.services.monitoring import Health
 from amqtask.services.watchdog import Watchdog
 from tests.worker.bench import Bench
 

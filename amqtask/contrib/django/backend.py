@@ -30,7 +30,7 @@ from amqtask.client.discovery import prepare_django
 from amqtask.contrib.django.sending import NAME_HEADER
 from amqtask.contrib.django.times import aware, stored
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, loads
 

@@ -26,8 +26,7 @@ from amqtask.contrib.django.connections import close_broken_connections
 from amqtask.contrib.django.sending import NAME_HEADER, options_of
 from amqtask.contrib.django.times import aware, stored
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import bounded_logger
-from amqtask.ground.wording import described
+from amqtask.ground.printable import bounded_logger, described
 from amqtask.schedules import clocked, crontab, schedule, solar
 
 if TYPE_CHECKING:

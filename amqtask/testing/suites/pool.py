@@ -21,7 +21,7 @@ import pytest
 from amqtask import states
 from amqtask.execution.outcome import Answer, Outcome
 from amqtask.execution.request import Request
-from amqtask.ground.completion import completed, misspelt
+from amqtask.ground.imports import completed, misspelt
 from amqtask.pool import Pool, PoolDefaults, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request

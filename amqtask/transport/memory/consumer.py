@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import OperationalError
-from amqtask.ground.wording import clause
+from amqtask.ground.printable import clause
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
