@@ -7,18 +7,18 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from amqtask import signals
 from amqtask.calls.signature import Signature
 from amqtask.client.builtin_tasks import BUILTINS
-from amqtask.client.caller import Calling
+from amqtask.client.caller import Caller, delegated
 from amqtask.client.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
 from amqtask.client.registry import TaskRegistry
-from amqtask.exceptions import BackendNotConfigured, ConfigurationError, DuplicateTaskNameWarning
+from amqtask.client.runtime import Kept, Runtime, made
+from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.bounds import Bounds
-from amqtask.execution.context import Context
 from amqtask.execution.executor import Executor
 from amqtask.execution.shared_flag import OFF
 from amqtask.ground import current
@@ -33,11 +33,12 @@ from amqtask.task import AsyncTask, make_task
 from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:
+    from amqtask.events import BrokerConnection
+    from amqtask.execution.contract import ChordStore
     from amqtask.execution.shared_flag import Flag
     from amqtask.execution.task_plan import Wrapper
     from amqtask.ground.shapes import CoroutineOf, KeywordDict, Keywords
-    from amqtask.protocol.result import ResultMessage
-    from amqtask.result import UntypedResult
+    from amqtask.outbox.contract import Outbox
     from amqtask.task import RegisteredTask
 
 # `amqtask.app.task` and the like are found in amqtask.compat, as if this were a package.
@@ -52,7 +53,7 @@ T = TypeVar("T")
 _PARTS_OF_CELERY = ("amqp", "autofinalize", "control", "events", "fixups", "loader", "log", "tasks")
 
 
-class AmqTask(Calling, WithOthersNames):
+class AmqTask(WithOthersNames):
     """An application: `app = AmqTask("tasks", broker="amqp://…", backend="rpc://")`.
 
     Nothing is read, imported or connected until it is needed. Settings are `app.conf`; keyword arguments that name
@@ -72,12 +73,13 @@ class AmqTask(Calling, WithOthersNames):
         strict_typing: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__()
         self.main = main
         # Of the settings; None where their names have no beginning.
         self.namespace = namespace
         self.conf = Settings()
         self.tasks = TaskRegistry(self.finalize)
+        self.runtime = Runtime(self, Kept())
+        self.caller = Caller(self)
         self.strict_typing = strict_typing
         self.is_finalized = False
         self.on_configure = signals.Signal("on_configure")
@@ -99,10 +101,93 @@ class AmqTask(Calling, WithOthersNames):
         for name, value in {**named_settings, **settings}.items():
             if value is not None:
                 self.conf[name] = value
-        self.conf.on_change = self._forget_derived
+        self.conf.on_change = self._settings_changed
         current.note_app(self)
         if set_as_current:
             current.set_current(self)
+
+    # -- calling
+
+    send_task = delegated(Caller.send_task)
+    asend_task = delegated(Caller.asend_task)
+    signature = delegated(Caller.signature)
+    publish_call = delegated(Caller.publish_call)
+    apublish_call = delegated(Caller.apublish_call)
+    publish_signature = delegated(Caller.publish_signature)
+    apublish_signature = delegated(Caller.apublish_signature)
+    publish_many = delegated(Caller.publish_many)
+    apublish_many = delegated(Caller.apublish_many)
+    publish_composition = delegated(Caller.publish_composition)
+    apublish_composition = delegated(Caller.apublish_composition)
+    pipeline = delegated(Caller.pipeline)
+    compose_call = delegated(Caller.compose_call)
+    compose_periodic = delegated(Caller.compose_periodic)
+    periodic_settled = delegated(Caller.periodic_settled)
+    freeze = delegated(Caller.freeze)
+    add_to_chord = delegated(Caller.add_to_chord)
+    run_inline = delegated(Caller.run_inline)
+    run_composition = delegated(Caller.run_composition)
+    aconnect = delegated(Caller.aconnect)
+
+    # -- results
+
+    AsyncResult = delegated(Caller.AsyncResult)
+    group_result = delegated(Caller.group_result)
+    store_state = delegated(Caller.store_state)
+    revoke_call = delegated(Caller.revoke_call)
+    # For `app.GroupResult.restore(id)`, as in Celery.
+    GroupResult = GroupResult
+    ResultSet = ResultSet
+
+    # -- what its settings make
+
+    broker = made(Runtime.broker)
+    broker_addresses = made(Runtime.broker_addresses)
+    broker_name = made(Runtime.broker_name)
+    memory_broker = made(Runtime.memory_broker)
+    queue_defaults = made(Runtime.queue_defaults)
+    queues = made(Runtime.queues)
+    router = made(Runtime.router)
+    delays = made(Runtime.delays)
+    calls = made(Runtime.calls)
+    workflows = made(Runtime.workflows)
+    publisher = made(Runtime.publisher)
+    async_publisher = made(Runtime.async_publisher)
+    backend_url = made(Runtime.backend_url)
+    backend = made(Runtime.backend)
+    outbox = made(Runtime.outbox)
+    control = made(Runtime.control)
+    events = made(Runtime.events)
+    event_publisher = made(Runtime.event_publisher)
+    sent_events = made(Runtime.sent_events)
+
+    @property
+    def chord_store(self) -> ChordStore | None:
+        """Where the parts of chords are counted: a result store that can, else (None) the broker."""
+        return self.runtime.chord_store
+
+    @property
+    def timezone(self) -> tzinfo:
+        """The time zone of schedules: `timezone`, else Django's TIME_ZONE in its projects, else UTC.
+
+        Raises: ConfigurationError for one that is not known.
+        """
+        return self.runtime.timezone
+
+    def now(self) -> datetime:
+        """The present time in the application's time zone."""
+        return datetime.now(self.timezone)
+
+    def install_outbox(self, outbox: Outbox | None) -> None:
+        """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
+        self.runtime.install_outbox(outbox)
+
+    def connection(self, *_: object, **__: object) -> BrokerConnection:
+        """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
+        connection: BrokerConnection = plugins().celery_connection(self)
+        return connection
+
+    connection_for_read = connection_for_write = connection
 
     # -- configuration
 
@@ -135,6 +220,13 @@ class AmqTask(Calling, WithOthersNames):
                 return
             raise ConfigurationError(f"the environment variable {variable_name} names no configuration module")
         self.config_from_object(name, silent=silent, force=force)
+
+    def _settings_changed(self) -> None:
+        """Drop what was made from settings; it is made again when it is asked for."""
+        self.runtime = self.runtime.renewed()
+        if self.is_finalized:
+            for task in self.tasks.values():
+                task.bind(self)
 
     # -- tasks
 
@@ -295,7 +387,7 @@ class AmqTask(Calling, WithOthersNames):
                 logger.warning("the periodic task %s replaces another one: give each its own name=", key)
             schedule[key] = entry
 
-    # -- for workers and results
+    # -- for workers
 
     @property
     def Task(self) -> type[RegisteredTask]:
@@ -305,10 +397,6 @@ class AmqTask(Calling, WithOthersNames):
     @Task.setter
     def Task(self, task_class: type[RegisteredTask]) -> None:
         self._task_class = task_class
-
-    # For `app.GroupResult.restore(id)`, as in Celery.
-    GroupResult = GroupResult
-    ResultSet = ResultSet
 
     def make_executor(self, hostname: str, *, verbose: Flag = OFF, wrapper: Wrapper | None = None) -> Executor:
         """Makes the executor that runs this app's tasks in a worker; `wrapper` wraps the coroutines of tasks."""
@@ -327,21 +415,6 @@ class AmqTask(Calling, WithOthersNames):
             largest_body=self.conf.worker_max_body_size or LARGEST_BODY,
             bounds=Bounds(self.conf.worker_max_follow_ups, self.conf.worker_max_new_queues, self.queues),
         )
-
-    def store_state(self, result: ResultMessage, context: Context) -> None:
-        """`Task.update_state`: store a state now. Raises: BackendNotConfigured."""
-        if self.backend is None:
-            raise BackendNotConfigured("update_state() needs a result backend: set result_backend")
-        message = self.backend.message_for(result, context.reply_to, context.correlation_id)
-        if message is None:
-            # A state on the way is not worth waiting for a store without end.
-            self.backend.store_briefly(result)
-        elif message.routing_key:
-            self.publisher.publish(replace(message, mandatory=False))
-
-    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> UntypedResult:
-        """The result of an earlier call, by its id."""
-        return self._result(task_id, task_name)
 
     # -- running and closing
 
@@ -365,6 +438,19 @@ class AmqTask(Calling, WithOthersNames):
         twin = twin_of_main(self, self.import_modules)
         app = twin if isinstance(twin, AmqTask) else self
         return plugins().run_command_line(app, list(sys.argv[1:] if argv is None else argv))
+
+    def close(self) -> None:
+        """Close connections; they open again when they are used again."""
+        self.runtime.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connection, and what `close` closes, without blocking the loop."""
+        await self.runtime.aclose()
+
+    def clear_memory(self) -> None:
+        """With `memory://` forget the broker and all that is in it, and stored results; for the next test."""
+        self.close()
+        self.runtime = self.runtime.emptied()
 
     def __enter__(self) -> AmqTask:
         return self

@@ -1,21 +1,22 @@
-"""Calling: how calls and compositions leave an application: composed, published with confirms, and given a result."""
+"""Caller: how calls and compositions leave an application: composed, published with confirms, and given a result."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import update_wrapper
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from amqtask import signals
+from amqtask.calls.application import Application
 from amqtask.calls.signature import Signature
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
 from amqtask.client.message_builder import body_of, tell_composed
-from amqtask.client.runtime import Parts
-from amqtask.exceptions import PublishError
+from amqtask.exceptions import BackendNotConfigured, PublishError
 from amqtask.execution.context import current_context
-from amqtask.ground.lazy import lazy
 from amqtask.options import value_types
 from amqtask.options.task_options import of_call
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
@@ -27,32 +28,57 @@ from amqtask.settings import Settings
 
 if TYPE_CHECKING:
     from amqtask.calls.application import CalledTask
+    from amqtask.client.runtime import Runtime
     from amqtask.client.workflow_ids import Begun
-    from amqtask.execution.contract import ChordStore
+    from amqtask.execution.context import Context
     from amqtask.ground.shapes import Arguments, Headers, JsonObject, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import NewRow, Transaction
+    from amqtask.protocol.result import ResultMessage
     from amqtask.result import UntypedEagerResult, UntypedResult
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Calling(Parts):
-    """The part of an application that callers use."""
+class Roof(Application, Protocol):
+    """The application, as its caller needs it."""
 
-    def finalize(self, auto: bool = False) -> None:
-        """Resolve the tasks' options; implemented by the application."""
-        raise NotImplementedError
+    @property
+    def runtime(self) -> Runtime:
+        """What it is made of by its present settings."""
+
+
+def delegated(method: Callable[Concatenate[Caller, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """A method of an application that its caller does."""
+
+    def call(app: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(app.caller, *args, **kwargs)
+
+    async def acall(app: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return await method(app.caller, *args, **kwargs)  # type: ignore[misc] # a coroutine function, too
+
+    function = acall if iscoroutinefunction(method) else call
+    update_wrapper(function, method)
+    return function  # type: ignore[return-value] # as `method` is
+
+
+class Caller:
+    """Calls and compositions of one application."""
+
+    def __init__(self, app: Roof) -> None:
+        self._app = app
 
     # -- calling
 
     def send_task(
-        self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
+        self, /, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> UntypedResult:
         """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
         return self.publish_call(name, *value_types.arguments(name, args, kwargs), options)
 
     async def asend_task(
-        self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
+        self, /, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> UntypedResult:
         """`send_task` without blocking the event loop."""
         return await self.apublish_call(name, *value_types.arguments(name, args, kwargs), options)
@@ -65,9 +91,9 @@ class Calling(Parts):
         self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
     ) -> UntypedResult:
         """Publish one call, or run it here when task_always_eager says so."""
-        if self._is_eager:
+        if self._app.runtime.is_eager:
             return self._eager(name, args, kwargs, options)
-        message = self._compose(name, args, kwargs, options, task)
+        message = self.compose(name, args, kwargs, options, task)
         pipeline = find_pipeline(self)
         if pipeline is not None and self._transaction is None:
             pipeline.add(message)
@@ -78,7 +104,8 @@ class Calling(Parts):
     @property
     def _transaction(self) -> Transaction | None:
         """The outbox's transaction that this call is made in, if any: its commit sends the call."""
-        return None if self.outbox is None else self.outbox.transaction()
+        outbox = self._app.runtime.outbox
+        return None if outbox is None else outbox.transaction()
 
     def _write(self, transaction: Transaction, messages: Sequence[Message]) -> None:
         try:
@@ -97,7 +124,8 @@ class Calling(Parts):
     def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
         from amqtask.outbox.rows import as_row
 
-        queue = self.backend.reply_queue if self.backend is not None else None
+        backend = self._app.runtime.backend
+        queue = backend.reply_queue if backend is not None else None
         if queue is not None:
             messages = [
                 replace(message, declare=(*message.declare, queue))
@@ -105,7 +133,7 @@ class Calling(Parts):
                 else message
                 for message in messages
             ]
-        return [as_row(message, self.delays) for message in messages]
+        return [as_row(message, self._app.runtime.delays) for message in messages]
 
     def _all_settled(self, messages: Sequence[Message], error: BaseException) -> None:
         for message in messages:
@@ -118,44 +146,44 @@ class Calling(Parts):
             self._settled(message)
             return
         try:
-            self.publisher.publish(message, timeout=_timeout(options))
+            self._app.runtime.publisher.publish(message, timeout=_timeout(options))
         except BaseException as error:
             self._settled(message, error)
             raise
         self._settled(message)
-        if self._tells_sent:
-            self.sent_events.sent((message,))
+        if self._app.runtime.tells_sent:
+            self._app.runtime.sent_events.sent((message,))
 
     async def apublish_call(
         self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
     ) -> UntypedResult:
         """The same over the async publisher."""
-        if self._is_eager:
+        if self._app.runtime.is_eager:
             return self._eager(name, args, kwargs, options)
         await self._aprepare(_timeout(options))
-        message = self._compose(name, args, kwargs, options, task)
+        message = self.compose(name, args, kwargs, options, task)
         transaction = self._transaction
         if transaction is not None:
             await self._awrite(transaction, (message,))
             self._settled(message)
             return self._result_of(message)
         try:
-            await self.async_publisher.publish(message, timeout=_timeout(options))
+            await self._app.runtime.async_publisher.publish(message, timeout=_timeout(options))
         except BaseException as error:
             self._settled(message, error)
             raise
         self._settled(message)
-        if self._tells_sent:
+        if self._app.runtime.tells_sent:
             await self._atell_sent((message,))
         return self._result_of(message)
 
     def publish_signature(self, call: Signature) -> UntypedResult:
         """Publish a plain signature."""
-        return self.publish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+        return self.publish_call(call.task, call.args, call.kwargs, call.options, self._app.tasks.get(call.task))
 
     async def apublish_signature(self, call: Signature) -> UntypedResult:
         """The same over the async publisher."""
-        return await self.apublish_call(call.task, call.args, call.kwargs, call.options, self.tasks.get(call.task))
+        return await self.apublish_call(call.task, call.args, call.kwargs, call.options, self._app.tasks.get(call.task))
 
     def pipeline(self, *, timeout: float | None = None) -> Pipeline:
         """A block whose calls are published together, as fast as `publish_many`, and all confirmed at its end.
@@ -171,7 +199,7 @@ class Calling(Parts):
         """
 
         def publish(messages: Sequence[Message]) -> Sequence[PublishError | None]:
-            return self._publish_at_once(messages, _many_timeout(self.conf, timeout, len(messages)))
+            return self._publish_at_once(messages, _many_timeout(self._app.conf, timeout, len(messages)))
 
         return Pipeline(self, publish, self._settled)
 
@@ -181,13 +209,13 @@ class Calling(Parts):
         Raises: the PublishError of the first that was not stored (its `results` attribute holds what was).
         """
         signatures = [maybe_signature(call, self._app) for call in calls]
-        if self._is_eager:
+        if self._app.runtime.is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         flush_open()  # earlier calls stay earlier in the queue
         results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
-            limit = _many_timeout(self.conf, timeout, len(messages))
+            limit = _many_timeout(self._app.conf, timeout, len(messages))
             errors = self._publish_burst(messages, limit)
             self._all_published(messages, errors, results)
         return results
@@ -195,21 +223,21 @@ class Calling(Parts):
     async def apublish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[UntypedResult]:
         """The same over the async publisher."""
         signatures = [maybe_signature(call, self._app) for call in calls]
-        if self._is_eager:
+        if self._app.runtime.is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         await self._aprepare(timeout)
         results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
-            limit = _many_timeout(self.conf, timeout, len(messages))
+            limit = _many_timeout(self._app.conf, timeout, len(messages))
             errors = await self._apublish_burst(messages, limit)
             self._all_published(messages, errors, results)
         return results
 
     def _compose_many(self, signatures: Sequence[Signature]) -> list[Message]:
-        tasks = self.tasks
+        tasks = self._app.tasks
         return [
-            self._compose(call.task, call["args"], call["kwargs"], call["options"], tasks.get(call.task))
+            self.compose(call.task, call["args"], call["kwargs"], call["options"], tasks.get(call.task))
             for call in signatures
         ]
 
@@ -221,9 +249,9 @@ class Calling(Parts):
         return self._publish_at_once(messages, timeout)
 
     def _publish_at_once(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
-        errors = self.publisher.publish_many(messages, timeout=timeout)
-        if self._tells_sent:
-            self.sent_events.sent(_stored(messages, errors))
+        errors = self._app.runtime.publisher.publish_many(messages, timeout=timeout)
+        if self._app.runtime.tells_sent:
+            self._app.runtime.sent_events.sent(_stored(messages, errors))
         return errors
 
     async def _apublish_burst(
@@ -233,14 +261,14 @@ class Calling(Parts):
         if transaction is not None:
             await self._awrite(transaction, messages)
             return [None] * len(messages)
-        errors = await self.async_publisher.publish_many(messages, timeout=timeout)
-        if self._tells_sent:
+        errors = await self._app.runtime.async_publisher.publish_many(messages, timeout=timeout)
+        if self._app.runtime.tells_sent:
             await self._atell_sent(_stored(messages, errors))
         return errors
 
     async def _atell_sent(self, messages: Sequence[Message]) -> None:
         """An event loop must not wait for the connection that events go over."""
-        await asyncio.to_thread(self.sent_events.sent, messages)
+        await asyncio.to_thread(self._app.runtime.sent_events.sent, messages)
 
     def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
         """Raises: the first error."""
@@ -263,33 +291,35 @@ class Calling(Parts):
             failed.results = results  # type: ignore[attr-defined]
             raise failed
 
-    def _compose(
+    def compose(
         self, name: str, args: Arguments, kwargs: Keywords, options: Options, task: CalledTask | None
     ) -> Message:
-        if not self.is_finalized:
-            self.finalize()
+        """The message of a call. Raises: TypeError, EncodeError, QueueNotFound."""
+        if not self._app.is_finalized:
+            self._app.finalize()
         if options:
             options = of_call(name, options)
         if task is None:
-            task = self.tasks.get(name) if name in self.tasks else None
-        backend = self.backend
+            task = self._app.tasks.get(name) if name in self._app.tasks else None
+        backend = self._app.runtime.backend
         reply_to = ""
         if backend is not None and not _ignores(options, task):
             self._prepare_results(_timeout(options))
             reply_to = backend.reply_to()
-        message = self.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
+        message = self._app.runtime.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
         if signals.before_task_publish:
             tell_composed(message)
         return message
 
     def _prepare_results(self, timeout: float | None) -> None:
         """Before the store is asked where results come to: a queue on a node that is away is replaced here."""
-        if self.backend is None:
+        backend = self._app.runtime.backend
+        if backend is None:
             return
         if self._transaction is None:
-            self.backend.prepare((), timeout)
+            backend.prepare((), timeout)
         else:  # calls in a transaction need no broker: rows name the queue of results
-            self.backend.keep_reading()
+            backend.keep_reading()
 
     def _settled(self, message: Message, error: BaseException | None = None) -> None:
         """Send the signal after_task_publish, or with an error task_publish_failed."""
@@ -306,7 +336,25 @@ class Calling(Parts):
         return result
 
     def _result(self, task_id: str, name: str | None = None, *, ignored: bool = False) -> UntypedResult:
-        return AsyncResult(task_id, self.backend, revoke=self.revoke_call, task_name=name, ignored=ignored)
+        return AsyncResult(
+            task_id, self._app.runtime.backend, revoke=self._app.revoke_call, task_name=name, ignored=ignored
+        )
+
+    def AsyncResult(self, task_id: str, *, task_name: str | None = None) -> UntypedResult:
+        """The result of an earlier call, by its id."""
+        return self._result(task_id, task_name)
+
+    def store_state(self, result: ResultMessage, context: Context) -> None:
+        """`Task.update_state`: store a state now. Raises: BackendNotConfigured."""
+        backend = self._app.runtime.backend
+        if backend is None:
+            raise BackendNotConfigured("update_state() needs a result backend: set result_backend")
+        message = backend.message_for(result, context.reply_to, context.correlation_id)
+        if message is None:
+            # A state on the way is not worth waiting for a store without end.
+            backend.store_briefly(result)
+        elif message.routing_key:
+            self._app.runtime.publisher.publish(replace(message, mandatory=False))
 
     def revoke_call(
         self,
@@ -323,9 +371,9 @@ class Calling(Parts):
         arguments: KeywordDict = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
         seconds = 1.0 if timeout is None else timeout
         if headers is None:
-            self.control.revoke(task_id, timeout=seconds, **arguments)
+            self._app.runtime.control.revoke(task_id, timeout=seconds, **arguments)
         else:
-            self.control.revoke_by_stamped_headers(headers, timeout=seconds, **arguments)
+            self._app.runtime.control.revoke_by_stamped_headers(headers, timeout=seconds, **arguments)
 
     # -- workflows
 
@@ -334,12 +382,12 @@ class Calling(Parts):
 
         Raises: the PublishError of the first message that was not stored.
         """
-        if self._is_eager:
+        if self._app.runtime.is_eager:
             return self.run_composition(
-                composition, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+                composition, args, kwargs, options, propagate=bool(self._app.conf.task_eager_propagates)
             )
         self._prepare_results(_timeout(options))
-        begun, result = self.workflows.prepared(composition, args, kwargs, options)
+        begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
         pipeline = find_pipeline(self)
         if pipeline is not None and self._transaction is None:
@@ -350,7 +398,7 @@ class Calling(Parts):
         else:
             timeout = _timeout(options)
             for burst in _bursts(messages):
-                limit = _many_timeout(self.conf, timeout, len(burst))
+                limit = _many_timeout(self._app.conf, timeout, len(burst))
                 self._all_announced(burst, self._publish_burst(burst, limit))
         return self._noted(result)
 
@@ -358,22 +406,22 @@ class Calling(Parts):
         self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options
     ) -> object:
         """The same over the async publisher."""
-        if self._is_eager:
+        if self._app.runtime.is_eager:
             return self.run_composition(
-                composition, args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+                composition, args, kwargs, options, propagate=bool(self._app.conf.task_eager_propagates)
             )
         await self._aprepare(_timeout(options))
-        begun, result = self.workflows.prepared(composition, args, kwargs, options)
+        begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         for burst in _bursts(self._composition_messages(begun)):
-            limit = _many_timeout(self.conf, _timeout(options), len(burst))
+            limit = _many_timeout(self._app.conf, _timeout(options), len(burst))
             self._all_announced(burst, await self._apublish_burst(burst, limit))
         return self._noted(result)
 
     async def _aprepare(self, timeout: float | None) -> None:
         """Have the store of results ready before a call is composed on an event loop, which must not wait for it."""
-        if not self.is_finalized:
-            self.finalize()
-        backend = self.backend
+        if not self._app.is_finalized:
+            self._app.finalize()
+        backend = self._app.runtime.backend
         if backend is None:
             return
         if self._transaction is not None:
@@ -386,33 +434,26 @@ class Calling(Parts):
         of results. `timeout` is seconds, default: those of a publish. Raises: PublishError (BrokerUnreachable, AccessRefused …).
         """
         await self._aprepare(timeout)
-        await self.async_publisher.connect(timeout=timeout)
-
-    async def aclose(self) -> None:
-        """Close this event loop's connection, and what `close` closes, without blocking the loop."""
-        publisher = self.__dict__.pop("async_publisher", None)
-        if publisher is not None:
-            await publisher.close()
-        await asyncio.to_thread(self.close)
+        await self._app.runtime.async_publisher.connect(timeout=timeout)
 
     def _composition_messages(self, begun: Begun) -> list[Message]:
-        if not self.is_finalized:
-            self.finalize()
-        return self.workflows.messages(begun)
+        if not self._app.is_finalized:
+            self._app.finalize()
+        return self._app.runtime.workflows.messages(begun)
 
     def compose_call(self, call: Signature) -> Message:
         """The message of one plain signature. Raises: TypeError, EncodeError, QueueNotFound."""
         call = routed(call)
-        return self._compose(call.task, call["args"], call["kwargs"], call["options"], self.tasks.get(call.task))
+        return self.compose(call.task, call["args"], call["kwargs"], call["options"], self._app.tasks.get(call.task))
 
     def compose_periodic(self, name: str, args: Arguments, kwargs: KeywordDict, options: Options) -> Message:
         """The message of a periodic task, for whose result nobody waits. Raises: TypeError, EncodeError, QueueNotFound."""
-        if not self.is_finalized:
-            self.finalize()
-        task = self.tasks.get(name)
+        if not self._app.is_finalized:
+            self._app.finalize()
+        task = self._app.tasks.get(name)
         if task is not None:
             task.check_arguments(args, kwargs)
-        message = self.calls.compose(name, args, kwargs, options, task=task)
+        message = self._app.runtime.calls.compose(name, args, kwargs, options, task=task)
         if signals.before_task_publish:
             tell_composed(message)
         return message
@@ -421,10 +462,10 @@ class Calling(Parts):
         """Tell receivers of signals that the broker has stored a periodic task's message, or has not."""
         self._settled(message, error)
 
-    def freeze(self, sig: Signature, *, task_id: str | None, **ids: Any) -> object:
+    def freeze(self, /, sig: Signature, *, task_id: str | None, **ids: Any) -> object:
         """Fix the ids of a signature and of its parts, in place; the result it will have."""
         options = {"task_id": task_id, **ids}
-        frozen, result = self.workflows.frozen(sig, {k: v for k, v in options.items() if v is not None})
+        frozen, result = self._app.runtime.workflows.frozen(sig, {k: v for k, v in options.items() if v is not None})
         sig.clear()
         sig.update(frozen)
         return result
@@ -436,7 +477,7 @@ class Calling(Parts):
         the chord's body as its members have it; a plain task has both itself.
 
         Raises: PublishError, BackendUnreachable."""
-        store, member_id = self.chord_store, task_id or str(member.id)
+        store, member_id = self._app.runtime.chord_store, task_id or str(member.id)
         if store is not None:
             store.add_to_chord(group_id, member_id)
             return
@@ -446,7 +487,7 @@ class Calling(Parts):
         if transaction is not None:
             transaction.write(self._rows((message,)))
         else:
-            self.publisher.publish(message)
+            self._app.runtime.publisher.publish(message)
 
     def _noted(self, result: Any) -> Any:
         """Note a published result as a child of the task that runs."""
@@ -457,22 +498,7 @@ class Calling(Parts):
 
     def group_result(self, group_id: str, results: Sequence[Any], parent: object = None) -> GroupResult:
         """The results of a group."""
-        return GroupResult(group_id, results, self.backend, parent)
-
-    @property
-    def chord_store(self) -> ChordStore | None:
-        """Where the parts of chords are counted: a result store that can, else (None) the broker."""
-        backend = self.backend
-        if backend is not None and backend.counts_chords:
-            return cast("ChordStore", backend)
-        return None if self.broker.joins_chords else self._memory_chords
-
-    @lazy
-    def _memory_chords(self) -> ChordStore:
-        """With the in-memory broker and no result store, chords are counted in this process."""
-        from amqtask.backends.memory import MemoryChords
-
-        return MemoryChords(self.conf.result_serializer)
+        return GroupResult(group_id, results, self._app.runtime.backend, parent)
 
     # -- running here
 
@@ -481,10 +507,6 @@ class Calling(Parts):
     ) -> UntypedEagerResult:
         """Run a task here, retries and callbacks included. Its exception is kept in the result, but for the option `throw`."""
         return InlineRunner(self._app).run(task, args, kwargs, options)
-
-    @property
-    def _is_eager(self) -> bool:
-        return bool(self.conf.task_always_eager)
 
     def run_composition(
         self,
@@ -496,18 +518,20 @@ class Calling(Parts):
         propagate: bool = False,
     ) -> object:
         """Run a chain, group or chord here, one task after the other."""
-        self.finalize()
+        self._app.finalize()
         propagate = bool(options.get("throw", propagate))
-        sig, _ = self.workflows.frozen(
+        sig, _ = self._app.runtime.workflows.frozen(
             composition.clone(args, kwargs) if args or kwargs else composition,
             {k: v for k, v in options.items() if k != "throw"},
         )
-        return InlineRunner(self._app, in_place_of_publishing=self._is_eager).run_composition(sig, propagate=propagate)
+        return InlineRunner(self._app, in_place_of_publishing=self._app.runtime.is_eager).run_composition(
+            sig, propagate=propagate
+        )
 
     def _eager(self, name: str, args: Arguments, kwargs: Keywords, options: Options) -> UntypedEagerResult:
-        self.finalize()
+        self._app.finalize()
         return InlineRunner(self._app, in_place_of_publishing=True).run(
-            self.tasks[name], args, kwargs, options, propagate=bool(self.conf.task_eager_propagates)
+            self._app.tasks[name], args, kwargs, options, propagate=bool(self._app.conf.task_eager_propagates)
         )
 
 

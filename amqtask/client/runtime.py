@@ -1,20 +1,21 @@
-"""Parts: what an application is made of (queues, routes, publisher, result store …), each made from its settings once."""
+"""Runtime: what an application is made of (queues, routes, publisher, result store …), each made from its settings once."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
-from datetime import datetime, tzinfo
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from datetime import tzinfo
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 from urllib.parse import quote
 
 from amqtask.client.discovery import django_time_zone
 from amqtask.client.message_builder import Calls
-from amqtask.client.registry import TaskRegistry
 from amqtask.client.workflow_messages import Workflows
 from amqtask.ground.lazy import lazy
-from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import LARGEST_BODY, content_types
 from amqtask.settings import Settings
@@ -26,10 +27,11 @@ from amqtask.topology.routes import Queues, Router
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend
     from amqtask.backends.retrying import RetryPolicy
-    from amqtask.calls.application import Application, CalledTask
-    from amqtask.events import BrokerConnection, Events
+    from amqtask.calls.application import Application
+    from amqtask.events import Events
     from amqtask.events.receiver import Feed
     from amqtask.events.sent import SentEvents
+    from amqtask.execution.contract import ChordStore
     from amqtask.outbox.contract import Outbox
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
@@ -62,62 +64,68 @@ _STORE_SETTINGS = (
     "redis_socket_timeout",
     "redis_username",
 )
-_LAZY = (
-    "queues",
-    "router",
-    "delays",
-    "queue_defaults",
-    "calls",
-    "broker",
-    "publisher",
-    "async_publisher",
-    "backend",
-    "control",
-    "events",
-    "event_publisher",
-    "sent_events",
-    "_tells_sent",
-    "outbox",
-)
+T = TypeVar("T")
 
 
-class Parts:
-    """The parts of one application, found by name; nothing is imported or connected before it is asked for."""
+class made(Generic[T]):
+    """A part of an application's runtime, as an attribute of the application. One's own may be put in its place (for tests): it
+    stays until a setting changes."""
 
-    main: str | None
-    conf: Settings
-    tasks: TaskRegistry
-    is_finalized: bool
+    def __init__(self, part: lazy[T]) -> None:
+        self._name = part.name
+        self._get: Callable[[Runtime], T] = attrgetter(part.name)
+        self.__doc__ = part.__doc__
 
-    def __init__(self) -> None:
-        self._opened_backend: tuple[BackendOptions, ResultBackend | None] | None = None
-        self._installed_outbox: Outbox | None = None
-        # What a broker in this process keeps, whatever settings change.
-        self._kept: dict[str, object] = {}
+    @overload
+    def __get__(self, app: None, owner: type) -> made[T]: ...
 
-    @property
-    def _app(self) -> Application:
-        """This object, typed as the application that it is."""
-        return cast("Application", self)
+    @overload
+    def __get__(self, app: object, owner: type) -> T: ...
 
-    def _forget_derived(self) -> None:
-        """A setting changed: drop what was made from settings (open connections close); it is made again when it is asked for."""
-        opened = [self.__dict__[name] for name in ("publisher", "event_publisher") if name in self.__dict__]
-        for name in _LAZY:
-            self.__dict__.pop(name, None)
-        if self.is_finalized:
-            for task in self.tasks.values():
-                task.bind(self._app)
-        for publisher in opened:
-            publisher.close()
+    def __get__(self, app: Any, owner: type) -> made[T] | T:
+        return self if app is None else self._get(app.runtime)
 
-    # -- what is made from settings, once
+    def __set__(self, app: Any, part: T) -> None:
+        app.runtime.__dict__[self._name] = part
+
+    def __delete__(self, app: Any) -> None:
+        app.runtime.__dict__.pop(self._name, None)
+
+
+@dataclass(slots=True)
+class Kept:
+    """What outlives a change of settings: results are on their way to the store, and queues in this process have messages."""
+
+    backend: tuple[BackendOptions, ResultBackend | None] | None = None
+    installed_outbox: Outbox | None = None
+    # What a broker in this process keeps.
+    broker: dict[str, object] = field(default_factory=dict)
+    chords: ChordStore | None = None
+
+
+class Runtime:
+    """What an application is made of; a change of settings makes a new one. Nothing is imported or connected before it is asked
+    for."""
+
+    def __init__(self, app: Application, kept: Kept) -> None:
+        self._app = app
+        self._conf = app.conf
+        self._kept = kept
+
+    def renewed(self) -> Runtime:
+        """One for settings that have changed, in place of this one; open connections of this one close."""
+        runtime = Runtime(self._app, self._kept)
+        for name in ("publisher", "event_publisher"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
+        return runtime
 
     @property
     def _broker_urls(self) -> str | Sequence[str] | None:
         # Celery's variable wins over the application, as it does there; ours is for an application that names no broker.
-        urls = os.environ.get("CELERY_BROKER_URL") or self.conf.broker_url or self.conf.broker_read_url
-        return urls or _url_of_parts(self.conf) or os.environ.get("AMQTASK_BROKER_URL")
+        conf = self._conf
+        urls = os.environ.get("CELERY_BROKER_URL") or conf.broker_url or conf.broker_read_url
+        return urls or _url_of_parts(conf) or os.environ.get("AMQTASK_BROKER_URL")
 
     @lazy
     def broker(self) -> Broker:
@@ -125,7 +133,7 @@ class Parts:
         from amqtask.transport.broker import open_broker
         from amqtask.transport.contract import BrokerOptions
 
-        conf = self.conf
+        conf = self._conf
         options = BrokerOptions(
             urls=self._broker_urls,
             write_urls=conf.broker_write_url,
@@ -136,19 +144,19 @@ class Parts:
             heartbeat=conf.broker_heartbeat,
             pool_limit=conf.broker_pool_limit,
         )
-        return open_broker(options, self._kept)
+        return open_broker(options, self._kept.broker)
 
-    @property
+    @lazy
     def broker_addresses(self) -> tuple[BrokerAddress, ...]:
         """The hosts of RabbitMQ to connect to; none of another broker. Raises: ConfigurationError."""
         return self.broker.addresses
 
-    @property
+    @lazy
     def broker_name(self) -> str:
         """The broker's URLs for people, without passwords."""
         return self.broker.safe_url
 
-    @property
+    @lazy
     def memory_broker(self) -> MemoryBroker | None:
         """With `broker_url = "memory://"` this app's own broker in this process, for tests; else None."""
         return self.broker.memory
@@ -159,21 +167,17 @@ class Parts:
 
         Raises: ConfigurationError for one that is not known.
         """
-        name = self.conf.timezone or django_time_zone() or "UTC"
+        name = self._conf.timezone or django_time_zone() or "UTC"
         if isinstance(name, tzinfo):
             return name
         from amqtask.schedules import zone_named
 
         return zone_named(name)
 
-    def now(self) -> datetime:
-        """The present time in the application's time zone."""
-        return datetime.now(self.timezone)
-
     @lazy
     def queue_defaults(self) -> QueueDefaults:
         """How missing queues are declared."""
-        conf = self.conf
+        conf = self._conf
         return QueueDefaults(
             queue_type=conf.task_default_queue_type,
             delivery_limit=conf.task_delivery_limit,
@@ -185,7 +189,7 @@ class Parts:
     @lazy
     def queues(self) -> Queues:
         """The queues of `task_queues`, and those created because they were named."""
-        conf = self.conf
+        conf = self._conf
         exchange = default_exchange(conf)
         return Queues(
             configured(conf.task_queues, exchange),
@@ -201,27 +205,18 @@ class Parts:
     @lazy
     def router(self) -> Router:
         """Applies `task_routes`, then the tasks' own queue, exchange and routing_key."""
-        return Router([*_route_list(self.conf.task_routes), self._own_route], self.queues)
-
-    def _own_route(
-        self, name: str, args: object, kwargs: object, options: object, task: CalledTask | None = None, **_: object
-    ) -> object:
-        callee = task if task is not None else self.tasks.get(name)
-        if callee is None:
-            return None
-        route = {key: getattr(callee, key) for key in ("queue", "exchange", "routing_key")}
-        return {key: value for key, value in route.items() if value is not None} or None
+        return Router(self._conf.task_routes, self.queues, self._app.tasks.get)
 
     @lazy
     def delays(self) -> DelayPlan:
         """The broker's delay levels."""
-        queue_type = "quorum" if self.conf.task_default_queue_type == "quorum" else "classic"
-        return DelayPlan(self.conf.task_delay_prefix, queue_type)
+        queue_type = "quorum" if self._conf.task_default_queue_type == "quorum" else "classic"
+        return DelayPlan(self._conf.task_delay_prefix, queue_type)
 
     @lazy
     def calls(self) -> Calls:
         """Composes messages."""
-        return Calls(self.conf, self.router, self.delays, lambda: self.timezone)
+        return Calls(self._conf, self.router, self.delays, lambda: self.timezone)
 
     @lazy
     def workflows(self) -> Workflows:
@@ -240,18 +235,18 @@ class Parts:
 
     @property
     def _client_name(self) -> str:
-        return f"{self.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}"
+        return f"{self._app.main or 'amqtask'} publisher {os.getpid()}@{socket.gethostname()}"
 
-    @property
+    @lazy
     def backend_url(self) -> str | None:
         """CELERY_RESULT_BACKEND, else result_backend, else AMQTASK_RESULT_BACKEND; None when results are not kept."""
-        url = os.environ.get("CELERY_RESULT_BACKEND") or self.conf.result_backend
+        url = os.environ.get("CELERY_RESULT_BACKEND") or self._conf.result_backend
         return url or os.environ.get("AMQTASK_RESULT_BACKEND") or None
 
     @lazy
     def backend(self) -> ResultBackend | None:
         """The result store, None when results are not kept."""
-        conf = self.conf
+        conf = self._conf
         url = self.backend_url
         if not url:
             return None
@@ -276,14 +271,14 @@ class Parts:
             largest_body=conf.worker_max_body_size or LARGEST_BODY,
             settings={name: conf[name] for name in _STORE_SETTINGS},
         )
-        opened = self._opened_backend
+        opened = self._kept.backend
         if opened is None or opened[0] != options:
-            opened = self._opened_backend = (options, open_backend(url, options, self._app))
+            opened = self._kept.backend = (options, open_backend(url, options, self._app))
         # Settings that do not concern it leave the store as it is: results may be on their way to it.
         return opened[1]
 
     def _always_retry(self) -> RetryPolicy | None:
-        conf = self.conf
+        conf = self._conf
         if not conf.result_backend_always_retry:
             return None
         from amqtask.backends.retrying import RetryPolicy
@@ -299,15 +294,16 @@ class Parts:
     @lazy
     def outbox(self) -> Outbox | None:
         """Where calls go that are made in a database transaction: what was installed, else what the setting names."""
-        if self._installed_outbox is not None or not self.conf.outbox:
-            return self._installed_outbox
+        installed = self._kept.installed_outbox
+        if installed is not None or not self._conf.outbox:
+            return installed
         from amqtask.outbox.contract import find_outbox
 
-        return find_outbox(self.conf.outbox, self.conf.outbox_database)
+        return find_outbox(self._conf.outbox, self._conf.outbox_database)
 
     def install_outbox(self, outbox: Outbox | None) -> None:
         """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
-        self._installed_outbox = outbox
+        self._kept.installed_outbox = outbox
         self.__dict__.pop("outbox", None)
 
     @lazy
@@ -318,8 +314,8 @@ class Parts:
         return Control(
             self.broker,
             self.publisher,
-            prefix=self.conf.control_exchange,
-            accept=content_types(self.conf.accept_content),
+            prefix=self._conf.control_exchange,
+            accept=content_types(self._conf.accept_content),
             queues=lambda: [queue.name for queue in self.queues.consumed],
         )
 
@@ -328,7 +324,7 @@ class Parts:
         """Receive events, and send one's own."""
         from amqtask.events.client import Events, EventSettings
 
-        conf = self.conf
+        conf = self._conf
         settings = EventSettings(
             exchange=conf.event_exchange,
             queue_prefix=conf.event_queue_prefix,
@@ -345,8 +341,14 @@ class Parts:
         )
 
     @lazy
-    def _tells_sent(self) -> bool:
-        return bool(self.conf.task_send_sent_event)
+    def is_eager(self) -> bool:
+        """Whether calls run where they are made (task_always_eager)."""
+        return bool(self._conf.task_always_eager)
+
+    @lazy
+    def tells_sent(self) -> bool:
+        """Whether monitors are told of calls (task_send_sent_event)."""
+        return bool(self._conf.task_send_sent_event)
 
     @lazy
     def event_publisher(self) -> EventPublisher:
@@ -360,26 +362,29 @@ class Parts:
 
         return SentEvents(
             lambda messages: self.event_publisher.publish(messages),
-            exchange=self.conf.event_exchange,
-            serializer=self.conf.event_serializer,
+            exchange=self._conf.event_exchange,
+            serializer=self._conf.event_serializer,
             clock=self.events.clock,
         )
 
     def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
         return self.broker.queue_reader(queue, on_delivery, name="amqtask events")
 
-    def connection(self, *_: object, **__: object) -> BrokerConnection:
-        """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
-        connection: BrokerConnection = plugins().celery_connection(self)
-        return connection
+    @property
+    def chord_store(self) -> ChordStore | None:
+        """Where the parts of chords are counted: a result store that can, else (None) the broker."""
+        backend = self.backend
+        if backend is not None and backend.counts_chords:
+            return cast("ChordStore", backend)
+        return None if self.broker.joins_chords else self._memory_chords()
 
-    connection_for_read = connection_for_write = connection
+    def _memory_chords(self) -> ChordStore:
+        """With the in-memory broker and no result store, chords are counted in this process."""
+        if self._kept.chords is None:
+            from amqtask.backends.memory import MemoryChords
 
-    def clear_memory(self) -> None:
-        """With `memory://` forget the broker and all that is in it, and stored results; for the next test."""
-        self.close()
-        self._kept.clear()
-        self.__dict__.pop("broker", None)
+            self._kept.chords = MemoryChords(self._conf.result_serializer)
+        return self._kept.chords
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""
@@ -387,7 +392,18 @@ class Parts:
             resource = self.__dict__.pop(name, None)
             if resource is not None:
                 resource.close()
-        self._opened_backend = None
+        self._kept.backend = None
+
+    async def aclose(self) -> None:
+        """Close this event loop's connection, and what `close` closes, without blocking the loop."""
+        publisher = self.__dict__.pop("async_publisher", None)
+        if publisher is not None:
+            await publisher.close()
+        await asyncio.to_thread(self.close)
+
+    def emptied(self) -> Runtime:
+        """One without the broker in this process, in place of this one; for the next test."""
+        return Runtime(self._app, Kept(installed_outbox=self._kept.installed_outbox))
 
 
 def _url_of_parts(conf: Settings) -> str | None:
@@ -397,12 +413,3 @@ def _url_of_parts(conf: Settings) -> str | None:
     user, password = (quote(credential or "guest", safe="") for credential in (conf.broker_user, conf.broker_password))
     host_and_port = f"{conf.broker_host or 'localhost'}:{conf.broker_port or 5672}"
     return f"{conf.broker_transport or 'amqp'}://{user}:{password}@{host_and_port}/{quote(conf.broker_vhost or '/', safe='')}"
-
-
-def _route_list(routes: object) -> list[object]:
-    if routes is None:
-        return []
-    if isinstance(routes, (list, tuple)):
-        pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in routes)
-        return [dict(routes)] if pairs else list(routes)
-    return [routes]

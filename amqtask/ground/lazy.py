@@ -31,7 +31,7 @@ class lazy(Generic[T]):
         self.__doc__ = make.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+        self.name = name
 
     @overload
     def __get__(self, instance: None, owner: type) -> lazy[T]: ...
@@ -48,7 +48,7 @@ class lazy(Generic[T]):
             if not _is_guarded:
                 _is_guarded.append(True)
                 os.register_at_fork(before=_finish_making)
-            value: T = instance.__dict__.setdefault(self._name, self._make(instance))
+            value: T = instance.__dict__.setdefault(self.name, self._make(instance))
         finally:
             _making.pop(frame, None)
         return value

@@ -244,13 +244,22 @@ class _MapRoute:
         return next((target for pattern, target in self._patterns if pattern.match(name)), None)
 
 
-class Router:
-    """Routes calls; `routes` is the setting `task_routes`."""
+def _own_route(task: Any) -> OptionDict:
+    if task is None:
+        return {}
+    route = {"queue": task.queue, "exchange": task.exchange, "routing_key": task.routing_key}
+    return {key: value for key, value in route.items() if value is not None}
 
-    def __init__(self, routes: object, queues: Queues, defaults: QueueDefaults | None = None) -> None:
+
+class Router:
+    """Routes calls: by their options, else `routes` (the setting `task_routes`), else those of the task (`find_task(name)`)."""
+
+    def __init__(
+        self, routes: object, queues: Queues, find_task: Callable[[str], object | None] = lambda name: None
+    ) -> None:
         self._routes = compile_routes(routes)
         self._queues = queues
-        self._defaults = defaults or queues.defaults
+        self._find_task = find_task
 
     def route(
         self,
@@ -273,7 +282,7 @@ class Router:
 
     def _merge(self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: object) -> OptionDict:
         given_options = {key: value for key, value in options.items() if value is not None}
-        if "queue" in given_options or not self._routes:
+        if "queue" in given_options:
             return given_options
         return {**self._ask(name, args, kwargs, given_options, task), **given_options}
 
@@ -289,7 +298,7 @@ class Router:
             if isinstance(target, Mapping):
                 return {key: value for key, value in _checked_options(name, target).items() if value is not None}
             raise ConfigurationError(f"task_routes: the route of task {name!r} is {target!r}, no queue or mapping")
-        return {}
+        return _own_route(task if task is not None else self._find_task(name))
 
     def _to_exchange(self, exchange: str | Exchange, routing_key: str | None, options: OptionDict) -> Route:
         declare: tuple[Declaration, ...] = ()

@@ -151,7 +151,7 @@ def test_a_setting_with_anything_is_of_its_kind_or_an_error(setting: Any, value:
 @given(st.sampled_from(sorted(CALL)), ANYTHING)
 def test_a_call_with_anything_is_composed_or_an_error(name: str, value: Any) -> None:
     with contextlib.suppress(ConfigurationError, EncodeError):
-        APP._compose("t", (), {}, {name: value}, None)
+        APP.caller.compose("t", (), {}, {name: value}, None)
 
 
 @settings(deadline=None, max_examples=300)
@@ -228,7 +228,7 @@ def test_calls_as_programs_write_them(app: AmqTask) -> None:
     task_id = uuid.uuid4()
 
     def compose(name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
-        return app._compose(name, args, kwargs, options, None)
+        return app.caller.compose(name, args, kwargs, options, None)
 
     assert compose("t", (), {}, {"task_id": task_id}).properties.headers["id"] == str(task_id)
     assert compose("t", (), {}, {"countdown": timedelta(seconds=-3)}).properties.headers["eta"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,9 +108,10 @@ def test_a_route_sees_the_call() -> None:
     def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> None:
         seen.append((name, args, kwargs, options, task))
 
-    Router([route], queues()).route("t", (1,), {"a": 2}, {"priority": 3, "expires": None}, task="the task")
+    task = SimpleNamespace(queue=None, exchange=None, routing_key=None)
+    Router([route], queues()).route("t", (1,), {"a": 2}, {"priority": 3, "expires": None}, task=task)
 
-    assert seen == [("t", (1,), {"a": 2}, {"priority": 3}, "the task")]
+    assert seen == [("t", (1,), {"a": 2}, {"priority": 3}, task)]
 
 
 def test_created_queues_get_an_exchange_of_their_own_when_a_type_is_asked_for() -> None:

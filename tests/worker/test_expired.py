@@ -51,10 +51,10 @@ def test_the_broker_is_not_asked_to_drop_what_a_worker_tells_of() -> None:
     app = AmqTask("expiring", broker="memory://", task_always_eager=False)
 
     for options in ({"expires": 5}, {"expires": 5, "ignore_result": True}, {"expires": datetime.now(timezone.utc)}):
-        message = app._compose("t", (), {}, options, None)
+        message = app.caller.compose("t", (), {}, options, None)
         assert message.properties.headers["expires"]
         assert message.properties.expiration is None
-    assert app._compose("t", (), {}, {"expiration": "5000"}, None).properties.expiration == "5000"
+    assert app.caller.compose("t", (), {}, {"expiration": "5000"}, None).properties.expiration == "5000"
 
 
 def test_awaiting_a_call_that_expired_ends() -> None:
