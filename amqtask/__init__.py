@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask, Celery
     from amqtask.calls.signature import Signature
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
-    from amqtask.client.shared_tasks import shared_task
+    from amqtask.client.registry import shared_task
     from amqtask.exceptions import Ignore, Reject, Retry
     from amqtask.ground.current import CurrentApp
     from amqtask.ground.plugins import Plugins
@@ -57,7 +57,7 @@ _WHERE = {
     "group": "canvas",
     "inspect_command": "remote.commands",
     "maybe_signature": "canvas",
-    "shared_task": "client.shared_tasks",
+    "shared_task": "client.registry",
     "signature": "canvas",
     "uuid": "utils",
     "xmap": "canvas",

@@ -125,19 +125,19 @@ def django_outbox(database: str) -> DjangoOutbox:
 
 
 def after_commit(call: Callable[[], object], outbox: Outbox | None) -> None:
-    from amqtask.contrib.django import commit
+    from amqtask.contrib.django import connections
 
-    commit.after_commit(call, outbox)
+    connections.after_commit(call, outbox)
 
 
 def aafter_commit(call: Callable[[], object], outbox: Outbox | None) -> Awaitable[None]:
-    from amqtask.contrib.django import commit
+    from amqtask.contrib.django import connections
 
-    return commit.aafter_commit(call, outbox)
+    return connections.aafter_commit(call, outbox)
 
 
 def follow_django_settings(conf: Settings, namespace: str | None) -> None:
-    from amqtask.contrib.django.changes import follow
+    from amqtask.contrib.django.loaded import follow
 
     follow(conf, namespace)
 

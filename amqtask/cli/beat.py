@@ -12,11 +12,10 @@ from amqtask.beat.build import build_beat, find_store, leader_name, make_schedul
 from amqtask.beat.contract import BeatOptions, KeepsTime, StoreOptions
 from amqtask.cli import daemon
 from amqtask.cli.globals import Globals, ParamType
-from amqtask.cli.log_options import LEVELS, is_in_json, set_up
-from amqtask.cli.logs import check_logfile
+from amqtask.cli.logs import LEVELS, check_logfile, is_in_json, set_up
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
-from amqtask.cli.own_options import Extensible, own_options
+from amqtask.cli.params import Extensible, own_options
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.version import VERSION
 

@@ -1,16 +1,19 @@
-"""The application's broker, for commands that look into it."""
+"""The application's broker and its queues, for commands that look into them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
 from amqtask.transport.management import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.protocol.entities import Queue
+    from amqtask.topology.routes import Route
     from amqtask.transport.admin import QueueAdmin
 
 
@@ -41,3 +44,40 @@ def open_api(app: AmqTask, url: str) -> ManagementApi:
     """The management plugin at `url`, for the virtual host of the application's broker."""
     refuse_memory(app)
     return ManagementApi(url, app.broker_addresses[0])
+
+
+class TaskRoute(NamedTuple):
+    """A registered task and where a call without options goes; `route` None when the routes need arguments."""
+
+    task: str
+    route: Route | None
+
+
+def task_routes(app: AmqTask) -> list[TaskRoute]:
+    """Where each registered task goes, by name. A route function that fails without arguments is named in a warning."""
+    app.import_modules()
+    app.finalize()
+    return [TaskRoute(name, _route(app, name)) for name in app.tasks.own]
+
+
+def _route(app: AmqTask, name: str) -> Route | None:
+    try:
+        return app.router.route(name, (), {}, {}, app.tasks[name])
+    except ConfigurationError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's route function, which may need the arguments of a call
+        echo(f"task_routes: no route for {name} without arguments: {type(error).__name__}: {error}", err=True)
+        return None
+
+
+def known_queues(app: AmqTask) -> list[Queue]:
+    """All queues of the application, configured ones first."""
+    routed = task_routes(app)
+    queues = {queue.name: queue for queue in app.queues.consumed}
+    queues |= {route.queue.name: route.queue for _, route in routed if route is not None and route.queue is not None}
+    return list(queues.values())
+
+
+def chosen_queues(app: AmqTask, names: tuple[str, ...]) -> list[Queue]:
+    """The queues named with -Q, else all that the application knows. Raises: QueueNotFound."""
+    return [app.queues[name] for name in names] if names else known_queues(app)

@@ -39,13 +39,13 @@ def tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
 
 
 def _queue_names(app: AmqTask) -> Iterable[str]:
-    from amqtask.cli.app_queues import known_queues
+    from amqtask.cli.broker import known_queues
 
     return [queue.name for queue in known_queues(app)]
 
 
 def _task_names(app: AmqTask) -> Iterable[str]:
-    from amqtask.cli.app_queues import task_routes
+    from amqtask.cli.broker import task_routes
 
     return [route.task for route in task_routes(app)]
 

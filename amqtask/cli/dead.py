@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli import complete
-from amqtask.cli.app_queues import known_queues
-from amqtask.cli.broker import open_admin
+from amqtask.cli.broker import known_queues, open_admin
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import QueueNotFound

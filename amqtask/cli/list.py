@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.app_queues import known_queues, task_routes
-from amqtask.cli.broker import api_option, open_api
+from amqtask.cli.broker import api_option, known_queues, open_api, task_routes
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.topology.declarations import all_bindings

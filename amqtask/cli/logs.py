@@ -1,4 +1,4 @@
-"""Set up logging for a command: readable lines or JSON, to the terminal or a file."""
+"""Set up logging for a command by its options and settings: readable lines or JSON, to the terminal or a file."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import os
 import sys
 import textwrap
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amqtask import signals
+from amqtask.cli.capture_output import redirected
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import Lines
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
+from amqtask.options import value_types
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
+    from amqtask.settings import Settings
 
 # What every LogRecord has; the rest are fields somebody gave in `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -154,3 +158,39 @@ def enable_own_loggers() -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.partition(".")[0] in ("amqtask", "amqtask_pools"):
             logger.disabled = False
+
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
+
+
+def set_up(
+    conf: Settings, *, loglevel: str, logfile: str | None, log_format: str | None, color: bool, hostname: str = ""
+) -> AbstractContextManager[None]:
+    """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
+    if log_format is not None and log_format != "json":
+        log_format = value_types.convert("--log-format", value_types.LOG_FORMAT, log_format)
+    level = "CRITICAL" if loglevel == "FATAL" else loglevel
+    if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
+        signals.setup_logging.send(
+            sender=None, loglevel=logging.getLevelName(level), logfile=logfile, format=None, colorize=None
+        )
+        enable_own_loggers()
+        return nullcontext()
+    enable_own_loggers()
+    is_json = is_in_json(conf, log_format)
+    style = LogStyle(
+        format=conf.worker_log_format if is_json or log_format is None else log_format,
+        date_format=conf.worker_log_datefmt,
+        task_format=conf.worker_task_log_format,
+        task_date_format=conf.worker_task_log_datefmt,
+        json_lines=is_json,
+        color=color and conf.worker_log_color is not False,
+        hostname=hostname,
+    )
+    setup_logging(level, file=logfile, style=style, hijack_root=conf.worker_hijack_root_logger)
+    return redirected(conf.worker_redirect_stdouts_level) if conf.worker_redirect_stdouts else nullcontext()
+
+
+def is_in_json(conf: Settings, log_format: str | None) -> bool:
+    """Whether each line is to be a JSON object; then nothing else is printed."""
+    return log_format == "json" or bool(conf.worker_log_json)

@@ -13,8 +13,7 @@ import click
 
 from amqtask.app import AmqTask
 from amqtask.cli import complete
-from amqtask.cli.app_queues import known_queues
-from amqtask.cli.broker import api_option, refuse_memory
+from amqtask.cli.broker import api_option, known_queues, refuse_memory
 from amqtask.cli.globals import Globals
 from amqtask.cli.move_messages import as_sent, declare_queue, delayed_transfers, is_wanted
 from amqtask.cli.output import echo, json_option, print_json

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from amqtask.cli.app_queues import known_queues
+from amqtask.cli.broker import known_queues
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.declarations import declarations, work_queue

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.app_queues import chosen_queues
-from amqtask.cli.broker import api_option, open_admin, open_api
+from amqtask.cli.broker import api_option, chosen_queues, open_admin, open_api
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.cli.params import queues_option

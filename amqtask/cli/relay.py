@@ -13,8 +13,7 @@ import click
 from amqtask.assembly import build_relay
 from amqtask.cli import daemon
 from amqtask.cli.globals import Globals
-from amqtask.cli.log_options import LEVELS, set_up
-from amqtask.cli.logs import check_logfile
+from amqtask.cli.logs import LEVELS, check_logfile, set_up
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.ground.printable import count
 from amqtask.outbox.contract import Failing, Waiting

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.app_queues import chosen_queues
-from amqtask.cli.broker import api_option, open_admin, open_api, refuse_memory
+from amqtask.cli.broker import api_option, chosen_queues, open_admin, open_api, refuse_memory
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import queues_option

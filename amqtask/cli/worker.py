@@ -13,12 +13,10 @@ from amqtask.assembly import build_worker
 from amqtask.cli import complete, daemon
 from amqtask.cli.banner import banner
 from amqtask.cli.globals import Globals, ParamType
-from amqtask.cli.log_options import LEVELS, is_in_json, set_up
-from amqtask.cli.logs import check_logfile, enable_own_loggers
+from amqtask.cli.logs import LEVELS, check_logfile, enable_own_loggers, is_in_json, set_up
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo_text
-from amqtask.cli.own_options import Extensible, own_options
-from amqtask.cli.params import CommaList
+from amqtask.cli.params import CommaList, Extensible, own_options
 from amqtask.exceptions import PoolNotFound
 from amqtask.ground.printable import bounded_logger, count
 from amqtask.ground.secrets import mask_urls

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from amqtask.backends.retrying import RetryPolicy
     from amqtask.calls.application import Application
     from amqtask.events import Events
+    from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
-    from amqtask.events.sent import SentEvents
     from amqtask.execution.contract import ChordStore
     from amqtask.outbox.contract import Outbox
     from amqtask.protocol.entities import Queue
@@ -358,7 +358,7 @@ class Runtime:
     @lazy
     def sent_events(self) -> SentEvents:
         """Tells monitors of calls (task_send_sent_event)."""
-        from amqtask.events.sent import SentEvents
+        from amqtask.events.dispatcher import SentEvents
 
         return SentEvents(
             lambda messages: self.event_publisher.publish(messages),

@@ -24,7 +24,7 @@ NAMES: dict[str, dict[str, str]] = {
         "app_or_default": "amqtask.compat.apps:app_or_default",
         "bugreport": "amqtask.compat.apps:bugreport",
         "default_app": "amqtask.ground.current:current_app",
-        "shared_task": "amqtask.client.shared_tasks:shared_task",
+        "shared_task": "amqtask.client.registry:shared_task",
     },
     "amqtask.backends.redis": {"SentinelBackend": "amqtask.backends.redis:RedisBackend"},
     "amqtask.beat": {

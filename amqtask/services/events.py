@@ -19,7 +19,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from amqtask import signals, states
-from amqtask.events.sent import sent_fields
+from amqtask.events.dispatcher import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.outcome import Answer
 from amqtask.ground.loop import Ticker

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue, chain
-from amqtask.events.sent import SentEvents, sent_fields
+from amqtask.events.dispatcher import SentEvents, sent_fields
 from amqtask.exceptions import Unroutable
 from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.entities import Queue as Entity

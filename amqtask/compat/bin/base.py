@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from amqtask.cli.globals import Globals as CLIContext
-from amqtask.cli.log_options import LEVELS
+from amqtask.cli.logs import LEVELS
 from amqtask.cli.params import CommaList
 
 __all__ = [

@@ -1,6 +1,6 @@
 """`celery.contrib.testing.tasks`."""
 
-from amqtask.client.shared_tasks import shared_task
+from amqtask.client.registry import shared_task
 
 
 @shared_task(name="celery.ping")
