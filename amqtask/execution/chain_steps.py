@@ -11,11 +11,12 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from amqtask.execution.request import Request
+from amqtask.execution.request import request_of
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Request
     from amqtask.execution.shared_flag import Flag
     from amqtask.protocol.message import Message
 
@@ -78,21 +79,8 @@ class SlotSteps:
 
 
 def _request(before: Request, message: Message, until: float) -> Request:
-    properties = message.properties
-    headers = properties.headers
-    step = Request(
-        number=before.number - 1 if before.number < 0 else -(before.number << 32) - 1,
-        id=headers["id"],
-        task=headers["task"],
-        headers=headers,
-        body=message.body,
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        routing_key=message.routing_key,
-        queue=before.queue,
-        priority=properties.priority,
-    )
+    headers = message.properties.headers
+    number = before.number - 1 if before.number < 0 else -(before.number << 32) - 1
+    step = request_of(message, number, task_id=headers["id"], task=headers["task"], queue=before.queue)
     step.until = until
     return step

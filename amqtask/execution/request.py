@@ -8,7 +8,7 @@ from amqtask.ground.plugins import WithListedNames
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, TaskBody
-    from amqtask.protocol.message import PropertiesLike
+    from amqtask.protocol.message import Delivery, Message, PropertiesLike
 
 _NO_HEADERS: HeaderDict = {}
 
@@ -149,6 +149,26 @@ class Request(
 
     def __repr__(self) -> str:
         return f"<Request {self.task}[{self.id}] #{self.number}>"
+
+
+def request_of(message: Message | Delivery, number: int, *, task_id: str, task: str, queue: str) -> Request:
+    """The request of a message; of the limits in its headers nothing is read."""
+    properties = message.properties
+    return Request(
+        number=number,
+        id=task_id,
+        task=task,
+        headers=properties.headers,
+        body=message.body,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        queue=queue,
+        priority=properties.priority,
+    )
 
 
 def _rare_properties(properties: PropertiesLike) -> dict[str, object] | None:

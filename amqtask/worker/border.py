@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, MessageError
-from amqtask.execution.request import Request
+from amqtask.execution.request import request_of
 from amqtask.ground.printable import printable
 from amqtask.protocol.message import OddHeaders
 from amqtask.protocol.task import LONGEST_ID, read_v1
 from amqtask.worker.strategy import attempts_in, limits_in
 
 if TYPE_CHECKING:
+    from amqtask.execution.request import Request
     from amqtask.protocol.message import Delivery
 
 
@@ -24,23 +25,17 @@ def bare_request(delivery: Delivery, number: int) -> Request:
     properties = delivery.properties
     headers = properties.headers if isinstance(properties.headers, dict) else {}
     task_id = headers.get("id") or properties.correlation_id or properties.message_id
-    return Request(
-        number=number,
-        id=task_id if isinstance(task_id, str) and len(task_id) <= LONGEST_ID and task_id.isprintable() else "",
+    request = request_of(
+        delivery,
+        number,
+        task_id=task_id if isinstance(task_id, str) and len(task_id) <= LONGEST_ID and task_id.isprintable() else "",
         task=printable(str(headers.get("task") or ""), LONGEST_ID),
-        headers=headers,
-        body=delivery.body,
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        exchange=delivery.exchange,
-        routing_key=delivery.routing_key,
         queue=delivery.queue,
-        priority=properties.priority,
-        redelivered=delivery.redelivered,
-        delivery=delivery,
     )
+    request.headers = headers
+    request.redelivered = delivery.redelivered
+    request.delivery = delivery
+    return request
 
 
 def read_strange(delivery: Delivery, number: int, accept: frozenset[str]) -> tuple[Request, MessageError | None]:

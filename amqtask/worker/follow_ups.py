@@ -24,12 +24,13 @@ from amqtask.exceptions import (
     PublishTimeout,
     Unroutable,
 )
-from amqtask.execution.request import Request
+from amqtask.execution.request import request_of
 from amqtask.ground.printable import bounded_logger
 from amqtask.worker.readers import Readers
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
+    from amqtask.execution.request import Request
     from amqtask.pool import Loop
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.message import Message
@@ -339,20 +340,5 @@ class _FollowUps:
 
 def follow_up_request(message: Message) -> Request:
     """The request of a message that was not published, to end it like a refused task."""
-    properties = message.properties
-    headers = properties.headers
-    return Request(
-        number=0,
-        id=headers["id"],
-        task=headers["task"],
-        headers=headers,
-        body=message.body,
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        exchange=message.exchange,
-        routing_key=message.routing_key,
-        queue=message.routing_key,
-        priority=properties.priority,
-    )
+    headers = message.properties.headers
+    return request_of(message, 0, task_id=headers["id"], task=headers["task"], queue=message.routing_key)
