@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.backends.contract import MadeForApp, StoreDefaults
@@ -18,35 +20,6 @@ if TYPE_CHECKING:
 GROUPS = ("amqtask.backends", "celery.result_backends")
 # A class is named as `module:Class`, `module.Class`, or, with what it shall connect to, `module:Class+scheme://…`.
 _CLASS = re.compile(r"(?P<module>[A-Za-z_][\w.]*)[:.](?P<name>[A-Za-z_]\w*)(\+(?P<url>[\w+.-]+://.*))?")
-# Ours, which are found without importlib.metadata, for which a producer would pay 20 ms; the entry points say the same.
-OURS = (
-    "rpc",
-    "redis",
-    "rediss",
-    "redis+cluster",
-    "rediss+cluster",
-    "sentinel",
-    "cache+memory",
-    "cache+memcached",
-    "db",
-    "file",
-    "django-db",
-    "django-cache",
-    "mongodb",
-    "mongodb+srv",
-)
-# What a missing library is installed with.
-EXTRAS = {
-    "rediss": "redis",
-    "redis+cluster": "redis",
-    "rediss+cluster": "redis",
-    "sentinel": "redis",
-    "cache+memcached": "memcached",
-    "db": "sqlalchemy",
-    "django-db": "django",
-    "django-cache": "django",
-    "mongodb+srv": "mongodb",
-}
 DISABLED = frozenset({"", "disabled", "none"})
 
 
@@ -92,46 +65,74 @@ def find_backend(scheme: str) -> object:
     """The class of a scheme. Raises: ConfigurationError for an unknown one or a missing library."""
     # What follows db+ is SQLAlchemy's: db+postgresql://, db+mysql+pymysql://.
     scheme = "db" if scheme.startswith("db+") else scheme
+    find, extra = OURS.get(scheme) or (partial(_other_backend, scheme), scheme)
     try:
-        return _our_backend(scheme) or plugins().django_backend(scheme) or _other_backend(scheme)
+        return find()
     except ImportError as error:
-        extra = EXTRAS.get(scheme, scheme)
         raise ConfigurationError(
             f'the result backend {scheme}:// needs a library that is not installed: pip install "amqtask[{extra}]" ({error})'
         ) from error
 
 
-def _our_backend(scheme: str) -> object:
-    match scheme:
-        case "rpc":
-            from amqtask.backends.rpc import RpcBackend
+def _memory() -> object:
+    from amqtask.backends.memory import MemoryBackend
 
-            return RpcBackend
-        case "redis" | "rediss" | "redis+cluster" | "rediss+cluster" | "sentinel":
-            from amqtask.backends.redis import RedisBackend
+    return MemoryBackend
 
-            return RedisBackend
-        case "cache+memory":
-            from amqtask.backends.memory import MemoryBackend
 
-            return MemoryBackend
-        case "cache+memcached":
-            from amqtask.backends.memcached import MemcachedBackend
+def _memcached() -> object:
+    from amqtask.backends.memcached import MemcachedBackend
 
-            return MemcachedBackend
-        case "db":
-            from amqtask.backends.sql import SqlBackend
+    return MemcachedBackend
 
-            return SqlBackend
-        case "file":
-            from amqtask.backends.filesystem import FileBackend
 
-            return FileBackend
-        case "mongodb" | "mongodb+srv":
-            from amqtask.backends.mongodb import MongoBackend
+def _files() -> object:
+    from amqtask.backends.filesystem import FileBackend
 
-            return MongoBackend
-    return None
+    return FileBackend
+
+
+def _mongodb() -> object:
+    from amqtask.backends.mongodb import MongoBackend
+
+    return MongoBackend
+
+
+def _redis() -> object:
+    from amqtask.backends.redis import RedisBackend
+
+    return RedisBackend
+
+
+def _rpc() -> object:
+    from amqtask.backends.rpc import RpcBackend
+
+    return RpcBackend
+
+
+def _sql() -> object:
+    from amqtask.backends.sql import SqlBackend
+
+    return SqlBackend
+
+
+def _django(scheme: str) -> object:
+    return plugins().django_backend(scheme)
+
+
+# Ours, and what a missing library of theirs is installed with. They are found without importlib.metadata, for which a producer
+# would pay 20 ms; the entry points say the same.
+OURS: dict[str, tuple[Callable[[], object], str]] = {
+    "rpc": (_rpc, ""),
+    **dict.fromkeys(("redis", "rediss", "redis+cluster", "rediss+cluster", "sentinel"), (_redis, "redis")),
+    "cache+memory": (_memory, ""),
+    "cache+memcached": (_memcached, "memcached"),
+    "db": (_sql, "sqlalchemy"),
+    "file": (_files, ""),
+    "django-db": (partial(_django, "django-db"), "django"),
+    "django-cache": (partial(_django, "django-cache"), "django"),
+    **dict.fromkeys(("mongodb", "mongodb+srv"), (_mongodb, "mongodb")),
+}
 
 
 def _other_backend(scheme: str) -> object:
