@@ -71,40 +71,11 @@ _WHERE = {
 }
 
 __all__ = [
-    "AmqTask",
-    "AsyncResult",
-    "Binding",
-    "Broadcast",
-    "Celery",
-    "EagerResult",
-    "Exchange",
-    "GroupResult",
-    "Ignore",
-    "Queue",
-    "Reject",
-    "ResultSet",
-    "Retry",
-    "Signature",
-    "StampingVisitor",
-    "Task",
-    "__version__",
-    "allow_join_result",
-    "chain",
-    "chord",
-    "chunks",
-    "control_command",
-    "crontab",
-    "current_app",
-    "current_task",
-    "group",
-    "inspect_command",
-    "maybe_signature",
-    "shared_task",
-    "signature",
-    "uuid",
-    "xmap",
-    "xstarmap",
-]
+    "AmqTask", "AsyncResult", "Binding", "Broadcast", "Celery", "EagerResult", "Exchange", "GroupResult", "Ignore",
+    "Queue", "Reject", "ResultSet", "Retry", "Signature", "StampingVisitor", "Task", "__version__",
+    "allow_join_result", "chain", "chord", "chunks", "control_command", "crontab", "current_app", "current_task",
+    "group", "inspect_command", "maybe_signature", "shared_task", "signature", "uuid", "xmap", "xstarmap",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

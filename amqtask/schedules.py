@@ -38,17 +38,9 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import count
 
 __all__ = [
-    "BaseSchedule",
-    "ParseException",
-    "clocked",
-    "crontab",
-    "crontab_parser",
-    "maybe_schedule",
-    "schedstate",
-    "schedule",
-    "solar",
-    "zone_named",
-]
+    "BaseSchedule", "ParseException", "clocked", "crontab", "crontab_parser", "maybe_schedule", "schedstate",
+    "schedule", "solar", "zone_named",
+]  # fmt: skip
 
 _MINUTE = timedelta(minutes=1)
 _HOUR = timedelta(hours=1)

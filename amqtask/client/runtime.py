@@ -44,26 +44,12 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.publisher")
 # What only one kind of result store has.
 _STORE_SETTINGS = (
-    "cache_backend",
-    "cache_backend_options",
-    "database_create_tables_at_setup",
-    "database_engine_callback",
-    "database_engine_options",
-    "database_short_lived_sessions",
-    "database_table_names",
-    "database_table_schemas",
-    "mongodb_backend_settings",
-    "redis_backend_use_ssl",
-    "redis_db",
-    "redis_host",
-    "redis_max_connections",
-    "redis_password",
-    "result_reply_queues",
-    "redis_port",
-    "redis_socket_connect_timeout",
-    "redis_socket_timeout",
+    "cache_backend", "cache_backend_options", "database_create_tables_at_setup", "database_engine_callback",
+    "database_engine_options", "database_short_lived_sessions", "database_table_names", "database_table_schemas",
+    "mongodb_backend_settings", "redis_backend_use_ssl", "redis_db", "redis_host", "redis_max_connections",
+    "redis_password", "result_reply_queues", "redis_port", "redis_socket_connect_timeout", "redis_socket_timeout",
     "redis_username",
-)
+)  # fmt: skip
 T = TypeVar("T")
 
 

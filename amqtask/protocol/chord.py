@@ -182,21 +182,6 @@ def values_of(parts: Iterable[Any]) -> list[Any]:
 
 
 __all__ = [
-    "CHORD_HEADER",
-    "SIZE",
-    "TOKEN",
-    "ChordPart",
-    "Gathered",
-    "chord_mark",
-    "chord_queue",
-    "gather",
-    "more_message",
-    "new_token",
-    "part_message",
-    "queue_name",
-    "read_mark",
-    "size_of",
-    "token_of",
-    "values_of",
-    "without_chord_keys",
-]
+    "CHORD_HEADER", "SIZE", "TOKEN", "ChordPart", "Gathered", "chord_mark", "chord_queue", "gather", "more_message",
+    "new_token", "part_message", "queue_name", "read_mark", "size_of", "token_of", "values_of", "without_chord_keys",
+]  # fmt: skip

@@ -184,14 +184,8 @@ class _End:
     """The end of one request: its follow-ups and, for a dead letter, its copy have to be confirmed."""
 
     __slots__ = (
-        "_answer",
-        "_finisher",
-        "_has_followed",
-        "_is_dead_lettering",
-        "_is_unconfirmed",
-        "_outcome",
-        "_request",
-    )
+        "_answer", "_finisher", "_has_followed", "_is_dead_lettering", "_is_unconfirmed", "_outcome", "_request",
+    )  # fmt: skip
 
     def __init__(self, finisher: Finisher, request: Request, outcome: Outcome) -> None:
         self._finisher = finisher

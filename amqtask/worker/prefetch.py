@@ -50,20 +50,9 @@ class Window:
     """The window of one queue. A `pinned` window does not adapt, but grows by `held`; times are of one monotonic clock."""
 
     __slots__ = (
-        "_changes",
-        "_held_in_current",
-        "_next_change",
-        "_shifted",
-        "_slots",
-        "count",
-        "current",
-        "extra",
-        "held",
-        "old_deliveries",
-        "pinned",
-        "runtime",
-        "total",
-    )
+        "_changes", "_held_in_current", "_next_change", "_shifted", "_slots", "count", "current", "extra", "held",
+        "old_deliveries", "pinned", "runtime", "total",
+    )  # fmt: skip
 
     def __init__(self, slots: int, pinned: int | None = None) -> None:
         self.pinned = pinned
