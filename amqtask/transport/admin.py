@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pika
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika import spec
+from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import (
     AccessRefused,
@@ -24,16 +25,16 @@ from amqtask.exceptions import (
 )
 from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.contract import QueueState
-from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, connection_error, lacks
-from amqtask.transport.fields import install
-from amqtask.transport.pika_log import keep_quiet
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks, unreachable
+from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
+from amqtask.transport.names import entity_name
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import FieldTable
+    from amqtask.protocol.entities import Declaration
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.contract import Publisher
-    from amqtask.transport.pika_types import BlockingChannel, PikaMethod
+    from amqtask.transport.pika_types import PikaMethod
 
 # How many messages are under way at once when messages move: so many may be stored twice after a kill.
 # RabbitMQ's client of a quorum queue keeps acknowledgements to itself while 32 are not yet applied (rabbit_fifo_client's
@@ -45,6 +46,8 @@ MOST_PREFETCHED = 65535
 DELIVERY_SECONDS = 10.0
 # What is ready no more, and does not come within so many seconds, went to others.
 QUIET_SECONDS = 1.0
+# Seconds for one host to take the connection. Its answers may take long: it may have a million messages to delete.
+CONNECT_SECONDS, ANSWER_SECONDS = 4.0, 3600.0
 # Errors that fail every message; other errors concern one message only (a nack may be either).
 _NO_BROKER = (BrokerUnreachable, ConnectionBlocked, PublishTimeout)
 _ITS_OWN = (Unroutable, MessageTooLarge)
@@ -67,6 +70,31 @@ class Moved:
     is_over: bool = False
 
 
+class AdminLink(Link):
+    """A link that keeps what it gets from queues, in order; `queue` is the one that it is used for."""
+
+    def __init__(self) -> None:
+        super().__init__(heartbeat=None, name="amqtask command line")
+        self.queue = ""
+        self.deliveries: deque[Delivery] = deque()
+
+    def ask_for(self, method: object, answer: AnswerClasses) -> Any:
+        """Ask the broker, however long the answer takes. Raises: LinkLost."""
+        return self.call(method, answer, time.monotonic() + ANSWER_SECONDS, f"asking about {self.queue!r}")
+
+    def get(self, *, no_ack: bool = False) -> Delivery | None:
+        """The first message of the queue. Raises: LinkLost."""
+        answer = self.ask_for(spec.Basic.Get(queue=self.queue, no_ack=no_ack), (spec.Basic.GetOk, spec.Basic.GetEmpty))
+        return self.deliveries.popleft() if isinstance(answer, spec.Basic.GetOk) else None
+
+    def on_delivery(self, method: PikaMethod, properties: PropertiesLike, body: bytes, error: Exception | None) -> None:
+        """Keep it."""
+        if error is not None:
+            self.fail(error)  # moved without its properties it would be another message
+            return
+        self.deliveries.append(delivery_of(method, properties, body, self.queue))
+
+
 class QueueAdmin:
     """One short-lived connection; use it as a context manager.
 
@@ -76,39 +104,40 @@ class QueueAdmin:
 
     def __init__(self, addresses: Sequence[BrokerAddress]) -> None:
         self._addresses = addresses
-        self._connection: Any = None
+        self._link = AdminLink()
 
     def __enter__(self) -> QueueAdmin:
-        install()
-        keep_quiet()
-        parameters = [address.parameters(name="amqtask command line") for address in self._addresses]
-        try:
-            self._connection = pika.BlockingConnection(parameters)
-        except (AMQPError, OSError) as error:
-            raise connection_error(error, self._addresses) from error
+        for index, address in enumerate(self._addresses):
+            try:
+                self._link.open(address, time.monotonic() + CONNECT_SECONDS)
+            except AccessRefused:
+                raise
+            except BrokerUnreachable as error:
+                if index == len(self._addresses) - 1:
+                    raise unreachable(error.__cause__ or error, self._addresses) from error
+            else:
+                break
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._connection.is_open:
-            self._connection.close()
+        self._link.close()
 
     @property
     def server(self) -> str:
         """The broker's product and version, from its server properties."""
-        properties: FieldTable = self._connection._impl.server_properties or {}
+        properties = self._link.server_properties
         return f"{properties.get('product', '?')} {properties.get('version', '?')}"
 
     def state(self, queue: str) -> QueueState:
         """How many messages are ready in the queue, and how many consumers it has."""
-        with self.channel(queue) as channel:
-            method = channel.queue_declare(queue, passive=True).method
-            return QueueState(int(method.message_count), int(method.consumer_count))
+        with self.channel(queue) as link:
+            return _state(link)
 
     def has_exchange(self, name: str) -> bool:
         """Whether there is such an exchange."""
         try:
-            with self.channel(name) as channel:
-                channel.exchange_declare(name, passive=True)
+            with self.channel(name) as link:
+                link.ask_for(spec.Exchange.Declare(exchange=name, passive=True), spec.Exchange.DeclareOk)
         except QueueNotFound:
             return False
         return True
@@ -119,24 +148,29 @@ class QueueAdmin:
 
     def purge(self, queue: str) -> int:
         """Delete the ready messages; how many there were."""
-        with self.channel(queue) as channel:
-            return int(channel.queue_purge(queue).method.message_count)
+        with self.channel(queue) as link:
+            return int(link.ask_for(spec.Queue.Purge(queue=queue), spec.Queue.PurgeOk).message_count)
 
     def delete(self, queue: str) -> None:
         """Delete the queue with its messages; no error when it does not exist."""
-        with self.channel(queue) as channel:
-            channel.queue_delete(queue)
+        with self.channel(queue) as link:
+            link.ask_for(spec.Queue.Delete(queue=queue), spec.Queue.DeleteOk)
 
     def take(self, queue: str) -> Delivery | None:
-        """The first message, which is gone then."""
-        with self.channel(queue) as channel:
-            return _get(channel, queue, auto_ack=True)
+        """The first message, which is gone then; None: there is none."""
+        with self.channel(queue) as link:
+            return link.get(no_ack=True)
+
+    def declare(self, entity: Declaration, *, passive: bool) -> ChannelClosedByBroker | None:
+        """Declare an entity, or ask whether it exists; why the broker refuses that. Raises: OperationalError."""
+        with self.channel(entity_name(entity)) as link:
+            return link.declare_one(entity, time.monotonic() + ANSWER_SECONDS, passive=passive)
 
     def browse(self, queue: str, limit: int) -> Iterator[Delivery]:
         """The first messages, which stay in the queue (and are marked as redelivered from now on)."""
-        with self.channel(queue) as channel:
+        with self.channel(queue) as link:
             for _ in range(limit):
-                delivery = _get(channel, queue)
+                delivery = link.get()
                 if delivery is None:
                     return
                 yield delivery
@@ -160,15 +194,15 @@ class QueueAdmin:
         `is_stopped` is called between batches.
         """
         done = Moved()
-        with self.channel(queue) as channel:
-            remaining = int(channel.queue_declare(queue, passive=True).method.message_count)
+        with self.channel(queue) as link:
+            remaining = _state(link).ready
             while remaining > 0 and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
                 batch_size = min(BATCH, remaining, BATCH if limit is None else limit - done.moved)
-                taken = [delivery for _ in range(batch_size) if (delivery := _get(channel, queue)) is not None]
+                taken = [delivery for _ in range(batch_size) if (delivery := link.get()) is not None]
                 remaining -= batch_size if taken else remaining
                 pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
                 done.kept += len(taken) - len(pairs)
-                _publish(channel, publisher, pairs, done, acknowledge=acknowledge)
+                _publish(link, publisher, pairs, done, acknowledge=acknowledge)
                 on_progress(done)
         return done
 
@@ -178,90 +212,87 @@ class QueueAdmin:
         All are read before the first one is deleted, and the others are requeued when the channel closes: in their order,
         because they were delivered to one consumer. They then count as redelivered.
         """
-        with self.channel(queue) as channel:
-            tags = self._look_at_all(channel, queue, is_meant)
+        with self.channel(queue) as link:
+            tags = self._look_at_all(link, is_meant)
             if delete:
                 for first in range(0, len(tags), BATCH):
                     for tag in tags[first : first + BATCH]:
-                        channel.basic_ack(tag)
-                    channel.basic_get(queue)  # see BATCH; what has come meanwhile goes back, too
+                        link.put(spec.Basic.Ack(tag))
+                    link.get()  # see BATCH; what has come meanwhile goes back, too
             return len(tags)
 
-    def _look_at_all(self, channel: BlockingChannel, queue: str, is_meant: Callable[[Delivery], bool]) -> list[int]:
+    def _look_at_all(self, link: AdminLink, is_meant: Callable[[Delivery], bool]) -> list[int]:
         """The delivery tags of the messages that are meant."""
-        expected = _ready(channel, queue)
+        expected = _state(link).ready
         read_count, tags = 0, list[int]()
-
-        def look(_: object, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
-            nonlocal read_count
-            read_count += 1
-            delivery = Delivery(
-                body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, 0
-            )
-            if is_meant(delivery):
-                tags.append(method.delivery_tag)
-
-        channel.basic_qos(prefetch_count=MOST_PREFETCHED)
+        link.put(spec.Basic.Qos(prefetch_count=MOST_PREFETCHED))
         last_delivery, room = time.monotonic(), 0
         while read_count < expected and time.monotonic() < last_delivery + DELIVERY_SECONDS:
             if read_count == room:
                 # Broker and tags keep the consumers' order.
-                channel.basic_consume(queue, look, consumer_tag=f"amqtask-sift-{room:09}")
+                tag = f"amqtask-sift-{room:09}"
+                link.ask_for(spec.Basic.Consume(queue=link.queue, consumer_tag=tag), spec.Basic.ConsumeOk)
                 room += MOST_PREFETCHED
-            count_before = read_count
-            self._connection.process_data_events(time_limit=0.1)
-            if read_count > count_before:
+            link.run(lambda: bool(link.deliveries), time.monotonic() + 0.1)
+            if link.deliveries:
                 last_delivery = time.monotonic()
-            elif time.monotonic() > last_delivery + QUIET_SECONDS and not _ready(channel, queue):
+            elif time.monotonic() > last_delivery + QUIET_SECONDS and not _state(link).ready:
                 break  # other consumers have taken the others
+            while link.deliveries:
+                read_count += 1
+                delivery = link.deliveries.popleft()
+                if is_meant(delivery):
+                    tags.append(delivery.tag)
+        link.deliveries.clear()
         return tags
 
     def wait(self, seconds: float) -> None:
         """Do nothing for so long, but keep the connection alive. Raises: OperationalError when it breaks."""
         try:
-            self._connection.sleep(seconds)
-        except AMQPError as error:
-            raise _broken(error) from error
+            self._opened().run(lambda: False, time.monotonic() + seconds)
+        except LinkLost as lost:
+            raise _error(lost.cause, "") from lost
+
+    def _opened(self) -> AdminLink:
+        """The link with an open channel, also after the broker has closed one. Raises: LinkLost."""
+        if not self._link.is_open:
+            self._link.reopen_channel(time.monotonic() + ANSWER_SECONDS)
+        return self._link
 
     @contextmanager
-    def channel(self, queue: str) -> Iterator[BlockingChannel]:
-        """A pika channel for a job on the queue; its refusals become our errors."""
+    def channel(self, queue: str) -> Iterator[AdminLink]:
+        """The connection, for a job on the queue; afterwards what is not answered goes back. Refusals become our errors."""
+        deadline = time.monotonic() + ANSWER_SECONDS
         try:
-            channel = self._connection.channel()
+            link = self._opened()
+            link.queue = queue
             try:
-                yield channel
+                yield link
             finally:
-                if channel.is_open:
-                    channel.close()
-        except ChannelClosedByBroker as error:
-            if error.reply_code == NOT_FOUND:
-                raise QueueNotFound(f"there is no queue {queue!r} on this broker.") from error
-            if error.reply_code == ACCESS_REFUSED:
-                raise AccessRefused(f"may not do this: {lacks('read', error.reply_text)}") from error
-            raise OperationalError(f"queue {queue!r}: {error.reply_text}") from error
-        except AMQPError as error:
-            raise _broken(error) from error
+                if link.is_open and link.is_whole:
+                    link.renew_channel(deadline)
+                    link.deliveries.clear()
+        except LinkLost as lost:
+            raise _error(lost.cause, queue) from lost.cause
 
 
-def _broken(error: AMQPError) -> OperationalError:
-    return OperationalError(f"the connection to the broker broke: {error!r}")
+def _error(cause: BaseException, queue: str) -> OperationalError | QueueNotFound:
+    if not isinstance(cause, ChannelClosedByBroker):
+        return OperationalError(f"the connection to the broker broke: {cause!r}")
+    if cause.reply_code == NOT_FOUND:
+        return QueueNotFound(f"there is no queue {queue!r} on this broker.")
+    if cause.reply_code == ACCESS_REFUSED:
+        return AccessRefused(f"may not do this: {lacks('read', cause.reply_text)}")
+    return OperationalError(f"queue {queue!r}: {cause.reply_text}")
 
 
-def _ready(channel: BlockingChannel, queue: str) -> int:
-    return int(channel.queue_declare(queue, passive=True).method.message_count)
-
-
-def _get(channel: BlockingChannel, queue: str, *, auto_ack: bool = False) -> Delivery | None:
-    method, properties, body = channel.basic_get(queue, auto_ack=auto_ack)
-    if method is None:
-        return None
-    return Delivery(
-        body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, 0
-    )
+def _state(link: AdminLink) -> QueueState:
+    answer = link.ask_for(spec.Queue.Declare(queue=link.queue, passive=True), spec.Queue.DeclareOk)
+    return QueueState(int(answer.message_count), int(answer.consumer_count))
 
 
 def _publish(
-    channel: BlockingChannel,
+    link: AdminLink,
     publisher: Publisher,
     pairs: Sequence[tuple[Delivery, Message]],
     done: Moved,
@@ -286,7 +317,8 @@ def _publish(
     if not acknowledge or not stored:
         return
     if not done.failed and not done.kept:
-        channel.basic_ack(stored[-1].tag, multiple=True)
+        link.put(spec.Basic.Ack(stored[-1].tag, multiple=True))
     else:
         for delivery in stored:
-            channel.basic_ack(delivery.tag)
+            link.put(spec.Basic.Ack(delivery.tag))
+    link.flush()

@@ -26,6 +26,7 @@ from amqtask.protocol.message import Delivery
 from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import QueuePresence
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
+from amqtask.transport.link import delivery_of
 from amqtask.transport.names import has_line_end
 from amqtask.transport.url import BrokerAddress
 
@@ -248,12 +249,7 @@ class _Reader:
         self._tag = self._channel.basic_consume(self._look.queue, self._message, exclusive=True)
 
     def _message(self, channel: object, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
-        self._deliveries.append(
-            Delivery(
-                body, properties, method.exchange, method.routing_key, method.redelivered, self._look.queue,
-                method.delivery_tag, 0,
-            )
-        )  # fmt: skip
+        self._deliveries.append(delivery_of(method, properties, body, self._look.queue))
         if len(self._deliveries) >= self._expected and not self._is_decided:
             self._is_decided = True
             self._decide()

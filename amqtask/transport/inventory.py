@@ -7,16 +7,13 @@ naming the first one that differs. It cannot ask about bindings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import OperationalError, QueueNotFound, TopologyMismatch
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import Finding
 from amqtask.topology.declarations import first_difference
 from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
+from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED, declare_error
 from amqtask.transport.names import entity_name
 
 NOT_ASKED = "AMQP has no question about bindings; --api asks the management plugin"
@@ -72,38 +69,20 @@ def _create(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
 
 def _bind(admin: QueueAdmin, binding: Binding) -> Finding:
     try:
-        with admin.channel(binding.destination) as channel:
-            bind: Any = channel.exchange_bind if binding.to_exchange else channel.queue_bind
-            bind(binding.destination, binding.source.name, binding.routing_key, dict(binding.arguments))
-    except (OperationalError, QueueNotFound) as error:
+        refusal = admin.declare(binding, passive=False)
+        if refusal is not None:
+            raise declare_error(entity_name(binding), refusal)
+    except OperationalError as error:
         return Finding(binding, "refused", str(error))
     return Finding(binding, "ok")
 
 
 def _send(admin: QueueAdmin, entity: Queue | Exchange, *, passive: bool) -> None:
-    with admin.channel(entity.name) as channel:
-        try:
-            if isinstance(entity, Queue):
-                channel.queue_declare(
-                    entity.name,
-                    passive=passive,
-                    durable=entity.durable,
-                    exclusive=entity.exclusive,
-                    auto_delete=entity.auto_delete,
-                    arguments=entity.argument_map,
-                )
-            else:
-                channel.exchange_declare(
-                    entity.name,
-                    exchange_type=entity.type,
-                    passive=passive,
-                    durable=entity.durable,
-                    auto_delete=entity.auto_delete,
-                    arguments=dict(entity.arguments),
-                )
-        except ChannelClosedByBroker as error:
-            if error.reply_code == PRECONDITION_FAILED:
-                raise TopologyMismatch(first_difference(error.reply_text) or error.reply_text) from error
-            if error.reply_code in (NOT_FOUND, ACCESS_REFUSED):
-                raise
-            raise OperationalError(f"{entity_name(entity)}: {error.reply_text}") from error
+    refusal = admin.declare(entity, passive=passive)
+    if refusal is None:
+        return
+    if refusal.reply_code == PRECONDITION_FAILED:
+        raise TopologyMismatch(first_difference(refusal.reply_text) or refusal.reply_text)
+    if refusal.reply_code == NOT_FOUND:
+        raise QueueNotFound(f"there is no {entity_name(entity)} on this broker.")
+    raise declare_error(entity_name(entity), refusal)

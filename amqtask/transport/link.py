@@ -16,14 +16,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
-from amqtask.protocol.message import Message
+from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.declarations import describe_difference, is_declarable
 from amqtask.transport.content import FRAME_MAX, unwritable
 from amqtask.transport.errors import ACCESS_REFUSED, PRECONDITION_FAILED, blocked, connection_error, declare_error
@@ -42,14 +42,16 @@ from amqtask.transport.frames import (
     encode_publish,
 )
 from amqtask.transport.names import check_name, entity_name
-from amqtask.transport.stream import Stream, is_failure
+from amqtask.transport.stream import ByteStream, is_failure
 from amqtask.transport.url import BrokerAddress, client_properties
 
 if TYPE_CHECKING:
+    from amqtask.ground.shapes import FieldTable
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.pika_types import PikaChannel, PikaMethod
 
 Warn = Callable[[str], None]
+AnswerClasses: TypeAlias = "type[Any] | tuple[type[Any], ...]"
 # How many entities a connection remembers as declared, at most.
 MOST_DECLARED = 10_000
 # One wait of `run` (seconds); after each it looks at its condition, which another thread may have changed.
@@ -64,7 +66,7 @@ _CAPABILITIES = {
     "exchange_exchange_bindings": True,
     "publisher_confirms": True,
 }
-_WITH_CONTENT = (spec.Basic.Deliver, spec.Basic.Return)
+_WITH_CONTENT = (spec.Basic.Deliver, spec.Basic.Return, spec.Basic.GetOk)
 
 
 class LinkLost(Exception):
@@ -84,13 +86,14 @@ class Link:
         self.used_at = time.monotonic()
         self._heartbeat = heartbeat
         self._name = name
-        self._stream: Stream | None = None
+        self._stream: ByteStream | None = None
         self._error: BaseException | None = ConnectionError("the link is not open")
         self._reset()
 
     def _reset(self) -> None:
         self.address = BrokerAddress()
         self.blocked_reason: str | None = None
+        self.server_properties: FieldTable = {}
         self.is_whole = True
         self._has_channel = False
         self._beat = 0.0
@@ -144,6 +147,7 @@ class Link:
         doing = "connecting"
         self._outgoing.append(GREETING)
         start = self._answer(spec.Connection.Start, deadline, doing)
+        self.server_properties = start.server_properties or {}
         credentials = self.address.credentials
         mechanism, response = credentials.response_for(start)
         if response is None:
@@ -173,6 +177,11 @@ class Link:
             raise LinkLost(self._error or ConnectionError("the connection is closed"))
         self._error = None
         self._answers.clear()
+        self._open_channel(deadline)
+
+    def renew_channel(self, deadline: float) -> None:
+        """Close the channel, whose unanswered deliveries go back, and open another. Raises: LinkLost, PublishTimeout."""
+        self.call(spec.Channel.Close(200, "", 0, 0), spec.Channel.CloseOk, deadline, "closing a channel")
         self._open_channel(deadline)
 
     def close(self, timeout: float = 1.0) -> None:
@@ -274,7 +283,7 @@ class Link:
         assert self._error is not None
         raise LinkLost(self._error)
 
-    def _usable_stream(self) -> Stream:
+    def _usable_stream(self) -> ByteStream:
         if self._stream is None or self.pid != os.getpid():
             self._fail(ConnectionError("the link is not open in this process"))
         assert self._stream is not None
@@ -316,17 +325,20 @@ class Link:
         self._wrote_at = time.monotonic()
         self.is_whole = True
 
-    def call(self, method: object, answer: type[Any], deadline: float, doing: str) -> Any:
-        """Ask the broker; its answer. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
+    def call(self, method: object, answer: AnswerClasses, deadline: float, doing: str) -> Any:
+        """Ask the broker; its answer, of this class or one of these. Raises: LinkLost, ConnectionBlocked, PublishTimeout."""
         self.put(method)
         return self._answer(answer, deadline, doing)
 
-    def _answer(self, method_class: type[Any], deadline: float, doing: str) -> Any:
+    def _answer(self, expected: AnswerClasses, deadline: float, doing: str) -> Any:
         answers = self._answers
         self.demand(lambda: bool(answers), deadline, doing)
         answer = answers.pop(0)
-        if not isinstance(answer, method_class):
-            self._fail(Unreadable(f"{method_class.NAME} was expected, and {answer.NAME} came"))
+        if not isinstance(answer, expected):
+            names = " or ".join(
+                answer_class.NAME for answer_class in (expected if isinstance(expected, tuple) else (expected,))
+            )
+            self._fail(Unreadable(f"{names} was expected, and {answer.NAME} came"))
         return answer
 
     def ask(self) -> None:
@@ -430,6 +442,8 @@ class Link:
             self.on_return(method, properties)
         else:
             self.on_delivery(method, properties, body, error)
+            if isinstance(method, spec.Basic.GetOk):
+                self._answers.append(method)
 
     def on_confirm(self, number: int, multiple: bool, *, is_ack: bool) -> None:
         """basic.ack or basic.nack."""
@@ -454,7 +468,7 @@ class Link:
         for entity in entities:
             if entity in self._declared or (isinstance(entity, Exchange) and not is_declarable(entity)):
                 continue
-            error = self._declare_one(entity, deadline, passive=False)
+            error = self.declare_one(entity, deadline, passive=False)
             if isinstance(entity, Binding):
                 # In an operator's topology: a publish to the exchange shows whether it routes anywhere.
                 if error is not None and error.reply_code == ACCESS_REFUSED and entity.source in self._as_found:
@@ -476,7 +490,7 @@ class Link:
     ) -> ChannelClosedByBroker | None:
         if error.reply_code not in (PRECONDITION_FAILED, ACCESS_REFUSED):
             return error
-        if self._declare_one(entity, deadline, passive=True) is not None:
+        if self.declare_one(entity, deadline, passive=True) is not None:
             return error
         self._as_found.add(entity)
         if error.reply_code == ACCESS_REFUSED:
@@ -485,7 +499,10 @@ class Link:
             warn(describe_difference(entity, error.reply_text))
         return None
 
-    def _declare_one(self, entity: Declaration, deadline: float, *, passive: bool) -> ChannelClosedByBroker | None:
+    def declare_one(self, entity: Declaration, deadline: float, *, passive: bool) -> ChannelClosedByBroker | None:
+        """Declare an entity, or ask whether it exists; why the broker refuses that.
+
+        Raises: LinkLost, PublishTimeout, ConnectionBlocked, PublishError."""
         check_name(entity)
         method, answer = _declaration(entity, passive=passive)
         encoded, error = attempt(lambda: encode_method(method))
@@ -500,6 +517,13 @@ class Link:
             self.reopen_channel(deadline)
             return lost.cause
         return None
+
+
+def delivery_of(method: PikaMethod, properties: PropertiesLike, body: bytes, queue: str, epoch: int = 0) -> Delivery:
+    """What basic.deliver or basic.get brought from a queue, over the channel number `epoch`."""
+    return Delivery(
+        body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, epoch
+    )
 
 
 def _declaration(entity: Declaration, *, passive: bool) -> tuple[object, type]:

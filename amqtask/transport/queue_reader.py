@@ -30,7 +30,7 @@ from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks
-from amqtask.transport.link import SLICE, Link, LinkLost, connect
+from amqtask.transport.link import SLICE, Link, LinkLost, connect, delivery_of
 from amqtask.transport.links import Links
 from amqtask.transport.url import BrokerAddress, beginning_after
 
@@ -83,18 +83,7 @@ class _ReplyLink(Link):
         if error is not None:
             logger.error("a message on the queue of replies %s is dropped: %s", self._owner.queue.name, error)
             return
-        self._owner.on_reply(
-            Delivery(
-                body,
-                properties,
-                method.exchange,
-                method.routing_key,
-                method.redelivered,
-                self._owner.queue.name,
-                method.delivery_tag,
-                0,
-            )
-        )
+        self._owner.on_reply(delivery_of(method, properties, body, self._owner.queue.name))
 
     def on_cancelled(self, consumer: str) -> None:
         """The queue is gone, or its node is down."""

@@ -15,7 +15,7 @@ import ssl
 import time
 from functools import lru_cache
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from amqtask.transport.resolving import AddressInfo, resolve
 
@@ -44,6 +44,23 @@ def _socket_class(base: Any) -> Any:
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+class ByteStream(Protocol):
+    """What a Link asks of the way to its broker; see Stream. Each method raises OSError when the connection is lost."""
+
+    def open(self, deadline: float) -> None: ...
+
+    def read(self) -> bytes | None: ...
+
+    def write(self, data: memoryview) -> int: ...
+
+    @property
+    def keeps_bytes(self) -> bool: ...
+
+    def wait(self, seconds: float, *, writable: bool = False) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class Stream:

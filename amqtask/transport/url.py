@@ -14,7 +14,7 @@ import pika
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import described, printable
 from amqtask.options import value_types
-from amqtask.transport.stream import TCP_OPTIONS, Stream
+from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
 from amqtask.transport.wire import SocketWire, Wire
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class BrokerAddress:
             connection_attempts=1,
         )
 
-    def stream(self) -> Stream:
+    def stream(self) -> ByteStream:
         """A stream of bytes to the host, not connected. Raises: ConfigurationError for a certificate that cannot be read."""
         return Stream(self.host, self.port, self._ssl_options())
 
