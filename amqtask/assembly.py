@@ -513,7 +513,7 @@ class _Builder:
             prefix=self.conf.control_exchange,
             queue_ttl=self.conf.control_queue_ttl,
             queue_expires=self.conf.control_queue_expires,
-            mingles=not self.options.without_mingle and self.app.broker.is_shared,
+            mingles=not self.options.without_mingle,
         )
 
     def broker_info(self) -> JsonFields:

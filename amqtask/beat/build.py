@@ -110,7 +110,7 @@ def build_beat(app: AmqTask, options: BeatOptions) -> BeatProcess:
 
 def _pinged(app: AmqTask, options: BeatOptions, loop: Any) -> Pinged | None:
     is_enabled = options.remote_control
-    if not (app.conf.beat_enable_remote_control if is_enabled is None else is_enabled) or not app.broker.is_shared:
+    if not (app.conf.beat_enable_remote_control if is_enabled is None else is_enabled):
         return None
     nodename = options.hostname or f"celerybeat@{socket.gethostname()}"
     return Pinged(

@@ -96,7 +96,7 @@ class Control:
         `limit` answers are enough (with `destination` as many as it names); `callback` gets each {node: answer} as it
         comes. `pattern` names nodes by `matcher`, glob (the default) or pcre. Further keyword arguments are the
         command's. `connection` and `channel` are taken for Celery's sake, and not used.
-        Raises: PublishError, ConfigurationError (no such matcher, or a broker that nobody can be asked over).
+        Raises: PublishError, ConfigurationError (no such matcher).
         """
         arguments = {**(arguments or {}), **extra}
         options = AskOptions(
@@ -126,7 +126,7 @@ class Control:
     ) -> Replies:
         """Send a command and collect the answers by node, until `timeout` or as many as were asked.
 
-        Raises: PublishError, and ConfigurationError with the in-memory broker, which nobody can be asked over.
+        Raises: PublishError.
         """
         options = AskOptions(
             destination=destination,
@@ -153,10 +153,6 @@ class Control:
         return payloads
 
     def _collect(self, command: str, arguments: CommandArguments, options: AskOptions) -> list[Reply]:
-        if not self._broker.is_shared:
-            raise ConfigurationError(
-                "workers are asked over RabbitMQ; with the broker memory:// look at the worker itself"
-            )
         oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
         answers: list[Reply] = []
         names = _destination(options)
@@ -348,8 +344,6 @@ class Control:
 
     def purge(self, connection: object = None) -> int:
         """Delete what waits in this app's queues; how many messages that were. They cannot be brought back."""
-        if not self._broker.is_shared:
-            raise ConfigurationError("purge deletes what waits in RabbitMQ; the broker memory:// ends with its process")
         total = 0
         with self._broker.queue_jobs() as jobs:
             for queue in self._queues():

@@ -25,6 +25,7 @@ def start_worker(
     pool: str = "solo",
     concurrency: int = 1,
     queues: Sequence[str] = (),
+    hostname: str | None = None,
     timeout: float = 30.0,
 ) -> Iterator[Worker]:
     """A worker of `app` in a thread of this process; at the block's end it finishes what runs and ends.
@@ -33,7 +34,8 @@ def start_worker(
         with start_worker(app):
             assert add.delay(2, 2).get(timeout=5) == 4
 
-    `timeout` is seconds to become ready, and again to end; `pool` is solo, threads, asyncio or a plug-in.
+    `timeout` is seconds to become ready, and again to end; `pool` is solo, threads, asyncio or a plug-in; `hostname` its node
+    name, which several workers at once need (default: celery@ and this host).
     Raises: ConfigurationError for another pool or broker; what ended the worker, from the end of the block; TimeoutError.
     """
     if app.broker.is_shared:
@@ -41,7 +43,12 @@ def start_worker(
     if pool in _NEED_A_PROCESS:
         raise ConfigurationError(f"the {pool} pool needs processes of its own: test with solo, threads or asyncio")
     options = WorkerOptions(
-        pool=pool, concurrency=concurrency, queues=tuple(queues), install_signals=False, banner=False
+        pool=pool,
+        concurrency=concurrency,
+        queues=tuple(queues),
+        hostname=hostname,
+        install_signals=False,
+        banner=False,
     )
     worker = build_worker(app, options)
     ready_or_over = threading.Event()

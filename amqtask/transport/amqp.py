@@ -10,16 +10,15 @@ from amqtask.ground.lazy import lazy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.transport.admin import QueueAdmin
-    from amqtask.transport.async_publisher import AioPikaPublisher
     from amqtask.transport.collector import PikaCollector
     from amqtask.transport.consumer import PikaConsumer
-    from amqtask.transport.contract import BrokerOptions, ConsumerListener, OnWarning
+    from amqtask.transport.contract import AsyncPublisher, BrokerOptions, ConsumerListener, OnWarning
     from amqtask.transport.event_publisher import PikaEventPublisher
-    from amqtask.transport.loop import PikaLoop
     from amqtask.transport.loop_publisher import PikaLoopPublisher
     from amqtask.transport.publisher import PikaPublisher
     from amqtask.transport.queue_reader import QueueReader
@@ -32,7 +31,6 @@ class AmqpBroker:
 
     transport, driver = "amqp", "pika"
     is_shared = joins_chords = True
-    memory = None
 
     def __init__(self, options: BrokerOptions, kept: dict[str, object]) -> None:
         self._options = options
@@ -53,6 +51,11 @@ class AmqpBroker:
         from amqtask.transport.url import parse_broker_urls
 
         return parse_broker_urls(urls, use_ssl=self._options.use_ssl, login_method=self._options.login_method)
+
+    @property
+    def memory(self) -> Any:
+        """None: it is another process."""
+        return None
 
     @property
     def safe_url(self) -> str:
@@ -103,7 +106,7 @@ class AmqpBroker:
             on_warning=on_warning,
         )
 
-    def async_publisher(self, *, name: str, on_warning: OnWarning) -> AioPikaPublisher:
+    def async_publisher(self, *, name: str, on_warning: OnWarning) -> AsyncPublisher:
         """Over aio-pika."""
         from amqtask.transport.async_publisher import AioPikaPublisher
 
@@ -144,7 +147,7 @@ class AmqpBroker:
     # -- doors for those who run on a loop
 
     def consumer(
-        self, loop: PikaLoop, listener: ConsumerListener, *, name: str, heartbeat: int | None, no_ack: bool = False
+        self, loop: TurnLoop, listener: ConsumerListener, *, name: str, heartbeat: int | None, no_ack: bool = False
     ) -> PikaConsumer:
         """Over a connection of its own."""
         from amqtask.transport.consumer import PikaConsumer
@@ -152,14 +155,14 @@ class AmqpBroker:
         return PikaConsumer(self.addresses, loop, listener, no_ack=no_ack, **self._connecting(name, heartbeat))
 
     def loop_publisher(
-        self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
+        self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
     ) -> PikaLoopPublisher:
         """Over a connection of its own."""
         from amqtask.transport.loop_publisher import PikaLoopPublisher
 
         return PikaLoopPublisher(self.addresses, loop, on_warning=on_warning, **self._connecting(name, heartbeat))
 
-    def shared_ends(self, loop: PikaLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> AmqpSharedEnds:
+    def shared_ends(self, loop: TurnLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> AmqpSharedEnds:
         """Over one connection for both."""
         from amqtask.transport.shared import SharedConnection
 
@@ -169,7 +172,7 @@ class AmqpBroker:
             loop, SharedConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
         )
 
-    def collector(self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> PikaCollector:
+    def collector(self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> PikaCollector:
         """Over a connection of its own."""
         from amqtask.transport.collector import PikaCollector
 
@@ -182,7 +185,7 @@ class AmqpBroker:
 class AmqpSharedEnds:
     """See amqtask.transport.contract.SharedEnds."""
 
-    def __init__(self, loop: PikaLoop, shared: SharedConnection) -> None:
+    def __init__(self, loop: TurnLoop, shared: SharedConnection) -> None:
         self._loop = loop
         self._shared = shared
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         QueueReader,
         SharedEnds,
     )
-    from amqtask.transport.loop import PikaLoop
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
 
@@ -56,7 +56,7 @@ class Broker(Protocol):
 
     @property
     def addresses(self) -> tuple[BrokerAddress, ...]:
-        """The hosts of a RabbitMQ; none of another broker. Raises: ConfigurationError."""
+        """The hosts to connect to over AMQP; none of another broker. Raises: ConfigurationError."""
 
     @property
     def memory(self) -> MemoryBroker | None:
@@ -69,7 +69,7 @@ class Broker(Protocol):
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes use it, too: only then can workers be asked, and its queues be looked at from outside."""
+        """Whether other processes use it, too: only then can a command look at its queues and workers."""
 
     @property
     def joins_chords(self) -> bool:
@@ -96,17 +96,17 @@ class Broker(Protocol):
     # -- doors for those who run on a loop
 
     def consumer(
-        self, loop: PikaLoop, listener: ConsumerListener, *, name: str, heartbeat: int | None, no_ack: bool = False
+        self, loop: TurnLoop, listener: ConsumerListener, *, name: str, heartbeat: int | None, no_ack: bool = False
     ) -> Consumer: ...
 
     def loop_publisher(
-        self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
+        self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
     ) -> LoopPublisher: ...
 
-    def shared_ends(self, loop: PikaLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> SharedEnds:
+    def shared_ends(self, loop: TurnLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> SharedEnds:
         """`writes`: over the hosts that are written to (`broker_write_url`)."""
 
-    def collector(self, loop: PikaLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> Collector:
+    def collector(self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> Collector:
         """Only where `joins_chords`."""
 
 

@@ -68,7 +68,7 @@ def test_a_task_sees_the_properties_that_its_call_was_given() -> None:
             plain = task.delay().get(60)
 
     assert (given["app_id"], given["message_id"], given["content_type"]) == ("1234", "m", "application/json")
-    assert plain.keys() == {"correlation_id", "reply_to", "content_type", "content_encoding", "priority"}
+    assert plain.keys() == {"correlation_id", "reply_to", "content_type", "content_encoding", "priority", "message_id"}
 
 
 def test_a_task_may_hand_its_headers_on_to_what_it_calls() -> None:

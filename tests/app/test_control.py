@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.message import Message
 from amqtask.remote.control import Control
@@ -110,11 +109,3 @@ def test_those_who_are_meant_are_named_as_celery_names_them(
 def test_a_pattern_that_no_worker_can_read_is_refused(control: Control, whom: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         control.broadcast("shutdown", **whom)
-
-
-def test_nobody_can_be_asked_over_the_memory_broker() -> None:
-    with AmqTask("remote", broker="memory://", set_as_current=False) as app:
-        with pytest.raises(ConfigurationError, match="memory://"):
-            app.control.inspect().ping()
-        with pytest.raises(ConfigurationError, match="memory://"):
-            app.control.purge()

@@ -16,11 +16,13 @@ from amqtask.beat.service import Beat
 from amqtask.beat.store_thread import Clerk
 from amqtask.protocol.task import decode_body
 from amqtask.schedules import schedule
+from amqtask.transport.consumer import PikaConsumer
+from amqtask.transport.loop_publisher import PikaLoopPublisher
+from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.clock import ManualClock
-from amqtask.transport.memory.consumer import MemoryConsumer
 from amqtask.transport.memory.loop import MemoryLoop
-from amqtask.transport.memory.publisher import MemoryLoopPublisher
+from amqtask.transport.shared import SharedConnection
 
 START = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
 QUEUE = "amqtask.beat.test"
@@ -66,6 +68,7 @@ class Bench:
         self.clock = ManualClock()
         self._start = self.clock()
         self.broker = MemoryBroker(clock=self.clock)
+        self.addresses = [MemoryAddress(broker=self.broker)]
         self.loop = MemoryLoop(self.clock)
         self.app = AmqTask("tasks", broker="memory://", set_as_current=False)
 
@@ -80,13 +83,14 @@ class Bench:
         return START + timedelta(seconds=self.clock() - self._start)
 
     def beat(self, store: ScheduleStore, **options: object) -> Beat:
-        publisher = MemoryLoopPublisher(self.broker, self.loop)
+        shared = SharedConnection(self.addresses, self.loop, heartbeat=0, connect_timeout=4.0, name="beat")
+        publisher = PikaLoopPublisher((), self.loop, shared=shared, nack_patience=0.0)
 
         def lead(listener: LeaderListener, seed: Callable[[], bytes]) -> Leadership:
             return Leadership(
                 leader_queue(QUEUE, queue_type="quorum"),
                 loop=self.loop,
-                make_consumer=lambda owner: MemoryConsumer(self.broker, self.loop, owner),
+                make_consumer=lambda owner: PikaConsumer((), self.loop, owner, shared=shared),
                 publisher=publisher,
                 listener=listener,
                 seed=seed,

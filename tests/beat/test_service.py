@@ -117,7 +117,7 @@ def test_the_broker_holds_one_state_whatever_happened(bench: Bench) -> None:
     bench.until(12)
     bench.turn(lambda: not leader.is_busy)
     leader.stop()
-    assert bench.broker.count(QUEUE) == 1
+    bench.turn(lambda: bench.broker.count(QUEUE) == 1)
 
 
 def test_a_change_in_the_store_takes_effect_with_the_next_look(bench: Bench) -> None:

@@ -50,7 +50,7 @@ class Shop:
 
     def relay(self, **options: Any) -> Relay:
         relay = build_relay(self.app)
-        made = Relay(relay.store, self.app.publisher, self.app.delays, **{"timeout": 0.05, **options})
+        made = Relay(relay.store, self.app.publisher, self.app.delays, **{"timeout": 5.0, **options})
         self._relays.append(made)
         return made
 

@@ -57,7 +57,7 @@ def test_a_full_batch_is_followed_by_the_next_at_once(shop: Shop) -> None:
 def test_a_broker_that_is_away_costs_no_row_an_attempt(shop: Shop) -> None:
     ids = write(shop, 2)
     shop.broker.stop()
-    relay = shop.relay(interval=0.5)
+    relay = shop.relay(interval=0.5, timeout=0.05)
 
     pauses = [relay.step().pause for _ in range(6)]
     assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
@@ -65,7 +65,7 @@ def test_a_broker_that_is_away_costs_no_row_an_attempt(shop: Shop) -> None:
     assert relay.store.waiting().failing == 0
 
     shop.broker.start()
-    assert relay.step().sent == 2
+    assert shop.relay().step().sent == 2
     assert shop.sent() == ids
 
 
@@ -73,12 +73,12 @@ def test_one_relaying_says_that_the_broker_is_away(shop: Shop) -> None:
     write(shop)
     shop.broker.stop()
     with pytest.raises(BrokerUnreachable):
-        shop.relayed()
+        shop.relay(timeout=1.0).drain()
 
     shop.broker.start()
     shop.broker.block("low on disk")
     with pytest.raises(ConnectionBlocked):
-        shop.relayed()
+        shop.relay(timeout=1.0).drain()
     assert shop.rows == 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, chain, group
+from amqtask import AmqTask, chain, chord, group
 from amqtask.exceptions import ConfigurationError, Reject, TaskRevokedError, Unroutable
 from amqtask.testing.worker import start_worker
 
@@ -154,8 +154,54 @@ def test_a_real_broker_is_refused() -> None:
         pytest.fail("the worker must not start")
 
 
-def test_results_over_rpc_stay_in_the_process_of_the_in_memory_broker() -> None:
-    app = AmqTask("rpc", broker="memory://", backend="rpc://", set_as_current=False)
-    app.task(name="double")(lambda number: 2 * number)
-    with start_worker(app):
-        assert app.send_task("double", (2,)).get(timeout=60) == 4
+@pytest.fixture
+def over_rpc() -> Iterator[AmqTask]:
+    with AmqTask("rpc", broker="memory://", backend="rpc://", set_as_current=False) as app:
+        app.task(name="double")(lambda number: 2 * number)
+        app.task(name="total")(sum)
+        yield app
+
+
+def test_results_over_rpc_come_through_a_queue_of_the_in_memory_broker(over_rpc: AmqTask) -> None:
+    assert over_rpc.memory_broker is not None
+    with start_worker(over_rpc):
+        result = over_rpc.send_task("double", (2,))
+        assert result.get(timeout=60) == 4
+        assert over_rpc.memory_broker.count(result.id) == 0
+        reply_queues = [name for name in over_rpc.memory_broker.queue_names() if len(name) == len(result.id)]
+        assert len(reply_queues) == 1
+
+
+def test_a_chord_over_rpc_is_joined_in_the_in_memory_broker(over_rpc: AmqTask) -> None:
+    tasks = over_rpc.tasks
+    with start_worker(over_rpc):
+        joined = chord([tasks["double"].s(number) for number in range(4)], tasks["total"].s()).apply_async()
+        assert joined.get(timeout=60) == 12
+
+
+def test_a_worker_is_asked_over_the_in_memory_broker(over_rpc: AmqTask) -> None:
+    with start_worker(over_rpc) as worker:
+        node = worker.setup.hostname
+        assert over_rpc.control.inspect().ping() == {node: {"ok": "pong"}}
+        queues = over_rpc.control.inspect().active_queues() or {}
+        assert [queue["name"] for queue in queues[node]] == ["amqtask"]
+        over_rpc.control.add_consumer("more", destination=[node], reply=True)
+        assert over_rpc.send_task("double", (4,), queue="more").get(timeout=60) == 8
+
+
+def test_what_waits_in_the_in_memory_broker_is_purged(over_rpc: AmqTask) -> None:
+    for number in range(3):
+        over_rpc.send_task("double", (number,), ignore_result=True)
+
+    assert over_rpc.control.purge() == 3
+
+
+def test_a_worker_that_starts_learns_from_its_neighbour_over_the_in_memory_broker(over_rpc: AmqTask) -> None:
+    with start_worker(over_rpc, queues=["old"], hostname="old@here"):
+        over_rpc.control.revoke("called-off", reply=True, destination=["old@here"])
+        with start_worker(over_rpc, queues=["new"], hostname="new@here"):
+            # It runs nothing before it has asked.
+            over_rpc.send_task("double", (1,), queue="new").get(timeout=60)
+            revoked = over_rpc.control.inspect(["new@here"]).revoked()
+
+    assert revoked == {"new@here": ["called-off"]}

@@ -20,12 +20,14 @@ from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites.transport import Listener
 from amqtask.topology.declarations import QueueDefaults, dead_letter_queue, work_queue
 from amqtask.topology.delays import DelayPlan
+from amqtask.transport.consumer import PikaConsumer
+from amqtask.transport.loop_publisher import PikaLoopPublisher
+from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.clock import ManualClock
-from amqtask.transport.memory.consumer import MemoryConsumer
 from amqtask.transport.memory.exchanges import matches_headers, matches_topic
 from amqtask.transport.memory.loop import MemoryLoop
-from amqtask.transport.memory.publisher import MemoryLoopPublisher, MemoryPublisher
+from amqtask.transport.publisher import PikaPublisher
 
 
 class Bench:
@@ -36,7 +38,8 @@ class Bench:
         self.broker = MemoryBroker(clock=self.clock, **options)
         self.loop = MemoryLoop(self.clock)
         self.warnings: list[str] = []
-        self.publisher = MemoryPublisher(self.broker, timeout=0.05, on_warning=self.warnings.append)
+        self.addresses = [MemoryAddress(broker=self.broker)]
+        self.publisher = PikaPublisher(self.addresses, timeout=1.5, on_warning=self.warnings.append)
 
     def queue(self, name: str, kind: str = "classic", **asked: Any) -> Queue:
         given = {key.replace("_", "-"): value for key, value in asked.items()}
@@ -47,16 +50,16 @@ class Bench:
     def publish(self, queue: str, body: bytes = b"", **properties: Any) -> None:
         self.publisher.publish(Message(body, Properties(**properties), "", queue))
 
-    def consume(self, queue: Queue, *, prefetch: int = 10, acks: bool = False) -> tuple[Listener, MemoryConsumer]:
+    def consume(self, queue: Queue, *, prefetch: int = 10, acks: bool = False) -> tuple[Listener, PikaConsumer]:
         listener = Listener(acks)
-        consumer = listener.consumer = MemoryConsumer(self.broker, self.loop, listener)
+        consumer = listener.consumer = PikaConsumer(self.addresses, self.loop, listener)
         consumer.add_queue(queue, prefetch=prefetch)
         consumer.start()
         self.turn()
         return listener, consumer
 
     def turn(self) -> None:
-        for _ in range(10):
+        for _ in range(60):
             self.loop.run_once()
 
     def bodies(self, queue: str) -> list[bytes]:
@@ -143,6 +146,7 @@ def test_each_death_is_counted_by_queue_and_reason(bench: Bench) -> None:
     for _ in range(3):
         bench.turn()
         consumer.reject(listener.deliveries[-1].tag, requeue=False)
+        bench.turn()
         bench.clock.advance(1.0)
     bench.turn()
 
@@ -173,6 +177,7 @@ def test_without_a_dead_letter_exchange_the_message_is_gone(bench: Bench) -> Non
     bench.turn()
 
     consumer.reject(listener.deliveries[0].tag, requeue=False)
+    bench.turn()
 
     assert bench.broker.count("q") == 0
 
@@ -249,6 +254,7 @@ def test_returned_messages_have_their_old_place(bench: Bench) -> None:
 
     for delivery in (listener.deliveries[2], listener.deliveries[0]):
         consumer.nack(delivery.tag)
+    bench.turn()
 
     assert bench.bodies("q") == [b"0", b"2", b"3", b"4"]
 
@@ -287,8 +293,10 @@ def test_an_auto_delete_queue_goes_with_its_last_consumer(bench: Bench) -> None:
     _, second = bench.consume(queue)
 
     first.stop()
+    bench.turn()
     assert bench.broker.queue_names() == ["q"]
     second.stop()
+    bench.turn()
 
     assert bench.broker.queue_names() == []
 
@@ -319,7 +327,7 @@ def test_a_stopped_broker_is_unreachable_and_keeps_what_is_durable(bench: Bench)
 def test_a_publish_waits_for_a_broker_that_comes_up(bench: Bench) -> None:
     bench.queue("q")
     bench.broker.stop()
-    publisher = MemoryPublisher(bench.broker, timeout=10)
+    publisher = PikaPublisher(bench.addresses, timeout=10)
     thread = threading.Thread(target=publisher.publish, args=(Message(b"1", Properties(), "", "q"),))
     thread.start()
 
@@ -331,7 +339,7 @@ def test_a_publish_waits_for_a_broker_that_comes_up(bench: Bench) -> None:
 
 def test_an_alarm_blocks_publishing_until_it_is_over(bench: Bench) -> None:
     bench.queue("q")
-    publisher = MemoryLoopPublisher(bench.broker, bench.loop)
+    publisher = PikaLoopPublisher(bench.addresses, bench.loop)
     answers: list[Any] = []
 
     bench.broker.block("low on disk")

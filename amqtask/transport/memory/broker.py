@@ -4,50 +4,53 @@ It behaves like RabbitMQ 4.3 where versions differ: quorum queues have strict pr
 not count towards their delivery limit (`nack_counts=True` for older ones). Left out: streams, x-expires, x-max-length-bytes,
 single active consumer, consumer priorities, and the retries of at-least-once dead-lettering.
 
-Everything happens under one lock, in the calling thread; deliveries are put into the consumer's inbox. Messages expire with each
-operation, and by the timers of a loop that was given to `drive`.
+Everything happens under one lock, in the calling thread, which leaves the frames for other connections with their ends (peer.py).
+Messages expire with each operation, and by the timers of a loop that has a connection.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
-from amqtask.protocol.message import Message
 from amqtask.transport.memory.exchanges import PREDECLARED, is_match
 from amqtask.transport.memory.queues import MemoryQueue
 from amqtask.transport.memory.refusals import check_same, check_valid, not_found, resource_locked, too_large
-from amqtask.transport.memory.session import Session
 from amqtask.transport.memory.stored import (
     DELIVERY_LIMIT,
     EXPIRED,
     MAXLEN,
     Stored,
+    Verdict,
     copied,
     dead,
     is_cycle,
-    received,
 )
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import Loop
+    from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.message import PropertiesLike
 
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 
 
-class Verdict(Enum):
-    """The broker's answer to a publish."""
+class Connection(Protocol):
+    """The broker's end of a connection; called under the broker's lock."""
 
-    STORED = "ack"
-    RETURNED = "basic.return, then ack"
-    REFUSED = "nack"
+    # The client's, if it has one.
+    loop: TurnLoop | None
+
+    def go_on(self) -> None:
+        """Handle the frames that have come, as far as no alarm keeps publishes back."""
+
+    def cut(self) -> None:
+        """The connection ends; unanswered deliveries go back to their queues."""
 
 
 class MemoryBroker:
@@ -64,59 +67,65 @@ class MemoryBroker:
         self._clock = clock
         self._max_message_size = max_message_size
         self.lock = threading.RLock()
-        # Notified when it comes up or takes publishes again.
-        self.changed = threading.Condition(self.lock)
         self.is_up = True
         self.blocked_reason: str | None = None
         self._exchanges: dict[str, Exchange] = dict(PREDECLARED)
         self._bindings: dict[str, list[Binding]] = {}
         self._queues: dict[str, MemoryQueue] = {}
-        self._sessions: list[Session] = []
+        self._connections: list[Connection] = []
         self._numbers = itertools.count(1)
-        self._driver: Loop | None = None
+        self._driver: TurnLoop | None = None
         self._armed_at: float | None = None
         # The time to expire messages at, while messages expire that were due earlier.
         self._as_of: float | None = None
 
     # -- connections
 
-    def connect(self, on_lost: Callable[[Exception], None]) -> Session:
-        """A connection with one channel. Raises: ConnectionRefusedError when the broker is stopped."""
+    def connected(self, connection: Connection) -> None:
+        """A new connection. The timers of its loop let messages expire, on time, without an operation.
+
+        Raises: ConnectionRefusedError when the broker is stopped.
+        """
         with self.lock:
             if not self.is_up:
-                raise ConnectionRefusedError("the in-memory broker is stopped")
-            session = Session(self, on_lost)
-            self._sessions.append(session)
-            return session
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "the in-memory broker is stopped")
+            self._connections.append(connection)
+            self._choose_driver()
 
-    def disconnected(self, session: Session) -> None:
-        """A session has ended: its exclusive queues are deleted."""
-        if session in self._sessions:
-            self._sessions.remove(session)
-        for name in [name for name, queue in self._queues.items() if queue.owner is session]:
+    def disconnected(self, connection: object) -> None:
+        """A connection has ended: its exclusive queues are deleted."""
+        self._connections = [other for other in self._connections if other is not connection]
+        for name in [name for name, queue in self._queues.items() if queue.owner is connection]:
             self.delete_queue(name)
+        self._choose_driver()
+
+    def _choose_driver(self) -> None:
+        driver = next((connection.loop for connection in self._connections if connection.loop is not None), None)
+        if driver is not self._driver:
+            self._driver, self._armed_at = driver, None
+            self._arm()
 
     # -- entities
 
-    def declare(self, entity: Declaration, session: object = None, *, passive: bool = False) -> None:
+    def declare(self, entity: Declaration, owner: object = None, *, passive: bool = False) -> None:
         """Declare an exchange, queue or binding. Raises: Refused."""
         with self.lock:
             if isinstance(entity, Queue):
-                self._declare_queue(entity, session, passive=passive or entity.passive)
+                self._declare_queue(entity, owner, passive=passive or entity.passive)
             elif isinstance(entity, Exchange):
                 self._declare_exchange(entity, passive=passive or entity.passive)
             else:
                 self._bind(entity)
 
-    def _declare_queue(self, queue: Queue, session: object, *, passive: bool) -> None:
+    def _declare_queue(self, queue: Queue, owner: object, *, passive: bool) -> None:
         existing = self._queues.get(queue.name)
-        if existing is not None and existing.owner not in (None, session):
+        if existing is not None and existing.owner not in (None, owner):
             raise resource_locked(queue.name)
         if existing is None and passive:
             raise not_found("queue", queue.name)
         if existing is None:
             check_valid(queue)
-            self._queues[queue.name] = MemoryQueue(queue, session if queue.exclusive else None)
+            self._queues[queue.name] = MemoryQueue(queue, owner if queue.exclusive else None)
         elif not passive:
             check_same(queue, existing.declared)
 
@@ -137,8 +146,23 @@ class MemoryBroker:
         if not binding.to_exchange and binding.destination not in self._queues:
             raise not_found("queue", binding.destination)
         bindings = self._bindings.setdefault(binding.source.name, [])
-        if binding not in bindings:
+        if _route_of(binding) not in map(_route_of, bindings):
             bindings.append(binding)
+
+    def unbind(self, binding: Binding) -> None:
+        """Remove a binding, if it is there."""
+        bindings = self._bindings.get(binding.source.name, [])
+        bindings[:] = [other for other in bindings if _route_of(other) != _route_of(binding)]
+
+    def delete_exchange(self, name: str) -> None:
+        """Delete an exchange and its bindings, if it is there."""
+        with self.lock:
+            self._exchanges.pop(name, None)
+            self._bindings.pop(name, None)
+            for bindings in self._bindings.values():
+                bindings[:] = [
+                    binding for binding in bindings if not binding.to_exchange or binding.destination != name
+                ]
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue and its messages; its consumers are cancelled."""
@@ -151,29 +175,28 @@ class MemoryBroker:
             for subscriber in list(queue.subscribers):
                 subscriber.on_cancelled(subscriber)
 
-    def queue(self, name: str, session: object = None) -> MemoryQueue:
+    def queue(self, name: str, owner: object = None) -> MemoryQueue:
         """A queue by name. Raises: Refused."""
         queue = self._queues.get(name)
         if queue is None:
             raise not_found("queue", name)
-        if queue.owner not in (None, session):
+        if queue.owner not in (None, owner):
             raise resource_locked(name)
         return queue
 
     # -- publishing
 
-    def publish(self, message: Message) -> Verdict:
-        """Route and store. Raises: Refused (no such exchange, too large), PublishError (not writable)."""
-        stored = received(message)
+    def publish(self, stored: Stored, *, mandatory: bool) -> Verdict:
+        """Route and store. Raises: Refused (no such exchange, too large)."""
         with self.lock:
-            if len(message.body) > self._max_message_size:
-                raise too_large(len(message.body), self._max_message_size)
-            if message.exchange and message.exchange not in self._exchanges:
-                raise not_found("exchange", message.exchange)
+            if len(stored.body) > self._max_message_size:
+                raise too_large(len(stored.body), self._max_message_size)
+            if stored.exchange and stored.exchange not in self._exchanges:
+                raise not_found("exchange", stored.exchange)
             self.expire()
-            queues = self._route(message.exchange, stored, set())
+            queues = self._route(stored.exchange, stored, set())
             if not queues:
-                return Verdict.RETURNED if message.mandatory else Verdict.STORED
+                return Verdict.RETURNED if mandatory else Verdict.STORED
             refused = [queue for queue in queues if queue.is_full and queue.refuses_overflow]
             for queue in queues:
                 if queue not in refused:
@@ -275,12 +298,6 @@ class MemoryBroker:
         queue = min(self._queues.values(), key=_due, default=None)
         return queue if queue is not None and _due(queue) < math.inf else None
 
-    def drive(self, loop: Loop | None) -> None:
-        """Let messages expire by this loop's timers, on time, without an operation."""
-        with self.lock:
-            self._driver, self._armed_at = loop, None
-            self._arm()
-
     def _arm(self) -> None:
         loop, queue = self._driver, self._next_to_expire()
         if loop is None or queue is None:
@@ -291,7 +308,7 @@ class MemoryBroker:
         self._armed_at = due
         loop.call_soon_threadsafe(lambda: self._set_timer(loop, due))
 
-    def _set_timer(self, loop: Loop, due: float) -> None:
+    def _set_timer(self, loop: TurnLoop, due: float) -> None:
         loop.call_later(max(0.0, due - self._clock()), self._fire)
 
     def _fire(self) -> None:
@@ -304,8 +321,8 @@ class MemoryBroker:
     def cut(self) -> None:
         """End all connections; new ones work."""
         with self.lock:
-            for session in list(self._sessions):
-                session.lose(ConnectionResetError("the connection was cut"))
+            for connection in list(self._connections):
+                connection.cut()
 
     def stop(self) -> None:
         """Stop like a node: durable queues and their persistent messages stay."""
@@ -319,9 +336,7 @@ class MemoryBroker:
 
     def start(self) -> None:
         """Start again."""
-        with self.changed:
-            self.is_up = True
-            self.changed.notify_all()
+        self.is_up = True
 
     def block(self, reason: str = "low on memory") -> None:
         """A memory or disk alarm: publishes wait."""
@@ -330,9 +345,10 @@ class MemoryBroker:
 
     def unblock(self) -> None:
         """End the alarm."""
-        with self.changed:
+        with self.lock:
             self.blocked_reason = None
-            self.changed.notify_all()
+            for connection in list(self._connections):
+                connection.go_on()
 
     def count(self, name: str) -> int:
         """How many messages are ready; 0 for a queue that does not exist."""
@@ -355,6 +371,11 @@ class MemoryBroker:
         """Drop all ready messages; how many."""
         with self.lock:
             return self._queues[name].keep(lambda _: False)
+
+
+def _route_of(binding: Binding) -> object:
+    """Which binding it is: whatever else a client knows of its exchange."""
+    return binding.source.name, binding.destination, binding.to_exchange, binding.routing_key, binding.arguments
 
 
 def _due(queue: MemoryQueue) -> float:

@@ -25,7 +25,7 @@ class MemoryTimer:
 
 
 class MemoryLoop:
-    """See amqtask.pool.Loop; for pools that talk to their slots through `call_soon_threadsafe` (no file descriptors).
+    """See amqtask.ground.loop.TurnLoop; for pools that talk to their slots through `call_soon_threadsafe` (no file descriptors).
 
     Timers follow `clock`: with a ManualClock a timer is due when the clock was advanced.
     """
@@ -35,6 +35,7 @@ class MemoryLoop:
         self._timers: list[tuple[float, int, MemoryTimer]] = []
         self._count = itertools.count()
         self._soon: list[Callback] = []
+        self._last: list[Callback] = []
         self._from_threads: queue.SimpleQueue[Callback] = queue.SimpleQueue()
         self._is_stopping = False
 
@@ -49,6 +50,10 @@ class MemoryLoop:
     def call_soon(self, callback: Callback) -> None:
         """Run at the end of this turn."""
         self._soon.append(callback)
+
+    def call_last(self, callback: Callback) -> None:
+        """Run at the very end of this turn."""
+        self._last.append(callback)
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
         """From any thread: wakes the loop up."""
@@ -103,6 +108,10 @@ class MemoryLoop:
         batch, self._soon = self._soon, []
         for callback in batch:
             callback()
+        while self._last:
+            batch, self._last = self._last, []
+            for callback in batch:
+                callback()
 
     def _run(self, timer: MemoryTimer) -> None:
         callback, timer.callback = timer.callback, None
@@ -110,6 +119,6 @@ class MemoryLoop:
             callback()
 
     def _until_next(self, longest: float) -> float:
-        if self._soon:
+        if self._soon or self._last:
             return 0.0
         return max(0.0, min(longest, self._timers[0][0] - self._clock())) if self._timers else longest

@@ -24,6 +24,7 @@ class Subscriber:
     on_cancelled: Callable[[Subscriber], None]
     prefetch: int
     no_ack: bool
+    exclusive: bool = False
     unacked: int = 0
 
     @property
@@ -34,7 +35,7 @@ class Subscriber:
 
 @dataclass(eq=False)
 class MemoryQueue:
-    """Messages, consumers and limits of one queue. `owner` is the session of an exclusive queue."""
+    """Messages, consumers and limits of one queue. `owner` is the connection of an exclusive queue."""
 
     declared: Queue
     owner: object | None = None

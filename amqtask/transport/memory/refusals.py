@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amqtask.protocol.entities import Exchange, Queue
-from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
-RESOURCE_LOCKED = 405
+RESOURCE_LOCKED, NOT_IMPLEMENTED = 405, 540
 
 
 class Refused(Exception):
@@ -40,6 +40,26 @@ def too_large(size: int, limit: int) -> Refused:
         PRECONDITION_FAILED,
         f"PRECONDITION_FAILED - message size {size} is larger than configured max size {limit}",
     )
+
+
+def invalid_expiration(text: str) -> Refused:
+    """A message whose expiration is no number of milliseconds."""
+    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - invalid expiration '{text}'")
+
+
+def consumed_exclusively(queue: str) -> Refused:
+    """A consumer that the queue's other consumers leave no room for."""
+    return Refused(ACCESS_REFUSED, f"ACCESS_REFUSED - queue '{queue}' in vhost '/' in exclusive use")
+
+
+def in_use(queue: str) -> Refused:
+    """A queue that was to be deleted if it had no consumers or no messages."""
+    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - queue '{queue}' in vhost '/' in use or not empty")
+
+
+def not_implemented(method: str) -> Refused:
+    """A method that this broker has not."""
+    return Refused(NOT_IMPLEMENTED, f"NOT_IMPLEMENTED - the in-memory broker has no {method}")
 
 
 def unknown_tag(tag: int) -> Refused:

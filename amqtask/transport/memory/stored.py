@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pika
 
-from amqtask.protocol.message import Message
-from amqtask.transport.content import encode_properties
+from amqtask.transport.memory.refusals import invalid_expiration
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, JsonObject
 
 REJECTED, EXPIRED, MAXLEN, DELIVERY_LIMIT = "rejected", "expired", "maxlen", "delivery_limit"
+
+
+class Verdict(Enum):
+    """The broker's answer to a publish."""
+
+    STORED = "ack"
+    RETURNED = "basic.return, then ack"
+    REFUSED = "nack"
 
 
 @dataclass(slots=True)
@@ -43,20 +51,33 @@ class Stored:
             properties.headers = {**(properties.headers or {}), "x-delivery-count": self.failures}
         return properties
 
+    def encoded(self) -> bytes:
+        """The properties of one delivery, as on the wire."""
+        return b"".join(self.decoded().encode()) if self.failures else self.properties
 
-def received(message: Message) -> Stored:
-    """A message as the broker receives it. Raises: PublishError for values that AMQP cannot encode."""
-    return _stored(message.body, encode_properties(message), message.exchange, message.routing_key)
 
-
-def _stored(body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Stored:
+def received(body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Stored:
+    """A message as the broker receives it; `encoded` are its properties. Raises: Refused for an invalid expiration."""
     properties = pika.BasicProperties()
     properties.decode(encoded)
-    expiration = None if properties.expiration is None else int(properties.expiration) / 1000
-    headers = properties.headers or {}
     return Stored(
-        body, encoded, exchange, routing_key, headers, properties.priority, expiration, properties.delivery_mode == 2
+        body,
+        encoded,
+        exchange,
+        routing_key,
+        properties.headers or {},
+        properties.priority,
+        _seconds(properties.expiration),
+        properties.delivery_mode == 2,
     )
+
+
+def _seconds(expiration: str | None) -> float | None:
+    if expiration is None:
+        return None
+    if not expiration.isdecimal():
+        raise invalid_expiration(expiration)
+    return int(expiration) / 1000
 
 
 def copied(stored: Stored) -> Stored:
@@ -75,7 +96,7 @@ def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: st
     # Without an expiration, or it would expire in that queue again.
     properties.headers, properties.expiration = headers, None
     key = stored.routing_key if routing_key is None else routing_key
-    return _stored(stored.body, b"".join(properties.encode()), exchange, key)
+    return received(stored.body, b"".join(properties.encode()), exchange, key)
 
 
 def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> list[JsonObject]:
