@@ -105,18 +105,23 @@ def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[FieldTable, in
     (size,) = _read_size(encoded, offset)
     offset += 4
     end = offset + size
+    fields = _fields
     while offset < end:
         begin = offset + 1
-        offset = begin + encoded[offset]
-        name = encoded[begin:offset].decode("utf-8")
-        field_type = encoded[offset]
-        offset += 1
-        if field_type == _STRING:
+        offset = begin + encoded[offset] + 1
+        try:
+            name, field_type = fields[encoded[begin:offset]]
+        except KeyError:
+            name, field_type = _field(encoded[begin:offset])
+        if field_type == _VOID:
+            table[name] = None
+        elif field_type == _STRING:
             begin = offset + 4
             offset = begin + _read_size(encoded, offset)[0]
-            table[name] = _text(encoded[begin:offset])
-        elif field_type == _VOID:
-            table[name] = None
+            try:
+                table[name] = encoded[begin:offset].decode()
+            except UnicodeDecodeError:
+                table[name] = encoded[begin:offset]
         elif field_type == _INT:
             (table[name],) = _read_int(encoded, offset)
             offset += 4
@@ -125,6 +130,20 @@ def _read_table(encoded: bytes, offset: int, depth: int) -> tuple[FieldTable, in
     if offset != end or end > len(encoded):
         raise _Unreadable("a field is longer than its table")
     return table, offset
+
+
+# Names with the types behind them, as they are in tables: they are few and always the same.
+_fields: dict[bytes, tuple[str, int]] = {}
+_MOST_FIELDS = 1000
+
+
+def _field(raw: bytes) -> tuple[str, int]:
+    """A name and a type; an IndexError where neither is."""
+    field = raw[:-1].decode("utf-8"), raw[-1]
+    if len(_fields) >= _MOST_FIELDS:
+        _fields.clear()
+    _fields[raw] = field
+    return field
 
 
 def _read_value(encoded: bytes, offset: int, depth: int) -> tuple[object, int]:

@@ -28,12 +28,13 @@ from pika.connection import Connection
 
 from amqtask.ground.loop import TurnLoop
 from amqtask.transport.content import check_frame
+from amqtask.transport.incoming import read_deliver, read_properties
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.pika_log import keep_quiet
 from amqtask.transport.resolving import Answer, look_up_in_thread
 
-# Bytes gathered before they are handed to the socket.
-BURST = 65536
+# Bytes gathered before they are handed to the socket, and read from it at once (pika reads 4096: seven task messages).
+BURST, MOST_READ = 65536, 65536
 # A frame is its type, channel and size, the payload, and a mark for its end. The first frame of a delivery is Basic.Deliver,
 # the second begins with class, weight (0) and the body's size.
 _FRAMING = 8
@@ -77,6 +78,8 @@ class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
     # The loop, set by the constructors.
     turns: TurnLoop
     _gathered: bytearray | None = None
+    # How many bytes of the buffer's front have been handed on.
+    _taken = 0
 
     # -- what pika keeps to itself
 
@@ -138,22 +141,31 @@ class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
     def _on_data_available(self, data_in: bytes) -> None:
         self._frame_buffer += data_in
         while self._frame_buffer:
-            if self._take_delivery():
-                continue
+            self._take_deliveries()
             size, pika_frame = self._read_frame()
             if not pika_frame:
                 return
             self._trim_frame_buffer(size)
             self._process_frame(pika_frame)
 
-    def _take_delivery(self) -> bool:
-        """Take a complete delivery from the buffer's front; False where there is none, or it is unusual."""
+    def _take_deliveries(self) -> None:
+        """Take complete deliveries from the buffer's front, up to what is unusual. Cut off once: each cut copies all the rest."""
         buffer: bytes = self._frame_buffer
+        self._taken = 0
         try:
-            frame_type, number, size, method_id = _method_head(buffer)
+            while self._take_delivery(buffer, self._taken):
+                pass
+        finally:
+            if self._taken:
+                self._trim_frame_buffer(self._taken)
+
+    def _take_delivery(self, buffer: bytes, begin: int) -> bool:
+        """Take the complete delivery that begins there; False where there is none, or it is unusual."""
+        try:
+            frame_type, number, size, method_id = _method_head(buffer, begin)
             if frame_type != spec.FRAME_METHOD or method_id != spec.Basic.Deliver.INDEX:
                 return False
-            header = size + _FRAMING
+            header = begin + size + _FRAMING
             header_type, header_number, size, _, _, body_size = _header_head(buffer, header)
             body = header + size + _FRAMING
             body_type, body_number, size = _body_head(buffer, body)
@@ -167,12 +179,16 @@ class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
         is_odd = channel is None or channel._content_assembler._method_frame is not None
         if is_odd or not number == header_number == body_number or marks != _ENDS:
             return False
-        method = spec.Basic.Deliver().decode(buffer, _method_size)
-        properties = spec.BasicProperties().decode(buffer, header + _header_size)
+        method = read_deliver(buffer[begin + _method_size : header - 1])
+        properties = read_properties(buffer, header + _header_size)
         content = buffer[body + _body_size : end - 1]
-        self._trim_frame_buffer(end)
+        self._taken = end
         self.frames_received += len(marks)
-        channel._on_deliver(frame.Method(number, method), frame.Header(number, body_size, properties), content)
+        on_message = channel._consumers.get(method.consumer_tag)
+        if on_message is None or method.consumer_tag in channel._cancelled:
+            channel._on_deliver(frame.Method(number, method), frame.Header(number, body_size, properties), content)
+        else:
+            on_message(channel, method, properties, content)
         return True
 
 
@@ -186,6 +202,10 @@ class SocketWire(Wire, SelectConnection):  # type: ignore[misc]  # pika is untyp
         keep_quiet()
         self.turns = loop
         super().__init__(*arguments, custom_ioloop=_Services(loop.pika))
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        transport._MAX_RECV_BYTES = MOST_READ
+        super()._proto_connection_made(transport)
 
     @property
     def sock(self) -> socket.socket | None:
