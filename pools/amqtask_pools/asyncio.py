@@ -51,6 +51,7 @@ class AsyncioPool(SlotPool):
         # Filled on the worker's thread, emptied on the event loop.
         self._waiting: deque[Request] = deque()
         self._is_start_due = False
+        self._is_turn_ending = False
         self._coroutines: dict[int, Interruptible] = {}
         self._timers: dict[int, list[asyncio.TimerHandle]] = {}
         self._in_threads: set[int] = set()
@@ -111,7 +112,18 @@ class AsyncioPool(SlotPool):
         if self._timers:
             for timer in self._timers.pop(request.number, ()):
                 timer.cancel()
-        self._hand_back(outcome)
+        self._outcomes.append(outcome)
+        if not self._is_turn_ending:
+            self._is_turn_ending = True
+            assert self._aloop is not None
+            self._aloop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        """Hand the outcomes of one turn of the event loop back together: a wake-up of the other thread costs more than a task."""
+        self._is_turn_ending = False
+        if not self._is_delivery_due:
+            self._is_delivery_due = True
+            self._loop.call_soon_threadsafe(self._deliver)
 
     def _start_timers(self, request: Request, running: Interruptible) -> None:
         assert self._aloop is not None
