@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import billiard
 import pytest
 
 from amqtask import AmqTask
@@ -29,21 +30,29 @@ def double(number: int) -> int:
     return 2 * number
 
 
-def use_a_process() -> int:
-    process = multiprocessing.get_context("fork").Process(target=double, args=(2,))
+def use_a_process(way: str) -> int:
+    context: Any = multiprocessing.get_context(way)
+    process = context.Process(target=double, args=(2,))
     process.start()
     process.join()
     return process.exitcode or 0
 
 
-def use_a_pool() -> list[int]:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+def use_a_pool(way: str) -> list[int]:
+    with multiprocessing.get_context(way).Pool(1) as pool:
         return pool.map(double, [1, 2, 3])
 
 
-def use_an_executor() -> int:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
+def use_an_executor(way: str) -> int:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(way)) as executor:
         return executor.submit(double, 21).result()
+
+
+def use_billiard(way: str) -> int:
+    process = billiard.get_context(way).Process(target=double, args=(2,))
+    process.start()
+    process.join()
+    return process.exitcode or 0
 
 
 def start_a_program(folder: str) -> None:
@@ -65,7 +74,10 @@ def end_softly(folder: str) -> str:
 
 TASKS = (
     *POOL_TASKS,
-    *(PlainTask(each) for each in (use_a_process, use_a_pool, use_an_executor, start_a_program, end_softly)),
+    *(
+        PlainTask(each)
+        for each in (use_a_process, use_a_pool, use_an_executor, use_billiard, start_a_program, end_softly)
+    ),
 )
 
 
@@ -76,10 +88,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("task", "value"), [("use_a_process", 0), ("use_a_pool", [2, 4, 6]), ("use_an_executor", 42)])
-def test_a_task_may_have_processes_of_its_own(task: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [("use_a_process", 0), ("use_a_pool", [2, 4, 6]), ("use_an_executor", 42), ("use_billiard", 0)],
+)
+@pytest.mark.parametrize("way", ["fork", "spawn", "forkserver"])
+def test_a_task_may_have_processes_of_its_own(way: str, task: str, value: object) -> None:
     with Prefork(1, tasks=TASKS) as prefork:
-        assert prefork.value(prefork.submit(task)) == value
+        assert prefork.value(prefork.submit(task, way)) == value
         assert prefork.value(prefork.submit("add", 1, 1)) == 2
 
 

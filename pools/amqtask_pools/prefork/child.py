@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from multiprocessing.context import get_spawning_popen
 from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -77,6 +78,16 @@ def main(
     _leave(code)
 
 
+class _Key(bytes):
+    """The key of this process, which billiard and multiprocessing take for the current one: each may hand it to processes that
+    it spawns, and nothing else may pickle it. billiard's own class lets only billiard do so."""
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        if get_spawning_popen() is None and billiard.context.get_spawning_popen() is None:
+            raise TypeError("the key of a process cannot be pickled")
+        return bytes, (bytes(self),)
+
+
 def _settle(inherited: Sequence[socket.socket], options: PoolOptions, parent: int, mask: set[int]) -> None:
     """Set up the process: signals, sockets of its siblings, random numbers, its end with the parent's."""
     signal.set_wakeup_fd(-1)
@@ -90,7 +101,8 @@ def _settle(inherited: Sequence[socket.socket], options: PoolOptions, parent: in
     # A process group of its own: when the child is killed, programs that its task has started are killed with it.
     os.setpgid(0, 0)
     # Tasks may start processes, too, which multiprocessing refuses for daemons: they are killed like programs.
-    billiard.current_process()._config["daemon"] = False
+    config = billiard.current_process()._config
+    config.update(daemon=False, authkey=_Key(config["authkey"]))
     random.seed()
     if options.on_child_start is not None:
         options.on_child_start()
