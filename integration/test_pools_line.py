@@ -8,7 +8,7 @@ import pytest
 
 from amqtask import AmqTask
 from integration.conftest import Broker
-from integration.waiting import PATIENT
+from integration.waiting import PATIENT, eventually
 from integration.workers import WorkerProcess
 
 POOLS = ("prefork", "threads", "solo", "eventlet", "gevent", "asyncio")
@@ -63,3 +63,33 @@ def test_a_retry_waits_in_the_broker_and_runs_again(pool: str, rabbit: Broker, t
 
     assert file.read_text().split() == ["0", "1", "2"]
     app.close()
+
+
+@pytest.mark.parametrize("task", ["fork", "fork_in_coroutine"])
+@pytest.mark.parametrize("pool", ["eventlet", "gevent", "threads"])
+def test_a_process_that_a_task_forks_runs_nothing_of_the_worker(
+    pool: str, task: str, rabbit: Broker, tmp_path: Path
+) -> None:
+    queue = rabbit.queue()
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT)
+
+    with WorkerProcess("integration.apps.forking", "-Q", queue, "-P", pool, "-c", "10") as worker:
+        waiting = [app.send_task("integration.apps.forking.wait", (str(tmp_path), n), queue=queue) for n in range(4)]
+        eventually(lambda: len(lines_of(tmp_path / "began")) == 4)
+        forking = app.send_task(f"integration.apps.forking.{task}", (str(tmp_path),), queue=queue)
+        eventually(lambda: len(lines_of(tmp_path / "forked")) == 1)
+        (tmp_path / "go").touch()
+        assert [result.get(timeout=90) for result in waiting] == [0, 1, 2, 3]
+        later = app.send_task("integration.apps.forking.wait", (str(tmp_path), 4), queue=queue)
+        assert later.get(timeout=90) == 4
+        (tmp_path / "end").touch()
+        assert forking.get(timeout=90) == 0
+        assert worker.stop() == 0
+
+    assert sorted(lines_of(tmp_path / "went")) == [f"{n} {worker.pid}" for n in range(5)]
+    app.close()
+
+
+def lines_of(file: Path) -> list[str]:
+    """None while the file is not there."""
+    return file.read_text().splitlines() if file.exists() else []

@@ -12,6 +12,7 @@ This module imports neither library and nothing that must be patched before it i
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,6 +91,13 @@ class GreenPool(SlotPool):
         if self._watch is None:
             self._watch = HubMonitor(self._hub, self._loop, self._run.__code__)
             self._watch.start()
+            # A process that a task forks (multiprocessing) has copies of all green threads: without this they would run the
+            # other tasks a second time there, and the worker's I/O loop would read from the parent's connection.
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        if not self._is_stopped:
+            self._hub.begin_anew()
 
     @property
     def free(self) -> int:

@@ -61,3 +61,6 @@ class Hub(Protocol):
         """The id of the running operating system thread, as in sys._current_frames."""
 
     def native_sleep(self, seconds: float) -> None: ...
+
+    def begin_anew(self) -> None:
+        """In a process that was just forked: only the current green thread goes on, the parent's others are its own."""

@@ -86,6 +86,10 @@ class EventletHub:
         """The unpatched time.sleep."""
         patcher.original("time").sleep(seconds)
 
+    def begin_anew(self) -> None:
+        """By another hub: timers and listeners of the one before are never resumed."""
+        hubs.use_hub(type(self._hub))
+
 
 class EventletPool(GreenPool):
     """See amqtask.pool.Pool."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 from gevent import monkey
+from gevent.hub import set_hub, set_loop
 
 from amqtask_pools._green import GreenPool
 
@@ -79,6 +80,13 @@ class GeventHub:
     def native_sleep(self, seconds: float) -> None:
         """The unpatched time.sleep."""
         monkey.get_original("time", "sleep")(seconds)
+
+    def begin_anew(self) -> None:
+        """By another hub with another loop. Not Hub.destroy, which returns to the thread's main greenlet."""
+        if gevent.get_hub() is self._hub:
+            self._hub.loop.destroy()
+            set_hub(None)
+            set_loop(None)
 
 
 class GeventPool(GreenPool):
