@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from amqtask import signals
-from amqtask.calls.application import Application
 from amqtask.calls.signature import Signature
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
-from amqtask.client.message_builder import body_of, tell_composed
+from amqtask.client.message_builder import tell_composed
+from amqtask.client.sender import Sender
 from amqtask.exceptions import BackendNotConfigured, PublishError
 from amqtask.execution.context import current_context
 from amqtask.options import value_types
@@ -24,29 +23,19 @@ from amqtask.protocol.chord import more_message, queue_name, token_of
 from amqtask.protocol.message import Message
 from amqtask.result import AsyncResult
 from amqtask.results.sets import GroupResult
-from amqtask.settings import Settings
 
 if TYPE_CHECKING:
     from amqtask.calls.application import CalledTask
-    from amqtask.client.runtime import Runtime
+    from amqtask.client.runtime import Roof
     from amqtask.client.workflow_ids import Begun
     from amqtask.execution.context import Context
-    from amqtask.ground.shapes import Arguments, Headers, JsonObject, KeywordDict, Keywords, Options, SignatureFields
-    from amqtask.outbox.contract import NewRow, Transaction
+    from amqtask.ground.shapes import Arguments, Headers, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.protocol.result import ResultMessage
     from amqtask.result import UntypedEagerResult, UntypedResult
 
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Roof(Application, Protocol):
-    """The application, as its caller needs it."""
-
-    @property
-    def runtime(self) -> Runtime:
-        """What it is made of by its present settings."""
 
 
 def delegated(method: Callable[Concatenate[Caller, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -68,6 +57,7 @@ class Caller:
 
     def __init__(self, app: Roof) -> None:
         self._app = app
+        self._sender = Sender(app)
 
     # -- calling
 
@@ -95,64 +85,11 @@ class Caller:
             return self._eager(name, args, kwargs, options)
         message = self.compose(name, args, kwargs, options, task)
         pipeline = find_pipeline(self)
-        if pipeline is not None and self._transaction is None:
+        if pipeline is not None and self._sender.transaction is None:
             pipeline.add(message)
         else:
-            self._publish(message, options)
+            self._sender.send(message, _timeout(options))
         return self._result_of(message)
-
-    @property
-    def _transaction(self) -> Transaction | None:
-        """The outbox's transaction that this call is made in, if any: its commit sends the call."""
-        outbox = self._app.runtime.outbox
-        return None if outbox is None else outbox.transaction()
-
-    def _write(self, transaction: Transaction, messages: Sequence[Message]) -> None:
-        try:
-            transaction.write(self._rows(messages))
-        except BaseException as error:
-            self._all_settled(messages, error)
-            raise
-
-    async def _awrite(self, transaction: Transaction, messages: Sequence[Message]) -> None:
-        try:
-            await transaction.awrite(self._rows(messages))
-        except BaseException as error:
-            self._all_settled(messages, error)
-            raise
-
-    def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
-        from amqtask.outbox.rows import as_row
-
-        backend = self._app.runtime.backend
-        queue = backend.reply_queue if backend is not None else None
-        if queue is not None:
-            messages = [
-                replace(message, declare=(*message.declare, queue))
-                if message.properties.reply_to == queue.name
-                else message
-                for message in messages
-            ]
-        return [as_row(message, self._app.runtime.delays) for message in messages]
-
-    def _all_settled(self, messages: Sequence[Message], error: BaseException) -> None:
-        for message in messages:
-            self._settled(message, error)
-
-    def _publish(self, message: Message, options: Options) -> None:
-        transaction = self._transaction
-        if transaction is not None:
-            self._write(transaction, (message,))
-            self._settled(message)
-            return
-        try:
-            self._app.runtime.publisher.publish(message, timeout=_timeout(options))
-        except BaseException as error:
-            self._settled(message, error)
-            raise
-        self._settled(message)
-        if self._app.runtime.tells_sent:
-            self._app.runtime.sent_events.sent((message,))
 
     async def apublish_call(
         self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
@@ -162,19 +99,7 @@ class Caller:
             return self._eager(name, args, kwargs, options)
         await self._aprepare(_timeout(options))
         message = self.compose(name, args, kwargs, options, task)
-        transaction = self._transaction
-        if transaction is not None:
-            await self._awrite(transaction, (message,))
-            self._settled(message)
-            return self._result_of(message)
-        try:
-            await self._app.runtime.async_publisher.publish(message, timeout=_timeout(options))
-        except BaseException as error:
-            self._settled(message, error)
-            raise
-        self._settled(message)
-        if self._app.runtime.tells_sent:
-            await self._atell_sent((message,))
+        await self._sender.asend(message, _timeout(options))
         return self._result_of(message)
 
     def publish_signature(self, call: Signature) -> UntypedResult:
@@ -198,10 +123,7 @@ class Caller:
         pipeline names all calls that were not stored.
         """
 
-        def publish(messages: Sequence[Message]) -> Sequence[PublishError | None]:
-            return self._publish_at_once(messages, _many_timeout(self._app.conf, timeout, len(messages)))
-
-        return Pipeline(self, publish, self._settled)
+        return Pipeline(self, partial(self._sender.send_now, timeout=timeout), self._sender.settled)
 
     def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[UntypedResult]:
         """Publish many calls in one pipelined burst, each confirmed; results in their order.
@@ -215,8 +137,7 @@ class Caller:
         results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
-            limit = _many_timeout(self._app.conf, timeout, len(messages))
-            errors = self._publish_burst(messages, limit)
+            errors = self._sender.send_many(messages, timeout)
             self._all_published(messages, errors, results)
         return results
 
@@ -229,8 +150,7 @@ class Caller:
         results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
-            limit = _many_timeout(self._app.conf, timeout, len(messages))
-            errors = await self._apublish_burst(messages, limit)
+            errors = await self._sender.asend_many(messages, timeout)
             self._all_published(messages, errors, results)
         return results
 
@@ -241,49 +161,12 @@ class Caller:
             for call in signatures
         ]
 
-    def _publish_burst(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
-        transaction = self._transaction
-        if transaction is not None:
-            self._write(transaction, messages)
-            return [None] * len(messages)
-        return self._publish_at_once(messages, timeout)
-
-    def _publish_at_once(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
-        errors = self._app.runtime.publisher.publish_many(messages, timeout=timeout)
-        if self._app.runtime.tells_sent:
-            self._app.runtime.sent_events.sent(_stored(messages, errors))
-        return errors
-
-    async def _apublish_burst(
-        self, messages: Sequence[Message], timeout: float | None
-    ) -> Sequence[PublishError | None]:
-        transaction = self._transaction
-        if transaction is not None:
-            await self._awrite(transaction, messages)
-            return [None] * len(messages)
-        errors = await self._app.runtime.async_publisher.publish_many(messages, timeout=timeout)
-        if self._app.runtime.tells_sent:
-            await self._atell_sent(_stored(messages, errors))
-        return errors
-
-    async def _atell_sent(self, messages: Sequence[Message]) -> None:
-        """An event loop must not wait for the connection that events go over."""
-        await asyncio.to_thread(self._app.runtime.sent_events.sent, messages)
-
-    def _all_announced(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
-        """Raises: the first error."""
-        for message, error in zip(messages, errors, strict=True):
-            self._settled(message, error)
-        failed = next((error for error in errors if error is not None), None)
-        if failed is not None:
-            raise failed
-
     def _all_published(
         self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[UntypedResult]
     ) -> None:
         """Add the results of what is stored. Raises: the first error, with all results so far as `results`."""
         for message, error in zip(messages, errors, strict=True):
-            self._settled(message, error)
+            self._sender.settled(message, error)
             if error is None:
                 results.append(self._result_of(message))
         failed = next((error for error in errors if error is not None), None)
@@ -316,18 +199,10 @@ class Caller:
         backend = self._app.runtime.backend
         if backend is None:
             return
-        if self._transaction is None:
+        if self._sender.transaction is None:
             backend.prepare((), timeout)
         else:  # calls in a transaction need no broker: rows name the queue of results
             backend.keep_reading()
-
-    def _settled(self, message: Message, error: BaseException | None = None) -> None:
-        """Send the signal after_task_publish, or with an error task_publish_failed."""
-        if error is None:
-            if signals.after_task_publish:
-                signals.after_task_publish.send(**_described(message))
-        elif signals.task_publish_failed:
-            signals.task_publish_failed.send(exception=error, **_described(message))
 
     def _result_of(self, message: Message) -> UntypedResult:
         headers = message.properties.headers
@@ -390,16 +265,14 @@ class Caller:
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
         pipeline = find_pipeline(self)
-        if pipeline is not None and self._transaction is None:
+        if pipeline is not None and self._sender.transaction is None:
             for message in messages:
                 pipeline.add(message)
         elif len(messages) == 1:
-            self._publish(messages[0], options)
+            self._sender.send(messages[0], _timeout(options))
         else:
-            timeout = _timeout(options)
             for burst in _bursts(messages):
-                limit = _many_timeout(self._app.conf, timeout, len(burst))
-                self._all_announced(burst, self._publish_burst(burst, limit))
+                self._sender.all_settled(burst, self._sender.send_many(burst, _timeout(options)))
         return self._noted(result)
 
     async def apublish_composition(
@@ -413,8 +286,7 @@ class Caller:
         await self._aprepare(_timeout(options))
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         for burst in _bursts(self._composition_messages(begun)):
-            limit = _many_timeout(self._app.conf, _timeout(options), len(burst))
-            self._all_announced(burst, await self._apublish_burst(burst, limit))
+            self._sender.all_settled(burst, await self._sender.asend_many(burst, _timeout(options)))
         return self._noted(result)
 
     async def _aprepare(self, timeout: float | None) -> None:
@@ -424,7 +296,7 @@ class Caller:
         backend = self._app.runtime.backend
         if backend is None:
             return
-        if self._transaction is not None:
+        if self._sender.transaction is not None:
             backend.start_reading()
         else:
             await backend.aprepare(timeout)
@@ -460,7 +332,7 @@ class Caller:
 
     def periodic_settled(self, message: Message, error: PublishError | None) -> None:
         """Tell receivers of signals that the broker has stored a periodic task's message, or has not."""
-        self._settled(message, error)
+        self._sender.settled(message, error)
 
     def freeze(self, /, sig: Signature, *, task_id: str | None, **ids: Any) -> object:
         """Fix the ids of a signature and of its parts, in place; the result it will have."""
@@ -483,11 +355,7 @@ class Caller:
             return
         queue = queue_name(group_id, token_of(chord or member.options.get("chord") or {}))
         message = more_message(queue, member_id)
-        transaction = self._transaction
-        if transaction is not None:
-            transaction.write(self._rows((message,)))
-        else:
-            self._app.runtime.publisher.publish(message)
+        self._sender.store(message)
 
     def _noted(self, result: Any) -> Any:
         """Note a published result as a child of the task that runs."""
@@ -535,27 +403,9 @@ class Caller:
         )
 
 
-def _described(message: Message) -> JsonObject:
-    headers = message.properties.headers
-    return {
-        "sender": headers["task"],
-        "body": body_of(message),
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "headers": headers,
-    }
-
-
 def _timeout(options: Options) -> float | None:
     seconds = options.get("timeout") or options.get("confirm_timeout")
     return None if seconds is None else float(value_types.convert("timeout", value_types.SECONDS, seconds))
-
-
-def _many_timeout(conf: Settings, timeout: float | None, count: int) -> float | None:
-    """A burst has the deadline of one publish, and a second more for each thousand."""
-    if timeout is not None or conf.broker_publish_timeout is None:
-        return timeout
-    return float(conf.broker_publish_timeout) + count / 1000
 
 
 def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -563,11 +413,6 @@ def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
     out just before its message leaves."""
     for start in range(0, len(calls), BURST):
         yield calls[start : start + BURST]
-
-
-def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) -> Sequence[Message]:
-    """The messages that the broker has stored."""
-    return [message for message, error in zip(messages, errors, strict=True) if error is None]
 
 
 def _ignores(options: Options, task: CalledTask | None) -> bool:

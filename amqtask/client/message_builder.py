@@ -70,7 +70,6 @@ class Calls:
     """Composes task messages for one app."""
 
     def __init__(self, conf: Settings, router: Router, delays: DelayPlan, zone: Callable[[], tzinfo]) -> None:
-        self._conf = conf
         # The time zone that times without one are in.
         self._zone = zone
         self._router = router

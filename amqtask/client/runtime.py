@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 from urllib.parse import quote
 
+from amqtask.calls.application import Application
 from amqtask.client.discovery import django_time_zone
 from amqtask.client.message_builder import Calls
 from amqtask.client.workflow_messages import Workflows
@@ -27,7 +28,6 @@ from amqtask.topology.routes import Queues, Router
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend
     from amqtask.backends.retrying import RetryPolicy
-    from amqtask.calls.application import Application
     from amqtask.events import Events
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
@@ -390,6 +390,14 @@ class Runtime:
     def emptied(self) -> Runtime:
         """One without the broker in this process, in place of this one; for the next test."""
         return Runtime(self._app, Kept(installed_outbox=self._kept.installed_outbox))
+
+
+class Roof(Application, Protocol):
+    """The application, as those know it who work with its runtime."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """What it is made of by its present settings."""
 
 
 def _url_of_parts(conf: Settings) -> str | None:

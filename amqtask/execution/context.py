@@ -143,7 +143,6 @@ _FROM_REQUEST: dict[str, Any] = {
     "properties": lambda request: request.properties,
 }
 
-BLANK = Context()
 # Per thread, greenlet and asyncio task.
 current: ContextVar[Context | None] = ContextVar("amqtask_current_context", default=None)
 

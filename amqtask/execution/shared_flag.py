@@ -13,7 +13,6 @@ class Flag(Protocol):
 
 
 OFF: Flag = b"\0"
-ON: Flag = b"\1"
 
 
 class SharedFlag:

@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 
 EXCHANGE = "celeryev"  # the setting event_exchange
 
-TASK_EVENTS = frozenset(
-    f"task-{suffix}"
-    for suffix in (
-        "sent", "received", "started", "succeeded", "failed", "rejected", "revoked", "retried", "cancelled",
-    )
-)  # fmt: skip
-WORKER_EVENTS = frozenset({"worker-online", "worker-heartbeat", "worker-offline"})
-
 
 def event_exchange(name: str = EXCHANGE) -> Exchange:
     """The exchange for events; Flower and `celery events` consume from it."""
