@@ -6,7 +6,6 @@ memcached forgets by itself: when a result expires, and earlier when its memory 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheSe
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.key_value import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
+from amqtask.ground.by_process import ByProcess
 from amqtask.ground.printable import clause
 
 # memcached takes a longer expiry for a time on the clock (doc/protocol.txt, "Expiration times").
@@ -45,20 +45,20 @@ class MemcachedBackend(ValueBackend):
             "default_noreply": False,
             **(options.settings.get("cache_backend_options") or {}),
         }
-        self._clients: dict[int, Any] = {}
+        self._clients: ByProcess[Any] = ByProcess(self._connect)
 
     def get_values(self, keys: Sequence[str]) -> Mapping[str, bytes]:
         """One GET for all keys."""
-        values: Mapping[str, bytes] = self._client().get_many(list(keys))
+        values: Mapping[str, bytes] = self._clients.get().get_many(list(keys))
         return values
 
     def put_value(self, key: str, value: bytes) -> None:
         """SET."""
-        self._client().set(key, value, expire=self._expiry())
+        self._clients.get().set(key, value, expire=self._expiry())
 
     def put_unless(self, key: str, value: bytes, is_final: IsFinal) -> None:
         """ADD, or CAS with what was read until nobody came between."""
-        client = self._client()
+        client = self._clients.get()
         while not client.add(key, value, expire=self._expiry()):
             stored, unique = client.gets(key)
             if stored is not None and (is_final(stored) or client.cas(key, value, unique, expire=self._expiry())):
@@ -66,7 +66,7 @@ class MemcachedBackend(ValueBackend):
 
     def delete_value(self, key: str) -> None:
         """DELETE."""
-        self._client().delete(key)
+        self._clients.get().delete(key)
 
     def is_transient(self, error: Exception) -> bool:
         """Whether the error may pass: a connection can be made again, what the server refuses it refuses again."""
@@ -88,20 +88,12 @@ class MemcachedBackend(ValueBackend):
     def close(self) -> None:
         """Close connections; they open again when they are needed."""
         super().close()
-        client = self._clients.pop(os.getpid(), None)
+        client = self._clients.pop()
         if client is not None:
             client.close()
 
     def _expiry(self) -> int:
         return self._expires if self._expires <= _LONGEST_RELATIVE else int(time.time()) + self._expires
-
-    def _client(self) -> Any:
-        """A forked child has connections of its own."""
-        pid = os.getpid()
-        client = self._clients.get(pid)
-        if client is None:
-            client = self._clients.setdefault(pid, self._connect())
-        return client
 
     def _connect(self) -> object:
         if len(self._servers) == 1:

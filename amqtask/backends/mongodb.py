@@ -6,7 +6,6 @@ the insert that the upsert then tries finds its id taken.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -24,6 +23,7 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
+from amqtask.ground.by_process import ByProcess
 from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage
 
@@ -72,7 +72,7 @@ class MongoBackend(PollingBackend):
             **settings.pop("options", {}),
             **settings,
         }
-        self._clients: dict[int, pymongo.MongoClient[JsonObject]] = {}
+        self._clients = ByProcess(self._connect, surplus=lambda client: client.close())
 
     # -- the worker's end
 
@@ -173,7 +173,7 @@ class MongoBackend(PollingBackend):
     def close(self) -> None:
         """Close connections; they open again when they are needed."""
         super().close()
-        client = self._clients.pop(os.getpid(), None)
+        client = self._clients.pop()
         if client is not None:
             client.close()
 
@@ -209,7 +209,7 @@ class MongoBackend(PollingBackend):
 
     def _run(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
         return retrying(
-            lambda: work(self._client()[self._database]),
+            lambda: work(self._clients.get()[self._database]),
             policy or self._patience,
             errors=(errors.PyMongoError, BSONError, OverflowError),
             is_transient=lambda error: isinstance(error, errors.ConnectionFailure),
@@ -224,17 +224,6 @@ class MongoBackend(PollingBackend):
                 f"MongoDB at {self._hosts} does not answer: {clause(error)}. Is it running there, and is result_backend right?"
             )
         return BackendUnreachable(f"MongoDB at {self._hosts} refused: {error}")
-
-    def _client(self) -> pymongo.MongoClient[JsonObject]:
-        """The client of this process: a forked child has connections of its own and leaves its parent's alone."""
-        pid = os.getpid()
-        client = self._clients.get(pid)
-        if client is None:
-            new_client = self._connect()
-            client = self._clients.setdefault(pid, new_client)
-            if client is not new_client:
-                new_client.close()  # another thread was first
-        return client
 
     def _connect(self) -> pymongo.MongoClient[JsonObject]:
         client: pymongo.MongoClient[JsonObject] = pymongo.MongoClient(self._uri, tz_aware=True, **self._arguments)

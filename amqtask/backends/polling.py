@@ -7,7 +7,6 @@ is never shorter than what the last question took, so that a slow store is not a
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import ClassVar, NamedTuple
 from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.mailbox import Arrived, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable
+from amqtask.ground.by_process import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage
@@ -42,7 +42,7 @@ class PollingBackend(KnownStore):
 
     def __init__(self, options: BackendOptions) -> None:
         self._longest_pause = float(dict(options.transport_options).get("polling_interval", LONGEST_PAUSE))
-        self._pollers: dict[int, Poller] = {}
+        self._pollers = ByProcess(lambda: Poller(self.read_alone, self._longest_pause))
 
     # -- what a store adds
 
@@ -124,7 +124,7 @@ class PollingBackend(KnownStore):
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """`wait` for an event loop, which the polling thread wakes. Raises: TimeoutError, BackendUnreachable."""
-        poller = self._poller()
+        poller = self._pollers.get()
 
         def subscribe(arrived: Arrived) -> Callable[[], None]:
             waiter = poller.add(task_id, arrived, arrived)
@@ -134,21 +134,13 @@ class PollingBackend(KnownStore):
 
     def add_callback(self, task_id: str, callback: OnResult) -> None:
         """Call once when the result is stored, from the polling thread of this process."""
-        self._poller().add(task_id, callback)
+        self._pollers.get().add(task_id, callback)
 
     def close(self) -> None:
         """End the polling thread."""
-        poller = self._pollers.pop(os.getpid(), None)
+        poller = self._pollers.pop()
         if poller is not None:
             poller.close()
-
-    def _poller(self) -> Poller:
-        """The poller of this process: a forked child has one of its own."""
-        pid = os.getpid()
-        poller = self._pollers.get(pid)
-        if poller is None:
-            poller = self._pollers.setdefault(pid, Poller(self.read_alone, self._longest_pause))
-        return poller
 
 
 def _in_order(results: Iterable[ResultMessage]) -> list[ResultMessage]:

@@ -9,7 +9,6 @@ the key only then: a result is stored before or after that, and seen either way.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
@@ -35,6 +34,7 @@ from amqtask.backends.redis_server import (
 )
 from amqtask.backends.redis_servers import Cluster, SentinelMaster, deployment_of
 from amqtask.backends.retrying import RetryPolicy
+from amqtask.ground.by_process import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
@@ -83,7 +83,7 @@ class RedisBackend(RedisChords, KnownStore):
         self._patience = RetryPolicy(seconds=self._retry_for, first_pause=FIRST_PAUSE, longest_pause=LONGEST_PAUSE)
         self._result_expires = max(1, int(options.expires)) if options.expires else None
         super().__init__(
-            lambda work: self._connections()[0].retrying(work),
+            lambda work: self._connections.get()[0].retrying(work),
             prefix=prefix,
             serializer=options.serializer,
             content_type=self._type,
@@ -93,7 +93,7 @@ class RedisBackend(RedisChords, KnownStore):
             is_ordered=bool(transport_options.get("result_chord_ordered", True)),
             is_tagged=isinstance(self._deployment, Cluster),
         )
-        self._connections_by_pid: dict[int, tuple[RedisServer, Callbacks]] = {}
+        self._connections = ByProcess(self._connect)
         self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWaiters] = WeakKeyDictionary()
 
     # -- the worker's end
@@ -119,7 +119,7 @@ class RedisBackend(RedisChords, KnownStore):
         arguments = (body, self._result_expires or 0)
         expected: bytes | None = b""
         while True:
-            stored = self._connections()[0].retrying(
+            stored = self._connections.get()[0].retrying(
                 lambda client: client.eval(STORE, 1, key, *arguments, expected),  # noqa: B023 - called here
                 policy,
             )
@@ -167,7 +167,7 @@ class RedisBackend(RedisChords, KnownStore):
                 raise unreachable(self._deployment.name, error) from error
 
     def _published(self, missing: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        server, _ = self._connections()
+        server, _ = self._connections.get()
         subscription = server.subscription()
         is_sound = False
         try:
@@ -223,7 +223,7 @@ class RedisBackend(RedisChords, KnownStore):
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result is stored, from a thread that waits for all such results."""
-        self._connections()[1].add(self._result_key(task_id), callback)
+        self._connections.get()[1].add(self._result_key(task_id), callback)
 
     def forget(self, task_id: str) -> None:
         """Delete the result."""
@@ -234,7 +234,7 @@ class RedisBackend(RedisChords, KnownStore):
 
     def close(self) -> None:
         """Close idle connections; they open again when they are needed."""
-        connections = self._connections_by_pid.pop(os.getpid(), None)
+        connections = self._connections.pop()
         if connections is not None:
             connections[1].close()
             connections[0].close()
@@ -247,14 +247,9 @@ class RedisBackend(RedisChords, KnownStore):
     def _decode(self, value: bytes) -> ResultMessage:
         return decode_result(value, self._type, self._encoding, self._accept)
 
-    def _connections(self) -> tuple[RedisServer, Callbacks]:
-        """The server and the callbacks of this process: a forked child has connections of its own."""
-        pid = os.getpid()
-        connections = self._connections_by_pid.get(pid)
-        if connections is None:
-            server = RedisServer(self._deployment, self._patience)
-            connections = self._connections_by_pid.setdefault(pid, (server, Callbacks(server, self._decode)))
-        return connections
+    def _connect(self) -> tuple[RedisServer, Callbacks]:
+        server = RedisServer(self._deployment, self._patience)
+        return server, Callbacks(server, self._decode)
 
 
 __getattr__ = others_names(__name__)

@@ -16,12 +16,12 @@ from amqtask import states
 from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.mailbox import CAPACITY, Arrivals, Arrived, Mailbox, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
+from amqtask.ground.by_process import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict, is_reply_queue
 from amqtask.protocol.serialization import compress, content_types, decompress
-from amqtask.transport.links import ByProcess
 from amqtask.transport.queue_reader import CLOSED, QueueReader
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ locked. An UPDATE leaves out rows with SUCCESS; who finds no row to update inser
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +20,7 @@ from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
+from amqtask.ground.by_process import ByProcess
 from amqtask.ground.imports import load_path
 from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage
@@ -71,7 +71,7 @@ class SqlBackend(PollingBackend):
         )
         transport_options = dict(options.transport_options)
         self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
-        self._databases: dict[int, _Database] = {}
+        self._databases = ByProcess(self._connect, surplus=lambda database: database.engine.dispose())
 
     # -- the worker's end
 
@@ -185,7 +185,7 @@ class SqlBackend(PollingBackend):
     def close(self) -> None:
         """Close connections; they open again when they are needed."""
         super().close()
-        database = self._databases.pop(os.getpid(), None)
+        database = self._databases.pop()
         if database is not None:
             database.engine.dispose()
 
@@ -237,7 +237,7 @@ class SqlBackend(PollingBackend):
 
     def _run(self, work: Callable[[_Database], T], policy: RetryPolicy | None = None) -> T:
         return retrying(
-            lambda: work(self._database()),
+            lambda: work(self._databases.get()),
             policy or self._patience,
             errors=(sa.exc.SQLAlchemyError,),
             is_transient=_is_gone,
@@ -254,17 +254,6 @@ class SqlBackend(PollingBackend):
                 f"{safe_url} does not answer: {clause(cause)}. Is it running there, and is result_backend right?"
             )
         return BackendUnreachable(f"{safe_url} refused: {cause}")
-
-    def _database(self) -> _Database:
-        """The database of this process: a forked child has connections of its own and leaves its parent's alone."""
-        pid = os.getpid()
-        database = self._databases.get(pid)
-        if database is None:
-            new_database = self._connect()
-            database = self._databases.setdefault(pid, new_database)
-            if database is not new_database:
-                new_database.engine.dispose()  # another thread was first
-        return database
 
     def _connect(self) -> _Database:
         settings = self._settings

@@ -16,10 +16,11 @@ from dataclasses import replace
 from functools import partial
 
 from amqtask.exceptions import PublishError
+from amqtask.ground.by_process import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Message
 from amqtask.transport.link import Link, LinkLost, connect
-from amqtask.transport.links import ByProcess, Links, say_goodbye
+from amqtask.transport.links import Links, say_goodbye
 from amqtask.transport.url import BrokerAddress
 
 logger = bounded_logger("amqtask.transport")

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Generic, TypeVar
 
+from amqtask.ground.by_process import ByProcess
 from amqtask.transport.link import Link
 
 L = TypeVar("L", bound=Link)
-T = TypeVar("T")
 # Pauses between looks for a link that has become free (seconds). Every kind of thread can sleep.
 FIRST_PAUSE, LONGEST_PAUSE = 0.0005, 0.01
 
@@ -137,32 +137,3 @@ def say_goodbye(by_process: ByProcess[Links[L]], timeout: float) -> None:
     links = by_process.peek()
     if links is not None:
         links.close(timeout)
-
-
-class ByProcess(Generic[T]):
-    """One object per process: `make()` at its first use; a forked child calls `forget` with the object that it inherited."""
-
-    def __init__(self, make: Callable[[], T], forget: Callable[[T], object]) -> None:
-        self._make = make
-        self._forget = forget
-        self._by_pid: dict[int, T] = {}
-
-    def get(self) -> T:
-        """This process's object; threads that come first at the same time all get the same one."""
-        pid = os.getpid()
-        instance = self._by_pid.get(pid)
-        if instance is None:
-            instance = self._by_pid.setdefault(pid, self._make())
-            for other_pid in list(self._by_pid):
-                inherited = self._by_pid.pop(other_pid, None) if other_pid != pid else None
-                if inherited is not None:
-                    self._forget(inherited)
-        return instance
-
-    def pop(self) -> T | None:
-        """Remove and return this process's object; None when there is none."""
-        return self._by_pid.pop(os.getpid(), None)
-
-    def peek(self) -> T | None:
-        """This process's object; None when there is none."""
-        return self._by_pid.get(os.getpid())

@@ -25,12 +25,13 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
+from amqtask.ground.by_process import ByProcess
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
 from amqtask.transport.confirms import Confirms, Returns
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.link import Link, LinkLost, connect
-from amqtask.transport.links import ByProcess, Links, say_goodbye
+from amqtask.transport.links import Links, say_goodbye
 from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, pause_after
 from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
 

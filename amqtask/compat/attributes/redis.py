@@ -13,4 +13,4 @@ class OfRedis(RedisBackend):
     @property
     def client(self) -> Any:
         """redis-py's client, as the store uses it in this process: for locks, counters, health checks."""
-        return self._connections()[0].client
+        return self._connections.get()[0].client
