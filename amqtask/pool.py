@@ -9,7 +9,6 @@ Nothing here may create a lock, thread or socket at import: this module is impor
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -19,6 +18,7 @@ from amqtask.ground.imports import completed, load_path
 from amqtask.ground.loop import Loop as Loop
 from amqtask.ground.loop import Timer as Timer
 from amqtask.ground.plugins import plugins
+from amqtask.ground.printable import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -167,6 +167,4 @@ def _other_pool(name: str) -> Any:
 
 
 def _unknown(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=2)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"no pool {name!r}.{hint} There are: {', '.join(names)}."
+    return f"no pool {name!r}.{did_you_mean(name, names, most=2)} There are: {', '.join(names)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,7 @@ from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import completed, load_path
 from amqtask.ground.plugins import plugins
+from amqtask.ground.printable import near_names
 from amqtask.ground.secrets import mask_urls
 
 if TYPE_CHECKING:
@@ -142,6 +142,6 @@ def _other_backend(scheme: str) -> object:
     if scheme in paths:
         return load_path(paths[scheme])
     schemes = sorted({*OURS, *paths})
-    near = difflib.get_close_matches(scheme, schemes, n=1)
+    near = near_names(scheme, schemes)
     hint = f" Did you mean {near[0]}://?" if near else ""
     raise ConfigurationError(f"no result backend for {scheme}://.{hint} There are: {', '.join(schemes)}.")

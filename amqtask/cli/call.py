@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from amqtask.cli import complete
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.output import echo, json_option, print_json
+from amqtask.ground.printable import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -70,9 +70,9 @@ def check(app: AmqTask, name: str, arguments: list[object], kwargs: KeywordDict)
     app.finalize()
     task = app.tasks.get(name)
     if task is None:
-        near = difflib.get_close_matches(name, app.tasks.own, n=1, cutoff=0.8)
-        if near:
-            raise click.ClickException(f"no task {name!r} is registered. Did you mean {near[0]!r}?")
+        hint = did_you_mean(name, app.tasks.own, alike=0.8)
+        if hint:
+            raise click.ClickException(f"no task {name!r} is registered.{hint}")
         return
     try:
         task.check_arguments(tuple(arguments), kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from amqtask.cli.output import echo, echo_text
 from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.imports import load
-from amqtask.ground.printable import printable_lines
+from amqtask.ground.printable import did_you_mean, printable_lines
 from amqtask.ground.version import VERSION
 
 if TYPE_CHECKING:
@@ -65,8 +64,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(COMMANDS))}."
+            hint = did_you_mean(name, COMMANDS) or f" There are: {', '.join(sorted(COMMANDS))}."
             ctx.fail(f"No such command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from amqtask.exceptions import NotRegistered
 from amqtask.ground.current import current_app, note_shared
 from amqtask.ground.plugins import others_names
+from amqtask.ground.printable import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf, OptionDict
@@ -34,9 +34,7 @@ class TaskRegistry(Mapping[str, "RegisteredTask"]):
             self._complete()
             if name in self._tasks:
                 return self._tasks[name]
-            near = difflib.get_close_matches(name, self._tasks, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise NotRegistered(f"no task {name!r} is registered.{hint}") from None
+            raise NotRegistered(f"no task {name!r} is registered.{did_you_mean(name, self._tasks)}") from None
 
     def __contains__(self, name: object) -> bool:
         if name not in self._tasks:  # without looking for near names

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import NotRegistered
 from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import printable
+from amqtask.ground.printable import LONGEST_COMPARED, did_you_mean, printable
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
 
-# Longer names are not compared with others, because that takes long.
-LONGEST_COMPARED = 200
 # Wraps the coroutine of a task in another one that awaits it.
 Wrapper = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 
@@ -45,12 +42,9 @@ def plan_for(tasks: Mapping[str, TaskLike], name: str, *, has_store: bool, wrapp
     """The plan of a task. Raises: NotRegistered, with the nearest name."""
     task = tasks.get(name)
     if task is None:
-        near = difflib.get_close_matches(name, tasks, n=1) if len(name) <= LONGEST_COMPARED else ()
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        shown_name = printable(name, LONGEST_COMPARED)
         raise NotRegistered(
-            f"no task {shown_name!r} is registered in this worker.{hint} Is the module that defines it imported "
-            "(include, autodiscover_tasks)?"
+            f"no task {printable(name, LONGEST_COMPARED)!r} is registered in this worker.{did_you_mean(name, tasks)} "
+            "Is the module that defines it imported (include, autodiscover_tasks)?"
         )
     return TaskPlan(task, has_store=has_store, wrapper=wrapper)
 

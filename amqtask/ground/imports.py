@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
+
+from amqtask.ground.printable import near_names
 
 
 def load(module: str, package: str | None = None) -> Any:
@@ -45,11 +46,7 @@ def misspelt(plugin: type, contract: type) -> dict[str, str]:
     """Members of `plugin` that look like one of the contract that it leaves out: its name by theirs."""
     members = _public(contract)
     left_out = [name for name in members if _member(plugin, name) in (_ABSENT, _member(contract, name))]
-    near = {
-        name: difflib.get_close_matches(name, left_out, n=1, cutoff=0.85)
-        for name in _public(plugin)
-        if name not in members
-    }
+    near = {name: near_names(name, left_out, alike=0.85) for name in _public(plugin) if name not in members}
     return {name: matches[0] for name, matches in near.items() if matches}
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Characters of one text.
 LONGEST = 1000
+# Characters of a name that is compared with others.
+LONGEST_COMPARED = 200
 # Characters of a traceback in a log; what is more is left out in its middle.
 _HEAD, _TAIL = 1500, 3500
 _LONGEST_LINE = 500
@@ -108,9 +111,6 @@ def bounded_logger(name: str) -> logging.Logger:
     return logger
 
 
-__all__ = ["LONGEST", "Lines", "bounded_logger", "printable", "printable_lines"]
-
-
 def described(value: object) -> str:
     """A value's type with its article: `a list`, `an int`."""
     return with_article(type(value).__name__)
@@ -124,6 +124,17 @@ def with_article(noun: str) -> str:
 def count(number: int, noun: str) -> str:
     """`1 message`, `2 messages`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def near_names(name: str, names: Iterable[str], *, most: int = 1, alike: float = 0.6) -> list[str]:
+    """Of all names those that are most like one that does not exist; none for a name of more than LONGEST_COMPARED characters."""
+    return difflib.get_close_matches(name, list(names), most, alike) if len(name) <= LONGEST_COMPARED else []
+
+
+def did_you_mean(name: str, names: Iterable[str], *, most: int = 1, alike: float = 0.6) -> str:
+    """` Did you mean 'this'?` for the end of an error about a name that does not exist, or nothing."""
+    near = near_names(name, names, most=most, alike=alike)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def clause(error: object) -> str:

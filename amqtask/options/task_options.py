@@ -6,9 +6,9 @@ application or to a library, which read them from the task, or to a workflow, wh
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
+from amqtask.ground.printable import near_names
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, checked
 from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
@@ -103,5 +103,4 @@ def of_task(task: str, options: Options) -> Options:
 
 def near_option(name: str) -> str | None:
     """The option of a task that was meant, if it is one: `max_retries` for `max_retires`."""
-    near = difflib.get_close_matches(name, (*TASK, "bind", "base", "pydantic"), n=1, cutoff=0.8)
-    return near[0] if near else None
+    return next(iter(near_names(name, (*TASK, "bind", "base", "pydantic"), alike=0.8)), None)

@@ -9,12 +9,12 @@ in a worker of ours is in amqtask.services.commands.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.printable import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import KeywordDict, OptionDict
@@ -209,6 +209,5 @@ def find_command(kind: Kind, name: str) -> CommandInfo:
         if info.kind == kind and name in (info.name, info.alias):
             return info
     commands = commands_of(kind)
-    near = difflib.get_close_matches(name, commands, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else f" Available {kind} commands: {', '.join(commands)}."
+    hint = did_you_mean(name, commands) or f" Available {kind} commands: {', '.join(commands)}."
     raise ConfigurationError(f"Command {name!r} not recognized.{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.imports import load
 from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import bounded_logger, described
+from amqtask.ground.printable import bounded_logger, described, near_names
 from amqtask.ground.secrets import is_secret, masked
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, convert
@@ -68,8 +67,7 @@ def find_name(name: str) -> str | None:
 
 def near_setting(name: str, alike: float = _ALIKE) -> str | None:
     """The setting that was meant, if it is one."""
-    near = difflib.get_close_matches(name.lower().removeprefix("celery_"), _TABLE, n=1, cutoff=alike)
-    return near[0] if near else None
+    return next(iter(near_names(name.lower().removeprefix("celery_"), _TABLE, alike=alike)), None)
 
 
 class Settings(MutableMapping[str, Any]):

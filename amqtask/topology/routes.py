@@ -6,7 +6,6 @@ options; else the default queue.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.imports import load_path
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, near_names
 from amqtask.options.task_options import CALL
 from amqtask.protocol.entities import Declaration, Exchange, Queue
 from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
@@ -159,8 +158,8 @@ class Queues:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    near_names = difflib.get_close_matches(name, list(names), n=3)
-    return f"; did you mean {' or '.join(map(repr, near_names))}?" if near_names else ""
+    near = near_names(name, names, most=3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 # -- task_routes
@@ -170,9 +169,7 @@ def _checked_options(name: str, target: Options) -> Options:
     """Raises: ConfigurationError for a key that is no option of a call."""
     for key in target:
         if key not in CALL:
-            near = difflib.get_close_matches(str(key), _OWN_OPTIONS, n=1) or difflib.get_close_matches(
-                str(key), CALL, n=1
-            )
+            near = near_names(str(key), _OWN_OPTIONS) or near_names(str(key), CALL)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigurationError(
                 f"task_routes: the route of task {name!r} has {key!r}, which is not an option of a call{hint}"

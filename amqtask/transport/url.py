@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import pika
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import described, printable
+from amqtask.ground.printable import described, near_names, printable
 from amqtask.options import value_types
 from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
 from amqtask.transport.wire import SocketWire, Wire
@@ -283,7 +282,7 @@ def _unescaped() -> ConfigurationError:
 def _refuse_unknown(complaint: str, names: Iterable[object], known_names: Collection[str]) -> None:
     for name in names:
         if name not in known_names:
-            near = difflib.get_close_matches(str(name)[:50].removeprefix("ssl_"), known_names, n=1)
+            near = near_names(str(name)[:50].removeprefix("ssl_"), known_names)
             hint = (
                 f" Did you mean {near[0]!r}?"
                 if near

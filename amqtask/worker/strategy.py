@@ -9,16 +9,14 @@ A worker compiles the strategies of all its tasks when it starts (`Strategies`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.execution.request import Request
-from amqtask.execution.task_plan import LONGEST_COMPARED
 from amqtask.ground.plugins import others_names
-from amqtask.ground.printable import printable
+from amqtask.ground.printable import LONGEST_COMPARED, near_names, printable
 from amqtask.protocol.task import LONGEST_ID, checked_id
 
 if TYPE_CHECKING:
@@ -215,7 +213,7 @@ class Strategies(dict[str, TaskStrategy]):
         task = self._tasks.get(name)
         if task is not None:  # registered after the worker started
             return self._compile(name, task)
-        near = difflib.get_close_matches(name, self._tasks, n=1) if len(name) <= LONGEST_COMPARED else ()
+        near = near_names(name, self._tasks)
         hint = f" Did the sender mean {near[0]!r}?" if near else ""
         problem = (
             f"no task {printable(name, LONGEST_COMPARED)!r} is registered in this worker.{hint} "

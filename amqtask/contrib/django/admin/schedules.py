@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from amqtask.contrib.django.models import (
 from amqtask.contrib.django.project import project_app
 from amqtask.contrib.django.sending import options_of
 from amqtask.exceptions import AmqTaskError
+from amqtask.ground.printable import near_names
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -75,7 +75,7 @@ class PeriodicTaskForm(_Form):
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         name, names = cleaned.get("task"), registered_tasks()
         if name and name not in names and not cleaned.get("is_elsewhere"):
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+            near = near_names(name, names, alike=0.8)
             if near:
                 text = _("No task %(name)r is registered. Is %(near)r meant? (Or tick “registered elsewhere”.)")
                 self.add_error("task", text % {"name": name, "near": near[0]})
