@@ -321,7 +321,7 @@ def _error(outcome: Outcome) -> str:
 
 
 def _revocation(outcome: Outcome, signum: int | None) -> str:
-    """The fields in Celery's words; the reasons are those of execution/endings.py, any other reason ended a running task."""
+    """The fields in Celery's words; the reasons are those of execution/no_run.py, any other reason ended a running task."""
     expired = outcome.reason == "expired"
     terminated = outcome.reason not in ("expired", "revoked")
     return fields_text({"terminated": terminated, "signum": signum if terminated else None, "expired": expired})
