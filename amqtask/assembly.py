@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from amqtask.outbox.relay import Relay
     from amqtask.protocol.message import Message
     from amqtask.services.monitoring import Monitoring
-    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.transport.contract import Consumer, ConsumerListener, Delayed, LoopPublisher
     from amqtask.worker.options import WorkerOptions
     from amqtask.worker.setup import Service
 
@@ -396,8 +396,11 @@ class _Builder:
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         operations = Operations(worker)
         watchdog = Watchdog(worker)
-        forwarder = self.forwarder()
-        services: list[Service] = [watchdog, forwarder]
+        services: list[Service] = [watchdog]
+        delayed = self.app.broker.delayed()
+        if delayed is None:
+            delayed = forwarder = self.forwarder()
+            services.append(forwarder)
         if monitoring is not None:
             services += monitoring.services(worker, watchdog)
         autoscale: Autoscale | None = None
@@ -409,7 +412,7 @@ class _Builder:
         services.append(events)
         if self.conf.worker_enable_remote_control:
             elections = self.elections()
-            services += [elections, self.panel(worker, operations, autoscale, events, elections, forwarder)]
+            services += [elections, self.panel(worker, operations, autoscale, events, elections, delayed)]
         if self.conf.outbox_relay:
             services.append(build_relaying(self.app))
         if self.options.beat:
@@ -484,7 +487,7 @@ class _Builder:
         autoscale: Autoscale | None,
         events: EventSender,
         elections: Elections,
-        forwarder: Forwarder,
+        delayed: Delayed,
     ) -> Panel:
         control = Control(
             worker=worker,
@@ -500,9 +503,9 @@ class _Builder:
             events=events,
             lamport=self.clock,
             elections=elections,
-            delayed=forwarder.soonest,
-            count_delayed=forwarder.count,
-            drop_delayed=forwarder.drop,
+            delayed=delayed.soonest,
+            count_delayed=delayed.count,
+            drop_delayed=delayed.drop,
         )
         return Panel(
             control,

@@ -18,7 +18,6 @@ WITHOUT_EFFECT = {
     "broker_heartbeat_checkrate": "the client library checks heartbeats by itself",
     "broker_native_delayed_delivery_queue_type": "queues for delays are of `task_default_queue_type`",
     "broker_pool_acquire_timeout": "part of `broker_publish_timeout`",
-    "broker_transport_options": "publishes are always confirmed; what a connection needs is said in its URL",
     "control_queue_durable": "queues for commands and replies belong to one connection, as RabbitMQ 4 wants it",
     "control_queue_exclusive": "queues for commands and replies belong to one connection, as RabbitMQ 4 wants it",
     "enable_utc": "times in messages are UTC; schedules follow `timezone`",
@@ -75,6 +74,7 @@ STORES = {
 NOTES = {
     "beat_schedule_filename": "`amqtaskbeat-schedule.sqlite3`, an SQLite file; a Celery shelve is not read",
     "beat_scheduler": "`file`, `memory`, `django` or a class of your own; Celery's and django-celery-beat's names mean ours",
+    "broker_transport_options": "with Redis what [Redis as the broker](redis.md#settings) lists; with RabbitMQ without effect",
     "database_engine_options": "the same, beneath what you say",
     "redis_socket_timeout": "5 s, or the time to connect where that is more; a value is taken as in Celery",
     "task_reject_on_worker_lost": "`True`: five attempts (`task_delivery_limit`), then `<queue>.dead`; Celery's: `False`",

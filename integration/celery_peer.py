@@ -12,7 +12,7 @@ from integration.machine import kill_session
 from integration.workers import ROOT, eventually
 
 FOLDER = ROOT / ".venv-celery"
-PACKAGES = ("celery==5.7.0", "redis", "SQLAlchemy", "psycopg[binary]", "pymemcache", "pymongo", "Django")
+PACKAGES = ("celery==5.7.0", "redis", "packaging", "SQLAlchemy", "psycopg[binary]", "pymemcache", "pymongo", "Django")
 APP = "integration.apps.celery_app"
 
 

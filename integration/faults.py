@@ -91,8 +91,8 @@ class Forwarder:
         self._target = (split.hostname or "127.0.0.1", split.port or 5672)
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
-        login = split.netloc.rpartition("@")[0] or "guest:guest"
-        self.url = f"{split.scheme}://{login}@127.0.0.1:{self.port}{split.path}"
+        login = split.netloc.rpartition("@")[0] or ("guest:guest" if split.scheme.startswith("amqp") else "")
+        self.url = f"{split.scheme}://{login}{'@' if login else ''}127.0.0.1:{self.port}{split.path}"
         # How many connections there have been.
         self.accepted = 0
         self.sprung = threading.Event()

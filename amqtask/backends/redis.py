@@ -32,13 +32,13 @@ from amqtask.backends.redis_server import (
     Subscription,
     unreachable,
 )
-from amqtask.backends.redis_servers import Cluster, SentinelMaster, deployment_of
 from amqtask.backends.retrying import RetryPolicy
 from amqtask.ground.by_process import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.protocol.serialization import content_type, content_types
+from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
 
 PREFIX = "celery-task-meta-"
 # What is there is returned, and only written over when it is what the caller has seen (ARGV[3]): Redis cannot read it.

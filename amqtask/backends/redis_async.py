@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.backends.redis_server import ERRORS, FIRST_PAUSE, LONGEST_PAUSE, is_hopeless, unreachable
-from amqtask.backends.redis_servers import Deployment
 from amqtask.ground.deadlines import arrival
 from amqtask.protocol.result import ResultMessage
+from amqtask.transport.redis.servers import Deployment
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf

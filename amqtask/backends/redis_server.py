@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import redis
 from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, RedisClusterException, TryAgainError
 
-from amqtask.backends.redis_servers import Deployment
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.printable import clause
+from amqtask.transport.redis.servers import Deployment
 
 T = TypeVar("T")
 # How long a server may be away before its callers are told, and the pauses between attempts (seconds).

@@ -86,7 +86,6 @@ class Kept:
     installed_outbox: Outbox | None = None
     # What a broker in this process keeps.
     broker: dict[str, object] = field(default_factory=dict)
-    chords: ChordStore | None = None
 
 
 class Runtime:
@@ -129,6 +128,8 @@ class Runtime:
             connect_timeout=conf.broker_connection_timeout,
             heartbeat=conf.broker_heartbeat,
             pool_limit=conf.broker_pool_limit,
+            transport_options=conf.broker_transport_options or {},
+            event_exchange=conf.event_exchange,
         )
         return open_broker(options, self._kept.broker)
 
@@ -362,15 +363,25 @@ class Runtime:
         backend = self.backend
         if backend is not None and backend.counts_chords:
             return cast("ChordStore", backend)
-        return None if self.broker.joins_chords else self._memory_chords()
+        return None if self.broker.chords_url is None else self._chords_beside_broker
 
-    def _memory_chords(self) -> ChordStore:
-        """With the in-memory broker and no result store, chords are counted in this process."""
-        if self._kept.chords is None:
-            from amqtask.backends.memory import MemoryChords
+    @lazy
+    def _chords_beside_broker(self) -> ChordStore:
+        """Where the broker joins no chords and no result store counts them, they are counted where the broker says."""
+        from amqtask.backends.contract import BackendOptions
+        from amqtask.backends.registry import open_backend
 
-            self._kept.chords = MemoryChords(self._conf.result_serializer)
-        return self._kept.chords
+        conf = self._conf
+        options = BackendOptions(
+            url=self.broker.chords_url or "",
+            serializer=conf.result_serializer,
+            accept=content_types(conf.result_accept_content or conf.accept_content),
+            expires=conf.result_expires,
+            chord_expires=conf.result_chord_expires,
+            connect_timeout=conf.broker_connection_timeout,
+            transport_options=tuple((conf.broker_transport_options or {}).items()),
+        )
+        return cast("ChordStore", open_backend(options.url, options))
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""

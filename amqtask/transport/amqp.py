@@ -30,7 +30,8 @@ class AmqpBroker:
     """See amqtask.transport.broker.Broker."""
 
     transport, driver = "amqp", "pika"
-    is_shared = joins_chords = True
+    is_shared = True
+    chords_url: str | None = None
 
     def __init__(self, options: BrokerOptions, kept: dict[str, object]) -> None:
         self._options = options
@@ -143,6 +144,9 @@ class AmqpBroker:
         return QueueAdmin(self.addresses)
 
     queue_jobs = admin
+
+    def delayed(self) -> None:
+        """Workers hold and forward it."""
 
     # -- doors for those who run on a loop
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Collector,
         Consumer,
         ConsumerListener,
+        Delayed,
         EventPublisher,
         LoopPublisher,
         OnWarning,
@@ -40,7 +41,7 @@ class Broker(Protocol):
 
     @property
     def transport(self) -> str:
-        """Its name in kombu's words: amqp, memory."""
+        """Its name in kombu's words: amqp, memory, redis."""
 
     @property
     def driver(self) -> str:
@@ -72,8 +73,9 @@ class Broker(Protocol):
         """Whether other processes use it, too: only then can a command look at its queues and workers."""
 
     @property
-    def joins_chords(self) -> bool:
-        """Whether the parts of a chord can be joined in it (`collector`), where no result store counts them."""
+    def chords_url(self) -> str | None:
+        """The result store that counts the parts of chords where the application has none that does; None: the parts are
+        joined in the broker (`collector`)."""
 
     def results_url(self, url: str) -> str:
         """The result store for an application that names this one. Raises: ConfigurationError if it needs another broker."""
@@ -89,6 +91,9 @@ class Broker(Protocol):
     def queue_reader(self, queue: Queue, on_delivery: Callable[[Delivery], None], *, name: str) -> QueueReader: ...
 
     def queue_jobs(self) -> QueueJobs: ...
+
+    def delayed(self) -> Delayed | None:
+        """What waits in the broker for its time; None where workers must hold and forward it (amqtask.services.forwarder)."""
 
     def admin(self) -> QueueAdmin:
         """For the command line; a context manager. Raises: ConfigurationError where `is_shared` is False."""
@@ -107,12 +112,18 @@ class Broker(Protocol):
         """`writes`: over the hosts that are written to (`broker_write_url`)."""
 
     def collector(self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> Collector:
-        """Only where `joins_chords`."""
+        """Only where `chords_url` is None."""
 
 
 # URL scheme -> module and class, imported when a URL has the scheme. Whatever else is there is AMQP's to take or to refuse.
 _AMQP = ("amqtask.transport.amqp", "AmqpBroker")
-_BROKERS = {"memory": ("amqtask.transport.memory.local", "LocalBroker")}
+_REDIS = ("amqtask.transport.redis.broker", "RedisBroker")
+_BROKERS = {
+    "memory": ("amqtask.transport.memory.local", "LocalBroker"),
+    **dict.fromkeys(
+        ("redis", "rediss", "redis+socket", "sentinel", "valkey", "valkeys", "redis+cluster", "rediss+cluster"), _REDIS
+    ),
+}
 
 
 def open_broker(options: BrokerOptions, kept: dict[str, object]) -> Broker:

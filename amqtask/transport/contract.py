@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from amqtask.exceptions import PublishError
 
@@ -222,6 +222,19 @@ class QueueJobs(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+class Delayed(Protocol):
+    """The messages that wait for their time, as far as a worker sees them."""
+
+    def soonest(self, limit: int) -> list[tuple[float, Delivery]]:
+        """At most `limit` of them with their due times (Unix time), the soonest first."""
+
+    def count(self, address: tuple[str, str]) -> int:
+        """How many are to go to that exchange and routing key."""
+
+    def drop(self, address: tuple[str, str]) -> int:
+        """Delete those that are to go there; how many that were."""
+
+
 class SharedEnds(Protocol):
     """A consumer and a publisher that share a connection: when one loses it, the other has lost it, too.
 
@@ -245,3 +258,6 @@ class BrokerOptions:
     connect_timeout: float = 4.0
     heartbeat: int | None = 60
     pool_limit: int | None = 10
+    # Celery's broker_transport_options, and the exchange of events, which is a fanout where there is no topic for it.
+    transport_options: Mapping[str, Any] = field(default_factory=dict)
+    event_exchange: str = "celeryev"

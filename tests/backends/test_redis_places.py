@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amqtask.backends.redis_servers import client_arguments, deployment_of
+from amqtask.transport.redis.servers import client_arguments, deployment_of
 
 
 @pytest.mark.parametrize(

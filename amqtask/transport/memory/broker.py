@@ -19,13 +19,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.transport.deaths import DELIVERY_LIMIT, EXPIRED, MAXLEN
 from amqtask.transport.memory.exchanges import PREDECLARED, is_match
 from amqtask.transport.memory.queues import MemoryQueue
 from amqtask.transport.memory.refusals import check_same, check_valid, not_found, resource_locked, too_large
 from amqtask.transport.memory.stored import (
-    DELIVERY_LIMIT,
-    EXPIRED,
-    MAXLEN,
     Stored,
     Verdict,
     copied,

@@ -14,11 +14,12 @@ from pika import frame, spec
 
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.transport.content import FRAME_MAX, FRAMING
+from amqtask.transport.deaths import REJECTED
 from amqtask.transport.errors import NOT_FOUND
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.queues import MemoryQueue, Subscriber
 from amqtask.transport.memory.refusals import Refused, consumed_exclusively, in_use, not_implemented, unknown_tag
-from amqtask.transport.memory.stored import REJECTED, Stored, Verdict, received
+from amqtask.transport.memory.stored import Stored, Verdict, received
 
 _BODY = FRAME_MAX - FRAMING
 _content_head = struct.Struct(">BHLHHQ").pack

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pika
 
+from amqtask.transport.deaths import REJECTED, dead_headers
 from amqtask.transport.memory.refusals import invalid_expiration
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import HeaderDict, JsonObject
-
-REJECTED, EXPIRED, MAXLEN, DELIVERY_LIMIT = "rejected", "expired", "maxlen", "delivery_limit"
+    from amqtask.ground.shapes import HeaderDict
 
 
 class Verdict(Enum):
@@ -88,35 +86,18 @@ def copied(stored: Stored) -> Stored:
 def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: str | None) -> Stored:
     """The message for the dead-letter exchange; it keeps its routing key where the queue sets none."""
     properties = stored.decoded()
-    headers = dict(stored.headers)
-    headers["x-death"] = _deaths(stored, queue, reason, properties.expiration)
-    for name, value in (("queue", queue), ("reason", reason), ("exchange", stored.exchange)):
-        headers.setdefault(f"x-first-death-{name}", value)
-        headers[f"x-last-death-{name}"] = value
+    properties.headers = dead_headers(
+        stored.headers,
+        queue,
+        reason,
+        exchange=stored.exchange,
+        routing_key=stored.routing_key,
+        expiration=properties.expiration,
+    )
     # Without an expiration, or it would expire in that queue again.
-    properties.headers, properties.expiration = headers, None
+    properties.expiration = None
     key = stored.routing_key if routing_key is None else routing_key
     return received(stored.body, b"".join(properties.encode()), exchange, key)
-
-
-def _deaths(stored: Stored, queue: str, reason: str, expiration: str | None) -> list[JsonObject]:
-    """One entry per queue and reason, the latest first."""
-    deaths = [dict(entry) for entry in stored.headers.get("x-death") or []]
-    for entry in deaths:
-        if entry.get("queue") == queue and entry.get("reason") == reason:
-            deaths.remove(entry)
-            return [{**entry, "count": entry["count"] + 1}, *deaths]
-    entry = {
-        "count": 1,
-        "reason": reason,
-        "queue": queue,
-        "time": datetime.now(timezone.utc).replace(microsecond=0),
-        "exchange": stored.exchange,
-        "routing-keys": [stored.routing_key],
-    }
-    if expiration is not None:
-        entry["original-expiration"] = expiration
-    return [entry, *deaths]
 
 
 def is_cycle(stored: Stored, queue: str) -> bool:

@@ -114,14 +114,15 @@ class SentinelMaster:
     `min_other_sentinels`, `sentinel_kwargs` (of the connections to sentinels).
     """
 
-    def __init__(self, url: str, arguments: Options, options: Options) -> None:
+    def __init__(
+        self, url: str, arguments: Options, options: Options, options_name: str = "result_backend_transport_options"
+    ) -> None:
         splits = [urlsplit(part) for part in url.split(";") if part]
         self._hosts = [(split.hostname or "localhost", split.port or SENTINEL_PORT) for split in splits]
         self._master = options.get("master_name")
         if not self._master:
             raise ConfigurationError(
-                "result_backend sentinel:// needs to know which master: "
-                "result_backend_transport_options = {'master_name': 'mymaster'}"
+                f"sentinel:// needs to know which master: {options_name} = {{'master_name': 'mymaster'}}"
             )
         first = splits[0]
         self.name = f"master {self._master} of {', '.join(f'sentinel://{host}:{port}' for host, port in self._hosts)}"
@@ -206,14 +207,20 @@ class _Together:
 
 
 def deployment_of(
-    url: str, options: Options, connect_timeout: float, settings: SettingValues = MappingProxyType({})
+    url: str,
+    options: Options,
+    connect_timeout: float,
+    settings: SettingValues = MappingProxyType({}),
+    options_name: str = "result_backend_transport_options",
 ) -> Deployment:
-    """The deployment that a URL names, with what settings (`redis_…`) add to it. Raises: ConfigurationError."""
+    """The deployment that a URL names, with what settings (`redis_…`) add to it. `options_name` is for errors.
+
+    Raises: ConfigurationError."""
     arguments = client_arguments(options, connect_timeout, settings)
     has_tls = bool(settings.get("redis_backend_use_ssl"))
     scheme, _, after_scheme = url.partition("://")
     if scheme == "sentinel":
-        return SentinelMaster(url, {**arguments, "ssl": True} if has_tls else arguments, options)
+        return SentinelMaster(url, {**arguments, "ssl": True} if has_tls else arguments, options, options_name)
     if has_tls and scheme.startswith("redis"):
         url = url.replace("redis:", "rediss:").replace("redis+", "rediss+")
     if not after_scheme.strip("/"):  # Celery's way to name it without a URL

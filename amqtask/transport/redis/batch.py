@@ -1,0 +1,194 @@
+"""Batch: a burst of messages on its way to Redis, without I/O: which commands to send next, and what their replies mean."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from amqtask.exceptions import AmqTaskError, PublishError
+from amqtask.protocol.entities import Declaration
+from amqtask.transport.redis.envelope import Outgoing, outgoing
+from amqtask.transport.redis.errors import passes, publish_error, reply_error, verdict
+from amqtask.transport.redis.layout import Command, Layout
+from amqtask.transport.redis.scripts import POSTPONE, PUBLISH, Script
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import Message
+
+# How many messages leave before the first reply is read, and seconds before the next attempt.
+WINDOW = 200
+PAUSE = 0.1
+OnReply = Callable[[Any], None]
+
+
+class Declared:
+    """What a publisher has declared, and what it has warned of."""
+
+    def __init__(self, layout: Layout, warn: Callable[[str], None]) -> None:
+        self.layout = layout
+        self._warn = warn
+        self._entities: set[Declaration] = set()
+        self._warned: set[str] = set()
+
+    def missing(self, entities: Sequence[Declaration]) -> list[tuple[Command, OnReply]]:
+        """The commands that declare what is not declared yet. Raises: PublishError."""
+        found: list[tuple[Command, OnReply]] = []
+        for entity in entities:
+            if entity not in self._entities:
+                found += self.layout.declaring(entity, self._warn_once)
+                self._entities.add(entity)
+        return found
+
+    def forget(self, entities: Sequence[Declaration]) -> bool:
+        """Declare these again: somebody has deleted a queue. Whether there were any."""
+        had_any = not self._entities.isdisjoint(entities)
+        self._entities.difference_update(entities)
+        return had_any
+
+    def forget_all(self) -> None:
+        """Declare everything again: this may be another server."""
+        self._entities.clear()
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warn(text)
+
+
+def publishing(layout: Layout, leaving: Outgoing) -> tuple[Script, tuple[Any, ...]]:
+    """The script that publishes, and its arguments."""
+    address = (leaving.exchange, leaving.routing_key, leaving.step, leaving.envelope)
+    if leaving.due is not None:
+        return POSTPONE, (str(uuid.uuid4()), leaving.due, *address)
+    return PUBLISH, (layout.channels, *address)
+
+
+def evalsha(layout: Layout, script: Script, arguments: tuple[Any, ...]) -> Command:
+    """The command that runs a script that Redis knows."""
+    return ("EVALSHA", script.sha, 1, layout.prefix, *arguments)
+
+
+def prepare(message: Message) -> Outgoing | PublishError:
+    """The message as it leaves, or why it cannot."""
+    try:
+        return outgoing(message)
+    except PublishError as error:
+        return error
+    except AmqTaskError as error:
+        return PublishError(f"the message for routing key {message.routing_key!r} cannot be written: {error}")
+
+
+class Batch:
+    """`errors` has one entry per message, None = stored. `deadline` is monotonic seconds."""
+
+    def __init__(self, messages: Sequence[Message], declared: Declared, deadline: float) -> None:
+        self.deadline = deadline
+        self._declared = declared
+        self._leaving = [prepare(message) for message in messages]
+        self.errors: list[PublishError | None] = [
+            leaving if isinstance(leaving, PublishError) else None for leaving in self._leaving
+        ]
+        self._open = [index for index, leaving in enumerate(self._leaving) if isinstance(leaving, Outgoing)]
+        self._under_way: list[OnReply] = []
+        self._renewed: set[int] = set()
+        self._undeclared: dict[int, Exception] = {}
+        self._sent: list[int] = []
+        self._obstacle: Exception | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether each message has its answer."""
+        return not self._open
+
+    def commands(self) -> list[Command]:
+        """What to send next; its replies go to `take`, or what kept them away to `failed`."""
+        found: list[tuple[Command, OnReply]] = []
+        if self._obstacle is not None:  # perhaps another server, which does not know the scripts
+            found += [(("SCRIPT", "LOAD", script.source), _nothing) for script in (PUBLISH, POSTPONE)]
+            self._obstacle = None
+        window, self._open = self._open[:WINDOW], self._open[WINDOW:]
+        self._sent = []
+        for index in window:
+            leaving = self._leaving[index]
+            assert isinstance(leaving, Outgoing)
+            try:
+                missing = self._declared.missing(leaving.message.declare)
+            except PublishError as error:
+                self.errors[index] = error
+                continue
+            found += [(command, partial(self._declared_one, index, on_reply)) for command, on_reply in missing]
+            script, arguments = publishing(self._declared.layout, leaving)
+            command = evalsha(self._declared.layout, script, arguments)
+            found.append((command, partial(self._answered, index)))
+            self._sent.append(index)
+        self._under_way = [on_reply for _, on_reply in found]
+        return [command for command, _ in found]
+
+    def take(self, replies: Sequence[Any]) -> float:
+        """The replies, in order; an error as an exception. How long to wait before the next commands (seconds)."""
+        for on_reply, reply in zip(self._under_way, replies, strict=True):
+            on_reply(reply)
+        obstacle = None if self._obstacle is None else reply_error(self._obstacle)
+        return 0.0 if obstacle is None or obstacle.code == "NOSCRIPT" else PAUSE
+
+    def failed(self, error: Exception) -> float:
+        """No connection, or no replies. How long to wait before the next attempt (seconds)."""
+        self._obstacle = error
+        for index in self._sent:
+            leaving = self._leaving[index]
+            assert isinstance(leaving, Outgoing)
+            self._declared.forget(leaving.message.declare)
+        self._open = [*self._sent, *self._open]
+        return PAUSE
+
+    def give_up(self, server: str) -> None:
+        """The deadline has passed: what is open fails, because of the last obstacle."""
+        error = self._obstacle or TimeoutError("the deadline passed")
+        for index in self._open:
+            was_sent = index in self._sent and isinstance(error, (TimeoutError, redis.TimeoutError))
+            self.errors[index] = publish_error(error, server, was_sent=was_sent)
+        self._open = []
+
+    def _declared_one(self, index: int, on_reply: OnReply, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._undeclared[index] = reply
+        else:
+            on_reply(reply)
+
+    def _answered(self, index: int, reply: Any) -> None:
+        # Without its declarations a message has no queue: what kept them away is the reason.
+        reply = self._undeclared.pop(index, reply)
+        leaving = self._leaving[index]
+        assert isinstance(leaving, Outgoing)
+        if isinstance(reply, Exception):
+            self._declared.forget(leaving.message.declare)
+            refusal = reply_error(reply)
+            if (refusal is not None and refusal.code == "NOSCRIPT") or passes(reply):
+                self._obstacle = reply
+                self._open.append(index)
+            else:
+                self.errors[index] = publish_error(reply, "this broker")
+            return
+        error = verdict(int(reply), leaving.message)
+        declare = leaving.message.declare
+        if error is not None and declare and index not in self._renewed and int(reply) > -2:
+            self._renewed.add(index)
+            self._declared.forget(declare)
+            self._open.append(index)
+            return
+        self.errors[index] = error
+
+
+def _nothing(reply: object) -> None:
+    """The command's reply says nothing."""
+
+
+def until(timeout: float | None, own: float | None) -> float:
+    """The deadline (monotonic seconds) of a call."""
+    seconds = own if timeout is None else timeout
+    return float("inf") if seconds is None else time.monotonic() + seconds

@@ -1,0 +1,198 @@
+"""RedisLoopPublisher: publishes from a worker's loop, and keeps what Redis has not confirmed over a lost connection."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import PublishError
+from amqtask.transport.redis.batch import Declared, prepare, publishing
+from amqtask.transport.redis.errors import passes, publish_error, verdict
+from amqtask.transport.redis.link import Link
+from amqtask.transport.redis.scripts import PUBLISH
+
+if TYPE_CHECKING:
+    from amqtask.ground.loop import Timer, TurnLoop
+    from amqtask.protocol.message import Message
+    from amqtask.transport.redis.envelope import Outgoing
+    from amqtask.transport.redis.layout import Layout
+    from amqtask.transport.redis.places import Way
+    from amqtask.transport.redis.resp import Push
+
+OnDone = Callable[["PublishError | None"], None]
+# Seconds before a message that Redis does not take now (its memory is full …) is sent again.
+RETRY_SECONDS = 0.5
+
+
+class _Pending:
+    """A message without its answer."""
+
+    __slots__ = ("is_declared_anew", "is_under_way", "leaving", "message", "obstacle", "on_done")
+
+    def __init__(self, message: Message, leaving: Outgoing, on_done: OnDone) -> None:
+        self.message = message
+        self.leaving = leaving
+        self.on_done = on_done
+        self.is_declared_anew = self.is_under_way = False
+        self.obstacle: Exception | None = None
+
+
+class RedisLoopPublisher:
+    """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish."""
+
+    def __init__(
+        self,
+        way: Way,
+        layout: Layout,
+        loop: TurnLoop,
+        *,
+        name: str,
+        connect_timeout: float,
+        on_warning: Callable[[str], None],
+        sole_right: Callable[[], tuple[str, str] | None] = lambda: None,
+    ) -> None:
+        self._layout = layout
+        self._loop = loop
+        self._warn = on_warning
+        # As one that leads: publish only while it does.
+        self._sole_right = sole_right
+        self._declared = Declared(layout, on_warning)
+        self._link = Link(way, layout, loop, self, name=name, connect_timeout=connect_timeout)
+        self._numbers = itertools.count()
+        self._pending: dict[int, _Pending] = {}
+        self._unwritable = 0
+        self._retry: Timer | None = None
+        self._is_stopped = False
+        # The last warning of a Redis that cannot be reached: one is enough while that is so.
+        self._complaint = ""
+
+    @property
+    def outstanding(self) -> int:
+        """How many messages still wait for their answer."""
+        return len(self._pending) + self._unwritable
+
+    @property
+    def oldest(self) -> Message | None:
+        """The message that waits longest, while Redis could take it."""
+        if not self._pending or not self._link.is_open or self._retry is not None:
+            return None
+        return next(iter(self._pending.values())).message
+
+    def start(self) -> None:
+        """Connect."""
+        self._is_stopped = False
+        self._link.start()
+
+    def publish(self, message: Message, on_done: OnDone) -> None:
+        """Publish in this turn, or once there is a connection; `on_done` comes in a later turn."""
+        leaving = prepare(message)
+        if isinstance(leaving, PublishError):
+            self._unwritable += 1
+            self._loop.call_soon(partial(self._refused, leaving, on_done))
+            return
+        number = next(self._numbers)
+        self._pending[number] = _Pending(message, leaving, on_done)
+        self._link.start()
+        if self._link.is_open and self._retry is None:
+            self._send(number)
+
+    def _refused(self, error: PublishError, on_done: OnDone) -> None:
+        self._unwritable -= 1
+        if not self._is_stopped:
+            on_done(error)
+
+    def stop(self) -> None:
+        """Close once what was sent is answered; callbacks are not called any more."""
+        self._is_stopped = True
+        if self._retry is not None:
+            self._retry.cancel()
+        self._link.stop()
+
+    # -- sending
+
+    def _send(self, number: int) -> None:
+        pending = self._pending[number]
+        try:
+            missing = self._declared.missing(pending.leaving.message.declare)
+        except PublishError as error:
+            self._loop.call_soon(partial(self._done, number, error))
+            return
+        for command, on_reply in missing:
+            self._link.send(partial(self._declared_one, pending, on_reply), *command)
+        pending.is_under_way = True
+        script, arguments = publishing(self._layout, pending.leaving)
+        if script is PUBLISH:
+            arguments += self._sole_right() or ()
+        self._link.run(partial(self._answered, number), script, *arguments)
+
+    def _declared_one(self, pending: _Pending, on_reply: Callable[[Any], None], reply: Any) -> None:
+        if isinstance(reply, Exception):
+            pending.obstacle = reply
+        else:
+            on_reply(reply)
+
+    def _answered(self, number: int, reply: Any) -> None:
+        pending = self._pending.get(number)
+        if pending is None or self._is_stopped:
+            return
+        pending.is_under_way = False
+        # Without its declarations a message has no queue: what kept them away is the reason.
+        reply, pending.obstacle = pending.obstacle or reply, None
+        if isinstance(reply, ConnectionError):
+            return  # it is sent again over the next connection
+        if isinstance(reply, Exception):
+            self._declared.forget(pending.leaving.message.declare)
+            error = publish_error(reply, self._link.server)
+            if passes(reply):
+                self._try_later(error)
+            else:
+                self._done(number, error)
+            return
+        failure = verdict(int(reply), pending.leaving.message)
+        declare = pending.leaving.message.declare
+        if failure is not None and declare and int(reply) > -2 and not pending.is_declared_anew:
+            # Somebody has deleted the queue since it was declared.
+            pending.is_declared_anew = True
+            self._declared.forget(declare)
+            self._send(number)
+            return
+        self._done(number, failure)
+
+    def _done(self, number: int, error: PublishError | None) -> None:
+        pending = self._pending.pop(number, None)
+        if pending is not None and not self._is_stopped:
+            pending.on_done(error)
+
+    def _try_later(self, error: PublishError) -> None:
+        if self._retry is None:
+            self._warn(f"{error}. Messages wait and are sent again.")
+            self._retry = self._loop.call_later(RETRY_SECONDS, self._send_again)
+
+    def _send_again(self) -> None:
+        self._retry = None
+        if self._link.is_open:
+            for number, pending in list(self._pending.items()):
+                if not pending.is_under_way:
+                    self._send(number)
+
+    # -- the link's events
+
+    def on_open(self) -> None:
+        """Send what has no answer, in order."""
+        self._complaint = ""
+        self._declared.forget_all()
+        self._send_again()
+
+    def on_lost(self, error: Exception) -> None:
+        """Unanswered messages are sent again over the next connection."""
+
+    def on_unreachable(self, error: PublishError) -> None:
+        """Another attempt follows."""
+        if self._pending and self._complaint != str(error):
+            self._complaint = str(error)
+            self._warn(f"{error} Trying again.")
+
+    def on_push(self, push: Push) -> None:
+        """Nothing is asked for."""

@@ -1,0 +1,220 @@
+"""RedisPublisher, RedisAsyncPublisher and RedisEventPublisher: the publishers' contracts over redis-py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from amqtask.protocol.entities import Declaration
+from amqtask.transport.redis.batch import Batch, Declared, evalsha, prepare, publishing, until
+from amqtask.transport.redis.envelope import Outgoing
+from amqtask.transport.redis.errors import is_refusal, publish_error, reply_error
+from amqtask.transport.redis.layout import Command, Layout
+from amqtask.transport.redis.scripts import PUBLISH
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import PublishError
+    from amqtask.protocol.message import Message
+    from amqtask.transport.redis.servers import Deployment
+
+FAILURES = (redis.RedisError, OSError)
+# A client's own socket timeout ends a wait that has no deadline (seconds).
+LONGEST = 3600.0
+# How long an event may wait for Redis (seconds).
+ANSWER_SECONDS = 1.0
+
+
+def converse(connection: Any, commands: Sequence[Command], deadline: float) -> list[Any]:
+    """Send commands over a connection of redis-py, and read their replies; errors that Redis answers are among them.
+
+    Raises: redis.TimeoutError at the deadline (monotonic seconds), redis.ConnectionError.
+    """
+    connection.send_packed_command(connection.pack_commands(commands))
+    replies: list[Any] = []
+    for _ in commands:
+        if not connection.can_read(min(LONGEST, max(0.0, deadline - time.monotonic()))):
+            raise redis.TimeoutError("no answer before the deadline")
+        try:
+            replies.append(connection.read_response(disable_decoding=True))
+        except redis.ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+@contextlib.contextmanager
+def borrowed(client: Any) -> Any:
+    """A connection of the client's pool; one over which something went wrong is closed."""
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        yield connection
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
+
+
+class RedisPublisher:
+    """See amqtask.transport.contract.Publisher. redis-py's pool is safe for threads, greenlets and forks."""
+
+    def __init__(
+        self, deployment: Deployment, layout: Layout, *, timeout: float | None, on_warning: Callable[[str], None]
+    ) -> None:
+        self._server = deployment.name
+        self._client = deployment.client()
+        self._timeout = timeout
+        self._declared = Declared(layout, on_warning)
+
+    def publish(self, message: Message, *, timeout: float | None = None) -> None:
+        """Publish; raises the named error of what went wrong."""
+        error = self.publish_many((message,), timeout=timeout)[0]
+        if error is not None:
+            raise error
+
+    def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
+        """One entry per message, None for a stored one."""
+        batch = Batch(messages, self._declared, until(timeout, self._timeout))
+        while not batch.is_done:
+            try:
+                with borrowed(self._client) as connection:
+                    pause = batch.take(converse(connection, batch.commands(), batch.deadline))
+            except FAILURES as error:
+                pause = batch.failed(error)
+                if is_refusal(error):
+                    batch.give_up(self._server)
+            if pause and time.monotonic() + pause >= batch.deadline:
+                batch.give_up(self._server)
+            elif pause and not batch.is_done:
+                time.sleep(pause)
+        return batch.errors
+
+    def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None:
+        """Declare now. Raises: PublishError."""
+        self._declared.forget(entities)
+        missing = self._declared.missing(entities)
+        try:
+            with borrowed(self._client) as connection:
+                replies = converse(connection, [command for command, _ in missing], until(timeout, self._timeout))
+        except FAILURES as error:
+            self._declared.forget(entities)
+            raise publish_error(error, self._server) from error
+        for (_, on_reply), reply in zip(missing, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._declared.forget(entities)
+                raise publish_error(reply, self._server) from reply
+            on_reply(reply)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+class RedisAsyncPublisher:
+    """See amqtask.transport.contract.AsyncPublisher; each event loop has connections of its own."""
+
+    def __init__(
+        self, deployment: Deployment, layout: Layout, *, timeout: float | None, on_warning: Callable[[str], None]
+    ) -> None:
+        self._deployment = deployment
+        self._timeout = timeout
+        self._declared = Declared(layout, on_warning)
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
+
+    async def connect(self, *, timeout: float | None = None) -> None:
+        """Connect now. Raises: PublishError."""
+        seconds = self._timeout if timeout is None else timeout
+        try:
+            await asyncio.wait_for((await self._client()).ping(), seconds)
+        except (*FAILURES, asyncio.TimeoutError) as error:
+            raise publish_error(error, self._deployment.name) from error
+
+    async def publish(self, message: Message, *, timeout: float | None = None) -> None:
+        """Publish; raises the named error of what went wrong."""
+        error = (await self.publish_many((message,), timeout=timeout))[0]
+        if error is not None:
+            raise error
+
+    async def publish_many(
+        self, messages: Sequence[Message], *, timeout: float | None = None
+    ) -> list[PublishError | None]:
+        """One entry per message, None for a stored one."""
+        batch = Batch(messages, self._declared, until(timeout, self._timeout))
+        client = await self._client()
+        while not batch.is_done:
+            seconds = min(LONGEST, max(0.0, batch.deadline - time.monotonic()))
+            try:
+                pause = batch.take(await asyncio.wait_for(_run(client, batch.commands()), seconds))
+            except (*FAILURES, asyncio.TimeoutError) as error:
+                pause = batch.failed(error)
+                if is_refusal(error):
+                    batch.give_up(self._deployment.name)
+            if pause and time.monotonic() + pause >= batch.deadline:
+                batch.give_up(self._deployment.name)
+            elif pause and not batch.is_done:
+                await asyncio.sleep(pause)
+        return batch.errors
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    async def _client(self) -> Any:
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = self._clients[loop] = await self._deployment.async_client()
+        return client
+
+
+async def _run(client: Any, commands: Sequence[Command]) -> list[Any]:
+    async with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+
+class RedisEventPublisher:
+    """See amqtask.transport.contract.EventPublisher."""
+
+    def __init__(self, deployment: Deployment, layout: Layout, *, on_warning: Callable[[str], None]) -> None:
+        self._client = deployment.client()
+        self._declared = Declared(layout, on_warning)
+        self._retry_at = 0.0
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish these messages, or drop them."""
+        if time.monotonic() < self._retry_at:
+            return
+        commands: list[Command] = []
+        for message in messages:
+            leaving = prepare(message)
+            if isinstance(leaving, Outgoing):
+                commands += (command for command, _ in self._declared.missing(message.declare))
+                commands.append(evalsha(self._declared.layout, *publishing(self._declared.layout, leaving)))
+        try:
+            with borrowed(self._client) as connection:
+                deadline = time.monotonic() + ANSWER_SECONDS
+                if any(map(_is_unknown, converse(connection, commands, deadline))):
+                    converse(connection, [("SCRIPT", "LOAD", PUBLISH.source), *commands], deadline)
+        except FAILURES:
+            self._retry_at = time.monotonic() + 1.0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _is_unknown(reply: object) -> bool:
+    """Whether Redis does not know the script, and has done nothing."""
+    error = reply_error(reply) if isinstance(reply, Exception) else None
+    return error is not None and error.code == "NOSCRIPT"

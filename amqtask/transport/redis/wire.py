@@ -1,0 +1,253 @@
+"""Wire: one connection to a Redis on a worker's loop, from the look-up of its name to its end. It never waits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqtask.transport.redis.resp import Argument, Parser, Push, command
+from amqtask.transport.resolving import Answer, is_address, look_up_in_thread, resolve
+
+if TYPE_CHECKING:
+    from amqtask.ground.loop import Timer, TurnLoop
+    from amqtask.transport.redis.places import Place
+
+OnReply = Callable[[Any], None]
+CHUNK = 262_144
+# What answers a command, though Redis sends it as it sends what it says unasked.
+_CONFIRMATIONS = (b"psubscribe", b"punsubscribe")
+
+
+class Wire:
+    """Commands go out at the end of a loop turn, in order, and each reply goes to its command's callback.
+
+    `on_open()` once it is connected (TLS included), `on_end(error)` once when it ends by itself; callbacks of commands that have
+    no reply by then get a ConnectionError.
+    """
+
+    def __init__(
+        self,
+        loop: TurnLoop,
+        place: Place,
+        *,
+        on_open: Callable[[], None],
+        on_end: Callable[[Exception], None],
+        on_push: Callable[[Push], None] = lambda push: None,
+    ) -> None:
+        self._loop = loop
+        self._place = place
+        self._on_open = on_open
+        self._on_end = on_end
+        self._on_push = on_push
+        self._sock: Any = None
+        self._parser = Parser()
+        self._waiting: deque[OnReply] = deque()
+        self._pieces: list[bytes] = []
+        self._unsent = memoryview(b"")
+        self._is_flush_due = self._is_writing = self._is_open = self._is_over = False
+        self._on_drained: Callable[[], None] | None = None
+        self._timer: Timer | None = None
+        self._replies = 0
+
+    @property
+    def unanswered(self) -> int:
+        """How many commands have no reply yet."""
+        return len(self._waiting)
+
+    def open(self, timeout: float) -> None:
+        """Connect within so many seconds."""
+        place = self._place
+        self._timer = self._loop.call_later(
+            timeout, lambda: self._end(TimeoutError(errno.ETIMEDOUT, f"it did not answer within {timeout:g} s"))
+        )
+        if place.path:
+            self._connect(socket.AF_UNIX, place.path)
+        elif is_address(place.host):
+            self._resolved(resolve(place.host, place.port, 0.0))
+        else:
+            look_up_in_thread(
+                place.host,
+                place.port,
+                lambda answer: self._loop.call_soon_threadsafe(lambda: self._resolved(answer)),
+            )
+
+    def _resolved(self, answer: Answer) -> None:
+        if self._is_over:
+            return
+        if isinstance(answer, OSError):
+            self._end(answer)
+            return
+        # An address of IPv4 first: a Redis often listens on 127.0.0.1 only, and localhost is ::1 as well.
+        family, _, _, _, address = min(answer, key=lambda candidate: candidate[0] != socket.AF_INET)
+        self._connect(family, address)
+
+    def _connect(self, family: int, address: Any) -> None:
+        sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            self._loop.add_writer(sock.fileno(), self._connected)
+        except OSError as error:
+            self._end(error)
+        else:
+            self._connected()
+
+    def _connected(self) -> None:
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._end(OSError(code, os.strerror(code)))
+            return
+        if self._place.tls is None:
+            self._opened()
+            return
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock = self._place.tls.wrap_socket(
+            self._sock, server_hostname=self._place.host, do_handshake_on_connect=False
+        )
+        self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        fd = self._sock.fileno()
+        self._loop.remove_reader(fd)
+        self._loop.remove_writer(fd)
+        try:
+            self._sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self._loop.add_reader(fd, self._shake_hands)
+        except ssl.SSLWantWriteError:
+            self._loop.add_writer(fd, self._shake_hands)
+        except OSError as error:
+            self._end(error)
+        else:
+            self._opened()
+
+    def _opened(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._is_open = True
+        self._loop.remove_writer(self._sock.fileno())
+        self._loop.add_reader(self._sock.fileno(), self._read)
+        self._on_open()
+
+    # -- commands and replies
+
+    def send(self, on_reply: OnReply, *arguments: Argument) -> None:
+        """A command; only while it is open."""
+        if self._is_over:
+            return
+        self._waiting.append(on_reply)
+        self._pieces.append(command(*arguments))
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_last(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        if self._is_over:
+            return
+        if not self._unsent and self._pieces:
+            self._unsent, self._pieces = memoryview(b"".join(self._pieces)), []
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+                if not self._unsent and self._pieces:
+                    self._unsent, self._pieces = memoryview(b"".join(self._pieces)), []
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._is_writing = True
+            self._loop.add_writer(self._sock.fileno(), self._flush)
+        except OSError as error:
+            self._end(error)
+        else:
+            if self._is_writing:
+                self._is_writing = False
+                self._loop.remove_writer(self._sock.fileno())
+
+    def _read(self) -> None:
+        try:
+            while not self._is_over:
+                chunk = self._sock.recv(CHUNK)
+                if not chunk:
+                    self._end(ConnectionResetError(errno.ECONNRESET, "Redis closed the connection"))
+                    return
+                for reply in self._parser.feed(chunk):
+                    self._take(reply)
+                    if self._is_over:
+                        return
+                if len(chunk) < CHUNK and not (self._place.tls is not None and self._sock.pending()):
+                    break
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except (OSError, ValueError) as error:
+            self._end(error)
+        if self._on_drained is not None and not self._waiting:
+            self._close_drained()
+
+    def _take(self, reply: Any) -> None:
+        self._replies += 1
+        if isinstance(reply, Push) and reply.fields[0] not in _CONFIRMATIONS:
+            self._on_push(reply)
+        elif self._waiting:
+            self._waiting.popleft()(reply)
+
+    def is_silent(self) -> bool:
+        """Whether commands wait for a reply, and none has come since this was asked last."""
+        replies, self._replies = self._replies, 0
+        return bool(self._waiting) and not replies
+
+    # -- the end
+
+    def give_up(self, error: Exception) -> None:
+        """Treat the connection as lost."""
+        self._end(error)
+
+    def drain_no_longer(self) -> None:
+        """Do not wait for replies any more."""
+        self._close_drained()
+
+    def drain(self, on_drained: Callable[[], None]) -> None:
+        """Close once all commands have their replies; `on_drained` follows in any case."""
+        self._on_drained = on_drained
+        if self._is_over or not self._waiting:
+            self._loop.call_soon(self._close_drained)
+
+    def _close_drained(self) -> None:
+        on_drained, self._on_drained = self._on_drained, None
+        if on_drained is not None:
+            self.close()
+            on_drained()
+
+    def close(self) -> None:
+        """Close it now; commands without a reply are forgotten."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting.clear()
+        if self._sock is not None:
+            fd = self._sock.fileno()
+            self._loop.remove_reader(fd)
+            self._loop.remove_writer(fd)
+            self._sock.close()
+
+    def _end(self, error: Exception) -> None:
+        if self._is_over:
+            return
+        unanswered = list(self._waiting)
+        self.close()
+        lost = ConnectionError(str(error))
+        for on_reply in unanswered:
+            on_reply(lost)
+        if self._on_drained is not None:
+            self._close_drained()
+        else:
+            self._on_end(error)

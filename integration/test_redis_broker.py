@@ -1,0 +1,255 @@
+"""Redis as a broker keeps the contract of every transport, on a real Redis, and what it says beyond that."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+import redis
+
+from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError
+from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.protocol.message import Message, Properties
+from amqtask.testing.suites import transport
+from amqtask.testing.suites.transport import CLASSIC, TransportSuite
+from amqtask.transport.broker import Broker, open_broker
+from amqtask.transport.contract import BrokerOptions, Consumer, ConsumerListener, LoopPublisher, Publisher
+from amqtask.transport.loop import PikaLoop
+from amqtask.transport.redis.scripts import SWEEP
+from integration.machine import free_port
+from integration.servers import RedisServer
+
+
+class RedisSuite(TransportSuite):
+    """The parts of TransportSuite on Redis."""
+
+    lacks: ClassVar[frozenset[str]] = frozenset(
+        {
+            transport.HEADERS_EXCHANGES,
+            transport.EXCHANGE_BINDINGS,
+            transport.STORED_FANOUTS,
+            transport.RISING_PRIORITIES,
+            transport.TIME_TO_LIVE,
+            transport.EXCLUSIVE_QUEUES,
+            transport.DELIVERIES_OF_ONE_CONNECTION,
+        }
+    )
+
+    @pytest.fixture(autouse=True)
+    def parts(self, redis_url: str) -> Iterator[None]:
+        self.client = redis.Redis.from_url(redis_url)
+        self.broker: Broker = open_broker(BrokerOptions(redis_url), {})
+        yield from self.with_parts()
+        self.client.close()
+
+    def make_publisher(self, on_warning: Callable[[str], None]) -> Publisher:
+        return self.broker.publisher(name="test", on_warning=on_warning)
+
+    def make_loop(self) -> PikaLoop:
+        return PikaLoop()
+
+    def make_consumer(self, loop: Any, listener: ConsumerListener) -> Consumer:
+        return self.broker.consumer(loop, listener, name="test", heartbeat=None)
+
+    def make_loop_publisher(self, loop: Any, on_warning: Callable[[str], None]) -> LoopPublisher:
+        return self.broker.loop_publisher(loop, name="test", heartbeat=None, on_warning=on_warning)
+
+    def cut(self) -> None:
+        self.client.client_kill_filter(_type="normal", skipme=True)
+
+    def delete_queue(self, name: str) -> None:
+        with self.broker.queue_jobs() as jobs:
+            jobs.delete(name)
+
+    def held(self, queue: Queue) -> list[Any]:
+        """The tags under which messages of a queue are held."""
+        name = json.dumps(queue.name).encode()
+        entries: Any = self.client.hgetall("unacked")
+        return [tag for tag, entry in entries.items() if entry.endswith(name + b"]")]
+
+    def end_leases(self, queue: Queue) -> None:
+        """As if those who hold messages of the queue had been silent for too long."""
+        self.client.zadd("amqtask.lease", dict.fromkeys(self.held(queue), 1.0))
+        self.client.eval(SWEEP.source, 1, "", 100)
+
+
+class TestRedis(RedisSuite):
+    # -- what is held
+
+    def test_what_is_held_stays_held_over_a_lost_connection(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1", b"2")
+        self.until(lambda: len(listener.deliveries) == 2)
+
+        self.cut()
+        consumer.ack(1)
+        self.until(lambda: any("was lost" in text for text in listener.warnings))
+        self.publish(queue, b"3")
+        self.until(lambda: len(listener.deliveries) == 3)
+        consumer.ack(3)
+        self.stop(consumer)
+        second, _ = self.consume(queue)
+        self.until(lambda: second.deliveries)
+        self.settle()
+
+        assert listener.bodies == [b"1", b"2", b"3"]
+        assert not listener.lost
+        assert (second.bodies, second.deliveries[0].redelivered) == ([b"2"], True)
+
+    def test_a_lease_that_nobody_renews_gives_the_message_to_another_consumer(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        other, _ = self.consume(queue)
+
+        self.end_leases(queue)
+        self.until(lambda: other.deliveries or len(listener.deliveries) > 1)
+        consumer.ack(1)  # too late
+        self.settle()
+
+        (again,) = [*other.deliveries, *listener.deliveries[1:]]
+        assert (again.body, again.redelivered) == (b"1", True)
+        assert again.properties.headers["x-delivery-count"] == 1
+        assert len(self.held(queue)) == 1
+
+    def test_a_message_that_nobody_survives_is_dead_lettered(self) -> None:
+        queue, dead = self.work_queue(**{"x-delivery-limit": 1})
+        letters, _ = self.consume(dead, acks=True)
+        listener, _ = self.consume(queue)
+        self.publish(queue, b"1")
+
+        for number in (1, 2):
+            self.until(lambda number=number: len(listener.deliveries) == number)  # type: ignore[misc]
+            self.end_leases(queue)
+        self.until(lambda: letters.deliveries)
+
+        (death,) = letters.deliveries[0].properties.headers["x-death"]
+        assert (death["reason"], death["queue"]) == ("delivery_limit", queue.name)
+
+    def test_what_was_taken_and_never_arrived_comes_over_the_next_connection(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue, prefetch=1)
+        self.publish(queue, *[b"%d" % number for number in range(50)])
+        seen = 0
+        while seen < 50:
+            self.until(lambda seen=seen: len(listener.deliveries) > seen)  # type: ignore[misc]
+            if seen % 10 == 5:
+                consumer.ack(listener.deliveries[-1].tag)
+                self.loop.run_once(0.0)
+                self.cut()  # the next one may be on its way
+            else:
+                consumer.ack(listener.deliveries[-1].tag)
+            seen += 1
+        self.settle()
+
+        assert listener.bodies == [b"%d" % number for number in range(50)]
+        assert not self.held(queue)
+
+    # -- Celery's layout
+
+    def test_a_message_is_where_celery_looks_for_it(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        self.publish(queue, b"[]", priority=7, headers={"id": "the-id"}, content_type="application/json")
+
+        (text,) = self.client.lrange(f"{queue.name}\x06\x166", 0, -1)
+        document = json.loads(text)
+
+        assert document["body"] == "W10="
+        assert document["headers"] == {"id": "the-id"}
+        assert document["content-type"] == "application/json"
+        properties = document["properties"]
+        assert properties["delivery_info"] == {"exchange": "", "routing_key": queue.name}
+        assert (properties["priority"], properties["body_encoding"], properties["delivery_mode"]) == (7, "base64", 2)
+
+    def test_lower_priorities_come_first_as_with_celery(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        for body, priority in ((b"9", 9), (b"4", 4), (b"none", None), (b"3", 3)):
+            self.publish(queue, body, priority=priority)
+
+        listener, _ = self.consume(queue)
+        self.until(lambda: len(listener.deliveries) == 4)
+
+        assert listener.bodies == [b"none", b"4", b"3", b"9"]
+
+    def test_what_is_no_message_is_delivered_with_that_reason(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        listener, _ = self.consume(queue)
+
+        self.client.lpush(queue.name, b"{not json")
+        self.until(lambda: listener.deliveries)
+
+        assert listener.bodies == [b"{not json"]
+        assert "envelope" in listener.deliveries[0].properties.headers.problem  # type: ignore[attr-defined]
+
+    def test_every_consumer_of_a_fanout_has_each_message(self) -> None:
+        exchange = Exchange(self.name("x"), "fanout")
+        queues = [Queue(self.name(), exchange=exchange, exclusive=True) for _ in range(2)]
+        listeners = [self.consume(queue, acks=True)[0] for queue in queues]
+        self.settle()
+
+        self.publisher.publish(Message(b"to all", Properties(), exchange.name, "", (exchange,)))
+        self.until(lambda: all(listener.deliveries for listener in listeners))
+
+        assert [listener.bodies for listener in listeners] == [[b"to all"], [b"to all"]]
+
+    # -- what Redis does not have
+
+    def test_what_redis_lacks_is_refused_with_the_alternative(self) -> None:
+        headers, direct = Exchange(self.name("x"), "headers"), Exchange(self.name("x"), "direct")
+        for entity, alternative in (
+            (headers, "topic exchange"),
+            (Binding(direct, headers.name, to_exchange=True), "bind the queues"),
+        ):
+            with pytest.raises(PublishError, match=alternative):
+                self.publisher.declare([entity])
+
+
+@pytest.fixture
+def node(redis_url: str) -> Iterator[RedisServer]:
+    """A Redis that a test may hurt."""
+    made = RedisServer()
+    try:
+        yield made.start()
+    finally:
+        made.remove()
+
+
+def _message(queue: str, body: bytes = b"x") -> Message:
+    return Message(body, Properties(), "", queue, (Queue(queue, arguments=arguments({"x-queue-type": "classic"})),))
+
+
+def _publisher(url: str, timeout: float = 0.5) -> Publisher:
+    options = BrokerOptions(url, publish_timeout=timeout, connect_timeout=timeout)
+    return open_broker(options, {}).publisher(name="test", on_warning=lambda text: None)
+
+
+def test_a_full_memory_blocks_until_the_deadline(node: RedisServer) -> None:
+    publisher = _publisher(node.url)
+    publisher.publish(_message("q"))
+    with redis.Redis.from_url(node.url) as client:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(ConnectionBlocked, match="memory is full"):
+            publisher.publish(_message("q"))
+        client.config_set("maxmemory", "0")
+        publisher.publish(_message("q"))
+        assert client.llen("q") == 2
+
+
+def test_a_replica_a_wrong_password_and_nobody_are_errors_of_their_own(node: RedisServer) -> None:
+    with redis.Redis.from_url(node.url) as client:
+        client.replicaof("127.0.0.1", free_port())
+        with pytest.raises(BrokerUnreachable, match="replica"):
+            _publisher(node.url).publish(_message("q"))
+        client.replicaof("NO", "ONE")
+        client.config_set("requirepass", "secret")
+        began = time.monotonic()
+        with pytest.raises(AccessRefused, match="broker_url"):
+            _publisher(node.url, timeout=60.0).publish(_message("q"))
+        assert time.monotonic() - began < 30.0  # it does not wait for what waiting does not mend
+    with pytest.raises(BrokerUnreachable, match="no Redis answers"):
+        _publisher(f"redis://127.0.0.1:{free_port()}").publish(_message("q"))

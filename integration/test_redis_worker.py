@@ -1,0 +1,252 @@
+"""Workers and producers on a Redis broker, with results in Redis; beside Celery's on the same Redis; and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from amqtask import AmqTask, chain, group
+from amqtask.exceptions import TaskRevokedError
+from integration import beats, celery_peer
+from integration.celery_peer import CeleryWorker
+from integration.servers import RedisServer
+from integration.waiting import PATIENT
+from integration.workers import WorkerProcess, eventually
+
+SAMPLE = "integration.apps.sample"
+POOLS = ["prefork", "threads", "solo", "asyncio", "eventlet", "gevent"]
+
+
+class OnRedis:
+    """A queue of a test's own on a Redis: our application, our workers, and the environment of Celery's."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.queue = f"q-{uuid.uuid4().hex[:12]}"
+        self.app = AmqTask("client", broker=url, backend=url, **PATIENT)
+        self.app.conf.task_default_queue = self.queue
+        self.client = redis.Redis.from_url(url)
+
+    def worker(self, *options: str, **environment: str) -> WorkerProcess:
+        """Not started."""
+        return WorkerProcess(
+            SAMPLE,
+            "-Q",
+            self.queue,
+            "-n",
+            f"{self.queue}@%h",
+            *options,
+            environment={
+                "AMQTASK_BROKER_URL": self.url,
+                "SAMPLE_BACKEND": self.url,
+                "SAMPLE_QUEUE": self.queue,
+                **environment,
+            },
+        )
+
+    @property
+    def celery(self) -> dict[str, str]:
+        """The environment of Celery's programs."""
+        return celery_peer.environment(self.url, self.url, self.queue)
+
+    def asked(self, question: str, *nodes: str) -> dict[str, Any]:
+        """The workers' answers to a question of `inspect`, by node name."""
+        answers = getattr(self.app.control.inspect(nodes or None, timeout=10), question)()
+        return answers or {}
+
+    def send(self, name: str, *args: object, **options: Any) -> Any:
+        """Call a task by name."""
+        return self.app.send_task(f"sample.{name}", args, **options)
+
+    @property
+    def held(self) -> int:
+        """How many messages of the queue are held."""
+        entries: Any = self.client.hvals("unacked")
+        return sum(entry.endswith(f'"{self.queue}"]'.encode()) for entry in entries)
+
+
+@pytest.fixture
+def on_redis(redis_url: str) -> Iterator[OnRedis]:
+    made = OnRedis(redis_url)
+    yield made
+    made.app.close()
+    made.client.close()
+
+
+# -- alone
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_each_pool_runs_tasks_retries_and_workflows(on_redis: OnRedis, pool: str, tmp_path: Path) -> None:
+    add = on_redis.app.signature("sample.add")
+    with on_redis.worker("-P", pool, "-c", "2") as worker:
+        assert on_redis.send("add", 2, 3).get(timeout=90) == 5
+        with pytest.raises(ValueError, match="as told"):
+            on_redis.send("fail", "as told").get(timeout=90)
+        assert on_redis.send("retry", str(tmp_path / "runs"), 1).get(timeout=90) == 1
+        began = time.time()
+        assert on_redis.send("add", 1, 1, countdown=1.5).get(timeout=90) == 2
+        assert time.time() - began >= 1.5
+        assert chain(add.clone((1, 2)), add.clone((3,))).apply_async().get(timeout=90) == 6
+        assert group(add.clone((n, n)) for n in range(5)).apply_async().get(timeout=90) == [0, 2, 4, 6, 8]
+        assert worker.stop() == 0
+
+    assert on_redis.client.llen(on_redis.queue) == 0
+
+
+def test_a_worker_is_asked_and_told_over_redis(on_redis: OnRedis, tmp_path: Path) -> None:
+    with on_redis.worker("-c", "1", "--prefetch-multiplier", "2"):
+        (name,) = [node for node in on_redis.asked("ping") if node.startswith(on_redis.queue)]
+        running = on_redis.send("wait_for", str(tmp_path / "started"), str(tmp_path / "release"))
+        eventually((tmp_path / "started").exists)
+        later = on_redis.send("add", 1, 1, countdown=600)
+
+        assert [task["id"] for task in on_redis.asked("active", name)[name]] == [running.id]
+        assert later.id in [task["request"]["id"] for task in on_redis.asked("scheduled", name)[name]]
+        waiting = on_redis.send("leave", str(tmp_path / "never"))
+        waiting.revoke()
+        running.revoke(terminate=True)
+        for result in (running, waiting):
+            with pytest.raises(TaskRevokedError):
+                result.get(timeout=90)
+    assert not (tmp_path / "never").exists()
+
+
+def test_events_of_a_worker_come_over_redis(on_redis: OnRedis) -> None:
+    seen: list[str] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if not seen:  # it listens
+            on_redis.send("add", 1, 1)
+        if event.get("hostname", "").startswith(on_redis.queue):
+            seen.append(event["type"])
+        receiver.should_stop = "task-succeeded" in seen
+
+    with on_redis.worker("-c", "1", "-E"):
+        receiver = on_redis.app.events.Receiver(None, handlers={"*": on_event})
+        receiver.capture(timeout=90)
+
+    assert "task-received" in seen
+
+
+# -- beside Celery
+
+
+def test_our_worker_runs_what_celery_calls(on_redis: OnRedis, tmp_path: Path) -> None:
+    with on_redis.worker("-c", "2") as worker:
+        called = celery_peer.call(
+            "from celery import chord, group\n"
+            "print(add.delay(2, 3).get(timeout=90))\n"
+            "print((add.s(1, 2) | add.s(3) | add.s(4)).delay().get(timeout=90))\n"
+            "print(group(add.s(n, n) for n in range(3))().get(timeout=90))\n"
+            f"print(retry.delay({str(tmp_path / 'runs')!r}, 1).get(timeout=90))\n"
+            "import time; t = time.time(); add.apply_async((1, 1), countdown=2).get(timeout=90); print(time.time() - t >= 2)",
+            on_redis.celery,
+        )
+        code, answered = celery_peer.cli(on_redis.celery, "inspect", "ping", "-t", "5")
+        assert worker.stop() == 0
+
+    assert called.splitlines() == ["5", "10", "[0, 2, 4]", "1", "True"]
+    assert (code, on_redis.queue in answered, "pong" in answered) == (0, True, True)
+
+
+def test_celerys_worker_runs_what_we_call(on_redis: OnRedis) -> None:
+    add = on_redis.app.signature("sample.add")
+    with CeleryWorker(on_redis.celery, on_redis.queue):
+        assert on_redis.send("add", 2, 3).get(timeout=90) == 5
+        with pytest.raises(ValueError, match="as told"):
+            on_redis.send("fail", "as told").get(timeout=90)
+        assert chain(add.clone((1, 2)), add.clone((3,))).apply_async().get(timeout=90) == 6
+        assert any(answer["ok"] == "pong" for answer in on_redis.asked("ping").values())
+
+
+def test_a_delayed_call_reaches_celerys_worker_while_any_worker_of_ours_runs(on_redis: OnRedis) -> None:
+    other = OnRedis(on_redis.url)
+    with CeleryWorker(on_redis.celery, on_redis.queue), other.worker("-c", "1"):
+        began = time.time()
+        assert on_redis.send("add", 1, 1, countdown=2).get(timeout=90) == 2
+        assert time.time() - began >= 2
+    other.app.close()
+    other.client.close()
+
+
+def test_both_workers_share_a_queue(on_redis: OnRedis, tmp_path: Path) -> None:
+    with CeleryWorker(on_redis.celery, on_redis.queue), on_redis.worker("-c", "2") as worker:
+        results = [on_redis.send("add", number, 1) for number in range(100)]
+
+        assert [result.get(timeout=90) for result in results] == [number + 1 for number in range(100)]
+        assert worker.stop() == 0
+
+
+# -- beat
+
+
+def test_a_killed_leader_of_beats_is_followed_and_no_due_time_is_lost(redis_url: str) -> None:
+    report = beats.run(redis_url, seconds=8, kills=1)
+
+    assert report.is_good, str(report)
+    assert report.takeovers[0][1] < 60
+
+
+# -- nothing is lost
+
+
+def test_a_killed_workers_task_is_back_within_its_lease(on_redis: OnRedis, tmp_path: Path) -> None:
+    with on_redis.worker("-c", "1") as worker:
+        running = on_redis.send("wait_for", str(tmp_path / "started"), str(tmp_path / "release"))
+        eventually((tmp_path / "started").exists)
+        worker.kill()
+        killed = time.monotonic()
+    (tmp_path / "release").touch()
+
+    with on_redis.worker("-c", "1"):
+        assert running.get(timeout=120) == "released"
+        assert time.monotonic() - killed < 60  # 30 s of lease, 5 s until somebody looks, and a slow machine
+    assert on_redis.held == 0
+
+
+def test_tasks_survive_killed_children_and_killed_connections(on_redis: OnRedis, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with on_redis.worker("-c", "2") as worker:
+        for number in range(300):
+            on_redis.send("leave", str(journal), str(number))
+            if number % 60 == 30:
+                on_redis.client.client_kill_filter(_type="normal", skipme=True)
+            elif number % 60 == 0:
+                for child in worker.children:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+        eventually(lambda: _lines(journal) >= {str(number) for number in range(300)})
+        assert worker.stop() == 0
+    assert on_redis.held == 0
+
+
+def test_tasks_survive_a_restart_of_redis_that_writes_to_its_disk(tmp_path: Path, redis_url: str) -> None:
+    server = RedisServer("--appendonly", "yes", "--appendfsync", "always").start()
+    on_redis, journal = OnRedis(server.url), tmp_path / "journal"
+    try:
+        with on_redis.worker("-c", "2") as worker:
+            for number in range(200):
+                on_redis.send("leave", str(journal), str(number), ignore_result=True)
+                if number == 100:
+                    server.kill()
+                    server.start()
+            eventually(lambda: _lines(journal) >= {str(number) for number in range(200)})
+            assert worker.stop() == 0
+        assert on_redis.held == 0
+    finally:
+        on_redis.app.close()
+        server.remove()
+
+
+def _lines(path: Path) -> set[str]:
+    return set(path.read_text().split()) if path.exists() else set()

@@ -1,0 +1,144 @@
+"""What goes to Redis and comes from it, without a server: RESP, envelopes, keys, declarations."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amqtask import AmqTask
+from amqtask.exceptions import ConfigurationError, PublishError
+from amqtask.protocol.entities import Binding, Exchange, Queue
+from amqtask.protocol.message import Message, Properties
+from amqtask.topology.delays import DelayPlan
+from amqtask.transport.redis.envelope import incoming, outgoing
+from amqtask.transport.redis.keys import list_keys, step_of
+from amqtask.transport.redis.layout import Layout
+from amqtask.transport.redis.resp import Parser, Push, ReplyError, command
+
+REPLIES = (
+    b"+OK\r\n:12\r\n$3\r\na\r\n\r\n$-1\r\n_\r\n*2\r\n$1\r\nx\r\n*0\r\n-OOM too much\r\n"
+    b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nq\r\n%1\r\n$1\r\nk\r\n#t\r\n,1.5\r\n"
+)
+EXPECTED = [b"OK", 12, b"a\r\n", None, None, [b"x", []], "OOM", Push([b"invalidate", [b"q"]]), [b"k", True], 1.5]
+
+
+@given(st.lists(st.integers(1, len(REPLIES) - 1), max_size=8))
+def test_replies_are_read_wherever_the_bytes_are_cut(cuts: list[int]) -> None:
+    parser, found = Parser(), list[Any]()
+    edges = [0, *sorted(set(cuts)), len(REPLIES)]
+    for start, end in itertools.pairwise(edges):
+        found += parser.feed(REPLIES[start:end])
+
+    assert [reply.code if isinstance(reply, ReplyError) else reply for reply in found] == EXPECTED
+
+
+def test_bytes_that_are_no_reply_are_an_error() -> None:
+    with pytest.raises(ValueError, match="not a reply"):
+        list(Parser().feed(b"HTTP/1.1 400\r\n"))
+
+
+def test_a_command_is_an_array_of_strings() -> None:
+    assert command("SET", "ä", 1, b"\x00") == b"*4\r\n$3\r\nSET\r\n$2\r\n\xc3\xa4\r\n$1\r\n1\r\n$1\r\n\x00\r\n"
+
+
+@pytest.mark.parametrize(("priority", "step"), [(None, 0), (0, 0), (2, 0), (3, 3), (8, 6), (9, 9), (255, 9), (-1, 0)])
+def test_priorities_have_celerys_steps(priority: int | None, step: int) -> None:
+    assert step_of(priority) == step
+
+
+def test_a_queues_lists_have_kombus_names() -> None:
+    assert list_keys("app:", "q") == ["app:q", "app:q\x06\x163", "app:q\x06\x166", "app:q\x06\x169"]
+
+
+@given(body=st.binary(max_size=50), correlation_id=st.text(max_size=20, alphabet=st.characters(codec="utf-8")))
+def test_a_message_comes_back_as_it_went(body: bytes, correlation_id: str) -> None:
+    properties = Properties(
+        content_type="application/json",
+        headers={"n": [1, None]},
+        correlation_id=correlation_id,
+        reply_to="me",
+        priority=4,
+    )
+
+    found = incoming(outgoing(Message(body, properties, "x", "key")).envelope)
+
+    assert (found.body, found.exchange, found.routing_key, found.redelivered) == (body, "x", "key", False)
+    assert found.properties == properties
+
+
+def test_a_delayed_message_leaves_without_what_rabbitmq_needs_for_it() -> None:
+    queue = Queue("q")
+    plain = Message(b"1", Properties(headers={"id": "a"}, priority=6), "", "q", (queue,))
+
+    leaving = outgoing(DelayPlan().delayed(plain, 60, now=1000.0))
+
+    assert (leaving.due, leaving.exchange, leaving.routing_key, leaving.step) == (1_060_000, "", "q", 6)
+    assert leaving.message.declare == (queue,)
+    assert json.loads(leaving.envelope)["headers"] == {"id": "a"}
+
+
+def test_what_celery_restored_counts_as_redelivered() -> None:
+    document = json.loads(outgoing(Message(b"1", Properties(), "", "q")).envelope)
+    document["properties"]["delivery_info"]["redelivered"] = True
+
+    assert incoming(json.dumps(document).encode()).redelivered
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b'{"properties": [], "body": ""}', b'{"body": 1}'])
+def test_what_is_no_envelope_is_a_message_that_says_so(text: bytes) -> None:
+    found = incoming(text)
+
+    assert found.body == text
+    assert "envelope" in found.properties.headers.problem  # type: ignore[attr-defined]
+
+
+def test_bindings_are_those_of_kombu() -> None:
+    layout = Layout()
+
+    def members(binding: Binding) -> set[str]:
+        return {str(words[2]) for words, _ in layout.declaring(binding, lambda text: None)}
+
+    assert members(Binding(Exchange("x"), "q", "key")) == {"key\x06\x16\x06\x16q"}
+    assert members(Binding(Exchange("x", "topic"), "q", "a-b.*.#")) == {
+        "a-b.*.#\x06\x16^a\\-b\\.[^\\.]+\\..*?$\x06\x16q"
+    }
+
+
+def test_events_go_through_a_channel_as_celerys_do() -> None:
+    queue = Queue("celeryev.me", exchange=Exchange("celeryev", "topic"), routing_key="task.#")
+
+    assert Layout(db=3).pattern(queue) == "/3.celeryev/task.*"
+
+
+def test_headers_exchanges_are_refused() -> None:
+    with pytest.raises(PublishError, match="topic exchange"):
+        list(Layout().declaring(Exchange("x", "headers"), lambda text: None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"broker_url": "redis+cluster://a"}, "sentinel"),
+        ({"broker_url": ["redis://a", "redis://b"]}, "one URL"),
+        ({"broker_url": "sentinel://a"}, "broker_transport_options"),
+        ({"broker_url": "redis://a", "result_backend": "rpc://"}, "the broker's URL"),
+    ],
+)
+def test_what_cannot_be_is_said_with_what_to_do(settings: dict[str, Any], words: str) -> None:
+    app = AmqTask("refused", set_as_current=False, **settings)
+
+    with pytest.raises(ConfigurationError, match=words):
+        app.send_task("a.b")
+
+
+def test_urls_are_shown_without_passwords() -> None:
+    app = AmqTask("safe", broker="redis://me:secret@host:6380/2", set_as_current=False)
+
+    assert app.broker_name == "redis://host:6380/2"
+    assert app.broker.info()["hostname"] == "host"
+    assert "secret" not in str(app.broker.info())
