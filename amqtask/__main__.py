@@ -28,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
     from amqtask.cli.main import run
 
-    return run(arguments)
+    exit_code = run(arguments)
+    if argv is None:
+        from amqtask.cli.daemon import end_in_time
+
+        end_in_time(exit_code)
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,21 @@ def test_a_process_that_a_task_forks_runs_nothing_of_the_worker(
         assert worker.stop() == 0
 
     assert sorted(lines_of(tmp_path / "went")) == [f"{n} {worker.pid}" for n in range(5)]
+    app.close()
+
+
+def test_a_thread_that_a_task_left_does_not_keep_the_worker_from_ending(rabbit: Broker) -> None:
+    queue = rabbit.queue()
+    app = AmqTask("client", broker=rabbit.url, backend="rpc://", **PATIENT)
+
+    with WorkerProcess("integration.apps.forking", "-Q", queue, "-P", "solo") as worker:
+        app.send_task("integration.apps.forking.leave_a_thread", queue=queue).get(timeout=90)
+        worker.signal(signal.SIGTERM)
+        worker.await_log("waits for threads that the program started, at most 30 s: left")
+        worker.signal(signal.SIGTERM)
+        worker.await_log("ends at SIGTERM")
+        assert worker.wait() == 0
+
     app.close()
 
 

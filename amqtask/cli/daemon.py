@@ -8,19 +8,28 @@ import errno
 import grp
 import os
 import pwd
+import signal
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import PICKLE, content_types
+
+logger = bounded_logger("amqtask.cli")
 
 # Celery's variable: it has always been asked for.
 FORCE_ROOT = "C_FORCE_ROOT"
 # Says to a command that it is in the background already: the process that started anew.
 RESTARTED = "_AMQTASK_RESTARTED"
+# Seconds that threads which the program started may keep a process that has done its work from ending; then those that
+# functions registered with atexit may take.
+LEFT_THREADS = 30
+AT_EXIT = 5
 
 
 def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: str | None, umask: str | None) -> None:
@@ -50,12 +59,37 @@ def detach() -> None:
         os.dup2(null, stream)
 
 
-def start_anew() -> NoReturn:
-    """Be this command once more, in the same process: the same pid, pid file and parent, other code and configuration."""
-    os.environ[RESTARTED] = str(os.getpid())
+def end_in_time(exit_code: int) -> None:
+    """Let this process end with its main thread, or in LEFT_THREADS seconds, or at the next signal: Python waits for threads that
+    are no daemons for ever, so that one which a task left behind would keep a stopped worker."""
+
+    def end_now(signum: int, _frame: object) -> None:
+        logger.warning("ends at %s, with threads of the program that go on", signal.Signals(signum).name)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(exit_code))
+        signal.alarm(AT_EXIT)
+        atexit._run_exitfuncs()
+        flush_streams()
+        os._exit(exit_code)
+
+    main = threading.main_thread()
+    if names := [thread.name for thread in threading.enumerate() if thread is not main and not thread.daemon]:
+        logger.warning("waits for threads that the program started, at most %d s: %s", LEFT_THREADS, ", ".join(names))
+    for signum in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, end_now)
+    signal.alarm(LEFT_THREADS)
+
+
+def flush_streams() -> None:
+    """Write what stdout and stderr hold back."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
             stream.flush()
+
+
+def start_anew() -> NoReturn:
+    """Be this command once more, in the same process: the same pid, pid file and parent, other code and configuration."""
+    os.environ[RESTARTED] = str(os.getpid())
+    flush_streams()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

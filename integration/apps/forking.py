@@ -1,9 +1,10 @@
-"""Tasks that fork processes, and tasks that wait meanwhile."""
+"""Tasks that fork processes or leave threads, and tasks that wait meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -61,3 +62,9 @@ async def fork_in_coroutine(folder: str) -> int:
         if ended:
             return os.waitstatus_to_exitcode(status)
         await asyncio.sleep(0.01)
+
+
+@app.task
+def leave_a_thread() -> None:
+    """Start a thread that Python waits for when the process ends."""
+    threading.Thread(target=time.sleep, args=(1000,), name="left").start()
