@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from amqtask.cli.streams import make_usable
+from amqtask.ground.collection import no_collection
 from amqtask.ground.pool_choice import pool_on_command_line
 
 # Pools of ours whose `prepare_process` does nothing: looking them up would only cost every boot its 20 ms.
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except PoolNotFound as error:
             print(f"amqtask: {error}", file=sys.stderr)  # noqa: T201 - click is not imported yet, on purpose
             return 2
-    from amqtask.cli.main import run
+    with no_collection():
+        from amqtask.cli.main import run
 
     exit_code = run(arguments)
     if argv is None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.ground.collection import no_collection
+
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
@@ -35,7 +37,8 @@ class Globals:
     def load(self, app_path: str | None = None) -> AmqTask:
         """The application, with the command line's broker, backend and configuration put into its settings."""
         if not self._is_told:
-            from amqtask.cli.find_app import find_app
+            with no_collection():
+                from amqtask.cli.find_app import find_app
 
             app: AmqTask = self.loaded or find_app(app_path or self.app)
             if self.config:

@@ -14,6 +14,7 @@ from amqtask.cli.globals import PROGRAM, Globals
 from amqtask.cli.output import echo, echo_text
 from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
+from amqtask.ground.collection import no_collection
 from amqtask.ground.imports import load
 from amqtask.ground.printable import did_you_mean, printable_lines
 from amqtask.ground.version import VERSION
@@ -56,7 +57,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = load(f"{__package__}.{cmd_name}").command
+        with no_collection():
+            command: click.Command = load(f"{__package__}.{cmd_name}").command
         return command
 
     def resolve_command(

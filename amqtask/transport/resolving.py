@@ -21,8 +21,6 @@ Answer: TypeAlias = "Sequence[AddressInfo] | OSError"
 
 def resolve(host: str, port: int, deadline: float) -> Sequence[AddressInfo]:
     """The addresses of a host, before `deadline` (monotonic seconds). Raises: OSError."""
-    if is_address(host):
-        return _look_up(host, port)
     answers: list[Answer] = []
     # A lock for this call: it is released when there is an answer, and waiting for it is one system call.
     answered = threading.Lock()
@@ -42,7 +40,7 @@ def resolve(host: str, port: int, deadline: float) -> Sequence[AddressInfo]:
 
 
 def look_up_in_thread(host: str, port: int, on_answer: Callable[[Answer], None]) -> None:
-    """Call `on_answer` from a thread that ends with the process, even while the resolver hangs."""
+    """Call `on_answer` from a thread that ends with the process, even while the resolver hangs; for an IP address, from here."""
 
     def look_up() -> None:
         try:
@@ -51,6 +49,9 @@ def look_up_in_thread(host: str, port: int, on_answer: Callable[[Answer], None])
             answer = error
         on_answer(answer)
 
+    if is_address(host):
+        look_up()
+        return
     try:
         # threading.Thread takes threading's global lock; this may be a signal handler that interrupted the holder of that lock.
         _thread.start_new_thread(look_up, ())
