@@ -13,8 +13,8 @@ DEV_STAMP := $(VENV)/.amqtask-dev
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: $(EXTRAS_STAMP)  ## Run the main job on a real RabbitMQ: worker -Q cma_queue -P eventlet -c 5
-	@$(WITH_BROKER) -- $(BIN)/python -m examples.demo
+demo: $(EXTRAS_STAMP)  ## Run the main job on a real RabbitMQ (BROKER=redis: on Redis): worker -Q cma_queue -P eventlet -c 5
+	@$(WITH_BROKER) --broker $(or $(BROKER),rabbitmq) -- $(BIN)/python -m examples.demo
 
 test: check  ## Checks, unit tests, integration tests, coverage
 	@$(WITH_BROKER) --redis -- $(BIN)/python -m integration.run

@@ -1,10 +1,11 @@
 """Private RabbitMQ nodes on free ports; also a command that runs another one with a broker at hand.
 
-    python -m integration.nodes run [--redis] [--postgres] -- COMMAND …
+    python -m integration.nodes run [--broker redis] [--redis] [--postgres] -- COMMAND …
 
 uses, in this order, AMQTASK_BROKER_URL, a broker on 127.0.0.1:5672, or a private node that it starts and stops;
 the command finds the URL in AMQTASK_BROKER_URL, with the flags those of a Redis in AMQTASK_REDIS_URL and of a PostgreSQL
-database in AMQTASK_POSTGRES_URL (integration.servers). Only the standard library is needed, so it runs before anything is
+database in AMQTASK_POSTGRES_URL (integration.servers). With `--broker redis` the broker is AMQTASK_REDIS_URL or a private Redis,
+which has the results, too. Only the standard library is needed, so it runs before anything is
 installed.
 """
 
@@ -346,12 +347,23 @@ def broker() -> Iterator[str]:
         node.remove()
 
 
-def _run(command: Sequence[str], *, with_redis: bool, with_postgres: bool) -> int:
+def _with_broker(stack: contextlib.ExitStack, name: str) -> dict[str, str]:
+    """What the environment says of a broker that is there until the stack is left."""
+    if name == "redis":
+        url = stack.enter_context(redis_server())
+        told = {"AMQTASK_BROKER_URL": url, "AMQTASK_REDIS_URL": url, "AMQTASK_RESULT_BACKEND": url}
+        is_private = url != os.environ.get("AMQTASK_REDIS_URL")
+    else:
+        url = stack.enter_context(broker())
+        told = {"AMQTASK_BROKER_URL": url}
+        is_private = url not in (os.environ.get("AMQTASK_BROKER_URL"), LOCAL_URL)
+    return {**told, "AMQTASK_BROKER_IS_PRIVATE": "1"} if is_private else told
+
+
+def _run(command: Sequence[str], *, broker_name: str, with_redis: bool, with_postgres: bool) -> int:
     with contextlib.ExitStack() as stack:
-        environment = {**os.environ, "AMQTASK_BROKER_URL": stack.enter_context(broker())}
-        if environment["AMQTASK_BROKER_URL"] not in (os.environ.get("AMQTASK_BROKER_URL"), LOCAL_URL):
-            environment["AMQTASK_BROKER_IS_PRIVATE"] = "1"
-        if with_redis:
+        environment = {**os.environ, **_with_broker(stack, broker_name)}
+        if with_redis and broker_name != "redis":
             environment["AMQTASK_REDIS_URL"] = stack.enter_context(redis_server())
         if with_postgres:
             environment["AMQTASK_POSTGRES_URL"] = stack.enter_context(postgres()).url
@@ -372,12 +384,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m integration.nodes")
     parser.add_argument("verb", choices=["run"])
+    parser.add_argument("--broker", choices=["rabbitmq", "redis"], default="rabbitmq", help="which broker [rabbitmq]")
     parser.add_argument("--redis", action="store_true", help="a Redis server too (AMQTASK_REDIS_URL)")
     parser.add_argument("--postgres", action="store_true", help="a PostgreSQL database too (AMQTASK_POSTGRES_URL)")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(argv)
     try:
-        return _run(options.command, with_redis=options.redis, with_postgres=options.postgres)
+        return _run(
+            options.command, broker_name=options.broker, with_redis=options.redis, with_postgres=options.postgres
+        )
     except NodeError as error:
         print(error, file=sys.stderr)
         return 2

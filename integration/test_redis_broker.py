@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
 import redis
 
-from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError
+from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, Unroutable
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites import transport
-from amqtask.testing.suites.transport import CLASSIC, TransportSuite
+from amqtask.testing.suites.transport import CLASSIC, Listener, TransportSuite
 from amqtask.transport.broker import Broker, open_broker
 from amqtask.transport.contract import BrokerOptions, Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.redis.scripts import SWEEP
 from integration.machine import free_port
-from integration.servers import RedisServer
+from integration.servers import RedisServer, Sentinel
+from integration.waiting import eventually
 
 
 class RedisSuite(TransportSuite):
@@ -253,3 +256,50 @@ def test_a_replica_a_wrong_password_and_nobody_are_errors_of_their_own(node: Red
         assert time.monotonic() - began < 30.0  # it does not wait for what waiting does not mend
     with pytest.raises(BrokerUnreachable, match="no Redis answers"):
         _publisher(f"redis://127.0.0.1:{free_port()}").publish(_message("q"))
+
+
+def test_a_failover_of_sentinels_is_followed(sentinel: Sentinel) -> None:
+    options = BrokerOptions(
+        sentinel.url, publish_timeout=60.0, transport_options={"master_name": sentinel.master_name}, connect_timeout=1.0
+    )
+    broker = open_broker(options, {})
+    publisher = broker.publisher(name="test", on_warning=lambda text: None)
+    loop, listener = PikaLoop(), Listener(acks=True)
+    consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
+    consumer.add_queue(Queue("q"), prefetch=10)
+    consumer.start()
+    publisher.publish(_message("q", b"before"))
+    _turn(loop, lambda: listener.bodies == [b"before"])
+
+    sentinel.master.kill()
+    publisher.publish(_message("q", b"after"))
+    _turn(loop, lambda: b"after" in listener.bodies)
+    stopped: list[bool] = []
+    consumer.stop(on_stopped=lambda: stopped.append(True))
+    _turn(loop, lambda: stopped)
+    publisher.close()
+    loop.close()
+
+
+def test_an_event_loop_publishes_and_tells_what_went_wrong(redis_url: str) -> None:
+    broker = open_broker(BrokerOptions(redis_url), {})
+    name = f"q-{uuid.uuid4().hex[:10]}"
+
+    async def publish() -> list[PublishError | None]:
+        publisher = broker.async_publisher(name="test", on_warning=lambda text: None)
+        await publisher.connect()
+        await publisher.publish(_message(name))
+        errors = await publisher.publish_many([_message(name), Message(b"", Properties(), "", f"{name}-nobody")])
+        await publisher.close()
+        return errors
+
+    errors = asyncio.run(publish())
+    with broker.queue_jobs() as jobs:
+        assert jobs.state(name).ready == 2
+        jobs.delete(name)
+    assert errors[0] is None
+    assert isinstance(errors[1], Unroutable)
+
+
+def _turn(loop: PikaLoop, condition: Callable[[], object]) -> None:
+    eventually(condition, sleep=loop.run_once)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.protocol.entities import Queue
     from amqtask.topology.routes import Route
-    from amqtask.transport.admin import QueueAdmin
+    from amqtask.transport.contract import Admin
 
 
 def refuse_memory(app: AmqTask) -> None:
@@ -26,8 +26,8 @@ def refuse_memory(app: AmqTask) -> None:
         )
 
 
-def open_admin(app: AmqTask) -> QueueAdmin:
-    """A QueueAdmin on the broker, as a context manager. Raises: ConfigurationError for `memory://`."""
+def open_admin(app: AmqTask) -> Admin:
+    """An Admin on the broker, as a context manager. Raises: ConfigurationError for `memory://`."""
     refuse_memory(app)
     return app.broker.admin()
 
@@ -43,7 +43,10 @@ api_option = click.option(
 def open_api(app: AmqTask, url: str) -> ManagementApi:
     """The management plugin at `url`, for the virtual host of the application's broker."""
     refuse_memory(app)
-    return ManagementApi(url, app.broker_addresses[0])
+    address = next(iter(app.broker_addresses), None)
+    if address is None:
+        raise ConfigurationError(f"--api asks RabbitMQ's management plugin, and the broker is {app.broker_name}")
+    return ManagementApi(url, address)
 
 
 class TaskRoute(NamedTuple):

@@ -19,7 +19,7 @@ from amqtask.ground.printable import count
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.task import PUBLISHED_AT, saferepr
 from amqtask.topology.declarations import dead_letter_queue
-from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.contract import Admin
 from amqtask.worker.republish import copied_properties
 from amqtask.worker.strategy import timestamp
 
@@ -141,7 +141,7 @@ def _queue_options(function: Any) -> Any:
     return one_queue(every(function))
 
 
-def _names(app: AmqTask, admin: QueueAdmin, queue: str | None, all_queues: bool) -> list[str]:
+def _names(app: AmqTask, admin: Admin, queue: str | None, all_queues: bool) -> list[str]:
     """The dead-letter queues that are meant; of all queues those that exist."""
     suffix: str = app.conf.task_dead_letter_suffix
     if not all_queues:
@@ -153,7 +153,7 @@ def _names(app: AmqTask, admin: QueueAdmin, queue: str | None, all_queues: bool)
     return [dead.name for dead in planned if dead is not None and _exists(admin, dead.name)]
 
 
-def _exists(admin: QueueAdmin, name: str) -> bool:
+def _exists(admin: Admin, name: str) -> bool:
     try:
         admin.state(name)
     except QueueNotFound:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.cli.move_messages import delay_queues
 from amqtask.topology.delays import Address, address_of, addresses
-from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -24,7 +24,7 @@ ANSWER_SECONDS = 1.0
 class Delayed:
     """Delayed tasks that are addressed to these queues, for all applications of the virtual host."""
 
-    def __init__(self, app: AmqTask, admin: QueueAdmin, queues: Sequence[Queue]) -> None:
+    def __init__(self, app: AmqTask, admin: Admin, queues: Sequence[Queue]) -> None:
         self._app = app
         self._admin = admin
         self._names = [queue.name for queue in queues]

@@ -95,7 +95,7 @@ def celery_settings(app: AmqTask) -> SettingDict:
     settings: SettingDict = {name: getattr(app.conf, name) for name in SHARED}
     addresses = app.broker_addresses
     settings["broker_url"] = ";".join(app.broker.urls)
-    if addresses[0].tls is not None:
+    if addresses and addresses[0].tls is not None:
         settings["broker_use_ssl"] = _ssl(addresses[0].tls)
         settings["broker_login_method"] = addresses[0].login_method
     if app.backend_url:

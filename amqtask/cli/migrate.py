@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
@@ -21,13 +21,10 @@ from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.message import Delivery, Message
-from amqtask.transport.admin import BATCH, Moved, QueueAdmin
+from amqtask.transport.broker import Broker, open_broker
+from amqtask.transport.contract import Admin, BrokerOptions, Moved, Publisher
 from amqtask.transport.management import ManagementApi
-from amqtask.transport.publisher import PikaPublisher
-from amqtask.transport.url import BrokerAddress, parse_broker_urls
-
-if TYPE_CHECKING:
-    pass
+from amqtask.transport.moving import BATCH
 
 
 class Transfer(NamedTuple):
@@ -91,22 +88,24 @@ def command(
     app = _load(settings, is_told=bool(source and queues))
     if source is None:
         refuse_memory(app)
-    sources = _parse(app, source) if source else app.broker_addresses
-    targets = _parse(app, destination) if destination else sources
+    origin = _open(app, source) if source else app.broker
+    target = _open(app, destination) if destination else origin
     transfers = _transfers(app, queues, tasks)
-    _refuse_circles(transfers, sources, targets)
+    _refuse_circles(transfers, origin, target)
     if not force:
-        where = f"from {_names(sources)} to {_names(targets)}" if destination else f"on {_names(sources)}"
+        where = f"from {origin.safe_url} to {target.safe_url}" if destination else f"on {origin.safe_url}"
         summary = ", ".join(map(str, transfers)) + (" and what is delayed" if delayed else "")
         click.confirm(f"{'Copy' if copy else 'Move'} messages {where}: {summary}?", abort=True, err=as_json)
     show = _show if sys.stderr.isatty() and not settings.quiet else None
-    publisher = PikaPublisher(targets, on_warning=lambda text: echo(text, err=True))
+    publisher = target.publisher(name="amqtask migrate", on_warning=lambda text: echo(text, err=True))
     try:
-        with QueueAdmin(sources) as admin, _stopping() as is_stopped:
+        with origin.admin() as admin, _stopping() as is_stopped:
             existing = _existing(admin, transfers, must_exist=bool(queues))
             if delayed:
                 renames = {transfer.source: transfer.destination for transfer in transfers} if queues else None
-                waiting = delayed_transfers(app, admin, ManagementApi(api, sources[0]) if api else None, renames, tasks)
+                waiting = delayed_transfers(
+                    app, admin, ManagementApi(api, origin.addresses[0]) if api else None, renames, tasks
+                )
                 # They first: what comes out meanwhile goes to the queues that are moved after them.
                 existing = [*(Transfer(*transfer) for transfer in waiting), *existing]
             run = _Migration(admin, publisher, copy, show, is_stopped)
@@ -143,11 +142,18 @@ def _load(settings: Globals, *, is_told: bool) -> AmqTask:
         return AmqTask("migrate", set_as_current=False)
 
 
-def _parse(app: AmqTask, url: str) -> tuple[BrokerAddress, ...]:
-    return parse_broker_urls(url, use_ssl=app.conf.broker_use_ssl if url.startswith("amqps:") else None)
+def _open(app: AmqTask, url: str) -> Broker:
+    is_secure = url.startswith(("amqps:", "rediss:", "valkeys:"))
+    options = BrokerOptions(
+        url,
+        use_ssl=app.conf.broker_use_ssl if is_secure else None,
+        transport_options=app.conf.broker_transport_options or {},
+        event_exchange=app.conf.event_exchange,
+    )
+    return open_broker(options, {})
 
 
-def _existing(admin: QueueAdmin, transfers: Sequence[Transfer], *, must_exist: bool) -> list[Transfer]:
+def _existing(admin: Admin, transfers: Sequence[Transfer], *, must_exist: bool) -> list[Transfer]:
     """Transfers from queues that exist. Raises: QueueNotFound, before anything moves, for a queue that was named."""
     existing = []
     for transfer in transfers:
@@ -166,8 +172,8 @@ class _Migration:
 
     def __init__(
         self,
-        admin: QueueAdmin,
-        publisher: PikaPublisher,
+        admin: Admin,
+        publisher: Publisher,
         copy: bool,
         show: Callable[[Transfer, Moved], None] | None,
         is_stopped: Callable[[], bool],
@@ -246,11 +252,8 @@ def _transfer(app: AmqTask, source: str, destination: str, tasks: Sequence[str])
     return Transfer(source, destination, convert)
 
 
-def _refuse_circles(
-    transfers: Sequence[Transfer], sources: Sequence[BrokerAddress], targets: Sequence[BrokerAddress]
-) -> None:
-    source_addresses = {(address.host, address.port, address.vhost) for address in sources}
-    if source_addresses.isdisjoint((address.host, address.port, address.vhost) for address in targets):
+def _refuse_circles(transfers: Sequence[Transfer], origin: Broker, target: Broker) -> None:
+    if _places(origin).isdisjoint(_places(target)):
         return
     for transfer in transfers:
         if transfer.source == transfer.destination:
@@ -260,8 +263,9 @@ def _refuse_circles(
             )
 
 
-def _names(addresses: Sequence[BrokerAddress]) -> str:
-    return ", ".join(address.safe_url for address in addresses)
+def _places(broker: Broker) -> set[object]:
+    """Where its queues are: a host and a virtual host, or a server and a database."""
+    return {(address.host, address.port, address.vhost) for address in broker.addresses} or {broker.safe_url}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.declarations import declarations, work_queue
 from amqtask.topology.delays import TO_HEADER, seconds_left, waiting_priority
-from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.contract import Admin
 from amqtask.transport.management import ManagementApi
 from amqtask.worker.republish import copied_properties
 from amqtask.worker.strategy import timestamp
@@ -52,7 +52,7 @@ def declare_queue(app: AmqTask, name: str) -> tuple[Declaration, ...]:
 
 def delayed_transfers(
     app: AmqTask,
-    admin: QueueAdmin,
+    admin: Admin,
     api: ManagementApi | None,
     renames: Mapping[str, str] | None,
     tasks: Sequence[str],
@@ -66,9 +66,11 @@ def delayed_transfers(
         yield name, "the delay levels", _Delayed(app, level, renames, tasks)
 
 
-def delay_queues(app: AmqTask, admin: QueueAdmin, api: ManagementApi | None = None) -> list[tuple[int, str]]:
+def delay_queues(app: AmqTask, admin: Admin, api: ManagementApi | None = None) -> list[tuple[int, str]]:
     """(level, queue) of those that hold messages."""
     delays = app.delays
+    if admin.delay_queues is not None:
+        return [(0, name) for name in admin.delay_queues if admin.count(name)]
     if api is not None:
         names = [str(queue["name"]) for queue in api.queues()]
         levels = [(level, name) for name in names if (level := delays.level_of(name)) is not None]
@@ -84,7 +86,7 @@ def _priorities(app: AmqTask) -> set[int | None]:
     return {0, None, app.conf.task_default_priority, *(task.priority for task in app.tasks.values())}
 
 
-def _holds(admin: QueueAdmin, name: str) -> bool:
+def _holds(admin: Admin, name: str) -> bool:
     try:
         return admin.count(name) > 0
     except QueueNotFound:

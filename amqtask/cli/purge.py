@@ -15,7 +15,7 @@ from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AmqTaskError, QueueNotFound
 from amqtask.ground.printable import count
-from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields
@@ -95,7 +95,7 @@ def _tell(as_json: bool, data: JsonFields, text: str) -> None:
         echo(text)
 
 
-def _purge(admin: QueueAdmin, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _purge(admin: Admin, names: Sequence[str]) -> Iterator[tuple[str, int]]:
     for name in names:
         try:
             yield name, admin.purge(name)

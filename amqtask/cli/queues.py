@@ -18,8 +18,7 @@ from amqtask.cli.params import queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.declarations import dead_letter_queue
-from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.contract import QueueState
+from amqtask.transport.contract import Admin, QueueState
 from amqtask.transport.management import ManagementApi
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class _Look:
     """Looks at the queues, again and again."""
 
     def __init__(
-        self, app: AmqTask, names: tuple[str, ...], admin: QueueAdmin, api: ManagementApi | None, oldest: bool
+        self, app: AmqTask, names: tuple[str, ...], admin: Admin, api: ManagementApi | None, oldest: bool
     ) -> None:
         chosen = [queue for queue in chosen_queues(app, names) if not queue.broadcast]
         dead = [dead_letter_queue(queue, app.queue_defaults) for queue in chosen]
@@ -130,7 +129,8 @@ class _Look:
         ]
         self._admin = admin
         # Where delayed tasks of all applications wait; whoever asks for some queues does not ask for these.
-        self._delays = [] if names else [name for _, name in app.delays.queue_names(())]
+        levels = [name for _, name in app.delays.queue_names(())]
+        self._delays = [] if names else levels if admin.delay_queues is None else list(admin.delay_queues)
         self._delays_name = f"{app.delays.prefix}.*"
         self._api = api
         self._oldest = oldest

@@ -34,7 +34,11 @@ def planned(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
 
 
 def planned_delays(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
-    """What delays and retries to the chosen queues need, in that order; their own exchanges are declared before."""
+    """What delays and retries to the chosen queues need, in that order; their own exchanges are declared before.
+
+    Nothing where the broker keeps delayed messages in its own way."""
+    if app.broker.delayed() is not None:
+        return []
     targets = {binding.source.name: None for queue in chosen_queues(app, names) for binding in all_bindings(queue)}
     return list(app.delays.everything(targets))
 

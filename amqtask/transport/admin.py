@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pika import spec
@@ -15,18 +14,14 @@ from pika.exceptions import ChannelClosedByBroker
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
-    ConnectionBlocked,
-    MessageTooLarge,
     OperationalError,
-    PublishError,
-    PublishTimeout,
     QueueNotFound,
-    Unroutable,
 )
 from amqtask.protocol.message import Delivery, Message
-from amqtask.transport.contract import QueueState
+from amqtask.transport.contract import Moved, QueueState
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks, unreachable
 from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
+from amqtask.transport.moving import BATCH, publish_pairs
 from amqtask.transport.names import entity_name
 from amqtask.transport.url import BrokerAddress
 
@@ -36,11 +31,6 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import Publisher
     from amqtask.transport.pika_types import PikaMethod
 
-# How many messages are under way at once when messages move: so many may be stored twice after a kill.
-# RabbitMQ's client of a quorum queue keeps acknowledgements to itself while 32 are not yet applied (rabbit_fifo_client's
-# soft limit), and forgets those of basic.get when the channel closes (3.10: 67 of 100 came back). Each basic.get waits for
-# all that came before it, so fewer than that at once are safe.
-BATCH = 25
 # What one consumer may hold (basic.qos has 16 bits), and seconds without a delivery after which no more are waited for.
 MOST_PREFETCHED = 65535
 DELIVERY_SECONDS = 10.0
@@ -48,26 +38,6 @@ DELIVERY_SECONDS = 10.0
 QUIET_SECONDS = 1.0
 # Seconds for one host to take the connection. Its answers may take long: it may have a million messages to delete.
 CONNECT_SECONDS, ANSWER_SECONDS = 4.0, 3600.0
-# Errors that fail every message; other errors concern one message only (a nack may be either).
-_NO_BROKER = (BrokerUnreachable, ConnectionBlocked, PublishTimeout)
-_ITS_OWN = (Unroutable, MessageTooLarge)
-
-
-@dataclass(slots=True)
-class Moved:
-    """The result of moving messages.
-
-    `repeated` of the moved messages had been delivered before: an earlier move that was killed may have published them.
-    `kept` did not fit the filter. `failed` could not be published, the first of them because of `failure`; they are still
-    in the queue. `is_over`: the error was not caused by these messages, so other messages would fail, too.
-    """
-
-    moved: int = 0
-    repeated: int = 0
-    kept: int = 0
-    failed: int = 0
-    failure: PublishError | None = None
-    is_over: bool = False
 
 
 class AdminLink(Link):
@@ -121,6 +91,8 @@ class QueueAdmin:
 
     def __exit__(self, *_: object) -> None:
         self._link.close()
+
+    delay_queues = None
 
     @property
     def server(self) -> str:
@@ -186,13 +158,7 @@ class QueueAdmin:
         is_stopped: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Moved], None] = lambda _: None,
     ) -> Moved:
-        """Publish `convert(delivery)` of each message that is ready now, at most `limit`; acknowledge the confirmed ones.
-
-        `convert` returns None for a message that is to stay. A message is acknowledged after its confirm, never before:
-        whatever interrupts a move, each message is stored at least once. `acknowledge=False` copies. A message that cannot be
-        published stays in the queue and does not hold up others; when the broker takes no message at all, the move ends.
-        `is_stopped` is called between batches.
-        """
+        """See amqtask.transport.contract.Admin: a message is acknowledged after its confirm, never before."""
         done = Moved()
         with self.channel(queue) as link:
             remaining = _state(link).ready
@@ -202,7 +168,9 @@ class QueueAdmin:
                 remaining -= batch_size if taken else remaining
                 pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
                 done.kept += len(taken) - len(pairs)
-                _publish(link, publisher, pairs, done, acknowledge=acknowledge)
+                stored = publish_pairs(publisher, pairs, done)
+                if acknowledge and stored:
+                    _acknowledge(link, stored, multiple=not done.failed and not done.kept)
                 on_progress(done)
         return done
 
@@ -291,34 +259,7 @@ def _state(link: AdminLink) -> QueueState:
     return QueueState(int(answer.message_count), int(answer.consumer_count))
 
 
-def _publish(
-    link: AdminLink,
-    publisher: Publisher,
-    pairs: Sequence[tuple[Delivery, Message]],
-    done: Moved,
-    *,
-    acknowledge: bool,
-) -> None:
-    if not pairs:
-        return
-    try:
-        errors: Sequence[PublishError | None] = publisher.publish_many([message for _, message in pairs])
-    except PublishError as error:
-        errors = [error] * len(pairs)
-    stored = [delivery for (delivery, _), error in zip(pairs, errors, strict=True) if error is None]
-    failures = [error for error in errors if error is not None]
-    done.failed += len(failures)
-    done.failure = done.failure or next(iter(failures), None)
-    done.is_over = any(isinstance(error, _NO_BROKER) for error in failures) or (
-        not stored and not all(isinstance(error, _ITS_OWN) or type(error) is PublishError for error in failures)
-    )
-    done.moved += len(stored)
-    done.repeated += sum(delivery.redelivered for delivery in stored)
-    if not acknowledge or not stored:
-        return
-    if not done.failed and not done.kept:
-        link.put(spec.Basic.Ack(stored[-1].tag, multiple=True))
-    else:
-        for delivery in stored:
-            link.put(spec.Basic.Ack(delivery.tag))
+def _acknowledge(link: AdminLink, stored: Sequence[Delivery], *, multiple: bool) -> None:
+    for delivery in stored[-1:] if multiple else stored:
+        link.put(spec.Basic.Ack(delivery.tag, multiple=multiple))
     link.flush()

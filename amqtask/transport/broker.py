@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
-    from amqtask.transport.admin import QueueAdmin
     from amqtask.transport.contract import (
+        Admin,
         AsyncPublisher,
         BrokerOptions,
         Collector,
@@ -95,8 +95,8 @@ class Broker(Protocol):
     def delayed(self) -> Delayed | None:
         """What waits in the broker for its time; None where workers must hold and forward it (amqtask.services.forwarder)."""
 
-    def admin(self) -> QueueAdmin:
-        """For the command line; a context manager. Raises: ConfigurationError where `is_shared` is False."""
+    def admin(self) -> Admin:
+        """For the command line."""
 
     # -- doors for those who run on a loop
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -12,6 +12,7 @@ from amqtask.exceptions import PublishError
 if TYPE_CHECKING:
     from amqtask.protocol.entities import Binding, Declaration, Queue
     from amqtask.protocol.message import Delivery, Message
+    from amqtask.transport.errors import ChannelClosing
 
 OnWarning = Callable[[str], None]
 
@@ -222,17 +223,90 @@ class QueueJobs(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+class Refusal(NamedTuple):
+    """Why an entity is not declared, in RabbitMQ's words."""
+
+    reply_code: int
+    reply_text: str
+
+
+@dataclass(slots=True)
+class Moved:
+    """The result of moving messages.
+
+    `repeated` of the moved messages had been delivered before: an earlier move that was killed may have published them.
+    `kept` did not fit the filter. `failed` could not be published, the first of them because of `failure`; they are still
+    in the queue. `is_over`: the error was not caused by these messages, so other messages would fail, too.
+    """
+
+    moved: int = 0
+    repeated: int = 0
+    kept: int = 0
+    failed: int = 0
+    failure: PublishError | None = None
+    is_over: bool = False
+
+
+class Admin(QueueJobs, Protocol):
+    """Jobs on queues for the command line; a context manager."""
+
+    @property
+    def server(self) -> str:
+        """The broker's product and version."""
+
+    @property
+    def delay_queues(self) -> tuple[str, ...] | None:
+        """The queues in which delayed messages are looked at; None: those of the application's DelayPlan."""
+
+    def count(self, queue: str) -> int:
+        """How many messages are ready."""
+
+    def has_exchange(self, name: str) -> bool: ...
+
+    def declare(self, entity: Declaration, *, passive: bool) -> ChannelClosing | None:
+        """Declare an entity, or ask whether it exists; why the broker refuses that."""
+
+    def browse(self, queue: str, limit: int) -> Iterator[Delivery]:
+        """The first messages, which stay in the queue."""
+
+    def move(
+        self,
+        queue: str,
+        publisher: Publisher,
+        convert: Callable[[Delivery], Message | None],
+        *,
+        limit: int | None = None,
+        acknowledge: bool = True,
+        is_stopped: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Moved], None] = lambda _: None,
+    ) -> Moved:
+        """Publish `convert(delivery)` of each message that is ready now, at most `limit`; acknowledge the confirmed ones.
+
+        `convert` returns None for a message that is to stay. A message is acknowledged after its confirm, never before:
+        whatever interrupts a move, each message is stored at least once. `acknowledge=False` copies. A message that cannot be
+        published stays in the queue and does not hold up others; when the broker takes no message at all, the move ends.
+        `is_stopped` is called between batches."""
+
+    def sift(self, queue: str, is_meant: Callable[[Delivery], bool], *, delete: bool) -> int:
+        """How many of the messages that are ready now are meant; with `delete` they are deleted."""
+
+    def wait(self, seconds: float) -> None:
+        """Do nothing for so long, but keep the connection alive. Raises: OperationalError when it breaks."""
+
+    def __enter__(self) -> Admin: ...
+
+
 class Delayed(Protocol):
-    """The messages that wait for their time, as far as a worker sees them."""
+    """The messages that wait for their time, as a worker sees them."""
 
     def soonest(self, limit: int) -> list[tuple[float, Delivery]]:
         """At most `limit` of them with their due times (Unix time), the soonest first."""
 
     def count(self, address: tuple[str, str]) -> int:
-        """How many are to go to that exchange and routing key."""
+        """How many this worker holds that are to go to that exchange and routing key."""
 
     def drop(self, address: tuple[str, str]) -> int:
-        """Delete those that are to go there; how many that were."""
+        """Delete those that this worker holds and that are to go there; how many that were."""
 
 
 class SharedEnds(Protocol):

@@ -12,14 +12,14 @@ from amqtask.exceptions import OperationalError, QueueNotFound, TopologyMismatch
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import Finding
 from amqtask.topology.declarations import first_difference
-from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.contract import Admin
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED, declare_error
 from amqtask.transport.names import entity_name
 
 NOT_ASKED = "AMQP has no question about bindings; --api asks the management plugin"
 
 
-def check(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
+def check(admin: Admin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
     """Whether each entity exists as declared; nothing is created or changed."""
     for entity in declarations:
         if isinstance(entity, Binding):
@@ -28,7 +28,7 @@ def check(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Fi
             yield _check(admin, entity)
 
 
-def declare(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
+def declare(admin: Admin, declarations: Iterable[Declaration]) -> Iterator[Finding]:
     """Declare each entity; an entity that exists with other arguments is left as it is."""
     for entity in declarations:
         if isinstance(entity, Binding):
@@ -38,7 +38,7 @@ def declare(admin: QueueAdmin, declarations: Iterable[Declaration]) -> Iterator[
         yield _create(admin, entity) if finding.status == "missing" else finding
 
 
-def _check(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+def _check(admin: Admin, entity: Queue | Exchange) -> Finding:
     """First a passive declare. Only an entity that exists is then declared, which changes nothing and tells what differs."""
     try:
         _send(admin, entity, passive=True)
@@ -49,7 +49,7 @@ def _check(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
     return _compared(admin, entity)
 
 
-def _compared(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+def _compared(admin: Admin, entity: Queue | Exchange) -> Finding:
     try:
         _send(admin, entity, passive=False)
     except TopologyMismatch as error:
@@ -59,7 +59,7 @@ def _compared(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
     return Finding(entity, "ok")
 
 
-def _create(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
+def _create(admin: Admin, entity: Queue | Exchange) -> Finding:
     try:
         _send(admin, entity, passive=False)
     except (OperationalError, TopologyMismatch) as error:
@@ -67,7 +67,7 @@ def _create(admin: QueueAdmin, entity: Queue | Exchange) -> Finding:
     return Finding(entity, "created")
 
 
-def _bind(admin: QueueAdmin, binding: Binding) -> Finding:
+def _bind(admin: Admin, binding: Binding) -> Finding:
     try:
         refusal = admin.declare(binding, passive=False)
         if refusal is not None:
@@ -77,7 +77,7 @@ def _bind(admin: QueueAdmin, binding: Binding) -> Finding:
     return Finding(binding, "ok")
 
 
-def _send(admin: QueueAdmin, entity: Queue | Exchange, *, passive: bool) -> None:
+def _send(admin: Admin, entity: Queue | Exchange, *, passive: bool) -> None:
     refusal = admin.declare(entity, passive=passive)
     if refusal is None:
         return

@@ -16,7 +16,6 @@ if not os.environ.get("AMQTASK_BROKER_IS_PRIVATE"):
     os.environ["AMQTASK_DEMO_QUEUE"] = f"cma_queue.demo-{os.getpid()}"
 
 from amqtask import GroupResult, group
-from amqtask.transport.admin import QueueAdmin
 from examples.demo import server
 from examples.demo.tasks import QUEUE, app, fetch
 
@@ -74,9 +73,9 @@ def report(sizes: Sequence[int], seconds: float) -> None:
 
 def clean_up() -> None:
     """Leave nothing behind on the broker."""
-    with QueueAdmin(app.broker_addresses) as admin:
+    with app.broker.queue_jobs() as jobs:
         for queue in (QUEUE, f"{QUEUE}.dead"):
-            admin.delete(queue)
+            jobs.delete(queue)
 
 
 def main() -> int:

@@ -10,8 +10,8 @@ from amqtask import AmqTask
 # On a broker that others use the demo takes a queue of its own; see __main__.
 QUEUE = os.environ.get("AMQTASK_DEMO_QUEUE", "cma_queue")
 
-# The broker comes from AMQTASK_BROKER_URL; results travel back over it (rpc://).
-app = AmqTask("demo", backend="rpc://")
+# The broker comes from AMQTASK_BROKER_URL; results travel back over it (rpc://), or go where AMQTASK_RESULT_BACKEND says.
+app = AmqTask("demo", backend=os.environ.get("AMQTASK_RESULT_BACKEND", "rpc://"))
 app.conf.task_routes = {"examples.demo.tasks.*": {"queue": QUEUE}}
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import BrokerOptions, ConsumerListener, OnWarning
+    from amqtask.transport.redis.admin import RedisAdmin
     from amqtask.transport.redis.consumer import RedisConsumer
     from amqtask.transport.redis.delayed import RedisDelayed
     from amqtask.transport.redis.jobs import RedisJobs
@@ -181,12 +182,11 @@ class RedisBroker:
 
         return RedisJobs(self._deployment, self._layout)
 
-    def admin(self) -> NoReturn:
-        """Raises: ConfigurationError."""
-        raise ConfigurationError(
-            "this command looks into the queues of RabbitMQ, and the application's broker is Redis: docs/redis.md says which "
-            "commands there are for it"
-        )
+    def admin(self) -> RedisAdmin:
+        """Over a connection of its own."""
+        from amqtask.transport.redis.admin import RedisAdmin
+
+        return RedisAdmin(self._deployment, self._layout)
 
     def delayed(self) -> RedisDelayed:
         """In a sorted set."""

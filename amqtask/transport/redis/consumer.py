@@ -43,7 +43,7 @@ MOST_AT_ONCE, MOST_ANSWERS = 200, 1000
 # Failures of a message that was not delivered, and of one that is given back without blame.
 NEVER_CAME, NO_FAILURE, FAILURE = -1, 0, 1
 # Seconds between two attempts at a script that Redis refused, and looks at queues of which Redis has said nothing.
-RETRY_SECONDS, LOOK_SECONDS, LOOK_ALONE_SECONDS = 0.5, 5.0, 1.0
+RETRY_SECONDS, LOOK_SECONDS, LOOK_ALONE_SECONDS, LOOK_OFTEN_SECONDS = 0.5, 5.0, 1.0, 0.1
 
 
 class RedisConsumer:
@@ -81,6 +81,10 @@ class RedisConsumer:
         self._watched: set[str] = set()
         self._is_consuming = self._is_paused = self._is_stopped = False
         self._timers: dict[str, Timer] = {}
+        # It is being stopped, and waits for what it has asked for.
+        self._on_taken: Callable[[], None] | None = None
+        # Whether Redis says when a list changes.
+        self._is_told = True
         self._complaint = ""
 
     # -- the contract
@@ -169,11 +173,16 @@ class RedisConsumer:
         for timer in self._timers.values():
             timer.cancel()
         self._housekeeping.stop()
+        if self._is_taking and self._link.is_open:  # what is on its way goes back as well
+            self._on_taken = partial(self._stop, on_stopped)
+        else:
+            self._stop(on_stopped)
+
+    def _stop(self, on_stopped: Callable[[], None] | None) -> None:
         if self._link.is_open:
             # The newest first, so that the oldest is the first again.
-            for number, held in sorted(self._held.items(), reverse=True):
-                if held.is_stored:
-                    self._returns.append((number, NO_FAILURE))
+            self._returns += [(number, NO_FAILURE) for number, held in self._held.items() if held.is_stored]
+            self._returns.sort(reverse=True)
             self._held.clear()
             self._send_answers()
             alone = [name for name, consumed in self._queues.items() if consumed.is_alone]
@@ -196,7 +205,7 @@ class RedisConsumer:
         """Log in is done: declare, and take."""
         self._complaint = ""
         self._declared.forget_all()
-        self._link.send(_nothing, "CLIENT", "TRACKING", "ON", "OPTIN")
+        self._link.send(self._tracks, "CLIENT", "TRACKING", "ON", "OPTIN")
         for consumed in self._queues.values():
             consumed.is_set_up = False
         if not self._no_ack:
@@ -205,6 +214,16 @@ class RedisConsumer:
         self._send_answers()
         self._set_up()
         self._look_later()
+
+    def _tracks(self, reply: Any) -> None:
+        """Without CLIENT TRACKING the lists are looked at often."""
+        self._is_told = not isinstance(reply, ReplyError)
+        if not self._is_told:
+            self._complain(
+                f"Redis at {self._link.server} refuses CLIENT TRACKING ({clause(str(reply))}): it is asked for messages ten "
+                "times a second"
+            )
+            self._look_later()
 
     def on_lost(self, error: Exception) -> None:
         """What is held stays held."""
@@ -313,6 +332,14 @@ class RedisConsumer:
 
     def _taken(self, reply: Any) -> None:
         self._is_taking = False
+        on_taken, self._on_taken = self._on_taken, None
+        if on_taken is not None:
+            fields = [] if isinstance(reply, Exception) else reply[1:]
+            self._returns += [
+                (self._next + at // 3, NO_FAILURE if fields[at + 2] else NEVER_CAME) for at in range(0, len(fields), 3)
+            ]
+            on_taken()
+            return
         if isinstance(reply, ReplyError):
             self._complain(str(publish_error(reply, self._link.server)))
             self._later("take", RETRY_SECONDS, self._take)
@@ -410,7 +437,8 @@ class RedisConsumer:
 
     def _look_later(self) -> None:
         has_alone = any(consumed.is_alone for consumed in self._queues.values())
-        self._later("look", LOOK_ALONE_SECONDS if has_alone else LOOK_SECONDS, self._look)
+        seconds = LOOK_ALONE_SECONDS if has_alone else LOOK_SECONDS
+        self._later("look", seconds if self._is_told else LOOK_OFTEN_SECONDS, self._look)
 
     def _look(self) -> None:
         """Whatever Redis has said or not said."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from amqtask.protocol.message import Delivery
-from amqtask.topology.delays import TO_HEADER
+from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
 from amqtask.transport.redis.envelope import incoming
 from amqtask.transport.redis.keys import SEPARATOR
 from amqtask.transport.redis.layout import Layout
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from amqtask.topology.delays import Address
     from amqtask.transport.redis.servers import Deployment
 
-# How many are looked at, when those for one queue are sought.
-MOST = 100_000
+# The queue in which delayed messages are for those who look at queues.
+DELAYED = "amqtask.delay"
 
 
 class RedisDelayed:
@@ -35,36 +35,21 @@ class RedisDelayed:
             entries = self._client.hmget(self._entries, [name for name, _ in due]) if due else []
         except FAILURES:
             return []
-        return [(at / 1000, _delivery(entry)) for (_, at), entry in zip(due, entries, strict=True) if entry]
+        return [(at / 1000, delivery_of(entry, at)) for (_, at), entry in zip(due, entries, strict=True) if entry]
 
     def count(self, address: Address) -> int:
-        """How many are to go there."""
-        return len(self._found(address))
-
-    def drop(self, address: Address) -> int:
-        """Delete those that are to go there; how many that were."""
-        names = self._found(address)
-        try:
-            if names:
-                self._client.hdel(self._entries, *names)
-                return int(self._client.zrem(self._due, *names))
-        except FAILURES:
-            pass
+        """None: workers hold no delayed message."""
         return 0
 
-    def _found(self, address: Address) -> list[bytes]:
-        start = (SEPARATOR.join(address) + SEPARATOR).encode()
-        try:
-            names = self._client.zrange(self._due, 0, MOST - 1)
-            entries = self._client.hmget(self._entries, names) if names else []
-        except FAILURES:
-            return []
-        return [name for name, entry in zip(names, entries, strict=True) if entry and entry.startswith(start)]
+    def drop(self, address: Address) -> int:
+        """None."""
+        return 0
 
 
-def _delivery(entry: bytes) -> Delivery:
+def delivery_of(entry: bytes, due: float) -> Delivery:
+    """A delayed message with the headers that say where it goes, and when (milliseconds of Unix time)."""
     exchange, key, _, text = entry.split(SEPARATOR.encode(), 3)
     message = incoming(text)
-    headers = {**message.properties.headers, TO_HEADER: exchange.decode()}
+    headers = {**message.properties.headers, TO_HEADER: exchange.decode(), UNTIL_HEADER: int(due)}
     properties = replace(message.properties, headers=headers)
-    return Delivery(message.body, properties, exchange.decode(), key.decode(), False, "", 0, 0)
+    return Delivery(message.body, properties, exchange.decode(), key.decode(), False, DELAYED, 0, 0)

@@ -42,7 +42,7 @@ class Deployment(Protocol):
         """A client for threads; raises redis' errors."""
 
     async def async_client(self) -> Any:
-        """A client for one event loop: `ping`, `get`, `pubsub`, `aclose`; raises redis' errors."""
+        """A client for one event loop: `ping`, `get`, `pubsub`, `pipeline`, `aclose`; raises redis' errors."""
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """The values of keys, in their order."""
@@ -194,11 +194,11 @@ class Cluster:
 
 
 class _Together:
-    """What `Deployment.async_client` promises, of several clients that close together."""
+    """What `Deployment.async_client` promises, and `pipeline`, of several clients that close together."""
 
     def __init__(self, subscribes: Any, looks: Any, *other_clients: Any) -> None:
         self._clients = {id(client): client for client in (subscribes, looks, *other_clients)}
-        self.ping, self.pubsub, self.get = subscribes.ping, subscribes.pubsub, looks.get
+        self.ping, self.pubsub, self.get, self.pipeline = subscribes.ping, subscribes.pubsub, looks.get, looks.pipeline
 
     async def aclose(self) -> None:
         """Close all."""

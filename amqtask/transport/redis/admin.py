@@ -1,0 +1,235 @@
+"""RedisAdmin: jobs on queues for the command line. Delayed messages are looked at as a queue named `amqtask.delay`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import PublishError
+from amqtask.protocol.entities import Exchange, Queue
+from amqtask.protocol.message import Delivery, Message
+from amqtask.transport.contract import Moved, QueueState, Refusal
+from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
+from amqtask.transport.moving import BATCH, publish_pairs
+from amqtask.transport.redis.delayed import DELAYED, delivery_of
+from amqtask.transport.redis.envelope import Incoming, incoming, with_failures
+from amqtask.transport.redis.jobs import RedisJobs
+from amqtask.transport.redis.layout import LEASE_SECONDS
+from amqtask.transport.redis.scripts import ACK, GIVE_BACK, RENEW, RESERVE, Script
+
+if TYPE_CHECKING:
+    from amqtask.protocol.entities import Declaration
+    from amqtask.transport.contract import Publisher
+
+# How many messages are read at once, and how many tags are answered at once.
+PAGE, MOST_ANSWERS = 500, 1000
+NEVER_CAME = -1
+
+
+class RedisAdmin(RedisJobs):
+    """See amqtask.transport.contract.Admin."""
+
+    def __enter__(self) -> RedisAdmin:
+        super().__enter__()
+        return self
+
+    @property
+    def server(self) -> str:
+        """Redis, or what calls itself otherwise, and its version."""
+        (text,) = self._ask(("INFO", "server"))
+        fields = dict(line.partition(":")[::2] for line in text.decode().splitlines())
+        name = fields.get("server_name", "redis")
+        return f"{name.capitalize()} {fields.get(f'{name}_version', fields.get('redis_version', '?'))}"
+
+    @property
+    def delay_queues(self) -> tuple[str, ...]:
+        """Where delayed messages wait."""
+        return (DELAYED,)
+
+    def state(self, queue: str) -> QueueState:
+        """How many messages are ready."""
+        if queue == DELAYED:
+            (size,) = self._ask(("ZCARD", self._layout.key("amqtask.delay")))
+            return QueueState(size, 0)
+        return super().state(queue)
+
+    def count(self, queue: str) -> int:
+        """How many messages are ready."""
+        return self.state(queue).ready
+
+    def has_exchange(self, name: str) -> bool:
+        """Whether it was declared here, or has bindings."""
+        keys = self._layout.key("amqtask.exchanges"), self._layout.key(f"_kombu.binding.{name}")
+        return any(self._ask(("HEXISTS", keys[0], name), ("EXISTS", keys[1])))
+
+    def browse(self, queue: str, limit: int) -> Iterator[Delivery]:
+        """The first messages, which stay."""
+        if queue == DELAYED:
+            yield from (delivery for _, delivery in self._waiting(0, limit))
+            return
+        self.state(queue)
+        number = 0
+        for key in self._keys(queue):
+            while number < limit:
+                # The first is the rightmost.
+                (page,) = self._ask(("LRANGE", key, -(number + PAGE), -(number + 1)))
+                for text in reversed(page[-(limit - number) :]):
+                    number += 1
+                    yield _delivery(incoming(text), queue, number, b"")
+                if len(page) < PAGE:
+                    break
+
+    def move(
+        self,
+        queue: str,
+        publisher: Publisher,
+        convert: Callable[[Delivery], Message | None],
+        *,
+        limit: int | None = None,
+        acknowledge: bool = True,
+        is_stopped: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Moved], None] = lambda _: None,
+    ) -> Moved:
+        """See amqtask.transport.contract.Admin. What does not move is held until the end, and goes back to where it was."""
+        if queue == DELAYED:
+            return self._move_delayed(publisher, convert, limit, acknowledge, is_stopped, on_progress)
+        done, mover = Moved(), uuid.uuid4().hex
+        remaining, first, held = self.count(queue), 1, list[int]()
+        renew_at = time.monotonic() + LEASE_SECONDS / 3
+        try:
+            while remaining > 0 and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
+                size = min(BATCH, remaining, BATCH if limit is None else limit - done.moved)
+                taken = self._reserve(mover, first, queue, size)
+                first, remaining = first + len(taken), remaining - (len(taken) or remaining)
+                held += (delivery.tag for delivery in taken)
+                pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
+                done.kept += len(taken) - len(pairs)
+                stored = publish_pairs(publisher, pairs, done)
+                if acknowledge and stored:
+                    tags = [delivery.tag for delivery in stored]
+                    self._run(ACK, mover, *tags)
+                    held = sorted(set(held).difference(tags))
+                if held and time.monotonic() > renew_at:
+                    renew_at = time.monotonic() + LEASE_SECONDS / 3
+                    for at in range(0, len(held), MOST_ANSWERS):
+                        self._run(RENEW, mover, LEASE_SECONDS, 0, *held[at : at + MOST_ANSWERS])
+                on_progress(done)
+        finally:
+            held.reverse()  # the newest first, so that the oldest is the first again
+            for at in range(0, len(held), MOST_ANSWERS):
+                some = held[at : at + MOST_ANSWERS]
+                self._run(GIVE_BACK, mover, *(word for tag in some for word in (tag, NEVER_CAME)))
+        return done
+
+    def _reserve(self, mover: str, first: int, queue: str, size: int) -> list[Delivery]:
+        _, *fields = self._run(RESERVE, mover, first, LEASE_SECONDS, size, queue, size, "")
+        return [
+            _delivery(incoming(fields[at + 1]), queue, first + at // 3, fields[at + 2])
+            for at in range(0, len(fields), 3)
+        ]
+
+    def sift(self, queue: str, is_meant: Callable[[Delivery], bool], *, delete: bool) -> int:
+        """How many of the messages that are ready now are meant; with `delete` they are deleted."""
+        if queue != DELAYED:
+            self.state(queue)
+            found = 0
+            for key in self._keys(queue):
+                (texts,) = self._ask(("LRANGE", key, 0, -1))
+                meant = [text for text in texts if is_meant(_delivery(incoming(text), queue, 0, b""))]
+                if delete:
+                    self._ask(*(("LREM", key, 1, text) for text in meant))
+                found += len(meant)
+            return found
+        names = [name for name, delivery in self._all_waiting() if is_meant(delivery)]
+        if delete:
+            self._drop(names)
+        return len(names)
+
+    def wait(self, seconds: float) -> None:
+        """Do nothing for so long."""
+        time.sleep(seconds)
+
+    def declare(self, entity: Declaration, *, passive: bool) -> Refusal | None:
+        """Declare an entity, or ask whether it exists; why that is refused."""
+        if (
+            passive
+            and isinstance(entity, Queue)
+            and not self._ask(("HEXISTS", self._layout.key("amqtask.queues"), entity.name))[0]
+        ):
+            return Refusal(NOT_FOUND, f"there is no queue {entity.name!r}")
+        if passive and isinstance(entity, Exchange) and not self.has_exchange(entity.name):
+            return Refusal(NOT_FOUND, f"there is no exchange {entity.name!r}")
+        differences: list[str] = []
+        try:
+            commands = [] if passive else list(self._layout.declaring(entity, differences.append))
+        except PublishError as error:
+            return Refusal(PRECONDITION_FAILED, str(error))
+        for (_, on_reply), reply in zip(commands, self._ask(*(command for command, _ in commands)), strict=True):
+            on_reply(reply)
+        return Refusal(PRECONDITION_FAILED, differences[0]) if differences else None
+
+    # -- what waits for its time
+
+    def _waiting(self, start: int, count: int) -> list[tuple[bytes, Delivery]]:
+        (due,) = self._ask(("ZRANGE", self._layout.key("amqtask.delay"), start, start + count - 1, "WITHSCORES"))
+        # In pairs with RESP3, one after the other with RESP2.
+        names, times = zip(*due, strict=True) if due and isinstance(due[0], list) else (due[::2], due[1::2])
+        (entries,) = self._ask(("HMGET", self._layout.key("amqtask.delayed"), *names)) if names else ([],)
+        return [
+            (name, delivery_of(entry, float(at)))
+            for name, at, entry in zip(names, times, entries, strict=True)
+            if entry is not None
+        ]
+
+    def _all_waiting(self) -> Iterator[tuple[bytes, Delivery]]:
+        for start in range(0, self.count(DELAYED), PAGE):
+            yield from self._waiting(start, PAGE)
+
+    def _drop(self, names: list[bytes]) -> None:
+        for at in range(0, len(names), MOST_ANSWERS):
+            some = names[at : at + MOST_ANSWERS]
+            self._ask(
+                ("ZREM", self._layout.key("amqtask.delay"), *some), ("HDEL", self._layout.key("amqtask.delayed"), *some)
+            )
+
+    def _move_delayed(
+        self,
+        publisher: Publisher,
+        convert: Callable[[Delivery], Message | None],
+        limit: int | None,
+        acknowledge: bool,
+        is_stopped: Callable[[], bool],
+        on_progress: Callable[[Moved], None],
+    ) -> Moved:
+        """What is due meanwhile goes to its queue here, too: it may then be in both places."""
+        done = Moved()
+        waiting = list(self._all_waiting())
+        while waiting and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
+            size = BATCH if limit is None else min(BATCH, limit - done.moved)
+            some, waiting = waiting[:size], waiting[size:]
+            pairs = [(delivery, message) for _, delivery in some if (message := convert(delivery)) is not None]
+            done.kept += len(some) - len(pairs)
+            stored = publish_pairs(publisher, pairs, done)
+            if acknowledge:
+                self._drop([name for name, delivery in some if any(delivery is other for other in stored)])
+            on_progress(done)
+        return done
+
+    def _run(self, script: Script, *arguments: Any) -> Any:
+        (reply,) = self._ask(("EVAL", script.source, 1, self._layout.prefix, *arguments))
+        return reply
+
+
+def _delivery(message: Incoming, queue: str, tag: int, failed: bytes) -> Delivery:
+    return Delivery(
+        message.body,
+        with_failures(message.properties, int(failed or 0)),
+        message.exchange,
+        message.routing_key,
+        message.redelivered or bool(failed),
+        queue,
+        tag,
+        0,
+    )

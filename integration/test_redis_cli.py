@@ -1,0 +1,99 @@
+"""The command line on a Redis broker: queues, purge, dead letters, topology, and the way up to RabbitMQ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from integration.conftest import Broker
+from integration.test_redis_worker import OnRedis
+from integration.workers import WorkerProcess, eventually, run_cli
+
+SAMPLE = "integration.apps.sample"
+
+
+class Told(OnRedis):
+    """A queue on Redis, and commands for it."""
+
+    def run(self, *words: str) -> tuple[int, str]:
+        """Exit code, and what it printed."""
+        environment = {"AMQTASK_BROKER_URL": self.url, "SAMPLE_BACKEND": self.url, "SAMPLE_QUEUE": self.queue}
+        return run_cli("-A", SAMPLE, *words, environment=environment)
+
+    def json(self, *words: str) -> Any:
+        """What it printed as JSON."""
+        code, printed = self.run(*words, "--json")
+        assert code == 0, printed
+        return json.loads(printed)
+
+
+@pytest.fixture
+def told(redis_url: str) -> Iterator[Told]:
+    made = Told(redis_url.rpartition("/")[0] + "/5")
+    made.client.flushdb()
+    yield made
+    made.app.close()
+    made.client.close()
+
+
+def test_queues_are_counted_and_purged_with_what_is_delayed(told: Told) -> None:
+    for number in range(3):
+        told.send("add", number, 1)
+    told.send("add", 1, 1, countdown=600)
+
+    by_name = {row["queue"]: row for row in told.json("queues")}
+    assert by_name[told.queue]["ready"] == 3
+    assert sum(row["ready"] for name, row in by_name.items() if name.startswith("amqtask.delay")) == 1
+    assert told.json("purge", "-f") == {"purged": {told.queue: 3}, "delayed": {told.queue: 1}}
+    assert told.json("purge", "-f", "--delayed")["purged_delayed"] == {told.queue: 1}
+    assert told.client.zcard("amqtask.delay") == 0
+
+
+def test_dead_letters_are_listed_and_go_back_to_work(told: Told) -> None:
+    with told.worker("-c", "1"):
+        result = told.app.send_task("sample.nobody_knows", (1,))
+        eventually(lambda: told.client.llen(f"{told.queue}.dead") == 1)
+
+    code, printed = told.run("dead", "list")
+    assert (code, "sample.nobody_knows" in printed, result.id in printed) == (0, True, True)
+    assert told.json("dead", "retry", "--all")["retried"] == {f"{told.queue}.dead": 1}
+    assert (told.client.llen(f"{told.queue}.dead"), told.client.llen(told.queue)) == (0, 1)
+
+
+def test_the_topology_is_declared_and_checked(told: Told) -> None:
+    assert told.run("topology", "check")[0] == 1
+    code, printed = told.run("topology", "declare")
+    assert (code, f"created  queue '{told.queue}'" in printed) == (0, True)
+    assert told.run("topology", "check")[0] == 0
+
+
+def test_everything_moves_up_to_rabbitmq_and_runs_there(told: Told, rabbit: Broker) -> None:
+    told.queue = told.app.conf.task_default_queue = rabbit.queue("up")
+    for number in range(60):
+        told.send("add", number, 1)
+    soon = told.send("add", 40, 2, countdown=3)
+
+    code, printed = told.run("migrate", told.url, rabbit.url, "-Q", told.queue, "--delayed", "-f")
+
+    assert code == 0, printed
+    assert (told.client.llen(told.queue), told.client.zcard("amqtask.delay"), told.client.hlen("unacked")) == (0, 0, 0)
+    assert rabbit.count(told.queue) == 60
+    environment = {"AMQTASK_BROKER_URL": rabbit.url, "SAMPLE_BACKEND": told.url, "SAMPLE_QUEUE": told.queue}
+    with WorkerProcess(SAMPLE, "-c", "2", environment=environment):
+        assert soon.get(timeout=90) == 42
+
+
+def test_a_move_between_queues_leaves_other_tasks_where_they_were(told: Told) -> None:
+    for number in range(30):
+        told.send("add", number, 1)
+        told.send("fail", str(number))
+
+    code, printed = told.run("migrate", "-Q", f"{told.queue}:{told.queue}-2", "-T", "sample.add", "-f")
+
+    assert code == 0, printed
+    left: Any = told.client.lrange(told.queue, 0, -1)
+    assert [json.loads(text)["headers"]["argsrepr"] for text in reversed(left)] == [f"('{n}',)" for n in range(30)]
+    assert told.client.llen(f"{told.queue}-2") == 30
