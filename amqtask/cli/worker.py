@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -254,40 +254,11 @@ def _worker_options(app: AmqTask, params: OptionDict) -> WorkerOptions:
     logfile, pidfile, statedb = (
         expand(paths[key], node) if paths[key] else None for key in ("logfile", "pidfile", "statedb")
     )
-    return WorkerOptions(
-        queues=params["queues"],
-        exclude_queues=params["exclude_queues"],
-        include=params["include"],
-        pool=pool,
-        concurrency=params["concurrency"],
-        hostname=node,
-        loglevel=params["loglevel"].upper(),
-        logfile=logfile,
-        log_format=params["log_format"],
-        optimization=params["optimization"],
-        prefetch_multiplier=params["prefetch_multiplier"],
-        disable_prefetch=params["disable_prefetch"] or None,
-        max_tasks_per_child=params["max_tasks_per_child"],
-        max_memory_per_child=params["max_memory_per_child"],
-        time_limit=params["time_limit"],
-        soft_time_limit=params["soft_time_limit"],
-        autoscale=params["autoscale"],
-        purge=params["purge"],
-        task_events=params["task_events"] or None,
-        relay=params["relay"] or None,
-        heartbeat_interval=params["heartbeat_interval"],
-        without_gossip=params["without_gossip"],
-        without_mingle=params["without_mingle"],
-        without_heartbeat=params["without_heartbeat"],
-        statedb=statedb,
-        pidfile=pidfile,
-        metrics_port=params["metrics_port"],
-        health_port=params["health_port"],
-        http_host=params["http_host"],
-        beat=params["beat"],
-        schedule=params["schedule"],
-        scheduler=params["scheduler"],
-    )
+    options: OptionDict = {field.name: params[field.name] for field in fields(WorkerOptions) if field.name in params}
+    for flag in ("disable_prefetch", "task_events", "relay"):  # not given: as the settings say
+        options[flag] = options[flag] or None
+    options.update(pool=pool, hostname=node, loglevel=params["loglevel"].upper())
+    return WorkerOptions(**{**options, "logfile": logfile, "pidfile": pidfile, "statedb": statedb})
 
 
 def _banner(app: AmqTask, options: WorkerOptions, worker: Worker) -> str:
