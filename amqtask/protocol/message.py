@@ -94,6 +94,27 @@ class Properties:
         )  # fmt: skip
 
 
+def properties_of_copy(properties: PropertiesLike, headers: HeaderDict) -> Properties:
+    """The properties for a message that is published again, with these headers.
+
+    `expiration` is left out (its time in the work queue is over; `expires` in the headers still counts), and so
+    is `user_id`, which the broker lets only that user's connections send.
+    """
+    return Properties(
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        headers=headers,
+        delivery_mode=2,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        type=properties.type,
+        app_id=properties.app_id,
+    )
+
+
 @dataclass(slots=True)
 class Message:
     """One message to publish, with the entities that must exist before it can be routed.

@@ -60,7 +60,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
-from amqtask.protocol.message import Message, Properties, strip_transit_headers
+from amqtask.protocol.message import Message, Properties, properties_of_copy, strip_transit_headers
 from amqtask.topology import former_delays
 
 if TYPE_CHECKING:
@@ -391,19 +391,9 @@ def _match(level: int, digit: int) -> tuple[tuple[str, object], ...]:
 
 
 def _copied(properties: PropertiesLike, headers: HeaderDict) -> Properties:
-    return Properties(
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        headers=headers,
-        delivery_mode=2,
-        priority=waiting_priority(properties),
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        message_id=properties.message_id,
-        timestamp=properties.timestamp,
-        type=properties.type,
-        app_id=properties.app_id,
-    )
+    copy = properties_of_copy(properties, headers)
+    copy.priority = waiting_priority(properties)
+    return copy
 
 
 def waiting_priority(properties: PropertiesLike) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import printable
-from amqtask.protocol.message import Message, Properties, strip_transit_headers
+from amqtask.protocol.message import Message, Properties, properties_of_copy, strip_transit_headers
 from amqtask.protocol.task import saferepr
 from amqtask.transport.fields import field_size
 
@@ -32,24 +32,8 @@ def copied_headers(properties: PropertiesLike) -> HeaderDict:
 
 
 def copied_properties(properties: PropertiesLike, headers: HeaderDict | None = None) -> Properties:
-    """The properties for a copy of a message, with these headers or its own.
-
-    `expiration` is left out (its time in the work queue is over; `expires` in the headers still counts), and so
-    is `user_id`, which the broker lets only that user's connections send.
-    """
-    return Properties(
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        headers=copied_headers(properties) if headers is None else headers,
-        delivery_mode=2,
-        priority=properties.priority,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        message_id=properties.message_id,
-        timestamp=properties.timestamp,
-        type=properties.type,
-        app_id=properties.app_id,
-    )
+    """The properties for a copy of a message, with these headers or its own."""
+    return properties_of_copy(properties, copied_headers(properties) if headers is None else headers)
 
 
 def back_to_its_queue(request: Request) -> Message:
