@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.imports import completed, load_path
+from amqtask.ground.near_names import near_names
 from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import near_names
 from amqtask.ground.secrets import mask_urls
 
 if TYPE_CHECKING:

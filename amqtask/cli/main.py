@@ -16,7 +16,8 @@ from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.collection import no_collection
 from amqtask.ground.imports import load
-from amqtask.ground.printable import did_you_mean, printable_lines
+from amqtask.ground.near_names import did_you_mean
+from amqtask.ground.printable import printable_lines
 from amqtask.ground.version import VERSION
 
 if TYPE_CHECKING:

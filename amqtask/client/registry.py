@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from amqtask.exceptions import NotRegistered
 from amqtask.ground.current import current_app, note_shared
+from amqtask.ground.near_names import did_you_mean
 from amqtask.ground.plugins import others_names
-from amqtask.ground.printable import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf, OptionDict

@@ -7,8 +7,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import NotRegistered
+from amqtask.ground.near_names import LONGEST_COMPARED, did_you_mean
 from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import LONGEST_COMPARED, did_you_mean, printable
+from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike

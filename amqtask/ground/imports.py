@@ -7,7 +7,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from amqtask.ground.printable import near_names
+from amqtask.ground.near_names import near_names
 
 
 def load(module: str, package: str | None = None) -> Any:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 # Characters of one text.
 LONGEST = 1000
-# Characters of a name that is compared with others.
-LONGEST_COMPARED = 200
 # Characters of a traceback in a log; what is more is left out in its middle.
 _HEAD, _TAIL = 1500, 3500
 _LONGEST_LINE = 500
@@ -124,17 +121,6 @@ def with_article(noun: str) -> str:
 def count(number: int, noun: str) -> str:
     """`1 message`, `2 messages`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def near_names(name: str, names: Iterable[str], *, most: int = 1, alike: float = 0.6) -> list[str]:
-    """Of all names those that are most like one that does not exist; none for a name of more than LONGEST_COMPARED characters."""
-    return difflib.get_close_matches(name, list(names), most, alike) if len(name) <= LONGEST_COMPARED else []
-
-
-def did_you_mean(name: str, names: Iterable[str], *, most: int = 1, alike: float = 0.6) -> str:
-    """` Did you mean 'this'?` for the end of an error about a name that does not exist, or nothing."""
-    near = near_names(name, names, most=most, alike=alike)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def clause(error: object) -> str:

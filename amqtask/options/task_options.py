@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amqtask.ground.printable import near_names
+from amqtask.ground.near_names import near_names
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, checked
 from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue

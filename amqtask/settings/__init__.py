@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.imports import load
+from amqtask.ground.near_names import near_names
 from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import bounded_logger, described, near_names
+from amqtask.ground.printable import bounded_logger, described
 from amqtask.ground.secrets import is_secret, masked
 from amqtask.options import value_types
 from amqtask.options.value_types import Kind, convert

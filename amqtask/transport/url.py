@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import pika
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import described, near_names, printable
+from amqtask.ground.near_names import near_names
+from amqtask.ground.printable import described, printable
 from amqtask.options import value_types
 from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
 from amqtask.transport.wire import SocketWire, Wire
