@@ -1,4 +1,4 @@
-"""PlainLoop: the I/O loop contract in a page of Python, for tests of pools and workers without a broker."""
+"""PlainLoop: the I/O loop contract in a page of Python, for tests of pools, workers and connections without RabbitMQ."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ class PlainTimer:
 
 
 class PlainLoop:
-    """See amqtask.pool.Loop. Cooperative under monkey-patching: it polls with what that left of `selectors`."""
+    """See amqtask.ground.loop.TurnLoop. Timers follow `clock`: with a ManualClock one is due when the clock was advanced.
 
-    def __init__(self) -> None:
+    Cooperative under monkey-patching: it polls with what that left of `selectors`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._callbacks: dict[int, list[Callback | None]] = {}
         self._timers: list[tuple[float, int, PlainTimer]] = []
         self._count = itertools.count()
         self._soon: list[Callback] = []
+        self._last: list[Callback] = []
         self._from_threads: deque[Callback] = deque()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
@@ -46,12 +50,16 @@ class PlainLoop:
     def call_later(self, delay: float, callback: Callback) -> PlainTimer:
         """Run `callback` after `delay` seconds."""
         timer = PlainTimer(callback)
-        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._count), timer))
+        heapq.heappush(self._timers, (self._clock() + delay, next(self._count), timer))
         return timer
 
     def call_soon(self, callback: Callback) -> None:
         """Run at the end of this turn."""
         self._soon.append(callback)
+
+    def call_last(self, callback: Callback) -> None:
+        """Run at the very end of this turn."""
+        self._last.append(callback)
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
         """Run at the next turn; may be called from any thread or signal handler. After `close` it does nothing: a task's thread
@@ -91,6 +99,10 @@ class PlainLoop:
                 raise TimeoutError(f"it did not happen within {timeout:g} s")
             self._turn(min(remaining, 0.05))
 
+    def run_once(self, timeout: float = 0.0) -> None:
+        """One turn that waits up to `timeout` seconds (of real time) for something to do."""
+        self._turn(timeout)
+
     def service(self) -> None:
         """One turn without waiting, for a task that keeps the loop's thread."""
         self._turn(0)
@@ -108,18 +120,23 @@ class PlainLoop:
                 callback = self._callbacks.get(key.fd, [None, None])[which]
                 if events & bit and callback is not None:
                     callback()
-        while self._timers and self._timers[0][0] <= time.monotonic():
+        now = self._clock()
+        while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if not timer.is_cancelled:
                 timer.callback()
         batch, self._soon = self._soon, []
         for callback in batch:
             callback()
+        while self._last:
+            batch, self._last = self._last, []
+            for callback in batch:
+                callback()
 
     def _until_next(self, longest: float) -> float:
-        if self._soon:
+        if self._soon or self._last:
             return 0
-        return max(0.0, min(longest, self._timers[0][0] - time.monotonic())) if self._timers else longest
+        return max(0.0, min(longest, self._timers[0][0] - self._clock())) if self._timers else longest
 
     def _woken(self) -> None:
         os.read(self._wake_reader, 4096)

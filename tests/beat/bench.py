@@ -16,12 +16,12 @@ from amqtask.beat.service import Beat
 from amqtask.beat.store_thread import Clerk
 from amqtask.protocol.task import decode_body
 from amqtask.schedules import schedule
+from amqtask.testing.loop import PlainLoop
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.clock import ManualClock
-from amqtask.transport.memory.loop import MemoryLoop
 from amqtask.transport.shared import SharedConnection
 
 START = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
@@ -69,7 +69,7 @@ class Bench:
         self._start = self.clock()
         self.broker = MemoryBroker(clock=self.clock)
         self.addresses = [MemoryAddress(broker=self.broker)]
-        self.loop = MemoryLoop(self.clock)
+        self.loop = PlainLoop(self.clock)
         self.app = AmqTask("tasks", broker="memory://", set_as_current=False)
 
         @self.app.task(name="tasks.tick")

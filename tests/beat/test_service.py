@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -18,8 +19,10 @@ from tests.beat.bench import QUEUE, Bench, ListStore, entry
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.loop.close()
 
 
 def test_what_is_due_is_sent_with_celerys_headers_and_recorded(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from amqtask.exceptions import (
 )
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
+from amqtask.testing.loop import PlainLoop
 from amqtask.testing.suites.transport import Listener
 from amqtask.topology.declarations import QueueDefaults, dead_letter_queue, work_queue
 from amqtask.topology.delays import DelayPlan
@@ -26,7 +28,6 @@ from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.clock import ManualClock
 from amqtask.transport.memory.exchanges import matches_headers, matches_topic
-from amqtask.transport.memory.loop import MemoryLoop
 from amqtask.transport.publisher import PikaPublisher
 
 
@@ -36,7 +37,7 @@ class Bench:
     def __init__(self, **options: Any) -> None:
         self.clock = ManualClock()
         self.broker = MemoryBroker(clock=self.clock, **options)
-        self.loop = MemoryLoop(self.clock)
+        self.loop = PlainLoop(self.clock)
         self.warnings: list[str] = []
         self.addresses = [MemoryAddress(broker=self.broker)]
         self.publisher = PikaPublisher(self.addresses, timeout=1.5, on_warning=self.warnings.append)
@@ -72,8 +73,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """With `indirect` parameters: the broker's options."""
+    made = Bench(**getattr(request, "param", {}))
+    yield made
+    made.loop.close()
 
 
 # -- time
@@ -211,9 +215,10 @@ def test_a_quorum_queue_has_strict_priorities(bench: Bench) -> None:
     assert bench.bodies("q") == [b"31", b"99", b"5", b"none", b"0"]
 
 
-@pytest.mark.parametrize(("nack_counts", "count"), [(False, 0), (True, 2)])
-def test_whether_a_nack_counts_is_the_brokers_choice(nack_counts: bool, count: int) -> None:
-    bench = Bench(nack_counts=nack_counts)
+@pytest.mark.parametrize(
+    ("bench", "count"), [({"nack_counts": False}, 0), ({"nack_counts": True}, 2)], indirect=["bench"]
+)
+def test_whether_a_nack_counts_is_the_brokers_choice(bench: Bench, count: int) -> None:
     queue = bench.queue("q", "quorum", x_delivery_limit=5)
     listener, consumer = bench.consume(queue)
     bench.publish("q", b"1")
@@ -355,8 +360,8 @@ def test_an_alarm_blocks_publishing_until_it_is_over(bench: Bench) -> None:
     assert (answers, bench.bodies("q")) == ([None], [b"1"])
 
 
-def test_a_message_over_the_limit_is_refused() -> None:
-    bench = Bench(max_message_size=10)
+@pytest.mark.parametrize("bench", [{"max_message_size": 10}], indirect=True)
+def test_a_message_over_the_limit_is_refused(bench: Bench) -> None:
     bench.queue("q")
 
     with pytest.raises(MessageTooLarge, match="11 bytes"):

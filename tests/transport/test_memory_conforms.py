@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from amqtask.testing.loop import PlainLoop
 from amqtask.testing.suites.transport import TransportSuite
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
-from amqtask.transport.memory.loop import MemoryLoop
 from amqtask.transport.publisher import PikaPublisher
 
 
@@ -27,8 +27,8 @@ class TestMemory(TransportSuite):
     def make_publisher(self, on_warning: Callable[[str], None]) -> Publisher:
         return PikaPublisher(self.addresses, timeout=2.0, on_warning=on_warning)
 
-    def make_loop(self) -> MemoryLoop:
-        return MemoryLoop()
+    def make_loop(self) -> PlainLoop:
+        return PlainLoop()
 
     def make_consumer(self, loop: Any, listener: ConsumerListener) -> Consumer:
         return PikaConsumer(self.addresses, loop, listener)

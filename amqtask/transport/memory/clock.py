@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ManualClock:
-    """Seconds that pass when `advance` says so; give it to a MemoryBroker and its MemoryLoop."""
+    """Seconds that pass when `advance` says so; give it to a MemoryBroker and to its clients' loop."""
 
     def __init__(self, now: float = 1_000.0) -> None:
         self.now = now
