@@ -23,10 +23,11 @@ from pamqp import commands
 
 from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.ground.deadlines import ended, leave_behind
-from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.protocol.entities import Declaration, Exchange
 from amqtask.protocol.message import Message
-from amqtask.topology.declarations import describe_difference, is_declarable
+from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
+from amqtask.transport.declaring import FoundEntities, declaring, may_exist
 from amqtask.transport.errors import (
     ACCESS_REFUSED,
     NOT_ALLOWED,
@@ -165,8 +166,7 @@ class Line:
         self._shared: _Shared | None = None
         self._renewed_at = float("-inf")
         self._declared: set[Declaration] = set()
-        # Entities that exist and that we may not declare: an operator made them.
-        self._as_found: set[Declaration] = set()
+        self._found = FoundEntities()
         self._turn = asyncio.Lock()
         # aiormq finds a returned message by its id alone, so an id is under way once at a time.
         self._ids: dict[str, asyncio.Future[None]] = {}
@@ -389,18 +389,14 @@ class Line:
 
     async def _declare_or_use(self, entity: Declaration, deadline: float, warn: Warn) -> None:
         refusal = await self._declare_on_its_own_channel(entity, deadline, passive=False)
-        if refusal is None:
+        if refusal is None or self._found.excuse(entity, refusal):
             return
-        if isinstance(entity, Binding) and refusal.reply_code == ACCESS_REFUSED and entity.source in self._as_found:
-            return  # in an operator's topology: a publish to the exchange shows whether it routes anywhere
-        is_elsewhere = refusal.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED) and not isinstance(entity, Binding)
-        if not is_elsewhere or await self._declare_on_its_own_channel(entity, deadline, passive=True) is not None:
+        is_there = may_exist(entity, refusal) and (
+            await self._declare_on_its_own_channel(entity, deadline, passive=True) is None
+        )
+        if not is_there:
             raise declare_error(entity_name(entity), refusal)
-        self._as_found.add(entity)
-        if refusal.reply_code == ACCESS_REFUSED:
-            warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
-        elif not isinstance(entity, Binding):
-            warn(describe_difference(entity, refusal.reply_text))
+        self._found.note(entity, refusal, warn)
 
     async def _declare_on_its_own_channel(
         self, entity: Declaration, deadline: float, *, passive: bool
@@ -410,7 +406,7 @@ class Line:
         channel = await self._open_channel(deadline, confirms=False)
         doing = f"declaring {entity_name(entity)}"
         try:
-            await self._wait(declaration(channel, entity, passive=passive), deadline, doing)
+            await self._wait(declaring(channel, entity, passive=passive)(), deadline, doing)
         except aio_errors.ChannelClosed as error:
             return closing_of(error)
         except BaseException:
@@ -478,33 +474,6 @@ async def _channel(connection: Any, confirms: bool) -> Any:
     channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
     await channel.initialize()
     return await channel.get_underlay_channel()
-
-
-async def declaration(channel: Any, entity: Declaration, *, passive: bool) -> None:
-    """The declare or bind method of an entity."""
-    if isinstance(entity, Queue):
-        await channel.queue_declare(
-            entity.name,
-            passive=passive or entity.passive,
-            durable=entity.durable,
-            exclusive=entity.exclusive,
-            auto_delete=entity.auto_delete,
-            arguments=entity.argument_map,
-        )
-    elif isinstance(entity, Exchange):
-        await channel.exchange_declare(
-            entity.name,
-            exchange_type=entity.type,
-            passive=passive or entity.passive,
-            durable=entity.durable,
-            auto_delete=entity.auto_delete,
-            arguments=dict(entity.arguments),
-        )
-    else:
-        bind = channel.exchange_bind if entity.to_exchange else channel.queue_bind
-        await bind(
-            entity.destination, entity.source.name, routing_key=entity.routing_key, arguments=dict(entity.arguments)
-        )
 
 
 # -- connecting

@@ -18,11 +18,11 @@ from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishRefused
 from amqtask.ground.loop import Timer, TurnLoop
-from amqtask.protocol.entities import Binding, Declaration, Exchange
-from amqtask.topology.declarations import describe_difference, is_declarable
+from amqtask.protocol.entities import Declaration, Exchange
+from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import UNWRITABLE
-from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, declare_error
-from amqtask.transport.link import send_declaration
+from amqtask.transport.declaring import FoundEntities, declaring, may_exist
+from amqtask.transport.errors import NOT_FOUND, declare_error
 from amqtask.transport.names import check_name, entity_name
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Declarer:
         self._warn = on_warning
         self._patience = PATIENCE
         self._timer: Timer | None = None
-        # Entities that exist with other arguments: checked passively, not declared, on later connections too.
-        self._differing: set[Declaration] = set()
+        # These are asked for, not declared, on later connections too.
+        self._found = FoundEntities()
         self._runs: deque[_Run] = deque()
         self._connection: Wire | None = None
         self._channel: Any = None
@@ -126,10 +126,10 @@ class Declarer:
         else:
             self._end(run, None)
             return
-        passive = entity in self._differing or run.refusal is not None
+        passive = entity in self._found or run.refusal is not None
         try:
             check_name(entity)
-            send_declaration(self._channel, entity, lambda _: self._declared(run, entity), passive=passive)
+            declaring(self._channel, entity, passive=passive)(callback=lambda _: self._declared(run, entity))
         except PublishError as error:
             self._end(run, error)
         except UNWRITABLE as error:
@@ -140,12 +140,8 @@ class Declarer:
         if not self._runs or self._runs[0] is not run:
             return  # it took too long
         refusal, run.refusal = run.refusal, None
-        if refusal is not None and not isinstance(entity, Binding):
-            self._differing.add(entity)
-            if refusal.reply_code == ACCESS_REFUSED:
-                self._warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
-            else:
-                self._warn(describe_difference(entity, refusal.reply_text))
+        if refusal is not None:
+            self._found.note(entity, refusal, self._warn)
         run.position += 1
         self._patience = PATIENCE
         self._set_timer()
@@ -177,16 +173,15 @@ class Declarer:
         """Why the current entity cannot be declared; None when it is tried another way."""
         if run.refusal is not None:
             return _error(entity, run.refusal)
-        if entity in self._differing:
+        if entity in self._found:
             if error.reply_code == NOT_FOUND:
-                self._differing.discard(entity)  # deleted meanwhile: declare it with our arguments
+                self._found.discard(entity)  # deleted meanwhile: declare it with our arguments
                 return None
             return _error(entity, error)
-        if isinstance(entity, Binding):
-            if error.reply_code == ACCESS_REFUSED and entity.source in self._differing:
-                run.position += 1  # an operator's topology: a publish to the exchange shows whether it routes anywhere
-                return None
-        elif error.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED):
+        if self._found.excuse(entity, error):
+            run.position += 1
+            return None
+        if may_exist(entity, error):
             run.refusal = error
             return None
         return _error(entity, error)

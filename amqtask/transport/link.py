@@ -22,11 +22,12 @@ from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
-from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.protocol.entities import Declaration, Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
-from amqtask.topology.declarations import describe_difference, is_declarable
+from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import FRAME_MAX, unwritable
-from amqtask.transport.errors import ACCESS_REFUSED, PRECONDITION_FAILED, blocked, connection_error, declare_error
+from amqtask.transport.declaring import FoundEntities, may_exist
+from amqtask.transport.errors import blocked, connection_error, declare_error
 from amqtask.transport.fields import install
 from amqtask.transport.frames import (
     CHANNEL,
@@ -48,7 +49,7 @@ from amqtask.transport.url import BrokerAddress, client_properties
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.pika_types import PikaChannel, PikaMethod
+    from amqtask.transport.pika_types import PikaMethod
 
 Warn = Callable[[str], None]
 AnswerClasses: TypeAlias = "type[Any] | tuple[type[Any], ...]"
@@ -107,8 +108,7 @@ class Link:
         # The method whose content is coming, its properties, how much of the body is missing, the body so far.
         self._content: list[Any] = []
         self._declared: set[Declaration] = set()
-        # Entities that exist and that we may not declare: an operator made them.
-        self._as_found: set[Declaration] = set()
+        self._found = FoundEntities()
         self._wrote_at = self._heard_at = time.monotonic()
 
     # -- opening and closing
@@ -460,23 +460,16 @@ class Link:
     # -- declaring
 
     def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
-        """Make sure that entities exist, each once per connection. A queue or exchange that exists with other arguments,
-        or that exists and may not be declared by the user, is used as it is, with a warning.
+        """Make sure that entities exist, each once per connection; some are used as they are found (see `declaring`).
 
         Raises: LinkLost, PublishTimeout, ConnectionBlocked, AccessRefused, PublishError.
         """
         for entity in entities:
             if entity in self._declared or (isinstance(entity, Exchange) and not is_declarable(entity)):
                 continue
-            error = self.declare_one(entity, deadline, passive=False)
-            if isinstance(entity, Binding):
-                # In an operator's topology: a publish to the exchange shows whether it routes anywhere.
-                if error is not None and error.reply_code == ACCESS_REFUSED and entity.source in self._as_found:
-                    error = None
-            elif error is not None:
-                error = self._use_as_found(entity, error, deadline, warn)
-            if error is not None:
-                raise declare_error(entity_name(entity), error) from error
+            refusal = self.declare_one(entity, deadline, passive=False)
+            if refusal is not None and not self._is_found(entity, refusal, deadline, warn):
+                raise declare_error(entity_name(entity), refusal) from refusal
             if len(self._declared) > MOST_DECLARED:
                 self._declared.clear()  # chords' queues come and go; the others are declared once more
             self._declared.add(entity)
@@ -485,19 +478,14 @@ class Link:
         """Declare these entities again when they are needed: they may have been deleted."""
         self._declared.difference_update(entities)
 
-    def _use_as_found(
-        self, entity: Exchange | Queue, error: ChannelClosedByBroker, deadline: float, warn: Warn
-    ) -> ChannelClosedByBroker | None:
-        if error.reply_code not in (PRECONDITION_FAILED, ACCESS_REFUSED):
-            return error
-        if self.declare_one(entity, deadline, passive=True) is not None:
-            return error
-        self._as_found.add(entity)
-        if error.reply_code == ACCESS_REFUSED:
-            warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
-        else:
-            warn(describe_difference(entity, error.reply_text))
-        return None
+    def _is_found(self, entity: Declaration, refusal: ChannelClosedByBroker, deadline: float, warn: Warn) -> bool:
+        """Whether an entity that the broker refused to declare can be used as it is."""
+        if self._found.excuse(entity, refusal):
+            return True
+        if not may_exist(entity, refusal) or self.declare_one(entity, deadline, passive=True) is not None:
+            return False
+        self._found.note(entity, refusal, warn)
+        return True
 
     def declare_one(self, entity: Declaration, deadline: float, *, passive: bool) -> ChannelClosedByBroker | None:
         """Declare an entity, or ask whether it exists; why the broker refuses that.
@@ -551,40 +539,6 @@ def _declaration(entity: Declaration, *, passive: bool) -> tuple[object, type]:
     if entity.to_exchange:
         return spec.Exchange.Bind(destination=entity.destination, **details), spec.Exchange.BindOk
     return spec.Queue.Bind(queue=entity.destination, **details), spec.Queue.BindOk
-
-
-def send_declaration(
-    channel: PikaChannel, entity: Declaration, callback: Callable[[Any], object], *, passive: bool
-) -> None:
-    """The declare or bind method of an entity on a pika channel."""
-    if isinstance(entity, Queue):
-        channel.queue_declare(
-            entity.name,
-            passive=passive or entity.passive,
-            durable=entity.durable,
-            exclusive=entity.exclusive,
-            auto_delete=entity.auto_delete,
-            arguments=entity.argument_map,
-            callback=callback,
-        )
-    elif isinstance(entity, Exchange):
-        channel.exchange_declare(
-            entity.name,
-            exchange_type=entity.type,
-            passive=passive or entity.passive,
-            durable=entity.durable,
-            auto_delete=entity.auto_delete,
-            arguments=dict(entity.arguments),
-            callback=callback,
-        )
-    elif entity.to_exchange:
-        channel.exchange_bind(
-            entity.destination, entity.source.name, entity.routing_key, dict(entity.arguments), callback=callback
-        )
-    else:
-        channel.queue_bind(
-            entity.destination, entity.source.name, entity.routing_key, dict(entity.arguments), callback=callback
-        )
 
 
 def connect(link: Link, addresses: Sequence[BrokerAddress], deadline: float, connect_timeout: float) -> None:

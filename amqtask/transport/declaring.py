@@ -1,0 +1,55 @@
+"""How entities are declared over any connection, and which are used as they are found.
+
+A queue or exchange that exists with other arguments, or that exists and that the user may not declare, was made by an operator:
+it is used as it is, with a warning. A passive declare asks whether it exists. The bindings of an exchange that was found may be
+refused, too: a publish to the exchange shows whether it routes anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from amqtask.protocol.entities import Binding, Declaration, Exchange
+from amqtask.topology.declarations import describe_difference
+from amqtask.transport.errors import ACCESS_REFUSED, PRECONDITION_FAILED, ChannelClosing
+from amqtask.transport.names import entity_name
+
+
+def may_exist(entity: Declaration, refusal: ChannelClosing) -> bool:
+    """Whether an entity that the broker refused to declare may exist, and is to be asked for."""
+    return not isinstance(entity, Binding) and refusal.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED)
+
+
+class FoundEntities(set[Declaration]):
+    """The entities that are used as they are found."""
+
+    def excuse(self, entity: Declaration, refusal: ChannelClosing) -> bool:
+        """Whether this is a binding of such an exchange, which need not be made."""
+        return isinstance(entity, Binding) and refusal.reply_code == ACCESS_REFUSED and entity.source in self
+
+    def note(self, entity: Declaration, refusal: ChannelClosing, warn: Callable[[str], None]) -> None:
+        """The entity exists, though the broker refused to declare it: use it, and warn."""
+        self.add(entity)
+        if refusal.reply_code == ACCESS_REFUSED:
+            warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
+        elif not isinstance(entity, Binding):
+            warn(describe_difference(entity, refusal.reply_text))
+
+
+def declaring(channel: Any, entity: Declaration, *, passive: bool) -> Callable[..., Any]:
+    """The method that declares or binds the entity, of a channel of pika's or aiormq's: they have the same names."""
+    details: dict[str, Any] = {"arguments": dict(entity.arguments)}
+    if isinstance(entity, Binding):
+        if entity.to_exchange:
+            return partial(
+                channel.exchange_bind, entity.destination, entity.source.name, routing_key=entity.routing_key, **details
+            )
+        return partial(
+            channel.queue_bind, entity.destination, entity.source.name, routing_key=entity.routing_key, **details
+        )
+    details.update(passive=passive or entity.passive, durable=entity.durable, auto_delete=entity.auto_delete)
+    if isinstance(entity, Exchange):
+        return partial(channel.exchange_declare, entity.name, exchange_type=entity.type, **details)
+    return partial(channel.queue_declare, entity.name, exclusive=entity.exclusive, **details)
