@@ -22,6 +22,7 @@ from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unr
 from amqtask.ground.deadlines import cancel_all, ended
 from amqtask.protocol.message import Message
 from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
+from amqtask.transport.confirms import MessageIds
 from amqtask.transport.errors import connection_closed_for
 from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.url import BrokerAddress, beginning_with
@@ -88,7 +89,7 @@ class AioPikaPublisher:
         self._nack_patience = nack_patience
         self._refusing = Refusing()
         self._warn = on_warning or _warn
-        self._numbers = itertools.count(1)
+        self._ids = MessageIds()
         self._pid = os.getpid()
         self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = weakref.WeakKeyDictionary()
         # A forked child must not close its parent's connections, not even by forgetting them.
@@ -132,8 +133,7 @@ class AioPikaPublisher:
     # -- one message
 
     async def _publish(self, message: Message, deadline: float) -> None:
-        if message.mandatory and not message.properties.message_id:
-            message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
+        self._ids.complete(message)
         sending = _Sending(message, deadline)
         while not await self._is_sent(sending):
             if sending.is_alone:

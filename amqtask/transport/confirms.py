@@ -8,9 +8,13 @@ two have in common: message id, exchange and routing key. Messages that share al
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Generic, TypeVar
+
+from amqtask.protocol.message import Message
 
 T = TypeVar("T")
 
@@ -53,6 +57,18 @@ class Confirms(Generic[T]):
     def outstanding(self) -> Iterator[T]:
         """The publishes that are not settled yet, oldest first."""
         return iter(self._items.values())
+
+
+class MessageIds:
+    """Gives ids to messages that may come back and have none."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def complete(self, message: Message) -> None:
+        """Give the message an id, if it needs one."""
+        if message.mandatory and not message.properties.message_id:
+            message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
 
 
 class Returns:

@@ -15,7 +15,6 @@ One message, one channel or one host must not hold up all others:
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
 from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
-from amqtask.transport.confirms import Confirms, Returns
+from amqtask.transport.confirms import Confirms, MessageIds, Returns
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.declare import Declarer
@@ -146,7 +145,7 @@ class PikaLoopPublisher:
         # While this timer runs, all messages wait for a declaration. Once one was late, the others pass until all are declared.
         self._in_line: Timer | None = None
         self._is_late = False
-        self._number = 0
+        self._ids = MessageIds()
         # How many messages to publish one at a time, because one of them makes the broker close the channel.
         self._suspects = 0
         self._is_due = False
@@ -198,9 +197,7 @@ class PikaLoopPublisher:
 
     def publish(self, message: Message, on_done: OnDone) -> None:
         """Publish at the end of this turn, in order; `on_done` follows the confirm."""
-        if message.mandatory and not message.properties.message_id:
-            self._number += 1
-            message.properties.message_id = f"{os.getpid()}-{id(self):x}-{self._number}"
+        self._ids.complete(message)
         self._waiting.append(_Pending(message, on_done))
         if not self._is_due:
             self._is_due = True

@@ -27,9 +27,10 @@ def destination(message: Message) -> Destination:
 
 
 class Refusing:
-    """The destinations whose nack was final, and until when a further nack is final at once."""
+    """The destinations whose nack was final; for `seconds` a further nack is final at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = BELIEVED_SECONDS) -> None:
+        self._seconds = seconds
         self._until: dict[Destination, float] = {}
 
     def believes(self, message: Message, now: float) -> bool:
@@ -39,14 +40,14 @@ class Refusing:
             return False
         if until > now:
             return True
-        del self._until[destination(message)]
+        self._until.pop(destination(message), None)
         return False
 
     def note(self, message: Message, now: float) -> None:
         """The message was nacked on every attempt."""
         if len(self._until) > MOST_DESTINATIONS:
             self._until.clear()
-        self._until[destination(message)] = now + BELIEVED_SECONDS
+        self._until[destination(message)] = now + self._seconds
 
 
 MOST_DESTINATIONS = 1000

@@ -10,8 +10,6 @@ dead without a close) or is lost. So it may be stored twice, under the same task
 
 from __future__ import annotations
 
-import itertools
-import os
 import sys
 import time
 import warnings
@@ -28,11 +26,11 @@ from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishErro
 from amqtask.ground.by_process import ByProcess
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
-from amqtask.transport.confirms import Confirms, Returns
+from amqtask.transport.confirms import Confirms, MessageIds, Returns
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.links import Links, say_goodbye
-from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, pause_after
+from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
 
 # How many publishes of one batch may wait for their confirm at once.
@@ -233,12 +231,11 @@ class PikaPublisher:
         self._pool_limit = pool_limit or 1_000_000
         self._connect_timeout = connect_timeout
         self._warn = on_warning or _warn
-        self._numbers = itertools.count(1)
+        self._ids = MessageIds()
         make = partial(PublishingLink, heartbeat=heartbeat, name=client_name)
         self._links = ByProcess(partial(Links, self._pool_limit, make), Links[PublishingLink].forget)
         weakref.finalize(self, say_goodbye, self._links, 1.0)
-        # Until when a nack for this exchange and routing key is final at once, because every host has confirmed one.
-        self._refused: dict[tuple[str, str], float] = {}
+        self._refusing = Refusing(BELIEVED)
 
     # -- the contract
 
@@ -251,8 +248,7 @@ class PikaPublisher:
     def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
         """Publish all before the first confirm is awaited; one entry per message, None for a stored one."""
         for message in messages:
-            if message.mandatory and not message.properties.message_id:
-                message.properties.message_id = f"{os.getpid()}-{id(self):x}-{next(self._numbers)}"
+            self._ids.complete(message)
         work = _Work(messages, self._deadline(timeout))
         while not work.is_over:
             if work.pause:
@@ -353,12 +349,12 @@ class PikaPublisher:
         A channel that was open before a queue's leader was lost may nack until that leader is back; a new channel stops doing so
         once there is another leader, which takes some seconds."""
         work, now = batch.work, time.monotonic()
-        keys = {(work.messages[index].exchange, work.messages[index].routing_key) for index in batch.nacked}
-        if not all(self._refused.get(key, 0.0) > now for key in keys):
+        messages = [work.messages[index] for index in batch.nacked]
+        if not all(self._refusing.believes(message, now) for message in messages):
             if work.is_worth_another(link.address, is_new, now, self._addresses):
                 return False
-            self._refused = {key: until for key, until in self._refused.items() if until > now}
-            self._refused.update(dict.fromkeys(keys, now + BELIEVED))
+            for message in messages:
+                self._refusing.note(message, now)
         hosts = [f"{address.host}:{address.port}" for address in work.refusing or [link.address]]
         for index in batch.nacked:
             work.settle(index, refused(work.messages[index], hosts))
