@@ -22,9 +22,10 @@ from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unr
 from amqtask.ground.deadlines import cancel_all, ended
 from amqtask.protocol.message import Message
 from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
+from amqtask.transport.attempts import MOST_LOSSES, NO_DEADLINE, SUSPICIOUS_LOSSES, Attempt
 from amqtask.transport.confirms import MessageIds
 from amqtask.transport.errors import connection_closed_for
-from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing, pause_after
+from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing
 from amqtask.transport.url import BrokerAddress, beginning_with
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 500
-# A message that was under way so often when a connection ended goes alone; so often alone, and it is to blame.
-SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
-NO_DEADLINE = 365 * 86400.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 
 
@@ -49,19 +47,15 @@ class _LoopState:
         self.left_at = float("-inf")
 
 
-class _Sending:
-    """One message under way, and what went wrong with it so far."""
+class _Sending(Attempt):
+    """One message under way, and how it goes again."""
 
     def __init__(self, message: Message, deadline: float) -> None:
-        self.message = message
+        super().__init__(message)
         self.deadline = deadline
         self.pause = FIRST_PAUSE
         # The broker closed the channel or the connection while it was under way.
         self.is_suspect = self.is_alone = False
-        self.is_declared_anew = False
-        self.losses = 0
-        self.nacks = 0
-        self.give_up_at = 0.0
 
 
 class AioPikaPublisher:
@@ -150,10 +144,8 @@ class AioPikaPublisher:
         except Suspected:
             sending.is_suspect = True
         except Unroutable:
-            # Its exchange or queue may have been deleted since: once more, with all declarations.
-            if not message.declare or sending.is_declared_anew:
+            if not sending.declares_anew():
                 raise
-            sending.is_declared_anew = True
             line.forget(message.declare)
         except Nacked as nacked:
             await self._after_nack(sending, line, nacked.error)
@@ -181,14 +173,8 @@ class AioPikaPublisher:
     async def _after_nack(self, sending: _Sending, line: Line, error: PublishError) -> None:
         """The line has a new channel; when that does not help either, another host."""
         now = _now()
-        if not sending.nacks:
-            sending.give_up_at = min(sending.deadline, now + self._nack_patience)
-        sending.nacks += 1
-        pause = pause_after(sending.nacks)
-        if self._refusing.believes(sending.message, now):
-            raise error
-        if now + pause >= sending.give_up_at:
-            self._refusing.note(sending.message, now)
+        pause = sending.pause_after_nack(self._refusing, now, min(sending.deadline, now + self._nack_patience))
+        if pause is None:
             raise error
         state = self._state()
         is_due = sending.nacks > 1 and len(self._addresses) > 1 and now - state.left_at > self._nack_patience

@@ -28,6 +28,7 @@ from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
 from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
+from amqtask.transport.attempts import CONNECTION_FORCED, MOST_LOSSES, SUSPICIOUS_LOSSES, Attempt
 from amqtask.transport.confirms import Confirms, MessageIds, Returns
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
@@ -41,7 +42,7 @@ from amqtask.transport.errors import (
     unroutable,
 )
 from amqtask.transport.link import MOST_DECLARED
-from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing, pause_after
+from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 
@@ -54,11 +55,8 @@ OnDone = Callable[["PublishError | None"], None]
 # The most unconfirmed messages; further ones wait here, where they cost the broker nothing.
 WINDOW = 2000
 # Codes with which a broker closes the connection of a client that sent invalid frames
-# (https://www.rabbitmq.com/amqp-0-9-1-reference#constants); and the code of a broker that shuts down.
+# (https://www.rabbitmq.com/amqp-0-9-1-reference#constants).
 NONSENSE = range(501, 506)
-CONNECTION_FORCED = 320
-# A message that was under way so often when the connection was cut goes alone, and after so many times alone it fails.
-SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
 # After so many seconds without a confirm (doubled each time, up to the second value) all messages go to another host.
 CONFIRM_SECONDS, MOST_CONFIRM_SECONDS = 4, 64
 LOOK_SECONDS = 1.0
@@ -68,18 +66,14 @@ SETTLE_SECONDS = 1.0
 IN_LINE_SECONDS = 0.3
 
 
-class _Pending:
-    """A message that is not confirmed yet."""
+class _Pending(Attempt):
+    """A message that is not confirmed yet, and who waits for that."""
 
-    __slots__ = ("give_up_at", "is_second_try", "losses", "message", "nacks", "on_done")
+    __slots__ = ("on_done",)
 
     def __init__(self, message: Message, on_done: OnDone) -> None:
-        self.message = message
+        super().__init__(message)
         self.on_done = on_done
-        self.is_second_try = False
-        self.nacks = 0
-        self.losses = 0
-        self.give_up_at = 0.0
 
 
 class _ConfirmingChannel:
@@ -281,11 +275,9 @@ class PikaLoopPublisher:
     def _goes_again(self, pending: _Pending) -> bool:
         """Publish a returned message once more, with all its declarations, because its queue may have been deleted since.
         False when that has been done already."""
-        declare = pending.message.declare
-        if not declare or pending.is_second_try:
+        if not pending.declares_anew():
             return False
-        pending.is_second_try = True
-        self._declared.difference_update(declare)
+        self._declared.difference_update(pending.message.declare)
         self._declared_tuples.clear()
         self._waiting.appendleft(pending)
         return True
@@ -299,16 +291,9 @@ class PikaLoopPublisher:
 
     def _nacked(self, confirming: _ConfirmingChannel, pending: _Pending) -> None:
         now = time.monotonic()
-        message = pending.message
-        if not pending.nacks:
-            pending.give_up_at = now + self._nack_patience
-        pending.nacks += 1
-        pause = pause_after(pending.nacks)
-        if self._refusing.believes(message, now):
-            self._settled(pending, refused(message))
-        elif now + pause > pending.give_up_at:
-            self._refusing.note(message, now)
-            self._settled(pending, refused(message))
+        pause = pending.pause_after_nack(self._refusing, now, now + self._nack_patience)
+        if pause is None:
+            self._settled(pending, refused(pending.message))
         else:
             self._held[pending] = self._loop.call_later(pause, partial(self._queue_again, pending))
             self._change(confirming, now, is_first=pending.nacks == 1)

@@ -26,6 +26,7 @@ from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishErro
 from amqtask.ground.by_process import ByProcess
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
+from amqtask.transport.attempts import CONNECTION_FORCED, NO_DEADLINE
 from amqtask.transport.confirms import Confirms, MessageIds, Returns
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.link import Link, LinkLost, connect
@@ -37,14 +38,11 @@ from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
 WINDOW = 2000
 # Bytes that are gathered before they are written.
 BURST = 65536
-NO_DEADLINE = 365 * 86400.0
 # Pause before going on over a new connection when one has just been lost twice in a row (seconds).
 LOST_PAUSE = 0.1
 # When a link gives no confirm for this part of the remaining time, its broker is asked for an answer, and has as long for that;
 # SHORTEST and LONGEST are the limits in seconds.
 PATIENCE, SHORTEST, LONGEST = 0.25, 0.25, 10.0
-# The broker's code for a connection that an operator, or a node that stops, has closed.
-CONNECTION_FORCED = 320
 # After a nack that all hosts have confirmed, further nacks for that destination are final at once for so many seconds.
 BELIEVED = 1.0
 
