@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from amqtask.exceptions import PublishError
 
 if TYPE_CHECKING:
-    from amqtask.protocol.entities import Binding, Declaration, Queue
+    from amqtask.protocol.entities import Declaration, Queue
     from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.errors import ChannelClosing
 
@@ -177,9 +177,6 @@ class Collector(Protocol):
         them after all. `on_done(…)` follows in any case."""
 
     def stop(self) -> None: ...
-
-
-BindingPlan = Callable[["Queue"], "tuple[Binding, ...]"]
 
 
 class QueueReader(Protocol):
