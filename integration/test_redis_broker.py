@@ -200,6 +200,21 @@ class TestRedis(RedisSuite):
 
         assert [listener.bodies for listener in listeners] == [[b"to all"], [b"to all"]]
 
+    def test_a_consumer_answers_what_came_off_lists_and_off_channels(self) -> None:
+        exchange, queue = Exchange(self.name("x"), "fanout"), Queue(self.name(), arguments=CLASSIC)
+        listener, consumer = self.consume(queue, Queue(self.name(), exchange=exchange, exclusive=True))
+
+        for number in range(20):
+            self.publish(queue, b"list %d" % number)
+            self.publisher.publish(Message(b"channel %d" % number, Properties(), exchange.name, "", (exchange,)))
+        self.until(lambda: len(listener.deliveries) == 40)
+        for delivery in listener.deliveries:
+            consumer.ack(delivery.tag)
+        self.settle()
+
+        assert not self.held(queue)
+        assert len({delivery.tag for delivery in listener.deliveries}) == 40
+
     # -- what Redis does not have
 
     def test_what_redis_lacks_is_refused_with_the_alternative(self) -> None:
@@ -258,6 +273,39 @@ def test_a_replica_a_wrong_password_and_nobody_are_errors_of_their_own(node: Red
         _publisher(f"redis://127.0.0.1:{free_port()}").publish(_message("q"))
 
 
+def test_a_redis_that_evicts_queues_is_told_of(node: RedisServer) -> None:
+    with redis.Redis.from_url(node.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    loop, listener = PikaLoop(), Listener()
+    consumer = open_broker(BrokerOptions(node.url), {}).consumer(loop, listener, name="test", heartbeat=None)
+    consumer.start()
+    _turn(loop, lambda: listener.warnings)
+    _stop(loop, consumer)
+
+    assert "Set noeviction" in listener.warnings[0]
+
+
+def test_a_user_needs_the_rights_that_the_documentation_lists(node: RedisServer) -> None:
+    with redis.Redis.from_url(node.url) as client:
+        client.acl_setuser(
+            "app", enabled=True, passwords=["+secret"], keys=["*"], channels=["*"], categories=["+@all", "-@dangerous"],
+            commands=["+info"],
+        )  # fmt: skip
+    url = node.url.replace("://", "://app:secret@")
+    loop, listener = PikaLoop(), Listener(acks=True)
+    broker = open_broker(BrokerOptions(url), {})
+    consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
+    consumer.add_queue(Queue("q"), prefetch=10)
+    consumer.start()
+    publisher = broker.publisher(name="test", on_warning=lambda text: None)
+    publisher.publish(_message("q"))
+    _turn(loop, lambda: listener.deliveries)
+    publisher.close()
+    _stop(loop, consumer)
+
+    assert not listener.warnings
+
+
 def test_a_failover_of_sentinels_is_followed(sentinel: Sentinel) -> None:
     options = BrokerOptions(
         sentinel.url, publish_timeout=60.0, transport_options={"master_name": sentinel.master_name}, connect_timeout=1.0
@@ -274,11 +322,8 @@ def test_a_failover_of_sentinels_is_followed(sentinel: Sentinel) -> None:
     sentinel.master.kill()
     publisher.publish(_message("q", b"after"))
     _turn(loop, lambda: b"after" in listener.bodies)
-    stopped: list[bool] = []
-    consumer.stop(on_stopped=lambda: stopped.append(True))
-    _turn(loop, lambda: stopped)
+    _stop(loop, consumer)
     publisher.close()
-    loop.close()
 
 
 def test_an_event_loop_publishes_and_tells_what_went_wrong(redis_url: str) -> None:
@@ -303,3 +348,10 @@ def test_an_event_loop_publishes_and_tells_what_went_wrong(redis_url: str) -> No
 
 def _turn(loop: PikaLoop, condition: Callable[[], object]) -> None:
     eventually(condition, sleep=loop.run_once)
+
+
+def _stop(loop: PikaLoop, consumer: Consumer) -> None:
+    stopped: list[bool] = []
+    consumer.stop(on_stopped=lambda: stopped.append(True))
+    _turn(loop, lambda: stopped)
+    loop.close()

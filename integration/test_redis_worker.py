@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,7 +15,6 @@ from amqtask import AmqTask, chain, group
 from amqtask.exceptions import TaskRevokedError
 from integration import beats, celery_peer
 from integration.celery_peer import CeleryWorker
-from integration.servers import RedisServer
 from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
@@ -195,58 +191,3 @@ def test_a_killed_leader_of_beats_is_followed_and_no_due_time_is_lost(redis_url:
 
     assert report.is_good, str(report)
     assert report.takeovers[0][1] < 60
-
-
-# -- nothing is lost
-
-
-def test_a_killed_workers_task_is_back_within_its_lease(on_redis: OnRedis, tmp_path: Path) -> None:
-    with on_redis.worker("-c", "1") as worker:
-        running = on_redis.send("wait_for", str(tmp_path / "started"), str(tmp_path / "release"))
-        eventually((tmp_path / "started").exists)
-        worker.kill()
-        killed = time.monotonic()
-    (tmp_path / "release").touch()
-
-    with on_redis.worker("-c", "1"):
-        assert running.get(timeout=120) == "released"
-        assert time.monotonic() - killed < 60  # 30 s of lease, 5 s until somebody looks, and a slow machine
-    assert on_redis.held == 0
-
-
-def test_tasks_survive_killed_children_and_killed_connections(on_redis: OnRedis, tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
-    with on_redis.worker("-c", "2") as worker:
-        for number in range(300):
-            on_redis.send("leave", str(journal), str(number))
-            if number % 60 == 30:
-                on_redis.client.client_kill_filter(_type="normal", skipme=True)
-            elif number % 60 == 0:
-                for child in worker.children:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child, signal.SIGKILL)
-        eventually(lambda: _lines(journal) >= {str(number) for number in range(300)})
-        assert worker.stop() == 0
-    assert on_redis.held == 0
-
-
-def test_tasks_survive_a_restart_of_redis_that_writes_to_its_disk(tmp_path: Path, redis_url: str) -> None:
-    server = RedisServer("--appendonly", "yes", "--appendfsync", "always").start()
-    on_redis, journal = OnRedis(server.url), tmp_path / "journal"
-    try:
-        with on_redis.worker("-c", "2") as worker:
-            for number in range(200):
-                on_redis.send("leave", str(journal), str(number), ignore_result=True)
-                if number == 100:
-                    server.kill()
-                    server.start()
-            eventually(lambda: _lines(journal) >= {str(number) for number in range(200)})
-            assert worker.stop() == 0
-        assert on_redis.held == 0
-    finally:
-        on_redis.app.close()
-        server.remove()
-
-
-def _lines(path: Path) -> set[str]:
-    return set(path.read_text().split()) if path.exists() else set()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from integration.conftest import Broker
 from integration.nodes import free_port
@@ -23,18 +24,24 @@ TUTORIALS = ROOT / "examples" / "tutorials"
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
-@pytest.fixture
-def project(broker_url: str, redis_url: str, rabbit: Broker, tmp_path: Path) -> Iterator[Callable[..., Project]]:
-    """A copy of an example. They share the default queue, so it goes before and after each test."""
+@pytest.fixture(params=["rabbitmq", "redis"])
+def project(
+    broker_url: str, redis_url: str, rabbit: Broker, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Project]]:
+    """A copy of an example, on either broker. They share the default queue, so it goes before and after each test."""
+    own_database = f"{redis_url.rpartition('/')[0]}/14"
+    broker = broker_url if request.param == "rabbitmq" else own_database
 
     def clean() -> None:
         for queue in ("amqtask", "amqtask.dead", "cma_queue", "cma_queue.dead"):
             rabbit.channel().queue_delete(queue)
+        with redis.Redis.from_url(own_database) as client:
+            client.flushdb()
 
     def make(name: str, **environment: str) -> Project:
         folder = tmp_path / name
         shutil.copytree(TUTORIALS / name, folder)
-        return Project(folder, broker_url=broker_url, backend=redis_url, **environment)
+        return Project(folder, broker_url=broker, backend=redis_url, **environment)
 
     clean()
     yield make

@@ -47,12 +47,18 @@ class Consumed:
 
 
 class Held(NamedTuple):
-    """A delivery that is not answered. `failures`: of its deliveries before. `is_stored`: False for one off a channel."""
+    """A delivery that is not answered. `failures`: of its deliveries before. `tag`: its number in Redis; 0 for one off a channel,
+    which Redis does not keep."""
 
     consumed: Consumed
     message: Incoming
     failures: int
-    is_stored: bool
+    tag: int
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether Redis keeps it."""
+        return self.tag > 0
 
 
 class Letter(NamedTuple):

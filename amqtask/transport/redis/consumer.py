@@ -11,7 +11,6 @@ back when its lease is over: every consumer looks for that.
 from __future__ import annotations
 
 import uuid
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,28 +21,26 @@ from amqtask.protocol.entities import Binding, Declaration, Queue
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
 from amqtask.transport.deaths import DELIVERY_LIMIT, REJECTED
+from amqtask.transport.redis.answers import FAILURE, MOST_ANSWERS, NEVER_CAME, NO_FAILURE, Answers
 from amqtask.transport.redis.batch import Declared
-from amqtask.transport.redis.consumed import Consumed, Held, dead_letter
+from amqtask.transport.redis.consumed import Consumed, Held
 from amqtask.transport.redis.envelope import incoming, with_failures
 from amqtask.transport.redis.errors import publish_error
 from amqtask.transport.redis.housekeeping import Housekeeping
-from amqtask.transport.redis.keys import list_keys
 from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, LEASE_SECONDS, Layout
 from amqtask.transport.redis.link import Link
 from amqtask.transport.redis.resp import Push, ReplyError
-from amqtask.transport.redis.scripts import ACK, BURY, DELETE, GIVE_BACK, LEAVE, PUBLISH, RENEW, RESERVE
+from amqtask.transport.redis.scripts import DELETE, LEAVE, RENEW
+from amqtask.transport.redis.taking import Taking
+from amqtask.transport.redis.timers import Timers
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import Timer, TurnLoop
+    from amqtask.ground.loop import TurnLoop
     from amqtask.transport.contract import ConsumerListener
     from amqtask.transport.redis.places import Way
 
-# Messages of one script, and tags of one answer.
-MOST_AT_ONCE, MOST_ANSWERS = 200, 1000
-# Failures of a message that was not delivered, and of one that is given back without blame.
-NEVER_CAME, NO_FAILURE, FAILURE = -1, 0, 1
-# Seconds between two attempts at a script that Redis refused, and looks at queues of which Redis has said nothing.
-RETRY_SECONDS, LOOK_SECONDS, LOOK_ALONE_SECONDS, LOOK_OFTEN_SECONDS = 0.5, 5.0, 1.0, 0.1
+# Seconds between two attempts to declare what Redis refused.
+RETRY_SECONDS = 0.5
 
 
 class RedisConsumer:
@@ -67,24 +64,19 @@ class RedisConsumer:
         self._declared = Declared(layout, listener.on_warning)
         self._link = Link(way, layout, loop, self, name=name, connect_timeout=connect_timeout)
         self._housekeeping = Housekeeping(self._link, layout, loop, listener.on_warning)
-        # By which Redis knows it, and the number of its next delivery.
+        # By which Redis knows it.
         self._id = uuid.uuid4().hex
-        self._next = 1
+        self._timers = Timers(loop)
+        self._taking = Taking(self._link, layout, loop, self._timers, self._id, self)
+        self._answers = Answers(
+            self._link, layout, loop, self._timers, self._id, on_sent=self._taking.take, complain=self.complain
+        )
+        # The number of the last delivery.
+        self._number = 0
         self._epoch = 0
         self._queues: dict[str, Consumed] = {}
         self._held: dict[int, Held] = {}
-        # Answers that are not sent, or not confirmed: numbers to ack; (number, failures) to give back.
-        self._acks: list[int] = []
-        self._returns: list[tuple[int, int]] = []
-        self._is_answer_due = self._is_taking = False
-        # The queues whose lists are empty, and of which Redis says so when something comes.
-        self._watched: set[str] = set()
         self._is_consuming = self._is_paused = self._is_stopped = False
-        self._timers: dict[str, Timer] = {}
-        # It is being stopped, and waits for what it has asked for.
-        self._on_taken: Callable[[], None] | None = None
-        # Whether Redis says when a list changes.
-        self._is_told = True
         self._complaint = ""
 
     # -- the contract
@@ -128,33 +120,33 @@ class RedisConsumer:
         consumed = self._queues.get(queue)
         if consumed is not None:
             consumed.prefetch = prefetch
-            self._take_soon()
+            self._taking.take_soon()
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """It is done."""
-        for number, held in self._settled(tag, multiple=multiple):
+        for held in self._settled(tag, multiple=multiple):
             if held.is_stored:
-                self._acks.append(number)
-        self._answer_soon()
+                self._answers.ack(held.tag)
+        self._taking.take_soon()
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Give it back as a failed delivery, or dead-letter it."""
-        for number, held in self._settled(tag):
+        for held in self._settled(tag):
             limit = held.consumed.delivery_limit
             if not requeue:
-                self._bury(number, held, REJECTED)
+                self._answers.bury(held, REJECTED)
             elif limit is not None and held.failures >= limit:
-                self._bury(number, held, DELIVERY_LIMIT)
+                self._answers.bury(held, DELIVERY_LIMIT)
             else:
-                self._give_back(number, held, FAILURE)
+                self._give_back(held, FAILURE)
 
     def nack(self, tag: int, *, requeue: bool = True) -> None:
         """Give it back without blame, or dead-letter it."""
-        for number, held in self._settled(tag):
+        for held in self._settled(tag):
             if requeue:
-                self._give_back(number, held, NO_FAILURE)
+                self._give_back(held, NO_FAILURE)
             else:
-                self._bury(number, held, REJECTED)
+                self._answers.bury(held, REJECTED)
 
     def pause(self) -> None:
         """Take no more."""
@@ -170,21 +162,15 @@ class RedisConsumer:
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Send the answers, give back what is unanswered, disconnect."""
         self._is_stopped, self._is_consuming = True, False
-        for timer in self._timers.values():
-            timer.cancel()
+        self._timers.stop()
         self._housekeeping.stop()
-        if self._is_taking and self._link.is_open:  # what is on its way goes back as well
-            self._on_taken = partial(self._stop, on_stopped)
-        else:
-            self._stop(on_stopped)
+        self._taking.finish(partial(self._stop, on_stopped))
 
-    def _stop(self, on_stopped: Callable[[], None] | None) -> None:
+    def _stop(self, on_stopped: Callable[[], None] | None, on_the_way: list[tuple[int, bytes]]) -> None:
         if self._link.is_open:
-            # The newest first, so that the oldest is the first again.
-            self._returns += [(number, NO_FAILURE) for number, held in self._held.items() if held.is_stored]
-            self._returns.sort(reverse=True)
+            held = [(held.tag, NO_FAILURE) for held in self._held.values() if held.is_stored]
             self._held.clear()
-            self._send_answers()
+            self._answers.give_back_all([*held, *((tag, _blame(failed)) for tag, failed in on_the_way)])
             alone = [name for name, consumed in self._queues.items() if consumed.is_alone]
             if alone:
                 self._link.run(_nothing, LEAVE, self._id, *alone)
@@ -205,30 +191,18 @@ class RedisConsumer:
         """Log in is done: declare, and take."""
         self._complaint = ""
         self._declared.forget_all()
-        self._link.send(self._tracks, "CLIENT", "TRACKING", "ON", "OPTIN")
+        self._taking.opened()
         for consumed in self._queues.values():
             consumed.is_set_up = False
         if not self._no_ack:
             self._housekeeping.start()
             self._renew()
-        self._send_answers()
+        self._answers.send()
         self._set_up()
-        self._look_later()
-
-    def _tracks(self, reply: Any) -> None:
-        """Without CLIENT TRACKING the lists are looked at often."""
-        self._is_told = not isinstance(reply, ReplyError)
-        if not self._is_told:
-            self._complain(
-                f"Redis at {self._link.server} refuses CLIENT TRACKING ({clause(str(reply))}): it is asked for messages ten "
-                "times a second"
-            )
-            self._look_later()
 
     def on_lost(self, error: Exception) -> None:
         """What is held stays held."""
-        self._is_taking = False
-        self._watched.clear()
+        self._taking.lost()
         self._listener.on_warning(
             f"the connection to Redis at {self._link.server} was lost ({clause(str(error))}). What this worker holds stays "
             f"its own for {self._lease:g} s. Connecting again."
@@ -247,8 +221,7 @@ class RedisConsumer:
         kind, *fields = push.fields
         if kind == b"invalidate":
             self._housekeeping.changed(fields[0])
-            self._watched.clear()
-            self._take_soon()
+            self._taking.changed()
         elif kind == b"pmessage":
             self._published(fields[0].decode(), fields[2])
 
@@ -288,8 +261,8 @@ class RedisConsumer:
             if isinstance(error, AccessRefused):
                 self._fail(error)
             else:
-                self._complain(str(error))
-                self._later("set up", RETRY_SECONDS, self._set_up)
+                self.complain(str(error))
+                self._timers.later("set up", RETRY_SECONDS, self._set_up)
         elif not isinstance(reply, ConnectionError):
             on_reply(reply)
 
@@ -300,7 +273,7 @@ class RedisConsumer:
             self._is_consuming = True
             self._epoch = max(1, self._epoch)
             self._listener.on_consuming(self._epoch)
-        self._take()
+        self._taking.take()
 
     def _unsubscribe(self, consumed: Consumed) -> None:
         if consumed.pattern is not None and consumed.is_set_up:
@@ -308,234 +281,99 @@ class RedisConsumer:
             if self._link.is_open:
                 self._link.send(_nothing, "PUNSUBSCRIBE", consumed.pattern)
 
-    # -- taking
+    # -- what comes
 
-    def _take_soon(self) -> None:
-        if not self._is_taking:
-            self._loop.call_soon(self._take)
+    @property
+    def takes(self) -> bool:
+        """Whether it wants messages now."""
+        return self.is_consuming and not self._is_stopped
 
-    def _take(self) -> None:
-        """Ask for as many messages as there is room for."""
-        if self._is_taking or not self._link.is_open or not self.is_consuming:
-            return
-        wanted: list[Any] = []
-        for consumed in self._lists():
-            if consumed.room and consumed.queue.name not in self._watched:
-                wanted += (consumed.queue.name, consumed.room, "1" if consumed.is_alone else "")
-        if wanted:
-            self._is_taking = True
-            lease = "" if self._no_ack else self._lease
-            self._link.run(self._taken, RESERVE, self._id, self._next, lease, MOST_AT_ONCE, *wanted)
-
-    def _lists(self) -> list[Consumed]:
+    @property
+    def lists(self) -> list[Consumed]:
+        """The queues that are no channels, and set up."""
         return [consumed for consumed in self._queues.values() if consumed.pattern is None and consumed.is_set_up]
 
-    def _taken(self, reply: Any) -> None:
-        self._is_taking = False
-        on_taken, self._on_taken = self._on_taken, None
-        if on_taken is not None:
-            fields = [] if isinstance(reply, Exception) else reply[1:]
-            self._returns += [
-                (self._next + at // 3, NO_FAILURE if fields[at + 2] else NEVER_CAME) for at in range(0, len(fields), 3)
-            ]
-            on_taken()
-            return
-        if isinstance(reply, ReplyError):
-            self._complain(str(publish_error(reply, self._link.server)))
-            self._later("take", RETRY_SECONDS, self._take)
-        if isinstance(reply, Exception):
-            return
-        has_more, *fields = reply
-        for at in range(0, len(fields), 3):
-            self._received(fields[at].decode(), fields[at + 1], fields[at + 2])
-        if has_more or fields:
-            self._take_soon()
-        else:
-            self._watch()
+    @property
+    def lease(self) -> float | str:
+        """Seconds for which a message is its own; "" without acks."""
+        return "" if self._no_ack else self._lease
 
-    def _received(self, queue: str, text: bytes, failed: bytes) -> None:
-        number, self._next = self._next, self._next + 1
+    def received(self, tag: int, queue: str, text: bytes, failed: bytes) -> None:
+        """A message off a list."""
         consumed = self._queues.get(queue)
-        message = incoming(text)
-        failures = int(failed or 0)
         if consumed is None or self._is_paused or self._is_stopped:  # since it was asked for
             if not self._no_ack:
-                self._returns.append((number, NEVER_CAME if not failed else NO_FAILURE))
-                self._answer_soon()
+                self._answers.give_back(tag, _blame(failed))
             return
-        is_again = bool(failed) or message.redelivered
-        if self._no_ack:
-            self._deliver(number, queue, message, failures, is_again=is_again)
-            return
-        held = Held(consumed, message, failures, is_stored=True)
-        consumed.held += 1
-        self._held[number] = held
+        message = incoming(text)
+        held = Held(consumed, message, int(failed or 0), tag)
         limit = consumed.delivery_limit
-        if limit is not None and failures > limit:
-            self._settled(number)
-            self._bury(number, held, DELIVERY_LIMIT)
+        if limit is not None and held.failures > limit and not self._no_ack:
+            self._answers.bury(held, DELIVERY_LIMIT)
         else:
-            self._deliver(number, queue, message, failures, is_again=is_again)
+            self._deliver(held, is_again=bool(failed) or message.redelivered)
 
     def _published(self, pattern: str, text: bytes) -> None:
         """A message off a channel: it is nowhere else."""
         consumed = next((each for each in self._queues.values() if each.pattern == pattern), None)
-        if consumed is None or self._is_paused or self._is_stopped:
-            return
-        number, self._next = self._next, self._next + 1
-        message = incoming(text)
-        if not self._no_ack:
-            consumed.held += 1
-            self._held[number] = Held(consumed, message, 0, is_stored=False)
-        self._deliver(number, consumed.queue.name, message, 0, is_again=False)
+        if consumed is not None and not self._is_paused and not self._is_stopped:
+            self._deliver(Held(consumed, incoming(text), 0, 0), is_again=False)
 
-    def _deliver(self, number: int, queue: str, message: Any, failures: int, *, is_again: bool) -> None:
+    def _deliver(self, held: Held, *, is_again: bool) -> None:
+        self._number += 1
+        if not self._no_ack:
+            held.consumed.held += 1
+            self._held[self._number] = held
+        message = held.message
         self._listener.on_delivery(
             Delivery(
                 message.body,
-                with_failures(message.properties, failures),
+                with_failures(message.properties, held.failures),
                 message.exchange,
                 message.routing_key,
                 is_again,
-                queue,
-                number,
+                held.consumed.queue.name,
+                self._number,
                 self._epoch,
             )
         )
 
-    # -- watching
-
-    def _watch(self) -> None:
-        """Have Redis say when something comes; what came meanwhile is in its answer. Queues that another consumer may have
-        alone are looked at now and then: they hold something all the time."""
-        names = [each.queue.name for each in self._lists() if each.room and not each.is_alone]
-        if not names or not self._link.is_open:
-            return
-        self._watched.update(names)
-        keys = [key for name in names for key in list_keys(self._layout.prefix, name)]
-        self._link.send(_nothing, "CLIENT", "CACHING", "YES")
-        self._link.send(self._counted, "EXISTS", *keys)
-        self._link.send(_nothing, "CLIENT", "CACHING", "YES")
-        self._link.send(partial(self._found, names), "HMGET", self._layout.key("amqtask.queues"), *names)
-
-    def _counted(self, reply: Any) -> None:
-        if reply != 0:
-            self._watched.clear()
-            self._take_soon()
-
-    def _found(self, names: list[str], reply: Any) -> None:
-        """Which of the queues are declared: an operator may have deleted one."""
-        if not isinstance(reply, list):
-            return
-        for name, arguments in zip(names, reply, strict=True):
-            consumed = self._queues.get(name)
-            if arguments is None and consumed is not None and not consumed.queue.passive and not self._is_stopped:
-                consumed.is_set_up = False
-                self._declared.forget(consumed.declare)
-                self._listener.on_cancelled(name, "it was deleted")
-                self._set_up_soon()
-
-    def _look_later(self) -> None:
-        has_alone = any(consumed.is_alone for consumed in self._queues.values())
-        seconds = LOOK_ALONE_SECONDS if has_alone else LOOK_SECONDS
-        self._later("look", seconds if self._is_told else LOOK_OFTEN_SECONDS, self._look)
-
-    def _look(self) -> None:
-        """Whatever Redis has said or not said."""
-        self._watched.clear()
-        self._take()
-        self._look_later()
+    def deleted(self, queue: str) -> None:
+        """An operator has deleted a queue: it is declared again."""
+        consumed = self._queues.get(queue)
+        if consumed is not None and not consumed.queue.passive and not self._is_stopped:
+            consumed.is_set_up = False
+            self._declared.forget(consumed.declare)
+            self._listener.on_cancelled(queue, "it was deleted")
+            self._set_up_soon()
 
     # -- answers
 
-    def _settled(self, tag: int, *, multiple: bool = False) -> list[tuple[int, Held]]:
-        numbers = [number for number in self._held if number <= tag] if multiple else [tag]
-        settled = [(number, self._held.pop(number)) for number in numbers if number in self._held]
-        for _, held in settled:
+    def _settled(self, number: int, *, multiple: bool = False) -> list[Held]:
+        numbers = [other for other in self._held if other <= number] if multiple else [number]
+        settled = [self._held.pop(other) for other in numbers if other in self._held]
+        for held in settled:
             held.consumed.held -= 1
         return settled
 
-    def _give_back(self, number: int, held: Held, failures: int) -> None:
+    def _give_back(self, held: Held, failures: int) -> None:
         if held.is_stored:
-            self._returns.append((number, failures))
-            self._answer_soon()
+            self._answers.give_back(held.tag, failures)
         else:  # it is nowhere else: it comes again at once
-            held.consumed.held += 1
             again = held._replace(failures=held.failures + failures)
-            self._held[number] = again
-            queue = held.consumed.queue.name
-            self._loop.call_soon(lambda: self._deliver(number, queue, held.message, again.failures, is_again=True))
-
-    def _bury(self, number: int, held: Held, reason: str) -> None:
-        letter = dead_letter(held, reason)
-        if letter is None:
-            if held.is_stored:
-                self._acks.append(number)
-                self._answer_soon()
-        elif self._link.is_open:
-            answered = partial(self._buried, number, held, reason)
-            if held.is_stored:
-                self._link.run(answered, BURY, f"{self._id}:{number}", *letter)
-            else:
-                self._link.run(answered, PUBLISH, self._layout.channels, *letter[:4])
-            self._take_soon()
-        else:
-            self._later(f"bury {number}", RETRY_SECONDS, lambda: self._bury(number, held, reason))
-
-    def _buried(self, number: int, held: Held, reason: str, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            self._later(f"bury {number}", RETRY_SECONDS, lambda: self._bury(number, held, reason))
-
-    def _answer_soon(self) -> None:
-        if not self._is_answer_due:
-            self._is_answer_due = True
-            self._loop.call_last(self._send_answers)
-
-    def _send_answers(self) -> None:
-        """All answers of this turn, then ask for what there is room for now."""
-        self._is_answer_due = False
-        if not self._link.is_open:
-            return
-        acks, self._acks = self._acks, []
-        for start in range(0, len(acks), MOST_ANSWERS):
-            some = acks[start : start + MOST_ANSWERS]
-            self._link.run(partial(self._acked, some), ACK, self._id, *some)
-        returns, self._returns = self._returns, []
-        for start in range(0, len(returns), MOST_ANSWERS):
-            pairs = returns[start : start + MOST_ANSWERS]
-            words = [word for pair in pairs for word in pair]
-            self._link.run(partial(self._returned, pairs), GIVE_BACK, self._id, *words)
-        if acks or returns:
-            self._take()
-
-    def _acked(self, numbers: list[int], reply: Any) -> None:
-        if isinstance(reply, Exception):
-            self._acks += numbers
-            self._answer_later(reply)
-
-    def _returned(self, pairs: list[tuple[int, int]], reply: Any) -> None:
-        if isinstance(reply, Exception):
-            self._returns += pairs
-            self._answer_later(reply)
-
-    def _answer_later(self, error: Exception) -> None:
-        """Over the next connection, or when Redis takes it."""
-        if isinstance(error, ReplyError):
-            self._complain(str(publish_error(error, self._link.server)))
-            self._later("answer", RETRY_SECONDS, self._send_answers)
+            self._loop.call_soon(lambda: self._deliver(again, is_again=True))
 
     # -- the lease
 
     def _renew(self) -> None:
-        self._later("renew", self._lease / 3, self._renew)
+        self._timers.later("renew", self._lease / 3, self._renew)
         if not self._link.is_open:
             return
-        alone = [consumed.queue.name for consumed in self._lists() if consumed.is_alone and consumed.held]
-        numbers = deque(number for number, held in self._held.items() if held.is_stored)
-        while numbers or alone:
-            some = [numbers.popleft() for _ in range(min(MOST_ANSWERS, len(numbers)))]
+        alone = [consumed.queue.name for consumed in self.lists if consumed.is_alone and consumed.held]
+        tags = [held.tag for held in self._held.values() if held.is_stored]
+        for start in range(0, max(len(tags), len(alone)), MOST_ANSWERS):
+            some = tags[start : start + MOST_ANSWERS]
             self._link.run(self._renewed, RENEW, self._id, self._lease, len(alone), *alone, *some)
-            alone = []
 
     @property
     def _lease(self) -> float:
@@ -550,50 +388,40 @@ class RedisConsumer:
     def _renewed(self, reply: Any) -> None:
         if isinstance(reply, Exception) or self._is_stopped:
             return
-        lost = [int(number) for number in reply[0] if int(number) in self._held]
+        tags = {int(tag) for tag in reply[0]}
+        lost = [number for number, held in self._held.items() if held.tag in tags]
         for number in lost:
             self._settled(number)
         if lost or reply[1]:
-            self._lost(lost)
+            self._lost(len(lost))
 
-    def _lost(self, numbers: list[int]) -> None:
+    def _lost(self, count: int) -> None:
         """The lease was over before it was renewed, or Redis has forgotten: others have these messages now."""
-        error = TimeoutError(f"the lease of {len(numbers) or 'a queue'} was over: another consumer has it now")
+        error = TimeoutError("its lease was over before it was renewed: another consumer may have it now")
         if any(consumed.is_alone for consumed in self._queues.values()):
-            for number in sorted(self._held, reverse=True):
-                if self._held[number].is_stored:
-                    self._returns.append((number, NO_FAILURE))
+            self._answers.give_back_all((held.tag, NO_FAILURE) for held in self._held.values() if held.is_stored)
             self._held.clear()
             for consumed in self._queues.values():
                 consumed.held = 0
             self._epoch += 1
             self._listener.on_connection_lost(error)
             self._listener.on_consuming(self._epoch)
-            self._answer_soon()
             return
-        self._complain(
-            f"{len(numbers)} messages were given to other workers, because this one did not renew its hold on them for "
+        self.complain(
+            f"{count} messages were given to other workers, because this one did not renew its hold on them for "
             f"{self._lease:g} s; their tasks may run twice"
         )
 
-    # -- helpers
-
-    def _complain(self, text: str) -> None:
+    def complain(self, text: str) -> None:
+        """Once for what goes on."""
         if text != self._complaint:
             self._complaint = text
             self._listener.on_warning(text)
 
-    def _later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
-        before = self._timers.pop(name, None)
-        if before is not None:
-            before.cancel()
 
-        def run() -> None:
-            self._timers.pop(name, None)
-            if not self._is_stopped:
-                call()
-
-        self._timers[name] = self._loop.call_later(seconds, run)
+def _blame(failed: bytes) -> int:
+    """Whether a message that was taken and not delivered was delivered before."""
+    return NO_FAILURE if failed else NEVER_CAME
 
 
 def _nothing(reply: object) -> None:

@@ -29,14 +29,28 @@ class Housekeeping:
         self._due: Timer | None = None
         self._sweep: Timer | None = None
         self._is_asking = self._has_changed = False
-        self._has_warned = False
+        self._has_warned = self._has_looked = False
 
     def start(self) -> None:
         """A connection is open."""
         self.stop()
         self._is_asking = False
+        self._link.send(self._look_at_settings, "INFO", "memory")
         self._look_at_delayed()
         self._look_for_the_dead()
+
+    def _look_at_settings(self, reply: Any) -> None:
+        """A Redis that makes room by itself deletes queues."""
+        if not isinstance(reply, bytes) or self._has_looked:
+            return
+        self._has_looked = True
+        fields = dict(line.partition(":")[::2] for line in reply.decode(errors="replace").splitlines())
+        policy = fields.get("maxmemory_policy", "")
+        if policy.startswith("allkeys"):
+            self._warn(
+                f"Redis at {self._link.server} has maxmemory-policy {policy}: when its memory is full it deletes queues with "
+                "their messages. Set noeviction"
+            )
 
     def stop(self) -> None:
         """Look no more."""

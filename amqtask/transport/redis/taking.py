@@ -1,0 +1,192 @@
+"""Taking: asks Redis for as many messages as there is room for; when there are none, has it say when some come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from amqtask.ground.printable import clause
+from amqtask.transport.redis.errors import publish_error
+from amqtask.transport.redis.keys import list_keys
+from amqtask.transport.redis.layout import Layout
+from amqtask.transport.redis.link import Link
+from amqtask.transport.redis.resp import ReplyError
+from amqtask.transport.redis.scripts import RESERVE
+from amqtask.transport.redis.timers import Timers
+
+if TYPE_CHECKING:
+    from amqtask.ground.loop import TurnLoop
+    from amqtask.transport.redis.consumed import Consumed
+
+# Messages of one script.
+MOST_AT_ONCE = 200
+# Seconds between two attempts at a script that Redis refused, and between looks at queues of which Redis has said nothing: usual
+# ones, such that another consumer may have alone, and where Redis does not say anything.
+RETRY_SECONDS, LOOK_SECONDS, LOOK_ALONE_SECONDS, LOOK_OFTEN_SECONDS = 0.5, 5.0, 1.0, 0.1
+
+
+# Seconds that one who stops waits for what is on its way.
+FINISH_SECONDS = 5.0
+
+
+class Taker(Protocol):
+    """For whom messages are taken."""
+
+    @property
+    def takes(self) -> bool:
+        """Whether it wants messages now."""
+
+    @property
+    def lists(self) -> list[Consumed]:
+        """Its queues that are lists, and set up."""
+
+    @property
+    def lease(self) -> float | str:
+        """Seconds for which a message is its own; "": it does not acknowledge."""
+
+    def received(self, tag: int, queue: str, text: bytes, failed: bytes) -> None:
+        """A message; `failed` is how often its delivery failed, b"" if it was never delivered."""
+
+    def deleted(self, queue: str) -> None:
+        """Somebody has deleted a queue."""
+
+    def complain(self, text: str) -> None:
+        """For the operator."""
+
+
+class Taking:
+    """Messages are numbered as they are taken: asked again with the same number, Redis answers the same."""
+
+    def __init__(self, link: Link, layout: Layout, loop: TurnLoop, timers: Timers, consumer: str, taker: Taker) -> None:
+        self._link = link
+        self._layout = layout
+        self._loop = loop
+        self._timers = timers
+        self._consumer = consumer
+        self._taker = taker
+        self._next = 1
+        self._is_taking = False
+        # The queues whose lists are empty, and of which Redis says so when something comes.
+        self._watched: set[str] = set()
+        self._is_told = True
+        self._on_taken: Callable[[list[tuple[int, bytes]]], None] | None = None
+
+    # -- events
+
+    def opened(self) -> None:
+        """A new connection."""
+        self._link.send(self._tracks, "CLIENT", "TRACKING", "ON", "OPTIN")
+        self._look_later()
+
+    def _tracks(self, reply: Any) -> None:
+        self._is_told = not isinstance(reply, ReplyError)
+        if not self._is_told:
+            self._taker.complain(
+                f"Redis at {self._link.server} refuses CLIENT TRACKING ({clause(str(reply))}): it is asked for messages ten "
+                "times a second"
+            )
+            self._look_later()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._is_taking = False
+        self._watched.clear()
+
+    def changed(self) -> None:
+        """Redis says that a list has changed."""
+        self._watched.clear()
+        self.take_soon()
+
+    def finish(self, on_taken: Callable[[list[tuple[int, bytes]]], None]) -> None:
+        """Take no more; `on_taken` gets what is on its way: tags, and how often each has failed."""
+        if self._is_taking and self._link.is_open:
+            self._on_taken = on_taken
+            self._loop.call_later(FINISH_SECONDS, lambda: self._finish([]))
+        else:
+            on_taken([])
+
+    def _finish(self, on_the_way: list[tuple[int, bytes]]) -> None:
+        on_taken, self._on_taken = self._on_taken, None
+        if on_taken is not None:
+            on_taken(on_the_way)
+
+    # -- taking
+
+    def take_soon(self) -> None:
+        """At the end of this turn."""
+        if not self._is_taking:
+            self._loop.call_soon(self.take)
+
+    def take(self) -> None:
+        """Ask for as many messages as there is room for."""
+        if self._is_taking or not self._link.is_open or not self._taker.takes:
+            return
+        wanted: list[Any] = []
+        for consumed in self._taker.lists:
+            if consumed.room and consumed.queue.name not in self._watched:
+                wanted += (consumed.queue.name, consumed.room, "1" if consumed.is_alone else "")
+        if wanted:
+            self._is_taking = True
+            self._link.run(self._taken, RESERVE, self._consumer, self._next, self._taker.lease, MOST_AT_ONCE, *wanted)
+
+    def _taken(self, reply: Any) -> None:
+        self._is_taking = False
+        if self._on_taken is not None:
+            fields = [] if isinstance(reply, Exception) else reply[1:]
+            self._finish([(self._next + at // 3, fields[at + 2]) for at in range(0, len(fields), 3)])
+            return
+        if isinstance(reply, ReplyError):
+            self._taker.complain(str(publish_error(reply, self._link.server)))
+            self._timers.later("take", RETRY_SECONDS, self.take)
+        if isinstance(reply, Exception):
+            return
+        has_more, *fields = reply
+        for at in range(0, len(fields), 3):
+            tag, self._next = self._next, self._next + 1
+            self._taker.received(tag, fields[at].decode(), fields[at + 1], fields[at + 2])
+        if has_more or fields:
+            self.take_soon()
+        else:
+            self._watch()
+
+    # -- watching
+
+    def _watch(self) -> None:
+        """Have Redis say when something comes; what came meanwhile is in its answer. Queues that another consumer may have
+        alone are looked at now and then: they hold something all the time."""
+        names = [each.queue.name for each in self._taker.lists if each.room and not each.is_alone]
+        if not names or not self._link.is_open:
+            return
+        self._watched.update(names)
+        keys = [key for name in names for key in list_keys(self._layout.prefix, name)]
+        self._link.send(_nothing, "CLIENT", "CACHING", "YES")
+        self._link.send(self._counted, "EXISTS", *keys)
+        self._link.send(_nothing, "CLIENT", "CACHING", "YES")
+        self._link.send(partial(self._found, names), "HMGET", self._layout.key("amqtask.queues"), *names)
+
+    def _counted(self, reply: Any) -> None:
+        if reply != 0:
+            self.changed()
+
+    def _found(self, names: list[str], reply: Any) -> None:
+        """Which of the queues are declared: an operator may have deleted one."""
+        if isinstance(reply, list):
+            for name, arguments in zip(names, reply, strict=True):
+                if arguments is None:
+                    self._taker.deleted(name)
+
+    def _look_later(self) -> None:
+        has_alone = any(consumed.is_alone for consumed in self._taker.lists)
+        seconds = LOOK_ALONE_SECONDS if has_alone else LOOK_SECONDS
+        self._timers.later("look", seconds if self._is_told else LOOK_OFTEN_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Whatever Redis has said or not said."""
+        self._watched.clear()
+        self.take()
+        self._look_later()
+
+
+def _nothing(reply: object) -> None:
+    """The command's reply says nothing."""
