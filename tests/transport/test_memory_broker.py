@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from amqtask.topology.delays import DelayPlan
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.memory.address import MemoryAddress
+from amqtask.transport.memory.async_publisher import MemoryAsyncPublisher
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.clock import ManualClock
 from amqtask.transport.memory.exchanges import matches_headers, matches_topic
@@ -358,6 +360,24 @@ def test_an_alarm_blocks_publishing_until_it_is_over(bench: Bench) -> None:
     bench.turn()
 
     assert (answers, bench.bodies("q")) == ([None], [b"1"])
+
+
+def test_an_alarm_does_not_hold_up_an_event_loop(bench: Bench) -> None:
+    bench.queue("q")
+    publisher = MemoryAsyncPublisher(PikaPublisher(bench.addresses, timeout=60.0))
+
+    async def publish_during_an_alarm() -> None:
+        bench.broker.block()
+        publishing = asyncio.ensure_future(publisher.publish(Message(b"1", Properties(), "", "q")))
+        await asyncio.sleep(0)
+        assert not publishing.done()
+        bench.broker.unblock()
+        await publishing
+        await publisher.close()
+
+    asyncio.run(publish_during_an_alarm())
+
+    assert bench.bodies("q") == [b"1"]
 
 
 @pytest.mark.parametrize("bench", [{"max_message_size": 10}], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from amqtask.exceptions import PublishError
@@ -10,8 +11,7 @@ from amqtask.transport.contract import Publisher
 
 
 class MemoryAsyncPublisher:
-    """See amqtask.transport.contract.AsyncPublisher. Publishes in the event loop's thread, because this broker answers at once;
-    a broker that is stopped or blocked holds the event loop up."""
+    """See amqtask.transport.contract.AsyncPublisher. Publishes in a thread: no alarm or full queue holds up the event loop."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -21,13 +21,14 @@ class MemoryAsyncPublisher:
 
     async def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Publish; raises the named error of what went wrong."""
-        self._publisher.publish(message, timeout=timeout)
+        await asyncio.to_thread(self._publisher.publish, message, timeout=timeout)
 
     async def publish_many(
         self, messages: Sequence[Message], *, timeout: float | None = None
     ) -> list[PublishError | None]:
         """One entry per message, None for a stored one."""
-        return self._publisher.publish_many(messages, timeout=timeout)
+        return await asyncio.to_thread(self._publisher.publish_many, messages, timeout=timeout)
 
     async def close(self) -> None:
-        """Leave the publisher's connections open: others use them."""
+        """Close idle connections; the publisher opens new ones when it is used again."""
+        self._publisher.close()
