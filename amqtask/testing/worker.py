@@ -18,6 +18,14 @@ from amqtask.worker.worker import Worker
 _NEED_A_PROCESS = GREEN_POOLS | {"prefork"}
 
 
+def _check(app: AmqTask, pool: str) -> None:
+    """Raises: ConfigurationError for a broker or pool that needs processes."""
+    if app.broker.is_shared:
+        raise ConfigurationError("start_worker() is for tests on the in-memory broker: set broker_url = 'memory://'")
+    if pool in _NEED_A_PROCESS:
+        raise ConfigurationError(f"the {pool} pool needs processes of its own: test with solo, threads or asyncio")
+
+
 @contextmanager
 def start_worker(
     app: AmqTask,
@@ -38,10 +46,7 @@ def start_worker(
     name, which several workers at once need (default: celery@ and this host).
     Raises: ConfigurationError for another pool or broker; what ended the worker, from the end of the block; TimeoutError.
     """
-    if app.broker.is_shared:
-        raise ConfigurationError("start_worker() is for tests on the in-memory broker: set broker_url = 'memory://'")
-    if pool in _NEED_A_PROCESS:
-        raise ConfigurationError(f"the {pool} pool needs processes of its own: test with solo, threads or asyncio")
+    _check(app, pool)
     options = WorkerOptions(
         pool=pool,
         concurrency=concurrency,
