@@ -98,7 +98,9 @@ class MemoryBroker:
         self._choose_driver()
 
     def _choose_driver(self) -> None:
-        driver = next((connection.loop for connection in self._connections if connection.loop is not None), None)
+        # The latest: an earlier loop may have ended without closing its connections.
+        loops = (connection.loop for connection in reversed(self._connections))
+        driver = next((loop for loop in loops if loop is not None), None)
         if driver is not self._driver:
             self._driver, self._armed_at = driver, None
             self._arm()
