@@ -46,10 +46,6 @@ def _application(app: Any) -> Any:
     return application
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
 class AsyncResult(WithOthersNames, Generic[R]):
     """The result of a published task; Celery's surface.
 
@@ -114,16 +110,13 @@ class AsyncResult(WithOthersNames, Generic[R]):
         try:
             final = self.final_meta
             if final is None:
-                deadline = None if timeout is None else time.monotonic() + timeout
                 ancestors = self._ancestors() if follow_parents and propagate else {}
                 if ancestors:
-                    final = self.final_meta = self._first_end(ancestors, _left(deadline))
+                    final = self.final_meta = self._first_end(ancestors, timeout)
                 elif on_message is not None:
-                    final = self.final_meta = self._watch(on_message, on_interval, interval, deadline)
+                    final = self.final_meta = self._watch(on_message, on_interval, interval, timeout)
                 else:
-                    final = self.final_meta = self.result_store.wait(
-                        self.id, timeout=_left(deadline), on_interval=on_interval
-                    )
+                    final = self.final_meta = self.result_store.wait(self.id, timeout=timeout, on_interval=on_interval)
             value = self._value(final, propagate)
         except ChordError as error:
             raise (self.error_in_header() if follow_parents else None) or error from None
@@ -148,12 +141,11 @@ class AsyncResult(WithOthersNames, Generic[R]):
         try:
             final = self.final_meta
             if final is None:
-                deadline = None if timeout is None else time.monotonic() + timeout
                 ancestors = self._ancestors() if follow_parents and propagate else {}
                 if ancestors:
-                    final = self.final_meta = await self._afirst_end(ancestors, _left(deadline))
+                    final = self.final_meta = await self._afirst_end(ancestors, timeout)
                 else:
-                    final = self.final_meta = await self.result_store.await_result(self.id, timeout=_left(deadline))
+                    final = self.final_meta = await self.result_store.await_result(self.id, timeout=timeout)
             return self._value(final, propagate)
         except ChordError as error:
             cause = await asyncio.to_thread(self.error_in_header) if follow_parents else None
@@ -193,12 +185,13 @@ class AsyncResult(WithOthersNames, Generic[R]):
         on_message: Callable[[JsonObject], object],
         on_interval: Callable[[], None] | None,
         interval: float,
-        deadline: float | None,
+        timeout: float | None,
     ) -> ResultMessage:
         """Wait as `get` does, and tell of each state on the way."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         reported: ResultMessage | None = None
         while True:
-            remaining = _left(deadline)
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 final = self.result_store.wait(
                     self.id,
@@ -207,7 +200,7 @@ class AsyncResult(WithOthersNames, Generic[R]):
                 )
             except TimeoutError:
                 if remaining is not None and remaining <= interval:
-                    raise
+                    raise self._too_late({}, timeout) from None
                 stored = self.result_store.find(self.id)
                 if stored is not None and not stored.is_ready and stored != reported:
                     reported = stored

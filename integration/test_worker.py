@@ -221,13 +221,13 @@ def test_a_task_waits_for_no_long_one_while_another_worker_is_idle(held: Held) -
 def test_long_tasks_that_follow_short_ones_are_shared_with_a_worker_that_idles(
     rabbit: Broker, held: Held, pool: str
 ) -> None:
-    with worker_of(held, "-P", pool, "-c", "2", "-n", "one@%h"):
+    with worker_of(held, "-P", pool, "-c", "2", "-n", "one@%h") as one:
         first = [held.send("note", f"short-{number}") for number in range(200)]
         assert [result.get(timeout=90) for result in first] == [f"short-{number}" for number in range(200)]
         names = [f"long-{number}" for number in range(8)]
         results = [held.send("hold", name) for name in names]
         eventually(lambda: len(held.runs) == 202)
-        with worker_of(held, "-P", pool, "-c", "2", "-n", "two@%h"):
+        with worker_of(held, "-P", pool, "-c", "2", "-n", "two@%h") as two:
             eventually(lambda: len(held.runs) == 204, what=lambda: f"only {held.runs[200:]} began")
             # What the first one held has gone back, but for one.
             eventually(lambda: rabbit.count(held.queue) >= 2, what="nothing waits in the queue")
@@ -237,7 +237,7 @@ def test_long_tasks_that_follow_short_ones_are_shared_with_a_worker_that_idles(
             for name in names:
                 held.release(name)
             assert [result.get(timeout=90) for result in results] == names
-    assert sorted(held.runs[200:]) == names
+            assert sorted(held.runs[200:]) == names, f"{one.log}\n{two.log}"
 
 
 # -- starting

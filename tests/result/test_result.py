@@ -320,6 +320,11 @@ def test_counting_and_states_of_many(store: Store) -> None:
     assert group.get() == [1, [2]]
 
 
+def test_who_waited_in_vain_is_told_for_how_long(store: Store) -> None:
+    with pytest.raises(TimeoutError, match=r"no result of task a within 0\.01 s$"):
+        AsyncResult[int]("a", store).get(timeout=0.01)
+
+
 def test_one_timeout_covers_all(store: Store) -> None:
     results = ResultSet([AsyncResult[int](name, store) for name in "ab"])
     store.succeed("a")
