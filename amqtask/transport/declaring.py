@@ -11,7 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from amqtask.protocol.entities import Binding, Declaration, Exchange
+from pika import spec
+
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import describe_difference
 from amqtask.transport.errors import ACCESS_REFUSED, PRECONDITION_FAILED, ChannelClosing
 from amqtask.transport.names import entity_name
@@ -38,18 +40,36 @@ class FoundEntities(set[Declaration]):
             warn(describe_difference(entity, refusal.reply_text))
 
 
-def declaring(channel: Any, entity: Declaration, *, passive: bool) -> Callable[..., Any]:
-    """The method that declares or binds the entity, of a channel of pika's or aiormq's: they have the same names."""
+def _details(entity: Declaration, *, passive: bool) -> dict[str, Any]:
+    """The arguments that have the same names in all libraries."""
     details: dict[str, Any] = {"arguments": dict(entity.arguments)}
     if isinstance(entity, Binding):
-        if entity.to_exchange:
-            return partial(
-                channel.exchange_bind, entity.destination, entity.source.name, routing_key=entity.routing_key, **details
-            )
-        return partial(
-            channel.queue_bind, entity.destination, entity.source.name, routing_key=entity.routing_key, **details
-        )
-    details.update(passive=passive or entity.passive, durable=entity.durable, auto_delete=entity.auto_delete)
+        return {**details, "routing_key": entity.routing_key}
+    if isinstance(entity, Queue):
+        details["exclusive"] = entity.exclusive
+    passive = passive or entity.passive
+    return {**details, "passive": passive, "durable": entity.durable, "auto_delete": entity.auto_delete}
+
+
+def declaring(channel: Any, entity: Declaration, *, passive: bool) -> Callable[..., Any]:
+    """The method that declares or binds the entity, of a channel of pika's or aiormq's: they have the same names."""
+    details = _details(entity, passive=passive)
+    if isinstance(entity, Binding):
+        bind = channel.exchange_bind if entity.to_exchange else channel.queue_bind
+        return partial(bind, entity.destination, entity.source.name, **details)
     if isinstance(entity, Exchange):
         return partial(channel.exchange_declare, entity.name, exchange_type=entity.type, **details)
-    return partial(channel.queue_declare, entity.name, exclusive=entity.exclusive, **details)
+    return partial(channel.queue_declare, entity.name, **details)
+
+
+def declaration(entity: Declaration, *, passive: bool) -> tuple[object, type]:
+    """pika's object of the method that declares or binds the entity, and the class of its answer."""
+    details = _details(entity, passive=passive)
+    if isinstance(entity, Exchange):
+        return spec.Exchange.Declare(exchange=entity.name, type=entity.type, **details), spec.Exchange.DeclareOk
+    if isinstance(entity, Queue):
+        return spec.Queue.Declare(queue=entity.name, **details), spec.Queue.DeclareOk
+    source, destination = entity.source.name, entity.destination
+    if entity.to_exchange:
+        return spec.Exchange.Bind(source=source, destination=destination, **details), spec.Exchange.BindOk
+    return spec.Queue.Bind(exchange=source, queue=destination, **details), spec.Queue.BindOk

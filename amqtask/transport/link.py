@@ -22,11 +22,11 @@ from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
-from amqtask.protocol.entities import Declaration, Exchange, Queue
+from amqtask.protocol.entities import Declaration, Exchange
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import FRAME_MAX, unwritable
-from amqtask.transport.declaring import FoundEntities, may_exist
+from amqtask.transport.declaring import FoundEntities, declaration, may_exist
 from amqtask.transport.errors import blocked, connection_error, declare_error
 from amqtask.transport.fields import install
 from amqtask.transport.frames import (
@@ -492,7 +492,7 @@ class Link:
 
         Raises: LinkLost, PublishTimeout, ConnectionBlocked, PublishError."""
         check_name(entity)
-        method, answer = _declaration(entity, passive=passive)
+        method, answer = declaration(entity, passive=passive)
         encoded, error = attempt(lambda: encode_method(method))
         if encoded is None:
             raise PublishError(f"{entity_name(entity)} cannot be declared: {type(error).__name__}: {error}") from error
@@ -512,33 +512,6 @@ def delivery_of(method: PikaMethod, properties: PropertiesLike, body: bytes, que
     return Delivery(
         body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, epoch
     )
-
-
-def _declaration(entity: Declaration, *, passive: bool) -> tuple[object, type]:
-    """The method that declares or binds an entity, and the class of its answer."""
-    if isinstance(entity, Queue):
-        return spec.Queue.Declare(
-            queue=entity.name,
-            passive=passive or entity.passive,
-            durable=entity.durable,
-            exclusive=entity.exclusive,
-            auto_delete=entity.auto_delete,
-            arguments=entity.argument_map,
-        ), spec.Queue.DeclareOk
-    if isinstance(entity, Exchange):
-        return spec.Exchange.Declare(
-            exchange=entity.name,
-            type=entity.type,
-            passive=passive or entity.passive,
-            durable=entity.durable,
-            auto_delete=entity.auto_delete,
-            arguments=dict(entity.arguments),
-        ), spec.Exchange.DeclareOk
-    binding = {"source" if entity.to_exchange else "exchange": entity.source.name}
-    details = {"routing_key": entity.routing_key, "arguments": dict(entity.arguments), **binding}
-    if entity.to_exchange:
-        return spec.Exchange.Bind(destination=entity.destination, **details), spec.Exchange.BindOk
-    return spec.Queue.Bind(queue=entity.destination, **details), spec.Queue.BindOk
 
 
 def connect(link: Link, addresses: Sequence[BrokerAddress], deadline: float, connect_timeout: float) -> None:
