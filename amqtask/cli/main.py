@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,6 +147,15 @@ def run(argv: Sequence[str], app: AmqTask | None = None) -> int:
         error.show()
         return int(error.exit_code)
     except AmqTaskError as error:
-        echo_text(f"amqtask: {error}", err=True)
+        echo_text(f"amqtask: {error}{_place_in_module(error)}", err=True)
         return 1
     return outcome if isinstance(outcome, int) else 0
+
+
+def _place_in_module(error: AmqTaskError) -> str:
+    """The line of a module of the user's that raised the error while it was imported; nothing where no import did."""
+    ours = str(Path(__file__).parents[1])
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    imports = [index for index, frame in enumerate(frames) if frame.filename.startswith("<frozen importlib")]
+    modules = [frame for frame in frames[imports[0] :] if not frame.filename.startswith("<")] if imports else []
+    return f"\n  {modules[-1].filename}, line {modules[-1].lineno}: {modules[-1].line}" if modules else ""

@@ -11,6 +11,7 @@ import pytest
 from amqtask import AmqTask, current_app
 from amqtask.cli.find_app import find_app
 from amqtask.cli.globals import Globals
+from amqtask.cli.main import run
 from amqtask.cli.nodename import expand, node_name
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.current import replaced
@@ -53,6 +54,17 @@ def test_the_app_that_a_command_runs_is_the_current_one(folder: Path) -> None:
         loaded = Globals(app="elsewhere:mine").load()
 
         assert (loaded.main, current_app.main) == ("mine", "mine")
+
+
+def test_an_error_of_ours_is_said_with_the_line_of_the_module_that_raised_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "elsewhere.py").write_text("from amqtask import exceptions\nraise exceptions.TimeoutError('no result')\n")
+
+    assert run(["-A", "elsewhere", "report"]) == 1
+
+    said = capsys.readouterr().err
+    assert said.startswith(f"amqtask: no result\n  {folder / 'elsewhere.py'}, line 2: raise exceptions.TimeoutError(")
 
 
 def test_a_package_with_a_celery_module(folder: Path) -> None:
