@@ -120,6 +120,11 @@ class Request(
             **(rare or {}),
         }
 
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What a log line about it says in `extra`."""
+        return {"task_id": self.id, "task_name": self.task, "queue": self.queue}
+
     def to_frame(self) -> tuple[object, ...]:
         """All fields that are sent to another process."""
         delivery = self.delivery

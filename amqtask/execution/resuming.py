@@ -66,7 +66,7 @@ class Resuming:
         logger.info(
             "Task %s[%s] has run already, and %d steps of its chain after it: %s",
             request.task, request.id, steps - 1, "the chain goes on" if remaining else "the chain has ended",
-            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+            extra=request.log_fields,
         )  # fmt: skip
         if not remaining:
             return ()

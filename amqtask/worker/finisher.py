@@ -120,7 +120,7 @@ class Finisher:
             logger.error(
                 "Task %s[%s] is dropped from %s (%s): the queue has no dead-letter queue",
                 request.task, request.id, request.queue, outcome.reason,
-                extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+                extra=request.log_fields,
             )  # fmt: skip
             on_end(Answer.DROP)
             return
@@ -165,7 +165,7 @@ class Finisher:
         logger.error(
             "The copy of task %s[%s] for the dead-letter queue of %s cannot be published; the queue's own policy decides: %s",
             request.task, request.id, request.queue, error,
-            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+            extra=request.log_fields,
         )  # fmt: skip
         on_end(Answer.DROP)
 

@@ -296,7 +296,7 @@ class _FollowUps:
         logger.error(
             "Task %s[%s] cannot be published and fails: %s%s",
             request.task, request.id, error, self._origin(),
-            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+            extra=request.log_fields,
         )  # fmt: skip
         if self._on_failed is not None:
             self._on_failed(message, error)

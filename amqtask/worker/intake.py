@@ -149,7 +149,7 @@ class Intake:
         logger.warning(
             "Task %s[%s] begins anew in %.0f s: it was delivered before (%d times), perhaps only over connections that were lost",
             request.task, request.id, seconds, request.attempts,
-            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+            extra=request.log_fields,
         )  # fmt: skip
         self.delay(request, seconds, {BEGUN_ANEW: _begun_anew(request) + 1})
 

@@ -385,7 +385,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         logger.warning(
             "Task %s[%s] goes back to %s: its result or its follow-ups could not be published before the worker stopped",
             request.task, request.id, request.queue,
-            extra={"task_id": request.id, "task_name": request.task, "queue": request.queue},
+            extra=request.log_fields,
         )  # fmt: skip
         self.deliveries.give_back([request])
         self.wake()
