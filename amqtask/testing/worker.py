@@ -56,6 +56,14 @@ def start_worker(
         banner=False,
     )
     worker = build_worker(app, options)
+    with _running(worker, timeout):
+        yield worker
+    worker.loop.close()
+
+
+@contextmanager
+def _running(worker: Worker, timeout: float) -> Iterator[None]:
+    """The worker runs in a thread, from when it is ready until the block's end."""
     ready_or_over = threading.Event()
     failures: list[BaseException] = []
 
@@ -79,7 +87,7 @@ def start_worker(
             raise TimeoutError(f"the worker was not ready after {timeout:g} s")
         if failures:
             raise failures[0]
-        yield worker
+        yield
     finally:
         signals.worker_ready.disconnect(on_ready)
         worker.stop()
@@ -88,4 +96,3 @@ def start_worker(
         raise failures[0]
     if thread.is_alive():
         raise TimeoutError(f"the worker did not end within {timeout:g} s: does a task still run?")
-    worker.loop.close()
