@@ -1,4 +1,4 @@
-"""`cache+memory://`: results in this process; and chords counted here, also for the in-memory broker."""
+"""`cache+memory://`: results in this process, and chords counted here."""
 
 from __future__ import annotations
 
