@@ -36,7 +36,6 @@ class RedisSuite(TransportSuite):
             transport.STORED_FANOUTS,
             transport.RISING_PRIORITIES,
             transport.TIME_TO_LIVE,
-            transport.EXCLUSIVE_QUEUES,
             transport.DELIVERIES_OF_ONE_CONNECTION,
         }
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from amqtask import AmqTask, chain, group
+from amqtask import AmqTask, Broadcast, Queue, chain, group
 from amqtask.exceptions import TaskRevokedError
 from integration import beats, celery_peer
 from integration.celery_peer import CeleryWorker
@@ -132,6 +132,22 @@ def test_events_of_a_worker_come_over_redis(on_redis: OnRedis) -> None:
         receiver.capture(timeout=90)
 
     assert "task-received" in seen
+
+
+def test_every_worker_has_a_broadcast_and_one_an_election(on_redis: OnRedis, tmp_path: Path) -> None:
+    news, called = f"{on_redis.queue}-news", tmp_path / "called"
+    told, queue = {"SAMPLE_BROADCAST": news}, Queue(on_redis.queue)
+    app = AmqTask("client", broker=on_redis.url, task_queues=[Broadcast(news), queue], **PATIENT)
+    queues = ("-Q", f"{news},{on_redis.queue}", "-P", "solo")
+    with on_redis.worker(*queues, **told), on_redis.worker(*queues, "-n", "second@%h", **told), app:
+        app.send_task("sample.leave", (str(tmp_path / "news"),), queue=news)
+        eventually(lambda: (tmp_path / "news").exists() and (tmp_path / "news").read_text().count("ran") == 2)
+        for number in range(3):
+            action = app.signature("sample.leave", (str(called), f"called-{number}"), queue=on_redis.queue)
+            app.control.election(f"{on_redis.queue}-{number}", "task", action)
+        eventually(lambda: called.exists() and len(called.read_text().split()) >= 3)
+
+    assert sorted(called.read_text().split()) == [f"called-{number}" for number in range(3)]
 
 
 # -- beside Celery

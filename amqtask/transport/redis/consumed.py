@@ -36,8 +36,13 @@ class Consumed:
 
     @property
     def is_alone(self) -> bool:
-        """Whether only one consumer may have the queue."""
+        """Whether one consumer has the queue, and others wait for their turn."""
         return bool(self.queue.argument_map.get("x-single-active-consumer"))
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether another consumer of the queue fails; every consumer has channels of its own."""
+        return self.queue.exclusive and self.pattern is None
 
     @property
     def delivery_limit(self) -> int | None:

@@ -171,9 +171,9 @@ class RedisConsumer:
             held = [(held.tag, NO_FAILURE) for held in self._held.values() if held.is_stored]
             self._held.clear()
             self._answers.give_back_all([*held, *((tag, _blame(failed)) for tag, failed in on_the_way)])
-            alone = [name for name, consumed in self._queues.items() if consumed.is_alone]
-            if alone:
-                self._link.run(_nothing, LEAVE, self._id, *alone)
+            own = [name for name, consumed in self._queues.items() if consumed.is_alone or consumed.is_exclusive]
+            if own:
+                self._link.run(_nothing, LEAVE, self._id, *own)
             for consumed in self._queues.values():
                 self._leave(consumed)
         self._link.stop(on_stopped)
@@ -196,7 +196,7 @@ class RedisConsumer:
             consumed.is_set_up = False
         if not self._no_ack:
             self._housekeeping.start()
-            self._renew()
+        self._renew()
         self._answers.send()
         self._set_up()
 
@@ -252,6 +252,10 @@ class RedisConsumer:
                 self._link.send(partial(self._declared_one, consumed, on_reply), *command)
             if consumed.pattern is not None:
                 self._link.send(partial(self._declared_one, consumed, _nothing), "PSUBSCRIBE", consumed.pattern)
+            if consumed.is_exclusive:
+                key, lease = self._layout.key(f"amqtask.active.{consumed.queue.name}"), int(self._lease * 1000)
+                self._link.send(_nothing, "SET", key, self._id, "NX", "PX", lease)
+                self._link.send(partial(self._declared_one, consumed, partial(self._owned, consumed)), "GET", key)
         self._link.send(self._set_up_is_done, "PING")
 
     def _declared_one(self, consumed: Consumed, on_reply: Callable[[Any], None], reply: Any) -> None:
@@ -265,6 +269,13 @@ class RedisConsumer:
                 self._timers.later("set up", RETRY_SECONDS, self._set_up)
         elif not isinstance(reply, ConnectionError):
             on_reply(reply)
+
+    def _owned(self, consumed: Consumed, owner: Any) -> None:
+        if owner is None or owner.decode() != self._id:
+            name = consumed.queue.name
+            self._fail(
+                OperationalError(f"queue {name!r} cannot be consumed: it is exclusive, and another consumer has it")
+            )
 
     def _set_up_is_done(self, reply: Any) -> None:
         if self._is_stopped or isinstance(reply, Exception):
@@ -369,15 +380,23 @@ class RedisConsumer:
         self._timers.later("renew", self._lease / 3, self._renew)
         if not self._link.is_open:
             return
-        alone = [consumed.queue.name for consumed in self.lists if consumed.is_alone and consumed.held]
+        own = [
+            consumed.queue.name
+            for consumed in self.lists
+            if consumed.is_exclusive or (consumed.is_alone and consumed.held)
+        ]
         tags = [held.tag for held in self._held.values() if held.is_stored]
-        for start in range(0, max(len(tags), len(alone)), MOST_ANSWERS):
+        for start in range(0, max(len(tags), len(own)), MOST_ANSWERS):
             some = tags[start : start + MOST_ANSWERS]
-            self._link.run(self._renewed, RENEW, self._id, self._lease, len(alone), *alone, *some)
+            self._link.run(self._renewed, RENEW, self._id, self._lease, len(own), *own, *some)
 
     @property
     def _lease(self) -> float:
-        return LEASE_ALONE_SECONDS if any(each.is_alone for each in self._queues.values()) else LEASE_SECONDS
+        return LEASE_ALONE_SECONDS if self._has_own else LEASE_SECONDS
+
+    @property
+    def _has_own(self) -> bool:
+        return any(each.is_alone or each.is_exclusive for each in self._queues.values())
 
     @property
     def sole_right(self) -> tuple[str, str] | None:
@@ -398,7 +417,7 @@ class RedisConsumer:
     def _lost(self, count: int) -> None:
         """The lease was over before it was renewed, or Redis has forgotten: others have these messages now."""
         error = TimeoutError("its lease was over before it was renewed: another consumer may have it now")
-        if any(consumed.is_alone for consumed in self._queues.values()):
+        if self._has_own:
             self._answers.give_back_all((held.tag, NO_FAILURE) for held in self._held.values() if held.is_stored)
             self._held.clear()
             for consumed in self._queues.values():

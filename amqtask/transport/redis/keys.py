@@ -11,7 +11,7 @@
 `amqtask.limits`                   queue -> x-max-length, where such a queue refuses more
 `amqtask.exchanges`                exchange -> its type
 `amqtask.delay`, `amqtask.delayed` id by due time (milliseconds); id -> exchange, routing key, step and message
-`amqtask.active.<queue>`           which consumer has a queue with x-single-active-consumer, for as long as it renews it
+`amqtask.active.<queue>`           which consumer has an exclusive or single-active-consumer queue, for as long as it renews that
 """
 
 from __future__ import annotations
