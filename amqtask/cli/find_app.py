@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,7 @@ from amqtask.client.discovery import app_of_flask
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.imports import load
 from amqtask.ground.printable import described
+from amqtask.task import Task
 
 USUAL_ATTRIBUTES = ("app", "amqtask_app", "celery", "celery_app", "application")
 USUAL_MODULES = ("tasks", "amqtask_app")
@@ -93,13 +96,25 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
         app = _app_in(value)
         if app is not None:
             return app
-    if not isinstance(value, AmqTask) and callable(value) and not hasattr(value, "wsgi_app"):
-        value = value()  # an application factory
+    if not isinstance(value, (AmqTask, Task)) and callable(value) and not hasattr(value, "wsgi_app"):
+        value = _made_by(value, f"{source}: {module.__name__}:{path}")
     if not isinstance(value, AmqTask):
         value = app_of_flask(value) or value
     if not isinstance(value, AmqTask):
-        raise AppNotFound(f"{source}: {module.__name__}:{path} is {described(value)}, not an AmqTask application.")
+        what = f"the task {value.name}" if isinstance(value, Task) else described(value)
+        raise AppNotFound(f"{source}: {module.__name__}:{path} is {what}, not an AmqTask application.")
     return value
+
+
+def _made_by(factory: Callable[..., object], where: str) -> object:
+    """What an application factory makes. Raises: AppNotFound for one that wants arguments; what it raises."""
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise AppNotFound(
+            f"{where} is called to make the application, and cannot be without arguments: {error}."
+        ) from error
+    return factory()
 
 
 def _app_in(module: ModuleType) -> AmqTask | None:

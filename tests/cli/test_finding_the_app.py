@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_the_app_that_a_command_runs_is_the_current_one(folder: Path) -> None:
         loaded = Globals(app="elsewhere:mine").load()
 
         assert (loaded.main, current_app.main) == ("mine", "mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("elsewhere:add", "-A: elsewhere:add is the task elsewhere.add, not an AmqTask application."),
+        ("elsewhere.add", "-A: elsewhere:add is the task elsewhere.add, not an AmqTask application."),
+        ("elsewhere:make", "-A: elsewhere:make is called to make the application, and cannot be without arguments"),
+    ],
+)
+def test_a_task_and_a_function_that_wants_arguments_are_no_application(folder: Path, name: str, said: str) -> None:
+    (folder / "elsewhere.py").write_text(
+        APP.format(name="app", main="x") + "@app.task\ndef add(x, y): ...\ndef make(config): ...\n"
+    )
+
+    with pytest.raises(AppNotFound, match=f"^{re.escape(said)}"):
+        find_app(name, folder)
 
 
 def test_an_error_of_ours_is_said_with_the_line_of_the_module_that_raised_it(
