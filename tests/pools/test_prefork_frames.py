@@ -106,11 +106,13 @@ def test_outcomes_travel_in_batches() -> None:
     assert travelled(*sent) == sent
 
 
-def test_successes_without_a_result_travel_as_numbers_and_runtimes() -> None:
+def test_successes_without_a_message_travel_column_by_column() -> None:
     sent = [Outcome(2**40 + number, runtime=number / 3) for number in range(16)]
+    told = [outcome._replace(summary="ü\ud800\0time" * (outcome.number % 3)) for outcome in sent]
 
     assert travelled(*sent) == sent
-    assert len(encode_outcomes(sent, ACCEPT)) == 1 + 16 * 16
+    assert len(encode_outcomes(sent, ACCEPT)) == 5 + 16 * 16
+    assert travelled(*told) == told
 
 
 def test_the_body_of_a_chord_keeps_what_the_accepted_serializers_can_say() -> None:
@@ -136,7 +138,7 @@ def test_headers_that_cannot_be_published_do_not_keep_outcomes_back(headers: dic
 def test_a_whole_message_is_told_from_pieces_and_words_by_its_first_byte() -> None:
     assert encode_request(request(1, "add"))[0] == PICKLE
     assert encode_outcomes([Outcome(1)], ACCEPT)[0] == SUCCESSES
-    assert encode_outcomes([Outcome(1), Outcome(2, summary="None")], ACCEPT)[0] == OUTCOMES
+    assert encode_outcomes([Outcome(1), Outcome(2, result=MESSAGE)], ACCEPT)[0] == OUTCOMES
 
 
 class Evil:
@@ -177,9 +179,13 @@ RUBBISH = {
     "headers that are none": row(result=[0, "", "", "", True, *[None] * 13]),
     "an entity of its own": row(result=[0, "", "", '[{"is": "os.system"}]', True, *[None] * 2, {}, *[None] * 10]),
     "a chord that is pickled": row(parts=[["g", "t", 1, [0, "application/x-python-serialize", "binary"], []]]),
-    "successes that end too early": struct.pack(">Bq", SUCCESSES, 1),
-    "a success that took no time that there is": struct.pack(">Bqd", SUCCESSES, 1, math.nan),
-    "a success before it began": struct.pack(">B2q2d", SUCCESSES, 1, 2, 0.0, -1.0),
+    "successes that end too early": struct.pack(">BIq", SUCCESSES, 1, 1),
+    "endless successes": struct.pack(">BI", SUCCESSES, 2**32 - 1),
+    "a success that took no time that there is": struct.pack(">BIqd", SUCCESSES, 1, 1, math.nan),
+    "a success before it began": struct.pack(">BI2q2d", SUCCESSES, 2, 1, 2, 0.0, -1.0),
+    "a summary too many": struct.pack(">BIqd", SUCCESSES, 1, 1, 0.5) + b'["", ""]',
+    "a summary that is none": struct.pack(">BIqd", SUCCESSES, 1, 1, 0.5) + b"[1]",
+    "a text as summaries": struct.pack(">BIqd", SUCCESSES, 1, 1, 0.5) + b'"x"',
     "nested without end": struct.pack(">BI", OUTCOMES, 100_000) + b"[" * 100_000,
 }
 
@@ -196,7 +202,7 @@ def test_what_is_no_outcome_is_a_broken_frame_and_executes_nothing(message: byte
 def test_outcomes_with_anything_anywhere_are_outcomes_or_a_broken_frame(data: st.DataObject) -> None:
     raw = bytearray(encode_outcomes([Outcome(1), Outcome(2, publish=(MESSAGE,), result=MESSAGE)], ACCEPT))
     if data.draw(st.booleans()):
-        raw = bytearray(encode_outcomes([Outcome(1, runtime=0.1), Outcome(2)], ACCEPT))
+        raw = bytearray(encode_outcomes([Outcome(1, runtime=0.1), Outcome(2, summary="x")], ACCEPT))
     for _ in range(data.draw(st.integers(1, 5))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
 

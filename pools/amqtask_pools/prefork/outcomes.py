@@ -9,9 +9,10 @@ task; it is written by a serializer that the application accepts from its produc
 A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents. The row of a
 successful task has three fields, number, runtime and summary, and a fourth if there is a result to publish.
 
-Where all have succeeded, without a result to publish or anything to log, only their numbers and runtimes are sent:
+Where all have succeeded, without a message to publish, only those three fields are sent, column by column:
 
-    SUCCESSES, the numbers (64 bits each), the runtimes (floats)
+    SUCCESSES, how many, the numbers (64 bits each), the runtimes (floats), the summaries as a JSON list, or nothing where all are
+    empty (neither a log nor an event needs them)
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ _ANSWER, _STATE, _RUNTIME, _PAUSE = (_FIELDS.index(name) for name in ("answer", 
 _REST = _RUNTIME + 2
 _BARE = Outcome(0)
 _BEFORE, _BEHIND = _BARE[1:_RESULT], _BARE[_REST:]
-# The same for an outcome that is only a number and a runtime.
-_BEFORE_RUNTIME, _BEHIND_RUNTIME = _BARE[1:_RUNTIME], _BARE[_RUNTIME + 1 :]
+# The same where the result is none, too.
+_BEFORE_RUNTIME = _BARE[1:_RUNTIME]
 assert _FIELDS[_RESULT:_REST] == ("result", "runtime", "summary")
 _SUCCESS_SIZE = struct.calcsize(">qd")
+_TEXT = frozenset({str})
 # Longer than any task runs, or any outcome waits (seconds).
 _FOR_EVER = 1e10
 # Serializers for a part's body; the first ones keep types best.
@@ -87,12 +89,10 @@ class _Formless:
 def encode_outcomes(outcomes: Sequence[Outcome], accept: frozenset[str]) -> bytes:
     """One message; cut it when it is longer than PIECE. `accept` are the content types that the application reads."""
     for outcome in outcomes:
-        if outcome[1:_RUNTIME] != _BEFORE_RUNTIME or outcome[_RUNTIME + 1 :] != _BEHIND_RUNTIME:
+        if outcome[1:_RUNTIME] != _BEFORE_RUNTIME or outcome[_REST:] != _BEHIND:
             break
     else:
-        count = len(outcomes)
-        numbers, runtimes = [outcome[0] for outcome in outcomes], [outcome[_RUNTIME] for outcome in outcomes]
-        return struct.pack(f">B{count}q{count}d", SUCCESSES, *numbers, *runtimes)
+        return _successes(outcomes)
     writer = _Writer(accept)
     rows = [writer.row(outcome) for outcome in outcomes]
     try:
@@ -101,6 +101,14 @@ def encode_outcomes(outcomes: Sequence[Outcome], accept: frozenset[str]) -> byte
         writer = _Writer(accept, headers=_writable)
         text = _dump([writer.row(outcome) for outcome in outcomes]).encode()
     return b"".join((_HEAD.pack(OUTCOMES, len(text)), text, *writer.bodies))
+
+
+def _successes(outcomes: Sequence[Outcome]) -> bytes:
+    count = len(outcomes)
+    numbers, runtimes = [outcome.number for outcome in outcomes], [outcome.runtime for outcome in outcomes]
+    summaries = [outcome.summary for outcome in outcomes]
+    columns = struct.pack(f">BI{count}q{count}d", SUCCESSES, count, *numbers, *runtimes)
+    return columns + _dump(summaries).encode() if any(summaries) else columns
 
 
 def _special(value: object) -> object:
@@ -185,7 +193,7 @@ def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list
     """The outcomes that `encode_outcomes` wrote; `going_on` is only the step's `until`. Raises: BrokenFrame."""
     try:
         if message[0] == SUCCESSES:
-            return _successes(message)
+            return _read_successes(message)
         _, size = _HEAD.unpack_from(message)
         text = str(message[_HEAD.size : _HEAD.size + size], "ascii")
         reader = _Reader(memoryview(message)[_HEAD.size + size :], accept)
@@ -196,14 +204,20 @@ def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list
         raise BrokenFrame(f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _successes(message: bytes | memoryview) -> list[Outcome]:
-    count = len(message) // _SUCCESS_SIZE
-    values = struct.unpack(f">B{count}q{count}d", message)
-    numbers, runtimes = values[1 : count + 1], values[count + 1 :]
+def _read_successes(message: bytes | memoryview) -> list[Outcome]:
+    _, count = _HEAD.unpack_from(message)
+    values = struct.unpack_from(f">{count}q{count}d", message, _HEAD.size)
+    numbers, runtimes = values[:count], values[count:]
     for runtime in runtimes:
         if not 0 <= runtime < _FOR_EVER:
             raise BrokenFrame(f"an outcome of {runtime!r} s")
-    return [*map(of_success, numbers, runtimes)]
+    text = str(message[_HEAD.size + count * _SUCCESS_SIZE :], "ascii")
+    if not text:
+        return [*map(of_success, numbers, runtimes)]
+    summaries = _load_plain(text)
+    if type(summaries) is not list or len(summaries) != count or not _TEXT.issuperset(map(type, summaries)):
+        raise BrokenFrame(f"{count} outcomes with other summaries")
+    return [*map(of_success, numbers, runtimes, summaries)]
 
 
 def _rich(table: JsonObject) -> object:
