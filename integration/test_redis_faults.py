@@ -189,3 +189,32 @@ def test_a_redis_without_a_disk_forgets_and_the_worker_goes_on(redis_url: str, t
             worker.kill()
         trial.app.close()
         server.remove()
+
+
+HOSTILE = [
+    b"",
+    b"\xff\xfe",
+    b"[]",
+    b"null",
+    b"{}",
+    b"[" * 5000,
+    b'{"body": "W10=", "properties": {"body_encoding": "base64"}}',
+    b'{"body": "%%%", "properties": {"body_encoding": "base64"}, "headers": {"task": "sample.add", "id": "x"}}',
+    b'{"body": "W10=", "properties": {"correlation_id": {"a": 1}}, "headers": {"task": "sample.add", "id": "x"}}',
+    b'{"body": "[[1, 2], {}, {}]", "content-type": "application/json", "content-encoding": "utf-8", "properties": {},'
+    b' "headers": {"task": ["sample.add"], "id": 7}}',
+    b'{"body": "W10=", "properties": {}, "headers": {"x": "' + b"y" * 100_000 + b'"}}',
+]
+
+
+def test_messages_that_are_none_go_to_the_dead_letters_and_harm_no_other(trial: Trial) -> None:
+    worker = trial.start_worker()
+    for text in HOSTILE:
+        trial.client.lpush(trial.queue, text)
+        trial.send("leave", str(trial.journal), "good", ignore_result=True)
+
+    eventually(lambda: trial.runs["good"] == len(HOSTILE))
+    eventually(lambda: trial.client.llen(f"{trial.queue}.dead") == len(HOSTILE), what=lambda: worker.log[-4000:])
+    assert worker.stop() == 0
+    assert not trial.held
+    assert "Traceback" not in worker.log

@@ -97,6 +97,37 @@ def test_what_is_no_envelope_is_a_message_that_says_so(text: bytes) -> None:
     assert "envelope" in found.properties.headers.problem  # type: ignore[attr-defined]
 
 
+JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ["correlation_id", "reply_to", "priority", "delivery_info", "timestamp", "expiration", "body_encoding", "type"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES), JSON_VALUES, JSON_VALUES)
+def test_whatever_an_envelope_holds_its_properties_have_their_types(fields: Any, headers: Any, body: Any) -> None:
+    text = json.dumps({"body": body, "headers": headers, "properties": fields, "content-type": headers}).encode()
+
+    found = incoming(text)
+
+    assert isinstance(found.body, bytes)
+    assert isinstance(found.properties.headers, dict)
+    for name in ("correlation_id", "reply_to", "expiration", "type", "content_type"):
+        assert isinstance(getattr(found.properties, name), (str, type(None)))
+    assert isinstance(found.properties.priority, (int, type(None)))
+
+
+def test_headers_that_are_too_large_are_refused_alone() -> None:
+    document = json.loads(outgoing(Message(b"1", Properties(), "", "q")).envelope)
+    document["headers"] = {"large": "x" * 100_000}
+
+    found = incoming(json.dumps(document).encode())
+
+    assert found.body == b"1"
+    assert "bytes" in found.properties.headers.problem  # type: ignore[attr-defined]
+
+
 def test_bindings_are_those_of_kombu() -> None:
     layout = Layout()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import uuid
 from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqtask.protocol.message import Message, OddHeaders, Properties
+from amqtask.protocol.message import LARGEST_HEADERS, Message, OddHeaders, Properties
 from amqtask.protocol.serialization import content_types, dumps, loads
 from amqtask.topology.delays import DelayPlan, due_at
 from amqtask.transport.content import encode_properties
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 # What kombu has elsewhere in the envelope.
 _ELSEWHERE = frozenset({"content_type", "content_encoding", "headers"})
+_NUMBERS = ("delivery_mode", "priority", "timestamp")
 _OTHERS = tuple(name for name in Properties.__dataclass_fields__ if name not in _ELSEWHERE)
+_TEXTS = tuple(name for name in _OTHERS if name not in _NUMBERS)
 _JSON = content_types({"json"})
 _DELAYS = DelayPlan()
 
@@ -55,11 +57,9 @@ def outgoing(message: Message) -> Outgoing:
 
 def envelope(body: bytes, properties: Properties, exchange: str, routing_key: str) -> bytes:
     """The envelope's text. Raises: EncodeError."""
-    fields: JsonObject = {
-        name: value for name in _OTHERS if (value := getattr(properties, name)) is not None and name != "timestamp"
-    }
-    if properties.timestamp is not None:
-        fields["timestamp"] = properties.timestamp
+    fields: JsonObject = {name: value for name in _OTHERS if (value := getattr(properties, name)) is not None}
+    if isinstance(properties.timestamp, datetime):
+        fields["timestamp"] = int(properties.timestamp.timestamp())
     fields["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
     fields["priority"] = properties.priority or 0
     fields["body_encoding"] = "base64"
@@ -91,21 +91,44 @@ def incoming(text: bytes) -> Incoming:
         fields: Any = document["properties"]
         headers: Any = document.get("headers") or {}
         body: Any = document["body"]
-        body = b64decode(body, validate=True) if fields.get("body_encoding") == "base64" else str(body).encode()
+        size = len(text) - len(body)
+        body = b64decode(body, validate=True) if fields.get("body_encoding") == "base64" else body.encode()
         address: Any = fields.get("delivery_info") or {}
+        others: dict[str, Any] = {name: _text(fields, name) for name in _TEXTS}
+        others |= {name: _number(fields, name) for name in _NUMBERS}
         properties = Properties(
-            content_type=document.get("content-type"),
-            content_encoding=document.get("content-encoding"),
-            headers=dict(headers),
-            **{name: fields.get(name) for name in _OTHERS},
+            content_type=_text(document, "content-type"),
+            content_encoding=_text(document, "content-encoding"),
+            headers=dict(headers) if size <= LARGEST_HEADERS else _too_large(size),
+            **others,
         )
         is_again = bool(headers.get("redelivered") or address.get("redelivered") or document.get("redelivered"))
         return Incoming(
-            body, properties, str(address.get("exchange") or ""), str(address.get("routing_key") or ""), is_again
+            body, properties, _text(address, "exchange") or "", _text(address, "routing_key") or "", is_again
         )
-    except (Exception, Base64Error) as error:  # noqa: BLE001 - anybody can write to a list
-        problem = OddHeaders(f"not a message in kombu's envelope: {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - anybody can write to a list
+        problem = OddHeaders(f"not a message in kombu's envelope: {type(error).__name__}: {str(error)[:200]}")
         return Incoming(text, Properties(headers=problem), "", "", False)
+
+
+def _text(fields: Any, name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if name == "expiration" and isinstance(value, int):
+        return str(value)
+    raise TypeError(f"{name} is no text")
+
+
+def _number(fields: Any, name: str) -> int | None:
+    value = fields.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{name} is no number")
+
+
+def _too_large(size: int) -> OddHeaders:
+    return OddHeaders(f"the headers have about {size} bytes, and {LARGEST_HEADERS} at most are taken")
 
 
 def with_failures(properties: Properties, failures: int) -> Properties:
