@@ -71,8 +71,9 @@ def end_in_time(exit_code: int) -> None:
         flush_streams()
         os._exit(exit_code)
 
-    main = threading.main_thread()
-    if names := [thread.name for thread in threading.enumerate() if thread is not main and not thread.daemon]:
+    # Not `main_thread()`, which under eventlet is none of those that `enumerate` knows.
+    own = threading.current_thread()
+    if names := [thread.name for thread in threading.enumerate() if thread is not own and not thread.daemon]:
         logger.warning("waits for threads that the program started, at most %d s: %s", LEFT_THREADS, ", ".join(names))
     for signum in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, end_now)

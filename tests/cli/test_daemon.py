@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -87,3 +89,26 @@ def test_pickles_are_not_read_as_root(monkeypatch: pytest.MonkeyPatch, accept: l
             daemon.refuse_pickle_as_root(accept)
         monkeypatch.setenv(daemon.FORCE_ROOT, "1")
     daemon.refuse_pickle_as_root(accept)
+
+
+@pytest.mark.parametrize("patch", ["", "import eventlet; eventlet.monkey_patch()"])
+def test_a_program_does_not_say_that_it_waits_for_its_own_thread(patch: str) -> None:
+    program = f"""
+{patch}
+import logging, threading
+logging.basicConfig()
+from amqtask.cli.daemon import end_in_time
+end_in_time(0)
+go_on = threading.Event()
+left = threading.Thread(target=go_on.wait, name="left")
+left.start()
+end_in_time(0)
+go_on.set()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stderr.splitlines() == [
+        "WARNING:amqtask.cli:waits for threads that the program started, at most 30 s: left"
+    ]
