@@ -6,8 +6,7 @@ import asyncio
 import contextvars
 import copy
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -19,7 +18,7 @@ from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open
 from amqtask.protocol.result import ResultMessage, exception_from_dict
-from amqtask.results.graph import DependencyGraph
+from amqtask.results.graph import WithDescendants
 from amqtask.results.join_guard import allow_join_result as allow_join_result
 from amqtask.results.join_guard import check_not_in_task
 from amqtask.results.sets import GroupResult as GroupResult
@@ -46,7 +45,7 @@ def _application(app: Any) -> Any:
     return application
 
 
-class AsyncResult(WithOthersNames, Generic[R]):
+class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
     """The result of a published task; Celery's surface.
 
     By an id from elsewhere: `AsyncResult(id, app=app)` (or a task of that app); without `app` the current one is asked.
@@ -474,40 +473,6 @@ class AsyncResult(WithOthersNames, Generic[R]):
     def as_list(self) -> list[str]:
         """The ids of this result and of its parents."""
         return [self.id, *(self.parent.as_list() if self.parent else [])]
-
-    def iterdeps(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
-        """This result and those of what its task published, and so on, as (publisher's result, result); each is waited
-        for before its children are known."""
-        waiting: deque[tuple[Any, Any]] = deque([(None, self)])
-        while waiting:
-            parent, result = waiting.popleft()
-            yield parent, result
-            result.get(timeout)
-            waiting.extend((result, child) for child in result.children or ())
-
-    def collect(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
-        """This result and those of what its task published, and so on, as (result, value)."""
-        for _parent, result in self.iterdeps(timeout):
-            yield result, result.get(timeout)
-
-    @property
-    def graph(self) -> DependencyGraph:
-        """The graph of this result and of the tasks that it led to, each waited for."""
-        return self.build_graph()
-
-    def build_graph(self, timeout: float | None = None, **_: object) -> DependencyGraph:
-        """The graph of results, with `timeout` seconds for each."""
-        graph = DependencyGraph()
-        for parent, result in self.iterdeps(timeout):
-            if parent is None:
-                graph.add_arc(result)
-            else:
-                graph.add_edge(parent, result)
-        return graph
-
-    def get_leaf(self, timeout: float | None = None) -> Any:
-        """The value of the last result of `collect`."""
-        return [value for _, value in self.collect(timeout)][-1]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, AsyncResult):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterator
 from typing import Any, TextIO
 
@@ -55,3 +56,41 @@ class DependencyGraph:
 
     def __contains__(self, node: object) -> bool:
         return node in self.adjacent
+
+
+class WithDescendants:
+    """A result that knows what its task led to."""
+
+    def iterdeps(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (publisher's result, result); each is waited
+        for before its children are known."""
+        waiting: deque[tuple[Any, Any]] = deque([(None, self)])
+        while waiting:
+            parent, result = waiting.popleft()
+            yield parent, result
+            result.get(timeout)
+            waiting.extend((result, child) for child in result.children or ())
+
+    def collect(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (result, value)."""
+        for _parent, result in self.iterdeps(timeout):
+            yield result, result.get(timeout)
+
+    @property
+    def graph(self) -> DependencyGraph:
+        """The graph of this result and of the tasks that it led to, each waited for."""
+        return self.build_graph()
+
+    def build_graph(self, timeout: float | None = None, **_: object) -> DependencyGraph:
+        """The graph of results, with `timeout` seconds for each."""
+        graph = DependencyGraph()
+        for parent, result in self.iterdeps(timeout):
+            if parent is None:
+                graph.add_arc(result)
+            else:
+                graph.add_edge(parent, result)
+        return graph
+
+    def get_leaf(self, timeout: float | None = None) -> Any:
+        """The value of the last result of `collect`."""
+        return [value for _, value in self.collect(timeout)][-1]
