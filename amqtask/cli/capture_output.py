@@ -12,6 +12,7 @@ from typing import TextIO
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import AT_END, Context, current_context
+from amqtask.ground.printable import unbroken_logger
 
 # Celery's celery.redirected.
 LOGGER = "amqtask.redirected"
@@ -30,7 +31,7 @@ class LoggedStream(io.TextIOBase):
     def __init__(self, level: int, original: TextIO) -> None:
         self._level = level
         self._original = original
-        self._logger = logging.getLogger(LOGGER)
+        self._logger = unbroken_logger(LOGGER)
         self._held: ContextVar[tuple[str, Context | None]] = ContextVar("amqtask_held_line", default=("", None))
 
     @property

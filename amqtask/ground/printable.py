@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 # Characters of one text.
@@ -102,10 +104,26 @@ _GUARD = _Guard()
 
 
 def bounded_logger(name: str) -> logging.Logger:
-    """A logger of ours: its arguments are made printable and bounded, whoever's handlers write them."""
-    logger = logging.getLogger(name)
+    """A logger of ours: its arguments are made printable and bounded, whoever's handlers write them; it does not raise."""
+    logger = unbroken_logger(name)
     logger.addFilter(_GUARD)
     return logger
+
+
+def unbroken_logger(name: str) -> logging.Logger:
+    """A logger whose lines end neither worker nor task when a user's handler raises: the program's stderr says what it raised."""
+    logger = logging.getLogger(name)
+    logger.callHandlers = partial(_call_handlers, logger)  # type: ignore[method-assign]
+    return logger
+
+
+def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+    try:
+        # The class's at this moment: libraries that collect log lines replace it.
+        type(logger).callHandlers(logger, record)
+    except Exception:  # noqa: BLE001 - whatever the handler raised
+        if logging.raiseExceptions and sys.__stderr__ is not None:
+            traceback.print_exc(file=sys.__stderr__)
 
 
 def described(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -205,3 +206,26 @@ def test_a_worker_that_starts_learns_from_its_neighbour_over_the_in_memory_broke
             revoked = over_rpc.control.inspect(["new@here"]).revoked()
 
     assert revoked == {"new@here": ["called-off"]}
+
+
+class BrokenHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError(f"cannot send {record.levelname}")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_a_log_handler_that_raises_ends_neither_worker_nor_task(
+    shop: Shop, pool: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger, handler = logging.getLogger("amqtask"), BrokenHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with start_worker(shop.app, pool=pool):
+            assert shop.app.send_task("shop.add", (2, 2)).get(timeout=30) == 4
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+    assert "RuntimeError: cannot send INFO" in capfd.readouterr().err
