@@ -20,17 +20,17 @@ FOLDER = ROOT / ".venv-flower"
 # Ours runs from this tree, so only what it needs is installed.
 # What it asks all workers takes it so long each time, however soon they answer; and its first questions hold up those of a test.
 ANSWER_SECONDS = 5
-PACKAGES = ("flower==2.2.0", "pika", "aio-pika", "click")
+PACKAGES = ("flower==2.2.0", "pika", "aio-pika", "click", "redis", "packaging")
 
 
 def python() -> str:
     """The interpreter that has Flower."""
-    interpreter = FOLDER / "bin" / "python"
-    if not (FOLDER / ".installed").exists():
+    interpreter, installed = FOLDER / "bin" / "python", FOLDER / ".installed"
+    if not installed.exists() or installed.read_text() != " ".join(PACKAGES):
         subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
         pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install", *PACKAGES]
         subprocess.run(pip, check=True)
-        (FOLDER / ".installed").touch()
+        installed.write_text(" ".join(PACKAGES))
     return str(interpreter)
 
 

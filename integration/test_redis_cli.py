@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from amqtask.transport.redis.scripts import RESERVE
 from integration.conftest import Broker
 from integration.test_redis_worker import OnRedis
 from integration.workers import WorkerProcess, eventually, run_cli
@@ -97,3 +98,16 @@ def test_a_move_between_queues_leaves_other_tasks_where_they_were(told: Told) ->
     left: Any = told.client.lrange(told.queue, 0, -1)
     assert [json.loads(text)["headers"]["argsrepr"] for text in reversed(left)] == [f"('{n}',)" for n in range(30)]
     assert told.client.llen(f"{told.queue}-2") == 30
+
+
+def test_what_a_killed_move_held_moves_with_the_next_one(told: Told) -> None:
+    for number in range(30):
+        told.send("add", number, 1)
+    told.client.eval(RESERVE.source, 1, "", "the-killed-one", 1, 30, 25, told.queue, 25, "")
+    tags: Any = told.client.zrange("amqtask.lease", 0, -1)
+    told.client.zadd("amqtask.lease", dict.fromkeys(tags, 1.0))  # half a minute later
+
+    code, printed = told.run("migrate", "-Q", f"{told.queue}:{told.queue}-2", "-f")
+
+    assert code == 0, printed
+    assert (told.client.llen(f"{told.queue}-2"), told.held) == (30, 0)

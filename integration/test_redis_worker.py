@@ -15,6 +15,7 @@ from amqtask import AmqTask, Broadcast, Queue, chain, group
 from amqtask.exceptions import TaskRevokedError
 from integration import beats, celery_peer
 from integration.celery_peer import CeleryWorker
+from integration.flower_peer import Flower
 from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually
 
@@ -197,6 +198,18 @@ def test_both_workers_share_a_queue(on_redis: OnRedis, tmp_path: Path) -> None:
 
         assert [result.get(timeout=90) for result in results] == [number + 1 for number in range(100)]
         assert worker.stop() == 0
+
+
+def test_flower_shows_our_worker_and_its_tasks_over_redis(on_redis: OnRedis) -> None:
+    environment = {"AMQTASK_BROKER_URL": on_redis.url, "SAMPLE_BACKEND": on_redis.url, "SAMPLE_QUEUE": on_redis.queue}
+    with on_redis.worker("-c", "1", "-E") as worker, Flower(SAMPLE, environment=environment) as flower:
+
+        def is_shown() -> bool:
+            on_redis.send("add", 1, 1)
+            shown: Any = flower.get("/api/tasks?limit=5")
+            return any(task["state"] == "SUCCESS" and on_redis.queue in str(task["worker"]) for task in shown.values())
+
+        eventually(is_shown, every=0.5, what=lambda: worker.log[-2000:])
 
 
 # -- beat

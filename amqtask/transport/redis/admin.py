@@ -17,7 +17,7 @@ from amqtask.transport.redis.delayed import DELAYED, delivery_of
 from amqtask.transport.redis.envelope import Incoming, incoming, with_failures
 from amqtask.transport.redis.jobs import RedisJobs
 from amqtask.transport.redis.layout import LEASE_SECONDS
-from amqtask.transport.redis.scripts import ACK, GIVE_BACK, RENEW, RESERVE, Script
+from amqtask.transport.redis.scripts import ACK, GIVE_BACK, RENEW, RESERVE, SWEEP, Script
 
 if TYPE_CHECKING:
     from amqtask.protocol.entities import Declaration
@@ -92,10 +92,12 @@ class RedisAdmin(RedisJobs):
         is_stopped: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Moved], None] = lambda _: None,
     ) -> Moved:
-        """See amqtask.transport.contract.Admin. What does not move is held until the end, and goes back to where it was."""
+        """See amqtask.transport.contract.Admin. What does not move is held until the end, and goes back to where it was; what a
+        move held that was killed goes back half a minute later, when somebody looks."""
         if queue == DELAYED:
             return self._move_delayed(publisher, convert, limit, acknowledge, is_stopped, on_progress)
         done, mover = Moved(), uuid.uuid4().hex
+        self._run(SWEEP, MOST_ANSWERS)  # what one held that was killed: there may be no worker that looks for it
         remaining, first, held = self.count(queue), 1, list[int]()
         renew_at = time.monotonic() + LEASE_SECONDS / 3
         try:
