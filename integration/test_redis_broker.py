@@ -12,7 +12,14 @@ from typing import Any, ClassVar
 import pytest
 import redis
 
-from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, Unroutable
+from amqtask.exceptions import (
+    AccessRefused,
+    BrokerUnreachable,
+    ConnectionBlocked,
+    PublishError,
+    QueueNotFound,
+    Unroutable,
+)
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites import transport
@@ -343,6 +350,19 @@ def test_an_event_loop_publishes_and_tells_what_went_wrong(redis_url: str) -> No
         jobs.delete(name)
     assert errors[0] is None
     assert isinstance(errors[1], Unroutable)
+
+
+def test_messages_go_where_is_written_and_come_from_where_is_read(node: RedisServer) -> None:
+    written = node.url.rpartition("/")[0] + "/1"
+    broker = open_broker(BrokerOptions(node.url, write_urls=written), {})
+    publisher = broker.publisher(name="test", on_warning=lambda text: None)
+    publisher.publish(_message("q"))
+    publisher.close()
+
+    with broker.queue_jobs() as jobs, pytest.raises(QueueNotFound):
+        jobs.state("q")
+    with open_broker(BrokerOptions(written), {}).queue_jobs() as jobs:
+        assert jobs.state("q").ready == 1
 
 
 def _turn(loop: PikaLoop, condition: Callable[[], object]) -> None:

@@ -90,7 +90,7 @@ class LazyGroup(click.Group):
 @click.option("-A", "--app", metavar="MODULE[:ATTR]", help="The application, e.g. tasks or proj.amqtask:app.")
 @click.option(
     "-b", "--broker", metavar="URL", allow_from_autoenv=False,
-    help="Broker URL (amqp:// or amqps://), instead of the application's.",
+    help="Broker URL (amqp://, redis:// …), instead of the application's.",
 )  # fmt: skip
 @click.option(
     "--result-backend", metavar="URL", allow_from_autoenv=False, help="Result backend URL (rpc://, redis://…)."

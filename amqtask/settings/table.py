@@ -66,7 +66,7 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "With a Redis broker: `master_name`, `global_keyprefix` … (docs/redis.md).",
     ),
-    Setting("broker_url", None, "urls", None, "amqp:// or amqps:// URL; several separated by ; or a list."),
+    Setting("broker_url", None, "urls", None, "amqp:// or amqps:// URL; several separated by ; or a list. Or redis:// (Redis)."),
     Setting("broker_use_ssl", False, "tls", None, "True, or a mapping (ca_certs, certfile, keyfile, cert_reqs)."),
     Setting("broker_user", None, "str", None, "See broker_host."),
     Setting("broker_vhost", None, "str", None, "See broker_host."),

@@ -232,7 +232,8 @@ def _parse(url: str, use_ssl: bool | Mapping[str, object] | None, login_method: 
         raise _unescaped() from None  # brackets that hold no address
     if split.scheme not in SCHEMES:
         raise ConfigurationError(
-            f"broker URL scheme {split.scheme!r} is not AMQP; amqtask speaks to RabbitMQ: amqp://user:password@host/vhost"
+            f"there is no broker for the URL scheme {split.scheme!r}: amqtask speaks to RabbitMQ "
+            "(amqp://user:password@host/vhost) and to Redis (redis://:password@host:6379/0)"
         )
     if "@" not in split.netloc and "@" in text:
         raise _unescaped()

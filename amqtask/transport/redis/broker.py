@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.transport.redis.layout import Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Queue
@@ -53,60 +55,19 @@ class RedisBroker:
     # -- what it is
 
     @lazy
-    def _url(self) -> str:
-        """The one URL, in redis-py's words. Raises: ConfigurationError."""
-        urls = self._options.write_urls or self._options.urls or ()
-        listed = [urls] if isinstance(urls, str) else list(urls)
-        joined = ";".join(listed)
-        scheme, _, rest = joined.partition("://")
-        name = _SCHEMES.get(scheme.strip().lower())
-        if name is None:
-            raise ConfigurationError(
-                f"a broker URL cannot begin with {scheme}://: what belongs together lies in several keys, which a cluster has on "
-                "several nodes. Name one server, or sentinels (sentinel://)"
-            )
-        if name != "sentinel" and ";" in rest:
-            raise ConfigurationError(
-                "a Redis broker has one URL: a second server would have other messages. For several that follow each other use "
-                "sentinel://host:26379/0;sentinel://other:26379 and broker_transport_options = {'master_name': …}"
-            )
-        if self._options.use_ssl and name == "redis":
-            name = "rediss"
-        if name == "unix":
-            path, _, query = rest.partition("?")
-            query = query.replace("virtual_host=", "db=")
-            return f"unix://{path}" + (f"?{query}" if query else "")
-        return f"{name}://{rest}"
+    def _read(self) -> _Server:
+        """The one to read from. Raises: ConfigurationError."""
+        return _server(self._options.urls, self._options)
 
     @lazy
-    def _deployment(self) -> Deployment:
-        from amqtask.transport.redis.servers import deployment_of
-
-        use_ssl = self._options.use_ssl
-        settings = {"redis_backend_use_ssl": dict(use_ssl) if isinstance(use_ssl, Mapping) else None}
-        return deployment_of(
-            self._url,
-            self._options.transport_options,
-            self._options.connect_timeout,
-            settings,
-            "broker_transport_options",
-        )
-
-    @lazy
-    def _way(self) -> Way:
-        from amqtask.transport.redis.places import way_to
-
-        return way_to(self._deployment.client())
-
-    @lazy
-    def _layout(self) -> Layout:
-        prefix = str(self._options.transport_options.get("global_keyprefix") or "")
-        return Layout(prefix, self._way.server.db, self._options.event_exchange)
+    def _written(self) -> _Server:
+        """The one to publish to. Raises: ConfigurationError."""
+        return _server(self._options.write_urls, self._options) if self._options.write_urls else self._read
 
     @property
     def safe_url(self) -> str:
         """The server, without user and password."""
-        return self._deployment.name
+        return self._read.deployment.name
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -116,7 +77,7 @@ class RedisBroker:
 
     def info(self) -> JsonObject:
         """The server."""
-        server = self._way.server
+        server = self._read.way.server
         return {
             "transport": self.transport,
             "url": self.safe_url,
@@ -135,7 +96,7 @@ class RedisBroker:
     @property
     def chords_url(self) -> str:
         """In the same Redis. Raises: ConfigurationError."""
-        return self._url
+        return self._read.url
 
     def results_url(self, url: str) -> str:
         """Raises: ConfigurationError for rpc://, whose replies are messages of RabbitMQ."""
@@ -152,47 +113,49 @@ class RedisBroker:
         """Blocking, over redis-py's pool of connections."""
         from amqtask.transport.redis.publisher import RedisPublisher
 
+        server = self._written
         return RedisPublisher(
-            self._deployment, self._layout, timeout=self._options.publish_timeout, on_warning=on_warning
+            server.deployment, server.layout, timeout=self._options.publish_timeout, on_warning=on_warning
         )
 
     def async_publisher(self, *, name: str, on_warning: OnWarning) -> RedisAsyncPublisher:
         """Over redis.asyncio."""
         from amqtask.transport.redis.publisher import RedisAsyncPublisher
 
+        server = self._written
         return RedisAsyncPublisher(
-            self._deployment, self._layout, timeout=self._options.publish_timeout, on_warning=on_warning
+            server.deployment, server.layout, timeout=self._options.publish_timeout, on_warning=on_warning
         )
 
     def event_publisher(self, *, name: str, on_warning: OnWarning) -> RedisEventPublisher:
         """Without waiting for long."""
         from amqtask.transport.redis.publisher import RedisEventPublisher
 
-        return RedisEventPublisher(self._deployment, self._layout, on_warning=on_warning)
+        return RedisEventPublisher(self._written.deployment, self._written.layout, on_warning=on_warning)
 
     def queue_reader(self, queue: Queue, on_delivery: Callable[[Delivery], None], *, name: str) -> RedisQueueReader:
         """Over a connection of its own."""
         from amqtask.transport.redis.reader import RedisQueueReader
 
-        return RedisQueueReader(self._deployment, self._layout, queue, on_delivery)
+        return RedisQueueReader(self._read.deployment, self._read.layout, queue, on_delivery)
 
     def queue_jobs(self) -> RedisJobs:
         """Over a connection of its own."""
         from amqtask.transport.redis.jobs import RedisJobs
 
-        return RedisJobs(self._deployment, self._layout)
+        return RedisJobs(self._read.deployment, self._read.layout)
 
     def admin(self) -> RedisAdmin:
         """Over a connection of its own."""
         from amqtask.transport.redis.admin import RedisAdmin
 
-        return RedisAdmin(self._deployment, self._layout)
+        return RedisAdmin(self._read.deployment, self._read.layout)
 
     def delayed(self) -> RedisDelayed:
         """In a sorted set."""
         from amqtask.transport.redis.delayed import RedisDelayed
 
-        return RedisDelayed(self._deployment, self._layout)
+        return RedisDelayed(self._read.deployment, self._read.layout)
 
     # -- doors for those who run on a loop
 
@@ -200,67 +163,101 @@ class RedisBroker:
         self, loop: TurnLoop, listener: ConsumerListener, *, name: str, heartbeat: int | None, no_ack: bool = False
     ) -> RedisConsumer:
         """Over a connection of its own."""
-        from amqtask.transport.redis.consumer import RedisConsumer
-
-        return RedisConsumer(
-            self._way,
-            self._layout,
-            loop,
-            listener,
-            name=name,
-            connect_timeout=self._options.connect_timeout,
-            no_ack=no_ack,
-        )
+        return RedisEnds(self._read, self._options, loop, name).consumer(listener, no_ack=no_ack)
 
     def loop_publisher(
-        self,
-        loop: TurnLoop,
-        *,
-        name: str,
-        heartbeat: int | None,
-        on_warning: OnWarning,
-        sole_right: Callable[[], tuple[str, str] | None] = lambda: None,
+        self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
     ) -> RedisLoopPublisher:
         """Over a connection of its own."""
-        from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
-
-        return RedisLoopPublisher(
-            self._way,
-            self._layout,
-            loop,
-            name=name,
-            connect_timeout=self._options.connect_timeout,
-            on_warning=on_warning,
-            sole_right=sole_right,
-        )
+        return RedisEnds(self._read, self._options, loop, name).publisher(on_warning=on_warning)
 
     def shared_ends(self, loop: TurnLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> RedisEnds:
         """Each has a connection of its own."""
-        return RedisEnds(self, loop, name)
+        return RedisEnds(self._written if writes else self._read, self._options, loop, name)
 
     def collector(self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> NoReturn:
         """Raises: ConfigurationError."""
         raise ConfigurationError("chords are counted in Redis, not joined from its queues")
 
 
+class _Server(NamedTuple):
+    """A Redis: its URL in redis-py's words, what makes clients, the way for connections on a loop, and how its keys are named."""
+
+    url: str
+    deployment: Deployment
+    way: Way
+    layout: Layout
+
+
+def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server:
+    """Raises: ConfigurationError."""
+    from amqtask.transport.redis.places import way_to
+    from amqtask.transport.redis.servers import deployment_of
+
+    url = _in_clients_words(urls, has_tls=bool(options.use_ssl))
+    settings = {"redis_backend_use_ssl": dict(options.use_ssl) if isinstance(options.use_ssl, Mapping) else None}
+    deployment = deployment_of(
+        url, options.transport_options, options.connect_timeout, settings, "broker_transport_options"
+    )
+    way = way_to(deployment.client())
+    prefix = str(options.transport_options.get("global_keyprefix") or "")
+    return _Server(url, deployment, way, Layout(prefix, way.server.db, options.event_exchange))
+
+
+def _in_clients_words(urls: str | Sequence[str] | None, *, has_tls: bool) -> str:
+    """The one URL, as redis-py writes it. Raises: ConfigurationError."""
+    joined = urls if isinstance(urls, str) else ";".join(urls or ())
+    scheme, _, rest = joined.partition("://")
+    name = _SCHEMES.get(scheme.strip().lower())
+    if name is None:
+        raise ConfigurationError(
+            f"the URL of a Redis broker cannot begin with {scheme}://. Name one server (redis://) or sentinels (sentinel://), "
+            "not a cluster: it has on several nodes what belongs together"
+        )
+    if name != "sentinel" and ";" in rest:
+        raise ConfigurationError(
+            "a Redis broker has one URL: a second server would have other messages. For several that follow each other use "
+            "sentinel://host:26379/0;sentinel://other:26379 and broker_transport_options = {'master_name': …}"
+        )
+    if name == "unix":
+        path, _, query = rest.partition("?")
+        query = query.replace("virtual_host=", "db=")
+        return f"unix://{path}" + (f"?{query}" if query else "")
+    return f"{'rediss' if has_tls and name == 'redis' else name}://{rest}"
+
+
 class RedisEnds:
     """See amqtask.transport.contract.SharedEnds. While the consumer has a queue alone, the publisher publishes as that one."""
 
-    def __init__(self, broker: RedisBroker, loop: TurnLoop, name: str) -> None:
-        self._broker = broker
+    def __init__(self, server: _Server, options: BrokerOptions, loop: TurnLoop, name: str) -> None:
+        self._server = server
+        self._timeout = options.connect_timeout
         self._loop = loop
         self._name = name
         self._consumer: RedisConsumer | None = None
 
     def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> RedisConsumer:
         """On the loop."""
-        self._consumer = self._broker.consumer(self._loop, listener, name=self._name, heartbeat=None, no_ack=no_ack)
+        from amqtask.transport.redis.consumer import RedisConsumer
+
+        way, layout = self._server.way, self._server.layout
+        self._consumer = RedisConsumer(
+            way, layout, self._loop, listener, name=self._name, connect_timeout=self._timeout, no_ack=no_ack
+        )
         return self._consumer
 
     def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> RedisLoopPublisher:
         """On the loop."""
-        return self._broker.loop_publisher(
-            self._loop, name=self._name, heartbeat=None, on_warning=on_warning, sole_right=self._sole_right
+        from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
+
+        return RedisLoopPublisher(
+            self._server.way,
+            self._server.layout,
+            self._loop,
+            name=self._name,
+            connect_timeout=self._timeout,
+            on_warning=on_warning,
+            sole_right=self._sole_right,
         )
 
     def _sole_right(self) -> tuple[str, str] | None:
