@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redis.connection import SSLConnection
+from redis.sentinel import SentinelConnectionPool
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options
@@ -45,10 +46,9 @@ def way_to(client: Any) -> Way:
     """The way of a redis-py client. Raises: ConfigurationError."""
     pool = client.connection_pool
     server = _place(pool.connection_kwargs, issubclass(pool.connection_class, SSLConnection))
-    manager = getattr(pool, "sentinel_manager", None)  # of a SentinelConnectionPool only
-    if manager is None:
+    if not isinstance(pool, SentinelConnectionPool):
         return Way(server)
-    pools = [sentinel.connection_pool for sentinel in manager.sentinels]
+    pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
     sentinels = [_place(each.connection_kwargs, issubclass(each.connection_class, SSLConnection)) for each in pools]
     return Way(server, tuple(sentinels), pool.service_name)
 
