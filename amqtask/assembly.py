@@ -299,7 +299,7 @@ class _Builder:
             report=report,
             make_pool=self.pool,
             make_consumer=lambda listener: self.consumer(listener, "consumer"),
-            chord_joiner=self.chord_joiner(),
+            chord_joiner=self.chord_joiner(publisher),
             services=lambda worker: self.services(worker, monitoring),
             app=self.app,
         )
@@ -383,12 +383,16 @@ class _Builder:
             self.loop, name=f"{self.hostname} {role}", heartbeat=self.conf.broker_heartbeat, on_warning=_warn
         )
 
-    def chord_joiner(self) -> ChordJoiner | None:
+    def chord_joiner(self, publisher: LoopPublisher) -> ChordJoiner | None:
         """Chords are joined in the broker where no store counts their parts."""
         if self.app.chord_store is not None:
             return None
         collector = self.app.broker.collector(
-            self.loop, name=f"{self.hostname} chords", heartbeat=self.conf.broker_heartbeat, on_warning=_warn
+            self.loop,
+            name=f"{self.hostname} chords",
+            heartbeat=self.conf.broker_heartbeat,
+            beside=publisher,
+            on_warning=_warn,
         )
         accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
         return ChordJoiner(collector, self.executor.chords, accept | content_types([self.conf.result_serializer]))

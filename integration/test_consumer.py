@@ -15,6 +15,7 @@ import pytest
 
 from amqtask.exceptions import AccessRefused, OperationalError
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.testing.suites.transport import Listener
 from integration.conftest import Broker
 from integration.faults import LOGIN, VIRTUAL_HOST, Forwarder
 from integration.looped import Looped, Sent
@@ -224,6 +225,58 @@ def test_a_queue_that_is_deleted_and_made_anew_at_once_is_consumed_again(
 
     assert set(listener.bodies) == {b"1", b"2", b"3"}
     assert listener.lost == []
+
+
+def mix_up(rabbit: Broker, looped: Looped, queue: Queue, other: Queue, url: list[str]) -> Listener:
+    """RabbitMQ 3 drops as many deliveries of a remade queue as the old one had made, and stops when they fill the window. (Beside
+    a classic queue there is no global prefetch that would prevent it.)"""
+    classic = Queue(other.name, arguments=CLASSIC)
+    listener, consumer = looped.consuming(queue, classic, url=url, prefetch=2)
+    fill(rabbit, queue, b"old", b"old")
+    looped.until(lambda: len(listener.deliveries) == 2)
+    listener.acks = True
+    consumer.ack(listener.deliveries[1].tag, multiple=True)
+    listener.deliveries.clear()
+    channel = rabbit.channel()
+    channel.queue_delete(queue.name)
+    channel.queue_declare(queue.name, durable=True, arguments=dict(QUORUM))
+    fill(rabbit, queue, b"1", b"2", b"3", b"4")
+    return listener
+
+
+def test_a_queue_that_has_messages_for_us_and_delivers_nothing_is_consumed_anew(
+    rabbit: Broker, looped: Looped, queue: Queue, other: Queue, broker_url: str
+) -> None:
+    listener = mix_up(rabbit, looped, queue, other, [broker_url])
+
+    looped.until(lambda: {b"3", b"4"} <= set(listener.bodies))
+
+    assert listener.lost == []
+
+
+def test_a_host_that_has_messages_for_us_and_delivers_nothing_is_left_for_the_next(
+    rabbit: Broker, looped: Looped, queue: Queue, other: Queue, broker_url: str
+) -> None:
+    listener = mix_up(rabbit, looped, queue, other, [broker_url, broker_url])
+
+    looped.until(lambda: {b"1", b"2", b"3", b"4"} <= set(listener.bodies))
+
+    assert listener.fatal == []
+
+
+def test_a_full_window_is_no_reason_to_begin_anew(
+    rabbit: Broker, looped: Looped, queue: Queue, broker_url: str
+) -> None:
+    listener, consumer = looped.consuming(queue, url=[broker_url, broker_url], prefetch=2)
+    fill(rabbit, queue, b"1", b"2", b"3")
+    looped.until(lambda: len(listener.deliveries) == 2)
+    epoch, began = consumer.epoch, time.monotonic()
+
+    looped.until(lambda: time.monotonic() - began > 6, turn=0.1)
+
+    assert consumer.epoch == epoch
+    assert listener.bodies == [b"1", b"2"]
+    assert listener.warnings == []
 
 
 # -- what exists, what does not

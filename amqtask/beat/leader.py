@@ -201,6 +201,10 @@ class Leadership:
         self.stop()
         self._listener.on_failed(error)
 
+    def unanswered(self, queue: str) -> int:
+        """All that may be: the state is held, unanswered, for as long as this beat leads."""
+        return PREFETCH
+
     def on_warning(self, text: str) -> None:
         """Log a warning of the consumer's."""
         logger.warning("beat: %s", text)

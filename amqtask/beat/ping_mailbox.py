@@ -93,6 +93,10 @@ class Pinged:
     def on_cancelled(self, queue: str, reason: str) -> None:
         """Do nothing: the consumer declares and consumes again by itself."""
 
+    def unanswered(self, queue: str) -> int:
+        """None: these deliveries need no answer."""
+        return 0
+
     def on_warning(self, text: str) -> None:
         """Log at debug level only: beat's own connection has the same warning."""
         logger.debug("beat: remote control: %s", text)

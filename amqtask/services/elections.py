@@ -148,5 +148,9 @@ class _Candidate:
     def on_cancelled(self, queue: str, reason: str) -> None:
         logger.debug("election %s: consumer cancelled: %s", self._id, reason)
 
+    def unanswered(self, queue: str) -> int:
+        """None: these deliveries need no answer."""
+        return 0
+
     def on_warning(self, text: str) -> None:
         logger.debug("election %s: %s", self._id, text)

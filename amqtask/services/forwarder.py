@@ -237,6 +237,10 @@ class Forwarder:
         if not self._is_stopped:
             self._restart = self._loop.call_later(RETRY_SECONDS, self.start)
 
+    def unanswered(self, queue: str) -> int:
+        """How many of the queue's messages are held."""
+        return self._windows[queue].held
+
     def on_warning(self, text: str) -> None:
         """Log one line for the forty queues, which are all alike."""
         if self._complaints:
@@ -369,17 +373,17 @@ class Forwarder:
         self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
 
     def _renew(self, reason: str) -> bool:
-        """Make another connection: all held messages are delivered again. Not too often: the fault may be elsewhere."""
+        """Go on over another connection, to another host if there is one: all held messages are delivered again. Not too often:
+        the fault may be elsewhere."""
         now = self._wall_clock()
-        if self._is_stopped or now - self._renewed_at < self._renewal_pause:
+        if self._consumer is None or self._is_stopped or now - self._renewed_at < self._renewal_pause:
             return False
         is_first = now - self._renewed_at > LONGEST_RENEWAL_PAUSE * 2
         self._renewal_pause = STUCK_SECONDS if is_first else min(self._renewal_pause * 2, LONGEST_RENEWAL_PAUSE)
         self._renewed_at = now
         logger.warning("delays: %.500s; another connection is made", reason)
         self._begin(-1)
-        self._close()
-        self.start()
+        self._consumer.leave(reason)
         return True
 
     def _next_message(self, held: _Held, message: Message, error: PublishError) -> Message:

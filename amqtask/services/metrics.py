@@ -85,6 +85,11 @@ class CountedPublisher:
         return self._publisher.outstanding
 
     @property
+    def host(self) -> str:
+        """As of the wrapped one."""
+        return self._publisher.host
+
+    @property
     def oldest(self) -> Message | None:
         """See LoopPublisher."""
         return self._publisher.oldest

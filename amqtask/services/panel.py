@@ -175,6 +175,10 @@ class Panel:
     def on_cancelled(self, queue: str, reason: str) -> None:
         logger.debug("control: consumer cancelled: %s", reason)
 
+    def unanswered(self, queue: str) -> int:
+        """None: these deliveries need no answer."""
+        return 0
+
     def on_warning(self, text: str) -> None:
         logger.debug("control: %s", text)
 

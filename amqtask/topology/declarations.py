@@ -23,6 +23,10 @@ MANY_QUORUM_QUEUES = 200
 # must never drop it. (-1, which means "no limit" in 4.x, is refused by 3.x.)
 _NO_LIMIT = 1_000_000
 
+# RabbitMQ 4.3 keeps what was delivered over a node that is gone for consumers there, for a minute by default, in case the node
+# comes back; earlier versions give it to others at once, and ignore the argument (rabbit_fifo, consumer_disconnected_timeout).
+DISCONNECTED = {"x-consumer-disconnected-timeout": 500}
+
 
 @dataclass(frozen=True, slots=True)
 class QueueDefaults:
@@ -82,6 +86,7 @@ def _default_arguments(
     default_arguments: QueueArgumentDict = {"x-queue-type": queue_type}
     if queue_type == QUORUM:
         default_arguments["x-delivery-limit"] = defaults.delivery_limit
+        default_arguments.update(DISCONNECTED)
     elif queue_type == CLASSIC:
         default_arguments["x-max-priority"] = defaults.max_priority
     else:  # streams have neither limits nor dead letters

@@ -62,6 +62,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties, properties_of_copy, strip_transit_headers
 from amqtask.topology import former_delays
+from amqtask.topology.declarations import DISCONNECTED
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, Headers, QueueArgumentDict
@@ -304,8 +305,7 @@ class DelayPlan:
         queue_arguments = self._arguments(seconds * 1000, self.level_name(level - 1))
         if self.queue_type == "quorum":
             # A worker that stops requeues the messages that it holds; RabbitMQ 4 would dead-letter a message the twentieth time.
-            more = {"x-delivery-limit": _NO_LIMIT, "x-consumer-disconnected-timeout": _DISCONNECTED_MS}
-            queue_arguments = arguments({**dict(queue_arguments), **more})
+            queue_arguments = arguments({**dict(queue_arguments), "x-delivery-limit": _NO_LIMIT, **DISCONNECTED})
         return Queue(self.queue_name(level, digit), arguments=queue_arguments)
 
     def _exchange(self, level: int) -> Exchange:
@@ -324,9 +324,6 @@ class DelayPlan:
 
 
 _NO_LIMIT = 1_000_000
-# RabbitMQ 4.3 keeps what was delivered over a node that is gone for consumers there, for a minute by default, in case the node
-# comes back; earlier versions give it to others at once, and ignore the argument (rabbit_fifo, consumer_disconnected_timeout).
-_DISCONNECTED_MS = 500
 
 
 def due_at(headers: Headers) -> float | None:

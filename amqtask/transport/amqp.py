@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amqtask.transport.admin import QueueAdmin
     from amqtask.transport.collector import PikaCollector
     from amqtask.transport.consumer import PikaConsumer
-    from amqtask.transport.contract import AsyncPublisher, BrokerOptions, ConsumerListener, OnWarning
+    from amqtask.transport.contract import AsyncPublisher, BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
     from amqtask.transport.event_publisher import PikaEventPublisher
     from amqtask.transport.loop_publisher import PikaLoopPublisher
     from amqtask.transport.publisher import PikaPublisher
@@ -176,11 +176,15 @@ class AmqpBroker:
             loop, SharedConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
         )
 
-    def collector(self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> PikaCollector:
+    def collector(
+        self, loop: TurnLoop, *, name: str, heartbeat: int | None, beside: LoopPublisher, on_warning: OnWarning
+    ) -> PikaCollector:
         """Over a connection of its own."""
         from amqtask.transport.collector import PikaCollector
 
-        return PikaCollector(self.addresses, loop, on_warning=on_warning, **self._connecting(name, heartbeat))
+        return PikaCollector(
+            self.addresses, loop, beside=beside, on_warning=on_warning, **self._connecting(name, heartbeat)
+        )
 
     def _connecting(self, name: str, heartbeat: int | None) -> dict[str, Any]:
         return {"heartbeat": heartbeat, "connect_timeout": self._options.connect_timeout, "client_name": name}

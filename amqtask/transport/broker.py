@@ -111,7 +111,9 @@ class Broker(Protocol):
     def shared_ends(self, loop: TurnLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> SharedEnds:
         """`writes`: over the hosts that are written to (`broker_write_url`)."""
 
-    def collector(self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> Collector:
+    def collector(
+        self, loop: TurnLoop, *, name: str, heartbeat: int | None, beside: LoopPublisher, on_warning: OnWarning
+    ) -> Collector:
         """Only where `chords_url` is None."""
 
 

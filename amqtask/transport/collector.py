@@ -8,12 +8,16 @@ own publisher before the others were back in the queue, so one of the two counts
 A look costs one passive declare on a channel that all looks share. Requests for a look at a queue while one is under way share
 the next look. The count of a classic queue is exact (its process has every message that was confirmed).
 
+A node that has lost the others goes on without them on RabbitMQ 4 with Khepri, and knows nothing of a queue that was made since.
+A part is confirmed before its queue is looked at, so looks go over the host that the publisher is connected to.
+
 A queue whose node is down exists again when the node comes back: such a queue is reported as AWAY, not as GONE. So is a queue
 whose broker does not answer.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +36,7 @@ from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
+    from amqtask.transport.contract import LoopPublisher
     from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
     from amqtask.transport.wire import Wire
 
@@ -41,6 +46,8 @@ Take = Callable[[Deliveries, Callable[[bool], None]], bool]
 # The longest wait for a count, and for the messages that were counted: RabbitMQ 4.3 tries for more than a minute to reach a node
 # that is down, and the other chords wait meanwhile.
 LOOK_SECONDS, READ_SECONDS = 3.0, 30.0
+# It changes its host at most once in so many seconds.
+MOVE_SECONDS = 3.0
 
 
 @dataclass(slots=True, eq=False)
@@ -67,11 +74,14 @@ class PikaCollector:
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
         client_name: str = "",
+        beside: LoopPublisher | None = None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._warn = on_warning
         self._loop = loop
         self._refusals: set[str] = set()
+        self._beside = beside
+        self._moved_at = float("-inf")
         self._connection = LoopConnection(
             addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
@@ -115,12 +125,23 @@ class PikaCollector:
         channel = self._channel
         if self._current is not None or not self._line or channel is None or not channel.is_open:
             return
+        if self._moves():
+            return
         look = self._current = self._line.popleft()
         self._timer = self._loop.call_later(LOOK_SECONDS, self._count_late)
         if look.is_over:
             channel.queue_delete(look.queue, callback=lambda _: self._counted(look, 0))
         else:
             channel.queue_declare(look.queue, passive=True, callback=lambda frame: self._counted(look, _count(frame)))
+
+    def _moves(self) -> bool:
+        """Go to the publisher's host, if that is another one; the looks follow when it is reached."""
+        host, now = self._beside.host if self._beside is not None else "", time.monotonic()
+        if not host or host == self._connection.host or now - self._moved_at < MOVE_SECONDS:
+            return False
+        self._moved_at = now
+        self._connection.go_to(host, "what is published goes over another host")
+        return self._channel is None
 
     def _counted(self, look: _Look, count: int) -> None:
         if look is not self._current:

@@ -75,7 +75,11 @@ class ConnectionListener(Protocol):
         """The broker blocks publishing (an alarm), or does not any more (None)."""
 
 
-class FellSilent(AMQPHeartbeatTimeout, TimeoutError):  # type: ignore[misc]  # pika is not typed
+class LeftHost(AMQPHeartbeatTimeout):  # type: ignore[misc]  # pika is not typed
+    """We closed the connection to a host that answers, for another one."""
+
+
+class FellSilent(LeftHost, TimeoutError):
     """We gave up a connection that the broker may still take for alive."""
 
 
@@ -118,6 +122,11 @@ class LoopConnection:
         return self._is_open
 
     @property
+    def host(self) -> str:
+        """The URL, without password, of the host that it is connected to; empty while it is not."""
+        return self._address.safe_url if self._is_open else ""
+
+    @property
     def is_running(self) -> bool:
         """Whether it was started and not stopped."""
         return self._is_running
@@ -143,14 +152,38 @@ class LoopConnection:
             connection.end()
 
     @property
+    def hosts(self) -> int:
+        """How many hosts there are to go to."""
+        return len(self._addresses)
+
+    @property
     def has_other_hosts(self) -> bool:
         """Whether there is another host that `leave` could go to."""
-        return len(self._addresses) > 1
+        return self.hosts > 1
 
-    def leave(self, reason: str) -> None:
-        """Treat this connection as lost, and go on with the next host."""
+    def elsewhere(self, steps: int, listener: ConnectionListener) -> LoopConnection:
+        """Another one, to the host that is so many steps further on; not started."""
+        return LoopConnection(
+            [self._addresses[(self._next + steps) % self.hosts]],
+            self._loop,
+            listener,
+            heartbeat=self._heartbeat,
+            connect_timeout=self._connect_timeout,
+            name=self._name,
+        )
+
+    def leave(self, reason: str, *, steps: int = 1) -> None:
+        """Treat this connection as lost, and go on with the next host, or the one that is so many steps further on."""
         if self._is_open:
-            self._give_up(reason)
+            self._next += steps - 1  # one more follows, as after each silence
+            self._connection.give_up(LeftHost(reason))
+
+    def go_to(self, host: str, reason: str) -> None:
+        """Leave for the host with this URL, if it is one of ours and not the present one."""
+        for steps in range(1, self.hosts):
+            if self._addresses[(self._next + steps) % self.hosts].safe_url == host:
+                self.leave(reason, steps=steps)
+                return
 
     def _give_up(self, reason: str) -> None:
         self._connection.give_up(FellSilent(reason))

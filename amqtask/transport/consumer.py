@@ -28,6 +28,7 @@ from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
+from amqtask.transport.lookout import Lookout, Watch, Watched, can_be_watched
 from amqtask.transport.recreation import RecreationGuard, keeps_consumers_of_deleted
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
@@ -57,6 +58,7 @@ class _Consumed:
     tags: list[str] = field(default_factory=list)
     is_declaring: bool = False
     was_consumed: bool = False
+    watch: Watch = field(default_factory=Watch)
 
 
 class PikaConsumer:
@@ -86,6 +88,14 @@ class PikaConsumer:
             )
         )
         self._declarer = Declarer(loop, listener.on_warning)
+        self._lookout = Lookout(
+            loop,
+            watched=self._watched,
+            on_stalled=self._stalled,
+            on_better=lambda steps, why: self._connection.leave(why, steps=steps),
+            elsewhere=self._connection.elsewhere,
+            hosts=self._connection.hosts,
+        )
         self._pika: Wire | None = None
         # The present channel, once it is open; and the one that is being opened.
         self._channel: Any = None
@@ -187,11 +197,16 @@ class PikaConsumer:
         self._is_paused = False
         self._set_up()
 
+    def leave(self, reason: str) -> None:
+        """Treat the connection as lost, and go on with the next host."""
+        self._connection.leave(reason)
+
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Close; answers that were written go out first."""
         self._forget_timer()
         self._drop_channel()
         self._declarer.lost()
+        self._lookout.end()
         self._connection.stop(on_stopped)
 
     # -- the connection's events
@@ -202,6 +217,8 @@ class PikaConsumer:
         self._unreachable.clear()
         self._pika = connection
         self._declarer.connected(connection)
+        if not self._no_ack:
+            self._lookout.begin(connection)
         self._open_channel()
 
     def on_lost(self, error: Exception) -> None:
@@ -209,6 +226,7 @@ class PikaConsumer:
         self._forget_timer()
         self._pika = None
         self._declarer.lost()
+        self._lookout.end()
         for consumed in self._queues.values():
             consumed.is_declaring = False
         self._drop_channel()
@@ -333,6 +351,7 @@ class PikaConsumer:
         self._consumer_number += 1
         tag = f"amqtask-{self._consumer_number}"
         consumed.tags.append(tag)
+        consumed.watch.has_moved = True
         self._starting[tag] = consumed
         if self._guard is not None:
             self._guard.lift()
@@ -341,7 +360,7 @@ class PikaConsumer:
             self._channel.basic_qos(prefetch_count=prefetch)
         self._channel.basic_consume(
             consumed.queue.name,
-            _deliver_to(self._listener.on_delivery, consumed.queue.name, self._epoch),
+            _deliver_to(self._listener.on_delivery, consumed, self._epoch),
             auto_ack=self._no_ack,
             consumer_tag=tag,
             callback=lambda _: self._started(tag, on_started),
@@ -410,6 +429,23 @@ class PikaConsumer:
                 self._listener.on_cancelled(name, "cancelled by the broker")
                 self._retry_later()
 
+    # -- consumers that get nothing
+
+    def _watched(self) -> list[Watched]:
+        return [
+            Watched(consumed.queue, consumed.watch, consumed.prefetch - self._listener.unanswered(consumed.queue.name))
+            for consumed in self._queues.values()
+            if can_be_watched(consumed.queue) and any(tag not in self._starting for tag in consumed.tags)
+        ]
+
+    def _stalled(self, queue: str, why: str) -> None:
+        """Consume it anew."""
+        consumed = self._queues.get(queue)
+        if consumed is not None and consumed.tags and self._is_open:
+            self._listener.on_warning(f"{why}; it is consumed anew")
+            old = list(consumed.tags)
+            self._consume(consumed, consumed.prefetch, on_started=lambda: self._cancel(consumed, old))
+
     # -- another attempt
 
     def _retry_later(self) -> None:
@@ -427,8 +463,9 @@ class PikaConsumer:
             self._timer = None
 
 
-def _deliver_to(on_delivery: Callable[[Delivery], None], queue: str, epoch: int) -> Callable[..., None]:
+def _deliver_to(on_delivery: Callable[[Delivery], None], consumed: _Consumed, epoch: int) -> Callable[..., None]:
     """pika's callback for one consumer: the hot path."""
+    queue, watch = consumed.queue.name, consumed.watch
 
     def on_message(channel: object, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
         # As Delivery(…), in a third of the time.
@@ -438,6 +475,7 @@ def _deliver_to(on_delivery: Callable[[Delivery], None], queue: str, epoch: int)
                 body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, epoch
             ),
         )  # fmt: skip
+        watch.has_moved = True
         try:
             on_delivery(delivery)
         except Exception:

@@ -79,6 +79,10 @@ class LoopPublisher(Protocol):
     def oldest(self) -> Message | None:
         """The message that waits longest for its confirm, while the broker could give it (connected, not blocked); else None."""
 
+    @property
+    def host(self) -> str:
+        """The URL, without password, of the host that it is connected to; empty while it is not."""
+
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
@@ -102,6 +106,9 @@ class ConsumerListener(Protocol):
 
     def on_fatal(self, error: Exception) -> None:
         """Cannot go on (refused login, wrong vhost, queue locked by an exclusive owner)."""
+
+    def unanswered(self, queue: str) -> int:
+        """How many deliveries of this queue have no answer yet, at most (not asked where they need none)."""
 
     def on_warning(self, text: str) -> None:
         """A text that the operator should read once: a queue that exists with other arguments, a blocked connection."""
@@ -141,6 +148,9 @@ class Consumer(Protocol):
         """Cancel all consumers (deliveries stop), keep the channel for answers."""
 
     def resume(self) -> None: ...
+
+    def leave(self, reason: str) -> None:
+        """Treat the connection as lost, and go on with the next host, or with the same one if there is no other."""
 
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Flush answers, close channel and connection; unanswered deliveries go back to their queues."""

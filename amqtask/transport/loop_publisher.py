@@ -168,6 +168,11 @@ class PikaLoopPublisher:
         )
 
     @property
+    def host(self) -> str:
+        """The URL, without password, of the host that it is connected to; empty while it is not."""
+        return self._connection.host
+
+    @property
     def oldest(self) -> Message | None:
         """The message that waits longest for its confirm, while the broker could give it."""
         if not self._connection.is_open or self._is_blocked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class PikaChannel(Protocol):
 
     def add_on_return_callback(self, callback: Callback) -> object: ...
 
+    def add_callback(self, callback: Callback, replies: Sequence[type], one_shot: bool = True) -> object: ...
+
     def confirm_delivery(self, ack_nack_callback: Callback, callback: Callback | None = None) -> object: ...
 
     def basic_publish(
@@ -73,6 +75,8 @@ class PikaChannel(Protocol):
     ) -> str: ...
 
     def basic_cancel(self, consumer_tag: str = "", callback: Callback | None = None) -> object: ...
+
+    def basic_get(self, queue: str, callback: Callback, auto_ack: bool = False) -> object: ...
 
     def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> object: ...
 

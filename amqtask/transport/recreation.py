@@ -29,9 +29,7 @@ GLOBAL_PREFETCH, NONE = 65535, 0
 
 def keeps_consumers_of_deleted(connection: Wire) -> bool:
     """Whether the broker is a RabbitMQ before 4."""
-    properties = connection.server_properties or {}
-    major = str(properties.get("version", "")).partition(".")[0]
-    return properties.get("product") == "RabbitMQ" and major.isdigit() and int(major) < 4
+    return 0 < connection.server_major < 4
 
 
 class RecreationGuard:

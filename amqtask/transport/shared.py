@@ -46,9 +46,23 @@ class SharedConnection:
         """Whether the connection is open."""
         return self._connection.is_open
 
-    def leave(self, reason: str) -> None:
-        """Treat the connection as lost, and go on with the next host."""
-        self._connection.leave(reason)
+    @property
+    def host(self) -> str:
+        """The URL, without password, of the host that it is connected to; empty while it is not."""
+        return self._connection.host
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts there are to go to."""
+        return self._connection.hosts
+
+    def elsewhere(self, steps: int, listener: ConnectionListener) -> LoopConnection:
+        """A connection to the host that is so many steps further on; not started."""
+        return self._connection.elsewhere(steps, listener)
+
+    def leave(self, reason: str, *, steps: int = 1) -> None:
+        """Treat the connection as lost, and go on with the next host, or the one that is so many steps further on."""
+        self._connection.leave(reason, steps=steps)
 
     def started(self, use: ConnectionUse) -> None:
         """A user wants the connection."""
@@ -116,18 +130,32 @@ class ConnectionUse:
         return self._is_running and self._shared.is_open
 
     @property
+    def host(self) -> str:
+        """The URL, without password, of the host that it is connected to; empty while it is not."""
+        return self._shared.host
+
+    @property
     def is_running(self) -> bool:
         """Whether it was started and not stopped."""
         return self._is_running
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts there are to go to."""
+        return self._shared.hosts
 
     @property
     def has_other_hosts(self) -> bool:
         """Always False: one user does not take the connection from the other."""
         return False
 
-    def leave(self, reason: str) -> None:
+    def elsewhere(self, steps: int, listener: ConnectionListener) -> LoopConnection:
+        """A connection to the host that is so many steps further on; not started."""
+        return self._shared.elsewhere(steps, listener)
+
+    def leave(self, reason: str, *, steps: int = 1) -> None:
         """Treat the connection as lost, for all its users."""
-        self._shared.leave(reason)
+        self._shared.leave(reason, steps=steps)
 
     def start(self) -> None:
         """Connect, unless that is under way or done."""

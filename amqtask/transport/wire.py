@@ -81,6 +81,13 @@ class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
     # How many bytes of the buffer's front have been handed on.
     _taken = 0
 
+    @property
+    def server_major(self) -> int:
+        """The first number of RabbitMQ's version; 0 for other brokers."""
+        properties = self.server_properties or {}
+        major = str(properties.get("version", "")).partition(".")[0]
+        return int(major) if properties.get("product") == "RabbitMQ" and major.isdigit() else 0
+
     # -- what pika keeps to itself
 
     @property

@@ -459,6 +459,9 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
     def on_fatal(self, error: Exception) -> None:
         self.lifecycle.shutdown.fail(error)
 
+    def unanswered(self, queue: str) -> int:
+        return self.deliveries.outstanding
+
     def on_warning(self, text: str) -> None:
         logger.warning("%s", text)
 

@@ -26,6 +26,7 @@ def test_a_queue_is_quorum_with_a_delivery_limit_and_dead_letters_by_default() -
     assert work_queue("jobs", DEFAULTS).argument_map == {
         "x-queue-type": "quorum",
         "x-delivery-limit": 5,
+        "x-consumer-disconnected-timeout": 500,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": "jobs.dead",
         "x-overflow": "reject-publish",
@@ -44,7 +45,7 @@ def test_a_queue_is_quorum_with_a_delivery_limit_and_dead_letters_by_default() -
         ),
         ({"x-queue-type": "stream"}, DEFAULTS, {"x-queue-type": "stream"}),
         (
-            {"x-dead-letter-exchange": "mine", "x-delivery-limit": None},
+            {"x-dead-letter-exchange": "mine", "x-delivery-limit": None, "x-consumer-disconnected-timeout": None},
             DEFAULTS,
             {"x-queue-type": "quorum", "x-dead-letter-exchange": "mine"},
         ),
@@ -53,6 +54,7 @@ def test_a_queue_is_quorum_with_a_delivery_limit_and_dead_letters_by_default() -
             QueueDefaults(delivery_limit=None),
             {
                 "x-queue-type": "quorum",
+                "x-consumer-disconnected-timeout": 500,
                 "x-max-length": 10,
                 "x-overflow": "drop-head",
                 "x-dead-letter-exchange": "",

@@ -194,6 +194,9 @@ class ToldConsumer:
     def resume(self) -> None:
         self.words.append("resume")
 
+    def leave(self, reason: str) -> None:
+        self.words.append("leave")
+
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         self.words.append("stop")
         if on_stopped is not None:
@@ -222,6 +225,10 @@ class HandPublisher:
     @property
     def outstanding(self) -> int:
         return len(self._pending)
+
+    @property
+    def host(self) -> str:
+        return "amqp://one"
 
     @property
     def oldest(self) -> Message | None:

@@ -106,6 +106,9 @@ class Listener:
     def on_fatal(self, error: Exception) -> None:
         self.fatal.append(error)
 
+    def unanswered(self, queue: str) -> int:
+        return 0 if self.acks else sum(delivery.queue == queue for delivery in self.deliveries)
+
     def on_warning(self, text: str) -> None:
         self.warnings.append(text)
 

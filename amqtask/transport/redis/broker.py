@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
-    from amqtask.transport.contract import BrokerOptions, ConsumerListener, OnWarning
+    from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
     from amqtask.transport.redis.admin import RedisAdmin
     from amqtask.transport.redis.consumer import RedisConsumer
     from amqtask.transport.redis.delayed import RedisDelayed
@@ -175,7 +175,9 @@ class RedisBroker:
         """Each has a connection of its own."""
         return RedisEnds(self._written if writes else self._read, self._options, loop, name)
 
-    def collector(self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning) -> NoReturn:
+    def collector(
+        self, loop: TurnLoop, *, name: str, heartbeat: int | None, beside: LoopPublisher, on_warning: OnWarning
+    ) -> NoReturn:
         """Raises: ConfigurationError."""
         raise ConfigurationError("chords are counted in Redis, not joined from its queues")
 

@@ -159,6 +159,9 @@ class RedisConsumer:
         self._is_paused = False
         self._set_up_soon()
 
+    def leave(self, reason: str) -> None:
+        """Nothing: there is one server at a time, and the link finds it."""
+
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Send the answers, give back what is unanswered, disconnect."""
         self._is_stopped, self._is_consuming = True, False
