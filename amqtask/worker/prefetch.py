@@ -14,6 +14,9 @@ up to half a second, and only to the double, to the half, or back to one per slo
 and another one cancelled, and a busy quorum queue counts deliveries under way to the cancelled one as returned (seen on RabbitMQ
 3.10: a few hundred redeliveries, each one step towards the delivery limit).
 
+After a lost connection the window begins at one per slot again, for CALM_SECONDS: where connections are cut again and again, most
+of a large window is lost each time before it can be read, and each time is a step towards the delivery limit.
+
 `Windows` has those of all queues of a worker, and changes the consumer's prefetch when one changes.
 """
 
@@ -31,6 +34,7 @@ LONG_TASK_SECONDS = 0.1
 MAX_RESERVE = 256
 FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 0.5
+CALM_SECONDS = 2.0
 LEAST_FACTOR = 2
 # basic.qos has 16 bits.
 MAX_WINDOW = 65535
@@ -83,6 +87,14 @@ class Window:
         if self.pinned is not None:
             self.pinned = max(1, self.pinned + by)
         return self.current
+
+    def begin_anew(self, now: float) -> None:
+        """Its channel is lost."""
+        self.old_deliveries = 0
+        if self.pinned is None:
+            self._next_change = now + CALM_SECONDS
+            self.current = max(1, fitting_window(self._slots, None, self.extra + self._shifted))
+            self._held_in_current = 0
 
     def saw_nothing_end(self, seconds: float) -> None:
         """All slots have been busy for so long, and no task ended."""
@@ -192,6 +204,13 @@ class Windows:
         """Make each window larger (or smaller) by so many, by remote control."""
         for queue, window in self.by_queue.items():
             window.shift(by)
+            self._consumer.set_prefetch(queue, window.room)
+
+    def connection_lost(self, now: float) -> None:
+        """The deliveries are void, and there will be others over another connection."""
+        for queue, window in self.by_queue.items():
+            window.begin_anew(now)
+            self._on_opened(queue)
             self._consumer.set_prefetch(queue, window.room)
 
     def hold(self, count: int) -> None:

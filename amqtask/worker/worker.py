@@ -447,6 +447,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         event = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
         logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", event, error)
         self.deliveries.look_at_channel()
+        self.windows.connection_lost(self._clock())
 
     def _unanswered(self) -> tuple[list[Request], list[Request]]:
         """The channel is lost: the requests that run on, and those that had not begun, which are dropped."""

@@ -45,6 +45,27 @@ def test_it_starts_at_one_per_slot_and_grows_with_the_first_short_tasks() -> Non
     assert window.look(now=10.0) == 202
 
 
+def test_after_a_lost_connection_it_is_one_per_slot_until_the_next_one_has_lasted() -> None:
+    window = Window(slots=2)
+    ended(window, 0.00005)
+    window.look(now=10.0)
+
+    window.begin_anew(now=20.0)
+    ended(window, 0.00005)
+
+    assert window.current == 2
+    assert window.look(now=21.0) is None
+    assert window.look(now=23.0) == 202
+
+
+def test_a_pinned_window_stays_also_after_a_lost_connection() -> None:
+    window = Window(slots=2, pinned=7)
+
+    window.begin_anew(now=20.0)
+
+    assert window.current == 7
+
+
 def test_a_pinned_window_stays() -> None:
     window = Window(slots=2, pinned=7)
     ended(window, 0.00005)
