@@ -89,6 +89,10 @@ class CountedPublisher:
         """As of the wrapped one."""
         return self._publisher.host
 
+    def go_to(self, host: str, reason: str) -> None:
+        """See LoopPublisher."""
+        self._publisher.go_to(host, reason)
+
     @property
     def oldest(self) -> Message | None:
         """See LoopPublisher."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
 from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.transport.contract import HostLeft
 from amqtask.transport.errors import connection_error, is_refusal
 from amqtask.transport.fields import install
 from amqtask.transport.liveness import LivenessMonitor
@@ -75,11 +76,11 @@ class ConnectionListener(Protocol):
         """The broker blocks publishing (an alarm), or does not any more (None)."""
 
 
-class LeftHost(AMQPHeartbeatTimeout):  # type: ignore[misc]  # pika is not typed
+class LeftHost(AMQPHeartbeatTimeout, HostLeft):  # type: ignore[misc]  # pika is not typed
     """We closed the connection to a host that answers, for another one."""
 
 
-class FellSilent(LeftHost, TimeoutError):
+class FellSilent(AMQPHeartbeatTimeout, TimeoutError):  # type: ignore[misc]  # pika is not typed
     """We gave up a connection that the broker may still take for alive."""
 
 

@@ -121,6 +121,11 @@ class PikaConsumer:
     # -- the contract
 
     @property
+    def host(self) -> str:
+        """The URL, without password, of the host that it is connected to; empty while it is not."""
+        return self._connection.host
+
+    @property
     def epoch(self) -> int:
         """The number of the present channel."""
         return self._epoch

@@ -83,9 +83,16 @@ class LoopPublisher(Protocol):
     def host(self) -> str:
         """The URL, without password, of the host that it is connected to; empty while it is not."""
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Leave for the host with this URL, if it is one of several and not the present one."""
+
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+
+class HostLeft(Exception):
+    """The host answers, and was left for one that does more."""
 
 
 class ConsumerListener(Protocol):
@@ -99,7 +106,8 @@ class ConsumerListener(Protocol):
     def on_connection_lost(self, error: Exception) -> None:
         """The connection or channel is gone; the broker has requeued all unanswered deliveries.
 
-        A TimeoutError: the broker was silent, and may take the connection for alive until it misses its heartbeats."""
+        A TimeoutError: the broker was silent, and may take the connection for alive until it misses its heartbeats. HostLeft: see
+        there."""
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         """The broker cancelled the consumer of one queue (deleted, timeout, failover); it is being set up again."""
@@ -154,6 +162,10 @@ class Consumer(Protocol):
 
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Flush answers, close channel and connection; unanswered deliveries go back to their queues."""
+
+    @property
+    def host(self) -> str:
+        """The URL, without password, of the host that it is connected to; empty while it is not."""
 
     @property
     def epoch(self) -> int: ...

@@ -172,6 +172,10 @@ class PikaLoopPublisher:
         """The URL, without password, of the host that it is connected to; empty while it is not."""
         return self._connection.host
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Leave for the host with this URL, if it is one of several and not the present one."""
+        self._connection.go_to(host, reason)
+
     @property
     def oldest(self) -> Message | None:
         """The message that waits longest for its confirm, while the broker could give it."""

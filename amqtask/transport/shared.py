@@ -64,6 +64,10 @@ class SharedConnection:
         """Treat the connection as lost, and go on with the next host, or the one that is so many steps further on."""
         self._connection.leave(reason, steps=steps)
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Leave for the host with this URL."""
+        self._connection.go_to(host, reason)
+
     def started(self, use: ConnectionUse) -> None:
         """A user wants the connection."""
         if self._pika is not None and self._pika.is_open:
@@ -156,6 +160,10 @@ class ConnectionUse:
     def leave(self, reason: str, *, steps: int = 1) -> None:
         """Treat the connection as lost, for all its users."""
         self._shared.leave(reason, steps=steps)
+
+    def go_to(self, host: str, reason: str) -> None:
+        """Leave for the host with this URL, with all its users."""
+        self._shared.go_to(host, reason)
 
     def start(self) -> None:
         """Connect, unless that is under way or done."""

@@ -22,6 +22,7 @@ from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.outcome import Answer
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
+from amqtask.transport.contract import HostLeft
 from amqtask.worker.border import bare_request, read_strange
 from amqtask.worker.chain_steps import Steps, delivered
 from amqtask.worker.deliveries import Deliveries
@@ -100,6 +101,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         # How many requests ended since the start.
         self.ended = 0
         self.is_quiet = False
+        self._has_left_host = False
         self._number = 0
         self._turn_is_due = False
         self.lifecycle = Lifecycle(self, services(self), clock)
@@ -433,6 +435,9 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
 
     def on_consuming(self, epoch: int) -> None:
         self.deliveries.begin(epoch)
+        if self._has_left_host:
+            self._has_left_host = False
+            self.publisher.go_to(self.consumer.host, "the worker's deliveries come from another host")
         logger.info("worker: consuming from %s", ", ".join(queue.name for queue in self.consumed) or "no queue")
         self.report.consuming(epoch)
         self.lifecycle.note_consuming()
@@ -443,6 +448,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
                 "consumer: a task ran for longer than RabbitMQ's consumer_timeout, so the broker takes its message "
                 "back; it is answered when it comes again. Raise consumer_timeout for tasks of that length."
             )
+        # What comes from the next host may belong to queues of which the old one knows nothing.
+        self._has_left_host = self._has_left_host or isinstance(error, HostLeft)
         self.intake.connection_lost(is_silent=isinstance(error, TimeoutError))
         event = "Connection to broker lost" if self.lifecycle.is_ready else "Cannot connect to the broker"
         logger.warning("consumer: %s. Trying to re-establish the connection... (%s)", event, error)

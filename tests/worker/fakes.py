@@ -194,6 +194,10 @@ class ToldConsumer:
     def resume(self) -> None:
         self.words.append("resume")
 
+    @property
+    def host(self) -> str:
+        return "amqp://one"
+
     def leave(self, reason: str) -> None:
         self.words.append("leave")
 
@@ -208,6 +212,7 @@ class HandPublisher:
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
+        self.went_to: list[str] = []
         self._pending: list[tuple[Message, Callable[[PublishError | None], None]]] = []
 
     def publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
@@ -229,6 +234,9 @@ class HandPublisher:
     @property
     def host(self) -> str:
         return "amqp://one"
+
+    def go_to(self, host: str, reason: str) -> None:
+        self.went_to.append(host)
 
     @property
     def oldest(self) -> Message | None:

@@ -11,6 +11,7 @@ from amqtask import states
 from amqtask.exceptions import MessageTooLarge, PublishError, Unroutable
 from amqtask.execution.outcome import Answer
 from amqtask.protocol.message import Delivery, OddHeaders, Properties
+from amqtask.transport.contract import HostLeft
 from tests.worker.bench import DEAD, Bench, result
 
 DIED_BEFORE: dict[str, Any] = {"x-death": [{}]}
@@ -354,6 +355,19 @@ def test_the_redelivery_of_an_ended_task_is_answered_and_not_run_again() -> None
 
     assert bench.frames == [("ack", 1, False)]
     assert bench.started == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "went_to"), [(HostLeft("it delivers nothing"), ["amqp://one"]), (ConnectionError("cut"), [])]
+)
+def test_the_publisher_follows_to_the_host_that_the_consumer_has_left_another_one_for(
+    error: Exception, went_to: list[str]
+) -> None:
+    bench = Bench()
+
+    bench.lose_connection(error)
+
+    assert bench.publisher.went_to == went_to
 
 
 def test_a_task_whose_ack_got_lost_with_the_connection_is_not_run_again() -> None:

@@ -82,6 +82,11 @@ class RedisConsumer:
     # -- the contract
 
     @property
+    def host(self) -> str:
+        """None that could be left for another one."""
+        return ""
+
+    @property
     def epoch(self) -> int:
         """It stays the same over lost connections."""
         return self._epoch

@@ -78,6 +78,9 @@ class RedisLoopPublisher:
         """No chord asks: Redis counts their parts."""
         return ""
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Nothing: there is one server at a time."""
+
     @property
     def oldest(self) -> Message | None:
         """The message that waits longest, while Redis could take it."""
