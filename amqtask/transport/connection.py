@@ -30,6 +30,8 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_IF_TAKEN = 0.1, 2.0, 1.0
 CALM_SECONDS = 1.0
 # With several hosts, the time of each in the first round after a lost connection; in later rounds each has the full time.
 FIRST_ROUND_SECONDS = 2.0
+# A host that was left for another one is the last choice for so long.
+AVOIDED_SECONDS = 60.0
 # pika has no time limit for resolving a name; an attempt that exceeds its time by so much is left behind.
 OVERTIME_SECONDS = 1.0
 
@@ -105,6 +107,8 @@ class LoopConnection:
         self._connect_timeout = connect_timeout
         self._name = name
         self._next = 0
+        # Hosts that were left for others (their positions), and until when they are avoided.
+        self._avoided: dict[int, float] = {}
         # How many attempts have failed since a connection was open.
         self._failures = 0
         self._backoff = Backoff()
@@ -173,10 +177,13 @@ class LoopConnection:
             name=self._name,
         )
 
-    def leave(self, reason: str, *, steps: int = 1) -> None:
+    def leave(self, reason: str, *, steps: int = 0) -> None:
         """Treat this connection as lost, and go on with the next host, or the one that is so many steps further on."""
         if self._is_open:
-            self._next += steps - 1  # one more follows, as after each silence
+            self._avoided[self._next % self.hosts] = time.monotonic() + AVOIDED_SECONDS
+            if steps:
+                self._avoided.pop((self._next + steps) % self.hosts, None)
+                self._next += steps - 1  # one more follows, as after each silence
             self._connection.give_up(LeftHost(reason))
 
     def go_to(self, host: str, reason: str) -> None:
@@ -242,7 +249,7 @@ class LoopConnection:
             return
         refused = is_refusal(error)
         tried = [self._address] if refused else self._addresses
-        self._next += 1
+        self._step()
         self._failures += 1
         is_round = self._failures % len(self._addresses) == 0
         if refused and not self._was_open:
@@ -258,13 +265,19 @@ class LoopConnection:
         self._connection = None
         self._liveness.end()
         if isinstance(error, (AMQPHeartbeatTimeout, ConnectionClosedByBroker)):
-            self._next += 1
+            self._step()
         on_stopped, self._on_stopped = self._on_stopped, []
         for callback in on_stopped:
             callback()
         if self._is_running:
             self._listener.on_lost(error)
             self._connect_later(self._backoff.next())
+
+    def _step(self) -> None:
+        """To the next host that is not avoided; to the next one when all are."""
+        now = time.monotonic()
+        good = (k for k in range(1, self.hosts) if self._avoided.get((self._next + k) % self.hosts, 0.0) < now)
+        self._next += next(good, 1)
 
     def _connect_later(self, pause: float) -> None:
         if self._is_running and self._timer is None:

@@ -60,7 +60,7 @@ class SharedConnection:
         """A connection to the host that is so many steps further on; not started."""
         return self._connection.elsewhere(steps, listener)
 
-    def leave(self, reason: str, *, steps: int = 1) -> None:
+    def leave(self, reason: str, *, steps: int = 0) -> None:
         """Treat the connection as lost, and go on with the next host, or the one that is so many steps further on."""
         self._connection.leave(reason, steps=steps)
 
@@ -157,7 +157,7 @@ class ConnectionUse:
         """A connection to the host that is so many steps further on; not started."""
         return self._shared.elsewhere(steps, listener)
 
-    def leave(self, reason: str, *, steps: int = 1) -> None:
+    def leave(self, reason: str, *, steps: int = 0) -> None:
         """Treat the connection as lost, for all its users."""
         self._shared.leave(reason, steps=steps)
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 logger = bounded_logger(__name__)
 
 AWAY_SECONDS = 60.0
+# A part that comes back as unroutable is published once more after so many seconds, before its chord is believed to be over: a
+# node that has lost the others knows nothing of queues that were made since (RabbitMQ 4 with Khepri), and is left meanwhile.
+AGAIN_SECONDS = 8.0
 
 
 def _patience(error: PublishError) -> float:
@@ -98,6 +101,7 @@ class _Member:
         self._pauses = Pauses()
         self._is_stored = False
         self._is_away = False
+        self._was_gone = False
 
     def store(self) -> None:
         self._following.store(self._part.message, self._stored, on_stopped=self._stopped, patience=_patience)
@@ -123,6 +127,10 @@ class _Member:
         self._joiner.collector.collect(part.queue, part.size, take=self._take, on_done=self._looked)
 
     def _looked(self, presence: QueuePresence) -> None:
+        if presence is QueuePresence.GONE and not (self._is_stored or self._was_gone or self._following.is_stopping()):
+            self._was_gone = True
+            self._following.later(AGAIN_SECONDS, self.store)
+            return
         is_dealt_with = presence is QueuePresence.GONE or (presence is QueuePresence.THERE and self._is_stored)
         if not (is_dealt_with or self._following.is_stopping() or self._pauses.waited >= AWAY_SECONDS):
             self._set_away(True)

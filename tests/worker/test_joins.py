@@ -15,7 +15,7 @@ from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage, decode_result
 from amqtask.transport.contract import QueuePresence
-from amqtask.worker.chord_joiner import ChordJoiner
+from amqtask.worker.chord_joiner import AGAIN_SECONDS, ChordJoiner
 from amqtask.worker.follow_ups import FollowUpPublisher
 from tests.worker.fakes import HandLoop, HandPublisher
 
@@ -129,9 +129,25 @@ def test_a_part_that_nobody_takes_belongs_to_a_chord_that_is_over(table: Table) 
     table.ended()
     table.confirm(Unroutable("no queue"))
     table.collector.sees(QueuePresence.GONE)
+    assert table.done == [], "a host that has lost the others may have said so"
+
+    table.loop.advance(AGAIN_SECONDS)
+    table.confirm(Unroutable("no queue"))
+    table.collector.sees(QueuePresence.GONE)
 
     assert table.done == [True]
-    assert len(table.publisher.sent) == 1
+
+
+def test_a_part_that_comes_back_once_and_is_taken_then_counts(table: Table) -> None:
+    table.ended()
+    table.confirm(Unroutable("no queue"))
+    table.collector.sees(QueuePresence.GONE)
+
+    table.loop.advance(AGAIN_SECONDS)
+    table.confirm()
+    table.collector.sees(QueuePresence.THERE)
+
+    assert table.done == [True]
 
 
 def test_a_part_whose_queue_is_away_with_its_node_is_published_again_when_that_is_back(table: Table) -> None:
