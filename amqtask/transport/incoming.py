@@ -21,7 +21,7 @@ _flags = struct.Struct(">H").unpack_from
 _tag = struct.Struct(">Q").unpack_from
 _TAG_SIZE = 8
 _FLAGS = spec.BasicProperties
-# The properties of task messages: Celery's have a reply_to, those of `send_task` of other languages often none.
+# The properties of task messages, and those that only some have: of callers that want a result, of our publishers.
 _USUAL = (
     _FLAGS.FLAG_CONTENT_TYPE
     | _FLAGS.FLAG_CONTENT_ENCODING
@@ -30,7 +30,8 @@ _USUAL = (
     | _FLAGS.FLAG_PRIORITY
     | _FLAGS.FLAG_CORRELATION_ID
 )
-_WITH_REPLY_TO = _USUAL | _FLAGS.FLAG_REPLY_TO
+_REPLY_TO, _MESSAGE_ID = _FLAGS.FLAG_REPLY_TO, _FLAGS.FLAG_MESSAGE_ID
+_MANDATORY = ~(_REPLY_TO | _MESSAGE_ID)
 
 
 def read_deliver(arguments: bytes) -> Any:
@@ -54,16 +55,16 @@ def _without_tag(arguments: bytes) -> tuple[str, bool, str, str]:
 def read_properties(encoded: bytes, offset: int) -> PropertiesLike:
     """The properties that begin at `offset`."""
     (flags,) = _flags(encoded, offset)
-    if flags in (_USUAL, _WITH_REPLY_TO):
+    if flags & _MANDATORY == _USUAL:
         try:
-            return _read_usual(encoded, offset + 2, has_reply_to=flags == _WITH_REPLY_TO)
+            return _read_usual(encoded, offset + 2, flags)
         except UnicodeDecodeError:
             pass
     properties: PropertiesLike = spec.BasicProperties().decode(encoded, offset)
     return properties
 
 
-def _read_usual(encoded: bytes, end: int, *, has_reply_to: bool) -> Properties:
+def _read_usual(encoded: bytes, end: int, flags: int) -> Properties:
     # A short string is its length in one byte, and its bytes.
     begin = end + 1
     end = begin + encoded[end]
@@ -76,8 +77,14 @@ def _read_usual(encoded: bytes, end: int, *, has_reply_to: bool) -> Properties:
     begin = end + 3
     end = begin + encoded[end + 2]
     correlation_id = encoded[begin:end].decode()
-    reply_to = None
-    if has_reply_to:
+    reply_to = message_id = None
+    if flags & _REPLY_TO:
         begin = end + 1
-        reply_to = encoded[begin : begin + encoded[end]].decode()
-    return Properties(content_type, content_encoding, headers, delivery_mode, priority, correlation_id, reply_to)
+        end = begin + encoded[end]
+        reply_to = encoded[begin:end].decode()
+    if flags & _MESSAGE_ID:
+        begin = end + 1
+        message_id = encoded[begin : begin + encoded[end]].decode()
+    return Properties(
+        content_type, content_encoding, headers, delivery_mode, priority, correlation_id, reply_to, None, message_id
+    )

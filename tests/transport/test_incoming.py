@@ -37,7 +37,7 @@ def fields_of(properties: Any) -> dict[str, Any]:
 
 @given(
     st.fixed_dictionaries(USUAL)
-    | st.fixed_dictionaries({**USUAL, **REPLY})
+    | st.fixed_dictionaries(USUAL, optional={**REPLY, "message_id": short})
     | st.fixed_dictionaries({}, optional={**USUAL, **REPLY, **RARE}),
     st.binary(max_size=5),
 )
