@@ -219,7 +219,10 @@ QUEUE_TYPE = choice("quorum", "classic", "stream")
 def _level(value: object) -> object:
     if isinstance(value, str) and isinstance(logging.getLevelName(value.upper()), int):
         return value
-    return logging.getLevelName(COUNT.convert(value))
+    level = COUNT.convert(value)
+    name = logging.getLevelName(level)
+    # A number between the named levels stays one: logging takes no "Level 15".
+    return name if isinstance(logging.getLevelName(name), int) else level
 
 
 def _log_format(value: object) -> str:
