@@ -78,6 +78,13 @@ LIBRARIES = (
         "celery-singleton", "0.3.1", ("tests",), (*PLAIN, "redis", "fakeredis"),
         git="https://github.com/steinitzu/celery-singleton",
     ),
+    Library(
+        "celery-once", "3.0.0", ("tests",),
+        (*PLAIN, "redis", "freezegun", "fakeredis", "mock", "pytest-mock", "flask"),
+        # It imports a name that Celery 5 does not have.
+        ("--ignore=tests/unit/test_tasks.py",),
+        git="https://github.com/cameronmaske/celery-once",
+    ),
 )  # fmt: skip
 
 
