@@ -1,9 +1,8 @@
-"""Broker: what an application's broker can do, and the doors to it; found by the scheme of its URL."""
+"""Broker: what an application's broker can do, and the doors to it. `brokers.py` finds it by the scheme of its URL."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import (
         Admin,
         AsyncPublisher,
-        BrokerOptions,
         Collector,
         Consumer,
         ConsumerListener,
@@ -115,29 +113,3 @@ class Broker(Protocol):
         self, loop: TurnLoop, *, name: str, heartbeat: int | None, beside: LoopPublisher, on_warning: OnWarning
     ) -> Collector:
         """Only where `chords_url` is None."""
-
-
-# URL scheme -> module and class, imported when a URL has the scheme. Whatever else is there is AMQP's to take or to refuse.
-_AMQP = ("amqtask.transport.amqp", "AmqpBroker")
-_REDIS = ("amqtask.transport.redis.broker", "RedisBroker")
-_BROKERS = {
-    "memory": ("amqtask.transport.memory.local", "LocalBroker"),
-    **dict.fromkeys(
-        ("redis", "rediss", "redis+socket", "sentinel", "valkey", "valkeys", "redis+cluster", "rediss+cluster"), _REDIS
-    ),
-}
-
-
-def open_broker(options: BrokerOptions, kept: dict[str, object]) -> Broker:
-    """The broker of these URLs; nothing is connected yet, and of AMQP's URLs nothing is looked at before it is used.
-
-    What must outlive a change of settings stays in `kept`, which is one application's.
-    """
-    module, class_name = _BROKERS.get(_scheme(options.urls), _AMQP)
-    broker: Broker = getattr(import_module(module), class_name)(options, kept)
-    return broker
-
-
-def _scheme(urls: object) -> str:
-    first = urls if isinstance(urls, str) else next(iter(urls or ()), "")  # type: ignore[call-overload]
-    return first.partition("://")[0].strip().lower() if isinstance(first, str) and "://" in first else ""
