@@ -15,6 +15,7 @@ from amqtask.protocol.entities import Declaration
 from amqtask.transport.redis.envelope import Outgoing, outgoing
 from amqtask.transport.redis.errors import passes, publish_error, reply_error, verdict
 from amqtask.transport.redis.layout import Command, Layout
+from amqtask.transport.redis.resp import ignore_reply
 from amqtask.transport.redis.scripts import POSTPONE, PUBLISH, Script
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Batch:
         """What to send next; its replies go to `take`, or what kept them away to `failed`."""
         found: list[tuple[Command, OnReply]] = []
         if self._obstacle is not None:  # perhaps another server, which does not know the scripts
-            found += [(("SCRIPT", "LOAD", script.source), _nothing) for script in (PUBLISH, POSTPONE)]
+            found += [(("SCRIPT", "LOAD", script.source), ignore_reply) for script in (PUBLISH, POSTPONE)]
             self._obstacle = None
         window, self._open = self._open[:WINDOW], self._open[WINDOW:]
         self._sent = []
@@ -182,10 +183,6 @@ class Batch:
             self._open.append(index)
             return
         self.errors[index] = error
-
-
-def _nothing(reply: object) -> None:
-    """The command's reply says nothing."""
 
 
 def until(timeout: float | None, own: float | None) -> float:

@@ -29,7 +29,7 @@ from amqtask.transport.redis.errors import publish_error
 from amqtask.transport.redis.housekeeping import Housekeeping
 from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, LEASE_SECONDS, Layout
 from amqtask.transport.redis.link import Link
-from amqtask.transport.redis.resp import Push, ReplyError
+from amqtask.transport.redis.resp import Push, ReplyError, ignore_reply
 from amqtask.transport.redis.scripts import DELETE, LEAVE, RENEW
 from amqtask.transport.redis.taking import Taking
 from amqtask.transport.redis.timers import Timers
@@ -181,7 +181,7 @@ class RedisConsumer:
             self._answers.give_back_all([*held, *((tag, _blame(failed)) for tag, failed in on_the_way)])
             own = [name for name, consumed in self._queues.items() if consumed.is_alone or consumed.is_exclusive]
             if own:
-                self._link.run(_nothing, LEAVE, self._id, *own)
+                self._link.run(ignore_reply, LEAVE, self._id, *own)
             for consumed in self._queues.values():
                 self._leave(consumed)
         self._link.stop(on_stopped)
@@ -191,7 +191,7 @@ class RedisConsumer:
         queue = consumed.queue
         if (queue.exclusive or queue.auto_delete) and consumed.pattern is None:
             sources = [entity.source.name for entity in consumed.declare if isinstance(entity, Binding)]
-            self._link.run(_nothing, DELETE, queue.name, *sources)
+            self._link.run(ignore_reply, DELETE, queue.name, *sources)
 
     # -- the link's events
 
@@ -259,10 +259,10 @@ class RedisConsumer:
             for command, on_reply in commands:
                 self._link.send(partial(self._declared_one, consumed, on_reply), *command)
             if consumed.pattern is not None:
-                self._link.send(partial(self._declared_one, consumed, _nothing), "PSUBSCRIBE", consumed.pattern)
+                self._link.send(partial(self._declared_one, consumed, ignore_reply), "PSUBSCRIBE", consumed.pattern)
             if consumed.is_exclusive:
                 key, lease = self._layout.key(f"amqtask.active.{consumed.queue.name}"), int(self._lease * 1000)
-                self._link.send(_nothing, "SET", key, self._id, "NX", "PX", lease)
+                self._link.send(ignore_reply, "SET", key, self._id, "NX", "PX", lease)
                 self._link.send(partial(self._declared_one, consumed, partial(self._owned, consumed)), "GET", key)
         self._link.send(self._set_up_is_done, "PING")
 
@@ -298,7 +298,7 @@ class RedisConsumer:
         if consumed.pattern is not None and consumed.is_set_up:
             consumed.is_set_up = False
             if self._link.is_open:
-                self._link.send(_nothing, "PUNSUBSCRIBE", consumed.pattern)
+                self._link.send(ignore_reply, "PUNSUBSCRIBE", consumed.pattern)
 
     # -- what comes
 
@@ -449,7 +449,3 @@ class RedisConsumer:
 def _blame(failed: bytes) -> int:
     """Whether a message that was taken and not delivered was delivered before."""
     return NO_FAILURE if failed else NEVER_CAME
-
-
-def _nothing(reply: object) -> None:
-    """The command's reply says nothing."""

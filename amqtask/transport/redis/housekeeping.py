@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.transport.redis.layout import Layout
 from amqtask.transport.redis.link import Link
+from amqtask.transport.redis.resp import ignore_reply
 from amqtask.transport.redis.scripts import RELEASE_DUE, SWEEP
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Housekeeping:
         if not self._link.is_open or self._is_asking:
             return
         self._is_asking, self._has_changed = True, False
-        self._link.send(_nothing, "CLIENT", "CACHING", "YES")
-        self._link.send(_nothing, "EXISTS", self._key)
+        self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
+        self._link.send(ignore_reply, "EXISTS", self._key)
         self._link.run(self._looked, RELEASE_DUE, MOST_AT_ONCE)
 
     def _looked(self, reply: Any) -> None:
@@ -95,9 +96,5 @@ class Housekeeping:
 
     def _look_for_the_dead(self) -> None:
         if self._link.is_open:
-            self._link.run(_nothing, SWEEP, MOST_AT_ONCE)
+            self._link.run(ignore_reply, SWEEP, MOST_AT_ONCE)
             self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_for_the_dead)
-
-
-def _nothing(reply: object) -> None:
-    """The command's reply says nothing."""

@@ -12,7 +12,7 @@ from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import describe_difference
 from amqtask.transport.names import check_name
 from amqtask.transport.redis.keys import SEPARATOR
-from amqtask.transport.redis.resp import Argument
+from amqtask.transport.redis.resp import Argument, ignore_reply
 
 Command = tuple[Argument, ...]
 
@@ -65,7 +65,7 @@ class Layout:
         if isinstance(entity, Exchange):
             if entity.type == "headers":
                 raise PublishError(f"exchange {entity.name!r} cannot be declared. {NO_HEADERS}")
-            yield ("HSET", self.key("amqtask.exchanges"), entity.name, self.type_of(entity)), _nothing
+            yield ("HSET", self.key("amqtask.exchanges"), entity.name, self.type_of(entity)), ignore_reply
         elif isinstance(entity, Queue):
             if self.pattern(entity) is None:
                 yield from self._queue(entity, warn)
@@ -76,9 +76,9 @@ class Layout:
         text = json.dumps(queue.argument_map, sort_keys=True, default=str)
         queues, arguments = self.key("amqtask.queues"), queue.argument_map
         if not queue.passive:
-            yield ("HSETNX", queues, queue.name, text), _nothing
+            yield ("HSETNX", queues, queue.name, text), ignore_reply
             if arguments.get("x-max-length") is not None and arguments.get("x-overflow") == "reject-publish":
-                yield ("HSETNX", self.key("amqtask.limits"), queue.name, arguments["x-max-length"]), _nothing
+                yield ("HSETNX", self.key("amqtask.limits"), queue.name, arguments["x-max-length"]), ignore_reply
 
         def compare(reply: Any) -> None:
             if isinstance(reply, bytes) and reply.decode() != text and not queue.passive:
@@ -100,11 +100,7 @@ class Layout:
         pattern = _regular_expression(binding.routing_key) if source.type == "topic" else ""
         member = SEPARATOR.join((binding.routing_key, pattern, binding.destination))
         for table in ("_kombu.binding.", "_kombu.binding_permanent."):
-            yield ("SADD", self.key(table + name), member), _nothing
-
-
-def _nothing(reply: object) -> None:
-    """The command's reply says nothing."""
+            yield ("SADD", self.key(table + name), member), ignore_reply
 
 
 def _difference(existing: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from amqtask.transport.connection import Backoff
 from amqtask.transport.redis.errors import publish_error
 from amqtask.transport.redis.layout import Layout
-from amqtask.transport.redis.resp import Argument, Push, ReplyError
+from amqtask.transport.redis.resp import Argument, Push, ReplyError, ignore_reply
 from amqtask.transport.redis.scripts import ALL, Script
 from amqtask.transport.redis.wire import OnReply, Wire
 
@@ -121,7 +121,7 @@ class Link:
     def _ask_sentinel(self, sentinel: Place) -> None:
         def opened() -> None:
             if sentinel.password:
-                wire.send(lambda reply: None, *_auth(sentinel))
+                wire.send(ignore_reply, *_auth(sentinel))
             wire.send(answered, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._way.master)
 
         def answered(reply: Any) -> None:
@@ -167,9 +167,9 @@ class Link:
         login = ["AUTH", place.user or "default", place.password] if place.password or place.user else []
         wire.send(check, "HELLO", 3, *login)
         name = "".join(letter if "!" <= letter <= "~" else "_" for letter in self._name)
-        wire.send(lambda reply: None, "CLIENT", "SETNAME", name)
+        wire.send(ignore_reply, "CLIENT", "SETNAME", name)
         for script in ALL:
-            wire.send(lambda reply: None, "SCRIPT", "LOAD", script.source)
+            wire.send(ignore_reply, "SCRIPT", "LOAD", script.source)
         wire.send(ready, "SELECT", place.db)
 
     # -- losses
@@ -209,7 +209,7 @@ class Link:
             wire.give_up(TimeoutError(f"Redis has not answered for {LOOK_SECONDS * MOST_LOOKS:g} s"))
             return
         if not wire.unanswered:
-            self.send(lambda reply: None, "PING")
+            self.send(ignore_reply, "PING")
         self._look_later()
 
 

@@ -23,6 +23,10 @@ class Push(NamedTuple):
     fields: list[Any]
 
 
+def ignore_reply(reply: object) -> None:
+    """For a command whose reply says nothing."""
+
+
 class _Incomplete(Exception):
     """The rest has not come yet."""
 

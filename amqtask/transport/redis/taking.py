@@ -11,7 +11,7 @@ from amqtask.transport.redis.errors import publish_error
 from amqtask.transport.redis.keys import list_keys
 from amqtask.transport.redis.layout import Layout
 from amqtask.transport.redis.link import Link
-from amqtask.transport.redis.resp import ReplyError
+from amqtask.transport.redis.resp import ReplyError, ignore_reply
 from amqtask.transport.redis.scripts import RESERVE
 from amqtask.transport.redis.timers import Timers
 
@@ -160,9 +160,9 @@ class Taking:
             return
         self._watched.update(names)
         keys = [key for name in names for key in list_keys(self._layout.prefix, name)]
-        self._link.send(_nothing, "CLIENT", "CACHING", "YES")
+        self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
         self._link.send(self._counted, "EXISTS", *keys)
-        self._link.send(_nothing, "CLIENT", "CACHING", "YES")
+        self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
         self._link.send(partial(self._found, names), "HMGET", self._layout.key("amqtask.queues"), *names)
 
     def _counted(self, reply: Any) -> None:
@@ -186,7 +186,3 @@ class Taking:
         self._watched.clear()
         self.take()
         self._look_later()
-
-
-def _nothing(reply: object) -> None:
-    """The command's reply says nothing."""
