@@ -13,8 +13,9 @@ from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.contract import Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 from amqtask.transport.moving import BATCH, publish_pairs
+from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
 from amqtask.transport.redis.delayed import DELAYED, delivery_of
-from amqtask.transport.redis.envelope import Incoming, incoming, with_failures
+from amqtask.transport.redis.envelope import incoming
 from amqtask.transport.redis.jobs import RedisJobs
 from amqtask.transport.redis.layout import LEASE_SECONDS
 from amqtask.transport.redis.scripts import ACK, GIVE_BACK, RENEW, RESERVE, SWEEP, Script
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Declaration
     from amqtask.transport.contract import Publisher
 
-# How many messages are read at once, and how many tags are answered at once.
-PAGE, MOST_ANSWERS = 500, 1000
-NEVER_CAME = -1
+# How many messages are read at once.
+PAGE = 500
 
 
 class RedisAdmin(RedisJobs):
@@ -77,7 +77,7 @@ class RedisAdmin(RedisJobs):
                 (page,) = self._ask(("LRANGE", key, -(number + PAGE), -(number + 1)))
                 for text in reversed(page[-(limit - number) :]):
                     number += 1
-                    yield _delivery(incoming(text), queue, number, b"")
+                    yield incoming(text).delivery(queue, number)
                 if len(page) < PAGE:
                     break
 
@@ -127,10 +127,12 @@ class RedisAdmin(RedisJobs):
 
     def _reserve(self, mover: str, first: int, queue: str, size: int) -> list[Delivery]:
         _, *fields = self._run(RESERVE, mover, first, LEASE_SECONDS, size, queue, size, "")
-        return [
-            _delivery(incoming(fields[at + 1]), queue, first + at // 3, fields[at + 2])
-            for at in range(0, len(fields), 3)
-        ]
+        deliveries = []
+        for at in range(0, len(fields), 3):
+            message, failed = incoming(fields[at + 1]), fields[at + 2]
+            is_again = message.redelivered or bool(failed)
+            deliveries.append(message.delivery(queue, first + at // 3, failures=int(failed or 0), is_again=is_again))
+        return deliveries
 
     def sift(self, queue: str, is_meant: Callable[[Delivery], bool], *, delete: bool) -> int:
         """How many of the messages that are ready now are meant; with `delete` they are deleted."""
@@ -139,7 +141,7 @@ class RedisAdmin(RedisJobs):
             found = 0
             for key in self._keys(queue):
                 (texts,) = self._ask(("LRANGE", key, 0, -1))
-                meant = [text for text in texts if is_meant(_delivery(incoming(text), queue, 0, b""))]
+                meant = [text for text in texts if is_meant(incoming(text).delivery(queue, 0))]
                 if delete:
                     self._ask(*(("LREM", key, 1, text) for text in meant))
                 found += len(meant)
@@ -222,16 +224,3 @@ class RedisAdmin(RedisJobs):
     def _run(self, script: Script, *arguments: Any) -> Any:
         (reply,) = self._ask(("EVAL", script.source, 1, self._layout.prefix, *arguments))
         return reply
-
-
-def _delivery(message: Incoming, queue: str, tag: int, failed: bytes) -> Delivery:
-    return Delivery(
-        message.body,
-        with_failures(message.properties, int(failed or 0)),
-        message.exchange,
-        message.routing_key,
-        message.redelivered or bool(failed),
-        queue,
-        tag,
-        0,
-    )

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import AccessRefused, OperationalError, PublishError
 from amqtask.ground.printable import clause
 from amqtask.protocol.entities import Binding, Declaration, Queue
-from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
 from amqtask.transport.deaths import DELIVERY_LIMIT, REJECTED
 from amqtask.transport.redis.answers import FAILURE, MOST_ANSWERS, NEVER_CAME, NO_FAILURE, Answers
 from amqtask.transport.redis.batch import Declared
 from amqtask.transport.redis.consumed import Consumed, Held
-from amqtask.transport.redis.envelope import incoming, with_failures
+from amqtask.transport.redis.envelope import incoming
 from amqtask.transport.redis.errors import publish_error
 from amqtask.transport.redis.housekeeping import Housekeeping
 from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, LEASE_SECONDS, Layout
@@ -220,9 +219,8 @@ class RedisConsumer:
         """Another attempt follows."""
         if isinstance(error, AccessRefused) and not self._is_consuming:
             self._fail(error)
-        elif self._complaint != str(error):
-            self._complaint = str(error)
-            self._listener.on_warning(f"{error} Trying again.")
+        else:
+            self.complain(f"{error} Trying again.")
 
     def on_push(self, push: Push) -> None:
         """A list has changed, or a message was published."""
@@ -343,17 +341,9 @@ class RedisConsumer:
         if not self._no_ack:
             held.consumed.held += 1
             self._held[self._number] = held
-        message = held.message
         self._listener.on_delivery(
-            Delivery(
-                message.body,
-                with_failures(message.properties, held.failures),
-                message.exchange,
-                message.routing_key,
-                is_again,
-                held.consumed.queue.name,
-                self._number,
-                self._epoch,
+            held.message.delivery(
+                held.consumed.queue.name, self._number, failures=held.failures, is_again=is_again, epoch=self._epoch
             )
         )
 

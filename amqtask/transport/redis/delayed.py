@@ -51,5 +51,7 @@ def delivery_of(entry: bytes, due: float) -> Delivery:
     exchange, key, _, text = entry.split(SEPARATOR.encode(), 3)
     message = incoming(text)
     headers = {**message.properties.headers, TO_HEADER: exchange.decode(), UNTIL_HEADER: int(due)}
-    properties = replace(message.properties, headers=headers)
-    return Delivery(message.body, properties, exchange.decode(), key.decode(), False, DELAYED, 0, 0)
+    addressed = message._replace(
+        properties=replace(message.properties, headers=headers), exchange=exchange.decode(), routing_key=key.decode()
+    )
+    return addressed.delivery(DELAYED, 0, is_again=False)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqtask.protocol.message import LARGEST_HEADERS, Message, OddHeaders, Properties
+from amqtask.protocol.message import LARGEST_HEADERS, Delivery, Message, OddHeaders, Properties
 from amqtask.protocol.serialization import content_types, dumps, loads
 from amqtask.topology.delays import DelayPlan, due_at
 from amqtask.transport.content import encode_properties
@@ -82,6 +82,21 @@ class Incoming(NamedTuple):
     exchange: str
     routing_key: str
     redelivered: bool
+
+    def delivery(
+        self, queue: str, tag: int, *, failures: int = 0, is_again: bool | None = None, epoch: int = 0
+    ) -> Delivery:
+        """It as a delivery. `failures`: of its deliveries before. `is_again`: whether it is a redelivery; None: if it says so."""
+        return Delivery(
+            self.body,
+            with_failures(self.properties, failures),
+            self.exchange,
+            self.routing_key,
+            self.redelivered if is_again is None else is_again,
+            queue,
+            tag,
+            epoch,
+        )
 
 
 def incoming(text: bytes) -> Incoming:

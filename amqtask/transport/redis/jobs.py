@@ -64,17 +64,7 @@ class RedisJobs:
         for key in self._keys(queue):
             (text,) = self._ask(("RPOP", key))
             if text is not None:
-                message = incoming(text)
-                return Delivery(
-                    message.body,
-                    message.properties,
-                    message.exchange,
-                    message.routing_key,
-                    message.redelivered,
-                    queue,
-                    0,
-                    0,
-                )
+                return incoming(text).delivery(queue, 0)
         return None
 
     def _keys(self, queue: str) -> list[str]:

@@ -122,18 +122,8 @@ class RedisQueueReader:
         return None if reply is None else reply[1]
 
     def _hand_over(self, text: bytes) -> None:
-        message = incoming(text)
         number, self._next = self._next, self._next + 1
-        delivery = Delivery(
-            message.body,
-            message.properties,
-            message.exchange,
-            message.routing_key,
-            message.redelivered,
-            self._queue.name,
-            number,
-            0,
-        )
+        delivery = incoming(text).delivery(self._queue.name, number)
         try:
             self._on_delivery(delivery)
         except Exception:

@@ -91,11 +91,12 @@ end
 """
 
 _RELEASE = r"""
+-- Whether it was held.
 local function forget(tag)
-  redis.call('HDEL', UNACKED, tag)
   redis.call('ZREM', INDEX, tag)
   redis.call('ZREM', LEASE, tag)
   redis.call('HDEL', HELD, tag)
+  return redis.call('HDEL', UNACKED, tag)
 end
 
 -- queue, step and message of a tag that is still held.
@@ -255,15 +256,14 @@ return out
 
 # ARGV: consumer, then numbers of its tags. How many were still held.
 _ACK = r"""
-local done = 0
+local done, has_tries = 0, redis.call('EXISTS', TRIES) == 1
 for i = 2, #ARGV do
   local tag = ARGV[1]..':'..ARGV[i]
-  if redis.call('EXISTS', TRIES) == 1 then
+  if has_tries then
     local queue, _, message = held(tag)
     if queue then redis.call('HDEL', TRIES, redis.sha1hex(message)) end
   end
-  done = done + redis.call('HDEL', UNACKED, tag)
-  forget(tag)
+  done = done + forget(tag)
 end
 return done
 """
