@@ -13,7 +13,7 @@ import redis
 from amqtask.exceptions import AmqTaskError, PublishError
 from amqtask.protocol.entities import Declaration
 from amqtask.transport.redis.envelope import Outgoing, outgoing
-from amqtask.transport.redis.errors import passes, publish_error, reply_error, verdict
+from amqtask.transport.redis.errors import is_refusal, lacks_queue, passes, publish_error, reply_error, verdict
 from amqtask.transport.redis.layout import Command, Layout
 from amqtask.transport.redis.resp import ignore_reply
 from amqtask.transport.redis.scripts import POSTPONE, PUBLISH, Script
@@ -85,10 +85,11 @@ def prepare(message: Message) -> Outgoing | PublishError:
 
 
 class Batch:
-    """`errors` has one entry per message, None = stored. `deadline` is monotonic seconds."""
+    """`errors` has one entry per message, None = stored. `deadline` is monotonic seconds; after it what is open fails."""
 
-    def __init__(self, messages: Sequence[Message], declared: Declared, deadline: float) -> None:
+    def __init__(self, messages: Sequence[Message], declared: Declared, deadline: float, server: str) -> None:
         self.deadline = deadline
+        self._server = server
         self._declared = declared
         self._leaving = [prepare(message) for message in messages]
         self.errors: list[PublishError | None] = [
@@ -131,28 +132,35 @@ class Batch:
         return [command for command, _ in found]
 
     def take(self, replies: Sequence[Any]) -> float:
-        """The replies, in order; an error as an exception. How long to wait before the next commands (seconds)."""
+        """The replies, in order; an error as an exception. Seconds to wait before the next commands, if any."""
         for on_reply, reply in zip(self._under_way, replies, strict=True):
             on_reply(reply)
         obstacle = None if self._obstacle is None else reply_error(self._obstacle)
-        return 0.0 if obstacle is None or obstacle.code == "NOSCRIPT" else PAUSE
+        return 0.0 if obstacle is None or obstacle.code == "NOSCRIPT" else self._pause()
 
     def failed(self, error: Exception) -> float:
-        """No connection, or no replies. How long to wait before the next attempt (seconds)."""
+        """No connection, or no replies. How long to wait before the next attempt, if there is one (seconds)."""
         self._obstacle = error
         for index in self._sent:
             leaving = self._leaving[index]
             assert isinstance(leaving, Outgoing)
             self._declared.forget(leaving.message.declare)
         self._open = [*self._sent, *self._open]
-        return PAUSE
+        if is_refusal(error):
+            self._give_up()
+        return self._pause()
 
-    def give_up(self, server: str) -> None:
-        """The deadline has passed: what is open fails, because of the last obstacle."""
+    def _pause(self) -> float:
+        if time.monotonic() + PAUSE >= self.deadline:
+            self._give_up()
+        return PAUSE if self._open else 0.0
+
+    def _give_up(self) -> None:
+        """What is open fails, because of the last obstacle."""
         error = self._obstacle or TimeoutError("the deadline passed")
         for index in self._open:
             was_sent = index in self._sent and isinstance(error, (TimeoutError, redis.TimeoutError))
-            self.errors[index] = publish_error(error, server, was_sent=was_sent)
+            self.errors[index] = publish_error(error, self._server, was_sent=was_sent)
         self._open = []
 
     def _declared_one(self, index: int, on_reply: OnReply, reply: Any) -> None:
@@ -173,11 +181,11 @@ class Batch:
                 self._obstacle = reply
                 self._open.append(index)
             else:
-                self.errors[index] = publish_error(reply, "this broker")
+                self.errors[index] = publish_error(reply, self._server)
             return
         error = verdict(int(reply), leaving.message)
         declare = leaving.message.declare
-        if error is not None and declare and index not in self._renewed and int(reply) > -2:
+        if lacks_queue(int(reply)) and error is not None and declare and index not in self._renewed:
             self._renewed.add(index)
             self._declared.forget(declare)
             self._open.append(index)

@@ -101,6 +101,11 @@ def publish_error(error: Exception, server: str, *, was_sent: bool = False) -> P
     return PublishRefused(f"Redis at {server} refused the message: {text}")
 
 
+def lacks_queue(count: int) -> bool:
+    """Whether the script's answer to a publish is that nothing is there for it: no such exchange, or no queue."""
+    return count in (0, -1)
+
+
 def verdict(count: int, message: Message) -> PublishError | None:
     """What the script's answer to a publish means for the message."""
     if count == -2:

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import PublishError
+from amqtask.transport.attempts import Attempt
 from amqtask.transport.redis.batch import Declared, prepare, publishing
-from amqtask.transport.redis.errors import passes, publish_error, verdict
+from amqtask.transport.redis.errors import lacks_queue, passes, publish_error, verdict
 from amqtask.transport.redis.link import Link
 from amqtask.transport.redis.scripts import PUBLISH
 
@@ -26,16 +27,16 @@ OnDone = Callable[["PublishError | None"], None]
 RETRY_SECONDS = 0.5
 
 
-class _Pending:
+class _Pending(Attempt):
     """A message without its answer."""
 
-    __slots__ = ("is_declared_anew", "is_under_way", "leaving", "message", "obstacle", "on_done")
+    __slots__ = ("is_under_way", "leaving", "obstacle", "on_done")
 
-    def __init__(self, message: Message, leaving: Outgoing, on_done: OnDone) -> None:
-        self.message = message
+    def __init__(self, leaving: Outgoing, on_done: OnDone) -> None:
+        super().__init__(leaving.message)
         self.leaving = leaving
         self.on_done = on_done
-        self.is_declared_anew = self.is_under_way = False
+        self.is_under_way = False
         self.obstacle: Exception | None = None
 
 
@@ -101,7 +102,7 @@ class RedisLoopPublisher:
             self._loop.call_soon(partial(self._refused, leaving, on_done))
             return
         number = next(self._numbers)
-        self._pending[number] = _Pending(message, leaving, on_done)
+        self._pending[number] = _Pending(leaving, on_done)
         self._link.start()
         if self._link.is_open and self._retry is None:
             self._send(number)
@@ -123,7 +124,7 @@ class RedisLoopPublisher:
     def _send(self, number: int) -> None:
         pending = self._pending[number]
         try:
-            missing = self._declared.missing(pending.leaving.message.declare)
+            missing = self._declared.missing(pending.message.declare)
         except PublishError as error:
             self._loop.call_soon(partial(self._done, number, error))
             return
@@ -151,19 +152,16 @@ class RedisLoopPublisher:
         if isinstance(reply, ConnectionError):
             return  # it is sent again over the next connection
         if isinstance(reply, Exception):
-            self._declared.forget(pending.leaving.message.declare)
+            self._declared.forget(pending.message.declare)
             error = publish_error(reply, self._link.server)
             if passes(reply):
                 self._try_later(error)
             else:
                 self._done(number, error)
             return
-        failure = verdict(int(reply), pending.leaving.message)
-        declare = pending.leaving.message.declare
-        if failure is not None and declare and int(reply) > -2 and not pending.is_declared_anew:
-            # Somebody has deleted the queue since it was declared.
-            pending.is_declared_anew = True
-            self._declared.forget(declare)
+        failure = verdict(int(reply), pending.message)
+        if failure is not None and lacks_queue(int(reply)) and pending.declares_anew():
+            self._declared.forget(pending.message.declare)
             self._send(number)
             return
         self._done(number, failure)

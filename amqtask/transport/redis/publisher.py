@@ -14,7 +14,7 @@ import redis
 from amqtask.protocol.entities import Declaration
 from amqtask.transport.redis.batch import Batch, Declared, evalsha, prepare, publishing, until
 from amqtask.transport.redis.envelope import Outgoing
-from amqtask.transport.redis.errors import is_refusal, publish_error, reply_error
+from amqtask.transport.redis.errors import publish_error, reply_error
 from amqtask.transport.redis.layout import Command, Layout
 from amqtask.transport.redis.scripts import PUBLISH
 
@@ -80,18 +80,14 @@ class RedisPublisher:
 
     def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
         """One entry per message, None for a stored one."""
-        batch = Batch(messages, self._declared, until(timeout, self._timeout))
+        batch = Batch(messages, self._declared, until(timeout, self._timeout), self._server)
         while not batch.is_done:
             try:
                 with borrowed(self._client) as connection:
                     pause = batch.take(converse(connection, batch.commands(), batch.deadline))
             except FAILURES as error:
                 pause = batch.failed(error)
-                if is_refusal(error):
-                    batch.give_up(self._server)
-            if pause and time.monotonic() + pause >= batch.deadline:
-                batch.give_up(self._server)
-            elif pause and not batch.is_done:
+            if pause:
                 time.sleep(pause)
         return batch.errors
 
@@ -145,7 +141,7 @@ class RedisAsyncPublisher:
         self, messages: Sequence[Message], *, timeout: float | None = None
     ) -> list[PublishError | None]:
         """One entry per message, None for a stored one."""
-        batch = Batch(messages, self._declared, until(timeout, self._timeout))
+        batch = Batch(messages, self._declared, until(timeout, self._timeout), self._deployment.name)
         client = await self._client()
         while not batch.is_done:
             seconds = min(LONGEST, max(0.0, batch.deadline - time.monotonic()))
@@ -153,11 +149,7 @@ class RedisAsyncPublisher:
                 pause = batch.take(await asyncio.wait_for(_run(client, batch.commands()), seconds))
             except (*FAILURES, asyncio.TimeoutError) as error:
                 pause = batch.failed(error)
-                if is_refusal(error):
-                    batch.give_up(self._deployment.name)
-            if pause and time.monotonic() + pause >= batch.deadline:
-                batch.give_up(self._deployment.name)
-            elif pause and not batch.is_done:
+            if pause:
                 await asyncio.sleep(pause)
         return batch.errors
 
