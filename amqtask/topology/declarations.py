@@ -115,9 +115,14 @@ def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
     return Queue(target, arguments=arguments({"x-queue-type": queue_type, "x-delivery-limit": _NO_LIMIT}))
 
 
+def is_quorum(queue: Queue) -> bool:
+    """Whether it is declared as a quorum queue."""
+    return queue.argument_map.get("x-queue-type") == QUORUM
+
+
 def too_many(queues: Iterable[Queue]) -> str:
     """A warning about the cost of so many quorum queues; empty when they are not many."""
-    number = sum(queue.argument_map.get("x-queue-type") == QUORUM for queue in queues)
+    number = sum(map(is_quorum, queues))
     if number <= MANY_QUORUM_QUEUES:
         return ""
     return (

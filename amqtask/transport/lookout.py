@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika.exceptions import AMQPError
 
-from amqtask.topology.declarations import CLASSIC, QUORUM
+from amqtask.topology.declarations import CLASSIC, QUORUM, is_quorum
 from amqtask.transport.opinion import SecondOpinion
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Watched:
     @property
     def has_room(self) -> bool:
         """Whether what is ready in the queue should come here."""
-        return self.room > 0 and not self.queue.argument_map.get("x-single-active-consumer")
+        return self.room > 0 and not _is_for_one(self.queue)
 
 
 class Lookout:
@@ -242,7 +242,7 @@ class Lookout:
         silence = min(other.watch.ticks for other in self._watched())
         is_turn = silence > 0 and (silence <= EACH_TICK or not silence % LATER_TICKS)
         is_new = self._connection is not None and self._connection.server_major >= 4
-        return is_new and is_turn and bool(self._connects) and watched.has_room and _is_quorum(watched.queue)
+        return is_new and is_turn and bool(self._connects) and watched.has_room and _can_be_asked(watched.queue)
 
     def _got(self, channel: PikaChannel, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
         """It has come since we looked: our consumer gets it as well."""
@@ -258,7 +258,7 @@ class Lookout:
     def _ask_others(self, watched: Watched, why: str) -> bool:
         """Ask the other hosts. False: there are none, they cannot be asked, or this one delivers from other queues."""
         is_silent = all(other.watch.ticks for other in self._watched())
-        if not (is_silent and self._connects and _is_quorum(watched.queue)):
+        if not (is_silent and self._connects and _can_be_asked(watched.queue)):
             return False
         if self._opinion is None and watched.watch.may_act(self._clock()):
             self._opinion = SecondOpinion(self._loop, self._connects, watched.queue.name, partial(self._advised, why))
@@ -273,10 +273,14 @@ class Lookout:
             self._on_better(number + 1, f"{why}, and another host answers")
 
 
-def _is_quorum(queue: Queue) -> bool:
-    """Whether it can be asked for a message: one with a single active consumer cannot."""
-    arguments = queue.argument_map
-    return arguments.get("x-queue-type") == QUORUM and not arguments.get("x-single-active-consumer")
+def _is_for_one(queue: Queue) -> bool:
+    """Whether one consumer gets all its messages; nobody else can ask it for one."""
+    return bool(queue.argument_map.get("x-single-active-consumer"))
+
+
+def _can_be_asked(queue: Queue) -> bool:
+    """Whether an answer to `basic.get` says that its nodes agree."""
+    return is_quorum(queue) and not _is_for_one(queue)
 
 
 def can_be_watched(queue: Queue) -> bool:

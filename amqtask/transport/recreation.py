@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amqtask.topology.declarations import QUORUM
+from amqtask.topology.declarations import is_quorum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,10 +47,6 @@ class RecreationGuard:
 
     def set(self, queues: Iterable[Queue]) -> None:
         """All consumers of the channel have started, and these are the queues."""
-        if not self._is_set and all(_is_quorum(queue) for queue in queues):
+        if not self._is_set and all(map(is_quorum, queues)):
             self._is_set = True
             self._channel.basic_qos(prefetch_count=GLOBAL_PREFETCH, global_qos=True)
-
-
-def _is_quorum(queue: Queue) -> bool:
-    return dict(queue.arguments).get("x-queue-type") == QUORUM
