@@ -115,6 +115,12 @@ def test_successes_without_a_message_travel_column_by_column() -> None:
     assert travelled(*told) == told
 
 
+def test_the_steps_of_a_worker_that_has_had_two_billion_tasks_travel() -> None:
+    step = Outcome(-(2**31 << 32) - 1, runtime=0.5)
+
+    assert travelled(Outcome(2**31), step) == [Outcome(2**31), step]
+
+
 def test_the_body_of_a_chord_keeps_what_the_accepted_serializers_can_say() -> None:
     part = ChordPart("g", "t", 2, {"task": "body", "args": ({1: {2}},)}, MESSAGE)
 

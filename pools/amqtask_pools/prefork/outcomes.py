@@ -18,6 +18,7 @@ Where all have succeeded, without a message to publish, only those three fields 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -92,7 +93,9 @@ def encode_outcomes(outcomes: Sequence[Outcome], accept: frozenset[str]) -> byte
         if outcome[1:_RUNTIME] != _BEFORE_RUNTIME or outcome[_REST:] != _BEHIND:
             break
     else:
-        return _successes(outcomes)
+        # A step of a chain in a worker that has had billions of tasks has a number of more than 64 bits.
+        with contextlib.suppress(struct.error):
+            return _successes(outcomes)
     writer = _Writer(accept)
     rows = [writer.row(outcome) for outcome in outcomes]
     try:
