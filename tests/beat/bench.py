@@ -19,9 +19,8 @@ from amqtask.schedules import schedule
 from amqtask.testing.loop import PlainLoop
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop_publisher import PikaLoopPublisher
-from amqtask.transport.memory.address import MemoryAddress
-from amqtask.transport.memory.broker import MemoryBroker
-from amqtask.transport.memory.clock import ManualClock
+from amqtask.transport.memory.broker import ManualClock, MemoryBroker
+from amqtask.transport.memory.local import MemoryAddress
 from amqtask.transport.shared import SharedConnection
 
 START = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)

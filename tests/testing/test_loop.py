@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from amqtask.testing.loop import PlainLoop
-from amqtask.transport.memory.clock import ManualClock
+from amqtask.transport.memory.broker import ManualClock
 
 
 def test_a_call_after_the_end_touches_nobody_s_descriptor() -> None:

@@ -11,8 +11,8 @@ from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arg
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport import inventory
 from amqtask.transport.admin import QueueAdmin
-from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
+from amqtask.transport.memory.local import MemoryAddress
 from amqtask.transport.publisher import PikaPublisher
 
 

@@ -11,8 +11,8 @@ from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.testing.loop import PlainLoop
 from amqtask.transport.collector import PikaCollector
 from amqtask.transport.contract import QueuePresence
-from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
+from amqtask.transport.memory.local import MemoryAddress
 from amqtask.transport.publisher import PikaPublisher
 
 PARTS = Queue("parts")

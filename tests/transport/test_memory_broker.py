@@ -25,11 +25,9 @@ from amqtask.topology.declarations import QueueDefaults, dead_letter_queue, work
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop_publisher import PikaLoopPublisher
-from amqtask.transport.memory.address import MemoryAddress
-from amqtask.transport.memory.async_publisher import MemoryAsyncPublisher
-from amqtask.transport.memory.broker import MemoryBroker
-from amqtask.transport.memory.clock import ManualClock
-from amqtask.transport.memory.exchanges import matches_headers, matches_topic
+from amqtask.transport.memory.broker import ManualClock, MemoryBroker
+from amqtask.transport.memory.local import MemoryAddress, MemoryAsyncPublisher
+from amqtask.transport.memory.queues import matches_headers, matches_topic
 from amqtask.transport.publisher import PikaPublisher
 
 

@@ -12,8 +12,8 @@ from amqtask.testing.suites.transport import TransportSuite
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop_publisher import PikaLoopPublisher
-from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
+from amqtask.transport.memory.local import MemoryAddress
 from amqtask.transport.publisher import PikaPublisher
 
 

@@ -11,8 +11,8 @@ import pytest
 from amqtask.exceptions import BrokerUnreachable, PublishError
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
-from amqtask.transport.memory.address import MemoryAddress
 from amqtask.transport.memory.broker import MemoryBroker
+from amqtask.transport.memory.local import MemoryAddress
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.queue_reader import QueueReader
 

@@ -20,20 +20,26 @@ from typing import TYPE_CHECKING, Protocol
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.transport.deaths import DELIVERY_LIMIT, EXPIRED, MAXLEN
-from amqtask.transport.memory.exchanges import PREDECLARED, is_match
-from amqtask.transport.memory.queues import MemoryQueue
-from amqtask.transport.memory.refusals import check_same, check_valid, not_found, resource_locked, too_large
-from amqtask.transport.memory.stored import (
+from amqtask.transport.memory.queues import (
+    PREDECLARED,
+    MemoryQueue,
     Stored,
     Verdict,
+    check_same,
+    check_valid,
     copied,
     dead,
     is_cycle,
+    is_match,
+    not_found,
+    resource_locked,
+    too_large,
 )
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.message import PropertiesLike
+
 
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 
@@ -381,3 +387,17 @@ def _route_of(binding: Binding) -> object:
 def _due(queue: MemoryQueue) -> float:
     head = queue.head
     return math.inf if head is None or head.expires_at is None else head.expires_at
+
+
+class ManualClock:
+    """Seconds that pass when `advance` says so; give it to a MemoryBroker and to its clients' loop."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds

@@ -1,18 +1,270 @@
-"""One queue of the in-process broker: order, priorities, TTL, limits, consumers in turn."""
+"""What the memory broker holds: exchanges and whom they route to, queues, messages and dead letters; and what it refuses."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from amqtask.protocol.entities import Queue
-from amqtask.transport.memory.stored import Stored
+import pika
 
+from amqtask.protocol.entities import Binding, Exchange, Queue
+from amqtask.transport.deaths import REJECTED, dead_headers
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import HeaderDict, Headers, JsonObject, QueueArguments
+
+
+RESOURCE_LOCKED, NOT_IMPLEMENTED = 405, 540
+PREDECLARED = {
+    f"amq.{name}": Exchange(f"amq.{name}", exchange_type)
+    for name, exchange_type in (("direct", "direct"), ("topic", "topic"), ("fanout", "fanout"), ("headers", "headers"),
+                       ("match", "headers"))
+}  # fmt: skip
 # The priority of a message without one in a quorum queue (RabbitMQ 4.3).
 QUORUM_DEFAULT_PRIORITY = 4
 HIGHEST_PRIORITY = 31
+
+
+class Verdict(Enum):
+    """The broker's answer to a publish."""
+
+    STORED = "ack"
+    RETURNED = "basic.return, then ack"
+    REFUSED = "nack"
+
+
+@dataclass(slots=True)
+class Stored:
+    """One message in one queue. `expires_at` is the broker's clock; `properties` are encoded as on the wire."""
+
+    body: bytes
+    properties: bytes
+    exchange: str
+    routing_key: str
+    headers: HeaderDict
+    priority: int | None
+    expiration: float | None
+    is_persistent: bool
+    number: int = 0
+    expires_at: float | None = None
+    deliveries: int = 0
+    # How many of them count towards a quorum queue's delivery limit.
+    failures: int = 0
+
+    def decoded(self) -> Any:
+        """A new properties object for each delivery; the delivery count is in the headers."""
+        properties = pika.BasicProperties()
+        properties.decode(self.properties)
+        if self.failures:
+            properties.headers = {**(properties.headers or {}), "x-delivery-count": self.failures}
+        return properties
+
+    def encoded(self) -> bytes:
+        """The properties of one delivery, as on the wire."""
+        return b"".join(self.decoded().encode()) if self.failures else self.properties
+
+
+def received(body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Stored:
+    """A message as the broker receives it; `encoded` are its properties. Raises: Refused for an invalid expiration."""
+    properties = pika.BasicProperties()
+    properties.decode(encoded)
+    return Stored(
+        body,
+        encoded,
+        exchange,
+        routing_key,
+        properties.headers or {},
+        properties.priority,
+        _seconds(properties.expiration),
+        properties.delivery_mode == 2,
+    )
+
+
+def _seconds(expiration: str | None) -> float | None:
+    if expiration is None:
+        return None
+    if not expiration.isdecimal():
+        raise invalid_expiration(expiration)
+    return int(expiration) / 1000
+
+
+def copied(stored: Stored) -> Stored:
+    """The same message for another queue."""
+    return replace(stored, number=0, expires_at=None, deliveries=0, failures=0)
+
+
+def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: str | None) -> Stored:
+    """The message for the dead-letter exchange; it keeps its routing key where the queue sets none."""
+    properties = stored.decoded()
+    properties.headers = dead_headers(
+        stored.headers,
+        queue,
+        reason,
+        exchange=stored.exchange,
+        routing_key=stored.routing_key,
+        expiration=properties.expiration,
+    )
+    # Without an expiration, or it would expire in that queue again.
+    properties.expiration = None
+    key = stored.routing_key if routing_key is None else routing_key
+    return received(stored.body, b"".join(properties.encode()), exchange, key)
+
+
+def is_cycle(stored: Stored, queue: str) -> bool:
+    """Whether the broker drops the message: it comes back to a queue and was not rejected in between."""
+    deaths = stored.headers.get("x-death") or []
+    names = [entry.get("queue") for entry in deaths]
+    if queue not in names:
+        return False
+    return all(entry.get("reason") != REJECTED for entry in deaths[: names.index(queue) + 1])
+
+
+class Refused(Exception):
+    """The broker closes the channel with this; `reply_code` and `reply_text` as in `channel.close`."""
+
+    def __init__(self, reply_code: int, reply_text: str) -> None:
+        super().__init__(f"{reply_code} {reply_text}")
+        self.reply_code = reply_code
+        self.reply_text = reply_text
+
+
+def not_found(entity_type: str, name: str) -> Refused:
+    """No such queue or exchange."""
+    return Refused(NOT_FOUND, f"NOT_FOUND - no {entity_type} '{name}' in vhost '/'")
+
+
+def resource_locked(queue: str) -> Refused:
+    """An exclusive queue of another connection."""
+    return Refused(
+        RESOURCE_LOCKED, f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue}' in vhost '/'"
+    )
+
+
+def too_large(size: int, limit: int) -> Refused:
+    """A body over max_message_size."""
+    return Refused(
+        PRECONDITION_FAILED,
+        f"PRECONDITION_FAILED - message size {size} is larger than configured max size {limit}",
+    )
+
+
+def invalid_expiration(text: str) -> Refused:
+    """A message whose expiration is no number of milliseconds."""
+    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - invalid expiration '{text}'")
+
+
+def consumed_exclusively(queue: str) -> Refused:
+    """A consumer that the queue's other consumers leave no room for."""
+    return Refused(ACCESS_REFUSED, f"ACCESS_REFUSED - queue '{queue}' in vhost '/' in exclusive use")
+
+
+def in_use(queue: str) -> Refused:
+    """A queue that was to be deleted if it had no consumers or no messages."""
+    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - queue '{queue}' in vhost '/' in use or not empty")
+
+
+def not_implemented(method: str) -> Refused:
+    """A method that this broker has not."""
+    return Refused(NOT_IMPLEMENTED, f"NOT_IMPLEMENTED - the in-memory broker has no {method}")
+
+
+def unknown_tag(tag: int) -> Refused:
+    """An answer to a delivery that was answered already, or never made."""
+    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
+
+
+def check_valid(queue: Queue) -> None:
+    """Raises: Refused for properties that the queue's type does not allow."""
+    queue_type = queue.argument_map.get("x-queue-type", "classic")
+    if queue_type not in ("classic", "quorum"):
+        raise Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - the in-memory broker has no {queue_type} queues")
+    if queue_type == "quorum":
+        for name, is_wrong in (("durable", not queue.durable), ("exclusive", queue.exclusive),
+                               ("auto-delete", queue.auto_delete)):  # fmt: skip
+            if is_wrong:
+                text = f"PRECONDITION_FAILED - invalid property '{name}' for queue '{queue.name}' in vhost '/'"
+                raise Refused(PRECONDITION_FAILED, text)
+
+
+def check_same(declared: Queue | Exchange, existing: Queue | Exchange) -> None:
+    """Raises: Refused when the existing entity has other properties or arguments."""
+    declared_properties, existing_properties = _properties(declared), _properties(existing)
+    for name in sorted({*declared_properties, *existing_properties}):
+        if declared_properties.get(name) != existing_properties.get(name):
+            entity_type = "queue" if isinstance(declared, Queue) else "exchange"
+            raise Refused(
+                PRECONDITION_FAILED,
+                f"PRECONDITION_FAILED - inequivalent arg '{name}' for {entity_type} '{declared.name}' in vhost '/': "
+                f"received {_shown(declared_properties.get(name))} but current is {_shown(existing_properties.get(name))}",
+            )
+
+
+def _properties(entity: Queue | Exchange) -> JsonObject:
+    arguments = dict(entity.arguments)
+    if isinstance(entity, Exchange):
+        # A client that only uses an exchange need not know whether it deletes itself.
+        return {"type": entity.type, "durable": entity.durable, **arguments}
+    queue_type = arguments.pop("x-queue-type", "classic")
+    return {
+        "durable": entity.durable,
+        "exclusive": entity.exclusive,
+        "auto_delete": entity.auto_delete,
+        "x-queue-type": queue_type,
+        **arguments,
+    }
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"'{str(value).lower()}'"
+    type_name = "longstr" if isinstance(value, str) else "signedint"
+    return f"the value '{value}' of type '{type_name}'"
+
+
+@lru_cache(maxsize=4096)
+def matches_topic(pattern: str, routing_key: str) -> bool:
+    """`*` is one word, `#` any number of words."""
+    return _match_words(tuple(pattern.split(".")), tuple(routing_key.split(".")) if routing_key else ())
+
+
+def _match_words(pattern: tuple[str, ...], key_words: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not key_words
+    if pattern[0] == "#":
+        return any(_match_words(pattern[1:], key_words[skipped:]) for skipped in range(len(key_words) + 1))
+    if pattern == ("",):
+        return not key_words
+    return bool(key_words) and pattern[0] in ("*", key_words[0]) and _match_words(pattern[1:], key_words[1:])
+
+
+def matches_headers(arguments: QueueArguments, headers: Headers) -> bool:
+    """`x-match`: all (default), any, all-with-x, any-with-x; an argument without a value asks for presence."""
+    mode = str(arguments.get("x-match", "all"))
+    with_x = mode.endswith("-with-x")
+    required = {name: value for name, value in arguments.items() if name != "x-match" and (with_x or name[:2] != "x-")}
+    hits = [name in headers and (value is None or headers[name] == value) for name, value in required.items()]
+    return any(hits) if mode.startswith("any") else all(hits)
+
+
+def is_match(exchange: Exchange, binding: Binding, routing_key: str, headers: Headers) -> bool:
+    """Whether a binding of this exchange takes the message."""
+    match exchange.type:
+        case "fanout":
+            return True
+        case "topic":
+            return matches_topic(binding.routing_key, routing_key)
+        case "headers":
+            return matches_headers(dict(binding.arguments), headers)
+        case _:
+            return binding.routing_key == routing_key
 
 
 @dataclass(eq=False)
