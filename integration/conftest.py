@@ -21,7 +21,7 @@ import pytest
 
 from amqtask import AmqTask
 from amqtask.topology.delays import LEVELS
-from amqtask.transport import fields
+from amqtask.transport import content
 from integration.looped import Looped
 from integration.nodes import Cluster, NodeError, RabbitNode, broker, rabbitmq_installed
 from integration.servers import (
@@ -42,7 +42,7 @@ T = TypeVar("T")
 @pytest.fixture(scope="session", autouse=True)
 def whole_floats() -> None:
     """The tests' own pika connections read headers as ours do: pika cuts floats off."""
-    fields.install()
+    content.install()
 
 
 def _while_it_runs(server: contextlib.AbstractContextManager[T]) -> Iterator[T]:

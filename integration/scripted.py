@@ -12,7 +12,7 @@ from typing import Any
 
 from pika import spec
 
-from amqtask.transport.frames import GREETING, Frames, content_size, decode_method, encode_method
+from amqtask.transport.stream import GREETING, Frames, content_size, decode_method, encode_method
 
 CAPABILITIES = {"publisher_confirms": True, "basic.nack": True}
 

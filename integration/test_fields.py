@@ -8,13 +8,13 @@ import uuid
 import aio_pika
 import pika
 
-from amqtask.transport import fields
+from amqtask.transport import content
 
 HEADERS = {"timelimit": [30.5, None], "nested": {"ratio": 0.25, "n": -1}, "big": 2**40, "text": "ü", "yes": True}
 
 
 def test_headers_with_fractions_survive_the_broker(broker_url: str) -> None:
-    fields.install()
+    content.install()
     connection = pika.BlockingConnection(pika.URLParameters(broker_url))
     channel = connection.channel()
     queue = channel.queue_declare("", exclusive=True).method.queue
@@ -35,7 +35,7 @@ async def _publish_with_another_client(url: str, queue: str) -> None:
 
 
 def test_fractions_from_another_client_are_read(broker_url: str) -> None:
-    fields.install()
+    content.install()
     connection = pika.BlockingConnection(pika.URLParameters(broker_url))
     channel = connection.channel()
     queue = f"t-{uuid.uuid4().hex[:12]}"

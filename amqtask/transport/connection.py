@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
 from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.transport.content import install
 from amqtask.transport.contract import HostLeft
 from amqtask.transport.errors import connection_error, is_refusal
-from amqtask.transport.fields import install
 from amqtask.transport.liveness import LivenessMonitor
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import Wire

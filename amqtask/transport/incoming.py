@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pika import spec
 
 from amqtask.protocol.message import Properties
-from amqtask.transport.fields import decode_short_string, decode_table
+from amqtask.transport.content import decode_short_string, decode_table
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike

@@ -25,14 +25,15 @@ from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, P
 from amqtask.protocol.entities import Declaration, Exchange
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.declarations import is_declarable
-from amqtask.transport.content import FRAME_MAX, unwritable
+from amqtask.transport.content import FRAME_MAX, install, unwritable
 from amqtask.transport.declaring import FoundEntities, declaration, may_exist
 from amqtask.transport.errors import blocked, connection_error, declare_error
-from amqtask.transport.fields import install
-from amqtask.transport.frames import (
+from amqtask.transport.names import check_name, entity_name
+from amqtask.transport.stream import (
     CHANNEL,
     GREETING,
     HEARTBEAT,
+    ByteStream,
     Frames,
     Unreadable,
     attempt,
@@ -41,9 +42,8 @@ from amqtask.transport.frames import (
     decode_properties,
     encode_method,
     encode_publish,
+    is_failure,
 )
-from amqtask.transport.names import check_name, entity_name
-from amqtask.transport.stream import ByteStream, is_failure
 from amqtask.transport.url import BrokerAddress, client_properties
 
 if TYPE_CHECKING:

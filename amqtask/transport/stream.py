@@ -1,30 +1,217 @@
-"""Stream: bytes to and from a broker over a non-blocking socket; waiting is one call, which any exception may interrupt.
+"""Bytes to and from a broker, for whoever has no loop: a non-blocking socket, the way to its host, and the frames in the bytes.
 
-Only errors of system calls are caught here: exceptions that a signal handler raises, or that another thread raises in this one,
-pass through (see `is_failure`).
+Waiting is one call, which any exception may interrupt. Only errors of system calls are caught here: exceptions that a signal
+handler raises, or that another thread raises in this one, pass through (see `is_failure`).
+
+A host's name is resolved within a deadline. The system's resolver has none, and may hang for minutes: it runs in a thread that
+the end of the process does not wait for, or in the caller's where no thread can be started (the interpreter is shutting down).
+
+A frame is its type, channel and size, the payload, and a mark for its end (AMQP 0-9-1, sections 2.3.5 and 4.2).
 """
 
 from __future__ import annotations
 
 import _socket
+import _thread
 import errno
 import os
 import select
 import socket
 import ssl
+import struct
+import threading
 import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from amqtask.transport.resolving import AddressInfo, resolve
+from pika import frame, spec
 
+from amqtask.ground.interrupts import is_own
+from amqtask.protocol.message import Message
+from amqtask.transport.content import FRAME_MAX, FRAMING, basic_properties, check_frame
+
+if TYPE_CHECKING:
+    from amqtask.protocol.message import PropertiesLike
+
+
+T = TypeVar("T")
+# The one channel that a link speaks on.
+CHANNEL = 1
+GREETING = frame.ProtocolHeader().marshal()
+HEARTBEAT = frame.Heartbeat().marshal()
+_HEAD, _END = 7, 1
+_head = struct.Struct(">BHL").unpack_from
+_content_head = struct.Struct(">HHQ").unpack_from
+# What socket.getaddrinfo returns for one address: family, type, protocol, canonical name, address.
+AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[object, ...]]"
+Answer: TypeAlias = "Sequence[AddressInfo] | OSError"
 # Bytes that are read at once.
 CHUNK = 65536
 # A peer that is gone without a close is noticed after a minute of unanswered probes (seconds; USER_TIMEOUT milliseconds).
 TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 # Modules that a system call's error comes from: ours, the modules around it, and those that green libraries replace them by.
 _MAKERS = ("amqtask", "socket", "ssl", "eventlet", "gevent")
+
+
+# -- frames
+
+
+class Unreadable(Exception):
+    """Bytes that are no AMQP 0-9-1 frame."""
+
+
+class Frames:
+    """Cuts the bytes that come into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self.frame_max = FRAME_MAX
+
+    def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
+        """The frames that are complete: type, channel, payload. Raises: Unreadable."""
+        buffer = self._buffer + data if self._buffer else data
+        frames = []
+        offset = 0
+        while len(buffer) - offset >= _HEAD:
+            frame_type, channel, size = _head(buffer, offset)
+            if not spec.FRAME_METHOD <= frame_type <= spec.FRAME_HEARTBEAT or size > self.frame_max:
+                raise Unreadable(f"this is not AMQP 0-9-1: {buffer[offset : offset + 16]!r}")
+            begin = offset + _HEAD
+            end = begin + size
+            if len(buffer) <= end:
+                break
+            if buffer[end] != spec.FRAME_END:
+                raise Unreadable(f"a frame has no end: {buffer[end : end + 16]!r}")
+            frames.append((frame_type, channel, buffer[begin:end]))
+            offset = end + _END
+        self._buffer = buffer[offset:]
+        return frames
+
+
+# -- from the broker
+
+
+def decode_method(payload: bytes) -> Any:
+    """pika's object of a method. Raises: Unreadable."""
+
+    def decode() -> object:
+        return spec.methods[struct.unpack_from(">I", payload)[0]]().decode(payload, 4)
+
+    method, error = attempt(decode)
+    if error is not None:
+        raise Unreadable(f"a method cannot be read: {error!r}") from error
+    return method
+
+
+def content_size(payload: bytes) -> int:
+    """How long the body will be."""
+    size: int = _content_head(payload)[2]
+    return size
+
+
+def decode_properties(payload: bytes) -> tuple[PropertiesLike, Exception | None]:
+    """The properties of a message, and the error when they cannot be read."""
+    properties, error = attempt(lambda: spec.BasicProperties().decode(payload, _content_head_size))
+    return (spec.BasicProperties() if properties is None else properties), error
+
+
+_content_head_size = struct.calcsize(">HHQ")
+
+
+# -- to the broker
+
+
+def encode_method(method: Any, channel: int = CHANNEL) -> bytes:
+    """A method's frame. Raises: pika's errors for a value that AMQP cannot encode."""
+    encoded: bytes = frame.Method(channel, method).marshal()
+    return encoded
+
+
+def encode_publish(message: Message, frame_max: int) -> bytes:
+    """The frames of basic.publish. Raises: FrameTooLarge, and pika's errors for a value that AMQP cannot encode."""
+    body = message.body
+    method = spec.Basic.Publish(exchange=message.exchange, routing_key=message.routing_key, mandatory=message.mandatory)
+    header = frame.Header(CHANNEL, len(body), basic_properties(message.properties)).marshal()
+    check_frame(len(header), frame_max)
+    pieces = [frame.Method(CHANNEL, method).marshal(), header]
+    piece = frame_max - FRAMING
+    pieces += [frame.Body(CHANNEL, body[at : at + piece]).marshal() for at in range(0, len(body), piece)]
+    return b"".join(pieces)
+
+
+def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """The result of a pure function, or its error.
+
+    An exception that was raised into it from outside (by a signal handler, another thread) passes through."""
+    try:
+        return function(), None
+    except Exception as error:
+        if not is_own(error, function):
+            raise
+        return None, error
+
+
+# -- addresses of a host
+
+
+def resolve(host: str, port: int, deadline: float) -> Sequence[AddressInfo]:
+    """The addresses of a host, before `deadline` (monotonic seconds). Raises: OSError."""
+    answers: list[Answer] = []
+    # A lock for this call: it is released when there is an answer, and waiting for it is one system call.
+    answered = threading.Lock()
+    answered.acquire()
+
+    def note(answer: Answer) -> None:
+        answers.append(answer)
+        answered.release()
+
+    look_up_in_thread(host, port, note)
+    if not answers and not answered.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not resolved in time")
+    answer = answers[0]
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def look_up_in_thread(host: str, port: int, on_answer: Callable[[Answer], None]) -> None:
+    """Call `on_answer` from a thread that ends with the process, even while the resolver hangs; for an IP address, from here."""
+
+    def look_up() -> None:
+        try:
+            answer: Answer = _look_up(host, port)
+        except OSError as error:
+            answer = error
+        on_answer(answer)
+
+    if is_address(host):
+        look_up()
+        return
+    try:
+        # threading.Thread takes threading's global lock; this may be a signal handler that interrupted the holder of that lock.
+        _thread.start_new_thread(look_up, ())
+    except RuntimeError:
+        look_up()
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, which needs no looking up."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _look_up(host: str, port: int) -> Sequence[AddressInfo]:
+    if host.isascii():
+        # As bytes: for text Python imports its idna codec, which turns every exception that is raised meanwhile into its own.
+        return socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a name of a host: {error}") from error
+
+
+# -- the socket
 
 
 def is_failure(error: OSError) -> bool:

@@ -31,7 +31,7 @@ from amqtask.transport.content import check_frame
 from amqtask.transport.incoming import read_deliver, read_properties
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.pika_log import keep_quiet
-from amqtask.transport.resolving import Answer, look_up_in_thread
+from amqtask.transport.stream import Answer, look_up_in_thread
 
 # Bytes gathered before they are handed to the socket, and read from it at once (pika reads 4096: seven task messages).
 BURST, MOST_READ = 65536, 65536

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from amqtask.ground.printable import printable
 from amqtask.protocol.message import Message, Properties, properties_of_copy, strip_transit_headers
 from amqtask.protocol.task import saferepr
-from amqtask.transport.fields import field_size
+from amqtask.transport.content import field_size
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request

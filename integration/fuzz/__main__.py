@@ -17,7 +17,7 @@ import argparse
 import sys
 from contextlib import ExitStack
 
-from amqtask.transport import fields
+from amqtask.transport import content
 from integration.fuzz.corpus import corpus
 from integration.fuzz.run import Fuzzing, Report
 from integration.nodes import RabbitNode, apt_install, rabbitmq_installed
@@ -42,7 +42,7 @@ def main() -> int:
     )
     parser.add_argument("--root", default="", help="a folder (chroot) with another RabbitMQ version")
     options = parser.parse_args()
-    fields.install()
+    content.install()
     if not options.root and not rabbitmq_installed():
         apt_install("rabbitmq-server")
     chosen = {int(number) for number in options.only.split(",") if number}

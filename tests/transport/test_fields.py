@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pika.exceptions import UnsupportedAMQPFieldException
 
 from amqtask.protocol.message import LARGEST_HEADERS, OddHeaders
-from amqtask.transport.fields import decode_short_string, decode_table, encode_table
+from amqtask.transport.content import decode_short_string, decode_table, encode_table
 
 pikas_decode_table = pika.data.decode_table
 pikas_encode_table = pika.data.encode_table

@@ -9,7 +9,7 @@ from pika import spec
 
 from amqtask.protocol.message import Message, Properties
 from amqtask.transport.content import FRAME_MAX, FrameTooLarge
-from amqtask.transport.frames import (
+from amqtask.transport.stream import (
     HEARTBEAT,
     Frames,
     Unreadable,

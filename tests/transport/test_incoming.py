@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import spec
 
-from amqtask.transport.fields import install
+from amqtask.transport.content import install
 from amqtask.transport.incoming import read_deliver, read_properties
 
 short = st.text(max_size=60)

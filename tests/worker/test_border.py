@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from amqtask.protocol.message import Delivery, Properties
 from amqtask.testing.tasks import PlainTask, make_executor
-from amqtask.transport.fields import decode_table
+from amqtask.transport.content import decode_table
 from tests.worker.bench import Bench
 
 LONG = "long " * 20_000

@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pika import frame, spec
 
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
-from amqtask.transport.content import FRAME_MAX, FRAMING
+from amqtask.transport.content import FRAME_MAX, FRAMING, install
 from amqtask.transport.deaths import REJECTED
 from amqtask.transport.errors import NOT_FOUND
-from amqtask.transport.fields import install
-from amqtask.transport.frames import GREETING, Frames, Unreadable, decode_method
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.queues import (
     MemoryQueue,
@@ -33,6 +31,7 @@ from amqtask.transport.memory.queues import (
     received,
     unknown_tag,
 )
+from amqtask.transport.stream import GREETING, Frames, Unreadable, decode_method
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.transport.redis.resp import Argument, Parser, Push, command
-from amqtask.transport.resolving import Answer, is_address, look_up_in_thread, resolve
+from amqtask.transport.stream import Answer, is_address, look_up_in_thread, resolve
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import Timer, TurnLoop
