@@ -24,8 +24,7 @@ from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites import transport
 from amqtask.testing.suites.transport import CLASSIC, Listener, TransportSuite
-from amqtask.transport.broker import Broker
-from amqtask.transport.brokers import open_broker
+from amqtask.transport.broker import Broker, open_broker
 from amqtask.transport.contract import BrokerOptions, Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.redis.scripts import SWEEP

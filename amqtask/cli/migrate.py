@@ -21,8 +21,7 @@ from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.message import Delivery, Message
-from amqtask.transport.broker import Broker
-from amqtask.transport.brokers import open_broker
+from amqtask.transport.broker import Broker, open_broker
 from amqtask.transport.contract import Admin, BrokerOptions, Moved, Publisher
 from amqtask.transport.management import ManagementApi
 from amqtask.transport.moving import BATCH

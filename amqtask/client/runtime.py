@@ -115,7 +115,7 @@ class Runtime:
     @lazy
     def broker(self) -> Broker:
         """The broker, and the doors to it: of CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else RabbitMQ here."""
-        from amqtask.transport.brokers import open_broker
+        from amqtask.transport.broker import open_broker
         from amqtask.transport.contract import BrokerOptions
 
         conf = self._conf

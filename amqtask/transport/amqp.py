@@ -205,8 +205,8 @@ class AmqpSharedEnds:
 
     def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> PikaLoopPublisher:
         """A publisher over the connection."""
+        from amqtask.transport.confirms import PATIENCE_SECONDS
         from amqtask.transport.loop_publisher import PikaLoopPublisher
-        from amqtask.transport.nacks import PATIENCE_SECONDS
 
         patience = PATIENCE_SECONDS if nack_patience is None else nack_patience
         return PikaLoopPublisher((), self._loop, on_warning=on_warning, shared=self._shared, nack_patience=patience)

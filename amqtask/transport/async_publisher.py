@@ -3,7 +3,7 @@
 Not aio-pika's robust connection: that one reconnects by itself and leaves a publish waiting meanwhile. Here each
 publish has one total deadline, and reconnects within it. See amqtask.transport.async_line for the connection.
 
-A dead line, and a line whose new channel refuses a message too (see nacks.py), is left for the next host. A message that was
+A dead line, and a line whose new channel refuses a message too (see confirms.py), is left for the next host. A message that was
 under way when connections ended goes alone, over a line of its own, until it is known whether it is to blame.
 """
 
@@ -22,10 +22,17 @@ from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unr
 from amqtask.ground.deadlines import cancel_all, ended
 from amqtask.protocol.message import Message
 from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
-from amqtask.transport.attempts import MOST_LOSSES, NO_DEADLINE, SUSPICIOUS_LOSSES, Attempt
-from amqtask.transport.confirms import MessageIds
+from amqtask.transport.confirms import (
+    AWAY_PAUSE,
+    MOST_LOSSES,
+    NO_DEADLINE,
+    PATIENCE_SECONDS,
+    SUSPICIOUS_LOSSES,
+    Attempt,
+    MessageIds,
+    Refusing,
+)
 from amqtask.transport.errors import connection_closed_for
-from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing
 from amqtask.transport.url import BrokerAddress, beginning_with
 
 if TYPE_CHECKING:

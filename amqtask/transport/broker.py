@@ -1,4 +1,4 @@
-"""Broker: what an application's broker can do, and the doors to it. `brokers.py` finds it by the scheme of its URL."""
+"""Broker: what an application's broker can do, and the doors to it. `open_broker` finds it by the scheme of its URL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import (
         Admin,
         AsyncPublisher,
+        BrokerOptions,
         Collector,
         Consumer,
         ConsumerListener,
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     )
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
+
+
+_REDIS = frozenset(
+    {"redis", "rediss", "redis+socket", "sentinel", "valkey", "valkeys", "redis+cluster", "rediss+cluster"}
+)
 
 
 class Broker(Protocol):
@@ -113,3 +119,28 @@ class Broker(Protocol):
         self, loop: TurnLoop, *, name: str, heartbeat: int | None, beside: LoopPublisher, on_warning: OnWarning
     ) -> Collector:
         """Only where `chords_url` is None."""
+
+
+def open_broker(options: BrokerOptions, kept: dict[str, object]) -> Broker:
+    """The broker of these URLs; nothing is connected yet, and of AMQP's URLs nothing is looked at before it is used.
+
+    What must outlive a change of settings stays in `kept`, which is one application's.
+    """
+    scheme = _scheme(options.urls)
+    if scheme == "memory":
+        from amqtask.transport.memory.local import LocalBroker
+
+        return LocalBroker(options, kept)
+    if scheme in _REDIS:
+        from amqtask.transport.redis.broker import RedisBroker
+
+        return RedisBroker(options, kept)
+    # Whatever else is there is AMQP's to take or to refuse.
+    from amqtask.transport.amqp import AmqpBroker
+
+    return AmqpBroker(options, kept)
+
+
+def _scheme(urls: object) -> str:
+    first = urls if isinstance(urls, str) else next(iter(urls or ()), "")  # type: ignore[call-overload]
+    return first.partition("://")[0].strip().lower() if isinstance(first, str) and "://" in first else ""

@@ -1,9 +1,15 @@
-"""Outstanding publishes of one channel: numbers, acks, nacks, returns; pure bookkeeping.
+"""Publishes under way: their numbers and confirms, what went wrong with each so far, and whether it goes again; no I/O.
 
 RabbitMQ numbers the publishes of a channel in confirm mode from 1, acknowledges them singly or up to a number
 (`multiple`), in any order, and sends `basic.return` for an unroutable mandatory message before its ack
 (https://www.rabbitmq.com/docs/confirms). A return carries the message, not its number, so it is matched by what the
 two have in common: message id, exchange and routing key. Messages that share all three are routed alike.
+
+A nack says that a message was not stored, but not why. A full queue nacks every message; but so does a channel whose queue has
+lost its leader, for as long as that channel lives, while another channel publishes at once. So a message that was nacked goes
+again, over another channel and then another host, for PATIENCE_SECONDS. When it is nacked even so, the caller gets the error, and
+for a while further nacks for the same destination are final at once: a full queue must not cost all other messages their
+connections again and again.
 """
 
 from __future__ import annotations
@@ -17,6 +23,21 @@ from typing import Generic, TypeVar
 from amqtask.protocol.message import Message
 
 T = TypeVar("T")
+# A message that was under way so often when a connection ended goes alone; so often alone, and it is to blame.
+SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
+# The broker's code for a connection that an operator, or a node that stops, has closed
+# (https://www.rabbitmq.com/amqp-0-9-1-reference#constants).
+CONNECTION_FORCED = 320
+# Seconds of a publish without a deadline.
+NO_DEADLINE = 365 * 86400.0
+# Seconds for one message; a publish with a deadline has the time until its deadline.
+PATIENCE_SECONDS = 5.0
+BELIEVED_SECONDS = 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+# A queue that cannot be declared because its node is down is declared again after so many seconds.
+AWAY_PAUSE = 0.5
+
+Destination = tuple[str, str]
 
 
 class Confirms(Generic[T]):
@@ -93,3 +114,76 @@ class Returns:
         elif count:
             del self._waiting[key]
         return count > 0
+
+
+class Attempt:
+    """A message that is not confirmed yet."""
+
+    __slots__ = ("_give_up_at", "is_declared_anew", "losses", "message", "nacks")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        # How often a connection ended while it was under way; and how often it was nacked.
+        self.losses = 0
+        self.nacks = 0
+        self.is_declared_anew = False
+        self._give_up_at = 0.0
+
+    def declares_anew(self) -> bool:
+        """Whether it goes once more with all its declarations, after it was returned: its queue may have been deleted since."""
+        if self.is_declared_anew or not self.message.declare:
+            return False
+        self.is_declared_anew = True
+        return True
+
+    def pause_after_nack(self, refusing: Refusing, now: float, give_up_at: float) -> float | None:
+        """Seconds before the message, which was nacked just now, goes again; None: the nack is final.
+
+        `give_up_at` counts when it is the first one."""
+        if not self.nacks:
+            self._give_up_at = give_up_at
+        self.nacks += 1
+        if refusing.believes(self.message, now):
+            return None
+        pause = pause_after(self.nacks)
+        if now + pause < self._give_up_at:
+            return pause
+        refusing.note(self.message, now)
+        return None
+
+
+def destination(message: Message) -> Destination:
+    """The exchange and routing key of a message."""
+    return message.exchange, message.routing_key
+
+
+class Refusing:
+    """The destinations whose nack was final; for `seconds` a further nack is final at once."""
+
+    def __init__(self, seconds: float = BELIEVED_SECONDS) -> None:
+        self._seconds = seconds
+        self._until: dict[Destination, float] = {}
+
+    def believes(self, message: Message, now: float) -> bool:
+        """Whether a nack of this message is final at once."""
+        until = self._until.get(destination(message))
+        if until is None:
+            return False
+        if until > now:
+            return True
+        self._until.pop(destination(message), None)
+        return False
+
+    def note(self, message: Message, now: float) -> None:
+        """The message was nacked on every attempt."""
+        if len(self._until) > MOST_DESTINATIONS:
+            self._until.clear()
+        self._until[destination(message)] = now + self._seconds
+
+
+MOST_DESTINATIONS = 1000
+
+
+def pause_after(nacks: int) -> float:
+    """Seconds before the next attempt of a message that was nacked so often."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (nacks - 1))

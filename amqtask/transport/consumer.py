@@ -23,28 +23,69 @@ from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Delivery
-from amqtask.topology.declarations import consumption
+from amqtask.topology.declarations import consumption, is_quorum
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
 from amqtask.transport.lookout import Lookout, Watch, Watched, can_be_watched
-from amqtask.transport.recreation import RecreationGuard, keeps_consumers_of_deleted
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import take_until_cancelled
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
     from amqtask.transport.wire import Wire
 
+
+# basic.qos has 16 bits; 0 is none.
+GLOBAL_PREFETCH, NO_PREFETCH = 65535, 0
 logger = bounded_logger("amqtask.transport")
 _tuple = tuple.__new__
 
 # RabbitMQ waits for a queue's leader for half a minute and more, even when the leader stands still or has just been replaced, and
 # the channel does nothing else meanwhile. When no consumer is confirmed for so long (seconds), a new connection is made.
 START_SECONDS, LONGEST_START_SECONDS = 3.0, 6.0
+
+
+def keeps_consumers_of_deleted(connection: Wire) -> bool:
+    """Whether the broker is a RabbitMQ before 4."""
+    return 0 < connection.server_major < 4
+
+
+class RecreationGuard:
+    """The global prefetch of one channel: for queues that are deleted and made anew within milliseconds.
+
+    RabbitMQ 3 keeps their consumers, and drops what it delivers to them. The channel of a deleted quorum queue consumes the
+    queue of that name again by itself, because the name may have moved to another node (rabbit_channel.erl,
+    `handle_consuming_queue_down_or_eol`; RabbitMQ 4 cancels the consumers). The client is told nothing, and the channel goes on
+    counting from the deliveries of the old queue: as many of the new one do not come, and stay unanswered until the channel is
+    closed.
+
+    The channel may not consume a quorum queue while it has a global prefetch (error 540; a running consumer heeds no such
+    prefetch). So it gets one once all its consumers have started. Then that attempt fails, and the client is told that the
+    consumer is cancelled, as for other deleted queues. Classic queues are told anyway, and would ask for leave before each
+    delivery: a channel that has one gets no global prefetch.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._is_set = False
+
+    def lift(self) -> None:
+        """A consumer is about to be started."""
+        if self._is_set:
+            self._is_set = False
+            self._channel.basic_qos(prefetch_count=NO_PREFETCH, global_qos=True)
+
+    def set(self, queues: Iterable[Queue]) -> None:
+        """All consumers of the channel have started, and these are the queues."""
+        if not self._is_set and all(map(is_quorum, queues)):
+            self._is_set = True
+            self._channel.basic_qos(prefetch_count=GLOBAL_PREFETCH, global_qos=True)
 
 
 @dataclass(slots=True, eq=False)

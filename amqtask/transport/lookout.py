@@ -1,7 +1,7 @@
 """Lookout: whether a queue that delivers nothing has nothing to deliver.
 
 A broker may keep a connection, answer on it, and yet deliver nothing: its node has lost the others and goes on without them
-(RabbitMQ 4 with Khepri has no `pause_minority`), is about to stop, or has mixed up the consumer (see recreation.py). So a queue
+(RabbitMQ 4 with Khepri has no `pause_minority`), is about to stop, or has mixed up the consumer (see RecreationGuard). So a queue
 that has delivered nothing since the last tick is declared passively, on a channel of its own. These are bad signs:
 
 * it has no consumers, although ours was confirmed: this node does not reach the one that leads the queue;
@@ -9,8 +9,8 @@ that has delivered nothing since the last tick is declared passively, on a chann
 * a quorum queue that looks well does not answer `basic.get`, which takes a majority of its nodes. This is asked where there are
   other hosts, in the first ticks of silence and then now and then. (RabbitMQ 3 stops a node without a majority: it is not asked.)
 
-Then the other hosts are asked (opinion.py). When one answers for the queue, and nothing has come over this connection meanwhile,
-that one is gone to. Messages that are ready also come, in general, when the queue is consumed anew.
+Then the other hosts are asked (SecondOpinion). When one answers for the queue, and nothing has come over this connection
+meanwhile, that one is gone to. Messages that are ready also come, in general, when the queue is consumed anew.
 
 One queue per tick is looked at, with many queues some more, so that each has its turn within half a minute.
 """
@@ -28,7 +28,6 @@ import pika
 from pika.exceptions import AMQPError
 
 from amqtask.topology.declarations import CLASSIC, QUORUM, is_quorum
-from amqtask.transport.opinion import SecondOpinion
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import Loop, Timer
@@ -38,6 +37,10 @@ if TYPE_CHECKING:
     from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
     from amqtask.transport.wire import Wire
 
+
+# How long another host may take to answer.
+OPINION_SECONDS = 2.0
+Connect = Callable[["ConnectionListener"], "LoopConnection"]
 TICK_SECONDS = 1.5
 QUEUES_PER_LOOK = 20
 # How often in a row messages must be ready.
@@ -48,6 +51,68 @@ PATIENCE, REST = 3, 20
 EACH_TICK, LATER_TICKS = 4, 4
 # Seconds until something is done about the same queue again, while nothing comes.
 FIRST_PAUSE, LONGEST_PAUSE = 3.0, 600.0
+
+
+class SecondOpinion:
+    """Asks other hosts at once for a message of the queue, and gives it back; `on_done(the number of the first that answered)`,
+    or `on_done(None)` when none did in time.
+
+    A quorum queue answers `basic.get` when a majority of its nodes has agreed. A node that stands still keeps such an answer from
+    everybody, also from those who are connected elsewhere, and may deliver to them all the same; then nothing is won by
+    leaving."""
+
+    def __init__(
+        self, loop: Loop, connects: Sequence[Connect], queue: str, on_done: Callable[[int | None], None]
+    ) -> None:
+        self._on_done = on_done
+        self._is_over = False
+        self._timer = loop.call_later(OPINION_SECONDS, lambda: self._end(None))
+        self._askers = [_Asker(connect, queue, self._end, number) for number, connect in enumerate(connects)]
+        for asker in self._askers:
+            asker.connection.start()
+
+    def stop(self) -> None:
+        """Nobody wants to know any more."""
+        self._is_over = True
+        self._timer.cancel()
+        for asker in self._askers:
+            if asker.connection.is_running:
+                asker.connection.stop()
+
+    def _end(self, number: int | None) -> None:
+        if not self._is_over:
+            self.stop()
+            self._on_done(number)
+
+
+class _Asker:
+    """The question to one host. Whatever fails, time runs out."""
+
+    def __init__(self, connect: Connect, queue: str, answered: Callable[[int], None], number: int) -> None:
+        self._queue = queue
+        self._answered = answered
+        self._number = number
+        self.connection = connect(self)
+
+    def on_open(self, connection: Wire) -> None:
+        connection.channel(on_open_callback=self._ask)
+
+    def _ask(self, channel: PikaChannel) -> None:
+        channel.add_callback(lambda _: self._answered(self._number), [pika.spec.Basic.GetEmpty])
+        channel.basic_get(self._queue, self._got)
+
+    def _got(self, channel: PikaChannel, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:
+        channel.basic_nack(method.delivery_tag, requeue=True)
+        self._answered(self._number)
+
+    def on_lost(self, error: Exception) -> None: ...
+
+    def on_unreachable(self, error: Exception) -> None: ...
+
+    def on_refused(self, error: Exception) -> None:
+        self.connection.stop()
+
+    def on_blocked(self, reason: str | None) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

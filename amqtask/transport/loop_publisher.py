@@ -8,7 +8,7 @@ One message, one channel or one host must not hold up all others:
 * A message that the broker closes the channel or the connection for fails alone. Where the broker's text does not tell which
   one it was, the messages under way go one at a time. A message fails, too, when the connection is cut again and again while it
   alone is under way.
-* After a nack another channel is tried, then another host (see nacks.py). The old channel stays until all its messages are
+* After a nack another channel is tried, then another host (see confirms.py). The old channel stays until all its messages are
   confirmed.
 * When no confirm comes for some seconds and there is another host, all messages go to that host.
 """
@@ -28,8 +28,17 @@ from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
 from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
-from amqtask.transport.attempts import CONNECTION_FORCED, MOST_LOSSES, SUSPICIOUS_LOSSES, Attempt
-from amqtask.transport.confirms import Confirms, MessageIds, Returns
+from amqtask.transport.confirms import (
+    CONNECTION_FORCED,
+    MOST_LOSSES,
+    PATIENCE_SECONDS,
+    SUSPICIOUS_LOSSES,
+    Attempt,
+    Confirms,
+    MessageIds,
+    Refusing,
+    Returns,
+)
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.declare import Declarer
@@ -42,7 +51,6 @@ from amqtask.transport.errors import (
     unroutable,
 )
 from amqtask.transport.link import MOST_DECLARED
-from amqtask.transport.nacks import PATIENCE_SECONDS, Refusing
 from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 

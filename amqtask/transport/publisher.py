@@ -26,12 +26,20 @@ from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishErro
 from amqtask.ground.by_process import ByProcess
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
-from amqtask.transport.attempts import CONNECTION_FORCED, NO_DEADLINE
-from amqtask.transport.confirms import Confirms, MessageIds, Returns
+from amqtask.transport.confirms import (
+    AWAY_PAUSE,
+    CONNECTION_FORCED,
+    NO_DEADLINE,
+    PATIENCE_SECONDS,
+    Confirms,
+    MessageIds,
+    Refusing,
+    Returns,
+    pause_after,
+)
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.link import Link, LinkLost, connect
 from amqtask.transport.links import Links, say_goodbye
-from amqtask.transport.nacks import AWAY_PAUSE, PATIENCE_SECONDS, Refusing, pause_after
 from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
 
 # How many publishes of one batch may wait for their confirm at once.

@@ -12,7 +12,7 @@ import pytest
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.message import Message
 from amqtask.remote.control import Control
-from amqtask.transport.brokers import open_broker
+from amqtask.transport.broker import open_broker
 from amqtask.transport.contract import BrokerOptions
 
 

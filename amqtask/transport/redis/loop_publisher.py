@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import PublishError
-from amqtask.transport.attempts import Attempt
+from amqtask.transport.confirms import Attempt
 from amqtask.transport.redis.batch import Declared, prepare, publishing
 from amqtask.transport.redis.errors import lacks_queue, passes, publish_error, verdict
 from amqtask.transport.redis.link import Link
