@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import Delivery
     from amqtask.transport.admin import QueueAdmin
     from amqtask.transport.collector import PikaCollector
+    from amqtask.transport.connection import LoopConnection
     from amqtask.transport.consumer import PikaConsumer
     from amqtask.transport.contract import AsyncPublisher, BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
     from amqtask.transport.event_publisher import PikaEventPublisher
     from amqtask.transport.loop_publisher import PikaLoopPublisher
     from amqtask.transport.publisher import PikaPublisher
     from amqtask.transport.queue_reader import QueueReader
-    from amqtask.transport.shared import SharedConnection
     from amqtask.transport.url import BrokerAddress
 
 
@@ -168,12 +168,12 @@ class AmqpBroker:
 
     def shared_ends(self, loop: TurnLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> AmqpSharedEnds:
         """Over one connection for both."""
-        from amqtask.transport.shared import SharedConnection
+        from amqtask.transport.connection import LoopConnection
 
         addresses = self._written if writes else self.addresses
         timeout = self._options.connect_timeout
         return AmqpSharedEnds(
-            loop, SharedConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
+            loop, LoopConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
         )
 
     def collector(
@@ -193,7 +193,7 @@ class AmqpBroker:
 class AmqpSharedEnds:
     """See amqtask.transport.contract.SharedEnds."""
 
-    def __init__(self, loop: TurnLoop, shared: SharedConnection) -> None:
+    def __init__(self, loop: TurnLoop, shared: LoopConnection) -> None:
         self._loop = loop
         self._shared = shared
 

@@ -83,8 +83,8 @@ class PikaCollector:
         self._beside = beside
         self._moved_at = float("-inf")
         self._connection = LoopConnection(
-            addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
-        )
+            addresses, loop, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
+        ).join(self)
         self._pika: Any = None
         self._channel: PikaChannel | None = None
         self._looks: dict[str, _Look] = {}

@@ -29,7 +29,6 @@ from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
 from amqtask.transport.lookout import Lookout, Watch, Watched, can_be_watched
-from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import take_until_cancelled
 
@@ -116,18 +115,15 @@ class PikaConsumer:
         connect_timeout: float = 4.0,
         client_name: str = "",
         no_ack: bool = False,
-        shared: SharedConnection | None = None,
+        shared: LoopConnection | None = None,
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._no_ack = no_ack
-        self._connection: LoopConnection | ConnectionUse = (
-            shared.join(self)
-            if shared is not None
-            else LoopConnection(
-                addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
-            )
+        connection = shared or LoopConnection(
+            addresses, loop, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
+        self._connection = connection.join(self)
         self._declarer = Declarer(loop, listener.on_warning)
         self._lookout = Lookout(
             loop,

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from amqtask.ground.loop import Loop, Timer
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.connection import ConnectionListener, LoopConnection
+    from amqtask.transport.connection import ConnectionListener, ConnectionUse
     from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
     from amqtask.transport.wire import Wire
 
 
 # How long another host may take to answer.
 OPINION_SECONDS = 2.0
-Connect = Callable[["ConnectionListener"], "LoopConnection"]
+Connect = Callable[["ConnectionListener"], "ConnectionUse"]
 TICK_SECONDS = 1.5
 QUEUES_PER_LOOK = 20
 # How often in a row messages must be ready.
@@ -173,7 +173,7 @@ class Lookout:
         watched: Callable[[], Sequence[Watched]],
         on_stalled: Callable[[str, str], None],
         on_better: Callable[[int, str], None],
-        elsewhere: Callable[[int, ConnectionListener], LoopConnection],
+        elsewhere: Callable[[int, ConnectionListener], ConnectionUse],
         hosts: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -51,7 +51,6 @@ from amqtask.transport.errors import (
     unroutable,
 )
 from amqtask.transport.link import MOST_DECLARED
-from amqtask.transport.shared import ConnectionUse, SharedConnection
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class PikaLoopPublisher:
         connect_timeout: float = 4.0,
         client_name: str = "",
         on_warning: Callable[[str], None] = lambda text: None,
-        shared: SharedConnection | None = None,
+        shared: LoopConnection | None = None,
         nack_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._loop = loop
@@ -120,13 +119,10 @@ class PikaLoopPublisher:
         self._nack_patience = nack_patience
         # With a shared connection the owner has deliveries on it that end with it: its publishes must not go again afterwards.
         self._resends = shared is None
-        self._connection: LoopConnection | ConnectionUse = (
-            shared.join(self)
-            if shared is not None
-            else LoopConnection(
-                addresses, loop, self, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
-            )
+        connection = shared or LoopConnection(
+            addresses, loop, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
         )
+        self._connection = connection.join(self)
         self._declarer = Declarer(loop, on_warning)
         self._pika: Wire | None = None
         # The present channel, once it confirms; the one that is being opened; and old ones that have unconfirmed messages.

@@ -17,11 +17,11 @@ from amqtask.beat.store_thread import Clerk
 from amqtask.protocol.task import decode_body
 from amqtask.schedules import schedule
 from amqtask.testing.loop import PlainLoop
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.memory.broker import ManualClock, MemoryBroker
 from amqtask.transport.memory.local import MemoryAddress
-from amqtask.transport.shared import SharedConnection
 
 START = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
 QUEUE = "amqtask.beat.test"
@@ -82,7 +82,7 @@ class Bench:
         return START + timedelta(seconds=self.clock() - self._start)
 
     def beat(self, store: ScheduleStore, **options: object) -> Beat:
-        shared = SharedConnection(self.addresses, self.loop, heartbeat=0, connect_timeout=4.0, name="beat")
+        shared = LoopConnection(self.addresses, self.loop, heartbeat=0, connect_timeout=4.0, name="beat")
         publisher = PikaLoopPublisher((), self.loop, shared=shared, nack_patience=0.0)
 
         def lead(listener: LeaderListener, seed: Callable[[], bytes]) -> Leadership:
