@@ -38,8 +38,8 @@ from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
+from amqtask.transport.declare import LONGEST_NAME, has_line_end
 from amqtask.transport.loop import PikaLoop
-from amqtask.transport.names import LONGEST_NAME, has_line_end
 from amqtask.worker.chord_joiner import ChordJoiner
 from amqtask.worker.operations import Operations
 from amqtask.worker.options import usable_processors

@@ -19,17 +19,17 @@ from amqtask.exceptions import (
 )
 from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.contract import Moved, QueueState
+from amqtask.transport.declare import entity_name
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks, unreachable
 from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
 from amqtask.transport.moving import BATCH, publish_pairs
-from amqtask.transport.names import entity_name
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.protocol.entities import Declaration
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.contract import Publisher
-    from amqtask.transport.pika_types import PikaMethod
+    from amqtask.transport.wire import PikaMethod
 
 # What one consumer may hold (basic.qos has 16 bits), and seconds without a delivery after which no more are waited for.
 MOST_PREFETCHED = 65535

@@ -27,7 +27,7 @@ from amqtask.protocol.entities import Declaration, Exchange
 from amqtask.protocol.message import Message
 from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
-from amqtask.transport.declaring import FoundEntities, declaring, may_exist
+from amqtask.transport.declare import FoundEntities, check_name, declaring, entity_name, may_exist
 from amqtask.transport.errors import (
     ACCESS_REFUSED,
     NOT_ALLOWED,
@@ -43,7 +43,6 @@ from amqtask.transport.errors import (
     unreachable,
     unroutable,
 )
-from amqtask.transport.names import check_name, entity_name
 from amqtask.transport.url import EXTERNAL, BrokerAddress
 
 if TYPE_CHECKING:

@@ -29,16 +29,15 @@ from amqtask.ground.loop import Timer, TurnLoop
 from amqtask.protocol.message import Delivery
 from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import QueuePresence
+from amqtask.transport.declare import has_line_end
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
 from amqtask.transport.link import delivery_of
-from amqtask.transport.names import has_line_end
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.contract import LoopPublisher
-    from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
-    from amqtask.transport.wire import Wire
+    from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
 
 OnDone = Callable[[QueuePresence], None]
 Deliveries = Sequence[Delivery]

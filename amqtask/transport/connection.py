@@ -25,7 +25,7 @@ from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import Wire
 
 if TYPE_CHECKING:
-    from amqtask.transport.pika_types import PikaChannel
+    from amqtask.transport.wire import PikaChannel
 
 
 TICK_SECONDS = 0.8

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
-    from amqtask.transport.wire import Wire
+    from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
 
 
 # basic.qos has 16 bits; 0 is none.

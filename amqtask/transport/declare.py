@@ -1,7 +1,11 @@
-"""Declare entities on a loop's connection; an entity that exists with other arguments is used as it is.
+"""Declare entities over any connection; an entity that exists with other arguments is used as it is.
+
+A queue or exchange that exists with other arguments, or that exists and that the user may not declare, was made by an operator:
+it is used as it is, with a warning. A passive declare asks whether it exists. The bindings of an exchange that was found may be
+refused, too: a publish to the exchange shows whether it routes anywhere.
 
 A refused declaration closes its channel (403, 404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), and every
-unanswered delivery and unconfirmed publish of that channel would be lost. So declarations have a channel of their own.
+unanswered delivery and unconfirmed publish of that channel would be lost. So on a loop declarations have a channel of their own.
 
 A broker may not answer a declaration at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down. Then all
 waiting callers get an error, and declare again over another channel.
@@ -12,28 +16,116 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishRefused
 from amqtask.ground.loop import Timer, TurnLoop
-from amqtask.protocol.entities import Declaration, Exchange
-from amqtask.topology.declarations import is_declarable
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.topology.declarations import describe_difference, is_declarable
 from amqtask.transport.content import UNWRITABLE
-from amqtask.transport.declaring import FoundEntities, declaring, may_exist
-from amqtask.transport.errors import NOT_FOUND, declare_error
-from amqtask.transport.names import check_name, entity_name
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, ChannelClosing, declare_error
 
 if TYPE_CHECKING:
-    from amqtask.transport.pika_types import PikaChannel
-    from amqtask.transport.wire import Wire
+    from amqtask.transport.wire import PikaChannel, Wire
 
+
+# Bytes of the name of a queue or exchange, or of a routing key: they are AMQP short strings.
+LONGEST_NAME = 255
 RESOURCE_LOCKED = 405
 # Seconds for one entity; doubled after each that took longer, until one is declared.
 PATIENCE, LONGEST_PATIENCE = 2.0, 60.0
 
 OnDeclared = Callable[["OperationalError | None"], None]
+
+
+def may_exist(entity: Declaration, refusal: ChannelClosing) -> bool:
+    """Whether an entity that the broker refused to declare may exist, and is to be asked for."""
+    return not isinstance(entity, Binding) and refusal.reply_code in (PRECONDITION_FAILED, ACCESS_REFUSED)
+
+
+class FoundEntities(set[Declaration]):
+    """The entities that are used as they are found."""
+
+    def excuse(self, entity: Declaration, refusal: ChannelClosing) -> bool:
+        """Whether this is a binding of such an exchange, which need not be made."""
+        return isinstance(entity, Binding) and refusal.reply_code == ACCESS_REFUSED and entity.source in self
+
+    def note(self, entity: Declaration, refusal: ChannelClosing, warn: Callable[[str], None]) -> None:
+        """The entity exists, though the broker refused to declare it: use it, and warn."""
+        self.add(entity)
+        if refusal.reply_code == ACCESS_REFUSED:
+            warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
+        elif not isinstance(entity, Binding):
+            warn(describe_difference(entity, refusal.reply_text))
+
+
+def _details(entity: Declaration, *, passive: bool) -> dict[str, Any]:
+    """The arguments that have the same names in all libraries."""
+    details: dict[str, Any] = {"arguments": dict(entity.arguments)}
+    if isinstance(entity, Binding):
+        return {**details, "routing_key": entity.routing_key}
+    if isinstance(entity, Queue):
+        details["exclusive"] = entity.exclusive
+    passive = passive or entity.passive
+    return {**details, "passive": passive, "durable": entity.durable, "auto_delete": entity.auto_delete}
+
+
+def declaring(channel: Any, entity: Declaration, *, passive: bool) -> Callable[..., Any]:
+    """The method that declares or binds the entity, of a channel of pika's or aiormq's: they have the same names."""
+    details = _details(entity, passive=passive)
+    if isinstance(entity, Binding):
+        bind = channel.exchange_bind if entity.to_exchange else channel.queue_bind
+        return partial(bind, entity.destination, entity.source.name, **details)
+    if isinstance(entity, Exchange):
+        return partial(channel.exchange_declare, entity.name, exchange_type=entity.type, **details)
+    return partial(channel.queue_declare, entity.name, **details)
+
+
+def declaration(entity: Declaration, *, passive: bool) -> tuple[object, type]:
+    """pika's object of the method that declares or binds the entity, and the class of its answer."""
+    details = _details(entity, passive=passive)
+    if isinstance(entity, Exchange):
+        return spec.Exchange.Declare(exchange=entity.name, type=entity.type, **details), spec.Exchange.DeclareOk
+    if isinstance(entity, Queue):
+        return spec.Queue.Declare(queue=entity.name, **details), spec.Queue.DeclareOk
+    source, destination = entity.source.name, entity.destination
+    if entity.to_exchange:
+        return spec.Exchange.Bind(source=source, destination=destination, **details), spec.Exchange.BindOk
+    return spec.Queue.Bind(exchange=source, queue=destination, **details), spec.Queue.BindOk
+
+
+def entity_name(entity: Declaration) -> str:
+    """The entity's type and name."""
+    if isinstance(entity, Queue):
+        return f"queue {entity.name!r}"
+    if isinstance(entity, Exchange):
+        return f"exchange {entity.name!r}"
+    return f"the binding of {entity.destination!r} to {entity.source.name!r}"
+
+
+def has_line_end(name: str) -> bool:
+    """Whether a name has line ends, which RabbitMQ removes (rabbit_channel:strip_cr_lf): it then declares another queue or
+    exchange, and a client that waits for the answer about this one waits for ever."""
+    return "\r" in name or "\n" in name
+
+
+def check_name(entity: Declaration) -> None:
+    """Raises: PublishError for a name that no queue or exchange can have."""
+    if isinstance(entity, Binding):
+        return
+    if has_line_end(entity.name):
+        raise PublishError(
+            f"{entity_name(entity)} cannot be declared: its name has a line end, which RabbitMQ takes out"
+        )
+    size = len(entity.name.encode(errors="replace"))
+    if size > LONGEST_NAME:
+        raise PublishError(
+            f"{entity_name(entity)} cannot be declared: its name has {size} bytes, and can have {LONGEST_NAME}"
+        )
 
 
 @dataclass(slots=True)

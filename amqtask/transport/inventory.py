@@ -13,8 +13,8 @@ from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.compare import Finding
 from amqtask.topology.declarations import first_difference
 from amqtask.transport.contract import Admin
+from amqtask.transport.declare import entity_name
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED, declare_error
-from amqtask.transport.names import entity_name
 
 NOT_ASKED = "AMQP has no question about bindings; --api asks the management plugin"
 

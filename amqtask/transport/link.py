@@ -26,9 +26,8 @@ from amqtask.protocol.entities import Declaration, Exchange
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import FRAME_MAX, install, unwritable
-from amqtask.transport.declaring import FoundEntities, declaration, may_exist
+from amqtask.transport.declare import FoundEntities, check_name, declaration, entity_name, may_exist
 from amqtask.transport.errors import blocked, connection_error, declare_error
-from amqtask.transport.names import check_name, entity_name
 from amqtask.transport.stream import (
     CHANNEL,
     GREETING,
@@ -49,7 +48,7 @@ from amqtask.transport.url import BrokerAddress, client_properties
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.pika_types import PikaMethod
+    from amqtask.transport.wire import PikaMethod
 
 Warn = Callable[[str], None]
 AnswerClasses: TypeAlias = "type[Any] | tuple[type[Any], ...]"

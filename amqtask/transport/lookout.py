@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.connection import ConnectionListener, ConnectionUse
-    from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
-    from amqtask.transport.wire import Wire
+    from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
 
 
 # How long another host may take to answer.

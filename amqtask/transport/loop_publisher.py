@@ -55,8 +55,7 @@ from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.pika_types import PikaChannel, PikaFrame, PikaMethod
-    from amqtask.transport.wire import Wire
+    from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
 
 OnDone = Callable[["PublishError | None"], None]
 # The most unconfirmed messages; further ones wait here, where they cost the broker nothing.

@@ -36,7 +36,7 @@ from amqtask.transport.url import BrokerAddress, beginning_after
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.pika_types import PikaMethod
+    from amqtask.transport.wire import PikaMethod
 
 logger = bounded_logger("amqtask.transport")
 OnReply = Callable[[Delivery], None]

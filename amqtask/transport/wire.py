@@ -1,23 +1,31 @@
-"""pika's connection, with less work for each message.
+"""pika's connection on a loop, with less work for each message; what we use of its channels; and its log records, dropped.
 
 Writing: pika hands each frame to the socket with a call of its own, and only after it has asked the poller whether the
 socket takes writes: four system calls for each. A socket nearly always takes them, so the frames of a burst are one write, made
 at once. A frame that is larger than the broker takes fails before any of its message is written.
 
 Reading: a delivery is three frames, which pika takes one by one through eleven calls each. Where all three have come (they
-nearly always have), they are decoded together with pika's own decoders and handed to pika's channel; all other frames are left
-to pika. The frames are those of AMQP 0-9-1, sections 2.3.5 and 4.2.
+nearly always have), they are decoded together and handed to pika's channel; all other frames are left to pika. The usual
+properties are read here, all others by pika: this is most of a consumer's time per message. The layouts are those of AMQP 0-9-1,
+sections 2.3.5 and 4.2 (4.2.6.1: properties), and Basic.Deliver.
+
+We report the errors of our own connections ourselves, once, so pika's log records on them are dropped. A program that also uses
+pika by itself still sees those of its own connections. With pika's logger at level DEBUG all records are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import socket
 import struct
+import sys
 import termios
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pika import frame, spec
 from pika.adapters.select_connection import SelectConnection
@@ -27,12 +35,47 @@ from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapte
 from pika.connection import Connection
 
 from amqtask.ground.loop import TurnLoop
-from amqtask.transport.content import check_frame
-from amqtask.transport.incoming import read_deliver, read_properties
+from amqtask.protocol.message import Properties
+from amqtask.transport.content import check_frame, decode_short_string, decode_table
 from amqtask.transport.loop import PikaLoop
-from amqtask.transport.pika_log import keep_quiet
 from amqtask.transport.stream import Answer, look_up_in_thread
 
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import FieldTable
+    from amqtask.protocol.message import PropertiesLike
+
+
+_flags = struct.Struct(">H").unpack_from
+_tag = struct.Struct(">Q").unpack_from
+_TAG_SIZE = 8
+_FLAGS = spec.BasicProperties
+# The properties of task messages, and those that only some have: of callers that want a result, of our publishers.
+_USUAL = (
+    _FLAGS.FLAG_CONTENT_TYPE
+    | _FLAGS.FLAG_CONTENT_ENCODING
+    | _FLAGS.FLAG_HEADERS
+    | _FLAGS.FLAG_DELIVERY_MODE
+    | _FLAGS.FLAG_PRIORITY
+    | _FLAGS.FLAG_CORRELATION_ID
+)
+_REPLY_TO, _MESSAGE_ID = _FLAGS.FLAG_REPLY_TO, _FLAGS.FLAG_MESSAGE_ID
+_MANDATORY = ~(_REPLY_TO | _MESSAGE_ID)
+# Loggers with pika's error records; a logger's filter does not see the records of its children.
+_LOGGERS = (
+    "pika.adapters.base_connection",
+    "pika.adapters.blocking_connection",
+    "pika.adapters.select_connection",
+    "pika.adapters.utils.connection_workflow",
+    "pika.adapters.utils.io_services_utils",
+    "pika.adapters.utils.selector_ioloop_adapter",
+    "pika.callback",
+    "pika.channel",
+    "pika.connection",
+    "pika.heartbeat",
+)
+# Modules that stand on the stack between pika's code and its caller.
+_BETWEEN = ("pika", "logging", "functools", __name__)
+Callback = Callable[..., object]
 # Bytes gathered before they are handed to the socket, and read from it at once (pika reads 4096: seven task messages).
 BURST, MOST_READ = 65536, 65536
 # A frame is its type, channel and size, the payload, and a mark for its end. The first frame of a delivery is Basic.Deliver,
@@ -43,6 +86,212 @@ _header_head = struct.Struct(">BHLHHQ").unpack_from
 _body_head = struct.Struct(">BHL").unpack_from
 _method_size, _header_size, _body_size = (struct.calcsize(form) for form in (">BHLI", ">BHLHHQ", ">BHL"))
 _ENDS = (spec.FRAME_END,) * 3
+
+
+# -- reading deliveries
+
+
+def read_deliver(arguments: bytes) -> Any:
+    """pika's Basic.Deliver. All but the delivery tag is the same for many messages."""
+    tag_begin = 1 + arguments[0]
+    (tag,) = _tag(arguments, tag_begin)
+    tag_end = tag_begin + _TAG_SIZE
+    consumer_tag, redelivered, exchange, routing_key = _without_tag(arguments[:tag_begin] + arguments[tag_end:])
+    return spec.Basic.Deliver(consumer_tag, tag, redelivered, exchange, routing_key)
+
+
+@lru_cache(maxsize=256)
+def _without_tag(arguments: bytes) -> tuple[str, bool, str, str]:
+    consumer_tag, offset = decode_short_string(arguments, 0)
+    redelivered = bool(arguments[offset] & 1)
+    exchange, offset = decode_short_string(arguments, offset + 1)
+    routing_key, _ = decode_short_string(arguments, offset)
+    return consumer_tag, redelivered, exchange, routing_key
+
+
+def read_properties(encoded: bytes, offset: int) -> PropertiesLike:
+    """The properties that begin at `offset`."""
+    (flags,) = _flags(encoded, offset)
+    if flags & _MANDATORY == _USUAL:
+        try:
+            return _read_usual(encoded, offset + 2, flags)
+        except UnicodeDecodeError:
+            pass
+    properties: PropertiesLike = spec.BasicProperties().decode(encoded, offset)
+    return properties
+
+
+def _read_usual(encoded: bytes, end: int, flags: int) -> Properties:
+    # A short string is its length in one byte, and its bytes.
+    begin = end + 1
+    end = begin + encoded[end]
+    content_type = encoded[begin:end].decode()
+    begin = end + 1
+    end = begin + encoded[end]
+    content_encoding = encoded[begin:end].decode()
+    headers, end = decode_table(encoded, end)
+    delivery_mode, priority = encoded[end], encoded[end + 1]
+    begin = end + 3
+    end = begin + encoded[end + 2]
+    correlation_id = encoded[begin:end].decode()
+    reply_to = message_id = None
+    if flags & _REPLY_TO:
+        begin = end + 1
+        end = begin + encoded[end]
+        reply_to = encoded[begin:end].decode()
+    if flags & _MESSAGE_ID:
+        begin = end + 1
+        message_id = encoded[begin : begin + encoded[end]].decode()
+    return Properties(
+        content_type, content_encoding, headers, delivery_mode, priority, correlation_id, reply_to, None, message_id
+    )
+
+
+# -- log records
+
+
+class _NotOurs(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether pika was called by other code than ours."""
+        if logging.getLogger("pika").level == logging.DEBUG:
+            return True
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and _is_between(frame):
+            frame = frame.f_back
+        return frame is None or not str(frame.f_globals.get("__name__")).startswith("amqtask.")
+
+
+def _is_between(frame: FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__"))
+    return name in _BETWEEN or name.startswith("pika.")
+
+
+_not_ours = _NotOurs()
+
+
+def keep_quiet() -> None:
+    """Install the filter; may be called often."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_not_ours)
+
+
+# -- what we use of pika's channels and of the methods that they hand out; pika has no types of its own
+
+
+class PikaMethod(Protocol):
+    """The fields of AMQP's methods that are read here; each method has some of them."""
+
+    delivery_tag: int
+    multiple: bool
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    consumer_tag: str
+    message_count: int
+    consumer_count: int
+    reason: str
+
+
+class PikaFrame(Protocol):
+    """A frame that a callback gets."""
+
+    method: PikaMethod
+
+
+class PikaChannel(Protocol):
+    """A channel that calls back, on a loop."""
+
+    is_open: bool
+    is_closed: bool
+
+    def close(self) -> object: ...
+
+    def flow(self, active: bool, callback: Callback | None = None) -> object: ...
+
+    def add_on_close_callback(self, callback: Callback) -> object: ...
+
+    def add_on_cancel_callback(self, callback: Callback) -> object: ...
+
+    def add_on_return_callback(self, callback: Callback) -> object: ...
+
+    def add_callback(self, callback: Callback, replies: Sequence[type], one_shot: bool = True) -> object: ...
+
+    def confirm_delivery(self, ack_nack_callback: Callback, callback: Callback | None = None) -> object: ...
+
+    def basic_publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: PropertiesLike | None = None,
+        mandatory: bool = False,
+    ) -> object: ...
+
+    def basic_qos(self, *, prefetch_count: int = 0) -> object: ...
+
+    def basic_consume(
+        self,
+        queue: str,
+        on_message_callback: Callback,
+        auto_ack: bool = False,
+        exclusive: bool = False,
+        consumer_tag: str | None = None,
+        arguments: FieldTable | None = None,
+        callback: Callback | None = None,
+    ) -> str: ...
+
+    def basic_cancel(self, consumer_tag: str = "", callback: Callback | None = None) -> object: ...
+
+    def basic_get(self, queue: str, callback: Callback, auto_ack: bool = False) -> object: ...
+
+    def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> object: ...
+
+    def basic_nack(self, delivery_tag: int = 0, multiple: bool = False, requeue: bool = True) -> object: ...
+
+    def basic_reject(self, delivery_tag: int = 0, requeue: bool = True) -> object: ...
+
+    def queue_declare(
+        self,
+        queue: str,
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: FieldTable | None = None,
+        callback: Callback | None = None,
+    ) -> object: ...
+
+    def queue_delete(self, queue: str, *, callback: Callback | None = None) -> object: ...
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str,
+        routing_key: str | None = None,
+        arguments: FieldTable | None = None,
+        callback: Callback | None = None,
+    ) -> object: ...
+
+    def exchange_declare(
+        self,
+        exchange: str,
+        exchange_type: str = "direct",
+        passive: bool = False,
+        durable: bool = False,
+        auto_delete: bool = False,
+        internal: bool = False,
+        arguments: FieldTable | None = None,
+        callback: Callback | None = None,
+    ) -> object: ...
+
+    def exchange_bind(
+        self,
+        destination: str,
+        source: str,
+        routing_key: str = "",
+        arguments: FieldTable | None = None,
+        callback: Callback | None = None,
+    ) -> object: ...
 
 
 class _Lookup(AbstractIOReference):  # type: ignore[misc]  # pika is untyped here

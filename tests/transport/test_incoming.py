@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pika import spec
 
 from amqtask.transport.content import install
-from amqtask.transport.incoming import read_deliver, read_properties
+from amqtask.transport.wire import read_deliver, read_properties
 
 short = st.text(max_size=60)
 octet = st.integers(0, 255)

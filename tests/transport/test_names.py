@@ -5,7 +5,7 @@ import pytest
 from amqtask import AmqTask, Exchange, Queue
 from amqtask.assembly import build_worker
 from amqtask.exceptions import ConfigurationError, PublishError
-from amqtask.transport.names import check_name
+from amqtask.transport.declare import check_name
 from amqtask.worker.options import WorkerOptions
 
 

@@ -16,9 +16,8 @@ from amqtask.transport.amqp import AmqpBroker
 from amqtask.transport.contract import Publisher
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.peer import Peer
-from amqtask.transport.pika_log import keep_quiet
 from amqtask.transport.url import BrokerAddress
-from amqtask.transport.wire import Wire
+from amqtask.transport.wire import Wire, keep_quiet
 
 if TYPE_CHECKING:
     import pika

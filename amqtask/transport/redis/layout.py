@@ -10,7 +10,7 @@ from typing import Any
 from amqtask.exceptions import PublishError
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import describe_difference
-from amqtask.transport.names import check_name
+from amqtask.transport.declare import check_name
 from amqtask.transport.redis.keys import SEPARATOR
 from amqtask.transport.redis.resp import Argument, ignore_reply
 
