@@ -8,7 +8,7 @@ import click
 
 from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
-from amqtask.transport.management import ManagementApi
+from amqtask.transport.inventory import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

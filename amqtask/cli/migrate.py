@@ -21,10 +21,10 @@ from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.message import Delivery, Message
+from amqtask.transport.admin import BATCH
 from amqtask.transport.broker import Broker, open_broker
 from amqtask.transport.contract import Admin, BrokerOptions, Moved, Publisher
-from amqtask.transport.management import ManagementApi
-from amqtask.transport.moving import BATCH
+from amqtask.transport.inventory import ManagementApi
 
 
 class Transfer(NamedTuple):

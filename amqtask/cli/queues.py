@@ -19,7 +19,7 @@ from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.declarations import dead_letter_queue
 from amqtask.transport.contract import Admin, QueueState
-from amqtask.transport.management import ManagementApi
+from amqtask.transport.inventory import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

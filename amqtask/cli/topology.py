@@ -13,10 +13,10 @@ from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import queues_option
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
-from amqtask.topology.compare import IN_ORDER, Finding, by_kind, compare
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, too_many
 from amqtask.topology.delays import LEVELS, MAX_SECONDS, STEP_SECONDS
 from amqtask.transport.declare import entity_name
+from amqtask.transport.inventory import IN_ORDER, Finding, by_kind, compare
 from amqtask.transport.inventory import check as check_by_amqp
 from amqtask.transport.inventory import declare as declare_by_amqp
 

@@ -61,13 +61,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties, properties_of_copy, strip_transit_headers
-from amqtask.topology import former_delays
 from amqtask.topology.declarations import DISCONNECTED
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, Headers, QueueArgumentDict
     from amqtask.protocol.message import Delivery, PropertiesLike
 
+
+# The delay queues of earlier versions, in which messages may wait for weeks after an update. A broker that has them forwards
+# their messages by itself: each queue, `<prefix>.<level>.<digit>`, dead-letters to the exchange `<prefix>.<level - 1>`, the
+# last one to `<prefix>.out`, which later versions use too. Nothing publishes to them any more; these functions find the
+# messages that still wait: digits of base 16, units of 125 ms, a queue for each priority but 0 (`.p<priority>`, `.pnone`), and
+# from level 2 on four lanes.
+FORMER_UNIT_MS = 125
+FORMER_LEVELS = 6
+FORMER_LANES = 4
+_FIRST_FORMER_LEVEL_WITH_LANES = 2
 # For how many seconds a digit of each level stands, and the highest digit.
 SIZES = (4, 64, 256, 1000, 4000, 16000, 64000, 256000, 1024000)
 HIGHEST = (15, 3, 5, 3, 3, 3, 3, 3, 3)
@@ -97,6 +106,42 @@ _PRIORITY_HEADER = "amqtask-delay-priority"
 Path = tuple[tuple[int, int], ...]
 # Where a message is to go: an exchange ("": the default one) and a routing key.
 Address = tuple[str, str]
+
+
+# -- the delay queues of earlier versions
+
+
+def former_queue_names(prefix: str, priorities: Iterable[int | None]) -> Iterator[tuple[int, str]]:
+    """(level, queue) of the queues in which messages of these priorities may wait, the longest waits first."""
+    classes = dict.fromkeys(priorities)
+    for level in reversed(range(FORMER_LEVELS)):
+        lanes = [f".{lane}" for lane in range(FORMER_LANES)] if level >= _FIRST_FORMER_LEVEL_WITH_LANES else [""]
+        for digit in reversed(range(1, 16)):
+            for priority in classes:
+                of_priority = "" if priority == 0 else f".p{'none' if priority is None else priority}"
+                for lane in lanes:
+                    yield level, f"{prefix}.{level}.{digit:x}{of_priority}{lane}"
+
+
+def former_exchange(prefix: str, level: int) -> str:
+    """The exchange of a level."""
+    return f"{prefix}.{level}"
+
+
+def former_level_of(prefix: str, queue: str) -> int | None:
+    """The level whose queue this is; None for another queue."""
+    match = re.fullmatch(re.escape(prefix) + r"\.(\d+)\.[0-9a-f](\.p\w+)?(\.\d+)?", queue)
+    return int(match[1]) if match else None
+
+
+def longest_former_wait(headers: Headers, level: int) -> float:
+    """The longest time, in seconds, that a message in a queue of that level still waits, by its headers."""
+    digits = {lower: headers.get(f"amqtask-delay-{lower}") for lower in range(level + 1)}
+    return sum(
+        (int(digit, 16) << (4 * lower)) * FORMER_UNIT_MS / 1000
+        for lower, digit in digits.items()
+        if isinstance(digit, str) and re.fullmatch("[0-9a-f]", digit)
+    )
 
 
 def digits(seconds: float) -> Path:
@@ -257,21 +302,17 @@ class DelayPlan:
         """
         for level, digit in reversed(list(_level_digits(range(LEVELS)))):
             yield level, self.queue_name(level, digit)
-        yield from former_delays.queue_names(self.prefix, priorities)
+        yield from former_queue_names(self.prefix, priorities)
 
     def level_of(self, queue: str) -> int | None:
         """The level whose queue this is; None for another queue."""
         levels = (level for level, digit in _level_digits(range(LEVELS)) if self.queue_name(level, digit) == queue)
-        return next(levels, former_delays.level_of(self.prefix, queue))
+        return next(levels, former_level_of(self.prefix, queue))
 
     def exchange_of(self, queue: str) -> str:
         """The exchange that a delay queue is bound to."""
-        former = former_delays.level_of(self.prefix, queue)
-        return (
-            self.level_name(self.level_of(queue) or 0)
-            if former is None
-            else former_delays.exchange(self.prefix, former)
-        )
+        former = former_level_of(self.prefix, queue)
+        return self.level_name(self.level_of(queue) or 0) if former is None else former_exchange(self.prefix, former)
 
     def queue_name(self, level: int, digit: int) -> str:
         """The queue of a digit."""
@@ -362,7 +403,7 @@ def leaves_at(headers: Headers, queue_level: int) -> float | None:
 def seconds_left(headers: Headers, level: int, now: float) -> float:
     """The longest time, in seconds, that a message in a queue of that level still waits, by its delay headers."""
     due = due_at(headers)
-    return former_delays.longest_wait(headers, level) if due is None else due - now
+    return longest_former_wait(headers, level) if due is None else due - now
 
 
 def _level_digits(levels: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from amqtask.transport.connection import LoopConnection
     from amqtask.transport.consumer import PikaConsumer
     from amqtask.transport.contract import AsyncPublisher, BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
-    from amqtask.transport.event_publisher import PikaEventPublisher
     from amqtask.transport.loop_publisher import PikaLoopPublisher
-    from amqtask.transport.publisher import PikaPublisher
+    from amqtask.transport.publisher import PikaEventPublisher, PikaPublisher
     from amqtask.transport.queue_reader import QueueReader
     from amqtask.transport.url import BrokerAddress
 
@@ -123,7 +122,7 @@ class AmqpBroker:
 
     def event_publisher(self, *, name: str, on_warning: OnWarning) -> PikaEventPublisher:
         """Without confirms."""
-        from amqtask.transport.event_publisher import PikaEventPublisher
+        from amqtask.transport.publisher import PikaEventPublisher
 
         return PikaEventPublisher(
             self._written, connect_timeout=self._options.connect_timeout, client_name=name, on_warning=on_warning

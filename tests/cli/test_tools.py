@@ -15,7 +15,7 @@ from amqtask.cli.output import print_json, print_table
 from amqtask.cli.queues import age
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.message import Delivery, Properties
-from amqtask.transport.management import ManagementApi
+from amqtask.transport.inventory import ManagementApi
 from amqtask.transport.url import BrokerAddress
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
-from amqtask.topology.compare import by_kind, compare
 from amqtask.topology.declarations import QueueDefaults, declarations, first_difference, work_queue
+from amqtask.transport.inventory import by_kind, compare
 
 MEDIA = Exchange("media", type="topic")
 IMAGES = work_queue("images", QueueDefaults(), exchange=MEDIA, routing_key="media.image.*")

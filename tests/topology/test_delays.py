@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from amqtask.protocol.entities import Binding, Exchange, Queue
 from amqtask.protocol.message import Delivery, Message, Properties
-from amqtask.topology import former_delays
 from amqtask.topology.delays import (
     EARLY_SECONDS,
     MARGIN_SECONDS,
@@ -24,6 +23,7 @@ from amqtask.topology.delays import (
     digits,
     due_at,
     leaves_at,
+    longest_former_wait,
     second_delay,
     seconds_left,
 )
@@ -283,7 +283,7 @@ def test_messages_of_earlier_versions_are_found_in_their_queues() -> None:
     headers = {"amqtask-delay-2": "3", "amqtask-delay-1": "2", "amqtask-delay-0": "0"}
     assert seconds_left(headers, 5, NOW) == 100.0
     assert seconds_left(headers, 1, NOW) == 100.0 % 32
-    assert former_delays.longest_wait({"amqtask-delay-0": [1]}, 5) == 0.0
+    assert longest_former_wait({"amqtask-delay-0": [1]}, 5) == 0.0
 
 
 def test_how_long_a_waiting_message_has_still_to_wait() -> None:

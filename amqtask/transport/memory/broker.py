@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
-from amqtask.transport.deaths import DELIVERY_LIMIT, EXPIRED, MAXLEN
+from amqtask.protocol.message import DELIVERY_LIMIT, EXPIRED, MAXLEN
 from amqtask.transport.memory.queues import (
     PREDECLARED,
     MemoryQueue,

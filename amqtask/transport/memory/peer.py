@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pika import frame, spec
 
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
+from amqtask.protocol.message import REJECTED
 from amqtask.transport.content import FRAME_MAX, FRAMING, install
-from amqtask.transport.deaths import REJECTED
 from amqtask.transport.errors import NOT_FOUND
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.queues import (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 
 from amqtask.protocol.entities import Binding, Exchange, Queue
-from amqtask.transport.deaths import REJECTED, dead_headers
+from amqtask.protocol.message import REJECTED, dead_headers
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 
 if TYPE_CHECKING:

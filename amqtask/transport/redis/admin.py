@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import PublishError
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
+from amqtask.transport.admin import BATCH, publish_pairs
 from amqtask.transport.contract import Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
-from amqtask.transport.moving import BATCH, publish_pairs
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
 from amqtask.transport.redis.delayed import DELAYED, delivery_of
 from amqtask.transport.redis.envelope import incoming

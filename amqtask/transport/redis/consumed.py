@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from amqtask.protocol.message import Properties
-from amqtask.transport.deaths import dead_headers
+from amqtask.protocol.message import Properties, dead_headers
 from amqtask.transport.redis.envelope import envelope
 from amqtask.transport.redis.keys import step_of
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import AccessRefused, OperationalError, PublishError
 from amqtask.ground.printable import clause
 from amqtask.protocol.entities import Binding, Declaration, Queue
+from amqtask.protocol.message import DELIVERY_LIMIT, REJECTED
 from amqtask.topology.declarations import consumption
-from amqtask.transport.deaths import DELIVERY_LIMIT, REJECTED
 from amqtask.transport.redis.answers import FAILURE, MOST_ANSWERS, NEVER_CAME, NO_FAILURE, Answers
 from amqtask.transport.redis.batch import Declared
 from amqtask.transport.redis.consumed import Consumed, Held
