@@ -18,9 +18,9 @@ from amqtask.client.discovery import django_apps, import_related, name_of_main, 
 from amqtask.client.registry import TaskRegistry
 from amqtask.client.runtime import Kept, Runtime, made
 from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning
-from amqtask.execution.bounds import Bounds
+from amqtask.execution.chain_steps import OFF
 from amqtask.execution.executor import Executor
-from amqtask.execution.shared_flag import OFF
+from amqtask.execution.no_run import Bounds
 from amqtask.ground import current
 from amqtask.ground.imports import load
 from amqtask.ground.plugins import WithOthersNames, others_names, plugins
@@ -34,8 +34,8 @@ from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:
     from amqtask.events import BrokerConnection
+    from amqtask.execution.chain_steps import Flag
     from amqtask.execution.contract import ChordStore
-    from amqtask.execution.shared_flag import Flag
     from amqtask.execution.task_plan import Wrapper
     from amqtask.ground.shapes import CoroutineOf, KeywordDict, Keywords
     from amqtask.outbox.contract import Outbox

@@ -15,8 +15,7 @@ from amqtask.canvas import maybe_signature
 from amqtask.client.discovery import uses_django
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
-from amqtask.execution.chain_steps import SlotSteps
-from amqtask.execution.shared_flag import SharedFlag
+from amqtask.execution.chain_steps import SharedFlag, SlotSteps
 from amqtask.ground.imports import load
 from amqtask.ground.lamport_clock import LamportClock
 from amqtask.ground.lazy import lazy

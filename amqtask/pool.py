@@ -22,8 +22,7 @@ from amqtask.ground.plugins import plugins
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
 
 

@@ -21,7 +21,7 @@ from amqtask.exceptions import (
     UnknownTaskOptionWarning,
 )
 from amqtask.execution.context import Context, current_context
-from amqtask.execution.pydantic_arguments import pydantic_wrapper
+from amqtask.execution.task_plan import pydantic_wrapper
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
 from amqtask.options import value_types

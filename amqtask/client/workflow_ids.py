@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import ACCUMULATE, chain, chord, group, maybe_signature, piped
 from amqtask.exceptions import ConfigurationError
-from amqtask.execution.chords import body_id
+from amqtask.execution.follow_ups import body_id
 from amqtask.protocol.chord import SIZE, TOKEN, new_token
 from amqtask.result import AsyncResult
 from amqtask.results.sets import GroupResult

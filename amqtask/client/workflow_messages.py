@@ -12,8 +12,8 @@ from amqtask.canvas import CHAIN, CHORD, GROUP, maybe_signature, routed
 from amqtask.client.builtin_tasks import ERRBACK
 from amqtask.client.message_builder import tell_composed
 from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, end_of, settle, single
-from amqtask.execution.chords import body_id
 from amqtask.execution.context import Context, current_context
+from amqtask.execution.follow_ups import body_id
 from amqtask.execution.request import Request
 from amqtask.protocol.chord import CHORD_HEADER, chord_mark, chord_queue, without_chord_keys
 from amqtask.protocol.message import Message

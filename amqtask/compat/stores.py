@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import states
 from amqtask.exceptions import TaskRevokedError, TimeoutError
 from amqtask.execution.context import Context, current_context
-from amqtask.execution.exception_info import ErrorInfo
+from amqtask.execution.request import ErrorInfo
 from amqtask.ground.current import current_app
 from amqtask.protocol.result import ResultMessage, exception_as_dict, exception_from_dict, now_iso
 from amqtask.result import AsyncResult

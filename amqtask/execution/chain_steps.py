@@ -1,26 +1,40 @@
-"""Steps of a chain one after the other: when the next one may run where the last one ran, and its request.
+"""Steps of a chain that need not pass the broker: a slot goes on with the next one, and a redelivered chain goes on where it was.
 
 A slot that is a process of its own runs the next step by itself (SlotSteps) and only tells the worker, which would otherwise send
 it the next step through two sockets. What only the worker knows (revoked tasks, changed limits, that it stops) reaches the slot
-as a switch. For all other slots the worker does the same itself (amqtask.worker.chain_steps).
+as a flag. For all other slots the worker does the same itself (amqtask.worker.chain_steps).
+
+Meanwhile the message that the worker got stays unanswered, and each step's result is stored before the next one begins. When
+the worker is lost, the broker delivers that message again; the worker that gets it finds here how far the chain has come
+(Resuming), and publishes the next step. Only results with the message's own run (RUN_HEADER) count: ids may be used twice, by a
+signature that is sent again.
 """
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from amqtask import states
 from amqtask.execution.request import request_of
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.task import RUN_HEADER
 
 if TYPE_CHECKING:
-    from amqtask.execution.contract import TaskLike
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
-    from amqtask.execution.shared_flag import Flag
+    from amqtask.execution.context import Context
+    from amqtask.execution.contract import ChainStore, Composer, TaskLike
+    from amqtask.execution.follow_ups import FollowUps
+    from amqtask.execution.request import Outcome, Request
+    from amqtask.ground.shapes import SignatureFields
     from amqtask.protocol.message import Message
+    from amqtask.protocol.result import ResultMessage
+
 
 _NO_LIMITS = (None, [None, None], (None, None))
+logger = bounded_logger("amqtask.execution")
+_COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
 def needs_no_broker(before: Request, message: Message) -> bool:
@@ -84,3 +98,91 @@ def _request(before: Request, message: Message, until: float) -> Request:
     step = request_of(message, number, task_id=headers["id"], task=headers["task"], queue=before.queue)
     step.until = until
     return step
+
+
+class Flag(Protocol):
+    """On when its one byte is not 0; to read it costs an index."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+
+OFF: Flag = b"\0"
+
+
+class SharedFlag:
+    """`state` is the Flag, in memory that this process shares with children that it forks from now on."""
+
+    def __init__(self, *, is_on: bool) -> None:
+        self._page = mmap.mmap(-1, 1)
+        self.state: Flag = self._page
+        if is_on:
+            self.turn_on()
+
+    def turn_on(self) -> None:
+        self._page[0] = 1
+
+    def turn_off(self) -> None:
+        self._page[0] = 0
+
+
+class Resuming:
+    """Resumes chains from a store that keeps runs."""
+
+    def __init__(self, store: ChainStore, composer: Composer) -> None:
+        self._store = store
+        self._composer = composer
+
+    def covers(self, request: Request, context: Context, after: FollowUps) -> bool:
+        """Whether all follow-ups of this task, whose result is stored, could be made again by `messages`."""
+        chain = context.embed.get("chain")
+        return bool(
+            chain
+            and len(after.publish) == 1
+            and not after.parts
+            and RUN_HEADER in request.headers
+            and _is_plain(chain[-1])
+        )
+
+    def messages(self, request: Request, context: Context) -> tuple[Message, ...] | None:
+        """The messages to publish instead of running it: the first step that has not run, or none when all have.
+
+        None: it has to run. Raises: BackendUnreachable, and the errors of composing."""
+        run, embed = request.headers.get(RUN_HEADER), context.embed
+        if not run or embed.get("callbacks") or embed.get("chord"):
+            return None
+        last = self._success(request.id, run)
+        if last is None:
+            return None
+        remaining, steps = list(embed.get("chain") or ()), 1
+        while remaining and _is_plain(remaining[-1]):
+            stored = self._success(remaining[-1]["options"]["task_id"], run)
+            if stored is None:
+                break
+            last, steps = stored, steps + 1
+            remaining.pop()
+        logger.info(
+            "Task %s[%s] has run already, and %d steps of its chain after it: %s",
+            request.task, request.id, steps - 1, "the chain goes on" if remaining else "the chain has ended",
+            extra=request.log_fields,
+        )  # fmt: skip
+        if not remaining:
+            return ()
+        context.id = last.task_id
+        return tuple(self._composer.compose_next(remaining[-1], last.result, context, remaining[:-1]))
+
+    def _success(self, task_id: str, run: str) -> ResultMessage | None:
+        """The stored result of a step that succeeded in this run of its chain."""
+        stored = self._store.find(task_id)
+        is_of_run = stored is not None and stored.status == states.SUCCESS and stored.extra.get(RUN_HEADER) == run
+        return stored if is_of_run else None
+
+
+def _is_plain(step: SignatureFields) -> bool:
+    """Whether the step has no follow-up but the next step."""
+    options = step.get("options") or {}
+    return bool(
+        options.get("task_id")
+        and step.get("task") not in _COMPOSITIONS
+        and not options.get("link")
+        and not options.get("chord")
+    )

@@ -6,11 +6,14 @@ to (Redis). Messages to publish afterwards leave it in the Outcome.
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
 from time import perf_counter
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from amqtask import signals, states
 from amqtask.exceptions import (
@@ -25,35 +28,85 @@ from amqtask.exceptions import (
     Terminated,
     TimeLimitExceeded,
 )
-from amqtask.execution.bounds import DEFAULT, Bounds
-from amqtask.execution.chords import NOTHING, FollowUps
+from amqtask.execution.chain_steps import OFF, Resuming
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
-from amqtask.execution.exception_info import ErrorInfo
-from amqtask.execution.follow_ups import FollowUpComposer
-from amqtask.execution.forked import FORKS, count_forks, end_forked
-from amqtask.execution.interrupts import Abandoned, HardLimitReached
-from amqtask.execution.no_run import Endings, not_stored, requeued
-from amqtask.execution.outcome import Answer, Outcome, of_success
+from amqtask.execution.follow_ups import NOTHING, FollowUpComposer, FollowUps
+from amqtask.execution.no_run import DEFAULT, Bounds, Endings, not_stored, requeued
+from amqtask.execution.request import Abandoned, Answer, ErrorInfo, HardLimitReached, Outcome, of_success
 from amqtask.execution.results import Results, is_wanted, keeps_runs
-from amqtask.execution.resuming import Resuming
-from amqtask.execution.retries import retry_options, wants_retry
-from amqtask.execution.shared_flag import OFF
 from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
+from amqtask.ground.backoff import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
 from amqtask.protocol.serialization import LARGEST_BODY
 from amqtask.protocol.task import NO_FOLLOW_UPS, saferepr
 
 if TYPE_CHECKING:
-    from amqtask.execution.chain_steps import SlotSteps
+    from amqtask.execution.chain_steps import Flag, SlotSteps
     from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
     from amqtask.execution.request import Request
-    from amqtask.execution.shared_flag import Flag
 
+
+# How many forks this process comes from; in a list, because it is read twice per task: a system call (getpid) costs ten
+# times as much.
+FORKS = [0]
+_is_counting = False
 logger = bounded_logger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 RunBlocking = Callable[..., Coroutine[Any, Any, Any]]
+
+
+# -- automatic retries (Celery's autoretry_for and retry_backoff)
+
+
+def wants_retry(task: TaskLike, error: BaseException) -> bool:
+    """Whether the task's `autoretry_for` asks for another run after this error."""
+    if not task.autoretry_for or isinstance(error, (Retry, Ignore, Reject)):
+        return False
+    return isinstance(error, task.autoretry_for) and not isinstance(error, task.dont_autoretry_for or ())
+
+
+def retry_options(task: TaskLike, retries: int) -> dict[str, object]:
+    """The keyword arguments for `task.retry`."""
+    options: dict[str, object] = dict(task.retry_kwargs or {})
+    if task.retry_backoff:
+        options["countdown"] = exponential_backoff(
+            retries, factor=float(task.retry_backoff), maximum=task.retry_backoff_max, full_jitter=task.retry_jitter
+        )
+    return options
+
+
+# -- a process that a task forked with os.fork and that returned from the task must not continue as a second slot
+
+
+def count_forks() -> None:
+    """Count forks in FORKS from now on, so that a forked child differs from its parent; may be called often."""
+    global _is_counting
+    if not _is_counting:
+        _is_counting = True
+        os.register_at_fork(after_in_child=_count)
+
+
+def _count() -> None:
+    FORKS[0] += 1
+
+
+def end_forked(error: BaseException | None) -> NoReturn:
+    """End this process like a program that has returned, or that raised `error`."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+# -- one request
 
 
 class Executor(Endings):

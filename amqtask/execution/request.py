@@ -1,14 +1,23 @@
-"""Request: one task call about to run, as plain data that can be sent to another process."""
+"""What a slot gets and gives back: Request, and its end as Outcome; ErrorInfo; and the exceptions with which a pool ends a
+task."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+import traceback as tracebacks
+from enum import IntEnum
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from amqtask import states
+from amqtask.exceptions import Terminated
 from amqtask.ground.plugins import WithListedNames
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, TaskBody
+    from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.message import Delivery, Message, PropertiesLike
+
 
 _NO_HEADERS: HeaderDict = {}
 
@@ -189,3 +198,132 @@ def _rare_properties(properties: PropertiesLike) -> dict[str, object] | None:
         return None
     present = {name: getattr(properties, name) for name in _RARE}
     return {name: value for name, value in present.items() if value is not None}
+
+
+class Answer(IntEnum):
+    """The answer to the broker for a delivery, after all else was done."""
+
+    ACK = 0
+    REQUEUE = 1  # basic.reject(requeue=True): counts towards the delivery limit
+    DEAD_LETTER = 2  # publish to `<queue>.dead` with the reason, then ack
+    DROP = 3  # basic.reject(requeue=False): the queue's own dead-letter policy decides
+
+
+class Outcome(NamedTuple):
+    """The end of one request.
+
+    The worker publishes `publish` (retries, next steps) and `result` (a result that travels by AMQP), waits
+    for the broker's confirms, and only then gives `answer`. A result for a store with a server of its
+    own (Redis) was already stored by the slot. `summary` is a repr of the return value or exception, for
+    logs and events; `runtime` is seconds.
+    """
+
+    number: int
+    state: str = states.SUCCESS
+    answer: Answer = Answer.ACK
+    reason: str = ""
+    publish: tuple[Message, ...] = ()
+    result: Message | None = None
+    runtime: float = 0.0
+    summary: str = ""
+    traceback: str = ""
+    expected: bool = False  # an exception listed in the task's `throws`: logged without traceback
+    # Seconds that a REQUEUE waits in the broker's delay levels (when the result store is away).
+    pause: float = 0.0
+    # Parts of chords that are joined in the broker: before the answer they are published, confirmed, and the chord is looked at.
+    parts: tuple[ChordPart, ...] = ()
+    # `publish` is only the next step of a chain, and a redelivery could be resumed from the stored result.
+    is_step: bool = False
+    # The request of that step, where the slot has begun with it by itself.
+    going_on: Request | None = None
+
+
+_new = tuple.__new__
+
+
+def of_success(
+    number: int,
+    runtime: float,
+    summary: str = "",
+    *,
+    publish: tuple[Message, ...] = (),
+    result: Message | None = None,
+    parts: tuple[ChordPart, ...] = (),
+    is_step: bool = False,
+) -> Outcome:
+    """`Outcome(number, …)` of a task that has succeeded, in a third of the time."""
+    return _new(
+        Outcome,
+        (
+            number, states.SUCCESS, Answer.ACK, "", publish, result, runtime, summary, "", False, 0.0, parts, is_step, None
+        ),
+    )  # fmt: skip
+
+
+class ErrorInfo:
+    """The `einfo` of hooks and signals: an exception with its traceback as text, made while the traceback exists."""
+
+    __slots__ = ("exception", "traceback", "type")
+
+    def __init__(self, error: BaseException) -> None:
+        self.type = type(error)
+        self.exception = error
+        self.traceback = _format(error)
+
+    @property  # type: ignore[misc] # nobody sets it
+    def __class__(self) -> Any:
+        """Receivers of signals (of tracing libraries) check for billiard's ExceptionInfo, as in Celery: where that class is
+        imported this is an instance of it."""
+        billiard = sys.modules.get("billiard.einfo")
+        return ErrorInfo if billiard is None else billiard.ExceptionInfo
+
+    @property
+    def tb(self) -> TracebackType | None:
+        """The traceback object."""
+        return self.exception.__traceback__
+
+    @property
+    def exc_info(self) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+        """The exception in the form of sys.exc_info()."""
+        return self.type, self.exception, self.tb
+
+    def __str__(self) -> str:
+        return self.traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (self.exception, self.traceback)
+
+
+def _format(error: BaseException) -> str:
+    try:
+        text = "".join(tracebacks.format_exception(type(error), error, error.__traceback__))
+        # os.fsdecode makes lone surrogates of invalid bytes, which no database takes.
+        return text.encode("utf-8", "backslashreplace").decode()
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ or __cause__; what it raised is in the text
+        return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__name__})\n"
+
+
+def _again(error: BaseException, traceback: str) -> ErrorInfo:
+    """Restores a pickle, which has no traceback of the exception."""
+    restored = ErrorInfo(error)
+    restored.traceback = traceback
+    return restored
+
+
+# -- raised inside a task by its pool: Terminated is a BaseException, so that a task's `except Exception` lets them pass. (The
+# soft time limit, SoftTimeLimitExceeded, is an Exception on purpose: the task may handle it.)
+
+
+class HardLimitReached(Terminated):
+    """The hard time limit: `seconds` have passed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"hard time limit of {seconds:g} s exceeded")
+        self.seconds = seconds
+
+
+class Abandoned(Terminated):
+    """The pool stops and has returned the request: nothing is stored, and the outcome is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__("the worker stops")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from amqtask import signals, states
 from amqtask.events.dispatcher import sent_fields
 from amqtask.exceptions import EncodeError
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.version import VERSION
@@ -30,8 +30,7 @@ from amqtask.worker.report import Observer, name_of
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.lamport_clock import LamportClock
     from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Timer

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from amqtask.exceptions import PublishError
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
     from amqtask.worker.worker import Worker

@@ -20,8 +20,8 @@ from amqtask.protocol.message import Delivery
 from amqtask.worker.strategy import read_request
 
 if TYPE_CHECKING:
+    from amqtask.execution.chain_steps import SharedFlag
     from amqtask.execution.request import Request
-    from amqtask.execution.shared_flag import SharedFlag
     from amqtask.protocol.message import Message
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.strategy import Strategies

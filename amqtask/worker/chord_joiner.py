@@ -28,7 +28,7 @@ from amqtask.transport.contract import QueuePresence
 from amqtask.worker.follow_ups import ACCESS_REFUSED_SECONDS, Pauses, never_fits
 
 if TYPE_CHECKING:
-    from amqtask.execution.chords import Chords, FollowUps
+    from amqtask.execution.follow_ups import Chords, FollowUps
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Collector

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.worker.chain_steps import delivered
 from amqtask.worker.ledger import Ledger
 

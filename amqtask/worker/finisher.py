@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from amqtask import states
 from amqtask.exceptions import Unroutable
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import saferepr
 from amqtask.worker.follow_ups import NEVER, never_fits
@@ -21,8 +21,7 @@ from amqtask.worker.republish import back_to_its_queue, bare_dead_letter, dead_l
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
     from amqtask.worker.follow_ups import FollowUpPublisher

@@ -19,8 +19,7 @@ from amqtask.worker.republish import back_to_its_queue
 from amqtask.worker.strategy import Action, Verdict, judge
 
 if TYPE_CHECKING:
-    from amqtask.execution.outcome import Answer, Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Answer, Outcome, Request
     from amqtask.ground.shapes import Headers
     from amqtask.pool import Loop, Timer
     from amqtask.worker.finisher import Finisher

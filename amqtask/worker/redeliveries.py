@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request

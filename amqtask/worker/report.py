@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from amqtask import signals, states
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.ground.printable import Lines, bounded_logger, printable
 from amqtask.protocol.task import LONGEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
 
 

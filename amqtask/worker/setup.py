@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from amqtask.exceptions import WorkerLostError
+    from amqtask.execution.chain_steps import SharedFlag
     from amqtask.execution.contract import TaskLike
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
-    from amqtask.execution.shared_flag import SharedFlag
+    from amqtask.execution.request import Outcome, Request
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
 

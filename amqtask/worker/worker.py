@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.transport.contract import HostLeft
@@ -41,8 +41,7 @@ from amqtask.worker.surplus import Surplus
 from amqtask.worker.throttle import MOST_HELD, Throttle
 
 if TYPE_CHECKING:
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.pool import OnOutcomes, Pool
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.entities import Queue

@@ -22,8 +22,7 @@ from amqtask_pools._slot_table import SlotPool
 if TYPE_CHECKING:
     from amqtask.exceptions import Terminated
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import CoroutineOf
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
     from amqtask_pools._green_loop import GreenLoop
@@ -186,7 +185,7 @@ class GreenPool(SlotPool):
 
     def _run_limited(self, request: Request) -> Outcome:
         from amqtask.exceptions import SoftTimeLimitExceeded  # see start
-        from amqtask.execution.interrupts import HardLimitReached
+        from amqtask.execution.request import HardLimitReached
 
         timeouts: list[Cancellable] = []
         soft, hard = request.soft_limit, request.hard_limit
@@ -230,7 +229,7 @@ class GreenPool(SlotPool):
 
     def _outcome_of(self, request: Request, error: Terminated) -> Outcome:
         from amqtask.exceptions import TimeLimitExceeded  # see start
-        from amqtask.execution.interrupts import HardLimitReached
+        from amqtask.execution.request import HardLimitReached
 
         if isinstance(error, HardLimitReached):
             return self._executor.lost(request, TimeLimitExceeded(str(error)))
@@ -256,7 +255,7 @@ class GreenPool(SlotPool):
 
     def stop(self) -> list[Request]:
         """Interrupt running tasks where they wait."""
-        from amqtask.execution.interrupts import Abandoned  # see start
+        from amqtask.execution.request import Abandoned  # see start
 
         unfinished = self._give_back_all()
         for number in list(self._busy):

@@ -10,8 +10,7 @@ from amqtask.pool import PoolDefaults, Running
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 

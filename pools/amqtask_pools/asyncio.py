@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
 from amqtask.execution.coroutines import Interruptible
-from amqtask.execution.interrupts import Abandoned, HardLimitReached
+from amqtask.execution.request import Abandoned, HardLimitReached
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools._slot_table import SlotPool
 from amqtask_pools._thread_crew import ThreadCrew
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
 logger = bounded_logger("amqtask.pools")

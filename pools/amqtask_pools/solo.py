@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
-from amqtask.execution.interrupts import Abandoned
+from amqtask.execution.request import Abandoned
 from amqtask.execution.thread_interrupt import ThreadInterrupt
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import PoolDefaults, Running
@@ -26,8 +26,7 @@ from amqtask_pools._alarm import Alarm
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
 

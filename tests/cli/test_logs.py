@@ -14,8 +14,7 @@ import pytest
 from amqtask import signals, states
 from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
 from amqtask.execution.context import Context, current
-from amqtask.execution.outcome import Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Outcome, Request
 from amqtask.log import TASK_LOGGER, TaskFields, TaskFormatter, get_task_logger
 from amqtask.utils.log import get_task_logger as as_in_celery
 from amqtask.worker.report import Report

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from amqtask.exceptions import InvalidTaskError
-from amqtask.execution.bounds import Bounds
+from amqtask.execution.no_run import Bounds
 
 BOUNDS = Bounds(follow_ups=50, new_queues=3, known_queues={"known"})
 

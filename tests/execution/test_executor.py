@@ -26,8 +26,7 @@ from amqtask.exceptions import (
 )
 from amqtask.execution.context import current_context
 from amqtask.execution.executor import Executor
-from amqtask.execution.interrupts import Abandoned, HardLimitReached
-from amqtask.execution.outcome import Answer, Outcome
+from amqtask.execution.request import Abandoned, Answer, HardLimitReached, Outcome
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage
 from amqtask.testing.tasks import PlainTask, make_executor, request

@@ -13,8 +13,7 @@ from amqtask import states
 from amqtask.backends.contract import StoreDefaults
 from amqtask.exceptions import BackendUnreachable
 from amqtask.execution.executor import Executor
-from amqtask.execution.outcome import Answer, Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Answer, Outcome, Request
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.task import RUN_HEADER

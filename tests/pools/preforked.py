@@ -21,8 +21,7 @@ from typing import Any
 from amqtask import states
 from amqtask.exceptions import SoftTimeLimitExceeded
 from amqtask.execution.executor import Executor
-from amqtask.execution.outcome import Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Outcome, Request
 from amqtask.pool import PoolOptions
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request

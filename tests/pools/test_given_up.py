@@ -14,7 +14,7 @@ import pytest
 
 from amqtask import states
 from amqtask.backends.contract import StoreDefaults
-from amqtask.execution.outcome import Outcome
+from amqtask.execution.request import Outcome
 from amqtask.pool import PoolOptions
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.task import RUN_HEADER

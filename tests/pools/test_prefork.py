@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from amqtask import states
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask_pools.prefork import process
 from amqtask_pools.prefork.frames import socket_pair
 from tests.pools.preforked import Prefork

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from amqtask import states
 from amqtask.exceptions import PublishError
-from amqtask.execution.outcome import Answer, Outcome
+from amqtask.execution.request import Answer, Outcome
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties

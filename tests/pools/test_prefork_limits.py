@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amqtask import states
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from tests.pools.preforked import Prefork
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from amqtask import signals, states
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask_pools.prefork import respawn
 from tests.pools.preforked import Prefork
 

@@ -11,11 +11,9 @@ from typing import Any
 
 from amqtask import states
 from amqtask.backends.contract import StoreDefaults
-from amqtask.execution.chain_steps import SlotSteps
+from amqtask.execution.chain_steps import OFF, SharedFlag, SlotSteps
 from amqtask.execution.executor import Executor
-from amqtask.execution.outcome import Answer, Outcome
-from amqtask.execution.request import Request
-from amqtask.execution.shared_flag import OFF, SharedFlag
+from amqtask.execution.request import Answer, Outcome, Request
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_types

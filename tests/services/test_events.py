@@ -10,7 +10,7 @@ import pytest
 
 from amqtask import signals, states
 from amqtask.exceptions import PublishError
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.event import read_events
 from amqtask.protocol.message import Message, Properties

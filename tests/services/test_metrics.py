@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 
 from amqtask import states
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.services.metrics import CountedPublisher, Metrics
 from tests.worker.bench import Bench, result
 from tests.worker.fakes import HandPublisher

@@ -6,8 +6,7 @@ from typing import Any
 
 from amqtask import states
 from amqtask.exceptions import WorkerLostError
-from amqtask.execution.outcome import Answer, Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Answer, Outcome, Request
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan

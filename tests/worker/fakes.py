@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from amqtask import states
 from amqtask.exceptions import PublishError
-from amqtask.execution.outcome import Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Outcome, Request
 from amqtask.pool import Running
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Message

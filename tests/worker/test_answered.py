@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from amqtask.execution.outcome import Answer
-from amqtask.execution.request import Request
+from amqtask.execution.request import Answer, Request
 from amqtask.worker.redeliveries import Redeliveries
 
 

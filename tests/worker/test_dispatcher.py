@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amqtask.execution.outcome import Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Outcome, Request
 from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.throttle import Throttle
 from tests.worker.fakes import HandLoop, HandPool

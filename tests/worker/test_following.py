@@ -14,7 +14,7 @@ from amqtask.exceptions import (
     PublishRefused,
     Unroutable,
 )
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from tests.worker.bench import Bench, follow_up, result
 
 FULL = PublishRefused("the queue is full")

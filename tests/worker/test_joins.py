@@ -9,8 +9,8 @@ import pytest
 
 from amqtask import AmqTask, states
 from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
-from amqtask.execution.chords import Chords
 from amqtask.execution.executor import Executor
+from amqtask.execution.follow_ups import Chords
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage, decode_result

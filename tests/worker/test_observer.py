@@ -7,8 +7,7 @@ import logging
 import pytest
 
 from amqtask import states
-from amqtask.execution.outcome import Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Outcome, Request
 from amqtask.worker.report import Observer
 from tests.worker.bench import Bench
 

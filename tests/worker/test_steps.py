@@ -9,9 +9,8 @@ import pytest
 
 from amqtask import states
 from amqtask.exceptions import Unroutable
-from amqtask.execution.outcome import Answer
-from amqtask.execution.request import Request
-from amqtask.execution.shared_flag import SharedFlag
+from amqtask.execution.chain_steps import SharedFlag
+from amqtask.execution.request import Answer, Request
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.task import RUN_HEADER
 from tests.worker.bench import Bench, result

@@ -9,7 +9,7 @@ import pytest
 
 from amqtask import states
 from amqtask.exceptions import MessageTooLarge, PublishError, Unroutable
-from amqtask.execution.outcome import Answer
+from amqtask.execution.request import Answer
 from amqtask.protocol.message import Delivery, OddHeaders, Properties
 from amqtask.transport.contract import HostLeft
 from tests.worker.bench import DEAD, Bench, result

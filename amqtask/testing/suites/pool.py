@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 
 from amqtask import states
-from amqtask.execution.outcome import Answer, Outcome
-from amqtask.execution.request import Request
+from amqtask.execution.request import Answer, Outcome, Request
 from amqtask.ground.imports import completed, misspelt
 from amqtask.pool import Pool, PoolDefaults, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop

@@ -32,8 +32,7 @@ from amqtask_pools.prefork.respawn import Respawn
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
 

@@ -35,8 +35,7 @@ from amqtask_pools.prefork.outcomes import encode_outcomes
 if TYPE_CHECKING:
     from amqtask.execution.chain_steps import SlotSteps
     from amqtask.execution.executor import Executor
-    from amqtask.execution.outcome import Outcome
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.pool import PoolOptions
 
 logger = bounded_logger("amqtask.pools")

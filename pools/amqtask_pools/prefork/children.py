@@ -9,7 +9,7 @@ from amqtask_pools.prefork.child import SHORT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amqtask.execution.outcome import Outcome
+    from amqtask.execution.request import Outcome
     from amqtask_pools.prefork.process import ChildProcess
 
 # A child may have so many requests at once, while the mean runtime is below SHORT.

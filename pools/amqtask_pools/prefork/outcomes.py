@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import EncodeError
-from amqtask.execution.outcome import Answer, Outcome, of_success
+from amqtask.execution.request import Answer, Outcome, of_success
 from amqtask.ground.printable import described
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.entities import Declaration, as_document, from_document

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from amqtask.execution.outcome import Outcome
+from amqtask.execution.request import Outcome
 from amqtask_pools.prefork.child import NUDGE, main
 from amqtask_pools.prefork.frames import (
     GO,
