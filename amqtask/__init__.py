@@ -9,7 +9,7 @@ from amqtask.ground.plugins import register as _register
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask, Celery
-    from amqtask.calls.signature import Signature
+    from amqtask.calls.signature import Signature, StampingVisitor
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
     from amqtask.client.registry import shared_task
     from amqtask.exceptions import Ignore, Reject, Retry
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
     from amqtask.ground.plugins import Plugins
     from amqtask.ground.version import VERSION as __version__
     from amqtask.protocol.entities import Binding, Broadcast, Exchange, Queue
-    from amqtask.protocol.stamping import StampingVisitor
     from amqtask.remote.commands import control_command, inspect_command
     from amqtask.result import AsyncResult, EagerResult
-    from amqtask.results.join_guard import allow_join_result
-    from amqtask.results.sets import GroupResult, ResultSet
+    from amqtask.results import GroupResult, ResultSet, allow_join_result
     from amqtask.schedules import crontab
     from amqtask.task import Task, current_task
     from amqtask.utils import uuid
@@ -37,16 +35,16 @@ _WHERE = {
     "Celery": "app",
     "EagerResult": "result",
     "Exchange": "protocol.entities",
-    "GroupResult": "results.sets",
+    "GroupResult": "results",
     "Ignore": "exceptions",
     "Queue": "protocol.entities",
     "Reject": "exceptions",
-    "ResultSet": "results.sets",
+    "ResultSet": "results",
     "Retry": "exceptions",
     "Signature": "calls.signature",
-    "StampingVisitor": "protocol.stamping",
+    "StampingVisitor": "calls.signature",
     "Task": "task",
-    "allow_join_result": "results.join_guard",
+    "allow_join_result": "results",
     "chain": "canvas",
     "chord": "canvas",
     "chunks": "canvas",

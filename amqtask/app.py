@@ -10,12 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
-from amqtask import signals
+from amqtask import option_types, signals
 from amqtask.calls.signature import Signature
 from amqtask.client.builtin_tasks import BUILTINS
 from amqtask.client.caller import Caller, delegated
-from amqtask.client.discovery import django_apps, import_related, name_of_main, prepare_django, twin_of_main
-from amqtask.client.registry import TaskRegistry
+from amqtask.client.registry import (
+    TaskRegistry,
+    django_apps,
+    import_related,
+    name_of_main,
+    prepare_django,
+    twin_of_main,
+)
 from amqtask.client.runtime import Kept, Runtime, made
 from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.chain_steps import OFF
@@ -25,9 +31,8 @@ from amqtask.ground import current
 from amqtask.ground.imports import load
 from amqtask.ground.plugins import WithOthersNames, others_names, plugins
 from amqtask.ground.printable import bounded_logger
-from amqtask.options import value_types
 from amqtask.protocol.serialization import LARGEST_BODY, content_types
-from amqtask.results.sets import GroupResult, ResultSet
+from amqtask.results import GroupResult, ResultSet
 from amqtask.settings import Settings
 from amqtask.task import AsyncTask, make_task
 from amqtask.task import Task as TaskBase
@@ -269,7 +274,9 @@ class AmqTask(WithOthersNames):
         **options: object,
     ) -> RegisteredTask:
         if name is not None:
-            name = value_types.convert(f"task {function.__module__}.{function.__name__}: name", value_types.NAME, name)
+            name = option_types.convert(
+                f"task {function.__module__}.{function.__name__}: name", option_types.NAME, name
+            )
         task_name = name or self.gen_task_name(function.__name__, function.__module__)
         if self.tasks.has(task_name):
             return _registered_before(self.tasks[task_name], function)

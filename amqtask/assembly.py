@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from amqtask import signals
 from amqtask.canvas import maybe_signature
-from amqtask.client.discovery import uses_django
-from amqtask.client.registry import BUILT_IN
+from amqtask.client.registry import BUILT_IN, uses_django
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.chain_steps import SharedFlag, SlotSteps
 from amqtask.ground.imports import load

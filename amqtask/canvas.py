@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from amqtask.calls.signature import Signature, listed
+from amqtask.calls.signature import Signature, gathered, listed
 from amqtask.exceptions import ConfigurationError
-from amqtask.options.value_types import arguments, signature_of
-from amqtask.protocol.stamping import gathered
+from amqtask.option_types import arguments, signature_of
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.calls.signature import StampingVisitor
     from amqtask.ground.shapes import HeaderDict, KeywordDict, Keywords, SignatureFields, StampDict
-    from amqtask.protocol.stamping import StampingVisitor
     from amqtask.result import UntypedResult
-    from amqtask.results.sets import GroupResult
+    from amqtask.results import GroupResult
 
 CHAIN, GROUP, CHORD = "celery.chain", "celery.group", "celery.chord"
 # Options of a chain that say where its result goes.

@@ -18,11 +18,10 @@ from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open
 from amqtask.protocol.result import ResultMessage, exception_from_dict
-from amqtask.results.graph import WithDescendants
-from amqtask.results.join_guard import allow_join_result as allow_join_result
-from amqtask.results.join_guard import check_not_in_task
-from amqtask.results.sets import GroupResult as GroupResult
-from amqtask.results.sets import ResultSet as ResultSet
+from amqtask.results import GroupResult as GroupResult
+from amqtask.results import ResultSet as ResultSet
+from amqtask.results import WithDescendants, check_not_in_task
+from amqtask.results import allow_join_result as allow_join_result
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend

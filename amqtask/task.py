@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from amqtask import option_types
 from amqtask.calls.signature import Signature
 from amqtask.canvas import ACCUMULATE, chain, chord, chunks, group, xmap, xstarmap
 from amqtask.exceptions import (
@@ -24,8 +25,7 @@ from amqtask.execution.context import Context, current_context
 from amqtask.execution.task_plan import pydantic_wrapper
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
-from amqtask.options import value_types
-from amqtask.options.task_options import TASK, near_option, of_call, of_task
+from amqtask.option_types import TASK, near_option, of_call, of_task
 from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Task(WithOthersNames, Generic[P, R]):
 
         Raises: TypeError (wrong arguments, unknown option), ValueError (soft limit above the hard one), PublishError.
         """
-        arguments, keywords = value_types.arguments(self.name, args, kwargs)
+        arguments, keywords = option_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return self.app.publish_call(self.name, arguments, keywords, options, task=self)
 
@@ -180,7 +180,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[R]:
         """`apply_async` without blocking the event loop."""
-        arguments, keywords = value_types.arguments(self.name, args, kwargs)
+        arguments, keywords = option_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return await self.app.apublish_call(self.name, arguments, keywords, options, task=self)
 
@@ -214,7 +214,7 @@ class Task(WithOthersNames, Generic[P, R]):
     def _call_later(
         self, args: Iterable[object] | None, kwargs: Keywords | None, options: Options
     ) -> Callable[[], object]:
-        arguments, keywords = value_types.arguments(self.name, args, kwargs)
+        arguments, keywords = option_types.arguments(self.name, args, kwargs)
         self.check_arguments(arguments, keywords)
         return lambda: self.apply_async(arguments, keywords, **options)
 
@@ -222,7 +222,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> EagerResult[R]:
         """Run it here, as a worker would, and return what came of it."""
-        return self.app.run_inline(self, *value_types.arguments(self.name, args, kwargs), options)
+        return self.app.run_inline(self, *option_types.arguments(self.name, args, kwargs), options)
 
     def check_arguments(self, args: Arguments, kwargs: KeywordDict) -> None:
         """Raises: TypeError for arguments that the function does not take."""

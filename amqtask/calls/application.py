@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.result import ResultMessage
     from amqtask.remote.control import Control
     from amqtask.result import UntypedEagerResult, UntypedResult
-    from amqtask.results.sets import GroupResult
+    from amqtask.results import GroupResult
     from amqtask.settings import Settings
     from amqtask.topology.routes import Queues, Router
     from amqtask.transport.broker import Broker

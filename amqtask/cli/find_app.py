@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from amqtask.app import AmqTask
-from amqtask.client.discovery import app_of_flask
+from amqtask.client.registry import app_of_flask
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.imports import load
 from amqtask.ground.printable import described

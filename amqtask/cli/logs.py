@@ -12,13 +12,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amqtask import signals
+from amqtask import option_types, signals
 from amqtask.cli.capture_output import redirected
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import Lines
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
-from amqtask.options import value_types
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
@@ -168,7 +167,7 @@ def set_up(
 ) -> AbstractContextManager[None]:
     """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
     if log_format is not None and log_format != "json":
-        log_format = value_types.convert("--log-format", value_types.LOG_FORMAT, log_format)
+        log_format = option_types.convert("--log-format", option_types.LOG_FORMAT, log_format)
     level = "CRITICAL" if loglevel == "FATAL" else loglevel
     if signals.setup_logging:  # a receiver sets logging up by itself, as with Celery
         signals.setup_logging.send(

@@ -8,7 +8,7 @@ from functools import partial, update_wrapper
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from amqtask import signals
+from amqtask import option_types, signals
 from amqtask.calls.signature import Signature
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
@@ -16,13 +16,12 @@ from amqtask.client.message_builder import tell_composed
 from amqtask.client.sender import Sender
 from amqtask.exceptions import BackendNotConfigured, PublishError
 from amqtask.execution.context import current_context
-from amqtask.options import value_types
-from amqtask.options.task_options import of_call
+from amqtask.option_types import of_call
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
 from amqtask.protocol.chord import more_message, queue_name, token_of
 from amqtask.protocol.message import Message
 from amqtask.result import AsyncResult
-from amqtask.results.sets import GroupResult
+from amqtask.results import GroupResult
 
 if TYPE_CHECKING:
     from amqtask.calls.application import CalledTask
@@ -65,13 +64,13 @@ class Caller:
         self, /, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> UntypedResult:
         """Publish a task by name; it need not be registered here. Options as in `Task.apply_async`."""
-        return self.publish_call(name, *value_types.arguments(name, args, kwargs), options)
+        return self.publish_call(name, *option_types.arguments(name, args, kwargs), options)
 
     async def asend_task(
         self, /, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> UntypedResult:
         """`send_task` without blocking the event loop."""
-        return await self.apublish_call(name, *value_types.arguments(name, args, kwargs), options)
+        return await self.apublish_call(name, *option_types.arguments(name, args, kwargs), options)
 
     def signature(self, task: Any, *args: Any, **kwargs: Any) -> Signature:
         """A signature that belongs to this app."""
@@ -405,7 +404,7 @@ class Caller:
 
 def _timeout(options: Options) -> float | None:
     seconds = options.get("timeout") or options.get("confirm_timeout")
-    return None if seconds is None else float(value_types.convert("timeout", value_types.SECONDS, seconds))
+    return None if seconds is None else float(option_types.convert("timeout", option_types.SECONDS, seconds))
 
 
 def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:

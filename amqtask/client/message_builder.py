@@ -9,11 +9,10 @@ from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
-from amqtask import signals
+from amqtask import option_types, signals
 from amqtask.calls.signature import listed
 from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current_context
-from amqtask.options import value_types
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, compress, dumps
@@ -314,7 +313,7 @@ def _naming(call: TaskCall, serializer: str) -> EncodeError | None:
             dumps(value, serializer)
         except EncodeError as error:
             return EncodeError(
-                f"task {call.task}: {argument} is {value_types.shown(value)}, and {error}; "
+                f"task {call.task}: {argument} is {option_types.shown(value)}, and {error}; "
                 "pass plain data, or choose another serializer"
             )
     return None

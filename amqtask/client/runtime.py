@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overloa
 from urllib.parse import quote
 
 from amqtask.calls.application import Application
-from amqtask.client.discovery import django_time_zone
 from amqtask.client.message_builder import Calls
+from amqtask.client.registry import django_time_zone
 from amqtask.client.workflow_messages import Workflows
 from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import bounded_logger

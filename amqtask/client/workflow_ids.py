@@ -24,7 +24,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.execution.follow_ups import body_id
 from amqtask.protocol.chord import SIZE, TOKEN, new_token
 from amqtask.result import AsyncResult
-from amqtask.results.sets import GroupResult
+from amqtask.results import GroupResult
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options, SignatureFields

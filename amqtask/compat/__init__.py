@@ -133,7 +133,7 @@ ATTRIBUTES = {
     "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.redis:OfRedis",
     "amqtask.execution.request.Request": "amqtask.compat.attributes.request:OfRequest",
     "amqtask.result.AsyncResult": "amqtask.compat.attributes.result:OfResult",
-    "amqtask.results.sets.ResultSet": "amqtask.compat.attributes.result:OfResults",
+    "amqtask.results.ResultSet": "amqtask.compat.attributes.result:OfResults",
     "amqtask.settings.Settings": "amqtask.compat.attributes.settings:OfSettings",
     "amqtask.signals.Signal": "amqtask.compat.attributes.signal:OfSignal",
     "amqtask.task.Task": "amqtask.compat.attributes.task:OfTask",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 
 from amqtask.result import AsyncResult
-from amqtask.results.sets import ResultSet
+from amqtask.results import ResultSet
 
 PRECEDENCE = ("SUCCESS", "FAILURE", None, "REVOKED", "STARTED", "RECEIVED", "REJECTED", "RETRY", "PENDING")
 

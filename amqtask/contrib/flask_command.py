@@ -21,7 +21,7 @@ from amqtask.ground.pool_choice import pool_on_command_line
 @click.pass_context
 def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Workers and tools of amqtask, e.g. `flask amqtask worker -l info`."""
-    from amqtask.client.discovery import app_of_flask
+    from amqtask.client.registry import app_of_flask
     from amqtask.pool import GREEN_POOLS
 
     pool = pool_on_command_line(arguments)

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from amqtask import option_types
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.imports import load
 from amqtask.ground.near_names import near_names
 from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger, described
 from amqtask.ground.secrets import is_secret, masked
-from amqtask.options import value_types
-from amqtask.options.value_types import Kind, convert
+from amqtask.option_types import Kind, convert
 from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.others import ForeignSettings
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
@@ -358,48 +358,50 @@ def _named(find: Callable[[str], str]) -> Callable[[Any], str]:
 
 # What the kinds of settings may be; see the table.
 KINDS: dict[str, Kind] = {
-    "str": value_types.TEXT,
-    "int": value_types.COUNT,
-    "float": value_types.SECONDS,
-    "bool": value_types.BOOLEAN,
-    "list": value_types.TEXTS,
-    "dict": value_types.MAPPING,
-    "any": value_types.ANY,
-    "name": value_types.NAME,
-    "key": value_types.KEY,
-    "pause": value_types.PAUSE,
-    "broker_seconds": value_types.BROKER_SECONDS,
-    "heartbeat": value_types.HEARTBEAT,
-    "port": value_types.PORT,
-    "positive": value_types.POSITIVE,
-    "attempts": value_types.ATTEMPTS,
-    "priority": value_types.PRIORITY,
-    "delivery_mode": value_types.DELIVERY_MODE,
-    "queue_type": value_types.QUEUE_TYPE,
-    "rate": value_types.RATE,
-    "level": value_types.LEVEL,
-    "log_format": value_types.LOG_FORMAT,
-    "slots": value_types.either("a whole number from 0 on, or 'auto'", value_types.COUNT, value_types.choice("auto")),
-    "prefetch": value_types.either(
+    "str": option_types.TEXT,
+    "int": option_types.COUNT,
+    "float": option_types.SECONDS,
+    "bool": option_types.BOOLEAN,
+    "list": option_types.TEXTS,
+    "dict": option_types.MAPPING,
+    "any": option_types.ANY,
+    "name": option_types.NAME,
+    "key": option_types.KEY,
+    "pause": option_types.PAUSE,
+    "broker_seconds": option_types.BROKER_SECONDS,
+    "heartbeat": option_types.HEARTBEAT,
+    "port": option_types.PORT,
+    "positive": option_types.POSITIVE,
+    "attempts": option_types.ATTEMPTS,
+    "priority": option_types.PRIORITY,
+    "delivery_mode": option_types.DELIVERY_MODE,
+    "queue_type": option_types.QUEUE_TYPE,
+    "rate": option_types.RATE,
+    "level": option_types.LEVEL,
+    "log_format": option_types.LOG_FORMAT,
+    "slots": option_types.either(
+        "a whole number from 0 on, or 'auto'", option_types.COUNT, option_types.choice("auto")
+    ),
+    "prefetch": option_types.either(
         "'auto', or a whole number from 0 to 65535",
-        value_types.choice("auto"),
-        value_types.number("", 0, 65535, integer_only=True),
+        option_types.choice("auto"),
+        option_types.number("", 0, 65535, integer_only=True),
     ),
     "serializer": Kind(f"one of {', '.join(SERIALIZERS)}", _named(content_type)),
-    "serializers": Kind("a list of serializers or content types", value_types.LIST.convert),
+    "serializers": Kind("a list of serializers or content types", option_types.LIST.convert),
     "compression": Kind(f"one of {', '.join(COMPRESSIONS)}", _named(compression_type)),
-    "queues": value_types.instance("a list of Queue, or a dictionary", Mapping, list, tuple, set, frozenset),
-    "routes": value_types.either(
+    "queues": option_types.instance("a list of Queue, or a dictionary", Mapping, list, tuple, set, frozenset),
+    "routes": option_types.either(
         "a dictionary, a list of routes, a function, or the path of one",
         Mapping,
         list,
         tuple,
         str,
-        value_types.FUNCTION,
+        option_types.FUNCTION,
     ),
-    "annotations": value_types.instance("a dictionary, or a list of them", Mapping, list, tuple),
-    "urls": value_types.URLS,
-    "tls": value_types.either(
-        "True, or a dictionary (ca_certs, certfile, keyfile, cert_reqs)", Mapping, value_types.BOOLEAN
+    "annotations": option_types.instance("a dictionary, or a list of them", Mapping, list, tuple),
+    "urls": option_types.URLS,
+    "tls": option_types.either(
+        "True, or a dictionary (ca_certs, certfile, keyfile, cert_reqs)", Mapping, option_types.BOOLEAN
     ),
 }

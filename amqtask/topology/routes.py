@@ -15,7 +15,7 @@ from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.imports import load_path
 from amqtask.ground.near_names import near_names
 from amqtask.ground.printable import bounded_logger
-from amqtask.options.task_options import CALL
+from amqtask.option_types import CALL
 from amqtask.protocol.entities import Declaration, Exchange, Queue
 from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
 

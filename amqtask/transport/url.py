@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
 
+from amqtask import option_types
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.near_names import near_names
 from amqtask.ground.printable import described, printable
-from amqtask.options import value_types
 from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
 from amqtask.transport.wire import SocketWire, Wire
 
@@ -295,7 +295,7 @@ def _refuse_unknown(complaint: str, names: Iterable[object], known_names: Collec
 
 def _heartbeat(text: str | None) -> int | None:
     return (
-        None if text is None else int(value_types.convert("heartbeat in the broker URL", value_types.HEARTBEAT, text))
+        None if text is None else int(option_types.convert("heartbeat in the broker URL", option_types.HEARTBEAT, text))
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Signature, chain, chord, group, shared_task, signals, signature
-from amqtask.protocol.stamping import StampingVisitor
+from amqtask.calls.signature import StampingVisitor
 from amqtask.testing.suites.compositions import COMPOSITIONS, Tasks, define
 from amqtask.testing.worker import start_worker
 

@@ -10,7 +10,7 @@ from amqtask.compat.stores import Meta, meta_of
 from amqtask.exceptions import TimeoutError
 from amqtask.ground.current import current_app
 from amqtask.result import AsyncResult
-from amqtask.results.sets import ResultSet
+from amqtask.results import ResultSet
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

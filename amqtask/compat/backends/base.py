@@ -30,7 +30,7 @@ from amqtask.ground.secrets import mask_urls
 from amqtask.protocol.result import ResultMessage, exception_as_dict, exception_from_dict
 from amqtask.protocol.serialization import content_type, content_types, dumps, loads
 from amqtask.result import AsyncResult, result_from_tuple
-from amqtask.results.sets import GroupResult, ResultSet
+from amqtask.results import GroupResult, ResultSet
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, Keywords

@@ -1,5 +1,5 @@
 """`celery.utils.graph`."""
 
-from amqtask.results.graph import DependencyGraph
+from amqtask.results import DependencyGraph
 
 __all__ = ["DependencyGraph"]

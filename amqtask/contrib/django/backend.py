@@ -26,7 +26,7 @@ from amqtask.backends.codec import Codec, unreadable
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
-from amqtask.client.discovery import prepare_django
+from amqtask.client.registry import prepare_django
 from amqtask.contrib.django.sending import NAME_HEADER
 from amqtask.contrib.django.times import aware, stored
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError

@@ -18,7 +18,7 @@ from django.db import transaction
 from django.db.models import Count, Min
 from django.utils import timezone as zones
 
-from amqtask.client.discovery import prepare_django
+from amqtask.client.registry import prepare_django
 from amqtask.exceptions import ConfigurationError
 from amqtask.outbox.contract import Failing, NewRow, OutboxUnreachable, Send, StoredRow, Verdict, Waiting
 

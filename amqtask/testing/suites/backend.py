@@ -31,7 +31,7 @@ from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
-from amqtask.results.sets import GroupResult, ResultSet
+from amqtask.results import GroupResult, ResultSet
 
 if TYPE_CHECKING:
     from amqtask.result import UntypedResult

@@ -1,22 +1,143 @@
-"""Several results at once: ResultSet, and GroupResult, the results of a group."""
+"""Several results at once (ResultSet, and GroupResult, the results of a group); what led to what; who may wait for others."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO, cast
 
 from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
+from amqtask.execution.context import current_context
 from amqtask.ground.current import current_app
 from amqtask.ground.deadlines import cancel_all
 from amqtask.ground.plugins import WithOthersNames
-from amqtask.results.join_guard import check_not_in_task
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
     from amqtask.protocol.result import ResultMessage
+
+
+_join_allowed: ContextVar[bool] = ContextVar("amqtask_join_allowed", default=False)
+
+
+class DependencyGraph:
+    """Results and, for each, which it led to: who published whom (Celery's DependencyGraph, as far as results use it)."""
+
+    def __init__(self) -> None:
+        self.adjacent: dict[Hashable, list[Hashable]] = {}
+
+    def add_arc(self, node: Hashable) -> None:
+        """A node."""
+        self.adjacent.setdefault(node, [])
+
+    def add_edge(self, node: Hashable, following: Hashable) -> None:
+        """`node` led to `following`."""
+        self.add_arc(node)
+        self.add_arc(following)
+        self.adjacent[node].append(following)
+
+    def topsort(self) -> list[Any]:
+        """The nodes, each after all that it led to."""
+        ordered: dict[Hashable, None] = {}
+
+        def visit(node: Hashable) -> None:
+            for following in self.adjacent[node]:
+                if following not in ordered:
+                    visit(following)
+            ordered[node] = None
+
+        for node in self.adjacent:
+            if node not in ordered:
+                visit(node)
+        return list(ordered)
+
+    def to_dot(self, file: TextIO | None = None) -> str:
+        """The graph in Graphviz's language; written to `file` too, if one is given."""
+        lines = ["digraph dependencies {"]
+        lines += [f'    "{node}";' for node in self.adjacent]
+        lines += [f'    "{node}" -> "{following}";' for node, targets in self.adjacent.items() for following in targets]
+        text = "\n".join([*lines, "}", ""])
+        if file is not None:
+            file.write(text)
+        return text
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.adjacent)
+
+    def __len__(self) -> int:
+        return len(self.adjacent)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.adjacent
+
+
+class WithDescendants:
+    """A result that knows what its task led to."""
+
+    def iterdeps(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (publisher's result, result); each is waited
+        for before its children are known."""
+        waiting: deque[tuple[Any, Any]] = deque([(None, self)])
+        while waiting:
+            parent, result = waiting.popleft()
+            yield parent, result
+            result.get(timeout)
+            waiting.extend((result, child) for child in result.children or ())
+
+    def collect(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (result, value)."""
+        for _parent, result in self.iterdeps(timeout):
+            yield result, result.get(timeout)
+
+    @property
+    def graph(self) -> DependencyGraph:
+        """The graph of this result and of the tasks that it led to, each waited for."""
+        return self.build_graph()
+
+    def build_graph(self, timeout: float | None = None, **_: object) -> DependencyGraph:
+        """The graph of results, with `timeout` seconds for each."""
+        graph = DependencyGraph()
+        for parent, result in self.iterdeps(timeout):
+            if parent is None:
+                graph.add_arc(result)
+            else:
+                graph.add_edge(parent, result)
+        return graph
+
+    def get_leaf(self, timeout: float | None = None) -> Any:
+        """The value of the last result of `collect`."""
+        return [value for _, value in self.collect(timeout)][-1]
+
+
+# -- whether a task may wait for other tasks' results
+
+
+@contextlib.contextmanager
+def allow_join_result() -> Iterator[None]:
+    """Let the block wait for results inside a task."""
+    token = _join_allowed.set(True)
+    try:
+        yield
+    finally:
+        _join_allowed.reset(token)
+
+
+def check_not_in_task(disable_sync_subtasks: bool) -> None:
+    """Raises: RuntimeError where waiting could take the slot that the awaited task needs."""
+    context = current_context()
+    if disable_sync_subtasks and context is not None and not context.is_eager and not _join_allowed.get():
+        raise RuntimeError(
+            "Never call result.get() within a task: it occupies a slot that the awaited task may need. Use a chain or a "
+            "callback, or say disable_sync_subtasks=False if you know that it cannot deadlock."
+        )
+
+
+# -- several results
 
 
 class OneResult(Protocol):

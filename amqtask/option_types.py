@@ -1,7 +1,9 @@
 """What a value may be: kinds for settings and for the options of tasks and calls, so that one place says what each takes.
 
 A kind turns what programs write (numbers as text from the environment, timedeltas, one item for a list) into what is used, and
-refuses the rest, before anything is sent or run. None means "not given" everywhere and is not converted.
+refuses the rest, before anything is sent or run. None means "not given" everywhere and is not converted: it leaves an option to
+the task, and then to the settings. Options that are not here are not looked at: they belong to the application or to a library,
+which read them from the task, or to a workflow, which has made them itself.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import WrongValue
+from amqtask.ground.near_names import near_names
 from amqtask.ground.printable import printable
+from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import Arguments, SignatureFields
+    from amqtask.ground.shapes import Arguments, Options, SignatureFields
+
 
 # Seconds, more than a hundred years: no longer time is meant by anybody, or fits into a datetime.
 LONGEST = 4e9
@@ -386,3 +391,91 @@ def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, object
             converted = {**values} if converted is None else converted
             converted[name] = valid
     return values if converted is None else converted
+
+
+# -- the options of tasks and of calls, once for decorators, classes, `apply_async` and signatures
+
+_BACKOFF = either("True, False, or a number of seconds from 0 on", instance("", bool), SECONDS)
+_QUEUE = either("the name of a queue, or a Queue", Queue, NAME, Kind("a queue of kombu's", as_queue))
+_EXCHANGE = either(
+    "the name of an exchange, or an Exchange", Exchange, KEY, Kind("an exchange of kombu's", as_exchange)
+)
+_LINKS = Kind("a signature, or a list of them", signatures)
+_SERIALIZER = NAME  # a name or content type; the serialization knows which there are
+
+_SWITCHES = (
+    "typing", "retry_jitter", "store_errors_even_if_ignored", "store_eager_result", "track_started", "acks_late",
+    "acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout", "reject_on_worker_lost", "send_events", "trail",
+)  # fmt: skip
+_NAMES = (
+    "group_id", "root_id", "parent_id", "message_id", "type", "user_id", "app_id", "content_type", "content_encoding",
+    "correlation_id", "origin",
+)  # fmt: skip
+
+# Options of a task for its calls, which a call may override.
+_BOTH: dict[str, Kind] = {
+    "expires": EXPIRY,
+    "priority": PRIORITY,
+    "serializer": _SERIALIZER,
+    "compression": NAME,
+    "queue": _QUEUE,
+    "exchange": _EXCHANGE,
+    "routing_key": KEY,
+    "delivery_mode": DELIVERY_MODE,
+    "time_limit": SECONDS,
+    "soft_time_limit": SECONDS,
+    "ignore_result": BOOLEAN,
+}
+# The attributes of Task.
+TASK: dict[str, Kind] = {
+    **_BOTH,
+    "name": NAME,
+    "max_retries": ATTEMPTS,
+    "default_retry_delay": SECONDS,
+    "autoretry_for": EXCEPTIONS,
+    "dont_autoretry_for": EXCEPTIONS,
+    "throws": EXCEPTIONS,
+    "retry_kwargs": TABLE,
+    "retry_backoff": _BACKOFF,
+    "retry_backoff_max": SECONDS,
+    "resultrepr_maxsize": COUNT,
+    "rate_limit": RATE,
+    **dict.fromkeys(_SWITCHES, BOOLEAN),
+}
+# Options of `apply_async` and of signatures.
+CALL: dict[str, Kind] = {
+    **_BOTH,
+    "task_id": NAME,
+    "eta": MOMENT,
+    "countdown": FROM_NOW,
+    "retries": COUNT,
+    "shadow": TEXT,
+    "reply_to": KEY,
+    "headers": HEADERS,
+    "link": _LINKS,
+    "link_error": _LINKS,
+    "timeout": SECONDS,
+    "confirm_timeout": SECONDS,
+    "retry": BOOLEAN,
+    "retry_policy": MAPPING,
+    "add_to_parent": BOOLEAN,
+    "exchange_type": NAME,
+    "argsrepr": TEXT,
+    "kwargsrepr": TEXT,
+    **dict.fromkeys(_NAMES, KEY),
+}
+
+
+def of_call(task: str, options: Options) -> Options:
+    """The options of a call as they are used. Raises: WrongValue, which names the task, the option and what is wanted."""
+    return checked(f"task {task}", CALL, options)
+
+
+def of_task(task: str, options: Options) -> Options:
+    """The options of a task's definition as they are used. Raises: WrongValue."""
+    return checked(f"task {task}", TASK, options)
+
+
+def near_option(name: str) -> str | None:
+    """The option of a task that was meant, if it is one: `max_retries` for `max_retires`."""
+    return next(iter(near_names(name, (*TASK, "bind", "base", "pydantic"), alike=0.8)), None)
