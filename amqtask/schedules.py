@@ -31,9 +31,11 @@ from amqtask.cron.fields import (
     FieldSpec,
     ParseException,
     Readings,
+    moments_of,
+    reading_at,
+    second_showing,
 )
 from amqtask.cron.solar import EVENTS, event_after, load_ephem
-from amqtask.cron.wall_clock import moments_of, reading_at, second_showing
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import count
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from operator import attrgetter
@@ -16,11 +16,12 @@ from amqtask.calls.application import Application
 from amqtask.client.message_builder import Calls
 from amqtask.client.registry import django_time_zone
 from amqtask.client.workflow_messages import Workflows
+from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.entities import Exchange, Queue, arguments, queue_of
 from amqtask.protocol.serialization import LARGEST_BODY, content_types
 from amqtask.settings import Settings
-from amqtask.settings.task_queues import configured, default_exchange
 from amqtask.topology.declarations import QueueDefaults
 from amqtask.topology.delays import DelayPlan
 from amqtask.topology.routes import Queues, Router
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
     from amqtask.execution.contract import ChordStore
+    from amqtask.ground.shapes import Options
     from amqtask.outbox.contract import Outbox
-    from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.remote.control import Control
     from amqtask.transport.broker import Broker
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
 
+
+T = TypeVar("T")
 logger = bounded_logger("amqtask.publisher")
 # What only one kind of result store has.
 _STORE_SETTINGS = (
@@ -50,7 +53,53 @@ _STORE_SETTINGS = (
     "redis_password", "result_reply_queues", "redis_port", "redis_socket_connect_timeout", "redis_socket_timeout",
     "redis_username",
 )  # fmt: skip
-T = TypeVar("T")
+
+
+def default_exchange(conf: Settings) -> Exchange | None:
+    """The exchange of the default queue; None (the default exchange) when nothing is configured."""
+    name, exchange_type = conf.task_default_exchange, conf.task_default_exchange_type
+    if not name and exchange_type == "direct":
+        return None
+    return Exchange(name or conf.task_default_queue, type=exchange_type)
+
+
+def configured(queues: object, default: Exchange | None) -> Iterator[Queue]:
+    """Queues from a list of Queue, names or kombu's queues, or from Celery's mapping of names.
+
+    Raises: ConfigurationError for anything else.
+    """
+    if queues is None:
+        return
+    if isinstance(queues, Mapping):
+        for name, options in queues.items():
+            yield _from_mapping(str(name), options or {}, default)
+        return
+    if isinstance(queues, (str, Queue)) or not isinstance(queues, Iterable):
+        queues = [queues]
+    for entry in queues:
+        if isinstance(entry, Queue):
+            yield entry
+        elif isinstance(entry, str):
+            yield Queue(entry, routing_key=entry)
+        else:
+            yield _from_entity(entry)
+
+
+def _from_mapping(name: str, options: Options, default: Exchange | None) -> Queue:
+    """Celery's dictionary form: exchange, exchange_type, routing_key (or binding_key), queue_arguments."""
+    exchange = options.get("exchange")
+    if isinstance(exchange, str):
+        exchange = Exchange(exchange, type=str(options.get("exchange_type", "direct")))
+    key = options.get("routing_key") or options.get("binding_key") or name
+    queue_arguments = options.get("queue_arguments") or options.get("arguments")
+    return Queue(name, exchange=exchange or default, routing_key=str(key), arguments=arguments(queue_arguments))
+
+
+def _from_entity(entity: Any) -> Queue:
+    try:
+        return queue_of(entity)
+    except AttributeError as error:
+        raise ConfigurationError(f"task_queues holds {entity!r}, which is no Queue: {error}") from error
 
 
 class made(Generic[T]):
