@@ -172,16 +172,14 @@ class Task(WithOthersNames, Generic[P, R]):
 
         Raises: TypeError (wrong arguments, unknown option), ValueError (soft limit above the hard one), PublishError.
         """
-        arguments, keywords = option_types.arguments(self.name, args, kwargs)
-        self.check_arguments(arguments, keywords)
+        arguments, keywords = self._checked(args, kwargs)
         return self.app.publish_call(self.name, arguments, keywords, options, task=self)
 
     async def aapply_async(
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[R]:
         """`apply_async` without blocking the event loop."""
-        arguments, keywords = option_types.arguments(self.name, args, kwargs)
-        self.check_arguments(arguments, keywords)
+        arguments, keywords = self._checked(args, kwargs)
         return await self.app.apublish_call(self.name, arguments, keywords, options, task=self)
 
     # -- calling when Django's transaction is committed (celery/contrib/django/task.py)
@@ -214,8 +212,7 @@ class Task(WithOthersNames, Generic[P, R]):
     def _call_later(
         self, args: Iterable[object] | None, kwargs: Keywords | None, options: Options
     ) -> Callable[[], object]:
-        arguments, keywords = option_types.arguments(self.name, args, kwargs)
-        self.check_arguments(arguments, keywords)
+        arguments, keywords = self._checked(args, kwargs)
         return lambda: self.apply_async(arguments, keywords, **options)
 
     def apply(
@@ -223,6 +220,12 @@ class Task(WithOthersNames, Generic[P, R]):
     ) -> EagerResult[R]:
         """Run it here, as a worker would, and return what came of it."""
         return self.app.run_inline(self, *option_types.arguments(self.name, args, kwargs), options)
+
+    def _checked(self, args: Iterable[object] | None, kwargs: Keywords | None) -> tuple[Arguments, KeywordDict]:
+        if type(args) is not tuple or type(kwargs) is not dict:
+            args, kwargs = option_types.arguments(self.name, args, kwargs)
+        self.check_arguments(args, kwargs)
+        return args, kwargs
 
     def check_arguments(self, args: Arguments, kwargs: KeywordDict) -> None:
         """Raises: TypeError for arguments that the function does not take."""

@@ -15,7 +15,7 @@ from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
 from amqtask.client.message_builder import body_of, tell_composed
 from amqtask.exceptions import BackendNotConfigured, PublishError
-from amqtask.execution.context import current_context
+from amqtask.execution.context import current
 from amqtask.option_types import of_call
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
 from amqtask.protocol.chord import more_message, queue_name, token_of
@@ -150,7 +150,7 @@ class Sender:
     def settled(self, message: Message, error: BaseException | None = None) -> None:
         """Send the signal after_task_publish, or with an error task_publish_failed."""
         if error is None:
-            if signals.after_task_publish:
+            if signals.after_task_publish.connected:
                 signals.after_task_publish.send(**_described(message))
         elif signals.task_publish_failed:
             signals.task_publish_failed.send(exception=error, **_described(message))
@@ -336,7 +336,7 @@ class Caller:
             self._prepare_results(_timeout(options))
             reply_to = backend.reply_to()
         message = self._app.runtime.calls.compose(name, args, kwargs, options, task=task, reply_to=reply_to)
-        if signals.before_task_publish:
+        if signals.before_task_publish.connected:
             tell_composed(message)
         return message
 
@@ -472,7 +472,7 @@ class Caller:
         if task is not None:
             task.check_arguments(args, kwargs)
         message = self._app.runtime.calls.compose(name, args, kwargs, options, task=task)
-        if signals.before_task_publish:
+        if signals.before_task_publish.connected:
             tell_composed(message)
         return message
 
@@ -505,7 +505,7 @@ class Caller:
 
     def _noted(self, result: Any) -> Any:
         """Note a published result as a child of the task that runs."""
-        parent = current_context()
+        parent = current.get()
         if parent is not None and parent.id is not None:
             parent.children.append(result.as_tuple())
         return result

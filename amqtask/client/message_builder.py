@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import option_types, signals
 from amqtask.calls.signature import listed
 from amqtask.exceptions import ConfigurationError, EncodeError
-from amqtask.execution.context import Context, current_context
+from amqtask.execution.context import Context, current
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, compress, dumps
@@ -120,7 +120,7 @@ class Calls:
             call.delivery_mode = self._delivery_mode
         else:
             call = self._with_options(name, args, kwargs, options, task, reply_to)
-        parent = current_context()
+        parent = current.get()
         if parent is not None and parent.id is not None and options.get("add_to_parent", True):
             self._adopt(call, parent, options)
         return call
