@@ -23,11 +23,10 @@ from pamqp import commands
 
 from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.ground.deadlines import ended, leave_behind
-from amqtask.protocol.entities import Declaration, Exchange
+from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
-from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
-from amqtask.transport.declare import FoundEntities, check_name, declaring, entity_name, may_exist
+from amqtask.transport.declare import DeclaredEntities, check_name, declaring, entity_name
 from amqtask.transport.errors import (
     ACCESS_REFUSED,
     NOT_ALLOWED,
@@ -38,7 +37,6 @@ from amqtask.transport.errors import (
     blocked,
     channel_error,
     culprits,
-    declare_error,
     refused,
     unreachable,
     unroutable,
@@ -164,8 +162,7 @@ class Line:
         self._connection = connection
         self._shared: _Shared | None = None
         self._renewed_at = float("-inf")
-        self._declared: set[Declaration] = set()
-        self._found = FoundEntities()
+        self._declared = DeclaredEntities()
         self._turn = asyncio.Lock()
         # aiormq finds a returned message by its id alone, so an id is under way once at a time.
         self._ids: dict[str, asyncio.Future[None]] = {}
@@ -379,23 +376,13 @@ class Line:
             return
         await self._have_turn(deadline, "waiting for another task's declarations")
         try:
-            for entity in entities:
-                if entity not in self._declared and (not isinstance(entity, Exchange) or is_declarable(entity)):
-                    await self._declare_or_use(entity, deadline, warn)
-                self._declared.add(entity)
+            for entity in self._declared.missing(entities):
+                refusal = await self._declare_on_its_own_channel(entity, deadline, passive=False)
+                if self._declared.is_in_doubt(entity, refusal) and refusal is not None:
+                    absence = await self._declare_on_its_own_channel(entity, deadline, passive=True)
+                    self._declared.use_found(entity, refusal, absence, warn)
         finally:
             self._turn.release()
-
-    async def _declare_or_use(self, entity: Declaration, deadline: float, warn: Warn) -> None:
-        refusal = await self._declare_on_its_own_channel(entity, deadline, passive=False)
-        if refusal is None or self._found.excuse(entity, refusal):
-            return
-        is_there = may_exist(entity, refusal) and (
-            await self._declare_on_its_own_channel(entity, deadline, passive=True) is None
-        )
-        if not is_there:
-            raise declare_error(entity_name(entity), refusal)
-        self._found.note(entity, refusal, warn)
 
     async def _declare_on_its_own_channel(
         self, entity: Declaration, deadline: float, *, passive: bool

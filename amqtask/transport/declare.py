@@ -14,7 +14,7 @@ waiting callers get an error, and declare again over another channel.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ RESOURCE_LOCKED = 405
 # Seconds for one entity; doubled after each that took longer, until one is declared.
 PATIENCE, LONGEST_PATIENCE = 2.0, 60.0
 
+# How many entities a connection remembers as declared, at most.
+MOST_DECLARED = 10_000
 OnDeclared = Callable[["OperationalError | None"], None]
 
 
@@ -61,6 +63,62 @@ class FoundEntities(set[Declaration]):
             warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
         elif not isinstance(entity, Binding):
             warn(describe_difference(entity, refusal.reply_text))
+
+
+class DeclaredEntities(set[Declaration]):
+    """The entities that exist, as far as one connection knows; for connections that declare them one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found = FoundEntities()
+
+    def missing(self, entities: Iterable[Declaration]) -> list[Declaration]:
+        """Those that are to be declared now."""
+        self.update(entity for entity in entities if isinstance(entity, Exchange) and not is_declarable(entity))
+        return [entity for entity in entities if entity not in self]
+
+    def declare(
+        self,
+        entities: Iterable[Declaration],
+        declare_one: Callable[[Declaration, bool], ChannelClosing | None],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Make sure that they exist; `declare_one(entity, passive)` returns why the broker refuses that. Raises: PublishError."""
+        for entity in self.missing(entities):
+            refusal = declare_one(entity, False)
+            if self.is_in_doubt(entity, refusal) and refusal is not None:
+                self.use_found(entity, refusal, declare_one(entity, True), warn)
+
+    def is_in_doubt(self, entity: Declaration, refusal: ChannelClosing | None) -> bool:
+        """After it was declared: whether it may exist, although the broker refused that, and is to be asked for.
+
+        Raises: PublishError when it does not."""
+        if refusal is None or self._found.excuse(entity, refusal):
+            self._note(entity)
+            return False
+        if not may_exist(entity, refusal):
+            raise _refused(entity, refusal)
+        return True
+
+    def use_found(
+        self, entity: Declaration, refusal: ChannelClosing, absence: ChannelClosing | None, warn: Callable[[str], None]
+    ) -> None:
+        """After it was asked for: use it as it is; `absence` is why the broker did not find it. Raises: PublishError."""
+        if absence is not None:
+            raise _refused(entity, refusal)
+        self._found.note(entity, refusal, warn)
+        self._note(entity)
+
+    def _note(self, entity: Declaration) -> None:
+        if len(self) > MOST_DECLARED:
+            self.clear()  # chords' queues come and go; the others are declared once more
+        self.add(entity)
+
+
+def _refused(entity: Declaration, refusal: ChannelClosing) -> OperationalError:
+    error = declare_error(entity_name(entity), refusal)
+    error.__cause__ = refusal if isinstance(refusal, ChannelClosedByBroker) else None
+    return error
 
 
 def _details(entity: Declaration, *, passive: bool) -> dict[str, Any]:

@@ -22,23 +22,21 @@ from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
-from amqtask.protocol.entities import Declaration, Exchange
+from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery, Message
-from amqtask.topology.declarations import is_declarable
 from amqtask.transport.content import FRAME_MAX, install, unwritable
-from amqtask.transport.declare import FoundEntities, check_name, declaration, entity_name, may_exist
-from amqtask.transport.errors import blocked, connection_error, declare_error
+from amqtask.transport.declare import DeclaredEntities, check_name, declaration, entity_name
+from amqtask.transport.errors import blocked, connection_error
 from amqtask.transport.stream import (
     CHANNEL,
     GREETING,
     HEARTBEAT,
     ByteStream,
+    Content,
     Frames,
     Unreadable,
     attempt,
-    content_size,
     decode_method,
-    decode_properties,
     encode_method,
     encode_publish,
     is_failure,
@@ -52,8 +50,6 @@ if TYPE_CHECKING:
 
 Warn = Callable[[str], None]
 AnswerClasses: TypeAlias = "type[Any] | tuple[type[Any], ...]"
-# How many entities a connection remembers as declared, at most.
-MOST_DECLARED = 10_000
 # One wait of `run` (seconds); after each it looks at its condition, which another thread may have changed.
 SLICE = 0.5
 # A peer that is silent for so many heartbeat intervals is gone; in each interval we send so many heartbeats.
@@ -104,10 +100,8 @@ class Link:
         self._unwritten = b""
         self._answers: list[Any] = []
         self._is_asked = False
-        # The method whose content is coming, its properties, how much of the body is missing, the body so far.
-        self._content: list[Any] = []
-        self._declared: set[Declaration] = set()
-        self._found = FoundEntities()
+        self._content = Content()
+        self._declared = DeclaredEntities()
         self._wrote_at = self._heard_at = time.monotonic()
 
     # -- opening and closing
@@ -380,10 +374,10 @@ class Link:
             for frame_type, _, payload in self._frames.feed(data):
                 if frame_type == spec.FRAME_METHOD:
                     self._hear(decode_method(payload))
-                elif frame_type == spec.FRAME_HEADER:
-                    self._begin_content(payload)
-                elif frame_type == spec.FRAME_BODY:
-                    self._add_content(payload)
+                elif frame_type != spec.FRAME_HEARTBEAT:
+                    message = self._content.add(frame_type, payload)
+                    if message is not None:
+                        self._hear_message(*message)
         except Unreadable as error:
             self._fail(error)
 
@@ -392,7 +386,7 @@ class Link:
         if method_class is spec.Basic.Ack:
             self.on_confirm(method.delivery_tag, method.multiple, is_ack=True)
         elif method_class in _WITH_CONTENT:
-            self._content = [method]
+            self._content.begin(method)
         elif method_class is spec.Basic.Nack:
             self.on_confirm(method.delivery_tag, method.multiple, is_ack=False)
         elif method_class is spec.Basic.QosOk:
@@ -415,28 +409,11 @@ class Link:
     def _on_channel_closed(self, method: Any) -> None:
         self._has_channel = False
         self._is_asked = False
-        self._content = []
+        self._content.begin(None)
         self.put(spec.Channel.CloseOk())
         self.fail(ChannelClosedByBroker(method.reply_code, method.reply_text))
 
-    def _begin_content(self, payload: bytes) -> None:
-        if len(self._content) != 1:
-            self._fail(Unreadable("a content header without its method"))
-        self._content += [decode_properties(payload), content_size(payload), b""]
-        self._end_content()
-
-    def _add_content(self, payload: bytes) -> None:
-        if len(self._content) < 4:
-            self._fail(Unreadable("a body without its header"))
-        self._content[2] -= len(payload)
-        self._content[3] += payload
-        self._end_content()
-
-    def _end_content(self) -> None:
-        method, (properties, error), missing, body = self._content
-        if missing > 0:
-            return
-        self._content = []
+    def _hear_message(self, method: Any, properties: PropertiesLike, body: bytes, error: Exception | None) -> None:
         if isinstance(method, spec.Basic.Return):
             self.on_return(method, properties)
         else:
@@ -459,32 +436,18 @@ class Link:
     # -- declaring
 
     def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
-        """Make sure that entities exist, each once per connection; some are used as they are found (see `declaring`).
+        """Make sure that entities exist, each once per connection; some are used as they are found.
 
         Raises: LinkLost, PublishTimeout, ConnectionBlocked, AccessRefused, PublishError.
         """
-        for entity in entities:
-            if entity in self._declared or (isinstance(entity, Exchange) and not is_declarable(entity)):
-                continue
-            refusal = self.declare_one(entity, deadline, passive=False)
-            if refusal is not None and not self._is_found(entity, refusal, deadline, warn):
-                raise declare_error(entity_name(entity), refusal) from refusal
-            if len(self._declared) > MOST_DECLARED:
-                self._declared.clear()  # chords' queues come and go; the others are declared once more
-            self._declared.add(entity)
+        if not self._declared.issuperset(entities):
+            self._declared.declare(
+                entities, lambda entity, passive: self.declare_one(entity, deadline, passive=passive), warn
+            )
 
     def forget(self, entities: Sequence[Declaration]) -> None:
         """Declare these entities again when they are needed: they may have been deleted."""
         self._declared.difference_update(entities)
-
-    def _is_found(self, entity: Declaration, refusal: ChannelClosedByBroker, deadline: float, warn: Warn) -> bool:
-        """Whether an entity that the broker refused to declare can be used as it is."""
-        if self._found.excuse(entity, refusal):
-            return True
-        if not may_exist(entity, refusal) or self.declare_one(entity, deadline, passive=True) is not None:
-            return False
-        self._found.note(entity, refusal, warn)
-        return True
 
     def declare_one(self, entity: Declaration, deadline: float, *, passive: bool) -> ChannelClosedByBroker | None:
         """Declare an entity, or ask whether it exists; why the broker refuses that.

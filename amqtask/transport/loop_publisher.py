@@ -41,7 +41,7 @@ from amqtask.transport.confirms import (
 )
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
-from amqtask.transport.declare import Declarer
+from amqtask.transport.declare import MOST_DECLARED, Declarer
 from amqtask.transport.errors import (
     NOT_FOUND,
     channel_error,
@@ -50,7 +50,6 @@ from amqtask.transport.errors import (
     refused,
     unroutable,
 )
-from amqtask.transport.link import MOST_DECLARED
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:

@@ -120,6 +120,40 @@ def decode_properties(payload: bytes) -> tuple[PropertiesLike, Exception | None]
 _content_head_size = struct.calcsize(">HHQ")
 
 
+class Content:
+    """Puts a message together: its method, its properties, and the pieces of its body, which come in frames of their own."""
+
+    def __init__(self) -> None:
+        self._method: Any = None
+        self._properties: tuple[PropertiesLike, Exception | None] | None = None
+        self._missing = 0
+        self._body = b""
+
+    def begin(self, method: Any) -> None:
+        """The method of a message; None: there is no message."""
+        self._method, self._properties = method, None
+
+    def add(self, frame_type: int, payload: bytes) -> tuple[Any, PropertiesLike, bytes, Exception | None] | None:
+        """A header or a piece of the body; once all is there: method, properties, body, and why the properties cannot be read.
+
+        Raises: Unreadable for a frame that does not follow."""
+        if frame_type == spec.FRAME_HEADER:
+            if self._method is None or self._properties is not None:
+                raise Unreadable("a content header without its method")
+            self._properties, self._missing, self._body = decode_properties(payload), content_size(payload), b""
+        else:
+            if self._method is None or self._properties is None:
+                raise Unreadable("a body without its header")
+            self._missing -= len(payload)
+            self._body += payload
+        if self._missing > 0:
+            return None
+        method, (properties, error), body = self._method, self._properties, self._body
+        self.begin(None)
+        self._body = b""
+        return method, properties, body, error
+
+
 # -- to the broker
 
 
