@@ -41,7 +41,7 @@ from amqtask.transport.errors import (
     unreachable,
     unroutable,
 )
-from amqtask.transport.url import EXTERNAL, BrokerAddress
+from amqtask.transport.url import EXTERNAL, BrokerAddress, client_properties
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import OptionDict
@@ -514,7 +514,7 @@ async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Lin
         virtualhost=address.vhost,
         ssl=tls is not None,
         ssl_context=tls.context() if tls is not None else None,
-        client_properties={"product": "amqtask", **({"connection_name": name} if name else {})},
+        client_properties=client_properties(name),
         connection_class=_Connection,
         **options,
     )

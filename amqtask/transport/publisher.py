@@ -1,7 +1,7 @@
 """Publisher: confirmed and mandatory publishes from the caller's thread, within one total deadline.
 
 Safe wherever a program may publish: in threads, signal handlers, finalizers and forked children (each publish has a link of
-its own from a small pool without a lock, see `links`), under eventlet and gevent (only a socket's poll and sleeping block, which
+its own from a small pool without a lock, see `Links`), under eventlet and gevent (only a socket's poll and sleeping block, which
 they patch), and with an exception raised into it at any line (the link in use is dropped).
 
 A message goes to another host, within the deadline, when a host refuses it (basic.nack), does not answer (a connection may be
@@ -40,8 +40,7 @@ from amqtask.transport.confirms import (
     pause_after,
 )
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
-from amqtask.transport.link import Link, LinkLost, connect
-from amqtask.transport.links import Links, say_goodbye
+from amqtask.transport.link import Link, LinkLost, Links, connect, say_goodbye
 from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
 
 # How many publishes of one batch may wait for their confirm at once.
@@ -507,7 +506,7 @@ class PikaEventPublisher:
     It waits for no confirm and raises nothing. Messages that cannot be written at once are dropped: because the broker is away,
     blocks publishing, or reads more slowly than we write. After a failure the next attempt is made EVENT_PAUSE seconds later.
 
-    Safe wherever a program may publish (see `links`): a signal handler that interrupts another call makes one more connection.
+    Safe wherever a program may publish (see `Links`): a signal handler that interrupts another call makes one more connection.
     """
 
     def __init__(

@@ -30,8 +30,7 @@ from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks
-from amqtask.transport.link import SLICE, Link, LinkLost, connect, delivery_of
-from amqtask.transport.links import Links
+from amqtask.transport.link import SLICE, Link, LinkLost, Links, connect, delivery_of
 from amqtask.transport.url import BrokerAddress, beginning_after
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -49,6 +50,14 @@ AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[object, ...]]"
 Answer: TypeAlias = "Sequence[AddressInfo] | OSError"
 # Bytes that are read at once.
 CHUNK = 65536
+_CAPABILITIES = {
+    "authentication_failure_close": True,
+    "basic.nack": True,
+    "connection.blocked": True,
+    "consumer_cancel_notify": True,
+    "exchange_exchange_bindings": True,
+    "publisher_confirms": True,
+}
 # A peer that is gone without a close is noticed after a minute of unanswered probes (seconds; USER_TIMEOUT milliseconds).
 TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 # Modules that a system call's error comes from: ours, the modules around it, and those that green libraries replace them by.
@@ -155,6 +164,13 @@ class Content:
 
 
 # -- to the broker
+
+
+def start_ok(client_properties: dict[str, object], mechanism: str, response: bytes) -> spec.Connection.StartOk:
+    """The method with which a link logs in, and says what it is and can do."""
+    platform = f"Python {sys.version.split()[0]}"
+    client_information = {"platform": platform, "capabilities": _CAPABILITIES, **client_properties}
+    return spec.Connection.StartOk(client_information, mechanism, response, "en_US")
 
 
 def encode_method(method: Any, channel: int = CHANNEL) -> bytes:

@@ -173,7 +173,7 @@ class BrokerAddress:
         return pika.SSLOptions(self.tls.context(), self.tls.server_hostname or self.host)
 
 
-def client_properties(name: str) -> dict[str, object]:
+def client_properties(name: str) -> dict[str, Any]:
     """The client properties that a connection sends to the broker."""
     return {"product": "amqtask", **({"connection_name": name} if name else {})}
 

@@ -6,8 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from amqtask.transport.link import Link
-from amqtask.transport.links import Links
+from amqtask.transport.link import Link, Links
 
 
 class CallsWhenCleared:
