@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
     from amqtask.client.registry import shared_task
     from amqtask.exceptions import Ignore, Reject, Retry
+    from amqtask.ground import VERSION as __version__
     from amqtask.ground.current import CurrentApp
     from amqtask.ground.plugins import Plugins
-    from amqtask.ground.version import VERSION as __version__
     from amqtask.protocol.entities import Binding, Broadcast, Exchange, Queue
     from amqtask.remote.commands import control_command, inspect_command
     from amqtask.result import AsyncResult, EagerResult
@@ -77,7 +77,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from amqtask.ground.imports import load_path  # noqa: PLC0415 - `import amqtask` alone imports next to nothing
+    from amqtask.ground.plugins import load_path  # noqa: PLC0415 - `import amqtask` alone imports next to nothing
 
     where = _WHERE.get(name)
     if where is None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from amqtask.cli.streams import make_usable
-from amqtask.ground.collection import no_collection
-from amqtask.ground.pool_choice import pool_on_command_line
+from amqtask.ground.startup import make_usable, no_collection, pool_on_command_line
 
 # Pools of ours whose `prepare_process` does nothing: looking them up would only cost every boot its 20 ms.
 _NEEDS_NO_PREPARATION = frozenset({"prefork", "processes", "threads", "solo", "asyncio"})

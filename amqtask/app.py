@@ -28,8 +28,7 @@ from amqtask.execution.chain_steps import OFF
 from amqtask.execution.executor import Executor
 from amqtask.execution.no_run import Bounds
 from amqtask.ground import current
-from amqtask.ground.imports import load
-from amqtask.ground.plugins import WithOthersNames, others_names, plugins
+from amqtask.ground.plugins import WithOthersNames, load, others_names, plugins
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import LARGEST_BODY, content_types
 from amqtask.results import GroupResult, ResultSet

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 from amqtask import signals
 from amqtask.canvas import maybe_signature
 from amqtask.client.registry import BUILT_IN, uses_django
+from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.chain_steps import SharedFlag, SlotSteps
-from amqtask.ground.imports import load
-from amqtask.ground.lamport_clock import LamportClock
+from amqtask.ground import VERSION
 from amqtask.ground.lazy import lazy
-from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import bounded_logger, count, printable
-from amqtask.ground.secrets import masked_plain
-from amqtask.ground.version import VERSION
+from amqtask.ground.plugins import load, plugins
+from amqtask.ground.printable import bounded_logger, count, masked_plain, printable
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.entities import Queue

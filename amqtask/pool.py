@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from amqtask.exceptions import PoolNotFound
-from amqtask.ground.imports import completed, load_path
 from amqtask.ground.loop import Loop as Loop
 from amqtask.ground.loop import Timer as Timer
-from amqtask.ground.near_names import did_you_mean
-from amqtask.ground.plugins import plugins
+from amqtask.ground.plugins import completed, load_path, plugins
+from amqtask.ground.printable import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

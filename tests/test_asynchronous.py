@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from amqtask.exceptions import EncodeError, Undecodable
-from amqtask.ground.interrupts import is_own
-from amqtask.protocol.serialization import dumps, loads
+from amqtask.protocol.serialization import dumps, is_own, loads
 from amqtask.protocol.task import saferepr
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
-from amqtask.ground.secrets import STARS, is_secret, mask_urls, masked, masked_plain
+from amqtask.ground.printable import STARS, is_secret, mask_urls, masked, masked_plain
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheSe
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.key_value import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import clause
 
 # memcached takes a longer expiry for a time on the clock (doc/protocol.txt, "Expiration times").

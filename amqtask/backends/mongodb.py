@@ -23,7 +23,7 @@ from amqtask.backends.contract import BackendOptions
 from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage
 

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.mailbox import Arrived, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage

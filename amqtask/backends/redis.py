@@ -33,7 +33,7 @@ from amqtask.backends.redis_server import (
     unreachable,
 )
 from amqtask.backends.retrying import RetryPolicy
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.imports import completed, load_path
-from amqtask.ground.near_names import near_names
-from amqtask.ground.plugins import plugins
-from amqtask.ground.secrets import mask_urls
+from amqtask.ground.plugins import completed, load_path, plugins
+from amqtask.ground.printable import mask_urls, near_names
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend

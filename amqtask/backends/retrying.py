@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from amqtask.ground.backoff import exponential_backoff
+from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 
 logger = bounded_logger("amqtask.backends")

@@ -16,7 +16,7 @@ from amqtask import states
 from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.mailbox import CAPACITY, Arrivals, Arrived, Mailbox, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties

@@ -20,8 +20,8 @@ from amqtask.backends.polling import PollingBackend
 from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.backends.sql_tables import NAME_LENGTH, create, known_columns, tables
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
-from amqtask.ground.by_process import ByProcess
-from amqtask.ground.imports import load_path
+from amqtask.ground.lazy import ByProcess
+from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage
 

@@ -19,7 +19,7 @@ from amqtask.beat.sender import AppSender
 from amqtask.beat.service import Beat
 from amqtask.beat.store_thread import Clerk
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.imports import load_path
+from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import content_types
 from amqtask.transport.loop import PikaLoop

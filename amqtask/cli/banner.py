@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Sequence
 
-from amqtask.ground.version import VERSION
+from amqtask.ground import VERSION
 
 _TITLE = "amqtask {version} on {system}"
 

@@ -16,8 +16,8 @@ from amqtask.cli.logs import LEVELS, check_logfile, is_in_json, set_up
 from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Extensible, own_options
+from amqtask.ground import VERSION
 from amqtask.ground.printable import bounded_logger
-from amqtask.ground.version import VERSION
 
 if TYPE_CHECKING:
     from datetime import tzinfo

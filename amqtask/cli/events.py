@@ -16,7 +16,7 @@ from amqtask.cli.events_screen import Screen
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.exceptions import AmqTaskError
-from amqtask.ground.imports import load_path
+from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:

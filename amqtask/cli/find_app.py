@@ -16,7 +16,7 @@ from typing import Any
 from amqtask.app import AmqTask
 from amqtask.client.registry import app_of_flask
 from amqtask.exceptions import AppNotFound
-from amqtask.ground.imports import load
+from amqtask.ground.plugins import load
 from amqtask.ground.printable import described
 from amqtask.task import Task
 

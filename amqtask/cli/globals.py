@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqtask.ground.collection import no_collection
+from amqtask.ground.startup import no_collection
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -13,13 +13,11 @@ from click.shell_completion import CompletionItem
 
 from amqtask.cli.globals import PROGRAM, Globals
 from amqtask.cli.output import echo, echo_text
-from amqtask.cli.streams import make_usable
 from amqtask.exceptions import AmqTaskError
-from amqtask.ground.collection import no_collection
-from amqtask.ground.imports import load
-from amqtask.ground.near_names import did_you_mean
-from amqtask.ground.printable import printable_lines
-from amqtask.ground.version import VERSION
+from amqtask.ground import VERSION
+from amqtask.ground.plugins import load
+from amqtask.ground.printable import did_you_mean, printable_lines
+from amqtask.ground.startup import make_usable, no_collection
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -11,8 +11,8 @@ import click
 from amqtask.cli.broker import open_admin
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
-from amqtask.ground.secrets import mask_urls
-from amqtask.ground.version import VERSION
+from amqtask.ground import VERSION
+from amqtask.ground.printable import mask_urls
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject

@@ -11,8 +11,8 @@ import click
 from amqtask.canvas import chain, chord, chunks, group, signature, xmap, xstarmap
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo_text
-from amqtask.ground.imports import load
-from amqtask.ground.version import VERSION
+from amqtask.ground import VERSION
+from amqtask.ground.plugins import load
 from amqtask.result import AsyncResult
 from amqtask.task import Task
 

@@ -18,8 +18,7 @@ from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList, Extensible, own_options
 from amqtask.exceptions import PoolNotFound
-from amqtask.ground.printable import bounded_logger, count
-from amqtask.ground.secrets import mask_urls
+from amqtask.ground.printable import bounded_logger, count, mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
 from amqtask.worker.options import WorkerOptions, usable_processors
 

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.ground.current import current_app, note_shared
-from amqtask.ground.imports import load
-from amqtask.ground.near_names import did_you_mean
-from amqtask.ground.plugins import others_names, plugins
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.plugins import load, others_names, plugins
+from amqtask.ground.printable import bounded_logger, did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf, OptionDict

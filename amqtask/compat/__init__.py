@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from amqtask.ground.imports import load, load_path
+from amqtask.ground.plugins import load, load_path
 
 FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
+from amqtask.ground import VERSION
 from amqtask.ground.current import current_app
-from amqtask.ground.version import VERSION
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from amqtask.ground.imports import load
+from amqtask.ground.plugins import load
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

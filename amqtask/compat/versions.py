@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from amqtask.ground import version
+from amqtask import ground
 
 
 class VersionInfo(NamedTuple):
@@ -17,4 +17,4 @@ class VersionInfo(NamedTuple):
     serial: str = ""
 
 
-VERSION = VersionInfo(*map(int, version.VERSION.split(".")[:3]))  # type: ignore[arg-type] # three numbers
+VERSION = VersionInfo(*map(int, ground.VERSION.split(".")[:3]))  # type: ignore[arg-type] # three numbers

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from amqtask.ground.pool_choice import pool_on_command_line
+from amqtask.ground.startup import pool_on_command_line
 
 
 @click.command(

@@ -28,7 +28,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from amqtask import signals, states
 from amqtask.execution.context import Context, current_context
-from amqtask.ground.version import VERSION
+from amqtask.ground import VERSION
 from amqtask.topology.delays import TO_HEADER
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amqtask.ground.imports import load
-from amqtask.ground.plugins import others_names
+from amqtask.ground.plugins import load, others_names
 
 if TYPE_CHECKING:
     from amqtask.events.client import BrokerConnection, Events, EventSettings

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from amqtask.events.dispatcher import EventDispatcher
+from amqtask.events.dispatcher import EventDispatcher, LamportClock
 from amqtask.events.receiver import EventReceiver, Handler, OpenFeed
 from amqtask.events.state import State
-from amqtask.ground.lamport_clock import LamportClock
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import Message

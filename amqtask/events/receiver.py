@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, MessageError
-from amqtask.ground.lamport_clock import LamportClock
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.event import read_events, receiver_queue
 

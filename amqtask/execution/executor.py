@@ -36,7 +36,7 @@ from amqtask.execution.no_run import DEFAULT, Bounds, Endings, not_stored, reque
 from amqtask.execution.request import Abandoned, Answer, ErrorInfo, HardLimitReached, Outcome, of_success
 from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
-from amqtask.ground.backoff import exponential_backoff
+from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
 from amqtask.protocol.serialization import LARGEST_BODY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Protocol
 
@@ -67,3 +68,11 @@ class Ticker:
         if self._running:
             self._timer = self._loop.call_later(self._seconds, self._fire)
             self._tick()
+
+
+def exponential_backoff(
+    retries: int, *, factor: float = 1.0, maximum: float = 600.0, full_jitter: bool = False
+) -> float:
+    """`factor` × 2^retries seconds, at most `maximum`; with `full_jitter` a random part of that, as Celery does it."""
+    seconds = min(maximum, factor * 2 ** min(retries, 64))
+    return random.uniform(0, seconds) if full_jitter else seconds

@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from amqtask.exceptions import ConfigurationError, OperationalError
-from amqtask.ground.imports import load_path
-from amqtask.ground.plugins import plugins
+from amqtask.ground.plugins import load_path, plugins
 
 
 class OutboxUnreachable(OperationalError):

@@ -27,7 +27,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
-from amqtask.ground.backoff import exponential_backoff
+from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.outbox.contract import FailedRow, OutboxUnreachable, Store, StoredRow, Verdict
 from amqtask.outbox.rows import RowUnreadable, as_message

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from amqtask.exceptions import Undecodable
-from amqtask.ground.imports import load
+from amqtask.ground.plugins import load
 from amqtask.ground.printable import described, printable
 from amqtask.protocol.entities import Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties

@@ -16,7 +16,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
-from amqtask.ground.interrupts import is_own
 from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
@@ -488,3 +487,18 @@ def _too_large(limit: int) -> Undecodable:
         f"the body has more than {limit} bytes, unpacked, and is not read (worker_max_body_size). Store large data elsewhere and "
         "pass where it is."
     )
+
+
+# -- Exceptions that strike from outside (a signal handler, another thread), told from those that a function raises by itself.
+
+
+def is_own(error: Exception, function: Callable[[], object]) -> bool:
+    """Whether an error that came out of a function is its own: then it comes again when the function is called again.
+
+    For places that make another error of it. One that struck from outside must go on as it is, to whoever it is meant for.
+    """
+    try:
+        function()
+    except type(error):
+        return True
+    return False

@@ -11,7 +11,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import InvalidTaskError
-from amqtask.ground.interrupts import is_own
 from amqtask.ground.printable import described, printable, with_article
 from amqtask.protocol.message import Properties, strip_transit_headers
 from amqtask.protocol.serialization import (
@@ -23,6 +22,7 @@ from amqtask.protocol.serialization import (
     compress,
     decompress,
     dumps,
+    is_own,
     loads,
 )
 

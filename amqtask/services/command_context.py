@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from amqtask.ground.lamport_clock import LamportClock
+from amqtask.events.dispatcher import LamportClock
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonFields, SettingValues

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, NotRegistered
-from amqtask.ground.printable import bounded_logger
-from amqtask.ground.secrets import masked_plain
+from amqtask.ground.printable import bounded_logger, masked_plain
 from amqtask.services.answers import delayed_info, queue_info, registered_info, rusage, scheduled_info, task_info
 from amqtask.services.command_context import Control
 from amqtask.services.memory import draw_references, dump_samples, resident_memory

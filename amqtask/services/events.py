@@ -22,16 +22,16 @@ from amqtask import signals, states
 from amqtask.events.dispatcher import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.request import Answer
+from amqtask.ground import VERSION
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
-from amqtask.ground.version import VERSION
 from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
 from amqtask.worker.report import Observer, name_of
 
 if TYPE_CHECKING:
+    from amqtask.events.dispatcher import LamportClock
     from amqtask.exceptions import PublishError
     from amqtask.execution.request import Outcome, Request
-    from amqtask.ground.lamport_clock import LamportClock
     from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Timer
     from amqtask.protocol.message import Message

@@ -17,7 +17,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
-from amqtask.ground.version import VERSION
+from amqtask.ground import VERSION
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.services.http import Page, Reply
 from amqtask.worker.report import Observer

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.imports import load
+from amqtask.ground.plugins import load
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:

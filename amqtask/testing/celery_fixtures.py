@@ -13,7 +13,7 @@ import pytest
 
 from amqtask.app import AmqTask
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.imports import load
+from amqtask.ground.plugins import load
 from amqtask.testing.apps import in_memory, new
 from amqtask.testing.worker import start_worker
 from amqtask.worker.worker import Worker

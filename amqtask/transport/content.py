@@ -33,9 +33,9 @@ import pika.data
 from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
 
 from amqtask.exceptions import MessageTooLarge, PublishError
-from amqtask.ground.interrupts import is_own
 from amqtask.ground.printable import printable
 from amqtask.protocol.message import LARGEST_HEADERS, Message, OddHeaders, Properties
+from amqtask.protocol.serialization import is_own
 from amqtask.protocol.task import saferepr
 
 if TYPE_CHECKING:

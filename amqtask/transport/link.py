@@ -23,7 +23,7 @@ from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.content import FRAME_MAX, install, unwritable

@@ -24,7 +24,7 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from pika import frame, spec
 
-from amqtask.ground.interrupts import is_own
 from amqtask.protocol.message import Message
+from amqtask.protocol.serialization import is_own
 from amqtask.transport.content import FRAME_MAX, FRAMING, basic_properties, check_frame
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ import pika
 
 from amqtask import option_types
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.near_names import near_names
-from amqtask.ground.printable import described, printable
+from amqtask.ground.printable import described, near_names, printable
 from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
 from amqtask.transport.wire import SocketWire, Wire
 

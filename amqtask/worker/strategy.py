@@ -15,9 +15,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.execution.request import Request
-from amqtask.ground.near_names import LONGEST_COMPARED, near_names
 from amqtask.ground.plugins import others_names
-from amqtask.ground.printable import printable
+from amqtask.ground.printable import LONGEST_COMPARED, near_names, printable
 from amqtask.protocol.task import LONGEST_ID, checked_id
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from amqtask.compat import ATTRIBUTES
 from amqtask.events import State
 from amqtask.exceptions import OperationalError
 from amqtask.execution.request import Request
-from amqtask.ground.imports import load_path
+from amqtask.ground.plugins import load_path
 from amqtask.remote.control import Control
 from amqtask.signals import Signal
 from amqtask.testing.worker import start_worker

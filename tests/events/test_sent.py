@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue, chain
-from amqtask.events.dispatcher import SentEvents, sent_fields
+from amqtask.events.dispatcher import LamportClock, SentEvents, sent_fields
 from amqtask.exceptions import Unroutable
-from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.entities import Queue as Entity
 from amqtask.protocol.event import event_exchange, read_events
 from amqtask.protocol.message import Message, Properties

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from amqtask import signals, states
+from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import PublishError
 from amqtask.execution.request import Answer
-from amqtask.ground.lamport_clock import LamportClock
 from amqtask.protocol.event import read_events
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import content_types

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import AccessRefused
-from amqtask.ground.lamport_clock import LamportClock
-from amqtask.ground.secrets import masked_plain
+from amqtask.ground.printable import masked_plain
 from amqtask.protocol.control import Command, command_message
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery

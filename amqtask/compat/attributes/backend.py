@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.compat.stores import Asked, Meta, message_of, meta_of
 from amqtask.execution.context import current_context
 from amqtask.ground.current import current_app
-from amqtask.ground.secrets import mask_urls
+from amqtask.ground.printable import mask_urls
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -23,10 +23,9 @@ from amqtask.compat._state import get_current_task
 from amqtask.compat.stores import Asked, Meta, message_of_meta, request_of
 from amqtask.compat.utils.serialization import get_pickleable_exception, get_pickled_exception
 from amqtask.exceptions import BackendNotConfigured, BackendUnreachable, EncodeError, MessageError
-from amqtask.ground.backoff import exponential_backoff
 from amqtask.ground.current import current_app
-from amqtask.ground.printable import bounded_logger
-from amqtask.ground.secrets import mask_urls
+from amqtask.ground.loop import exponential_backoff
+from amqtask.ground.printable import bounded_logger, mask_urls
 from amqtask.protocol.result import ResultMessage, exception_as_dict, exception_from_dict
 from amqtask.protocol.serialization import content_type, content_types, dumps, loads
 from amqtask.result import AsyncResult, result_from_tuple

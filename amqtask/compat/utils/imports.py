@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from amqtask.ground.imports import load
+from amqtask.ground.plugins import load
 
 __all__ = [
     "NotAPackage",

@@ -26,7 +26,7 @@ import pytest
 from amqtask import states
 from amqtask.backends.contract import ResultBackend, StoreDefaults
 from amqtask.exceptions import BackendNotConfigured, BackendUnreachable, EncodeError, TimeoutError
-from amqtask.ground.imports import completed, misspelt
+from amqtask.ground.plugins import completed, misspelt
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.protocol.task import RUN_HEADER

@@ -20,7 +20,7 @@ import pytest
 
 from amqtask import states
 from amqtask.execution.request import Answer, Outcome, Request
-from amqtask.ground.imports import completed, misspelt
+from amqtask.ground.plugins import completed, misspelt
 from amqtask.pool import Pool, PoolDefaults, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request

@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from amqtask.contrib.django.project import project_app
 from amqtask.ground.plugins import plugins
-from amqtask.ground.pool_choice import pool_on_command_line
+from amqtask.ground.startup import pool_on_command_line
 from amqtask.pool import GREEN_POOLS
 
 # Django's own options, which it has acted on before it looked for this command.
