@@ -36,15 +36,14 @@ from amqtask.services.watchdog import Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
 from amqtask.transport.declare import LONGEST_NAME, has_line_end
 from amqtask.transport.loop import PikaLoop
-from amqtask.worker.chord_joiner import ChordJoiner
 from amqtask.worker.operations import Operations
-from amqtask.worker.options import usable_processors
+from amqtask.worker.options import WorkerSetup, WorkQueue, usable_processors
 from amqtask.worker.prefetch import MAX_WINDOW
 from amqtask.worker.report import Report
 from amqtask.worker.revoked import MAX_IDS
-from amqtask.worker.setup import WorkerSetup, WorkQueue
 from amqtask.worker.strategy import as_limit
 from amqtask.worker.worker import Worker
+from amqtask.worker.workflows import ChordJoiner
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -55,8 +54,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import Message
     from amqtask.services.monitoring import Monitoring
     from amqtask.transport.contract import Consumer, ConsumerListener, Delayed, LoopPublisher
-    from amqtask.worker.options import WorkerOptions
-    from amqtask.worker.setup import Service
+    from amqtask.worker.options import Service, WorkerOptions
 
 logger = bounded_logger("amqtask.worker")
 

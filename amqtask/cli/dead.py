@@ -20,7 +20,7 @@ from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.task import PUBLISHED_AT, saferepr
 from amqtask.topology.declarations import dead_letter_queue
 from amqtask.transport.contract import Admin
-from amqtask.worker.republish import copied_properties
+from amqtask.worker.finisher import copied_properties
 from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:

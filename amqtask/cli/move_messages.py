@@ -14,7 +14,7 @@ from amqtask.topology.declarations import declarations, work_queue
 from amqtask.topology.delays import TO_HEADER, seconds_left, waiting_priority
 from amqtask.transport.contract import Admin
 from amqtask.transport.inventory import ManagementApi
-from amqtask.worker.republish import copied_properties
+from amqtask.worker.finisher import copied_properties
 from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ Meanwhile the message that the worker got stays unanswered, and each step's resu
 the worker is lost, the broker delivers that message again; the worker that gets it finds here how far the chain has come
 (Resuming), and publishes the next step. Only results with the message's own run (RUN_HEADER) count: ids may be used twice, by a
 signature that is sent again.
+as a switch. For all other slots the worker does the same itself (amqtask.worker.workflows).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from amqtask.protocol.serialization import dumps
 from amqtask.protocol.task import decode_body, saferepr
 from amqtask.topology.declarations import work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
-from amqtask.worker.border import bare_request
+from amqtask.worker.strategy import bare_request
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request

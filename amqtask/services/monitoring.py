@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop
     from amqtask.services.watchdog import Watchdog
     from amqtask.transport.contract import LoopPublisher
-    from amqtask.worker.options import WorkerOptions
-    from amqtask.worker.setup import Service
+    from amqtask.worker.options import Service, WorkerOptions
     from amqtask.worker.worker import Worker
 
 # Seconds; the watchdog ends the worker after a minute, probes fail earlier.

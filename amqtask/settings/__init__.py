@@ -13,8 +13,6 @@ from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.plugins import load, plugins
 from amqtask.ground.printable import bounded_logger, described, is_secret, masked, near_names
 from amqtask.option_types import Kind, convert
-from amqtask.options import value_types
-from amqtask.options.value_types import Kind
 from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 

@@ -15,18 +15,18 @@ from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import light_limit
 from amqtask.topology.delays import second_delay
-from amqtask.worker.republish import back_to_its_queue
+from amqtask.worker.finisher import back_to_its_queue
 from amqtask.worker.strategy import Action, Verdict, judge
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Answer, Outcome, Request
     from amqtask.ground.shapes import Headers
     from amqtask.pool import Loop, Timer
+    from amqtask.worker.deliveries import Redeliveries
     from amqtask.worker.finisher import Finisher
-    from amqtask.worker.redeliveries import Redeliveries
+    from amqtask.worker.options import Delays, Endings
     from amqtask.worker.report import Report
     from amqtask.worker.revoked import Revocations
-    from amqtask.worker.setup import Delays, Endings
     from amqtask.worker.strategy import TaskStrategy
 
 logger = bounded_logger(__name__)
@@ -34,8 +34,8 @@ logger = bounded_logger(__name__)
 NEVER = float("inf")
 # For so long after a connection was lost the delivery limit is not believed (seconds).
 LOSS_SECONDS = 10.0
-# So many deliveries before the limit a message in doubt begins anew: more connections may be lost before it has, and what is over
-# the limit the broker dead-letters by itself.
+# So many deliveries before the limit a message in doubt begins anew: more connections may be lost before it has, and what is
+# over the limit the broker dead-letters by itself.
 SPARE = 2
 # How often a message may begin anew, in the header of that name: one that breaks connections must come to its end.
 MOST_NEW_BEGINNINGS = 3

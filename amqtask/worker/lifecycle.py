@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask import signals
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger, count
-from amqtask.worker.orphans import LOOK_EVERY, Orphans
 from amqtask.worker.report import name_of
 from amqtask.worker.revoked import StateFile
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
@@ -22,17 +22,14 @@ if TYPE_CHECKING:
     from amqtask.pool import Pool
     from amqtask.protocol.entities import Queue
     from amqtask.transport.contract import Consumer, LoopPublisher
-    from amqtask.worker.chain_steps import Steps
-    from amqtask.worker.chord_joiner import ChordJoiner
     from amqtask.worker.deliveries import Deliveries
-    from amqtask.worker.dispatcher import Dispatcher
-    from amqtask.worker.finisher import Finisher
-    from amqtask.worker.lost import Lost
+    from amqtask.worker.dispatcher import Dispatcher, Surplus
+    from amqtask.worker.finisher import Finisher, Lost
+    from amqtask.worker.options import RunnableLoop, Service, WorkerSetup
     from amqtask.worker.prefetch import Windows
     from amqtask.worker.revoked import Revocations
-    from amqtask.worker.setup import RunnableLoop, Service, WorkerSetup
-    from amqtask.worker.surplus import Surplus
     from amqtask.worker.throttle import Throttle
+    from amqtask.worker.workflows import ChordJoiner, Steps
 
 logger = bounded_logger("amqtask.worker")
 
@@ -106,7 +103,7 @@ class Lifecycle:
         )
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self.look_at_long_tasks)
-        self._orphans = Ticker(worker.loop, LOOK_EVERY, Orphans().reap) if os.getpid() == 1 else None
+        self._orphans = Ticker(worker.loop, LOOK_FOR_ZOMBIES_EVERY, Orphans().reap) if os.getpid() == 1 else None
         # How many had ended when all slots were first seen busy with the present tasks, and when that was.
         self._ended_before = 0
         self._busy_since: float | None = None
@@ -288,3 +285,45 @@ def _has_file(stream: object) -> bool:
 
 
 __all__ = ["Degree", "Lifecycle"]
+
+
+# -- For a worker that is process 1, a container's only program: the kernel gives it all orphaned processes, which it has to
+# reap.
+#
+# An orphan cannot be told from a child that a task is about to wait for; a process that has been a zombie for ZOMBIE_SECONDS
+# counts as one.
+
+# Seconds.
+ZOMBIE_SECONDS = 30.0
+LOOK_FOR_ZOMBIES_EVERY = 10.0
+
+
+class Orphans:
+    """`reap` reaps the processes that have been zombies for ZOMBIE_SECONDS."""
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+        self._since: dict[int, float] = {}
+
+    def reap(self) -> None:
+        """Look now; cheap, and it never blocks."""
+        now, own_pid = time.monotonic(), os.getpid()
+        zombies = [pid for pid in self._pids() if self._is_zombie_of(pid, own_pid)]
+        self._since = {pid: self._since.get(pid, now) for pid in zombies}
+        for pid, since in self._since.items():
+            if now - since >= ZOMBIE_SECONDS:
+                try:
+                    os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    pass  # another thread has reaped it meanwhile
+
+    def _pids(self) -> list[int]:
+        return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
+
+    def _is_zombie_of(self, pid: int, parent: int) -> bool:
+        try:
+            # "pid (name) state ppid …", where the name may have any characters.
+            state, ppid = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
+        except (OSError, ValueError):
+            return False
+        return state == "Z" and int(ppid) == parent

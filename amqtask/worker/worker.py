@@ -23,22 +23,18 @@ from amqtask.execution.request import Answer
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.transport.contract import HostLeft
-from amqtask.worker.border import bare_request, read_strange
-from amqtask.worker.chain_steps import Steps, delivered
-from amqtask.worker.deliveries import Deliveries
-from amqtask.worker.dispatcher import Dispatcher
-from amqtask.worker.finisher import Finisher
+from amqtask.worker.deliveries import Deliveries, Redeliveries
+from amqtask.worker.dispatcher import Dispatcher, Surplus
+from amqtask.worker.finisher import Finisher, Lost
 from amqtask.worker.follow_ups import FollowUpPublisher
 from amqtask.worker.intake import Intake
 from amqtask.worker.lifecycle import Lifecycle
-from amqtask.worker.lost import Lost
+from amqtask.worker.options import WorkQueue, WorkQueues
 from amqtask.worker.prefetch import Windows
-from amqtask.worker.redeliveries import Redeliveries
 from amqtask.worker.revoked import Revocations
-from amqtask.worker.setup import WorkQueue, WorkQueues
-from amqtask.worker.strategy import Strategies, read_request, without_end
-from amqtask.worker.surplus import Surplus
+from amqtask.worker.strategy import Strategies, bare_request, read_request, read_strange, without_end
 from amqtask.worker.throttle import MOST_HELD, Throttle
+from amqtask.worker.workflows import Steps, delivered
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Outcome, Request
@@ -47,10 +43,10 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
-    from amqtask.worker.chord_joiner import ChordJoiner
     from amqtask.worker.follow_ups import OnDone
+    from amqtask.worker.options import Endings, RunnableLoop, Service, WorkerSetup
     from amqtask.worker.report import Observer, Report
-    from amqtask.worker.setup import Endings, RunnableLoop, Service, WorkerSetup
+    from amqtask.worker.workflows import ChordJoiner
 
 logger = bounded_logger("amqtask.worker")
 

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf
     from amqtask.pool import Loop, OnOutcomes, PoolOptions
     from amqtask_pools._green_loop import GreenLoop
-    from amqtask_pools._hub import Cancellable, Hub
-    from amqtask_pools._hub_monitor import HubMonitor
+    from amqtask_pools._hub import Cancellable, Hub, HubMonitor
 
 logger = bounded_logger("amqtask.pools")
 
@@ -85,7 +84,7 @@ class GreenPool(SlotPool):
     def start(self) -> None:
         """Green threads start with the first requests."""
         # Imported here because the libraries have to patch first.
-        from amqtask_pools._hub_monitor import HubMonitor
+        from amqtask_pools._hub import HubMonitor
 
         if self._watch is None:
             self._watch = HubMonitor(self._hub, self._loop, self._run.__code__)

@@ -21,7 +21,7 @@ from amqtask.execution.coroutines import Interruptible
 from amqtask.execution.request import Abandoned, HardLimitReached
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools._slot_table import SlotPool
-from amqtask_pools._thread_crew import ThreadCrew
+from amqtask_pools.threads import ThreadCrew
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

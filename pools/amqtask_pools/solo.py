@@ -22,7 +22,7 @@ from amqtask.execution.request import Abandoned
 from amqtask.execution.thread_interrupt import ThreadInterrupt
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import PoolDefaults, Running
-from amqtask_pools._alarm import Alarm
+from amqtask_pools._limits import Alarm
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

@@ -21,7 +21,7 @@ from amqtask.protocol.task import RUN_HEADER
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import PlainTask, add, add_async, make_executor, request
 from amqtask_pools import asyncio as asyncio_pool
-from amqtask_pools._hub_monitor import HubMonitor
+from amqtask_pools._hub import HubMonitor
 
 TASKS = (PlainTask(add),)
 

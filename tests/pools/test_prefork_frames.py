@@ -36,12 +36,13 @@ from amqtask_pools.prefork.frames import (
     BrokenFrame,
     FrameReader,
     cut,
+    decode_outcomes,
     decode_request,
+    encode_outcomes,
     encode_request,
     number_of,
     socket_pair,
 )
-from amqtask_pools.prefork.outcomes import decode_outcomes, encode_outcomes
 
 ACCEPT = frozenset({JSON})
 EVENTS = Exchange("events", type="topic", arguments=arguments({"alternate-exchange": "else"}))

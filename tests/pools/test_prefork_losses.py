@@ -17,7 +17,7 @@ import pytest
 
 from amqtask import signals, states
 from amqtask.execution.request import Answer
-from amqtask_pools.prefork import respawn
+from amqtask_pools.prefork import children
 from tests.pools.preforked import Prefork
 
 
@@ -155,7 +155,7 @@ def test_a_child_is_replaced_when_it_uses_too_much_memory() -> None:
 def test_children_that_cannot_start_are_tried_again_more_and_more_slowly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(respawn, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(children, "FIRST_PAUSE", 0.05)
 
     def start() -> None:
         if not (tmp_path / "repaired").exists():

@@ -11,8 +11,8 @@ from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.worker.operations import Operations
+from amqtask.worker.options import WorkerSetup, WorkQueue
 from amqtask.worker.report import Report
-from amqtask.worker.setup import WorkerSetup, WorkQueue
 from amqtask.worker.worker import Worker
 from tests.worker.fakes import HandLoop, HandPool, HandPublisher, ToldConsumer
 

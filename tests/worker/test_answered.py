@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amqtask.execution.request import Answer, Request
-from amqtask.worker.redeliveries import Redeliveries
+from amqtask.worker.deliveries import Redeliveries
 
 
 def request(number: int, task_id: str = "a", retries: int = 0) -> Request:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from amqtask.execution.request import Request
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.content import decode_table, encode_table
-from amqtask.worker.republish import CUT_HEADER, dead_letter, fitted
+from amqtask.worker.finisher import CUT_HEADER, dead_letter, fitted
 
 FRAME = 131_072
 

@@ -15,8 +15,8 @@ from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage, decode_result
 from amqtask.transport.contract import QueuePresence
-from amqtask.worker.chord_joiner import AGAIN_SECONDS, ChordJoiner
 from amqtask.worker.follow_ups import FollowUpPublisher
+from amqtask.worker.workflows import AGAIN_SECONDS, ChordJoiner
 from tests.worker.fakes import HandLoop, HandPublisher
 
 GROUP, QUEUE = "g", "amqtask.chord.g.secret"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amqtask.worker.ledger import Acks, Ledger
+from amqtask.worker.deliveries import Acks, Ledger
 
 
 @pytest.mark.parametrize(

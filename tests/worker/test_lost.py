@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from amqtask.execution.request import Request
-from amqtask.worker.lost import Lost
+from amqtask.worker.finisher import Lost
 from tests.worker.fakes import HandLoop
 
 

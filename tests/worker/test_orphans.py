@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from amqtask.worker import orphans
-from amqtask.worker.orphans import Orphans
+from amqtask.worker import lifecycle
+from amqtask.worker.lifecycle import Orphans
 
 
 def is_there(pid: int) -> bool:
@@ -23,7 +23,7 @@ def zombie() -> int:
 
 
 def test_a_zombie_that_nobody_waits_for_is_buried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "LONG", 0.0)
+    monkeypatch.setattr(lifecycle, "ZOMBIE_SECONDS", 0.0)
     pid = zombie()
 
     Orphans().reap()

@@ -23,12 +23,11 @@ from amqtask import signals
 from amqtask.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerLostError
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import PoolDefaults, Running
+from amqtask_pools._limits import HardLimits
 from amqtask_pools.prefork.child import RETIRED, SOFT_LIMIT
-from amqtask_pools.prefork.children import Children
+from amqtask_pools.prefork.children import Children, Respawn
 from amqtask_pools.prefork.frames import PIECE, encode_request
-from amqtask_pools.prefork.limits import HardLimits
 from amqtask_pools.prefork.process import ChildProcess
-from amqtask_pools.prefork.respawn import Respawn
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

@@ -20,17 +20,17 @@ import billiard
 
 from amqtask import signals
 from amqtask.ground.printable import bounded_logger
+from amqtask_pools._limits import SoftLimits
 from amqtask_pools.prefork.frames import (
     IS_READY,
-    PICKLE,
     PIECE,
+    REQUEST,
     STOP,
     FrameReader,
     cut,
     decode_request,
+    encode_outcomes,
 )
-from amqtask_pools.prefork.limits import SoftLimits
-from amqtask_pools.prefork.outcomes import encode_outcomes
 
 if TYPE_CHECKING:
     from amqtask.execution.chain_steps import SlotSteps
@@ -166,7 +166,7 @@ class Child:
             packet_type = self._view[0]
             if not size or packet_type == STOP:
                 return None
-            if packet_type == PICKLE:
+            if packet_type == REQUEST:
                 return self._view[:size]
             message = self._frame_reader.feed(self._view[:size])
             if message is not None:

@@ -17,17 +17,17 @@ from amqtask_pools.prefork.frames import (
     GO,
     LAST,
     OUTCOMES,
-    PICKLE,
     PIECE,
     READY,
+    REQUEST,
     SUCCESSES,
     BrokenFrame,
     FrameReader,
     cut,
+    decode_outcomes,
     number_of,
     socket_pair,
 )
-from amqtask_pools.prefork.outcomes import decode_outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -158,7 +158,7 @@ class ChildProcess:
                 break
         taken = []
         for packet in (*packets, *self._unsent):
-            if packet[0] == PICKLE:
+            if packet[0] == REQUEST:
                 taken.append(self.requests.pop(number_of(packet)))
             elif packet[0] == LAST:  # of a large request, which it has not read to the end
                 taken.append(self.requests.popitem()[1])

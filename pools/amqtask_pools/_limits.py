@@ -1,0 +1,157 @@
+"""Time limits of a process: the soft one is raised by a timer in it, the hard one is watched by its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import SoftTimeLimitExceeded
+from amqtask.execution.thread_interrupt import ThreadInterrupt
+
+if TYPE_CHECKING:
+    from amqtask.pool import Loop, Timer
+
+
+# -- The timer of soft limits, independent of the timers of tasks: `signal.alarm` in a task neither stops it nor is stopped by
+# it.
+#
+# A process has one ITIMER_REAL and one handler for SIGALRM, and libraries for timeouts use both in tasks. So where the system
+# lets a program make timers (timer_create: Linux), we make our own, with a signal that no library uses. Elsewhere it is
+# ITIMER_REAL after all, and a task's own alarm ends its soft limit.
+
+
+# The signal may come in our own code, just before or after the task; it comes again after so many seconds.
+TRY_AGAIN = 0.01
+_CLOCK_MONOTONIC, _SIGEV_SIGNAL = 1, 0
+
+
+class _SigEvent(ctypes.Structure):
+    """struct sigevent, see sigevent(3type)."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signo", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("rest", ctypes.c_byte * 64),
+    )
+
+
+class _TimerSpec(ctypes.Structure):
+    """struct itimerspec, see itimerspec(3type): seconds and nanoseconds, of the interval and of the first time."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("every_s", "every_ns", "first_s", "first_ns"))
+
+
+class Alarm:
+    """Calls `ring(frame)` in the main thread, which must make it: at the time of `set`, or when the process gets `signum`."""
+
+    def __init__(self, ring: Callable[[FrameType | None], None]) -> None:
+        self._library, self._timer = _make_timer()
+        self.signum = int(signal.SIGALRM) if self._library is None else _OWN_SIGNAL
+        self._before = signal.signal(self.signum, lambda _, frame: ring(frame))
+
+    def set(self, seconds: float) -> None:
+        """Ring in so many seconds, and again until `set(0)`."""
+        if self._library is None:
+            signal.setitimer(signal.ITIMER_REAL, seconds, TRY_AGAIN)
+            return
+        spec = _TimerSpec(*_split(TRY_AGAIN), *_split(seconds))
+        if self._library.timer_settime(self._timer, 0, ctypes.byref(spec), None):
+            raise OSError(ctypes.get_errno(), "timer_settime")
+
+    def close(self) -> None:
+        """Never ring again; may be called twice."""
+        self.set(0)
+        signal.signal(self.signum, self._before)
+
+
+# Real-time signals have no meaning of their own; glibc and musl use the lowest ones themselves.
+_OWN_SIGNAL = int(signal.SIGRTMAX) - 5 if sys.platform.startswith("linux") else 0
+
+
+def _make_timer() -> tuple[Any, ctypes.c_void_p]:
+    """The C library and the timer's number; None where there are no such timers, or the container forbids them."""
+    timer = ctypes.c_void_p()
+    if not sys.platform.startswith("linux"):
+        return None, timer
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "timer_create"):  # glibc before 2.34
+        library = ctypes.CDLL("librt.so.1", use_errno=True)
+    event = _SigEvent(signo=_OWN_SIGNAL, notify=_SIGEV_SIGNAL)
+    if library.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)):
+        return None, timer
+    return library, timer
+
+
+def _split(seconds: float) -> tuple[int, int]:
+    nanoseconds = int(seconds * 1e9)
+    return nanoseconds // 10**9, nanoseconds % 10**9
+
+
+class SoftLimits:
+    """In a child's main thread: `begin` before a task that has a soft limit, `end` after each task."""
+
+    def __init__(self) -> None:
+        # Raises the soft limit in the running task.
+        self._strike: ThreadInterrupt | None = None
+        # Made for the first task that needs it.
+        self._alarm: Alarm | None = None
+
+    def begin(self, seconds: float) -> None:
+        """The task that begins now may run so long."""
+        self._strike = ThreadInterrupt(SoftTimeLimitExceeded(seconds), self._set_timer)
+        self._set_timer(max(seconds, 1e-6))
+
+    def strike_now(self, reason: str, frame: FrameType | None) -> None:
+        """Raise the soft limit in the running task now. In a coroutine it is raised later: the alarm rings again."""
+        self._strike = ThreadInterrupt(SoftTimeLimitExceeded(reason), self._set_timer)
+        self._strike(frame)
+
+    def end(self) -> None:
+        """The task has ended: nothing may be raised any more."""
+        if self._strike is not None:
+            self._strike.end()
+            self._strike = None
+
+    def _ring(self, frame: FrameType | None) -> None:
+        if self._strike is not None:
+            self._strike(frame)
+
+    def _set_timer(self, seconds: float) -> None:
+        if self._alarm is None:
+            self._alarm = Alarm(self._ring)
+        self._alarm.set(seconds)
+
+
+class HardLimits:
+    """One timer for all hard limits: it is due at the earliest deadline, and `look` returns the next one."""
+
+    def __init__(self, loop: Loop, look: Callable[[], float | None]) -> None:
+        self._loop = loop
+        self._look = look
+        self._timer: Timer | None = None
+        self._due = 0.0
+
+    def watch(self, deadline: float) -> None:
+        """Look no later than at this time (of time.monotonic)."""
+        if self._timer is None or deadline < self._due:
+            self.stop()
+            self._due = deadline
+            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._is_due)
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_due(self) -> None:
+        self._timer = None
+        deadline = self._look()
+        if deadline is not None:
+            self.watch(deadline)
