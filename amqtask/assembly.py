@@ -24,9 +24,9 @@ from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, 
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.serialization import content_types
-from amqtask.services.answers import asked_queue
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control
+from amqtask.services.commands import asked_queue
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.forwarder import Forwarder

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from amqtask import AmqTask
-from amqtask.services.http import MOST_CONNECTIONS, HttpServer, text
+from amqtask.services.metrics import MOST_CONNECTIONS, HttpServer, text
 from amqtask.testing.loop import PlainLoop
 from integration.conftest import Broker
 from integration.faults import Forwarder

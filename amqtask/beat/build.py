@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from amqtask import signals
 from amqtask.beat.contract import BeatService, KeepsTime, StoreOptions
 from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
-from amqtask.beat.ping_mailbox import Pinged
-from amqtask.beat.process import BeatProcess
+from amqtask.beat.process import BeatProcess, Pinged
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.sender import AppSender
-from amqtask.beat.service import Beat
-from amqtask.beat.store_thread import Clerk
+from amqtask.beat.service import Beat, Clerk
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import bounded_logger

@@ -6,11 +6,118 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from amqtask.exceptions import MessageError
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.control import PREFIX, mailbox, read_command, reply_message
 from amqtask.worker.shutdown import EX_FAILURE, EX_OK, SignalHandlers
 
 if TYPE_CHECKING:
     from amqtask.beat.contract import BeatService
-    from amqtask.pool import Loop
+    from amqtask.pool import Loop, Timer
+    from amqtask.protocol.message import Delivery
+    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+
+
+# -- Answers `inspect ping` as the node `celerybeat@host`, and nothing else (celery/beat.py, BeatPidbox): for health checks.
+#
+# It lives on beat's own loop, so that it answers is a sign that beat turns.
+
+logger = bounded_logger("amqtask.beat")
+
+RETRY_SECONDS = 30.0
+
+
+class Pinged:
+    """Listens on a mailbox of its own; `start` and `stop`. Consumer (without acks) and publisher are made when it connects."""
+
+    def __init__(
+        self,
+        nodename: str,
+        *,
+        loop: Loop,
+        make_transport: Callable[[], tuple[Callable[[ConsumerListener], Consumer], LoopPublisher]],
+        accept: frozenset[str],
+        prefix: str = PREFIX,
+    ) -> None:
+        self.nodename = nodename
+        self._loop = loop
+        self._make_transport = make_transport
+        self._accept = accept
+        self._mailbox = mailbox(nodename, prefix)
+        self._consumer: Consumer | None = None
+        self._publisher: LoopPublisher | None = None
+        self._timer: Timer | None = None
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Begin to consume the mailbox."""
+        self._timer = None
+        if self._consumer is None and not self._is_stopped:
+            make_consumer, self._publisher = self._make_transport()
+            self._consumer = make_consumer(self)
+            self._consumer.add_queue(self._mailbox, prefetch=10)
+            self._consumer.start()
+            self._publisher.start()
+
+    def stop(self) -> None:
+        """Stop consuming, and close the connection."""
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._drop()
+
+    def _drop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            publisher.stop()
+        if consumer is not None:
+            consumer.stop()
+
+    # -- what the consumer tells
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """A command: only ping is for us, and an error would spoil the answers of workers."""
+        properties = delivery.properties
+        try:
+            command = read_command(
+                delivery.body, properties.content_type, properties.content_encoding, properties.headers, self._accept
+            )
+        except MessageError as error:
+            logger.debug("beat: a message that is not a command: %s", error)
+            return
+        if command.method == "ping" and command.wants_reply and command.is_for(self.nodename) and self._publisher:
+            self._publisher.publish(reply_message(command, self.nodename, {"ok": "pong"}), lambda error: None)
+
+    def on_consuming(self, epoch: int) -> None:
+        """The mailbox is consumed."""
+
+    def on_connection_lost(self, error: Exception) -> None:
+        """Do nothing: the consumer connects again by itself."""
+
+    def on_cancelled(self, queue: str, reason: str) -> None:
+        """Do nothing: the consumer declares and consumes again by itself."""
+
+    def unanswered(self, queue: str) -> int:
+        """None: these deliveries need no answer."""
+        return 0
+
+    def on_warning(self, text: str) -> None:
+        """Log at debug level only: beat's own connection has the same warning."""
+        logger.debug("beat: remote control: %s", text)
+
+    def on_fatal(self, error: Exception) -> None:
+        """No queue of that name can be had, as a rule because another beat has it: log, and try again later."""
+        logger.warning(
+            "beat: no answers to ping as %s, trying again later: is there another beat of that name? Give each its own "
+            "(-n beat2@%%h). (%s)",
+            self.nodename,
+            error,
+        )
+        self._drop()
+        if not self._is_stopped:
+            self._timer = self._loop.call_later(RETRY_SECONDS, self.start)
+
 
 # Seconds that the end of the process waits for messages on their way to the broker.
 STOP_SECONDS = 5.0

@@ -8,12 +8,14 @@ Nothing is taken while something is on its way, and nothing while another beat l
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from amqtask.beat.contract import Entry, Run
-from amqtask.beat.positions import decode, encode
+from amqtask.beat.scheduler import decode_positions, encode_positions
 from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
@@ -21,14 +23,85 @@ from amqtask.ground.printable import bounded_logger
 if TYPE_CHECKING:
     from amqtask.beat.contract import ScheduleStore
     from amqtask.beat.leader import LeaderListener, Leadership
-    from amqtask.beat.positions import Position
-    from amqtask.beat.scheduler import Due, Scheduler
-    from amqtask.beat.store_thread import Clerk
+    from amqtask.beat.scheduler import Due, Position, Scheduler
     from amqtask.pool import Loop, Timer
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
 
+
+# -- The clerk: calls a store of entries on a thread of its own, so that a slow database never holds up the I/O loop.
+
 logger = bounded_logger("amqtask.beat")
+T = TypeVar("T")
+CLOSE_SECONDS = 5.0
+
+_Job = Callable[["ScheduleStore"], None]
+
+
+class Clerk:
+    """Opens the store with the first question and answers all in their order. `ask` and `close` on the loop's thread."""
+
+    def __init__(self, open_store: Callable[[], ScheduleStore], loop: Loop) -> None:
+        self._open = open_store
+        self._loop = loop
+        self._jobs: queue.SimpleQueue[tuple[_Job, Callable[[Exception], None]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._store: ScheduleStore | None = None
+        self._is_closed = False
+
+    def ask(
+        self,
+        question: Callable[[ScheduleStore], T],
+        on_answer: Callable[[T], None],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        """Call `question(store)` on the store's thread; `on_answer` or `on_error` follows on the loop."""
+
+        def job(store: ScheduleStore) -> None:
+            answer = question(store)
+            self._tell(lambda: on_answer(answer))
+
+        if self._is_closed:
+            return
+        self._jobs.put((job, on_error))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="beat store", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Answer what was asked, close the store; waits for that, but not for a store that hangs."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                logger.warning("beat: the schedule store does not answer; leaving it behind")
+
+    def _run(self) -> None:
+        while (queued := self._jobs.get()) is not None:
+            job, on_error = queued
+            try:
+                if self._store is None:
+                    self._store = self._open()
+                job(self._store)
+            except Exception as error:  # noqa: BLE001 - whatever a store raises is told to who asked
+                self._tell(_bound(on_error, error))
+        if self._store is not None:
+            try:
+                self._store.close()
+            except Exception:
+                logger.exception("beat: the schedule store could not be closed")
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        if not self._is_closed:
+            self._loop.call_soon_threadsafe(callback)
+
+
+def _bound(function: Callable[[Any], None], argument: object) -> Callable[[], None]:
+    return lambda: function(argument)
+
 
 # The state is stored anew at least this often: see leader.py.
 REFRESH_SECONDS = 60.0
@@ -102,7 +175,7 @@ class Beat:
         self._is_refused = False
         self._saved_at: datetime | None = None
         # What the broker last confirmed.
-        self._saved: bytes = encode({})
+        self._saved: bytes = encode_positions({})
         self._store_fails = False
 
     @property
@@ -187,7 +260,7 @@ class Beat:
     def _recent_state(self) -> bytes:
         """The state that this beat seeds: its last saved one if that is fresh, else an empty one."""
         is_fresh = self._saved_at is not None and self._clock() - self._saved_at < timedelta(seconds=KNOWN_SECONDS)
-        return self._saved if is_fresh else encode({})
+        return self._saved if is_fresh else encode_positions({})
 
     def on_leading(self, states: Sequence[bytes]) -> None:
         """The broker has given this beat the state: go on from there."""
@@ -307,7 +380,7 @@ class Beat:
 
     def _save(self, runs: Sequence[Run]) -> None:
         self.is_busy, self._is_dirty = True, False
-        state, term = encode(self.scheduler.positions), self._term
+        state, term = encode_positions(self.scheduler.positions), self._term
 
         def saved() -> None:
             if term != self._term:
@@ -349,7 +422,7 @@ def _read(states: Sequence[bytes]) -> list[dict[str, Position]]:
     positions = []
     for state in states:
         try:
-            positions.append(decode(state))
+            positions.append(decode_positions(state))
         except ValueError as error:
             logger.error("beat: a state in the broker cannot be read and is left out: %s", error)
     return positions

@@ -100,7 +100,7 @@ class ConsumerView:
         routing_key: str | None = None,
         **options: object,
     ) -> None:
-        """Consume one more queue; for the options see amqtask.services.answers."""
+        """Consume one more queue; for the options see amqtask.services.commands."""
         queue_options = {
             "queue": queue,
             "exchange": exchange,

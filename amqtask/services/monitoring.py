@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import count
-from amqtask.services.http import HttpServer, Page, Reply, text
-from amqtask.services.metrics import CountedPublisher, Metrics
+from amqtask.services.metrics import CountedPublisher, HttpServer, Metrics, Page, Reply, text
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop

@@ -16,7 +16,7 @@ from amqtask.protocol.control import Command, mailbox, read_command, reply_excha
 from amqtask.remote.commands import find_custom
 from amqtask.services.command_context import Control, PanelState
 from amqtask.services.commands import COMMANDS
-from amqtask.services.mingle import Mingle
+from amqtask.services.revoking import Mingle
 from amqtask.transport.declare import QueueLocked
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from amqtask.beat.contract import Entry, Run, ScheduleStore
 from amqtask.beat.leader import LeaderListener, Leadership, leader_queue
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.sender import AppSender
-from amqtask.beat.service import Beat
-from amqtask.beat.store_thread import Clerk
+from amqtask.beat.service import Beat, Clerk
 from amqtask.protocol.task import decode_body
 from amqtask.schedules import schedule
 from amqtask.testing.loop import PlainLoop

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amqtask.beat.positions import Position, decode, encode, merged
+from amqtask.beat.scheduler import Position, decode_positions, encode_positions, merged_positions
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
 POSITIONS = st.builds(
@@ -21,11 +21,11 @@ POSITIONS = st.builds(
 
 @given(st.dictionaries(st.text(), POSITIONS, max_size=5))
 def test_what_was_written_is_read(positions: dict[str, Position]) -> None:
-    assert decode(encode(positions)) == positions
+    assert decode_positions(encode_positions(positions)) == positions
 
 
 def test_more_than_we_know_is_no_mistake() -> None:
-    assert decode(b'{"v": 2, "new": 1, "entries": {"a": ["2026-05-04T12:00:00+00:00", 3, 1, "more"]}}') == {
+    assert decode_positions(b'{"v": 2, "new": 1, "entries": {"a": ["2026-05-04T12:00:00+00:00", 3, 1, "more"]}}') == {
         "a": Position(NOW, 3, True)
     }
 
@@ -35,15 +35,15 @@ def test_more_than_we_know_is_no_mistake() -> None:
 )
 def test_what_is_no_state_is_a_value_error(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
-        decode(body)
+        decode_positions(body)
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("ab"), POSITIONS), max_size=4))
 def test_merging_does_not_depend_on_the_order(states: list[dict[str, Position]]) -> None:
-    assert merged(states) == merged(reversed(states))
-    assert merged([merged(states), *states]) == merged(states)
+    assert merged_positions(states) == merged_positions(reversed(states))
+    assert merged_positions([merged_positions(states), *states]) == merged_positions(states)
 
 
 def test_who_ran_stands_further_than_who_was_seen_later() -> None:
     ran, seen = Position(NOW, 1, True), Position(NOW + timedelta(days=1))
-    assert merged([{"a": seen}, {"a": ran}]) == {"a": ran}
+    assert merged_positions([{"a": seen}, {"a": ran}]) == {"a": ran}

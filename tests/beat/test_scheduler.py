@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amqtask.beat.contract import Entry
-from amqtask.beat.positions import Position
-from amqtask.beat.scheduler import Scheduler
+from amqtask.beat.scheduler import Position, Scheduler
 from amqtask.schedules import BaseSchedule, clocked, crontab, schedule
 
 UTC = timezone.utc

@@ -8,7 +8,7 @@ import pytest
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.entities import Queue
-from amqtask.services.answers import asked_queue
+from amqtask.services.commands import asked_queue
 from amqtask.topology.declarations import QueueDefaults
 
 DEFAULTS = QueueDefaults()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from amqtask.services.http import Reply, respond, text
+from amqtask.services.metrics import Reply, respond, text
 
 
 def hello(headers: Mapping[str, str]) -> Reply:
