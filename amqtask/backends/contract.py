@@ -2,21 +2,75 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from amqtask.exceptions import BackendNotConfigured
+from amqtask import states
+from amqtask.exceptions import BackendNotConfigured, EncodeError, MessageError
+from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.plugins import WithOthersNames
-from amqtask.protocol.serialization import LARGEST_BODY
+from amqtask.ground.printable import bounded_logger, described
+from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
+from amqtask.protocol.serialization import LARGEST_BODY, content_type, content_types, dumps, loads
 
 if TYPE_CHECKING:
-    from amqtask.backends.retrying import RetryPolicy
-    from amqtask.ground.shapes import SettingValues
+    from amqtask.ground.shapes import Options, SettingValues
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
-    from amqtask.protocol.result import ResultMessage
     from amqtask.transport.url import BrokerAddress
+
+
+# -- How long a result store that is away is asked again: a few seconds, or as `result_backend_always_retry` says.
+
+logger = bounded_logger("amqtask.backends")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Pauses double from `first_pause` to `longest_pause` seconds; `jitter` takes a random part of each.
+
+    It ends after `seconds` (None: never) or `retries`, whichever is first.
+    """
+
+    seconds: float | None = 5.0
+    retries: float = math.inf
+    first_pause: float = 0.05
+    longest_pause: float = 1.0
+    jitter: bool = False
+
+
+def retrying(
+    work: Callable[[], T],
+    policy: RetryPolicy,
+    *,
+    errors: tuple[type[Exception], ...],
+    is_transient: Callable[[Exception], bool],
+    explain: Callable[[Exception], Exception],
+) -> T:
+    """What `work()` returns, called again after each of `errors` that is transient.
+
+    Raises: what `explain(error)` makes of the last one.
+    """
+    give_up_at = None if policy.seconds is None else time.monotonic() + policy.seconds
+    retries = 0
+    while True:
+        try:
+            return work()
+        except errors as error:
+            pause = exponential_backoff(
+                retries, factor=policy.first_pause, maximum=policy.longest_pause, full_jitter=policy.jitter
+            )
+            is_late = give_up_at is not None and time.monotonic() + pause > give_up_at
+            if is_late or retries >= policy.retries or not is_transient(error):
+                raise explain(error) from error
+            if give_up_at is None and not retries:
+                logger.warning("%s; trying again until it does", explain(error))
+        time.sleep(pause)
+        retries += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +232,55 @@ class MadeForApp:
     if TYPE_CHECKING:
 
         def __init__(self, *, app: Any, url: str | None) -> None: ...
+
+
+# -- How the parts of a stored result are written and read: the same for all stores that keep bytes.
+
+
+class Codec:
+    """Writes with `result_serializer`; reads that and what `result_accept_content` names."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        self.serializer = options.serializer
+        mime_type = content_type(options.serializer)
+        # Whether what is written is text.
+        self.is_text = mime_type.endswith(("json", "yaml"))
+        self._format = (mime_type, "utf-8" if self.is_text else "binary")
+        self._accept = content_types(options.accept) | {mime_type}
+
+    def result(self, result: ResultMessage) -> bytes:
+        """Write a whole result. Raises: EncodeError."""
+        return encode_result(result, self.serializer).body
+
+    def read_result(self, task_id: str, value: bytes) -> ResultMessage:
+        """The result that was written; one that cannot be read has failed with the reason, so that its reader gets it."""
+        try:
+            return decode_result(value, *self._format, self._accept)
+        except MessageError as error:
+            return unreadable(task_id, error)
+
+    def value(self, value: object, label: str) -> bytes:
+        """Write a part of a result; `label` names it in the error. Raises: EncodeError."""
+        try:
+            return dumps(value, self.serializer).body
+        except EncodeError as error:
+            reason = error.__cause__ or error
+            raise EncodeError(
+                f"{label}, {described(value)}, cannot be written as {self.serializer} ({reason}); return plain data, "
+                "or choose another result_serializer"
+            ) from error
+
+    def read(self, value: bytes | str) -> Any:
+        """Read what `value` wrote. Raises: ContentDisallowed, Undecodable."""
+        return loads(value.encode() if isinstance(value, str) else value, *self._format, self._accept)
+
+
+def unreadable(task_id: str, error: Exception) -> ResultMessage:
+    """The failure that stands for a stored value that is no result, or must not be read."""
+    return ResultMessage(task_id, states.FAILURE, exception_as_dict(error))
+
+
+def key_prefix(transport_options: Options) -> str:
+    """`global_keyprefix` as it stands before Celery's keys (celery/backends/base.py)."""
+    prefix = str(transport_options.get("global_keyprefix") or "")
+    return f"{prefix}_" if prefix and prefix[-1] not in ":_-." else prefix

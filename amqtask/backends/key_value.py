@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from amqtask import states
-from amqtask.backends.codec import Codec, key_prefix
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, key_prefix, retrying
 from amqtask.backends.polling import PollingBackend
-from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.protocol.result import ResultMessage
 
 T = TypeVar("T")

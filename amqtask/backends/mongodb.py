@@ -18,10 +18,8 @@ from pymongo import errors
 from pymongo.uri_parser import parse_uri
 
 from amqtask import states
-from amqtask.backends.codec import Codec, unreadable
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, retrying, unreadable
 from amqtask.backends.polling import PollingBackend
-from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import clause

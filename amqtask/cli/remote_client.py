@@ -19,7 +19,7 @@ from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
 from amqtask.ground.printable import printable, printable_lines
 from amqtask.remote.commands import CommandInfo, Kind, commands_of, find_command
-from amqtask.remote.inspection import MATCHERS
+from amqtask.remote.control import MATCHERS
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonFields, Replies

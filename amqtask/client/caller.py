@@ -132,7 +132,7 @@ class Sender:
             await asyncio.to_thread(self._app.runtime.sent_events.sent, messages)
 
     def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
-        from amqtask.outbox.rows import as_row
+        from amqtask.outbox.contract import as_row
 
         backend = self._app.runtime.backend
         queue = backend.reply_queue if backend is not None else None

@@ -27,8 +27,7 @@ from amqtask.topology.delays import DelayPlan
 from amqtask.topology.routes import Queues, Router
 
 if TYPE_CHECKING:
-    from amqtask.backends.contract import BackendOptions, ResultBackend
-    from amqtask.backends.retrying import RetryPolicy
+    from amqtask.backends.contract import BackendOptions, ResultBackend, RetryPolicy
     from amqtask.events import Events
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
@@ -317,7 +316,7 @@ class Runtime:
         conf = self._conf
         if not conf.result_backend_always_retry:
             return None
-        from amqtask.backends.retrying import RetryPolicy
+        from amqtask.backends.contract import RetryPolicy
 
         return RetryPolicy(
             seconds=None,

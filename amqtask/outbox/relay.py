@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConnectionBlocked, PublishError, PublishTimeout
 from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
-from amqtask.outbox.contract import FailedRow, OutboxUnreachable, Store, StoredRow, Verdict
-from amqtask.outbox.rows import RowUnreadable, as_message
+from amqtask.outbox.contract import FailedRow, OutboxUnreachable, RowUnreadable, Store, StoredRow, Verdict, as_message
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import Message

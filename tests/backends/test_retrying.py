@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from amqtask.backends.retrying import RetryPolicy, retrying
+from amqtask.backends.contract import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
 
 QUICK = RetryPolicy(seconds=None, retries=3, first_pause=0.001, longest_pause=0.001)

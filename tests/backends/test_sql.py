@@ -11,8 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, ResultBackend
-from amqtask.backends.retrying import RetryPolicy
+from amqtask.backends.contract import BackendOptions, ResultBackend, RetryPolicy
 from amqtask.backends.sql import SqlBackend, database_url
 from amqtask.exceptions import BackendUnreachable, ConfigurationError
 from amqtask.protocol.result import ResultMessage

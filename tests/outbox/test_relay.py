@@ -14,9 +14,8 @@ from sqlalchemy import select, update
 from amqtask import AmqTask
 from amqtask.assembly import build_relay, build_worker
 from amqtask.exceptions import BrokerUnreachable, ConfigurationError, ConnectionBlocked, PublishError, PublishTimeout
-from amqtask.outbox.contract import OutboxUnreachable
+from amqtask.outbox.contract import OutboxUnreachable, as_row
 from amqtask.outbox.relay import Relay
-from amqtask.outbox.rows import as_row
 from amqtask.protocol.chord import chord_queue, more_message
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message

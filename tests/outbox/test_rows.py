@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from amqtask import AmqTask
 from amqtask.exceptions import EncodeError, PublishError
-from amqtask.outbox.rows import RowUnreadable, as_message, as_row
+from amqtask.outbox.contract import RowUnreadable, as_message, as_row
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.topology.delays import DelayPlan

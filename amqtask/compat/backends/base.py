@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from uuid import UUID
 
 from amqtask import states
-from amqtask.backends.codec import key_prefix
-from amqtask.backends.contract import BackendOptions, MadeForApp
+from amqtask.backends.contract import BackendOptions, MadeForApp, key_prefix
 from amqtask.backends.polling import PollingBackend
 from amqtask.compat._state import get_current_task
 from amqtask.compat.stores import Asked, Meta, message_of_meta, request_of

@@ -22,10 +22,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import router, transaction
 
 from amqtask import states
-from amqtask.backends.codec import Codec, unreadable
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, retrying, unreadable
 from amqtask.backends.polling import PollingBackend
-from amqtask.backends.retrying import RetryPolicy, retrying
 from amqtask.client.registry import prepare_django
 from amqtask.contrib.django.sending import NAME_HEADER
 from amqtask.contrib.django.times import aware, stored

@@ -15,8 +15,7 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import ImproperlyConfigured
 
 from amqtask import states
-from amqtask.backends.codec import Codec, key_prefix
-from amqtask.backends.contract import BackendOptions
+from amqtask.backends.contract import BackendOptions, Codec, key_prefix
 from amqtask.backends.polling import PollingBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError
 from amqtask.ground.printable import bounded_logger
