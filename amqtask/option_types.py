@@ -20,7 +20,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import WrongValue
-from amqtask.ground.printable import near_names, printable
+from amqtask.ground.plugins import near_names
+from amqtask.ground.printable import printable
 from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
 
 if TYPE_CHECKING:

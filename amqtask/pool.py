@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from amqtask.exceptions import PoolNotFound
 from amqtask.ground.loop import Loop as Loop
 from amqtask.ground.loop import Timer as Timer
-from amqtask.ground.plugins import completed, load_path, plugins
-from amqtask.ground.printable import did_you_mean
+from amqtask.ground.plugins import completed, did_you_mean, load_path, plugins
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

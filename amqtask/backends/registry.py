@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.plugins import completed, load_path, plugins
-from amqtask.ground.printable import mask_urls, near_names
+from amqtask.ground.plugins import completed, load_path, near_names, plugins
+from amqtask.ground.printable import mask_urls
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend

@@ -12,7 +12,7 @@ from amqtask.cli import complete
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.output import echo, json_option, print_json
-from amqtask.ground.printable import did_you_mean
+from amqtask.ground.plugins import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

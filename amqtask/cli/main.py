@@ -15,8 +15,8 @@ from amqtask.cli.globals import PROGRAM, Globals
 from amqtask.cli.output import echo, echo_text
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground import VERSION
-from amqtask.ground.plugins import load
-from amqtask.ground.printable import did_you_mean, printable_lines
+from amqtask.ground.plugins import did_you_mean, load
+from amqtask.ground.printable import printable_lines
 from amqtask.ground.startup import make_usable, no_collection
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.ground.current import current_app, note_shared
-from amqtask.ground.plugins import load, others_names, plugins
-from amqtask.ground.printable import bounded_logger, did_you_mean
+from amqtask.ground.plugins import did_you_mean, load, others_names, plugins
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf, OptionDict

@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
-from amqtask.ground.plugins import plugins
-from amqtask.ground.printable import LONGEST_COMPARED, did_you_mean, printable
+from amqtask.ground.plugins import LONGEST_COMPARED, did_you_mean, plugins
+from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike

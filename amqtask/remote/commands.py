@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import did_you_mean
+from amqtask.ground.plugins import did_you_mean
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import KeywordDict, OptionDict

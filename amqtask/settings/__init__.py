@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import option_types
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
-from amqtask.ground.plugins import load, plugins
-from amqtask.ground.printable import bounded_logger, described, is_secret, masked, near_names
+from amqtask.ground.plugins import load, near_names, plugins
+from amqtask.ground.printable import bounded_logger, described, is_secret, masked
 from amqtask.option_types import Kind, convert
 from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting

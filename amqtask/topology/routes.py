@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from amqtask.exceptions import ConfigurationError, QueueNotFound
-from amqtask.ground.plugins import load_path
-from amqtask.ground.printable import bounded_logger, near_names
+from amqtask.ground.plugins import load_path, near_names
+from amqtask.ground.printable import bounded_logger
 from amqtask.option_types import CALL
 from amqtask.protocol.entities import Declaration, Exchange, Queue
 from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue

@@ -12,7 +12,8 @@ import pika
 
 from amqtask import option_types
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import described, near_names, printable
+from amqtask.ground.plugins import near_names
+from amqtask.ground.printable import described, printable
 from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
 from amqtask.transport.wire import SocketWire, Wire
 

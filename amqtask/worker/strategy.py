@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.request import Request, request_of
-from amqtask.ground.plugins import others_names
-from amqtask.ground.printable import LONGEST_COMPARED, near_names, printable
+from amqtask.ground.plugins import LONGEST_COMPARED, near_names, others_names
+from amqtask.ground.printable import printable
 from amqtask.protocol.message import OddHeaders
 from amqtask.protocol.task import LONGEST_ID, checked_id, read_v1
 

@@ -22,16 +22,15 @@ from amqtask.execution.request import Answer, Outcome
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties
-from amqtask.protocol.serialization import JSON
-from amqtask.protocol.serialization import PICKLE as PICKLED
+from amqtask.protocol.serialization import JSON, PICKLE
 from amqtask.testing.tasks import request
 from amqtask.transport.content import encode_properties
 from amqtask_pools.prefork import frames
 from amqtask_pools.prefork.frames import (
     LAST,
     OUTCOMES,
-    PICKLE,
     PIECE,
+    REQUEST,
     SUCCESSES,
     BrokenFrame,
     FrameReader,
@@ -125,7 +124,7 @@ def test_the_steps_of_a_worker_that_has_had_two_billion_tasks_travel() -> None:
 def test_the_body_of_a_chord_keeps_what_the_accepted_serializers_can_say() -> None:
     part = ChordPart("g", "t", 2, {"task": "body", "args": ({1: {2}},)}, MESSAGE)
 
-    (outcome,) = travelled(Outcome(1, parts=(part,)), accept=frozenset({JSON, PICKLED}))
+    (outcome,) = travelled(Outcome(1, parts=(part,)), accept=frozenset({JSON, PICKLE}))
 
     assert outcome.parts == (part,)
 
@@ -143,7 +142,7 @@ def test_headers_that_cannot_be_published_do_not_keep_outcomes_back(headers: dic
 
 
 def test_a_whole_message_is_told_from_pieces_and_words_by_its_first_byte() -> None:
-    assert encode_request(request(1, "add"))[0] == PICKLE
+    assert encode_request(request(1, "add"))[0] == REQUEST
     assert encode_outcomes([Outcome(1)], ACCEPT)[0] == SUCCESSES
     assert encode_outcomes([Outcome(1), Outcome(2, result=MESSAGE)], ACCEPT)[0] == OUTCOMES
 

@@ -22,7 +22,7 @@ from amqtask.contrib.django.models import (
 from amqtask.contrib.django.project import project_app
 from amqtask.contrib.django.sending import options_of
 from amqtask.exceptions import AmqTaskError
-from amqtask.ground.printable import near_names
+from amqtask.ground.plugins import near_names
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
