@@ -94,13 +94,13 @@ def pool(name: str) -> type | None:
 
 
 def load_django() -> None:
-    from amqtask.contrib.django.loaded import load_applications
+    from amqtask.contrib.django.project import load_applications
 
     load_applications()
 
 
 def django_time_zone() -> str:
-    from amqtask.contrib.django.loaded import time_zone
+    from amqtask.contrib.django.project import time_zone
 
     return time_zone()
 
@@ -125,19 +125,19 @@ def django_outbox(database: str) -> DjangoOutbox:
 
 
 def after_commit(call: Callable[[], object], outbox: Outbox | None) -> None:
-    from amqtask.contrib.django import connections
+    from amqtask.contrib.django import around
 
-    connections.after_commit(call, outbox)
+    around.after_commit(call, outbox)
 
 
 def aafter_commit(call: Callable[[], object], outbox: Outbox | None) -> Awaitable[None]:
-    from amqtask.contrib.django import connections
+    from amqtask.contrib.django import around
 
-    return connections.aafter_commit(call, outbox)
+    return around.aafter_commit(call, outbox)
 
 
 def follow_django_settings(conf: Settings, namespace: str | None) -> None:
-    from amqtask.contrib.django.loaded import follow
+    from amqtask.contrib.django.project import follow
 
     follow(conf, namespace)
 

@@ -25,8 +25,8 @@ from amqtask import states
 from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, retrying, unreadable
 from amqtask.backends.polling import PollingBackend
 from amqtask.client.registry import prepare_django
-from amqtask.contrib.django.sending import NAME_HEADER
-from amqtask.contrib.django.times import aware, stored
+from amqtask.contrib.django.models import NAME_HEADER
+from amqtask.contrib.django.zones import aware, stored
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage

@@ -1,14 +1,19 @@
-"""The AmqTask application of a Django project."""
+"""A Django project: its applications and settings, also for those who do not know Django, and its AmqTask application."""
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
+import django
+from django.apps import apps
 from django.conf import settings
+from django.core.signals import setting_changed
 
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.current import find_current_app
 from amqtask.ground.plugins import plugins
+from amqtask.settings import Settings
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -35,3 +40,31 @@ def project_app() -> AmqTask:
 def _load(name: str, source: str) -> AmqTask:
     app: AmqTask = plugins().load_app(name, source)
     return app
+
+
+def load_applications() -> None:
+    """Have Django's applications ready; nothing is done if they are."""
+    if not apps.ready:
+        django.setup()
+
+
+def time_zone() -> str:
+    """The settings' TIME_ZONE."""
+    return str(settings.TIME_ZONE)
+
+
+def follow(conf: Settings, namespace: str | None) -> None:
+    """Follow changes of Django's settings from now on, for as long as `conf` lives."""
+    reference = weakref.ref(conf)
+
+    def changed(*, setting: str, value: object, **_: object) -> None:
+        ours = reference()
+        name = None if ours is None else ours.setting_meant_by(setting, namespace)
+        if ours is None or name is None:
+            return
+        if value is None:  # it was none of Django's settings before
+            del ours[name]
+        else:
+            ours[name] = value
+
+    setting_changed.connect(changed, weak=False, dispatch_uid=("amqtask", id(conf), namespace))

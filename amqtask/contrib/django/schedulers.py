@@ -21,10 +21,10 @@ from django import db
 
 from amqtask.beat.contract import Entry, Run, StoreOptions
 from amqtask.beat.settings_store import entries_of
+from amqtask.contrib.django.around import close_broken_connections
 from amqtask.contrib.django.backend import find_models
-from amqtask.contrib.django.connections import close_broken_connections
-from amqtask.contrib.django.sending import NAME_HEADER, options_of
-from amqtask.contrib.django.times import aware, stored
+from amqtask.contrib.django.models import NAME_HEADER, options_of
+from amqtask.contrib.django.zones import aware, stored
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger, described
 from amqtask.schedules import clocked, crontab, schedule, solar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
@@ -10,6 +11,7 @@ from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.utils import timezone
 
 from amqtask.ground.current import find_current_app
 
@@ -107,3 +109,16 @@ def zone(name: str) -> ZoneInfo:
 def zone_names() -> tuple[str, ...]:
     """All zones of this machine, sorted."""
     return tuple(sorted(available_timezones() - {"localtime", "Factory"}))
+
+
+# -- Moments on their way into and out of a database: Django keeps naive local times where USE_TZ is off.
+
+
+def aware(moment: datetime) -> datetime:
+    """The moment that a value of the database stands for."""
+    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+
+
+def stored(moment: datetime) -> datetime:
+    """The value for the database of an aware moment."""
+    return moment if settings.USE_TZ else timezone.make_naive(moment)

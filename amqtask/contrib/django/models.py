@@ -1,16 +1,11 @@
-"""Periodic tasks and when they run, in the columns of django-celery-beat (django_celery_beat/models.py).
-
-Saving or deleting a periodic task or a schedule sets the one row of PeriodicTasks in the same transaction (by Django's signals,
-see apps.py); a scheduler that finds another time there reads the tasks again. `QuerySet.update` sends no signals: call
-`PeriodicTasks.update_changed()` after it.
-"""
+"""The tables: results (under django-celery-results' names), periodic tasks (under django-celery-beat's), the outbox."""
 
 from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -18,12 +13,131 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from amqtask import schedules
-from amqtask.contrib.django.times import aware, stored
-from amqtask.contrib.django.zones import TimeZoneField, UnknownZone, default_zone
+from amqtask import schedules, states
+from amqtask.contrib.django.zones import TimeZoneField, UnknownZone, aware, default_zone, stored
 from amqtask.cron import fields
 from amqtask.exceptions import ConfigurationError
 from amqtask.schedules import ParseException
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject, OptionDict
+
+# -- Calls that wait for a relay: the transactional outbox (docs/outbox.md).
+
+
+class OutboxMessage(models.Model):
+    """One message of a committed transaction, until the broker has it. The columns are those of amqtask.contrib.sqlalchemy."""
+
+    id = models.BigAutoField(primary_key=True)
+    task_id = models.CharField(_("task id"), max_length=255)
+    task = models.CharField(_("task"), max_length=255)
+    message = models.TextField(_("message"), editable=False)
+    body = models.BinaryField(_("body"))
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    attempts = models.IntegerField(_("attempts"), default=0)
+    error = models.TextField(_("error"), null=True)
+    retry_at = models.DateTimeField(_("next attempt"), null=True)
+
+    class Meta:
+        db_table = "amqtask_outbox"
+        ordering = ("id",)
+        verbose_name = _("outgoing call")
+        verbose_name_plural = _("outbox")
+
+    def __str__(self) -> str:
+        return f"{self.task}[{self.task_id}]"
+
+
+# -- Results of tasks and of groups, in the columns of django-celery-results (django_celery_results/models.py).
+
+STATES = sorted(states.ALL_STATES)
+
+
+class TaskResult(models.Model):
+    """What is known of one task. `result` and `meta` are encoded as content_type and content_encoding say."""
+
+    task_id = models.CharField(_("task id"), max_length=255, unique=True)
+    periodic_task_name = models.CharField(
+        _("periodic task"), max_length=255, null=True, help_text=_("The periodic task that published it")
+    )
+    task_name = models.CharField(_("task"), max_length=255, null=True)
+    task_args = models.TextField(_("positional arguments"), null=True)
+    task_kwargs = models.TextField(_("keyword arguments"), null=True)
+    status = models.CharField(_("state"), max_length=50, default=states.PENDING)
+    worker = models.CharField(_("worker"), max_length=100, default=None, null=True)
+    content_type = models.CharField(_("content type"), max_length=128)
+    content_encoding = models.CharField(_("encoding"), max_length=64)
+    result = models.TextField(_("result"), null=True, default=None, editable=False)
+    date_created = models.DateTimeField(_("created"), auto_now_add=True)
+    date_started = models.DateTimeField(_("started"), null=True, default=None)
+    date_done = models.DateTimeField(_("last change"), auto_now=True)
+    traceback = models.TextField(_("traceback"), blank=True, null=True)
+    meta = models.TextField(_("children and more"), null=True, default=None, editable=False)
+
+    class Meta:
+        ordering = ("-date_done",)
+        verbose_name = _("task result")
+        verbose_name_plural = _("task results")
+        indexes = (
+            models.Index(fields=["task_name"], name="amqtask_result_name_idx"),
+            models.Index(fields=["status"], name="amqtask_result_status_idx"),
+            models.Index(fields=["worker"], name="amqtask_result_worker_idx"),
+            models.Index(fields=["date_created"], name="amqtask_result_created_idx"),
+            models.Index(fields=["date_done"], name="amqtask_result_done_idx"),
+            models.Index(fields=["periodic_task_name"], name="amqtask_result_periodic_idx"),
+        )
+
+    def as_dict(self) -> JsonObject:
+        """The fields that a result has everywhere, as they are stored."""
+        return {
+            "task_id": self.task_id,
+            "task_name": self.task_name,
+            "task_args": self.task_args,
+            "task_kwargs": self.task_kwargs,
+            "status": self.status,
+            "result": self.result,
+            "date_done": self.date_done,
+            "traceback": self.traceback,
+            "meta": self.meta,
+            "worker": self.worker,
+        }
+
+    def __str__(self) -> str:
+        return f"<Task: {self.task_id} ({self.status})>"
+
+
+class GroupResult(models.Model):
+    """The members of a saved group (`GroupResult.save`)."""
+
+    group_id = models.CharField(_("group id"), max_length=255, unique=True)
+    date_created = models.DateTimeField(_("created"), auto_now_add=True)
+    date_done = models.DateTimeField(_("last change"), auto_now=True)
+    content_type = models.CharField(_("content type"), max_length=128)
+    content_encoding = models.CharField(_("encoding"), max_length=64)
+    result = models.TextField(_("members"), null=True, default=None, editable=False)
+
+    class Meta:
+        ordering = ("-date_done",)
+        verbose_name = _("group result")
+        verbose_name_plural = _("group results")
+        indexes = (
+            models.Index(fields=["date_created"], name="amqtask_group_created_idx"),
+            models.Index(fields=["date_done"], name="amqtask_group_done_idx"),
+        )
+
+    def as_dict(self) -> JsonObject:
+        """Id, members and date, as they are stored."""
+        return {"group_id": self.group_id, "result": self.result, "date_done": self.date_done}
+
+    def __str__(self) -> str:
+        return f"<Group: {self.group_id}>"
+
+
+# -- Periodic tasks and when they run, in the columns of django-celery-beat (django_celery_beat/models.py).
+#
+# Saving or deleting a periodic task or a schedule sets the one row of PeriodicTasks in the same transaction (by Django's
+# signals, see apps.py); a scheduler that finds another time there reads the tasks again. `QuerySet.update` sends no signals:
+# call `PeriodicTasks.update_changed()` after it.
 
 DAYS, HOURS, MINUTES, SECONDS, MICROSECONDS = "days", "hours", "minutes", "seconds", "microseconds"
 PERIOD_CHOICES = (
@@ -392,3 +506,24 @@ def _spec(field: Any) -> str:
     if isinstance(field, (str, int)):
         return str(field)
     return ",".join(map(str, sorted(field)))
+
+
+# Results and other readers know by this header what published a task (django_celery_results/backends/database.py).
+NAME_HEADER = "periodic_task_name"
+
+
+def options_of(periodic: PeriodicTask) -> OptionDict:
+    """The options of `apply_async` for a row. Raises: ValueError for headers that are no JSON object."""
+    options: OptionDict = {
+        name: value
+        for name in ("queue", "exchange", "routing_key", "priority")
+        if (value := getattr(periodic, name)) is not None
+    }
+    expires = periodic.expires_
+    if expires is not None:
+        options["expires"] = aware(expires) if isinstance(expires, datetime) else expires
+    headers = json.loads(periodic.headers or "{}")
+    if not isinstance(headers, dict):
+        raise ValueError(f"the headers of periodic task {periodic.name!r} are no JSON object: {periodic.headers}")
+    options["headers"] = {**headers, NAME_HEADER: periodic.name}
+    return options

@@ -1,26 +1,33 @@
-"""Periodic tasks and their schedules in the admin: create, change, enable, disable, run now."""
+"""The admin of results, periodic tasks and the outbox."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from amqtask.contrib.django.admin.text import moment
+from amqtask import states
 from amqtask.contrib.django.models import (
     ClockedSchedule,
     CrontabSchedule,
+    GroupResult,
     IntervalSchedule,
+    OutboxMessage,
     PeriodicTask,
     PeriodicTasks,
     SolarSchedule,
+    TaskResult,
+    options_of,
 )
 from amqtask.contrib.django.project import project_app
-from amqtask.contrib.django.sending import options_of
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.plugins import near_names
 
@@ -29,12 +36,223 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.utils.safestring import SafeString
 
+
+# -- How values are shown in the admin.
+
+if TYPE_CHECKING:
     _Admin = admin.ModelAdmin[Any]
     _Inline = admin.TabularInline[Any, Any]
     _Form = forms.ModelForm[PeriodicTask]
 else:
     # These take no type arguments when they run.
     _Admin, _Inline, _Form = admin.ModelAdmin, admin.TabularInline, forms.ModelForm
+
+
+def moment(value: datetime | None) -> SafeString:
+    """A time to the second, in the current time zone."""
+    if value is None:
+        return format_html("{}", "-")
+    local = timezone.localtime(value) if timezone.is_aware(value) else value
+    return format_html('<span style="white-space: nowrap">{}</span>', local.strftime("%Y-%m-%d %H:%M:%S"))
+
+
+def preformatted(text: str) -> SafeString:
+    """Text with its lines, wrapped where the page ends."""
+    return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">{}</pre>', text)
+
+
+# -- The outbox in the admin: what waits, what could not be published and why; to be sent again, or to be deleted.
+
+SHORT, LONGEST_SHOWN = 80, 2000
+
+
+class HasFailed(admin.SimpleListFilter):
+    """Rows with an error, or without."""
+
+    title = _("state")
+    parameter_name = "failed"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, Any]]:
+        """The choices of the filter."""
+        return [("no", _("waits for a relay")), ("yes", _("could not be published"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows of the chosen filter."""
+        return queryset.filter(error__isnull=self.value() == "no") if self.value() else queryset
+
+
+@admin.register(OutboxMessage)
+class OutboxMessageAdmin(_Admin):
+    """Rows leave by themselves; nobody adds or changes them."""
+
+    list_display = ("task", "created_at", "attempts", "short_error", "retry_at")
+    list_filter = (HasFailed, "created_at", "task")
+    search_fields = ("task_id", "task", "error")
+    fields = (
+        "task", "task_id", "created_at", "attempts", "error", "retry_at", "shown_message", "shown_body",
+    )  # fmt: skip
+    readonly_fields = fields
+    actions = ("send_again",)
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Never: calls add rows."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Never: a row is sent as the call has made it."""
+        return False
+
+    def has_send_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may have rows sent again: with the right to change them."""
+        return request.user.has_perm("amqtask.change_outboxmessage")
+
+    @admin.action(description=_("Send again now"), permissions=["send"])
+    def send_again(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """Make rows due at once, whenever their next attempt was to be."""
+        count = queryset.update(retry_at=None)
+        notice = ngettext("%d call is due now.", "%d calls are due now.", count) % count
+        self.message_user(request, notice, messages.SUCCESS)
+
+    @admin.display(description=_("error"), ordering="error")
+    def short_error(self, row: OutboxMessage) -> str | None:
+        """The error as the list shows it, shortened."""
+        return row.error and Truncator(row.error).chars(SHORT)
+
+    @admin.display(description=_("message"))
+    def shown_message(self, row: OutboxMessage) -> SafeString:
+        """The message without its body: exchange, routing key, properties, headers."""
+        try:
+            text = json.dumps(json.loads(row.message), indent=2, ensure_ascii=False)
+        except ValueError:
+            text = row.message
+        return format_html("<pre>{}</pre>", text)
+
+    @admin.display(description=_("body"))
+    def shown_body(self, row: OutboxMessage) -> str:
+        """The arguments, as they are serialized."""
+        return bytes(row.body).decode(errors="replace")[:LONGEST_SHOWN]
+
+
+# -- Results in the admin: to look at and to delete.
+
+COLORS = {
+    states.SUCCESS: "#28723c",
+    states.FAILURE: "#a41515",
+    states.RETRY: "#8a6100",
+    states.REVOKED: "#6b6b6b",
+}
+
+
+class LookOnly(_Admin):
+    """Nobody adds or changes what workers have stored."""
+
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Never."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Never."""
+        return False
+
+
+@admin.register(TaskResult)
+class TaskResultAdmin(LookOnly):
+    """The results of tasks."""
+
+    date_hierarchy = "date_done"
+    list_display = ("short_id", "task_name", "state", "done", "periodic_task_name", "worker")
+    list_filter = ("status", "date_done", "task_name", "periodic_task_name", "worker")
+    search_fields = ("task_id", "task_name", "status", "task_args", "task_kwargs")
+    fieldsets = (
+        (None, {"fields": ("task_id", "task_name", "periodic_task_name", "state", "worker")}),
+        (_("Call"), {"fields": ("shown_args", "shown_kwargs")}),
+        (_("Result"), {"fields": ("shown_result", "shown_traceback", "shown_meta")}),
+        (_("Times"), {"fields": ("created", "started", "done")}),
+        (_("Storage"), {"fields": ("content_type", "content_encoding"), "classes": ("collapse",)}),
+    )
+
+    @admin.display(description=_("task id"), ordering="task_id")
+    def short_id(self, result: TaskResult) -> SafeString:
+        """The beginning of the id; the whole id when the mouse is over it."""
+        return format_html('<span title="{}">{}</span>', result.task_id, result.task_id[:8])
+
+    @admin.display(description=_("created"), ordering="date_created")
+    def created(self, result: TaskResult) -> SafeString:
+        """The time, to the second."""
+        return moment(result.date_created)
+
+    @admin.display(description=_("started"), ordering="date_started")
+    def started(self, result: TaskResult) -> SafeString:
+        """The time, to the second."""
+        return moment(result.date_started)
+
+    @admin.display(description=_("last change"), ordering="date_done")
+    def done(self, result: TaskResult) -> SafeString:
+        """The time, to the second."""
+        return moment(result.date_done)
+
+    @admin.display(description=_("state"), ordering="status")
+    def state(self, result: TaskResult) -> SafeString:
+        """The state, in its colour."""
+        color = COLORS.get(result.status, "inherit")
+        return format_html('<span style="color: {}; font-weight: 600">{}</span>', color, result.status)
+
+    @admin.display(description=_("positional arguments"))
+    def shown_args(self, result: TaskResult) -> SafeString:
+        """The field as JSON, on several lines."""
+        return shown(result.task_args)
+
+    @admin.display(description=_("keyword arguments"))
+    def shown_kwargs(self, result: TaskResult) -> SafeString:
+        """The field as JSON, on several lines."""
+        return shown(result.task_kwargs)
+
+    @admin.display(description=_("result"))
+    def shown_result(self, result: TaskResult) -> SafeString:
+        """The field as JSON, on several lines."""
+        return shown(result.result)
+
+    @admin.display(description=_("traceback"))
+    def shown_traceback(self, result: TaskResult) -> SafeString:
+        """The worker's traceback."""
+        return preformatted(result.traceback or "-")
+
+    @admin.display(description=_("children and more"))
+    def shown_meta(self, result: TaskResult) -> SafeString:
+        """The field as JSON, on several lines."""
+        return shown(result.meta)
+
+
+@admin.register(GroupResult)
+class GroupResultAdmin(LookOnly):
+    """Saved groups."""
+
+    date_hierarchy = "date_done"
+    list_display = ("group_id", "date_done")
+    list_filter = ("date_done",)
+    search_fields = ("group_id",)
+    fields = ("group_id", "shown_members", "date_created", "date_done", "content_type", "content_encoding")
+
+    @admin.display(description=_("members"))
+    def shown_members(self, result: GroupResult) -> SafeString:
+        """The field as JSON, on several lines."""
+        return shown(result.result)
+
+
+def shown(stored: str | None) -> SafeString:
+    """JSON on several lines; what is no JSON as it is stored."""
+    if stored is None:
+        return preformatted("-")
+    try:
+        return preformatted(json.dumps(json.loads(stored), indent=2, ensure_ascii=False))
+    except ValueError:
+        return preformatted(stored)
+
+
+# -- Periodic tasks and their schedules in the admin: create, change, enable, disable, run now.
 
 
 class NameOrOther(forms.TextInput):
